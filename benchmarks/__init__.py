@@ -1,0 +1,1 @@
+"""What encryption costs: the library, its peers and bare AES-GCM, side by side in one run."""

@@ -1,0 +1,75 @@
+"""The databases to measure on: SQLite in a temporary file, and a real PostgreSQL."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Engine, create_engine, event
+from sqlalchemy.orm import Session
+
+from benchmarks.variants import Base, User
+from sqlalchemy_envelope import Envelope, enforce_foreign_keys
+
+SECRET = "correct horse battery staple"
+
+
+@contextmanager
+def sqlite() -> Iterator[Engine]:
+    with tempfile.TemporaryDirectory() as folder:
+        engine = create_engine(f"sqlite:///{Path(folder) / 'benchmarks.sqlite3'}")
+        enforce_foreign_keys(engine)
+        event.listen(engine, "connect", do_not_wait_for_the_disk)
+        yield engine
+        engine.dispose()
+
+
+def do_not_wait_for_the_disk(connection: Any, _record: Any) -> None:
+    """The speed of the disk is not what is measured."""
+    connection.execute("PRAGMA synchronous = OFF")
+
+
+@contextmanager
+def postgresql() -> Iterator[Engine]:
+    # Needs the wheel with PostgreSQL in it, which nobody must have who measures on SQLite alone.
+    from tests.throwaway_postgres import throwaway_postgres
+
+    with throwaway_postgres() as socket_folder:
+        engine = create_engine(f"postgresql+psycopg://postgres@/postgres?host={socket_folder}")
+        yield engine
+        engine.dispose()
+
+
+Opener = Callable[[], AbstractContextManager[Engine]]
+DATABASES: dict[str, Opener] = {"sqlite": sqlite, "postgresql": postgresql}
+
+
+@contextmanager
+def database(name: str) -> Iterator[Engine]:
+    """Start a database and create all tables in it."""
+    with DATABASES[name]() as engine:
+        Base.metadata.create_all(engine)
+        yield engine
+
+
+def enroll_owner(engine: Engine, envelope: Envelope) -> int:
+    """Make the one user whom all rows belong to."""
+    with Session(engine) as session:
+        user = User()
+        with envelope.enroll(session, user, secret=SECRET):
+            session.commit()
+            return user.id
+
+
+@contextmanager
+def unlocked_owner(engine: Engine, envelope: Envelope) -> Iterator[int]:
+    """Unlock the owner once, for everything that is measured in the block."""
+    user_id = enroll_owner(engine, envelope)
+    with Session(engine) as session:
+        user = session.get_one(User, user_id)
+        with envelope.unlock(session, user, secret=SECRET):
+            session.commit()
+            yield user_id

@@ -1,0 +1,24 @@
+"""Sphinx, MyST and Furo. Built by `nox -s docs`, where a warning is an error."""
+
+from importlib.metadata import version as version_of
+
+project = "sqlalchemy-envelope"
+copyright = "the sqlalchemy_envelope authors"
+version = release = version_of("sqlalchemy-envelope")
+
+extensions = ["myst_parser", "sphinx.ext.autodoc"]
+exclude_patterns = ["_build"]
+html_theme = "furo"
+html_title = f"{project} {version}"
+
+myst_enable_extensions = ["colon_fence", "deflist", "fieldlist"]
+myst_heading_anchors = 3
+
+autodoc_member_order = "bysource"
+autodoc_typehints = "description"
+
+# Names of other projects: their inventories would be fetched over the network at every build.
+nitpick_ignore_regex = [
+    ("py:.*", r"(sqlalchemy|alembic)\..*"),
+    ("py:.*", r"(collections|contextlib|datetime|decimal|enum|typing|typing_extensions|uuid)\..*"),
+]

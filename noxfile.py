@@ -1,0 +1,90 @@
+"""Everything that must hold, as sessions: `nox`, or `nox -s tests` for one of them.
+
+`./run test` runs these sessions too, after it has set up nox itself.
+"""
+
+import hashlib
+import tomllib
+from pathlib import Path
+
+import nox
+
+nox.needs_version = ">=2025.5"
+nox.options.default_venv_backend = "virtualenv"
+nox.options.reuse_existing_virtualenvs = True
+nox.options.sessions = ["lint", "types", "imports", "tests", "docs", "lowest"]
+
+PROJECT = Path(__file__).parent
+
+
+def install(session: nox.Session, *what: str) -> None:
+    """Install with pip, unless this environment has had exactly this from this pyproject.toml."""
+    wanted = hashlib.sha256((PROJECT / "pyproject.toml").read_bytes() + repr(what).encode()).hexdigest()
+    stamp = Path(session.virtualenv.location) / "installed"
+    if stamp.exists() and stamp.read_text() == wanted:
+        return
+    session.install("--upgrade", "pip>=25.1")  # the first that knows --group
+    session.install(*what)
+    stamp.write_text(wanted)
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Style, formatting and spelling."""
+    install(session, "--group", "lint")
+    session.run("ruff", "check", ".")
+    session.run("ruff", "format", "--check", ".")
+    session.run("codespell")
+
+
+@nox.session
+def types(session: nox.Session) -> None:
+    """The package under mypy, strict, and under pyright."""
+    install(session, "-e", ".[all]", "--group", "lint", "--group", "test")
+    session.run("mypy")
+    session.run("pyright")
+
+
+@nox.session
+def imports(session: nox.Session) -> None:
+    """The layers of docs/architecture.md."""
+    install(session, "-e", ".", "--group", "lint")
+    session.run("lint-imports")
+
+
+@nox.session
+@nox.parametrize("sqlalchemy", ["2.0", "2.1"])
+def tests(session: nox.Session, sqlalchemy: str) -> None:
+    """The tests on one line of SQLAlchemy; arguments go to pytest."""
+    install(session, "-e", ".[all]", "--group", "test", f"sqlalchemy=={sqlalchemy}.*")
+    session.run("pytest", "-n", "2", *session.posargs)
+
+
+@nox.session
+def lowest(session: nox.Session) -> None:
+    """The tests on the oldest versions that pyproject.toml allows."""
+    pinned = [requirement.replace(">=", "==") for requirement in project_dependencies()]
+    install(session, "-e", ".[all]", "--group", "test", *pinned)
+    session.run("pytest", "-n", "2", *session.posargs)
+
+
+@nox.session
+def docs(session: nox.Session) -> None:
+    """The documentation; a warning is an error."""
+    install(session, "-e", ".[all]", "--group", "docs")
+    session.run("sphinx-build", "-n", "-W", "--keep-going", "-q", "docs", "docs/_build/html")
+
+
+@nox.session
+def bench(session: nox.Session) -> None:
+    """The benchmarks named as arguments (`nox -s bench -- bench_orm.py`), or all of them."""
+    install(session, "-e", ".[all]", "--group", "bench")
+    session.chdir("benchmarks")
+    for name in session.posargs or sorted(path.name for path in Path().glob("bench_*.py")):
+        session.run("python", name)
+
+
+def project_dependencies() -> list[str]:
+    """What [project] of pyproject.toml asks for, as it is written there."""
+    project = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]
+    return list(project["dependencies"])

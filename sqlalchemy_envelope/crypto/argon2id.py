@@ -1,0 +1,150 @@
+"""Argon2id (RFC 9106): named profiles, PHC salt strings, bounds, and a limit on how many run at once.
+
+`argon2-cffi` is the engine: it always releases the interpreter lock. `cryptography`'s holds it before 50.0 and in 50.0
+deadlocks when two threads derive at once with several lanes.
+"""
+
+import base64
+import os
+import re
+import threading
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from argon2.low_level import Type, hash_secret_raw
+
+from sqlalchemy_envelope.crypto.kdf import key_encryption_key
+from sqlalchemy_envelope.crypto.secret import KeyBytes
+from sqlalchemy_envelope.exceptions import KdfParametersError, UnlockBusyError
+
+SALT_SIZE = 16
+_PHC = re.compile(
+    r"\$argon2id\$v=19\$m=([1-9][0-9]{0,9}),t=([1-9][0-9]{0,9}),p=([1-9][0-9]{0,9})\$([A-Za-z0-9+/]{22})"
+)
+
+
+@dataclass(frozen=True)
+class KdfProfile:
+    """The cost of one key derivation.
+
+    Attributes:
+        memory: KiB.
+        passes: how often the memory is walked.
+        lanes: how many threads may walk it.
+    """
+
+    memory: int
+    passes: int
+    lanes: int
+    floor_checked: bool = field(default=True, repr=False)
+
+    RFC9106_LOW_MEMORY: ClassVar["KdfProfile"]
+    """RFC 9106's second recommended option, the default: 64 MiB, 3 passes, 4 lanes; some 0.2 s."""
+    LIBSODIUM_MODERATE: ClassVar["KdfProfile"]
+    """256 MiB, 3 passes, 1 lane: what a libsodium client, which fixes the lanes at 1, derives too."""
+    OWASP_MINIMUM: ClassVar["KdfProfile"]
+    """The least that is ever read: 19 MiB, 2 passes, 1 lane. For machines that cannot give more."""
+
+    def __post_init__(self) -> None:
+        if self.floor_checked:
+            check_bounds(self.memory, self.passes, self.lanes)
+
+    @classmethod
+    def unsafe_for_tests(cls) -> "KdfProfile":
+        """64 KiB, one pass: for a test suite only. Guessed at in microseconds, and refused on read unless
+        the same profile is the envelope's policy."""
+        return cls(memory=64, passes=1, lanes=1, floor_checked=False)
+
+    def exceeds(self, other: "KdfProfile") -> bool:
+        """Whether `other` falls short of this profile in any parameter."""
+        return other.memory < self.memory or other.passes < self.passes or other.lanes < self.lanes
+
+
+def check_bounds(memory: int, passes: int, lanes: int) -> None:
+    """Refuse parameters that would exhaust this machine, or that an attacker lowered (section 3).
+
+    Raises:
+        KdfParametersError: out of bounds.
+    """
+    strong = 19_456 <= memory <= 1_048_576 and (2 <= passes <= 16 or (passes == 1 and memory >= 47_104))
+    if not (strong and 1 <= lanes <= 16 and memory >= 8 * lanes and memory * passes <= 8_388_608):
+        raise KdfParametersError(
+            f"Argon2id with m={memory} KiB, t={passes}, p={lanes} is out of bounds (19 MiB <= m <= 1 GiB, "
+            "2 <= t <= 16 or t = 1 from 46 MiB, p <= 16, m * t <= 8 GiB); nothing was derived."
+        )
+
+
+KdfProfile.RFC9106_LOW_MEMORY = KdfProfile(memory=65_536, passes=3, lanes=4)
+KdfProfile.LIBSODIUM_MODERATE = KdfProfile(memory=262_144, passes=3, lanes=1)
+KdfProfile.OWASP_MINIMUM = KdfProfile(memory=19_456, passes=2, lanes=1)
+
+
+@dataclass(frozen=True)
+class KdfSalt:
+    """A profile and a salt: what a slot stores so that its secret can be stretched again."""
+
+    profile: KdfProfile
+    salt: bytes
+
+    @classmethod
+    def generate(cls, profile: KdfProfile) -> "KdfSalt":
+        """A fresh random salt. The profile comes from policy, never from an old row: a planted weak row must not
+        spread."""
+        return cls(profile, os.urandom(SALT_SIZE))
+
+    @classmethod
+    def parse(cls, text: str, *, policy: KdfProfile) -> "KdfSalt":
+        """Read a PHC salt string; checked in full before anything is allocated.
+
+        Raises:
+            KdfParametersError: not canonical, or out of bounds.
+        """
+        match = _PHC.fullmatch(text) if len(text) <= 128 else None
+        if match is None:
+            raise KdfParametersError("The stored key-derivation string is not a canonical Argon2id salt string.")
+        memory, passes, lanes = (int(match[i]) for i in (1, 2, 3))
+        salt = base64.b64decode(match[4] + "==")
+        if _encode_salt(salt) != match[4]:  # trailing bits that say nothing would give one salt two spellings
+            raise KdfParametersError("The stored key-derivation salt is not canonical base64.")
+        if (memory, passes, lanes) == (policy.memory, policy.passes, policy.lanes):
+            return cls(policy, salt)
+        return cls(KdfProfile(memory, passes, lanes), salt)
+
+    def __str__(self) -> str:
+        profile = self.profile
+        parameters = f"m={profile.memory},t={profile.passes},p={profile.lanes}"
+        return f"$argon2id$v=19${parameters}${_encode_salt(self.salt)}"
+
+
+def _encode_salt(salt: bytes) -> str:
+    return base64.b64encode(salt).decode("ascii").rstrip("=")
+
+
+class KdfLimit:
+    """At most so many derivations at once in this process: each holds its profile's memory while it runs."""
+
+    def __init__(self, concurrent: int, wait: float) -> None:
+        self._slots = threading.BoundedSemaphore(concurrent)
+        self._wait = wait
+
+    def derive(self, secret: bytes, salt: KdfSalt) -> KeyBytes:
+        """Stretch a prepared secret into its KEK.
+
+        Raises:
+            UnlockBusyError: no slot came free within the wait, in seconds.
+        """
+        if not self._slots.acquire(timeout=self._wait):
+            raise UnlockBusyError(f"No key derivation came free within {self._wait:g} s; try again shortly.")
+        try:
+            return derive_kek(secret, salt)
+        finally:
+            self._slots.release()
+
+
+def derive_kek(secret: bytes, salt: KdfSalt) -> KeyBytes:
+    """The KEK of a prepared secret (section 3, steps 3 and 4)."""
+    profile = salt.profile
+    stretched = hash_secret_raw(
+        secret, salt.salt, profile.passes, profile.memory, profile.lanes, 32, Type.ID, version=19
+    )
+    return key_encryption_key(stretched)

@@ -1,0 +1,57 @@
+"""Derivations from a key: HKDF with registered purposes (section 2).
+
+HKDF-Expand alone is enough: every input key is 32 uniform bytes already (RFC 5869, section 3.3).
+"""
+
+import uuid
+
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+from cryptography.hazmat.primitives.hashes import SHA512
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF, HKDFExpand
+
+from sqlalchemy_envelope.crypto.context import encode_context
+from sqlalchemy_envelope.crypto.secret import KEY_SIZE, KeyBytes
+
+_PURPOSES = {"key-commitment": 0, "x25519": 0, "wrap": 0, "column": 1}
+"""Every purpose a subkey may have, with the number of fields it takes; what is not here cannot be derived."""
+
+
+def expand(key: KeyBytes, info: bytes, size: int = KEY_SIZE) -> bytes:
+    """HKDF-Expand-SHA-512 (RFC 5869) of a uniform key, `size` bytes."""
+    return HKDFExpand(algorithm=SHA512(), length=size, info=info).derive(key.buffer)
+
+
+def subkey(key: KeyBytes, purpose: str, *fields: bytes) -> KeyBytes:
+    """The subkey of `key` for one registered purpose."""
+    if _PURPOSES[purpose] != len(fields):
+        raise ValueError(f"purpose {purpose!r} takes {_PURPOSES[purpose]} fields")
+    return KeyBytes(expand(key, encode_context(purpose, *fields)))
+
+
+def commitment(key: KeyBytes) -> bytes:
+    """32 public bytes that fix which key this is."""
+    return expand(key, encode_context("key-commitment"))
+
+
+def key_id_of(commitment: bytes) -> uuid.UUID:
+    """The self-certifying id of the key with this commitment: a UUIDv8 (RFC 9562)."""
+    data = bytearray(commitment[:16])
+    data[6] = 0x80 | data[6] & 0x0F
+    data[8] = 0x80 | data[8] & 0x3F
+    return uuid.UUID(bytes=bytes(data))
+
+
+def x25519_private(key: KeyBytes) -> X25519PrivateKey:
+    """The X25519 private key (RFC 7748) that belongs to a root or data key."""
+    return X25519PrivateKey.from_private_bytes(subkey(key, "x25519").buffer)
+
+
+def x25519_public(key: KeyBytes) -> bytes:
+    """The public half, 32 bytes: others seal keys to it while the owner is locked."""
+    return x25519_private(key).public_key().public_bytes_raw()
+
+
+def key_encryption_key(stretched: bytes | bytearray) -> KeyBytes:
+    """The KEK from the output of Argon2id (section 3, step 4)."""
+    kdf = HKDF(algorithm=SHA512(), length=KEY_SIZE, salt=None, info=encode_context("kek"))
+    return KeyBytes(kdf.derive(stretched))

@@ -1,0 +1,49 @@
+"""What a typed secret becomes before it is stretched: RFC 8265 OpaqueString (section 3, steps 1 and 2)."""
+
+import unicodedata
+
+from sqlalchemy_envelope.exceptions import SecretError
+
+MAX_CODE_POINTS = 4_096
+MAX_SIZE = 1_024
+"""Most bytes of a prepared secret; a longer one is refused, never cut."""
+
+
+def prepare_secret(secret: str | bytes, *, new: bool = False) -> bytes:
+    """Prepare a secret; the same text typed on another machine gives the same bytes.
+
+    Args:
+        secret: text, prepared as OpaqueString; or bytes, taken as they are.
+        new: a slot is being made. Unassigned code points are refused then, and only then: how they will be
+            normalised one day is not known, but a secret that exists must go on opening its slot.
+
+    Raises:
+        SecretError: empty, too long, or with characters that cannot be typed again.
+    """
+    if isinstance(secret, str):
+        prepared = _prepare_text(secret, new=new)
+    elif isinstance(secret, (bytes, bytearray)):
+        prepared = bytes(secret)
+    else:
+        raise SecretError(f"A secret is str or bytes, not {type(secret).__name__}.")
+    if not prepared:
+        raise SecretError("The secret is empty; ask for one of at least eight characters.")
+    if len(prepared) > MAX_SIZE:
+        raise SecretError(f"The secret is longer than {MAX_SIZE} bytes; it is refused, not cut.")
+    return prepared
+
+
+def _prepare_text(secret: str, *, new: bool) -> bytes:
+    # Before any other work: normalising megabytes of combining marks is a denial of service.
+    if len(secret) > MAX_CODE_POINTS:
+        raise SecretError(f"The secret is longer than {MAX_CODE_POINTS} characters; it is refused, not cut.")
+    spaced = "".join(" " if unicodedata.category(c) == "Zs" else c for c in secret)
+    text = unicodedata.normalize("NFC", spaced)
+    categories = {unicodedata.category(c) for c in text}
+    if "Cc" in categories:
+        raise SecretError("The secret holds a control character (a line end or tab?); remove it.")
+    if "Cs" in categories:
+        raise SecretError("The secret holds a lone surrogate; it was decoded wrongly before it came here.")
+    if new and "Cn" in categories:
+        raise SecretError("The secret holds a character that this Unicode version does not know; choose another.")
+    return text.encode("utf-8")

@@ -1,0 +1,46 @@
+"""Key bytes that do not print, pickle, copy or compare carelessly, and that can be wiped.
+
+CPython gives no promise that no copy remains (docs/explanation/limitations.md); what this class owns, `wipe` zeroes.
+There is no `__del__` that does so: in `cipher(subkey(...).buffer)` it would run before the buffer is read, and the key
+would be 32 zeros.
+"""
+
+import os
+from hmac import compare_digest
+from typing import NoReturn
+
+KEY_SIZE = 32
+"""Size of every key, in bytes."""
+
+
+class KeyBytes:
+    """32 secret bytes in a buffer of their own. `bytes(key)` does not exist; `.buffer` is for `crypto` alone."""
+
+    __slots__ = ("buffer",)
+
+    def __init__(self, data: bytes | bytearray) -> None:
+        if len(data) != KEY_SIZE:
+            raise ValueError(f"a key has {KEY_SIZE} bytes")
+        self.buffer = bytearray(data)
+
+    @classmethod
+    def generate(cls) -> "KeyBytes":
+        """A fresh, uniformly random key."""
+        return cls(os.urandom(KEY_SIZE))
+
+    def wipe(self) -> None:
+        """Overwrite the bytes with zeros."""
+        self.buffer[:] = bytes(KEY_SIZE)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, KeyBytes) and compare_digest(self.buffer, other.buffer)
+
+    __hash__ = None  # type: ignore[assignment]  # a hash of a key would be one more place that knows it
+
+    def __repr__(self) -> str:
+        return "<KeyBytes redacted>"
+
+    def _refuse(self, *_: object) -> NoReturn:
+        raise TypeError("keys are not copied or pickled")
+
+    __copy__ = __deepcopy__ = __reduce__ = __reduce_ex__ = __getstate__ = _refuse

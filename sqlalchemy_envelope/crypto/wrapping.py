@@ -1,0 +1,101 @@
+"""A key wrapped under a key: format 0x11 (section 4).
+
+    0      1            25               57                89       105
+    | 0x11 | salt 24    | commitment 32  | ciphertext 32   | tag 16 |
+
+Bytes 1 onwards are a one-chunk C2SP chunked-encryption@v1 message ("Cobblestone-256"). It commits to key and context
+alike, so that no blob opens under two secrets (no partitioning oracle), and its fresh key and nonce come from the salt.
+"""
+
+import os
+from hmac import compare_digest
+from typing import NamedTuple
+
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+from sqlalchemy_envelope.crypto.context import encode_context
+from sqlalchemy_envelope.crypto.kdf import expand
+from sqlalchemy_envelope.crypto.secret import KEY_SIZE, KeyBytes
+from sqlalchemy_envelope.exceptions import FormatError, TamperedKeyError, TruncatedError, UnlockError
+
+FORMAT_WRAPPED = 0x11
+WRAPPED_SIZE = 105
+_SALT_SIZE = 24
+_ALGORITHM = b"c2sp.org/chunked-encryption@v1+AEAD_AES_256_GCM\0"
+
+
+class WrapContext(NamedTuple):
+    """Everything a wrapped key is bound to; nine fields, always, in this order."""
+
+    kind: str
+    key_id: bytes
+    owner_reference: bytes
+    purpose: str
+    scope: str
+    epoch: int
+    kdf: str = ""
+    recipient: bytes = b""
+    granter: bytes = b""
+
+    def encode(self) -> bytes:
+        """The bytes that go into the key derivation or, for HPKE, into `info`."""
+        return encode_context(
+            "wrap",
+            self.kind.encode("ascii"),
+            self.key_id,
+            self.owner_reference,
+            self.purpose.encode("ascii"),
+            self.scope.encode("utf-8"),
+            self.epoch.to_bytes(4, "big"),
+            self.kdf.encode("ascii"),
+            self.recipient,
+            self.granter,
+        )
+
+
+def check_frame(blob: bytes, first: int, size: int) -> None:
+    """Format byte and length, before any cryptography: oracles that need another length find none.
+
+    Raises:
+        FormatError, TruncatedError: not a frame of this format.
+    """
+    if not blob or blob[0] != first:
+        raise FormatError(f"The stored key is not in format 0x{first:02x}.")
+    if len(blob) < size:
+        raise TruncatedError(f"The stored key has {len(blob)} bytes where format 0x{first:02x} has {size}.")
+    if len(blob) > size:
+        raise FormatError(f"The stored key has {len(blob)} bytes where format 0x{first:02x} has {size}.")
+
+
+def wrap(key: KeyBytes, wrapping_key: KeyBytes, context: bytes) -> bytes:
+    """Wrap a key under a key; 105 bytes. The salt is made here."""
+    salt = os.urandom(_SALT_SIZE)
+    aes, nonce, commitment = _derive(wrapping_key, salt, context)
+    return bytes([FORMAT_WRAPPED]) + salt + commitment + AESGCM(aes).encrypt(nonce, bytes(key.buffer), None)
+
+
+def unwrap(blob: bytes, wrapping_key: KeyBytes, context: bytes) -> KeyBytes:
+    """Unwrap what `wrap` made. The caller goes on to compare the key with its stored commitment and id.
+
+    Raises:
+        FormatError, TruncatedError: not a wrapped key.
+        UnlockError: the wrapping key or the context is another one, or salt or commitment were altered.
+        TamperedKeyError: wrapping key and context are right and the bytes were altered. Certain.
+    """
+    check_frame(blob, FORMAT_WRAPPED, WRAPPED_SIZE)
+    salt, stored, sealed = blob[1:25], blob[25:57], blob[57:]
+    aes, nonce, commitment = _derive(wrapping_key, salt, context)
+    # The stored commitment is public, but the computed one is a function of the guessed secret under a salt that
+    # an attacker may have chosen: comparing byte by byte would hand out an offline test through timing.
+    if not compare_digest(commitment, stored):
+        raise UnlockError("The key slot did not open: the secret is wrong, or the slot was altered.")
+    try:
+        return KeyBytes(AESGCM(aes).decrypt(nonce, sealed, None))
+    except InvalidTag:
+        raise TamperedKeyError("A stored key was altered: its commitment fits and its bytes do not.") from None
+
+
+def _derive(wrapping_key: KeyBytes, salt: bytes, context: bytes) -> tuple[bytes, bytes, bytes]:
+    okm = expand(wrapping_key, _ALGORITHM + salt + context, KEY_SIZE + 12 + 32)
+    return okm[:32], okm[32:44], okm[44:]

@@ -1,0 +1,145 @@
+"""The error tree: one sentence of cause and cure each, a stable code, an anchor in the reference.
+
+No message, argument or attribute ever holds a value, a secret or a key: labels, key ids and types are all that is
+shown. Every error mixes in SQLAlchemy's `DontWrapMixin`; without it one raised while parameters are bound would
+reach the caller as a `StatementError` with the plaintext parameters printed in it.
+"""
+
+from typing import ClassVar
+
+from sqlalchemy.exc import DontWrapMixin
+
+
+class EnvelopeError(DontWrapMixin, Exception):
+    """What every error of this library is."""
+
+    code: ClassVar[str] = "envelope"
+
+    def __str__(self) -> str:
+        return f"{super().__str__()} [{self.code}: docs/reference/errors.md#{self.code}]"
+
+
+class ConfigurationError(EnvelopeError):
+    """A declaration, an engine or a policy that cannot do what it promises."""
+
+    code = "configuration"
+
+
+class LockedError(EnvelopeError):
+    """Encrypted data was touched without the key of its owner."""
+
+    code = "locked"
+
+
+class SessionLeftError(LockedError):
+    """An unlocked session was used after it was left."""
+
+    code = "session-left"
+
+
+class SessionForkedError(LockedError):
+    """An unlocked session was used in a forked child; keys do not cross a fork."""
+
+    code = "session-forked"
+
+
+class UnlockError(EnvelopeError):
+    """No key slot opened: a wrong secret, or a slot that was altered. Which of the two cannot be told."""
+
+    code = "unlock"
+
+
+class UnlockBusyError(EnvelopeError):
+    """Too many key derivations at once; try again shortly (HTTP 503)."""
+
+    code = "unlock-busy"
+
+
+class SecretError(EnvelopeError):
+    """A secret that cannot be used: empty, too long, or with characters that cannot be typed again."""
+
+    code = "secret"
+
+
+class KdfParametersError(EnvelopeError):
+    """Stored key-derivation parameters are malformed or out of bounds; nothing was derived."""
+
+    code = "kdf-parameters"
+
+
+class EnrollmentError(EnvelopeError):
+    """An owner that cannot be enrolled or unlocked as it is."""
+
+    code = "enrollment"
+
+
+class AlreadyEnrolledError(EnrollmentError):
+    """The owner has keys already."""
+
+    code = "already-enrolled"
+
+
+class NotEnrolledError(EnrollmentError):
+    """The owner has no keys yet."""
+
+    code = "not-enrolled"
+
+
+class KeyNotFoundError(EnvelopeError):
+    """A key that a stored value or another key refers to does not exist."""
+
+    code = "key-not-found"
+
+
+class OwnerMismatchError(EnvelopeError):
+    """Key rows say they belong to another owner: transplanted, or the owner's primary key was changed."""
+
+    code = "owner-mismatch"
+
+
+class TamperedKeyError(EnvelopeError):
+    """A stored key was altered: it opened, but is not the key it says it is."""
+
+    code = "tampered-key"
+
+
+class FormatError(EnvelopeError):
+    """Not bytes of ours, or of a format that is not accepted here. Never taken for plaintext."""
+
+    code = "format"
+
+
+class DecryptionError(EnvelopeError):
+    """A value does not authenticate: altered, moved here from elsewhere, or written under another label."""
+
+    code = "decryption"
+
+
+class TruncatedError(DecryptionError, FormatError):
+    """Bytes of ours that were cut short."""
+
+    code = "truncated"
+
+
+class ValueEncodingError(EnvelopeError):
+    """A value that the column's type cannot hold."""
+
+    code = "value-encoding"
+
+
+class ValueTooLargeError(ValueEncodingError):
+    """A value of more than 16 MiB."""
+
+    code = "value-too-large"
+
+
+class StatementRefusedError(EnvelopeError):
+    """A statement that cannot be right on encrypted columns, refused before it is sent."""
+
+    code = "statement-refused"
+
+
+class UnflushedError(EnvelopeError):
+    """An unlocked session was left while values waited to be encrypted."""
+
+    code = "unflushed"

@@ -1,0 +1,1 @@
+"""Column types, sessions and key tables: where SQLAlchemy meets the keys."""

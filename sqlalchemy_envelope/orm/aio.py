@@ -1,0 +1,89 @@
+"""The asynchronous face: the same steps, with database work in the session's greenlet and key derivation in a thread."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from sqlalchemy_envelope.orm.envelope import Envelope
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Generator
+
+    from sqlalchemy.ext.asyncio import AsyncSession, async_scoped_session
+    from sqlalchemy.orm import Session
+
+    from sqlalchemy_envelope.orm.envelope import Steps
+    from sqlalchemy_envelope.orm.unlocked import UnlockedSession
+
+    AnyAsyncSession = AsyncSession | async_scoped_session[Any]
+
+T = TypeVar("T")
+
+
+class AsyncEnvelope:
+    """`Envelope` for `AsyncSession`. Key derivation never runs on the event loop."""
+
+    def __init__(self, envelope: Envelope | None = None) -> None:
+        self.envelope = envelope or Envelope()
+
+    def enroll(self, session: AnyAsyncSession, owner: object, *, secret: str | bytes) -> AsyncUnlocking:
+        """As `Envelope.enroll`; `await` it, or unlock the owner at once with `async with`."""
+        return AsyncUnlocking(self, session, lambda plain: self.envelope.enroll_steps(plain, owner, secret))
+
+    def unlock(self, session: AnyAsyncSession, owner: object, *, secret: str | bytes) -> AsyncUnlocking:
+        """As `Envelope.unlock`, for `async with`."""
+        return AsyncUnlocking(self, session, lambda plain: self.envelope.unlock_steps(plain, owner, secret))
+
+    async def change_secret(
+        self, session: AnyAsyncSession, owner: object, *, old: str | bytes, new: str | bytes
+    ) -> None:
+        """As `Envelope.change_secret`."""
+        await self.run(session, lambda plain: self.envelope.change_secret_steps(plain, owner, old, new))
+
+    async def rebind(self, session: AnyAsyncSession, owner: object, *, secret: str | bytes) -> None:
+        """As `Envelope.rebind`."""
+        await self.run(session, lambda plain: self.envelope.rebind_steps(plain, owner, secret))
+
+    async def run(self, session: AnyAsyncSession, make_steps: Callable[[Session], Steps[T]]) -> T:
+        """Carry steps out, deriving keys in a thread."""
+        steps: Any = make_steps(session.sync_session)
+        answer: Any = None
+        while True:
+            finished, value = await session.run_sync(lambda _, answer=answer: _advance(steps, answer))
+            if finished:
+                result: T = value
+                return result
+            answer = await asyncio.to_thread(self.envelope.derive, value)
+
+
+def _advance(steps: Any, answer: Any) -> tuple[bool, Any]:
+    """One step; a StopIteration cannot leave a coroutine, so the end is told in a pair."""
+    try:
+        return False, steps.send(answer)
+    except StopIteration as stop:
+        return True, stop.value
+
+
+class AsyncUnlocking:
+    """An enrolment or unlock to be awaited, or entered with `async with`."""
+
+    def __init__(
+        self, owner: AsyncEnvelope, session: AnyAsyncSession, make_steps: Callable[[Session], Steps[UnlockedSession]]
+    ) -> None:
+        self._envelope = owner
+        self._session = session
+        self._make_steps = make_steps
+        self._unlocked: UnlockedSession | None = None
+
+    def __await__(self) -> Generator[Any, Any, UnlockedSession]:
+        return self._envelope.run(self._session, self._make_steps).__await__()
+
+    async def __aenter__(self) -> UnlockedSession:
+        self._unlocked = await self
+        return self._unlocked.__enter__()
+
+    async def __aexit__(self, *failure: Any) -> None:
+        # No SQL and no await from here on: a cancelled task still wipes its keys.
+        if self._unlocked is not None:
+            self._unlocked.__exit__(*failure)

@@ -1,0 +1,253 @@
+"""Which row and owner a value belongs to: a plan for each table and mapper with encrypted columns, made once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
+
+from sqlalchemy import Column, Table
+from sqlalchemy.orm import ColumnProperty, Mapper, RelationshipProperty
+
+from sqlalchemy_envelope.exceptions import ConfigurationError
+from sqlalchemy_envelope.orm.owners import OwnerClass, owner_class_of
+from sqlalchemy_envelope.orm.types import EncryptedType
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from sqlalchemy_envelope.keys.keyring import OwnerId
+
+
+class OwnerPath:
+    """How a row names its owner: columns that hold the owner's primary key, in that key's order.
+
+    Attributes:
+        keys: the names of the columns in a statement's parameters.
+        is_self: the row is the owner.
+    """
+
+    __slots__ = ("columns", "is_self", "keys", "owner_class")
+
+    def __init__(self, owner_class: OwnerClass, columns: tuple[Column[Any], ...], *, is_self: bool) -> None:
+        self.owner_class = owner_class
+        self.columns = columns
+        self.is_self = is_self
+        self.keys: tuple[str, ...] = tuple(column.key for column in columns)
+
+    def owner_id(self, values: Sequence[Any]) -> OwnerId | None:
+        """The owner with these key values, or None if one of them is missing."""
+        return None if any(value is None for value in values) else self.owner_class.owner_id(tuple(values))
+
+
+class EncryptedColumn:
+    """One encrypted column of a table; read for every value written, so plain attributes throughout.
+
+    Attributes:
+        key: its name in a statement's parameters.
+        encode: a value's plaintext bytes.
+        row_bound: whether its values are bound to their row.
+    """
+
+    __slots__ = ("column", "encode", "key", "path", "row_bound", "type")
+
+    def __init__(self, column: Column[Any], type_: EncryptedType, path: OwnerPath) -> None:
+        self.column = column
+        self.type = type_
+        self.path = path
+        self.key: str = column.key
+        self.encode = type_.codec.encode
+        self.row_bound = type_.bind == "row"
+
+
+class TablePlan:
+    """The encrypted columns of a table, grouped by the path to their owner.
+
+    Attributes:
+        names: mapped attribute names that differ from their column's, for `insert(Model).values(attribute=...)`.
+        keys: the names of the encrypted columns.
+    """
+
+    def __init__(
+        self, table: Table, groups: Iterable[tuple[OwnerPath, Sequence[EncryptedColumn]]], names: dict[str, str]
+    ) -> None:
+        self.table = table
+        self.groups = tuple((path, tuple(columns)) for path, columns in groups)
+        self.names = names
+        self.columns = tuple(column for _, columns in self.groups for column in columns)
+        self.keys = frozenset(column.key for column in self.columns)
+        self.row_bound = any(column.row_bound for column in self.columns)
+        self._here = {path for path, _ in self.groups if all(column.table is table for column in path.columns)}
+
+    def has(self, path: OwnerPath) -> bool:
+        """Whether the owner's columns are in this very table (a joined subclass has them in its base)."""
+        return path in self._here
+
+
+@dataclass(frozen=True, eq=False)
+class EncryptedAttribute:
+    """One mapped attribute over an encrypted column."""
+
+    key: str
+    encrypted: EncryptedColumn
+    owner_keys: tuple[str, ...]
+
+    @property
+    def type(self) -> EncryptedType:
+        """The column's type."""
+        return self.encrypted.type
+
+
+_table_plans: WeakKeyDictionary[Any, TablePlan | None] = WeakKeyDictionary()
+_mapper_plans: WeakKeyDictionary[Any, tuple[EncryptedAttribute, ...]] = WeakKeyDictionary()
+_mappers: WeakKeyDictionary[Any, Mapper[Any]] = WeakKeyDictionary()
+
+
+def note_mapper(mapper: Mapper[Any]) -> None:
+    """Remember which mapper a table belongs to; the first one made is the most general."""
+    for table in mapper.tables:
+        if isinstance(table, Table) and any(isinstance(c.type, EncryptedType) for c in table.columns):
+            _mappers.setdefault(table, mapper)
+            _table_plans.pop(table, None)
+
+
+def plan_of_table(table: Any) -> TablePlan | None:
+    """The plan of a table, or None if nothing in it is encrypted."""
+    try:
+        return _table_plans[table]
+    except (KeyError, TypeError):
+        plan = _plan_table(table) if isinstance(table, Table) else None
+        if isinstance(table, Table):
+            _table_plans[table] = plan
+        return plan
+
+
+def plan_of_mapper(mapper: Mapper[Any]) -> tuple[EncryptedAttribute, ...]:
+    """The encrypted attributes of a mapper."""
+    plan = _mapper_plans.get(mapper)
+    if plan is None:
+        plan = _mapper_plans[mapper] = tuple(_plan_attributes(mapper))
+    return plan
+
+
+def _plan_table(table: Table) -> TablePlan | None:
+    encrypted = [column for column in table.columns if isinstance(column.type, EncryptedType)]
+    if not encrypted:
+        return None
+    groups: dict[tuple[Any, ...], tuple[OwnerPath, list[EncryptedColumn]]] = {}
+    for column in encrypted:
+        path = _resolve(column, _mappers.get(table))
+        path, members = groups.setdefault(path.columns, (path, []))
+        members.append(EncryptedColumn(column, column.type, path))
+    mapper = _mappers.get(table)
+    names = {} if mapper is None else {
+        prop.key: column.key
+        for prop in mapper.column_attrs
+        for column in prop.columns
+        if isinstance(column, Column) and column.table is table and column.key != prop.key
+    }
+    return TablePlan(table, groups.values(), names)
+
+
+def _plan_attributes(mapper: Mapper[Any]) -> Iterable[EncryptedAttribute]:
+    for prop in mapper.column_attrs:
+        column = prop.columns[0]
+        # A column_property over an expression has the type and no row of its own: it stays as it is read.
+        if not isinstance(column, Column) or not isinstance(column.type, EncryptedType):
+            continue
+        base = next(iter(column.base_columns))
+        plan = plan_of_table(base.table)
+        if plan is None:
+            continue
+        encrypted = next(one for one in plan.columns if one.column is base)
+        yield EncryptedAttribute(prop.key, encrypted, _attribute_keys(mapper, encrypted.path.columns))
+
+
+def _attribute_keys(mapper: Mapper[Any], columns: Sequence[Column[Any]]) -> tuple[str, ...]:
+    """The attributes that hold these columns; empty if a mapped subquery leaves one out."""
+    keys = []
+    for wanted in columns:
+        key = next(
+            (p.key for p in mapper.column_attrs for c in p.columns if isinstance(c, Column) and wanted in c.base_columns),
+            None,
+        )
+        if key is None:
+            return ()
+        keys.append(key)
+    return tuple(keys)
+
+
+def _resolve(column: Column[Any], mapper: Mapper[Any] | None) -> OwnerPath:
+    table: Table = column.table  # type: ignore[assignment]  # columns of a Table
+    owner = column.type.owner
+    if owner is not None:
+        path = _path_through(_named_columns(owner, table, mapper))
+        if path is None:
+            raise ConfigurationError(
+                f"EncryptedType(owner={owner!r}) on {table.name}.{column.name}: that is not a foreign key to the primary "
+                f"key of a KeyOwner. {_hint(column, _candidates(table, mapper))}"
+            )
+        return path
+    own = owner_class_of(table)
+    if own is not None:
+        return OwnerPath(own, tuple(table.primary_key.columns), is_self=True)
+    candidates = _candidates(table, mapper)
+    if len(candidates) != 1:
+        found = "no foreign key" if not candidates else f"{len(candidates)} foreign keys"
+        raise ConfigurationError(
+            f"{table.name}.{column.name} is encrypted, and {found} to a KeyOwner tells whose key encrypts it. "
+            f"{_hint(column, candidates)}"
+        )
+    return candidates[0]
+
+
+def _hint(column: Column[Any], candidates: Sequence[OwnerPath]) -> str:
+    names = [path.keys[0] if len(path.keys) == 1 else path.keys for path in candidates] or ["user_id"]
+    lines = " or ".join(f"`{column.name} = mapped_column({_with_owner(column.type, name)})`" for name in names)
+    return f"Write {lines}."
+
+
+def _with_owner(type_: EncryptedType, owner: Any) -> str:
+    return f"EncryptedType({type(type_.inner).__name__}, owner={owner!r})"
+
+
+def _candidates(table: Table, mapper: Mapper[Any] | None) -> list[OwnerPath]:
+    tables = [one for one in mapper.tables if isinstance(one, Table)] if mapper is not None else [table]
+    found: dict[tuple[Any, ...], OwnerPath] = {}
+    for one in tables:
+        for constraint in one.foreign_key_constraints:
+            path = _path_through(tuple(constraint.columns))
+            if path is not None:
+                found.setdefault(path.columns, path)
+    return list(found.values())
+
+
+def _named_columns(owner: str | tuple[str, ...], table: Table, mapper: Mapper[Any] | None) -> tuple[Column[Any], ...]:
+    names = (owner,) if isinstance(owner, str) else owner
+    columns: list[Column[Any]] = []
+    for name in names:
+        prop = mapper.attrs.get(name) if mapper is not None else None
+        if isinstance(prop, RelationshipProperty):
+            columns += [local for local, _ in prop.local_remote_pairs]  # type: ignore[misc]
+        elif isinstance(prop, ColumnProperty):
+            here = [one for one in prop.columns if getattr(one, "table", None) is table] or prop.columns
+            columns.append(here[0])  # type: ignore[arg-type]
+        elif name in table.columns:
+            columns.append(table.columns[name])
+        else:
+            raise ConfigurationError(f"EncryptedType(owner={name!r}): {table.name} has no such column or attribute.")
+    return tuple(columns)
+
+
+def _path_through(columns: tuple[Column[Any], ...]) -> OwnerPath | None:
+    """The path to the owner class that these columns refer to, in the order of its primary key."""
+    own = owner_class_of(columns[0].table) if columns else None
+    if own is not None and set(columns) == set(columns[0].table.primary_key.columns):  # type: ignore[attr-defined]
+        return OwnerPath(own, tuple(columns[0].table.primary_key.columns), is_self=True)  # type: ignore[attr-defined]
+    remote = {foreign.column: local for local in columns for foreign in local.foreign_keys}
+    for target in {column.table for column in remote}:
+        owner_class = owner_class_of(target)
+        key = tuple(target.primary_key.columns)  # type: ignore[attr-defined]
+        if owner_class is not None and len(key) == len(columns) and all(one in remote for one in key):
+            return OwnerPath(owner_class, tuple(remote[one] for one in key), is_self=False)
+    return None

@@ -1,0 +1,83 @@
+"""Where the unlocked session lives: in the context, and bound to a `Session`, which is asked first.
+
+Threads, asyncio tasks and greenlets each see their own context. `Session.info` serves code that runs in another context
+than the one that unlocked: a synchronous generator dependency of FastAPI is run in a copy.
+"""
+
+from __future__ import annotations
+
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy_envelope.exceptions import LockedError, SessionForkedError, SessionLeftError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from sqlalchemy.orm import Session
+
+    from sqlalchemy_envelope.crypto.aead import Field, ValueCipher
+    from sqlalchemy_envelope.keys.keyring import OwnerId
+    from sqlalchemy_envelope.orm.unlocked import UnlockedSession
+
+BOUND = "sqlalchemy_envelope.unlocked"
+
+
+class NothingUnlocked:
+    """Stands in the context when nothing is unlocked, so that the hot path asks one question less."""
+
+    readers: Mapping[object, Mapping[bytes, Any]] = {}
+    owners: Mapping[Any, Any] = {}
+    is_open = False
+    left: type[LockedError] | None = None
+
+
+CURRENT: ContextVar[UnlockedSession | NothingUnlocked] = ContextVar("unlocked", default=NothingUnlocked())  # noqa: B039 - immutable
+USING: ContextVar[OwnerId | None] = ContextVar("using", default=None)
+
+
+def unlocked_sessions(session: Session | None) -> tuple[UnlockedSession, ...]:
+    """The open unlocked sessions that serve here, the one bound to the `Session` first."""
+    bound = session.info.get(BOUND) if session is not None else None
+    current = CURRENT.get()
+    if bound is None or bound is current:
+        return (current,) if current.is_open else ()  # type: ignore[return-value]  # only an UnlockedSession is open
+    return tuple(one for one in (bound, current) if one.is_open)
+
+
+def find_reader(session: Session | None, header: bytes, field: Field) -> ValueCipher | None:
+    """The cipher for a stored value, if an unlocked session here holds its key."""
+    for unlocked in unlocked_sessions(session):
+        cipher = unlocked.reader(header, field)
+        if cipher is not None:
+            return cipher
+    return None
+
+
+def find_writer(session: Session | None, owner: OwnerId, field: Field) -> ValueCipher | None:
+    """The cipher that encrypts new values of an owner, if an unlocked session here holds its key."""
+    for unlocked in unlocked_sessions(session):
+        cipher = unlocked.writer(owner, field)
+        if cipher is not None:
+            return cipher
+    return None
+
+
+def owner_of(session: Session | None, header: bytes) -> OwnerId | None:
+    """Whose key a stored value names, if it is unlocked here."""
+    for unlocked in unlocked_sessions(session):
+        owner = unlocked.owner_of(header)
+        if owner is not None:
+            return owner
+    return None
+
+
+def locked(what: str, session: Session | None = None) -> LockedError:
+    """The error for `what` being locked here; it says so if the unlocked session was left or forked away."""
+    bound = session.info.get(BOUND) if session is not None else None
+    left = next((one.left for one in (bound, CURRENT.get()) if one is not None and one.left), None)
+    if left is SessionForkedError:
+        return SessionForkedError(f"{what} is locked: keys do not cross a fork; unlock again in the child.")
+    if left is SessionLeftError:
+        return SessionLeftError(f"{what} is locked: its unlocked session was left; unlock again.")
+    return LockedError(f"{what} is locked: unlock its owner first, with envelope.unlock(session, owner, secret=...).")

@@ -1,0 +1,47 @@
+"""SQLite enforces foreign keys only when told, and deleting an owner must delete its keys."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+from weakref import WeakSet
+
+from sqlalchemy import Engine, event
+
+from sqlalchemy_envelope.exceptions import ConfigurationError
+
+if TYPE_CHECKING:
+    from sqlalchemy.ext.asyncio import AsyncEngine
+    from sqlalchemy.orm import Session
+
+_cascading: WeakSet[Engine] = WeakSet()
+
+
+def enforce_foreign_keys(engine: Engine | AsyncEngine) -> None:
+    """Make SQLite enforce foreign keys on every connection of this engine; does nothing for other databases."""
+    sync_engine: Engine = getattr(engine, "sync_engine", engine)  # type: ignore[assignment]
+    if sync_engine.dialect.name == "sqlite":
+        event.listen(sync_engine, "connect", _switch_on)
+
+
+def _switch_on(connection: Any, _: object) -> None:
+    cursor = connection.cursor()
+    cursor.execute("PRAGMA foreign_keys=ON")
+    cursor.close()
+
+
+def require_cascades(session: Session, bind_arguments: dict[str, Any]) -> None:
+    """Refuse an engine on which deleting an owner would silently leave its keys. Asked once for each engine.
+
+    Raises:
+        ConfigurationError: SQLite with `PRAGMA foreign_keys` off.
+    """
+    connection = session.connection(bind_arguments=bind_arguments)
+    engine = connection.engine
+    if engine in _cascading:
+        return
+    if engine.dialect.name == "sqlite" and not connection.exec_driver_sql("PRAGMA foreign_keys").scalar():
+        raise ConfigurationError(
+            "SQLite does not enforce foreign keys on this engine: deleting an owner would leave its keys behind. Call "
+            "`sqlalchemy_envelope.enforce_foreign_keys(engine)` right after create_engine()."
+        )
+    _cascading.add(engine)

@@ -1,0 +1,81 @@
+"""Where the library hooks into SQLAlchemy: public events only, registered with the first encrypted column or owner.
+
+A statement listener costs every other statement some microseconds, so that importing this package registers none.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import Column, Engine, event
+from sqlalchemy.orm import Mapper, Session, attributes
+
+from sqlalchemy_envelope.orm import context, loading, models, refusals, statements, writing
+from sqlalchemy_envelope.orm.binding import note_mapper, plan_of_mapper
+from sqlalchemy_envelope.orm.declaration import check_mapper, declare_column
+
+_installed = False
+
+
+def register() -> None:
+    """Listen for declarations; everything else follows from them."""
+    event.listen(Column, "after_parent_attach", _on_column)
+    event.listen(Mapper, "after_mapper_constructed", _on_mapper_constructed)
+    event.listen(Mapper, "mapper_configured", _on_mapper_configured)
+
+
+def _on_column(column: Column[Any], table: Any) -> None:
+    if declare_column(column, table):
+        _install()
+
+
+def _install() -> None:
+    global _installed
+    if _installed:
+        return
+    _installed = True
+    event.listen(Engine, "before_execute", statements.before_execute, retval=True)
+    event.listen(Engine, "before_cursor_execute", refusals.before_cursor_execute)
+    event.listen(Session, "after_begin", writing.after_begin)
+    event.listen(Session, "after_flush", writing.clear_notes)
+    event.listen(Session, "after_soft_rollback", writing.clear_notes)
+    event.listen(Session, "after_attach", _on_attach)
+
+
+def _on_mapper_constructed(mapper: Mapper[Any], cls: type[Any]) -> None:
+    models.on_mapper(mapper, cls)
+    note_mapper(mapper)
+
+
+def _on_mapper_configured(mapper: Mapper[Any], cls: type[Any]) -> None:
+    plan = check_mapper(mapper)
+    if not plan:
+        return
+    for attribute in plan:
+        instrumented = getattr(cls, attribute.key)
+        loading.make_locked_aware(instrumented.impl)
+        event.listen(instrumented, "set", _on_set, raw=True)
+    listener = loading.load_listener(mapper)
+    # insert: ahead of Mutable's own listener, which must not meet a Sealed. raw: an object may be dead already.
+    event.listen(cls, "load", listener, insert=True, raw=True)
+    event.listen(cls, "refresh", listener, insert=True, raw=True)
+    event.listen(cls, "expire", loading.forget, raw=True)
+    event.listen(mapper, "before_insert", writing.insert_listener(mapper), raw=True)
+    event.listen(mapper, "before_update", writing.update_listener(mapper), raw=True)
+
+
+def _on_set(state: Any, value: Any, old: Any, initiator: Any) -> None:
+    loading.forget(state, (initiator.key,))
+    _note_session(state.session)
+
+
+def _on_attach(session: Session, instance: object) -> None:
+    current = context.CURRENT.get()
+    if current.is_open and plan_of_mapper(attributes.instance_state(instance).mapper):
+        _note_session(session)
+
+
+def _note_session(session: Session | None) -> None:
+    """A session that was only written to counts too: leaving has to find the values that wait in it."""
+    for unlocked in context.unlocked_sessions(session):
+        unlocked.saw(session)

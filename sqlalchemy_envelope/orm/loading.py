@@ -1,0 +1,229 @@
+"""Reading entities: row-bound values are opened where the row is known, locked ones are put where touching them raises,
+and what was decrypted is forgotten when its unlocked session is left.
+
+A locked value never sits in `__dict__`, where Mutable, pydantic and merge would meet it: it waits in `state.info`, and
+the attribute's own `impl.get()`, which runs only for what is not in `__dict__`, finds it there. Reading an open value
+costs nothing extra.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy.orm import attributes
+from sqlalchemy.orm.base import NO_VALUE, PASSIVE_NO_RESULT, PASSIVE_OFF, SQL_OK
+
+from sqlalchemy_envelope.crypto.aead import HEADER_SIZE, altered, check_value
+from sqlalchemy_envelope.crypto.context import encode_reference
+from sqlalchemy_envelope.exceptions import DecryptionError
+from sqlalchemy_envelope.orm import context
+from sqlalchemy_envelope.orm.binding import EncryptedAttribute, plan_of_mapper
+from sqlalchemy_envelope.orm.sealed import Sealed
+from sqlalchemy_envelope.orm.types import decode
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from sqlalchemy.orm import InstanceState, Mapper, Session
+
+    from sqlalchemy_envelope.keys.keyring import OwnerId
+
+SEALED = "sqlalchemy_envelope.sealed"
+"""In `state.info`: the stored values of locked attributes, by attribute."""
+WIPED = "sqlalchemy_envelope.wiped"
+"""In `state.info`: attributes that were decrypted once and forgotten on leaving; read again from the database."""
+
+
+def load_listener(mapper: Mapper[Any]) -> Callable[..., None]:
+    """The listener for `load` and `refresh` of one mapper. It runs for every row: what is asked first is cheap."""
+    plan = plan_of_mapper(mapper)
+    keys = tuple(attribute.key for attribute in plan)
+    current = context.CURRENT.get
+    # Columns that open before their row is known are checked against its owner here. A value under the key of
+    # another owner was put into this row by somebody who cannot have written it.
+    checks = {
+        (a.encrypted.path.owner_class, a.owner_keys[0])
+        for a in plan
+        if not a.encrypted.row_bound and len(a.owner_keys) == 1
+    }
+    composite = any(not a.encrypted.row_bound and len(a.owner_keys) > 1 for a in plan)
+
+    def on_load(state: InstanceState[Any], query_context: Any, *_: Any) -> None:
+        values = state.dict
+        for key in keys:
+            if type(values.get(key)) is Sealed:
+                session = query_context.session if query_context is not None else state.session
+                _settle(state, session, plan)
+                break
+        owners = current().owners
+        if owners:
+            for owner_class, owner_key in checks:
+                if values.get(owner_key) not in owners.get(owner_class, ()):
+                    _check_owner(state, plan)
+            if composite:
+                _check_owner(state, plan)
+
+    return on_load
+
+
+def _settle(state: InstanceState[Any], session: Session | None, plan: Iterable[EncryptedAttribute]) -> None:
+    """Open what can be opened now that the row is known; put the rest aside."""
+    for unlocked in context.unlocked_sessions(session):
+        unlocked.saw(session)
+    values = state.dict
+    for attribute in plan:
+        sealed = values.get(attribute.key)
+        if type(sealed) is not Sealed:
+            continue
+        opened = _open(state, attribute, sealed, session)
+        if opened is None:
+            del values[attribute.key]
+            state.info.setdefault(SEALED, {})[attribute.key] = sealed
+        else:
+            forget(state, (attribute.key,))
+            values[attribute.key] = opened[0]
+
+
+def _open(
+    state: InstanceState[Any], attribute: EncryptedAttribute, sealed: Sealed, session: Session | None
+) -> tuple[Any] | None:
+    """The value in its row, or None if its key is locked.
+
+    Raises:
+        FormatError, TruncatedError, DecryptionError: it does not belong there.
+    """
+    check_value(sealed.blob)
+    blob = bytes(sealed.blob)
+    header, field = blob[:HEADER_SIZE], attribute.type.field
+    cipher = context.find_reader(session, header, field)
+    if cipher is None:
+        return None
+    owner = _owner_of_row(state, attribute)
+    if owner is not None and owner != context.owner_of(session, header):
+        raise altered(field)
+    reference = encode_reference(state.key[1]) if field.row_bound and state.key is not None else b""
+    return (decode(attribute.type, cipher.decrypt(blob, reference)),)
+
+
+def _check_owner(state: InstanceState[Any], plan: Iterable[EncryptedAttribute]) -> None:
+    for attribute in plan:
+        if attribute.encrypted.row_bound or state.dict.get(attribute.key) is None:
+            continue
+        if attribute.key in state.committed_state:
+            continue  # set by the application and not read just now
+        owner = _owner_of_row(state, attribute)
+        if owner is not None and not any(owner in one for one in context.unlocked_sessions(None)):
+            raise DecryptionError(
+                f"A value of {attribute.type.label!r} is under the key of another owner than its row's: it was moved here."
+            )
+
+
+def _owner_of_row(state: InstanceState[Any], attribute: EncryptedAttribute) -> OwnerId | None:
+    """Whose row this is in the database, if that was loaded. A change still in memory does not count."""
+    values = []
+    for key in attribute.owner_keys:
+        committed = state.committed_state.get(key, NO_VALUE)
+        values.append(state.dict.get(key) if key not in state.committed_state else committed)
+    known = values and not any(value is NO_VALUE or value is None for value in values)
+    return attribute.encrypted.path.owner_id(values) if known else None
+
+
+def forget(state: InstanceState[Any], keys: Iterable[str] | None) -> None:
+    """Drop the marks of attributes that are read or set anew."""
+    if "info" not in state.__dict__:
+        return
+    for name in (SEALED, WIPED):
+        marks = state.info.get(name)
+        if marks:
+            for key in list(marks) if keys is None else keys:
+                marks.pop(key, None)
+
+
+class _LockedAware:
+    """Mixed into an attribute's own implementation class: `get` runs only on a `__dict__` miss."""
+
+    __slots__ = ()
+    key: str
+
+    def get(self, state: InstanceState[Any], dict_: Any, passive: Any = PASSIVE_OFF) -> Any:
+        if self.key not in dict_ and "info" in state.__dict__:
+            sealed = state.info.get(SEALED, {}).get(self.key)
+            if sealed is not None:
+                return _open_late(state, self.key, sealed, passive)
+            if self.key in state.info.get(WIPED, ()) and passive & SQL_OK and not _may_open(state):
+                # No SQL: under asyncio there is no greenlet here to run it in.
+                raise context.locked(f"{state.class_.__name__}.{self.key}", state.session)
+        try:
+            return super().get(state, dict_, passive)  # type: ignore[misc]  # of the class it is mixed into
+        except KeyError:
+            sealed = state.info.get(SEALED, {}).get(self.key)
+        # The refresh that `get` ran found a locked value.
+        if sealed is None:
+            raise KeyError(self.key)
+        return _open_late(state, self.key, sealed, passive)
+
+
+def _may_open(state: InstanceState[Any]) -> bool:
+    return bool(context.unlocked_sessions(state.session))
+
+
+def _open_late(state: InstanceState[Any], key: str, sealed: Sealed, passive: Any) -> Any:
+    """A value that was locked when its row was loaded: open it now, without SQL, if its key has come."""
+    attribute = next(one for one in plan_of_mapper(state.mapper) if one.key == key)
+    opened = _open(state, attribute, sealed, state.session)
+    if opened is None:
+        if not passive & SQL_OK:
+            return PASSIVE_NO_RESULT
+        raise context.locked(f"{state.class_.__name__}.{key}", state.session)
+    instance: Any = state.obj()
+    for unlocked in context.unlocked_sessions(state.session):
+        unlocked.saw(state.session)
+    attributes.set_committed_value(instance, key, opened[0])
+    forget(state, (key,))
+    # Lets Mutable wrap it; set_committed_value() alone would leave a plain dict whose changes go unseen.
+    state.manager.dispatch.refresh(state, None, (key,))
+    return state.dict[key]
+
+
+_locked_aware: dict[type, type] = {}
+
+
+def make_locked_aware(implementation: Any) -> None:
+    """Let one attribute's implementation find locked values. Fails closed: without it a read is a KeyError."""
+    base = type(implementation)
+    if not issubclass(base, _LockedAware):
+        if base not in _locked_aware:
+            _locked_aware[base] = type("Encrypted" + base.__name__.strip("_"), (_LockedAware, base), {"__slots__": ()})
+        implementation.__class__ = _locked_aware[base]
+
+
+def unflushed(session: Session, is_lost: Callable[[InstanceState[Any], EncryptedAttribute], bool]) -> list[str]:
+    """Encrypted attributes with values that wait for a flush."""
+    waiting = []
+    for instance in [*session.new, *session.dirty]:
+        state = attributes.instance_state(instance)
+        for attribute in plan_of_mapper(state.mapper):
+            if state.dict.get(attribute.key) is None:
+                continue
+            if (state.key is None or attribute.key in state.committed_state) and is_lost(state, attribute):
+                waiting.append(f"{state.class_.__name__}.{attribute.key}")
+    return waiting
+
+
+def forget_plaintext(session: Session, stays_open: Callable[[OwnerId | None], bool]) -> None:
+    """Expire every decrypted attribute in a session, but what waits for a flush and what is still unlocked."""
+    for state in session.identity_map.all_states():
+        plan = plan_of_mapper(state.mapper)
+        if not plan:
+            continue
+        keys = [
+            a.key
+            for a in plan
+            if state.dict.get(a.key) is not None
+            and a.key not in state.committed_state
+            and not stays_open(_owner_of_row(state, a))
+        ]
+        instance = state.obj()
+        if keys and instance is not None:
+            session.expire(instance, keys)
+            state.info.setdefault(WIPED, {}).update(dict.fromkeys(keys, True))

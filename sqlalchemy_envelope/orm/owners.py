@@ -1,0 +1,80 @@
+"""Which mapped classes own keys, found by their tables."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
+
+from sqlalchemy import Table
+
+from sqlalchemy_envelope.crypto.context import owner_reference
+from sqlalchemy_envelope.exceptions import ConfigurationError
+
+if TYPE_CHECKING:
+    from sqlalchemy import Column
+    from sqlalchemy.orm import Mapper
+
+    from sqlalchemy_envelope.keys.keyring import OwnerId
+
+
+@dataclass(eq=False)
+class OwnerClass:
+    """One class of key owners, with the tables that hold its keys."""
+
+    mapper: Mapper[Any]
+    label: str
+    reference_attribute: str | None
+    primary_key: tuple[Column[Any], ...]
+    key_class: Any = None
+    slot_class: Any = None
+    owner_columns: tuple[Column[Any], ...] = field(default=())
+
+    @property
+    def name(self) -> str:
+        """The name of the class."""
+        return self.mapper.class_.__name__
+
+    def owner_id(self, primary_key: tuple[Any, ...]) -> OwnerId:
+        """The keyring's name for the owner with this primary key."""
+        return owner_reference(self.label, primary_key)
+
+    def reference(self, owner: Any, primary_key: tuple[Any, ...]) -> bytes:
+        """What this owner's wraps are bound to: its primary key, or the attribute that the class names."""
+        if self.reference_attribute is None:
+            return owner_reference(self.label, primary_key)
+        value = getattr(owner, self.reference_attribute)
+        if value is None:
+            raise ConfigurationError(f"{self.name}.{self.reference_attribute} is None; keys cannot be bound to it.")
+        return owner_reference(self.label, (value,))
+
+
+_by_table: WeakKeyDictionary[Any, OwnerClass] = WeakKeyDictionary()
+
+
+def register(table: Any, owner_class: OwnerClass) -> None:
+    """Note whose table this is."""
+    _by_table[table] = owner_class
+
+
+def owner_class_of(table: Any) -> OwnerClass | None:
+    """The class of owners that this table belongs to, joined subclasses included."""
+    return _by_table.get(table) if isinstance(table, Table) else None
+
+
+def require_owner_class(owner: object) -> OwnerClass:
+    """The owner class of an instance.
+
+    Raises:
+        ConfigurationError: its class is no `KeyOwner`, or has no key tables.
+    """
+    table = getattr(type(owner), "__table__", None)
+    found = owner_class_of(table)
+    if found is None:
+        raise ConfigurationError(f"{type(owner).__name__} has no keys; declare `class {type(owner).__name__}(KeyOwner, Base)`.")
+    if found.key_class is None or found.slot_class is None:
+        raise ConfigurationError(
+            f"{found.name} declares key_tables=False; add `class {found.name}Key(KeyTable[{found.name}], Base)` and "
+            f"`class {found.name}KeySlot(KeySlotTable[{found.name}], Base)`."
+        )
+    return found

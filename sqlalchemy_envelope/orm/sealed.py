@@ -1,0 +1,57 @@
+"""What a value is between the database and its owner's key: bytes that show nothing of themselves."""
+
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from sqlalchemy_envelope.exceptions import LockedError
+
+if TYPE_CHECKING:
+    from sqlalchemy_envelope.orm.types import EncryptedType
+
+
+class Ciphertext(tuple[bytes]):
+    """A value on its way into the database: made by the statement hook and accepted by the bind processor, which
+    accepts nothing else. A tuple, because a tuple subclass is what CPython makes fastest."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return f"<Ciphertext {len(self[0])} bytes>"
+
+
+class Sealed:
+    """A stored value that could not be opened where it was read: its key is locked, or it is bound to a row that the
+    statement did not select as an entity. `unlocked.decrypt(sealed)` opens it, with `primary_key=` if row-bound."""
+
+    __slots__ = ("blob", "type")
+
+    def __init__(self, blob: bytes, type_: "EncryptedType | None") -> None:
+        self.blob = blob
+        self.type = type_
+
+    @property
+    def label(self) -> str:
+        """The label of the column it comes from."""
+        return (self.type.label if self.type is not None else None) or "?"
+
+    def __repr__(self) -> str:
+        how = "unlocked.decrypt(sealed, primary_key=...)" if self._row_bound else "unlocked.decrypt(sealed)"
+        return f"<Sealed {self.label}, {len(self.blob)} bytes: open it with {how}>"
+
+    @property
+    def _row_bound(self) -> bool:
+        return self.type is not None and self.type.bind == "row"
+
+    def _refuse(self, *_: Any) -> NoReturn:
+        raise LockedError(f"A value of {self.label!r} is sealed; unlock its owner and use unlocked.decrypt(sealed).")
+
+    # Whatever would take it for the value it hides is refused; equality is of the stored bytes.
+    __bool__ = __len__ = __iter__ = __getitem__ = __int__ = __float__ = __add__ = __lt__ = __contains__ = _refuse
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sealed) and other.blob == self.blob
+
+    def __hash__(self) -> int:
+        return hash(self.blob)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Sealed, (bytes(self.blob), self.type)

@@ -1,0 +1,251 @@
+"""One unlocked session: the keys that are open, where, and what happens when it is left.
+
+Unlocked sessions nest: an inner one sees the keys of the outer one too, and takes only its own with it.
+"""
+
+from __future__ import annotations
+
+import os
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Self
+from weakref import WeakSet
+
+from sqlalchemy.orm import attributes
+
+from sqlalchemy_envelope.crypto.aead import HEADER_SIZE, check_value
+from sqlalchemy_envelope.crypto.context import encode_reference
+from sqlalchemy_envelope.exceptions import (
+    ConfigurationError,
+    LockedError,
+    SessionForkedError,
+    SessionLeftError,
+    UnflushedError,
+)
+from sqlalchemy_envelope.keys.keyring import Keyring
+from sqlalchemy_envelope.orm import context, loading
+from sqlalchemy_envelope.orm.owners import require_owner_class
+from sqlalchemy_envelope.orm.types import decode
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from contextvars import Token
+
+    from sqlalchemy.orm import InstanceState, Session
+
+    from sqlalchemy_envelope.crypto.aead import Field, ValueCipher
+    from sqlalchemy_envelope.keys.keyring import OwnerId
+    from sqlalchemy_envelope.orm.binding import EncryptedAttribute
+    from sqlalchemy_envelope.orm.owners import OwnerClass
+    from sqlalchemy_envelope.orm.sealed import Sealed
+
+_live: WeakSet[UnlockedSession] = WeakSet()
+
+
+class UnlockedSession:
+    """Keys of one owner, open from `with` to its end. Made by `Envelope.enroll` and `Envelope.unlock`.
+
+    Entering it puts it into the context and binds it to the `Session`. It is left once; after that it is of no use.
+    """
+
+    def __init__(self, session: Session, owner_class: OwnerClass, primary_key: tuple[Any, ...], keyring: Keyring) -> None:
+        self._home = session
+        self._owner_class = owner_class
+        self._primary_key = primary_key
+        self._keyring = keyring
+        self._parent: UnlockedSession | None = None
+        self._children: WeakSet[UnlockedSession] = WeakSet()
+        self._sessions: WeakSet[Session] = WeakSet()
+        self._token: Token[Any] | None = None
+        self._displaced: UnlockedSession | None = None
+        self.is_open = False
+        self.left: type[LockedError] | None = None
+        self.readers: dict[object, dict[bytes, Any]] = {}
+        """For the result processors: by column and value header, what opens it. Emptied when anything is locked."""
+        self.owners: dict[OwnerClass, set[Any]] = {}
+        """For the load listener: the primary keys of unlocked owners, as rows hold them."""
+        _live.add(self)
+
+    def __enter__(self) -> Self:
+        """Unlock: from here on values of the owner are encrypted and decrypted.
+
+        Raises:
+            SessionLeftError, SessionForkedError: it was left already, or belongs to the parent process.
+        """
+        self._require_usable()
+        if self.is_open:
+            raise ConfigurationError("This unlocked session is entered already; unlock again for a second one.")
+        open_here = context.unlocked_sessions(self._home)
+        self._parent = open_here[0] if open_here else None
+        if self._parent is not None:
+            self._parent._children.add(self)
+            self.owners = {of: set(keys) for of, keys in self._parent.owners.items()}
+        key = self._primary_key
+        self.owners.setdefault(self._owner_class, set()).add(key[0] if len(key) == 1 else key)
+        self._displaced = self._home.info.get(context.BOUND)
+        self._home.info[context.BOUND] = self
+        self._token = context.CURRENT.set(self)
+        self._sessions.add(self._home)
+        self.is_open = True
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: object) -> None:
+        """Lock. Raises `UnflushedError` if values would be lost, unless an exception is on its way already."""
+        try:
+            self._lock(raise_unflushed=kind is None)
+        finally:
+            self._leave_context()
+
+    def lock(self) -> None:
+        """Lock now: wipe the keys and expire what was decrypted. Leaving the block later does nothing more.
+
+        Raises:
+            UnflushedError: values waited to be encrypted. They stay in their objects; the keys are gone all the same.
+        """
+        self._require_usable()
+        self._lock(raise_unflushed=True)
+
+    @contextmanager
+    def using(self, owner: object) -> Iterator[None]:
+        """Inside, statements that do not name the owner of their rows write for this one.
+
+        Raises:
+            LockedError: the owner is not unlocked here.
+        """
+        self._require_usable()
+        owner_class = require_owner_class(owner)
+        identity = attributes.instance_state(owner).key
+        owner_id = owner_class.owner_id(identity[1]) if identity is not None else None
+        if owner_id is None or owner_id not in self:
+            raise context.locked(f"{owner_class.name}, for `using`,", self._home)
+        token = context.USING.set(owner_id)
+        try:
+            yield
+        finally:
+            context.USING.reset(token)
+
+    def decrypt(self, sealed: Sealed, *, primary_key: object = None) -> Any:
+        """The value behind a `Sealed` handle.
+
+        Args:
+            sealed: what a select of columns gave.
+            primary_key: of its row (a tuple if composite), for a row-bound column.
+
+        Raises:
+            LockedError: its key is not unlocked here.
+            DecryptionError: it does not belong to that column or row.
+        """
+        self._require_usable()
+        if sealed.type is None:
+            raise ConfigurationError("This Sealed has lost its column; load the row again.")
+        check_value(sealed.blob)
+        field = sealed.type.field
+        cipher = self.reader(bytes(sealed.blob[:HEADER_SIZE]), field)
+        if cipher is None:
+            raise context.locked(f"A value of {field.label!r}", self._home)
+        parts = primary_key if isinstance(primary_key, tuple) else (primary_key,)
+        reference = encode_reference(parts) if field.row_bound else b""
+        return decode(sealed.type, cipher.decrypt(bytes(sealed.blob), reference))
+
+    def reader(self, header: bytes, field: Field) -> ValueCipher | None:
+        """The cipher for a stored value, from this session or one around it."""
+        found = self._keyring.reader(header, field) if self.is_open else None
+        return found or (self._parent.reader(header, field) if self._parent is not None else None)
+
+    def writer(self, owner: OwnerId, field: Field) -> ValueCipher | None:
+        """The cipher for new values of an owner, from this session or one around it."""
+        found = self._keyring.writer(owner, field) if self.is_open else None
+        return found or (self._parent.writer(owner, field) if self._parent is not None else None)
+
+    def owner_of(self, header: bytes) -> OwnerId | None:
+        """Whose key a stored value names, if it is open here."""
+        found = self._keyring.owner_of(header) if self.is_open else None
+        return found or (self._parent.owner_of(header) if self._parent is not None else None)
+
+    def __contains__(self, owner: OwnerId) -> bool:
+        here = self.is_open and owner in self._keyring
+        return here or (self._parent is not None and owner in self._parent)
+
+    def saw(self, session: Session | None) -> None:
+        """Note a session that may hold decrypted values."""
+        if session is not None and self.is_open:
+            self._sessions.add(session)
+
+    def drop(self, owner: OwnerId) -> None:
+        """Forget an owner whose enrolment was rolled back: what is written under its keys could never be read."""
+        self._keyring.drop(owner)
+        self._clear_readers()
+
+    def __repr__(self) -> str:
+        return f"<UnlockedSession of {self._owner_class.name}, {'open' if self.is_open else 'locked'}>"
+
+    def _refuse(self, *_: Any) -> Any:
+        raise TypeError("unlocked sessions are not copied or pickled")
+
+    __copy__ = __deepcopy__ = __reduce__ = __reduce_ex__ = __getstate__ = _refuse
+
+    def _require_usable(self) -> None:
+        if self.left is SessionForkedError:
+            raise SessionForkedError("This unlocked session belongs to the parent process; unlock again in the child.")
+        if self.left is not None:
+            raise SessionLeftError("This unlocked session was left; unlock again.")
+
+    def _lock(self, *, raise_unflushed: bool) -> None:
+        if self.left is not None:
+            return
+        sessions = list(self._sessions)
+        waiting = [name for session in sessions for name in loading.unflushed(session, self._is_lost)]
+        self._close(SessionLeftError)
+        for session in sessions:
+            loading.forget_plaintext(session, self._stays_open)
+        if waiting and raise_unflushed:
+            raise UnflushedError(
+                f"The unlocked session was left before {', '.join(sorted(set(waiting)))} was flushed; the values are still "
+                "in their objects. Call session.commit() or session.flush() inside the `with`."
+            )
+
+    def _close(self, why: type[LockedError]) -> None:
+        self.is_open = False
+        self.left = why
+        self._keyring.wipe()
+        self._clear_readers()
+        self.owners = {}
+
+    def _clear_readers(self) -> None:
+        self.readers = {}
+        for child in list(self._children):
+            child._clear_readers()
+
+    def _leave_context(self) -> None:
+        info = self._home.info
+        if info.get(context.BOUND) is self:
+            if self._displaced is not None and self._displaced.is_open:
+                info[context.BOUND] = self._displaced
+            else:
+                del info[context.BOUND]
+        token, self._token = self._token, None
+        if token is not None:
+            try:
+                context.CURRENT.reset(token)
+            except ValueError:
+                pass  # left in another context than it was entered in; there it is closed all the same
+        self._displaced = None
+
+    def _is_lost(self, state: InstanceState[Any], attribute: EncryptedAttribute) -> bool:
+        """Whether nobody else could write this value: an outer session that holds its owner's key still can."""
+        if self._parent is None:
+            return True
+        values = [state.dict.get(key) for key in attribute.owner_keys]
+        owner = attribute.encrypted.path.owner_id(values) if values else None
+        return owner is None or owner not in self._parent
+
+    def _stays_open(self, owner: OwnerId | None) -> bool:
+        return self._parent is not None and owner is not None and owner in self._parent
+
+
+def _close_in_child() -> None:
+    for unlocked in list(_live):
+        if unlocked.left is None:
+            unlocked._close(SessionForkedError)
+
+
+os.register_at_fork(after_in_child=_close_in_child)

@@ -1,0 +1,224 @@
+"""Flushes: what mapper events note about the rows that are about to be written.
+
+They never touch a value (the statement hook encrypts), so that a failed flush has nothing to restore. They make
+client-side defaults now, see to it that a row moved to another owner is encrypted anew, and remember which row belongs
+to which object, for statements that do not name the owner.
+"""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary, ref
+
+from sqlalchemy.orm import attributes
+from sqlalchemy.orm.base import PASSIVE_NO_INITIALIZE
+
+from sqlalchemy_envelope.exceptions import NotEnrolledError
+from sqlalchemy_envelope.orm.binding import plan_of_mapper, plan_of_table
+from sqlalchemy_envelope.orm.loading import SEALED
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from sqlalchemy import Connection, Table
+    from sqlalchemy.orm import InstanceState, Mapper, Session
+
+    from sqlalchemy_envelope.keys.keyring import Keyring, OwnerId
+    from sqlalchemy_envelope.orm.binding import EncryptedColumn, OwnerPath
+    from sqlalchemy_envelope.orm.owners import OwnerClass
+
+_ENROLLING = "sqlalchemy_envelope.enrolling"
+ENROLLING_OWNER = b"enrolling"
+"""The keyring's name for an owner whose primary key is not known yet."""
+
+
+@dataclass(frozen=True, eq=False)
+class Enrolling:
+    """An owner whose first flush is under way: its keys are there, its primary key may not be."""
+
+    state: InstanceState[Any]
+    owner_class: OwnerClass
+    keyring: Keyring
+
+
+@contextmanager
+def enrolling(session: Session, one: Enrolling) -> Iterator[None]:
+    """Inside, a flush of the owner's own encrypted columns finds its new keys."""
+    session.info[_ENROLLING] = one
+    try:
+        yield
+    finally:
+        del session.info[_ENROLLING]
+
+
+def enrolling_in(session: Session | None) -> Enrolling | None:
+    """The owner that is being enrolled in this session."""
+    return session.info.get(_ENROLLING) if session is not None else None
+
+
+class FlushNotes:
+    """Which objects a connection's flush writes, by table and primary key."""
+
+    def __init__(self) -> None:
+        self._updated: dict[tuple[Table, tuple[Any, ...]], InstanceState[Any]] = {}
+        self._inserted: dict[Table, list[InstanceState[Any]]] = {}
+
+    def inserting(self, table: Table, state: InstanceState[Any]) -> None:
+        """Note a new row; its primary key may come with the statement before this one."""
+        self._inserted.setdefault(table, []).append(state)
+
+    def updating(self, table: Table, state: InstanceState[Any]) -> None:
+        """Note a changed row."""
+        if state.key is not None:
+            self._updated[table, tuple(state.key[1])] = state
+
+    def find(self, table: Table, primary_key: tuple[Any, ...]) -> InstanceState[Any] | None:
+        """The object whose row this is."""
+        found = self._updated.get((table, primary_key))
+        if found is not None:
+            return found
+        for state in self._inserted.pop(table, ()):
+            self._updated[table, _current_key(state)] = state
+        return self._updated.get((table, primary_key))
+
+
+def _current_key(state: InstanceState[Any]) -> tuple[Any, ...]:
+    mapper = state.mapper
+    return tuple(state.dict.get(mapper.get_property_by_column(column).key) for column in mapper.primary_key)
+
+
+_notes: WeakKeyDictionary[Connection, FlushNotes] = WeakKeyDictionary()
+_sessions: WeakKeyDictionary[Connection, ref[Session]] = WeakKeyDictionary()
+
+
+def after_begin(session: Session, transaction: object, connection: Connection) -> None:
+    """A session uses a connection from here on; later ones of the same connection take over."""
+    _sessions[connection] = ref(session)
+
+
+def session_of(connection: Connection) -> Session | None:
+    """The session whose statements run on this connection."""
+    found = _sessions.get(connection)
+    return found() if found is not None else None
+
+
+def notes_of(connection: Connection) -> FlushNotes | None:
+    """What the flush on this connection has noted."""
+    return _notes.get(connection)
+
+
+def clear_notes(session: Session, *_: object) -> None:
+    """The flush is over, or was rolled back."""
+    if _notes:
+        for connection in list(_notes):
+            if session_of(connection) in (session, None):
+                _notes.pop(connection, None)
+
+
+def client_default(column: Any) -> Any:
+    """The value of a Python-side default; evaluated before the statement hook, where nothing would encrypt it later."""
+    default = column.default
+    return default.arg(None) if default.is_callable else default.arg
+
+
+def insert_listener(mapper: Mapper[Any]) -> Callable[..., None]:
+    """The `before_insert` listener of one mapper."""
+    plan = plan_of_mapper(mapper)
+    row_bound = any(attribute.encrypted.row_bound for attribute in plan)
+    is_owner = any(attribute.encrypted.path.is_self for attribute in plan)
+    elsewhere = {a.encrypted.column.table for a in plan if not _names_owner(a.encrypted)}
+
+    def before_insert(_: Mapper[Any], connection: Connection, state: InstanceState[Any]) -> None:
+        instance: Any = state.obj()
+        for attribute in plan:
+            column = attribute.encrypted.column
+            if attribute.key not in state.dict and column.default is not None:
+                attributes.set_attribute(instance, attribute.key, client_default(column))
+        if row_bound:
+            _make_primary_key(mapper, state, instance)
+        if is_owner:
+            require_enrolling(state)
+        for table in elsewhere:
+            _notes.setdefault(connection, FlushNotes()).inserting(table, state)  # type: ignore[arg-type]
+
+    return before_insert
+
+
+def _names_owner(encrypted: EncryptedColumn) -> bool:
+    plan = plan_of_table(encrypted.column.table)
+    return plan is not None and plan.has(encrypted.path)
+
+
+def _make_primary_key(mapper: Mapper[Any], state: InstanceState[Any], instance: Any) -> None:
+    for column in mapper.primary_key:
+        prop = mapper.get_property_by_column(column)
+        # Under joined inheritance the default stands on another of the columns that the property maps.
+        default = next((one for one in prop.columns if getattr(one, "default", None) is not None), None)
+        if state.dict.get(prop.key) is None and default is not None:
+            attributes.set_attribute(instance, prop.key, client_default(default))
+
+
+def require_enrolling(state: InstanceState[Any]) -> None:
+    """A new owner with encrypted values of its own must be the one that is being enrolled.
+
+    Raises:
+        NotEnrolledError: it has no keys.
+    """
+    current = enrolling_in(state.session)
+    if current is not None and current.state is state:
+        return
+    if any(a.encrypted.path.is_self and state.dict.get(a.key) is not None for a in plan_of_mapper(state.mapper)):
+        raise NotEnrolledError(
+            f"A new {state.class_.__name__} has encrypted values and no keys. Call envelope.enroll(session, owner, "
+            "secret=...) in place of session.add(owner), for each new owner before the next is added."
+        )
+
+
+def update_listener(mapper: Mapper[Any]) -> Callable[..., None]:
+    """The `before_update` listener of one mapper."""
+    plan = plan_of_mapper(mapper)
+    key_names = [mapper.get_property_by_column(column).key for column in mapper.primary_key]
+
+    def before_update(_: Mapper[Any], connection: Connection, state: InstanceState[Any]) -> None:
+        instance: Any = state.obj()
+        changed = state.committed_state
+        new_key = any(name in changed for name in key_names)
+        for attribute in plan:
+            moved = not attribute.encrypted.path.is_self and any(_moved(instance, state, key) for key in attribute.owner_keys)
+            if moved or (attribute.encrypted.row_bound and new_key):
+                if getattr(instance, attribute.key) is not None:  # raises LockedError if it cannot be opened
+                    attributes.flag_modified(instance, attribute.key)
+            if attribute.key in changed:
+                for key in attribute.owner_keys:
+                    getattr(instance, key)  # expired or deferred: load it now; the statement hook must not emit SQL
+            _notes.setdefault(connection, FlushNotes()).updating(attribute.encrypted.column.table, state)  # type: ignore[arg-type]
+
+    return before_update
+
+
+def _moved(instance: Any, state: InstanceState[Any], key: str) -> bool:
+    if key not in state.committed_state:
+        return False
+    return bool(attributes.get_history(instance, key, PASSIVE_NO_INITIALIZE).added)
+
+
+def owner_of_state(state: InstanceState[Any], path: OwnerPath, column_key: str) -> OwnerId | None:
+    """The owner that an object names now."""
+    for attribute in plan_of_mapper(state.mapper):
+        if attribute.encrypted.path.columns == path.columns and attribute.encrypted.key == column_key:
+            values = [state.dict.get(key) for key in attribute.owner_keys]
+            return path.owner_id(values) if values else None
+    return None
+
+
+def holds_nothing(state: InstanceState[Any], column_key: str) -> bool:
+    """Whether the object's value of an encrypted column is NULL, so that there is nothing to re-encrypt."""
+    for attribute in plan_of_mapper(state.mapper):
+        if attribute.encrypted.key == column_key:
+            sealed = state.info.get(SEALED, ()) if "info" in state.__dict__ else ()
+            return state.dict.get(attribute.key) is None and attribute.key not in sealed
+    return False
+
+

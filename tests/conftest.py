@@ -1,0 +1,175 @@
+"""The databases and the log capture that tests ask for by name.
+
+SQLite is a file in the test's own folder. PostgreSQL is one server per test process, started when the first
+test wants it, its database emptied after each; `pytest --postgresql-host=localhost` uses a server that runs
+already. Tests that need PostgreSQL carry the marker `backend`: `pytest -m "not backend"` leaves them out.
+"""
+
+import io
+import logging
+import subprocess
+import uuid
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import psycopg
+import pytest
+from hypothesis import settings
+from psycopg import sql
+from pytest_postgresql.config import get_config
+from pytest_postgresql.janitor import DatabaseJanitor
+from sqlalchemy import URL, Engine, create_engine, make_url
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+
+BOTH_DATABASES = ["sqlite", pytest.param("postgres", marks=pytest.mark.backend)]
+BOTH_ASYNC_DRIVERS = ["aiosqlite", pytest.param("asyncpg", marks=pytest.mark.backend)]
+
+# A shared machine is slow now and then; that is no finding about the code.
+settings.register_profile("unhurried", deadline=None)
+settings.load_profile("unhurried")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests that ask for PostgreSQL itself; a parametrised fixture marks its own parameter."""
+    for item in items:
+        if "postgres_database" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.backend)
+
+
+@pytest.fixture
+def sqlite_url(tmp_path: Path) -> URL:
+    """The address of an SQLite file that does not exist yet."""
+    return make_url(f"sqlite:///{tmp_path / 'test.db'}")
+
+
+@pytest.fixture
+def sqlite_engine(sqlite_url: URL) -> Iterator[Engine]:
+    """A fresh SQLite file whose foreign keys are enforced."""
+    from sqlalchemy_envelope import enforce_foreign_keys
+
+    engine = create_engine(sqlite_url)
+    enforce_foreign_keys(engine)
+    yield engine
+    engine.dispose()
+
+
+@pytest.fixture(scope="session")
+def postgres_database(request: pytest.FixtureRequest) -> Iterator[URL]:
+    """A database of this test process, on the server that the command line names or on one started here."""
+    with ExitStack() as stack:
+        if request.config.getoption("postgresql_host"):
+            named = get_config(request)
+            user, password, host, port = named.user, named.password, named.host, str(named.port or 5432)
+        else:
+            from tests.throwaway_postgres import throwaway_postgres
+
+            user, password, port = "postgres", None, "5432"
+            host = str(stack.enter_context(throwaway_postgres()))
+        name = f"envelope_{uuid.uuid4().hex}"
+        stack.enter_context(DatabaseJanitor(user=user, password=password, host=host, port=port, dbname=name))
+        # As a query, because a host may be the folder of a socket.
+        yield URL.create("postgresql", user, password, database=name, query={"host": host, "port": port})
+
+
+@pytest.fixture
+def postgres_url(postgres_database: URL) -> Iterator[URL]:
+    """The address of an empty PostgreSQL database."""
+    yield postgres_database
+    # Emptying takes a few milliseconds where making a database anew takes two hundred.
+    address = postgres_database.render_as_string(hide_password=False)
+    with psycopg.connect(address, autocommit=True) as connection:
+        connection.execute(
+            "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity"
+            " WHERE datname = current_database() AND pid <> pg_backend_pid()"
+        )
+        schemas = connection.execute(
+            "SELECT nspname FROM pg_namespace WHERE nspname !~ '^pg_' AND nspname <> 'information_schema'"
+        ).fetchall()
+        for (schema,) in schemas:
+            connection.execute(sql.SQL("DROP SCHEMA {} CASCADE").format(sql.Identifier(schema)))
+        connection.execute("CREATE SCHEMA public")
+
+
+@pytest.fixture
+def postgres_engine(postgres_url: URL) -> Iterator[Engine]:
+    """An empty PostgreSQL database, through psycopg."""
+    engine = create_engine(postgres_url.set(drivername="postgresql+psycopg"))
+    yield engine
+    engine.dispose()
+
+
+@pytest.fixture
+def postgres_dump(postgres_url: URL) -> Callable[[], str]:
+    """A function that gives the whole PostgreSQL database as pg_dump prints it, bytes in hexadecimal."""
+    from tests.throwaway_postgres import BINARIES
+
+    def dump() -> str:
+        address = postgres_url.render_as_string(hide_password=False)
+        return subprocess.run(
+            [BINARIES / "pg_dump", address], check=True, capture_output=True, text=True
+        ).stdout
+
+    return dump
+
+
+@pytest.fixture(params=BOTH_DATABASES)
+def engine(request: pytest.FixtureRequest) -> Engine:
+    """The same test on SQLite and on PostgreSQL."""
+    chosen: Engine = request.getfixturevalue(f"{request.param}_engine")
+    return chosen
+
+
+@pytest.fixture(params=BOTH_ASYNC_DRIVERS)
+def async_url(request: pytest.FixtureRequest) -> URL:
+    """The address of a fresh database on SQLite and on PostgreSQL, for their asyncio drivers."""
+    if request.param == "aiosqlite":
+        sqlite: URL = request.getfixturevalue("sqlite_url")
+        return sqlite.set(drivername="sqlite+aiosqlite")
+    postgres: URL = request.getfixturevalue("postgres_url")
+    return postgres.set(drivername="postgresql+asyncpg")
+
+
+@pytest.fixture
+async def async_engine(async_url: URL) -> AsyncIterator[AsyncEngine]:
+    """The same test on SQLite and on PostgreSQL, through their asyncio drivers."""
+    from sqlalchemy_envelope import enforce_foreign_keys
+
+    engine = create_async_engine(async_url)
+    if engine.dialect.name == "sqlite":
+        enforce_foreign_keys(engine.sync_engine)
+    yield engine
+    await engine.dispose()
+
+
+class LogCapture:
+    """Everything that was logged since the fixture was set up, at every level, by every logger."""
+
+    def __init__(self) -> None:
+        self._stream = io.StringIO()
+        self.handler = logging.StreamHandler(self._stream)
+        # The arguments too: a handler that ships structured records sends them as they are.
+        self.handler.setFormatter(logging.Formatter("%(levelname)s %(name)s %(message)s %(args)r"))
+
+    @property
+    def text(self) -> str:
+        return self._stream.getvalue()
+
+
+@pytest.fixture
+def capture_logs() -> Iterator[LogCapture]:
+    """All log output as one text, SQLAlchemy's echo of statements, parameters and result rows included."""
+    capture = LogCapture()
+    root = logging.getLogger()
+    known = [item for item in root.manager.loggerDict.values() if isinstance(item, logging.Logger)]
+    before = [(logger, logger.level, logger.disabled, logger.propagate) for logger in (root, *known)]
+    for logger in (root, *known):
+        # A level set on a logger hides what its parents would show: SQLAlchemy sets one when it is imported.
+        logger.setLevel(logging.DEBUG)
+        logger.disabled, logger.propagate = False, True
+    root.addHandler(capture.handler)
+    yield capture
+    root.removeHandler(capture.handler)
+    for logger, level, disabled, propagate in before:
+        logger.setLevel(level)
+        logger.disabled, logger.propagate = disabled, propagate

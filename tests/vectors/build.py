@@ -1,0 +1,1686 @@
+"""Write the test vectors from docs/reference/wire-format.md alone.
+
+Nothing of the library is imported here: this file is a second reading of the specification, in the plainest
+code that says it, so that one mistake in the library and in its tests alike needs two accidents and not one.
+Every case is opened again by the readers below before it is written, and must come out as it says.
+
+    python tests/vectors/build.py            write the files
+    python tests/vectors/build.py --check    write nothing; exit 1 if a file is not what would be written
+"""
+
+from __future__ import annotations
+
+import base64
+import datetime as dt
+import hashlib
+import hmac
+import json
+import re
+import struct
+import sys
+import unicodedata
+import uuid
+from collections.abc import Callable, Iterable, Sequence
+from decimal import Decimal
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from argon2.low_level import Type, hash_secret_raw
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives import hashes, hpke
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF, HKDFExpand
+
+HERE = Path(__file__).parent
+Case = dict[str, Any]
+
+
+class RefusedError(Exception):
+    """What a reader answers instead of a result; its text is the word that stands in `expect` or `reason`."""
+
+
+# ---------------------------------------------------------------- section 1: context
+
+
+def ctx(label: str, *fields: bytes) -> bytes:
+    name = label.encode("ascii")
+    if b"\x00" in name or len(fields) > 255:
+        raise RefusedError("refused")
+    encoded = b"".join(struct.pack(">I", len(field)) + field for field in fields)
+    return b"sqlalchemy-envelope/v1/" + name + b"\x00" + bytes([len(fields)]) + encoded
+
+
+def reference(parts: Iterable[object]) -> bytes:
+    return b"".join(reference_part(part) for part in parts)
+
+
+def reference_part(part: object) -> bytes:
+    match part:
+        case bool() | dt.datetime():
+            raise RefusedError("refused")
+        case int():
+            tag, body = b"i", str(part).encode("ascii")
+        case str():
+            tag, body = b"s", utf8(part)
+        case uuid.UUID():
+            tag, body = b"u", part.bytes
+        case bytes():
+            tag, body = b"b", part
+        case dt.date():
+            tag, body = b"d", part.isoformat().encode("ascii")
+        case _:
+            raise RefusedError("refused")
+    return tag + struct.pack(">I", len(body)) + body
+
+
+def utf8(text: str) -> bytes:
+    try:
+        return text.encode("utf-8")
+    except UnicodeEncodeError:
+        raise RefusedError("refused") from None
+
+
+def owner_reference(label: str, parts: Iterable[object]) -> bytes:
+    return ctx("owner", utf8(label), reference(parts))
+
+
+# ---------------------------------------------------------------- section 2: keys
+
+
+def expand(key: bytes, info: bytes, size: int) -> bytes:
+    return HKDFExpand(hashes.SHA512(), size, info).derive(key)
+
+
+def subkey(key: bytes, purpose: str, *fields: bytes, size: int = 32) -> bytes:
+    return expand(key, ctx(purpose, *fields), size)
+
+
+def commitment(key: bytes) -> bytes:
+    return subkey(key, "key-commitment")
+
+
+def key_id(key: bytes) -> bytes:
+    name = bytearray(commitment(key)[:16])
+    name[6] = 0x80 | name[6] & 0x0F
+    name[8] = 0x80 | name[8] & 0x3F
+    return bytes(name)
+
+
+def x25519_public(key: bytes) -> bytes:
+    return X25519PrivateKey.from_private_bytes(subkey(key, "x25519")).public_key().public_bytes_raw()
+
+
+def wrapping(key: bytes) -> bytes:
+    return subkey(key, "wrap")
+
+
+def value_key(data_key: bytes, label: str) -> bytes:
+    return subkey(data_key, "column", utf8(label))
+
+
+# ---------------------------------------------------------------- section 3: secret
+
+
+def prepare(secret: str | bytes, making: bool) -> bytes:
+    if isinstance(secret, bytes):
+        prepared = secret
+    else:
+        if len(secret) > 4096:
+            raise RefusedError("too many code points")
+        spaced = "".join(" " if unicodedata.category(c) == "Zs" else c for c in secret)
+        normal = unicodedata.normalize("NFC", spaced)
+        categories = {unicodedata.category(c) for c in normal}
+        for category, reason in (("Cc", "control"), ("Cs", "surrogate")):
+            if category in categories:
+                raise RefusedError(reason)
+        if making and "Cn" in categories:
+            raise RefusedError("unassigned")
+        prepared = normal.encode("utf-8")
+    if not prepared:
+        raise RefusedError("empty")
+    if len(prepared) > 1024:
+        raise RefusedError("too many bytes")
+    return prepared
+
+
+PHC = re.compile(
+    r"\$argon2id\$v=19\$m=([1-9][0-9]*),t=([1-9][0-9]*),p=([1-9][0-9]*)\$([A-Za-z0-9+/]{22})", re.ASCII
+)
+
+
+def parse_phc(text: str) -> dict[str, Any]:
+    found = PHC.fullmatch(text)
+    if found is None:
+        raise RefusedError("refused")
+    if max(map(len, found.groups()[:3])) > 10:
+        raise RefusedError("refused")
+    m, t, p = (int(number) for number in found.groups()[:3])
+    salt = base64.b64decode(found[4] + "==")
+    within = (
+        base64.b64encode(salt).decode().rstrip("=") == found[4]
+        and 19_456 <= m <= 1_048_576
+        and (2 <= t <= 16 or (t == 1 and m >= 47_104))
+        and 1 <= p <= 16
+        and m >= 8 * p
+        and m * t <= 8_388_608
+    )
+    if not within:
+        raise RefusedError("refused")
+    return {"m": m, "t": t, "p": p, "salt": salt}
+
+
+def argon2id(secret: bytes, phc: str) -> bytes:
+    cost = parse_phc(phc)
+    return hash_secret_raw(secret, cost["salt"], cost["t"], cost["m"], cost["p"], 32, Type.ID, 19)
+
+
+def kek(argon2_output: bytes) -> bytes:
+    return HKDF(hashes.SHA512(), 32, b"\x00" * 64, ctx("kek")).derive(argon2_output)
+
+
+# ---------------------------------------------------------------- section 4: 0x11
+
+WRAP_FIELDS = (
+    "kind",
+    "key_id",
+    "owner_reference",
+    "purpose",
+    "scope",
+    "epoch",
+    "kdf",
+    "recipient",
+    "granter",
+)
+COBBLESTONE = b"c2sp.org/chunked-encryption@v1+AEAD_AES_256_GCM\x00"
+
+
+def wrap_context(of: Case) -> bytes:
+    """The nine fields as they stand in a case: names as text, ids and references as hex, epoch a number."""
+    return ctx(
+        "wrap",
+        of["kind"].encode("ascii"),
+        bytes.fromhex(of["key_id"]),
+        bytes.fromhex(of["owner_reference"]),
+        of["purpose"].encode("ascii"),
+        utf8(of["scope"]),
+        struct.pack(">I", of["epoch"]),
+        of["kdf"].encode("ascii"),
+        bytes.fromhex(of["recipient"]),
+        bytes.fromhex(of["granter"]),
+    )
+
+
+def wrap(wrapping_key: bytes, key: bytes, salt: bytes, context: bytes) -> bytes:
+    okm = expand(wrapping_key, COBBLESTONE + salt + context, 76)
+    return b"\x11" + salt + okm[44:76] + AESGCM(okm[:32]).encrypt(okm[32:44], key, None)
+
+
+def unwrap(wrapping_key: bytes, blob: bytes, context: bytes) -> bytes:
+    check_form(blob, 0x11, 105)
+    okm = expand(wrapping_key, COBBLESTONE + blob[1:25] + context, 76)
+    if not hmac.compare_digest(okm[44:76], blob[25:57]):
+        raise RefusedError("unlock")
+    try:
+        return AESGCM(okm[:32]).decrypt(okm[32:44], blob[57:], None)
+    except InvalidTag:
+        raise RefusedError("tampered") from None
+
+
+def check_form(blob: bytes, first: int, size: int) -> None:
+    if not blob or blob[0] != first:
+        raise RefusedError("format")
+    if len(blob) != size:
+        raise RefusedError("truncated" if len(blob) < size else "format")
+
+
+def check_key(key: bytes, stored_id: bytes, stored_commitment: bytes) -> None:
+    if not hmac.compare_digest(commitment(key), stored_commitment) or not hmac.compare_digest(
+        key_id(key), stored_id
+    ):
+        raise RefusedError("tampered")
+
+
+# ---------------------------------------------------------------- section 5: 0x12, HPKE by hand
+
+KEM_SUITE = b"KEM" + struct.pack(">H", 0x0020)
+HPKE_SUITE = b"HPKE" + struct.pack(">HHH", 0x0020, 0x0001, 0x0002)
+
+
+def labeled_extract(suite: bytes, salt: bytes, label: bytes, ikm: bytes) -> bytes:
+    return hmac.digest(salt or b"\x00" * 32, b"HPKE-v1" + suite + label + ikm, "sha256")
+
+
+def labeled_expand(suite: bytes, prk: bytes, label: bytes, info: bytes, size: int) -> bytes:
+    labeled = struct.pack(">H", size) + b"HPKE-v1" + suite + label + info
+    return HKDFExpand(hashes.SHA256(), size, labeled).derive(prk)
+
+
+def hpke_key_and_nonce(shared: bytes, enc: bytes, public: bytes, info: bytes) -> tuple[bytes, bytes]:
+    eae_prk = labeled_extract(KEM_SUITE, b"", b"eae_prk", shared)
+    kem_secret = labeled_expand(KEM_SUITE, eae_prk, b"shared_secret", enc + public, 32)
+    schedule = b"\x00" + b"".join(
+        labeled_extract(HPKE_SUITE, b"", label, ikm)
+        for label, ikm in ((b"psk_id_hash", b""), (b"info_hash", info))
+    )
+    secret = labeled_extract(HPKE_SUITE, kem_secret, b"secret", b"")
+    return (
+        labeled_expand(HPKE_SUITE, secret, b"key", schedule, 32),
+        labeled_expand(HPKE_SUITE, secret, b"base_nonce", schedule, 12),
+    )
+
+
+def seal(public: bytes, key: bytes, ephemeral: bytes, context: bytes) -> bytes:
+    """HPKE seals with a fresh pair; here its private key is an input, so that the bytes can be fixed."""
+    pair = X25519PrivateKey.from_private_bytes(ephemeral)
+    enc = pair.public_key().public_bytes_raw()
+    shared = pair.exchange(X25519PublicKey.from_public_bytes(public))
+    aes_key, nonce = hpke_key_and_nonce(shared, enc, public, context)
+    return b"\x12" + enc + AESGCM(aes_key).encrypt(nonce, key, None)
+
+
+def open_sealed(private: bytes, blob: bytes, context: bytes) -> bytes:
+    check_form(blob, 0x12, 81)
+    pair = X25519PrivateKey.from_private_bytes(private)
+    try:
+        shared = pair.exchange(X25519PublicKey.from_public_bytes(blob[1:33]))
+        aes_key, nonce = hpke_key_and_nonce(shared, blob[1:33], pair.public_key().public_bytes_raw(), context)
+        return AESGCM(aes_key).decrypt(nonce, blob[33:], None)
+    except (InvalidTag, ValueError):  # ValueError: the shared secret was all zero
+        raise RefusedError("unlock") from None
+
+
+# ---------------------------------------------------------------- section 6: 0x01
+
+
+def encrypt(case: Case, plaintext: bytes) -> bytes:
+    data_key, nonce = bytes.fromhex(case["data_key"]), bytes.fromhex(case["nonce"])
+    header = b"\x01" + key_id(data_key)
+    sealed = AESGCM(value_key(data_key, case["label"])).encrypt(nonce, plaintext, value_aad(header, case))
+    return header + nonce + sealed
+
+
+def decrypt(case: Case, blob: bytes) -> bytes:
+    if not blob or blob[0] != 0x01:
+        raise RefusedError("format")
+    if len(blob) < 45:
+        raise RefusedError("truncated")
+    cipher = AESGCM(value_key(bytes.fromhex(case["data_key"]), case["label"]))
+    try:
+        return cipher.decrypt(blob[17:29], blob[29:], value_aad(blob[:17], case))
+    except InvalidTag:
+        raise RefusedError("decryption") from None
+
+
+def value_aad(header: bytes, case: Case) -> bytes:
+    fields = utf8(case["label"]), utf8(case["type"]), bytes.fromhex(case["row_reference"])
+    return header + ctx("value", *fields)
+
+
+def encode_int(number: int) -> bytes:
+    size = 1
+    while not -(1 << (8 * size - 1)) <= number < 1 << (8 * size - 1):
+        size += 1
+    return number.to_bytes(size, "big", signed=True)
+
+
+def encode_float(number: float) -> bytes:
+    return bytes.fromhex("7ff8000000000000") if number != number else struct.pack(">d", number)
+
+
+def encode_decimal(number: Decimal) -> bytes:
+    if number.is_snan():
+        raise RefusedError("refused")
+    return str(number).encode("ascii")
+
+
+def encode_time(of: dt.time) -> bytes:
+    return of.isoformat("microseconds").encode("ascii")
+
+
+def encode_datetime(of: dt.datetime) -> bytes:
+    moment = of if of.tzinfo is None else of.astimezone(dt.UTC)
+    return moment.isoformat(timespec="microseconds").encode("ascii")
+
+
+def encode_json(value: object) -> bytes:
+    try:
+        return utf8(json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":")))
+    except ValueError:
+        raise RefusedError("refused") from None
+
+
+def encode_list(items: Sequence[object], one: Callable[[Any], bytes]) -> bytes:
+    encoded = struct.pack(">I", len(items))
+    for item in items:
+        if item is None:
+            encoded += b"\x00"
+        else:
+            nested = isinstance(item, list)
+            body = encode_list(item, one) if isinstance(item, list) else one(item)
+            encoded += (b"\x02" if nested else b"\x01") + struct.pack(">I", len(body)) + body
+    return encoded
+
+
+def timedelta_microseconds(of: dt.timedelta) -> int:
+    return (of.days * 86_400 + of.seconds) * 1_000_000 + of.microseconds
+
+
+# How a value stands in the JSON files (left), and how Python and the format read it (right).
+READ: dict[str, Callable[[Any], Any]] = {
+    "str": str,
+    "bytes": bytes.fromhex,
+    "int": int,
+    "float": lambda bits: struct.unpack(">d", bytes.fromhex(bits))[0],
+    "decimal": Decimal,
+    "bool": bool,
+    "date": dt.date.fromisoformat,
+    "time": dt.time.fromisoformat,
+    "timetz": dt.time.fromisoformat,
+    "datetime": dt.datetime.fromisoformat,
+    "datetimetz": dt.datetime.fromisoformat,
+    "timedelta": lambda parts: dt.timedelta(**parts),
+    "uuid": uuid.UUID,
+    "enum": str,
+    "json": json.loads,
+}
+ENCODE: dict[str, Callable[[Any], bytes]] = {
+    "str": utf8,
+    "bytes": bytes,
+    "int": encode_int,
+    "float": encode_float,
+    "decimal": encode_decimal,
+    "bool": lambda value: b"\x01" if value else b"\x00",
+    "date": lambda value: value.isoformat().encode("ascii"),
+    "time": encode_time,
+    "timetz": encode_time,
+    "datetime": encode_datetime,
+    "datetimetz": encode_datetime,
+    "timedelta": lambda value: encode_int(timedelta_microseconds(value)),
+    "uuid": lambda value: value.bytes,
+    "enum": utf8,
+    "json": encode_json,
+}
+
+
+def encode(tag: str, value: Any) -> bytes:
+    """The plaintext bytes of a value as it stands in a JSON file."""
+    if not tag.startswith("list:"):
+        return ENCODE[tag](READ[tag](value))
+    inner = tag.removeprefix("list:")
+    return encode_list(value, lambda item: ENCODE[inner](READ[inner](item)))
+
+
+# ---------------------------------------------------------------- helpers for the cases
+
+A, B, C, D = (bytes(range(start, start + 32)) for start in (0x00, 0x20, 0x40, 0x60))
+ONES = b"\xff" * 32
+
+
+def fixed(name: str, size: int) -> bytes:
+    """Bytes that look random and are the same in every run: what is a random input in the library."""
+    return hashlib.shake_256(b"sqlalchemy-envelope test vectors: " + name.encode()).digest(size)
+
+
+def flip(blob: bytes, at: int, bit: int = 0x01) -> bytes:
+    return blob[:at] + bytes([blob[at] ^ bit]) + blob[at + 1 :]
+
+
+def outcome(call: Callable[[], object]) -> str:
+    try:
+        call()
+    except RefusedError as refusal:
+        return str(refusal)
+    return "ok"
+
+
+def flips(regions: Sequence[tuple[str, int, int]]) -> Iterable[tuple[str, int]]:
+    """The first and the last byte of each region."""
+    for region, start, stop in regions:
+        yield f"{region}, first byte", start
+        if stop - start > 1:
+            yield f"{region}, last byte", stop - 1
+
+
+# ---------------------------------------------------------------- context.json
+
+
+def part(kind: str, value: str) -> dict[str, str]:
+    return {"type": kind, "value": value}
+
+
+READ_PART: dict[str, Callable[[str], object]] = {
+    "int": int,
+    "str": str,
+    "uuid": uuid.UUID,
+    "bytes": bytes.fromhex,
+    "date": dt.date.fromisoformat,
+    "datetime": dt.datetime.fromisoformat,
+    "bool": lambda value: value == "true",
+    "float": float,
+    "null": lambda value: None,
+}
+
+
+def context_cases() -> list[Case]:
+    cases: list[Case] = []
+
+    def add_ctx(name: str, comment: str, label: str, *fields: bytes) -> None:
+        case = {
+            "name": name,
+            "comment": comment,
+            "op": "ctx",
+            "label": label,
+            "fields": [f.hex() for f in fields],
+        }
+        try:
+            cases.append(case | {"expect": ctx(label, *fields).hex()})
+        except (RefusedError, UnicodeEncodeError):
+            cases.append(case | {"expect": "refused"})
+
+    def add_reference(name: str, comment: str, *parts: dict[str, str], owner: str | None = None) -> None:
+        case: Case = {"name": name, "comment": comment, "op": "reference", "parts": list(parts)}
+        if owner is not None:
+            case |= {"op": "owner_reference", "label": owner}
+        try:
+            values = [READ_PART[p["type"]](p["value"]) for p in parts]
+            made = reference(values) if owner is None else owner_reference(owner, values)
+            cases.append(case | {"expect": made.hex()})
+        except RefusedError:
+            cases.append(case | {"expect": "refused"})
+
+    def add_wrap(name: str, comment: str, **changed: Any) -> None:
+        case = {"name": name, "comment": comment, "op": "wrap_context", **(SECRET_CONTEXT | changed)}
+        cases.append(case | {"expect": wrap_context(case).hex()})
+
+    add_ctx("no field", "the count byte is there when there is nothing to count", "kek")
+    add_ctx("one empty field", "differs from no field", "kek", b"")
+    add_ctx("two empty fields", "differs from one empty field", "kek", b"", b"")
+    add_ctx("split ab|c", "the pair of the next case", "value", b"ab", b"c")
+    add_ctx("split a|bc", "the border between fields counts", "value", b"a", b"bc")
+    add_ctx("abc in one", "the number of fields counts", "value", b"abc")
+    add_ctx("empty first", "the pair of the next case", "value", b"", b"a")
+    add_ctx("empty last", "where the empty field stands counts", "value", b"a", b"")
+    add_ctx("table | a.b", "the pair of the next case", "column", b"table", b"a.b")
+    add_ctx("table.a | b", "a dot inside a name moves nothing across the border", "column", b"table.a", b"b")
+    add_ctx(
+        "table.a.b", "nor does it when the label is one field, as it is in the format", "column", b"table.a.b"
+    )
+    add_ctx("NUL in a field", "NUL ends the label only; a field may hold it", "value", b"a\x00b", b"\x00")
+    add_ctx(
+        "a field like a field", "a field that spells two encoded fields", "value", b"\0\0\0\x01a\0\0\0\x01b"
+    )
+    add_ctx("those two fields", "differs from the field that spells them", "value", b"a", b"b")
+    add_ctx("a field like a context", "a whole context inside one field", "value", ctx("value", b"a"))
+    add_ctx("empty label", "the label may be empty; NUL still ends it", "", b"a")
+    add_ctx("label tail as field", "value + x against valuex", "valuex")
+    add_ctx("label as field", "the other of that pair", "value", b"x")
+    add_ctx("upper case", "labels are compared as bytes", "VALUE", b"x")
+    add_ctx("all byte values", "fields are bytes, not text", "value", bytes(range(256)))
+    add_ctx("length 65536", "lengths are 32 bits wide", "value", b"\x00" * 65536)
+    add_ctx("255 fields", "the most that the count byte can say", "value", *[b""] * 255)
+    add_ctx("256 fields", "refused: the count does not fit into its byte", "value", *[b""] * 256)
+    add_ctx("NUL in the label", "refused: two contexts could be read one for the other", "val\x00ue", b"a")
+    add_ctx("label not ASCII", "refused: labels are ASCII", "vall\u00e9e", b"a")
+
+    add_reference("int 0", "the smallest decimal", part("int", "0"))
+    add_reference("int 1", "an everyday key", part("int", "1"))
+    add_reference("int -1", "the sign is a byte of its own", part("int", "-1"))
+    for bits in (7, 8, 15, 16, 31, 32, 63, 64):
+        add_reference(
+            f"int 2^{bits}", "encoded alike whatever the width of the column", part("int", str(1 << bits))
+        )
+    add_reference("int -2^63", "the smallest BIGINT", part("int", str(-(1 << 63))))
+    add_reference("int 2^63-1", "the largest BIGINT", part("int", str((1 << 63) - 1)))
+    add_reference("int 10^100", "no width limits the number", part("int", str(10**100)))
+    add_reference("int -10^100", "nor below", part("int", str(-(10**100))))
+    add_reference("str 1", "the tag sets it apart from int 1", part("str", "1"))
+    add_reference("str -1", "and from int -1", part("str", "-1"))
+    add_reference("bytes 31", "and from the bytes of the digit", part("bytes", "31"))
+    add_reference("str empty", "an empty string is a part", part("str", ""))
+    add_reference("bytes empty", "empty bytes are another", part("bytes", ""))
+    add_reference("str NFC", "e with acute, composed", part("str", "\u00e9"))
+    add_reference("str NFD", "not normalised: the decomposed one is another key", part("str", "e\u0301"))
+    add_reference("str upper", "nor case-folded", part("str", "\u00c9"))
+    add_reference("str trailing space", "nor trimmed", part("str", "a "))
+    add_reference("str without it", "the other of that pair", part("str", "a"))
+    add_reference("str 4-byte", "a character beyond the BMP is four bytes", part("str", "\U0001f511"))
+    add_reference("str NUL", "NUL is a character like any other", part("str", "a\x00b"))
+    add_reference(
+        "str bidi", "right-to-left text stays in logical order", part("str", "\u05de\u05e4\u05ea\u05d7")
+    )
+    add_reference("str surrogate", "refused: a lone surrogate has no UTF-8", part("str", "\ud800"))
+    some_uuid = "f81d4fae-7dec-11d0-a765-00a0c91e6bf6"
+    add_reference("uuid", "sixteen bytes in network order", part("uuid", some_uuid))
+    add_reference("uuid nil", "all zero", part("uuid", str(uuid.UUID(int=0))))
+    add_reference(
+        "uuid as bytes", "the same bytes under another tag", part("bytes", some_uuid.replace("-", ""))
+    )
+    add_reference("uuid as str", "the same id as text", part("str", some_uuid))
+    add_reference("bytes", "bytes that are no UTF-8", part("bytes", "ff00fe80"))
+    add_reference("date", "ISO 8601", part("date", "2024-02-29"))
+    add_reference("date as str", "the same ten characters under another tag", part("str", "2024-02-29"))
+    add_reference("date first", "the year has four digits", part("date", "0001-01-01"))
+    add_reference("date last", "the last date", part("date", "9999-12-31"))
+    add_reference("composite", "two parts in the table's order", part("int", "7"), part("str", "eu"))
+    add_reference("composite swapped", "the order counts", part("str", "eu"), part("int", "7"))
+    add_reference("composite a, bc", "the pair of the next case", part("str", "a"), part("str", "bc"))
+    add_reference("composite ab, c", "the border between parts counts", part("str", "ab"), part("str", "c"))
+    add_reference("composite 1, 23", "the pair of the next case", part("int", "1"), part("int", "23"))
+    add_reference("composite 12, 3", "digits do not run together", part("int", "12"), part("int", "3"))
+    add_reference("one int 123", "nor into one number", part("int", "123"))
+    spelled = reference([1]).decode("latin-1")
+    add_reference("str spells a part", "text that spells an encoded part is text", part("str", spelled))
+    five = (
+        part("int", "-5"),
+        part("str", "\u00df"),
+        part("uuid", some_uuid),
+        part("bytes", "00"),
+        part("date", "1970-01-01"),
+    )
+    add_reference("composite of all", "one part of each type", *five)
+    add_reference("bool", "refused: True is an int in Python, and would be taken for 1", part("bool", "true"))
+    add_reference(
+        "datetime", "refused: a datetime is a date in Python", part("datetime", "2024-02-29T00:00:00")
+    )
+    add_reference("float", "refused: not one of the five types", part("float", "1.0"))
+    add_reference("null", "refused: a primary key has no NULL part", part("int", "1"), part("null", ""))
+
+    add_reference("owner", "an owner with an integer key", part("int", "1"), owner="users")
+    add_reference("owner, other table", "the same key in another table", part("int", "1"), owner="groups")
+    add_reference(
+        "owner, composite",
+        "an owner with a composite key",
+        part("int", "1"),
+        part("str", "eu"),
+        owner="users",
+    )
+    add_reference(
+        "owner, label not ASCII", "table names are UTF-8", part("int", "1"), owner="Benutzer\u00fcbersicht"
+    )
+    add_reference("owner, label with a dot", "a dot says nothing", part("int", "1"), owner="app.users")
+
+    add_wrap("wrap secret", "a root key under a KEK")
+    add_wrap("wrap root", "a data key under a root key: no kdf", kind="root", purpose="data", kdf="")
+    add_wrap("wrap index", "an index key with a scope", kind="root", purpose="index", kdf="", scope="mail")
+    add_wrap("wrap epoch 0", "the smallest epoch", epoch=0)
+    add_wrap("wrap epoch 2^32-1", "the largest epoch", epoch=0xFFFFFFFF)
+    add_wrap("wrap scope not ASCII", "a scope is UTF-8", scope="caf\u00e9 \U0001f511")
+    add_wrap(
+        "wrap recipient",
+        "all nine fields filled",
+        kind="sealed",
+        recipient=x25519_public(C).hex(),
+        granter="aa" * 16,
+    )
+    add_wrap(
+        "wrap granter",
+        "recipient and granter do not change places",
+        kind="sealed",
+        granter=x25519_public(C).hex(),
+        recipient="aa" * 16,
+    )
+
+    encoded = [(case["op"], case["expect"]) for case in cases if case["expect"] != "refused"]
+    assert len(set(encoded)) == len(encoded), "two inputs encode alike"
+    return cases
+
+
+# ---------------------------------------------------------------- derivation.json
+
+
+def derivation_cases() -> list[Case]:
+    cases: list[Case] = []
+    keys = {
+        "00..1f": A,
+        "20..3f": B,
+        "all ff": ONES,
+        "all 00": b"\x00" * 32,
+        "a random one": fixed("a key", 32),
+    }
+    for name, key in keys.items():
+        for op, result, comment in (
+            ("commitment", commitment(key), "what is stored beside every key"),
+            ("key_id", key_id(key), "UUIDv8 from the commitment; version and variant are set"),
+            ("x25519_private", subkey(key, "x25519"), "stored nowhere; X25519 clamps it"),
+            ("x25519_public", x25519_public(key), "the public key of an owner"),
+            ("wrapping", wrapping(key), "what wraps other keys; never the key itself"),
+        ):
+            case = {"name": f"{op} of {name}", "comment": comment, "op": op, "key": key.hex()}
+            cases.append(case | {"expect": result.hex()})
+    for key, label, comment in (
+        (A, "notes.body", "an everyday column"),
+        (B, "notes.body", "the same column under another key"),
+        (A, "notes.title", "another column of the same table"),
+        (A, "Notes.body", "labels are compared as bytes"),
+        (A, "\u00fcbung.\u00e9t\u00e9", "labels are UTF-8"),
+        (A, "\u00fcbung.e\u0301te\u0301", "and are not normalised"),
+        (A, 'odd "name".a.b', "a dot and quotes inside a name"),
+        (A, "", "the empty label"),
+    ):
+        name = f"value key of {key[:1].hex()}.. for {label!a}"
+        case = {"name": name, "comment": comment, "op": "value_key", "key": key.hex(), "label": label}
+        cases.append(case | {"expect": value_key(key, label).hex()})
+    for purpose, fields, size, comment in (
+        ("column", (b"notes.body",), 32, "equals the value key"),
+        ("column", (b"notes", b"body"), 32, "two fields are not one"),
+        ("wrap", (), 32, "equals wrapping"),
+        ("wrap", (b"",), 32, "an empty field is a field"),
+        ("key-commitment", (), 1, "one byte of output"),
+        ("key-commitment", (), 64, "one block of SHA-512; begins with the shorter output, as HKDF has it"),
+        ("key-commitment", (), 65, "one byte into the second block"),
+        ("stream", (b"\x00", b"\xff" * 100), 200, "several blocks"),
+    ):
+        name = f"subkey {purpose} of {len(fields)} fields, {size} bytes"
+        inputs: Case = {"key": A.hex(), "purpose": purpose, "fields": [f.hex() for f in fields], "size": size}
+        case = {"name": name, "comment": comment, "op": "subkey", **inputs}
+        cases.append(case | {"expect": subkey(A, purpose, *fields, size=size).hex()})
+    for name, key in keys.items():
+        case = {"name": f"KEK of {name}", "comment": "extract with 64 zero bytes, then expand", "op": "kek"}
+        cases.append(case | {"argon2_output": key.hex(), "expect": kek(key).hex()})
+    return cases
+
+
+# ---------------------------------------------------------------- secret.json
+
+SPACES = "\u00a0\u1680" + "".join(chr(c) for c in range(0x2000, 0x200B)) + "\u202f\u205f\u3000"
+
+
+def secret_cases() -> list[Case]:
+    cases: list[Case] = []
+
+    def add(name: str, comment: str, secret: str | bytes, reason: str = "", *, making: bool = True) -> None:
+        given = {"text": secret} if isinstance(secret, str) else {"bytes": secret.hex()}
+        case: Case = {"name": name, "comment": comment, **given, "making": making}
+        assert outcome(lambda: prepare(secret, making)) == (reason or "ok"), name
+        if reason:
+            cases.append(case | {"expect": "refused", "reason": reason})
+        else:
+            cases.append(case | {"expect": "ok", "prepared": prepare(secret, making).hex()})
+
+    add("ASCII", "unchanged", "correct horse battery staple")
+    add("one letter", "the shortest", "a")
+    add("one space", "nothing is trimmed, so a space is a secret", " ")
+    add("spaces around", "nothing is trimmed", "  pass  word  ")
+    add("case", "nothing is case-folded", "PassWord \u0130\u00df")
+    add("NFC", "composed stays", "\u00e9\u00f1")
+    add("NFD", "decomposed becomes the same bytes as composed", "e\u0301n\u0303")
+    add("NFKC is not done", "the ligature fi stays one character", "\ufb01")
+    add("full width", "width is kept", "\uff41\uff11")
+    add("angstrom sign", "a singleton: NFC changes it", "\u212b")
+    add("composition excluded", "NFC makes two characters of this one", "\u0958")
+    add("order of marks", "NFC sorts combining marks, then composes", "q\u0307\u0323")
+    add("Hangul", "three jamo become one syllable", "\u1112\u1161\u11ab")
+    for character in SPACES:
+        add(f"space U+{ord(character):04X}", "category Zs becomes U+0020", f"a{character}b")
+    add("only ideographic space", "a space alone is no empty string", "\u3000")
+    add("space before a mark", "spaces are mapped before NFC", "\u2001\u0301")
+    add("zero width space", "U+200B is Cf, no space, and stays", "a\u200bb")
+    add("mongolian vowel separator", "U+180E is Cf since Unicode 6.3, and stays", "a\u180eb")
+    add(
+        "zero width joiner",
+        "Cf is accepted: families of emoji are joined by it",
+        "\U0001f469\u200d\U0001f467",
+    )
+    add("byte order mark", "U+FEFF is Cf and stays", "\ufeffa")
+    add("line separator", "U+2028 is Zl, neither Zs nor Cc", "a\u2028b")
+    add("private use", "Co is neither control nor unassigned", "\ue000")
+    add("4-byte characters", "beyond the BMP", "\U0001f511\U0001d11e")
+    add(
+        "unassigned, unlocking",
+        "accepted: it may have been assigned where the slot was made",
+        "\u0378",
+        making=False,
+    )
+    add("noncharacter, unlocking", "U+FFFE is Cn", "\ufffe", making=False)
+    add("1024 bytes", "the most", "x" * 1024)
+    add("1024 bytes in 512 characters", "bytes are counted, not characters", "\u00e9" * 512)
+    add("1024 bytes after NFC", "1024 bytes hold when 1536 go in", "e\u0301" * 512)
+    add(
+        "1368 code points become 1026",
+        "refused by bytes alone",
+        "\u03b1\u0313\u0300\u0345" * 342,
+        "too many bytes",
+    )
+    add(
+        "1364 code points",
+        "the two limits are two: 341 characters of 3 bytes",
+        "\u03b1\u0313\u0300\u0345" * 341,
+    )
+    add("bytes", "taken as they are", b"\x00\xff\x7f\r\n")
+    add("bytes of NFD", "bytes are not normalised", "e\u0301".encode())
+    add("bytes of no-break space", "nor are spaces mapped in them", "\u00a0".encode())
+    add("1024 given as bytes", "the most", b"\x00" * 1024)
+
+    add("empty", "refused: no secret", "", "empty")
+    add("empty bytes", "refused: no secret", b"", "empty")
+    add("empty, unlocking", "refused as well", "", "empty", making=False)
+    for name, character in (
+        ("NUL", "\x00"),
+        ("tab", "\t"),
+        ("line feed", "\n"),
+        ("carriage return", "\r"),
+        ("escape", "\x1b"),
+        ("unit separator", "\x1f"),
+        ("delete", "\x7f"),
+        ("first C1", "\x80"),
+        ("next line", "\x85"),
+        ("last C1", "\x9f"),
+    ):
+        add(f"control: {name}", f"U+{ord(character):04X} is Cc", f"a{character}b", "control")
+    add("trailing line feed", "refused, not trimmed", "password\n", "control")
+    add("control, unlocking", "refused as well", "a\x00b", "control", making=False)
+    add("lone high surrogate", "no character and no UTF-8", "a\ud800b", "surrogate")
+    add("lone low surrogate", "the other half", "\udfff", "surrogate")
+    add("surrogates swapped", "low before high is no pair", "\udc00\ud800", "surrogate")
+    add("surrogate, unlocking", "refused as well", "\ud83d", "surrogate", making=False)
+    add(
+        "unassigned, making", "refused: a later Unicode might normalise it otherwise", "a\u0378", "unassigned"
+    )
+    add("noncharacter U+FFFE, making", "noncharacters are Cn", "\ufffe", "unassigned")
+    add("noncharacter U+10FFFF, making", "the last code point", "\U0010ffff", "unassigned")
+    add("1025 bytes", "one too many; nothing is cut off", "x" * 1025, "too many bytes")
+    add("1025 bytes, unlocking", "refused as well", "x" * 1025, "too many bytes", making=False)
+    add("1026 bytes in 513 characters", "bytes are counted, not characters", "\u00e9" * 513, "too many bytes")
+    add(
+        "1026 bytes after NFC",
+        "513 bytes go in: the limit is on what comes out",
+        "\u0958" * 171,
+        "too many bytes",
+    )
+    add("1025 given as bytes", "one too many", b"\x00" * 1025, "too many bytes")
+    add("4096 code points", "not stopped by the first limit, but by the second", "x" * 4096, "too many bytes")
+    add("4097 code points", "stopped before any other work", "x" * 4097, "too many code points")
+    add("4097 controls", "stopped before the controls are seen", "\x00" * 4097, "too many code points")
+    add(
+        "4096 beyond the BMP",
+        "code points are counted, not UTF-16 units",
+        "\U0001f511" * 4096,
+        "too many bytes",
+    )
+    add("4097 beyond the BMP", "and this is one too many", "\U0001f511" * 4097, "too many code points")
+    return cases
+
+
+# ---------------------------------------------------------------- kdf.json
+
+SALT = "AAECAwQFBgcICQoLDA0ODw"
+DEFAULT_PHC = f"$argon2id$v=19$m=65536,t=3,p=4${SALT}"
+CHEAP_PHC = f"$argon2id$v=19$m=19456,t=2,p=1${SALT}"
+
+
+def kdf_cases() -> list[Case]:
+    cases: list[Case] = []
+
+    def add(name: str, comment: str, phc: str, expect: str) -> None:
+        case: Case = {"name": name, "comment": comment, "op": "parse", "phc": phc}
+        assert outcome(lambda: parse_phc(phc)) == expect, name
+        if expect == "ok":
+            parsed = parse_phc(phc)
+            case |= parsed | {"salt": parsed["salt"].hex()}
+        cases.append(case | {"expect": expect})
+
+    def bound(name: str, m: int | str, t: int | str, p: int | str, expect: str, comment: str) -> None:
+        add(name, comment, f"$argon2id$v=19$m={m},t={t},p={p}${SALT}", expect)
+
+    add("default", "RFC 9106 low memory", DEFAULT_PHC, "ok")
+    add("cheapest", "the least that is accepted", CHEAP_PHC, "ok")
+    add("salt of zeros", "a salt is any 16 bytes", DEFAULT_PHC.replace(SALT, "A" * 22), "ok")
+    add(
+        "salt of ones",
+        "plus and slash are the 63rd and 64th letter",
+        DEFAULT_PHC.replace(SALT, "/" * 21 + "w"),
+        "ok",
+    )
+    add("salt of plus", "the standard alphabet", DEFAULT_PHC.replace(SALT, "+" * 21 + "g"), "ok")
+
+    bound("m below", 19_455, 2, 1, "refused", "one KiB below 19 MiB")
+    bound("m lowest", 19_456, 2, 1, "ok", "19 MiB")
+    bound("m above lowest", 19_457, 2, 1, "ok", "any number of KiB")
+    bound("m below highest", 1_048_575, 2, 1, "ok", "one KiB below 1 GiB")
+    bound("m highest", 1_048_576, 2, 1, "ok", "1 GiB")
+    bound("m above", 1_048_577, 2, 1, "refused", "one KiB above: the row would be a denial of service")
+    bound("m 64 GiB", 67_108_864, 2, 1, "refused", "would take the machine down")
+    bound("m 2^32", 4_294_967_296, 2, 1, "refused", "does not fit Argon2's own 32 bits")
+    bound("m 2^64 + 65536", 2**64 + 65_536, 3, 4, "refused", "must not wrap around to 65536")
+    bound(
+        "m of 5000 digits", "9" * 5000, 2, 1, "refused", "refused by its length, before it is made a number"
+    )
+    bound("m zero", 0, 2, 1, "refused", "no memory")
+    bound("t below", 19_456, 1, 1, "refused", "one pass needs 46 MiB")
+    bound("t 1, m below", 47_103, 1, 1, "refused", "one KiB below 46 MiB")
+    bound("t 1, m lowest", 47_104, 1, 1, "ok", "46 MiB")
+    bound("t 1, m above", 47_105, 1, 1, "ok", "more memory")
+    bound("t zero", 65_536, 0, 4, "refused", "no pass")
+    bound("t lowest", 65_536, 2, 4, "ok", "two passes")
+    bound("t below highest", 65_536, 15, 4, "ok", "fifteen passes")
+    bound("t highest", 65_536, 16, 4, "ok", "sixteen passes")
+    bound("t above", 65_536, 17, 4, "refused", "seventeen passes")
+    bound("p zero", 65_536, 3, 0, "refused", "no lane")
+    bound("p lowest", 65_536, 3, 1, "ok", "one lane")
+    bound("p highest", 65_536, 3, 16, "ok", "sixteen lanes; m is above 8 p whenever m is in its bounds")
+    bound("p above", 65_536, 3, 17, "refused", "seventeen lanes")
+    bound("m t highest", 524_288, 16, 1, "ok", "2^23 exactly")
+    bound("m t above", 524_289, 16, 1, "refused", "16 above")
+    bound("m t highest at m highest", 1_048_576, 8, 1, "ok", "2^23 exactly")
+    bound("m t above at m highest", 1_048_576, 9, 1, "refused", "each of the two is in its bounds")
+    bound("leading zero in m", "065536", 3, 4, "refused", "one number, one spelling")
+    bound("leading zero in t", 65_536, "03", 4, "refused", "one number, one spelling")
+    bound("leading zero in p", 65_536, 3, "04", "refused", "one number, one spelling")
+    bound("plus sign", "+65536", 3, 4, "refused", "Python's int() would take it")
+    bound("minus sign", "-65536", 3, 4, "refused", "negative")
+    bound("underscore", "65_536", 3, 4, "refused", "Python's int() would take it")
+    bound("space before", " 65536", 3, 4, "refused", "Python's int() would take it")
+    bound("space after", "65536 ", 3, 4, "refused", "Python's int() would take it")
+    bound(
+        "full-width digits", "\uff16\uff15\uff15\uff13\uff16", 3, 4, "refused", "Python's \\d would take them"
+    )
+    bound("hexadecimal", "0x10000", 3, 4, "refused", "decimals only")
+    bound("exponent", "65536e0", 3, 4, "refused", "integers only")
+    bound("m empty", "", 3, 4, "refused", "no number")
+
+    for name, comment, phc in (
+        ("empty", "no parameters", ""),
+        ("no dollar first", "matches in full", DEFAULT_PHC[1:]),
+        ("reordered t, m, p", "one order", f"$argon2id$v=19$t=3,m=65536,p=4${SALT}"),
+        ("reordered m, p, t", "one order", f"$argon2id$v=19$m=65536,p=4,t=3${SALT}"),
+        ("m twice", "no duplicates", f"$argon2id$v=19$m=65536,m=65536,t=3,p=4${SALT}"),
+        ("t twice", "no duplicates", f"$argon2id$v=19$m=65536,t=3,t=3,p=4${SALT}"),
+        ("p twice", "no duplicates", f"$argon2id$v=19$m=65536,t=3,p=4,p=4${SALT}"),
+        ("p missing", "all three", f"$argon2id$v=19$m=65536,t=3${SALT}"),
+        ("t missing", "all three", f"$argon2id$v=19$m=65536,p=4${SALT}"),
+        ("m missing", "all three", f"$argon2id$v=19$t=3,p=4${SALT}"),
+        ("keyid", "no other parameter", f"$argon2id$v=19$m=65536,t=3,p=4,keyid=AAAA${SALT}"),
+        ("data", "no other parameter", f"$argon2id$v=19$m=65536,t=3,p=4,data=AAAA${SALT}"),
+        ("argon2i", "another function", DEFAULT_PHC.replace("argon2id", "argon2i")),
+        ("argon2d", "another function", DEFAULT_PHC.replace("argon2id", "argon2d")),
+        ("upper case", "names are lower case", DEFAULT_PHC.replace("argon2id", "ARGON2ID")),
+        ("v 16", "the older version", DEFAULT_PHC.replace("v=19", "v=16")),
+        ("v 0x13", "decimals only", DEFAULT_PHC.replace("v=19", "v=0x13")),
+        ("v 019", "one spelling", DEFAULT_PHC.replace("v=19", "v=019")),
+        ("v missing", "which would mean 16", DEFAULT_PHC.replace("v=19$", "")),
+        ("salt missing", "no salt", DEFAULT_PHC.removesuffix("$" + SALT)),
+        ("salt empty", "no salt", DEFAULT_PHC.removesuffix(SALT)),
+        ("salt of 21", "too short", DEFAULT_PHC[:-1]),
+        ("salt of 23", "too long", DEFAULT_PHC + "A"),
+        ("salt of 24", "18 bytes", DEFAULT_PHC + "AA"),
+        ("salt padded", "without padding", DEFAULT_PHC + "=="),
+        ("salt not canonical, 1", "the last of four spare bits is set", DEFAULT_PHC[:-1] + "x"),
+        ("salt not canonical, 8", "the first of four spare bits is set", DEFAULT_PHC[:-1] + "4"),
+        ("salt url-safe -", "the standard alphabet", DEFAULT_PHC.replace(SALT, "-" * 21 + "g")),
+        ("salt url-safe _", "the standard alphabet", DEFAULT_PHC.replace(SALT, "_" * 21 + "w")),
+        ("salt with a dot", "crypt's alphabet", DEFAULT_PHC.replace(SALT, "." * 21 + "A")),
+        (
+            "salt with a line feed",
+            "decoders may skip it",
+            DEFAULT_PHC.replace(SALT, SALT[:10] + "\n" + SALT[11:]),
+        ),
+        ("hash follows", "a salt string, not a password hash", DEFAULT_PHC + "$" + "A" * 43),
+        ("dollar last", "matches in full", DEFAULT_PHC + "$"),
+        ("trailing line feed", "Python's $ would take it", DEFAULT_PHC + "\n"),
+        ("trailing space", "matches in full", DEFAULT_PHC + " "),
+        ("leading space", "matches in full", " " + DEFAULT_PHC),
+        ("trailing NUL", "C would not see it", DEFAULT_PHC + "\x00"),
+        ("NUL inside", "C would stop there", DEFAULT_PHC.replace(",t=", "\x00,t=")),
+        ("two of them", "matches in full", DEFAULT_PHC + DEFAULT_PHC),
+        ("scrypt", "another function", "$scrypt$ln=16,r=8,p=1$" + SALT),
+    ):
+        add(name, f"refused: {comment}", phc, "refused")
+
+    other = "$argon2id$v=19$m=19456,t=2,p=1$" + base64.b64encode(fixed("argon2 salt", 16)).decode().rstrip(
+        "="
+    )
+    for name, comment, secret, phc in (
+        ("derive ASCII", "a passphrase at the least cost", b"correct horse battery staple", CHEAP_PHC),
+        ("derive, other salt", "the same passphrase, another salt", b"correct horse battery staple", other),
+        ("derive not ASCII", "prepared text is UTF-8", "p\u00e4ss w\u00f6rd \U0001f511".encode(), CHEAP_PHC),
+        ("derive one byte", "the shortest; NUL is a byte", b"\x00", CHEAP_PHC),
+        ("derive 1024 bytes", "the longest", b"x" * 1024, CHEAP_PHC),
+        ("derive at the default", "m = 64 MiB, t = 3, p = 4", b"correct horse battery staple", DEFAULT_PHC),
+    ):
+        output = argon2id(secret, phc)
+        case = {"name": name, "comment": comment, "op": "derive", "secret": secret.hex(), "phc": phc}
+        cases.append(case | {"argon2_output": output.hex(), "kek": kek(output).hex(), "expect": "ok"})
+    return cases
+
+
+# ---------------------------------------------------------------- wrap.json and sealed.json
+
+OWNER = owner_reference("users", [1])
+SECRET_CONTEXT: Case = {
+    "kind": "secret",
+    "key_id": key_id(A).hex(),
+    "owner_reference": OWNER.hex(),
+    "purpose": "root",
+    "scope": "",
+    "epoch": 1,
+    "kdf": DEFAULT_PHC,
+    "recipient": "",
+    "granter": "",
+}
+ROOT_CONTEXT = SECRET_CONTEXT | {"kind": "root", "key_id": key_id(B).hex(), "purpose": "data", "kdf": ""}
+SEALED_CONTEXT = SECRET_CONTEXT | {
+    "kind": "recovery",
+    "kdf": "",
+    "recipient": x25519_public(C).hex(),
+    "granter": "5a" * 16,
+}
+
+
+def other_field(name: str, of: Case) -> Case:
+    """The context with one field changed as little as it can be."""
+    value = of[name]
+    match name:
+        case "epoch":
+            changed: Any = value + 1
+        case "kind":
+            changed = "root" if value == "secret" else "secret"
+        case "purpose":
+            changed = "index" if value == "data" else "data"
+        case "scope":
+            changed = value + "x"
+        case "kdf":
+            changed = value.replace("m=65536", "m=65537") if value else DEFAULT_PHC
+        case "owner_reference":
+            changed = owner_reference("users", [2]).hex()
+        case "key_id":
+            changed = key_id(D).hex()
+        case _:
+            changed = value[:-2] + f"{int(value[-2:], 16) ^ 1:02x}" if value else "00"
+    return of | {name: changed}
+
+
+def wrap_cases() -> list[Case]:
+    cases: list[Case] = []
+
+    def add(
+        name: str,
+        comment: str,
+        wrapping_key: bytes,
+        context: Case,
+        blob: bytes,
+        stored: bytes,
+        expect: str,
+        key: bytes | None = None,
+        salt: bytes | None = None,
+    ) -> None:
+        def read() -> bytes:
+            found = unwrap(wrapping_key, blob, wrap_context(context))
+            check_key(found, bytes.fromhex(context["key_id"]), stored)
+            return found
+
+        assert outcome(read) == expect, (name, outcome(read))
+        case: Case = {
+            "name": name,
+            "comment": comment,
+            "wrapping_key": wrapping_key.hex(),
+            "context": context,
+        }
+        case |= {"stored_commitment": stored.hex(), "blob": blob.hex()}
+        if key is not None and salt is not None:
+            assert read() == key
+            case |= {"salt": salt.hex(), "key": key.hex()}
+        cases.append(case | {"expect": expect})
+
+    def good(name: str, comment: str, wrapping_key: bytes, context: Case, key: bytes) -> bytes:
+        salt = fixed(f"wrap salt: {name}", 24)
+        blob = wrap(wrapping_key, key, salt, wrap_context(context))
+        add(name, comment, wrapping_key, context, blob, commitment(key), "ok", key, salt)
+        return blob
+
+    the_kek, the_root = kek(D), wrapping(A)
+    secret_blob = good("secret", "a root key under a KEK", the_kek, SECRET_CONTEXT, A)
+    root_blob = good("root", "a data key under a root key's wrapping key", the_root, ROOT_CONTEXT, B)
+    index = ROOT_CONTEXT | {"purpose": "index", "key_id": key_id(C).hex()}
+    good("root, index key", "an index key", the_root, index, C)
+    good("scope not ASCII", "a scope is UTF-8", the_root, ROOT_CONTEXT | {"scope": "caf\u00e9 \U0001f511"}, B)
+    good("epoch 2^32-1", "the largest epoch", the_root, ROOT_CONTEXT | {"epoch": 0xFFFFFFFF}, B)
+    composite = owner_reference("tenants", ["eu", -7, uuid.UUID(int=1)]).hex()
+    good(
+        "composite owner",
+        "an owner with a primary key of three parts",
+        the_root,
+        ROOT_CONTEXT | {"owner_reference": composite},
+        B,
+    )
+    ones = ROOT_CONTEXT | {"key_id": key_id(ONES).hex()}
+    good("keys of ones", "no key is weak", b"\xff" * 32, ones, ONES)
+
+    regions = (("salt", 1, 25), ("commitment", 25, 57), ("ciphertext", 57, 89), ("tag", 89, 105))
+    for kind, blob, wrapping_key, context, key in (
+        ("secret", secret_blob, the_kek, SECRET_CONTEXT, A),
+        ("root", root_blob, the_root, ROOT_CONTEXT, B),
+    ):
+        stored = commitment(key)
+
+        read_as = partial(add, wrapping_key=wrapping_key, context=context, stored=stored)
+
+        def bad(
+            name: str, comment: str, changed: bytes, expect: str, kind: str = kind, read_as: Any = read_as
+        ) -> None:
+            read_as(f"{kind}: {name}", comment, blob=changed, expect=expect)
+
+        for first in (0x00, 0x01, 0x10, 0x12, 0x13, 0x31, 0xFF):
+            bad(f"format byte {first:02x}", "the first byte is not 0x11", bytes([first]) + blob[1:], "format")
+        for region, at in flips(regions):
+            expect = "unlock" if at < 57 else "tampered"
+            why = "the commitment does not match" if at < 57 else "the commitment matches, the tag does not"
+            bad(f"flipped: {region}", why, flip(blob, at), expect)
+        bad("flipped: tag, top bit", "every bit of the tag counts", flip(blob, 104, 0x80), "tampered")
+        bad("empty", "no first byte", b"", "format")
+        for size in (1, 57, 89, 104):
+            bad(f"cut to {size}", "too short, and says so before any cryptography", blob[:size], "truncated")
+        bad("cut to 104, format byte", "the first byte is looked at first", b"\x12" + blob[1:104], "format")
+        bad("one byte more", "too long", blob + b"\x00", "format")
+        bad("twice", "too long", blob + blob, "format")
+        bad("104 bytes of Cobblestone", "the message without its format byte", blob[1:], "format")
+        for field in WRAP_FIELDS:
+            add(
+                f"{kind}: wrong {field}",
+                "the wrap is bound to this field",
+                wrapping_key,
+                other_field(field, context),
+                blob,
+                stored,
+                "unlock",
+            )
+        swapped = context | {"purpose": context["scope"], "scope": context["purpose"]}
+        add(
+            f"{kind}: purpose and scope swapped",
+            "fields do not change places",
+            wrapping_key,
+            swapped,
+            blob,
+            stored,
+            "unlock",
+        )
+        add(
+            f"{kind}: wrong wrapping key",
+            "one bit off",
+            flip(wrapping_key, 31),
+            context,
+            blob,
+            stored,
+            "unlock",
+        )
+        wrong = commitment(D)
+        add(
+            f"{kind}: other stored commitment",
+            "it opens, but is not the key of this row",
+            wrapping_key,
+            context,
+            blob,
+            wrong,
+            "tampered",
+        )
+        near = flip(stored, 31)
+        add(
+            f"{kind}: stored commitment one bit off",
+            "all 32 bytes are compared",
+            wrapping_key,
+            context,
+            blob,
+            near,
+            "tampered",
+        )
+        planted = wrap(wrapping_key, D, fixed(f"planted {kind}", 24), wrap_context(context))
+        add(
+            f"{kind}: another key inside",
+            "a good wrap of a key that is not the one named",
+            wrapping_key,
+            context,
+            planted,
+            stored,
+            "tampered",
+        )
+        add(
+            f"{kind}: another key inside, its commitment stored",
+            "the id is compared as well",
+            wrapping_key,
+            context,
+            planted,
+            commitment(D),
+            "tampered",
+        )
+    add(
+        "root key used bare",
+        "the root key itself wraps nothing; wrapping(k) does",
+        A,
+        ROOT_CONTEXT,
+        root_blob,
+        commitment(B),
+        "unlock",
+    )
+    add(
+        "wrap of another slot",
+        "a wrap moved between rows of one owner",
+        the_kek,
+        SECRET_CONTEXT | {"kdf": CHEAP_PHC},
+        secret_blob,
+        commitment(A),
+        "unlock",
+    )
+    return cases
+
+
+def sealed_cases() -> list[Case]:
+    cases: list[Case] = []
+
+    def add(
+        name: str,
+        comment: str,
+        recipient: bytes,
+        context: Case,
+        blob: bytes,
+        stored: bytes,
+        expect: str,
+        key: bytes | None = None,
+        ephemeral: bytes | None = None,
+    ) -> None:
+        private = subkey(recipient, "x25519")
+
+        def read() -> bytes:
+            found = open_sealed(private, blob, wrap_context(context))
+            check_key(found, bytes.fromhex(context["key_id"]), stored)
+            return found
+
+        assert outcome(read) == expect, (name, outcome(read))
+        case: Case = {"name": name, "comment": comment, "recipient_key": recipient.hex()}
+        case |= {"recipient_private": private.hex(), "context": context}
+        case |= {"stored_commitment": stored.hex(), "blob": blob.hex()}
+        if key is not None and ephemeral is not None:
+            assert read() == key
+            case |= {"ephemeral_private": ephemeral.hex(), "key": key.hex()}
+        cases.append(case | {"expect": expect})
+
+    suite = hpke.Suite(hpke.KEM.X25519, hpke.KDF.HKDF_SHA256, hpke.AEAD.AES_256_GCM)
+
+    def good(name: str, comment: str, recipient: bytes, context: Case, key: bytes) -> bytes:
+        ephemeral = fixed(f"ephemeral: {name}", 32)
+        pair = X25519PrivateKey.from_private_bytes(subkey(recipient, "x25519"))
+        blob = seal(pair.public_key().public_bytes_raw(), key, ephemeral, wrap_context(context))
+        assert suite.decrypt(blob[1:], pair, info=wrap_context(context)) == key  # a third opinion
+        add(name, comment, recipient, context, blob, commitment(key), "ok", key, ephemeral)
+        return blob
+
+    stored = commitment(A)
+    blob = good("recovery", "a root key sealed to a public key", C, SEALED_CONTEXT, A)
+    good(
+        "data key",
+        "a data key sealed to an owner's own public key",
+        C,
+        SEALED_CONTEXT | {"kind": "write", "purpose": "data", "key_id": key_id(B).hex(), "granter": ""},
+        B,
+    )
+    outside = fixed("another recipient", 32)
+    good(
+        "escrow",
+        "another recipient",
+        outside,
+        SEALED_CONTEXT | {"kind": "escrow", "recipient": x25519_public(outside).hex()},
+        A,
+    )
+    good(
+        "empty recipient and granter",
+        "a context is bytes; HPKE has the recipient anyway",
+        C,
+        SEALED_CONTEXT | {"recipient": "", "granter": ""},
+        A,
+    )
+    good("epoch 2^32-1", "the largest epoch", C, SEALED_CONTEXT | {"epoch": 0xFFFFFFFF}, A)
+
+    def bad(name: str, comment: str, changed: bytes, expect: str) -> None:
+        add(name, comment, C, SEALED_CONTEXT, changed, stored, expect)
+
+    for first in (0x00, 0x01, 0x11, 0x13, 0x14, 0xFF):
+        bad(f"format byte {first:02x}", "the first byte is not 0x12", bytes([first]) + blob[1:], "format")
+    for region, at in flips((("enc", 1, 33), ("ciphertext", 33, 65), ("tag", 65, 81))):
+        bad(f"flipped: {region}", "does not authenticate", flip(blob, at), "unlock")
+    bad(
+        "flipped: enc, top bit",
+        "X25519 ignores this bit; HPKE's schedule does not",
+        flip(blob, 32, 0x80),
+        "unlock",
+    )
+    bad(
+        "enc of zeros",
+        "the shared secret is all zero and must be refused",
+        b"\x12" + bytes(32) + blob[33:],
+        "unlock",
+    )
+    bad("enc is one", "a point of small order", b"\x12\x01" + bytes(31) + blob[33:], "unlock")
+    low = bytes.fromhex("e0eb7a7c3b41b8ae1656e3faf19fc46ada098deb9c32b1fd866205165f49b800")
+    bad("enc of order eight", "a point of small order", b"\x12" + low + blob[33:], "unlock")
+    bad("empty", "no first byte", b"", "format")
+    for size in (1, 33, 65, 80):
+        bad(f"cut to {size}", "too short, and says so before any cryptography", blob[:size], "truncated")
+    bad("cut to 80, format byte", "the first byte is looked at first", b"\x11" + blob[1:80], "format")
+    bad("one byte more", "too long", blob + b"\x00", "format")
+    bad("twice", "too long", blob + blob, "format")
+    bad("80 bytes of HPKE", "the message without its format byte", blob[1:], "format")
+    for field in WRAP_FIELDS:
+        context = other_field(field, SEALED_CONTEXT)
+        add(f"wrong {field}", "the seal is bound to this field", C, context, blob, stored, "unlock")
+    swapped = SEALED_CONTEXT | {
+        "recipient": SEALED_CONTEXT["granter"],
+        "granter": SEALED_CONTEXT["recipient"],
+    }
+    add("recipient and granter swapped", "fields do not change places", C, swapped, blob, stored, "unlock")
+    add("wrong recipient key", "another recipient", outside, SEALED_CONTEXT, blob, stored, "unlock")
+    add(
+        "other stored commitment",
+        "it opens, but is not the key of this row",
+        C,
+        SEALED_CONTEXT,
+        blob,
+        commitment(D),
+        "tampered",
+    )
+    add(
+        "stored commitment one bit off",
+        "all 32 bytes are compared",
+        C,
+        SEALED_CONTEXT,
+        blob,
+        flip(stored, 31),
+        "tampered",
+    )
+    planted = seal(x25519_public(C), D, fixed("planted seal", 32), wrap_context(SEALED_CONTEXT))
+    bad("another key inside", "anyone can seal; the key must be the one named", planted, "tampered")
+    add(
+        "another key inside, its commitment stored",
+        "the id is compared as well",
+        C,
+        SEALED_CONTEXT,
+        planted,
+        commitment(D),
+        "tampered",
+    )
+    return cases
+
+
+# ---------------------------------------------------------------- value.json
+
+
+def float_bits(number: float) -> str:
+    return struct.pack(">d", number).hex()
+
+
+VALUES: dict[str, list[tuple[str, Any]]] = {
+    "str": [
+        ("everyday", "hello"),
+        ("empty: encrypted, unlike NULL", ""),
+        ("not normalised: NFC", "\u00e9"),
+        ("not normalised: NFD", "e\u0301"),
+        ("4-byte characters", "\U0001f511\U0001d11e\U0010ffff"),
+        ("NUL and controls", "a\x00b\x1f\x7f\n"),
+        ("spaces stay", " a\u00a0 "),
+        ("1000 characters", "x" * 1000),
+    ],
+    "bytes": [
+        ("empty", ""),
+        ("zero byte", "00"),
+        ("no UTF-8", "ff00fe80c0"),
+        ("all byte values", bytes(range(256)).hex()),
+    ],
+    "int": [
+        (f"{number}", str(number))
+        for number in (
+            0,
+            1,
+            -1,
+            127,
+            128,
+            -127,
+            -128,
+            -129,
+            255,
+            256,
+            32767,
+            32768,
+            -32768,
+            -32769,
+            2**31 - 1,
+            2**31,
+            -(2**31),
+            2**63 - 1,
+            2**63,
+            -(2**63),
+            -(2**63) - 1,
+            2**64,
+            2**1023,
+            -(2**1023),
+            10**400,
+        )
+    ],
+    "float": [
+        (name, float_bits(number))
+        for name, number in (
+            ("zero", 0.0),
+            ("negative zero keeps its sign", -0.0),
+            ("one", 1.0),
+            ("a tenth", 0.1),
+            ("pi", -3.141592653589793),
+            ("smallest subnormal", 5e-324),
+            ("smallest normal", 2.2250738585072014e-308),
+            ("largest", 1.7976931348623157e308),
+            ("2^53", 9007199254740992.0),
+            ("infinity", float("inf")),
+            ("minus infinity", float("-inf")),
+        )
+    ]
+    + [
+        ("NaN", "7ff8000000000000"),
+        ("NaN with its sign set becomes the one NaN", "fff8000000000000"),
+        ("NaN with a payload becomes the one NaN", "7ff8000000000001"),
+        ("signalling NaN becomes the one NaN", "7ff0000000000001"),
+    ],
+    "decimal": [
+        ("zero", "0"),
+        ("negative zero", "-0"),
+        ("two places", "1.10"),
+        ("one place is another coefficient", "1.1"),
+        ("zero with places", "0.00"),
+        ("zero with seven places is written with an exponent", "0.0000000"),
+        ("six places is the last without", "0.000001"),
+        ("seven places is the first with", "0.0000001"),
+        ("exponent, upper case and signed", "1e3"),
+        ("not the same as 1E+3", "1000"),
+        ("zero with a positive exponent", "0e5"),
+        ("more digits than the context's precision", "-1234567890123456789012345678901234567890.123456789"),
+        ("large exponent", "9.99e999999"),
+        ("small exponent", "1e-999999"),
+        ("infinity", "Infinity"),
+        ("minus infinity", "-Infinity"),
+        ("NaN", "NaN"),
+        ("negative NaN", "-NaN"),
+        ("NaN with a payload", "NaN123"),
+    ],
+    "bool": [("true", True), ("false", False)],
+    "date": [
+        ("leap day", "2024-02-29"),
+        ("first", "0001-01-01"),
+        ("last", "9999-12-31"),
+        ("year 999", "0999-07-08"),
+    ],
+    "time": [
+        ("midnight: microseconds are always written", "00:00:00"),
+        ("last", "23:59:59.999999"),
+        ("one microsecond", "12:34:56.000001"),
+    ],
+    "timetz": [
+        ("UTC is +00:00", "12:00:00+00:00"),
+        ("Z is +00:00", "12:00:00Z"),
+        ("its own offset is kept", "23:30:00.250000+05:30"),
+        ("negative offset", "01:02:03-03:30"),
+        ("largest offset", "00:00:00+23:59"),
+        ("smallest offset", "00:00:00-23:59"),
+    ],
+    "datetime": [
+        ("everyday: microseconds are always written", "2024-02-29T12:34:56"),
+        ("one microsecond", "1999-12-31T23:59:59.000001"),
+        ("first", "0001-01-01T00:00:00"),
+        ("last", "9999-12-31T23:59:59.999999"),
+    ],
+    "datetimetz": [
+        ("UTC", "2024-02-29T12:34:56+00:00"),
+        ("converted, the day changes", "2024-03-01T01:00:00+05:45"),
+        ("converted, the year changes", "2024-12-31T23:00:00-09:30"),
+        ("offset with seconds", "1937-01-01T12:00:27.870000+00:19:32"),
+        ("offset with microseconds", "2024-01-01T00:00:00-01:02:03.000004"),
+        ("leap day reached by conversion", "2024-03-01T00:00:00+00:01"),
+        ("no leap day in 2100", "2100-03-01T00:00:00+00:01"),
+        ("largest offset", "2024-01-01T00:00:00+23:59"),
+        ("first that UTC can say", "0001-01-01T14:00:00+14:00"),
+        ("last that UTC can say", "9999-12-31T09:59:59.999999-14:00"),
+    ],
+    "timedelta": [
+        ("zero", {"days": 0, "seconds": 0, "microseconds": 0}),
+        ("one microsecond", {"days": 0, "seconds": 0, "microseconds": 1}),
+        ("minus one microsecond", {"days": -1, "seconds": 86399, "microseconds": 999999}),
+        ("one day", {"days": 1, "seconds": 0, "microseconds": 0}),
+        ("largest", {"days": 999999999, "seconds": 86399, "microseconds": 999999}),
+        ("smallest", {"days": -999999999, "seconds": 0, "microseconds": 0}),
+    ],
+    "uuid": [
+        ("everyday", "f81d4fae-7dec-11d0-a765-00a0c91e6bf6"),
+        ("nil", "00000000-0000-0000-0000-000000000000"),
+        ("all ones", "ffffffff-ffff-ffff-ffff-ffffffffffff"),
+    ],
+    "enum": [("name", "ACTIVE"), ("not ASCII", "gr\u00f6\u00dfe"), ("empty", "")],
+    "json": [
+        ("null inside the column, unlike NULL", "null"),
+        ("true", "true"),
+        ("string", '"hello"'),
+        ("empty string", '""'),
+        ("empty object", "{ }"),
+        ("empty list", "[ ]"),
+        ("no white space, order kept", ' {"b" : 1 ,\n "a" : [ true, false , null ] } '),
+        ("no escapes but those demanded", '"\\u00e9 \\/ \\u2028 \\u007f \\ud83d\\udd11"'),
+        ("demanded escapes, the short ones", '"\\u0022 \\u005c \\u0008 \\u000c \\u000a \\u000d \\u0009"'),
+        ("demanded escapes, the others in lower case", '"\\u0000 \\u001F \\u000B"'),
+        ("names are strings", '{"": 1, "\\u00e9": 2, "a b": 3}'),
+        ("integers of any size", "[0, -1, 9007199254740993, 123456789012345678901234567890]"),
+        ("float and integer stay apart", "[1.0, 1, -0.0, 0.1, 100.0]"),
+        (
+            "floats, the shortest digits that read back",
+            "[0.30000000000000004, 5e-324, 1.7976931348623157e308]",
+        ),
+        ("floats, where the exponent begins", "[0.0001, 0.00001, 1e15, 1e16, 1.5e16, 123456789012345680.0]"),
+        ("nested", '[[[{"a": {"b": [1.5, "x"]}}]]]'),
+    ],
+    "list:str": [
+        ("empty", []),
+        ("two", ["a", "b"]),
+        ("None is not the empty string", [None, ""]),
+        ("one of two letters is not two of one", ["ab"]),
+        ("nested, with None", [["a", None], [], [["\U0001f511"]]]),
+        ("an item that spells a list", ["\x00\x00\x00\x00"]),
+        ("an empty list inside", [[]]),
+    ],
+    "list:int": [("numbers", ["1", "-128", "128", None]), ("two dimensions", [["1", "2"], ["3", None]])],
+    "list:bytes": [("an item that spells a list", ["00000000"]), ("a list inside", [[]])],
+    "list:float": [("edge values", [float_bits(-0.0), "fff8000000000000", None])],
+    "list:decimal": [("exponents are kept", ["1.10", "1E+3"])],
+    "list:bool": [("three states", [True, False, None])],
+    "list:uuid": [("one", ["f81d4fae-7dec-11d0-a765-00a0c91e6bf6"])],
+    "list:date": [("one", ["2024-02-29"])],
+    "list:datetimetz": [("items are converted too", ["2024-03-01T01:00:00+05:45"])],
+    "list:json": [("an item that is a JSON list is an item", [None, "[1, 2]", '{"a": null}'])],
+}
+NOT_ENCODED: list[tuple[str, str, str, Any]] = [
+    ("decimal", "sNaN", "refused: it raises when it is looked at", "sNaN"),
+    ("decimal", "sNaN with a payload", "refused: signalling", "-sNaN7"),
+    ("str", "lone surrogate", "refused: no UTF-8", "a\ud800"),
+    ("enum", "lone surrogate", "refused: no UTF-8", "\udfff"),
+    ("json", "NaN", "refused: not JSON", "[NaN]"),
+    ("json", "Infinity", "refused: not JSON", "[Infinity]"),
+    ("json", "-Infinity", "refused: not JSON", "-Infinity"),
+    ("list:decimal", "sNaN inside", "refused: as it is alone", ["1", "sNaN"]),
+]
+
+
+def value_cases() -> list[Case]:
+    cases: list[Case] = []
+
+    def inputs(name: str, comment: str, tag: str, label: str, row: bytes, key: bytes) -> Case:
+        case: Case = {
+            "name": name,
+            "comment": comment,
+            "op": "decrypt",
+            "data_key": key.hex(),
+            "label": label,
+        }
+        return case | {"type": tag, "row_reference": row.hex()}
+
+    def good(
+        name: str,
+        comment: str,
+        tag: str,
+        value: Any,
+        label: str = "notes.body",
+        row: bytes = b"",
+        key: bytes = A,
+    ) -> Case:
+        case = inputs(name, comment, tag, label, row, key) | {
+            "nonce": fixed(f"nonce: {name}", 12).hex(),
+            "value": value,
+        }
+        plaintext = encode(tag, value)
+        blob = encrypt(case, plaintext)
+        assert decrypt(case, blob) == plaintext
+        cases.append(case | {"plaintext": plaintext.hex(), "blob": blob.hex(), "expect": "ok"})
+        return cases[-1]
+
+    for tag, values in VALUES.items():
+        for comment, value in values:
+            good(f"{tag}: {comment}", comment, tag, value)
+    base = good("base", "the value that the failures below begin with", "str", "attack at dawn")
+    good("other key", "the id in the header is another", "str", "attack at dawn", key=B)
+    good("other label", "another column, another subkey", "str", "attack at dawn", label="notes.title")
+    good("label not ASCII", "labels are UTF-8", "str", "attack at dawn", label="\u00fcbung.\u00e9t\u00e9")
+    good("label with dots", "a label is one field", "str", "attack at dawn", label="a.b.c")
+    row = reference([42])
+    bound = good("bound to a row", "an integer key", "str", "attack at dawn", row=row)
+    good("bound to a composite row", "two parts", "str", "attack at dawn", row=reference([42, "eu"]))
+    good(
+        "bound to a uuid row", "a client-made key", "str", "attack at dawn", row=reference([uuid.UUID(int=7)])
+    )
+    alike = {
+        case["comment"]: case["plaintext"] for case in cases if case["type"] in ("list:str", "list:bytes")
+    }
+    assert len(alike) == len(set(alike.values())) + 1, (
+        "only the empty list inside is the same under both tags"
+    )
+
+    def bad(name: str, comment: str, blob: bytes, expect: str, *, of: Case = base, **changed: Any) -> None:
+        case = inputs(name, comment, of["type"], of["label"], bytes.fromhex(of["row_reference"]), A) | changed
+        assert outcome(lambda: decrypt(case, blob)) == expect, name
+        cases.append(case | {"blob": blob.hex(), "expect": expect})
+
+    blob = bytes.fromhex(base["blob"])
+    row_blob = bytes.fromhex(bound["blob"])
+    for first in (0x00, 0x02, 0x11, 0x12, 0x21, 0x31, 0x61, 0xFF):
+        bad(f"format byte {first:02x}", "the first byte is not 0x01", bytes([first]) + blob[1:], "format")
+    size = len(blob)
+    regions = (("key id", 1, 17), ("nonce", 17, 29), ("ciphertext", 29, size - 16), ("tag", size - 16, size))
+    for region, at in flips(regions):
+        why = (
+            "opened with the key given, whatever the header names"
+            if region.startswith("key")
+            else "does not authenticate"
+        )
+        bad(f"flipped: {region}", why, flip(blob, at), "decryption")
+    bad("flipped: tag, top bit", "every bit of the tag counts", flip(blob, size - 1, 0x80), "decryption")
+    bad("empty", "no first byte: not taken for an empty plaintext", b"", "format")
+    bad("plaintext", "bytes that were never encrypted", b"attack at dawn", "format")
+    bad("long plaintext", "nor are these", b"attack at dawn, " * 8, "format")
+    for cut in (1, 17, 29, 44):
+        bad(f"cut to {cut}", "shorter than an empty value", blob[:cut], "truncated")
+    bad("cut to 44, format byte", "the first byte is looked at first", b"\x02" + blob[1:44], "format")
+    bad("cut to 45", "long enough, but the tag is gone", blob[:45], "decryption")
+    bad("one byte less", "long enough, but the tag is cut", blob[:-1], "decryption")
+    bad("one byte more", "a value ends with its tag", blob + b"\x00", "decryption")
+    bad("twice", "a value ends with its tag", blob + blob, "decryption")
+    bad("wrong key", "another data key", blob, "decryption", data_key=B.hex())
+    bad("wrong label", "moved to another column", blob, "decryption", label="notes.title")
+    bad("wrong label, other case", "labels are compared as bytes", blob, "decryption", label="Notes.body")
+    bad("wrong type", "str read as bytes", blob, "decryption", type="bytes")
+    bad("wrong type, list", "str read as a list of it", blob, "decryption", type="list:str")
+    bad(
+        "row given, not bound",
+        "a column-bound value read as row-bound",
+        blob,
+        "decryption",
+        row_reference=row.hex(),
+    )
+    bad("bound, no row given", "and the other way round", row_blob, "decryption", of=bound, row_reference="")
+    bad(
+        "wrong row",
+        "copied to another row",
+        row_blob,
+        "decryption",
+        of=bound,
+        row_reference=reference([43]).hex(),
+    )
+    text_row = reference(["42"]).hex()
+    bad(
+        "wrong row, str 42",
+        "the type of the key counts",
+        row_blob,
+        "decryption",
+        of=bound,
+        row_reference=text_row,
+    )
+    swapped = flip(blob, 29, blob[29] ^ blob[30])
+    swapped = flip(swapped, 30, blob[29] ^ blob[30])
+    bad(
+        "ciphertext bytes swapped",
+        "their order counts",
+        swapped if blob[29] != blob[30] else flip(blob, 29),
+        "decryption",
+    )
+
+    for tag, name, comment, value in NOT_ENCODED:
+        assert outcome(partial(encode, tag, value)) == "refused", name
+        case = {
+            "name": f"not encoded: {tag} {name}",
+            "comment": comment,
+            "op": "encode",
+            "type": tag,
+            "value": value,
+        }
+        cases.append(case | {"expect": "refused"})
+    return cases
+
+
+# ---------------------------------------------------------------- writing
+
+FILES: dict[str, tuple[str, Callable[[], list[Case]]]] = {
+    "context.json": (
+        "Section 1: contexts and references. No two inputs of one `op` encode alike.",
+        context_cases,
+    ),
+    "derivation.json": (
+        "Section 2: subkeys, commitments, ids, public keys; and step 4 of section 3.",
+        derivation_cases,
+    ),
+    "secret.json": (
+        "Section 3, steps 1 and 2: preparing a secret, for a new slot or to unlock.",
+        secret_cases,
+    ),
+    "kdf.json": ("Section 3, steps 3 and 4: reading the parameters; Argon2id; KEK.", kdf_cases),
+    "wrap.json": ("Section 4: a key wrapped under a key.", wrap_cases),
+    "sealed.json": ("Section 5: a key sealed to a public key.", sealed_cases),
+    "value.json": ("Section 6: values.", value_cases),
+}
+
+
+def render(about: str, cases: list[Case]) -> str:
+    names = [case["name"] for case in cases]
+    assert len(set(names)) == len(names), sorted({n for n in names if names.count(n) > 1})
+    # ASCII only: a lone surrogate can stand in a JSON escape, but in no UTF-8 file.
+    return (
+        json.dumps({"about": about, "count": len(cases), "cases": cases}, indent=1, ensure_ascii=True) + "\n"
+    )
+
+
+def main(arguments: Sequence[str]) -> int:
+    stale = 0
+    for name, (about, build) in FILES.items():
+        cases = build()
+        text = render(about, cases)
+        path = HERE / name
+        same = path.exists() and path.read_text("ascii") == text
+        if not same and "--check" in arguments:
+            stale += 1
+        elif not same:
+            path.write_text(text, "ascii")
+        note = "" if same else ", differs" if "--check" in arguments else ", written"
+        print(f"{name}: {len(cases)} cases{note}")
+    return 1 if stale else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
