@@ -77,11 +77,9 @@ def docs(session: nox.Session) -> None:
 
 @nox.session
 def bench(session: nox.Session) -> None:
-    """The benchmarks named as arguments (`nox -s bench -- bench_orm.py`), or all of them."""
-    install(session, "-e", ".[all]", "--group", "bench")
-    session.chdir("benchmarks")
-    for name in session.posargs or sorted(path.name for path in Path().glob("bench_*.py")):
-        session.run("python", name)
+    """The benchmarks; arguments go to them."""
+    install(session, "-e", ".[all]", "--group", "bench", "--group", "test")
+    session.run("python", "-m", "benchmarks", *session.posargs)
 
 
 def project_dependencies() -> list[str]:

@@ -1,8 +1,8 @@
 """The error tree: one sentence of cause and cure each, a stable code, an anchor in the reference.
 
-No message, argument or attribute ever holds a value, a secret or a key: labels, key ids and types are all that is
-shown. Every error mixes in SQLAlchemy's `DontWrapMixin`; without it one raised while parameters are bound would
-reach the caller as a `StatementError` with the plaintext parameters printed in it.
+No message, argument or attribute ever holds a value, a secret or a key: labels, key ids and types are all
+that is shown. Every error mixes in SQLAlchemy's `DontWrapMixin`; without it one raised while parameters are
+bound would reach the caller as a `StatementError` with the plaintext parameters printed in it.
 """
 
 from typing import ClassVar

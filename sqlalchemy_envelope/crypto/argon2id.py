@@ -1,7 +1,7 @@
 """Argon2id (RFC 9106): named profiles, PHC salt strings, bounds, and a limit on how many run at once.
 
-`argon2-cffi` is the engine: it always releases the interpreter lock. `cryptography`'s holds it before 50.0 and in 50.0
-deadlocks when two threads derive at once with several lanes.
+`argon2-cffi` is the engine: it always releases the interpreter lock. `cryptography`'s holds it before 50.0
+and in 50.0 deadlocks when two threads derive at once with several lanes.
 """
 
 import base64
@@ -88,8 +88,8 @@ class KdfSalt:
 
     @classmethod
     def generate(cls, profile: KdfProfile) -> "KdfSalt":
-        """A fresh random salt. The profile comes from policy, never from an old row: a planted weak row must not
-        spread."""
+        """A fresh random salt. The profile comes from policy, never from an old row: a planted
+        weak row must not spread."""
         return cls(profile, os.urandom(SALT_SIZE))
 
     @classmethod
@@ -101,7 +101,9 @@ class KdfSalt:
         """
         match = _PHC.fullmatch(text) if len(text) <= 128 else None
         if match is None:
-            raise KdfParametersError("The stored key-derivation string is not a canonical Argon2id salt string.")
+            raise KdfParametersError(
+                "The stored key-derivation string is not a canonical Argon2id salt string."
+            )
         memory, passes, lanes = (int(match[i]) for i in (1, 2, 3))
         salt = base64.b64decode(match[4] + "==")
         if _encode_salt(salt) != match[4]:  # trailing bits that say nothing would give one salt two spellings

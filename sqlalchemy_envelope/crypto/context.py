@@ -1,7 +1,7 @@
 """Contexts: what a key or a value is bound to, encoded so that it cannot be read two ways (section 1).
 
-Lengths and counts stand before the bytes they speak of. Without them ("ab", "c") and ("a", "bc") would encode alike,
-and a ciphertext could be moved from one to the other.
+Lengths and counts stand before the bytes they speak of. Without them ("ab", "c") and ("a", "bc") would encode
+alike, and a ciphertext could be moved from one to the other.
 """
 
 import datetime as dt
@@ -27,11 +27,16 @@ def encode_context(label: str, *fields: bytes) -> bytes:
 def _reference_part(value: object) -> tuple[bytes, bytes]:
     # By value and never by exact type: names arrive as quoted_name, and asyncpg has a UUID class of its own.
     if isinstance(value, bool):
-        raise ConfigurationError("A bool cannot identify an owner or a row; use an int, str, UUID, bytes or date.")
+        raise ConfigurationError(
+            "A bool cannot identify an owner or a row; use an int, str, UUID, bytes or date."
+        )
     if isinstance(value, int):
         return b"i", b"%d" % value
     if isinstance(value, str):
-        return b"s", value.encode("utf-8")
+        try:
+            return b"s", value.encode("utf-8")
+        except UnicodeEncodeError:
+            raise ConfigurationError("A primary key holds a lone surrogate; it cannot be bound to.") from None
     if isinstance(value, uuid.UUID):
         return b"u", value.bytes
     if isinstance(value, bytes):
@@ -44,13 +49,18 @@ def _reference_part(value: object) -> tuple[bytes, bytes]:
 
 
 def encode_reference(parts: Iterable[object]) -> bytes:
-    """Encode a primary key as `reference(parts)` of section 1; integers encode alike whatever their SQL width.
+    """Encode a primary key as `reference(parts)` of section 1; integers encode alike
+    whatever their SQL width.
 
     Raises:
         ConfigurationError: a part is not an int, str, UUID, bytes or date.
     """
-    encoded = []
+    encoded: list[bytes] = []
     for value in parts:
+        if type(value) is int:  # most primary keys are, and a row-bound column asks for every row
+            digits = b"%d" % value
+            encoded.append(b"i" + len(digits).to_bytes(4, "big") + digits)
+            continue
         tag, data = _reference_part(value)
         encoded += (tag, len(data).to_bytes(4, "big"), data)
     return b"".join(encoded)

@@ -45,5 +45,7 @@ def _prepare_text(secret: str, *, new: bool) -> bytes:
     if "Cs" in categories:
         raise SecretError("The secret holds a lone surrogate; it was decoded wrongly before it came here.")
     if new and "Cn" in categories:
-        raise SecretError("The secret holds a character that this Unicode version does not know; choose another.")
+        raise SecretError(
+            "The secret holds a character that this Unicode version does not know; choose another."
+        )
     return text.encode("utf-8")

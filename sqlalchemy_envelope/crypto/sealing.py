@@ -44,4 +44,6 @@ def open_key(blob: bytes, recipient: KeyBytes, context: bytes) -> KeyBytes:
     try:
         return KeyBytes(_SUITE.decrypt(blob[1:], x25519_private(recipient), info=context))
     except InvalidTag:
-        raise UnlockError("A sealed key did not open: it is for another key or purpose, or was altered.") from None
+        raise UnlockError(
+            "A sealed key did not open: it is for another key or purpose, or was altered."
+        ) from None

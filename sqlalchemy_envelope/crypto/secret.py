@@ -1,8 +1,8 @@
 """Key bytes that do not print, pickle, copy or compare carelessly, and that can be wiped.
 
-CPython gives no promise that no copy remains (docs/explanation/limitations.md); what this class owns, `wipe` zeroes.
-There is no `__del__` that does so: in `cipher(subkey(...).buffer)` it would run before the buffer is read, and the key
-would be 32 zeros.
+CPython gives no promise that no copy remains (docs/explanation/limitations.md); what this class owns, `wipe`
+zeroes. There is no `__del__` that does so: in `cipher(subkey(...).buffer)` it would run before the buffer is
+read, and the key would be 32 zeros.
 """
 
 import os
@@ -14,7 +14,8 @@ KEY_SIZE = 32
 
 
 class KeyBytes:
-    """32 secret bytes in a buffer of their own. `bytes(key)` does not exist; `.buffer` is for `crypto` alone."""
+    """32 secret bytes in a buffer of their own. `bytes(key)` does not exist; `.buffer`
+    is for `crypto` alone."""
 
     __slots__ = ("buffer",)
 

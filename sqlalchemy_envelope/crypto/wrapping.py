@@ -3,8 +3,9 @@
     0      1            25               57                89       105
     | 0x11 | salt 24    | commitment 32  | ciphertext 32   | tag 16 |
 
-Bytes 1 onwards are a one-chunk C2SP chunked-encryption@v1 message ("Cobblestone-256"). It commits to key and context
-alike, so that no blob opens under two secrets (no partitioning oracle), and its fresh key and nonce come from the salt.
+Bytes 1 onwards are a one-chunk C2SP chunked-encryption@v1 message ("Cobblestone-256"). It commits to key
+and context alike, so that no blob opens under two secrets (no partitioning oracle), and its fresh key and
+nonce come from the salt.
 """
 
 import os
@@ -39,7 +40,13 @@ class WrapContext(NamedTuple):
     granter: bytes = b""
 
     def encode(self) -> bytes:
-        """The bytes that go into the key derivation or, for HPKE, into `info`."""
+        """The bytes that go into the key derivation or, for HPKE, into `info`.
+
+        Raises:
+            TamperedKeyError: an epoch that no key has.
+        """
+        if not 0 <= self.epoch < 2**32:
+            raise TamperedKeyError(f"A stored key says it is of epoch {self.epoch}; no key is.")
         return encode_context(
             "wrap",
             self.kind.encode("ascii"),
@@ -86,14 +93,16 @@ def unwrap(blob: bytes, wrapping_key: KeyBytes, context: bytes) -> KeyBytes:
     check_frame(blob, FORMAT_WRAPPED, WRAPPED_SIZE)
     salt, stored, sealed = blob[1:25], blob[25:57], blob[57:]
     aes, nonce, commitment = _derive(wrapping_key, salt, context)
-    # The stored commitment is public, but the computed one is a function of the guessed secret under a salt that
-    # an attacker may have chosen: comparing byte by byte would hand out an offline test through timing.
+    # The stored commitment is public, but the computed one is a function of the guessed secret under a salt
+    # that an attacker may have chosen: comparing byte by byte would hand out an offline test through timing.
     if not compare_digest(commitment, stored):
         raise UnlockError("The key slot did not open: the secret is wrong, or the slot was altered.")
     try:
         return KeyBytes(AESGCM(aes).decrypt(nonce, sealed, None))
     except InvalidTag:
-        raise TamperedKeyError("A stored key was altered: its commitment fits and its bytes do not.") from None
+        raise TamperedKeyError(
+            "A stored key was altered: its commitment fits and its bytes do not."
+        ) from None
 
 
 def _derive(wrapping_key: KeyBytes, salt: bytes, context: bytes) -> tuple[bytes, bytes, bytes]:

@@ -65,7 +65,9 @@ def open_under_root(stored: StoredKey, root: OpenedKey) -> OpenedKey:
         key = unwrap(stored.wrapped, kdf.subkey(root.key, "wrap"), stored.wrap_context("root"))
     except UnlockError:
         # The root key is right beyond doubt, so this is no wrong secret.
-        raise TamperedKeyError(f"Key {short(stored)} was altered, or belongs to another owner or epoch.") from None
+        raise TamperedKeyError(
+            f"Key {short(stored)} was altered, or belongs to another owner or epoch."
+        ) from None
     return verify(key, stored)
 
 

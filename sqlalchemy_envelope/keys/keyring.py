@@ -38,10 +38,13 @@ class Keyring:
 
     def wipe(self) -> None:
         """Forget and wipe everything."""
-        for _, opened in self._keys.values():
-            opened.key.wipe()
-        for table in (self._keys, self._current, self._ciphers):
-            table.clear()  # type: ignore[attr-defined]
+        opened = [one for _, one in self._keys.values()]
+        # Forgotten first: `_cipher` relies on it.
+        self._keys.clear()
+        self._current.clear()
+        self._ciphers.clear()
+        for one in opened:
+            one.key.wipe()
 
     def reader(self, header: bytes, field: Field) -> ValueCipher | None:
         """The cipher for a stored value that starts with `header`, or None if its key is not here."""
@@ -59,10 +62,14 @@ class Keyring:
         found = self._keys.get(bytes(header[1:HEADER_SIZE]))
         return None if found is None else found[0]
 
-    def _cipher(self, key_id: bytes, opened: OpenedKey, field: Field) -> ValueCipher:
+    def _cipher(self, key_id: bytes, opened: OpenedKey, field: Field) -> ValueCipher | None:
         cipher = self._ciphers.get((key_id, field))
         if cipher is None:
             cipher = self._ciphers[key_id, field] = ValueCipher(opened.key, opened.stored.key_id, field)
+            if key_id not in self._keys:
+                # Another thread wiped the key while the cipher was built: it may be a cipher under 32 zeros.
+                self._ciphers.pop((key_id, field), None)
+                return None
         return cipher
 
     def __contains__(self, owner: OwnerId) -> bool:

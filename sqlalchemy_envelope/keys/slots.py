@@ -9,8 +9,11 @@ from sqlalchemy_envelope.keys.hierarchy import verify
 from sqlalchemy_envelope.keys.model import OpenedKey, SlotKind, StoredKey, StoredSlot
 
 
-def secret_slot(root: OpenedKey, kek: KeyBytes, salt: KdfSalt, slot_id: uuid.UUID | None = None) -> StoredSlot:
-    """The slot that a secret opens. Its salt string is part of the wrap's context: altering it locks the slot."""
+def secret_slot(
+    root: OpenedKey, kek: KeyBytes, salt: KdfSalt, slot_id: uuid.UUID | None = None
+) -> StoredSlot:
+    """The slot that a secret opens. Its salt string is part of the wrap's context:
+    altering it locks the slot."""
     wrapped = wrap(root.key, kek, root.stored.wrap_context(SlotKind.SECRET, str(salt)))
     return StoredSlot(slot_id or uuid.uuid4(), root.stored.key_id, SlotKind.SECRET, str(salt), wrapped)
 

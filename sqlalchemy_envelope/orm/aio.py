@@ -1,4 +1,5 @@
-"""The asynchronous face: the same steps, with database work in the session's greenlet and key derivation in a thread."""
+"""The asynchronous face: the same steps, with database work in the session's greenlet and key
+derivation in a thread."""
 
 from __future__ import annotations
 
@@ -47,10 +48,13 @@ class AsyncEnvelope:
 
     async def run(self, session: AnyAsyncSession, make_steps: Callable[[Session], Steps[T]]) -> T:
         """Carry steps out, deriving keys in a thread."""
-        steps: Any = make_steps(session.sync_session)
+        # An async_scoped_session hands its session out, and has neither of the two that are used here.
+        registry = getattr(session, "registry", None)
+        plain: Any = registry() if registry is not None else session
+        steps: Any = make_steps(plain.sync_session)
         answer: Any = None
         while True:
-            finished, value = await session.run_sync(lambda _, answer=answer: _advance(steps, answer))
+            finished, value = await plain.run_sync(lambda _, answer=answer: _advance(steps, answer))
             if finished:
                 result: T = value
                 return result
@@ -69,7 +73,10 @@ class AsyncUnlocking:
     """An enrolment or unlock to be awaited, or entered with `async with`."""
 
     def __init__(
-        self, owner: AsyncEnvelope, session: AnyAsyncSession, make_steps: Callable[[Session], Steps[UnlockedSession]]
+        self,
+        owner: AsyncEnvelope,
+        session: AnyAsyncSession,
+        make_steps: Callable[[Session], Steps[UnlockedSession]],
     ) -> None:
         self._envelope = owner
         self._session = session

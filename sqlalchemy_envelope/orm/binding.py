@@ -1,4 +1,5 @@
-"""Which row and owner a value belongs to: a plan for each table and mapper with encrypted columns, made once."""
+"""Which row and owner a value belongs to: a plan for each table and mapper with
+encrypted columns, made once."""
 
 from __future__ import annotations
 
@@ -11,10 +12,11 @@ from sqlalchemy.orm import ColumnProperty, Mapper, RelationshipProperty
 
 from sqlalchemy_envelope.exceptions import ConfigurationError
 from sqlalchemy_envelope.orm.owners import OwnerClass, owner_class_of
+from sqlalchemy_envelope.orm.sealed import Sealed, is_ciphertext
 from sqlalchemy_envelope.orm.types import EncryptedType
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from sqlalchemy_envelope.keys.keyring import OwnerId
 
@@ -56,20 +58,35 @@ class EncryptedColumn:
         self.type = type_
         self.path = path
         self.key: str = column.key
-        self.encode = type_.codec.encode
+        self.encode = type_.codec.encode if type_.codec.encode is str.encode else _plain_only(type_.codec.encode)
         self.row_bound = type_.bind == "row"
+
+
+def _plain_only(encode: Callable[[Any], bytes]) -> Callable[[Any], bytes]:
+    """Refuse what is encrypted already: a codec that takes any sequence, or a user's, might encode it once more."""
+
+    def encode_plain(value: Any) -> bytes:
+        if isinstance(value, Sealed) or is_ciphertext(value):
+            raise TypeError("a sealed value is no plaintext")
+        return encode(value)
+
+    return encode_plain
 
 
 class TablePlan:
     """The encrypted columns of a table, grouped by the path to their owner.
 
     Attributes:
-        names: mapped attribute names that differ from their column's, for `insert(Model).values(attribute=...)`.
+        names: mapped attribute names that differ from their column's, for
+            `insert(Model).values(attribute=...)`.
         keys: the names of the encrypted columns.
     """
 
     def __init__(
-        self, table: Table, groups: Iterable[tuple[OwnerPath, Sequence[EncryptedColumn]]], names: dict[str, str]
+        self,
+        table: Table,
+        groups: Iterable[tuple[OwnerPath, Sequence[EncryptedColumn]]],
+        names: dict[str, str],
     ) -> None:
         self.table = table
         self.groups = tuple((path, tuple(columns)) for path, columns in groups)
@@ -77,25 +94,38 @@ class TablePlan:
         self.columns = tuple(column for _, columns in self.groups for column in columns)
         self.keys = frozenset(column.key for column in self.columns)
         self.row_bound = any(column.row_bound for column in self.columns)
-        self._here = {path for path, _ in self.groups if all(column.table is table for column in path.columns)}
+        keys = tuple(table.primary_key.columns) if self.row_bound else ()
+        self.has_defaults = any(one.default is not None for one in (*keys, *(c.column for c in self.columns)))
+        self._here = {
+            path for path, _ in self.groups if all(column.table is table for column in path.columns)
+        }
 
     def has(self, path: OwnerPath) -> bool:
         """Whether the owner's columns are in this very table (a joined subclass has them in its base)."""
         return path in self._here
 
 
-@dataclass(frozen=True, eq=False)
 class EncryptedAttribute:
-    """One mapped attribute over an encrypted column."""
+    """One mapped attribute over an encrypted column.
 
-    key: str
-    encrypted: EncryptedColumn
-    owner_keys: tuple[str, ...]
+    Attributes:
+        owner_keys: the attributes that hold the owner's primary key.
+        slot: its place among an unlocked session's readers.
+        opening: key, slot, decoding, owner's attribute if it is one, and whether it is row-bound; unpacked for every
+            value that is opened in its row.
+    """
 
-    @property
-    def type(self) -> EncryptedType:
-        """The column's type."""
-        return self.encrypted.type
+    __slots__ = ("encrypted", "key", "opening", "owner_keys", "row_bound", "slot", "type")
+
+    def __init__(self, key: str, encrypted: EncryptedColumn, owner_keys: tuple[str, ...]) -> None:
+        self.key = key
+        self.encrypted = encrypted
+        self.owner_keys = owner_keys
+        self.type = encrypted.type
+        self.row_bound = encrypted.row_bound
+        self.slot = object()
+        owner_key = owner_keys[0] if len(owner_keys) == 1 else None
+        self.opening = (key, self.slot, encrypted.type.codec.decode, owner_key, encrypted.row_bound)
 
 
 _table_plans: WeakKeyDictionary[Any, TablePlan | None] = WeakKeyDictionary()
@@ -138,14 +168,18 @@ def _plan_table(table: Table) -> TablePlan | None:
     for column in encrypted:
         path = _resolve(column, _mappers.get(table))
         path, members = groups.setdefault(path.columns, (path, []))
-        members.append(EncryptedColumn(column, column.type, path))
+        members.append(EncryptedColumn(column, _encrypted_type(column), path))
     mapper = _mappers.get(table)
-    names = {} if mapper is None else {
-        prop.key: column.key
-        for prop in mapper.column_attrs
-        for column in prop.columns
-        if isinstance(column, Column) and column.table is table and column.key != prop.key
-    }
+    names = (
+        {}
+        if mapper is None
+        else {
+            prop.key: column.key
+            for prop in mapper.column_attrs
+            for column in prop.columns
+            if isinstance(column, Column) and column.table is table and column.key != prop.key
+        }
+    )
     return TablePlan(table, groups.values(), names)
 
 
@@ -168,7 +202,12 @@ def _attribute_keys(mapper: Mapper[Any], columns: Sequence[Column[Any]]) -> tupl
     keys = []
     for wanted in columns:
         key = next(
-            (p.key for p in mapper.column_attrs for c in p.columns if isinstance(c, Column) and wanted in c.base_columns),
+            (
+                p.key
+                for p in mapper.column_attrs
+                for c in p.columns
+                if isinstance(c, Column) and wanted in c.base_columns
+            ),
             None,
         )
         if key is None:
@@ -177,15 +216,20 @@ def _attribute_keys(mapper: Mapper[Any], columns: Sequence[Column[Any]]) -> tupl
     return tuple(keys)
 
 
+def _encrypted_type(column: Column[Any]) -> EncryptedType:
+    encrypted: EncryptedType = column.type  # type: ignore[assignment]  # only such columns come here
+    return encrypted
+
+
 def _resolve(column: Column[Any], mapper: Mapper[Any] | None) -> OwnerPath:
-    table: Table = column.table  # type: ignore[assignment]  # columns of a Table
-    owner = column.type.owner
+    table: Table = column.table
+    owner = _encrypted_type(column).owner
     if owner is not None:
         path = _path_through(_named_columns(owner, table, mapper))
         if path is None:
             raise ConfigurationError(
-                f"EncryptedType(owner={owner!r}) on {table.name}.{column.name}: that is not a foreign key to the primary "
-                f"key of a KeyOwner. {_hint(column, _candidates(table, mapper))}"
+                f"EncryptedType(owner={owner!r}) on {table.name}.{column.name}: that is not a foreign key to "
+                f"the primary key of a KeyOwner. {_hint(column, _candidates(table, mapper))}"
             )
         return path
     own = owner_class_of(table)
@@ -195,15 +239,17 @@ def _resolve(column: Column[Any], mapper: Mapper[Any] | None) -> OwnerPath:
     if len(candidates) != 1:
         found = "no foreign key" if not candidates else f"{len(candidates)} foreign keys"
         raise ConfigurationError(
-            f"{table.name}.{column.name} is encrypted, and {found} to a KeyOwner tells whose key encrypts it. "
-            f"{_hint(column, candidates)}"
+            f"{table.name}.{column.name} is encrypted, and {found} to a KeyOwner tells whose key encrypts "
+            f"it. {_hint(column, candidates)}"
         )
     return candidates[0]
 
 
 def _hint(column: Column[Any], candidates: Sequence[OwnerPath]) -> str:
     names = [path.keys[0] if len(path.keys) == 1 else path.keys for path in candidates] or ["user_id"]
-    lines = " or ".join(f"`{column.name} = mapped_column({_with_owner(column.type, name)})`" for name in names)
+    lines = " or ".join(
+        f"`{column.name} = mapped_column({_with_owner(_encrypted_type(column), name)})`" for name in names
+    )
     return f"Write {lines}."
 
 
@@ -222,7 +268,9 @@ def _candidates(table: Table, mapper: Mapper[Any] | None) -> list[OwnerPath]:
     return list(found.values())
 
 
-def _named_columns(owner: str | tuple[str, ...], table: Table, mapper: Mapper[Any] | None) -> tuple[Column[Any], ...]:
+def _named_columns(
+    owner: str | tuple[str, ...], table: Table, mapper: Mapper[Any] | None
+) -> tuple[Column[Any], ...]:
     names = (owner,) if isinstance(owner, str) else owner
     columns: list[Column[Any]] = []
     for name in names:
@@ -235,19 +283,21 @@ def _named_columns(owner: str | tuple[str, ...], table: Table, mapper: Mapper[An
         elif name in table.columns:
             columns.append(table.columns[name])
         else:
-            raise ConfigurationError(f"EncryptedType(owner={name!r}): {table.name} has no such column or attribute.")
+            raise ConfigurationError(
+                f"EncryptedType(owner={name!r}): {table.name} has no such column or attribute."
+            )
     return tuple(columns)
 
 
 def _path_through(columns: tuple[Column[Any], ...]) -> OwnerPath | None:
     """The path to the owner class that these columns refer to, in the order of its primary key."""
     own = owner_class_of(columns[0].table) if columns else None
-    if own is not None and set(columns) == set(columns[0].table.primary_key.columns):  # type: ignore[attr-defined]
-        return OwnerPath(own, tuple(columns[0].table.primary_key.columns), is_self=True)  # type: ignore[attr-defined]
+    if own is not None and set(columns) == set(columns[0].table.primary_key.columns):
+        return OwnerPath(own, tuple(columns[0].table.primary_key.columns), is_self=True)
     remote = {foreign.column: local for local in columns for foreign in local.foreign_keys}
     for target in {column.table for column in remote}:
         owner_class = owner_class_of(target)
-        key = tuple(target.primary_key.columns)  # type: ignore[attr-defined]
+        key = tuple(target.primary_key.columns)
         if owner_class is not None and len(key) == len(columns) and all(one in remote for one in key):
             return OwnerPath(owner_class, tuple(remote[one] for one in key), is_self=False)
     return None

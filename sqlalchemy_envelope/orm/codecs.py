@@ -1,7 +1,7 @@
 """Values to bytes and back: canonical, typed, the same on every database (wire format, section 6).
 
-SQLAlchemy's own bind processors are not used: they depend on the dialect (SQLite makes a float of a `Numeric` and drops
-time zones), and a value must open wherever its bytes are copied to.
+SQLAlchemy's own bind processors are not used: they depend on the dialect (SQLite makes a float of a `Numeric`
+and drops time zones), and a value must open wherever its bytes are copied to.
 """
 
 import datetime as dt
@@ -28,8 +28,8 @@ _CANONICAL_NAN = bytes.fromhex("7ff8000000000000")
 
 @dataclass(frozen=True)
 class Codec:
-    """How one type's values become bytes. `encode` raises TypeError, ValueError or a subclass for a value that does
-    not fit; such errors may hold the value and never leave `orm`."""
+    """How one type's values become bytes. What `encode` and `decode` raise may hold the value
+    and never leaves `orm`."""
 
     tag: str
     encode: Callable[[Any], bytes]
@@ -49,7 +49,9 @@ def codec_for(inner: sa.TypeEngine[Any]) -> Codec:
     """
     # Interval and PickleType are TypeDecorators themselves: they come before the general case.
     if isinstance(inner, sa.PickleType):
-        raise ConfigurationError("PickleType runs code from the database when it loads; use EncryptedType(JSON).")
+        raise ConfigurationError(
+            "PickleType runs code from the database when it loads; use EncryptedType(JSON)."
+        )
     if isinstance(inner, sa.Interval):
         return Codec("timedelta", _encode_timedelta, _decode_timedelta)
     if isinstance(inner, sa.TypeDecorator):
@@ -58,7 +60,8 @@ def codec_for(inner: sa.TypeEngine[Any]) -> Codec:
         if isinstance(inner, matches):
             return make(inner)
     raise ConfigurationError(
-        f"EncryptedType({type(inner).__name__}) is not supported; wrap it in a TypeDecorator over a type that is."
+        f"EncryptedType({type(inner).__name__}) is not supported; wrap it in a TypeDecorator over a type "
+        "that is."
     )
 
 
@@ -98,6 +101,8 @@ def _encode_int(value: Any) -> bytes:
 
 
 def _decode_int(data: bytes) -> int:
+    if not data:
+        raise ValueError("an int has at least one byte")
     return int.from_bytes(data, "big", signed=True)
 
 
@@ -162,7 +167,9 @@ def _time(inner: sa.Time) -> Codec:
             raise _refuse(value, "time with a zone" if aware else "time without a zone")
         return value.isoformat(timespec="microseconds").encode("ascii")
 
-    return Codec("timetz" if aware else "time", encode, lambda data: dt.time.fromisoformat(data.decode("ascii")))
+    return Codec(
+        "timetz" if aware else "time", encode, lambda data: dt.time.fromisoformat(data.decode("ascii"))
+    )
 
 
 def _datetime(inner: sa.DateTime) -> Codec:
@@ -194,7 +201,8 @@ def _uuid(inner: sa.Uuid[Any]) -> Codec:
 
 def _enum(inner: sa.Enum) -> Codec:
     # The processors of Enum itself hold the look-up by name, by value or by `values_callable`.
-    bind, result = inner.bind_processor(_NEUTRAL), inner.result_processor(_NEUTRAL, None)
+    untyped: Any = inner
+    bind, result = untyped.bind_processor(_NEUTRAL), untyped.result_processor(_NEUTRAL, None)
     assert bind is not None and result is not None  # noqa: S101 - true of Enum on every dialect
 
     def encode(value: Any) -> bytes:
@@ -228,7 +236,8 @@ def _array(inner: sa.ARRAY[Any]) -> Codec:
 
     def decode(data: bytes) -> list[Any]:
         (count,) = _COUNT.unpack_from(data)
-        position, values = 4, []
+        values: list[Any] = []
+        position = 4
         for _ in range(count):
             kind = data[position]
             position += 1
@@ -238,8 +247,12 @@ def _array(inner: sa.ARRAY[Any]) -> Codec:
             (size,) = _COUNT.unpack_from(data, position)
             position += 4
             one = data[position : position + size]
+            if len(one) != size:
+                raise ValueError("a list item is cut short")
             values.append(decode(one) if kind == 2 else item.decode(one))
             position += size
+        if position != len(data):
+            raise ValueError("bytes follow the last item")
         return values
 
     return Codec(f"list:{item.tag}", encode, decode)
@@ -251,7 +264,9 @@ def _numeric(inner: sa.Numeric[Any]) -> Codec:
     return Codec("float", _encode_float, _decode_float)
 
 
-def _fixed(tag: str, encode: Callable[[Any], bytes], decode: Callable[[bytes], Any]) -> Callable[[Any], Codec]:
+def _fixed(
+    tag: str, encode: Callable[[Any], bytes], decode: Callable[[bytes], Any]
+) -> Callable[[Any], Codec]:
     return lambda inner: Codec(tag, encode, decode)
 
 

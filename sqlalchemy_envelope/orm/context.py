@@ -1,7 +1,7 @@
 """Where the unlocked session lives: in the context, and bound to a `Session`, which is asked first.
 
-Threads, asyncio tasks and greenlets each see their own context. `Session.info` serves code that runs in another context
-than the one that unlocked: a synchronous generator dependency of FastAPI is run in a copy.
+Threads, asyncio tasks and greenlets each see their own context. `Session.info` serves code that runs in
+another context than the one that unlocked: a synchronous generator dependency of FastAPI is run in a copy.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy_envelope.crypto.aead import Field, ValueCipher
     from sqlalchemy_envelope.keys.keyring import OwnerId
+    from sqlalchemy_envelope.orm.owners import OwnerClass
     from sqlalchemy_envelope.orm.unlocked import UnlockedSession
 
 BOUND = "sqlalchemy_envelope.unlocked"
@@ -28,11 +29,25 @@ class NothingUnlocked:
 
     readers: Mapping[object, Mapping[bytes, Any]] = {}
     owners: Mapping[Any, Any] = {}
+    only_class: OwnerClass | None = None
+    only_key: Any = None
+    handed_sealed = True
     is_open = False
     left: type[LockedError] | None = None
 
 
-CURRENT: ContextVar[UnlockedSession | NothingUnlocked] = ContextVar("unlocked", default=NothingUnlocked())  # noqa: B039 - immutable
+    def reader(self, header: bytes, field: Field) -> None:
+        """No key is here."""
+
+    def remember(self, *_: object) -> None:
+        """Nothing opened, so there is nothing to keep."""
+
+    def saw(self, session: Session | None) -> None:
+        """Nothing is decrypted here, so there is nothing to find again."""
+
+
+NOTHING = NothingUnlocked()
+CURRENT: ContextVar[UnlockedSession | NothingUnlocked] = ContextVar("unlocked", default=NOTHING)
 USING: ContextVar[OwnerId | None] = ContextVar("using", default=None)
 
 
@@ -42,7 +57,7 @@ def unlocked_sessions(session: Session | None) -> tuple[UnlockedSession, ...]:
     current = CURRENT.get()
     if bound is None or bound is current:
         return (current,) if current.is_open else ()  # type: ignore[return-value]  # only an UnlockedSession is open
-    return tuple(one for one in (bound, current) if one.is_open)
+    return tuple(one for one in (bound, current) if one.is_open)  # type: ignore[misc]  # as above
 
 
 def find_reader(session: Session | None, header: bytes, field: Field) -> ValueCipher | None:
@@ -80,4 +95,6 @@ def locked(what: str, session: Session | None = None) -> LockedError:
         return SessionForkedError(f"{what} is locked: keys do not cross a fork; unlock again in the child.")
     if left is SessionLeftError:
         return SessionLeftError(f"{what} is locked: its unlocked session was left; unlock again.")
-    return LockedError(f"{what} is locked: unlock its owner first, with envelope.unlock(session, owner, secret=...).")
+    return LockedError(
+        f"{what} is locked: unlock its owner first, with envelope.unlock(session, owner, secret=...)."
+    )

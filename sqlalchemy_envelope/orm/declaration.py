@@ -1,5 +1,5 @@
-"""What is checked when a column or a mapper is declared: an encrypted column that cannot keep its promise is an error
-there, and not at first use."""
+"""What is checked when a column or a mapper is declared: an encrypted column that cannot keep its promise is
+an error there, and not at first use."""
 
 from __future__ import annotations
 
@@ -23,12 +23,23 @@ def declare_column(column: Column[Any], table: Any) -> bool:
     Raises:
         ConfigurationError: the database would have to see the plaintext.
     """
+    _check_variants(column)
     if not isinstance(column.type, EncryptedType) or not isinstance(table, Table):
         return False
     if column.type.label is None:
         column.type = column.type.labelled(f"{table.name}.{column.name}")
     _check_column(column, table)
     return True
+
+
+def _check_variants(column: Column[Any]) -> None:
+    """A variant takes the place of the whole type on its database: nothing would encrypt there, or refuse."""
+    variants: Any = getattr(column.type, "_variant_mapping", {})
+    if variants and any(isinstance(one, EncryptedType) for one in (column.type, *variants.values())):
+        raise ConfigurationError(
+            f"{column.name} is encrypted, and with_variant() would put another type in its place on one database. Leave "
+            "it out: the stored type is each database's own binary type."
+        )
 
 
 def _check_column(column: Column[Any], table: Table) -> None:
@@ -49,8 +60,8 @@ def _check_column(column: Column[Any], table: Table) -> None:
 
 def _useless_index(where: str) -> ConfigurationError:
     return ConfigurationError(
-        f"{where} is encrypted: equal values are stored as different bytes, so an index or a unique constraint on it "
-        "would find nothing. Remove it."
+        f"{where} is encrypted: equal values are stored as different bytes, so an index or a unique "
+        "constraint on it would find nothing. Remove it."
     )
 
 
@@ -58,17 +69,18 @@ def check_mapper(mapper: Mapper[Any]) -> tuple[EncryptedAttribute, ...]:
     """Resolve the owners of a mapper's encrypted columns, and check what only the whole table shows.
 
     Raises:
-        ConfigurationError: no owner, several, an index over ciphertext, or a row-bound column without client-made key.
+        ConfigurationError: no owner, several, an index over ciphertext, or a row-bound
+            column without client-made key.
     """
     plan = plan_of_mapper(mapper)
     for attribute in plan:
         column, table = attribute.encrypted.column, attribute.encrypted.column.table
-        for index in table.indexes:  # type: ignore[attr-defined]
+        for index in table.indexes:
             if column in index.columns.values():
-                raise _useless_index(f"{table.name}.{column.name}")  # type: ignore[attr-defined]
-        for constraint in table.constraints:  # type: ignore[attr-defined]
+                raise _useless_index(f"{table.name}.{column.name}")
+        for constraint in table.constraints:
             if isinstance(constraint, UniqueConstraint) and column in constraint.columns.values():
-                raise _useless_index(f"{table.name}.{column.name}")  # type: ignore[attr-defined]
+                raise _useless_index(f"{table.name}.{column.name}")
         if attribute.encrypted.row_bound:
             _check_row_bound(column, mapper)
     return plan
@@ -76,7 +88,7 @@ def check_mapper(mapper: Mapper[Any]) -> tuple[EncryptedAttribute, ...]:
 
 def _check_row_bound(column: Column[Any], mapper: Mapper[Any]) -> None:
     base = mapper.base_mapper.local_table
-    where = f"{column.table.name}.{column.name}"  # type: ignore[attr-defined]
+    where = f"{column.table.name}.{column.name}"
     if not isinstance(base, Table):
         return  # a mapped subquery is read from and not written to
     if set(mapper.primary_key) != set(base.primary_key.columns):
@@ -85,7 +97,7 @@ def _check_row_bound(column: Column[Any], mapper: Mapper[Any]) -> None:
         made_by_client = key.default is not None and (key.default.is_scalar or key.default.is_callable)
         if not made_by_client and (key is base.autoincrement_column or key.server_default is not None):
             raise ConfigurationError(
-                f"{where} is bound to its row, and the database makes {base.name}.{key.name}: the value cannot be "
-                f"encrypted before its row is known. Give {key.name} a client-side default (`Uuid` with "
-                "`default=uuid.uuid4`), or use bind='column'."
+                f"{where} is bound to its row, and the database makes {base.name}.{key.name}: the value "
+                f"cannot be encrypted before its row is known. Give {key.name} a client-side default (`Uuid` "
+                "with `default=uuid.uuid4`), or use bind='column'."
             )

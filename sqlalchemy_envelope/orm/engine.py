@@ -17,8 +17,9 @@ _cascading: WeakSet[Engine] = WeakSet()
 
 
 def enforce_foreign_keys(engine: Engine | AsyncEngine) -> None:
-    """Make SQLite enforce foreign keys on every connection of this engine; does nothing for other databases."""
-    sync_engine: Engine = getattr(engine, "sync_engine", engine)  # type: ignore[assignment]
+    """Make SQLite enforce foreign keys on every connection of this engine; does
+    nothing for other databases."""
+    sync_engine: Engine = engine if isinstance(engine, Engine) else engine.sync_engine
     if sync_engine.dialect.name == "sqlite":
         event.listen(sync_engine, "connect", _switch_on)
 
@@ -41,7 +42,7 @@ def require_cascades(session: Session, bind_arguments: dict[str, Any]) -> None:
         return
     if engine.dialect.name == "sqlite" and not connection.exec_driver_sql("PRAGMA foreign_keys").scalar():
         raise ConfigurationError(
-            "SQLite does not enforce foreign keys on this engine: deleting an owner would leave its keys behind. Call "
-            "`sqlalchemy_envelope.enforce_foreign_keys(engine)` right after create_engine()."
+            "SQLite does not enforce foreign keys on this engine: deleting an owner would leave its keys "
+            "behind. Call `sqlalchemy_envelope.enforce_foreign_keys(engine)` right after create_engine()."
         )
     _cascading.add(engine)

@@ -1,15 +1,16 @@
 """`Envelope`: the policy of an application, and its verbs: enroll, unlock, change a secret.
 
-Each verb is a generator that does its database work and yields when a key has to be derived. The synchronous face runs
-the derivation on the spot, the asynchronous one in a thread: the core is written once.
+Each verb is a generator that does its database work and yields when a key has to be derived. The synchronous
+face runs the derivation on the spot, the asynchronous one in a thread: the core is written once.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Generator
+from contextlib import contextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, TypeVar
 
 from sqlalchemy import inspect
 from sqlalchemy.exc import IntegrityError
@@ -33,17 +34,15 @@ from sqlalchemy_envelope.keys.slots import open_secret_slot, secret_slot
 from sqlalchemy_envelope.orm.binding import plan_of_mapper
 from sqlalchemy_envelope.orm.engine import require_cascades
 from sqlalchemy_envelope.orm.owners import OwnerClass, require_owner_class
-from sqlalchemy_envelope.orm.store import KeyStore
+from sqlalchemy_envelope.orm.store import MAX_SLOTS, KeyStore
 from sqlalchemy_envelope.orm.transactions import note_enrolment, note_unlock
 from sqlalchemy_envelope.orm.unlocked import UnlockedSession
 from sqlalchemy_envelope.orm.writing import ENROLLING_OWNER, Enrolling, enrolling, require_enrolling
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
 T = TypeVar("T")
-MAX_SLOTS = 3
-"""Most secret slots that are tried: each costs a derivation, and planted ones would cost many."""
 
 
 class Derivation(NamedTuple):
@@ -54,6 +53,9 @@ class Derivation(NamedTuple):
 
     def __repr__(self) -> str:
         return "<Derivation redacted>"
+
+    def __reduce_ex__(self, protocol: object) -> NoReturn:
+        raise TypeError("secrets are not copied or pickled")
 
 
 Steps = Generator[Derivation, KeyBytes, T]
@@ -77,8 +79,8 @@ class Envelope:
 
     Args:
         kdf_profile: the cost of new secret slots, and the least an opened one is left at.
-        concurrent_derivations: most key derivations at once in this process; default, one for each core. Each holds
-            its profile's memory while it runs.
+        concurrent_derivations: most key derivations at once in this process; default, one for each core. Each
+            holds its profile's memory while it runs.
         derivation_wait: seconds to wait for one to come free, before `UnlockBusyError`.
     """
 
@@ -92,10 +94,13 @@ class Envelope:
         self.kdf_profile = kdf_profile
         self._limit = KdfLimit(concurrent_derivations or os.cpu_count() or 1, derivation_wait)
 
-    def enroll(self, session: Session | scoped_session[Any], owner: object, *, secret: str | bytes) -> UnlockedSession:
+    def enroll(
+        self, session: Session | scoped_session[Any], owner: object, *, secret: str | bytes
+    ) -> UnlockedSession:
         """Make an owner's keys, opened by `secret`, and flush the owner with them. Never commits.
 
-        Adds the owner to the session if it is not in it. The owner is unlocked while the result is used in a `with`.
+        Adds the owner to the session if it is not in it. The owner is unlocked while the
+        result is used in a `with`.
 
         Raises:
             AlreadyEnrolledError: it has keys.
@@ -104,11 +109,14 @@ class Envelope:
         """
         return self.run(self.enroll_steps(plain_session(session), owner, secret))
 
-    def unlock(self, session: Session | scoped_session[Any], owner: object, *, secret: str | bytes) -> UnlockedSession:
-        """Open an owner's keys; they are of use while the result is used in a `with`. Success is an authentication.
+    def unlock(
+        self, session: Session | scoped_session[Any], owner: object, *, secret: str | bytes
+    ) -> UnlockedSession:
+        """Open an owner's keys; they are of use while the result is used in a `with`.
+        Success is an authentication.
 
-        Two queries and one key derivation, of some 0.2 s with the default profile. A slot that falls short of the
-        policy is upgraded in the caller's transaction.
+        Two queries and one key derivation, of some 0.2 s with the default profile. A slot that falls short of
+        the policy is upgraded in the caller's transaction.
 
         Raises:
             UnlockError: the secret is wrong, or its slot was altered. Which of the two cannot be told.
@@ -132,8 +140,8 @@ class Envelope:
     def rebind(self, session: Session | scoped_session[Any], owner: object, *, secret: str | bytes) -> None:
         """Bind an owner's keys to its present primary key, after that was changed. Never commits.
 
-        The cure for `OwnerMismatchError` when the primary key was changed on purpose, and only then: keys that were
-        moved here from another owner open with that owner's secret alone.
+        The cure for `OwnerMismatchError` when the primary key was changed on purpose, and only then: keys
+        that were moved here from another owner open with that owner's secret alone.
 
         Raises: as `unlock`.
         """
@@ -160,18 +168,27 @@ class Envelope:
         state = _usable_state(owner, owner_class)
         require_cascades(session, {"mapper": owner_class.mapper})
         if state.key is not None and _owner(session, owner).store.load_keys():
-            raise AlreadyEnrolledError(f"This {owner_class.name} has keys already; unlock it, or change its secret.")
+            raise AlreadyEnrolledError(
+                f"This {owner_class.name} has keys already; unlock it, or change its secret."
+            )
         _refuse_unenrolled_others(session, state)
         salt = KdfSalt.generate(self.kdf_profile)
         kek = yield Derivation(prepared, salt)
 
         root_key, data_key = KeyBytes.generate(), KeyBytes.generate()
-        _flush_owner(session, owner, state, owner_class, data_key)
-        located = _owner(session, owner)
-        root = describe(root_key, located.reference, Purpose.ROOT)
-        data = describe(data_key, located.reference, Purpose.DATA)
-        stored = [root.stored, wrap_under_root(data, root)]
-        _insert(located, stored, secret_slot(root, kek, salt))
+        try:
+            _flush_owner(session, owner, state, owner_class, data_key)
+            located = _owner(session, owner)
+            root = describe(root_key, located.reference, Purpose.ROOT)
+            data = describe(data_key, located.reference, Purpose.DATA)
+            stored = [root.stored, wrap_under_root(data, root)]
+            _insert(located, stored, secret_slot(root, kek, salt))
+        except BaseException:
+            data_key.wipe()
+            raise
+        finally:
+            root_key.wipe()
+            kek.wipe()
         unlocked = _unlocked(session, located, [data])
         note_enrolment(session, owner_class.owner_id(located.primary_key), unlocked)
         return unlocked
@@ -183,26 +200,36 @@ class Envelope:
         keys = _load_keys(located)
         _check_reference(keys, located)
         root, slot, salt = yield from self._open_root(located, keys, prepared)
-        if self.kdf_profile.exceeds(salt.profile):
-            stronger = KdfSalt.generate(self.kdf_profile)
-            kek = yield Derivation(prepared, stronger)
-            # A lost race is no loss: whoever won has upgraded or changed the slot.
-            located.store.replace_slot(slot, secret_slot(root, kek, stronger, slot.slot_id))
-        unlocked = _unlocked(session, located, _open_all(keys, root))
+        with wiping(root.key):
+            if self.kdf_profile.exceeds(salt.profile):
+                stronger = KdfSalt.generate(self.kdf_profile)
+                kek = yield Derivation(prepared, stronger)
+                # A lost race is no loss: whoever won has upgraded or changed the slot.
+                with wiping(kek):
+                    located.store.replace_slot(slot, secret_slot(root, kek, stronger, slot.slot_id))
+            opened = _open_all(keys, root)
+        unlocked = _unlocked(session, located, opened)
         note_unlock(session, located.owner_class.owner_id(located.primary_key), unlocked)
         return unlocked
 
-    def change_secret_steps(self, session: Session, owner: object, old: str | bytes, new: str | bytes) -> Steps[None]:
+    def change_secret_steps(
+        self, session: Session, owner: object, old: str | bytes, new: str | bytes
+    ) -> Steps[None]:
         """The steps of `change_secret`."""
         prepared, prepared_new = prepare_secret(old), prepare_secret(new, new=True)
         located = _enrolled_owner(session, owner)
         keys = _load_keys(located)
         _check_reference(keys, located)
         root, slot, _ = yield from self._open_root(located, keys, prepared)
-        salt = KdfSalt.generate(self.kdf_profile)
-        kek = yield Derivation(prepared_new, salt)
-        if not located.store.replace_slot(slot, secret_slot(root, kek, salt, slot.slot_id)):
-            raise UnlockError("The secret was changed by somebody else at the same moment; nothing was changed here.")
+        with wiping(root.key):
+            salt = KdfSalt.generate(self.kdf_profile)
+            kek = yield Derivation(prepared_new, salt)
+            with wiping(kek):
+                new_slot = secret_slot(root, kek, salt, slot.slot_id)
+        if not located.store.replace_slot(slot, new_slot):
+            raise UnlockError(
+                "The secret was changed by somebody else at the same moment; nothing was changed here."
+            )
 
     def rebind_steps(self, session: Session, owner: object, secret: str | bytes) -> Steps[None]:
         """The steps of `rebind`."""
@@ -210,27 +237,41 @@ class Envelope:
         located = _enrolled_owner(session, owner)
         keys = _load_keys(located)
         root, slot, _ = yield from self._open_root(located, keys, prepared)
-        opened = _open_all(keys, root)
-        salt = KdfSalt.generate(self.kdf_profile)
-        kek = yield Derivation(prepared, salt)
-        new_root = OpenedKey(replace(root.stored, owner_reference=located.reference), root.key)
-        if not located.store.replace_slot(slot, secret_slot(new_root, kek, salt, slot.slot_id)):
-            raise UnlockError("The secret was changed by somebody else at the same moment; nothing was changed here.")
-        located.store.replace_key(new_root.stored)
-        for one in opened:
-            moved = OpenedKey(replace(one.stored, owner_reference=located.reference), one.key)
-            located.store.replace_key(wrap_under_root(moved, new_root))
+        with wiping(root.key):
+            opened = _open_all(keys, root)
+            with wiping(*(one.key for one in opened)):
+                salt = KdfSalt.generate(self.kdf_profile)
+                kek = yield Derivation(prepared, salt)
+                new_root = OpenedKey(replace(root.stored, owner_reference=located.reference), root.key)
+                with wiping(kek):
+                    new_slot = secret_slot(new_root, kek, salt, slot.slot_id)
+                moved = [replace(one.stored, owner_reference=located.reference) for one in opened]
+                rewrapped = [
+                    wrap_under_root(OpenedKey(stored, one.key), new_root)
+                    for stored, one in zip(moved, opened, strict=True)
+                ]
+        if not located.store.replace_slot(slot, new_slot):
+            raise UnlockError(
+                "The secret was changed by somebody else at the same moment; nothing was changed here."
+            )
+        for stored in (new_root.stored, *rewrapped):
+            located.store.replace_key(stored)
 
     def _open_root(
         self, located: _Owner, keys: Sequence[StoredKey], prepared: bytes
     ) -> Steps[tuple[OpenedKey, StoredSlot, KdfSalt]]:
-        root = next((key for key in keys if key.purpose is Purpose.ROOT and key.state is KeyState.ACTIVE), None)
+        root = next(
+            (key for key in keys if key.purpose is Purpose.ROOT and key.state is KeyState.ACTIVE), None
+        )
         if root is None:
-            raise KeyNotFoundError(f"This {located.owner_class.name} has keys and no active root key to open them with.")
+            raise KeyNotFoundError(
+                f"This {located.owner_class.name} has keys and no active root key to open them with."
+            )
         slots = located.store.load_secret_slots(root)
         if not slots or len(slots) > MAX_SLOTS:
             raise KeyNotFoundError(
-                f"This {located.owner_class.name} has {len(slots)} secret slots; 1 to {MAX_SLOTS} are accepted."
+                f"This {located.owner_class.name} has {'too many' if slots else 'no'} secret slots; 1 to "
+                f"{MAX_SLOTS} are accepted."
             )
         refused: UnlockError | None = None
         for slot in slots:
@@ -255,7 +296,7 @@ def plain_session(session: Session | scoped_session[Any]) -> Session:
 
 
 def _usable_state(owner: object, owner_class: OwnerClass) -> InstanceState[Any]:
-    state: InstanceState[Any] = inspect(owner)  # type: ignore[assignment]  # a mapped instance
+    state: InstanceState[Any] = inspect(owner)
     if state.deleted or state.was_deleted or (state.session is not None and owner in state.session.deleted):
         raise EnrollmentError(f"This {owner_class.name} is deleted, and its keys with it.")
     return state
@@ -263,7 +304,7 @@ def _usable_state(owner: object, owner_class: OwnerClass) -> InstanceState[Any]:
 
 def _owner(session: Session, owner: object) -> _Owner:
     owner_class = require_owner_class(owner)
-    identity: Any = inspect(owner).key  # type: ignore[union-attr]
+    identity: Any = inspect(owner).key
     primary_key = tuple(identity[1])
     return _Owner(owner, owner_class, primary_key, KeyStore(session, owner_class, primary_key))
 
@@ -271,7 +312,9 @@ def _owner(session: Session, owner: object) -> _Owner:
 def _enrolled_owner(session: Session, owner: object) -> _Owner:
     owner_class = require_owner_class(owner)
     if _usable_state(owner, owner_class).key is None:
-        raise NotEnrolledError(f"This {owner_class.name} is not in the database yet; enroll it: envelope.enroll(...).")
+        raise NotEnrolledError(
+            f"This {owner_class.name} is not in the database yet; enroll it: envelope.enroll(...)."
+        )
     require_cascades(session, {"mapper": owner_class.mapper})
     return _owner(session, owner)
 
@@ -279,7 +322,9 @@ def _enrolled_owner(session: Session, owner: object) -> _Owner:
 def _load_keys(located: _Owner) -> list[StoredKey]:
     keys = located.store.load_keys()
     if not keys:
-        raise NotEnrolledError(f"This {located.owner_class.name} has no keys; enroll it first: envelope.enroll(...).")
+        raise NotEnrolledError(
+            f"This {located.owner_class.name} has no keys; enroll it first: envelope.enroll(...)."
+        )
     return keys
 
 
@@ -287,8 +332,9 @@ def _check_reference(keys: Sequence[StoredKey], located: _Owner) -> None:
     reference = located.reference
     if any(key.owner_reference != reference for key in keys):
         raise OwnerMismatchError(
-            f"Keys stored for this {located.owner_class.name} are bound to another owner: they were moved here, or the "
-            "primary key was changed. If that was you, bind them anew: envelope.rebind(session, owner, secret=...)."
+            f"Keys stored for this {located.owner_class.name} are bound to another owner: they were moved "
+            "here, or the primary key was changed. If that was you, bind them anew: "
+            "envelope.rebind(session, owner, secret=...)."
         )
 
 
@@ -331,7 +377,16 @@ def _insert(located: _Owner, keys: Sequence[StoredKey], slot: StoredSlot) -> Non
         located.store.insert_slot(slot)
         return
     raise AlreadyEnrolledError(
-        f"This {located.owner_class.name} was enrolled by somebody else at the same moment; roll back and unlock it."
+        f"This {located.owner_class.name} was enrolled by somebody else at the same moment; roll back and "
+        "unlock it."
     )
 
 
+@contextmanager
+def wiping(*keys: KeyBytes) -> Iterator[None]:
+    """Wipe keys at the end of the block, however it ends."""
+    try:
+        yield
+    finally:
+        for key in keys:
+            key.wipe()

@@ -1,6 +1,8 @@
-"""Where the library hooks into SQLAlchemy: public events only, registered with the first encrypted column or owner.
+"""Where the library hooks into SQLAlchemy: public events only, registered with the first
+encrypted column or owner.
 
-A statement listener costs every other statement some microseconds, so that importing this package registers none.
+A statement listener costs every other statement some microseconds, so that importing
+this package registers none.
 """
 
 from __future__ import annotations
@@ -8,10 +10,10 @@ from __future__ import annotations
 from typing import Any
 
 from sqlalchemy import Column, Engine, event
-from sqlalchemy.orm import Mapper, Session, attributes
+from sqlalchemy.orm import Mapper, Session
 
-from sqlalchemy_envelope.orm import context, loading, models, refusals, statements, writing
-from sqlalchemy_envelope.orm.binding import note_mapper, plan_of_mapper
+from sqlalchemy_envelope.orm import context, echo, loading, models, refusals, statements, writing
+from sqlalchemy_envelope.orm.binding import note_mapper
 from sqlalchemy_envelope.orm.declaration import check_mapper, declare_column
 
 _installed = False
@@ -34,6 +36,7 @@ def _install() -> None:
     if _installed:
         return
     _installed = True
+    event.listen(Engine, "engine_connect", echo.on_connect)
     event.listen(Engine, "before_execute", statements.before_execute, retval=True)
     event.listen(Engine, "before_cursor_execute", refusals.before_cursor_execute)
     event.listen(Session, "after_begin", writing.after_begin)
@@ -54,9 +57,10 @@ def _on_mapper_configured(mapper: Mapper[Any], cls: type[Any]) -> None:
     for attribute in plan:
         instrumented = getattr(cls, attribute.key)
         loading.make_locked_aware(instrumented.impl)
-        event.listen(instrumented, "set", _on_set, raw=True)
+        event.listen(instrumented, "set", _on_set, raw=True, retval=True)  # retval spares a wrapper for each value
     listener = loading.load_listener(mapper)
-    # insert: ahead of Mutable's own listener, which must not meet a Sealed. raw: an object may be dead already.
+    # insert: ahead of Mutable's own listener, which must not meet a Sealed. raw: an
+    # object may be dead already.
     event.listen(cls, "load", listener, insert=True, raw=True)
     event.listen(cls, "refresh", listener, insert=True, raw=True)
     event.listen(cls, "expire", loading.forget, raw=True)
@@ -64,18 +68,20 @@ def _on_mapper_configured(mapper: Mapper[Any], cls: type[Any]) -> None:
     event.listen(mapper, "before_update", writing.update_listener(mapper), raw=True)
 
 
-def _on_set(state: Any, value: Any, old: Any, initiator: Any) -> None:
-    loading.forget(state, (initiator.key,))
-    _note_session(state.session)
+# A session that was only written to counts too: leaving has to find the values that wait in it. One that is bound to
+# its unlocked session is known there; the context's is told.
+
+
+def _on_set(state: Any, value: Any, old: Any, initiator: Any) -> Any:
+    if "info" in state.__dict__:
+        loading.forget(state, (initiator.key,))
+    current = context.CURRENT.get()
+    if current.is_open:
+        current.saw(state.session)
+    return value
 
 
 def _on_attach(session: Session, instance: object) -> None:
     current = context.CURRENT.get()
-    if current.is_open and plan_of_mapper(attributes.instance_state(instance).mapper):
-        _note_session(session)
-
-
-def _note_session(session: Session | None) -> None:
-    """A session that was only written to counts too: leaving has to find the values that wait in it."""
-    for unlocked in context.unlocked_sessions(session):
-        unlocked.saw(session)
+    if current.is_open:
+        current.saw(session)

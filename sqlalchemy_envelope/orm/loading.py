@@ -1,9 +1,9 @@
-"""Reading entities: row-bound values are opened where the row is known, locked ones are put where touching them raises,
-and what was decrypted is forgotten when its unlocked session is left.
+"""Reading entities: row-bound values are opened where the row is known, locked ones are put where touching
+them raises, and what was decrypted is forgotten when its unlocked session is left.
 
-A locked value never sits in `__dict__`, where Mutable, pydantic and merge would meet it: it waits in `state.info`, and
-the attribute's own `impl.get()`, which runs only for what is not in `__dict__`, finds it there. Reading an open value
-costs nothing extra.
+A locked value never sits in `__dict__`, where Mutable, pydantic and merge would meet it: it waits in
+`state.info`, and the attribute's own `impl.get()`, which runs only for what is not in `__dict__`, finds it
+there. Reading an open value costs nothing extra.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy.orm import attributes
 from sqlalchemy.orm.base import NO_VALUE, PASSIVE_NO_RESULT, PASSIVE_OFF, SQL_OK
 
-from sqlalchemy_envelope.crypto.aead import HEADER_SIZE, altered, check_value
+from sqlalchemy_envelope.crypto.aead import HEADER_SIZE, altered, check_value, row_tail
 from sqlalchemy_envelope.crypto.context import encode_reference
 from sqlalchemy_envelope.exceptions import DecryptionError
 from sqlalchemy_envelope.orm import context
@@ -27,61 +27,94 @@ if TYPE_CHECKING:
     from sqlalchemy.orm import InstanceState, Mapper, Session
 
     from sqlalchemy_envelope.keys.keyring import OwnerId
+    from sqlalchemy_envelope.orm.unlocked import UnlockedSession
 
 SEALED = "sqlalchemy_envelope.sealed"
 """In `state.info`: the stored values of locked attributes, by attribute."""
+_COLUMN_TAIL = row_tail(b"")
+_HEADER, _NONCE, _BODY = slice(HEADER_SIZE), slice(HEADER_SIZE, 29), slice(29, None)
 WIPED = "sqlalchemy_envelope.wiped"
-"""In `state.info`: attributes that were decrypted once and forgotten on leaving; read again from the database."""
+"""In `state.info`: attributes that were decrypted once and forgotten on leaving; read
+again from the database."""
 
 
 def load_listener(mapper: Mapper[Any]) -> Callable[..., None]:
     """The listener for `load` and `refresh` of one mapper. It runs for every row: what is asked first is cheap."""
     plan = plan_of_mapper(mapper)
-    keys = tuple(attribute.key for attribute in plan)
     current = context.CURRENT.get
-    # Columns that open before their row is known are checked against its owner here. A value under the key of
-    # another owner was put into this row by somebody who cannot have written it.
-    checks = {
-        (a.encrypted.path.owner_class, a.owner_keys[0])
-        for a in plan
-        if not a.encrypted.row_bound and len(a.owner_keys) == 1
-    }
-    composite = any(not a.encrypted.row_bound and len(a.owner_keys) > 1 for a in plan)
+    paths = {(attribute.encrypted.path.owner_class, attribute.owner_keys) for attribute in plan}
+    owner_class, owner_keys = next(iter(paths))
+    column_bound = any(not attribute.row_bound for attribute in plan)
 
-    def on_load(state: InstanceState[Any], query_context: Any, *_: Any) -> None:
-        values = state.dict
-        for key in keys:
-            if type(values.get(key)) is Sealed:
-                session = query_context.session if query_context is not None else state.session
-                _settle(state, session, plan)
-                break
-        owners = current().owners
-        if owners:
-            for owner_class, owner_key in checks:
-                if values.get(owner_key) not in owners.get(owner_class, ()):
-                    _check_owner(state, plan)
-            if composite:
-                _check_owner(state, plan)
+    def on_load(state: InstanceState[Any], query_context: Any, _: Any = None) -> None:
+        _settle(state, query_context, plan)
+        if column_bound and current().owners:
+            _check_owner(state, plan)
 
-    return on_load
+    if len(paths) > 1 or len(owner_keys) != 1 or any(attribute.row_bound for attribute in plan):
+        return on_load
+    (owner_key,) = owner_keys
+
+    def on_column_bound_load(state: InstanceState[Any], query_context: Any, _: Any = None) -> None:
+        unlocked = current()
+        if unlocked.only_class is owner_class and not unlocked.handed_sealed:
+            # One owner is unlocked, every value read so far opened, and this row is that owner's: nothing to do.
+            instance = state.obj()
+            if instance is not None and instance.__dict__.get(owner_key) == unlocked.only_key:
+                return
+        on_load(state, query_context)
+
+    return on_column_bound_load
 
 
-def _settle(state: InstanceState[Any], session: Session | None, plan: Iterable[EncryptedAttribute]) -> None:
+def _settle(state: InstanceState[Any], query_context: Any, plan: Iterable[EncryptedAttribute]) -> None:
     """Open what can be opened now that the row is known; put the rest aside."""
-    for unlocked in context.unlocked_sessions(session):
-        unlocked.saw(session)
     values = state.dict
+    readers = _holder(state, query_context).readers
+    unchanged = not state.committed_state
+    marked = "info" in state.__dict__
+    tail = None
     for attribute in plan:
-        sealed = values.get(attribute.key)
+        key, slot, decode_bytes, owner_key, row_bound = attribute.opening
+        sealed = values.get(key)
         if type(sealed) is not Sealed:
             continue
-        opened = _open(state, attribute, sealed, session)
-        if opened is None:
-            del values[attribute.key]
-            state.info.setdefault(SEALED, {})[attribute.key] = sealed
-        else:
-            forget(state, (attribute.key,))
-            values[attribute.key] = opened[0]
+        if tail is None:
+            tail = row_tail(encode_reference(state.key[1])) if state.key is not None else _COLUMN_TAIL
+        blob = sealed.blob
+        try:
+            open_, prefix, owner = readers[slot][blob[_HEADER]]
+            if unchanged and values[owner_key] == owner:
+                aad = prefix + (tail if row_bound else _COLUMN_TAIL)
+                values[key] = decode_bytes(open_(blob[_NONCE], blob[_BODY], aad))
+                if marked:
+                    forget(state, (key,))
+                continue
+        except Exception:  # noqa: BLE001, S110 - the first of its key, locked or wrong: told apart below
+            pass
+        _settle_one(state, query_context, attribute, sealed)
+
+
+def _holder(state: InstanceState[Any], query_context: Any) -> UnlockedSession | context.NothingUnlocked:
+    """The unlocked session whose readers serve this row."""
+    current = context.CURRENT.get()
+    if current.is_open:
+        return current
+    session = query_context.session if query_context is not None else state.session
+    return next(iter(context.unlocked_sessions(session)), current)
+
+
+def _settle_one(state: InstanceState[Any], query_context: Any, attribute: EncryptedAttribute, sealed: Sealed) -> None:
+    session = query_context.session if query_context is not None else state.session
+    for unlocked in context.unlocked_sessions(session):
+        unlocked.saw(session)
+    opened = _open(state, attribute, sealed, session)
+    if opened is None:
+        del state.dict[attribute.key]
+        state.info.setdefault(SEALED, {})[attribute.key] = sealed
+    else:
+        forget(state, (attribute.key,))
+        state.dict[attribute.key] = opened[0]
 
 
 def _open(
@@ -98,11 +131,16 @@ def _open(
     cipher = context.find_reader(session, header, field)
     if cipher is None:
         return None
-    owner = _owner_of_row(state, attribute)
+    owner = owner_of_row(state, attribute)
     if owner is not None and owner != context.owner_of(session, header):
         raise altered(field)
     reference = encode_reference(state.key[1]) if field.row_bound and state.key is not None else b""
-    return (decode(attribute.type, cipher.decrypt(blob, reference)),)
+    opened = (decode(attribute.type, cipher.decrypt(blob, reference)),)
+    if owner is not None and len(attribute.owner_keys) == 1:
+        # What `_settle` needs to open the next one under this key without coming here.
+        entry = (cipher.open, cipher.row_aad, state.dict.get(attribute.owner_keys[0]))
+        _holder(state, None).remember(attribute.slot, header, cipher, entry)
+    return opened
 
 
 def _check_owner(state: InstanceState[Any], plan: Iterable[EncryptedAttribute]) -> None:
@@ -111,14 +149,15 @@ def _check_owner(state: InstanceState[Any], plan: Iterable[EncryptedAttribute]) 
             continue
         if attribute.key in state.committed_state:
             continue  # set by the application and not read just now
-        owner = _owner_of_row(state, attribute)
+        owner = owner_of_row(state, attribute)
         if owner is not None and not any(owner in one for one in context.unlocked_sessions(None)):
             raise DecryptionError(
-                f"A value of {attribute.type.label!r} is under the key of another owner than its row's: it was moved here."
+                f"A value of {attribute.type.label!r} is under the key of another owner than its row's: it "
+                "was moved here."
             )
 
 
-def _owner_of_row(state: InstanceState[Any], attribute: EncryptedAttribute) -> OwnerId | None:
+def owner_of_row(state: InstanceState[Any], attribute: EncryptedAttribute) -> OwnerId | None:
     """Whose row this is in the database, if that was loaded. A change still in memory does not count."""
     values = []
     for key in attribute.owner_keys:
@@ -150,7 +189,7 @@ class _LockedAware:
             sealed = state.info.get(SEALED, {}).get(self.key)
             if sealed is not None:
                 return _open_late(state, self.key, sealed, passive)
-            if self.key in state.info.get(WIPED, ()) and passive & SQL_OK and not _may_open(state):
+            if self.key in state.info.get(WIPED, ()) and passive & SQL_OK and not _may_open(state, self.key):
                 # No SQL: under asyncio there is no greenlet here to run it in.
                 raise context.locked(f"{state.class_.__name__}.{self.key}", state.session)
         try:
@@ -163,8 +202,13 @@ class _LockedAware:
         return _open_late(state, self.key, sealed, passive)
 
 
-def _may_open(state: InstanceState[Any]) -> bool:
-    return bool(context.unlocked_sessions(state.session))
+def _may_open(state: InstanceState[Any], key: str) -> bool:
+    unlocked = context.unlocked_sessions(state.session)
+    if not unlocked:
+        return False
+    attribute = next(one for one in plan_of_mapper(state.mapper) if one.key == key)
+    owner = owner_of_row(state, attribute)
+    return owner is None or any(owner in one for one in unlocked)
 
 
 def _open_late(state: InstanceState[Any], key: str, sealed: Sealed, passive: Any) -> Any:
@@ -189,15 +233,20 @@ _locked_aware: dict[type, type] = {}
 
 
 def make_locked_aware(implementation: Any) -> None:
-    """Let one attribute's implementation find locked values. Fails closed: without it a read is a KeyError."""
+    """Let one attribute's implementation find locked values. Fails closed: without
+    it a read is a KeyError."""
     base = type(implementation)
     if not issubclass(base, _LockedAware):
         if base not in _locked_aware:
-            _locked_aware[base] = type("Encrypted" + base.__name__.strip("_"), (_LockedAware, base), {"__slots__": ()})
+            _locked_aware[base] = type(
+                "Encrypted" + base.__name__.strip("_"), (_LockedAware, base), {"__slots__": ()}
+            )
         implementation.__class__ = _locked_aware[base]
 
 
-def unflushed(session: Session, is_lost: Callable[[InstanceState[Any], EncryptedAttribute], bool]) -> list[str]:
+def unflushed(
+    session: Session, is_lost: Callable[[InstanceState[Any], EncryptedAttribute], bool]
+) -> list[str]:
     """Encrypted attributes with values that wait for a flush."""
     waiting = []
     for instance in [*session.new, *session.dirty]:
@@ -211,7 +260,8 @@ def unflushed(session: Session, is_lost: Callable[[InstanceState[Any], Encrypted
 
 
 def forget_plaintext(session: Session, stays_open: Callable[[OwnerId | None], bool]) -> None:
-    """Expire every decrypted attribute in a session, but what waits for a flush and what is still unlocked."""
+    """Expire every decrypted attribute in a session, but what waits for a flush and
+    what is still unlocked."""
     for state in session.identity_map.all_states():
         plan = plan_of_mapper(state.mapper)
         if not plan:
@@ -221,7 +271,7 @@ def forget_plaintext(session: Session, stays_open: Callable[[OwnerId | None], bo
             for a in plan
             if state.dict.get(a.key) is not None
             and a.key not in state.committed_state
-            and not stays_open(_owner_of_row(state, a))
+            and not stays_open(owner_of_row(state, a))
         ]
         instance = state.obj()
         if keys and instance is not None:

@@ -1,7 +1,7 @@
 """`KeyOwner` and the mapped tables that hold its keys, beside the data and with real cascades.
 
-Each owner class gets tables of its own: a foreign key needs one target, and only a foreign key deletes an owner's keys
-with the owner, whoever deletes it.
+Each owner class gets tables of its own: a foreign key needs one target, and only a foreign key deletes an
+owner's keys with the owner, whoever deletes it.
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ Owner = TypeVar("Owner")
 
 
 class KeyOwner:
-    """Mixin: instances of the class have keys, in `<table>_key` and `<table>_keyslot`, deleted with their owner.
+    """Mixin: instances of the class have keys, in `<table>_key` and `<table>_keyslot`,
+    deleted with their owner.
 
     Its own `EncryptedType` columns are encrypted with its own key. Other tables refer to it by a foreign key.
 
@@ -43,8 +44,10 @@ class KeyOwner:
         key_tables: False to declare the tables yourself, as `KeyTable[Owner]` and `KeySlotTable[Owner]`.
 
     Class attributes:
-        __owner_label__: what keys are bound to in place of the table's name. Pin the old name before a rename.
-        __owner_reference__: the name of an immutable, unique attribute to bind keys to in place of the primary key.
+        __owner_label__: what keys are bound to in place of the table's name. Pin the
+            old name before a rename.
+        __owner_reference__: the name of an immutable, unique attribute to bind keys to in
+            place of the primary key.
     """
 
     __owner_label__: ClassVar[str | None] = None
@@ -105,8 +108,8 @@ class KeyTable(_OwnedTable[Owner]):
     @declared_attr
     @classmethod
     def wrapping_key_id(cls) -> Mapped[uuid.UUID | None]:
-        """The root key that wraps this one. NO ACTION: deleting a root on which keys depend must fail, while the
-        owner's cascade, checked at the end of the statement, passes."""
+        """The root key that wraps this one. NO ACTION: deleting a root on which keys depend must fail, while
+        the owner's cascade, checked at the end of the statement, passes."""
         return mapped_column(Uuid, ForeignKey(f"{_full_name(cls)}.key_id"), index=True)
 
     @classmethod
@@ -138,7 +141,8 @@ class KeySlotTable(_OwnedTable[Owner]):
         if owner_class.key_class is None:
             raise ConfigurationError(f"{cls.__name__}: declare `KeyTable[{owner_class.name}]` before it.")
         target = owner_class.key_class.__table__.c.key_id
-        setattr(cls, "key_id", mapped_column(Uuid, ForeignKey(target, ondelete="CASCADE"), nullable=False, index=True))  # noqa: B010
+        reference = ForeignKey(target, ondelete="CASCADE")
+        cls.key_id = mapped_column(Uuid, reference, nullable=False, index=True)
 
 
 def _full_name(cls: Any) -> str:
@@ -182,14 +186,14 @@ def _check_key_type(cls: type[Any], column: Column[Any]) -> None:
         return  # a type that does not say; its values are checked when they are bound to
     if python_type is bool or not issubclass(python_type, (int, str, uuid.UUID, bytes, dt.date)):
         raise ConfigurationError(
-            f"{cls.__name__}.{column.key}: a key owner's primary key is made of int, str, UUID, bytes or date columns, "
-            f"not {python_type.__name__}."
+            f"{cls.__name__}.{column.key}: a key owner's primary key is made of int, str, UUID, bytes or "
+            f"date columns, not {python_type.__name__}."
         )
 
 
 def _generate(base: Any, name: str, tablename: str, owner_class: OwnerClass) -> None:
-    # Mapped through the registry and not through the owner's declarative base, which may make dataclasses of its
-    # subclasses or have columns of its own.
+    # Mapped through the registry and not through the owner's declarative base, which may make dataclasses of
+    # its subclasses or have columns of its own.
     table: Table = owner_class.mapper.local_table  # type: ignore[assignment]
     namespace: dict[str, Any] = {"__tablename__": tablename, "__owner_class__": owner_class}
     if table.schema is not None:
@@ -207,7 +211,9 @@ def _complete(mapper: Mapper[Any], cls: type[Any]) -> None:
         return
     columns = tuple(table.c[name] for name in _owner_names(owner_class))
     if len(columns) > 1:
-        table.append_constraint(ForeignKeyConstraint(columns, owner_class.primary_key, ondelete="CASCADE", onupdate="CASCADE"))
+        table.append_constraint(
+            ForeignKeyConstraint(columns, owner_class.primary_key, ondelete="CASCADE", onupdate="CASCADE")
+        )
         Index(f"ix_{table.name}_owner", *columns)
     generation = (*columns, table.c.purpose, table.c.scope)
     table.append_constraint(UniqueConstraint(*generation, table.c.epoch, name=f"uq_{table.name}_epoch"))
@@ -215,5 +221,5 @@ def _complete(mapper: Mapper[Any], cls: type[Any]) -> None:
     # MySQL has no partial index; without its WHERE this one would forbid rotation.
     Index(
         f"uq_{table.name}_active", *generation, unique=True, sqlite_where=active, postgresql_where=active
-    ).ddl_if(dialect=("sqlite", "postgresql"))
+    ).ddl_if(dialect=("sqlite", "postgresql"))  # type: ignore[arg-type]  # documented to take several
     owner_class.key_class, owner_class.owner_columns = cls, columns

@@ -45,7 +45,9 @@ class OwnerClass:
             return owner_reference(self.label, primary_key)
         value = getattr(owner, self.reference_attribute)
         if value is None:
-            raise ConfigurationError(f"{self.name}.{self.reference_attribute} is None; keys cannot be bound to it.")
+            raise ConfigurationError(
+                f"{self.name}.{self.reference_attribute} is None; keys cannot be bound to it."
+            )
         return owner_reference(self.label, (value,))
 
 
@@ -71,10 +73,12 @@ def require_owner_class(owner: object) -> OwnerClass:
     table = getattr(type(owner), "__table__", None)
     found = owner_class_of(table)
     if found is None:
-        raise ConfigurationError(f"{type(owner).__name__} has no keys; declare `class {type(owner).__name__}(KeyOwner, Base)`.")
+        raise ConfigurationError(
+            f"{type(owner).__name__} has no keys; declare `class {type(owner).__name__}(KeyOwner, Base)`."
+        )
     if found.key_class is None or found.slot_class is None:
         raise ConfigurationError(
-            f"{found.name} declares key_tables=False; add `class {found.name}Key(KeyTable[{found.name}], Base)` and "
-            f"`class {found.name}KeySlot(KeySlotTable[{found.name}], Base)`."
+            f"{found.name} declares key_tables=False; add `class {found.name}Key(KeyTable[{found.name}], "
+            f"Base)` and `class {found.name}KeySlot(KeySlotTable[{found.name}], Base)`."
         )
     return found

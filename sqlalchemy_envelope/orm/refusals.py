@@ -1,8 +1,8 @@
 """Statements that no comparator can see through, refused before they are sent: a bare `ORDER BY`, `GROUP BY`,
 `func.f(column)`, `cast`, `DISTINCT`, a `UNION` of two labels.
 
-Checked in `before_cursor_execute`, once for each compiled statement: SQLAlchemy caches those, so a statement that runs
-a thousand times is walked once.
+Checked in `before_cursor_execute`, once for each compiled statement: SQLAlchemy caches those, so a statement
+that runs a thousand times is walked once.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any
 from weakref import WeakSet
 
-from sqlalchemy import Column, CompoundSelect, Null, Select, Table, TypeCoerce
+from sqlalchemy import Column, CompoundSelect, Delete, Insert, Null, Select, Table, TypeCoerce, Update
 from sqlalchemy.sql import functions, operators
 from sqlalchemy.sql.elements import BinaryExpression, ClauseElement, ColumnElement, Grouping, Label
 from sqlalchemy.sql.selectable import ScalarSelect
@@ -57,6 +57,8 @@ class _Walk:
             self._select(element)
         elif isinstance(element, CompoundSelect):
             self._compound(element)
+        elif isinstance(element, (Insert, Update, Delete)):
+            self._written(element)
         else:
             for child in element.get_children():
                 self._child(element, child)
@@ -85,7 +87,9 @@ class _Walk:
         )
         for place, clauses in parts:
             for clause in clauses:
-                self.element(getattr(clause, "element", clause) if isinstance(clause, Label) else clause, place)
+                self.element(
+                    getattr(clause, "element", clause) if isinstance(clause, Label) else clause, place
+                )
         if select._distinct and not select._distinct_on:
             _check_distinct(select)
         handled = {id(one) for one in outputs} | {id(one) for _, clauses in parts for one in clauses}
@@ -93,14 +97,31 @@ class _Walk:
             if id(child) not in handled:
                 self.element(child)
 
+    def _written(self, statement: Any) -> None:
+        """An encrypted column may be written to and returned. What it is set to was checked by the statement hook."""
+        clause = getattr(statement, "_post_values_clause", None)
+        pairs = getattr(statement, "_ordered_values", None) or (getattr(statement, "_values", None) or {}).items()
+        targets = {id(key) for key, _ in pairs}
+        for output in (*statement._returning, *(statement._supplemental_returning or ())):
+            self.read(output)
+            targets.add(id(output))
+        for child in statement.get_children():
+            if id(child) not in targets and child is not clause:
+                self.element(child, "an SQL expression in a write")
+        for name in ("inferred_target_whereclause", "update_whereclause"):
+            condition = getattr(clause, name, None)
+            if isinstance(condition, ClauseElement):
+                self.element(condition, "the WHERE of an upsert")
+
     def _compound(self, compound: CompoundSelect[Any]) -> None:
         columns = [list(select.selected_columns) for select in compound.selects]
         for position in zip(*columns, strict=False):
             labels = {one.type.label if _is_encrypted(one) else None for one in position}
             if len(labels) > 1:
                 raise StatementRefusedError(
-                    f"A UNION mixes columns bound to different labels ({', '.join(sorted(map(str, labels)))}): a value could "
-                    "not be told from one moved there. Pin one label on both: EncryptedType(..., label='...')."
+                    f"A UNION mixes columns bound to different labels ({', '.join(sorted(map(str, labels)))}"
+                    "): a value could not be told from one moved there. Pin one label on both: "
+                    "EncryptedType(..., label='...')."
                 )
         for clause in (*compound._order_by_clauses, *compound._group_by_clauses):
             self.element(clause, "ORDER BY")
@@ -114,7 +135,11 @@ def _is_encrypted(element: Any) -> bool:
 
 def _is_encrypted_column(element: Any) -> bool:
     # A scalar subquery or a function has the type of its column; what is inside is looked at by itself.
-    return _is_encrypted(element) and element.__visit_name__ in ("column", "label_reference", "textual_label_reference")
+    return _is_encrypted(element) and element.__visit_name__ in (
+        "column",
+        "label_reference",
+        "textual_label_reference",
+    )
 
 
 def _tolerates(parent: Any) -> bool:
@@ -122,43 +147,34 @@ def _tolerates(parent: Any) -> bool:
     if isinstance(parent, BinaryExpression):
         return parent.operator in (operators.is_, operators.is_not) and isinstance(parent.right, Null)
     return isinstance(parent, (functions.count, TypeCoerce, ScalarSelect)) or parent.__visit_name__ in (
-        "insert",
-        "update",
-        "delete",
         "alias",
         "subquery",
         "cte",
         "lateral",
         "tablesample",
-        "clauselist" if _belongs_to_count(parent) else "",
     )
-
-
-def _belongs_to_count(parent: Any) -> bool:
-    return False
 
 
 def _check_distinct(select: Select[Any]) -> None:
     columns = list(select.selected_columns)
     keys = {base for column in columns if isinstance(column, Column) for base in column.base_columns}
     for column in columns:
-        table = getattr(column, "table", None)
         if not _is_encrypted(column) or not isinstance(column, Column):
             continue
         base = next(iter(column.base_columns)).table
         if not isinstance(base, Table) or not set(base.primary_key.columns) <= keys:
-            raise _refusal(column if table is not None else column, "DISTINCT")
+            raise _refusal(column, "DISTINCT")
 
 
 def _name_of(element: Any) -> str:
     if isinstance(element, functions.FunctionElement):
         return f"func.{getattr(element, 'name', 'f')}()"
     operator = getattr(element, "operator", None)
-    return getattr(operator, "__name__", element.__visit_name__)
+    return str(getattr(operator, "__name__", element.__visit_name__))
 
 
 def _refusal(column: Any, place: str) -> StatementRefusedError:
     return StatementRefusedError(
-        f"{place} on the encrypted column {str(column)!r} would work on ciphertext and give a wrong answer; nothing was "
-        "sent. Load the rows of one owner and sort, group or compute on the decrypted values."
+        f"{place} on the encrypted column {str(column)!r} would work on ciphertext and give a wrong answer; "
+        "nothing was sent. Load the rows of one owner and sort, group or compute on the decrypted values."
     )

@@ -8,19 +8,29 @@ if TYPE_CHECKING:
     from sqlalchemy_envelope.orm.types import EncryptedType
 
 
-class Ciphertext(tuple[bytes]):
-    """A value on its way into the database: made by the statement hook and accepted by the bind processor, which
-    accepts nothing else. A tuple, because a tuple subclass is what CPython makes fastest."""
+class _Ciphertext:
+    """The mark of a value that the statement hook has encrypted."""
 
     __slots__ = ()
 
     def __repr__(self) -> str:
-        return f"<Ciphertext {len(self[0])} bytes>"
+        return "<ciphertext>"
+
+
+CIPHERTEXT = _Ciphertext()
+"""A value on its way into the database is the pair `(CIPHERTEXT, bytes)`. The bind processor accepts nothing else, and
+nobody but the statement hook has the mark. A plain tuple, because a class of its own takes four times as long to make."""
+
+
+def is_ciphertext(value: object) -> bool:
+    """Whether the statement hook made this."""
+    return type(value) is tuple and len(value) == 2 and value[0] is CIPHERTEXT
 
 
 class Sealed:
-    """A stored value that could not be opened where it was read: its key is locked, or it is bound to a row that the
-    statement did not select as an entity. `unlocked.decrypt(sealed)` opens it, with `primary_key=` if row-bound."""
+    """A stored value that could not be opened where it was read: its key is locked, or it is bound to a
+    row that the statement did not select as an entity. `unlocked.decrypt(sealed)` opens it, with
+    `primary_key=` if row-bound."""
 
     __slots__ = ("blob", "type")
 
@@ -42,10 +52,14 @@ class Sealed:
         return self.type is not None and self.type.bind == "row"
 
     def _refuse(self, *_: Any) -> NoReturn:
-        raise LockedError(f"A value of {self.label!r} is sealed; unlock its owner and use unlocked.decrypt(sealed).")
+        raise LockedError(
+            f"A value of {self.label!r} is sealed; unlock its owner and use unlocked.decrypt(sealed)."
+        )
 
     # Whatever would take it for the value it hides is refused; equality is of the stored bytes.
-    __bool__ = __len__ = __iter__ = __getitem__ = __int__ = __float__ = __add__ = __lt__ = __contains__ = _refuse
+    __bool__ = __len__ = __iter__ = __getitem__ = __int__ = __float__ = __add__ = __lt__ = __contains__ = (
+        _refuse
+    )
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Sealed) and other.blob == self.blob

@@ -1,7 +1,7 @@
 """Keys whose rows were rolled back are never used again: what is written under them could never be read.
 
-An enrolment becomes real with the commit of its transaction. Until then the keyrings that hold its keys are noted here
-by session, and a rollback, of a savepoint too, takes the keys out of them.
+An enrolment becomes real with the commit of its transaction. Until then the keyrings that hold its keys are
+noted here by session, and a rollback, of a savepoint too, takes the keys out of them.
 """
 
 from __future__ import annotations

@@ -1,24 +1,25 @@
 """`EncryptedType`: describes an encrypted column. Types describe; sessions hold keys.
 
-A type sees a value and a dialect, no row and no session. So it never encrypts: its bind processor takes what the
-statement hook made (`Ciphertext`) and refuses everything else, and what slips past the hook is thus refused, never
-stored in the clear. On read the header names the key, and a value whose key is unlocked here is opened in place.
+A type sees a value and a dialect, no row and no session. So it never encrypts: its bind processor takes
+what the statement hook encrypted and refuses everything else, and what slips past the hook is
+thus refused, never stored in the clear. On read the header names the key, and a value whose key is
+unlocked here is opened in place.
 """
 
 from collections.abc import Callable
 from functools import cached_property
 from typing import Any, Literal, NoReturn
 
-from sqlalchemy import LargeBinary, Null, String
+from sqlalchemy import ColumnClause, LargeBinary, Null, String
 from sqlalchemy.engine import Dialect
 from sqlalchemy.sql import operators
 from sqlalchemy.types import TypeDecorator, TypeEngine, to_instance
 
-from sqlalchemy_envelope.crypto.aead import HEADER_SIZE, Field, ValueCipher, check_value
+from sqlalchemy_envelope.crypto.aead import HEADER_SIZE, Field, check_value
 from sqlalchemy_envelope.exceptions import ConfigurationError, FormatError, StatementRefusedError
 from sqlalchemy_envelope.orm.codecs import Codec, codec_for
-from sqlalchemy_envelope.orm.context import CURRENT, find_reader
-from sqlalchemy_envelope.orm.sealed import Ciphertext, Sealed
+from sqlalchemy_envelope.orm.context import CURRENT
+from sqlalchemy_envelope.orm.sealed import CIPHERTEXT, Sealed
 
 # Constant slices, made once: building them for each value costs a tenth of its decryption.
 _HEADER, _NONCE, _BODY = slice(HEADER_SIZE), slice(HEADER_SIZE, 29), slice(29, None)
@@ -31,8 +32,14 @@ class _EncryptedComparator(TypeEngine.Comparator[Any]):
     __slots__ = ()
 
     def operate(self, op: Any, *other: Any, **kwargs: Any) -> Any:
-        if op in _NULL_TESTS and len(other) == 1 and (other[0] is None or isinstance(other[0], Null)):
-            return super().operate(op, *other, **kwargs)
+        if op in _NULL_TESTS and len(other) == 1:
+            to = other[0]
+            if to is None or isinstance(to, Null):
+                return super().operate(op, *other, **kwargs)
+            # SQLAlchemy looks columns up in lists and dictionaries, which compare them: `column == column` has to
+            # be built. Sent, it is refused as any other.
+            if op is operators.eq and isinstance(to, ColumnClause):
+                return super().operate(op, *other, **kwargs)
         raise refused(self.expr, op)
 
     def reverse_operate(self, op: Any, other: Any, **kwargs: Any) -> NoReturn:
@@ -43,8 +50,9 @@ def refused(column: Any, op: Any) -> StatementRefusedError:
     """The error for an operator that cannot work on ciphertext."""
     name = getattr(op, "__name__", str(op)).rstrip("_").removesuffix("_op")
     return StatementRefusedError(
-        f"{name!r} cannot work on the encrypted column {str(column)!r}: equal values are stored as different bytes. "
-        "Only `is_(None)` and `is_not(None)` do; load the rows of one owner and compare the decrypted values."
+        f"{name!r} cannot work on the encrypted column {str(column)!r}: equal values are stored as different "
+        "bytes. Only `is_(None)` and `is_not(None)` do; load the rows of one owner and compare the decrypted "
+        "values."
     )
 
 
@@ -53,13 +61,15 @@ class EncryptedType(TypeDecorator[Any]):
 
     Args:
         inner: the type of the plaintext, as for a plain column: `String`, `JSON`, `Numeric(10, 2)`, ...
-        owner: the attribute or column that refers to the key owner (a tuple of them for a composite primary key), or a
-            relationship to it. Left out: the class itself if it is a `KeyOwner`, else its only foreign key to one.
+        owner: the attribute or column that refers to the key owner (a tuple of them for a composite
+            primary key), or a relationship to it. Left out: the class itself if it is a `KeyOwner`, else
+            its only foreign key to one.
         label: what values are bound to. Left out: `table.column`; pin the old name before a rename.
-        bind: "column", or "row" to bind each value to its row's primary key too, which the client must then make.
+        bind: "column", or "row" to bind each value to its row's primary key too, which
+            the client must then make.
 
-    Stored: plaintext + 45 bytes, in the dialect's binary type. The length and `NULL` show; the empty string is
-    encrypted. Format: docs/reference/wire-format.md, section 6.
+    Stored: plaintext + 45 bytes, in the dialect's binary type. The length and `NULL` show; the empty string
+    is encrypted. Format: docs/reference/wire-format.md, section 6.
 
     Raises:
         ConfigurationError: the inner type cannot be encrypted, or `bind` is neither word.
@@ -67,7 +77,7 @@ class EncryptedType(TypeDecorator[Any]):
 
     impl = LargeBinary
     cache_ok = True
-    comparator_factory: Any = _EncryptedComparator  # type: ignore[assignment]  # a memoized property in the base
+    comparator_factory: Any = _EncryptedComparator
 
     # Not keyword-only: SQLAlchemy builds its cache key from positional arguments alone.
     def __init__(
@@ -99,7 +109,9 @@ class EncryptedType(TypeDecorator[Any]):
             ConfigurationError: the type is in no table yet and has no label.
         """
         if self.label is None:
-            raise ConfigurationError("An EncryptedType outside a table needs a label: EncryptedType(..., label='t.c').")
+            raise ConfigurationError(
+                "An EncryptedType outside a table needs a label: EncryptedType(..., label='t.c')."
+            )
         return Field(self.label, self.codec.tag, self.bind == "row")
 
     def labelled(self, label: str) -> "EncryptedType":
@@ -111,17 +123,17 @@ class EncryptedType(TypeDecorator[Any]):
     def bind_processor(self, dialect: Dialect) -> Callable[[Any], Any]:
         """Pass on what the statement hook encrypted; refuse everything else."""
         label = self.label
-        # CPython's sqlite3 looks for an adapter for every `bytes`, and takes a bytearray as it is: half the time.
-        convert: Callable[[bytes], bytes | bytearray] = bytearray if dialect.name == "sqlite" else bytes
 
-        def process(value: Any) -> bytes | bytearray | None:
-            if type(value) is Ciphertext:
-                return convert(value[0])
+        def process(value: Any) -> bytes | None:
+            if type(value) is tuple and len(value) == 2 and value[0] is CIPHERTEXT:
+                ciphertext: bytes = value[1]
+                return ciphertext
             if value is None:
                 return None
             raise StatementRefusedError(
-                f"A value for {label!r} reached the database driver unencrypted and was refused: this form of "
-                "statement is not supported on an encrypted column. Write through the ORM, or a plain insert() / update()."
+                f"A value for {label!r} reached the database driver unencrypted and was refused: this form "
+                "of statement is not supported on an encrypted column. Write through the ORM, or a plain "
+                "insert() / update()."
             )
 
         return process
@@ -213,14 +225,16 @@ def open_first(type_: EncryptedType, slot: object, value: Any) -> Any:
     """
     check_value(value)
     header, field = bytes(value[_HEADER]), type_.field
-    cipher = find_reader(None, header, field)
+    current = CURRENT.get()
+    cipher = current.reader(header, field)
     if cipher is None:
+        current.handed_sealed = True
         return Sealed(bytes(value), type_)
     plaintext = cipher.decrypt(value)
-    _remember(slot, header, cipher)
+    current.remember(slot, header, cipher, (cipher.open, cipher.aad))
     return decode(type_, plaintext)
 
 
-def _remember(slot: object, header: bytes, cipher: ValueCipher) -> None:
-    # A dict of dicts, and not one keyed by pairs, which would cost a tuple and its hash for each value.
-    CURRENT.get().readers.setdefault(slot, {})[header] = (cipher.open, cipher.aad)  # type: ignore[attr-defined]
+def is_ours(processor: object) -> bool:
+    """Whether a result processor is one that decrypts."""
+    return getattr(processor, "__module__", None) == __name__

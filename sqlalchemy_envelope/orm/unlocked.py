@@ -28,7 +28,6 @@ from sqlalchemy_envelope.orm.types import decode
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from contextvars import Token
 
     from sqlalchemy.orm import InstanceState, Session
 
@@ -44,10 +43,13 @@ _live: WeakSet[UnlockedSession] = WeakSet()
 class UnlockedSession:
     """Keys of one owner, open from `with` to its end. Made by `Envelope.enroll` and `Envelope.unlock`.
 
-    Entering it puts it into the context and binds it to the `Session`. It is left once; after that it is of no use.
+    Entering it puts it into the context and binds it to the `Session`. It is left once;
+    after that it is of no use.
     """
 
-    def __init__(self, session: Session, owner_class: OwnerClass, primary_key: tuple[Any, ...], keyring: Keyring) -> None:
+    def __init__(
+        self, session: Session, owner_class: OwnerClass, primary_key: tuple[Any, ...], keyring: Keyring
+    ) -> None:
         self._home = session
         self._owner_class = owner_class
         self._primary_key = primary_key
@@ -55,14 +57,21 @@ class UnlockedSession:
         self._parent: UnlockedSession | None = None
         self._children: WeakSet[UnlockedSession] = WeakSet()
         self._sessions: WeakSet[Session] = WeakSet()
-        self._token: Token[Any] | None = None
+        self._last_seen: Session | None = None
         self._displaced: UnlockedSession | None = None
+        self._surrounding: UnlockedSession | context.NothingUnlocked = context.NOTHING
         self.is_open = False
         self.left: type[LockedError] | None = None
         self.readers: dict[object, dict[bytes, Any]] = {}
-        """For the result processors: by column and value header, what opens it. Emptied when anything is locked."""
+        """For the result processors: by column and value header, what opens it. Emptied
+        when anything is locked."""
         self.owners: dict[OwnerClass, set[Any]] = {}
         """For the load listener: the primary keys of unlocked owners, as rows hold them."""
+        self.only_class: OwnerClass | None = None
+        self.only_key: Any = None
+        """For the load listener: class and primary key, if a single owner is unlocked."""
+        self.handed_sealed = False
+        """For the load listener: whether a value did not open here."""
         _live.add(self)
 
     def __enter__(self) -> Self:
@@ -73,7 +82,9 @@ class UnlockedSession:
         """
         self._require_usable()
         if self.is_open:
-            raise ConfigurationError("This unlocked session is entered already; unlock again for a second one.")
+            raise ConfigurationError(
+                "This unlocked session is entered already; unlock again for a second one."
+            )
         open_here = context.unlocked_sessions(self._home)
         self._parent = open_here[0] if open_here else None
         if self._parent is not None:
@@ -81,15 +92,21 @@ class UnlockedSession:
             self.owners = {of: set(keys) for of, keys in self._parent.owners.items()}
         key = self._primary_key
         self.owners.setdefault(self._owner_class, set()).add(key[0] if len(key) == 1 else key)
+        if self._parent is None:
+            self.only_class, self.only_key = self._owner_class, key[0] if len(key) == 1 else key
         self._displaced = self._home.info.get(context.BOUND)
         self._home.info[context.BOUND] = self
-        self._token = context.CURRENT.set(self)
+        self._surrounding = context.CURRENT.get()
+        context.CURRENT.set(self)
         self._sessions.add(self._home)
         self.is_open = True
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: object) -> None:
-        """Lock. Raises `UnflushedError` if values would be lost, unless an exception is on its way already."""
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: object
+    ) -> None:
+        """Lock. Raises `UnflushedError` if values would be lost, unless an exception
+        is on its way already."""
         try:
             self._lock(raise_unflushed=kind is None)
         finally:
@@ -99,7 +116,8 @@ class UnlockedSession:
         """Lock now: wipe the keys and expire what was decrypted. Leaving the block later does nothing more.
 
         Raises:
-            UnflushedError: values waited to be encrypted. They stay in their objects; the keys are gone all the same.
+            UnflushedError: values waited to be encrypted. They stay in their objects; the
+                keys are gone all the same.
         """
         self._require_usable()
         self._lock(raise_unflushed=True)
@@ -165,13 +183,24 @@ class UnlockedSession:
         here = self.is_open and owner in self._keyring
         return here or (self._parent is not None and owner in self._parent)
 
+    def remember(self, slot: object, header: bytes, cipher: ValueCipher, entry: tuple[Any, ...]) -> None:
+        """Keep what opens the values of a column under one key, for the hot paths."""
+        # A dict of dicts, and not one keyed by pairs, which would cost a tuple and its hash for each value.
+        self.readers.setdefault(slot, {})[header] = entry
+        if self.reader(header, cipher.field) is not cipher:
+            self.readers.pop(slot, None)  # left by another thread meanwhile; this would have outlived its key
+
     def saw(self, session: Session | None) -> None:
         """Note a session that may hold decrypted values."""
-        if session is not None and self.is_open:
+        if session is not None and session is not self._last_seen and self.is_open:
+            self._last_seen = session
             self._sessions.add(session)
+            if self._parent is not None:
+                self._parent.saw(session)
 
     def drop(self, owner: OwnerId) -> None:
-        """Forget an owner whose enrolment was rolled back: what is written under its keys could never be read."""
+        """Forget an owner whose enrolment was rolled back: what is written under its
+        keys could never be read."""
         self._keyring.drop(owner)
         self._clear_readers()
 
@@ -185,22 +214,27 @@ class UnlockedSession:
 
     def _require_usable(self) -> None:
         if self.left is SessionForkedError:
-            raise SessionForkedError("This unlocked session belongs to the parent process; unlock again in the child.")
+            raise SessionForkedError(
+                "This unlocked session belongs to the parent process; unlock again in the child."
+            )
         if self.left is not None:
             raise SessionLeftError("This unlocked session was left; unlock again.")
 
     def _lock(self, *, raise_unflushed: bool) -> None:
         if self.left is not None:
             return
-        sessions = list(self._sessions)
-        waiting = [name for session in sessions for name in loading.unflushed(session, self._is_lost)]
-        self._close(SessionLeftError)
+        try:
+            sessions = list(self._sessions)
+            waiting = [name for session in sessions for name in loading.unflushed(session, self._is_lost)]
+        finally:
+            self._close(SessionLeftError)  # whatever went wrong above, the keys do not stay
         for session in sessions:
             loading.forget_plaintext(session, self._stays_open)
         if waiting and raise_unflushed:
             raise UnflushedError(
-                f"The unlocked session was left before {', '.join(sorted(set(waiting)))} was flushed; the values are still "
-                "in their objects. Call session.commit() or session.flush() inside the `with`."
+                f"The unlocked session was left before {', '.join(sorted(set(waiting)))} was flushed; the "
+                "values are still in their objects. Call session.commit() or session.flush() inside the "
+                "`with`."
             )
 
     def _close(self, why: type[LockedError]) -> None:
@@ -209,6 +243,7 @@ class UnlockedSession:
         self._keyring.wipe()
         self._clear_readers()
         self.owners = {}
+        self._last_seen = None
 
     def _clear_readers(self) -> None:
         self.readers = {}
@@ -216,22 +251,27 @@ class UnlockedSession:
             child._clear_readers()
 
     def _leave_context(self) -> None:
+        # No tokens: one would put back a session that was left meanwhile, where they are not left in order, and
+        # is of no use in another context than it was made in. A session that is covered by an inner one keeps
+        # its links until that one is left too, and finds through them what is still open.
         info = self._home.info
         if info.get(context.BOUND) is self:
-            if self._displaced is not None and self._displaced.is_open:
-                info[context.BOUND] = self._displaced
+            below, self._displaced = self._displaced, None
+            while below is not None and not below.is_open:
+                below = below._displaced
+            if below is not None:
+                info[context.BOUND] = below
             else:
                 del info[context.BOUND]
-        token, self._token = self._token, None
-        if token is not None:
-            try:
-                context.CURRENT.reset(token)
-            except ValueError:
-                pass  # left in another context than it was entered in; there it is closed all the same
-        self._displaced = None
+        if context.CURRENT.get() is self:
+            around, self._surrounding = self._surrounding, context.NOTHING
+            while isinstance(around, UnlockedSession) and not around.is_open:
+                around = around._surrounding
+            context.CURRENT.set(around)
 
     def _is_lost(self, state: InstanceState[Any], attribute: EncryptedAttribute) -> bool:
-        """Whether nobody else could write this value: an outer session that holds its owner's key still can."""
+        """Whether nobody else could write this value: an outer session that holds its
+        owner's key still can."""
         if self._parent is None:
             return True
         values = [state.dict.get(key) for key in attribute.owner_keys]

@@ -1,8 +1,8 @@
 """Flushes: what mapper events note about the rows that are about to be written.
 
-They never touch a value (the statement hook encrypts), so that a failed flush has nothing to restore. They make
-client-side defaults now, see to it that a row moved to another owner is encrypted anew, and remember which row belongs
-to which object, for statements that do not name the owner.
+They never touch a value (the statement hook encrypts), so that a failed flush has nothing to restore. They
+make client-side defaults now, see to it that a row moved to another owner is encrypted anew, and remember
+which row belongs to which object, for statements that do not name the owner.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from weakref import WeakKeyDictionary, ref
 from sqlalchemy.orm import attributes
 from sqlalchemy.orm.base import PASSIVE_NO_INITIALIZE
 
-from sqlalchemy_envelope.exceptions import NotEnrolledError
+from sqlalchemy_envelope.exceptions import LockedError, NotEnrolledError
 from sqlalchemy_envelope.orm.binding import plan_of_mapper, plan_of_table
-from sqlalchemy_envelope.orm.loading import SEALED
+from sqlalchemy_envelope.orm.loading import SEALED, owner_of_row
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     from sqlalchemy import Connection, Table
     from sqlalchemy.orm import InstanceState, Mapper, Session
@@ -41,6 +41,11 @@ class Enrolling:
     state: InstanceState[Any]
     owner_class: OwnerClass
     keyring: Keyring
+
+    def owner_id(self) -> OwnerId | None:
+        """The owner's own name, from the moment its row is written: rows that hang on it follow in the same flush."""
+        key = _current_key(self.state)
+        return None if None in key else self.owner_class.owner_id(key)
 
 
 @contextmanager
@@ -112,13 +117,16 @@ def notes_of(connection: Connection) -> FlushNotes | None:
 def clear_notes(session: Session, *_: object) -> None:
     """The flush is over, or was rolled back."""
     if _notes:
-        for connection in list(_notes):
-            if session_of(connection) in (session, None):
+        # As references: other threads add connections while this one looks through them.
+        for reference in _notes.keyrefs():
+            connection = reference()
+            if connection is not None and session_of(connection) in (session, None):
                 _notes.pop(connection, None)
 
 
 def client_default(column: Any) -> Any:
-    """The value of a Python-side default; evaluated before the statement hook, where nothing would encrypt it later."""
+    """The value of a Python-side default; evaluated before the statement hook, where nothing
+    would encrypt it later."""
     default = column.default
     return default.arg(None) if default.is_callable else default.arg
 
@@ -140,10 +148,31 @@ def insert_listener(mapper: Mapper[Any]) -> Callable[..., None]:
             _make_primary_key(mapper, state, instance)
         if is_owner:
             require_enrolling(state)
+        replaced = _replaced(mapper, state, instance)
+        if replaced is not None:
+            for table in {attribute.encrypted.column.table for attribute in plan}:
+                _notes.setdefault(connection, FlushNotes()).updating(table, replaced)
         for table in elsewhere:
-            _notes.setdefault(connection, FlushNotes()).inserting(table, state)  # type: ignore[arg-type]
+            _notes.setdefault(connection, FlushNotes()).inserting(table, state)
 
     return before_insert
+
+
+def _replaced(mapper: Mapper[Any], state: InstanceState[Any], instance: Any) -> InstanceState[Any] | None:
+    """The object that is deleted in this flush and whose row a new one takes over: SQLAlchemy makes an UPDATE of the
+    two, which leaves what the new object does not set."""
+    session = state.session
+    if session is None or not session.deleted:
+        return None
+    other = session.identity_map.get(mapper.identity_key_from_instance(instance))
+    if other is None or other not in session.deleted:
+        return None
+    for attribute in plan_of_mapper(mapper):
+        try:
+            getattr(other, attribute.key)  # loaded now, because the statement hook must not emit SQL
+        except LockedError:
+            pass  # it holds something, then
+    return attributes.instance_state(other)
 
 
 def _names_owner(encrypted: EncryptedColumn) -> bool:
@@ -169,10 +198,12 @@ def require_enrolling(state: InstanceState[Any]) -> None:
     current = enrolling_in(state.session)
     if current is not None and current.state is state:
         return
-    if any(a.encrypted.path.is_self and state.dict.get(a.key) is not None for a in plan_of_mapper(state.mapper)):
+    if any(
+        a.encrypted.path.is_self and state.dict.get(a.key) is not None for a in plan_of_mapper(state.mapper)
+    ):
         raise NotEnrolledError(
-            f"A new {state.class_.__name__} has encrypted values and no keys. Call envelope.enroll(session, owner, "
-            "secret=...) in place of session.add(owner), for each new owner before the next is added."
+            f"A new {state.class_.__name__} has encrypted values and no keys. Call envelope.enroll(session, "
+            "owner, secret=...) in place of session.add(owner), for each new owner before the next is added."
         )
 
 
@@ -186,14 +217,18 @@ def update_listener(mapper: Mapper[Any]) -> Callable[..., None]:
         changed = state.committed_state
         new_key = any(name in changed for name in key_names)
         for attribute in plan:
-            moved = not attribute.encrypted.path.is_self and any(_moved(instance, state, key) for key in attribute.owner_keys)
-            if moved or (attribute.encrypted.row_bound and new_key):
-                if getattr(instance, attribute.key) is not None:  # raises LockedError if it cannot be opened
-                    attributes.flag_modified(instance, attribute.key)
+            moved = not attribute.encrypted.path.is_self and any(
+                _moved(instance, state, key) for key in attribute.owner_keys
+            )
+            stale = moved or (attribute.encrypted.row_bound and new_key)
+            # Reading it raises LockedError if it cannot be opened.
+            if stale and getattr(instance, attribute.key) is not None:
+                attributes.flag_modified(instance, attribute.key)
             if attribute.key in changed:
+                # Expired or deferred: loaded now, because the statement hook must not emit SQL.
                 for key in attribute.owner_keys:
-                    getattr(instance, key)  # expired or deferred: load it now; the statement hook must not emit SQL
-            _notes.setdefault(connection, FlushNotes()).updating(attribute.encrypted.column.table, state)  # type: ignore[arg-type]
+                    getattr(instance, key)
+            _notes.setdefault(connection, FlushNotes()).updating(attribute.encrypted.column.table, state)
 
     return before_update
 
@@ -219,6 +254,15 @@ def holds_nothing(state: InstanceState[Any], column_key: str) -> bool:
         if attribute.encrypted.key == column_key:
             sealed = state.info.get(SEALED, ()) if "info" in state.__dict__ else ()
             return state.dict.get(attribute.key) is None and attribute.key not in sealed
+    # A column of a sibling class in the same table: rows of this one have nothing in it.
+    others = state.mapper.base_mapper.self_and_descendants
+    return any(a.encrypted.key == column_key for one in others for a in plan_of_mapper(one))
+
+
+def stays(state: InstanceState[Any], path: OwnerPath, column_key: str, values: Sequence[Any]) -> bool:
+    """Whether these values of the owner's columns name the owner that the object's row has in the database."""
+    for attribute in plan_of_mapper(state.mapper):
+        if attribute.encrypted.path.columns == path.columns and attribute.encrypted.key == column_key:
+            owner = owner_of_row(state, attribute)
+            return owner is not None and owner == path.owner_id(values)
     return False
-
-

@@ -1,0 +1,13 @@
+"""The commands under one name; each is a file of its own."""
+
+import click
+
+from sqlalchemy_envelope.cli.demo import demo
+
+
+@click.group()
+def commands() -> None:
+    """Encrypted columns for SQLAlchemy whose keys belong to the people whose data it is."""
+
+
+commands.add_command(demo)
