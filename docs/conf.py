@@ -6,7 +6,7 @@ project = "sqlalchemy-envelope"
 copyright = "the sqlalchemy_envelope authors"
 version = release = version_of("sqlalchemy-envelope")
 
-extensions = ["myst_parser", "sphinx.ext.autodoc"]
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 exclude_patterns = ["_build"]
 html_theme = "furo"
 html_title = f"{project} {version}"
@@ -15,10 +15,12 @@ myst_enable_extensions = ["colon_fence", "deflist", "fieldlist"]
 myst_heading_anchors = 3
 
 autodoc_member_order = "bysource"
-autodoc_typehints = "description"
+autodoc_typehints = "signature"
 
 # Names of other projects: their inventories would be fetched over the network at every build.
 nitpick_ignore_regex = [
     ("py:.*", r"(sqlalchemy|alembic)\..*"),
+    # Imported for type checkers alone, and so known to Sphinx by their bare names.
+    ("py:class", r"(Any|AnyAsyncSession|AsyncEngine|AsyncUnlocking|Engine|Session|optional|scoped_session|str.*)"),
     ("py:.*", r"(collections|contextlib|datetime|decimal|enum|typing|typing_extensions|uuid)\..*"),
 ]

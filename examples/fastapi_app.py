@@ -72,7 +72,7 @@ class NewSecret(BaseModel):
 class Utf8Basic(HTTPBasic):
     """HTTP Basic for secrets in any alphabet: FastAPI's own refuses what is not ASCII."""
 
-    async def __call__(self, request: Request) -> HTTPBasicCredentials:
+    async def __call__(self, request: Request) -> HTTPBasicCredentials:  # type: ignore[override]
         scheme, _, encoded = request.headers.get("Authorization", "").partition(" ")
         try:
             email, colon, secret = b64decode(encoded, validate=True).decode().partition(":")
@@ -102,16 +102,19 @@ DbAsync = Annotated[AsyncSession, Depends(async_session)]
 
 
 async def unlocked_user(request: Request, session: DbAsync, credentials: Credentials) -> AsyncIterator[User]:
-    """The user who sent this request, unlocked until the response is out."""
+    """The user who sent this request, unlocked until the `with` is left: see below."""
     user = await session.scalar(select(User).where(User.email == credentials.username))
-    if user is None:
-        raise refused()
     envelope = AsyncEnvelope(request.app.state.envelope)
+    if user is None:
+        await envelope.unlock_unknown(secret=credentials.password)
     async with envelope.unlock(session, user, secret=credentials.password):
         yield user
 
 
-UnlockedUser = Annotated[User, Depends(unlocked_user)]
+UnlockedUser = Annotated[User, Depends(unlocked_user, scope="function")]
+"""Unlocked while the endpoint runs, and locked before its response is sent."""
+StreamedUser = Annotated[User, Depends(unlocked_user)]
+"""Unlocked until the last byte of the response is sent, and until background tasks are done."""
 # [async end]
 
 
@@ -127,13 +130,14 @@ DbSync = Annotated[Session, Depends(sync_session)]
 def unlocked_user_sync(request: Request, session: DbSync, credentials: Credentials) -> Iterator[User]:
     """The same for `def` endpoints. They run in another context, and find the keys through `session`."""
     user = session.scalar(select(User).where(User.email == credentials.username))
+    envelope: Envelope = request.app.state.envelope
     if user is None:
-        raise refused()
-    with request.app.state.envelope.unlock(session, user, secret=credentials.password):
+        envelope.unlock_unknown(secret=credentials.password)
+    with envelope.unlock(session, user, secret=credentials.password):
         yield user
 
 
-UnlockedUserSync = Annotated[User, Depends(unlocked_user_sync)]
+UnlockedUserSync = Annotated[User, Depends(unlocked_user_sync, scope="function")]
 # [sync end]
 
 
@@ -208,8 +212,8 @@ def list_notes_sync(session: DbSync, user: UnlockedUserSync) -> list[str]:
 
 # [stream]
 @router.get("/notes/stream")
-async def stream_notes(session: DbAsync, user: UnlockedUser) -> StreamingResponse:
-    """A line of JSON for each note. The dependencies stay open until the last line is sent."""
+async def stream_notes(session: DbAsync, user: StreamedUser) -> StreamingResponse:
+    """A line of JSON for each note. The body is made after the endpoint has returned."""
 
     async def lines() -> AsyncIterator[str]:
         query = select(Note).where(Note.user_id == user.id).order_by(Note.id)

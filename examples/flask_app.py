@@ -53,11 +53,13 @@ class Note(Base):
 
 # [unlock]
 def envelope() -> Envelope:
-    return current_app.extensions["envelope"]
+    policy: Envelope = current_app.extensions["envelope"]
+    return policy
 
 
 def new_session() -> Session:
-    return current_app.extensions["sessions"]()
+    session: Session = current_app.extensions["sessions"]()
+    return session
 
 
 def credentials() -> tuple[str, str]:
@@ -74,7 +76,7 @@ def unlocked_user() -> Iterator[tuple[Session, User]]:
     with new_session() as session:
         user = session.scalar(select(User).where(User.email == email))
         if user is None:
-            abort(refused())
+            envelope().unlock_unknown(secret=secret)
         with envelope().unlock(session, user, secret=secret):
             yield session, user
 

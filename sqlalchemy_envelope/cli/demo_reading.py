@@ -65,7 +65,7 @@ def file_contents(clinic: Clinic) -> Report:
     )
     report.claim(position > 0, "the stored note stands in the file as it came from the database")
     needles = {needle for name in (ADA, GRACE) for needle in plaintexts(clinic, name)}
-    found = sum(needle in raw for needle in needles)
+    found = _count_found(needles, raw)
     report.claim(
         found == 0,
         f"{len(needles):,} known plaintexts of {SHORTEST} bytes or more searched for: {found} found",
@@ -168,6 +168,19 @@ def plaintexts(clinic: Clinic, name: str) -> Iterator[bytes]:
     for record in clinic.records(name):
         for key in ENCRYPTED:
             yield from (one for one in _spellings(record[key]) if len(one) >= SHORTEST)
+
+
+def _count_found(needles: set[bytes], raw: bytes) -> int:
+    """How many of them are in the file, in one pass over it: a search for each would take thousands."""
+    by_opening: dict[bytes, list[bytes]] = {}
+    for needle in needles:
+        by_opening.setdefault(needle[:SHORTEST], []).append(needle)
+    found: set[bytes] = set()
+    for position in range(len(raw)):
+        for needle in by_opening.get(raw[position : position + SHORTEST], ()):
+            if raw.startswith(needle, position):
+                found.add(needle)
+    return len(found)
 
 
 def _spellings(value: Any) -> Iterator[bytes]:

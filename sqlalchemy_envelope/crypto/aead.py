@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from sqlalchemy_envelope.crypto.context import encode_context
 from sqlalchemy_envelope.crypto.kdf import subkey
-from sqlalchemy_envelope.crypto.secret import KeyBytes
+from sqlalchemy_envelope.crypto.secret import KeyBytes, Uncopied
 from sqlalchemy_envelope.exceptions import DecryptionError, FormatError, TruncatedError, ValueTooLargeError
 
 FORMAT_VALUE = 0x01
@@ -45,7 +45,7 @@ class Field:
         return encode_context("value", self.label.encode("utf-8"), self.tag.encode("ascii"), row_reference)
 
 
-class ValueCipher:
+class ValueCipher(Uncopied):
     """Encrypts and decrypts the values of one field under one data key.
 
     `seal` and `open` are AES-256-GCM itself, bound once: the loops of `orm` call them

@@ -8,6 +8,7 @@ import base64
 import os
 import re
 import threading
+import weakref
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -126,8 +127,14 @@ class KdfLimit:
     """At most so many derivations at once in this process: each holds its profile's memory while it runs."""
 
     def __init__(self, concurrent: int, wait: float) -> None:
-        self._slots = threading.BoundedSemaphore(concurrent)
+        self._concurrent = concurrent
         self._wait = wait
+        self.reset()
+        _LIMITS.add(self)
+
+    def reset(self) -> None:
+        """Give every slot back: the threads that hold them are not in a forked child."""
+        self._slots = threading.BoundedSemaphore(self._concurrent)
 
     def derive(self, secret: bytes, salt: KdfSalt) -> KeyBytes:
         """Stretch a prepared secret into its KEK.
@@ -141,6 +148,18 @@ class KdfLimit:
             return derive_kek(secret, salt)
         finally:
             self._slots.release()
+
+
+_LIMITS: weakref.WeakSet[KdfLimit] = weakref.WeakSet()
+
+
+def _reset_in_child() -> None:
+    for limit in _LIMITS:
+        limit.reset()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_reset_in_child)
 
 
 def derive_kek(secret: bytes, salt: KdfSalt) -> KeyBytes:

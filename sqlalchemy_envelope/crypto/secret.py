@@ -13,7 +13,18 @@ KEY_SIZE = 32
 """Size of every key, in bytes."""
 
 
-class KeyBytes:
+class Uncopied:
+    """What holds keys is neither copied nor pickled: a copy would outlive the wiping."""
+
+    __slots__ = ()
+
+    def _refuse(self, *_: object) -> NoReturn:
+        raise TypeError("keys are not copied or pickled")
+
+    __copy__ = __deepcopy__ = __reduce__ = __reduce_ex__ = __getstate__ = _refuse
+
+
+class KeyBytes(Uncopied):
     """32 secret bytes in a buffer of their own. `bytes(key)` does not exist; `.buffer`
     is for `crypto` alone."""
 
@@ -40,8 +51,3 @@ class KeyBytes:
 
     def __repr__(self) -> str:
         return "<KeyBytes redacted>"
-
-    def _refuse(self, *_: object) -> NoReturn:
-        raise TypeError("keys are not copied or pickled")
-
-    __copy__ = __deepcopy__ = __reduce__ = __reduce_ex__ = __getstate__ = _refuse

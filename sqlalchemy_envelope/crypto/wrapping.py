@@ -96,13 +96,18 @@ def unwrap(blob: bytes, wrapping_key: KeyBytes, context: bytes) -> KeyBytes:
     # The stored commitment is public, but the computed one is a function of the guessed secret under a salt
     # that an attacker may have chosen: comparing byte by byte would hand out an offline test through timing.
     if not compare_digest(commitment, stored):
-        raise UnlockError("The key slot did not open: the secret is wrong, or the slot was altered.")
+        raise wrong_secret()
     try:
         return KeyBytes(AESGCM(aes).decrypt(nonce, sealed, None))
     except InvalidTag:
         raise TamperedKeyError(
             "A stored key was altered: its commitment fits and its bytes do not."
         ) from None
+
+
+def wrong_secret() -> UnlockError:
+    """The one error for a slot that does not open, whatever the reason."""
+    return UnlockError("The key slot did not open: the secret is wrong, or the slot was altered.")
 
 
 def _derive(wrapping_key: KeyBytes, salt: bytes, context: bytes) -> tuple[bytes, bytes, bytes]:

@@ -4,6 +4,7 @@ After every unwrap of every kind the commitment and the id are recomputed and co
 key-committing, whatever wrapped the key.
 """
 
+from collections.abc import Sequence
 from dataclasses import replace
 from hmac import compare_digest
 
@@ -39,10 +40,36 @@ def verify(key: KeyBytes, stored: StoredKey) -> OpenedKey:
         TamperedKeyError: it is not; the bytes were altered or exchanged.
     """
     commitment = kdf.commitment(key)
-    expected = commitment + kdf.key_id_of(commitment).bytes + kdf.x25519_public(key)
-    if not compare_digest(expected, stored.commitment + stored.key_id.bytes + stored.public_key):
+    # One by one: joined, bytes could move from one column of the row to the next and still compare equal.
+    same = (
+        compare_digest(commitment, stored.commitment),
+        compare_digest(kdf.key_id_of(commitment).bytes, stored.key_id.bytes),
+        compare_digest(kdf.x25519_public(key), stored.public_key),
+    )
+    if not all(same):
         raise TamperedKeyError(f"Key {short(stored)} opened, but is not the key that its row describes.")
     return OpenedKey(stored, key)
+
+
+def check_generations(keys: Sequence[StoredKey]) -> None:
+    """Whether each kind of key has one active generation, and it is the newest.
+
+    The state is part of no wrap, so that a key can be retired without what wraps it. A row that was made active
+    again, to have new values encrypted under a key that somebody was shut out from, shows here alone; so does a second
+    root beside the genuine one.
+
+    Raises:
+        TamperedKeyError: two are active, or a newer one than the active is not.
+    """
+    for kind in {(key.purpose, "" if key.purpose is Purpose.ROOT else key.scope) for key in keys}:
+        of_kind = [k for k in keys if k.purpose is kind[0] and (k.purpose is Purpose.ROOT or k.scope == kind[1])]
+        if all(key.state is KeyState.DESTROYED for key in of_kind):
+            continue
+        newest = max(of_kind, key=lambda key: key.epoch)
+        if [key for key in of_kind if key.state is KeyState.ACTIVE] != [newest]:
+            raise TamperedKeyError(
+                f"The active {kind[0]} key of this owner is not the newest one, or is not the only one."
+            )
 
 
 def wrap_under_root(child: OpenedKey, root: OpenedKey) -> StoredKey:

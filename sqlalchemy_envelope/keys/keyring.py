@@ -3,13 +3,14 @@
 from collections.abc import Iterable, Iterator
 
 from sqlalchemy_envelope.crypto.aead import HEADER_SIZE, Field, ValueCipher
+from sqlalchemy_envelope.crypto.secret import Uncopied
 from sqlalchemy_envelope.keys.model import KeyState, OpenedKey, Purpose
 
 OwnerId = bytes
 """An owner's table label and primary key, encoded without ambiguity (`crypto.context.owner_reference`)."""
 
 
-class Keyring:
+class Keyring(Uncopied):
     """Data keys by id, the current one of each owner, and cached ciphers per (key, field).
 
     A cipher costs three times a value to build, so each is built once and lives as long as the keyring.

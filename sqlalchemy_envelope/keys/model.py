@@ -4,7 +4,7 @@ import uuid
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from sqlalchemy_envelope.crypto.secret import KeyBytes
+from sqlalchemy_envelope.crypto.secret import KeyBytes, Uncopied
 from sqlalchemy_envelope.crypto.wrapping import WrapContext
 
 KeyId = uuid.UUID
@@ -69,7 +69,7 @@ class StoredSlot:
 
 
 @dataclass(frozen=True)
-class OpenedKey:
+class OpenedKey(Uncopied):
     """A key in memory beside the row that describes it."""
 
     stored: StoredKey

@@ -4,7 +4,7 @@ derivation in a thread."""
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from sqlalchemy_envelope.orm.envelope import Envelope
 
@@ -41,6 +41,11 @@ class AsyncEnvelope:
     ) -> None:
         """As `Envelope.change_secret`."""
         await self.run(session, lambda plain: self.envelope.change_secret_steps(plain, owner, old, new))
+
+    async def unlock_unknown(self, *, secret: str | bytes) -> NoReturn:
+        """As `Envelope.unlock_unknown`."""
+        await asyncio.to_thread(self.envelope.unlock_unknown, secret=secret)
+        raise AssertionError("unlock_unknown always raises")  # pragma: no cover
 
     async def rebind(self, session: AnyAsyncSession, owner: object, *, secret: str | bytes) -> None:
         """As `Envelope.rebind`."""

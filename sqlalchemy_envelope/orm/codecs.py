@@ -11,8 +11,8 @@ import struct
 import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from decimal import Decimal
-from typing import Any, Protocol
+from decimal import Context, Decimal
+from typing import Any, NoReturn, Protocol
 
 from sqlalchemy import types as sa
 from sqlalchemy.engine.default import DefaultDialect
@@ -24,6 +24,8 @@ _DOUBLE = struct.Struct(">d")
 _COUNT = struct.Struct(">I")
 _MICROSECOND = dt.timedelta(microseconds=1)
 _CANONICAL_NAN = bytes.fromhex("7ff8000000000000")
+_SPELLING = Context(capitals=1)
+"""How a Decimal is written: `str` would ask the context of the thread, which may want small letters."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +88,18 @@ def _refuse(value: object, wanted: str) -> TypeError:
     return TypeError(f"expected {wanted}, not {type(value).__name__}")
 
 
+def _canonical(encode: Callable[[Any], bytes], decode: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
+    """`decode`, for bytes that `encode` makes: Python's parsers read many spellings of one value."""
+
+    def strict(data: bytes) -> Any:
+        value = decode(data)
+        if encode(value) != data:
+            raise ValueError("not the canonical bytes of this value")
+        return value
+
+    return strict
+
+
 def _encode_bytes(value: Any) -> bytes:
     if not isinstance(value, (bytes, bytearray, memoryview)):
         raise _refuse(value, "bytes")
@@ -103,6 +117,9 @@ def _encode_int(value: Any) -> bytes:
 def _decode_int(data: bytes) -> int:
     if not data:
         raise ValueError("an int has at least one byte")
+    # A first byte that only repeats the sign of the second is one too many.
+    if len(data) > 1 and data[0] in (0x00, 0xFF) and (data[0] ^ data[1]) < 0x80:
+        raise ValueError("an int has no more bytes than it needs")
     return int.from_bytes(data, "big", signed=True)
 
 
@@ -114,6 +131,8 @@ def _encode_float(value: Any) -> bytes:
 
 def _decode_float(data: bytes) -> float:
     number: float = _DOUBLE.unpack(data)[0]
+    if math.isnan(number) and data != _CANONICAL_NAN:
+        raise ValueError("there is one NaN")
     return number
 
 
@@ -122,7 +141,7 @@ def _encode_decimal(value: Any) -> bytes:
         value = Decimal(value)
     if not isinstance(value, Decimal) or value.is_snan():
         raise _refuse(value, "Decimal")
-    return str(value).encode("ascii")
+    return _SPELLING.to_sci_string(value).encode("ascii")
 
 
 def _decode_decimal(data: bytes) -> Decimal:
@@ -167,9 +186,10 @@ def _time(inner: sa.Time) -> Codec:
             raise _refuse(value, "time with a zone" if aware else "time without a zone")
         return value.isoformat(timespec="microseconds").encode("ascii")
 
-    return Codec(
-        "timetz" if aware else "time", encode, lambda data: dt.time.fromisoformat(data.decode("ascii"))
-    )
+    def decode(data: bytes) -> dt.time:
+        return dt.time.fromisoformat(data.decode("ascii"))
+
+    return Codec("timetz" if aware else "time", encode, _canonical(encode, decode))
 
 
 def _datetime(inner: sa.DateTime) -> Codec:
@@ -184,7 +204,7 @@ def _datetime(inner: sa.DateTime) -> Codec:
     def decode(data: bytes) -> dt.datetime:
         return dt.datetime.fromisoformat(data.decode("ascii"))
 
-    return Codec("datetimetz" if aware else "datetime", encode, decode)
+    return Codec("datetimetz" if aware else "datetime", encode, _canonical(encode, decode))
 
 
 def _uuid(inner: sa.Uuid[Any]) -> Codec:
@@ -207,6 +227,8 @@ def _enum(inner: sa.Enum) -> Codec:
 
     def encode(value: Any) -> bytes:
         name: str = bind(value)
+        if name not in inner.enums:  # which lets any text pass, and would not read it back
+            raise LookupError("not a name of this Enum")
         return name.encode("utf-8")
 
     return Codec("enum", encode, lambda data: result(data.decode("utf-8")))
@@ -215,6 +237,15 @@ def _enum(inner: sa.Enum) -> Codec:
 def _encode_json(value: Any) -> bytes:
     value = None if value is sa.JSON.NULL else value
     return json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode("utf-8")
+
+
+def _decode_json(data: bytes) -> Any:
+    # As text: from bytes `json.loads` guesses among encodings.
+    return json.loads(data.decode("utf-8"), parse_constant=_no_constant)
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise ValueError("JSON has no NaN and no infinity")
 
 
 def _array(inner: sa.ARRAY[Any]) -> Codec:
@@ -241,6 +272,8 @@ def _array(inner: sa.ARRAY[Any]) -> Codec:
         for _ in range(count):
             kind = data[position]
             position += 1
+            if kind > 2:
+                raise ValueError("no such kind of list item")
             if kind == 0:
                 values.append(None)
                 continue
@@ -260,7 +293,7 @@ def _array(inner: sa.ARRAY[Any]) -> Codec:
 
 def _numeric(inner: sa.Numeric[Any]) -> Codec:
     if inner.asdecimal:
-        return Codec("decimal", _encode_decimal, _decode_decimal)
+        return Codec("decimal", _encode_decimal, _canonical(_encode_decimal, _decode_decimal))
     return Codec("float", _encode_float, _decode_float)
 
 
@@ -273,12 +306,12 @@ def _fixed(
 # A class stands before the classes it derives from: Enum is a String, Float a Numeric (in 2.0).
 _CODECS: list[tuple[Any, Callable[[Any], Codec]]] = [
     (sa.Enum, _enum),
-    (sa.JSON, _fixed("json", _encode_json, json.loads)),
+    (sa.JSON, _fixed("json", _encode_json, _decode_json)),
     (sa.Boolean, _fixed("bool", _encode_bool, _decode_bool)),
     (sa.Integer, _fixed("int", _encode_int, _decode_int)),
     ((sa.Numeric, sa.Float), _numeric),
     (sa.DateTime, _datetime),
-    (sa.Date, _fixed("date", _encode_date, _decode_date)),
+    (sa.Date, _fixed("date", _encode_date, _canonical(_encode_date, _decode_date))),
     (sa.Time, _time),
     (sa.Uuid, _uuid),
     ((sa.LargeBinary, sa.BINARY, sa.VARBINARY), _fixed("bytes", _encode_bytes, bytes)),

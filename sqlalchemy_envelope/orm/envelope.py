@@ -19,6 +19,7 @@ from sqlalchemy.orm import InstanceState, Session, scoped_session
 from sqlalchemy_envelope.crypto.argon2id import KdfLimit, KdfProfile, KdfSalt
 from sqlalchemy_envelope.crypto.preparation import prepare_secret
 from sqlalchemy_envelope.crypto.secret import KeyBytes
+from sqlalchemy_envelope.crypto.wrapping import wrong_secret
 from sqlalchemy_envelope.exceptions import (
     AlreadyEnrolledError,
     EnrollmentError,
@@ -27,7 +28,7 @@ from sqlalchemy_envelope.exceptions import (
     OwnerMismatchError,
     UnlockError,
 )
-from sqlalchemy_envelope.keys.hierarchy import describe, open_under_root, wrap_under_root
+from sqlalchemy_envelope.keys.hierarchy import check_generations, describe, open_under_root, wrap_under_root
 from sqlalchemy_envelope.keys.keyring import Keyring
 from sqlalchemy_envelope.keys.model import KeyState, OpenedKey, Purpose, StoredKey, StoredSlot
 from sqlalchemy_envelope.keys.slots import open_secret_slot, secret_slot
@@ -136,6 +137,17 @@ class Envelope:
             UnlockError: the old secret is wrong, or somebody else changed it at the same moment.
         """
         self.run(self.change_secret_steps(plain_session(session), owner, old, new))
+
+    def unlock_unknown(self, *, secret: str | bytes) -> NoReturn:
+        """Refuse an account that does not exist as slowly as a wrong secret, so that time does not tell who exists.
+
+        Raises:
+            UnlockError: always, after one key derivation.
+            UnlockBusyError, SecretError: as `unlock` would.
+        """
+        kek = self.derive(Derivation(prepare_secret(secret), KdfSalt.generate(self.kdf_profile)))
+        kek.wipe()
+        raise wrong_secret()
 
     def rebind(self, session: Session | scoped_session[Any], owner: object, *, secret: str | bytes) -> None:
         """Bind an owner's keys to its present primary key, after that was changed. Never commits.
@@ -325,6 +337,7 @@ def _load_keys(located: _Owner) -> list[StoredKey]:
         raise NotEnrolledError(
             f"This {located.owner_class.name} has no keys; enroll it first: envelope.enroll(...)."
         )
+    check_generations(keys)
     return keys
 
 

@@ -202,6 +202,13 @@ class _LockedAware:
         return _open_late(state, self.key, sealed, passive)
 
 
+    def delete(self, state: InstanceState[Any], dict_: Any) -> None:
+        sealed = state.info.get(SEALED, {}).get(self.key) if self.key not in dict_ else None
+        if sealed is not None:
+            _open_late(state, self.key, sealed, PASSIVE_OFF)
+        super().delete(state, dict_)  # type: ignore[misc]  # of the class it is mixed into
+
+
 def _may_open(state: InstanceState[Any], key: str) -> bool:
     unlocked = context.unlocked_sessions(state.session)
     if not unlocked:

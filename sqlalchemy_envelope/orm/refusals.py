@@ -1,8 +1,8 @@
 """Statements that no comparator can see through, refused before they are sent: a bare `ORDER BY`, `GROUP BY`,
 `func.f(column)`, `cast`, `DISTINCT`, a `UNION` of two labels.
 
-Checked in `before_cursor_execute`, once for each compiled statement: SQLAlchemy caches those, so a statement
-that runs a thousand times is walked once.
+Checked in `before_cursor_execute`, once for each compiled statement: SQLAlchemy caches those, so a statement that
+runs a thousand times is walked once. Whatever is not known to be harmless is refused.
 """
 
 from __future__ import annotations
@@ -10,10 +10,17 @@ from __future__ import annotations
 from typing import Any
 from weakref import WeakSet
 
-from sqlalchemy import Column, CompoundSelect, Delete, Insert, Null, Select, Table, TypeCoerce, Update
+from sqlalchemy import Column, CompoundSelect, Exists, Insert, Null, Select, Table, TypeCoerce, Update
 from sqlalchemy.sql import functions, operators
-from sqlalchemy.sql.elements import BinaryExpression, ClauseElement, ColumnElement, Grouping, Label
-from sqlalchemy.sql.selectable import ScalarSelect
+from sqlalchemy.sql.elements import (
+    BinaryExpression,
+    ClauseElement,
+    ColumnElement,
+    Grouping,
+    Label,
+    UnaryExpression,
+)
+from sqlalchemy.sql.selectable import FromClause, ScalarSelect, SelectBase
 
 from sqlalchemy_envelope.exceptions import StatementRefusedError
 from sqlalchemy_envelope.orm.types import EncryptedType
@@ -47,8 +54,8 @@ class _Walk:
         self._seen: set[int] = set()
 
     def element(self, element: Any, place: str = "an SQL expression") -> None:
-        """Look at an element in which an encrypted column is out of place."""
-        if _is_encrypted_column(element):
+        """Look at an element in a place where an encrypted column would be computed on."""
+        if _is_column(element):
             raise _refusal(element, place)
         if id(element) in self._seen or isinstance(element, Table):
             return
@@ -57,61 +64,69 @@ class _Walk:
             self._select(element)
         elif isinstance(element, CompoundSelect):
             self._compound(element)
-        elif isinstance(element, (Insert, Update, Delete)):
-            self._written(element)
+        elif isinstance(element, (Insert, Update)):
+            self._write(element)
+        elif isinstance(element, functions.FunctionElement):
+            self._function(element)
         else:
-            for child in element.get_children():
-                self._child(element, child)
-
-    def _child(self, parent: Any, child: Any) -> None:
-        if _tolerates(parent):
-            self.read(child)
-        else:
-            self.element(child, _name_of(parent))
+            self._operands(element)
 
     def read(self, element: Any) -> None:
         """Look at an element that is only handed out: an encrypted column is welcome there."""
         if isinstance(element, (Label, Grouping)):
             self.read(element.element)
-        elif not _is_encrypted_column(element):
+        elif not _is_column(element):
             self.element(element)
 
+    def _operands(self, parent: Any) -> None:
+        for child in parent.get_children():
+            if _hands_on(parent):
+                self.read(child)
+                continue
+            # What is joined hands its columns on; the condition is a child of its own.
+            outputs = [child] if isinstance(child, ScalarSelect) else _outputs(child)
+            outputs = [] if isinstance(child, FromClause) else outputs
+            for output in outputs:
+                if _is_encrypted(output):
+                    raise _refusal(output, _name_of(parent))
+            self.element(child, _name_of(parent))
+
+    def _function(self, function: Any) -> None:
+        counts = isinstance(function, functions.count)
+        for argument in function.clauses:
+            if counts:
+                self.read(argument)
+            else:
+                self.element(argument, f"func.{getattr(function, 'name', 'f')}()")
+
     def _select(self, select: Select[Any]) -> None:
-        outputs = list(select._raw_columns)
-        for output in outputs:
+        for output in select._raw_columns:
             self.read(output)
-        parts = (
+        names = {one.key: one for one in select.selected_columns if _is_encrypted(one)}
+        parts = [
             ("ORDER BY", select._order_by_clauses),
             ("GROUP BY", select._group_by_clauses),
             ("DISTINCT ON", select._distinct_on),
-        )
+        ]
         for place, clauses in parts:
-            for clause in clauses:
-                self.element(
-                    getattr(clause, "element", clause) if isinstance(clause, Label) else clause, place
-                )
+            self._sorted(place, clauses, names)
         if select._distinct and not select._distinct_on:
             _check_distinct(select)
-        handled = {id(one) for one in outputs} | {id(one) for _, clauses in parts for one in clauses}
+        handled = {id(one) for clauses in (select._raw_columns, *(c for _, c in parts)) for one in clauses}
         for child in select.get_children():
             if id(child) not in handled:
                 self.element(child)
 
-    def _written(self, statement: Any) -> None:
-        """An encrypted column may be written to and returned. What it is set to was checked by the statement hook."""
-        clause = getattr(statement, "_post_values_clause", None)
-        pairs = getattr(statement, "_ordered_values", None) or (getattr(statement, "_values", None) or {}).items()
-        targets = {id(key) for key, _ in pairs}
-        for output in (*statement._returning, *(statement._supplemental_returning or ())):
-            self.read(output)
-            targets.add(id(output))
-        for child in statement.get_children():
-            if id(child) not in targets and child is not clause:
-                self.element(child, "an SQL expression in a write")
-        for name in ("inferred_target_whereclause", "update_whereclause"):
-            condition = getattr(clause, name, None)
-            if isinstance(condition, ClauseElement):
-                self.element(condition, "the WHERE of an upsert")
+    def _sorted(self, place: str, clauses: Any, names: dict[str, Any]) -> None:
+        for clause in clauses:
+            inner = clause
+            while isinstance(inner, UnaryExpression) or _is_label_reference(inner):  # desc(), nulls_first()
+                inner = inner.element
+            if isinstance(inner, str) and inner in names:  # a label by its name: `order_by("body")`
+                raise _refusal(names[inner], place)
+            if isinstance(inner, ScalarSelect) and _is_encrypted(inner):
+                raise _refusal(inner, place)
+            self.element(inner.element if isinstance(inner, Label) else clause, place)
 
     def _compound(self, compound: CompoundSelect[Any]) -> None:
         columns = [list(select.selected_columns) for select in compound.selects]
@@ -119,62 +134,101 @@ class _Walk:
             labels = {one.type.label if _is_encrypted(one) else None for one in position}
             if len(labels) > 1:
                 raise StatementRefusedError(
-                    f"A UNION mixes columns bound to different labels ({', '.join(sorted(map(str, labels)))}"
-                    "): a value could not be told from one moved there. Pin one label on both: "
-                    "EncryptedType(..., label='...')."
+                    "A UNION mixes columns bound to different labels "
+                    f"({', '.join(sorted(map(str, labels)))}): a value could not be told from one moved there. "
+                    "Pin one label on both: EncryptedType(..., label='...')."
                 )
-        for clause in (*compound._order_by_clauses, *compound._group_by_clauses):
-            self.element(clause, "ORDER BY")
+        if not compound.keyword.value.startswith("UNION"):  # EXCEPT and INTERSECT compare rows
+            for select in compound.selects:
+                _check_distinct(select, compound.keyword.value)
+        names = {one.key: one for one in columns[0] if _is_encrypted(one)}
+        self._sorted("ORDER BY", compound._order_by_clauses, names)
         for select in compound.selects:
             self.element(select)
+
+    def _write(self, statement: Any) -> None:
+        """What is written to an encrypted column was looked at by the statement hook; here, what is read from one."""
+        values = dict(getattr(statement, "_ordered_values", None) or statement._values or {})
+        for target, value in values.items():
+            if not _is_encrypted(target) and not _is_bind(value):
+                place = f"assigning to {getattr(target, 'key', target)!r}"
+                if _is_encrypted(value):
+                    raise _refusal(value, place)
+                self.element(value, place)
+        outputs = (*statement._returning, *(getattr(statement, "_supplemental_returning", None) or ()))
+        for output in outputs:
+            self.read(output)
+        upsert = getattr(statement, "_post_values_clause", None)
+        for name in ("inferred_target_whereclause", "update_whereclause"):
+            condition = getattr(upsert, name, None)
+            if isinstance(condition, ClauseElement):
+                self.element(condition, "the WHERE of an upsert")
+        handled = {id(one) for one in (*outputs, *values.values(), upsert)}
+        for child in statement.get_children():
+            if id(child) not in handled and not _is_column(child):
+                self.element(child)
 
 
 def _is_encrypted(element: Any) -> bool:
     return isinstance(element, ColumnElement) and isinstance(element.type, EncryptedType)
 
 
-def _is_encrypted_column(element: Any) -> bool:
-    # A scalar subquery or a function has the type of its column; what is inside is looked at by itself.
-    return _is_encrypted(element) and element.__visit_name__ in (
-        "column",
-        "label_reference",
-        "textual_label_reference",
-    )
+def _is_column(element: Any) -> bool:
+    # A bind parameter, a scalar subquery or a function may have the type of a column; those are looked at themselves.
+    return _is_encrypted(element) and element.__visit_name__ == "column"
 
 
-def _tolerates(parent: Any) -> bool:
-    """Whether this expression says nothing of a value but whether it is there, or hands it on as it is."""
+def _is_label_reference(element: Any) -> bool:
+    return getattr(element, "__visit_name__", None) in ("label_reference", "textual_label_reference")
+
+
+def _is_bind(element: Any) -> bool:
+    return getattr(element, "__visit_name__", None) == "bindparam"
+
+
+def _outputs(element: Any) -> list[Any]:
+    """The columns of a subquery that stands as an operand."""
+    inner = element.element if isinstance(element, Grouping) else element
+    inner = getattr(inner, "element", inner) if not isinstance(inner, SelectBase) else inner
+    return list(inner.selected_columns) if isinstance(inner, SelectBase) else []
+
+
+def _hands_on(parent: Any) -> bool:
+    """Whether this element asks only if a value is there, or hands it on as it is."""
     if isinstance(parent, BinaryExpression):
         return parent.operator in (operators.is_, operators.is_not) and isinstance(parent.right, Null)
-    return isinstance(parent, (functions.count, TypeCoerce, ScalarSelect)) or parent.__visit_name__ in (
+    if isinstance(parent, (TypeCoerce, ScalarSelect, Exists)):
+        return True
+    return parent.__visit_name__ in (
         "alias",
-        "subquery",
         "cte",
+        "delete",
         "lateral",
+        "subquery",
         "tablesample",
+        "textual_select",
     )
 
 
-def _check_distinct(select: Select[Any]) -> None:
-    columns = list(select.selected_columns)
-    keys = {base for column in columns if isinstance(column, Column) for base in column.base_columns}
+def _check_distinct(select: Any, place: str = "DISTINCT") -> None:
+    """`DISTINCT` beside the primary key compares nothing that matters; without it, it compares ciphertext."""
+    columns = [column for column in select.selected_columns if isinstance(column, Column)]
+    keys = {base for column in columns for base in column.base_columns}
     for column in columns:
-        if not _is_encrypted(column) or not isinstance(column, Column):
-            continue
-        base = next(iter(column.base_columns)).table
-        if not isinstance(base, Table) or not set(base.primary_key.columns) <= keys:
-            raise _refusal(column, "DISTINCT")
+        table = next(iter(column.base_columns)).table
+        if _is_encrypted(column) and not (isinstance(table, Table) and set(table.primary_key) <= keys):
+            raise _refusal(column, place)
 
 
 def _name_of(element: Any) -> str:
-    if isinstance(element, functions.FunctionElement):
-        return f"func.{getattr(element, 'name', 'f')}()"
-    operator = getattr(element, "operator", None)
-    return str(getattr(operator, "__name__", element.__visit_name__))
+    operator = getattr(element, "operator", None) or getattr(element, "modifier", None)
+    name: str = getattr(operator, "__name__", element.__visit_name__)
+    return name.strip("_").removesuffix("_op")
 
 
 def _refusal(column: Any, place: str) -> StatementRefusedError:
+    name = str(column) if _is_column(column) else str(getattr(column, "key", None) or column.type.label)
     return StatementRefusedError(
-        f"{place} on the encrypted column {str(column)!r} would work on ciphertext and give a wrong answer; "
-        "nothing was sent. Load the rows of one owner and sort, group or compute on the decrypted values."
+        f"{place} on the encrypted column {name!r} would work on ciphertext and give a wrong answer; nothing was "
+        "sent. Load the rows of one owner and sort, group or compute on the decrypted values."
     )

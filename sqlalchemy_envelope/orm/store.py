@@ -52,8 +52,13 @@ class KeyStore:
         )
         return [_stored_slot(row) for row in self._rows(query.order_by(c.slot_id).limit(MAX_SLOTS + 1))]
 
+    def _execute(self, statement: Any, *rows: Any) -> Any:
+        # No autoflush: values may be waiting for the very key that is being unlocked.
+        with self._session.no_autoflush:
+            return self._session.execute(statement, *rows, bind_arguments=self._bind)
+
     def _rows(self, query: Select[Any]) -> Sequence[Any]:
-        result = self._session.execute(query, bind_arguments=self._bind)
+        result = self._execute(query)
         try:
             return result.all()
         except (TypeError, ValueError, AttributeError):
@@ -66,28 +71,24 @@ class KeyStore:
         rows = [
             {**asdict(key), **owner, "purpose": key.purpose.value, "state": key.state.value} for key in keys
         ]
-        self._session.execute(insert(self._keys), rows, bind_arguments=self._bind)
+        self._execute(insert(self._keys), rows)
 
     def insert_slot(self, slot: StoredSlot) -> None:
         """Write a new slot."""
-        self._session.execute(
-            insert(self._slots), [{**asdict(slot), "kind": slot.kind.value}], bind_arguments=self._bind
-        )
+        self._execute(insert(self._slots), [{**asdict(slot), "kind": slot.kind.value}])
 
     def replace_slot(self, old: StoredSlot, new: StoredSlot) -> bool:
         """Replace a slot's wrap, unless somebody else did in the meantime; tells whether it did."""
         c = self._slots.c
         statement = update(self._slots).where(c.slot_id == old.slot_id, c.wrapped == old.wrapped)
-        result = self._session.execute(
-            statement.values(kdf=new.kdf, wrapped=new.wrapped), bind_arguments=self._bind
-        )
-        return bool(result.rowcount == 1)  # type: ignore[attr-defined]  # an UPDATE has a rowcount
+        result = self._execute(statement.values(kdf=new.kdf, wrapped=new.wrapped))
+        return bool(result.rowcount == 1)
 
     def replace_key(self, key: StoredKey) -> None:
         """Replace what a key row is bound to and wrapped with."""
         statement = update(self._keys).where(self._keys.c.key_id == key.key_id)
         values = {"owner_reference": key.owner_reference, "wrapped": key.wrapped}
-        self._session.execute(statement.values(values), bind_arguments=self._bind)
+        self._execute(statement.values(values))
 
 
 class _RawBytes(LargeBinary):

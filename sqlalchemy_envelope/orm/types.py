@@ -91,6 +91,8 @@ class EncryptedType(TypeDecorator[Any]):
         if bind not in ("column", "row"):
             raise ConfigurationError(f"EncryptedType(bind={bind!r}): use bind='column' or bind='row'.")
         self.inner: TypeEngine[Any] = to_instance(inner)
+        if isinstance(self.inner, EncryptedType):
+            raise ConfigurationError("EncryptedType inside EncryptedType: name the type of the plaintext.")
         self.owner = owner
         self.label = label
         self.bind = bind
@@ -143,12 +145,10 @@ class EncryptedType(TypeDecorator[Any]):
         return _row_bound_processor(self) if self.bind == "row" else _column_bound_processor(self)
 
     def literal_processor(self, dialect: Dialect) -> Callable[[Any], str]:
-        """Literals are refused: they would be plaintext in the statement's text."""
-
-        def process(value: Any) -> NoReturn:
-            raise StatementRefusedError(f"A value of {self.label!r} cannot be rendered into a statement.")
-
-        return process
+        """Literals would be plaintext in the statement's text. An error raised here would be worse: SQLAlchemy wraps it
+        in one that prints the value. So this is what shows in a log, and what no database takes for SQL."""
+        shown = f"<encrypted {self.label}>"
+        return lambda value: shown
 
     def compare_values(self, x: Any, y: Any) -> bool:
         """Whether two plaintexts are equal, as the inner type sees it."""

@@ -204,6 +204,12 @@ class UnlockedSession:
         self._keyring.drop(owner)
         self._clear_readers()
 
+    def __del__(self) -> None:
+        # An unlock that was never entered, to authenticate and no more, leaves no key behind either.
+        keyring = getattr(self, "_keyring", None)
+        if keyring is not None:
+            keyring.wipe()
+
     def __repr__(self) -> str:
         return f"<UnlockedSession of {self._owner_class.name}, {'open' if self.is_open else 'locked'}>"
 

@@ -215,7 +215,8 @@ def update_listener(mapper: Mapper[Any]) -> Callable[..., None]:
     def before_update(_: Mapper[Any], connection: Connection, state: InstanceState[Any]) -> None:
         instance: Any = state.obj()
         changed = state.committed_state
-        new_key = any(name in changed for name in key_names)
+        # `merge` sets it to what it was.
+        new_key = any(name in changed for name in key_names) and _current_key(state) != tuple(state.key[1])
         for attribute in plan:
             moved = not attribute.encrypted.path.is_self and any(
                 _moved(instance, state, key) for key in attribute.owner_keys

@@ -24,7 +24,15 @@ from sqlalchemy import Engine, select
 from sqlalchemy.orm import Session
 
 from examples import fastapi_app as example
-from examples.fastapi_app import DbAsync, DbSync, Note, UnlockedUser, UnlockedUserSync, create_app
+from examples.fastapi_app import (
+    DbAsync,
+    DbSync,
+    Note,
+    StreamedUser,
+    UnlockedUser,
+    UnlockedUserSync,
+    create_app,
+)
 from sqlalchemy_envelope import Envelope, KdfProfile, LockedError
 from sqlalchemy_envelope.orm.context import CURRENT
 from tests.integrations.traffic import USERS, Living, interleave, together
@@ -111,8 +119,10 @@ def app(tmp_path: Path) -> FastAPI:
 @pytest.fixture
 async def server(app: FastAPI) -> AsyncIterator[Server]:
     """The app being served, with Ada and her note in it. Tests add routes while it runs."""
+    # A connection for each request: uvicorn closes one when an error comes after its response.
+    limits = httpx.Limits(max_keepalive_connections=0)
     with serve(app) as server:
-        async with httpx.AsyncClient(base_url=server.url, auth=ADA) as client:
+        async with httpx.AsyncClient(base_url=server.url, auth=ADA, limits=limits) as client:
             await client.post("/users", json={"phone": "+44 20"})
             await client.post("/notes", json={"body": "hello"})
             server.client = client
@@ -156,7 +166,7 @@ async def test_nobody_sees_a_foreign_value_and_no_key_is_left(
 
     living, started, outermost = Living(), time.perf_counter(), CancelOnDisconnect(app)
     with serve(outermost if cancelling else app) as server:
-        figures, complaints = await interleave(server.url, ["", "/sync"], rounds, keep_alive=True)
+        figures, complaints = await interleave(server.url, ["", "/sync"], rounds)
         idle = await server.idle()
         left = living()
         async with httpx.AsyncClient(base_url=server.url, timeout=20, limits=httpx.Limits()) as client:
@@ -168,9 +178,9 @@ async def test_nobody_sees_a_foreign_value_and_no_key_is_left(
     assert complaints == []
     assert figures["foreign values"] == 0
     assert USERS * (rounds + 2) == figures["requests"]
-    assert figures["cancelled"] >= 50
+    assert figures["cancelled"] >= 20
     assert figures["wrong secrets"] >= 20
-    assert (outermost.cancelled >= 50) is cancelling
+    assert (outermost.cancelled >= 20) is cancelling
     assert idle
     assert left == []
     assert len({one.json()[0] for one in threads}) == THREADS
@@ -239,8 +249,7 @@ def read_elsewhere(app: FastAPI) -> str:
         return read(session)
 
 
-UnlockedForTheHandler = Annotated[example.User, Depends(example.unlocked_user, scope="function")]
-UnlockedForTheHandlerSync = Annotated[example.User, Depends(example.unlocked_user_sync, scope="function")]
+StreamedUserSync = Annotated[example.User, Depends(example.unlocked_user_sync)]
 
 
 async def test_what_comes_after_the_handler_is_unlocked_too(app: FastAPI, server: Server) -> None:
@@ -248,7 +257,7 @@ async def test_what_comes_after_the_handler_is_unlocked_too(app: FastAPI, server
     seen = []
 
     @app.get("/async/after")
-    async def after(session: DbAsync, user: UnlockedUser, tasks: BackgroundTasks) -> StreamingResponse:
+    async def after(session: DbAsync, user: StreamedUser, tasks: BackgroundTasks) -> StreamingResponse:
         async def lines() -> AsyncIterator[str]:
             yield await session.run_sync(read)
 
@@ -259,7 +268,7 @@ async def test_what_comes_after_the_handler_is_unlocked_too(app: FastAPI, server
         return StreamingResponse(lines(), background=tasks)
 
     @app.get("/sync/after")
-    def after_sync(session: DbSync, user: UnlockedUserSync, tasks: BackgroundTasks) -> StreamingResponse:
+    def after_sync(session: DbSync, user: StreamedUserSync, tasks: BackgroundTasks) -> StreamingResponse:
         def lines() -> Iterator[str]:
             yield read(session)
 
@@ -279,9 +288,7 @@ async def test_scope_function_locks_when_the_handler_returns(app: FastAPI, serve
     seen = []
 
     @app.get("/async/early")
-    async def early(
-        user: UnlockedForTheHandler, session: DbAsync, tasks: BackgroundTasks
-    ) -> StreamingResponse:
+    async def early(user: UnlockedUser, session: DbAsync, tasks: BackgroundTasks) -> StreamingResponse:
         inside = await session.run_sync(read)
 
         async def lines() -> AsyncIterator[str]:
@@ -294,9 +301,7 @@ async def test_scope_function_locks_when_the_handler_returns(app: FastAPI, serve
         return StreamingResponse(lines(), background=tasks)
 
     @app.get("/sync/early")
-    def early_sync(
-        user: UnlockedForTheHandlerSync, session: DbSync, tasks: BackgroundTasks
-    ) -> StreamingResponse:
+    def early_sync(user: UnlockedUserSync, session: DbSync, tasks: BackgroundTasks) -> StreamingResponse:
         inside = read(session)
 
         def lines() -> Iterator[str]:
@@ -318,7 +323,7 @@ async def test_a_client_that_leaves_during_a_stream_ends_it(app: FastAPI, server
     living, sent = Living(), []
 
     @app.get("/async/long")
-    async def long(session: DbAsync, user: UnlockedUser) -> StreamingResponse:
+    async def long(session: DbAsync, user: StreamedUser) -> StreamingResponse:
         async def lines() -> AsyncIterator[str]:
             for number in range(LONG):
                 sent.append(number)
@@ -327,7 +332,7 @@ async def test_a_client_that_leaves_during_a_stream_ends_it(app: FastAPI, server
         return StreamingResponse(lines())
 
     @app.get("/sync/long")
-    def long_sync(session: DbSync, user: UnlockedUserSync) -> StreamingResponse:
+    def long_sync(session: DbSync, user: StreamedUserSync) -> StreamingResponse:
         def lines() -> Iterator[str]:
             for number in range(LONG):
                 sent.append(number)
@@ -342,6 +347,26 @@ async def test_a_client_that_leaves_during_a_stream_ends_it(app: FastAPI, server
     assert first.startswith("hello")
     assert 0 < len(sent) < LONG
     assert living() == []
+
+
+async def test_a_forgotten_commit_is_told_in_time_only_with_scope_function(
+    app: FastAPI, server: Server
+) -> None:
+    """The UnflushedError of a dependency that ends after the response comes too late for the client."""
+
+    @app.post("/request/forgotten")
+    async def after_response(session: DbAsync, user: StreamedUser) -> None:
+        session.add(Note(user_id=user.id, body="lost"))
+
+    @app.post("/function/forgotten")
+    async def before_response(user: UnlockedUser, session: DbAsync) -> None:
+        session.add(Note(user_id=user.id, body="lost"))
+
+    answers = [await server.client.post(f"/{scope}/forgotten") for scope in ("request", "function")]
+    notes = await server.client.get("/notes")
+
+    assert [one.status_code for one in answers] == [200, 500]
+    assert notes.json() == ["hello"]
 
 
 async def test_which_ways_out_of_the_handler_carry_the_context(app: FastAPI, server: Server) -> None:

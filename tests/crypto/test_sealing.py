@@ -1,0 +1,119 @@
+"""A sealed key opens for its recipient, in its context, whole and unaltered; and in no other case."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sqlalchemy_envelope.crypto import sealing
+from sqlalchemy_envelope.crypto.kdf import x25519_public
+from sqlalchemy_envelope.crypto.secret import KeyBytes
+from sqlalchemy_envelope.crypto.sealing import SEALED_SIZE, open_key, seal_key
+from sqlalchemy_envelope.exceptions import (
+    EnvelopeError,
+    FormatError,
+    TamperedKeyError,
+    TruncatedError,
+    UnlockError,
+)
+
+KEY, RECIPIENT, OTHER = (KeyBytes(bytes([n]) * 32) for n in (1, 2, 3))
+CONTEXT = b"context"
+BLOB = seal_key(KEY, x25519_public(RECIPIENT), CONTEXT)
+KEYS = st.binary(min_size=32, max_size=32).map(KeyBytes)
+
+# The points of small order on Curve25519 and its twist (RFC 7748, section 7; little-endian), and two beyond p.
+P = 2**255 - 19
+LOW_ORDER = [
+    *(number.to_bytes(32, "little") for number in (0, 1, P - 1, P, P + 1)),
+    bytes.fromhex("e0eb7a7c3b41b8ae1656e3faf19fc46ada098deb9c32b1fd866205165f49b800"),
+    bytes.fromhex("5f9c95bca3508c24b1d0b1559c83ef5b04445cc4581c8e86d8224eddd09f1157"),
+]
+
+
+@given(KEYS, KEYS, st.binary(max_size=200))
+def test_a_sealed_key_opens(key: KeyBytes, recipient: KeyBytes, context: bytes) -> None:
+    """Any key, sealed to any key's public half in any context, comes back from 81 bytes."""
+    blob = seal_key(key, x25519_public(recipient), context)
+
+    assert SEALED_SIZE == len(blob)
+    assert key == open_key(blob, recipient, context)
+
+
+def test_no_two_seals_are_alike() -> None:
+    """The same key sealed twice shares neither the ephemeral key nor the ciphertext."""
+    blobs = [seal_key(KEY, x25519_public(RECIPIENT), CONTEXT) for _ in range(100)]
+
+    assert 100 == len({blob[1:33] for blob in blobs}) == len({blob[33:] for blob in blobs})
+
+
+@given(KEYS, st.binary(max_size=100))
+def test_another_recipient_or_context_does_not_open(other: KeyBytes, context: bytes) -> None:
+    """Neither another key nor another context opens it; the sealed key itself does not either."""
+    for recipient, of in [(other, CONTEXT), (RECIPIENT, context + b"?"), (KEY, CONTEXT)]:
+        with pytest.raises(UnlockError):
+            open_key(BLOB, recipient, of)
+
+
+# X25519 ignores the top bit of a public key, but HPKE derives from its bytes as sent: that bit is noticed as well.
+def test_every_flipped_bit_is_noticed() -> None:
+    """Each of the 648 bits, flipped, raises one of our errors; in the first byte it is the format."""
+    for bit in range(8 * SEALED_SIZE):
+        blob = bytearray(BLOB)
+        blob[bit // 8] ^= 1 << bit % 8
+        with pytest.raises(EnvelopeError) as caught:
+            open_key(bytes(blob), RECIPIENT, CONTEXT)
+
+        assert (FormatError if bit < 8 else UnlockError) is caught.type, bit
+
+
+@given(st.integers(0, SEALED_SIZE - 1))
+def test_every_truncation_is_noticed(size: int) -> None:
+    """A sealed key cut short anywhere is called truncated; nothing at all is no format."""
+    with pytest.raises(FormatError) as caught:
+        open_key(BLOB[:size], RECIPIENT, CONTEXT)
+
+    assert (FormatError if size == 0 else TruncatedError) is caught.type
+
+
+@given(st.binary(min_size=1, max_size=200))
+def test_every_extension_is_noticed(more: bytes) -> None:
+    """A sealed key with bytes after it is not in our format."""
+    with pytest.raises(FormatError) as caught:
+        open_key(BLOB + more, RECIPIENT, CONTEXT)
+
+    assert FormatError is caught.type
+
+
+def test_the_frame_is_checked_before_any_cryptography(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A blob of another format or length does not reach HPKE."""
+    monkeypatch.setattr(sealing, "x25519_private", lambda *_: pytest.fail("something was derived"))
+    for blob in (b"", b"\x11" + BLOB[1:], BLOB[:-1], BLOB + b"\0"):
+        with pytest.raises(FormatError):
+            open_key(blob, RECIPIENT, CONTEXT)
+
+
+@pytest.mark.parametrize("public_key", LOW_ORDER, ids=lambda public_key: public_key.hex()[:8])
+def test_nothing_is_sealed_to_a_point_of_low_order(public_key: bytes) -> None:
+    """A planted public key, whose shared secret everyone knows, is refused as tampering."""
+    with pytest.raises(TamperedKeyError):
+        seal_key(KEY, public_key, CONTEXT)
+
+
+@pytest.mark.parametrize("enc", LOW_ORDER, ids=lambda enc: enc.hex()[:8])
+def test_nothing_opens_from_a_point_of_low_order(enc: bytes) -> None:
+    """An ephemeral key of low order opens nothing, and raises our error."""
+    with pytest.raises(UnlockError):
+        open_key(BLOB[:1] + enc + BLOB[33:], RECIPIENT, CONTEXT)
+
+
+@pytest.mark.parametrize("size", [0, 31, 33, 64])
+def test_a_public_key_has_32_bytes(size: int) -> None:
+    """A stored public key of another length is tampering too, and not a ValueError."""
+    with pytest.raises(TamperedKeyError):
+        seal_key(KEY, b"\x09" * size, CONTEXT)
+
+
+def test_who_seals_cannot_open() -> None:
+    """The public half alone does not open what was sealed to it."""
+    with pytest.raises(UnlockError):
+        open_key(BLOB, KeyBytes(x25519_public(RECIPIENT)), CONTEXT)

@@ -1,0 +1,324 @@
+"""A stored key opens under its own root and is the one its row describes; whatever else is stored is refused."""
+
+import uuid
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sqlalchemy_envelope.crypto import kdf
+from sqlalchemy_envelope.crypto.secret import KeyBytes
+from sqlalchemy_envelope.crypto.wrapping import wrap
+from sqlalchemy_envelope.exceptions import (
+    EnvelopeError,
+    FormatError,
+    KeyNotFoundError,
+    TamperedKeyError,
+    TruncatedError,
+)
+from sqlalchemy_envelope.keys.hierarchy import (
+    check_generations,
+    describe,
+    open_under_root,
+    short,
+    verify,
+    wrap_under_root,
+)
+from sqlalchemy_envelope.keys.model import KeyState, OpenedKey, Purpose, StoredKey
+
+ADA, BEN = b"owner reference of ada", b"owner reference of ben"
+ROOT = describe(KeyBytes(bytes(range(32))), ADA, Purpose.ROOT)
+DATA = describe(KeyBytes(bytes(range(32, 64))), ADA, Purpose.DATA)
+STORED = wrap_under_root(DATA, ROOT)
+KEYS = st.binary(min_size=32, max_size=32).map(KeyBytes)
+
+
+def wrapped(stored: StoredKey) -> bytes:
+    assert stored.wrapped is not None
+    return stored.wrapped
+
+
+def refusal(stored: StoredKey, root: OpenedKey = ROOT) -> type[EnvelopeError]:
+    """Which of our errors this row raises under this root."""
+    with pytest.raises(EnvelopeError) as caught:
+        open_under_root(stored, root)
+    return caught.type
+
+
+def other_key(stored: StoredKey = STORED) -> OpenedKey:
+    return describe(KeyBytes.generate(), stored.owner_reference, stored.purpose)
+
+
+# ---------------------------------------------------------------- made and opened again
+
+
+@given(KEYS, st.binary(max_size=30), st.sampled_from(Purpose), st.text(max_size=9), st.integers(0, 2**32 - 1))
+def test_a_key_is_described_by_itself(
+    key: KeyBytes, owner: bytes, purpose: Purpose, scope: str, epoch: int
+) -> None:
+    """Id, commitment and public key come from the key; the rest is what was said; it is active, not wrapped."""
+    opened = describe(key, owner, purpose, scope=scope, epoch=epoch)
+    commitment = kdf.commitment(key)
+
+    assert opened.key is key
+    assert opened.stored == StoredKey(
+        kdf.key_id_of(commitment),
+        owner,
+        purpose,
+        scope,
+        epoch,
+        KeyState.ACTIVE,
+        commitment,
+        kdf.x25519_public(key),
+        None,
+        None,
+    )
+    assert opened == verify(key, opened.stored)
+
+
+def test_what_is_not_said_is_the_first_epoch_of_no_scope() -> None:
+    """A key has the empty scope and epoch 1 unless another is named."""
+    assert ("", 1) == (DATA.stored.scope, DATA.stored.epoch)
+
+
+@given(KEYS, KEYS, st.sampled_from([Purpose.DATA, Purpose.INDEX]), st.integers(0, 2**32 - 1))
+def test_a_key_opens_under_its_root(key: KeyBytes, root: KeyBytes, purpose: Purpose, epoch: int) -> None:
+    """What is wrapped under a root opens under it to the same key, with the row it was stored as."""
+    above = describe(root, ADA, Purpose.ROOT)
+    child = describe(key, ADA, purpose, scope="café", epoch=epoch)
+    stored = wrap_under_root(child, above)
+    opened = open_under_root(stored, above)
+
+    assert key == opened.key
+    assert stored == opened.stored
+    assert above.stored.key_id == stored.wrapping_key_id
+    assert child.stored == replace(stored, wrapping_key_id=None, wrapped=None)
+
+
+def test_a_root_wraps_with_a_subkey() -> None:
+    """Neither the root key itself nor another of its subkeys opens what it wraps."""
+    for key in (ROOT.key, kdf.subkey(ROOT.key, "x25519")):
+        planted = replace(STORED, wrapped=wrap(DATA.key, key, STORED.wrap_context("root")))
+
+        assert TamperedKeyError is refusal(planted)
+    fine = replace(STORED, wrapped=wrap(DATA.key, kdf.subkey(ROOT.key, "wrap"), STORED.wrap_context("root")))
+
+    assert DATA.key == open_under_root(fine, ROOT).key
+
+
+# ---------------------------------------------------------------- rows that were altered
+
+
+def test_every_flipped_bit_is_tampering() -> None:
+    """A bit flipped in a wrap under an open root is certain tampering: no wrong secret can explain it."""
+    for bit in range(8 * 105):
+        blob = bytearray(wrapped(STORED))
+        blob[bit // 8] ^= 1 << bit % 8
+        expected = FormatError if bit < 8 else TamperedKeyError
+
+        assert expected is refusal(replace(STORED, wrapped=bytes(blob))), bit
+
+
+@given(st.integers(0, 104), st.binary(min_size=1, max_size=9))
+def test_every_other_length_is_refused(size: int, more: bytes) -> None:
+    """A wrap that was cut short or prolonged is refused by its length."""
+    assert (FormatError if size == 0 else TruncatedError) is refusal(
+        replace(STORED, wrapped=wrapped(STORED)[:size])
+    )
+    assert FormatError is refusal(replace(STORED, wrapped=wrapped(STORED) + more))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"owner_reference": BEN},
+        {"purpose": Purpose.INDEX},
+        {"purpose": Purpose.ROOT},
+        {"scope": "another"},
+        {"epoch": 2},
+        {"epoch": 2**32},
+        {"epoch": -1},
+        {"key_id": uuid.UUID(int=0)},
+        {"commitment": bytes(32)},
+        {"commitment": b""},
+        {"public_key": bytes(32)},
+        {"public_key": b""},
+    ],
+    ids=lambda change: str(*change),
+)
+def test_an_altered_row_is_tampering(change: dict[str, object]) -> None:
+    """Owner, purpose, scope, epoch, id, commitment and public key of a row cannot be changed unnoticed."""
+    assert TamperedKeyError is refusal(replace(STORED, **change))  # type: ignore[arg-type]
+
+
+def test_a_state_is_bound_by_no_wrap() -> None:
+    """A retired key opens with the wrap it was stored with: its state is checked by `check_generations`."""
+    assert DATA.key == open_under_root(replace(STORED, state=KeyState.RETIRED), ROOT).key
+
+
+def test_exchanged_wraps_are_tampering() -> None:
+    """The wraps of two keys of one owner, exchanged, do not open as each other."""
+    other = wrap_under_root(other_key(), ROOT)
+
+    assert TamperedKeyError is refusal(replace(STORED, wrapped=other.wrapped))
+    assert TamperedKeyError is refusal(replace(other, wrapped=STORED.wrapped))
+
+
+def test_a_key_that_its_row_does_not_describe_is_tampering() -> None:
+    """Another key, wrapped correctly into this row by who knows the root, is not taken for it."""
+    planted = wrap(KeyBytes.generate(), kdf.subkey(ROOT.key, "wrap"), STORED.wrap_context("root"))
+
+    assert TamperedKeyError is refusal(replace(STORED, wrapped=planted))
+
+
+def test_a_row_of_another_root_is_not_found() -> None:
+    """A key under a root that is not here is no tampering: its root may be another generation's."""
+    other = describe(KeyBytes.generate(), ADA, Purpose.ROOT)
+
+    assert KeyNotFoundError is refusal(STORED, other)
+    assert KeyNotFoundError is refusal(wrap_under_root(DATA, other))
+    assert KeyNotFoundError is refusal(replace(STORED, wrapping_key_id=None))
+    assert KeyNotFoundError is refusal(replace(STORED, wrapped=None))
+
+
+def test_a_row_that_claims_the_root_is_tampering() -> None:
+    """A key wrapped under another root, whose row was changed to name this one, does not open."""
+    other = describe(KeyBytes.generate(), ADA, Purpose.ROOT)
+    moved = replace(wrap_under_root(DATA, other), wrapping_key_id=ROOT.stored.key_id)
+
+    assert TamperedKeyError is refusal(moved)
+
+
+# ---------------------------------------------------------------- commitment, id, public key
+
+
+@pytest.mark.parametrize("name", ["commitment", "key_id", "public_key"])
+def test_each_of_the_three_is_compared(name: str) -> None:
+    """A key is its row's only if commitment, id and public key all are; another key's, one at a time, is noticed."""
+    planted = replace(DATA.stored, **{name: getattr(other_key().stored, name)})
+    with pytest.raises(TamperedKeyError):
+        verify(DATA.key, planted)
+
+
+@pytest.mark.parametrize("name", ["commitment", "public_key"])
+def test_every_bit_of_the_three_is_compared(name: str) -> None:
+    """No single bit of a stored commitment or public key is ignored."""
+    for bit in range(256):
+        data = bytearray(getattr(DATA.stored, name))
+        data[bit // 8] ^= 1 << bit % 8
+        with pytest.raises(TamperedKeyError):
+            verify(DATA.key, replace(DATA.stored, **{name: bytes(data)}))
+
+
+@pytest.mark.parametrize("by", [1, 2, 16, 32, -1, -16])
+def test_bytes_do_not_move_from_column_to_column(by: int) -> None:
+    """Commitment, id and public key are compared one by one: joined, shifted rows would compare equal."""
+    stored = DATA.stored
+    joined = stored.commitment + stored.key_id.bytes + stored.public_key
+    shifted = replace(
+        stored,
+        commitment=joined[: 32 + by],
+        key_id=uuid.UUID(bytes=joined[32 + by : 48 + by]),
+        public_key=joined[48 + by :],
+    )
+    with pytest.raises(TamperedKeyError):
+        verify(DATA.key, shifted)
+
+
+def test_another_key_is_not_its_row_s() -> None:
+    """A key is not taken for the one that another row describes."""
+    with pytest.raises(TamperedKeyError):
+        verify(KeyBytes.generate(), DATA.stored)
+
+
+def test_errors_name_the_row_and_hold_no_key() -> None:
+    """A message shows eight digits of the id, to find the row by, and nothing of the key or the wrap."""
+    assert str(STORED.key_id)[:8] == short(STORED)
+    for stored, root in [
+        (replace(STORED, commitment=bytes(32)), ROOT),
+        (replace(STORED, epoch=2), ROOT),
+        (STORED, describe(KeyBytes.generate(), ADA, Purpose.ROOT)),
+    ]:
+        with pytest.raises(EnvelopeError, match=short(STORED)) as caught:
+            open_under_root(stored, root)
+
+        assert caught.value.__cause__ is None
+        assert caught.value.__suppress_context__ or caught.value.__context__ is None
+    shown = repr(STORED) + repr(DATA)
+
+    assert repr(STORED.wrapped) not in shown
+    assert repr(bytes(DATA.key.buffer)) not in shown
+
+
+# ---------------------------------------------------------------- generations
+
+
+def generation(epoch: int, state: KeyState, purpose: Purpose = Purpose.DATA, scope: str = "") -> StoredKey:
+    described = describe(KeyBytes.generate(), ADA, purpose, scope=scope, epoch=epoch).stored
+    return replace(described, state=state)
+
+
+ACTIVE, RETIRED, DESTROYED = KeyState.ACTIVE, KeyState.RETIRED, KeyState.DESTROYED
+
+
+@pytest.mark.parametrize(
+    "states",
+    [
+        [],
+        [ACTIVE],
+        [RETIRED, ACTIVE],
+        [DESTROYED, RETIRED, ACTIVE],
+        [RETIRED, DESTROYED, ACTIVE],
+        [DESTROYED],
+        [DESTROYED, DESTROYED],
+    ],
+    ids=lambda states: "-".join(states) or "none",
+)
+def test_the_newest_alone_is_active(states: list[KeyState]) -> None:
+    """One active key, the newest of its kind, is what a database holds; or none, where all are destroyed."""
+    keys = [generation(epoch, state) for epoch, state in enumerate(states, 1)]
+    check_generations(keys)
+    check_generations(keys[::-1])
+
+
+@pytest.mark.parametrize(
+    "states",
+    [
+        [ACTIVE, ACTIVE],
+        [ACTIVE, RETIRED],
+        [RETIRED],
+        [RETIRED, RETIRED],
+        [RETIRED, ACTIVE, RETIRED],
+        [DESTROYED, RETIRED],
+    ],
+    ids=lambda states: "-".join(states),
+)
+@pytest.mark.parametrize("purpose", Purpose)
+def test_an_older_or_second_active_key_is_tampering(states: list[KeyState], purpose: Purpose) -> None:
+    """A key that was made active again, beside the newest or in its place, is noticed whatever it is for."""
+    keys = [generation(epoch, state, purpose) for epoch, state in enumerate(states, 1)]
+    for order in (keys, keys[::-1]):
+        with pytest.raises(TamperedKeyError, match=purpose):
+            check_generations(order)
+
+
+def test_kinds_are_counted_apart() -> None:
+    """A root, data keys of two scopes and an index key may all be active, each of its own epoch."""
+    fine = [
+        generation(3, ACTIVE, Purpose.ROOT),
+        generation(1, RETIRED, Purpose.DATA),
+        generation(2, ACTIVE, Purpose.DATA),
+        generation(7, ACTIVE, Purpose.DATA, "medical"),
+        generation(1, ACTIVE, Purpose.INDEX),
+    ]
+    check_generations(fine)
+    for index in (2, 3, 4, 0):
+        with pytest.raises(TamperedKeyError):
+            check_generations([*fine, replace(fine[index], epoch=fine[index].epoch + 1)])
+
+
+def test_a_root_has_no_scope_to_hide_in() -> None:
+    """A second active root under a scope of its own is a second root all the same."""
+    with pytest.raises(TamperedKeyError):
+        check_generations([generation(1, ACTIVE, Purpose.ROOT), generation(2, ACTIVE, Purpose.ROOT, "other")])

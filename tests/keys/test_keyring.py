@@ -1,0 +1,231 @@
+"""A keyring hands out ciphers of the right key, old and new, for as long as it holds the key and no longer."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+
+from sqlalchemy_envelope.crypto.aead import HEADER_SIZE, Field, ValueCipher
+from sqlalchemy_envelope.crypto.secret import KeyBytes
+from sqlalchemy_envelope.exceptions import DecryptionError
+from sqlalchemy_envelope.keys import keyring as module
+from sqlalchemy_envelope.keys.hierarchy import describe
+from sqlalchemy_envelope.keys.keyring import Keyring
+from sqlalchemy_envelope.keys.model import KeyState, OpenedKey, Purpose
+
+ADA, BEN = b"ada", b"ben"
+BODY, TITLE = Field("notes.body", "str"), Field("notes.title", "str")
+ZEROS = bytes(32)
+
+
+def opened(
+    epoch: int = 1, state: KeyState = KeyState.ACTIVE, purpose: Purpose = Purpose.DATA, owner: bytes = ADA
+) -> OpenedKey:
+    made = describe(KeyBytes.generate(), owner, purpose, epoch=epoch)
+    return OpenedKey(replace(made.stored, state=state), made.key)
+
+
+def raw(key: OpenedKey) -> bytes:
+    return bytes(key.key.buffer)
+
+
+def writer(ring: Keyring, owner: bytes = ADA, field: Field = BODY) -> ValueCipher:
+    cipher = ring.writer(owner, field)
+    assert cipher is not None
+    return cipher
+
+
+def cipher_of(key: OpenedKey, field: Field = BODY) -> ValueCipher:
+    """A cipher made beside the ring, with a copy of the key that nothing wipes."""
+    return ValueCipher(KeyBytes(key.key.buffer), key.stored.key_id, field)
+
+
+def test_an_empty_keyring_has_nothing() -> None:
+    """Without keys there are no owners, no readers and no writers, and nothing raises."""
+    ring = Keyring()
+    header = b"\1" + bytes(16)
+    ring.drop(ADA)
+    ring.wipe()
+
+    assert (0, [], False) == (len(ring), list(ring), ADA in ring)
+    assert ring.reader(header, BODY) is ring.writer(ADA, BODY) is ring.owner_of(header) is None
+    assert "<Keyring of 0 keys>" == repr(ring)
+
+
+@pytest.mark.parametrize("newest_first", [True, False])
+def test_the_active_key_encrypts_and_all_decrypt(newest_first: bool) -> None:
+    """Of several epochs new values take the active one; what retired ones wrote opens still."""
+    keys = [opened(1, KeyState.RETIRED), opened(2, KeyState.RETIRED), opened(3)]
+    old = [cipher_of(key).encrypt(b"epoch %d" % key.stored.epoch) for key in keys]
+    ring = Keyring()
+    ring.add(ADA, keys[::-1] if newest_first else keys)
+    new = writer(ring).encrypt(b"new")
+
+    assert keys[2].stored.key_id.bytes == new[1:HEADER_SIZE]
+    assert b"new" == cipher_of(keys[2]).decrypt(new)
+    for epoch, blob in enumerate(old, 1):
+        reader = ring.reader(blob[:HEADER_SIZE], BODY)
+        assert reader is not None
+
+        assert b"epoch %d" % epoch == reader.decrypt(blob)
+        assert ADA == ring.owner_of(blob)
+    assert (1, [ADA], True) == (len(ring), list(ring), ADA in ring)
+    assert "<Keyring of 3 keys>" == repr(ring)
+
+
+def test_an_owner_with_retired_keys_alone_can_only_read() -> None:
+    """Without an active key nothing new is encrypted, though what there is opens."""
+    key = opened(state=KeyState.RETIRED)
+    ring = Keyring()
+    ring.add(ADA, [key])
+
+    assert ring.writer(ADA, BODY) is None
+    assert ADA not in ring
+    assert ring.reader(b"\1" + key.stored.key_id.bytes, BODY) is not None
+
+
+@pytest.mark.parametrize("purpose", [Purpose.ROOT, Purpose.INDEX])
+def test_only_data_keys_are_taken_in(purpose: Purpose) -> None:
+    """A root or index key never encrypts a value, and none is found by a value's header."""
+    key = opened(purpose=purpose)
+    ring = Keyring()
+    ring.add(ADA, [key])
+
+    assert ring.writer(ADA, BODY) is None
+    assert ring.reader(b"\1" + key.stored.key_id.bytes, BODY) is None
+    assert "<Keyring of 0 keys>" == repr(ring)
+
+
+def test_owners_do_not_see_each_other() -> None:
+    """Each owner's values are encrypted under its own key and named as its own."""
+    ada, ben = opened(), opened(owner=BEN)
+    ring = Keyring()
+    ring.add(ADA, [ada])
+    ring.add(BEN, [ben])
+    blob = writer(ring, BEN).encrypt(b"value")
+
+    assert BEN == ring.owner_of(blob)
+    assert b"value" == cipher_of(ben).decrypt(blob)
+    with pytest.raises(DecryptionError):
+        writer(ring, ADA).decrypt(blob)
+    assert [ADA, BEN] == list(ring)
+    assert 2 == len(ring)
+
+
+def test_a_cipher_is_built_once_for_each_key_and_field(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reader and writer of one key and field are one object, built once; of another field or key another."""
+    built = []
+
+    def build(*args: object) -> ValueCipher:
+        built.append(args[2])
+        return ValueCipher(*args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(module, "ValueCipher", build)
+    key = opened()
+    header = b"\1" + key.stored.key_id.bytes
+    ring = Keyring()
+    ring.add(ADA, [key])
+    ring.add(BEN, [opened(owner=BEN)])
+    body, title = writer(ring), writer(ring, field=TITLE)
+
+    assert body is writer(ring) is ring.reader(header, BODY) is ring.reader(memoryview(header), BODY)  # type: ignore[arg-type]
+    assert title is ring.reader(header, TITLE)
+    assert body is not title
+    assert body is not writer(ring, BEN)
+    assert [BODY, TITLE, BODY] == built
+
+
+@pytest.mark.parametrize("leave", [lambda ring: ring.drop(ADA), Keyring.wipe], ids=["drop", "wipe"])
+def test_what_is_dropped_is_gone(leave: Callable[[Keyring], None]) -> None:
+    """Dropping an owner, and wiping, zero every key of it and forget its ciphers, retired ones too."""
+    keys = [opened(1, KeyState.RETIRED), opened(2)]
+    blob = cipher_of(keys[0]).encrypt(b"value")
+    ring = Keyring()
+    ring.add(ADA, keys)
+    before = writer(ring), ring.reader(blob, BODY)
+    leave(ring)
+
+    assert [ZEROS, ZEROS] == [raw(key) for key in keys]
+    assert None not in before
+    assert ring.writer(ADA, BODY) is ring.reader(blob, BODY) is ring.owner_of(blob) is None
+    assert ADA not in ring
+    assert (0, []) == (len(ring), list(ring))
+    # Nothing else holds a cipher: were one left, the same key taken in again would get the old one.
+    again = [OpenedKey(key.stored, KeyBytes.generate()) for key in keys]
+    ring.add(ADA, again)
+    assert writer(ring) not in before
+    assert ring.reader(blob, BODY) not in before
+
+
+def test_dropping_one_owner_leaves_the_others() -> None:
+    """What another owner's key opened opens still, with the cipher it had."""
+    ada, ben = opened(), opened(owner=BEN)
+    ring = Keyring()
+    ring.add(ADA, [ada])
+    ring.add(BEN, [ben])
+    bens = writer(ring, BEN)
+    writer(ring)
+    ring.drop(ADA)
+
+    assert ZEROS == raw(ada)
+    assert ZEROS != raw(ben)
+    assert bens is writer(ring, BEN)
+    assert [BEN] == list(ring)
+
+
+@pytest.mark.parametrize("leave", [lambda ring: ring.drop(ADA), Keyring.wipe], ids=["drop", "wipe"])
+@pytest.mark.parametrize("reading", [True, False])
+def test_a_cipher_built_while_its_key_is_wiped_is_not_handed_out(
+    leave: Callable[[Keyring], None], reading: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If another thread locks in the very moment a cipher is built, none comes out: it could be under zeros."""
+    key = opened()
+    ring = Keyring()
+    ring.add(ADA, [key])
+
+    def build(*args: object) -> ValueCipher:
+        leave(ring)  # what the other thread does, at the worst moment
+        return ValueCipher(*args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(module, "ValueCipher", build)
+    header = b"\1" + key.stored.key_id.bytes
+    found = ring.reader(header, BODY) if reading else ring.writer(ADA, BODY)
+    assert found is None
+    monkeypatch.undo()
+    # It was not kept either.
+    fresh = OpenedKey(key.stored, KeyBytes.generate())
+    ring.add(ADA, [fresh])
+
+    assert b"value" == cipher_of(fresh).decrypt(writer(ring).encrypt(b"value"))
+
+
+def test_wiping_forgets_before_it_zeroes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """While keys are zeroed the ring has none already: no cipher under zeros can be built in between."""
+    keys = [opened(1, KeyState.RETIRED), opened(2)]
+    ring = Keyring()
+    ring.add(ADA, keys)
+    seen = []
+    plain = KeyBytes.wipe
+
+    def wipe(self: KeyBytes) -> None:
+        seen.append(
+            (ring.writer(ADA, BODY), *(ring.reader(b"\1" + k.stored.key_id.bytes, BODY) for k in keys))
+        )
+        plain(self)
+
+    monkeypatch.setattr(KeyBytes, "wipe", wipe)
+    ring.wipe()
+
+    assert [(None, None, None)] * 2 == seen
+
+
+def test_wiping_twice_is_harmless() -> None:
+    """A ring that was wiped can be wiped again, and used anew."""
+    ring = Keyring()
+    for _ in range(2):
+        key = opened()
+        ring.add(ADA, [key])
+        ring.wipe()
+        ring.wipe()
+
+        assert ZEROS == raw(key)

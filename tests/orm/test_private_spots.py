@@ -1,0 +1,472 @@
+"""The private spots of SQLAlchemy that the library leans on, one canary each.
+
+Each spot is shown to hold what the library reads there, on the installed SQLAlchemy; and hidden from the library, as
+if a release had renamed it, to show what then happens: an error, and nothing in the clear.
+"""
+
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+from sqlalchemy import Engine, func, insert, literal, select, union_all, update
+from sqlalchemy.dialects.sqlite import insert as upsert
+from sqlalchemy.ext.mutable import MutableDict
+from sqlalchemy.orm import Session, attributes
+
+from sqlalchemy_envelope import EnvelopeError, StatementRefusedError
+from sqlalchemy_envelope.orm import echo, loading, refusals, statements
+from tests.orm.conftest import Started
+from tests.orm.models import Note, Page, User, stored, unlock
+
+PLAIN = "plaintext that must not be stored"
+
+
+class Hidden:
+    """Another object without some of its attributes."""
+
+    def __init__(self, target: Any, *names: str, **instead: Any) -> None:
+        self.__dict__.update(target=target, names=names, instead=instead)
+
+    @property
+    def __class__(self) -> Any:
+        return type(self.target)
+
+    def __getattr__(self, name: str) -> Any:
+        if name in self.names:
+            raise AttributeError(name)
+        return self.instead[name] if name in self.instead else getattr(self.target, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        setattr(self.target, name, value)
+
+
+Hide = Callable[[Any], Any]
+
+
+@pytest.fixture
+def hide_from_writer(monkeypatch: pytest.MonkeyPatch) -> Callable[[Hide], None]:
+    """Lets the statement hook see each statement through a function that hides something."""
+    writer: Any = statements._StatementWriter
+
+    def blind(hide: Hide) -> None:
+        class Blinded(writer):  # type: ignore[misc]
+            def __init__(self, plan: Any, connection: Any, statement: Any) -> None:
+                super().__init__(plan, connection, hide(statement))
+
+            def write(self, multiparams: Any, params: Any) -> Any:
+                statement, *rest = super().write(multiparams, params)
+                return statement.target if type(statement) is Hidden else statement, *rest
+
+        monkeypatch.setattr(statements, "_StatementWriter", Blinded)
+
+    return blind
+
+
+def require_nothing_in_the_clear(engine: Engine) -> None:
+    """The database file, its journal included, holds no plaintext."""
+    path = Path(str(engine.url.database))
+    for file in path.parent.glob(path.name + "*"):
+        assert PLAIN.encode() not in file.read_bytes()
+
+
+@contextmanager
+def refused(started: Started) -> Iterator[None]:
+    """What runs inside raises, and leaves nothing behind."""
+    before = rows(started.engine)
+    with pytest.raises((EnvelopeError, AttributeError, KeyError, TypeError)) as caught:
+        yield
+    started.session.rollback()
+
+    assert PLAIN not in str(caught.value)
+    assert before == rows(started.engine)
+    require_nothing_in_the_clear(started.engine)
+
+
+def rows(engine: Engine) -> list[Any]:
+    """Every note as it is stored, read past the library."""
+    with engine.connect() as connection:
+        return list(connection.execute(sa.text("SELECT id, user_id, body FROM notes ORDER BY id")))
+
+
+def a_note(started: Started, owner: User, body: str = "hello") -> int:
+    """A stored note of somebody."""
+    with unlock(started.session, owner):
+        note = Note(user_id=owner.id, body=body)
+        started.session.add(note)
+        started.session.commit()
+        return note.id
+
+
+# Insert and update: what a statement assigns
+
+
+def single(started: Started) -> Any:
+    return insert(Note).values(user_id=started.ada.id, body=PLAIN)
+
+
+def several(started: Started) -> Any:
+    return insert(Note).values([{"user_id": started.ada.id, "body": PLAIN}, {"user_id": 1, "body": PLAIN}])
+
+
+def from_select(started: Started) -> Any:
+    return insert(Note).from_select(["user_id", "body"], select(literal(started.ada.id), literal(PLAIN)))
+
+
+def change(started: Started) -> Any:
+    return update(Note.__table__).where(Note.__table__.c.user_id == started.ada.id).values(body=PLAIN)
+
+
+def upserting(started: Started) -> Any:
+    statement = upsert(Note).values(id=1, user_id=started.ada.id, body="fine")
+    return statement.on_conflict_do_update(index_elements=["id"], set_={"body": PLAIN})
+
+
+def test_values(lite: Started) -> None:
+    """`Insert._values`: the values that stand in a statement, by column."""
+    values = single(lite)._values
+
+    assert {"user_id", "body"} == {column.key for column in values}
+    assert {PLAIN, lite.ada.id} == {bind.effective_value for bind in values.values()}
+
+
+def test_multi_values(lite: Started) -> None:
+    """`Insert._multi_values`: the rows of `values([...])`, a group for each call."""
+    ((first, second),) = several(lite)._multi_values
+
+    assert PLAIN in (getattr(value, "effective_value", value) for value in first.values())
+    assert len(second) == 2
+
+
+def test_select_names(lite: Started) -> None:
+    """`Insert._select_names`: the columns of `from_select()`, in the order of the select."""
+    assert [getattr(name, "key", name) for name in from_select(lite)._select_names] == ["user_id", "body"]
+
+
+def test_ordered_values(lite: Started) -> None:
+    """`Update._ordered_values`: where SQLAlchemy 2.0 keeps what 2.1 has in `_values`."""
+    statement = update(Note.__table__).ordered_values((Note.__table__.c.body, PLAIN))
+    kept = getattr(statement, "_ordered_values", None) or statement._values.items()
+
+    assert [(column.key, bind.effective_value) for column, bind in kept] == [("body", PLAIN)]
+
+
+def test_post_values_clause(lite: Started) -> None:
+    """`_post_values_clause`: what an upsert sets (pairs in 2.0, a dict in 2.1), and on which conflict."""
+    clause = upserting(lite)._post_values_clause
+    updates = clause.update_values_to_set
+    pairs = dict(updates.items() if hasattr(updates, "items") else updates)
+
+    assert [getattr(key, "key", key) for key in pairs] == ["body"]
+    assert [getattr(one, "key", one) for one in clause.inferred_target_elements] == ["id"]
+
+
+@pytest.mark.parametrize(
+    ("make", "name"),
+    [
+        (single, "_values"),
+        (several, "_multi_values"),
+        (from_select, "_select_names"),
+        (change, "_values"),
+    ],
+)
+def test_without_the_values_of_a_statement(
+    lite: Started, hide_from_writer: Callable[[Hide], None], make: Callable[[Started], Any], name: str
+) -> None:
+    """The hook fails before anything is sent."""
+    a_note(lite, lite.ada)
+    hide_from_writer(lambda statement: Hidden(statement, name))
+    with unlock(lite.session, lite.ada), refused(lite):
+        lite.session.execute(make(lite))
+
+
+@pytest.mark.parametrize(
+    ("make", "instead"),
+    [
+        (single, {"_values": None}),
+        (several, {"_multi_values": ()}),
+        (from_select, {"_select_names": ()}),
+        (change, {"_values": {}}),
+    ],
+)
+def test_with_the_values_of_a_statement_elsewhere(
+    lite: Started,
+    hide_from_writer: Callable[[Hide], None],
+    make: Callable[[Started], Any],
+    instead: dict[str, Any],
+) -> None:
+    """A hook that overlooks the values leaves them to the bind processor, which refuses them."""
+    a_note(lite, lite.ada)
+    hide_from_writer(lambda statement: Hidden(statement, **instead))
+    with unlock(lite.session, lite.ada), refused(lite):
+        lite.session.execute(make(lite))
+
+
+@pytest.mark.parametrize(
+    "hide",
+    [
+        lambda statement: Hidden(statement, "_post_values_clause"),
+        lambda statement: Hidden(
+            statement, _post_values_clause=Hidden(statement._post_values_clause, "update_values_to_set")
+        ),
+        lambda statement: Hidden(
+            statement, _post_values_clause=Hidden(statement._post_values_clause, "inferred_target_elements")
+        ),
+    ],
+    ids=["_post_values_clause", "update_values_to_set", "inferred_target_elements"],
+)
+def test_without_the_clause_of_an_upsert(
+    lite: Started, hide_from_writer: Callable[[Hide], None], hide: Hide
+) -> None:
+    """An upsert that sets a literal is then refused by the bind processor."""
+    a_note(lite, lite.ada)
+    hide_from_writer(hide)
+    with unlock(lite.session, lite.ada), refused(lite):
+        lite.session.execute(upserting(lite))
+
+
+def test_with_ordered_values_elsewhere(lite: Started, hide_from_writer: Callable[[Hide], None]) -> None:
+    """An UPDATE with an order, whose values are overlooked, is refused by the bind processor."""
+    a_note(lite, lite.ada)
+    table = Note.__table__
+    hide_from_writer(lambda statement: Hidden(statement, _ordered_values=None, _values={}))
+    with unlock(lite.session, lite.ada), refused(lite):
+        lite.session.execute(update(table).where(table.c.id == 1).ordered_values((table.c.body, PLAIN)))
+
+
+def test_the_annotation_of_a_joined_subclass() -> None:
+    """`_annotations["_emit_insert_table"]` is the private mark by which a bulk insert names one of several tables."""
+    annotated = insert(Note)._annotate({"_emit_insert_table": Page.__table__})
+
+    assert Page.__table__ is annotated._annotations["_emit_insert_table"]
+    assert (
+        "_emit_insert_table"
+        in Path(str(sa.orm.persistence.__file__)).parent.joinpath("bulk_persistence.py").read_text()
+    )
+
+
+# The flush: the names of a row's key
+
+
+def test_label_names_the_key_of_a_flushed_update(lite: Started) -> None:
+    """`Column._label` is the parameter by which a flush's UPDATE names its row."""
+    note_id = a_note(lite, lite.ada)
+    seen: list[dict[str, Any]] = []
+
+    def listen(connection: Any, statement: Any, multiparams: Any, params: Any, options: Any) -> None:
+        if isinstance(statement, sa.Update):
+            seen.extend([*multiparams, params])
+
+    with unlock(lite.session, lite.ada):
+        sa.event.listen(lite.engine, "before_execute", listen)
+        lite.session.get_one(Note, note_id).body = "changed"
+        lite.session.flush()
+        sa.event.remove(lite.engine, "before_execute", listen)
+        lite.session.commit()
+    label: Any = Note.__table__.c.id._label
+
+    assert label == "notes_id"
+    assert [note_id] == [params[label] for params in seen if label in params]
+
+
+@pytest.mark.parametrize("model", [Note, Page])
+def test_without_the_label(lite: Started, monkeypatch: pytest.MonkeyPatch, model: Any) -> None:
+    """A flush's UPDATE whose row is not found names neither owner nor key, and is refused."""
+    with unlock(lite.session, lite.ada):
+        name = "body" if model is Note else "text"
+        row = model(user_id=lite.ada.id, **{name: "hello"})
+        lite.session.add(row)
+        lite.session.commit()
+        key = row.id
+        before = stored(lite.engine, model.__table__.c[name], key)
+        writer: Any = statements._StatementWriter
+        monkeypatch.setattr(writer, "_identity", lambda self, row: (None,))
+        setattr(row, name, PLAIN)
+        with pytest.raises(StatementRefusedError):
+            lite.session.flush()
+        lite.session.rollback()
+
+    assert before == stored(lite.engine, model.__table__.c[name], key)
+    require_nothing_in_the_clear(lite.engine)
+
+
+# Attributes: where a locked value is found
+
+
+def test_an_attribute_changes_its_class(lite: Started) -> None:
+    """`impl.__class__` can be set: both classes have the same slots, and the other is still what SQLAlchemy made."""
+    implementation: Any = Note.body.impl
+
+    assert isinstance(implementation, loading._LockedAware)
+    assert isinstance(implementation, attributes.ScalarAttributeImpl)
+    assert type(implementation).__slots__ == ()
+    assert not hasattr(implementation, "__dict__")
+
+
+def test_without_the_class_of_the_attribute(lite: Started, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A locked value is then not found at all: an error, and neither a None nor the stored bytes."""
+    note_id = a_note(lite, lite.ada)
+    before = rows(lite.engine)
+    implementation: Any = Note.body.impl
+    monkeypatch.setattr(implementation, "__class__", type(implementation).__mro__[2])
+    lite.session.expunge_all()
+    note = lite.session.get_one(Note, note_id)
+
+    with pytest.raises((EnvelopeError, KeyError)):
+        note.body  # noqa: B018
+    note.title = "changed"
+    lite.session.commit()
+
+    assert before == rows(lite.engine)
+
+
+def test_the_refresh_event_of_one_instance(lite: Started) -> None:
+    """`state.manager.dispatch.refresh` wraps a value that is opened late, so that changes inside it are seen."""
+    with unlock(lite.session, lite.ada):
+        lite.session.add(Note(user_id=lite.ada.id, extra={"a": 1}))
+        lite.session.commit()
+    lite.session.expunge_all()
+    note = lite.session.scalars(select(Note)).one()
+    ada = lite.session.get_one(User, lite.ada.id)
+    with unlock(lite.session, ada):
+        assert type(note.extra) is MutableDict
+        note.extra["a"] = 2
+
+        assert note in lite.session.dirty
+        lite.session.commit()
+
+    assert callable(sa.inspect(note).manager.dispatch.refresh)
+
+
+# Selects: what the refusals walk over
+
+
+NAMES = ("_raw_columns", "_order_by_clauses", "_group_by_clauses", "_distinct_on", "_distinct")
+
+
+def test_the_parts_of_a_select() -> None:
+    """The clauses that no comparator sees are where the refusals look for them."""
+    table = Note.__table__
+    statement = select(table.c.id, table.c.body).order_by(table.c.body).group_by(table.c.title)
+
+    assert [table.c.id, table.c.body] == list(statement._raw_columns)
+    assert [table.c.body] == list(statement._order_by_clauses)
+    assert [table.c.title] == list(statement._group_by_clauses)
+    assert (statement._distinct, tuple(statement._distinct_on)) == (False, ())
+    assert statement.distinct()._distinct is True
+    assert [table.c.body] == list(union_all(statement, statement).order_by(table.c.body)._order_by_clauses)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_without_a_part_of_a_select(lite: Started, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """Every select that the walk cannot read to its end fails before it is sent."""
+    a_note(lite, lite.ada)
+    walk: Any = refusals._Walk
+
+    class Blinded(walk):  # type: ignore[misc]
+        def _select(self, statement: Any) -> None:
+            super()._select(Hidden(statement, name))
+
+    monkeypatch.setattr(refusals, "_Walk", Blinded)
+    monkeypatch.setattr(refusals, "_checked", type(refusals._checked)())
+    sent: list[str] = []
+    sa.event.listen(lite.engine, "do_execute", lambda cursor, statement, *_: sent.append(statement))
+
+    with pytest.raises(AttributeError), Session(lite.engine) as session:
+        session.execute(select(Note.body).order_by(Note.title))
+    assert not any("notes" in statement for statement in sent)
+
+
+def test_what_an_update_returns() -> None:
+    """`_returning` holds the columns of RETURNING; the walk takes them for read, and not for computed on."""
+    statement = update(Note.__table__).values(title="x").returning(Note.__table__.c.body)
+
+    assert [Note.__table__.c.body] == list(statement._returning)
+
+
+def test_without_what_an_update_returns(lite: Started, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every UPDATE then fails before it is sent."""
+    walk: Any = refusals._Walk
+
+    class Blinded(walk):  # type: ignore[misc]
+        def _write(self, statement: Any) -> None:
+            super()._write(Hidden(statement, "_returning"))
+
+    a_note(lite, lite.ada)
+    before = rows(lite.engine)
+    monkeypatch.setattr(refusals, "_Walk", Blinded)
+    monkeypatch.setattr(refusals, "_checked", type(refusals._checked)())
+    with pytest.raises(AttributeError), lite.engine.begin() as connection:
+        connection.execute(update(Note.__table__).values(title=func.upper("x")))
+
+    assert before == rows(lite.engine)
+
+
+# Rows: what a log shows
+
+
+def test_what_a_row_says_of_its_columns(lite: Started) -> None:
+    """`Row._parent` has the columns and the result processors by which a row in a log is known for encrypted."""
+    a_note(lite, lite.ada)
+    with lite.engine.connect() as connection:
+        row = connection.execute(select(Note.__table__.c.body)).one()
+        other = connection.execute(select(Note.__table__.c.id)).one()
+
+    assert hasattr(row._parent, "_keymap")
+    assert hasattr(row._parent, "_processors")
+    assert echo._has_encrypted(row)
+    assert not echo._has_encrypted(other)
+
+
+@pytest.mark.parametrize("name", ["_parent"])
+def test_a_row_that_does_not_say_is_not_shown(lite: Started, name: str) -> None:
+    """What cannot be told is taken for encrypted."""
+    with lite.engine.connect() as connection:
+        row: Any = connection.execute(select(User.__table__.c.id)).first()
+
+    assert echo._has_encrypted(Hidden(row, name))
+
+
+# All of them
+
+
+def test_no_private_spot_without_a_canary() -> None:
+    """The private names that the ORM half of the package reads of SQLAlchemy are those that this file speaks of."""
+    known = {
+        "_annotations",
+        "_distinct",
+        "_distinct_on",
+        "_group_by_clauses",
+        "_keymap",
+        "_label",
+        "_multi_values",
+        "_order_by_clauses",
+        "_ordered_values",
+        "_parent",
+        "_post_values_clause",
+        "_processors",
+        "_raw_columns",
+        "_returning",
+        "_select_names",
+        "_supplemental_returning",
+        "_values",
+        "_variant_mapping",
+    }
+    folder = Path(str(statements.__file__)).parent
+    sources = {path: path.read_text() for path in folder.glob("*.py")}
+    own = {
+        name
+        for text in sources.values()
+        for name in re.findall(r"(?:def |class |self\.|self\._parent\.|^)(_[a-z]\w*)", text, re.MULTILINE)
+    }
+    read = {
+        name
+        for text in sources.values()
+        for name in re.findall(r"(?<!self)(?<!cls)\.(_[a-z]\w*)\b", text)
+        + re.findall(r'getattr\(\w+(?:\.\w+)?, "(_[a-z]\w*)"', text)
+    }
+
+    assert read - own - {"_clone"} <= known
