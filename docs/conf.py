@@ -21,6 +21,7 @@ autodoc_typehints = "signature"
 nitpick_ignore_regex = [
     ("py:.*", r"(sqlalchemy|alembic)\..*"),
     # Imported for type checkers alone, and so known to Sphinx by their bare names.
-    ("py:class", r"(Any|AnyAsyncSession|AsyncEngine|AsyncUnlocking|Engine|Session|optional|scoped_session|str.*)"),
+    ("py:class", r"(Any|AnyAsyncSession|AsyncEngine|AsyncUnlocking|Engine|Session)"),
+    ("py:class", r"(optional|scoped_session|str.*)"),
     ("py:.*", r"(collections|contextlib|datetime|decimal|enum|typing|typing_extensions|uuid)\..*"),
 ]

@@ -12,12 +12,19 @@ installed package has one.
 from collections.abc import Callable
 from typing import Any, Literal
 
+from alembic import util
 from alembic.autogenerate import comparators
 from alembic.autogenerate.api import AutogenContext
+from alembic.operations.ops import DropTableOp, UpgradeOps
 
+from sqlalchemy_envelope.exceptions import ConfigurationError
 from sqlalchemy_envelope.orm.types import EncryptedType
 
 __all__ = ["render_item"]
+
+_LAST: dict[str, Any] = (
+    {"priority": priorities.LAST} if (priorities := getattr(util, "DispatchPriority", None)) else {}
+)
 
 
 def render_item(kind: str, item: Any, autogen_context: AutogenContext) -> str | Literal[False]:
@@ -43,8 +50,24 @@ class _AfterTheirs:
 
 
 # Alembic asks `render_item` of the options alone, and the options are first at hand when it compares schemas.
-@comparators.dispatch_for("schema")
-def _install(autogen_context: AutogenContext, *_: Any) -> None:
+# It has priorities for comparators since 1.18; before, they ran in the order in which they were registered.
+@comparators.dispatch_for("schema", **_LAST)
+def _install(autogen_context: AutogenContext, upgrade_ops: UpgradeOps, *_: Any) -> None:
+    _refuse_to_drop_keys(upgrade_ops)
     theirs = autogen_context.opts.get("render_item")
     if not isinstance(theirs, _AfterTheirs):
         autogen_context.opts["render_item"] = _AfterTheirs(theirs)
+
+
+_KEY_COLUMNS = {"owner_reference", "commitment", "wrapping_key_id", "wrapped"}
+
+
+def _refuse_to_drop_keys(upgrade_ops: UpgradeOps) -> None:
+    """Autogenerate sees the rename of an owner's table as key tables to drop: the end of all they open."""
+    for operation in upgrade_ops.ops:
+        if isinstance(operation, DropTableOp) and set(operation.to_table().columns.keys()) >= _KEY_COLUMNS:
+            raise ConfigurationError(
+                f"This migration would drop {operation.table_name!r}, and with it the keys of everything "
+                "encrypted for its owners. If their table was renamed, keep the names of the key tables: see "
+                "'Rename a table' in docs/how-to/alembic.md. If it is to go, write op.drop_table() by hand."
+            )

@@ -59,7 +59,8 @@ class ValueCipher(Uncopied):
         self.field = field
         self.header = bytes([FORMAT_VALUE]) + key_id.bytes
         self.aad = self.header + field.context()
-        # `ctx` ends in u32be(length) || row reference, which `row_tail` makes; what stands before is the field's.
+        # `ctx` ends in u32be(length) || row reference, which `row_tail` makes; what
+        # stands before is the field's.
         self.row_aad = self.aad[:-4]
         self.seal: Callable[[bytes, bytes, bytes], bytes] = aes.encrypt
         self.open: Callable[[bytes, bytes, bytes], bytes] = aes.decrypt
@@ -143,7 +144,8 @@ _CUT_FEW: Callable[[bytes], tuple[bytes, ...]] = itemgetter(*_CUTS[:8])
 
 
 def fresh_nonces(expected: int) -> Iterator[bytes]:
-    """Random nonces for `ValueCipher.seal`, without end, drawn and cut for as many values at a time as are expected.
+    """Random nonces for `ValueCipher.seal`, without end, drawn and cut for as many values
+    at a time as are expected.
 
     All of it runs in C: a generator would cost as much again as the random bytes.
     """

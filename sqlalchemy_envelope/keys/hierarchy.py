@@ -54,15 +54,17 @@ def verify(key: KeyBytes, stored: StoredKey) -> OpenedKey:
 def check_generations(keys: Sequence[StoredKey]) -> None:
     """Whether each kind of key has one active generation, and it is the newest.
 
-    The state is part of no wrap, so that a key can be retired without what wraps it. A row that was made active
-    again, to have new values encrypted under a key that somebody was shut out from, shows here alone; so does a second
-    root beside the genuine one.
+    The state is part of no wrap, so that a key can be retired without what wraps it. A row that was made
+    active again, to have new values encrypted under a key that somebody was shut out from, shows here alone;
+    so does a second root beside the genuine one.
 
     Raises:
         TamperedKeyError: two are active, or a newer one than the active is not.
     """
     for kind in {(key.purpose, "" if key.purpose is Purpose.ROOT else key.scope) for key in keys}:
-        of_kind = [k for k in keys if k.purpose is kind[0] and (k.purpose is Purpose.ROOT or k.scope == kind[1])]
+        of_kind = [
+            k for k in keys if k.purpose is kind[0] and (k.purpose is Purpose.ROOT or k.scope == kind[1])
+        ]
         if all(key.state is KeyState.DESTROYED for key in of_kind):
             continue
         newest = max(of_kind, key=lambda key: key.epoch)

@@ -3,7 +3,6 @@ encrypted columns, made once."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
@@ -58,12 +57,15 @@ class EncryptedColumn:
         self.type = type_
         self.path = path
         self.key: str = column.key
-        self.encode = type_.codec.encode if type_.codec.encode is str.encode else _plain_only(type_.codec.encode)
+        self.encode = (
+            type_.codec.encode if type_.codec.encode is str.encode else _plain_only(type_.codec.encode)
+        )
         self.row_bound = type_.bind == "row"
 
 
 def _plain_only(encode: Callable[[Any], bytes]) -> Callable[[Any], bytes]:
-    """Refuse what is encrypted already: a codec that takes any sequence, or a user's, might encode it once more."""
+    """Refuse what is encrypted already: a codec that takes any sequence, or a user's,
+    might encode it once more."""
 
     def encode_plain(value: Any) -> bytes:
         if isinstance(value, Sealed) or is_ciphertext(value):
@@ -111,8 +113,8 @@ class EncryptedAttribute:
     Attributes:
         owner_keys: the attributes that hold the owner's primary key.
         slot: its place among an unlocked session's readers.
-        opening: key, slot, decoding, owner's attribute if it is one, and whether it is row-bound; unpacked for every
-            value that is opened in its row.
+        opening: key, slot, decoding, owner's attribute if it is one, and whether it is row-bound; unpacked
+            for every value that is opened in its row.
     """
 
     __slots__ = ("encrypted", "key", "opening", "owner_keys", "row_bound", "slot", "type")
@@ -125,7 +127,13 @@ class EncryptedAttribute:
         self.row_bound = encrypted.row_bound
         self.slot = object()
         owner_key = owner_keys[0] if len(owner_keys) == 1 else None
-        self.opening = (key, self.slot, encrypted.type.codec.decode, owner_key, encrypted.row_bound)
+        self.opening: tuple[Any, ...] = (
+            key,
+            self.slot,
+            encrypted.type.codec.decode,
+            owner_key,
+            encrypted.row_bound,
+        )
 
 
 _table_plans: WeakKeyDictionary[Any, TablePlan | None] = WeakKeyDictionary()

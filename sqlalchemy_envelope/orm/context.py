@@ -35,12 +35,21 @@ class NothingUnlocked:
     is_open = False
     left: type[LockedError] | None = None
 
-
     def reader(self, header: bytes, field: Field) -> None:
         """No key is here."""
 
     def remember(self, *_: object) -> None:
         """Nothing opened, so there is nothing to keep."""
+
+    def note_provenance(self, *_: object) -> None:
+        """Nothing opened, so nothing came from anywhere."""
+
+    def came_from(self, *_: object) -> bool:
+        """Nothing opened, so nothing came from anybody."""
+        return False
+
+    def begin_statement(self, session: Session) -> None:
+        """Nothing is noted here, so there is nothing to let go."""
 
     def saw(self, session: Session | None) -> None:
         """Nothing is decrypted here, so there is nothing to find again."""

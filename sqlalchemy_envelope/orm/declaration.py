@@ -37,8 +37,8 @@ def _check_variants(column: Column[Any]) -> None:
     variants: Any = getattr(column.type, "_variant_mapping", {})
     if variants and any(isinstance(one, EncryptedType) for one in (column.type, *variants.values())):
         raise ConfigurationError(
-            f"{column.name} is encrypted, and with_variant() would put another type in its place on one database. Leave "
-            "it out: the stored type is each database's own binary type."
+            f"{column.name} is encrypted, and with_variant() would put another type in its place on one "
+            "database. Leave it out: the stored type is each database's own binary type."
         )
 
 

@@ -1,4 +1,5 @@
-"""`create_engine(echo="debug")` logs result rows after they are decrypted: rows with encrypted columns are not shown.
+"""`create_engine(echo="debug")` logs result rows after they are decrypted: rows with
+encrypted columns are not shown.
 
 SQLAlchemy has no event between decrypting a row and logging it. A filter on the engine's own logger is the
 place that every handler stands behind.

@@ -17,13 +17,14 @@ _cascading: WeakSet[Engine] = WeakSet()
 
 
 def enforce_foreign_keys(engine: Engine | AsyncEngine) -> None:
-    """Make SQLite enforce foreign keys on every connection of this engine, and overwrite what it deletes; does nothing
-    for other databases.
+    """Make SQLite enforce foreign keys on every connection of this engine, and overwrite what it deletes;
+    does nothing for other databases.
 
-    Without the second (`PRAGMA secure_delete`) the wrapped keys of a deleted owner stay in the file's free pages, and
-    open with the owner's secret.
+    Without the second (`PRAGMA secure_delete`) the wrapped keys of a deleted owner stay in the file's free
+    pages, and open with the owner's secret.
     """
-    sync_engine: Engine = getattr(engine, "sync_engine", engine)
+    either: Any = engine
+    sync_engine: Engine = getattr(either, "sync_engine", either)
     if sync_engine.dialect.name == "sqlite":
         event.listen(sync_engine, "connect", _switch_on)
 

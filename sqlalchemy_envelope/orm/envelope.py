@@ -139,7 +139,8 @@ class Envelope:
         self.run(self.change_secret_steps(plain_session(session), owner, old, new))
 
     def unlock_unknown(self, *, secret: str | bytes) -> NoReturn:
-        """Refuse an account that does not exist as slowly as a wrong secret, so that time does not tell who exists.
+        """Refuse an account that does not exist as slowly as a wrong secret, so that time
+        does not tell who exists.
 
         Raises:
             UnlockError: always, after one key derivation.

@@ -57,7 +57,9 @@ def _on_mapper_configured(mapper: Mapper[Any], cls: type[Any]) -> None:
     for attribute in plan:
         instrumented = getattr(cls, attribute.key)
         loading.make_locked_aware(instrumented.impl)
-        event.listen(instrumented, "set", _on_set, raw=True, retval=True)  # retval spares a wrapper for each value
+        event.listen(
+            instrumented, "set", _on_set, raw=True, retval=True
+        )  # retval spares a wrapper for each value
     listener = loading.load_listener(mapper)
     # insert: ahead of Mutable's own listener, which must not meet a Sealed. raw: an
     # object may be dead already.
@@ -68,8 +70,8 @@ def _on_mapper_configured(mapper: Mapper[Any], cls: type[Any]) -> None:
     event.listen(mapper, "before_update", writing.update_listener(mapper), raw=True)
 
 
-# A session that was only written to counts too: leaving has to find the values that wait in it. One that is bound to
-# its unlocked session is known there; the context's is told.
+# A session that was only written to counts too: leaving has to find the values that wait in it. One that is
+# bound to its unlocked session is known there; the context's is told.
 
 
 def _on_set(state: Any, value: Any, old: Any, initiator: Any) -> Any:

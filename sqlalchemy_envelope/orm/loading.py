@@ -22,7 +22,7 @@ from sqlalchemy_envelope.orm.sealed import Sealed
 from sqlalchemy_envelope.orm.types import decode
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Collection, Iterable
 
     from sqlalchemy.orm import InstanceState, Mapper, Session
 
@@ -39,46 +39,55 @@ again from the database."""
 
 
 def load_listener(mapper: Mapper[Any]) -> Callable[..., None]:
-    """The listener for `load` and `refresh` of one mapper. It runs for every row: what is asked first is cheap."""
+    """The listener for `load` and `refresh` of one mapper. It runs for every row: what
+    is asked first is cheap."""
     plan = plan_of_mapper(mapper)
     current = context.CURRENT.get
     paths = {(attribute.encrypted.path.owner_class, attribute.owner_keys) for attribute in plan}
     owner_class, owner_keys = next(iter(paths))
     column_bound = any(not attribute.row_bound for attribute in plan)
 
-    def on_load(state: InstanceState[Any], query_context: Any, _: Any = None) -> None:
-        _settle(state, query_context, plan)
-        if column_bound and current().owners:
-            _check_owner(state, plan)
+    def on_load(state: InstanceState[Any], query_context: Any, read: Any = None) -> None:
+        checked = _settle(state, query_context, plan)
+        if column_bound and current().owners and query_context is not None:
+            _check_owner(state, plan, read, checked)
 
     if len(paths) > 1 or len(owner_keys) != 1 or any(attribute.row_bound for attribute in plan):
         return on_load
     (owner_key,) = owner_keys
 
-    def on_column_bound_load(state: InstanceState[Any], query_context: Any, _: Any = None) -> None:
+    def on_column_bound_load(state: InstanceState[Any], query_context: Any, read: Any = None) -> None:
         unlocked = current()
         if unlocked.only_class is owner_class and not unlocked.handed_sealed:
-            # One owner is unlocked, every value read so far opened, and this row is that owner's: nothing to do.
+            # One owner is unlocked, every value read so far opened, and this row is that
+            # owner's: nothing to do.
             instance = state.obj()
             if instance is not None and instance.__dict__.get(owner_key) == unlocked.only_key:
                 return
-        on_load(state, query_context)
+        on_load(state, query_context, read)
 
     return on_column_bound_load
 
 
-def _settle(state: InstanceState[Any], query_context: Any, plan: Iterable[EncryptedAttribute]) -> None:
-    """Open what can be opened now that the row is known; put the rest aside."""
+def _settle(
+    state: InstanceState[Any], query_context: Any, plan: Iterable[EncryptedAttribute]
+) -> Collection[str]:
+    """Open what can be opened now that the row is known, compared with its owner; put the rest aside.
+
+    Gives the attributes that were looked at.
+    """
     values = state.dict
     readers = _holder(state, query_context).readers
     unchanged = not state.committed_state
     marked = "info" in state.__dict__
     tail = None
+    settled = []
     for attribute in plan:
         key, slot, decode_bytes, owner_key, row_bound = attribute.opening
         sealed = values.get(key)
         if type(sealed) is not Sealed:
             continue
+        settled.append(key)
         if tail is None:
             tail = row_tail(encode_reference(state.key[1])) if state.key is not None else _COLUMN_TAIL
         blob = sealed.blob
@@ -93,6 +102,7 @@ def _settle(state: InstanceState[Any], query_context: Any, plan: Iterable[Encryp
         except Exception:  # noqa: BLE001, S110 - the first of its key, locked or wrong: told apart below
             pass
         _settle_one(state, query_context, attribute, sealed)
+    return settled
 
 
 def _holder(state: InstanceState[Any], query_context: Any) -> UnlockedSession | context.NothingUnlocked:
@@ -104,7 +114,9 @@ def _holder(state: InstanceState[Any], query_context: Any) -> UnlockedSession | 
     return next(iter(context.unlocked_sessions(session)), current)
 
 
-def _settle_one(state: InstanceState[Any], query_context: Any, attribute: EncryptedAttribute, sealed: Sealed) -> None:
+def _settle_one(
+    state: InstanceState[Any], query_context: Any, attribute: EncryptedAttribute, sealed: Sealed
+) -> None:
     session = query_context.session if query_context is not None else state.session
     for unlocked in context.unlocked_sessions(session):
         unlocked.saw(session)
@@ -143,14 +155,23 @@ def _open(
     return opened
 
 
-def _check_owner(state: InstanceState[Any], plan: Iterable[EncryptedAttribute]) -> None:
+def _check_owner(
+    state: InstanceState[Any], plan: Iterable[EncryptedAttribute], read: Any, checked: Collection[str]
+) -> None:
+    """Refuse a value that opened before its row was known, and whose row is another owner's."""
+    current = context.CURRENT.get()
     for attribute in plan:
-        if attribute.encrypted.row_bound or state.dict.get(attribute.key) is None:
-            continue
-        if attribute.key in state.committed_state:
-            continue  # set by the application and not read just now
+        key = attribute.key
+        value = state.dict.get(key)
+        if (
+            value is None
+            or key in checked
+            or key in state.committed_state
+            or (read is not None and key not in read)
+        ):
+            continue  # nothing, compared already, set by the application, or read before
         owner = owner_of_row(state, attribute)
-        if owner is not None and not any(owner in one for one in context.unlocked_sessions(None)):
+        if owner is not None and not current.came_from(value, owner):
             raise DecryptionError(
                 f"A value of {attribute.type.label!r} is under the key of another owner than its row's: it "
                 "was moved here."
@@ -200,7 +221,6 @@ class _LockedAware:
         if sealed is None:
             raise KeyError(self.key)
         return _open_late(state, self.key, sealed, passive)
-
 
     def delete(self, state: InstanceState[Any], dict_: Any) -> None:
         sealed = state.info.get(SEALED, {}).get(self.key) if self.key not in dict_ else None
@@ -261,9 +281,19 @@ def unflushed(
         for attribute in plan_of_mapper(state.mapper):
             if state.dict.get(attribute.key) is None:
                 continue
-            if (state.key is None or attribute.key in state.committed_state) and is_lost(state, attribute):
+            if _waits(state, attribute) and is_lost(state, attribute):
                 waiting.append(f"{state.class_.__name__}.{attribute.key}")
     return waiting
+
+
+def _waits(state: InstanceState[Any], attribute: EncryptedAttribute) -> bool:
+    """Whether a flush would write this value: set to what it was before, it needs none."""
+    if state.key is None:
+        return True
+    if attribute.key not in state.committed_state:
+        return False
+    before = state.committed_state[attribute.key]
+    return before is NO_VALUE or not attribute.type.compare_values(before, state.dict[attribute.key])
 
 
 def forget_plaintext(session: Session, stays_open: Callable[[OwnerId | None], bool]) -> None:
@@ -277,7 +307,7 @@ def forget_plaintext(session: Session, stays_open: Callable[[OwnerId | None], bo
             a.key
             for a in plan
             if state.dict.get(a.key) is not None
-            and a.key not in state.committed_state
+            and not _waits(state, a)
             and not stays_open(owner_of_row(state, a))
         ]
         instance = state.obj()

@@ -1,12 +1,13 @@
 """Statements that no comparator can see through, refused before they are sent: a bare `ORDER BY`, `GROUP BY`,
 `func.f(column)`, `cast`, `DISTINCT`, a `UNION` of two labels.
 
-Checked in `before_cursor_execute`, once for each compiled statement: SQLAlchemy caches those, so a statement that
-runs a thousand times is walked once. Whatever is not known to be harmless is refused.
+Checked in `before_cursor_execute`, once for each compiled statement: SQLAlchemy caches those, so a statement
+that runs a thousand times is walked once. Whatever is not known to be harmless is refused.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 from weakref import WeakSet
 
@@ -43,14 +44,15 @@ def before_cursor_execute(
     if root is None:
         root = compiled.statement
     if isinstance(root, ClauseElement):
-        _Walk().element(root)
+        _Walk(root).element(root)
     _checked.add(compiled)
 
 
 class _Walk:
     """One walk over a statement; the same element is looked at once."""
 
-    def __init__(self) -> None:
+    def __init__(self, root: ClauseElement) -> None:
+        self._root = root
         self._seen: set[int] = set()
 
     def element(self, element: Any, place: str = "an SQL expression") -> None:
@@ -65,6 +67,8 @@ class _Walk:
         elif isinstance(element, CompoundSelect):
             self._compound(element)
         elif isinstance(element, (Insert, Update)):
+            if element is not self._root:
+                _check_nested(element)
             self._write(element)
         elif isinstance(element, functions.FunctionElement):
             self._function(element)
@@ -117,7 +121,7 @@ class _Walk:
             if id(child) not in handled:
                 self.element(child)
 
-    def _sorted(self, place: str, clauses: Any, names: dict[str, Any]) -> None:
+    def _sorted(self, place: str, clauses: Any, names: Mapping[Any, Any]) -> None:
         for clause in clauses:
             inner = clause
             while isinstance(inner, UnaryExpression) or _is_label_reference(inner):  # desc(), nulls_first()
@@ -135,8 +139,8 @@ class _Walk:
             if len(labels) > 1:
                 raise StatementRefusedError(
                     "A UNION mixes columns bound to different labels "
-                    f"({', '.join(sorted(map(str, labels)))}): a value could not be told from one moved there. "
-                    "Pin one label on both: EncryptedType(..., label='...')."
+                    f"({', '.join(sorted(map(str, labels)))}): a value could not be told from one moved "
+                    "there. Pin one label on both: EncryptedType(..., label='...')."
                 )
         if not compound.keyword.value.startswith("UNION"):  # EXCEPT and INTERSECT compare rows
             for select in compound.selects:
@@ -147,7 +151,8 @@ class _Walk:
             self.element(select)
 
     def _write(self, statement: Any) -> None:
-        """What is written to an encrypted column was looked at by the statement hook; here, what is read from one."""
+        """What is written to an encrypted column was looked at by the statement hook; here,
+        what is read from one."""
         values = dict(getattr(statement, "_ordered_values", None) or statement._values or {})
         for target, value in values.items():
             if not _is_encrypted(target) and not _is_bind(value):
@@ -169,12 +174,22 @@ class _Walk:
                 self.element(child)
 
 
+def _check_nested(statement: Any) -> None:
+    # The statement hook saw the statement around it only.
+    if any(_is_encrypted(column) for column in statement.table.columns):
+        raise StatementRefusedError(
+            f"A statement has an INSERT or UPDATE of {statement.table.name}, whose columns are encrypted, "
+            "inside it; only one that stands alone is encrypted. Run the two one after the other."
+        )
+
+
 def _is_encrypted(element: Any) -> bool:
     return isinstance(element, ColumnElement) and isinstance(element.type, EncryptedType)
 
 
 def _is_column(element: Any) -> bool:
-    # A bind parameter, a scalar subquery or a function may have the type of a column; those are looked at themselves.
+    # A bind parameter, a scalar subquery or a function may have the type of a column; those
+    # are looked at themselves.
     return _is_encrypted(element) and element.__visit_name__ == "column"
 
 
@@ -229,6 +244,6 @@ def _name_of(element: Any) -> str:
 def _refusal(column: Any, place: str) -> StatementRefusedError:
     name = str(column) if _is_column(column) else str(getattr(column, "key", None) or column.type.label)
     return StatementRefusedError(
-        f"{place} on the encrypted column {name!r} would work on ciphertext and give a wrong answer; nothing was "
-        "sent. Load the rows of one owner and sort, group or compute on the decrypted values."
+        f"{place} on the encrypted column {name!r} would work on ciphertext and give a wrong answer; "
+        "nothing was sent. Load the rows of one owner and sort, group or compute on the decrypted values."
     )

@@ -18,8 +18,9 @@ class _Ciphertext:
 
 
 CIPHERTEXT = _Ciphertext()
-"""A value on its way into the database is the pair `(CIPHERTEXT, bytes)`. The bind processor accepts nothing else, and
-nobody but the statement hook has the mark. A plain tuple, because a class of its own takes four times as long to make."""
+"""A value on its way into the database is the pair `(CIPHERTEXT, bytes)`. The bind processor accepts nothing
+else, and nobody but the statement hook has the mark. A plain tuple, because a class of its own takes four
+times as long to make."""
 
 
 def is_ciphertext(value: object) -> bool:

@@ -44,8 +44,8 @@ if TYPE_CHECKING:
     Row = Mapping[str, Any]
     _Seal = Callable[[bytes, bytes, bytes], bytes]
     _ColumnCipher = tuple[str, Callable[[Any], bytes], bytes | bytearray, _Seal, bytes, bool, EncryptedColumn]
-    """Parameter, encoding, value header, AES-GCM, AAD, whether the row is to follow it, and column: flat, because
-    it is unpacked for every value."""
+    """Parameter, encoding, value header, AES-GCM, AAD, whether the row is to follow it, and column: flat,
+    because it is unpacked for every value."""
 
 
 def before_execute(
@@ -55,7 +55,7 @@ def before_execute(
     session = session_of(connection)
     current = context.CURRENT.get()
     if current.is_open and session is not None:
-        current.saw(session)  # type: ignore[union-attr]  # only an UnlockedSession is open
+        current.begin_statement(session)
     if isinstance(statement, (Insert, Update)):
         # A bulk statement on a joined subclass comes once for each of its tables, which only a mark names.
         marks = statement._annotations
@@ -86,11 +86,19 @@ class _StatementWriter:
             # It would be bound by a type of its own, past the one that refuses plaintext.
             if not isinstance(self._assigned[key].type, (EncryptedType, NullType)):
                 raise StatementRefusedError(
-                    f"{plan.table.name}.{key} is encrypted: give its bindparam() neither a type nor a default."
+                    f"{plan.table.name}.{key} is encrypted: give its bindparam() neither a type nor a "
+                    "default."
                 )
         self._key_names = [self._parameter(column.key) for column in plan.table.primary_key]
-        self._groups: list[tuple[OwnerPath, Sequence[EncryptedColumn], str | None, dict[Any, list[_ColumnCipher]]]] = [
-            (path, columns, self._parameter(path.keys[0]) if len(path.keys) == 1 and plan.has(path) else None, {})
+        self._groups: list[
+            tuple[OwnerPath, Sequence[EncryptedColumn], str | None, dict[Any, list[_ColumnCipher]]]
+        ] = [
+            (
+                path,
+                columns,
+                self._parameter(path.keys[0]) if len(path.keys) == 1 and plan.has(path) else None,
+                {},
+            )
             for path, columns in plan.groups
         ]
 
@@ -113,9 +121,7 @@ class _StatementWriter:
         if literals:
             before = {**literals, **params}
             (after,) = self._rows([before], {})
-            new = {
-                key: value for key, value in after.items() if is_ciphertext(value) and key in literals
-            }
+            new = {key: value for key, value in after.items() if is_ciphertext(value) and key in literals}
             made = {key: value for key, value in after.items() if key not in before}
             if new or made:
                 statement = self._with_values(new | made)
@@ -128,7 +134,7 @@ class _StatementWriter:
         """The statement with these in place of its own, in its order and under the very keys that it has."""
         statement = self._statement._clone()
         new = {self._keys.get(key, key): value for key, value in values.items()}
-        made = (insert if self._inserts else update)(self._plan.table).values(new)._values
+        made: Any = (insert if self._inserts else update)(self._plan.table).values(new)._values
         if getattr(statement, "_ordered_values", None):
             statement._ordered_values = list({**dict(statement._ordered_values), **made}.items())
         else:
@@ -176,18 +182,26 @@ class _StatementWriter:
             # Rows of one owner stand together more often than not: its ciphers are kept for the statement.
             ciphers = known.get(encrypted.get(owner_key)) if owner_key is not None else None
             if ciphers is None:
-                if all([encrypted.get(self._parameter(column.key)) is None for column in columns]):
+                if all([encrypted.get(self._parameter(one.key)) is None for one in columns]):  # noqa: C419
                     continue
                 ciphers = self._ciphers_for(encrypted, literals, path, columns)
                 if owner_key is not None and encrypted.get(owner_key) is not None:
                     known[encrypted[owner_key]] = ciphers
-            tail = row_tail(self._row_reference(encrypted, literals)) if self._plan.row_bound else b""
+            tail = b""
+            # An UPDATE of many rows that leaves row-bound columns alone needs no row named.
+            if self._plan.row_bound and (
+                self._inserts
+                # A list costs less than a generator, for each row.
+                or any([one[5] and encrypted.get(one[0]) is not None for one in ciphers])  # noqa: C419
+            ):
+                tail = row_tail(self._row_reference(encrypted, literals))
             _encrypt_row(encrypted, ciphers, tail, nonces)
         return encrypted
 
     def _parameter(self, key: str) -> str:
         """The parameter that a column is written from: `values(body=bindparam("other"))` names another."""
-        return self._names.get(key, key)
+        name: str = self._names.get(key, key)
+        return name
 
     def _value(self, key: str, row: Row, literals: Row) -> Any:
         """What a row's statement writes into a column, None if it does not say."""
@@ -203,7 +217,8 @@ class _StatementWriter:
 
     def _column_cipher(self, owner: OwnerId, column: EncryptedColumn) -> _ColumnCipher:
         cipher = self._cipher(owner, column)
-        # CPython's sqlite3 looks for an adapter for every `bytes`, and takes a bytearray as it is: half the time.
+        # CPython's sqlite3 looks for an adapter for every `bytes`, and takes a bytearray
+        # as it is: half the time.
         header = bytearray(cipher.header) if self._connection.dialect.name == "sqlite" else cipher.header
         aad = cipher.row_aad if column.row_bound else cipher.aad
         return self._parameter(column.key), column.encode, header, cipher.seal, aad, column.row_bound, column
@@ -309,7 +324,14 @@ class _StatementWriter:
         if statement.select is None:
             return
         names = [self._name(name) for name in statement._select_names or ()]
-        for name, source in zip(names, statement.select.selected_columns, strict=False):
+        sources = list(statement.select.selected_columns)
+        if len(names) != len(sources):  # a textual select without `columns()`: what goes where cannot be told
+            raise StatementRefusedError(
+                f"INSERT .. FROM SELECT into {self._plan.table.name}, which has encrypted columns: its "
+                f"{len(names)} columns are not matched by {len(sources)} of the select."
+            )
+        copied = dict(zip(names, sources, strict=True))
+        for name, source in copied.items():
             target = next((one for one in self._plan.columns if one.key == name), None)
             if target is None:
                 if isinstance(source.type, EncryptedType):
@@ -322,11 +344,11 @@ class _StatementWriter:
                 and base.type.field == target.type.field
                 for base in source.base_columns
             )
-            if not same or target.row_bound:
+            if not same or target.row_bound or not _copies_owner(target, source, copied):
                 raise StatementRefusedError(
                     f"INSERT .. FROM SELECT into {self._plan.table.name}.{name}: only a column of the same "
-                    "label can be copied inside the database. Load the rows and add them as objects, or pin "
-                    "one label on both columns."
+                    "label can be copied inside the database, and its row's owner with it. Load the rows and "
+                    "add them as objects, or pin one label on both columns."
                 )
 
     def _check_upsert(self) -> None:
@@ -352,9 +374,9 @@ class _StatementWriter:
                 proposed = _is_proposed(sets.get(column.key), column.key)
                 if not proposed or not settled or (column.row_bound and targets != row_key):
                     raise StatementRefusedError(
-                        f"This upsert sets {self._plan.table.name}.{column.key} or its row's owner, and a value "
-                        f"is encrypted for the row that was to be inserted. Set it from `excluded.{column.key}` and "
-                        f"{', '.join(path.keys)} with it"
+                        f"This upsert sets {self._plan.table.name}.{column.key} or its row's owner, and a "
+                        "value is encrypted for the row that was to be inserted. Set it from "
+                        f"`excluded.{column.key}` and {', '.join(path.keys)} with it"
                         + (", on the primary key alone." if column.row_bound else ".")
                     )
 
@@ -362,8 +384,8 @@ class _StatementWriter:
 def _encrypt_row(
     row: dict[str, Any], ciphers: list[_ColumnCipher], tail: bytes, nonces: Iterator[bytes]
 ) -> None:
-    """Encrypt the columns of one owner in one row, in place. The hot path of every write: what is the same for all
-    rows of the owner stands in `ciphers`."""
+    """Encrypt the columns of one owner in one row, in place. The hot path of every write: what is the same
+    for all rows of the owner stands in `ciphers`."""
     for name, encode, header, seal, aad, row_bound, column in ciphers:
         value = row.get(name)
         if value is None:
@@ -381,7 +403,9 @@ def _encrypt_row(
 def _unencodable(column: EncryptedColumn, value: Any, blob: bytes | bytearray | None) -> Exception:
     where = f"{column.column.table.name}.{column.key}"
     if blob is not None:
-        return ValueTooLargeError(f"{where}: a value of {len(blob) - OVERHEAD} bytes is over {MAX_VALUE_SIZE} bytes.")
+        return ValueTooLargeError(
+            f"{where}: a value of {len(blob) - OVERHEAD} bytes is over {MAX_VALUE_SIZE} bytes."
+        )
     if isinstance(value, Sealed) or is_ciphertext(value):
         return StatementRefusedError(
             f"{where}: a sealed value cannot be written elsewhere; unlock it and copy the plaintext."
@@ -393,10 +417,27 @@ def _unencodable(column: EncryptedColumn, value: Any, blob: bytes | bytearray | 
     )
 
 
+def _copies_owner(target: EncryptedColumn, source: Any, sources: Mapping[str, Any]) -> bool:
+    """Whether an INSERT .. FROM SELECT takes the row's owner from the very row it takes the value from."""
+    base = next(iter(source.base_columns))
+    plan = plan_of_table(base.table)
+    origin = next((one for one in plan.columns if one.column is base), None) if plan is not None else None
+    if origin is None or origin.path.owner_class is not target.path.owner_class:
+        return False
+    return all(
+        key in sources and column in sources[key].base_columns and _from_of(sources[key]) is _from_of(source)
+        for key, column in zip(target.path.keys, origin.path.columns, strict=True)
+    )
+
+
+def _from_of(column: Any) -> Any:
+    return getattr(getattr(column, "element", column), "table", None)
+
+
 def _into_the_clear(plan: TablePlan, name: str) -> StatementRefusedError:
     return StatementRefusedError(
-        f"A statement copies an encrypted column into {plan.table.name}.{name}, which is not encrypted and would hold "
-        "ciphertext. Load the rows and copy the decrypted values."
+        f"A statement copies an encrypted column into {plan.table.name}.{name}, which is not encrypted and "
+        "would hold ciphertext. Load the rows and copy the decrypted values."
     )
 
 

@@ -13,7 +13,7 @@ from sqlalchemy_envelope.keys.model import KeyState, Purpose, SlotKind, StoredKe
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from sqlalchemy import Select, Table
+    from sqlalchemy import Table
     from sqlalchemy.orm import Session
 
     from sqlalchemy_envelope.orm.owners import OwnerClass
@@ -57,10 +57,11 @@ class KeyStore:
         with self._session.no_autoflush:
             return self._session.execute(statement, *rows, bind_arguments=self._bind)
 
-    def _rows(self, query: Select[Any]) -> Sequence[Any]:
+    def _rows(self, query: Any) -> Sequence[Any]:
         result = self._execute(query)
         try:
-            return result.all()
+            rows: Sequence[Any] = result.all()
+            return rows
         except (TypeError, ValueError, AttributeError):
             # SQLite stores anything in any column: what SQLAlchemy's own types choke on comes here.
             raise TamperedKeyError("A stored key or slot holds what its columns cannot hold.") from None
@@ -92,8 +93,8 @@ class KeyStore:
 
 
 class _RawBytes(LargeBinary):
-    """Bytes as the driver gives them. SQLAlchemy's own type calls `bytes()` on them, and `bytes(n)` of an integer that
-    was planted in a binary column of SQLite allocates n bytes."""
+    """Bytes as the driver gives them. SQLAlchemy's own type calls `bytes()` on them, and `bytes(n)` of an
+    integer that was planted in a binary column of SQLite allocates n bytes."""
 
     def result_processor(self, dialect: Any, coltype: object) -> None:
         """None: nothing is done to them."""
@@ -105,7 +106,9 @@ def _raw(column: Any) -> Any:
 
 def _bytes(value: object, size: int | None = None) -> bytes:
     if not isinstance(value, (bytes, bytearray, memoryview)) or size not in (None, len(value)):
-        raise TamperedKeyError("A stored key has something else than bytes of its size where bytes are stored.")
+        raise TamperedKeyError(
+            "A stored key has something else than bytes of its size where bytes are stored."
+        )
     return bytes(value)
 
 
@@ -119,7 +122,16 @@ def _stored_key(row: Any) -> StoredKey:
         raise TamperedKeyError("A stored key has a scope or epoch that no key has.")
     wrapped = None if row[9] is None else _bytes(row[9])
     return StoredKey(
-        row[0], _bytes(row[1]), purpose, scope, epoch, state, _bytes(row[6], 32), _bytes(row[7], 32), row[8], wrapped
+        row[0],
+        _bytes(row[1]),
+        purpose,
+        scope,
+        epoch,
+        state,
+        _bytes(row[6], 32),
+        _bytes(row[7], 32),
+        row[8],
+        wrapped,
     )
 
 

@@ -36,8 +36,8 @@ class _EncryptedComparator(TypeEngine.Comparator[Any]):
             to = other[0]
             if to is None or isinstance(to, Null):
                 return super().operate(op, *other, **kwargs)
-            # SQLAlchemy looks columns up in lists and dictionaries, which compare them: `column == column` has to
-            # be built. Sent, it is refused as any other.
+            # SQLAlchemy looks columns up in lists and dictionaries, which compare them: `column == column`
+            # has to be built. Sent, it is refused as any other.
             if op is operators.eq and isinstance(to, ColumnClause):
                 return super().operate(op, *other, **kwargs)
         raise refused(self.expr, op)
@@ -145,8 +145,9 @@ class EncryptedType(TypeDecorator[Any]):
         return _row_bound_processor(self) if self.bind == "row" else _column_bound_processor(self)
 
     def literal_processor(self, dialect: Dialect) -> Callable[[Any], str]:
-        """Literals would be plaintext in the statement's text. An error raised here would be worse: SQLAlchemy wraps it
-        in one that prints the value. So this is what shows in a log, and what no database takes for SQL."""
+        """Literals would be plaintext in the statement's text. An error raised here would be worse:
+        SQLAlchemy wraps it in one that prints the value. So this is what shows in a log, and what no
+        database takes for SQL."""
         shown = f"<encrypted {self.label}>"
         return lambda value: shown
 
@@ -230,9 +231,13 @@ def open_first(type_: EncryptedType, slot: object, value: Any) -> Any:
     if cipher is None:
         current.handed_sealed = True
         return Sealed(bytes(value), type_)
-    plaintext = cipher.decrypt(value)
-    current.remember(slot, header, cipher, (cipher.open, cipher.aad))
-    return decode(type_, plaintext)
+    plaintext = decode(type_, cipher.decrypt(value))
+    if current.only_class is not None:
+        current.remember(slot, header, cipher, (cipher.open, cipher.aad))
+    else:
+        # Several owners are unlocked: each value comes this way, so that its row can be asked whose it is.
+        current.note_provenance(plaintext, header)
+    return plaintext
 
 
 def is_ours(processor: object) -> bool:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Self
-from weakref import WeakSet
+from weakref import WeakSet, finalize
 
 from sqlalchemy.orm import attributes
 
@@ -24,6 +24,7 @@ from sqlalchemy_envelope.exceptions import (
 from sqlalchemy_envelope.keys.keyring import Keyring
 from sqlalchemy_envelope.orm import context, loading
 from sqlalchemy_envelope.orm.owners import require_owner_class
+from sqlalchemy_envelope.orm.provenance import Provenance
 from sqlalchemy_envelope.orm.types import decode
 
 if TYPE_CHECKING:
@@ -70,9 +71,12 @@ class UnlockedSession:
         self.only_class: OwnerClass | None = None
         self.only_key: Any = None
         """For the load listener: class and primary key, if a single owner is unlocked."""
+        self._provenance = Provenance()
         self.handed_sealed = False
         """For the load listener: whether a value did not open here."""
         _live.add(self)
+        # One that is never entered is left by nobody: its keys are wiped when it is forgotten.
+        finalize(self, keyring.wipe).atexit = False
 
     def __enter__(self) -> Self:
         """Unlock: from here on values of the owner are encrypted and decrypted.
@@ -160,6 +164,8 @@ class UnlockedSession:
         cipher = self.reader(bytes(sealed.blob[:HEADER_SIZE]), field)
         if cipher is None:
             raise context.locked(f"A value of {field.label!r}", self._home)
+        if field.row_bound and primary_key is None:
+            raise ConfigurationError(f"{field.label!r} is row-bound: say which row, with `primary_key=`.")
         parts = primary_key if isinstance(primary_key, tuple) else (primary_key,)
         reference = encode_reference(parts) if field.row_bound else b""
         return decode(sealed.type, cipher.decrypt(bytes(sealed.blob), reference))
@@ -189,6 +195,23 @@ class UnlockedSession:
         self.readers.setdefault(slot, {})[header] = entry
         if self.reader(header, cipher.field) is not cipher:
             self.readers.pop(slot, None)  # left by another thread meanwhile; this would have outlived its key
+
+    def note_provenance(self, plaintext: Any, header: bytes) -> None:
+        """Note whose key gave a plaintext, for the row that it will be part of."""
+        owner = self.owner_of(header)
+        if owner is not None:
+            self._provenance.note(plaintext, owner)
+
+    def came_from(self, plaintext: Any, owner: OwnerId) -> bool:
+        """Whether a plaintext that was just read was given by a key of this owner."""
+        if self.only_class is not None:
+            return owner in self
+        return self._provenance.take(plaintext, owner)
+
+    def begin_statement(self, session: Session) -> None:
+        """A session runs a statement here."""
+        self.saw(session)
+        self._provenance.begin_statement()
 
     def saw(self, session: Session | None) -> None:
         """Note a session that may hold decrypted values."""
@@ -250,6 +273,7 @@ class UnlockedSession:
         self._clear_readers()
         self.owners = {}
         self._last_seen = None
+        self._provenance.clear()
 
     def _clear_readers(self) -> None:
         self.readers = {}
@@ -257,9 +281,9 @@ class UnlockedSession:
             child._clear_readers()
 
     def _leave_context(self) -> None:
-        # No tokens: one would put back a session that was left meanwhile, where they are not left in order, and
-        # is of no use in another context than it was made in. A session that is covered by an inner one keeps
-        # its links until that one is left too, and finds through them what is still open.
+        # No tokens: one would put back a session that was left meanwhile, where they are not left in order,
+        # and is of no use in another context than it was made in. A session that is covered by an inner one
+        # keeps its links until that one is left too, and finds through them what is still open.
         info = self._home.info
         if info.get(context.BOUND) is self:
             below, self._displaced = self._displaced, None
@@ -294,4 +318,5 @@ def _close_in_child() -> None:
             unlocked._close(SessionForkedError)
 
 
-os.register_at_fork(after_in_child=_close_in_child)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_close_in_child)

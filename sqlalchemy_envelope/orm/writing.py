@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 from weakref import WeakKeyDictionary, ref
 
 from sqlalchemy.orm import attributes
 from sqlalchemy.orm.base import PASSIVE_NO_INITIALIZE
 
-from sqlalchemy_envelope.exceptions import LockedError, NotEnrolledError
+from sqlalchemy_envelope.exceptions import ConfigurationError, LockedError, NotEnrolledError
 from sqlalchemy_envelope.orm.binding import plan_of_mapper, plan_of_table
 from sqlalchemy_envelope.orm.loading import SEALED, owner_of_row
 
@@ -43,7 +43,8 @@ class Enrolling:
     keyring: Keyring
 
     def owner_id(self) -> OwnerId | None:
-        """The owner's own name, from the moment its row is written: rows that hang on it follow in the same flush."""
+        """The owner's own name, from the moment its row is written: rows that hang on it
+        follow in the same flush."""
         key = _current_key(self.state)
         return None if None in key else self.owner_class.owner_id(key)
 
@@ -128,7 +129,18 @@ def client_default(column: Any) -> Any:
     """The value of a Python-side default; evaluated before the statement hook, where nothing
     would encrypt it later."""
     default = column.default
-    return default.arg(None) if default.is_callable else default.arg
+    return default.arg(_NoContext()) if default.is_callable else default.arg
+
+
+class _NoContext:
+    """What a default gets for the context of a statement that does not exist yet."""
+
+    def __getattr__(self, name: str) -> NoReturn:
+        raise ConfigurationError(
+            "A default of an encrypted column, or of a row-bound one's primary key, reads the statement's "
+            "context, which does not exist yet when values are encrypted. Use a default= function without "
+            "arguments."
+        )
 
 
 def insert_listener(mapper: Mapper[Any]) -> Callable[..., None]:
@@ -159,8 +171,8 @@ def insert_listener(mapper: Mapper[Any]) -> Callable[..., None]:
 
 
 def _replaced(mapper: Mapper[Any], state: InstanceState[Any], instance: Any) -> InstanceState[Any] | None:
-    """The object that is deleted in this flush and whose row a new one takes over: SQLAlchemy makes an UPDATE of the
-    two, which leaves what the new object does not set."""
+    """The object that is deleted in this flush and whose row a new one takes over: SQLAlchemy makes an UPDATE
+    of the two, which leaves what the new object does not set."""
     session = state.session
     if session is None or not session.deleted:
         return None
@@ -216,7 +228,8 @@ def update_listener(mapper: Mapper[Any]) -> Callable[..., None]:
         instance: Any = state.obj()
         changed = state.committed_state
         # `merge` sets it to what it was.
-        new_key = any(name in changed for name in key_names) and _current_key(state) != tuple(state.key[1])
+        identity: Any = state.key  # it has one: the row is in the database
+        new_key = any(name in changed for name in key_names) and _current_key(state) != tuple(identity[1])
         for attribute in plan:
             moved = not attribute.encrypted.path.is_self and any(
                 _moved(instance, state, key) for key in attribute.owner_keys
@@ -261,7 +274,8 @@ def holds_nothing(state: InstanceState[Any], column_key: str) -> bool:
 
 
 def stays(state: InstanceState[Any], path: OwnerPath, column_key: str, values: Sequence[Any]) -> bool:
-    """Whether these values of the owner's columns name the owner that the object's row has in the database."""
+    """Whether these values of the owner's columns name the owner that the object's
+    row has in the database."""
     for attribute in plan_of_mapper(state.mapper):
         if attribute.encrypted.path.columns == path.columns and attribute.encrypted.key == column_key:
             owner = owner_of_row(state, attribute)

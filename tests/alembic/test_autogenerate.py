@@ -247,6 +247,15 @@ def test_a_column_added_later_and_one_that_was_text(environment: Environment, en
     assert "sqlalchemy_envelope" not in text
 
 
+def test_a_migration_that_drops_keys_is_refused(environment: Environment, engine: Engine) -> None:
+    """Autogenerate takes an owner's renamed table for key tables to drop; that would shred every key."""
+    with engine.begin() as connection:
+        plain.Base.metadata.create_all(connection)
+
+    with pytest.raises(ConfigurationError, match="would drop"):
+        migration(environment(engine, sa.MetaData()))
+
+
 def test_render_item_without_a_comparison(engine: Engine) -> None:
     """`render_python_code` asks the function it is given; ours can be that function."""
     with engine.connect() as connection:

@@ -1,6 +1,7 @@
 """Key derivation: its profiles, what is refused before anything is allocated, and how many run at once."""
 
 import asyncio
+import importlib.util
 import os
 import re
 import subprocess
@@ -46,10 +47,10 @@ def no_engine(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_default_is_real() -> None:
-    """Who asks for nothing gets RFC 9106's second recommended option, and the named ones are what they say."""
+    """Who asks for nothing gets RFC 9106's second recommended option; the named ones are what they say."""
     profile = Envelope().kdf_profile
 
-    assert (65_536, 3, 4) == (profile.memory, profile.passes, profile.lanes)
+    assert (profile.memory, profile.passes, profile.lanes) == (65_536, 3, 4)
     assert KdfProfile(262_144, 3, 1) == KdfProfile.LIBSODIUM_MODERATE
     assert KdfProfile(19_456, 2, 1) == KdfProfile.OWASP_MINIMUM
 
@@ -116,6 +117,16 @@ def test_no_profile_can_exhaust_the_machine(memory: int, passes: int, lanes: int
     assert 1 <= profile.lanes <= 16
 
 
+def test_the_cheap_profile_is_cheap() -> None:
+    """The profile for tests is 64 KiB, one pass and one lane, which no checked profile can be."""
+    cheap = KdfProfile.unsafe_for_tests()
+
+    assert (cheap.memory, cheap.passes, cheap.lanes) == (64, 1, 1)
+    assert cheap == CHEAP
+    with pytest.raises(KdfParametersError):
+        KdfProfile(64, 1, 1)
+
+
 def test_a_profile_does_not_change() -> None:
     """A policy that was checked stays what was checked."""
     with pytest.raises(FrozenInstanceError):
@@ -134,7 +145,7 @@ def test_a_profile_does_not_change() -> None:
     ],
 )
 def test_any_lower_parameter_falls_short(other: tuple[int, int, int], short: bool) -> None:
-    """A slot is due for an upgrade if one parameter is lower than the policy's, and not if all are as high."""
+    """A slot is due for an upgrade if one parameter is lower than the policy's, else it is not."""
     assert short is DEFAULT.exceeds(KdfProfile(*other))
 
 
@@ -151,7 +162,7 @@ def test_a_salt_string_reads_back(salt: bytes, parameters: tuple[int, int, int])
     assert written == read
     assert str(written) == str(read)
     assert parameters == (theirs.memory_cost, theirs.time_cost, theirs.parallelism)
-    assert (19, 16) == (theirs.version, theirs.salt_len)
+    assert (theirs.version, theirs.salt_len) == (19, 16)
 
 
 @given(
@@ -194,7 +205,7 @@ OTHER_SPELLINGS = {
 @pytest.mark.parametrize("text", OTHER_SPELLINGS.values(), ids=OTHER_SPELLINGS)
 def test_other_spellings_are_refused(text: str, no_engine: None) -> None:
     """A stored string in any spelling but the one is refused, and is not shown."""
-    with pytest.raises(KdfParametersError) as caught:
+    with pytest.raises(KdfParametersError, match=r"key-derivation .* is not .*canonical") as caught:
         KdfSalt.parse(text, policy=DEFAULT)
 
     assert "AAAA" not in str(caught.value)
@@ -216,12 +227,12 @@ def test_the_cheap_profile_is_read_only_where_it_is_the_policy() -> None:
         with pytest.raises(KdfParametersError):
             KdfSalt.parse(planted, policy=policy)
 
-    assert CHEAP == KdfSalt.parse(planted, policy=CHEAP).profile
+    assert KdfSalt.parse(planted, policy=CHEAP).profile == CHEAP
 
 
 def test_a_cheap_policy_makes_no_other_profile_readable() -> None:
     """Under the tests' policy a real slot is still read, and one that is out of bounds still refused."""
-    assert DEFAULT == KdfSalt.parse(GOOD, policy=CHEAP).profile
+    assert KdfSalt.parse(GOOD, policy=CHEAP).profile == DEFAULT
     for weak in (phc(64, 2, 1), phc(65, 1, 1), phc(64, 1, 2), phc(2**32 - 1, 1, 1)):
         with pytest.raises(KdfParametersError):
             KdfSalt.parse(weak, policy=CHEAP)
@@ -231,7 +242,7 @@ def test_salts_are_fresh() -> None:
     """Every slot has a salt of its own, 16 random bytes, with the profile of the policy."""
     made = [KdfSalt.generate(CHEAP) for _ in range(1000)]
 
-    assert 1000 == len({one.salt for one in made})
+    assert len({one.salt for one in made}) == 1000
     assert {16} == {len(one.salt) for one in made}
     assert {CHEAP} == {one.profile for one in made}
 
@@ -251,7 +262,7 @@ def test_the_engine_is_given_every_parameter() -> None:
 
 
 def test_each_input_changes_the_key() -> None:
-    """Another secret, salt, memory, number of passes or of lanes gives another KEK; the same gives the same."""
+    """Another secret, salt, memory, number of passes or lanes gives another KEK; the same gives the same."""
     base = KdfSalt(replace(CHEAP, memory=96), bytes(16))
     others = [
         (b"secreu", base),
@@ -304,7 +315,7 @@ SALT = KdfSalt(CHEAP, bytes(16))
 
 @pytest.mark.parametrize("concurrent", [1, 2, 3])
 def test_so_many_derive_at_once(concurrent: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As many derivations as the limit run side by side; one more is told that it is busy, and derives nothing."""
+    """As many derivations as the limit run side by side; one more is told so, and derives nothing."""
     watched = Watched(monkeypatch)
     limit = KdfLimit(concurrent, wait=0.01)
     with ThreadPoolExecutor(concurrent) as pool:
@@ -333,11 +344,11 @@ def test_further_derivations_wait_their_turn(monkeypatch: pytest.MonkeyPatch) ->
     with ThreadPoolExecutor(12) as pool:
         running = [pool.submit(derive, number) for number in range(12)]
         watched.wait_for(2)  # two are in, and stay until the gate opens
-        assert 2 == watched.calls
+        assert watched.calls == 2
         watched.gate.set()
         made = [one.result(PATIENCE) for one in running]
 
-    assert (12, 2) == (watched.calls, watched.most)
+    assert (watched.calls, watched.most) == (12, 2)
     assert made == [bytes(derive_kek(b"secret %d" % number, SALT).buffer) for number in range(12)]
 
 
@@ -380,7 +391,7 @@ def test_being_refused_gives_no_place_away(monkeypatch: pytest.MonkeyPatch) -> N
         watched.gate.set()
         running.result(PATIENCE)
 
-    assert (1, 1) == (watched.calls, watched.most)
+    assert (watched.calls, watched.most) == (1, 1)
 
 
 def test_each_envelope_has_its_limit(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -427,19 +438,45 @@ print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
 def test_a_fork_takes_no_place_with_it() -> None:
-    """A child forked while its parent derives can derive: the thread that held the place is not in the child."""
+    """A child forked while its parent derives can derive: the thread in that place is not in the child."""
     run = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", FORKED], capture_output=True, text=True, timeout=PATIENCE
     )
 
-    assert "0" == run.stdout.strip(), run.stderr
+    assert run.stdout.strip() == "0", run.stderr
+
+
+def test_in_a_forked_child_every_place_is_free() -> None:
+    """What runs in a child gives each limit there is all its places back, and no more than those."""
+    limit = KdfLimit(1, wait=0.01)
+    limit._slots.acquire()  # as a thread that is not in the child did
+    with pytest.raises(UnlockBusyError):
+        limit.derive(b"secret", SALT)
+    argon2id._reset_in_child()
+
+    assert limit.derive(b"secret", SALT) == derive_kek(b"secret", SALT)
+    assert limit._slots.acquire(blocking=False)
+    assert not limit._slots.acquire(blocking=False)
+
+
+def test_a_system_without_fork_has_nothing_to_reset(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where there is no fork the module is imported all the same."""
+    monkeypatch.delattr(os, "register_at_fork", raising=False)
+    spec = importlib.util.spec_from_file_location("argon2id_without_fork", argon2id.__file__)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, spec.name, module)  # where dataclasses look for their module
+    spec.loader.exec_module(module)
+
+    assert module.KdfLimit(1, 1.0).derive(b"secret", SALT) == derive_kek(b"secret", SALT)
 
 
 # ---------------------------------------------------------------- the interpreter
 
 
 async def test_derivations_release_the_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An event loop goes on beating while two real derivations run in threads, both inside the engine at once."""
+    """An event loop goes on beating while two real derivations are inside the engine at once."""
     engine = argon2id.hash_secret_raw
     inside = 0
     lock = threading.Lock()

@@ -1,4 +1,4 @@
-"""Contexts and references cannot be read two ways: each is parsed back here, by a reader of the specification."""
+"""Contexts and references cannot be read two ways: each is parsed back here, by the specification."""
 
 import datetime as dt
 import enum
@@ -93,7 +93,7 @@ def test_what_looks_alike_stays_apart() -> None:
 
 def test_the_number_of_fields_is_one_byte() -> None:
     """255 fields are the most; one more is refused instead of wrapping to a count of zero."""
-    assert ("most", [b""] * 255) == parse_context(encode_context("most", *[b""] * 255))
+    assert parse_context(encode_context("most", *[b""] * 255)) == ("most", [b""] * 255)
     with pytest.raises(ValueError):
         encode_context("more", *[b""] * 256)
 
@@ -143,7 +143,7 @@ def test_values_count_and_not_their_exact_types(found: object, plain: object) ->
 )
 def test_what_cannot_be_bound_to_is_refused(value: object) -> None:
     """A primary key without a canonical encoding is a configuration error that does not show it."""
-    with pytest.raises(ConfigurationError) as caught:
+    with pytest.raises(ConfigurationError, match=f"lone surrogate|{type(value).__name__}") as caught:
         encode_reference([1, value])
 
     assert "4711" not in str(caught.value)

@@ -6,8 +6,8 @@ from hypothesis import strategies as st
 
 from sqlalchemy_envelope.crypto import sealing
 from sqlalchemy_envelope.crypto.kdf import x25519_public
-from sqlalchemy_envelope.crypto.secret import KeyBytes
 from sqlalchemy_envelope.crypto.sealing import SEALED_SIZE, open_key, seal_key
+from sqlalchemy_envelope.crypto.secret import KeyBytes
 from sqlalchemy_envelope.exceptions import (
     EnvelopeError,
     FormatError,
@@ -21,7 +21,7 @@ CONTEXT = b"context"
 BLOB = seal_key(KEY, x25519_public(RECIPIENT), CONTEXT)
 KEYS = st.binary(min_size=32, max_size=32).map(KeyBytes)
 
-# The points of small order on Curve25519 and its twist (RFC 7748, section 7; little-endian), and two beyond p.
+# The points of small order on Curve25519 and its twist (RFC 7748, section 7), and two beyond p.
 P = 2**255 - 19
 LOW_ORDER = [
     *(number.to_bytes(32, "little") for number in (0, 1, P - 1, P, P + 1)),
@@ -35,7 +35,7 @@ def test_a_sealed_key_opens(key: KeyBytes, recipient: KeyBytes, context: bytes) 
     """Any key, sealed to any key's public half in any context, comes back from 81 bytes."""
     blob = seal_key(key, x25519_public(recipient), context)
 
-    assert SEALED_SIZE == len(blob)
+    assert len(blob) == SEALED_SIZE
     assert key == open_key(blob, recipient, context)
 
 
@@ -54,7 +54,7 @@ def test_another_recipient_or_context_does_not_open(other: KeyBytes, context: by
             open_key(BLOB, recipient, of)
 
 
-# X25519 ignores the top bit of a public key, but HPKE derives from its bytes as sent: that bit is noticed as well.
+# X25519 ignores the top bit of a public key, but HPKE derives from the bytes as sent: it is noticed too.
 def test_every_flipped_bit_is_noticed() -> None:
     """Each of the 648 bits, flipped, raises one of our errors; in the first byte it is the format."""
     for bit in range(8 * SEALED_SIZE):
@@ -95,7 +95,7 @@ def test_the_frame_is_checked_before_any_cryptography(monkeypatch: pytest.Monkey
 @pytest.mark.parametrize("public_key", LOW_ORDER, ids=lambda public_key: public_key.hex()[:8])
 def test_nothing_is_sealed_to_a_point_of_low_order(public_key: bytes) -> None:
     """A planted public key, whose shared secret everyone knows, is refused as tampering."""
-    with pytest.raises(TamperedKeyError):
+    with pytest.raises(TamperedKeyError, match="public key"):
         seal_key(KEY, public_key, CONTEXT)
 
 
@@ -115,5 +115,5 @@ def test_a_public_key_has_32_bytes(size: int) -> None:
 
 def test_who_seals_cannot_open() -> None:
     """The public half alone does not open what was sealed to it."""
-    with pytest.raises(UnlockError):
+    with pytest.raises(UnlockError, match="did not open"):
         open_key(BLOB, KeyBytes(x25519_public(RECIPIENT)), CONTEXT)

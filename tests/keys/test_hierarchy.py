@@ -1,4 +1,4 @@
-"""A stored key opens under its own root and is the one its row describes; whatever else is stored is refused."""
+"""A stored key opens under its own root and is the one its row describes; all else is refused."""
 
 import uuid
 from dataclasses import replace
@@ -57,7 +57,7 @@ def other_key(stored: StoredKey = STORED) -> OpenedKey:
 def test_a_key_is_described_by_itself(
     key: KeyBytes, owner: bytes, purpose: Purpose, scope: str, epoch: int
 ) -> None:
-    """Id, commitment and public key come from the key; the rest is what was said; it is active, not wrapped."""
+    """Id, commitment and public key come from the key, the rest is what was said; active, not wrapped."""
     opened = describe(key, owner, purpose, scope=scope, epoch=epoch)
     commitment = kdf.commitment(key)
 
@@ -79,7 +79,9 @@ def test_a_key_is_described_by_itself(
 
 def test_what_is_not_said_is_the_first_epoch_of_no_scope() -> None:
     """A key has the empty scope and epoch 1 unless another is named."""
-    assert ("", 1) == (DATA.stored.scope, DATA.stored.epoch)
+    stored = describe(KeyBytes.generate(), ADA, Purpose.DATA).stored
+
+    assert (stored.scope, stored.epoch) == ("", 1)
 
 
 @given(KEYS, KEYS, st.sampled_from([Purpose.DATA, Purpose.INDEX]), st.integers(0, 2**32 - 1))
@@ -195,7 +197,7 @@ def test_a_row_that_claims_the_root_is_tampering() -> None:
 
 @pytest.mark.parametrize("name", ["commitment", "key_id", "public_key"])
 def test_each_of_the_three_is_compared(name: str) -> None:
-    """A key is its row's only if commitment, id and public key all are; another key's, one at a time, is noticed."""
+    """A row with another key's commitment, id or public key, one at a time, is noticed."""
     planted = replace(DATA.stored, **{name: getattr(other_key().stored, name)})
     with pytest.raises(TamperedKeyError):
         verify(DATA.key, planted)
@@ -316,6 +318,20 @@ def test_kinds_are_counted_apart() -> None:
     for index in (2, 3, 4, 0):
         with pytest.raises(TamperedKeyError):
             check_generations([*fine, replace(fine[index], epoch=fine[index].epoch + 1)])
+
+
+def test_two_of_one_epoch_are_tampering() -> None:
+    """Two active keys of the same epoch are two active keys, whichever is held for the newest."""
+    with pytest.raises(TamperedKeyError):
+        check_generations([generation(2, ACTIVE), generation(2, ACTIVE)])
+
+
+def test_every_kind_is_looked_at() -> None:
+    """Kinds whose keys are all destroyed, however many, do not keep another kind from being checked."""
+    destroyed = [generation(1, DESTROYED, scope=f"scope {number}") for number in range(50)]
+    check_generations([*destroyed, generation(1, ACTIVE)])
+    with pytest.raises(TamperedKeyError):
+        check_generations([*destroyed, generation(1, RETIRED)])
 
 
 def test_a_root_has_no_scope_to_hide_in() -> None:

@@ -84,7 +84,7 @@ def test_a_wrap_of_another_kind_is_no_slot() -> None:
 
 
 def test_a_root_that_its_row_does_not_describe_is_tampering() -> None:
-    """Who knows the secret and plants another root key into the slot is noticed: the row's commitment differs."""
+    """A root key planted into the slot by who knows the secret is noticed: the row's commitment differs."""
     planted = wrap(KeyBytes.generate(), KEK, ROOT.stored.wrap_context(SlotKind.SECRET, str(SALT)))
 
     assert TamperedKeyError is refusal(replace(SLOT, wrapped=planted))
@@ -93,7 +93,7 @@ def test_a_root_that_its_row_does_not_describe_is_tampering() -> None:
 
 
 def test_every_flipped_bit_is_noticed() -> None:
-    """Each bit of a slot's wrap, flipped, raises: up to the commitment as a wrong secret would, then as tampering."""
+    """Each bit of a slot, flipped, raises: up to the commitment like a wrong secret, then as tampering."""
     for bit in range(8 * len(SLOT.wrapped)):
         blob = bytearray(SLOT.wrapped)
         blob[bit // 8] ^= 1 << bit % 8

@@ -1,5 +1,5 @@
-"""What can be done wrong is a specific error with a code and a sentence that says what to do, and leaves nothing
-half-made: the session goes on, and no row is left behind."""
+"""What can be done wrong is a specific error with a code and a sentence that says what to do, and leaves
+nothing half-made: the session goes on, and no row is left behind."""
 
 from typing import Any
 
@@ -74,7 +74,8 @@ BAD_SECRETS: list[tuple[Any, str]] = [
 
 @pytest.mark.parametrize(("secret", "says"), BAD_SECRETS, ids=lambda one: repr(one)[:20])
 def test_secrets_that_cannot_be_used(started: Started, secret: Any, says: str) -> None:
-    """Neither enrolling nor unlocking nor changing takes such a secret; nothing was written, and the session goes on."""
+    """Neither enrolling nor unlocking nor changing takes such a secret; nothing was written, and the
+    session goes on."""
     session = started.session
     before = counts(session)
     eve = User(email="eve@example.org")
@@ -98,7 +99,8 @@ def test_secrets_that_cannot_be_used(started: Started, secret: Any, says: str) -
 
 @pytest.mark.parametrize("wrong", ["wrong", SECRET + " ", SECRET.upper(), SECRET.encode() + b"\x00"])
 def test_a_wrong_secret(started: Started, wrong: Any) -> None:
-    """A wrong secret is `UnlockError`, one message for all; nothing is open after it, and the right one still works."""
+    """A wrong secret is `UnlockError`, one message for all; nothing is open after it, and the right one
+    still works."""
     messages = set()
     for attempt in (
         lambda: envelope.unlock(started.session, started.ada, secret=wrong),
@@ -221,7 +223,8 @@ def test_enrolling_twice_in_one_transaction(started: Started) -> None:
 
 
 def test_an_enrolment_whose_row_cannot_be_written(started: Started) -> None:
-    """A constraint failure of the owner's own row leaves no key behind, and the session goes on after a rollback."""
+    """A constraint failure of the owner's own row leaves no key behind, and the session goes on after a
+    rollback."""
     before = counts(started.session)
     with pytest.raises(sa.exc.IntegrityError) as caught:
         envelope.enroll(started.session, User(email="ada@example.org", phone="p1aintext"), secret=SECRET)
@@ -274,11 +277,11 @@ def test_an_owner_deleted_by_somebody_else(started: Started) -> None:
 
 
 def test_an_owner_of_another_session(lite: Started) -> None:
-    """An owner that is detached, or in another session, is unlocked all the same: its identity is what counts."""
-    with lite.fresh() as other:
-        with unlock(other, lite.ada):
-            other.add(Note(user_id=1, body="x"))
-            other.commit()
+    """An owner that is detached, or in another session, is unlocked all the same: its identity is what
+    counts."""
+    with lite.fresh() as other, unlock(other, lite.ada):
+        other.add(Note(user_id=1, body="x"))
+        other.commit()
     lite.session.expunge(lite.ada)
     with unlock(lite.session, lite.ada):
         assert lite.session.scalars(select(Note)).one().body == "x"
@@ -367,7 +370,8 @@ def test_an_unlocked_session_that_was_never_entered(lite: Started) -> None:
 
 
 def test_sqlite_without_foreign_keys(tmp_path: Any) -> None:
-    """An engine on which deleting an owner would leave its keys is refused before anything is written, with the cure."""
+    """An engine on which deleting an owner would leave its keys is refused before anything is written, with
+    the cure."""
     engine = create_engine(f"sqlite:///{tmp_path / 'loose.db'}")
     Base.metadata.create_all(engine)
     with Session(engine) as session:
@@ -377,9 +381,9 @@ def test_sqlite_without_foreign_keys(tmp_path: Any) -> None:
         assert_helpful(caught.value, says="enforce_foreign_keys(engine)")
         assert eve not in session
         assert counts(session) == (0, 0, 0)
+        session.add(eve)
+        session.flush()
         with pytest.raises(ConfigurationError):
-            session.add(eve)
-            session.flush()
             unlock(session, eve)
     engine.dispose()
 
@@ -415,7 +419,8 @@ def _owners(base: Any) -> None:
 
 
 def test_no_owner(fresh_base: Any) -> None:
-    """An encrypted column that nothing ties to an owner is refused when mappers are configured, with the line to write."""
+    """An encrypted column that nothing ties to an owner is refused when mappers are configured, with the
+    line to write."""
 
     class Thing(fresh_base):  # type: ignore[misc]
         __tablename__ = "things"
@@ -446,7 +451,8 @@ def test_several_owners(fresh_base: Any) -> None:
 
 @pytest.mark.parametrize("named", ["nothing", "title", "plain_id", ("owner_id", "title"), "plain"])
 def test_an_owner_that_is_none(fresh_base: Any, named: Any) -> None:
-    """`owner=` must name a foreign key, or relationship, to a key owner; the message offers the one there is."""
+    """`owner=` must name a foreign key, or relationship, to a key owner; the message offers the one there
+    is."""
     _owners(fresh_base)
 
     class Plain(fresh_base):  # type: ignore[misc]
@@ -509,7 +515,8 @@ def test_an_owner_without_key_tables(fresh_base: Any, lite: Started) -> None:
 
 
 def test_the_session_goes_on_after_a_refused_statement(started: Started) -> None:
-    """A refusal of ours costs the statement and nothing else: what was flushed before it can still be committed."""
+    """A refusal of ours costs the statement and nothing else: what was flushed before it can still be
+    committed."""
     session = started.session
     with unlock(session, started.ada):
         note = Note(user_id=1, body="kept")
@@ -525,7 +532,8 @@ def test_the_session_goes_on_after_a_refused_statement(started: Started) -> None
 
 
 def test_a_locked_enrolment_does_not_take_the_transaction_along(started: Started) -> None:
-    """`enroll` beside another new owner with values of its own is refused before the flush, and can be done in order."""
+    """`enroll` beside another new owner with values of its own is refused before the flush, and can be done
+    in order."""
     session = started.session
     other = User(email="other@example.org", phone="1")
     session.add(other)

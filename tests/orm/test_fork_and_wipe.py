@@ -1,7 +1,9 @@
 """Keys do not cross a fork, and nothing that the library owns holds one after the unlocked session is left.
 
-What is scanned is what Python can show: every object the collector knows, and, in a process of its own, that process's
-whole memory. CPython and OpenSSL make copies that nobody can wipe; the last tests say which of them were found.
+What is scanned is what Python can show: every object the collector knows, and, in a process of its own,
+that process's
+whole memory. CPython and OpenSSL make copies that nobody can wipe; the last tests say which of them were
+found.
 """
 
 import gc
@@ -12,6 +14,7 @@ import sys
 import textwrap
 import traceback
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from sqlalchemy import select
@@ -142,19 +145,23 @@ def test_a_grandchild_is_locked_too(filled: Started) -> None:
 
 def test_nested_unlocks_are_all_closed_by_a_fork(filled: Started) -> None:
     """The outer one and the inner one."""
-    with filled.fresh() as session, unlock(session, session.get_one(User, 1)):
-        with unlock(session, session.get_one(User, 2)):
-            assert len(live_keys()) >= 2
+    with (
+        filled.fresh() as session,
+        unlock(session, session.get_one(User, 1)),
+        unlock(session, session.get_one(User, 2)),
+    ):
+        assert len(live_keys()) >= 2
 
-            def child() -> None:
-                assert live_keys() == []
-                assert live_ciphers() == []
+        def child() -> None:
+            assert live_keys() == []
+            assert live_ciphers() == []
 
-            assert in_child(child) == ""
+        assert in_child(child) == ""
 
 
 def test_nonces_of_a_parent_and_its_child_differ(filled: Started) -> None:
-    """No pool of nonces crosses a fork: parent and child encrypt the same value under the same key and never alike."""
+    """No pool of nonces crosses a fork: parent and child encrypt the same value under the same key and
+    never alike."""
     from sqlalchemy_envelope.crypto.aead import fresh_nonces
 
     drawn = fresh_nonces(1000)
@@ -221,10 +228,14 @@ def _nested(started: Started) -> None:
 
 
 def _left_by_an_error(started: Started) -> None:
-    with pytest.raises(ZeroDivisionError), unlock(started.session, started.ada):
-        started.session.add(Note(user_id=1, body="b"))
-        started.session.flush()
-        raise ZeroDivisionError
+    def fail() -> None:
+        with unlock(started.session, started.ada):
+            started.session.add(Note(user_id=1, body="b"))
+            started.session.flush()
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
     started.session.rollback()
 
 
@@ -241,9 +252,18 @@ def _enrolment_rolled_back(started: Started) -> None:
 
 
 WAYS = [
-    _enroll, _enroll_without_entering, _failing_enroll, _read_and_write, _wrong_secret, _change_secret, _rebind, _nested,
-    _left_by_an_error, _locked_early, _enrolment_rolled_back,
-]  # fmt: skip
+    _enroll,
+    _enroll_without_entering,
+    _failing_enroll,
+    _read_and_write,
+    _wrong_secret,
+    _change_secret,
+    _rebind,
+    _nested,
+    _left_by_an_error,
+    _locked_early,
+    _enrolment_rolled_back,
+]
 
 
 @pytest.mark.parametrize("way", WAYS, ids=lambda way: way.__name__.strip("_"))
@@ -258,8 +278,23 @@ def test_no_key_is_reachable_afterwards(lite: Started, way: Callable[[Started], 
     assert not any(len(one) for one in gc.get_objects() if type(one) is Keyring)
 
 
-def test_root_keys_are_wiped_while_the_owner_is_still_unlocked(lite: Started, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Only data keys stay: root keys and what the secret was stretched to are zeroed when the verb returns."""
+def test_an_unlocked_session_that_is_never_entered_is_wiped_when_forgotten(lite: Started) -> None:
+    """`enroll` or `unlock` without `with`: nobody leaves it, and its keys are zeroed all the same."""
+    unlocked = unlock(lite.session, lite.ada)
+    ((_, opened),) = unlocked._keyring._keys.values()
+    assert any(opened.key.buffer)
+
+    del unlocked
+    gc.collect()
+
+    assert not any(opened.key.buffer)
+
+
+def test_root_keys_are_wiped_while_the_owner_is_still_unlocked(
+    lite: Started, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only data keys stay: root keys and what the secret was stretched to are zeroed when the verb
+    returns."""
     made: list[KeyBytes] = []
     genuine = KeyBytes.__init__
 
@@ -321,7 +356,8 @@ SCAN = """
                 if "rw" not in mode or "[v" in line:
                     continue
                 start, end = (int(part, 16) for part in span.split("-"))
-                # In memory of its own, given back at once: a copy left on the heap would be found as the library's.
+                # In memory of its own, given back at once: a copy left on the heap would be found as the
+                # library's.
                 block = mmap.mmap(-1, end - start)
                 try:
                     memory.seek(start)
@@ -361,8 +397,10 @@ SCAN = """
 """
 
 
-@pytest.mark.skipif(not os.path.exists("/proc/self/mem"), reason="needs /proc")
-def test_the_data_key_is_gone_from_the_memory_of_the_process(record_property: Callable[[str, object], None]) -> None:
+@pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="needs /proc")
+def test_the_data_key_is_gone_from_the_memory_of_the_process(
+    record_property: Callable[[str, object], None],
+) -> None:
     """The key is found while unlocked, so that the search is known to work, and not once after leaving.
 
     This is said of the data key's own bytes in writable memory, and of no subkey, no plaintext and no secret.

@@ -1,5 +1,5 @@
-"""Rows whose owner is locked load, are changed around and saved without harm to the stored bytes; touching a locked
-value raises; leaving an unlocked session takes the plaintext with it."""
+"""Rows whose owner is locked load, are changed around and saved without harm to the stored bytes; touching
+a locked value raises; leaving an unlocked session takes the plaintext with it."""
 
 import copy
 import pickle
@@ -270,7 +270,8 @@ def test_row_bound_values_open_late(lite: Started) -> None:
 
 
 def test_overwriting_a_locked_value(started: Started) -> None:
-    """A new value for a locked attribute cannot be flushed while locked; unlocked, it takes the old one's place."""
+    """A new value for a locked attribute cannot be flushed while locked; unlocked, it takes the old one's
+    place."""
     note_id = note_of(started, started.ada)
     before = stored(started.engine, BODY, note_id)
     note = started.session.get_one(Note, note_id)
@@ -354,7 +355,8 @@ def test_deferred_attributes(started: Started) -> None:
 
 
 def test_leaving_expires_what_was_decrypted(started: Started) -> None:
-    """After the block no object of any session that took part holds plaintext, and touching one sends nothing."""
+    """After the block no object of any session that took part holds plaintext, and touching one sends
+    nothing."""
     note_id = note_of(started, started.ada, tags=["a"])
     with started.fresh() as other:
         with unlock(started.session, started.ada):
@@ -393,11 +395,12 @@ def test_what_was_written_is_expired_too(lite: Started) -> None:
 
 
 def test_unflushed_values_are_kept(started: Started) -> None:
-    """Leaving with unflushed values says which they are; they stay in their objects, and a later unlock flushes them."""
+    """Leaving with unflushed values says which they are; they stay in their objects, and a later unlock
+    flushes them."""
     note_id = note_of(started, started.ada)
     note = started.session.get_one(Note, note_id)
     fresh = Note(user_id=1, body="fresh")
-    with pytest.raises(UnflushedError, match=r"Note\.body") as caught, unlock(started.session, started.ada):
+    with pytest.raises(UnflushedError, match=r"Note\.body") as caught, unlock(started.session, started.ada):  # noqa: PT012 - leaving the block raises
         note.body = "changed"
         started.session.add(fresh)
     assert "changed" not in str(caught.value)
@@ -431,7 +434,7 @@ def test_unflushed_values_are_flushed_by_a_later_unlock(lite: Started) -> None:
 def test_an_exception_inside_stays_the_error(started: Started) -> None:
     """An exception inside the block reaches the caller as itself, with the keys wiped."""
     note_id = note_of(started, started.ada)
-    with pytest.raises(ZeroDivisionError), unlock(started.session, started.ada) as unlocked:
+    with pytest.raises(ZeroDivisionError), unlock(started.session, started.ada) as unlocked:  # noqa: PT012 - leaving the block raises
         note = started.session.get_one(Note, note_id)
         assert note.body == PLAIN
         note.title = "unflushed"
@@ -492,7 +495,8 @@ def test_leaving_out_of_order(lite: Started) -> None:
 
 
 def test_locking_early(started: Started) -> None:
-    """`lock()` ends it at once; the block's end does nothing more, and the session object is of no more use."""
+    """`lock()` ends it at once; the block's end does nothing more, and the session object is of no more
+    use."""
     note_id = note_of(started, started.ada)
     with unlock(started.session, started.ada) as unlocked:
         note = started.session.get_one(Note, note_id)
@@ -510,7 +514,8 @@ def test_locking_early(started: Started) -> None:
 
 
 def test_the_keys_are_bound_to_the_session(lite: Started) -> None:
-    """Work on the same `Session` in another context finds the keys that were unlocked on it; another session, none."""
+    """Work on the same `Session` in another context finds the keys that were unlocked on it; another
+    session, none."""
     import contextvars
 
     note_id = note_of(lite, lite.ada)
@@ -549,7 +554,8 @@ def test_objects_read_in_another_context_are_expired(lite: Started) -> None:
 
 
 def test_a_detached_object_keeps_what_it_has(lite: Started) -> None:
-    """An expunged object is the application's own: what it holds open stays, what it holds sealed stays sealed."""
+    """An expunged object is the application's own: what it holds open stays, what it holds sealed stays
+    sealed."""
     a_id, b_id = note_of(lite, lite.ada), note_of(lite, lite.ben)
     with unlock(lite.session, lite.ada):
         a, b = lite.session.get_one(Note, a_id), lite.session.get_one(Note, b_id)
@@ -579,7 +585,8 @@ def test_pickles_of_locked_objects_hold_no_plaintext(lite: Started) -> None:
 
 
 def test_column_selects(started: Started) -> None:
-    """Selects of columns open what is unlocked and hand out `Sealed` for the rest, which `decrypt` opens later."""
+    """Selects of columns open what is unlocked and hand out `Sealed` for the rest, which `decrypt` opens
+    later."""
     a_id = note_of(started, started.ada)
     note_of(started, started.ben)
     session, table = started.session, Note.__table__
@@ -736,9 +743,12 @@ def test_an_altered_value(started: Started) -> None:
     value = stored(started.engine, BODY, note_id)
     assert value is not None
     _overwrite(started, "notes", note_id, value[:-1] + bytes([value[-1] ^ 1]))
-    with started.fresh() as session, unlock(session, session.get_one(User, 1)):
-        with pytest.raises(DecryptionError, match=r"notes\.body"):
-            session.get_one(Note, note_id)
+    with (
+        started.fresh() as session,
+        unlock(session, session.get_one(User, 1)),
+        pytest.raises(DecryptionError, match=r"notes\.body"),
+    ):
+        session.get_one(Note, note_id)
 
 
 def test_a_value_moved_between_owners(started: Started) -> None:
@@ -779,7 +789,8 @@ def test_enrolling_locks_on_leaving(lite: Started) -> None:
 
 
 def test_enrolling_without_with_leaves_nothing_open(lite: Started) -> None:
-    """`enroll` alone writes the owner and unlocks nothing; its plaintext does not stay behind after a commit."""
+    """`enroll` alone writes the owner and unlocks nothing; its plaintext does not stay behind after a
+    commit."""
     eve = User(email="eve@example.org", phone=PLAIN)
     envelope.enroll(lite.session, eve, secret="another secret")
     lite.session.commit()

@@ -1,5 +1,5 @@
-"""Every type of column comes back as it was given, on both databases; what does not fit is refused without showing it;
-and each column keeps its own label, however its type was declared."""
+"""Every type of column comes back as it was given, on both databases; what does not fit is refused without
+showing it; and each column keeps its own label, however its type was declared."""
 
 import datetime as dt
 import enum
@@ -287,7 +287,8 @@ WRONG: dict[str, list[Any]] = {
 
 @pytest.mark.parametrize("name", WRONG)
 def test_values_that_do_not_fit(sqlite_owner: Owner, name: str) -> None:
-    """A value of a wrong type is refused by an error that names the column and the type, and not the value."""
+    """A value of a wrong type is refused by an error that names the column and the type, and not the
+    value."""
     session = Session.object_session(sqlite_owner)
     assert session is not None
     owner_id = sqlite_owner.id
@@ -529,7 +530,8 @@ def test_python_type_and_comparison() -> None:
 
 
 def test_literals_are_not_rendered(started: Started) -> None:
-    """A value is never rendered into a statement's text; what stands in its place, no database takes for SQL."""
+    """A value is never rendered into a statement's text; what stands in its place, no database takes for
+    SQL."""
     insert = Note.__table__.insert().values(user_id=1, body="p1aintext")  # type: ignore[attr-defined]
     rendered = str(insert.compile(started.engine, compile_kwargs={"literal_binds": True}))
 

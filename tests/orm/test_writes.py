@@ -1,5 +1,5 @@
-"""Every way to write an encrypted column stores it under the key of its row's owner, or is refused before anything is
-sent: nothing is ever stored in the clear, and nothing under a key that cannot open it again."""
+"""Every way to write an encrypted column stores it under the key of its row's owner, or is refused before
+anything is sent: nothing is ever stored in the clear, and nothing under a key that cannot open it again."""
 
 import uuid
 from typing import Any
@@ -35,6 +35,8 @@ from sqlalchemy.orm import (
     mapped_column,
     registry,
     relationship,
+    scoped_session,
+    sessionmaker,
 )
 
 from sqlalchemy_envelope import (
@@ -48,7 +50,18 @@ from sqlalchemy_envelope import (
     UnflushedError,
 )
 from tests.orm.conftest import Started
-from tests.orm.models import SECRET, Note, Page, User, envelope, new_user, statements_sent, stored, unlock
+from tests.orm.models import (
+    SECRET,
+    Base,
+    Note,
+    Page,
+    User,
+    envelope,
+    new_user,
+    statements_sent,
+    stored,
+    unlock,
+)
 
 NOTES: Any = Note.__table__
 PAGES: Any = Page.__table__
@@ -85,7 +98,8 @@ class _Both:
 
 
 def everything(excluded: Any) -> dict[str, Any]:
-    """An upsert's SET of the owner with every encrypted column: one left out would stay under the old owner's key."""
+    """An upsert's SET of the owner with every encrypted column: one left out would stay under the old
+    owner's key."""
     return {name: excluded[name] for name in ("user_id", "body", "size", "tags", "extra")}
 
 
@@ -125,8 +139,8 @@ def test_an_owner_enrolled_in_the_same_transaction(started: Started) -> None:
 
 
 def test_rows_that_hang_on_a_new_owner_are_written_by_its_enrolment(lite: Started) -> None:
-    """`enroll` flushes the owner; notes that hang on it by a relationship are written after its keys exist, or the
-    enrolment is refused and leaves no row."""
+    """`enroll` flushes the owner; notes that hang on it by a relationship are written after its keys exist,
+    or the enrolment is refused and leaves no row."""
     session = lite.session
     eve = User(email="eve@example.org")
     eve.notes.append(Note(body=PLAIN))
@@ -396,7 +410,8 @@ def test_a_literal_beside_rows_is_refused(lite: Started) -> None:
 
 
 def test_bulk_updates_by_primary_key(started: Started) -> None:
-    """Under `using(owner)` each form of bulk update is encrypted for that owner; without it, it is refused."""
+    """Under `using(owner)` each form of bulk update is encrypted for that owner; without it, it is
+    refused."""
     with unlock(started.session, started.ada) as unlocked:
         ids = [_note(started) for _ in range(3)]
         session = started.session
@@ -423,7 +438,8 @@ def test_bulk_updates_by_primary_key(started: Started) -> None:
 
 @pytest.mark.parametrize("synchronize", ["auto", "evaluate", "fetch", False])
 def test_update_where(started: Started, synchronize: Any) -> None:
-    """`update().where().values()` needs `using`, and objects in the session show plaintext after it, never ciphertext."""
+    """`update().where().values()` needs `using`, and objects in the session show plaintext after it, never
+    ciphertext."""
     with unlock(started.session, started.ada) as unlocked:
         note_id = _note(started)
         session = started.session
@@ -525,7 +541,8 @@ def test_setting_null_needs_no_key(lite: Started) -> None:
     ids=lambda one: " ".join(str(one).split())[:70],
 )
 def test_expressions_are_refused(lite: Started, statement: Any) -> None:
-    """What the database would have to compute on ciphertext, or copy past its owner, is refused and not sent."""
+    """What the database would have to compute on ciphertext, or copy past its owner, is refused and not
+    sent."""
     with both(lite) as unlocked, unlocked.using(lite.ada):
         _note(lite)
         lite.session.connection()
@@ -693,7 +710,8 @@ def _refused_upserts(make: Any) -> list[Any]:
 
 @pytest.mark.parametrize("which", range(10))
 def test_refused_upserts(started: Started, which: int) -> None:
-    """An upsert that could leave a value under another owner's key, or in the clear, is refused and not sent."""
+    """An upsert that could leave a value under another owner's key, or in the clear, is refused and not
+    sent."""
     with both(started):
         _note(started, id=1)
         started.session.connection()
@@ -826,7 +844,7 @@ def test_a_failed_flush_inside_a_savepoint(lite: Started) -> None:
         note = session.get_one(Note, note_id)
         note.body = "kept"
         session.flush()
-        with pytest.raises(IntegrityError), session.begin_nested():
+        with pytest.raises(IntegrityError), session.begin_nested():  # noqa: PT012 - leaving the block raises
             note.body = "lost"
             session.add(User(email="ada@example.org"))
         assert note.body == "kept"
@@ -837,7 +855,8 @@ def test_a_failed_flush_inside_a_savepoint(lite: Started) -> None:
 
 @pytest.mark.parametrize("savepoint", [False, True])
 def test_keys_of_a_rolled_back_enrolment_are_never_used(started: Started, savepoint: bool) -> None:
-    """Keys whose rows are gone would write what nobody could ever read: they are dropped with the rollback."""
+    """Keys whose rows are gone would write what nobody could ever read: they are dropped with the
+    rollback."""
     session = started.session
     eve = User(email="eve@example.org", phone="1")
     if savepoint:
@@ -1115,7 +1134,8 @@ def test_row_bound_own_column(shapes: Session) -> None:
 
 
 def test_composite_owners(shapes: Session) -> None:
-    """A composite key is read in the owner's order, however the row names it; two halves swapped are another owner."""
+    """A composite key is read in the owner's order, however the row names it; two halves swapped are
+    another owner."""
     one, two = PairOwner(realm="1", number=2), PairOwner(realm="2", number=1)
     with envelope.enroll(shapes, one, secret=SECRET) as unlocked:
         envelope.enroll(shapes, two, secret=SECRET)
@@ -1167,7 +1187,8 @@ def test_inheritance_moves(shapes: Session, company: Company) -> None:
 
 
 def test_inheritance_bulk(shapes: Session, company: Company) -> None:
-    """A bulk insert into a joined subclass either finds the owner, or is refused with nothing in the clear."""
+    """A bulk insert into a joined subclass either finds the owner, or is refused with nothing in the
+    clear."""
     with unlock(shapes, company) as unlocked, unlocked.using(company):
         shapes.execute(insert(Letter), [{"company_id": company.id, "subject": "s", "text": PLAIN}])
         shapes.commit()
@@ -1241,9 +1262,10 @@ def test_defaults(shapes: Session, company: Company) -> None:
 
 
 def test_two_sessions_on_one_unlock(lite: Started) -> None:
-    """A second session in the same context writes under the same keys, and leaving notices what waits in it."""
+    """A second session in the same context writes under the same keys, and leaving notices what waits in
+    it."""
     with lite.fresh() as other:
-        with pytest.raises(UnflushedError, match=r"Note\.body"), unlock(lite.session, lite.ada):
+        with pytest.raises(UnflushedError, match=r"Note\.body"), unlock(lite.session, lite.ada):  # noqa: PT012 - leaving the block raises
             other.add(Note(user_id=1, body="flushed"))
             other.commit()
             other.add(Note(user_id=1, body=PLAIN))
@@ -1272,10 +1294,14 @@ def test_an_update_in_order(started: Started) -> None:
 
 @pytest.mark.parametrize("parameter", [bindparam("said", "default"), bindparam("said", type_=String)])
 def test_a_parameter_of_another_type(lite: Started, parameter: Any) -> None:
-    """A `bindparam` with a type or default of its own would be bound past the check for plaintext: it is refused."""
+    """A `bindparam` with a type or default of its own would be bound past the check for plaintext: it is
+    refused."""
     with unlock(lite.session, lite.ada) as unlocked, unlocked.using(lite.ada):
         connection = lite.session.connection()
-        for statement in (NOTES.insert().values(user_id=1, body=parameter), NOTES.update().values(body=parameter)):
+        for statement in (
+            NOTES.insert().values(user_id=1, body=parameter),
+            NOTES.update().values(body=parameter),
+        ):
             for given in ({"said": PLAIN}, {}):
                 with statements_sent(lite.engine) as sent, pytest.raises(StatementRefusedError):
                     connection.execute(statement, given)
@@ -1324,8 +1350,8 @@ def test_many_rows_of_many_owners_at_once(lite: Started) -> None:
 
 
 def test_a_hook_that_changes_the_owner(lite: Started) -> None:
-    """A `before_insert` hook of the application that changes the owner decides whose key it is; a `before_update` one
-    that moves the row after ours ran is refused, or moves it rightly, never half."""
+    """A `before_insert` hook of the application that changes the owner decides whose key it is; a
+    `before_update` one that moves the row after ours ran is refused, or moves it rightly, never half."""
 
     def give_to_ben(mapper: object, connection: object, note: Note) -> None:
         note.user_id = 2
@@ -1350,3 +1376,141 @@ def test_a_hook_that_changes_the_owner(lite: Started) -> None:
         owner = lite.ada if note.user_id == 1 else lite.ben
 
     assert opens_for(lite, owner, other_id) == "before"
+
+
+def test_core_without_a_session(started: Started) -> None:
+    """A connection of the engine's own writes and reads under the keys of the context."""
+    with unlock(started.session, started.ada) as unlocked, started.engine.connect() as connection:
+        started.session.commit()
+        connection.execute(NOTES.insert(), [{"user_id": 1, "body": PLAIN}, {"user_id": 1, "body": "more"}])
+        with unlocked.using(started.session.get_one(User, 1)):
+            connection.execute(NOTES.update().where(NOTES.c.body.is_(None)).values(body="never"))
+        found = connection.execute(select(NOTES.c.body).order_by(NOTES.c.id)).scalars().all()
+
+        assert found == [PLAIN, "more"]
+        with pytest.raises(LockedError):
+            connection.execute(NOTES.insert(), [{"user_id": 2, "body": PLAIN}])
+
+
+def test_a_session_on_a_connection(postgres_engine: Engine) -> None:
+    """A session that joins a transaction from outside finds its keys, and its savepoints work."""
+    Base.metadata.create_all(postgres_engine)
+    with Session(postgres_engine) as session:
+        new_user(session)
+    with postgres_engine.connect() as connection, connection.begin() as outer:
+        with Session(connection, join_transaction_mode="create_savepoint") as session:
+            ada = session.get_one(User, 1)
+            with unlock(session, ada):
+                session.add(Note(user_id=1, body=PLAIN))
+                session.commit()
+                assert session.scalars(select(Note)).one().body == PLAIN
+                session.add(Note(user_id=1, body="lost"))
+                session.flush()
+                session.rollback()
+                assert session.scalars(select(Note)).one().body == PLAIN
+        outer.rollback()
+    with Session(postgres_engine) as session:
+        assert session.scalars(select(Note)).all() == []
+
+
+def test_scoped_sessions(lite: Started) -> None:
+    """A `scoped_session` is taken for the session behind it."""
+    scoped = scoped_session(sessionmaker(lite.engine))
+    with unlock(scoped, scoped.get_one(User, 1)):
+        scoped.add(Note(user_id=1, body=PLAIN))
+        scoped.commit()
+        assert scoped.scalars(select(Note)).one().body == PLAIN
+    with pytest.raises(LockedError):
+        _ = scoped.scalars(select(Note)).one().body
+    scoped.remove()
+
+
+def test_legacy_updates(lite: Started) -> None:
+    """`Query.update()` follows the rules of `update()`."""
+    with unlock(lite.session, lite.ada) as unlocked:
+        note_id = _note(lite)
+        query = lite.session.query(Note).filter(Note.id == note_id)
+        for values in ({"body": PLAIN}, {Note.body: PLAIN}, {"user_id": 2}, {Note.body: Note.title}):
+            with pytest.raises(StatementRefusedError):
+                query.update(values)  # type: ignore[arg-type]
+        with unlocked.using(lite.ada):
+            query.update({Note.body: PLAIN})
+        lite.session.commit()
+
+    assert opens_for(lite, lite.ada, note_id) == PLAIN
+
+
+class Versioned(Shapes):
+    __tablename__ = "versioned"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    company_id: Mapped[int] = mapped_column(ForeignKey("companies.id"))
+    text: Mapped[str | None] = mapped_column(EncryptedType(String))
+    version: Mapped[int] = mapped_column()
+    stamp: Mapped[str] = mapped_column(server_default="s")
+    __mapper_args__ = {"version_id_col": version, "eager_defaults": True}  # noqa: RUF012
+
+
+def test_versioned_rows(shapes: Session, company: Company) -> None:
+    """Version counters and eagerly fetched defaults stand beside encrypted values, through a move as well."""
+    other = Company()
+    with unlock(shapes, company), envelope.enroll(shapes, other, secret=SECRET):
+        row = Versioned(company_id=company.id, text=PLAIN)
+        shapes.add(row)
+        shapes.commit()
+        row.text = "changed"
+        shapes.commit()
+        row.company_id = other.id
+        shapes.commit()
+
+        assert (row.text, row.version, row.stamp) == ("changed", 3, "s")
+        row.company_id = None  # type: ignore[assignment]
+        with pytest.raises(EnvelopeError):
+            shapes.commit()
+        shapes.rollback()
+        assert row.text == "changed"
+
+
+def test_a_copy_inside_the_database(shapes: Session, company: Company) -> None:
+    """INSERT .. FROM SELECT between columns of one label, a row's owner beside it, is the one copy that SQL
+    may make."""
+    table: Any = Renamed.__table__
+    with unlock(shapes, company):
+        shapes.add(Renamed(whose=company.id, said=PLAIN))
+        shapes.commit()
+        shapes.execute(insert(table).from_select(["company", "text"], select(table.c.company, table.c.text)))
+        shapes.commit()
+
+        assert [one.said for one in shapes.scalars(select(Renamed))] == [PLAIN, PLAIN]
+
+
+def test_a_copy_that_changes_the_owner(shapes: Session, company: Company) -> None:
+    """The same copy under another owner would leave a value under a key that goes with the first: refused."""
+    table: Any = Renamed.__table__
+    other = Company()
+    with unlock(shapes, company), envelope.enroll(shapes, other, secret=SECRET):
+        shapes.add(Renamed(whose=company.id, said=PLAIN))
+        shapes.commit()
+        copies = select(sa.literal(other.id), table.c.text)
+        with pytest.raises(StatementRefusedError):
+            shapes.execute(insert(table).from_select(["company", "text"], copies))
+
+
+def test_a_default_that_reads_the_statement(shapes: Session, company: Company) -> None:
+    """A context-sensitive default cannot be evaluated before the statement: an error of ours, and nothing
+    stored."""
+    with unlock(shapes, company):
+        shapes.add(Contextual(company_id=company.id))
+        with pytest.raises(EnvelopeError, match="default"):
+            shapes.flush()
+        shapes.rollback()
+        with pytest.raises(EnvelopeError, match="default"):
+            shapes.execute(insert(Contextual), [{"company_id": company.id}])
+
+
+class Contextual(Shapes):
+    __tablename__ = "contextual"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    company_id: Mapped[int] = mapped_column(ForeignKey("companies.id"))
+    text: Mapped[str | None] = mapped_column(
+        EncryptedType(String), default=lambda context: f"{context.get_current_parameters()}"
+    )
