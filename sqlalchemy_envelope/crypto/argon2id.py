@@ -9,7 +9,7 @@ import os
 import re
 import threading
 import weakref
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import ClassVar
 
 from argon2.low_level import Type, hash_secret_raw
@@ -37,7 +37,6 @@ class KdfProfile:
     memory: int
     passes: int
     lanes: int
-    floor_checked: bool = field(default=True, repr=False)
 
     RFC9106_LOW_MEMORY: ClassVar["KdfProfile"]
     """RFC 9106's second recommended option, the default: 64 MiB, 3 passes, 4 lanes; some 0.2 s."""
@@ -47,14 +46,16 @@ class KdfProfile:
     """The least that is ever read: 19 MiB, 2 passes, 1 lane. For machines that cannot give more."""
 
     def __post_init__(self) -> None:
-        if self.floor_checked:
-            check_bounds(self.memory, self.passes, self.lanes)
+        check_bounds(self.memory, self.passes, self.lanes)
 
     @classmethod
     def unsafe_for_tests(cls) -> "KdfProfile":
         """64 KiB, one pass: for a test suite only. Guessed at in microseconds, and refused on read unless
         the same profile is the envelope's policy."""
-        return cls(memory=64, passes=1, lanes=1, floor_checked=False)
+        profile = object.__new__(cls)  # past the check of bounds, which no other way leads around
+        for name, value in (("memory", 64), ("passes", 1), ("lanes", 1)):
+            object.__setattr__(profile, name, value)
+        return profile
 
     def exceeds(self, other: "KdfProfile") -> bool:
         """Whether `other` falls short of this profile in any parameter."""

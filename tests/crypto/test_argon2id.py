@@ -22,6 +22,7 @@ from sqlalchemy_envelope.crypto import argon2id
 from sqlalchemy_envelope.crypto.argon2id import KdfLimit, KdfProfile, KdfSalt, check_bounds, derive_kek
 from sqlalchemy_envelope.crypto.kdf import key_encryption_key
 from sqlalchemy_envelope.exceptions import KdfParametersError, UnlockBusyError
+from tests.costs import unchecked
 
 CHEAP = KdfProfile.unsafe_for_tests()
 DEFAULT = KdfProfile.RFC9106_LOW_MEMORY
@@ -123,8 +124,9 @@ def test_the_cheap_profile_is_cheap() -> None:
 
     assert (cheap.memory, cheap.passes, cheap.lanes) == (64, 1, 1)
     assert cheap == CHEAP
-    with pytest.raises(KdfParametersError):
-        KdfProfile(64, 1, 1)
+    for make in (lambda: KdfProfile(64, 1, 1), lambda: replace(cheap, passes=2)):
+        with pytest.raises(KdfParametersError):
+            make()
 
 
 def test_a_profile_does_not_change() -> None:
@@ -223,7 +225,7 @@ def test_a_huge_string_is_not_even_searched(monkeypatch: pytest.MonkeyPatch) -> 
 def test_the_cheap_profile_is_read_only_where_it_is_the_policy() -> None:
     """A planted cheap slot is refused by any real policy, and is read under the very profile alone."""
     planted = str(KdfSalt.generate(CHEAP))
-    for policy in (DEFAULT, KdfProfile.OWASP_MINIMUM, replace(CHEAP, memory=128), replace(CHEAP, passes=2)):
+    for policy in (DEFAULT, KdfProfile.OWASP_MINIMUM, unchecked(128, 1, 1), unchecked(64, 2, 1)):
         with pytest.raises(KdfParametersError):
             KdfSalt.parse(planted, policy=policy)
 
@@ -252,7 +254,7 @@ def test_salts_are_fresh() -> None:
 
 def test_the_engine_is_given_every_parameter() -> None:
     """The KEK is Argon2id as `argon2-cffi`'s other door gives it, put through HKDF; no parameter is lost."""
-    profile = replace(CHEAP, memory=96, passes=2, lanes=3)
+    profile = unchecked(96, 2, 3)
     salt = KdfSalt(profile, bytes(range(16)))
     encoded = low_level.hash_secret(b"secret", salt.salt, 2, 96, 3, 32, low_level.Type.ID, version=19)
     text = encoded.decode().rpartition("$")[2]
@@ -263,13 +265,13 @@ def test_the_engine_is_given_every_parameter() -> None:
 
 def test_each_input_changes_the_key() -> None:
     """Another secret, salt, memory, number of passes or lanes gives another KEK; the same gives the same."""
-    base = KdfSalt(replace(CHEAP, memory=96), bytes(16))
+    base = KdfSalt(unchecked(96, 1, 1), bytes(16))
     others = [
         (b"secreu", base),
         (b"secret", replace(base, salt=b"\1" + bytes(15))),
         (b"secret", replace(base, profile=CHEAP)),
-        (b"secret", replace(base, profile=replace(base.profile, passes=2))),
-        (b"secret", replace(base, profile=replace(base.profile, lanes=2))),
+        (b"secret", replace(base, profile=unchecked(96, 2, 1))),
+        (b"secret", replace(base, profile=unchecked(96, 1, 2))),
     ]
     made = [bytes(derive_kek(secret, salt).buffer) for secret, salt in [(b"secret", base), *others]]
 
@@ -335,15 +337,22 @@ def test_further_derivations_wait_their_turn(monkeypatch: pytest.MonkeyPatch) ->
     """Who comes while all are taken waits and then derives: twelve callers, never more than two inside."""
     watched = Watched(monkeypatch)
     limit = KdfLimit(2, wait=PATIENCE)
-    start = threading.Barrier(12)
+    asked, acquire = threading.Semaphore(0), limit._slots.acquire
+
+    def asking(*args: Any, **kwargs: Any) -> bool:
+        asked.release()
+        return acquire(*args, **kwargs)
+
+    monkeypatch.setattr(limit._slots, "acquire", asking)
 
     def derive(number: int) -> bytes:
-        start.wait(PATIENCE)
         return bytes(limit.derive(b"secret %d" % number, SALT).buffer)
 
     with ThreadPoolExecutor(12) as pool:
         running = [pool.submit(derive, number) for number in range(12)]
         watched.wait_for(2)  # two are in, and stay until the gate opens
+        for _ in range(12):
+            assert asked.acquire(timeout=PATIENCE)
         assert watched.calls == 2
         watched.gate.set()
         made = [one.result(PATIENCE) for one in running]
@@ -493,7 +502,7 @@ async def test_derivations_release_the_interpreter(monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(argon2id, "hash_secret_raw", watched)
     limit = KdfLimit(2, wait=PATIENCE)
-    salt = KdfSalt(replace(CHEAP, memory=65_536, passes=3), bytes(16))
+    salt = KdfSalt(KdfProfile(65_536, 3, 1), bytes(16))
     both = asyncio.gather(*(asyncio.to_thread(limit.derive, b"secret", salt) for _ in range(2)))
     beats = 0
     while not both.done():

@@ -97,7 +97,7 @@ def test_a_key_is_no_bytes() -> None:
 @pytest.mark.parametrize("size", [0, 16, 31, 33, 64])
 def test_a_key_has_32_bytes(size: int) -> None:
     """Bytes of any other number are no key."""
-    with pytest.raises(ValueError) as caught:
+    with pytest.raises(ValueError, match="a key has 32 bytes") as caught:
         KeyBytes(b"k" * size)
 
     assert "kk" not in str(caught.value)

@@ -1,9 +1,8 @@
 """Keys do not cross a fork, and nothing that the library owns holds one after the unlocked session is left.
 
 What is scanned is what Python can show: every object the collector knows, and, in a process of its own,
-that process's
-whole memory. CPython and OpenSSL make copies that nobody can wipe; the last tests say which of them were
-found.
+that process's whole memory. CPython and OpenSSL make copies that nobody can wipe; the last tests say which of
+them were found.
 """
 
 import gc
@@ -13,7 +12,7 @@ import subprocess
 import sys
 import textwrap
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -33,15 +32,31 @@ pytestmark = [
 ]
 
 
-def live_keys() -> list[KeyBytes]:
-    """Every key in this process that has not been wiped."""
+_of_others: list[object] = []
+
+
+@pytest.fixture(autouse=True)
+def nothing_of_others() -> Iterator[None]:
+    """Other test modules of this process have keys among their constants; those are not looked at."""
     gc.collect()
-    return [one for one in gc.get_objects() if type(one) is KeyBytes and any(one.buffer)]
+    _of_others[:] = [one for one in gc.get_objects() if type(one) in (KeyBytes, ValueCipher)]
+    yield
+    _of_others.clear()
+
+
+def live_keys() -> list[KeyBytes]:
+    """Every key in this process that came with the test and has not been wiped."""
+    return [one for one in _new_objects() if type(one) is KeyBytes and any(one.buffer)]
 
 
 def live_ciphers() -> list[ValueCipher]:
+    return [one for one in _new_objects() if type(one) is ValueCipher]
+
+
+def _new_objects() -> list[object]:
     gc.collect()
-    return [one for one in gc.get_objects() if type(one) is ValueCipher]
+    before = {id(one) for one in _of_others}
+    return [one for one in gc.get_objects() if id(one) not in before]
 
 
 def in_child(work: Callable[[], None]) -> str:
