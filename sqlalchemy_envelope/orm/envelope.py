@@ -22,20 +22,25 @@ from sqlalchemy_envelope.crypto.secret import KeyBytes
 from sqlalchemy_envelope.crypto.wrapping import wrong_secret
 from sqlalchemy_envelope.exceptions import (
     AlreadyEnrolledError,
-    EnrollmentError,
     KeyNotFoundError,
-    NotEnrolledError,
-    OwnerMismatchError,
     UnlockError,
 )
-from sqlalchemy_envelope.keys.hierarchy import check_generations, describe, open_under_root, wrap_under_root
+from sqlalchemy_envelope.keys.hierarchy import describe, open_under_root, wrap_under_root
 from sqlalchemy_envelope.keys.keyring import Keyring
 from sqlalchemy_envelope.keys.model import KeyState, OpenedKey, Purpose, StoredKey, StoredSlot
 from sqlalchemy_envelope.keys.slots import open_secret_slot, secret_slot
 from sqlalchemy_envelope.orm.binding import plan_of_mapper
 from sqlalchemy_envelope.orm.engine import require_cascades
+from sqlalchemy_envelope.orm.located import (
+    LocatedOwner,
+    check_reference,
+    load_keys,
+    locate,
+    locate_enrolled,
+    usable_state,
+)
 from sqlalchemy_envelope.orm.owners import OwnerClass, require_owner_class
-from sqlalchemy_envelope.orm.store import MAX_SLOTS, KeyStore
+from sqlalchemy_envelope.orm.store import MAX_SLOTS
 from sqlalchemy_envelope.orm.transactions import note_enrolment, note_unlock
 from sqlalchemy_envelope.orm.unlocked import UnlockedSession
 from sqlalchemy_envelope.orm.writing import ENROLLING_OWNER, Enrolling, enrolling, require_enrolling
@@ -60,19 +65,6 @@ class Derivation(NamedTuple):
 
 
 Steps = Generator[Derivation, KeyBytes, T]
-
-
-class _Owner(NamedTuple):
-    """An owner with its place in the database."""
-
-    instance: object
-    owner_class: OwnerClass
-    primary_key: tuple[Any, ...]
-    store: KeyStore
-
-    @property
-    def reference(self) -> bytes:
-        return self.owner_class.reference(self.instance, self.primary_key)
 
 
 class Envelope:
@@ -178,9 +170,9 @@ class Envelope:
         """The steps of `enroll`."""
         prepared = prepare_secret(secret, new=True)
         owner_class = require_owner_class(owner)
-        state = _usable_state(owner, owner_class)
+        state = usable_state(owner, owner_class)
         require_cascades(session, {"mapper": owner_class.mapper})
-        if state.key is not None and _owner(session, owner).store.load_keys():
+        if state.key is not None and locate(session, owner).store.load_keys():
             raise AlreadyEnrolledError(
                 f"This {owner_class.name} has keys already; unlock it, or change its secret."
             )
@@ -191,7 +183,7 @@ class Envelope:
         root_key, data_key = KeyBytes.generate(), KeyBytes.generate()
         try:
             _flush_owner(session, owner, state, owner_class, data_key)
-            located = _owner(session, owner)
+            located = locate(session, owner)
             root = describe(root_key, located.reference, Purpose.ROOT)
             data = describe(data_key, located.reference, Purpose.DATA)
             stored = [root.stored, wrap_under_root(data, root)]
@@ -209,9 +201,9 @@ class Envelope:
     def unlock_steps(self, session: Session, owner: object, secret: str | bytes) -> Steps[UnlockedSession]:
         """The steps of `unlock`."""
         prepared = prepare_secret(secret)
-        located = _enrolled_owner(session, owner)
-        keys = _load_keys(located)
-        _check_reference(keys, located)
+        located = locate_enrolled(session, owner)
+        keys = load_keys(located)
+        check_reference(keys, located)
         root, slot, salt = yield from self._open_root(located, keys, prepared)
         with wiping(root.key):
             if self.kdf_profile.exceeds(salt.profile):
@@ -230,9 +222,9 @@ class Envelope:
     ) -> Steps[None]:
         """The steps of `change_secret`."""
         prepared, prepared_new = prepare_secret(old), prepare_secret(new, new=True)
-        located = _enrolled_owner(session, owner)
-        keys = _load_keys(located)
-        _check_reference(keys, located)
+        located = locate_enrolled(session, owner)
+        keys = load_keys(located)
+        check_reference(keys, located)
         root, slot, _ = yield from self._open_root(located, keys, prepared)
         with wiping(root.key):
             salt = KdfSalt.generate(self.kdf_profile)
@@ -247,8 +239,8 @@ class Envelope:
     def rebind_steps(self, session: Session, owner: object, secret: str | bytes) -> Steps[None]:
         """The steps of `rebind`."""
         prepared = prepare_secret(secret)
-        located = _enrolled_owner(session, owner)
-        keys = _load_keys(located)
+        located = locate_enrolled(session, owner)
+        keys = load_keys(located)
         root, slot, _ = yield from self._open_root(located, keys, prepared)
         with wiping(root.key):
             opened = _open_all(keys, root)
@@ -271,7 +263,7 @@ class Envelope:
             located.store.replace_key(stored)
 
     def _open_root(
-        self, located: _Owner, keys: Sequence[StoredKey], prepared: bytes
+        self, located: LocatedOwner, keys: Sequence[StoredKey], prepared: bytes
     ) -> Steps[tuple[OpenedKey, StoredSlot, KdfSalt]]:
         root = next(
             (key for key in keys if key.purpose is Purpose.ROOT and key.state is KeyState.ACTIVE), None
@@ -308,56 +300,12 @@ def plain_session(session: Session | scoped_session[Any]) -> Session:
     return session.registry() if isinstance(session, scoped_session) else session
 
 
-def _usable_state(owner: object, owner_class: OwnerClass) -> InstanceState[Any]:
-    state: InstanceState[Any] = inspect(owner)
-    if state.deleted or state.was_deleted or (state.session is not None and owner in state.session.deleted):
-        raise EnrollmentError(f"This {owner_class.name} is deleted, and its keys with it.")
-    return state
-
-
-def _owner(session: Session, owner: object) -> _Owner:
-    owner_class = require_owner_class(owner)
-    identity: Any = inspect(owner).key
-    primary_key = tuple(identity[1])
-    return _Owner(owner, owner_class, primary_key, KeyStore(session, owner_class, primary_key))
-
-
-def _enrolled_owner(session: Session, owner: object) -> _Owner:
-    owner_class = require_owner_class(owner)
-    if _usable_state(owner, owner_class).key is None:
-        raise NotEnrolledError(
-            f"This {owner_class.name} is not in the database yet; enroll it: envelope.enroll(...)."
-        )
-    require_cascades(session, {"mapper": owner_class.mapper})
-    return _owner(session, owner)
-
-
-def _load_keys(located: _Owner) -> list[StoredKey]:
-    keys = located.store.load_keys()
-    if not keys:
-        raise NotEnrolledError(
-            f"This {located.owner_class.name} has no keys; enroll it first: envelope.enroll(...)."
-        )
-    check_generations(keys)
-    return keys
-
-
-def _check_reference(keys: Sequence[StoredKey], located: _Owner) -> None:
-    reference = located.reference
-    if any(key.owner_reference != reference for key in keys):
-        raise OwnerMismatchError(
-            f"Keys stored for this {located.owner_class.name} are bound to another owner: they were moved "
-            "here, or the primary key was changed. If that was you, bind them anew: "
-            "envelope.rebind(session, owner, secret=...)."
-        )
-
-
 def _open_all(keys: Sequence[StoredKey], root: OpenedKey) -> list[OpenedKey]:
     wanted = [key for key in keys if key.purpose is not Purpose.ROOT and key.state is not KeyState.DESTROYED]
     return [open_under_root(key, root) for key in wanted]
 
 
-def _unlocked(session: Session, located: _Owner, keys: Sequence[OpenedKey]) -> UnlockedSession:
+def _unlocked(session: Session, located: LocatedOwner, keys: Sequence[OpenedKey]) -> UnlockedSession:
     keyring = Keyring()
     keyring.add(located.owner_class.owner_id(located.primary_key), keys)
     return UnlockedSession(session, located.owner_class, located.primary_key, keyring)
@@ -382,7 +330,7 @@ def _flush_owner(
         session.flush()
 
 
-def _insert(located: _Owner, keys: Sequence[StoredKey], slot: StoredSlot) -> None:
+def _insert(located: LocatedOwner, keys: Sequence[StoredKey], slot: StoredSlot) -> None:
     try:
         located.store.insert_keys(keys)
     except IntegrityError:
