@@ -61,6 +61,9 @@ def encode_reference(parts: Iterable[object]) -> bytes:
             digits = b"%d" % value
             encoded.append(b"i" + len(digits).to_bytes(4, "big") + digits)
             continue
+        if type(value) is uuid.UUID:  # and most of the others
+            encoded.append(b"u\0\0\0\x10" + value.bytes)
+            continue
         tag, data = _reference_part(value)
         encoded += (tag, len(data).to_bytes(4, "big"), data)
     return b"".join(encoded)

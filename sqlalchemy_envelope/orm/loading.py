@@ -43,13 +43,15 @@ def load_listener(mapper: Mapper[Any]) -> Callable[..., None]:
     is asked first is cheap."""
     plan = plan_of_mapper(mapper)
     current = context.CURRENT.get
+    openings = tuple((attribute, *attribute.opening) for attribute in plan)
     paths = {(attribute.encrypted.path.owner_class, attribute.owner_keys) for attribute in plan}
     owner_class, owner_keys = next(iter(paths))
     column_bound = any(not attribute.row_bound for attribute in plan)
 
     def on_load(state: InstanceState[Any], query_context: Any, read: Any = None) -> None:
-        checked = _settle(state, query_context, plan)
-        if column_bound and current().owners and query_context is not None:
+        checked: list[str] | None = [] if column_bound else None
+        _settle(state, query_context, openings, checked)
+        if checked is not None and current().owners and query_context is not None:
             _check_owner(state, plan, read, checked)
 
     if len(paths) > 1 or len(owner_keys) != 1 or any(attribute.row_bound for attribute in plan):
@@ -70,24 +72,24 @@ def load_listener(mapper: Mapper[Any]) -> Callable[..., None]:
 
 
 def _settle(
-    state: InstanceState[Any], query_context: Any, plan: Iterable[EncryptedAttribute]
-) -> Collection[str]:
+    state: InstanceState[Any], query_context: Any, openings: Iterable[Any], checked: list[str] | None
+) -> None:
     """Open what can be opened now that the row is known, compared with its owner; put the rest aside.
 
-    Gives the attributes that were looked at.
+    Notes in `checked` the attributes that were looked at, if it is given. The hot path of row-bound columns.
     """
     values = state.dict
-    readers = _holder(state, query_context).readers
+    current = context.CURRENT.get()
+    readers = (current if current.is_open else _holder(state, query_context)).readers
     unchanged = not state.committed_state
     marked = "info" in state.__dict__
     tail = None
-    settled = []
-    for attribute in plan:
-        key, slot, decode_bytes, owner_key, row_bound = attribute.opening
+    for attribute, key, slot, decode_bytes, owner_key, row_bound in openings:
         sealed = values.get(key)
         if type(sealed) is not Sealed:
             continue
-        settled.append(key)
+        if checked is not None:
+            checked.append(key)
         if tail is None:
             tail = row_tail(encode_reference(state.key[1])) if state.key is not None else _COLUMN_TAIL
         blob = sealed.blob
@@ -102,7 +104,6 @@ def _settle(
         except Exception:  # noqa: BLE001, S110 - the first of its key, locked or wrong: told apart below
             pass
         _settle_one(state, query_context, attribute, sealed)
-    return settled
 
 
 def _holder(state: InstanceState[Any], query_context: Any) -> UnlockedSession | context.NothingUnlocked:
