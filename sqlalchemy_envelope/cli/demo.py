@@ -68,7 +68,7 @@ LINES = (
 def demo(folder: Path, keep: bool, pause: bool, records: int, export_svg: Path | None) -> None:
     """Show on a throwaway SQLite file what the library promises.
 
-    Two people, a few hundred journal entries, seven steps. Every claim is computed as you watch; the exit
+    Two people, a few hundred journal entries, step by step. Every claim is computed as you watch; the exit
     code is 1 if one does not hold.
     """
     path = folder / FILE_NAME

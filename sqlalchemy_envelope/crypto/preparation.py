@@ -27,7 +27,7 @@ def prepare_secret(secret: str | bytes, *, new: bool = False) -> bytes:
     else:
         raise SecretError(f"A secret is str or bytes, not {type(secret).__name__}.")
     if not prepared:
-        raise SecretError("The secret is empty; ask for one of at least eight characters.")
+        raise SecretError("The secret is empty. How strong one must be is the application's to say.")
     if len(prepared) > MAX_SIZE:
         raise SecretError(f"The secret is longer than {MAX_SIZE} bytes; it is refused, not cut.")
     return prepared

@@ -4,8 +4,10 @@ derivation in a thread."""
 from __future__ import annotations
 
 import asyncio
+import warnings
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
+from sqlalchemy_envelope.exceptions import ConfigurationError
 from sqlalchemy_envelope.orm.envelope import Envelope
 
 if TYPE_CHECKING:
@@ -56,6 +58,8 @@ class AsyncEnvelope:
         # An async_scoped_session hands its session out, and has neither of the two that are used here.
         registry = getattr(session, "registry", None)
         plain: Any = registry() if registry is not None else session
+        if not hasattr(plain, "sync_session"):
+            raise ConfigurationError("This is a plain Session: use Envelope, without `await`.")
         steps: Any = make_steps(plain.sync_session)
         answer: Any = None
         while True:
@@ -87,8 +91,14 @@ class AsyncUnlocking:
         self._session = session
         self._make_steps = make_steps
         self._unlocked: UnlockedSession | None = None
+        self._awaited = False
+
+    def __del__(self) -> None:
+        if not getattr(self, "_awaited", True):
+            warnings.warn("AsyncEnvelope.enroll or unlock was never awaited", RuntimeWarning, stacklevel=2)
 
     def __await__(self) -> Generator[Any, Any, UnlockedSession]:
+        self._awaited = True
         return self._envelope.run(self._session, self._make_steps).__await__()
 
     async def __aenter__(self) -> UnlockedSession:

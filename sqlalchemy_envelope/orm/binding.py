@@ -247,17 +247,21 @@ def _resolve(column: Column[Any], mapper: Mapper[Any] | None) -> OwnerPath:
     if len(candidates) != 1:
         found = "no foreign key" if not candidates else f"{len(candidates)} foreign keys"
         raise ConfigurationError(
-            f"{table.name}.{column.name} is encrypted, and {found} to a KeyOwner tells whose key encrypts "
-            f"it. {_hint(column, candidates)}"
+            f"{table.name}.{column.name} is encrypted, and whose key encrypts it is not clear: the table has "
+            f"{found} to a KeyOwner. {_hint(column, candidates)}"
         )
     return candidates[0]
 
 
 def _hint(column: Column[Any], candidates: Sequence[OwnerPath]) -> str:
-    names = [path.keys[0] if len(path.keys) == 1 else path.keys for path in candidates] or ["user_id"]
-    lines = " or ".join(
-        f"`{column.name} = mapped_column({_with_owner(_encrypted_type(column), name)})`" for name in names
-    )
+    if not candidates:
+        return (
+            "Declare the class that its rows refer to `class User(KeyOwner, Base)`, and in this table write "
+            "`user_id = mapped_column(ForeignKey('users.id', ondelete='CASCADE'))`."
+        )
+    names = [path.keys[0] if len(path.keys) == 1 else path.keys for path in candidates]
+    type_: Any = column.type
+    lines = " or ".join(f"`{column.name} = mapped_column({_with_owner(type_, name)})`" for name in names)
     return f"Write {lines}."
 
 
@@ -269,7 +273,7 @@ def _candidates(table: Table, mapper: Mapper[Any] | None) -> list[OwnerPath]:
     tables = [one for one in mapper.tables if isinstance(one, Table)] if mapper is not None else [table]
     found: dict[tuple[Any, ...], OwnerPath] = {}
     for one in tables:
-        for constraint in one.foreign_key_constraints:
+        for constraint in sorted(one.foreign_key_constraints, key=lambda each: list(each.column_keys)):
             path = _path_through(tuple(constraint.columns))
             if path is not None:
                 found.setdefault(path.columns, path)

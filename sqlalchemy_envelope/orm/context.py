@@ -105,5 +105,6 @@ def locked(what: str, session: Session | None = None) -> LockedError:
     if left is SessionLeftError:
         return SessionLeftError(f"{what} is locked: its unlocked session was left; unlock again.")
     return LockedError(
-        f"{what} is locked: unlock its owner first, with envelope.unlock(session, owner, secret=...)."
+        f"{what} is locked: unlock its owner around this, "
+        "`with envelope.unlock(session, owner, secret=...):`."
     )

@@ -49,6 +49,7 @@ def require_cascades(session: Session, bind_arguments: dict[str, Any]) -> None:
     if engine.dialect.name == "sqlite" and not connection.exec_driver_sql("PRAGMA foreign_keys").scalar():
         raise ConfigurationError(
             "SQLite does not enforce foreign keys on this engine: deleting an owner would leave its keys "
-            "behind. Call `sqlalchemy_envelope.enforce_foreign_keys(engine)` right after create_engine()."
+            "behind. Call `sqlalchemy_envelope.enforce_foreign_keys(engine)` right after create_engine(): "
+            "connections that were opened before are not covered."
         )
     _cascading.add(engine)

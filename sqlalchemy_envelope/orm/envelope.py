@@ -22,6 +22,7 @@ from sqlalchemy_envelope.crypto.secret import KeyBytes
 from sqlalchemy_envelope.crypto.wrapping import wrong_secret
 from sqlalchemy_envelope.exceptions import (
     AlreadyEnrolledError,
+    ConfigurationError,
     KeyNotFoundError,
     UnlockError,
 )
@@ -296,7 +297,15 @@ class Envelope:
 
 
 def plain_session(session: Session | scoped_session[Any]) -> Session:
-    """The session behind a scoped one."""
+    """The session behind a scoped one.
+
+    Raises:
+        ConfigurationError: it is an asynchronous one.
+    """
+    if hasattr(session, "sync_session"):
+        raise ConfigurationError(
+            "This is an AsyncSession: use AsyncEnvelope(envelope), with `await` or `async with`."
+        )
     return session.registry() if isinstance(session, scoped_session) else session
 
 

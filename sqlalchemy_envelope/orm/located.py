@@ -90,7 +90,8 @@ def check_reference(keys: Sequence[StoredKey], located: LocatedOwner) -> None:
     reference = located.reference
     if any(key.owner_reference != reference for key in keys):
         raise OwnerMismatchError(
-            f"Keys stored for this {located.owner_class.name} are bound to another owner: they were moved "
-            "here, or the primary key was changed. If that was you, bind them anew: "
-            "envelope.rebind(session, owner, secret=...)."
+            f"Keys stored for this {located.owner_class.name} are bound to another owner. If its table was "
+            "renamed, pin the old name: `__owner_label__ = 'old_name'` on the class. If its primary key was "
+            "changed, bind the keys anew: envelope.rebind(session, owner, secret=...). If neither, they were "
+            "moved here."
         )

@@ -9,7 +9,7 @@ from weakref import WeakKeyDictionary
 from sqlalchemy import Table
 
 from sqlalchemy_envelope.crypto.context import owner_reference
-from sqlalchemy_envelope.exceptions import ConfigurationError
+from sqlalchemy_envelope.exceptions import ConfigurationError, EnrollmentError
 
 if TYPE_CHECKING:
     from sqlalchemy import Column
@@ -69,7 +69,17 @@ def require_owner_class(owner: object) -> OwnerClass:
 
     Raises:
         ConfigurationError: its class is no `KeyOwner`, or has no key tables.
+        EnrollmentError: None was given.
     """
+    if owner is None:
+        raise EnrollmentError(
+            "No owner was given; for a user who does not exist, call envelope.unlock_unknown()."
+        )
+    if not hasattr(type(owner), "__mapper__"):
+        raise ConfigurationError(
+            f"A {type(owner).__name__} is no owner of keys: give the session, and then an instance of a "
+            "KeyOwner."
+        )
     table = getattr(type(owner), "__table__", None)
     found = owner_class_of(table)
     if found is None:

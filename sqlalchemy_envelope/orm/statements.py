@@ -352,6 +352,15 @@ def _encrypt_row(
         row[name] = (CIPHERTEXT, blob)
 
 
+_IN_WORDS = {
+    "datetime": "datetimes without a time zone (tzinfo)",
+    "datetimetz": "datetimes with a time zone (tzinfo)",
+    "time": "times without a time zone (tzinfo)",
+    "timetz": "times with a time zone (tzinfo)",
+    "json": "what JSON can hold (dict, list, str, int, float, bool and None, all the way down)",
+}
+
+
 def _unencodable(column: EncryptedColumn, value: Any, blob: bytes | bytearray | None) -> Exception:
     where = f"{column.column.table.name}.{column.key}"
     if blob is not None:
@@ -364,9 +373,9 @@ def _unencodable(column: EncryptedColumn, value: Any, blob: bytes | bytearray | 
         )
     if isinstance(value, ClauseElement):
         return StatementRefusedError(f"{where} is encrypted: assign a Python value, not an SQL expression.")
-    return ValueEncodingError(
-        f"{where} holds {column.type.codec.tag!r} values; this {type(value).__name__} cannot be stored in it."
-    )
+    tag = column.type.codec.tag
+    holds = _IN_WORDS.get(tag, f"{tag!r} values")
+    return ValueEncodingError(f"{where} holds {holds}; this {type(value).__name__} cannot be stored in it.")
 
 
 def _is_placeholder(clause: Any) -> bool:

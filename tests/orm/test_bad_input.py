@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 from sqlalchemy import Engine, ForeignKey, String, create_engine, func, select
+from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import (
     DeclarativeBase,
     Mapped,
@@ -18,6 +19,7 @@ from sqlalchemy.orm import (
 
 from sqlalchemy_envelope import (
     AlreadyEnrolledError,
+    AsyncEnvelope,
     ConfigurationError,
     EncryptedType,
     EnrollmentError,
@@ -303,7 +305,25 @@ def test_things_that_own_no_keys(lite: Started, thing: Any) -> None:
     ):
         with pytest.raises((ConfigurationError, EnrollmentError)) as caught:
             attempt()
-        assert_helpful(caught.value, says="KeyOwner")
+        assert_helpful(caught.value, says="KeyOwner" if thing is not None else "unlock_unknown")
+
+
+async def test_the_wrong_kind_of_session_for_the_envelope(lite: Started) -> None:
+    """An AsyncSession given to `Envelope`, and a Session to `AsyncEnvelope`, are told which one to use."""
+    with pytest.raises(ConfigurationError) as caught:
+        envelope.unlock(AsyncSession(), lite.ada, secret=SECRET)  # type: ignore[arg-type]
+    assert_helpful(caught.value, says="AsyncEnvelope")
+
+    with pytest.raises(ConfigurationError) as caught:
+        await AsyncEnvelope(envelope).unlock(lite.session, lite.ada, secret=SECRET)  # type: ignore[arg-type]
+    assert_helpful(caught.value, says="use Envelope")
+
+
+def test_an_enrolment_that_is_not_awaited(lite: Started) -> None:
+    """A forgotten `await` would store nobody; it warns, as a coroutine does."""
+    forgotten = AsyncEnvelope(envelope).enroll(AsyncSession(), lite.ada, secret=SECRET)
+    with pytest.warns(RuntimeWarning, match="never awaited"):
+        del forgotten
 
 
 # Using and leaving
@@ -429,7 +449,7 @@ def test_no_owner(fresh_base: Any) -> None:
 
     with pytest.raises(ConfigurationError) as caught:
         configure_mappers()
-    assert_helpful(caught.value, says="secret = mapped_column(EncryptedType(String, owner='user_id'))")
+    assert_helpful(caught.value, says="user_id = mapped_column(ForeignKey('users.id', ondelete='CASCADE'))")
 
 
 def test_several_owners(fresh_base: Any) -> None:
