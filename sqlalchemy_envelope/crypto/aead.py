@@ -3,8 +3,9 @@
     0      1            17         29           29 + n   45 + n
     | 0x01 | key_id 16  | nonce 12 | ciphertext | tag 16 |
 
-Nonces are random and made here; no call takes one. They are drawn for a whole batch of values at once, which
-costs a fifth of drawing each alone, and no pool outlives its statement: there is nothing for a fork to copy.
+Nonces are random and made here; no call from outside takes one. They are drawn for a whole batch of values at
+once, which costs a fifth of drawing each alone, and no pool outlives its batch: there is nothing for a fork
+to copy.
 """
 
 import os
@@ -13,6 +14,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import chain, repeat
 from operator import itemgetter
+from typing import Any
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
@@ -48,8 +50,8 @@ class Field:
 class ValueCipher(Uncopied):
     """Encrypts and decrypts the values of one field under one data key.
 
-    `seal` and `open` are AES-256-GCM itself, bound once: the loops of `orm` call them
-    without a frame in between.
+    `seal` and `open` are AES-256-GCM itself, bound once, so that hot loops call them without a frame in
+    between: `seal` in `Batch`, which brings the nonce; `open` where values are read.
     """
 
     __slots__ = ("aad", "field", "header", "open", "row_aad", "seal")
@@ -64,6 +66,14 @@ class ValueCipher(Uncopied):
         self.row_aad = self.aad[:-4]
         self.seal: Callable[[bytes, bytes, bytes], bytes] = aes.encrypt
         self.open: Callable[[bytes, bytes, bytes], bytes] = aes.decrypt
+
+    def bind(
+        self, name: str, encode: Callable[[Any], bytes], source: Any, *, as_bytearray: bool = False
+    ) -> "BoundCipher":
+        """What a `Batch` needs to encrypt one named value of each row; `source` comes back with a failure."""
+        header = bytearray(self.header) if as_bytearray else self.header
+        row_bound = self.field.row_bound
+        return name, encode, header, self.seal, self.row_aad if row_bound else self.aad, row_bound, source
 
     def aad_of(self, row_reference: bytes) -> bytes:
         """The AAD of a value bound to this row."""
@@ -94,9 +104,57 @@ class ValueCipher(Uncopied):
         return f"<ValueCipher {self.field.label}>"
 
 
+_Seal = Callable[[bytes, bytes, bytes], bytes]
+BoundCipher = tuple[str, Callable[[Any], bytes], bytes | bytearray, _Seal, bytes, bool, Any]
+"""Name, encoding, value header, AES-GCM, AAD, whether the row is to follow it, and source: flat, because it
+is unpacked for every value."""
+
+
+class Batch:
+    """Encrypts the values of some rows, and draws their nonces.
+
+    Args:
+        expected: how many values there will be, more or less.
+        mark: what stands beside each ciphertext, so that it is told from plaintext.
+    """
+
+    __slots__ = ("_mark", "_nonces")
+
+    def __init__(self, expected: int, mark: object) -> None:
+        self._mark = mark
+        self._nonces = fresh_nonces(expected)
+
+    def encrypt(
+        self, row: dict[str, Any], ciphers: list[BoundCipher], row_reference: bytes = b""
+    ) -> tuple[Any, Any, bytes | bytearray | None] | None:
+        """Put `(mark, ciphertext)` in place of each value of a row. The hot path of every write.
+
+        Gives source, value and, if it was made, ciphertext of the first value that cannot be encoded or is
+        too large.
+        """
+        nonces, mark = self._nonces, self._mark
+        tail = row_tail(row_reference) if row_reference else _NO_ROW
+        for name, encode, header, seal, aad, row_bound, source in ciphers:
+            value = row.get(name)
+            if value is None:
+                continue
+            nonce = next(nonces)
+            try:
+                blob = header + nonce + seal(nonce, encode(value), aad + tail if row_bound else aad)
+            except Exception:  # noqa: BLE001 - told by the caller, chained to nothing that holds the value
+                blob = None
+            if blob is None or len(blob) > MAX_STORED_SIZE:
+                return source, value, blob
+            row[name] = (mark, blob)
+        return None
+
+
 def row_tail(row_reference: bytes) -> bytes:
     """The end of every AAD of a row's values."""
     return len(row_reference).to_bytes(4, "big") + row_reference
+
+
+_NO_ROW = row_tail(b"")
 
 
 def altered(field: Field) -> DecryptionError:

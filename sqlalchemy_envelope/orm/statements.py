@@ -13,7 +13,7 @@ from sqlalchemy import Insert, Update, insert, update
 from sqlalchemy.sql.elements import BindParameter, ClauseElement, Null
 from sqlalchemy.types import NullType
 
-from sqlalchemy_envelope.crypto.aead import MAX_STORED_SIZE, MAX_VALUE_SIZE, OVERHEAD, fresh_nonces, row_tail
+from sqlalchemy_envelope.crypto.aead import MAX_VALUE_SIZE, OVERHEAD, Batch
 from sqlalchemy_envelope.crypto.context import encode_reference
 from sqlalchemy_envelope.exceptions import StatementRefusedError, ValueEncodingError, ValueTooLargeError
 from sqlalchemy_envelope.orm import context
@@ -33,20 +33,16 @@ from sqlalchemy_envelope.orm.writing import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from sqlalchemy import Connection
     from sqlalchemy.orm import InstanceState
 
-    from sqlalchemy_envelope.crypto.aead import ValueCipher
+    from sqlalchemy_envelope.crypto.aead import BoundCipher, ValueCipher
     from sqlalchemy_envelope.keys.keyring import OwnerId
     from sqlalchemy_envelope.orm.binding import EncryptedColumn, OwnerPath, TablePlan
 
     Row = Mapping[str, Any]
-    _Seal = Callable[[bytes, bytes, bytes], bytes]
-    _ColumnCipher = tuple[str, Callable[[Any], bytes], bytes | bytearray, _Seal, bytes, bool, EncryptedColumn]
-    """Parameter, encoding, value header, AES-GCM, AAD, whether the row is to follow it, and column: flat,
-    because it is unpacked for every value."""
 
 
 def before_execute(
@@ -92,7 +88,7 @@ class _StatementWriter:
                 )
         self._key_names = [self._parameter(column.key) for column in plan.table.primary_key]
         self._groups: list[
-            tuple[OwnerPath, Sequence[EncryptedColumn], str | None, dict[Any, list[_ColumnCipher]]]
+            tuple[OwnerPath, Sequence[EncryptedColumn], str | None, dict[Any, list[BoundCipher]]]
         ] = [
             (
                 path,
@@ -170,23 +166,23 @@ class _StatementWriter:
         return literals
 
     def _rows(self, rows: Sequence[Row], literals: Row) -> list[dict[str, Any]]:
-        nonces = fresh_nonces(len(rows) * len(self._plan.columns))
+        batch = Batch(len(rows) * len(self._plan.columns), CIPHERTEXT)
         if not self._inserts or self._plan.has_defaults or self._plan.row_bound or len(self._groups) > 1:
-            return [self._row(row, literals, nonces) for row in rows]
+            return [self._row(row, literals, batch) for row in rows]
         # Most bulk inserts: nothing to make or check but each row's owner.
         ((_, _, owner_key, known),) = self._groups
         encrypted = []
         for row in rows:
             ciphers = known.get(row.get(owner_key)) if owner_key is not None else None
             if ciphers is None:
-                encrypted.append(self._row(row, literals, nonces))
+                encrypted.append(self._row(row, literals, batch))
             else:
                 copy = dict(row)
-                _encrypt_row(copy, ciphers, b"", nonces)
+                _encrypt(batch, copy, ciphers)
                 encrypted.append(copy)
         return encrypted
 
-    def _row(self, row: Row, literals: Row, nonces: Iterator[bytes]) -> dict[str, Any]:
+    def _row(self, row: Row, literals: Row, batch: Batch) -> dict[str, Any]:
         encrypted = dict(row)
         if not self._inserts:
             self._check_move(encrypted, literals)
@@ -201,15 +197,15 @@ class _StatementWriter:
                 ciphers = self._ciphers_for(encrypted, literals, path, columns)
                 if owner_key is not None and encrypted.get(owner_key) is not None:
                     known[encrypted[owner_key]] = ciphers
-            tail = b""
+            reference = b""
             # An UPDATE of many rows that leaves row-bound columns alone needs no row named.
             if self._plan.row_bound and (
                 self._inserts
                 # A list costs less than a generator, for each row.
                 or any([one[5] and encrypted.get(one[0]) is not None for one in ciphers])  # noqa: C419
             ):
-                tail = row_tail(self._row_reference(encrypted, literals))
-            _encrypt_row(encrypted, ciphers, tail, nonces)
+                reference = self._row_reference(encrypted, literals)
+            _encrypt(batch, encrypted, ciphers, reference)
         return encrypted
 
     def _parameter(self, key: str) -> str:
@@ -223,19 +219,18 @@ class _StatementWriter:
 
     def _ciphers_for(
         self, row: Row, literals: Row, path: OwnerPath, columns: Sequence[EncryptedColumn]
-    ) -> list[_ColumnCipher]:
+    ) -> list[BoundCipher]:
         """What encrypts the columns of a row's owner."""
         values = tuple([self._value(key, row, literals) for key in path.keys]) if self._plan.has(path) else ()
         owner = self._owner(row, literals, path, columns[0], values)
         return [self._column_cipher(owner, column) for column in columns]
 
-    def _column_cipher(self, owner: OwnerId, column: EncryptedColumn) -> _ColumnCipher:
+    def _column_cipher(self, owner: OwnerId, column: EncryptedColumn) -> BoundCipher:
         cipher = self._cipher(owner, column)
         # CPython's sqlite3 looks for an adapter for every `bytes`, and takes a bytearray
         # as it is: half the time.
-        header = bytearray(cipher.header) if self._connection.dialect.name == "sqlite" else cipher.header
-        aad = cipher.row_aad if column.row_bound else cipher.aad
-        return self._parameter(column.key), column.encode, header, cipher.seal, aad, column.row_bound, column
+        sqlite = self._connection.dialect.name == "sqlite"
+        return cipher.bind(self._parameter(column.key), column.encode, column, as_bytearray=sqlite)
 
     def _owner(
         self, row: Row, literals: Row, path: OwnerPath, column: EncryptedColumn, values: tuple[Any, ...]
@@ -333,23 +328,11 @@ class _StatementWriter:
                 )
 
 
-def _encrypt_row(
-    row: dict[str, Any], ciphers: list[_ColumnCipher], tail: bytes, nonces: Iterator[bytes]
-) -> None:
-    """Encrypt the columns of one owner in one row, in place. The hot path of every write: what is the same
-    for all rows of the owner stands in `ciphers`."""
-    for name, encode, header, seal, aad, row_bound, column in ciphers:
-        value = row.get(name)
-        if value is None:
-            continue
-        nonce = next(nonces)
-        try:
-            blob = header + nonce + seal(nonce, encode(value), aad + tail if row_bound else aad)
-        except Exception:  # noqa: BLE001 - raised below, where nothing that holds the value is chained to it
-            blob = None
-        if blob is None or len(blob) > MAX_STORED_SIZE:
-            raise _unencodable(column, value, blob)
-        row[name] = (CIPHERTEXT, blob)
+def _encrypt(batch: Batch, row: dict[str, Any], ciphers: list[BoundCipher], reference: bytes = b"") -> None:
+    """Encrypt the columns of one owner in one row, in place."""
+    failed = batch.encrypt(row, ciphers, reference)
+    if failed is not None:
+        raise _unencodable(*failed)
 
 
 _IN_WORDS = {

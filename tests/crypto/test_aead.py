@@ -17,6 +17,7 @@ from sqlalchemy_envelope.crypto.aead import (
     MAX_VALUE_SIZE,
     NONCE_SIZE,
     OVERHEAD,
+    Batch,
     Field,
     ValueCipher,
     check_size,
@@ -231,6 +232,62 @@ def test_bytes_of_another_format_are_refused(blob: bytes) -> None:
             check_value(wrapped)
 
         assert FormatError is caught.type
+
+
+# ---------------------------------------------------------------- batches
+
+MARK = object()
+ROW_CIPHER = ValueCipher(KEY, KEY_ID, Field("notes.page", "str", row_bound=True))
+
+
+@pytest.mark.parametrize("as_bytearray", [False, True])
+def test_a_batch_encrypts_what_each_cipher_opens(as_bytearray: bool) -> None:
+    """Every value of every row is marked and opens under its own column, and the row-bound one in its row
+    alone; NULL stays NULL, and what no cipher names stays as it is."""
+    ciphers = [
+        one.bind(name, str.encode, name, as_bytearray=as_bytearray)
+        for name, one in (("body", CIPHER), ("page", ROW_CIPHER))
+    ]
+    batch, reference = Batch(3, MARK), encode_reference((7,))
+    rows = [{"id": 7, "body": f"text {n}", "page": f"page {n}"} for n in range(20)] + [
+        {"id": 7, "body": None}
+    ]
+
+    assert [batch.encrypt(row, ciphers, reference) for row in rows] == [None] * 21
+    for n, row in enumerate(rows[:20]):
+        (mark, body), (_, page) = row["body"], row["page"]
+        assert mark is MARK
+        assert type(body) is (bytearray if as_bytearray else bytes)
+        assert CIPHER.decrypt(bytes(body)) == f"text {n}".encode()
+        assert ROW_CIPHER.decrypt(bytes(page), reference) == f"page {n}".encode()
+        with pytest.raises(DecryptionError):
+            ROW_CIPHER.decrypt(bytes(page))
+    assert rows[20] == {"id": 7, "body": None}
+
+
+def test_a_batch_never_uses_a_nonce_twice() -> None:
+    """Thousands of values of one batch, and of another, have each a nonce of its own."""
+    ciphers = [CIPHER.bind("body", str.encode, None)]
+    rows = [{"body": "same"} for _ in range(4000)]
+    for batch, part in ((Batch(1, MARK), rows[:2000]), (Batch(2000, MARK), rows[2000:])):
+        for row in part:
+            batch.encrypt(row, ciphers)
+
+    assert len({bytes(row["body"][1][17:29]) for row in rows}) == 4000
+
+
+def test_a_batch_gives_back_what_it_cannot_encrypt() -> None:
+    """A value that does not encode comes back without ciphertext, one that is too large with it; neither is
+    put into its row."""
+    ciphers = [CIPHER.bind("body", str.encode, "source")]
+    wrong, large = {"body": 5}, {"body": "x" * (MAX_VALUE_SIZE + 1)}
+
+    assert Batch(1, MARK).encrypt(wrong, ciphers) == ("source", 5, None)
+    failed = Batch(1, MARK).encrypt(large, ciphers)
+    assert failed is not None
+    assert failed[:2] == ("source", large["body"])
+    assert failed[2] is not None
+    assert (wrong["body"], type(large["body"])) == (5, str)
 
 
 # ---------------------------------------------------------------- nonces
