@@ -8,11 +8,15 @@ from sqlalchemy_envelope.exceptions import (
     EnrollmentError,
     EnvelopeError,
     FormatError,
+    GrantError,
     KdfParametersError,
     KeyNotFoundError,
     LockedError,
     NotEnrolledError,
     OwnerMismatchError,
+    ProviderError,
+    ProviderTimeoutError,
+    RowSealError,
     SecretError,
     SessionForkedError,
     SessionLeftError,
@@ -25,20 +29,29 @@ from sqlalchemy_envelope.exceptions import (
     ValueEncodingError,
     ValueTooLargeError,
 )
+from sqlalchemy_envelope.keys.providers import AwsKms, KeyProvider, Pkcs11, ServerKeyring, VaultTransit
 from sqlalchemy_envelope.orm import hooks as _hooks
 from sqlalchemy_envelope.orm.aio import AsyncEnvelope
 from sqlalchemy_envelope.orm.engine import enforce_foreign_keys
+from sqlalchemy_envelope.orm.audit import AuditEvent
 from sqlalchemy_envelope.orm.envelope import Envelope
+from sqlalchemy_envelope.orm.grants import KeyGrant
 from sqlalchemy_envelope.orm.models import KeyOwner, KeySlotTable, KeyTable
+from sqlalchemy_envelope.orm.provided import CachePolicy
 from sqlalchemy_envelope.orm.sealed import Sealed
+from sqlalchemy_envelope.orm.server import ServerSession
 from sqlalchemy_envelope.orm.types import EncryptedType
 from sqlalchemy_envelope.orm.unlocked import UnlockedSession
+from sqlalchemy_envelope.orm.write_only import WriteOnlySession
 
 _hooks.register()
 
 __all__ = [
     "AlreadyEnrolledError",
     "AsyncEnvelope",
+    "AuditEvent",
+    "AwsKms",
+    "CachePolicy",
     "ConfigurationError",
     "DecryptionError",
     "EncryptedType",
@@ -46,16 +59,25 @@ __all__ = [
     "Envelope",
     "EnvelopeError",
     "FormatError",
+    "GrantError",
     "KdfParametersError",
     "KdfProfile",
+    "KeyGrant",
     "KeyNotFoundError",
     "KeyOwner",
+    "KeyProvider",
     "KeySlotTable",
     "KeyTable",
     "LockedError",
     "NotEnrolledError",
     "OwnerMismatchError",
+    "Pkcs11",
+    "ProviderError",
+    "ProviderTimeoutError",
+    "RowSealError",
     "Sealed",
+    "ServerKeyring",
+    "ServerSession",
     "SecretError",
     "SessionForkedError",
     "SessionLeftError",
@@ -68,5 +90,7 @@ __all__ = [
     "UnlockedSession",
     "ValueEncodingError",
     "ValueTooLargeError",
+    "VaultTransit",
+    "WriteOnlySession",
     "enforce_foreign_keys",
 ]

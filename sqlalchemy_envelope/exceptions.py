@@ -103,6 +103,30 @@ class TamperedKeyError(EnvelopeError):
     code = "tampered-key"
 
 
+class RowSealError(TamperedKeyError):
+    """A key, slot or grant row has no valid seal under a server key."""
+
+    code = "row-seal"
+
+
+class ProviderError(EnvelopeError):
+    """An outside key holder refused, failed, or answered with something else; the original is the cause."""
+
+    code = "provider"
+
+
+class ProviderTimeoutError(ProviderError):
+    """An outside key holder did not answer in time."""
+
+    code = "provider-timeout"
+
+
+class GrantError(EnvelopeError):
+    """A grant that cannot be made, or that leads in a circle or too deep."""
+
+    code = "grant"
+
+
 class FormatError(EnvelopeError):
     """Not bytes of ours, or of a format that is not accepted here. Never taken for plaintext."""
 

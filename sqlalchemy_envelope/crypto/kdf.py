@@ -12,7 +12,15 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF, HKDFExpand
 from sqlalchemy_envelope.crypto.context import encode_context
 from sqlalchemy_envelope.crypto.secret import KEY_SIZE, KeyBytes
 
-_PURPOSES = {"key-commitment": 0, "x25519": 0, "wrap": 0, "column": 1}
+_PURPOSES = {
+    "key-commitment": 0,
+    "x25519": 0,
+    "mlkem768": 0,
+    "wrap": 0,
+    "column": 1,
+    "row-seal": 1,
+    "epoch-proof": 1,
+}
 """Every purpose a subkey may have, with the number of fields it takes; what is not here cannot be derived."""
 
 
@@ -49,6 +57,11 @@ def x25519_private(key: KeyBytes) -> X25519PrivateKey:
 def x25519_public(key: KeyBytes) -> bytes:
     """The public half, 32 bytes: others seal keys to it while the owner is locked."""
     return x25519_private(key).public_key().public_bytes_raw()
+
+
+def mlkem_seed(key: KeyBytes) -> bytes:
+    """The 64-byte seed `d ‖ z` (FIPS 203) of the ML-KEM-768 pair that belongs to a root key."""
+    return expand(key, encode_context("mlkem768"), 64)
 
 
 def key_encryption_key(stretched: bytes | bytearray) -> KeyBytes:

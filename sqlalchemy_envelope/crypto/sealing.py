@@ -1,49 +1,94 @@
-"""A key sealed to a public key: format 0x12 (section 5), HPKE base mode, RFC 9180.
+"""A key sealed to a public key: formats 0x12 and 0x13 (section 5), HPKE base mode, RFC 9180.
 
-    0      1         33               65       81
-    | 0x12 | enc 32  | ciphertext 32  | tag 16 |
+    0      1                33 (1121)        65 (1153)  81 (1169)
+    | 0x12 | enc 32 (1120)  | ciphertext 32  | tag 16   |
 
-`cryptography`'s HPKE is one-shot and takes no AAD: the whole context goes into `info`.
+0x12 is X25519. 0x13 is the hybrid of it with ML-KEM-768, for what is stored today and must withstand a quantum
+computer later. `cryptography`'s HPKE is one-shot and takes no AAD: the whole context goes into `info`.
 """
 
-from cryptography.exceptions import InvalidTag
-from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PublicKey
-from cryptography.hazmat.primitives.hpke import AEAD, KDF, KEM, Suite
+from dataclasses import dataclass
 
-from sqlalchemy_envelope.crypto.kdf import x25519_private
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.asymmetric.mlkem import MLKEM768PrivateKey, MLKEM768PublicKey
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PublicKey
+from cryptography.hazmat.primitives.hpke import (
+    AEAD,
+    KDF,
+    KEM,
+    MLKEM768X25519PrivateKey,
+    MLKEM768X25519PublicKey,
+    Suite,
+)
+
+from sqlalchemy_envelope.crypto.kdf import mlkem_seed, x25519_private, x25519_public
 from sqlalchemy_envelope.crypto.secret import KeyBytes
 from sqlalchemy_envelope.crypto.wrapping import check_frame
 from sqlalchemy_envelope.exceptions import TamperedKeyError, UnlockError
 
 FORMAT_SEALED = 0x12
+FORMAT_HYBRID = 0x13
 SEALED_SIZE = 81
-_SUITE = Suite(KEM.X25519, KDF.HKDF_SHA256, AEAD.AES_256_GCM)
+HYBRID_SIZE = 1169
+MLKEM_PUBLIC_SIZE = 1184
+_X25519 = Suite(KEM.X25519, KDF.HKDF_SHA256, AEAD.AES_256_GCM)
+_HYBRID = Suite(KEM.MLKEM768_X25519, KDF.HKDF_SHA256, AEAD.AES_256_GCM)
 
 
-def seal_key(key: KeyBytes, public_key: bytes, context: bytes) -> bytes:
-    """Seal a key to an X25519 public key of 32 bytes; 81 bytes.
+@dataclass(frozen=True)
+class PublicKeys:
+    """The public half of a key: 32 bytes of X25519, and 1,184 of ML-KEM-768 if it is hybrid."""
+
+    x25519: bytes
+    mlkem768: bytes | None = None
+
+
+def public_keys(key: KeyBytes, *, hybrid: bool) -> PublicKeys:
+    """The public half of a key; others seal keys to it while its owner is locked."""
+    mlkem = _mlkem_private(key).public_key().public_bytes_raw() if hybrid else None
+    return PublicKeys(x25519_public(key), mlkem)
+
+
+def seal_key(key: KeyBytes, to: PublicKeys, context: bytes) -> bytes:
+    """Seal a key to a public key: 81 bytes, or 1,169 if that is hybrid.
 
     Raises:
         TamperedKeyError: the public key is one to which nothing can be sealed safely (low order).
     """
     try:
-        recipient = X25519PublicKey.from_public_bytes(public_key)
-        return bytes([FORMAT_SEALED]) + _SUITE.encrypt(bytes(key.buffer), recipient, info=context)
+        x25519 = X25519PublicKey.from_public_bytes(to.x25519)
+        if to.mlkem768 is None:
+            return bytes([FORMAT_SEALED]) + _X25519.encrypt(bytes(key.buffer), x25519, info=context)
+        recipient = MLKEM768X25519PublicKey(MLKEM768PublicKey.from_public_bytes(to.mlkem768), x25519)
+        return bytes([FORMAT_HYBRID]) + _HYBRID.encrypt(bytes(key.buffer), recipient, info=context)
     except ValueError:
-        raise TamperedKeyError("A stored public key is not a usable X25519 public key.") from None
+        raise TamperedKeyError("A stored public key is not a usable public key.") from None
+
+
+def is_sealed(blob: bytes) -> bool:
+    """Whether a stored key says that it is sealed, and not wrapped."""
+    return blob[:1] in (bytes([FORMAT_SEALED]), bytes([FORMAT_HYBRID]))
 
 
 def open_key(blob: bytes, recipient: KeyBytes, context: bytes) -> KeyBytes:
-    """Open a sealed key with the key whose derived X25519 pair it was sealed to.
+    """Open a sealed key with the key whose derived pair it was sealed to.
 
     Raises:
         FormatError, TruncatedError: not a sealed key.
         UnlockError: sealed to another key or for another context, or altered.
     """
-    check_frame(blob, FORMAT_SEALED, SEALED_SIZE)
+    hybrid = blob[:1] == bytes([FORMAT_HYBRID])
+    check_frame(blob, FORMAT_HYBRID if hybrid else FORMAT_SEALED, HYBRID_SIZE if hybrid else SEALED_SIZE)
     try:
-        return KeyBytes(_SUITE.decrypt(blob[1:], x25519_private(recipient), info=context))
+        if not hybrid:
+            return KeyBytes(_X25519.decrypt(blob[1:], x25519_private(recipient), info=context))
+        pair = MLKEM768X25519PrivateKey(_mlkem_private(recipient), x25519_private(recipient))
+        return KeyBytes(_HYBRID.decrypt(blob[1:], pair, info=context))
     except InvalidTag:
         raise UnlockError(
             "A sealed key did not open: it is for another key or purpose, or was altered."
         ) from None
+
+
+def _mlkem_private(key: KeyBytes) -> MLKEM768PrivateKey:
+    return MLKEM768PrivateKey.from_seed_bytes(mlkem_seed(key))

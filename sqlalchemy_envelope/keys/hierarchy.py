@@ -4,22 +4,30 @@ After every unwrap of every kind the commitment and the id are recomputed and co
 key-committing, whatever wrapped the key.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from hmac import compare_digest
 
 from sqlalchemy_envelope.crypto import kdf
+from sqlalchemy_envelope.crypto.sealing import is_sealed, open_key, public_keys, seal_key
 from sqlalchemy_envelope.crypto.secret import KeyBytes
 from sqlalchemy_envelope.crypto.wrapping import unwrap, wrap
-from sqlalchemy_envelope.exceptions import KeyNotFoundError, TamperedKeyError, UnlockError
-from sqlalchemy_envelope.keys.model import KeyState, OpenedKey, Purpose, StoredKey
+from sqlalchemy_envelope.exceptions import TamperedKeyError, UnlockError
+from sqlalchemy_envelope.keys.model import KeyState, OpenedKey, Purpose, StoredKey, Wrap
 
 
 def describe(
-    key: KeyBytes, owner_reference: bytes, purpose: Purpose, *, scope: str = "", epoch: int = 1
+    key: KeyBytes,
+    owner_reference: bytes,
+    purpose: Purpose,
+    *,
+    scope: str = "",
+    epoch: int = 1,
+    hybrid: bool = False,
 ) -> OpenedKey:
     """A new key with the row that describes it, not wrapped yet."""
     commitment = kdf.commitment(key)
+    public = public_keys(key, hybrid=hybrid)
     stored = StoredKey(
         kdf.key_id_of(commitment),
         owner_reference,
@@ -28,7 +36,8 @@ def describe(
         epoch,
         KeyState.ACTIVE,
         commitment,
-        kdf.x25519_public(key),
+        public.x25519,
+        public.mlkem768,
     )
     return OpenedKey(stored, key)
 
@@ -40,11 +49,13 @@ def verify(key: KeyBytes, stored: StoredKey) -> OpenedKey:
         TamperedKeyError: it is not; the bytes were altered or exchanged.
     """
     commitment = kdf.commitment(key)
+    public = public_keys(key, hybrid=stored.mlkem_public_key is not None)
     # One by one: joined, bytes could move from one column of the row to the next and still compare equal.
     same = (
         compare_digest(commitment, stored.commitment),
         compare_digest(kdf.key_id_of(commitment).bytes, stored.key_id.bytes),
-        compare_digest(kdf.x25519_public(key), stored.public_key),
+        compare_digest(public.x25519, stored.public_key),
+        compare_digest(public.mlkem768 or b"", stored.mlkem_public_key or b""),
     )
     if not all(same):
         raise TamperedKeyError(f"Key {short(stored)} opened, but is not the key that its row describes.")
@@ -56,48 +67,95 @@ def check_generations(keys: Sequence[StoredKey]) -> None:
 
     The state is part of no wrap, so that a key can be retired without what wraps it. A row that was made
     active again, to have new values encrypted under a key that somebody was shut out from, shows here alone;
-    so does a second root beside the genuine one.
+    so does a second root beside the genuine one. Write epochs have no generations: none is ever active.
 
     Raises:
         TamperedKeyError: two are active, or a newer one than the active is not.
     """
-    for kind in {(key.purpose, "" if key.purpose is Purpose.ROOT else key.scope) for key in keys}:
-        of_kind = [
-            k for k in keys if k.purpose is kind[0] and (k.purpose is Purpose.ROOT or k.scope == kind[1])
-        ]
-        if all(key.state is KeyState.DESTROYED for key in of_kind):
+    kinds: dict[tuple[Purpose, str], list[StoredKey]] = {}
+    for key in keys:
+        kinds.setdefault((key.purpose, "" if key.purpose is Purpose.ROOT else key.scope), []).append(key)
+    for (purpose, _), of_kind in kinds.items():
+        active = [key for key in of_kind if key.state is KeyState.ACTIVE]
+        if purpose is Purpose.WRITE:
+            expected = []
+        elif all(key.state is KeyState.DESTROYED for key in of_kind):
             continue
-        newest = max(of_kind, key=lambda key: key.epoch)
-        if [key for key in of_kind if key.state is KeyState.ACTIVE] != [newest]:
+        else:
+            expected = [max(of_kind, key=lambda key: key.epoch)]
+        if active != expected:
             raise TamperedKeyError(
-                f"The active {kind[0]} key of this owner is not the newest one, or is not the only one."
+                f"The active {purpose} key of this owner is not the newest one, or is not the only one."
             )
 
 
 def wrap_under_root(child: OpenedKey, root: OpenedKey) -> StoredKey:
-    """The row of a data or index key, wrapped under its owner's root key."""
+    """The row of a data, index or write key, wrapped under its owner's root key."""
     stored = replace(child.stored, wrapping_key_id=root.stored.key_id)
-    wrapped = wrap(child.key, kdf.subkey(root.key, "wrap"), stored.wrap_context("root"))
-    return replace(stored, wrapped=wrapped)
+    return replace(stored, wrapped=wrap_under(child.key, root, stored.wrap_context("root")))
 
 
-def open_under_root(stored: StoredKey, root: OpenedKey) -> OpenedKey:
-    """Open a data or index key.
+def seal_to_root(child: OpenedKey, root: StoredKey) -> StoredKey:
+    """The row of a data or write key, sealed to the root key of an owner who is locked."""
+    stored = replace(child.stored, wrapping_key_id=root.key_id)
+    context = stored.wrap_context("sealed", recipient=root.key_id.bytes)
+    return replace(stored, wrapped=seal_key(child.key, root.public_keys, context))
+
+
+def link_to_newer_root(older: OpenedKey, newer: OpenedKey) -> StoredKey:
+    """The row of a retired root key, wrapped under a newer one: who holds that reads what was before."""
+    stored = replace(older.stored, wrapping_key_id=newer.stored.key_id)
+    context = stored.wrap_context("previous", recipient=newer.stored.key_id.bytes)
+    return replace(stored, wrapped=wrap_under(older.key, newer, context))
+
+
+def wrap_of(stored: StoredKey) -> Wrap | None:
+    """The way to a key that its own row stores; None if the row stores none."""
+    if stored.wrapped is None or stored.wrapping_key_id is None:
+        return None
+    under = stored.wrapping_key_id
+    if stored.purpose is Purpose.ROOT:
+        context = stored.wrap_context("previous", recipient=under.bytes)
+    elif is_sealed(stored.wrapped):
+        context = stored.wrap_context("sealed", recipient=under.bytes)
+    else:
+        context = stored.wrap_context("root")
+    return Wrap(under, stored.wrapped, context)
+
+
+def wrap_under(key: KeyBytes, wrapping: OpenedKey, context: bytes) -> bytes:
+    """Wrap any key under a root key."""
+    return wrap(key, kdf.subkey(wrapping.key, "wrap"), context)
+
+
+def open_wrap(stored: StoredKey, way: Wrap, parent: OpenedKey) -> OpenedKey:
+    """Open a key through one stored way to it.
 
     Raises:
-        KeyNotFoundError: it is wrapped under another root than this one.
-        TamperedKeyError: altered, or moved here from another owner, scope or epoch.
+        TamperedKeyError: altered, or moved here from another owner, scope, epoch or grant.
     """
-    if stored.wrapping_key_id != root.stored.key_id or stored.wrapped is None:
-        raise KeyNotFoundError(f"Key {short(stored)} is wrapped under a root key that is not here.")
     try:
-        key = unwrap(stored.wrapped, kdf.subkey(root.key, "wrap"), stored.wrap_context("root"))
+        if is_sealed(way.blob):
+            key = open_key(way.blob, parent.key, way.context)
+        else:
+            key = unwrap(way.blob, kdf.subkey(parent.key, "wrap"), way.context)
     except UnlockError:
         # The root key is right beyond doubt, so this is no wrong secret.
         raise TamperedKeyError(
-            f"Key {short(stored)} was altered, or belongs to another owner or epoch."
+            f"Key {short(stored)} was altered, or belongs to another owner, epoch or grant."
         ) from None
     return verify(key, stored)
+
+
+def proof_of_epoch(previous: OpenedKey, key_id: bytes) -> bytes:
+    """What only a holder of the previous root key can make for the next one (section 7)."""
+    return bytes(kdf.subkey(previous.key, "epoch-proof", key_id).buffer)
+
+
+def is_proven(root: StoredKey, previous: Iterable[OpenedKey]) -> bool:
+    """Whether a root key was made by somebody who held one of these earlier ones."""
+    proof = root.proof or b""
+    return any(compare_digest(proof, proof_of_epoch(one, root.key_id.bytes)) for one in previous)
 
 
 def short(stored: StoredKey) -> str:

@@ -1,86 +1,246 @@
-"""The opened keys of one unlocked session, by id and by owner, with the ciphers built from them."""
+"""The keys of one unlocked session: which there are, which stored ways lead to them, and what they open.
+
+Keys are opened when they are first needed. What was stored leads from one key to the next: a root key opens
+its owner's data keys, the retired root keys before it, and the keys that were granted to its owner. Nobody
+needs all of them, and opening one costs more than reading a value.
+"""
 
 from collections.abc import Iterable, Iterator
+from threading import RLock
 
 from sqlalchemy_envelope.crypto.aead import HEADER_SIZE, Field, ValueCipher
-from sqlalchemy_envelope.crypto.secret import Uncopied
-from sqlalchemy_envelope.keys.model import KeyState, OpenedKey, Purpose
+from sqlalchemy_envelope.crypto.secret import KeyBytes, Uncopied
+from sqlalchemy_envelope.exceptions import EnvelopeError, GrantError, TamperedKeyError
+from sqlalchemy_envelope.keys.hierarchy import open_wrap, short, wrap_of
+from sqlalchemy_envelope.keys.model import KeyId, KeyState, OpenedKey, Purpose, StoredKey, Wrap
 
 OwnerId = bytes
 """An owner's table label and primary key, encoded without ambiguity (`crypto.context.owner_reference`)."""
+MAX_DEPTH = 32
+"""Most steps from a key that is open to one that is not: grants through groups of groups, and back through
+the epochs of each."""
 
 
 class Keyring(Uncopied):
-    """Data keys by id, the current one of each owner, and cached ciphers per (key, field).
+    """Keys by id, the current one of each owner and scope, and cached ciphers per (key, field).
 
     A cipher costs three times a value to build, so each is built once and lives as long as the keyring.
     """
 
     def __init__(self) -> None:
-        self._keys: dict[bytes, tuple[OwnerId, OpenedKey]] = {}
-        self._current: dict[OwnerId, OpenedKey] = {}
-        self._ciphers: dict[tuple[bytes, Field], ValueCipher] = {}
+        self._stored: dict[KeyId, tuple[OwnerId, StoredKey]] = {}
+        self._ways: dict[KeyId, list[Wrap]] = {}
+        self._opened: dict[KeyId, OpenedKey] = {}
+        self._by_header: dict[bytes, KeyId] = {}
+        self._current: dict[tuple[OwnerId, Purpose, str], KeyId] = {}
+        self._owners: dict[OwnerId, set[KeyId]] = {}
+        self._ciphers: dict[tuple[KeyId, Field], ValueCipher] = {}
+        self._refused: dict[OwnerId, tuple[EnvelopeError, bool]] = {}
+        # A server's keyring is one for all threads of its process.
+        self._lock = RLock()
+        self._wiped = 0
+
+    def add_stored(self, owner: OwnerId, keys: Iterable[StoredKey]) -> None:
+        """Take in what is stored of an owner's keys, with the ways to them that their own rows hold."""
+        with self._lock:
+            for stored in keys:
+                if stored.state is KeyState.DESTROYED:
+                    continue
+                known = self._stored.get(stored.key_id)
+                if known is not None and known[0] != owner:
+                    raise TamperedKeyError(f"Key {short(stored)} is stored for two owners.")
+                self._stored[stored.key_id] = owner, stored
+                self._owners.setdefault(owner, set()).add(stored.key_id)
+                if stored.purpose is not Purpose.ROOT:
+                    self._by_header[stored.key_id.bytes] = stored.key_id
+                if stored.state is KeyState.ACTIVE:
+                    self._current[owner, stored.purpose, stored.scope] = stored.key_id
+                way = wrap_of(stored)
+                if way is not None:
+                    self.add_way(stored.key_id, way)
+
+    def add_way(self, key_id: KeyId, way: Wrap) -> None:
+        """Take in one more way to a key."""
+        ways = self._ways.setdefault(key_id, [])
+        if way not in ways:
+            ways.append(way)
+
+    def refuse(self, owner: OwnerId, error: EnvelopeError, *, altogether: bool) -> None:
+        """What is stored of an owner is not as it was written: its keys do not open, at all or in no other way
+        that is genuine, and whoever asks for one is told why."""
+        known = self._refused.get(owner)
+        self._refused[owner] = (error, altogether or (known is not None and known[1]))
 
     def add(self, owner: OwnerId, keys: Iterable[OpenedKey]) -> None:
-        """Take an owner's opened data keys in."""
-        for opened in keys:
-            if opened.stored.purpose is Purpose.DATA:
-                self._keys[opened.stored.key_id.bytes] = (owner, opened)
-                if opened.stored.state is KeyState.ACTIVE:
-                    self._current[owner] = opened
+        """Take an owner's opened keys in."""
+        with self._lock:
+            for opened in keys:
+                self.add_stored(owner, [opened.stored])
+                held = self._opened.setdefault(opened.stored.key_id, opened)
+                if held is not opened and held.key is not opened.key:
+                    opened.key.wipe()
+
+    def open(self, key_id: KeyId | None) -> OpenedKey | None:
+        """The key with this id, or None if nothing that is open leads to it.
+
+        Raises:
+            TamperedKeyError: a way to it was altered.
+            GrantError: what leads to it is too long.
+        """
+        with self._lock:
+            return None if key_id is None else self._open(key_id, ())
+
+    def _open(self, key_id: KeyId, path: tuple[KeyId, ...]) -> OpenedKey | None:
+        opened = self._opened.get(key_id)
+        if opened is not None or key_id in path or key_id not in self._stored:
+            return opened
+        if len(path) >= MAX_DEPTH:
+            raise GrantError(f"A key is more than {MAX_DEPTH} steps from any that is open.")
+        refused, altogether = self._refused.get(self._stored[key_id][0], (None, False))
+        if refused is not None and altogether:
+            raise refused
+        wiped = self._wiped
+        for way in self._ways.get(key_id, ()):
+            parent = self._open(way.under, (*path, key_id))
+            if parent is None:
+                continue
+            try:
+                opened = open_wrap(self._stored[key_id][1], way, parent)
+            except EnvelopeError as error:
+                refused = error
+                continue
+            self._opened[key_id] = opened
+            if wiped != self._wiped:  # by another thread, which does not wait: it may be a signal handler's
+                self._opened.pop(key_id, opened).key.wipe()
+                return None
+            return opened
+        if refused is not None:
+            raise refused
+        return None
+
+    def is_open(self, key_id: KeyId) -> bool:
+        """Whether this key was opened already."""
+        return key_id in self._opened
+
+    def owner_of_key(self, key_id: KeyId) -> OwnerId:
+        """Whose key this is; the empty name if it is not known here."""
+        found = self._stored.get(key_id)
+        return b"" if found is None else found[0]
+
+    def epoch_of(self, key_id: KeyId) -> int:
+        """The epoch of a key; 0 if it is not known here."""
+        found = self._stored.get(key_id)
+        return 0 if found is None else found[1].epoch
+
+    def stored(self, key_id: KeyId) -> StoredKey | None:
+        """The row of a key."""
+        found = self._stored.get(key_id)
+        return None if found is None else found[1]
+
+    def keys_of(self, owner: OwnerId) -> list[StoredKey]:
+        """Every key of an owner that is known here, newest first."""
+        keys = [self._stored[key_id][1] for key_id in self._owners.get(owner, ())]
+        return sorted(keys, key=lambda key: -key.epoch)
+
+    def current(self, owner: OwnerId, purpose: Purpose, scope: str = "") -> StoredKey | None:
+        """The active key of an owner, open or not."""
+        key_id = self._current.get((owner, purpose, scope))
+        return None if key_id is None else self._stored[key_id][1]
+
+    def root(self, owner: OwnerId) -> OpenedKey | None:
+        """The active root key of an owner, if it can be reached."""
+        stored = self.current(owner, Purpose.ROOT)
+        return None if stored is None else self.open(stored.key_id)
 
     def drop(self, owner: OwnerId) -> None:
         """Forget and wipe one owner's keys."""
-        self._current.pop(owner, None)
-        for key_id in [key_id for key_id, (of, _) in self._keys.items() if of == owner]:
-            self._keys.pop(key_id)[1].key.wipe()
-            for entry in [entry for entry in self._ciphers if entry[0] == key_id]:
-                del self._ciphers[entry]
+        with self._lock:
+            for entry in [entry for entry in self._current if entry[0] == owner]:
+                del self._current[entry]
+            for key_id in self._owners.pop(owner, set()):
+                self._stored.pop(key_id, None)
+                self._ways.pop(key_id, None)
+                self._by_header.pop(key_id.bytes, None)
+                opened = self._opened.pop(key_id, None)
+                if opened is not None:
+                    opened.key.wipe()
+                for cipher in [cipher for cipher in self._ciphers if cipher[0] == key_id]:
+                    del self._ciphers[cipher]
 
     def wipe(self) -> None:
         """Forget and wipe everything."""
-        opened = [one for _, one in self._keys.values()]
+        self._wiped += 1
+        opened = list(self._opened.values())
         # Forgotten first: `_cipher` relies on it.
-        self._keys.clear()
-        self._current.clear()
-        self._ciphers.clear()
+        for known in (
+            self._opened,
+            self._by_header,
+            self._stored,
+            self._ways,
+            self._current,
+            self._owners,
+            self._ciphers,
+            self._refused,
+        ):
+            known.clear()
         for one in opened:
             one.key.wipe()
 
     def reader(self, header: bytes, field: Field) -> ValueCipher | None:
-        """The cipher for a stored value that starts with `header`, or None if its key is not here."""
-        key_id = bytes(header[1:HEADER_SIZE])
-        found = self._keys.get(key_id)
-        return None if found is None else self._cipher(key_id, found[1], field)
+        """The cipher for a stored value that starts with `header`, or None if its key is not here.
 
-    def writer(self, owner: OwnerId, field: Field) -> ValueCipher | None:
-        """The cipher that encrypts new values of an owner, or None if its keys are not here."""
-        opened = self._current.get(owner)
-        return None if opened is None else self._cipher(opened.stored.key_id.bytes, opened, field)
+        Raises: as `open`.
+        """
+        key_id = self._by_header.get(bytes(header[1:HEADER_SIZE]))
+        return None if key_id is None else self._cipher(key_id, field)
+
+    def writer(self, owner: OwnerId, scope: str, field: Field) -> ValueCipher | None:
+        """The cipher that encrypts new values of an owner, or None if its keys are not here.
+
+        Raises: as `open`.
+        """
+        key_id = self._current.get((owner, Purpose.DATA, scope))
+        return None if key_id is None else self._cipher(key_id, field)
+
+    def cipher(self, key_id: KeyId, field: Field) -> ValueCipher | None:
+        """The cipher under one key, or None if it is not here."""
+        return self._cipher(key_id, field)
 
     def owner_of(self, header: bytes) -> OwnerId | None:
         """Whose key a stored value names."""
-        found = self._keys.get(bytes(header[1:HEADER_SIZE]))
+        key_id = self._by_header.get(bytes(header[1:HEADER_SIZE]))
+        found = None if key_id is None else self._stored.get(key_id)
         return None if found is None else found[0]
 
-    def _cipher(self, key_id: bytes, opened: OpenedKey, field: Field) -> ValueCipher | None:
+    def _cipher(self, key_id: KeyId, field: Field) -> ValueCipher | None:
         cipher = self._ciphers.get((key_id, field))
         if cipher is None:
-            cipher = self._ciphers[key_id, field] = ValueCipher(opened.key, opened.stored.key_id, field)
-            if key_id not in self._keys:
+            opened = self.open(key_id)
+            if opened is None:
+                return None
+            cipher = self._ciphers[key_id, field] = ValueCipher(opened.key, key_id, field)
+            if key_id not in self._opened:
                 # Another thread wiped the key while the cipher was built: it may be a cipher under 32 zeros.
                 self._ciphers.pop((key_id, field), None)
                 return None
         return cipher
 
+    def copy_of(self, owner: OwnerId) -> list[OpenedKey]:
+        """The opened keys of an owner, in bytes of their own: for a keyring that is wiped at another time."""
+        with self._lock:
+            opened = [
+                self._opened[key_id] for key_id in self._owners.get(owner, ()) if key_id in self._opened
+            ]
+            return [OpenedKey(one.stored, KeyBytes(one.key.buffer)) for one in opened]
+
     def __contains__(self, owner: OwnerId) -> bool:
-        return owner in self._current
+        return owner in self._owners
 
     def __iter__(self) -> Iterator[OwnerId]:
-        return iter(self._current)
+        return iter(list(self._owners))
 
     def __len__(self) -> int:
-        return len(self._current)
+        return len(self._owners)
 
     def __repr__(self) -> str:
-        return f"<Keyring of {len(self._keys)} keys>"
+        return f"<Keyring of {len(self._stored)} keys>"

@@ -4,6 +4,7 @@ import uuid
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from sqlalchemy_envelope.crypto.sealing import PublicKeys
 from sqlalchemy_envelope.crypto.secret import KeyBytes, Uncopied
 from sqlalchemy_envelope.crypto.wrapping import WrapContext
 
@@ -16,6 +17,8 @@ class Purpose(StrEnum):
     ROOT = "root"
     DATA = "data"
     INDEX = "index"
+    WRITE = "write"
+    """A sealed write epoch: made by somebody who could not read, for an owner who was locked."""
 
 
 class KeyState(StrEnum):
@@ -24,7 +27,7 @@ class KeyState(StrEnum):
     ACTIVE = "active"
     """Encrypts and decrypts."""
     RETIRED = "retired"
-    """Decrypts what was written before."""
+    """Decrypts what was written before. Write epochs are born so: their owner never writes under them."""
     DESTROYED = "destroyed"
     """Its bytes are gone."""
 
@@ -33,11 +36,31 @@ class SlotKind(StrEnum):
     """Who can open a key slot."""
 
     SECRET = "secret"  # noqa: S105 - the name of a kind, stored in rows
+    PROVIDER = "provider"
+
+
+class GrantState(StrEnum):
+    """Where a grant stands."""
+
+    PENDING = "pending"
+    """Nobody present held the key, or the recipient has none yet: the next holder seals it."""
+    SEALED = "sealed"
+    """Sealed to the recipient's public key, who was away."""
+    ADOPTED = "adopted"
+    """Opened by the recipient, and wrapped under the recipient's own root key."""
 
 
 @dataclass(frozen=True)
 class StoredKey:
-    """One row of a key table. `wrapped` is None for a root key, which lives in its slots alone."""
+    """One row of a key table.
+
+    Attributes:
+        wrapping_key_id: the root key that it is wrapped under or sealed to; of a retired root key, a newer one.
+        wrapped: its wrap under that key. An active root key has none here; it lives in its slots and grants.
+        proof: of a root key, that whoever made it held the one before (`hierarchy.proof_of_epoch`).
+        granted: how many grants were made of it; fewer rows than that, and somebody was removed.
+        seal: the row seal, where server keys are configured.
+    """
 
     key_id: KeyId
     owner_reference: bytes
@@ -47,25 +70,115 @@ class StoredKey:
     state: KeyState
     commitment: bytes
     public_key: bytes
+    mlkem_public_key: bytes | None = None
     wrapping_key_id: KeyId | None = None
     wrapped: bytes | None = field(default=None, repr=False)
+    proof: bytes | None = field(default=None, repr=False)
+    granted: int = 0
+    seal: bytes | None = field(default=None, repr=False)
 
-    def wrap_context(self, kind: str, kdf: str = "") -> bytes:
+    @property
+    def public_keys(self) -> PublicKeys:
+        """What keys are sealed to, for its owner."""
+        return PublicKeys(self.public_key, self.mlkem_public_key)
+
+    def wrap_context(self, kind: str, kdf: str = "", recipient: bytes = b"", granter: bytes = b"") -> bytes:
         """What a wrap of this key is bound to (wire format, section 4)."""
         return WrapContext(
-            kind, self.key_id.bytes, self.owner_reference, self.purpose, self.scope, self.epoch, kdf
+            kind,
+            self.key_id.bytes,
+            self.owner_reference,
+            self.purpose,
+            self.scope,
+            self.epoch,
+            kdf,
+            recipient,
+            granter,
         ).encode()
+
+    def sealed_fields(self) -> list[bytes]:
+        """The columns that the row seal covers (section 9)."""
+        return [
+            b"key",
+            self.key_id.bytes,
+            self.owner_reference,
+            self.purpose.encode("ascii"),
+            self.scope.encode("utf-8"),
+            self.epoch.to_bytes(4, "big"),
+            self.state.encode("ascii"),
+            self.commitment,
+            self.public_key,
+            self.mlkem_public_key or b"",
+            self.wrapping_key_id.bytes if self.wrapping_key_id is not None else b"",
+            self.wrapped or b"",
+        ]
 
 
 @dataclass(frozen=True)
 class StoredSlot:
-    """One row of a key slot table: a wrap of a root key."""
+    """One row of a key slot table: a wrap of a root key under a KEK.
+
+    Attributes:
+        kdf: how a secret becomes the KEK; empty for a provider.
+        recipient_public_key: the KEK's public key, so that a new root key can be put into the slot by whoever
+            makes it, without the secret or the provider.
+        provider_ref: which outside key wraps the KEK.
+        provider_wrapped: the KEK, wrapped by the provider.
+    """
 
     slot_id: uuid.UUID
     key_id: KeyId
     kind: SlotKind
     kdf: str
     wrapped: bytes = field(repr=False)
+    recipient_public_key: bytes | None = None
+    provider_ref: str | None = None
+    provider_wrapped: bytes | None = field(default=None, repr=False)
+    seal: bytes | None = field(default=None, repr=False)
+
+    def sealed_fields(self) -> list[bytes]:
+        """The columns that the row seal covers (section 9)."""
+        return [
+            b"slot",
+            self.slot_id.bytes,
+            self.key_id.bytes,
+            self.kind.encode("ascii"),
+            self.kdf.encode("utf-8"),
+            self.recipient_public_key or b"",
+            (self.provider_ref or "").encode("utf-8"),
+            self.provider_wrapped or b"",
+            self.wrapped,
+        ]
+
+
+@dataclass(frozen=True)
+class StoredGrant:
+    """One row of a grant table: a key of one owner, for another.
+
+    Attributes:
+        granting_row: which row of the application is the right to it (section 4).
+        recipient_key_id: the recipient's root key that it is sealed to or wrapped under.
+    """
+
+    grant_id: uuid.UUID
+    granting_row: bytes
+    key_id: KeyId
+    recipient_key_id: KeyId | None
+    state: GrantState
+    wrapped: bytes | None = field(default=None, repr=False)
+    seal: bytes | None = field(default=None, repr=False)
+
+    def sealed_fields(self) -> list[bytes]:
+        """The columns that the row seal covers (section 9)."""
+        return [
+            b"grant",
+            self.grant_id.bytes,
+            self.granting_row,
+            self.key_id.bytes,
+            self.recipient_key_id.bytes if self.recipient_key_id is not None else b"",
+            self.state.encode("ascii"),
+            self.wrapped or b"",
+        ]
 
 
 @dataclass(frozen=True)
@@ -74,3 +187,17 @@ class OpenedKey(Uncopied):
 
     stored: StoredKey
     key: KeyBytes = field(repr=False)
+
+
+@dataclass(frozen=True)
+class Wrap:
+    """One stored way to a key: under, or sealed to, another key.
+
+    Attributes:
+        under: the id of that other key, a root key.
+        context: what the wrap is bound to.
+    """
+
+    under: KeyId
+    blob: bytes = field(repr=False)
+    context: bytes = field(repr=False)

@@ -1,12 +1,30 @@
-"""Key slots: each is one way to reach the root key, stored as one wrap of it."""
+"""Key slots: each is one way to reach the root key, stored as one wrap of it under a KEK.
+
+A secret slot derives its KEK from what the owner knows; a provider slot has it unwrapped by a key that lies
+outside. Both store the KEK's public key, so that a new root key can be put into a slot by whoever makes it.
+"""
 
 import uuid
+from dataclasses import dataclass, replace
 
 from sqlalchemy_envelope.crypto.argon2id import KdfSalt
+from sqlalchemy_envelope.crypto.kdf import x25519_public
+from sqlalchemy_envelope.crypto.sealing import PublicKeys, is_sealed, open_key, seal_key
 from sqlalchemy_envelope.crypto.secret import KeyBytes
 from sqlalchemy_envelope.crypto.wrapping import unwrap, wrap
+from sqlalchemy_envelope.exceptions import ProviderError
 from sqlalchemy_envelope.keys.hierarchy import verify
 from sqlalchemy_envelope.keys.model import OpenedKey, SlotKind, StoredKey, StoredSlot
+
+
+@dataclass(frozen=True)
+class ProviderKek:
+    """A KEK that a provider wrapped; one serves many slots, so that not each of them costs a call."""
+
+    reference: str
+    wrapped: bytes
+    public_key: bytes
+    key: KeyBytes | None = None
 
 
 def secret_slot(
@@ -15,15 +33,71 @@ def secret_slot(
     """The slot that a secret opens. Its salt string is part of the wrap's context:
     altering it locks the slot."""
     wrapped = wrap(root.key, kek, root.stored.wrap_context(SlotKind.SECRET, str(salt)))
-    return StoredSlot(slot_id or uuid.uuid4(), root.stored.key_id, SlotKind.SECRET, str(salt), wrapped)
+    return StoredSlot(
+        slot_id or uuid.uuid4(),
+        root.stored.key_id,
+        SlotKind.SECRET,
+        str(salt),
+        wrapped,
+        recipient_public_key=x25519_public(kek),
+    )
 
 
-def open_secret_slot(slot: StoredSlot, root: StoredKey, kek: KeyBytes) -> OpenedKey:
-    """Reach the root key through a secret slot.
+def provider_slot(root: OpenedKey, kek: ProviderKek) -> StoredSlot:
+    """The slot that a provider opens."""
+    slot = StoredSlot(
+        uuid.uuid4(),
+        root.stored.key_id,
+        SlotKind.PROVIDER,
+        "",
+        b"",
+        recipient_public_key=kek.public_key,
+        provider_ref=kek.reference,
+        provider_wrapped=kek.wrapped,
+    )
+    if kek.key is None:
+        return sealed_slot(root, slot)
+    return replace(slot, wrapped=wrap(root.key, kek.key, root.stored.wrap_context(SlotKind.PROVIDER)))
+
+
+def sealed_slot(root: OpenedKey, like: StoredSlot) -> StoredSlot:
+    """A slot for a new root key, which opens as `like` does; made without what opens it."""
+    assert like.recipient_public_key is not None  # noqa: S101 - asked by `can_take_new_root`
+    context = root.stored.wrap_context(like.kind, like.kdf, recipient=like.recipient_public_key)
+    wrapped = seal_key(root.key, PublicKeys(like.recipient_public_key), context)
+    return replace(like, slot_id=uuid.uuid4(), key_id=root.stored.key_id, wrapped=wrapped, seal=None)
+
+
+def open_slot(slot: StoredSlot, root: StoredKey, kek: KeyBytes) -> OpenedKey:
+    """Reach the root key through a slot with its KEK.
 
     Raises:
         UnlockError: another secret, or an altered slot.
-        TamperedKeyError: the secret is right and the stored bytes were altered.
+        TamperedKeyError: the KEK is right and the stored bytes were altered.
     """
-    key = unwrap(slot.wrapped, kek, root.wrap_context(SlotKind.SECRET, slot.kdf))
-    return verify(key, root)
+    if is_sealed(slot.wrapped):
+        context = root.wrap_context(slot.kind, slot.kdf, recipient=slot.recipient_public_key or b"")
+        return verify(open_key(slot.wrapped, kek, context), root)
+    return verify(unwrap(slot.wrapped, kek, root.wrap_context(slot.kind, slot.kdf)), root)
+
+
+def adopted_slot(slot: StoredSlot, root: OpenedKey, kek: KeyBytes) -> StoredSlot:
+    """A sealed slot, wrapped under its KEK from now on."""
+    return replace(slot, wrapped=wrap(root.key, kek, root.stored.wrap_context(slot.kind, slot.kdf)))
+
+
+def kek_context(public_key: bytes) -> dict[str, str]:
+    """What a provider is asked to bind its wrap of a KEK to (section 8)."""
+    return {"library": "sqlalchemy-envelope/v1", "kek": public_key.hex()}
+
+
+def check_kek(kek: KeyBytes, slot: StoredSlot) -> KeyBytes:
+    """Whether a provider answered with the KEK of this slot.
+
+    Raises:
+        ProviderError: it answered with another key.
+    """
+    if x25519_public(kek) != slot.recipient_public_key:
+        kek.wipe()
+        raise ProviderError(f"The provider behind {slot.provider_ref!r} answered with another key.")
+    return kek

@@ -1,5 +1,5 @@
-"""The asynchronous face: the same steps, with database work in the session's greenlet and key
-derivation in a thread."""
+"""The asynchronous face: the same steps, with database work in the session's greenlet, and key derivations and
+calls to providers in a thread."""
 
 from __future__ import annotations
 
@@ -25,18 +25,37 @@ T = TypeVar("T")
 
 
 class AsyncEnvelope:
-    """`Envelope` for `AsyncSession`. Key derivation never runs on the event loop."""
+    """`Envelope` for `AsyncSession`. Neither a key derivation nor a provider ever holds up the event loop."""
 
     def __init__(self, envelope: Envelope | None = None) -> None:
         self.envelope = envelope or Envelope()
 
-    def enroll(self, session: AnyAsyncSession, owner: object, *, secret: str | bytes) -> AsyncUnlocking:
+    def enroll(
+        self,
+        session: AnyAsyncSession,
+        owner: object,
+        *,
+        secret: str | bytes | None = None,
+        provider: str | None = None,
+    ) -> AsyncUnlocking:
         """As `Envelope.enroll`; `await` it, or unlock the owner at once with `async with`."""
-        return AsyncUnlocking(self, session, lambda plain: self.envelope.enroll_steps(plain, owner, secret))
+        return AsyncUnlocking(
+            self, session, lambda plain: self.envelope.enroll_steps(plain, owner, secret, provider)
+        )
 
-    def unlock(self, session: AnyAsyncSession, owner: object, *, secret: str | bytes) -> AsyncUnlocking:
+    def unlock(
+        self,
+        session: AnyAsyncSession,
+        owner: object,
+        *,
+        secret: str | bytes | None = None,
+        provider: str | None = None,
+        reason: str | None = None,
+    ) -> AsyncUnlocking:
         """As `Envelope.unlock`, for `async with`."""
-        return AsyncUnlocking(self, session, lambda plain: self.envelope.unlock_steps(plain, owner, secret))
+        return AsyncUnlocking(
+            self, session, lambda plain: self.envelope.unlock_steps(plain, owner, secret, provider, reason)
+        )
 
     async def change_secret(
         self, session: AnyAsyncSession, owner: object, *, old: str | bytes, new: str | bytes
@@ -67,7 +86,7 @@ class AsyncEnvelope:
             if finished:
                 result: T = value
                 return result
-            answer = await asyncio.to_thread(self.envelope.derive, value)
+            answer = await asyncio.to_thread(self.envelope.perform, value)
 
 
 def _advance(steps: Any, answer: Any) -> tuple[bool, Any]:

@@ -48,9 +48,10 @@ class EncryptedColumn:
         key: its name in a statement's parameters.
         encode: a value's plaintext bytes.
         row_bound: whether its values are bound to their row.
+        scope: which of the owner's data keys encrypts it.
     """
 
-    __slots__ = ("column", "encode", "key", "path", "row_bound", "type")
+    __slots__ = ("column", "encode", "key", "path", "row_bound", "scope", "type")
 
     def __init__(self, column: Column[Any], type_: EncryptedType, path: OwnerPath) -> None:
         self.column = column
@@ -61,6 +62,7 @@ class EncryptedColumn:
             type_.codec.encode if type_.codec.encode is str.encode else _plain_only(type_.codec.encode)
         )
         self.row_bound = type_.bind == "row"
+        self.scope = type_.scope
 
 
 def _plain_only(encode: Callable[[Any], bytes]) -> Callable[[Any], bytes]:
@@ -177,6 +179,7 @@ def _plan_table(table: Table) -> TablePlan | None:
         path = _resolve(column, _mappers.get(table))
         path, members = groups.setdefault(path.columns, (path, []))
         members.append(EncryptedColumn(column, _encrypted_type(column), path))
+        path.owner_class.scopes.add(_encrypted_type(column).scope)
     mapper = _mappers.get(table)
     names = (
         {}
@@ -233,7 +236,7 @@ def _resolve(column: Column[Any], mapper: Mapper[Any] | None) -> OwnerPath:
     table: Table = column.table
     owner = _encrypted_type(column).owner
     if owner is not None:
-        path = _path_through(_named_columns(owner, table, mapper))
+        path = path_through(_named_columns(owner, table, mapper))
         if path is None:
             raise ConfigurationError(
                 f"EncryptedType(owner={owner!r}) on {table.name}.{column.name}: that is not a foreign key to "
@@ -274,7 +277,7 @@ def _candidates(table: Table, mapper: Mapper[Any] | None) -> list[OwnerPath]:
     found: dict[tuple[Any, ...], OwnerPath] = {}
     for one in tables:
         for constraint in sorted(one.foreign_key_constraints, key=lambda each: list(each.column_keys)):
-            path = _path_through(tuple(constraint.columns))
+            path = path_through(tuple(constraint.columns))
             if path is not None:
                 found.setdefault(path.columns, path)
     return list(found.values())
@@ -301,7 +304,7 @@ def _named_columns(
     return tuple(columns)
 
 
-def _path_through(columns: tuple[Column[Any], ...]) -> OwnerPath | None:
+def path_through(columns: tuple[Column[Any], ...]) -> OwnerPath | None:
     """The path to the owner class that these columns refer to, in the order of its primary key."""
     own = owner_class_of(columns[0].table) if columns else None
     if own is not None and set(columns) == set(columns[0].table.primary_key.columns):

@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 
     from sqlalchemy_envelope.crypto.aead import Field, ValueCipher
     from sqlalchemy_envelope.keys.keyring import OwnerId
+    from sqlalchemy_envelope.orm.epochs import Place
     from sqlalchemy_envelope.orm.owners import OwnerClass
+    from sqlalchemy_envelope.orm.policy import Policy
     from sqlalchemy_envelope.orm.unlocked import UnlockedSession
 
 BOUND = "sqlalchemy_envelope.unlocked"
@@ -28,7 +30,7 @@ class NothingUnlocked:
     """Stands in the context when nothing is unlocked, so that the hot path asks one question less."""
 
     readers: Mapping[object, Mapping[bytes, Any]] = {}
-    owners: Mapping[Any, Any] = {}
+    policy: Policy | None = None
     only_class: OwnerClass | None = None
     only_key: Any = None
     handed_sealed = True
@@ -57,13 +59,36 @@ class NothingUnlocked:
 
 NOTHING = NothingUnlocked()
 CURRENT: ContextVar[UnlockedSession | NothingUnlocked] = ContextVar("unlocked", default=NOTHING)
-USING: ContextVar[OwnerId | None] = ContextVar("using", default=None)
+USING: ContextVar[Place | None] = ContextVar("using", default=None)
+
+
+PROCESS: list[UnlockedSession | None] = [None]
+"""The server session of the whole process, if there is one."""
+
+
+def serve_process(server: UnlockedSession | None) -> None:
+    """Let a server session stand wherever nothing else is unlocked; None ends that. The default of `CURRENT`
+    is one object for ever, so it is that object which answers with the server's."""
+    PROCESS[0] = server
+    vars(NOTHING).clear()
+    if server is not None:
+        vars(NOTHING).update(
+            {
+                name: getattr(server, name)
+                for name in ("readers", "is_open", "reader", "remember", "begin_statement", "saw")
+            },
+            note_provenance=server.note_provenance,
+            came_from=server.came_from,
+            policy=server.policy,
+        )
 
 
 def unlocked_sessions(session: Session | None) -> tuple[UnlockedSession, ...]:
     """The open unlocked sessions that serve here, the one bound to the `Session` first."""
     bound = session.info.get(BOUND) if session is not None else None
     current = CURRENT.get()
+    if current is NOTHING and PROCESS[0] is not None:
+        current = PROCESS[0]
     if bound is None or bound is current:
         return (current,) if current.is_open else ()  # type: ignore[return-value]  # only an UnlockedSession is open
     return tuple(one for one in (bound, current) if one.is_open)  # type: ignore[misc]  # as above
@@ -78,10 +103,10 @@ def find_reader(session: Session | None, header: bytes, field: Field) -> ValueCi
     return None
 
 
-def find_writer(session: Session | None, owner: OwnerId, field: Field) -> ValueCipher | None:
+def find_writer(session: Session | None, owner: OwnerId, scope: str, field: Field) -> ValueCipher | None:
     """The cipher that encrypts new values of an owner, if an unlocked session here holds its key."""
     for unlocked in unlocked_sessions(session):
-        cipher = unlocked.writer(owner, field)
+        cipher = unlocked.writer(owner, scope, field)
         if cipher is not None:
             return cipher
     return None

@@ -1,81 +1,58 @@
-"""`Envelope`: the policy of an application, and its verbs: enroll, unlock, change a secret.
-
-Each verb is a generator that does its database work and yields when a key has to be derived. The synchronous
-face runs the derivation on the spot, the asynchronous one in a thread: the core is written once.
-"""
+"""`Envelope`: the policy of an application, and its verbs: enroll, unlock, write only, change a secret."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Generator
-from contextlib import contextmanager
-from dataclasses import replace
-from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
-from sqlalchemy import inspect
-from sqlalchemy.exc import IntegrityError
-from sqlalchemy.orm import InstanceState, Session, scoped_session
+from sqlalchemy.orm import Session, scoped_session
 
 from sqlalchemy_envelope.crypto.argon2id import KdfLimit, KdfProfile, KdfSalt
 from sqlalchemy_envelope.crypto.preparation import prepare_secret
-from sqlalchemy_envelope.crypto.secret import KeyBytes
 from sqlalchemy_envelope.crypto.wrapping import wrong_secret
-from sqlalchemy_envelope.exceptions import (
-    AlreadyEnrolledError,
-    ConfigurationError,
-    KeyNotFoundError,
-    UnlockError,
-)
-from sqlalchemy_envelope.keys.hierarchy import describe, open_under_root, wrap_under_root
-from sqlalchemy_envelope.keys.keyring import Keyring
-from sqlalchemy_envelope.keys.model import KeyState, OpenedKey, Purpose, StoredKey, StoredSlot
-from sqlalchemy_envelope.keys.slots import open_secret_slot, secret_slot
-from sqlalchemy_envelope.orm.binding import plan_of_mapper
-from sqlalchemy_envelope.orm.engine import require_cascades
-from sqlalchemy_envelope.orm.located import (
-    LocatedOwner,
-    check_reference,
-    load_keys,
-    locate,
-    locate_enrolled,
-    usable_state,
-)
-from sqlalchemy_envelope.orm.owners import OwnerClass, require_owner_class
-from sqlalchemy_envelope.orm.store import MAX_SLOTS
-from sqlalchemy_envelope.orm.transactions import note_enrolment, note_unlock
-from sqlalchemy_envelope.orm.unlocked import UnlockedSession
-from sqlalchemy_envelope.orm.writing import ENROLLING_OWNER, Enrolling, enrolling, require_enrolling
+from sqlalchemy_envelope.exceptions import ConfigurationError
+from sqlalchemy_envelope.keys.row_seals import RowSeals
+from sqlalchemy_envelope.orm import enrolling, unlocking
+from sqlalchemy_envelope.orm.located import locate_enrolled
+from sqlalchemy_envelope.orm.policy import Policy, note_policy
+from sqlalchemy_envelope.orm.provided import CachePolicy, make_providers
+from sqlalchemy_envelope.orm.server import ServerSession
+from sqlalchemy_envelope.orm.steps import Derivation, Outside
+from sqlalchemy_envelope.orm.write_only import WriteOnlySession
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Mapping
+
+    from sqlalchemy_envelope.keys.providers.base import KeyProvider
+    from sqlalchemy_envelope.keys.providers.server import ServerKeyring
+    from sqlalchemy_envelope.orm.audit import AuditEvent
+    from sqlalchemy_envelope.orm.steps import Steps
+    from sqlalchemy_envelope.orm.unlocked import UnlockedSession
+
+    AnySession = Session | scoped_session[Any]
 
 T = TypeVar("T")
 
 
-class Derivation(NamedTuple):
-    """A key derivation that a step waits for."""
-
-    secret: bytes
-    salt: KdfSalt
-
-    def __repr__(self) -> str:
-        return "<Derivation redacted>"
-
-    def __reduce_ex__(self, protocol: object) -> NoReturn:
-        raise TypeError("secrets are not copied or pickled")
-
-
-Steps = Generator[Derivation, KeyBytes, T]
-
-
 class Envelope:
-    """The policy of an application; one for each. Holds no key.
+    """The policy of an application; one for each. Holds no user's key.
 
     Args:
         kdf_profile: the cost of new secret slots, and the least an opened one is left at.
         concurrent_derivations: most key derivations at once in this process; default, one for each core. Each
             holds its profile's memory while it runs.
         derivation_wait: seconds to wait for one to come free, before `UnlockBusyError`.
+        server_keys: keys from outside the database. With them every key, slot and grant row carries a seal,
+            and they are the provider `"server"`.
+        providers: other outside holders of keys, by the name that slots store: `{"kms": AwsKms(...)}`.
+        provider_timeout: seconds that one call to a provider may take.
+        provider_retries: how often a call is made again after a failure that may pass.
+        cache: how long keys that a provider opened stay in memory.
+        post_quantum: give new root keys an ML-KEM-768 pair too, so that what is sealed to them withstands a
+            quantum computer later (format 0x13, 1,169 bytes in place of 81).
+        write_epoch_seconds, write_epoch_values: when a sealed write epoch ends: after so many seconds, or
+            encrypted values.
+        audit: called with each `AuditEvent`; they go to the logger `sqlalchemy_envelope.audit` as well.
     """
 
     def __init__(
@@ -84,45 +61,133 @@ class Envelope:
         kdf_profile: KdfProfile = KdfProfile.RFC9106_LOW_MEMORY,
         concurrent_derivations: int | None = None,
         derivation_wait: float = 5.0,
+        server_keys: ServerKeyring | None = None,
+        providers: Mapping[str, KeyProvider] | None = None,
+        provider_timeout: float = 5.0,
+        provider_retries: int = 2,
+        cache: CachePolicy | None = None,
+        post_quantum: bool = False,
+        write_epoch_seconds: float = 3600.0,
+        write_epoch_values: int = 2**24,
+        audit: Callable[[AuditEvent], None] | None = None,
     ) -> None:
         self.kdf_profile = kdf_profile
         self._limit = KdfLimit(concurrent_derivations or os.cpu_count() or 1, derivation_wait)
+        named = dict(providers or {})
+        if server_keys is not None and named.setdefault("server", server_keys) is not server_keys:
+            raise ConfigurationError("The provider 'server' is server_keys; give the other one another name.")
+        self.policy = Policy(
+            seals=RowSeals(server_keys),
+            hybrid=post_quantum,
+            audit=audit,
+            providers=make_providers(
+                named, cache or CachePolicy(), timeout=provider_timeout, retries=provider_retries
+            ),
+            write_epoch_seconds=write_epoch_seconds,
+            write_epoch_values=write_epoch_values,
+        )
 
     def enroll(
-        self, session: Session | scoped_session[Any], owner: object, *, secret: str | bytes
+        self,
+        session: AnySession,
+        owner: object,
+        *,
+        secret: str | bytes | None = None,
+        provider: str | None = None,
     ) -> UnlockedSession:
-        """Make an owner's keys, opened by `secret`, and flush the owner with them. Never commits.
+        """Make an owner's keys, opened by `secret`, by an outside `provider`, or by both, and flush the owner
+        with them. Never commits.
+
+        With neither, as for a group, the keys are open in the unlocked session around this call, and the same
+        transaction must grant them to somebody (`KeyGrant`).
 
         Adds the owner to the session if it is not in it. The owner is unlocked while the
         result is used in a `with`.
 
         Raises:
             AlreadyEnrolledError: it has keys.
+            EnrollmentError: nothing would open its keys.
             SecretError: the secret cannot be used.
             ConfigurationError: it is no `KeyOwner`, or its database would not delete its keys with it.
+            ProviderError: the provider failed.
         """
-        return self.run(self.enroll_steps(plain_session(session), owner, secret))
+        return self.run(self.enroll_steps(plain_session(session), owner, secret, provider))
 
     def unlock(
-        self, session: Session | scoped_session[Any], owner: object, *, secret: str | bytes
+        self,
+        session: AnySession,
+        owner: object,
+        *,
+        secret: str | bytes | None = None,
+        provider: str | None = None,
+        reason: str | None = None,
     ) -> UnlockedSession:
-        """Open an owner's keys; they are of use while the result is used in a `with`.
-        Success is an authentication.
+        """Open an owner's keys, and all that it was granted; they are of use while the result is used in a
+        `with`. Success with a secret is an authentication.
 
-        Two queries and one key derivation, of some 0.2 s with the default profile. A slot that falls short of
-        the policy is upgraded in the caller's transaction.
+        Two queries and one key derivation, of some 0.2 s with the default profile; where there are grants, one
+        query more for each class of them and of the owners they lead to. A slot that falls short of the policy
+        is upgraded, and what was sealed meanwhile adopted, in the caller's transaction.
+
+        Args:
+            secret: the owner's own.
+            provider: in its place, the outside holder of a key slot; needs a `reason`.
+            reason: why, for the audit event.
 
         Raises:
             UnlockError: the secret is wrong, or its slot was altered. Which of the two cannot be told.
             NotEnrolledError: the owner has no keys.
-            TamperedKeyError, OwnerMismatchError, KdfParametersError: stored keys were altered. Certain.
+            KeyNotFoundError: it has no slot of this provider.
+            TamperedKeyError, RowSealError, OwnerMismatchError, KdfParametersError: stored keys were altered.
+                Certain.
             UnlockBusyError: too many derivations at once.
             SecretError: the secret cannot be anyone's.
+            ProviderError: the provider failed, or answered with another key.
         """
-        return self.run(self.unlock_steps(plain_session(session), owner, secret))
+        return self.run(self.unlock_steps(plain_session(session), owner, secret, provider, reason))
+
+    def write_only(self, session: AnySession, *owners: object) -> WriteOnlySession:
+        """Encrypt for owners who are locked: a webhook's events, a job's results. Inside, their values can be
+        written and not read.
+
+        A fresh data key is sealed to each owner's public key with the first value, and serves until its epoch
+        ends; the owner adopts it at their next unlock. Owners that are unlocked around this are written as
+        usual.
+
+        Args:
+            owners: for whom; left out, for whoever's rows are written.
+
+        Raises (when the first value is written):
+            NotEnrolledError: an owner has no keys.
+            RowSealError: a public key was not written by the application.
+        """
+        plain = plain_session(session)
+        note_policy(plain, self.policy)
+        places = [locate_enrolled(plain, owner, self.policy).place for owner in owners]
+        return WriteOnlySession(plain, self.policy, places)
+
+    def server_mode(
+        self, session: AnySession | None = None, *, provider: str = "server", reason: str
+    ) -> ServerSession:
+        """Open owners that this provider holds a slot of as their rows appear, and give new owners such a slot:
+        for applications whose operator holds the keys, and for workers.
+
+        `with envelope.server_mode(...)` serves a request or a job; `envelope.server_mode(...).everywhere()` the
+        whole process. Owners without a slot of the provider stay locked.
+
+        Args:
+            session: bind it to this session too, for code that runs in another context than the `with`.
+            provider: the name of the provider, as it was given to the `Envelope`.
+            reason: why, for the audit events: "web application", "nightly export".
+
+        Raises:
+            ConfigurationError: there is no such provider, or no reason was given.
+        """
+        plain = None if session is None else plain_session(session)
+        return ServerSession(plain, self.policy, provider, reason)
 
     def change_secret(
-        self, session: Session | scoped_session[Any], owner: object, *, old: str | bytes, new: str | bytes
+        self, session: AnySession, owner: object, *, old: str | bytes, new: str | bytes
     ) -> None:
         """Put a new secret in place of the old one. One row changes and no data is touched. Never commits.
 
@@ -139,11 +204,11 @@ class Envelope:
             UnlockError: always, after one key derivation.
             UnlockBusyError, SecretError: as `unlock` would.
         """
-        kek = self.derive(Derivation(prepare_secret(secret), KdfSalt.generate(self.kdf_profile)))
+        kek = self.perform(Derivation(prepare_secret(secret), KdfSalt.generate(self.kdf_profile)))
         kek.wipe()
         raise wrong_secret()
 
-    def rebind(self, session: Session | scoped_session[Any], owner: object, *, secret: str | bytes) -> None:
+    def rebind(self, session: AnySession, owner: object, *, secret: str | bytes) -> None:
         """Bind an owner's keys to its present primary key, after that was changed. Never commits.
 
         The cure for `OwnerMismatchError` when the primary key was changed on purpose, and only then: keys
@@ -153,150 +218,64 @@ class Envelope:
         """
         self.run(self.rebind_steps(plain_session(session), owner, secret))
 
+    def attach(self, session: AnySession) -> None:
+        """Let this envelope's policy serve the flushes of a session in which none of its verbs was used: of
+        use only where a process has several envelopes with server keys."""
+        note_policy(plain_session(session), self.policy)
+
     def run(self, steps: Steps[T]) -> T:
-        """Carry steps out, deriving keys on this thread."""
+        """Carry steps out, with derivations and calls on this thread."""
         try:
-            derivation = next(steps)
+            work = next(steps)
             while True:
-                derivation = steps.send(self.derive(derivation))
+                work = steps.send(self.perform(work))
         except StopIteration as stop:
             result: T = stop.value
             return result
 
-    def derive(self, derivation: Derivation) -> KeyBytes:
-        """Run one key derivation, within the limit."""
-        return self._limit.derive(derivation.secret, derivation.salt)
+    def perform(self, work: Derivation | Outside) -> Any:
+        """Run one key derivation, within the limit, or one call to a provider."""
+        if isinstance(work, Outside):
+            return work.call()
+        return self._limit.derive(work.secret, work.salt)
 
-    def enroll_steps(self, session: Session, owner: object, secret: str | bytes) -> Steps[UnlockedSession]:
+    def enroll_steps(
+        self, session: Session, owner: object, secret: str | bytes | None, provider: str | None
+    ) -> Steps[UnlockedSession]:
         """The steps of `enroll`."""
-        prepared = prepare_secret(secret, new=True)
-        owner_class = require_owner_class(owner)
-        state = usable_state(owner, owner_class)
-        require_cascades(session, {"mapper": owner_class.mapper})
-        if state.key is not None and locate(session, owner).store.load_keys():
-            raise AlreadyEnrolledError(
-                f"This {owner_class.name} has keys already; unlock it, or change its secret."
-            )
-        _refuse_unenrolled_others(session, state)
-        salt = KdfSalt.generate(self.kdf_profile)
-        kek = yield Derivation(prepared, salt)
+        return enrolling.enroll_steps(session, self.policy, self.kdf_profile, owner, secret, provider)
 
-        root_key, data_key = KeyBytes.generate(), KeyBytes.generate()
-        try:
-            _flush_owner(session, owner, state, owner_class, data_key)
-            located = locate(session, owner)
-            root = describe(root_key, located.reference, Purpose.ROOT)
-            data = describe(data_key, located.reference, Purpose.DATA)
-            stored = [root.stored, wrap_under_root(data, root)]
-            _insert(located, stored, secret_slot(root, kek, salt))
-        except BaseException:
-            data_key.wipe()
-            raise
-        finally:
-            root_key.wipe()
-            kek.wipe()
-        unlocked = _unlocked(session, located, [data])
-        note_enrolment(session, owner_class.owner_id(located.primary_key), unlocked)
-        return unlocked
-
-    def unlock_steps(self, session: Session, owner: object, secret: str | bytes) -> Steps[UnlockedSession]:
+    def unlock_steps(
+        self,
+        session: Session,
+        owner: object,
+        secret: str | bytes | None,
+        provider: str | None = None,
+        reason: str | None = None,
+    ) -> Steps[UnlockedSession]:
         """The steps of `unlock`."""
-        prepared = prepare_secret(secret)
-        located = locate_enrolled(session, owner)
-        keys = load_keys(located)
-        check_reference(keys, located)
-        root, slot, salt = yield from self._open_root(located, keys, prepared)
-        with wiping(root.key):
-            if self.kdf_profile.exceeds(salt.profile):
-                stronger = KdfSalt.generate(self.kdf_profile)
-                kek = yield Derivation(prepared, stronger)
-                # A lost race is no loss: whoever won has upgraded or changed the slot.
-                with wiping(kek):
-                    located.store.replace_slot(slot, secret_slot(root, kek, stronger, slot.slot_id))
-            opened = _open_all(keys, root)
-        unlocked = _unlocked(session, located, opened)
-        note_unlock(session, located.owner_class.owner_id(located.primary_key), unlocked)
-        return unlocked
+        if (secret is None) == (provider is None):
+            raise ConfigurationError("Unlock with `secret=` or with `provider=`: one of them.")
+        if secret is not None:
+            return unlocking.unlock_steps(session, self.policy, self.kdf_profile, owner, secret)
+        assert provider is not None  # noqa: S101 - asked above
+        return unlocking.unlock_with_provider_steps(session, self.policy, owner, provider, reason or "")
 
     def change_secret_steps(
         self, session: Session, owner: object, old: str | bytes, new: str | bytes
     ) -> Steps[None]:
         """The steps of `change_secret`."""
-        prepared, prepared_new = prepare_secret(old), prepare_secret(new, new=True)
-        located = locate_enrolled(session, owner)
-        keys = load_keys(located)
-        check_reference(keys, located)
-        root, slot, _ = yield from self._open_root(located, keys, prepared)
-        with wiping(root.key):
-            salt = KdfSalt.generate(self.kdf_profile)
-            kek = yield Derivation(prepared_new, salt)
-            with wiping(kek):
-                new_slot = secret_slot(root, kek, salt, slot.slot_id)
-        if not located.store.replace_slot(slot, new_slot):
-            raise UnlockError(
-                "The secret was changed by somebody else at the same moment; nothing was changed here."
-            )
+        return unlocking.change_secret_steps(session, self.policy, self.kdf_profile, owner, old, new)
 
     def rebind_steps(self, session: Session, owner: object, secret: str | bytes) -> Steps[None]:
         """The steps of `rebind`."""
-        prepared = prepare_secret(secret)
-        located = locate_enrolled(session, owner)
-        keys = load_keys(located)
-        root, slot, _ = yield from self._open_root(located, keys, prepared)
-        with wiping(root.key):
-            opened = _open_all(keys, root)
-            with wiping(*(one.key for one in opened)):
-                salt = KdfSalt.generate(self.kdf_profile)
-                kek = yield Derivation(prepared, salt)
-                new_root = OpenedKey(replace(root.stored, owner_reference=located.reference), root.key)
-                with wiping(kek):
-                    new_slot = secret_slot(new_root, kek, salt, slot.slot_id)
-                moved = [replace(one.stored, owner_reference=located.reference) for one in opened]
-                rewrapped = [
-                    wrap_under_root(OpenedKey(stored, one.key), new_root)
-                    for stored, one in zip(moved, opened, strict=True)
-                ]
-        if not located.store.replace_slot(slot, new_slot):
-            raise UnlockError(
-                "The secret was changed by somebody else at the same moment; nothing was changed here."
-            )
-        for stored in (new_root.stored, *rewrapped):
-            located.store.replace_key(stored)
-
-    def _open_root(
-        self, located: LocatedOwner, keys: Sequence[StoredKey], prepared: bytes
-    ) -> Steps[tuple[OpenedKey, StoredSlot, KdfSalt]]:
-        root = next(
-            (key for key in keys if key.purpose is Purpose.ROOT and key.state is KeyState.ACTIVE), None
-        )
-        if root is None:
-            raise KeyNotFoundError(
-                f"This {located.owner_class.name} has keys and no active root key to open them with."
-            )
-        slots = located.store.load_secret_slots(root)
-        if not slots or len(slots) > MAX_SLOTS:
-            raise KeyNotFoundError(
-                f"This {located.owner_class.name} has {'too many' if slots else 'no'} secret slots; 1 to "
-                f"{MAX_SLOTS} are accepted."
-            )
-        refused: UnlockError | None = None
-        for slot in slots:
-            salt = KdfSalt.parse(slot.kdf, policy=self.kdf_profile)
-            kek = yield Derivation(prepared, salt)
-            try:
-                return open_secret_slot(slot, root, kek), slot, salt
-            except UnlockError as error:
-                refused = error
-            finally:
-                kek.wipe()
-        assert refused is not None  # noqa: S101 - there was at least one slot
-        raise refused
+        return unlocking.rebind_steps(session, self.policy, self.kdf_profile, owner, secret)
 
     def __repr__(self) -> str:
         return f"Envelope(kdf_profile={self.kdf_profile!r})"
 
 
-def plain_session(session: Session | scoped_session[Any]) -> Session:
+def plain_session(session: AnySession) -> Session:
     """The session behind a scoped one.
 
     Raises:
@@ -307,57 +286,3 @@ def plain_session(session: Session | scoped_session[Any]) -> Session:
             "This is an AsyncSession: use AsyncEnvelope(envelope), with `await` or `async with`."
         )
     return session.registry() if isinstance(session, scoped_session) else session
-
-
-def _open_all(keys: Sequence[StoredKey], root: OpenedKey) -> list[OpenedKey]:
-    wanted = [key for key in keys if key.purpose is not Purpose.ROOT and key.state is not KeyState.DESTROYED]
-    return [open_under_root(key, root) for key in wanted]
-
-
-def _unlocked(session: Session, located: LocatedOwner, keys: Sequence[OpenedKey]) -> UnlockedSession:
-    keyring = Keyring()
-    keyring.add(located.owner_class.owner_id(located.primary_key), keys)
-    return UnlockedSession(session, located.owner_class, located.primary_key, keyring)
-
-
-def _refuse_unenrolled_others(session: Session, state: InstanceState[Any]) -> None:
-    """Before the flush, and not in it: a failed flush would roll the caller's transaction back."""
-    for instance in session.new:
-        other: InstanceState[Any] = inspect(instance)
-        if other is not state and any(a.encrypted.path.is_self for a in plan_of_mapper(other.mapper)):
-            require_enrolling(other)
-
-
-def _flush_owner(
-    session: Session, owner: object, state: InstanceState[Any], owner_class: OwnerClass, data_key: KeyBytes
-) -> None:
-    """Write the owner's row, with its own encrypted columns under a key that is not stored yet."""
-    keyring = Keyring()
-    keyring.add(ENROLLING_OWNER, [describe(data_key, b"", Purpose.DATA)])
-    with enrolling(session, Enrolling(state, owner_class, keyring)):
-        session.add(owner)
-        session.flush()
-
-
-def _insert(located: LocatedOwner, keys: Sequence[StoredKey], slot: StoredSlot) -> None:
-    try:
-        located.store.insert_keys(keys)
-    except IntegrityError:
-        pass
-    else:
-        located.store.insert_slot(slot)
-        return
-    raise AlreadyEnrolledError(
-        f"This {located.owner_class.name} was enrolled by somebody else at the same moment; roll back and "
-        "unlock it."
-    )
-
-
-@contextmanager
-def wiping(*keys: KeyBytes) -> Iterator[None]:
-    """Wipe keys at the end of the block, however it ends."""
-    try:
-        yield
-    finally:
-        for key in keys:
-            key.wipe()

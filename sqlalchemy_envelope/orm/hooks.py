@@ -12,7 +12,19 @@ from typing import Any
 from sqlalchemy import Column, Engine, event
 from sqlalchemy.orm import Mapper, Session
 
-from sqlalchemy_envelope.orm import context, echo, loading, models, refusals, statements, writing
+from sqlalchemy_envelope.orm import (
+    context,
+    echo,
+    fetching,
+    grants,
+    loading,
+    models,
+    refusals,
+    server,
+    sharing,
+    statements,
+    writing,
+)
 from sqlalchemy_envelope.orm.binding import note_mapper
 from sqlalchemy_envelope.orm.declaration import check_mapper, declare_column
 
@@ -24,6 +36,7 @@ def register() -> None:
     event.listen(Column, "after_parent_attach", _on_column)
     event.listen(Mapper, "after_mapper_constructed", _on_mapper_constructed)
     event.listen(Mapper, "mapper_configured", _on_mapper_configured)
+    event.listen(Mapper, "after_configured", grants.check_all)
 
 
 def _on_column(column: Column[Any], table: Any) -> None:
@@ -39,14 +52,26 @@ def _install() -> None:
     event.listen(Engine, "engine_connect", echo.on_connect)
     event.listen(Engine, "before_execute", statements.before_execute, retval=True)
     event.listen(Engine, "before_cursor_execute", refusals.before_cursor_execute)
+    event.listen(Engine, "after_cursor_execute", fetching.after_cursor_execute)
     event.listen(Session, "after_begin", writing.after_begin)
     event.listen(Session, "after_flush", writing.clear_notes)
     event.listen(Session, "after_soft_rollback", writing.clear_notes)
     event.listen(Session, "after_attach", _on_attach)
+    event.listen(Session, "before_flush", server.before_flush)
+    event.listen(Session, "after_flush", server.after_flush)
+    event.listen(Session, "after_soft_rollback", server.after_soft_rollback)
+
+
+def _install_sharing() -> None:
+    if not event.contains(Session, "after_flush", sharing.after_flush):
+        event.listen(Session, "before_flush", sharing.before_flush)
+        event.listen(Session, "after_flush", sharing.after_flush)
 
 
 def _on_mapper_constructed(mapper: Mapper[Any], cls: type[Any]) -> None:
     models.on_mapper(mapper, cls)
+    if grants.on_mapper(mapper, cls):
+        _install_sharing()
     note_mapper(mapper)
 
 

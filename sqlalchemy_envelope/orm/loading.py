@@ -51,7 +51,7 @@ def load_listener(mapper: Mapper[Any]) -> Callable[..., None]:
     def on_load(state: InstanceState[Any], query_context: Any, read: Any = None) -> None:
         checked: list[str] | None = [] if column_bound else None
         _settle(state, query_context, openings, checked)
-        if checked is not None and current().owners and query_context is not None:
+        if checked is not None and current().is_open and query_context is not None:
             _check_owner(state, plan, read, checked)
 
     if len(paths) > 1 or len(owner_keys) != 1 or any(attribute.row_bound for attribute in plan):
@@ -159,9 +159,15 @@ def _open(
 def _check_owner(
     state: InstanceState[Any], plan: Iterable[EncryptedAttribute], read: Any, checked: Collection[str]
 ) -> None:
-    """Refuse a value that opened before its row was known, and whose row is another owner's."""
+    """Refuse a value that opened before its row was known, and whose row is another owner's.
+
+    With several owners unlocked, rows were compared as they were fetched (`fetching`), but for those that came
+    without their owner's column: a deferred attribute, say, of a row that is known already.
+    """
     current = context.CURRENT.get()
     for attribute in plan:
+        if current.only_class is None and (read is None or not read.isdisjoint(attribute.owner_keys)):
+            continue
         key = attribute.key
         value = state.dict.get(key)
         if (

@@ -6,32 +6,40 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sqlalchemy import inspect
 
-from sqlalchemy_envelope.exceptions import EnrollmentError, NotEnrolledError, OwnerMismatchError
+from sqlalchemy_envelope.exceptions import EnrollmentError, NotEnrolledError
 from sqlalchemy_envelope.keys.hierarchy import check_generations
 from sqlalchemy_envelope.orm.engine import require_cascades
+from sqlalchemy_envelope.orm.epochs import Place
 from sqlalchemy_envelope.orm.owners import OwnerClass, require_owner_class
-from sqlalchemy_envelope.orm.store import KeyStore
+from sqlalchemy_envelope.orm.store import KeyStore, OwnedKey, usable
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from sqlalchemy.orm import InstanceState, Session
 
     from sqlalchemy_envelope.keys.model import StoredKey
+    from sqlalchemy_envelope.orm.policy import Policy
 
 
 class LocatedOwner(NamedTuple):
     """An owner with its place in the database."""
 
     instance: object
-    owner_class: OwnerClass
-    primary_key: tuple[Any, ...]
+    place: Place
     store: KeyStore
+
+    @property
+    def name(self) -> str:
+        """The name of its class."""
+        return self.place.owner_class.name
 
     @property
     def reference(self) -> bytes:
         """What this owner's wraps are bound to."""
-        return self.owner_class.reference(self.instance, self.primary_key)
+        return self.place.owner_class.reference(self.instance, self.place.primary_key)
+
+    def load(self) -> list[OwnedKey]:
+        """Its key rows, checked but not refused yet."""
+        return self.store.load([self.place.primary_key])
 
 
 def usable_state(owner: object, owner_class: OwnerClass) -> InstanceState[Any]:
@@ -42,15 +50,15 @@ def usable_state(owner: object, owner_class: OwnerClass) -> InstanceState[Any]:
     return state
 
 
-def locate(session: Session, owner: object) -> LocatedOwner:
+def locate(session: Session, owner: object, policy: Policy) -> LocatedOwner:
     """An owner that is in the database."""
     owner_class = require_owner_class(owner)
     identity: Any = inspect(owner).key
-    primary_key = tuple(identity[1])
-    return LocatedOwner(owner, owner_class, primary_key, KeyStore(session, owner_class, primary_key))
+    place = Place(owner_class, tuple(identity[1]))
+    return LocatedOwner(owner, place, KeyStore(session, owner_class, policy.seals))
 
 
-def locate_enrolled(session: Session, owner: object) -> LocatedOwner:
+def locate_enrolled(session: Session, owner: object, policy: Policy) -> LocatedOwner:
     """An owner that could have keys, in a database that would delete them with it.
 
     Raises:
@@ -62,36 +70,20 @@ def locate_enrolled(session: Session, owner: object) -> LocatedOwner:
             f"This {owner_class.name} is not in the database yet; enroll it: envelope.enroll(...)."
         )
     require_cascades(session, {"mapper": owner_class.mapper})
-    return locate(session, owner)
+    return locate(session, owner, policy)
 
 
-def load_keys(located: LocatedOwner) -> list[StoredKey]:
-    """An owner's keys, one active generation of each.
+def load_keys(located: LocatedOwner, *, moved: bool = False) -> list[StoredKey]:
+    """An owner's keys, one active generation of each; `moved` if they may be bound to another primary key.
 
     Raises:
         NotEnrolledError: there are none.
-        TamperedKeyError: an older one was made active again.
+        TamperedKeyError, RowSealError: an older one was made active again, or one was altered.
+        OwnerMismatchError: they are bound to another owner.
     """
-    keys = located.store.load_keys()
-    if not keys:
-        raise NotEnrolledError(
-            f"This {located.owner_class.name} has no keys; enroll it first: envelope.enroll(...)."
-        )
+    rows = located.load()
+    if not rows:
+        raise NotEnrolledError(f"This {located.name} has no keys; enroll it first: envelope.enroll(...).")
+    keys = [row.stored for row in rows] if moved else [row.stored for row in usable(rows)]
     check_generations(keys)
     return keys
-
-
-def check_reference(keys: Sequence[StoredKey], located: LocatedOwner) -> None:
-    """Whether the keys say they belong to this owner.
-
-    Raises:
-        OwnerMismatchError: they do not.
-    """
-    reference = located.reference
-    if any(key.owner_reference != reference for key in keys):
-        raise OwnerMismatchError(
-            f"Keys stored for this {located.owner_class.name} are bound to another owner. If its table was "
-            "renamed, pin the old name: `__owner_label__ = 'old_name'` on the class. If its primary key was "
-            "changed, bind the keys anew: envelope.rebind(session, owner, secret=...). If neither, they were "
-            "moved here."
-        )

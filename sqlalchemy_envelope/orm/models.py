@@ -90,7 +90,8 @@ class _OwnedTable(Generic[Owner]):
 
 
 class KeyTable(_OwnedTable[Owner]):
-    """Keys of one class of owners. Subclass it to choose the table's name or to add columns:
+    """Keys of one class of owners. `granted` counts the grants that were made of a key; fewer rows than that,
+    and somebody was removed. Subclass it to choose the table's name or to add columns:
     `class UserKey(KeyTable[User], Base): __tablename__ = "user_keys"`."""
 
     key_id: Mapped[uuid.UUID] = mapped_column(Uuid, primary_key=True)
@@ -101,7 +102,11 @@ class KeyTable(_OwnedTable[Owner]):
     state: Mapped[str] = mapped_column(String(16))
     commitment: Mapped[bytes] = mapped_column(LargeBinary(32))
     public_key: Mapped[bytes] = mapped_column(LargeBinary(32))
+    mlkem_public_key: Mapped[bytes | None] = mapped_column(LargeBinary(1184))
     wrapped: Mapped[bytes | None] = mapped_column(LargeBinary)
+    proof: Mapped[bytes | None] = mapped_column(LargeBinary(32))
+    granted: Mapped[int] = mapped_column(default=0)
+    seal: Mapped[bytes | None] = mapped_column(LargeBinary(48))
     created_at: Mapped[dt.datetime] = mapped_column(DateTime(timezone=True), default=_now)
     retired_at: Mapped[dt.datetime | None] = mapped_column(DateTime(timezone=True))
 
@@ -128,7 +133,9 @@ class KeySlotTable(_OwnedTable[Owner]):
     kdf: Mapped[str | None] = mapped_column(String(128))
     recipient_public_key: Mapped[bytes | None] = mapped_column(LargeBinary(32))
     provider_ref: Mapped[str | None] = mapped_column(String(255))
+    provider_wrapped: Mapped[bytes | None] = mapped_column(LargeBinary)
     wrapped: Mapped[bytes] = mapped_column(LargeBinary)
+    seal: Mapped[bytes | None] = mapped_column(LargeBinary(48))
     label: Mapped[str | None] = mapped_column(String(255))
     created_at: Mapped[dt.datetime] = mapped_column(DateTime(timezone=True), default=_now)
     changed_at: Mapped[dt.datetime | None] = mapped_column(DateTime(timezone=True), onupdate=_now)

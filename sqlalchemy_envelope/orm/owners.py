@@ -16,11 +16,17 @@ if TYPE_CHECKING:
     from sqlalchemy.orm import Mapper
 
     from sqlalchemy_envelope.keys.keyring import OwnerId
+    from sqlalchemy_envelope.orm.grants import GrantClass
 
 
 @dataclass(eq=False)
 class OwnerClass:
-    """One class of key owners, with the tables that hold its keys."""
+    """One class of key owners, with the tables that hold its keys.
+
+    Attributes:
+        scopes: the scopes that its encrypted columns name; each has data keys of its own.
+        grants_of, grants_to: the grant classes that share its keys, and that give it others'.
+    """
 
     mapper: Mapper[Any]
     label: str
@@ -29,6 +35,9 @@ class OwnerClass:
     key_class: Any = None
     slot_class: Any = None
     owner_columns: tuple[Column[Any], ...] = field(default=())
+    scopes: set[str] = field(default_factory=lambda: {""})
+    grants_of: list[GrantClass] = field(default_factory=list)
+    grants_to: list[GrantClass] = field(default_factory=list)
 
     @property
     def name(self) -> str:

@@ -28,6 +28,19 @@ def is_ciphertext(value: object) -> bool:
     return type(value) is tuple and len(value) == 2 and value[0] is CIPHERTEXT
 
 
+class Unplaced:
+    """A stored value on its way to its result processor, whose row came without its owner: it may open, but
+    whose row it is in is still to be asked."""
+
+    __slots__ = ("blob",)
+
+    def __init__(self, blob: bytes) -> None:
+        self.blob = blob
+
+    def __repr__(self) -> str:
+        return f"<Unplaced, {len(self.blob)} bytes>"
+
+
 class Sealed:
     """A stored value that could not be opened where it was read: its key is locked, or it is bound to a
     row that the statement did not select as an entity. `unlocked.decrypt(sealed)` opens it, with

@@ -19,12 +19,14 @@ from sqlalchemy_envelope.exceptions import StatementRefusedError, ValueEncodingE
 from sqlalchemy_envelope.orm import context
 from sqlalchemy_envelope.orm.binding import plan_of_table
 from sqlalchemy_envelope.orm.copying import check_from_select, check_upsert
+from sqlalchemy_envelope.orm.provided import note_locks, takes_locks
 from sqlalchemy_envelope.orm.sealed import CIPHERTEXT, Sealed, is_ciphertext
 from sqlalchemy_envelope.orm.types import EncryptedType
 from sqlalchemy_envelope.orm.writing import (
     ENROLLING_OWNER,
     client_default,
-    enrolling_in,
+    enrolling_owner,
+    enrolling_row,
     holds_nothing,
     notes_of,
     owner_of_state,
@@ -41,6 +43,7 @@ if TYPE_CHECKING:
     from sqlalchemy_envelope.crypto.aead import BoundCipher, ValueCipher
     from sqlalchemy_envelope.keys.keyring import OwnerId
     from sqlalchemy_envelope.orm.binding import EncryptedColumn, OwnerPath, TablePlan
+    from sqlalchemy_envelope.orm.writing import Enrolling
 
     Row = Mapping[str, Any]
 
@@ -53,6 +56,8 @@ def before_execute(
     current = context.CURRENT.get()
     if current.is_open and session is not None:
         current.begin_statement(session)
+    if session is not None and takes_locks(statement):
+        note_locks(session)
     if isinstance(statement, (Insert, Update)):
         # A bulk statement on a joined subclass comes once for each of its tables, which only a mark names.
         marks = statement._annotations
@@ -165,7 +170,26 @@ class _StatementWriter:
                 )
         return literals
 
+    def _prepare(self, rows: Sequence[Row], literals: Row) -> None:
+        """Tell those who make keys as they are needed whose rows come, all at once."""
+        for unlocked in context.unlocked_sessions(self._session):
+            if not unlocked.on_demand:
+                continue
+            for path, columns in self._plan.groups:
+                if not self._plan.has(path) or (path.is_self and self._inserts):
+                    continue
+                names = [self._parameter(one.key) for one in columns]
+                keys = {
+                    tuple(self._value(key, row, literals) for key in path.keys)
+                    for row in rows
+                    if any(row.get(name) is not None for name in names)
+                }
+                whole = {key for key in keys if None not in key}
+                count = len(rows) * len(columns)
+                unlocked.prepare_write(self._session, path.owner_class, whole, count)
+
     def _rows(self, rows: Sequence[Row], literals: Row) -> list[dict[str, Any]]:
+        self._prepare(rows, literals)
         batch = Batch(len(rows) * len(self._plan.columns), CIPHERTEXT)
         if not self._inserts or self._plan.has_defaults or self._plan.row_bound or len(self._groups) > 1:
             return [self._row(row, literals, batch) for row in rows]
@@ -221,42 +245,61 @@ class _StatementWriter:
         self, row: Row, literals: Row, path: OwnerPath, columns: Sequence[EncryptedColumn]
     ) -> list[BoundCipher]:
         """What encrypts the columns of a row's owner."""
+        if path.is_self and self._inserts:
+            new = enrolling_row(self._session, path.owner_class, row, self._attributes())
+            if new is not None:
+                return [self._column_cipher(new, b"", column) for column in columns]
         values = tuple([self._value(key, row, literals) for key in path.keys]) if self._plan.has(path) else ()
-        owner = self._owner(row, literals, path, columns[0], values)
-        return [self._column_cipher(owner, column) for column in columns]
+        key = self._owner(row, path, columns[0], values)
+        owner = path.owner_class.owner_id(key)
+        new = enrolling_owner(self._session, owner)
+        if new is None:
+            for unlocked in context.unlocked_sessions(self._session):
+                unlocked.prepare_write(self._session, path.owner_class, [key], 0)
+        return [self._column_cipher(new, owner, column) for column in columns]
 
-    def _column_cipher(self, owner: OwnerId, column: EncryptedColumn) -> BoundCipher:
-        cipher = self._cipher(owner, column)
+    def _attributes(self) -> dict[str, str]:
+        """The attributes that the table's columns are mapped by, to tell one new owner's row from another's."""
+        shown = {column: attribute for attribute, column in self._plan.names.items()}
+        return {
+            column.key: shown.get(column.key, column.key)
+            for column in self._plan.table.columns
+            if not column.primary_key
+        }
+
+    def _column_cipher(self, new: Enrolling | None, owner: OwnerId, column: EncryptedColumn) -> BoundCipher:
+        cipher = self._cipher(new, owner, column)
         # CPython's sqlite3 looks for an adapter for every `bytes`, and takes a bytearray
         # as it is: half the time.
         sqlite = self._connection.dialect.name == "sqlite"
         return cipher.bind(self._parameter(column.key), column.encode, column, as_bytearray=sqlite)
 
     def _owner(
-        self, row: Row, literals: Row, path: OwnerPath, column: EncryptedColumn, values: tuple[Any, ...]
-    ) -> OwnerId:
-        owner = path.owner_id(values) if values else None
-        current = enrolling_in(self._session)
-        if current is not None and path.is_self and self._inserts and current.owner_class is path.owner_class:
-            return ENROLLING_OWNER
-        if owner is None:
-            state = self._state(row)
-            owner = owner_of_state(state, path, column.key) if state is not None else context.USING.get()
-        if owner is None:
+        self, row: Row, path: OwnerPath, column: EncryptedColumn, values: tuple[Any, ...]
+    ) -> tuple[Any, ...]:
+        """The primary key of a row's owner."""
+        if values and None not in values:
+            return values
+        state = self._state(row)
+        if state is not None:
+            key = owner_of_state(state, path, column.key)
+        else:
+            using = context.USING.get()
+            key = using.primary_key if using is not None and using.owner_class is path.owner_class else None
+        if key is None:
             raise StatementRefusedError(
                 f"A statement writes {self._plan.table.name}.{column.key} and does not name the row's owner "
                 f"({', '.join(path.keys)}). Name it in the values, load and change the objects, or say whose "
                 "rows these are: `with unlocked.using(owner): ...`."
             )
-        return owner
+        return key
 
-    def _cipher(self, owner: OwnerId, column: EncryptedColumn) -> ValueCipher:
+    def _cipher(self, new: Enrolling | None, owner: OwnerId, column: EncryptedColumn) -> ValueCipher:
         field = column.type.field
-        current = enrolling_in(self._session)
-        if current is not None and owner in (ENROLLING_OWNER, current.owner_id()):
-            cipher = current.keyring.writer(ENROLLING_OWNER, field)
+        if new is not None:
+            cipher = new.keyring.writer(ENROLLING_OWNER, column.scope, field)
         else:
-            cipher = context.find_writer(self._session, owner, field)
+            cipher = context.find_writer(self._session, owner, column.scope, field)
         if cipher is None:
             raise context.locked(
                 f"{self._plan.table.name}.{column.key}, of this row's {column.path.owner_class.name},",

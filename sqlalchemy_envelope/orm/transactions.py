@@ -13,12 +13,20 @@ from weakref import WeakSet
 from sqlalchemy import event
 from sqlalchemy.orm import Session
 
+from sqlalchemy_envelope.exceptions import EnrollmentError
+from sqlalchemy_envelope.orm.store import KeyStore, count_grants
+
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from sqlalchemy.orm import SessionTransaction
 
     from sqlalchemy_envelope.keys.keyring import OwnerId
+    from sqlalchemy_envelope.orm.epochs import Place
+    from sqlalchemy_envelope.orm.policy import Policy
     from sqlalchemy_envelope.orm.unlocked import UnlockedSession
 
+_UNREACHABLE = "sqlalchemy_envelope.unreachable"
 _FRESH = "sqlalchemy_envelope.fresh"
 
 
@@ -28,10 +36,14 @@ class _Enrolment:
     within: list[SessionTransaction]
     """The transactions around it, innermost first; all must commit."""
     holders: WeakSet[UnlockedSession] = field(default_factory=WeakSet)
+    committed: Callable[[], None] | None = None
 
 
-def note_enrolment(session: Session, owner: OwnerId, unlocked: UnlockedSession) -> None:
-    """Keys of this owner were written in the session's current transaction."""
+def note_enrolment(
+    session: Session, owner: OwnerId, unlocked: UnlockedSession, committed: Callable[[], None] | None = None
+) -> None:
+    """Keys of this owner were written in the session's current transaction; `committed` is called when that
+    is for good."""
     if not event.contains(Session, "after_transaction_end", _ended):
         event.listen(Session, "after_commit", _committed)
         event.listen(Session, "after_transaction_end", _ended)
@@ -40,9 +52,35 @@ def note_enrolment(session: Session, owner: OwnerId, unlocked: UnlockedSession) 
     while transaction is not None:
         within.append(transaction)
         transaction = transaction.parent
-    enrolment = _Enrolment(owner, within)
+    enrolment = _Enrolment(owner, within, committed=committed)
     enrolment.holders.add(unlocked)
     session.info.setdefault(_FRESH, []).append(enrolment)
+
+
+def note_unreachable(session: Session, policy: Policy, place: Place) -> None:
+    """This owner was enrolled without a slot: somebody has to be granted its key before the commit."""
+    if not event.contains(Session, "before_commit", _require_reachable):
+        event.listen(Session, "before_commit", _require_reachable)
+    session.info.setdefault(_UNREACHABLE, []).append((place, policy))
+
+
+def _require_reachable(session: Session) -> None:
+    waiting = session.info.pop(_UNREACHABLE, ())
+    if not waiting:
+        return
+    session.flush()
+    for place, policy in waiting:
+        store = KeyStore(session, place.owner_class, policy.seals)
+        roots = [one.stored.key_id for one in store.load_active_roots([place.primary_key]).values()]
+        counts = (
+            count_grants(session, place.owner_class.grants_of, roots) if place.owner_class.grants_of else {}
+        )
+        if roots and not any(count.rows > count.pending for count in counts.values()):
+            session.info.setdefault(_UNREACHABLE, []).append((place, policy))
+            raise EnrollmentError(
+                f"Nobody could open the keys of a new {place.owner_class.name} after this commit: add a grant "
+                "of it to somebody who is enrolled, or enroll it with `secret=` or `provider=`."
+            )
 
 
 def note_unlock(session: Session, owner: OwnerId, unlocked: UnlockedSession) -> None:
@@ -57,6 +95,9 @@ def _committed(session: Session) -> None:
     for enrolment in session.info.get(_FRESH, ()):
         if transaction in enrolment.within:
             enrolment.within.remove(transaction)
+            if not enrolment.within and enrolment.committed is not None:
+                enrolment.committed()
+                enrolment.committed = None
 
 
 def _ended(session: Session, transaction: SessionTransaction) -> None:
@@ -68,5 +109,7 @@ def _ended(session: Session, transaction: SessionTransaction) -> None:
             for unlocked in list(enrolment.holders):
                 unlocked.drop(enrolment.owner)
             enrolment.within.clear()
+            waiting = session.info.get(_UNREACHABLE, [])
+            waiting[:] = [one for one in waiting if one[0].owner != enrolment.owner]
         if not enrolment.within:
             fresh.remove(enrolment)

@@ -19,7 +19,7 @@ from sqlalchemy_envelope.crypto.aead import HEADER_SIZE, Field, check_value
 from sqlalchemy_envelope.exceptions import ConfigurationError, FormatError, StatementRefusedError
 from sqlalchemy_envelope.orm.codecs import Codec, codec_for
 from sqlalchemy_envelope.orm.context import CURRENT
-from sqlalchemy_envelope.orm.sealed import CIPHERTEXT, Sealed
+from sqlalchemy_envelope.orm.sealed import CIPHERTEXT, Sealed, Unplaced
 
 # Constant slices, made once: building them for each value costs a tenth of its decryption.
 _HEADER, _NONCE, _BODY = slice(HEADER_SIZE), slice(HEADER_SIZE, 29), slice(29, None)
@@ -67,6 +67,7 @@ class EncryptedType(TypeDecorator[Any]):
         label: what values are bound to. Left out: `table.column`; pin the old name before a rename.
         bind: "column", or "row" to bind each value to its row's primary key too, which
             the client must then make.
+        scope: which of the owner's data keys, by name; a `KeyGrant` may share one scope and not the others.
 
     Stored: plaintext + 45 bytes, in the dialect's binary type. The length and `NULL` show; the empty string
     is encrypted. Format: docs/reference/wire-format.md, section 6.
@@ -86,6 +87,7 @@ class EncryptedType(TypeDecorator[Any]):
         owner: str | tuple[str, ...] | None = None,
         label: str | None = None,
         bind: Literal["column", "row"] = "column",
+        scope: str = "",
     ) -> None:
         super().__init__()
         if bind not in ("column", "row"):
@@ -95,7 +97,10 @@ class EncryptedType(TypeDecorator[Any]):
             raise ConfigurationError("EncryptedType inside EncryptedType: name the type of the plaintext.")
         self.owner = owner
         self.label = label
+        if not isinstance(scope, str) or len(scope) > 64:
+            raise ConfigurationError("EncryptedType(scope=...): a name of at most 64 characters.")
         self.bind = bind
+        self.scope = scope
         self.codec  # noqa: B018 - an unsupported inner type is an error here, not at first use
 
     @cached_property
@@ -163,8 +168,13 @@ class EncryptedType(TypeDecorator[Any]):
     def __repr__(self) -> str:
         options = "".join(
             f", {name}={value!r}"
-            for name, value in (("owner", self.owner), ("label", self.label), ("bind", self.bind))
-            if value is not None and value != "column"
+            for name, value in (
+                ("owner", self.owner),
+                ("label", self.label),
+                ("bind", self.bind),
+                ("scope", self.scope),
+            )
+            if value not in (None, "column", "")
         )
         return f"EncryptedType({self.inner!r}{options})"
 
@@ -224,6 +234,9 @@ def open_first(type_: EncryptedType, slot: object, value: Any) -> Any:
     Raises:
         FormatError, TruncatedError, DecryptionError: not a value that belongs here.
     """
+    placed = type(value) is not Unplaced
+    if not placed:
+        value = value.blob
     check_value(value)
     header, field = bytes(value[_HEADER]), type_.field
     current = CURRENT.get()
@@ -232,10 +245,10 @@ def open_first(type_: EncryptedType, slot: object, value: Any) -> Any:
         current.handed_sealed = True
         return Sealed(bytes(value), type_)
     plaintext = decode(type_, cipher.decrypt(value))
-    if current.only_class is not None:
+    if placed:
         current.remember(slot, header, cipher, (cipher.open, cipher.aad))
     else:
-        # Several owners are unlocked: each value comes this way, so that its row can be asked whose it is.
+        # Several owners are unlocked: its object will be asked whose it is.
         current.note_provenance(plaintext, header)
     return plaintext
 

@@ -1,6 +1,8 @@
 """One unlocked session: the keys that are open, where, and what happens when it is left.
 
-Unlocked sessions nest: an inner one sees the keys of the outer one too, and takes only its own with it.
+Unlocked sessions nest: an inner one sees the keys of the outer one too, and takes only its own with it. Two
+other kinds stand where this one may: `write_only`, which encrypts for owners who are locked, and `server`,
+which opens owners as their rows appear.
 """
 
 from __future__ import annotations
@@ -23,37 +25,45 @@ from sqlalchemy_envelope.exceptions import (
 )
 from sqlalchemy_envelope.keys.keyring import Keyring
 from sqlalchemy_envelope.orm import context, loading
+from sqlalchemy_envelope.orm.epochs import Place
+from sqlalchemy_envelope.orm.freshness import freshen
 from sqlalchemy_envelope.orm.owners import require_owner_class
 from sqlalchemy_envelope.orm.provenance import Provenance
 from sqlalchemy_envelope.orm.types import decode
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
     from sqlalchemy.orm import InstanceState, Session
 
     from sqlalchemy_envelope.crypto.aead import Field, ValueCipher
     from sqlalchemy_envelope.keys.keyring import OwnerId
+    from sqlalchemy_envelope.keys.model import OpenedKey
     from sqlalchemy_envelope.orm.binding import EncryptedAttribute
     from sqlalchemy_envelope.orm.owners import OwnerClass
+    from sqlalchemy_envelope.orm.policy import Policy
     from sqlalchemy_envelope.orm.sealed import Sealed
 
 _live: WeakSet[UnlockedSession] = WeakSet()
 
 
 class UnlockedSession:
-    """Keys of one owner, open from `with` to its end. Made by `Envelope.enroll` and `Envelope.unlock`.
+    """Keys of an owner and of all that was granted to it, open from `with` to its end. Made by
+    `Envelope.enroll` and `Envelope.unlock`.
 
     Entering it puts it into the context and binds it to the `Session`. It is left once;
     after that it is of no use.
     """
 
+    on_demand = False
+    """Whether keys are fetched or made as they are needed: it is told beforehand of the rows that come."""
+
     def __init__(
-        self, session: Session, owner_class: OwnerClass, primary_key: tuple[Any, ...], keyring: Keyring
+        self, session: Session | None, policy: Policy, places: Sequence[Place], keyring: Keyring
     ) -> None:
         self._home = session
-        self._owner_class = owner_class
-        self._primary_key = primary_key
+        self.policy = policy
+        self.places: dict[OwnerId, Place] = {place.owner: place for place in places}
         self._keyring = keyring
         self._parent: UnlockedSession | None = None
         self._children: WeakSet[UnlockedSession] = WeakSet()
@@ -66,8 +76,6 @@ class UnlockedSession:
         self.readers: dict[object, dict[bytes, Any]] = {}
         """For the result processors: by column and value header, what opens it. Emptied
         when anything is locked."""
-        self.owners: dict[OwnerClass, set[Any]] = {}
-        """For the load listener: the primary keys of unlocked owners, as rows hold them."""
         self.only_class: OwnerClass | None = None
         self.only_key: Any = None
         """For the load listener: class and primary key, if a single owner is unlocked."""
@@ -93,18 +101,56 @@ class UnlockedSession:
         self._parent = open_here[0] if open_here else None
         if self._parent is not None:
             self._parent._children.add(self)
-            self.owners = {of: set(keys) for of, keys in self._parent.owners.items()}
-        key = self._primary_key
-        self.owners.setdefault(self._owner_class, set()).add(key[0] if len(key) == 1 else key)
-        if self._parent is None:
-            self.only_class, self.only_key = self._owner_class, key[0] if len(key) == 1 else key
-        self._displaced = self._home.info.get(context.BOUND)
-        self._home.info[context.BOUND] = self
+        self.is_open = True
+        self._note_only_owner()
+        if self._home is not None:
+            self._displaced = self._home.info.get(context.BOUND)
+            self._home.info[context.BOUND] = self
+            self._sessions.add(self._home)
         self._surrounding = context.CURRENT.get()
         context.CURRENT.set(self)
-        self._sessions.add(self._home)
-        self.is_open = True
         return self
+
+    def _note_only_owner(self) -> None:
+        """With a single owner unlocked a row is compared with that one; with several, each with its own."""
+        self.only_class, self.only_key = None, None
+        if self._parent is None and len(self._keyring) == len(self.places) == 1:
+            ((owner_class, key),) = self.places.values()
+            self.only_class, self.only_key = owner_class, key[0] if len(key) == 1 else key
+
+    def admit(self, place: Place, keys: Iterable[OpenedKey]) -> None:
+        """Take in an owner that was enrolled inside this unlocked session."""
+        self.places[place.owner] = place
+        self._keyring.add(place.owner, keys)
+        self._note_only_owner()
+
+    @property
+    def keyring(self) -> Keyring:
+        """The keys themselves."""
+        return self._keyring
+
+    def holder(self, owner: OwnerId) -> UnlockedSession | None:
+        """The unlocked session, this one or one around it, that reaches the owner's root key."""
+        if self.is_open and owner in self._keyring and self._keyring.root(owner) is not None:
+            return self
+        return self._parent.holder(owner) if self._parent is not None else None
+
+    def prepare_read(
+        self, session: Session | None, owner_class: OwnerClass, headers: Mapping[bytes, int]
+    ) -> None:
+        """Rows with values under these keys, so many of each, are about to be read; all are told at once, so
+        that keys can be fetched in batches."""
+        if self._parent is not None:
+            self._parent.prepare_read(session, owner_class, headers)
+
+    def prepare_write(
+        self, session: Session | None, owner_class: OwnerClass, keys: Collection[tuple[Any, ...]], values: int
+    ) -> None:
+        """So many values of these owners, by primary key, are about to be encrypted."""
+        if self.is_open and session is not None and owner_class.grants_of:
+            freshen(self, session, owner_class, keys)
+        if self._parent is not None:
+            self._parent.prepare_write(session, owner_class, keys, values)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: object
@@ -136,10 +182,10 @@ class UnlockedSession:
         self._require_usable()
         owner_class = require_owner_class(owner)
         identity = attributes.instance_state(owner).key
-        owner_id = owner_class.owner_id(identity[1]) if identity is not None else None
-        if owner_id is None or owner_id not in self:
+        place = Place(owner_class, tuple(identity[1])) if identity is not None else None
+        if place is None or (place.owner not in self and not self.on_demand):
             raise context.locked(f"{owner_class.name}, for `using`,", self._home)
-        token = context.USING.set(owner_id)
+        token = context.USING.set(place)
         try:
             yield
         finally:
@@ -175,10 +221,10 @@ class UnlockedSession:
         found = self._keyring.reader(header, field) if self.is_open else None
         return found or (self._parent.reader(header, field) if self._parent is not None else None)
 
-    def writer(self, owner: OwnerId, field: Field) -> ValueCipher | None:
+    def writer(self, owner: OwnerId, scope: str, field: Field) -> ValueCipher | None:
         """The cipher for new values of an owner, from this session or one around it."""
-        found = self._keyring.writer(owner, field) if self.is_open else None
-        return found or (self._parent.writer(owner, field) if self._parent is not None else None)
+        found = self._keyring.writer(owner, scope, field) if self.is_open else None
+        return found or (self._parent.writer(owner, scope, field) if self._parent is not None else None)
 
     def owner_of(self, header: bytes) -> OwnerId | None:
         """Whose key a stored value names, if it is open here."""
@@ -204,9 +250,7 @@ class UnlockedSession:
 
     def came_from(self, plaintext: Any, owner: OwnerId) -> bool:
         """Whether a plaintext that was just read was given by a key of this owner."""
-        if self.only_class is not None:
-            return owner in self
-        return self._provenance.take(plaintext, owner)
+        return owner in self if self.only_class is not None else self._provenance.take(plaintext, owner)
 
     def begin_statement(self, session: Session) -> None:
         """A session runs a statement here."""
@@ -225,6 +269,7 @@ class UnlockedSession:
         """Forget an owner whose enrolment was rolled back: what is written under its
         keys could never be read."""
         self._keyring.drop(owner)
+        self.places.pop(owner, None)
         self._clear_readers()
 
     def __del__(self) -> None:
@@ -234,7 +279,11 @@ class UnlockedSession:
             keyring.wipe()
 
     def __repr__(self) -> str:
-        return f"<UnlockedSession of {self._owner_class.name}, {'open' if self.is_open else 'locked'}>"
+        names = {place.owner_class.name for place in self.places.values()}
+        return (
+            f"<{type(self).__name__} of {', '.join(sorted(names)) or 'nobody'}, "
+            f"{'open' if self.is_open else 'locked'}>"
+        )
 
     def _refuse(self, *_: Any) -> Any:
         raise TypeError("unlocked sessions are not copied or pickled")
@@ -266,17 +315,20 @@ class UnlockedSession:
                 "`with`."
             )
 
+    def close_in_child(self) -> None:
+        """This is a forked child: its parent's keys do not come with it."""
+        self._close(SessionForkedError)
+
     def _close(self, why: type[LockedError]) -> None:
         self.is_open = False
         self.left = why
         self._keyring.wipe()
         self._clear_readers()
-        self.owners = {}
         self._last_seen = None
         self._provenance.clear()
 
     def _clear_readers(self) -> None:
-        self.readers = {}
+        self.readers.clear()  # the same dictionary: the process's own is known by others
         for child in list(self._children):
             child._clear_readers()
 
@@ -284,7 +336,7 @@ class UnlockedSession:
         # No tokens: one would put back a session that was left meanwhile, where they are not left in order,
         # and is of no use in another context than it was made in. A session that is covered by an inner one
         # keeps its links until that one is left too, and finds through them what is still open.
-        info = self._home.info
+        info = self._home.info if self._home is not None else {}
         if info.get(context.BOUND) is self:
             below, self._displaced = self._displaced, None
             while below is not None and not below.is_open:
@@ -315,7 +367,7 @@ class UnlockedSession:
 def _close_in_child() -> None:
     for unlocked in list(_live):
         if unlocked.left is None:
-            unlocked._close(SessionForkedError)
+            unlocked.close_in_child()
 
 
 if hasattr(os, "register_at_fork"):

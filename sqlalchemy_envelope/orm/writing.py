@@ -20,7 +20,7 @@ from sqlalchemy_envelope.orm.binding import plan_of_mapper, plan_of_table
 from sqlalchemy_envelope.orm.loading import SEALED, owner_of_row
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from sqlalchemy import Connection, Table
     from sqlalchemy.orm import InstanceState, Mapper, Session
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from sqlalchemy_envelope.orm.owners import OwnerClass
 
 _ENROLLING = "sqlalchemy_envelope.enrolling"
+_WRITTEN = "sqlalchemy_envelope.enrolling_written"
 ENROLLING_OWNER = b"enrolling"
 """The keyring's name for an owner whose primary key is not known yet."""
 
@@ -48,20 +49,53 @@ class Enrolling:
         key = _current_key(self.state)
         return None if None in key else self.owner_class.owner_id(key)
 
+    def is_row(self, row: Mapping[str, Any], names: Mapping[str, str]) -> bool:
+        """Whether an INSERT's parameters are this owner's: the very objects that it holds."""
+        return all(row.get(column) is self.state.dict.get(key) for column, key in names.items())
+
 
 @contextmanager
 def enrolling(session: Session, one: Enrolling) -> Iterator[None]:
     """Inside, a flush of the owner's own encrypted columns finds its new keys."""
-    session.info[_ENROLLING] = one
+    note_enrolling(session, one)
     try:
         yield
     finally:
-        del session.info[_ENROLLING]
+        enrolling_in(session).pop(one.state, None)
 
 
-def enrolling_in(session: Session | None) -> Enrolling | None:
-    """The owner that is being enrolled in this session."""
-    return session.info.get(_ENROLLING) if session is not None else None
+def note_enrolling(session: Session, one: Enrolling) -> None:
+    """This owner's keys are to be used in the flush that comes."""
+    session.info.setdefault(_ENROLLING, {})[one.state] = one
+
+
+def enrolling_in(session: Session | None) -> dict[InstanceState[Any], Enrolling]:
+    """The owners that are being enrolled in this session, in the order of their INSERTs."""
+    if session is None:
+        return {}
+    found: dict[InstanceState[Any], Enrolling] = session.info.get(_ENROLLING, {})
+    return found
+
+
+def enrolling_row(
+    session: Session | None, owner_class: OwnerClass, row: Mapping[str, Any], names: Mapping[str, str]
+) -> Enrolling | None:
+    """The owner that an INSERT's parameters are for. Rows come in the order of their objects; the first that
+    fits and has not been written yet is the one."""
+    waiting = [one for one in enrolling_in(session).values() if one.owner_class is owner_class]
+    if len(waiting) <= 1:
+        return waiting[0] if waiting else None
+    written = session.info.setdefault(_WRITTEN, set()) if session is not None else set()
+    for one in waiting:
+        if one not in written and one.is_row(row, names):
+            written.add(one)
+            return one
+    return None
+
+
+def enrolling_owner(session: Session | None, owner: OwnerId) -> Enrolling | None:
+    """The owner of this name, if it is being enrolled and its row has been written."""
+    return next((one for one in enrolling_in(session).values() if one.owner_id() == owner), None)
 
 
 class FlushNotes:
@@ -117,6 +151,7 @@ def notes_of(connection: Connection) -> FlushNotes | None:
 
 def clear_notes(session: Session, *_: object) -> None:
     """The flush is over, or was rolled back."""
+    session.info.pop(_WRITTEN, None)
     if _notes:
         # As references: other threads add connections while this one looks through them.
         for reference in _notes.keyrefs():
@@ -207,8 +242,7 @@ def require_enrolling(state: InstanceState[Any]) -> None:
     Raises:
         NotEnrolledError: it has no keys.
     """
-    current = enrolling_in(state.session)
-    if current is not None and current.state is state:
+    if state in enrolling_in(state.session):
         return
     if any(
         a.encrypted.path.is_self and state.dict.get(a.key) is not None for a in plan_of_mapper(state.mapper)
@@ -253,12 +287,12 @@ def _moved(instance: Any, state: InstanceState[Any], key: str) -> bool:
     return bool(attributes.get_history(instance, key, PASSIVE_NO_INITIALIZE).added)
 
 
-def owner_of_state(state: InstanceState[Any], path: OwnerPath, column_key: str) -> OwnerId | None:
-    """The owner that an object names now."""
+def owner_of_state(state: InstanceState[Any], path: OwnerPath, column_key: str) -> tuple[Any, ...] | None:
+    """The primary key of the owner that an object names now."""
     for attribute in plan_of_mapper(state.mapper):
         if attribute.encrypted.path.columns == path.columns and attribute.encrypted.key == column_key:
-            values = [state.dict.get(key) for key in attribute.owner_keys]
-            return path.owner_id(values) if values else None
+            values = tuple(state.dict.get(key) for key in attribute.owner_keys)
+            return None if not values or None in values else values
     return None
 
 

@@ -6,6 +6,9 @@ Every case is opened again by the readers below before it is written, and must c
 
     python tests/vectors/build.py            write the files
     python tests/vectors/build.py --check    write nothing; exit 1 if a file is not what would be written
+
+ML-KEM cannot be told its randomness here: a blob of hybrid.json is sealed once and then kept, for as long as
+it opens as its case says. All else is made anew in every run.
 """
 
 from __future__ import annotations
@@ -23,12 +26,14 @@ import uuid
 from collections.abc import Callable, Iterable, Sequence
 from decimal import Decimal
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from argon2.low_level import Type, hash_secret_raw
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives import hashes, hpke
+from cryptography.hazmat.primitives.asymmetric.mlkem import MLKEM768PrivateKey, MLKEM768PublicKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF, HKDFExpand
@@ -86,6 +91,10 @@ def owner_reference(label: str, parts: Iterable[object]) -> bytes:
     return ctx("owner", utf8(label), reference(parts))
 
 
+def granting_row(label: str, parts: Iterable[object]) -> bytes:
+    return ctx("grant", utf8(label), reference(parts))
+
+
 # ---------------------------------------------------------------- section 2: keys
 
 
@@ -112,8 +121,20 @@ def x25519_public(key: bytes) -> bytes:
     return X25519PrivateKey.from_private_bytes(subkey(key, "x25519")).public_key().public_bytes_raw()
 
 
+def mlkem_seed(key: bytes) -> bytes:
+    return subkey(key, "mlkem768", size=64)
+
+
+def mlkem_public(key: bytes) -> bytes:
+    return MLKEM768PrivateKey.from_seed_bytes(mlkem_seed(key)).public_key().public_bytes_raw()
+
+
 def wrapping(key: bytes) -> bytes:
     return subkey(key, "wrap")
+
+
+def epoch_proof(previous: bytes, new: bytes) -> bytes:
+    return subkey(previous, "epoch-proof", key_id(new))  # section 7
 
 
 def value_key(data_key: bytes, label: str) -> bytes:
@@ -246,6 +267,7 @@ def check_key(key: bytes, stored_id: bytes, stored_commitment: bytes) -> None:
 
 KEM_SUITE = b"KEM" + struct.pack(">H", 0x0020)
 HPKE_SUITE = b"HPKE" + struct.pack(">HHH", 0x0020, 0x0001, 0x0002)
+HYBRID_SUITE = b"HPKE" + struct.pack(">HHH", 0x647A, 0x0001, 0x0002)
 
 
 def labeled_extract(suite: bytes, salt: bytes, label: bytes, ikm: bytes) -> bytes:
@@ -257,17 +279,20 @@ def labeled_expand(suite: bytes, prk: bytes, label: bytes, info: bytes, size: in
     return HKDFExpand(hashes.SHA256(), size, labeled).derive(prk)
 
 
-def hpke_key_and_nonce(shared: bytes, enc: bytes, public: bytes, info: bytes) -> tuple[bytes, bytes]:
+def kem_secret(shared: bytes, enc: bytes, public: bytes) -> bytes:
     eae_prk = labeled_extract(KEM_SUITE, b"", b"eae_prk", shared)
-    kem_secret = labeled_expand(KEM_SUITE, eae_prk, b"shared_secret", enc + public, 32)
+    return labeled_expand(KEM_SUITE, eae_prk, b"shared_secret", enc + public, 32)
+
+
+def key_and_nonce(suite: bytes, shared_secret: bytes, info: bytes) -> tuple[bytes, bytes]:
     schedule = b"\x00" + b"".join(
-        labeled_extract(HPKE_SUITE, b"", label, ikm)
+        labeled_extract(suite, b"", label, ikm)
         for label, ikm in ((b"psk_id_hash", b""), (b"info_hash", info))
     )
-    secret = labeled_extract(HPKE_SUITE, kem_secret, b"secret", b"")
+    secret = labeled_extract(suite, shared_secret, b"secret", b"")
     return (
-        labeled_expand(HPKE_SUITE, secret, b"key", schedule, 32),
-        labeled_expand(HPKE_SUITE, secret, b"base_nonce", schedule, 12),
+        labeled_expand(suite, secret, b"key", schedule, 32),
+        labeled_expand(suite, secret, b"base_nonce", schedule, 12),
     )
 
 
@@ -275,8 +300,11 @@ def seal(public: bytes, key: bytes, ephemeral: bytes, context: bytes) -> bytes:
     """HPKE seals with a fresh pair; here its private key is an input, so that the bytes can be fixed."""
     pair = X25519PrivateKey.from_private_bytes(ephemeral)
     enc = pair.public_key().public_bytes_raw()
-    shared = pair.exchange(X25519PublicKey.from_public_bytes(public))
-    aes_key, nonce = hpke_key_and_nonce(shared, enc, public, context)
+    try:
+        shared = pair.exchange(X25519PublicKey.from_public_bytes(public))
+    except ValueError:  # the shared secret is all zero
+        raise RefusedError("refused") from None
+    aes_key, nonce = key_and_nonce(HPKE_SUITE, kem_secret(shared, enc, public), context)
     return b"\x12" + enc + AESGCM(aes_key).encrypt(nonce, key, None)
 
 
@@ -285,10 +313,65 @@ def open_sealed(private: bytes, blob: bytes, context: bytes) -> bytes:
     pair = X25519PrivateKey.from_private_bytes(private)
     try:
         shared = pair.exchange(X25519PublicKey.from_public_bytes(blob[1:33]))
-        aes_key, nonce = hpke_key_and_nonce(shared, blob[1:33], pair.public_key().public_bytes_raw(), context)
+        secret = kem_secret(shared, blob[1:33], pair.public_key().public_bytes_raw())
+        aes_key, nonce = key_and_nonce(HPKE_SUITE, secret, context)
         return AESGCM(aes_key).decrypt(nonce, blob[33:], None)
     except (InvalidTag, ValueError):  # ValueError: the shared secret was all zero
         raise RefusedError("unlock") from None
+
+
+# ---------------------------------------------------------------- section 5: 0x13, but for ML-KEM by hand too
+
+
+def hybrid_pair(key: bytes) -> tuple[MLKEM768PrivateKey, X25519PrivateKey]:
+    return (
+        MLKEM768PrivateKey.from_seed_bytes(mlkem_seed(key)),
+        X25519PrivateKey.from_private_bytes(subkey(key, "x25519")),
+    )
+
+
+def hybrid_secret(mlkem_shared: bytes, x25519_shared: bytes, x25519_enc: bytes, public: bytes) -> bytes:
+    """How MLKEM768-X25519 makes one secret of two; what is public of ML-KEM is bound by ML-KEM itself."""
+    return hashlib.sha3_256(mlkem_shared + x25519_shared + x25519_enc + public + b"\\.//^\\").digest()
+
+
+def mlkem_shared(recipient: bytes, blob: bytes) -> bytes:
+    """ML-KEM refuses no ciphertext: of an altered one it makes a secret that nobody else has."""
+    return hybrid_pair(recipient)[0].decapsulate(blob[1:1089])
+
+
+def open_hybrid(recipient: bytes, blob: bytes, context: bytes) -> bytes:
+    check_form(blob, 0x13, 1169)
+    pair, enc = hybrid_pair(recipient)[1], blob[1089:1121]
+    try:
+        shared = pair.exchange(X25519PublicKey.from_public_bytes(enc))
+        secret = hybrid_secret(
+            mlkem_shared(recipient, blob), shared, enc, pair.public_key().public_bytes_raw()
+        )
+        aes_key, nonce = key_and_nonce(HYBRID_SUITE, secret, context)
+        return AESGCM(aes_key).decrypt(nonce, blob[1121:], None)
+    except (InvalidTag, ValueError):  # ValueError: the shared secret was all zero
+        raise RefusedError("unlock") from None
+
+
+def seal_hybrid(mlkem: bytes, x25519: bytes, key: bytes, context: bytes) -> bytes:
+    try:
+        public = hpke.MLKEM768X25519PublicKey(
+            MLKEM768PublicKey.from_public_bytes(mlkem), X25519PublicKey.from_public_bytes(x25519)
+        )
+        return b"\x13" + HYBRID.encrypt(key, public, info=context)
+    except ValueError:
+        raise RefusedError("refused") from None
+
+
+def open_either(recipient: bytes, blob: bytes, context: bytes) -> bytes:
+    """Which of the two it is, the first byte says."""
+    if blob[:1] == b"\x13":
+        return open_hybrid(recipient, blob, context)
+    return open_sealed(subkey(recipient, "x25519"), blob, context)
+
+
+HYBRID = hpke.Suite(hpke.KEM.MLKEM768_X25519, hpke.KDF.HKDF_SHA256, hpke.AEAD.AES_256_GCM)
 
 
 # ---------------------------------------------------------------- section 6: 0x01
@@ -412,6 +495,66 @@ def encode(tag: str, value: Any) -> bytes:
     return encode_list(value, lambda item: ENCODE[inner](READ[inner](item)))
 
 
+# ---------------------------------------------------------------- section 8: 0x14 and the server keyring
+
+Context = dict[str, str]
+
+
+def server_context(of: Context) -> bytes:
+    pairs = sorted((utf8(name), utf8(value)) for name, value in of.items())
+    return ctx("server", *(field for pair in pairs for field in pair))
+
+
+def provider_context(kek: bytes) -> Context:
+    return {"library": "sqlalchemy-envelope/v1", "kek": x25519_public(kek).hex()}
+
+
+def server_wrap(server_key: bytes, kek: bytes, salt: bytes, of: Context) -> bytes:
+    return key_id(server_key) + wrap(wrapping(server_key), kek, salt, server_context(of))
+
+
+def server_unwrap(server_keys: Iterable[bytes], wrapped: bytes, of: Context) -> bytes:
+    by_id = {key_id(key): key for key in server_keys}
+    if len(wrapped) != 121 or wrapped[:16] not in by_id:
+        raise RefusedError("refused")
+    try:
+        return unwrap(wrapping(by_id[wrapped[:16]]), wrapped[16:], server_context(of))
+    except RefusedError:  # a provider is an outside party: all that goes wrong in it is one refusal
+        raise RefusedError("refused") from None
+
+
+def open_provided(server_keys: Iterable[bytes], blob: bytes, stored_public: bytes) -> bytes:
+    if not blob or blob[0] != 0x14:
+        raise RefusedError("format")
+    of = {"library": "sqlalchemy-envelope/v1", "kek": stored_public.hex()}
+    kek = server_unwrap(server_keys, blob[1:], of)
+    if not hmac.compare_digest(x25519_public(kek), stored_public):
+        raise RefusedError("refused")
+    return kek
+
+
+# ---------------------------------------------------------------- section 9: row seals
+
+
+def row_mac(server_key: bytes, label: str, row: str, columns: Iterable[bytes]) -> bytes:
+    content = ctx("row", row.encode("ascii"), *columns)
+    return hmac.digest(subkey(server_key, "row-seal", utf8(label)), content, "sha256")
+
+
+def seal_row(server_key: bytes, label: str, row: str, columns: Iterable[bytes]) -> bytes:
+    return key_id(server_key) + row_mac(server_key, label, row, columns)
+
+
+def check_row(
+    seal: bytes | None, server_keys: Iterable[bytes], label: str, row: str, columns: Iterable[bytes]
+) -> None:
+    by_id = {key_id(key): key for key in server_keys}
+    if seal is None or len(seal) != 48 or seal[:16] not in by_id:
+        raise RefusedError("refused")
+    if not hmac.compare_digest(row_mac(by_id[seal[:16]], label, row, columns), seal[16:]):
+        raise RefusedError("refused")
+
+
 # ---------------------------------------------------------------- helpers for the cases
 
 A, B, C, D = (bytes(range(start, start + 32)) for start in (0x00, 0x20, 0x40, 0x60))
@@ -493,6 +636,11 @@ def context_cases() -> list[Case]:
     def add_wrap(name: str, comment: str, **changed: Any) -> None:
         case = {"name": name, "comment": comment, "op": "wrap_context", **(SECRET_CONTEXT | changed)}
         cases.append(case | {"expect": wrap_context(case).hex()})
+
+    def add_grant(name: str, comment: str, label: str, *parts: dict[str, str]) -> None:
+        case: Case = {"name": name, "comment": comment, "op": "granting_row"}
+        made = granting_row(label, [READ_PART[p["type"]](p["value"]) for p in parts])
+        cases.append(case | {"label": label, "parts": list(parts), "expect": made.hex()})
 
     add_ctx("no field", "the count byte is there when there is nothing to count", "kek")
     add_ctx("one empty field", "differs from no field", "kek", b"")
@@ -622,6 +770,19 @@ def context_cases() -> list[Case]:
         recipient="aa" * 16,
     )
 
+    add_grant("granting row", "the row that grants", "memberships", part("int", "1"))
+    add_grant("granting row, other row", "another row grants something else", "memberships", part("int", "2"))
+    add_grant("granting row, other table", "so does another table", "profile_shares", part("int", "1"))
+    two = part("int", "7"), part("int", "1")
+    add_grant("granting row, composite", "a group and a user: an everyday key", "memberships", *two)
+    add_grant("granting row, composite swapped", "their order counts", "memberships", *reversed(two))
+    add_grant(
+        "granting row, label not ASCII", "table names are UTF-8", "mitglieder\u00fcbersicht", part("int", "1")
+    )
+    add_grant(
+        "granting row, label of an owner", "not an owner reference: labels differ", "users", part("int", "1")
+    )
+
     encoded = [(case["op"], case["expect"]) for case in cases if case["expect"] != "refused"]
     assert len(set(encoded)) == len(encoded), "two inputs encode alike"
     return cases
@@ -679,6 +840,31 @@ def derivation_cases() -> list[Case]:
     for name, key in keys.items():
         case = {"name": f"KEK of {name}", "comment": "extract with 64 zero bytes, then expand", "op": "kek"}
         cases.append(case | {"argon2_output": key.hex(), "expect": kek(key).hex()})
+    for name, key in keys.items():
+        inputs = {"op": "mlkem_seed", "key": key.hex()}
+        case = {"name": f"mlkem_seed of {name}", "comment": "64 bytes: d and z of FIPS 203", **inputs}
+        cases.append(case | {"expect": mlkem_seed(key).hex()})
+    for previous, new, comment in (
+        (A, B, "by who holds the previous root key"),
+        (B, A, "the two do not change places"),
+        (C, B, "another previous root key"),
+        (A, ONES, "another new root key"),
+        (A, A, "of a key by itself"),
+    ):
+        case = {"name": f"epoch_proof of {new[:1].hex()}.. by {previous[:1].hex()}..", "comment": comment}
+        case |= {"op": "epoch_proof", "key": previous.hex(), "new_key": new.hex()}
+        cases.append(case | {"expect": epoch_proof(previous, new).hex()})
+    for purpose, fields, size, comment in (
+        ("mlkem768", (), 64, "equals the ML-KEM seed"),
+        ("mlkem768", (), 32, "d alone; HKDF does not hash the length, so it is where the seed begins"),
+        ("x25519", (), 64, "another purpose: shares nothing with the ML-KEM seed"),
+        ("row-seal", (b"users",), 32, "what seals the rows of one table"),
+        ("row-seal", (b"memberships",), 32, "another table, another key"),
+    ):
+        name = f"subkey {purpose} of {[f.decode() for f in fields]}, {size} bytes"
+        inputs = {"key": A.hex(), "purpose": purpose, "fields": [f.hex() for f in fields], "size": size}
+        case = {"name": name, "comment": comment, "op": "subkey", **inputs}
+        cases.append(case | {"expect": subkey(A, purpose, *fields, size=size).hex()})
     return cases
 
 
@@ -960,12 +1146,23 @@ SECRET_CONTEXT: Case = {
     "granter": "",
 }
 ROOT_CONTEXT = SECRET_CONTEXT | {"kind": "root", "key_id": key_id(B).hex(), "purpose": "data", "kdf": ""}
-SEALED_CONTEXT = SECRET_CONTEXT | {
-    "kind": "recovery",
-    "kdf": "",
-    "recipient": x25519_public(C).hex(),
-    "granter": "5a" * 16,
+GRANTER = granting_row("memberships", [7, 1])
+PREVIOUS_CONTEXT = SECRET_CONTEXT | {"kind": "previous", "kdf": "", "recipient": key_id(C).hex()}
+GRANT_CONTEXT = ROOT_CONTEXT | {
+    "kind": "grant",
+    "scope": "profile",
+    "epoch": 2,
+    "recipient": key_id(C).hex(),
+    "granter": GRANTER.hex(),
 }
+# What is sealed, to the key C: for the first two C is the KEK of a slot, for the others a root key.
+SEALED_CONTEXTS: dict[str, Case] = {
+    "secret": SECRET_CONTEXT | {"recipient": x25519_public(C).hex()},
+    "provider": SECRET_CONTEXT | {"kind": "provider", "kdf": "", "recipient": x25519_public(C).hex()},
+    "sealed": ROOT_CONTEXT | {"kind": "sealed", "purpose": "write", "epoch": 3, "recipient": key_id(C).hex()},
+    "grant": GRANT_CONTEXT,
+}
+SEALED_CONTEXT = GRANT_CONTEXT | {"purpose": "root", "key_id": key_id(A).hex(), "scope": "", "epoch": 1}
 
 
 def other_field(name: str, of: Case) -> Case:
@@ -977,7 +1174,7 @@ def other_field(name: str, of: Case) -> Case:
         case "kind":
             changed = "root" if value == "secret" else "secret"
         case "purpose":
-            changed = "index" if value == "data" else "data"
+            changed = {"data": "index", "write": "data"}.get(value, "data")
         case "scope":
             changed = value + "x"
         case "kdf":
@@ -1161,7 +1358,120 @@ def wrap_cases() -> list[Case]:
         commitment(A),
         "unlock",
     )
+
+    provider = SECRET_CONTEXT | {"kind": "provider", "kdf": ""}
+    write = ROOT_CONTEXT | {"purpose": "write", "epoch": 3}
+    grant_root = SEALED_CONTEXT
+    of_composite = granting_row("memberships", ["eu", -7, uuid.UUID(int=1)]).hex()
+    new: list[tuple[str, str, bytes, Case, bytes]] = [
+        ("provider", "a root key under a provider's KEK: no kdf", the_kek, provider, A),
+        ("root, write key", "the key of a write epoch, once its owner has adopted it", the_root, write, B),
+        ("previous", "a retired root key under a newer one", wrapping(C), PREVIOUS_CONTEXT, A),
+        ("grant", "a data key of a scope under a recipient's root key", wrapping(C), GRANT_CONTEXT, B),
+        ("grant, root key", "a root key under a recipient's root key", wrapping(C), grant_root, A),
+    ]
+    for name, comment, wrapping_key, context, key in new:
+        blob = good(name, comment, wrapping_key, context, key)
+        faults = [
+            (f"wrong {f}", "the wrap is bound to this field", other_field(f, context)) for f in WRAP_FIELDS
+        ]
+        faults += [
+            (f"read as kind {kind}", "no kind is taken for another", context | {"kind": kind})
+            for kind in ("secret", "provider", "root", "sealed", "previous", "grant")
+            if kind != context["kind"] and kind != other_field("kind", context)["kind"]
+        ]
+        faults += [
+            (f"read as purpose {purpose}", "no purpose is taken for another", context | {"purpose": purpose})
+            for purpose in ("root", "data", "index", "write")
+            if purpose != context["purpose"] and purpose != other_field("purpose", context)["purpose"]
+        ]
+        for fault, why, changed in faults:
+            add(f"{name}: {fault}", why, wrapping_key, changed, blob, commitment(key), "unlock")
+        add(
+            f"{name}: wrong wrapping key",
+            "one bit off",
+            flip(wrapping_key, 0),
+            context,
+            blob,
+            commitment(key),
+            "unlock",
+        )
+        planted = wrap(wrapping_key, D, fixed(f"planted {name}", 24), wrap_context(context))
+        why = "a good wrap of a key that is not the one named"
+        add(f"{name}: another key inside", why, wrapping_key, context, planted, commitment(key), "tampered")
+    good(
+        "grant, composite and not ASCII",
+        "a granting row of three parts, a scope in UTF-8",
+        wrapping(C),
+        GRANT_CONTEXT | {"granter": of_composite, "scope": "caf\u00e9 \U0001f511"},
+        B,
+    )
+    granted = wrap(wrapping(C), B, fixed("a grant", 24), wrap_context(GRANT_CONTEXT))
+    for name, comment, changed in (
+        *grant_faults(GRANT_CONTEXT),
+        (
+            "recipient's public key for its id",
+            "a grant names a root key",
+            {"recipient": x25519_public(C).hex()},
+        ),
+        ("recipient and granter swapped", "fields do not change places", swapped_ends(GRANT_CONTEXT)),
+    ):
+        context = GRANT_CONTEXT | changed
+        add(f"grant: {name}", comment, wrapping(C), context, granted, commitment(B), "unlock")
+    add(
+        "grant: recipient's root key bare",
+        "the root key itself wraps nothing; wrapping(k) does",
+        C,
+        GRANT_CONTEXT,
+        granted,
+        commitment(B),
+        "unlock",
+    )
+    retired = wrap(wrapping(C), A, fixed("a retired key", 24), wrap_context(PREVIOUS_CONTEXT))
+    add(
+        "previous: wrapped under the retired key's own",
+        "the newer key opens the older, never the other way round",
+        wrapping(A),
+        PREVIOUS_CONTEXT,
+        retired,
+        commitment(A),
+        "unlock",
+    )
     return cases
+
+
+def grant_faults(of: Case) -> Iterable[tuple[str, str, Case]]:
+    other_key, other_row = granting_row("memberships", [7, 2]), granting_row("memberships", [1, 7])
+    yield "other granting row", "the right is that of one row", {"granter": other_key.hex()}
+    yield (
+        "granting row, parts swapped",
+        "a group and a user do not change places",
+        {"granter": other_row.hex()},
+    )
+    other_table = granting_row("profile_shares", [7, 1])
+    yield "other granting table", "the same key in another table", {"granter": other_table.hex()}
+    yield "no granting row", "a grant is not made a wrap of the owner's own", {"granter": ""}
+    owner = owner_reference("memberships", [7, 1])
+    yield "owner reference for the granting row", "the two have labels of their own", {"granter": owner.hex()}
+    yield "other recipient", "a grant moved to another member", {"recipient": key_id(D).hex()}
+    yield "no recipient", "a grant is for one root key", {"recipient": ""}
+    yield "other scope", "who was granted a profile is not granted a diary", {"scope": of["scope"] + "diary"}
+    yield "granted key's id for the recipient's", "the two ids are two", {"recipient": of["key_id"]}
+
+
+def swapped_ends(of: Case) -> Case:
+    return {"recipient": of["granter"], "granter": of["recipient"]}
+
+
+LOW_ORDER = {
+    "zero": bytes(32),
+    "one": b"\x01" + bytes(31),
+    "order eight": bytes.fromhex("e0eb7a7c3b41b8ae1656e3faf19fc46ada098deb9c32b1fd866205165f49b800"),
+    "order eight, the other": bytes.fromhex(
+        "5f9c95bca3508c24b1d0b1559c83ef5b04445cc4581c8e86d8224eddd09f1157"
+    ),
+    "p": (2**255 - 19).to_bytes(32, "little"),
+}
 
 
 def sealed_cases() -> list[Case]:
@@ -1181,7 +1491,7 @@ def sealed_cases() -> list[Case]:
         private = subkey(recipient, "x25519")
 
         def read() -> bytes:
-            found = open_sealed(private, blob, wrap_context(context))
+            found = open_either(recipient, blob, wrap_context(context))
             check_key(found, bytes.fromhex(context["key_id"]), stored)
             return found
 
@@ -1205,21 +1515,34 @@ def sealed_cases() -> list[Case]:
         return blob
 
     stored = commitment(A)
-    blob = good("recovery", "a root key sealed to a public key", C, SEALED_CONTEXT, A)
-    good(
-        "data key",
-        "a data key sealed to an owner's own public key",
-        C,
-        SEALED_CONTEXT | {"kind": "write", "purpose": "data", "key_id": key_id(B).hex(), "granter": ""},
-        B,
-    )
+    blob = good("grant, root key", "a root key sealed to a recipient's root key", C, SEALED_CONTEXT, A)
+    keys = {"secret": A, "provider": A, "sealed": B, "grant": B}
+    comments = {
+        "secret": "a root key sealed to the KEK of a secret slot; kdf is as in 0x11",
+        "provider": "a root key sealed to the KEK of a provider slot: no kdf",
+        "sealed": "the key of a write epoch, made while its owner is away",
+        "grant": "a data key of a scope, granted to one who is away",
+    }
+    blobs = {
+        kind: good(kind, comments[kind], C, context, keys[kind]) for kind, context in SEALED_CONTEXTS.items()
+    }
+    data = SEALED_CONTEXTS["sealed"] | {"purpose": "data", "scope": "profile"}
+    good("sealed, data key", "a new epoch of a data key, made while its owner is away", C, data, B)
     outside = fixed("another recipient", 32)
     good(
-        "escrow",
-        "another recipient",
+        "grant, other recipient",
+        "another member has a blob of its own",
         outside,
-        SEALED_CONTEXT | {"kind": "escrow", "recipient": x25519_public(outside).hex()},
-        A,
+        GRANT_CONTEXT | {"recipient": key_id(outside).hex()},
+        B,
+    )
+    of_composite = granting_row("memberships", ["eu", -7, uuid.UUID(int=1)]).hex()
+    good(
+        "grant, composite and not ASCII",
+        "a granting row of three parts, a scope in UTF-8",
+        C,
+        GRANT_CONTEXT | {"granter": of_composite, "scope": "caf\u00e9 \U0001f511"},
+        B,
     )
     good(
         "empty recipient and granter",
@@ -1233,8 +1556,9 @@ def sealed_cases() -> list[Case]:
     def bad(name: str, comment: str, changed: bytes, expect: str) -> None:
         add(name, comment, C, SEALED_CONTEXT, changed, stored, expect)
 
-    for first in (0x00, 0x01, 0x11, 0x13, 0x14, 0xFF):
-        bad(f"format byte {first:02x}", "the first byte is not 0x12", bytes([first]) + blob[1:], "format")
+    for first in (0x00, 0x01, 0x11, 0x14, 0xFF):
+        bad(f"format byte {first:02x}", "neither 0x12 nor 0x13", bytes([first]) + blob[1:], "format")
+    bad("format byte 13", "the other of the two formats: it is too short", b"\x13" + blob[1:], "truncated")
     for region, at in flips((("enc", 1, 33), ("ciphertext", 33, 65), ("tag", 65, 81))):
         bad(f"flipped: {region}", "does not authenticate", flip(blob, at), "unlock")
     bad(
@@ -1243,15 +1567,20 @@ def sealed_cases() -> list[Case]:
         flip(blob, 32, 0x80),
         "unlock",
     )
-    bad(
-        "enc of zeros",
-        "the shared secret is all zero and must be refused",
-        b"\x12" + bytes(32) + blob[33:],
-        "unlock",
-    )
-    bad("enc is one", "a point of small order", b"\x12\x01" + bytes(31) + blob[33:], "unlock")
-    low = bytes.fromhex("e0eb7a7c3b41b8ae1656e3faf19fc46ada098deb9c32b1fd866205165f49b800")
-    bad("enc of order eight", "a point of small order", b"\x12" + low + blob[33:], "unlock")
+    for name, point in LOW_ORDER.items():
+        why = "the shared secret is all zero and must be refused"
+        bad(f"enc of low order: {name}", why, b"\x12" + point + blob[33:], "unlock")
+    # Sealed for that all-zero secret, so that nothing but the refusal of the point keeps it shut.
+    for name, point in LOW_ORDER.items():
+        secret = kem_secret(bytes(32), point, x25519_public(C))
+        aes_key, nonce = key_and_nonce(HPKE_SUITE, secret, wrap_context(SEALED_CONTEXT))
+        forged = b"\x12" + point + AESGCM(aes_key).encrypt(nonce, A, None)
+        bad(
+            f"sealed by nobody: enc {name}",
+            "made without the public key's owner: authenticates",
+            forged,
+            "unlock",
+        )
     bad("empty", "no first byte", b"", "format")
     for size in (1, 33, 65, 80):
         bad(f"cut to {size}", "too short, and says so before any cryptography", blob[:size], "truncated")
@@ -1262,10 +1591,7 @@ def sealed_cases() -> list[Case]:
     for field in WRAP_FIELDS:
         context = other_field(field, SEALED_CONTEXT)
         add(f"wrong {field}", "the seal is bound to this field", C, context, blob, stored, "unlock")
-    swapped = SEALED_CONTEXT | {
-        "recipient": SEALED_CONTEXT["granter"],
-        "granter": SEALED_CONTEXT["recipient"],
-    }
+    swapped = SEALED_CONTEXT | swapped_ends(SEALED_CONTEXT)
     add("recipient and granter swapped", "fields do not change places", C, swapped, blob, stored, "unlock")
     add("wrong recipient key", "another recipient", outside, SEALED_CONTEXT, blob, stored, "unlock")
     add(
@@ -1297,6 +1623,518 @@ def sealed_cases() -> list[Case]:
         commitment(D),
         "tampered",
     )
+
+    for kind, context in SEALED_CONTEXTS.items():
+        for fault, why, changed in seal_faults(kind, context):
+            add(f"{kind}: {fault}", why, C, changed, blobs[kind], commitment(keys[kind]), "unlock")
+        add(
+            f"{kind}: wrong recipient key",
+            "another key",
+            outside,
+            context,
+            blobs[kind],
+            commitment(keys[kind]),
+            "unlock",
+        )
+    bare = {
+        "op": "seal",
+        "context": SEALED_CONTEXT,
+        "key": A.hex(),
+        "ephemeral_private": fixed("e", 32).hex(),
+    }
+    for name, point in LOW_ORDER.items():
+        case = {"name": f"sealed to low order: {name}", "comment": "a planted public key", **bare}
+        assert outcome(partial(seal, point, A, fixed("e", 32), wrap_context(SEALED_CONTEXT))) == "refused"
+        cases.append(case | {"recipient_public": point.hex(), "expect": "refused"})
+    return cases
+
+
+def seal_faults(kind: str, context: Case) -> Iterable[tuple[str, str, Case]]:
+    """What is sealed, moved to where something else stands: one field at a time, then the moves that pay."""
+    for field in WRAP_FIELDS:
+        yield f"wrong {field}", "the seal is bound to this field", other_field(field, context)
+    for other in ("provider", "root", "sealed", "previous", "grant", "secret"):
+        if other not in (kind, other_field("kind", context)["kind"]):
+            yield f"read as kind {other}", "no kind is taken for another", context | {"kind": other}
+    yield "previous epoch", "an old epoch is not made current", context | {"epoch": context["epoch"] - 1}
+    if kind in ("secret", "provider"):
+        yield (
+            "recipient's id for its public key",
+            "a slot names its KEK by its public key",
+            context | {"recipient": key_id(C).hex()},
+        )
+    else:
+        yield (
+            "recipient's public key for its id",
+            "a root key is named by its id",
+            context | {"recipient": x25519_public(C).hex()},
+        )
+    if kind == "grant":
+        for name, comment, changed in grant_faults(context):
+            yield name, comment, context | changed
+
+
+# ---------------------------------------------------------------- hybrid.json
+
+
+def hybrid_cases() -> list[Case]:
+    cases: list[Case] = []
+    path = HERE / "hybrid.json"
+    made = json.loads(path.read_text("ascii"))["cases"] if path.exists() else []
+    before = {case["name"]: bytes.fromhex(case["blob"]) for case in made if "blob" in case}
+
+    for name, key in {"00..1f": A, "40..5f": C, "all ff": ONES, "all 00": bytes(32)}.items():
+        case: Case = {
+            "name": f"public keys of {name}",
+            "comment": "what is stored of a key that is sealed to in this format",
+            "op": "public_keys",
+            "key": key.hex(),
+            "mlkem_seed": mlkem_seed(key).hex(),
+            "mlkem_public": mlkem_public(key).hex(),
+            "x25519_public": x25519_public(key).hex(),
+        }
+        cases.append(case | {"expect": "ok"})
+
+    def add(
+        name: str,
+        comment: str,
+        recipient: bytes,
+        context: Case,
+        blob: bytes,
+        stored: bytes,
+        expect: str,
+        key: bytes | None = None,
+    ) -> None:
+        def read() -> bytes:
+            found = open_either(recipient, blob, wrap_context(context))
+            check_key(found, bytes.fromhex(context["key_id"]), stored)
+            return found
+
+        assert outcome(read) == expect, (name, outcome(read))
+        case: Case = {"name": name, "comment": comment, "op": "open", "recipient_key": recipient.hex()}
+        case |= {"context": context, "stored_commitment": stored.hex(), "blob": blob.hex()}
+        if len(blob) == 1169:
+            case |= {"mlkem_shared": mlkem_shared(recipient, blob).hex()}
+        if key is not None:
+            assert read() == key
+            case |= {"key": key.hex()}
+        cases.append(case | {"expect": expect})
+
+    def kept(name: str, pair: tuple[bytes, bytes], key: bytes, info: bytes) -> bytes:
+        """The blob that the file has under this name, if it still is what it was made to be; or a new one."""
+        mlkem, x25519 = pair  # one key twice, but where a case mixes two
+        private = hpke.MLKEM768X25519PrivateKey(hybrid_pair(mlkem)[0], hybrid_pair(x25519)[1])
+        blob = before.get(name, b"")
+        try:
+            same = blob[:1] == b"\x13" and HYBRID.decrypt(blob[1:], private, info=info) == key
+        except InvalidTag:
+            same = False
+        return blob if same else seal_hybrid(mlkem_public(mlkem), x25519_public(x25519), key, info)
+
+    def good(name: str, comment: str, recipient: bytes, context: Case, key: bytes) -> bytes:
+        blob = kept(name, (recipient, recipient), key, wrap_context(context))
+        add(name, comment, recipient, context, blob, commitment(key), "ok", key)
+        return blob
+
+    blob = good("grant, root key", "a root key sealed to a recipient's root key", C, SEALED_CONTEXT, A)
+    keys = {"secret": A, "provider": A, "sealed": B, "grant": B}
+    for kind, context in SEALED_CONTEXTS.items():
+        good(kind, f"kind {kind}: the contexts are those of 0x12", C, context, keys[kind])
+    outside = fixed("another recipient", 32)
+    other = GRANT_CONTEXT | {"recipient": key_id(outside).hex()}
+    good("grant, other recipient", "another member has a blob of its own", outside, other, B)
+    stored = commitment(A)
+
+    def bad(name: str, comment: str, changed: bytes, expect: str) -> None:
+        add(name, comment, C, SEALED_CONTEXT, changed, stored, expect)
+
+    for first in (0x00, 0x01, 0x11, 0x14, 0x21, 0x31, 0xFF):
+        bad(f"format byte {first:02x}", "neither 0x12 nor 0x13", bytes([first]) + blob[1:], "format")
+    bad("format byte 12", "the other of the two formats: it is too long", b"\x12" + blob[1:], "format")
+    regions = (
+        ("enc of ML-KEM", 1, 1089),
+        ("enc of X25519", 1089, 1121),
+        ("ciphertext", 1121, 1153),
+        ("tag", 1153, 1169),
+    )
+    for region, at in flips(regions):
+        bad(f"flipped: {region}", "does not authenticate", flip(blob, at), "unlock")
+    why = "X25519 ignores this bit; the combiner does not"
+    bad("flipped: enc of X25519, top bit", why, flip(blob, 1120, 0x80), "unlock")
+    why = "the two parts of enc do not change places"
+    bad("enc turned round", why, blob[:1] + blob[1089:1121] + blob[1:1089] + blob[1121:], "unlock")
+    bad(
+        "enc of ML-KEM of zeros",
+        "ML-KEM refuses no ciphertext",
+        b"\x13" + bytes(1088) + blob[1089:],
+        "unlock",
+    )
+    bad("empty", "no first byte", b"", "format")
+    for size in (1, 81, 1089, 1121, 1168):
+        bad(f"cut to {size}", "too short, and says so before any cryptography", blob[:size], "truncated")
+    bad("cut to 1168, format byte", "the first byte is looked at first", b"\x11" + blob[1:1168], "format")
+    bad("one byte more", "too long", blob + b"\x00", "format")
+    bad("twice", "too long", blob + blob, "format")
+    bad("1168 bytes of HPKE", "the message without its format byte", blob[1:], "format")
+    classical = seal(x25519_public(C), A, fixed("classical", 32), wrap_context(SEALED_CONTEXT))
+    bad(
+        "0x12 under 0x13",
+        "the first byte is the format: it is too short",
+        b"\x13" + classical[1:],
+        "truncated",
+    )
+    for field in WRAP_FIELDS:
+        context = other_field(field, SEALED_CONTEXT)
+        add(f"wrong {field}", "the seal is bound to this field", C, context, blob, stored, "unlock")
+    swapped = SEALED_CONTEXT | swapped_ends(SEALED_CONTEXT)
+    add("recipient and granter swapped", "fields do not change places", C, swapped, blob, stored, "unlock")
+    for name, comment, changed in grant_faults(SEALED_CONTEXT):
+        add(name, comment, C, SEALED_CONTEXT | changed, blob, stored, "unlock")
+    add("wrong recipient key", "another recipient", outside, SEALED_CONTEXT, blob, stored, "unlock")
+    why = "it opens, but is not the key of this row"
+    add("other stored commitment", why, C, SEALED_CONTEXT, blob, commitment(D), "tampered")
+    near = flip(stored, 31)
+    add(
+        "stored commitment one bit off",
+        "all 32 bytes are compared",
+        C,
+        SEALED_CONTEXT,
+        blob,
+        near,
+        "tampered",
+    )
+    info = wrap_context(SEALED_CONTEXT)
+    publics = mlkem_public(C), x25519_public(C)
+    name = "another key inside"
+    planted = kept(name, (C, C), D, info)
+    bad(name, "anyone can seal; the key must be the one named", planted, "tampered")
+
+    # One of the two KEMs is broken: the other keeps it shut.
+    for name, comment, pair in (
+        ("ML-KEM to another key", "X25519 alone opens nothing", (outside, C)),
+        ("X25519 to another key", "ML-KEM alone opens nothing", (C, outside)),
+    ):
+        bad(name, comment, kept(name, pair, A, info), "unlock")
+    # Sealed for an all-zero X25519 secret: nothing but the refusal of the point keeps it shut.
+    for point_name, point in LOW_ORDER.items():
+        name = f"sealed to half the pair: enc of X25519 {point_name}"
+        forged = before.get(name, b"")
+        if not forged_for(C, forged, point, info):
+            shared, enc = hybrid_pair(C)[0].public_key().encapsulate()
+            secret = hybrid_secret(shared, bytes(32), point, x25519_public(C))
+            aes_key, nonce = key_and_nonce(HYBRID_SUITE, secret, info)
+            forged = b"\x13" + enc + point + AESGCM(aes_key).encrypt(nonce, A, None)
+        bad(name, "a point of small order: half of the hybrid would be missing", forged, "unlock")
+
+    bare = {"op": "seal", "context": SEALED_CONTEXT, "key": A.hex()}
+
+    def not_sealed(name: str, comment: str, mlkem: bytes, x25519: bytes) -> None:
+        assert outcome(partial(seal_hybrid, mlkem, x25519, A, info)) == "refused", name
+        case = {"name": name, "comment": comment, **bare, "mlkem_public": mlkem.hex()}
+        cases.append(case | {"x25519_public": x25519.hex(), "expect": "refused"})
+
+    for point_name, point in LOW_ORDER.items():
+        not_sealed(f"sealed to low order: {point_name}", "a planted public key", publics[0], point)
+    not_sealed("sealed to 1183 bytes", "an ML-KEM-768 public key has 1184", publics[0][:-1], publics[1])
+    not_sealed("sealed to 1185 bytes", "an ML-KEM-768 public key has 1184", publics[0] + b"\x00", publics[1])
+    large = b"\xff\xff" + publics[0][2:]
+    not_sealed("sealed to a coefficient of 4095", "FIPS 203 7.2: below 3329, each of them", large, publics[1])
+    return cases
+
+
+def forged_for(recipient: bytes, blob: bytes, point: bytes, info: bytes) -> bool:
+    if len(blob) != 1169 or blob[1089:1121] != point:
+        return False
+    secret = hybrid_secret(mlkem_shared(recipient, blob), bytes(32), point, x25519_public(recipient))
+    aes_key, nonce = key_and_nonce(HYBRID_SUITE, secret, info)
+    try:
+        return AESGCM(aes_key).decrypt(nonce, blob[1121:], None) == A
+    except InvalidTag:
+        return False
+
+
+# ---------------------------------------------------------------- server_keyring.json
+
+
+def server_keyring_cases() -> list[Case]:
+    cases: list[Case] = []
+
+    def add(
+        name: str, comment: str, keys: Sequence[bytes], of: Context, wrapped: bytes, expect: str, **more: str
+    ) -> None:
+        assert outcome(lambda: server_unwrap(keys, wrapped, of)) == expect, name
+        case: Case = {
+            "name": name,
+            "comment": comment,
+            "op": "unwrap",
+            "server_keys": [k.hex() for k in keys],
+        }
+        cases.append(case | {"context": of, "wrapped": wrapped.hex(), **more, "expect": expect})
+
+    def good(
+        name: str, comment: str, keys: Sequence[bytes], under: bytes, kek: bytes, of: Context | None = None
+    ) -> bytes:
+        of = provider_context(kek) if of is None else of
+        salt = fixed(f"server salt: {name}", 24)
+        wrapped = server_wrap(under, kek, salt, of)
+        assert server_unwrap(keys, wrapped, of) == kek
+        add(name, comment, keys, of, wrapped, "ok", server_key=under.hex(), salt=salt.hex(), key=kek.hex())
+        return wrapped
+
+    kek, of = C, provider_context(C)
+    wrapped = good("one server key", "a KEK under the only server key", [D], D, kek)
+    good("first of two", "the first is the active one", [D, B], D, kek)
+    older = good("second of two", "what an older server key wrapped stays open", [B, D], D, kek)
+    good("KEK of ones", "no KEK is weak", [D], D, ONES)
+    good("server key of ones", "no server key is weak", [ONES], ONES, kek)
+    good("no context", "a context of no field", [D], D, kek, {})
+    turned = dict(reversed(of.items()))
+    assert turned == of
+    same = server_wrap(D, kek, fixed("server salt: one server key", 24), turned)
+    assert same == wrapped
+    more = {"server_key": D.hex(), "salt": fixed("server salt: one server key", 24).hex(), "key": kek.hex()}
+    add("names in the other order", "they are sorted: the same bytes", [D], turned, same, "ok", **more)
+    for name, comment, names in (
+        (
+            "names by bytes",
+            "upper case, then lower case, then what is not ASCII",
+            "a B b A z Z \u00e9 \u00c9 _ 0",
+        ),
+        (
+            "names beyond the BMP",
+            "in UTF-8 U+FF5A stands before U+10000; in UTF-16 units it does not",
+            "\U00010000 \uff5a \ue000",
+        ),
+        ("one name begins another", "the shorter stands first", "abc ab a abd"),
+    ):
+        good(name, comment, [D], D, kek, {n: f"value of {i}" for i, n in enumerate(names.split(" "))})
+    good("empty name and value", "each is a field", [D], D, kek, {"": "", "a": ""})
+    good(
+        "value not ASCII",
+        "values are UTF-8 and not normalised",
+        [D],
+        D,
+        kek,
+        {"a": "e\u0301\u00e9\U0001f511"},
+    )
+
+    def bad(name: str, comment: str, changed: bytes, keys: Sequence[bytes] = (D,), of: Context = of) -> None:
+        add(name, comment, keys, of, changed, "refused")
+
+    bad("unknown server key id", "wrapped under a server key that is not at hand", wrapped, [B])
+    bad("unknown server key id, two keys", "nothing is tried that is not named", older, [A, B])
+    bad("other server key named", "the key that is named does not open it", key_id(B) + wrapped[16:], [D, B])
+    for region, at in flips(
+        (
+            ("server key id", 0, 16),
+            ("format byte", 16, 17),
+            ("salt", 17, 41),
+            ("commitment", 41, 73),
+            ("ciphertext", 73, 105),
+            ("tag", 105, 121),
+        )
+    ):
+        bad(f"flipped: {region}", "altered", flip(wrapped, at))
+    bad("flipped: tag, top bit", "every bit of the tag counts", flip(wrapped, 120, 0x80))
+    bad("empty", "nothing", b"")
+    for size in (1, 15, 16, 17, 105, 120):
+        bad(f"cut to {size}", "too short", wrapped[:size])
+    bad("one byte more", "too long", wrapped + b"\x00")
+    bad("twice", "too long", wrapped + wrapped)
+    bad("without the server key id", "a frame of section 4 alone", wrapped[16:])
+    bad("with 0x14 before it", "that byte is not the provider's", b"\x14" + wrapped)
+    bare = key_id(D) + wrap(D, kek, fixed("bare", 24), server_context(of))
+    bad("under the server key itself", "the server key wraps nothing; wrapping(k) does", bare)
+    foreign = key_id(D) + wrap(wrapping(D), kek, fixed("foreign", 24), wrap_context(SECRET_CONTEXT))
+    bad("a wrap of a root key", "contexts have labels: this one is of section 4", foreign)
+    for name, comment, changed in (
+        ("other KEK", "the public key of another KEK", provider_context(B)),
+        ("upper-case hexadecimal", "lower case, as specified", of | {"kek": of["kek"].upper()}),
+        ("no kek", "a name is missing", {"library": of["library"]}),
+        ("no library", "a name is missing", {"kek": of["kek"]}),
+        (
+            "other library",
+            "another library, or another version of this",
+            of | {"library": of["library"] + "x"},
+        ),
+        ("one name more", "a name too many", of | {"table": "users"}),
+        ("other name", "names are bound too", {"library": of["library"], "KEK": of["kek"]}),
+        ("values swapped", "values do not change names", {"library": of["kek"], "kek": of["library"]}),
+        ("none", "no context is another context", {}),
+    ):
+        bad(f"other context: {name}", comment, wrapped, of=changed)
+    split = good("split ab|c", "the pair of the next case", [D], D, kek, {"ab": "c"})
+    bad("split a|bc", "the border between name and value counts", split, of={"a": "bc"})
+
+    def slot(name: str, comment: str, blob: bytes, expect: str, public: bytes = x25519_public(kek)) -> None:
+        assert outcome(lambda: open_provided([D], blob, public)) == expect, name
+        case: Case = {"name": f"slot: {name}", "comment": comment, "op": "open", "server_keys": [D.hex()]}
+        case |= {"stored_public": public.hex(), "blob": blob.hex()}
+        cases.append(case | ({"key": kek.hex()} if expect == "ok" else {}) | {"expect": expect})
+
+    slot("ok", "0x14, then what the provider made: 122 bytes", b"\x14" + wrapped, "ok")
+    slot("empty", "no first byte", b"", "format")
+    for first in (0x00, 0x11, 0x12, 0x13, 0x15):
+        slot(f"format byte {first:02x}", "the first byte is not 0x14", bytes([first]) + wrapped, "format")
+    answer = server_wrap(D, B, fixed("another KEK", 24), of)
+    slot("another key", "the provider answers with a key that is not the slot's", b"\x14" + answer, "refused")
+    return cases
+
+
+# ---------------------------------------------------------------- row_seal.json
+
+
+def row_columns(row: str) -> dict[str, bytes]:
+    """A row with every column filled; what they hold is that of the other files where it has a format."""
+    one = b"\x00\x00\x00\x01"
+    match row:
+        case "key":
+            return {
+                "key_id": key_id(B),
+                "owner_reference": OWNER,
+                "purpose": b"data",
+                "scope": b"profile",
+                "epoch": one,
+                "state": b"active",
+                "commitment": commitment(B),
+                "public_key": x25519_public(B),
+                "mlkem_public_key": mlkem_public(B)[:40],  # cut, to keep the file small; whole in one case
+                "wrapping_key_id": key_id(A),
+                "wrapped": wrap(wrapping(A), B, fixed("row wrap", 24), wrap_context(ROOT_CONTEXT)),
+            }
+        case "slot":
+            kek, of = C, provider_context(C)
+            return {
+                "slot_id": uuid.UUID(int=0x5107).bytes,
+                "key_id": key_id(A),
+                "kind": b"provider",
+                "kdf": DEFAULT_PHC.encode("ascii"),
+                "recipient_public_key": x25519_public(kek),
+                "provider_reference": "server/\u00fc".encode(),
+                "provider_blob": b"\x14" + server_wrap(D, kek, fixed("row server", 24), of),
+                "wrapped": wrap(kek, A, fixed("row slot", 24), wrap_context(SECRET_CONTEXT)),
+            }
+        case _:
+            return {
+                "grant_id": uuid.UUID(int=0x62A7).bytes,
+                "granting_row": GRANTER,
+                "key_id": key_id(B),
+                "recipient_key_id": key_id(C),
+                "state": b"sealed",
+                "wrapped": wrap(wrapping(C), B, fixed("row grant", 24), wrap_context(GRANT_CONTEXT)),
+            }
+
+
+def row_seal_cases() -> list[Case]:
+    cases: list[Case] = []
+
+    def add(
+        name: str,
+        comment: str,
+        row: str,
+        label: str,
+        columns: dict[str, bytes],
+        seal: bytes | None,
+        expect: str,
+        keys: Sequence[bytes] = (D, B),
+        **more: str,
+    ) -> None:
+        assert outcome(lambda: check_row(seal, keys, label, row, columns.values())) == expect, name
+        case: Case = {"name": name, "comment": comment, "server_keys": [k.hex() for k in keys]}
+        case |= {"label": label, "row": row, "columns": {n: c.hex() for n, c in columns.items()}}
+        cases.append(case | {"seal": None if seal is None else seal.hex(), **more, "expect": expect})
+
+    for row, label in (("key", "users"), ("slot", "users"), ("grant", "memberships")):
+        full = row_columns(row)
+
+        def good(
+            name: str,
+            comment: str,
+            columns: dict[str, bytes],
+            label: str = label,
+            under: bytes = D,
+            keys: Sequence[bytes] = (D, B),
+            row: str = row,
+        ) -> bytes:
+            seal = seal_row(under, label, row, columns.values())
+            name = f"{row}: {name}"
+            add(name, comment, row, label, columns, seal, "ok", keys, server_key=under.hex())
+            return seal
+
+        seal = good("every column filled", "the row that the failures below begin with", full)
+        good("one server key", "the only one", full, keys=[D])
+        good("older server key", "sealed under a key that is no longer the first", full, under=B)
+        good("label not ASCII", "labels are UTF-8", full, label="mitglieder\u00fcbersicht")
+        absent = {
+            "key": ("scope", "public_key", "mlkem_public_key", "wrapping_key_id", "wrapped"),
+            "slot": ("kdf", "recipient_public_key", "provider_reference", "provider_blob", "wrapped"),
+            "grant": ("wrapped",),
+        }[row]
+        good("columns absent", "what is absent is empty", full | dict.fromkeys(absent, b""))
+        if row == "key":
+            good("whole ML-KEM public key", "1184 bytes", full | {"mlkem_public_key": mlkem_public(B)})
+        good("every column empty", "the number of fields is fixed", dict.fromkeys(full, b""))
+
+        def bad(
+            name: str,
+            comment: str,
+            columns: dict[str, bytes] = full,
+            seal: bytes | None = seal,
+            label: str = label,
+            row: str = row,
+            of: str = row,
+            keys: Sequence[bytes] = (D, B),
+        ) -> None:
+            add(f"{of}: {name}", comment, row, label, columns, seal, "refused", keys)
+
+        for column, content in full.items():
+            for where, at in (("first", 0), ("last", len(content) - 1)):
+                changed = full | {column: flip(content, at)}
+                bad(f"flipped: {column}, {where} byte", "every column is sealed", changed)
+            bad(f"emptied: {column}", "a column is not taken away", full | {column: b""})
+            bad(f"longer: {column}", "nor is anything added", full | {column: content + b"\x00"})
+        names = list(full)
+        for left, right in pairwise(names):
+            a, b = full[left], full[right]
+            moved = full | {left: a + b[:1], right: b[1:]}
+            bad(f"moved: first byte of {right} to {left}", "the borders between columns are sealed", moved)
+            moved = full | {left: a[:-1], right: a[-1:] + b}
+            bad(f"moved: last byte of {left} to {right}", "the borders between columns are sealed", moved)
+            bad(f"swapped: {left} and {right}", "columns do not change places", full | {left: b, right: a})
+        bad("first column dropped", "the number of columns is sealed", {n: full[n] for n in names[1:]})
+        bad("an empty column more", "the number of columns is sealed", full | {"more": b""})
+
+        bad("missing seal", "NULL: a row without a seal is refused", seal=None)
+        bad("empty seal", "no seal either", seal=b"")
+        for size in (16, 32, 47):
+            bad(f"seal cut to {size}", "too short", seal=seal[:size])
+        bad("seal one byte more", "too long", seal=seal + b"\x00")
+        bad("MAC without its server key id", "too short", seal=seal[16:])
+        for region, at in flips((("server key id", 0, 16), ("MAC", 16, 48))):
+            bad(f"flipped: {region} of the seal", "altered", seal=flip(seal, at))
+        bad("flipped: MAC, top bit", "every bit of the MAC counts", seal=flip(seal, 47, 0x80))
+        bad("MAC of zeros", "no MAC", seal=seal[:16] + bytes(32))
+        bad("unknown server key id", "sealed under a server key that is not at hand", keys=[A, B])
+        bad("unknown server key", "by one who made a key", seal=seal_row(C, label, row, full.values()))
+        bad("other server key named", "it did not make this MAC", seal=key_id(B) + seal[16:])
+        bad("other label", "moved to the table of another class", label="accounts")
+        bad("label, other case", "labels are compared as bytes", label=label.upper())
+        for other in ("key", "slot", "grant"):
+            if other != row:
+                bad(f"as a {other}", "no kind of row is taken for another", row=other)
+        content = ctx("row", row.encode("ascii"), *full.values())
+        for name, comment, key in (
+            ("server key itself", "the MAC key is a subkey of it", D),
+            ("subkey without the label", "the MAC key is one of this label", subkey(D, "row-seal")),
+            ("other purpose", "the MAC key is one of this purpose", subkey(D, "wrap")),
+        ):
+            bad(f"MAC under: {name}", comment, seal=key_id(D) + hmac.digest(key, content, "sha256"))
+        older = (
+            full
+            | {"key": {"state": b"retired"}, "slot": {"kind": b"secret"}, "grant": {"state": b"adopted"}}[row]
+        )
+        replayed = seal_row(D, label, row, older.values())
+        bad("seal of another state", "a seal is of one state of its row", seal=replayed)
     return cases
 
 
@@ -1643,7 +2481,7 @@ FILES: dict[str, tuple[str, Callable[[], list[Case]]]] = {
         context_cases,
     ),
     "derivation.json": (
-        "Section 2: subkeys, commitments, ids, public keys; and step 4 of section 3.",
+        "Section 2: subkeys, commitments, ids, public keys; step 4 of section 3; section 7.",
         derivation_cases,
     ),
     "secret.json": (
@@ -1653,7 +2491,13 @@ FILES: dict[str, tuple[str, Callable[[], list[Case]]]] = {
     "kdf.json": ("Section 3, steps 3 and 4: reading the parameters; Argon2id; KEK.", kdf_cases),
     "wrap.json": ("Section 4: a key wrapped under a key.", wrap_cases),
     "sealed.json": ("Section 5: a key sealed to a public key.", sealed_cases),
+    "hybrid.json": ("Section 5: a key sealed to a hybrid public key.", hybrid_cases),
     "value.json": ("Section 6: values.", value_cases),
+    "server_keyring.json": (
+        "Section 8: what a server keyring makes, and the slot that it stands in.",
+        server_keyring_cases,
+    ),
+    "row_seal.json": ("Section 9: row seals. Columns stand in their order.", row_seal_cases),
 }
 
 

@@ -1,0 +1,10 @@
+"""Outside key holders: each wraps a provider slot's KEK, is handed a ready client, and imports no SDK."""
+
+from sqlalchemy_envelope.keys.providers.aws_kms import AwsKms
+from sqlalchemy_envelope.keys.providers.base import KeyProvider
+from sqlalchemy_envelope.keys.providers.calls import ProviderCalls
+from sqlalchemy_envelope.keys.providers.pkcs11 import Pkcs11
+from sqlalchemy_envelope.keys.providers.server import ServerKeyring
+from sqlalchemy_envelope.keys.providers.vault import VaultTransit
+
+__all__ = ["AwsKms", "KeyProvider", "Pkcs11", "ProviderCalls", "ServerKeyring", "VaultTransit"]

@@ -1,0 +1,61 @@
+"""AWS KMS: the key is wrapped by KMS itself, and each use of it stands in CloudTrail with its context."""
+
+from collections.abc import Mapping
+from typing import Any
+
+_PASSING = {
+    "DependencyTimeoutException",
+    "KMSInternalException",
+    "KeyUnavailableException",
+    "RequestTimeout",
+    "ServiceUnavailable",
+    "Throttling",
+    "ThrottlingException",
+}
+
+
+class AwsKms:
+    """A symmetric KMS key, called through a client that boto3 made.
+
+    Args:
+        client: `boto3.client("kms")`. It is safe to share between threads.
+        key_id: the key, best by its ARN. KMS rotates what is behind an ARN and goes on decrypting; an alias
+            that is pointed at another key does not open what the first one wrapped.
+    """
+
+    local = False
+
+    def __init__(self, client: Any, key_id: str) -> None:
+        self._client = client
+        self.reference = key_id
+
+    def wrap(self, key: bytes, context: Mapping[str, str]) -> bytes:
+        """Encrypt with the context as encryption context."""
+        answer = self._client.encrypt(KeyId=self.reference, Plaintext=key, EncryptionContext=dict(context))
+        wrapped: bytes = answer["CiphertextBlob"]
+        return wrapped
+
+    def unwrap(self, wrapped: bytes, context: Mapping[str, str]) -> bytes:
+        """Decrypt under the same context.
+
+        The key is named here too: without it KMS takes whichever key the blob names, and that may be one in
+        the account of whoever put the blob there.
+        """
+        answer = self._client.decrypt(
+            KeyId=self.reference, CiphertextBlob=wrapped, EncryptionContext=dict(context)
+        )
+        key: bytes = answer["Plaintext"]
+        return key
+
+    def is_transient(self, error: Exception) -> bool:
+        """Throttled, an error of KMS itself, or no connection; by name, for botocore is not imported."""
+        response = getattr(error, "response", None)
+        if isinstance(response, dict):
+            status = response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+            return status >= 500 or response.get("Error", {}).get("Code") in _PASSING
+        return not {base.__name__ for base in type(error).__mro__}.isdisjoint(
+            {"ConnectionError", "HTTPClientError"}
+        )
+
+    def __repr__(self) -> str:
+        return f"<AwsKms {self.reference!r}>"

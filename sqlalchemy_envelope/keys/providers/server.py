@@ -1,0 +1,169 @@
+"""Server keys: a key holder that is no more than keys in the environment or in a file.
+
+    0            16     121
+    | server key | 0x11 |            the id of a server key, and a key wrapped under it (section 4)
+
+Whoever reads the server's memory, its environment or that file can read what these keys wrap; a backup of
+the database, or whoever breaks into it alone, cannot.
+"""
+
+import base64
+import binascii
+import os
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
+from typing import Self
+
+from sqlalchemy_envelope.crypto import kdf
+from sqlalchemy_envelope.crypto.secret import KEY_SIZE, KeyBytes, Uncopied
+from sqlalchemy_envelope.crypto.wrapping import unwrap, wrap
+from sqlalchemy_envelope.exceptions import (
+    ConfigurationError,
+    ProviderError,
+    TamperedKeyError,
+    TruncatedError,
+    UnlockError,
+)
+from sqlalchemy_envelope.keys.providers.base import encode_bound
+
+_ID_SIZE = 16
+
+
+class ServerKeyring(Uncopied):
+    """Server keys in order: the first wraps, all of them unwrap.
+
+    To rotate, put a new key before the others; when nothing refers to an old one any more, take that away.
+
+    Args:
+        keys: each 32 random bytes, the active one first.
+
+    Raises:
+        ConfigurationError: none, one of another size, or one that is there twice.
+    """
+
+    __slots__ = ("_keys",)
+    local = True
+
+    def __init__(self, keys: Sequence[bytes]) -> None:
+        given: object = keys  # what types do not tell: text is a sequence too
+        if isinstance(given, (str, bytes, bytearray)):
+            raise ConfigurationError("ServerKeyring takes a list of keys; for one key, a list of one.")
+        self._keys: dict[bytes, KeyBytes] = {}
+        for number, data in enumerate(keys, 1):
+            if not isinstance(data, (bytes, bytearray)):
+                raise ConfigurationError(
+                    f"Server key {number} is a {type(data).__name__}, not bytes; "
+                    "for base64 text there are from_environment() and from_file()."
+                )
+            if len(data) != KEY_SIZE:
+                raise ConfigurationError(f"Server key {number} has {len(data)} bytes, not {KEY_SIZE}.")
+            key = KeyBytes(data)
+            key_id = kdf.key_id_of(kdf.commitment(key)).bytes
+            if key_id in self._keys:
+                raise ConfigurationError(f"Server key {number} is there twice.")
+            self._keys[key_id] = key
+        if not self._keys:
+            raise ConfigurationError(
+                "There is no server key. ServerKeyring.generate_key() makes the text of one."
+            )
+
+    @classmethod
+    def from_environment(cls, name: str = "ENVELOPE_SERVER_KEYS") -> Self:
+        """The keys of an environment variable: base64, separated by commas or white space, active first."""
+        if name not in os.environ:
+            raise ConfigurationError(f"The environment variable {name} is not set; it holds the server keys.")
+        return cls(_decoded(f"the environment variable {name}", re.findall(r"[^\s,]+", os.environ[name])))
+
+    @classmethod
+    def from_file(cls, path: str | os.PathLike[str], *, unsafe_permissions: bool = False) -> Self:
+        """The keys of a file: base64, one a line, active first; a line that begins with `#` is a comment.
+
+        Args:
+            path: the file. On POSIX it is refused if others than its owner may read it.
+            unsafe_permissions: take it all the same, where the platform that mounts it leaves no choice.
+        """
+        try:
+            with Path(path).open(encoding="utf-8") as file:
+                mode = os.fstat(file.fileno()).st_mode  # of what is open: the name may lead elsewhere by now
+                if os.name == "posix" and mode & 0o077 and not unsafe_permissions:
+                    raise ConfigurationError(
+                        f"The server keys in {str(path)!r} are open to others (mode {mode & 0o777:04o}): "
+                        "chmod 600, or pass unsafe_permissions=True."
+                    )
+                lines = [line.strip() for line in file]
+        except OSError as error:
+            raise ConfigurationError(
+                f"The server keys in {str(path)!r} cannot be read: {error.strerror}."
+            ) from None
+        except UnicodeDecodeError:
+            raise ConfigurationError(f"{str(path)!r} is not text: one base64 key a line.") from None
+        return cls(_decoded(repr(str(path)), [line for line in lines if line and not line.startswith("#")]))
+
+    @staticmethod
+    def generate_key() -> str:
+        """The text of a fresh key, for the environment or the file."""
+        return base64.b64encode(os.urandom(KEY_SIZE)).decode("ascii")
+
+    @property
+    def keys_by_id(self) -> Mapping[bytes, KeyBytes]:
+        """Every server key by its id of 16 bytes, the active one first."""
+        return MappingProxyType(self._keys)
+
+    @property
+    def active(self) -> tuple[bytes, KeyBytes]:
+        """Id and key of the one that wraps."""
+        return next(iter(self._keys.items()))
+
+    @property
+    def reference(self) -> str:
+        """`server:` and the id of the key that wraps."""
+        return f"server:{self.active[0].hex()}"
+
+    def wrap(self, key: bytes, context: Mapping[str, str]) -> bytes:
+        """Wrap a key under the first server key; 121 bytes."""
+        key_id, server_key = self.active
+        return key_id + wrap(KeyBytes(key), kdf.subkey(server_key, "wrap"), encode_bound("server", context))
+
+    def unwrap(self, wrapped: bytes, context: Mapping[str, str]) -> bytes:
+        """Unwrap a key with the server key that it names.
+
+        Raises:
+            ProviderError: that server key is not configured here.
+            FormatError, TruncatedError: not what `wrap` makes.
+            TamperedKeyError: altered, or wrapped for another context.
+        """
+        if len(wrapped) < _ID_SIZE:
+            raise TruncatedError("The stored key ends within the id of its server key.")
+        key_id, frame = wrapped[:_ID_SIZE], wrapped[_ID_SIZE:]
+        if key_id not in self._keys:
+            raise ProviderError(f"Server key {key_id.hex()[:8]} is not configured here.")
+        try:
+            key = unwrap(frame, kdf.subkey(self._keys[key_id], "wrap"), encode_bound("server", context))
+        except UnlockError:
+            # The server key is right beyond doubt, for its id is made of it: so this is no wrong secret.
+            raise TamperedKeyError(
+                f"A key under server key {key_id.hex()[:8]} was altered, or belongs elsewhere."
+            ) from None
+        return bytes(key.buffer)
+
+    def __repr__(self) -> str:
+        return f"<ServerKeyring of {len(self._keys)}, active {self.active[0].hex()[:8]}>"
+
+
+def _decoded(source: str, texts: Iterable[str]) -> list[bytes]:
+    """Base64 in either alphabet, padded or not. What is wrong with a text is said without showing it."""
+    keys = []
+    for number, text in enumerate(texts, 1):
+        standard = text.replace("-", "+").replace("_", "/").rstrip("=")
+        try:
+            data = base64.b64decode(standard + "=" * (-len(standard) % 4), validate=True)
+        except (binascii.Error, ValueError):  # the second: letters outside of ASCII
+            raise ConfigurationError(f"Key {number} of {source} is not base64.") from None
+        if len(data) != KEY_SIZE:
+            raise ConfigurationError(f"Key {number} of {source} has {len(data)} bytes, not {KEY_SIZE}.")
+        keys.append(data)
+    if not keys:
+        raise ConfigurationError(f"There is no key in {source}.")
+    return keys

@@ -1,0 +1,77 @@
+"""Row seals of one application: made under its active server key, checked under any that it has."""
+
+from __future__ import annotations
+
+from hmac import compare_digest
+from typing import TYPE_CHECKING, Protocol
+
+from sqlalchemy_envelope.crypto.row_seal import SEAL_SIZE, row_key, row_mac
+from sqlalchemy_envelope.crypto.secret import KeyBytes, Uncopied
+from sqlalchemy_envelope.exceptions import RowSealError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+
+class ServerKeys(Protocol):
+    """Ordered server keys; the first is active."""
+
+    @property
+    def keys_by_id(self) -> Mapping[bytes, KeyBytes]:
+        """Every configured key by its 16-byte id."""
+
+    @property
+    def active(self) -> tuple[bytes, KeyBytes]:
+        """Id and key of the one that new seals are made under."""
+
+
+class RowSeals(Uncopied):
+    """Seals and checks rows; without server keys it makes no seals and asks for none."""
+
+    def __init__(self, server_keys: ServerKeys | None = None) -> None:
+        self._server_keys = server_keys
+        self._row_keys: dict[tuple[bytes, str], KeyBytes] = {}
+
+    @property
+    def is_on(self) -> bool:
+        """Whether there are server keys."""
+        return self._server_keys is not None
+
+    def seal(self, label: str, fields: Sequence[bytes]) -> bytes | None:
+        """The seal of a row, 48 bytes; None without server keys."""
+        if self._server_keys is None:
+            return None
+        key_id, server_key = self._server_keys.active
+        return key_id + row_mac(self._row_key(key_id, server_key, label), fields)
+
+    def check(self, seal: bytes | None, label: str, fields: Sequence[bytes]) -> None:
+        """Whether the application wrote this row as it stands.
+
+        Raises:
+            RowSealError: it did not, or under a server key that is not configured.
+        """
+        if self._server_keys is None:
+            return
+        if seal is None or len(seal) != SEAL_SIZE:
+            raise RowSealError(
+                f"A row of the keys of {label!r} has no row seal: it was written before server keys were "
+                "configured (envelope.seal_rows() seals those once), or not by the application."
+            )
+        key_id = bytes(seal[:16])
+        server_key = self._server_keys.keys_by_id.get(key_id)
+        if server_key is None:
+            raise RowSealError(
+                f"A row of the keys of {label!r} is sealed under server key {key_id.hex()[:8]}, which is not "
+                "configured."
+            )
+        if not compare_digest(bytes(seal[16:]), row_mac(self._row_key(key_id, server_key, label), fields)):
+            raise RowSealError(f"A row of the keys of {label!r} was altered: its row seal does not fit.")
+
+    def _row_key(self, key_id: bytes, server_key: KeyBytes, label: str) -> KeyBytes:
+        key = self._row_keys.get((key_id, label))
+        if key is None:
+            key = self._row_keys[key_id, label] = row_key(server_key, label)
+        return key
+
+    def __repr__(self) -> str:
+        return f"<RowSeals {'on' if self.is_on else 'off'}>"

@@ -1,0 +1,91 @@
+"""What an `Envelope` decides for work that no call of it starts: flushes, and statements of unlocked sessions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+from weakref import WeakSet
+
+from sqlalchemy_envelope.exceptions import ConfigurationError
+from sqlalchemy_envelope.keys.row_seals import RowSeals
+from sqlalchemy_envelope.orm import context
+from sqlalchemy_envelope.orm.audit import AuditEvent, logger
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from sqlalchemy.orm import Session
+
+    from sqlalchemy_envelope.keys.keyring import OwnerId
+    from sqlalchemy_envelope.orm.provided import Providers
+    from sqlalchemy_envelope.orm.write_only import WriteEpoch
+
+_POLICY = "sqlalchemy_envelope.policy"
+_live: WeakSet[Policy] = WeakSet()
+_latest: list[Any] = [None]
+
+
+@dataclass(eq=False)
+class Policy:
+    """The part of an `Envelope` that the layers under it need.
+
+    Attributes:
+        seals: row seals under the server keys, if there are any.
+        hybrid: whether new root keys get a post-quantum pair, so that keys are sealed to it in format 0x13.
+        audit: the application's own function for audit events.
+    """
+
+    seals: RowSeals = field(default_factory=RowSeals)
+    hybrid: bool = False
+    audit: Callable[[AuditEvent], None] | None = None
+    providers: Providers | None = None
+    write_epoch_seconds: float = 3600.0
+    write_epoch_values: int = 2**24
+    write_epochs: dict[OwnerId, WriteEpoch] = field(default_factory=dict, repr=False)
+
+    def __post_init__(self) -> None:
+        _live.add(self)
+        _latest[0] = self
+
+    def require_providers(self) -> Providers:
+        """The providers of the envelope.
+
+        Raises:
+            ConfigurationError: this policy is no envelope's.
+        """
+        if self.providers is None:
+            raise ConfigurationError("No provider is configured: make one Envelope for the application.")
+        return self.providers
+
+    def emit(self, event: AuditEvent) -> None:
+        """Tell the log and the application what was done."""
+        logger.info("%s", event, extra={"envelope_event": event})
+        if self.audit is not None:
+            self.audit(event)
+
+
+def note_policy(session: Session, policy: Policy) -> None:
+    """A verb of this policy's `Envelope` was used with a session; its later flushes go by the same one."""
+    session.info[_POLICY] = policy
+
+
+def policy_of(session: Session) -> Policy:
+    """The policy for what a session's flush does by itself.
+
+    Raises:
+        ConfigurationError: there are several with different server keys, and nothing says which.
+    """
+    for unlocked in context.unlocked_sessions(session):
+        if unlocked.policy is not None:
+            return unlocked.policy
+    noted: Policy | None = session.info.get(_POLICY)
+    if noted is not None:
+        return noted
+    if len({id(policy.seals) for policy in list(_live) if policy.seals.is_on}) > 1:
+        raise ConfigurationError(
+            "This process has several Envelopes with server keys, and a flush has to know which one seals "
+            "its rows: make one Envelope for the application, or call envelope.attach(session)."
+        )
+    latest: Policy | None = _latest[0]
+    sealing = next((policy for policy in list(_live) if policy.seals.is_on), None)
+    return sealing or latest or Policy()

@@ -1,0 +1,184 @@
+"""Flushes of granting rows: joining seals a key to the newcomer, leaving starts a new epoch for the rest.
+
+It happens after the flush has written its rows, when their keys are known, in the same transaction.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import and_, inspect, select
+from sqlalchemy.orm import attributes
+from sqlalchemy.orm.base import PASSIVE_NO_INITIALIZE
+
+from sqlalchemy_envelope.exceptions import NotEnrolledError
+from sqlalchemy_envelope.keys.grants import pending_grant
+from sqlalchemy_envelope.keys.model import KeyState, Purpose
+from sqlalchemy_envelope.orm import context
+from sqlalchemy_envelope.orm.audit import AuditEvent
+from sqlalchemy_envelope.orm.epochs import Place, Recipient, grant_to, start_epoch, start_scope_epoch
+from sqlalchemy_envelope.orm.freshness import forget_looks
+from sqlalchemy_envelope.orm.grants import grant_class_of
+from sqlalchemy_envelope.orm.owners import owner_class_of
+from sqlalchemy_envelope.orm.policy import policy_of
+from sqlalchemy_envelope.orm.store import GrantStore, KeyStore, usable
+
+if TYPE_CHECKING:
+    from sqlalchemy.orm import InstanceState, Session
+
+    from sqlalchemy_envelope.keys.keyring import Keyring
+    from sqlalchemy_envelope.orm.grants import GrantClass
+    from sqlalchemy_envelope.orm.policy import Policy
+
+_LEAVING = "sqlalchemy_envelope.leaving"
+Shared = tuple["Place", "str | None"]
+"""A key that is granted: an owner's, and one scope of it or all."""
+
+
+def before_flush(session: Session, *_: object) -> None:
+    """Recipients are about to be deleted: note what they were granted, while the rows still say so."""
+    leaving: set[Shared] = set()
+    for instance in session.deleted:
+        state: InstanceState[Any] = inspect(instance)
+        owner_class = owner_class_of(getattr(type(instance), "__table__", None))
+        if owner_class is None or state.key is None:
+            continue
+        for grant in owner_class.grants_to:
+            query = select(*grant.of.columns).where(
+                and_(*(a == b for a, b in zip(grant.to.columns, state.key[1], strict=True)))
+            )
+            with session.no_autoflush:
+                rows = session.execute(query, bind_arguments={"mapper": grant.mapper}).all()
+            leaving |= {(Place(grant.of.owner_class, tuple(row)), grant.scope) for row in rows}
+    session.info[_LEAVING] = leaving
+
+
+def after_flush(session: Session, *_: object) -> None:
+    """Grant to who joined, and start new epochs where somebody left."""
+    left: set[Shared] = session.info.pop(_LEAVING, set())
+    joined: list[tuple[GrantClass, Place, Recipient]] = []
+    for instance in [*session.deleted, *session.dirty, *session.new]:
+        state: InstanceState[Any] = inspect(instance)
+        grant = grant_class_of(state.mapper)
+        if grant is None:
+            continue
+        if instance in session.new:
+            joined.append((grant, *_ends(grant, state)))
+        elif instance in session.deleted:
+            left.add((_place_before(grant, state), grant.scope))
+        elif _moved(grant, state):
+            store = GrantStore(session, grant, policy_of(session).seals)
+            place, recipient = _ends(grant, state)
+            store.delete([recipient.row_key])
+            left.add((_place_before(grant, state), grant.scope))
+            joined.append((grant, place, recipient))
+    if not left and not joined:
+        return
+    policy = policy_of(session)
+    with session.no_autoflush:
+        for place, scope in left:
+            _leave(session, policy, place, scope)
+        shared: dict[tuple[GrantClass, Place], list[Recipient]] = {}
+        for grant, place, recipient in joined:
+            shared.setdefault((grant, place), []).append(recipient)
+        for (grant, place), recipients in shared.items():
+            _join(session, policy, grant, place, recipients)
+    forget_looks(session)
+
+
+def _ends(grant: GrantClass, state: InstanceState[Any]) -> tuple[Place, Recipient]:
+    place = Place(grant.of.owner_class, grant.values(state, grant.of.columns))
+    row_key = grant.values(state, grant.row_key)
+    return place, Recipient(grant, row_key, grant.values(state, grant.to.columns))
+
+
+def _place_before(grant: GrantClass, state: InstanceState[Any]) -> Place:
+    values = []
+    for column in grant.of.columns:
+        key = grant.mapper.get_property_by_column(column).key
+        values.append(state.committed_state.get(key, state.dict.get(key)))
+    return Place(grant.of.owner_class, tuple(values))
+
+
+def _moved(grant: GrantClass, state: InstanceState[Any]) -> bool:
+    instance: Any = state.obj()
+    keys = [
+        grant.mapper.get_property_by_column(column).key
+        for column in (*grant.of.columns, *grant.to.columns, *grant.row_key)
+    ]
+    return any(attributes.get_history(instance, key, PASSIVE_NO_INITIALIZE).has_changes() for key in keys)
+
+
+def _leave(session: Session, policy: Policy, place: Place, scope: str | None) -> None:
+    if None in place.primary_key:
+        return
+    keyring = _holder(session, place)
+    if scope is None:
+        start_epoch(session, policy, place, keyring)
+    else:
+        start_scope_epoch(session, policy, place, scope, keyring)
+
+
+def _join(
+    session: Session, policy: Policy, grant: GrantClass, place: Place, recipients: list[Recipient]
+) -> None:
+    keyring = _holder(session, place)
+    if grant.history == "from_join":
+        if grant.scope is None:
+            start_epoch(session, policy, place, keyring, recipients)
+        else:
+            start_scope_epoch(session, policy, place, grant.scope, keyring, recipients)
+        return
+    store = KeyStore(session, place.owner_class, policy.seals)
+    if keyring is None:
+        _note_pending(session, policy, store, grant, place, recipients)
+        return
+    purpose = Purpose.ROOT if grant.scope is None else Purpose.DATA
+    for key in keyring.keys_of(place.owner):
+        wanted = key.purpose is purpose and key.scope == (grant.scope or "")
+        # Of root keys the active one: the others hang on it. A scope's keys hang on none that is granted.
+        if wanted and (purpose is Purpose.DATA or key.state is KeyState.ACTIVE):
+            opened = keyring.open(key.key_id)
+            if opened is not None:
+                keyring.add_stored(place.owner, [grant_to(session, policy, store, opened, recipients)])
+
+
+def _note_pending(
+    session: Session,
+    policy: Policy,
+    store: KeyStore,
+    grant: GrantClass,
+    place: Place,
+    recipients: list[Recipient],
+) -> None:
+    purpose = Purpose.ROOT if grant.scope is None else Purpose.DATA
+    key = next(
+        (
+            one.stored
+            for one in usable(store.load([place.primary_key]))
+            if one.stored.purpose is purpose
+            and one.stored.state is KeyState.ACTIVE
+            and one.stored.scope == (grant.scope or "")
+        ),
+        None,
+    )
+    if key is None:
+        raise NotEnrolledError(
+            f"A {grant.mapper.class_.__name__} grants the key of a {place.owner_class.name} that has none; "
+            "enroll it first: envelope.enroll(session, owner)."
+        )
+    rows = [(one.row_key, pending_grant(key.key_id, grant.granting_row(one.row_key))) for one in recipients]
+    GrantStore(session, grant, policy.seals).insert(rows)
+    store.add_granted([(key.key_id, len(rows))])
+    policy.emit(AuditEvent("grant_pending", place.owner_class.name, count=len(rows)))
+
+
+def _holder(session: Session, place: Place) -> Keyring | None:
+    """The keyring here that reaches the owner's root key."""
+    for unlocked in context.unlocked_sessions(session):
+        if unlocked.on_demand:
+            unlocked.prepare_write(session, place.owner_class, [place.primary_key], 0)
+        holder = unlocked.holder(place.owner)
+        if holder is not None:
+            return holder.keyring
+    return None

@@ -1,0 +1,276 @@
+"""Unlocking: a root key is reached through a slot, and with it everything its owner has and was granted."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, NamedTuple
+
+from sqlalchemy_envelope.crypto.argon2id import KdfSalt
+from sqlalchemy_envelope.crypto.preparation import prepare_secret
+from sqlalchemy_envelope.crypto.sealing import is_sealed
+from sqlalchemy_envelope.exceptions import ConfigurationError, EnvelopeError, KeyNotFoundError, UnlockError
+from sqlalchemy_envelope.keys.hierarchy import is_proven, wrap_under_root
+from sqlalchemy_envelope.keys.keyring import Keyring
+from sqlalchemy_envelope.keys.model import KeyState, OpenedKey, Purpose, SlotKind
+from sqlalchemy_envelope.keys.slots import adopted_slot, open_slot, secret_slot
+from sqlalchemy_envelope.orm.audit import AuditEvent
+from sqlalchemy_envelope.orm.epochs import start_epoch
+from sqlalchemy_envelope.orm.located import load_keys, locate_enrolled
+from sqlalchemy_envelope.orm.opening import follow_grants, settle
+from sqlalchemy_envelope.orm.policy import note_policy
+from sqlalchemy_envelope.orm.provided import require_no_locks
+from sqlalchemy_envelope.orm.steps import Derivation, Outside, wiping
+from sqlalchemy_envelope.orm.store import MAX_SLOTS
+from sqlalchemy_envelope.orm.transactions import note_unlock
+from sqlalchemy_envelope.orm.unlocked import UnlockedSession
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from sqlalchemy.orm import Session
+
+    from sqlalchemy_envelope.crypto.argon2id import KdfProfile
+    from sqlalchemy_envelope.crypto.secret import KeyBytes
+    from sqlalchemy_envelope.keys.model import StoredKey, StoredSlot
+    from sqlalchemy_envelope.orm.located import LocatedOwner
+    from sqlalchemy_envelope.orm.policy import Policy
+    from sqlalchemy_envelope.orm.steps import Steps
+
+
+class OpenedRoot(NamedTuple):
+    """The active root key, through the slot that opened it, with the retired ones that its KEK opens too."""
+
+    root: OpenedKey
+    slot: StoredSlot
+    kek: KeyBytes
+    older: list[OpenedKey]
+    trusted: bool
+
+
+def unlock_steps(
+    session: Session, policy: Policy, profile: KdfProfile, owner: object, secret: str | bytes
+) -> Steps[UnlockedSession]:
+    """The steps of `Envelope.unlock` with a secret."""
+    prepared = prepare_secret(secret)
+    located = locate_enrolled(session, owner, policy)
+    note_policy(session, policy)
+    keys = load_keys(located)
+    found, salt = yield from _open_with_secret(located, policy, profile, keys, prepared)
+    with wiping(found.kek):
+        if profile.exceeds(salt.profile) and found.trusted:
+            stronger = KdfSalt.generate(profile)
+            kek = yield Derivation(prepared, stronger)
+            # A lost race is no loss: whoever won has upgraded or changed the slot.
+            with wiping(kek):
+                located.store.replace_slot(
+                    found.slot, secret_slot(found.root, kek, stronger, found.slot.slot_id)
+                )
+        return _unlocked(session, policy, located, keys, found)
+
+
+def unlock_with_provider_steps(
+    session: Session, policy: Policy, owner: object, provider: str, reason: str
+) -> Steps[UnlockedSession]:
+    """The steps of `Envelope.unlock` with a provider."""
+    require_reason(reason)
+    providers = policy.require_providers()
+    providers.named(provider)
+    located = locate_enrolled(session, owner, policy)
+    note_policy(session, policy)
+    keys = load_keys(located)
+    root = active_root(located, keys)
+    slots = located.store.load_slots(_roots(keys), SlotKind.PROVIDER)
+    mine = [slot for slot in slots if providers.of(slot) == provider]
+    slot = next((slot for slot in mine if slot.key_id == root.key_id), None)
+    if slot is None:
+        raise KeyNotFoundError(
+            f"This {located.name} has no key slot of provider {provider!r}: it is not its to open."
+        )
+    kek = providers.cached(slot)
+    if kek is None:
+        if not providers.is_local(provider):
+            require_no_locks(session, provider)
+        kek = yield Outside(lambda: providers.open(slot))
+    found = _open_with_kek(policy, keys, root, slot, mine, kek)
+    policy.emit(
+        AuditEvent(
+            "provider_unlocked", located.name, reason=reason, provider=provider, key_id=root.key_id.hex[:8]
+        )
+    )
+    return _unlocked(session, policy, located, keys, found)
+
+
+def change_secret_steps(
+    session: Session,
+    policy: Policy,
+    profile: KdfProfile,
+    owner: object,
+    old: str | bytes,
+    new: str | bytes,
+) -> Steps[None]:
+    """The steps of `Envelope.change_secret`."""
+    prepared, prepared_new = prepare_secret(old), prepare_secret(new, new=True)
+    located = locate_enrolled(session, owner, policy)
+    keys = load_keys(located)
+    found, _ = yield from _open_with_secret(located, policy, profile, keys, prepared)
+    with wiping(found.root.key, found.kek, *(one.key for one in found.older)):
+        salt = KdfSalt.generate(profile)
+        kek = yield Derivation(prepared_new, salt)
+        with wiping(kek):
+            new_slot = secret_slot(found.root, kek, salt, found.slot.slot_id)
+    _replace(located, found.slot, new_slot)
+
+
+def rebind_steps(
+    session: Session, policy: Policy, profile: KdfProfile, owner: object, secret: str | bytes
+) -> Steps[None]:
+    """The steps of `Envelope.rebind`."""
+    prepared = prepare_secret(secret)
+    located = locate_enrolled(session, owner, policy)
+    keys = load_keys(located, moved=True)
+    found, _ = yield from _open_with_secret(located, policy, profile, keys, prepared)
+    keyring = Keyring()
+    keyring.add_stored(located.place.owner, keys)
+    keyring.add(located.place.owner, [found.root, *found.older])
+    try:
+        salt = KdfSalt.generate(profile)
+        kek = yield Derivation(prepared, salt)
+        new_root = OpenedKey(replace(found.root.stored, owner_reference=located.reference), found.root.key)
+        with wiping(kek, found.kek):
+            new_slot = secret_slot(new_root, kek, salt, found.slot.slot_id)
+        rewrapped = []
+        for key in keys:
+            opened = None if key.purpose is Purpose.ROOT else keyring.open(key.key_id)
+            if opened is not None:
+                moved = OpenedKey(replace(key, owner_reference=located.reference), opened.key)
+                rewrapped.append(wrap_under_root(moved, new_root))
+    finally:
+        keyring.wipe()
+    _replace(located, found.slot, new_slot)
+    located.store.replace_keys([new_root.stored, *rewrapped])
+
+
+def require_reason(reason: object) -> None:
+    """Opening without the owner asks for a reason, which goes into the audit event.
+
+    Raises:
+        ConfigurationError: none was given.
+    """
+    if not isinstance(reason, str) or not reason.strip():
+        raise ConfigurationError("Say why, for the audit event: reason='nightly export'.")
+
+
+def active_root(located: LocatedOwner, keys: Sequence[StoredKey]) -> StoredKey:
+    """The root key that an owner's slots open.
+
+    Raises:
+        KeyNotFoundError: there is none.
+    """
+    for key in keys:
+        if key.purpose is Purpose.ROOT and key.state is KeyState.ACTIVE:
+            return key
+    raise KeyNotFoundError(f"This {located.name} has keys and no active root key to open them with.")
+
+
+def _roots(keys: Sequence[StoredKey]) -> list[object]:
+    return [key.key_id for key in keys if key.purpose is Purpose.ROOT]
+
+
+def _open_with_secret(
+    located: LocatedOwner,
+    policy: Policy,
+    profile: KdfProfile,
+    keys: Sequence[StoredKey],
+    prepared: bytes,
+) -> Steps[tuple[OpenedRoot, KdfSalt]]:
+    root = active_root(located, keys)
+    roots = _roots(keys)
+    loaded = located.store.load_slots(roots, SlotKind.SECRET, limit=(MAX_SLOTS + 1) * len(roots))
+    slots = [slot for slot in loaded if slot.key_id == root.key_id]
+    if not slots or len(slots) > MAX_SLOTS:
+        raise KeyNotFoundError(
+            f"This {located.name} has {'too many' if slots else 'no'} secret slots; 1 to {MAX_SLOTS} are accepted."
+        )
+    refused: UnlockError | None = None
+    for slot in slots:
+        salt = KdfSalt.parse(slot.kdf, policy=profile)
+        kek = yield Derivation(prepared, salt)
+        try:
+            return _open_with_kek(policy, keys, root, slot, loaded, kek), salt
+        except UnlockError as error:
+            kek.wipe()
+            refused = error
+        except BaseException:
+            kek.wipe()
+            raise
+    assert refused is not None  # noqa: S101 - there was at least one slot
+    raise refused
+
+
+def _open_with_kek(
+    policy: Policy,
+    keys: Sequence[StoredKey],
+    root: StoredKey,
+    slot: StoredSlot,
+    slots: Sequence[StoredSlot],
+    kek: KeyBytes,
+) -> OpenedRoot:
+    opened = open_slot(slot, root, kek)
+    older, trusted = [], []
+    for one in slots:
+        like = one.kdf == slot.kdf and one.recipient_public_key == slot.recipient_public_key
+        key = next((key for key in keys if key.key_id == one.key_id), None)
+        if one.slot_id == slot.slot_id or key is None or not like:
+            continue
+        try:
+            before = open_slot(one, key, kek)
+        except EnvelopeError:
+            continue  # what hangs on it stays locked; the active root key is not the worse for it
+        older.append(before)
+        if not is_sealed(one.wrapped):
+            trusted.append(before)
+    # A sealed slot can be made by anybody; a wrapped one by nobody without the KEK.
+    unproven = is_sealed(slot.wrapped) and not policy.seals.is_on and trusted and not is_proven(root, trusted)
+    return OpenedRoot(opened, slot, kek, older, not unproven)
+
+
+def _unlocked(
+    session: Session,
+    policy: Policy,
+    located: LocatedOwner,
+    keys: Sequence[StoredKey],
+    found: OpenedRoot,
+) -> UnlockedSession:
+    keyring = Keyring()
+    owner = located.place.owner
+    try:
+        keyring.add_stored(owner, keys)
+        keyring.add(owner, [found.root, *found.older])
+        if is_sealed(found.slot.wrapped) and found.trusted:
+            located.store.replace_slot(found.slot, adopted_slot(found.slot, found.root, found.kek))
+        # One's own keys are tried now, so that an altered one is told at once; what was granted waits until
+        # it is needed.
+        for key in keys:
+            if key.purpose in (Purpose.DATA, Purpose.INDEX) and key.state is not KeyState.DESTROYED:
+                if keyring.open(key.key_id) is None:
+                    raise KeyNotFoundError(
+                        f"Key {key.key_id.hex[:8]} is wrapped under a root key that is not here."
+                    )
+        reached = follow_grants(session, policy, keyring, [located.place])
+        if not found.trusted:
+            start_epoch(session, policy, located.place, keyring)
+        settle(session, policy, keyring, reached)
+    except BaseException:
+        keyring.wipe()
+        raise
+    unlocked = UnlockedSession(session, policy, list(reached.places.values()), keyring)
+    for reached_owner in keyring:
+        note_unlock(session, reached_owner, unlocked)
+    return unlocked
+
+
+def _replace(located: LocatedOwner, old: StoredSlot, new: StoredSlot) -> None:
+    if not located.store.replace_slot(old, new):
+        raise UnlockError(
+            "The secret was changed by somebody else at the same moment; nothing was changed here."
+        )
