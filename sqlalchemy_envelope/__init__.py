@@ -31,9 +31,10 @@ from sqlalchemy_envelope.exceptions import (
 )
 from sqlalchemy_envelope.keys.providers import AwsKms, KeyProvider, Pkcs11, ServerKeyring, VaultTransit
 from sqlalchemy_envelope.orm import hooks as _hooks
+from sqlalchemy_envelope.orm.access import KeySlot, KeySlots
 from sqlalchemy_envelope.orm.aio import AsyncEnvelope
-from sqlalchemy_envelope.orm.engine import enforce_foreign_keys
 from sqlalchemy_envelope.orm.audit import AuditEvent
+from sqlalchemy_envelope.orm.engine import enforce_foreign_keys
 from sqlalchemy_envelope.orm.envelope import Envelope
 from sqlalchemy_envelope.orm.grants import KeyGrant
 from sqlalchemy_envelope.orm.models import KeyOwner, KeySlotTable, KeyTable
@@ -66,7 +67,9 @@ __all__ = [
     "KeyNotFoundError",
     "KeyOwner",
     "KeyProvider",
+    "KeySlot",
     "KeySlotTable",
+    "KeySlots",
     "KeyTable",
     "LockedError",
     "NotEnrolledError",

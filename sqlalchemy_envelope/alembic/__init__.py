@@ -60,12 +60,16 @@ def _install(autogen_context: AutogenContext, upgrade_ops: UpgradeOps, *_: Any) 
 
 
 _KEY_COLUMNS = {"owner_reference", "commitment", "wrapping_key_id", "wrapped"}
+_GRANT_COLUMNS = {"grant_id", "key_id", "recipient_key_id", "wrapped"}
 
 
 def _refuse_to_drop_keys(upgrade_ops: UpgradeOps) -> None:
     """Autogenerate sees the rename of an owner's table as key tables to drop: the end of all they open."""
     for operation in upgrade_ops.ops:
-        if isinstance(operation, DropTableOp) and set(operation.to_table().columns.keys()) >= _KEY_COLUMNS:
+        if not isinstance(operation, DropTableOp):
+            continue
+        columns = set(operation.to_table().columns.keys())
+        if columns >= _KEY_COLUMNS or columns >= _GRANT_COLUMNS:
             raise ConfigurationError(
                 f"This migration would drop {operation.table_name!r}, and with it the keys of everything "
                 "encrypted for its owners. If their table was renamed, keep the names of the key tables: see "

@@ -3,8 +3,9 @@
     0      1                33 (1121)        65 (1153)  81 (1169)
     | 0x12 | enc 32 (1120)  | ciphertext 32  | tag 16   |
 
-0x12 is X25519. 0x13 is the hybrid of it with ML-KEM-768, for what is stored today and must withstand a quantum
-computer later. `cryptography`'s HPKE is one-shot and takes no AAD: the whole context goes into `info`.
+0x12 is X25519. 0x13 is the hybrid of it with ML-KEM-768, for what is stored today and must withstand a
+quantum computer later. `cryptography`'s HPKE is one-shot and takes no AAD: the whole context goes into
+`info`.
 """
 
 from dataclasses import dataclass

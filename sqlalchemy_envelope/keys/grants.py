@@ -1,4 +1,4 @@
-"""Grants: a key of one owner, for another. Sealed to a recipient who is away, adopted at their next unlock."""
+"""Grants: a key of one owner, for another. Sealed to who is away, adopted at their next unlock."""
 
 import uuid
 from dataclasses import replace
@@ -47,9 +47,8 @@ def way_through(grant: StoredGrant, key: StoredKey) -> Wrap | None:
         raise TamperedKeyError("A stored grant does not fit the key that it grants.")
     if grant.wrapped is None or grant.recipient_key_id is None:
         return None
-    return Wrap(
-        grant.recipient_key_id, grant.wrapped, _context(key, grant.granting_row, grant.recipient_key_id)
-    )
+    context = _context(key, grant.granting_row, grant.recipient_key_id)
+    return Wrap(grant.recipient_key_id, grant.wrapped, context, sealed=grant.state is GrantState.SEALED)
 
 
 def _context(key: StoredKey, granting_row: bytes, recipient: KeyId) -> bytes:

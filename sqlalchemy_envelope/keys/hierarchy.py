@@ -12,7 +12,7 @@ from sqlalchemy_envelope.crypto import kdf
 from sqlalchemy_envelope.crypto.sealing import is_sealed, open_key, public_keys, seal_key
 from sqlalchemy_envelope.crypto.secret import KeyBytes
 from sqlalchemy_envelope.crypto.wrapping import unwrap, wrap
-from sqlalchemy_envelope.exceptions import TamperedKeyError, UnlockError
+from sqlalchemy_envelope.exceptions import EnvelopeError, TamperedKeyError, UnlockError
 from sqlalchemy_envelope.keys.model import KeyState, OpenedKey, Purpose, StoredKey, Wrap
 
 
@@ -115,12 +115,10 @@ def wrap_of(stored: StoredKey) -> Wrap | None:
         return None
     under = stored.wrapping_key_id
     if stored.purpose is Purpose.ROOT:
-        context = stored.wrap_context("previous", recipient=under.bytes)
-    elif is_sealed(stored.wrapped):
-        context = stored.wrap_context("sealed", recipient=under.bytes)
-    else:
-        context = stored.wrap_context("root")
-    return Wrap(under, stored.wrapped, context)
+        return Wrap(under, stored.wrapped, stored.wrap_context("previous", recipient=under.bytes))
+    if is_sealed(stored.wrapped):
+        return Wrap(under, stored.wrapped, stored.wrap_context("sealed", recipient=under.bytes), sealed=True)
+    return Wrap(under, stored.wrapped, stored.wrap_context("root"))
 
 
 def wrap_under(key: KeyBytes, wrapping: OpenedKey, context: bytes) -> bytes:
@@ -132,10 +130,13 @@ def open_wrap(stored: StoredKey, way: Wrap, parent: OpenedKey) -> OpenedKey:
     """Open a key through one stored way to it.
 
     Raises:
+        FormatError, TruncatedError: sealed where it must be wrapped, the other way about, or no stored key.
         TamperedKeyError: altered, or moved here from another owner, scope, epoch or grant.
     """
     try:
-        if is_sealed(way.blob):
+        # Told by the way and not by the blob: anybody can seal, and what is trusted for having been wrapped
+        # must not open when it was sealed.
+        if way.sealed:
             key = open_key(way.blob, parent.key, way.context)
         else:
             key = unwrap(way.blob, kdf.subkey(parent.key, "wrap"), way.context)
@@ -156,6 +157,19 @@ def is_proven(root: StoredKey, previous: Iterable[OpenedKey]) -> bool:
     """Whether a root key was made by somebody who held one of these earlier ones."""
     proof = root.proof or b""
     return any(compare_digest(proof, proof_of_epoch(one, root.key_id.bytes)) for one in previous)
+
+
+def is_linked(root: OpenedKey, previous: Iterable[OpenedKey]) -> bool:
+    """Whether one of these earlier root keys is wrapped under this one: who did that held both."""
+    for one in previous:
+        way = wrap_of(one.stored)
+        if way is not None and way.under == root.stored.key_id:
+            try:
+                open_wrap(one.stored, way, root).key.wipe()
+            except EnvelopeError:
+                continue
+            return True
+    return False
 
 
 def short(stored: StoredKey) -> str:

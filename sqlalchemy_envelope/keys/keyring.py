@@ -66,8 +66,8 @@ class Keyring(Uncopied):
             ways.append(way)
 
     def refuse(self, owner: OwnerId, error: EnvelopeError, *, altogether: bool) -> None:
-        """What is stored of an owner is not as it was written: its keys do not open, at all or in no other way
-        that is genuine, and whoever asks for one is told why."""
+        """What is stored of an owner is not as it was written: its keys do not open, at all or in no other
+        way that is genuine, and whoever asks for one is told why."""
         known = self._refused.get(owner)
         self._refused[owner] = (error, altogether or (known is not None and known[1]))
 
@@ -88,24 +88,42 @@ class Keyring(Uncopied):
             GrantError: what leads to it is too long.
         """
         with self._lock:
-            return None if key_id is None else self._open(key_id, ())
+            while key_id is not None:
+                count = len(self._opened)
+                opened, error = None, None
+                try:
+                    opened = self._open(key_id, 0, set())
+                except EnvelopeError as refused:
+                    error = refused
+                # What was opened on the way may lead on from a key that had been tried before.
+                if opened is None and len(self._opened) > count:
+                    continue
+                if error is not None:
+                    raise error
+                return opened
+            return None
 
-    def _open(self, key_id: KeyId, path: tuple[KeyId, ...]) -> OpenedKey | None:
+    def _open(self, key_id: KeyId, depth: int, tried: set[KeyId]) -> OpenedKey | None:
+        """No key is tried twice: rows that somebody planted could make more paths than can ever be walked."""
         opened = self._opened.get(key_id)
-        if opened is not None or key_id in path or key_id not in self._stored:
+        known = self._stored.get(key_id)  # once: another thread may wipe at any moment, and does not wait
+        if opened is not None or key_id in tried or known is None:
             return opened
-        if len(path) >= MAX_DEPTH:
+        if depth >= MAX_DEPTH:
             raise GrantError(f"A key is more than {MAX_DEPTH} steps from any that is open.")
-        refused, altogether = self._refused.get(self._stored[key_id][0], (None, False))
+        tried.add(key_id)
+        refused, altogether = self._refused.get(known[0], (None, False))
         if refused is not None and altogether:
             raise refused
         wiped = self._wiped
         for way in self._ways.get(key_id, ()):
-            parent = self._open(way.under, (*path, key_id))
-            if parent is None:
-                continue
             try:
-                opened = open_wrap(self._stored[key_id][1], way, parent)
+                if way.under not in self._opened:
+                    self._open_newest_first(way.under, depth + 1, tried)
+                parent = self._open(way.under, depth + 1, tried)
+                if parent is None:
+                    continue
+                opened = open_wrap(known[1], way, parent)
             except EnvelopeError as error:
                 refused = error
                 continue
@@ -117,6 +135,16 @@ class Keyring(Uncopied):
         if refused is not None:
             raise refused
         return None
+
+    def _open_newest_first(self, key_id: KeyId, depth: int, tried: set[KeyId]) -> None:
+        """A retired root key hangs on the next one, and that on the one after: opened from the newest, no path
+        through the epochs of an owner is long, however many there are."""
+        known = self._stored.get(key_id)
+        if known is None or known[1].purpose is not Purpose.ROOT or known[1].state is KeyState.ACTIVE:
+            return
+        for newer in self.keys_of(known[0]):
+            if newer.purpose is Purpose.ROOT and newer.epoch > known[1].epoch:
+                self._open(newer.key_id, depth, tried)
 
     def is_open(self, key_id: KeyId) -> bool:
         """Whether this key was opened already."""
@@ -139,13 +167,13 @@ class Keyring(Uncopied):
 
     def keys_of(self, owner: OwnerId) -> list[StoredKey]:
         """Every key of an owner that is known here, newest first."""
-        keys = [self._stored[key_id][1] for key_id in self._owners.get(owner, ())]
-        return sorted(keys, key=lambda key: -key.epoch)
+        found = [self._stored.get(key_id) for key_id in list(self._owners.get(owner, ()))]
+        return sorted((one[1] for one in found if one is not None), key=lambda key: -key.epoch)
 
     def current(self, owner: OwnerId, purpose: Purpose, scope: str = "") -> StoredKey | None:
         """The active key of an owner, open or not."""
         key_id = self._current.get((owner, purpose, scope))
-        return None if key_id is None else self._stored[key_id][1]
+        return None if key_id is None else self.stored(key_id)
 
     def root(self, owner: OwnerId) -> OpenedKey | None:
         """The active root key of an owner, if it can be reached."""
@@ -155,17 +183,30 @@ class Keyring(Uncopied):
     def drop(self, owner: OwnerId) -> None:
         """Forget and wipe one owner's keys."""
         with self._lock:
-            for entry in [entry for entry in self._current if entry[0] == owner]:
-                del self._current[entry]
-            for key_id in self._owners.pop(owner, set()):
-                self._stored.pop(key_id, None)
-                self._ways.pop(key_id, None)
-                self._by_header.pop(key_id.bytes, None)
-                opened = self._opened.pop(key_id, None)
-                if opened is not None:
-                    opened.key.wipe()
-                for cipher in [cipher for cipher in self._ciphers if cipher[0] == key_id]:
-                    del self._ciphers[cipher]
+            self._forget(owner, self._owners.pop(owner, set()))
+
+    def take_back(self, owner: OwnerId, made: Iterable[KeyId], replaced: Iterable[StoredKey]) -> None:
+        """Forget and wipe keys of an owner that were never stored for good; current again is what they
+        replaced."""
+        with self._lock:
+            if owner in self._owners:
+                self._forget(owner, made)
+                self._owners[owner].difference_update(made)
+                self.add_stored(owner, replaced)
+
+    def _forget(self, owner: OwnerId, key_ids: Iterable[KeyId]) -> None:
+        gone = set(key_ids)
+        for entry in [one for one, key_id in self._current.items() if one[0] == owner and key_id in gone]:
+            del self._current[entry]
+        for key_id in gone:
+            self._stored.pop(key_id, None)
+            self._ways.pop(key_id, None)
+            self._by_header.pop(key_id.bytes, None)
+            opened = self._opened.pop(key_id, None)
+            if opened is not None:
+                opened.key.wipe()
+            for cipher in [cipher for cipher in self._ciphers if cipher[0] == key_id]:
+                del self._ciphers[cipher]
 
     def wipe(self) -> None:
         """Forget and wipe everything."""
@@ -200,7 +241,12 @@ class Keyring(Uncopied):
         Raises: as `open`.
         """
         key_id = self._current.get((owner, Purpose.DATA, scope))
-        return None if key_id is None else self._cipher(key_id, field)
+        if key_id is None:
+            refused, altogether = self._refused.get(owner, (None, False))
+            if refused is not None and altogether:
+                raise refused
+            return None
+        return self._cipher(key_id, field)
 
     def cipher(self, key_id: KeyId, field: Field) -> ValueCipher | None:
         """The cipher under one key, or None if it is not here."""

@@ -55,7 +55,7 @@ class StoredKey:
     """One row of a key table.
 
     Attributes:
-        wrapping_key_id: the root key that it is wrapped under or sealed to; of a retired root key, a newer one.
+        wrapping_key_id: the root key it is wrapped under or sealed to; of a retired root key, a newer one.
         wrapped: its wrap under that key. An active root key has none here; it lives in its slots and grants.
         proof: of a root key, that whoever made it held the one before (`hierarchy.proof_of_epoch`).
         granted: how many grants were made of it; fewer rows than that, and somebody was removed.
@@ -196,8 +196,10 @@ class Wrap:
     Attributes:
         under: the id of that other key, a root key.
         context: what the wrap is bound to.
+        sealed: whether it must be sealed, and so may be anybody's; else only a holder of `under` made it.
     """
 
     under: KeyId
     blob: bytes = field(repr=False)
     context: bytes = field(repr=False)
+    sealed: bool = False

@@ -9,10 +9,10 @@ from dataclasses import dataclass, replace
 
 from sqlalchemy_envelope.crypto.argon2id import KdfSalt
 from sqlalchemy_envelope.crypto.kdf import x25519_public
-from sqlalchemy_envelope.crypto.sealing import PublicKeys, is_sealed, open_key, seal_key
+from sqlalchemy_envelope.crypto.sealing import FORMAT_SEALED, PublicKeys, open_key, seal_key
 from sqlalchemy_envelope.crypto.secret import KeyBytes
 from sqlalchemy_envelope.crypto.wrapping import unwrap, wrap
-from sqlalchemy_envelope.exceptions import ProviderError
+from sqlalchemy_envelope.exceptions import ProviderError, TamperedKeyError
 from sqlalchemy_envelope.keys.hierarchy import verify
 from sqlalchemy_envelope.keys.model import OpenedKey, SlotKind, StoredKey, StoredSlot
 
@@ -72,13 +72,19 @@ def open_slot(slot: StoredSlot, root: StoredKey, kek: KeyBytes) -> OpenedKey:
     """Reach the root key through a slot with its KEK.
 
     Raises:
+        FormatError, TruncatedError: neither wrapped nor sealed to the X25519 pair that a KEK has.
         UnlockError: another secret, or an altered slot.
         TamperedKeyError: the KEK is right and the stored bytes were altered.
     """
-    if is_sealed(slot.wrapped):
+    if slot.wrapped[:1] == bytes([FORMAT_SEALED]):
         context = root.wrap_context(slot.kind, slot.kdf, recipient=slot.recipient_public_key or b"")
-        return verify(open_key(slot.wrapped, kek, context), root)
-    return verify(unwrap(slot.wrapped, kek, root.wrap_context(slot.kind, slot.kdf)), root)
+        opened = verify(open_key(slot.wrapped, kek, context), root)
+    else:
+        opened = verify(unwrap(slot.wrapped, kek, root.wrap_context(slot.kind, slot.kdf)), root)
+    if slot.recipient_public_key not in (None, x25519_public(kek)):
+        opened.key.wipe()
+        raise TamperedKeyError("A key slot opened, and its public key is another's: a new epoch would be theirs.")
+    return opened
 
 
 def adopted_slot(slot: StoredSlot, root: OpenedKey, kek: KeyBytes) -> StoredSlot:

@@ -1,5 +1,5 @@
-"""The asynchronous face: the same steps, with database work in the session's greenlet, and key derivations and
-calls to providers in a thread."""
+"""The asynchronous face: the same steps, with database work in the session's greenlet; key derivations and
+calls to providers run in a thread."""
 
 from __future__ import annotations
 
@@ -16,8 +16,11 @@ if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncSession, async_scoped_session
     from sqlalchemy.orm import Session
 
-    from sqlalchemy_envelope.orm.envelope import Steps
+    from sqlalchemy_envelope.orm.access import KeySlots
+    from sqlalchemy_envelope.orm.server import ServerSession
+    from sqlalchemy_envelope.orm.steps import Steps
     from sqlalchemy_envelope.orm.unlocked import UnlockedSession
+    from sqlalchemy_envelope.orm.write_only import WriteOnlySession
 
     AnyAsyncSession = AsyncSession | async_scoped_session[Any]
 
@@ -57,6 +60,39 @@ class AsyncEnvelope:
             self, session, lambda plain: self.envelope.unlock_steps(plain, owner, secret, provider, reason)
         )
 
+    def write_only(self, session: AnyAsyncSession, *owners: object) -> WriteOnlySession:
+        """As `Envelope.write_only`, for a plain `with`: entering it waits for nothing."""
+        return self.envelope.write_only(_plain(session).sync_session, *owners)
+
+    def server_mode(
+        self, session: AnyAsyncSession | None = None, *, provider: str = "server", reason: str
+    ) -> ServerSession:
+        """As `Envelope.server_mode`, for a plain `with`: entering it waits for nothing."""
+        plain = None if session is None else _plain(session).sync_session
+        return self.envelope.server_mode(plain, provider=provider, reason=reason)
+
+    async def slots(self, session: AnyAsyncSession, owner: object) -> KeySlots:
+        """As `Envelope.slots`."""
+        found: KeySlots = await _plain(session).run_sync(lambda plain: self.envelope.slots(plain, owner))
+        return found
+
+    async def add_provider(self, session: AnyAsyncSession, owner: object, *, provider: str) -> None:
+        """As `Envelope.add_provider`."""
+        await self.run(session, lambda plain: self.envelope.add_provider_steps(plain, owner, provider))
+
+    async def remove_provider(self, session: AnyAsyncSession, owner: object, *, provider: str) -> None:
+        """As `Envelope.remove_provider`."""
+        await _plain(session).run_sync(
+            lambda plain: self.envelope.remove_provider(plain, owner, provider=provider)
+        )
+
+    async def seal_rows(self, session: AnyAsyncSession, *owner_classes: type[Any]) -> int:
+        """As `Envelope.seal_rows`."""
+        count: int = await _plain(session).run_sync(
+            lambda plain: self.envelope.seal_rows(plain, *owner_classes)
+        )
+        return count
+
     async def change_secret(
         self, session: AnyAsyncSession, owner: object, *, old: str | bytes, new: str | bytes
     ) -> None:
@@ -74,11 +110,7 @@ class AsyncEnvelope:
 
     async def run(self, session: AnyAsyncSession, make_steps: Callable[[Session], Steps[T]]) -> T:
         """Carry steps out, deriving keys in a thread."""
-        # An async_scoped_session hands its session out, and has neither of the two that are used here.
-        registry = getattr(session, "registry", None)
-        plain: Any = registry() if registry is not None else session
-        if not hasattr(plain, "sync_session"):
-            raise ConfigurationError("This is a plain Session: use Envelope, without `await`.")
+        plain = _plain(session)
         steps: Any = make_steps(plain.sync_session)
         answer: Any = None
         while True:
@@ -87,6 +119,15 @@ class AsyncEnvelope:
                 result: T = value
                 return result
             answer = await asyncio.to_thread(self.envelope.perform, value)
+
+
+def _plain(session: AnyAsyncSession) -> Any:
+    # An async_scoped_session hands its session out, and has neither of the two that are used here.
+    registry = getattr(session, "registry", None)
+    plain: Any = registry() if registry is not None else session
+    if not hasattr(plain, "sync_session"):
+        raise ConfigurationError("This is a plain Session: use Envelope, without `await`.")
+    return plain
 
 
 def _advance(steps: Any, answer: Any) -> tuple[bool, Any]:

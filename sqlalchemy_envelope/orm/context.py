@@ -10,6 +10,7 @@ from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy_envelope.exceptions import LockedError, SessionForkedError, SessionLeftError
+from sqlalchemy_envelope.orm.policy import noted_policy
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -18,8 +19,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy_envelope.crypto.aead import Field, ValueCipher
     from sqlalchemy_envelope.keys.keyring import OwnerId
-    from sqlalchemy_envelope.orm.epochs import Place
-    from sqlalchemy_envelope.orm.owners import OwnerClass
+    from sqlalchemy_envelope.orm.owners import OwnerClass, Place
     from sqlalchemy_envelope.orm.policy import Policy
     from sqlalchemy_envelope.orm.unlocked import UnlockedSession
 
@@ -106,7 +106,7 @@ def find_reader(session: Session | None, header: bytes, field: Field) -> ValueCi
 def find_writer(session: Session | None, owner: OwnerId, scope: str, field: Field) -> ValueCipher | None:
     """The cipher that encrypts new values of an owner, if an unlocked session here holds its key."""
     for unlocked in unlocked_sessions(session):
-        cipher = unlocked.writer(owner, scope, field)
+        cipher = unlocked.writer(owner, scope, field, session)
         if cipher is not None:
             return cipher
     return None
@@ -133,3 +133,12 @@ def locked(what: str, session: Session | None = None) -> LockedError:
         f"{what} is locked: unlock its owner around this, "
         "`with envelope.unlock(session, owner, secret=...):`."
     )
+
+
+def policy_of(session: Session) -> Policy:
+    """The policy for what a session's flush does by itself: of what is unlocked here, or the session's own.
+
+    Raises:
+        ConfigurationError: there are several with different server keys, and nothing says which.
+    """
+    return next((one.policy for one in unlocked_sessions(session)), None) or noted_policy(session)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from sqlalchemy import inspect
@@ -18,9 +19,8 @@ from sqlalchemy_envelope.keys.slots import provider_slot, secret_slot
 from sqlalchemy_envelope.orm import context
 from sqlalchemy_envelope.orm.binding import plan_of_mapper
 from sqlalchemy_envelope.orm.engine import require_cascades
-from sqlalchemy_envelope.orm.epochs import Place
 from sqlalchemy_envelope.orm.located import locate, usable_state
-from sqlalchemy_envelope.orm.owners import require_owner_class
+from sqlalchemy_envelope.orm.owners import Place, require_owner_class
 from sqlalchemy_envelope.orm.policy import note_policy
 from sqlalchemy_envelope.orm.provided import require_no_locks
 from sqlalchemy_envelope.orm.steps import Derivation, Outside
@@ -59,8 +59,9 @@ def enroll_steps(
     around = context.unlocked_sessions(session)
     if secret is None and provider is None and not around:
         raise EnrollmentError(
-            f"Nothing would open the keys of this {owner_class.name}: give `secret=` or `provider=`, or enroll "
-            "it while one of its members-to-be is unlocked and add their grants in the same transaction."
+            f"Nothing would open the keys of this {owner_class.name}: give `secret=` or `provider=`, or "
+            "enroll it while one of its members-to-be is unlocked and add their grants in the same "
+            "transaction."
         )
     if state.key is not None and locate(session, owner, policy).load():
         raise AlreadyEnrolledError(
@@ -75,7 +76,7 @@ def enroll_steps(
     try:
         _flush_owner(session, owner, state, owner_class, made[1:])
         located = locate(session, owner, policy)
-        opened = bound_keys(made, located.reference, policy)
+        opened = bound_keys(made, located.reference)
         slots: list[StoredSlot] = []
         if derived is not None:
             slots.append(secret_slot(opened[0], derived, salt))
@@ -124,18 +125,9 @@ def new_keys(owner_class: OwnerClass, policy: Policy) -> list[OpenedKey]:
     ]
 
 
-def bound_keys(made: Iterable[OpenedKey], reference: bytes, policy: Policy) -> list[OpenedKey]:
+def bound_keys(made: Iterable[OpenedKey], reference: bytes) -> list[OpenedKey]:
     """The same keys, bound to their owner and wrapped under its root key."""
-    root, *data = (
-        describe(
-            one.key,
-            reference,
-            one.stored.purpose,
-            scope=one.stored.scope,
-            hybrid=policy.hybrid and one.stored.purpose is Purpose.ROOT,
-        )
-        for one in made
-    )
+    root, *data = (OpenedKey(replace(one.stored, owner_reference=reference), one.key) for one in made)
     return [root, *(OpenedKey(wrap_under_root(one, root), one.key) for one in data)]
 
 

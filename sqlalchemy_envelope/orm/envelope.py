@@ -12,8 +12,9 @@ from sqlalchemy_envelope.crypto.preparation import prepare_secret
 from sqlalchemy_envelope.crypto.wrapping import wrong_secret
 from sqlalchemy_envelope.exceptions import ConfigurationError
 from sqlalchemy_envelope.keys.row_seals import RowSeals
-from sqlalchemy_envelope.orm import enrolling, unlocking
+from sqlalchemy_envelope.orm import access, enrolling, unlocking
 from sqlalchemy_envelope.orm.located import locate_enrolled
+from sqlalchemy_envelope.orm.owners import owner_class_of
 from sqlalchemy_envelope.orm.policy import Policy, note_policy
 from sqlalchemy_envelope.orm.provided import CachePolicy, make_providers
 from sqlalchemy_envelope.orm.server import ServerSession
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy_envelope.keys.providers.base import KeyProvider
     from sqlalchemy_envelope.keys.providers.server import ServerKeyring
+    from sqlalchemy_envelope.orm.access import KeySlots
     from sqlalchemy_envelope.orm.audit import AuditEvent
     from sqlalchemy_envelope.orm.steps import Steps
     from sqlalchemy_envelope.orm.unlocked import UnlockedSession
@@ -125,9 +127,9 @@ class Envelope:
         """Open an owner's keys, and all that it was granted; they are of use while the result is used in a
         `with`. Success with a secret is an authentication.
 
-        Two queries and one key derivation, of some 0.2 s with the default profile; where there are grants, one
-        query more for each class of them and of the owners they lead to. A slot that falls short of the policy
-        is upgraded, and what was sealed meanwhile adopted, in the caller's transaction.
+        Two queries and one key derivation, of some 0.2 s with the default profile; where there are grants,
+        one query more for each class of them and of the owners they lead to. A slot that falls short of the
+        policy is upgraded, and what was sealed meanwhile adopted, in the caller's transaction.
 
         Args:
             secret: the owner's own.
@@ -169,11 +171,11 @@ class Envelope:
     def server_mode(
         self, session: AnySession | None = None, *, provider: str = "server", reason: str
     ) -> ServerSession:
-        """Open owners that this provider holds a slot of as their rows appear, and give new owners such a slot:
+        """Open owners that this provider holds a slot of as their rows appear, and give new owners one:
         for applications whose operator holds the keys, and for workers.
 
-        `with envelope.server_mode(...)` serves a request or a job; `envelope.server_mode(...).everywhere()` the
-        whole process. Owners without a slot of the provider stay locked.
+        `with envelope.server_mode(...)` serves a request or a job; `envelope.server_mode(...).everywhere()`
+        the whole process. Owners without a slot of the provider stay locked.
 
         Args:
             session: bind it to this session too, for code that runs in another context than the `with`.
@@ -185,6 +187,50 @@ class Envelope:
         """
         plain = None if session is None else plain_session(session)
         return ServerSession(plain, self.policy, provider, reason)
+
+    def slots(self, session: AnySession, owner: object) -> KeySlots:
+        """The slots that open an owner's keys. "Can the operator read this?" is one line:
+        `bool(envelope.slots(session, owner).providers)`; who reaches the owner through grants is counted in.
+
+        Raises:
+            NotEnrolledError: the owner is not in the database.
+        """
+        return access.slots_of(plain_session(session), self.policy, owner)
+
+    def add_provider(self, session: AnySession, owner: object, *, provider: str) -> None:
+        """Let a provider open an owner who is unlocked here. Never commits.
+
+        Raises:
+            LockedError: the owner is not unlocked here.
+            ProviderError: the provider failed.
+        """
+        self.run(self.add_provider_steps(plain_session(session), owner, provider))
+
+    def remove_provider(self, session: AnySession, owner: object, *, provider: str) -> None:
+        """Take a provider's slots of an owner away and start a new epoch: what is written from now on, it
+        cannot open. What it kept of the old keys opens what was written before. Never commits.
+
+        Raises:
+            KeyNotFoundError: it has none.
+        """
+        access.remove_provider(plain_session(session), self.policy, owner, provider)
+
+    def seal_rows(self, session: AnySession, *owner_classes: type[Any]) -> int:
+        """Seal every key, slot and grant row of these classes under the active server key; how many. Never
+        commits.
+
+        For a database that had no server keys until now, and before an old server key is taken away. The rows
+        are taken as they stand: whatever was planted before is sealed with them.
+
+        Raises:
+            ConfigurationError: no server keys are configured, or a class is no `KeyOwner`.
+        """
+        if not self.policy.seals.is_on:
+            raise ConfigurationError("There are no server keys to seal with: Envelope(server_keys=...).")
+        classes = [owner_class_of(getattr(one, "__table__", None)) for one in owner_classes]
+        if None in classes:
+            raise ConfigurationError("seal_rows() takes classes of key owners.")
+        return access.seal_rows(plain_session(session), self.policy, classes)
 
     def change_secret(
         self, session: AnySession, owner: object, *, old: str | bytes, new: str | bytes
@@ -260,6 +306,10 @@ class Envelope:
             return unlocking.unlock_steps(session, self.policy, self.kdf_profile, owner, secret)
         assert provider is not None  # noqa: S101 - asked above
         return unlocking.unlock_with_provider_steps(session, self.policy, owner, provider, reason or "")
+
+    def add_provider_steps(self, session: Session, owner: object, provider: str) -> Steps[None]:
+        """The steps of `add_provider`."""
+        return access.add_provider_steps(session, self.policy, owner, provider)
 
     def change_secret_steps(
         self, session: Session, owner: object, old: str | bytes, new: str | bytes

@@ -1,8 +1,8 @@
 """New epochs: a fresh key in place of one that somebody was shut out from.
 
-It takes nobody's secret. The new key is sealed to the public keys of those who stay, and to each key slot's; a
-retired key stays, for what was written under it. Who holds the old key adds what only a holder can: the proof
-that they did, and the link through which newcomers read what was before.
+It takes nobody's secret. The new key is sealed to the public keys of those who stay, and to each key slot's;
+a retired key stays, for what was written under it. Who holds the old key adds what only a holder can: the
+proof that they did, and the link through which newcomers read what was before.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from sqlalchemy_envelope.keys.model import GrantState, KeyState, OpenedKey, Purp
 from sqlalchemy_envelope.keys.slots import sealed_slot
 from sqlalchemy_envelope.orm.audit import AuditEvent
 from sqlalchemy_envelope.orm.store import GrantStore, KeyStore, usable
+from sqlalchemy_envelope.orm.transactions import note_new_keys
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -33,22 +34,10 @@ if TYPE_CHECKING:
     from sqlalchemy_envelope.keys.keyring import Keyring
     from sqlalchemy_envelope.keys.model import StoredGrant, StoredKey
     from sqlalchemy_envelope.orm.grants import GrantClass
-    from sqlalchemy_envelope.orm.owners import OwnerClass
+    from sqlalchemy_envelope.orm.owners import Place
     from sqlalchemy_envelope.orm.policy import Policy
 
     PrimaryKey = tuple[Any, ...]
-
-
-class Place(NamedTuple):
-    """An owner's place in the database."""
-
-    owner_class: OwnerClass
-    primary_key: tuple[Any, ...]
-
-    @property
-    def owner(self) -> bytes:
-        """The keyring's name for it."""
-        return self.owner_class.owner_id(self.primary_key)
 
 
 class Recipient(NamedTuple):
@@ -65,8 +54,12 @@ def start_epoch(
     place: Place,
     keyring: Keyring | None,
     joining: Iterable[Recipient] = (),
+    vouching: OpenedKey | None = None,
 ) -> None:
     """A new root key, and a new data key for each scope, for those who hold grants and slots of the old one.
+
+    Where the active root key is not proven, the new one's proof is made from `vouching`, an earlier one that
+    is: what is made from the other would prove nothing to those who never adopted it.
 
     Three statements read, four write, whatever the number of members. Does nothing for an owner without keys,
     or whose keys nobody could open afterwards.
@@ -89,8 +82,11 @@ def start_epoch(
         epoch=max(key.epoch for key in keys if key.purpose is Purpose.ROOT) + 1,
         hybrid=policy.hybrid,
     )
-    if held is not None:
-        root = OpenedKey(replace(root.stored, proof=proof_of_epoch(held, root.stored.key_id.bytes)), root.key)
+    prover = vouching or held
+    if prover is not None:
+        root = OpenedKey(
+            replace(root.stored, proof=proof_of_epoch(prover, root.stored.key_id.bytes)), root.key
+        )
     before = [key for key in keys if _is_active(key, Purpose.DATA)]
     data = [_next(key, keys, KeyBytes.generate()) for key in before]
     wrapped = [OpenedKey(wrap_under_root(one, root), one.key) for one in data]
@@ -122,6 +118,8 @@ def start_epoch(
         keyring.add_stored(place.owner, retired)
         if held is not None:
             keyring.add(place.owner, new)
+        made = [one.stored for one in new] if held is not None else []
+        note_new_keys(session, keyring, place.owner, made, [*before, old])
 
 
 def start_scope_epoch(
@@ -132,7 +130,7 @@ def start_scope_epoch(
     keyring: Keyring | None,
     joining: Iterable[Recipient] = (),
 ) -> None:
-    """A new data key for one scope, wrapped under the owner's root key if that is open here, else sealed to it."""
+    """A new data key for one scope, wrapped under the owner's root key if that is open here, else sealed."""
     store = KeyStore(session, place.owner_class, policy.seals)
     keys = [one.stored for one in usable(store.load([place.primary_key], for_update=True))]
     old = next((key for key in keys if _is_active(key, Purpose.DATA) and key.scope == scope), None)
@@ -161,6 +159,7 @@ def start_scope_epoch(
         keyring.add_stored(place.owner, [retired])
         if held is not None:
             keyring.add(place.owner, [child])
+        note_new_keys(session, keyring, place.owner, [child.stored] if held is not None else [], [old])
 
 
 GrantsToWrite = list[tuple["GrantClass", "PrimaryKey", "StoredGrant"]]
@@ -169,7 +168,7 @@ GrantsToWrite = list[tuple["GrantClass", "PrimaryKey", "StoredGrant"]]
 def grant_to(
     session: Session, policy: Policy, store: KeyStore, key: OpenedKey, to: Sequence[Recipient]
 ) -> StoredKey:
-    """Grant one key to these recipients, pending for those who have no keys yet; the key's row as it is now."""
+    """Grant one key to these recipients, pending for those without keys; the key's row as it is now."""
     grants = _seal_to_all(session, policy, key, to, strict=True)
     _insert_rows(session, policy, grants)
     store.add_granted([(key.stored.key_id, len(grants))])

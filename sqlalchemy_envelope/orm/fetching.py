@@ -1,9 +1,9 @@
 """Rows as the driver gives them, looked at before their values are opened.
 
 A result processor sees one value and no row. While several owners are unlocked, each value's key is compared
-with its row's owner here: somebody could put a value of one owner into a row of another, to be read, saved and
-so encrypted for the wrong one. And keys that a server fetches when they are needed are fetched here, for all
-rows at once.
+with its row's owner here: somebody could put a value of one owner into a row of another, to be read, saved
+and so encrypted for the wrong one. And keys that a server fetches when they are needed are fetched here, for
+all rows at once.
 """
 
 from __future__ import annotations

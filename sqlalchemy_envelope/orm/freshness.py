@@ -6,36 +6,41 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 from weakref import ref
 
+from sqlalchemy import Delete, TextClause, Update
+
 from sqlalchemy_envelope.keys.model import Purpose
+from sqlalchemy_envelope.orm.grants import has_grants
 from sqlalchemy_envelope.orm.opening import Opening, follow_grants, load_owners, settle
 from sqlalchemy_envelope.orm.store import KeyStore, count_grants
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Mapping
 
     from sqlalchemy.orm import Session
 
-    from sqlalchemy_envelope.orm.owners import OwnerClass
-    from sqlalchemy_envelope.orm.unlocked import UnlockedSession
+    from sqlalchemy_envelope.keys.keyring import Keyring, OwnerId
+    from sqlalchemy_envelope.orm.owners import OwnerClass, Place
+    from sqlalchemy_envelope.orm.policy import Policy
 
 _LOOKED = "sqlalchemy_envelope.looked"
 
 
 def freshen(
-    unlocked: UnlockedSession,
     session: Session,
+    policy: Policy,
+    keyring: Keyring,
+    known_places: Mapping[OwnerId, Place],
     owner_class: OwnerClass,
     keys: Collection[tuple[Any, ...]],
 ) -> None:
     """See to it that what is written for these owners is under keys that only present members hold."""
-    keyring = unlocked.keyring
     places = {owner_class.owner_id(key): key for key in keys}
     held = {
         place.owner: place
-        for owner, place in unlocked.places.items()
+        for owner, place in known_places.items()
         if owner in places and keyring.current(owner, Purpose.ROOT) is not None
     }
-    looked = _looked(session)
+    looked = looked_at(session)
     waiting = {owner: place for owner, place in held.items() if (owner, id(keyring)) not in looked}
     if not waiting:
         return
@@ -45,7 +50,7 @@ def freshen(
         for key in keyring.keys_of(owner):
             if keyring.current(owner, key.purpose, key.scope) == key:
                 known[key.key_id] = owner
-    store = KeyStore(session, owner_class, unlocked.policy.seals)
+    store = KeyStore(session, owner_class, policy.seals)
     granted = store.load_granted(known)
     counts = count_grants(session, owner_class.grants_of, known)
     due = {
@@ -59,10 +64,10 @@ def freshen(
         return
     with session.no_autoflush:
         start = [place for owner, place in waiting.items() if owner in due]
-        load_owners(session, unlocked.policy, keyring, start)
-        everybody = list(unlocked.places.values())
-        found = follow_grants(session, unlocked.policy, keyring, everybody)
-        settle(session, unlocked.policy, keyring, Opening({p.owner: p for p in start}, found.grants))
+        load_owners(session, policy, keyring, start)
+        everybody = list(known_places.values())
+        found = follow_grants(session, policy, keyring, everybody)
+        settle(session, policy, keyring, Opening({p.owner: p for p in start}, found.grants))
 
 
 def forget_looks(session: Session) -> None:
@@ -70,7 +75,19 @@ def forget_looks(session: Session) -> None:
     session.info.pop(_LOOKED, None)
 
 
-def _looked(session: Session) -> set[Any]:
+def on_statement(session: Session, statement: object) -> None:
+    """A statement that may remove or change granting rows past the unit of work comes: look again."""
+    if session.info.get(_LOOKED) is None:
+        return
+    if isinstance(statement, TextClause):
+        if not statement.text.lstrip().upper().startswith("SELECT"):
+            forget_looks(session)
+    elif isinstance(statement, (Delete, Update)) and has_grants(statement.table):
+        forget_looks(session)
+
+
+def looked_at(session: Session) -> set[Any]:
+    """What was looked at in the session's present transaction."""
     transaction = session.get_transaction()
     noted = session.info.get(_LOOKED)
     if noted is None or transaction is None or noted[0]() is not transaction:

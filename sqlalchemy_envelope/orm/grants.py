@@ -44,9 +44,9 @@ History = Literal["shared", "from_join"]
 class KeyGrant:
     """Mixin: each row of the class grants a key of one owner to another. Adding one grants, deleting revokes.
 
-    The recipient needs no secret at hand and may be away: the key is sealed to their public key, and is theirs
-    from their next unlock on. Where nobody present holds the key, the grant is pending until a holder unlocks.
-    When a row goes, its wraps go with it and a new epoch starts for those who stay.
+    The recipient needs no secret at hand and may be away: the key is sealed to their public key, and is
+    theirs from their next unlock on. Where nobody present holds the key, the grant is pending until a holder
+    unlocks. When a row goes, its wraps go with it and a new epoch starts for those who stay.
 
     Class keywords:
         of: the attribute or column that refers to the owner whose key is granted.
@@ -127,6 +127,12 @@ def grant_class_of(mapper: Mapper[Any]) -> GrantClass | None:
     return _grants.get(mapper) or (grant_class_of(mapper.inherits) if mapper.inherits is not None else None)
 
 
+def has_grants(table: object) -> bool:
+    """Whether the rows of this table grant keys."""
+    # By hash: a statement of the ORM has an annotated copy of the table, equal to it and not the same.
+    return table in {grant.table for grant in list(_grants.values())}
+
+
 def on_mapper(mapper: Mapper[Any], cls: type[Any]) -> bool:
     """A class was mapped: note a grant, and complete those whose owners are all known by now. Tells whether
     it is one."""
@@ -152,14 +158,16 @@ def check_all() -> None:
     Raises:
         ConfigurationError: what it refers to is no key owner, has no such scope, or histories differ.
     """
-    for mapper in _waiting:
+    # Registries are configured one by one: what belongs to another may not be yet.
+    for mapper in [one for one in _waiting if one.configured]:
         of, to, _, _ = mapper.class_.__grant_options__
         raise ConfigurationError(
-            f"{mapper.class_.__name__}: of={of!r} and to={to!r} must each name the foreign key to the primary "
-            "key of a KeyOwner that has key tables."
+            f"{mapper.class_.__name__}: of={of!r} and to={to!r} must each name the foreign key to the "
+            "primary key of a KeyOwner that has key tables."
         )
     for grant in list(_grants.values()):
-        _check(grant)
+        if grant.mapper.configured and grant.of.owner_class.mapper.configured:
+            _check(grant)
 
 
 def _check(grant: GrantClass) -> None:
@@ -173,7 +181,8 @@ def _check(grant: GrantClass) -> None:
     if len({one.history for one in full}) > 1:
         names = ", ".join(sorted(one.mapper.class_.__name__ for one in full))
         raise ConfigurationError(
-            f"{names} all grant the key of {owner_class.name}; give them one history, 'shared' or 'from_join'."
+            f"{names} all grant the key of {owner_class.name}; give them one history, 'shared' or "
+            "'from_join'."
         )
 
 
@@ -244,7 +253,9 @@ def _companion(
     }
     if table.schema is not None:
         namespace["__table_args__"] = {"schema": table.schema}
-    mapped = mapper.registry.mapped(type(f"{mapper.class_.__name__}KeyGrant", (KeyGrantTable,), namespace))
+    mapped: Any = mapper.registry.mapped(
+        type(f"{mapper.class_.__name__}KeyGrant", (KeyGrantTable,), namespace)
+    )
     companion: Table = mapped.__table__
     columns = tuple(companion.c[one] for one in names)
     companion.append_constraint(

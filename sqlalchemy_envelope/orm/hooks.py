@@ -72,6 +72,7 @@ def _on_mapper_constructed(mapper: Mapper[Any], cls: type[Any]) -> None:
     models.on_mapper(mapper, cls)
     if grants.on_mapper(mapper, cls):
         _install_sharing()
+        event.listen(mapper, "before_delete", sharing.before_delete, raw=True, propagate=True)
     note_mapper(mapper)
 
 

@@ -161,8 +161,8 @@ def _check_owner(
 ) -> None:
     """Refuse a value that opened before its row was known, and whose row is another owner's.
 
-    With several owners unlocked, rows were compared as they were fetched (`fetching`), but for those that came
-    without their owner's column: a deferred attribute, say, of a row that is known already.
+    With several owners unlocked, rows were compared as they were fetched (`fetching`), but for those that
+    came without their owner's column: a deferred attribute, say, of a row that is known already.
     """
     current = context.CURRENT.get()
     for attribute in plan:

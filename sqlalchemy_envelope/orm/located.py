@@ -6,14 +6,21 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sqlalchemy import inspect
 
-from sqlalchemy_envelope.exceptions import EnrollmentError, NotEnrolledError
+from sqlalchemy_envelope.exceptions import (
+    EnrollmentError,
+    KeyNotFoundError,
+    NotEnrolledError,
+    OwnerMismatchError,
+)
 from sqlalchemy_envelope.keys.hierarchy import check_generations
+from sqlalchemy_envelope.keys.model import KeyState, Purpose
 from sqlalchemy_envelope.orm.engine import require_cascades
-from sqlalchemy_envelope.orm.epochs import Place
-from sqlalchemy_envelope.orm.owners import OwnerClass, require_owner_class
+from sqlalchemy_envelope.orm.owners import OwnerClass, Place, require_owner_class
 from sqlalchemy_envelope.orm.store import KeyStore, OwnedKey, usable
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from sqlalchemy.orm import InstanceState, Session
 
     from sqlalchemy_envelope.keys.model import StoredKey
@@ -73,6 +80,18 @@ def locate_enrolled(session: Session, owner: object, policy: Policy) -> LocatedO
     return locate(session, owner, policy)
 
 
+def active_root(located: LocatedOwner, keys: Sequence[StoredKey]) -> StoredKey:
+    """The root key that an owner's slots open.
+
+    Raises:
+        KeyNotFoundError: there is none.
+    """
+    for key in keys:
+        if key.purpose is Purpose.ROOT and key.state is KeyState.ACTIVE:
+            return key
+    raise KeyNotFoundError(f"This {located.name} has keys and no active root key to open them with.")
+
+
 def load_keys(located: LocatedOwner, *, moved: bool = False) -> list[StoredKey]:
     """An owner's keys, one active generation of each; `moved` if they may be bound to another primary key.
 
@@ -84,6 +103,10 @@ def load_keys(located: LocatedOwner, *, moved: bool = False) -> list[StoredKey]:
     rows = located.load()
     if not rows:
         raise NotEnrolledError(f"This {located.name} has no keys; enroll it first: envelope.enroll(...).")
-    keys = [row.stored for row in rows] if moved else [row.stored for row in usable(rows)]
+    if moved:
+        rows = [
+            row._replace(error=None) if isinstance(row.error, OwnerMismatchError) else row for row in rows
+        ]
+    keys = [row.stored for row in usable(rows)]
     check_generations(keys)
     return keys

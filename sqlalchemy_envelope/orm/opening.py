@@ -1,8 +1,8 @@
 """What an unlocked owner reaches beyond its own keys, and what is put in order on the way.
 
-Grants lead from owner to owner: a user to its groups, a group to larger ones and to what its members share with
-it. They are followed level by level, one query for each class of grants and one for each class of owners, and
-no owner twice.
+Grants lead from owner to owner: a user to its groups, a group to larger ones and to what its members share
+with it. They are followed level by level, one query for each class of grants and one for each class of
+owners, and no owner twice.
 """
 
 from __future__ import annotations
@@ -16,15 +16,19 @@ from sqlalchemy_envelope.keys.grants import adopted_grant, sealed_grant, way_thr
 from sqlalchemy_envelope.keys.hierarchy import (
     check_generations,
     describe,
+    is_linked,
     is_proven,
     link_to_newer_root,
+    open_wrap,
     short,
     wrap_under_root,
 )
 from sqlalchemy_envelope.keys.model import GrantState, KeyState, OpenedKey, Purpose
 from sqlalchemy_envelope.orm.audit import AuditEvent
-from sqlalchemy_envelope.orm.epochs import Place, Recipient, roots_of, start_epoch, start_scope_epoch
+from sqlalchemy_envelope.orm.epochs import Recipient, roots_of, start_epoch, start_scope_epoch
+from sqlalchemy_envelope.orm.owners import Place
 from sqlalchemy_envelope.orm.store import GrantCounts, GrantStore, KeyStore, count_grants
+from sqlalchemy_envelope.orm.transactions import note_new_keys
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -32,7 +36,7 @@ if TYPE_CHECKING:
     from sqlalchemy.orm import Session
 
     from sqlalchemy_envelope.keys.keyring import Keyring, OwnerId
-    from sqlalchemy_envelope.keys.model import StoredGrant, StoredKey
+    from sqlalchemy_envelope.keys.model import KeyId, StoredGrant, StoredKey
     from sqlalchemy_envelope.orm.grants import GrantClass
     from sqlalchemy_envelope.orm.policy import Policy
     from sqlalchemy_envelope.orm.store import OwnedKey
@@ -87,17 +91,18 @@ def _follow(
                     f"A stored grant of {owner_class.name} grants another key than its class may."
                 )
             way = None if error is not None else way_through(grant, owned.stored)
+            keyring.add_stored(owned.owner, [owned.stored] if owned.owner not in found.places else [])
         except TamperedKeyError as altered:
-            error, way = altered, None
-        keyring.add_stored(owned.owner, [owned.stored] if owned.owner not in found.places else [])
+            error, way = error or altered, None
         if error is not None:
             policy.emit(AuditEvent("grant_refused", owner_class.name, key_id=short(owned.stored)))
             keyring.refuse(owned.owner, error, altogether=owned.error is not None)
+        elif way is not None:
+            keyring.add_way(owned.stored.key_id, way)
+            found.grants.append((grant_class, grant))
+        else:
             continue
-        if way is None:
-            continue
-        keyring.add_way(owned.stored.key_id, way)
-        found.grants.append((grant_class, grant))
+        # Of who is refused too, so that values under their keys are known for theirs, and the reason is told.
         if grant_class.scope is None and owned.owner not in found.places:
             place = Place(owner_class, owned.primary_key)
             found.places[owned.owner] = reached[owned.owner] = place
@@ -118,8 +123,8 @@ def load_owners(session: Session, policy: Policy, keyring: Keyring, places: list
     for owner, rows in by_owner.items():
         error = next((row.error for row in rows if row.error is not None), None)
         try:
-            check_generations([row.stored for row in rows])
             keyring.add_stored(owner, [row.stored for row in rows])
+            check_generations([row.stored for row in rows])
         except EnvelopeError as altered:
             error = error or altered
         if error is not None:
@@ -131,25 +136,29 @@ def settle(session: Session, policy: Policy, keyring: Keyring, found: Opening) -
     """Put in order what waited for a holder of these keys: adopt what was sealed, grant what is pending, and
     start new epochs where somebody was removed or where an epoch's maker is not proven."""
     unproven = _adopt_grants(session, policy, keyring, found)
+    # Before anything else: an older root key that is linked to one that somebody planted would be theirs.
+    for owner, (_, vouching) in unproven.items():
+        if owner in found.places:
+            start_epoch(session, policy, found.places[owner], keyring, vouching=vouching)
     for owner, place in found.places.items():
-        if keyring.current(owner, Purpose.ROOT) is not None:
+        root = keyring.current(owner, Purpose.ROOT)
+        if root is not None and (owner not in unproven or root.key_id != unproven[owner][0]):
             try:
                 _settle_owner(session, policy, keyring, place)
             except EnvelopeError as error:
                 keyring.refuse(owner, error, altogether=True)
                 policy.emit(AuditEvent("keys_refused", place.owner_class.name))
-    for owner in unproven:
-        if owner in found.places:
-            start_epoch(session, policy, found.places[owner], keyring)
     _settle_grants(session, policy, keyring, found.places)
 
 
-def _adopt_grants(session: Session, policy: Policy, keyring: Keyring, found: Opening) -> set[OwnerId]:
+def _adopt_grants(
+    session: Session, policy: Policy, keyring: Keyring, found: Opening
+) -> dict[OwnerId, tuple[KeyId, OpenedKey]]:
     """Wrap what was sealed under the recipients' own root keys; tells whose active root key is not to be
-    trusted."""
+    trusted, with the newest one that is."""
     adopted: dict[GrantClass, list[StoredGrant]] = {}
     trusted: dict[OwnerId, list[OpenedKey]] = {}
-    unproven: set[OwnerId] = set()
+    unproven: dict[OwnerId, tuple[KeyId, OpenedKey]] = {}
     sealed = [one for one in found.grants if one[1].state is GrantState.SEALED]
     # The older first: each epoch vouches for the next.
     for grant_class, grant in sorted(sealed, key=lambda one: keyring.epoch_of(one[1].key_id)):
@@ -161,9 +170,12 @@ def _adopt_grants(session: Session, policy: Policy, keyring: Keyring, found: Ope
             if key.stored.purpose is Purpose.ROOT and not policy.seals.is_on:
                 if owner not in trusted:
                     trusted[owner] = _adopted_before(keyring, found, owner)
-                if trusted[owner] and not is_proven(key.stored, trusted[owner]):
+                known = trusted[owner]
+                is_known = not known or any(one.stored.key_id == key.stored.key_id for one in known)
+                if not (is_known or is_proven(key.stored, known) or is_linked(key, known)):
                     if key.stored.state is KeyState.ACTIVE:
-                        unproven.add(owner)
+                        newest = max(known, key=lambda one: one.stored.epoch)
+                        unproven[owner] = key.stored.key_id, newest
                     continue
                 trusted[owner].append(key)
             adopted.setdefault(grant_class, []).append(adopted_grant(grant, key, recipient))
@@ -181,14 +193,20 @@ def _adopt_grants(session: Session, policy: Policy, keyring: Keyring, found: Ope
 def _adopted_before(keyring: Keyring, found: Opening, owner: OwnerId) -> list[OpenedKey]:
     """The root keys of an owner that were adopted at an earlier unlock. Nobody but their recipient can have
     wrapped them so; what is sealed, anybody can have made."""
-    adopted = [
-        keyring.open(grant.key_id)
-        for grant_class, grant in found.grants
-        if grant_class.scope is None
-        and grant.state is GrantState.ADOPTED
-        and keyring.owner_of_key(grant.key_id) == owner
-    ]
-    return [one for one in adopted if one is not None]
+    adopted = []
+    for grant_class, grant in found.grants:
+        stored = keyring.stored(grant.key_id)
+        mine = grant_class.scope is None and grant.state is GrantState.ADOPTED
+        if not mine or stored is None or keyring.owner_of_key(grant.key_id) != owner:
+            continue
+        try:
+            # Through this very grant: what another way opens says nothing about who wrote this row.
+            way, parent = way_through(grant, stored), keyring.open(grant.recipient_key_id)
+            if way is not None and parent is not None:
+                adopted.append(open_wrap(stored, way, parent))
+        except EnvelopeError:
+            continue
+    return adopted
 
 
 def _settle_owner(session: Session, policy: Policy, keyring: Keyring, place: Place) -> None:
@@ -226,13 +244,25 @@ def _settle_owner(session: Session, policy: Policy, keyring: Keyring, place: Pla
     writes = sum(key.purpose is Purpose.WRITE for key in sealed)
     if writes:
         policy.emit(AuditEvent("write_epoch_adopted", place.owner_class.name, count=writes))
+    # A destroyed key is in no keyring, and its epoch is taken.
+    taken = [one.stored for one in store.load([place.primary_key])] if missing else []
+    data = sorted((key for key in taken if key.purpose is Purpose.DATA), key=lambda key: key.epoch)
+    epochs = {key.scope: key.epoch for key in data}
     new = [
-        describe(KeyBytes.generate(), root.stored.owner_reference, Purpose.DATA, scope=scope)
+        describe(
+            KeyBytes.generate(),
+            root.stored.owner_reference,
+            Purpose.DATA,
+            scope=scope,
+            epoch=epochs.get(scope, 0) + 1,
+        )
         for scope in sorted(missing)
     ]
     made = [OpenedKey(wrap_under_root(one, root), one.key) for one in new]
     store.insert_keys([(place.primary_key, one.stored) for one in made])
     keyring.add(owner, made)
+    if made:
+        note_new_keys(session, keyring, owner, [one.stored for one in made])
     for scope in unproven:
         start_scope_epoch(session, policy, place, scope, keyring)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 from sqlalchemy import Table
@@ -58,6 +58,18 @@ class OwnerClass:
                 f"{self.name}.{self.reference_attribute} is None; keys cannot be bound to it."
             )
         return owner_reference(self.label, (value,))
+
+
+class Place(NamedTuple):
+    """An owner's place in the database."""
+
+    owner_class: OwnerClass
+    primary_key: tuple[Any, ...]
+
+    @property
+    def owner(self) -> bytes:
+        """The keyring's name for it."""
+        return self.owner_class.owner_id(self.primary_key)
 
 
 _by_table: WeakKeyDictionary[Any, OwnerClass] = WeakKeyDictionary()

@@ -1,14 +1,14 @@
-"""What an `Envelope` decides for work that no call of it starts: flushes, and statements of unlocked sessions."""
+"""What an `Envelope` decides for work that no call of it starts: flushes, and statements."""
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
 from sqlalchemy_envelope.exceptions import ConfigurationError
 from sqlalchemy_envelope.keys.row_seals import RowSeals
-from sqlalchemy_envelope.orm import context
 from sqlalchemy_envelope.orm.audit import AuditEvent, logger
 
 if TYPE_CHECKING:
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from sqlalchemy.orm import Session
 
     from sqlalchemy_envelope.keys.keyring import OwnerId
+    from sqlalchemy_envelope.keys.write_epoch import WriteEpoch
     from sqlalchemy_envelope.orm.provided import Providers
-    from sqlalchemy_envelope.orm.write_only import WriteEpoch
 
 _POLICY = "sqlalchemy_envelope.policy"
 _live: WeakSet[Policy] = WeakSet()
@@ -64,20 +64,29 @@ class Policy:
             self.audit(event)
 
 
+def _forget_in_child() -> None:
+    """Keys do not cross a fork, those of providers and of write epochs no more than others."""
+    for policy in list(_live):
+        policy.write_epochs.clear()
+        if policy.providers is not None:
+            policy.providers.forget()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_in_child)
+
+
 def note_policy(session: Session, policy: Policy) -> None:
     """A verb of this policy's `Envelope` was used with a session; its later flushes go by the same one."""
     session.info[_POLICY] = policy
 
 
-def policy_of(session: Session) -> Policy:
-    """The policy for what a session's flush does by itself.
+def noted_policy(session: Session) -> Policy:
+    """The policy for what a session does by itself, while nothing is unlocked in it.
 
     Raises:
         ConfigurationError: there are several with different server keys, and nothing says which.
     """
-    for unlocked in context.unlocked_sessions(session):
-        if unlocked.policy is not None:
-            return unlocked.policy
     noted: Policy | None = session.info.get(_POLICY)
     if noted is not None:
         return noted

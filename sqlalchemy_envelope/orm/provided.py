@@ -213,6 +213,6 @@ def require_no_locks(session: Session, name: str) -> None:
     transaction = session.get_transaction()
     if transaction is not None and noted is not None and noted() is transaction:
         raise ProviderError(
-            f"Provider {name!r} would be called inside a transaction that holds locks. Unlock, enroll or load "
-            "before the first write, or commit before."
+            f"Provider {name!r} would be called inside a transaction that holds locks. Unlock, enroll or "
+            "load before the first write, or commit before."
         )

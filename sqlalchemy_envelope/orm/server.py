@@ -12,26 +12,30 @@ import time
 from collections import OrderedDict
 from threading import Lock
 from typing import TYPE_CHECKING, Any, Self
+from weakref import WeakKeyDictionary
 
 from sqlalchemy import inspect
 from sqlalchemy.util import concurrency
 
-from sqlalchemy_envelope.exceptions import ConfigurationError, EnvelopeError
+from sqlalchemy_envelope.crypto.aead import HEADER_SIZE
+from sqlalchemy_envelope.crypto.sealing import is_sealed
+from sqlalchemy_envelope.exceptions import ConfigurationError, EnvelopeError, ProviderError
 from sqlalchemy_envelope.keys.hierarchy import check_generations
 from sqlalchemy_envelope.keys.keyring import Keyring
-from sqlalchemy_envelope.keys.model import Purpose, SlotKind
-from sqlalchemy_envelope.keys.slots import open_slot, provider_slot
+from sqlalchemy_envelope.keys.model import KeyState, Purpose, SlotKind
+from sqlalchemy_envelope.keys.slots import adopted_slot, open_slot, provider_slot
 from sqlalchemy_envelope.orm import context
 from sqlalchemy_envelope.orm.audit import AuditEvent
 from sqlalchemy_envelope.orm.enrolling import bound_keys, new_keys
-from sqlalchemy_envelope.orm.epochs import Place
+from sqlalchemy_envelope.orm.epochs import start_epoch
+from sqlalchemy_envelope.orm.freshness import looked_at
 from sqlalchemy_envelope.orm.opening import Opening, settle
-from sqlalchemy_envelope.orm.owners import owner_class_of
+from sqlalchemy_envelope.orm.owners import Place, owner_class_of
 from sqlalchemy_envelope.orm.provided import require_no_locks
-from sqlalchemy_envelope.orm.store import KeyStore
+from sqlalchemy_envelope.orm.store import KeyStore, usable
 from sqlalchemy_envelope.orm.transactions import note_enrolment
 from sqlalchemy_envelope.orm.unlocked import UnlockedSession
-from sqlalchemy_envelope.orm.unlocking import require_reason
+from sqlalchemy_envelope.orm.unlocking import open_with_kek, require_reason
 from sqlalchemy_envelope.orm.writing import ENROLLING_OWNER, Enrolling, enrolling_in, note_enrolling
 
 if TYPE_CHECKING:
@@ -39,12 +43,15 @@ if TYPE_CHECKING:
 
     from sqlalchemy.orm import InstanceState, Session
 
+    from sqlalchemy_envelope.crypto.aead import Field, ValueCipher
     from sqlalchemy_envelope.crypto.secret import KeyBytes
     from sqlalchemy_envelope.keys.keyring import OwnerId
-    from sqlalchemy_envelope.keys.model import OpenedKey, StoredKey, StoredSlot
+    from sqlalchemy_envelope.keys.model import KeyId, OpenedKey, StoredKey, StoredSlot
     from sqlalchemy_envelope.keys.slots import ProviderKek
+    from sqlalchemy_envelope.orm.opening import Places
     from sqlalchemy_envelope.orm.owners import OwnerClass
     from sqlalchemy_envelope.orm.policy import Policy
+    from sqlalchemy_envelope.orm.store import OwnedKey
 
 _IN_USE = 5.0
 """Seconds for which an owner that was just needed is kept, whatever the limits say: another thread may be
@@ -65,11 +72,12 @@ class ServerSession(UnlockedSession):
         self._local = self._providers.is_local(provider)
         self._reason = reason
         self._used: OrderedDict[OwnerId, tuple[float, float]] = OrderedDict()
-        self._uses: dict[bytes, int] = {}
+        self._uses: dict[OwnerId, int] = {}
         self._whole: set[OwnerId] = set()
         self._swept = time.monotonic()
         self._guard = Lock()
         self._process_wide = False
+        self._fresh: WeakKeyDictionary[Session, _Fresh] = WeakKeyDictionary()
         super().__init__(session, policy, (), Keyring())
 
     def everywhere(self) -> Self:
@@ -112,14 +120,13 @@ class ServerSession(UnlockedSession):
         missing = []
         for header, uses in headers.items():
             owner = self._keyring.owner_of(header)
-            if owner is None:
-                if len(header) == 17 and (self._parent is None or self._parent.owner_of(header) is None):
-                    missing.append(header)
-            else:
-                self._touch(owner, header, uses)
+            if owner is not None:
+                self._touch(owner, uses)
+            elif len(header) == HEADER_SIZE and self.owner_of(header) is None:
+                missing.append(header)
         if missing:
             store = KeyStore(session, owner_class, self.policy.seals)
-            self._open(session, owner_class, store.load_held(header[1:] for header in missing))
+            self._take_in(session, owner_class, store.load_held(header[1:] for header in missing))
 
     def prepare_write(
         self, session: Session | None, owner_class: OwnerClass, keys: Collection[tuple[Any, ...]], values: int
@@ -129,78 +136,124 @@ class ServerSession(UnlockedSession):
             self._parent.prepare_write(session, owner_class, keys, values)
         if session is None or not self.is_open:
             return
-        places = [Place(owner_class, key) for key in keys]
-        missing = [
+        mine = [
             place
-            for place in places
-            if place.owner not in self._whole and (self._parent is None or place.owner not in self._parent)
+            for place in (Place(owner_class, key) for key in keys)
+            if self._parent is None or place.owner not in self._parent
+        ]
+        self._look_again(session, owner_class, mine)
+        fresh = self._fresh_of(session)
+        missing = [
+            place for place in mine if place.owner not in self._whole and place.owner not in fresh.keyring
         ]
         if missing:
             self._open_whole(session, owner_class, missing)
         super().prepare_write(session, owner_class, keys, values)
 
+    def _look_again(self, session: Session, owner_class: OwnerClass, places: Iterable[Place]) -> None:
+        """Once in each transaction: are the keys that would be used still there? Their owner may have
+        been deleted meanwhile and made again, or have got others."""
+        looked = looked_at(session)
+        waiting = [
+            place for place in places if place.owner in self._whole and (id(self), place.owner) not in looked
+        ]
+        if not waiting:
+            return
+        looked.update((id(self), place.owner) for place in waiting)
+        used = {
+            key.key_id: place.owner
+            for place in waiting
+            for key in self._keyring.keys_of(place.owner)
+            if self._keyring.current(place.owner, key.purpose, key.scope) == key
+        }
+        there = KeyStore(session, owner_class, self.policy.seals).load_granted(used)
+        for owner in {owner for key_id, owner in used.items() if key_id not in there}:
+            self._forget(owner)
+            self._clear_readers()
+
     def _open_whole(self, session: Session, owner_class: OwnerClass, places: list[Place]) -> None:
         store = KeyStore(session, owner_class, self.policy.seals)
-        rows: dict[OwnerId, list[Any]] = {}
+        rows: dict[OwnerId, list[OwnedKey]] = {}
         for row in store.load([place.primary_key for place in places]):
             rows.setdefault(row.owner, []).append(row)
         new = [place for place in places if place.owner not in rows]
         if new:
             self._enroll_rows(session, owner_class, new)
-        roots: dict[Any, StoredKey] = {}
-        for owner, found in rows.items():
-            keys = [row.stored for row in found]
-            error: EnvelopeError | None = next((row.error for row in found if row.error is not None), None)
-            try:
-                check_generations(keys)
-            except EnvelopeError as altered:
-                error = error or altered
-            self._keyring.add_stored(owner, keys)
-            if error is not None:
-                self._keyring.refuse(owner, error, altogether=True)
-            else:
-                roots |= {key.key_id: key for key in keys if key.purpose is Purpose.ROOT}
-        held = store.load_slots(roots, SlotKind.PROVIDER) if roots else []
-        self._open_roots(session, owner_class, [(roots[slot.key_id], slot) for slot in held])
-        reached = {place.owner: place for place in places if self._keyring.root(place.owner) is not None}
-        self._whole.update(reached)
-        self.places.update(reached)
-        if owner_class.grants_of and rows:
-            settle(session, self.policy, self._keyring, Opening(reached, []))
+        roots = [row.stored.key_id for found in rows.values() for row in found if _is_root(row.stored)]
+        slots: dict[KeyId, list[StoredSlot]] = {}
+        for slot in store.load_slots(roots, SlotKind.PROVIDER) if roots else ():
+            if self._providers.of(slot) == self._provider:
+                slots.setdefault(slot.key_id, []).append(slot)
+        opened: Places = {}
+        for place in places:
+            found = rows.get(place.owner)
+            if found and self._open_owner(session, store, place, found, slots):
+                opened[place.owner] = place
+                self._touch(place.owner, 1)
+        self._whole.update(opened)
+        self.places.update(opened)
+        if opened:
+            self.policy.emit(self._event("server_opened", owner_class.name, len(opened)))
+            if owner_class.grants_of:
+                settle(session, self.policy, self._keyring, Opening(opened, []))
 
-    def _open(
-        self, session: Session, owner_class: OwnerClass, held: Sequence[tuple[Any, Any, StoredSlot]]
+    def _open_owner(
+        self,
+        session: Session,
+        store: KeyStore,
+        place: Place,
+        found: list[OwnedKey],
+        slots: Mapping[KeyId, list[StoredSlot]],
+    ) -> bool:
+        """Take in all of one owner's keys; tells whether its active root key opened."""
+        keys = [row.stored for row in found]
+        self._keyring.add_stored(place.owner, keys)
+        try:
+            usable(found)
+            check_generations(keys)
+            root = next((key for key in keys if _is_root(key) and key.state is KeyState.ACTIVE), None)
+            slot = next(iter(slots.get(root.key_id, ())), None) if root is not None else None
+            if root is None or slot is None:
+                return False
+            kek = self._kek(session, slot)
+            mine = [one for key in keys for one in slots.get(key.key_id, ())]
+            reached = open_with_kek(self.policy, keys, root, slot, mine, kek)
+            self._keyring.add(place.owner, [reached.root, *reached.older])
+            if not reached.trusted:
+                start_epoch(session, self.policy, place, self._keyring)
+            elif is_sealed(slot.wrapped):
+                store.replace_slot(slot, adopted_slot(slot, reached.root, kek))
+        except (ProviderError, ConfigurationError):
+            raise
+        except EnvelopeError as error:
+            self._keyring.refuse(place.owner, error, altogether=True)
+            return False
+        return True
+
+    def _take_in(
+        self, session: Session, owner_class: OwnerClass, held: Sequence[tuple[OwnedKey, OwnedKey, StoredSlot]]
     ) -> None:
         """Take in data keys that were loaded with the root key and the slot that lead to them."""
-        for data, root, _ in held:
-            self._keyring.add_stored(data.owner, [root.stored, data.stored])
-            error = data.error or root.error
-            if error is not None:
-                self._keyring.refuse(data.owner, error, altogether=True)
-            self.places.setdefault(data.owner, Place(owner_class, data.primary_key))
-        self._open_roots(session, owner_class, [(root.stored, slot) for _, root, slot in held])
-
-    def _open_roots(
-        self, session: Session, owner_class: OwnerClass, held: Iterable[tuple[StoredKey, StoredSlot]]
-    ) -> None:
-        opened = 0
-        for root, slot in held:
+        opened = set()
+        for data, root, slot in held:
+            owner = data.owner
             if self._providers.of(slot) != self._provider:
                 continue
-            owner = self._keyring.owner_of_key(root.key_id)
-            if self._keyring.is_open(root.key_id):
+            self._keyring.add_stored(owner, [root.stored, data.stored])
+            self.places.setdefault(owner, Place(owner_class, data.primary_key))
+            self._touch(owner, 1)
+            if self._keyring.is_open(root.stored.key_id):
                 continue
             try:
-                self._keyring.add(owner, [open_slot(slot, root, self._kek(session, slot))])
-                opened += 1
+                usable([root, data])
+                self._keyring.add(owner, [open_slot(slot, root.stored, self._kek(session, slot))])
+                opened.add(owner)
+            except (ProviderError, ConfigurationError):
+                raise
             except EnvelopeError as error:
-                if not isinstance(error, _PASSING):
-                    self._keyring.refuse(owner, error, altogether=True)
-                else:
-                    raise
-            self._touch(owner, None, 1)
+                self._keyring.refuse(owner, error, altogether=True)
         if opened:
-            self.policy.emit(self._event("server_opened", owner_class.name, opened))
+            self.policy.emit(self._event("server_opened", owner_class.name, len(opened)))
 
     def _kek(self, session: Session, slot: StoredSlot) -> KeyBytes:
         kek = self._providers.cached(slot)
@@ -226,10 +279,7 @@ class ServerSession(UnlockedSession):
         if owner_class.reference_attribute is not None:
             return  # what keys are bound to is not known here; they stay locked
         kek = self.kek_for_new(session)
-        made = [
-            (place, bound_keys(new_keys(owner_class, self.policy), place.owner, self.policy))
-            for place in places
-        ]
+        made = [(place, bound_keys(new_keys(owner_class, self.policy), place.owner)) for place in places]
         self.write_new(session, owner_class, made, kek)
 
     def write_new(
@@ -239,17 +289,82 @@ class ServerSession(UnlockedSession):
         made: Sequence[tuple[Place, list[OpenedKey]]],
         kek: ProviderKek,
     ) -> None:
-        """Store the keys of new owners, all of them in two statements, and hold them."""
+        """Store the keys of new owners, all of them in two statements, and hold them: for this session alone
+        until its transaction is committed."""
         store = KeyStore(session, owner_class, self.policy.seals)
         store.insert_keys([(place.primary_key, one.stored) for place, keys in made for one in keys])
         store.insert_slots([provider_slot(keys[0], kek) for _, keys in made])
+        fresh = self._fresh_of(session)
         for place, keys in made:
+            fresh.keyring.add(place.owner, keys)
+            note_enrolment(
+                session,
+                place.owner,
+                fresh,
+                lambda place=place: self._admit(fresh, place),  # type: ignore[misc]
+            )
+        self.policy.emit(self._event("server_enrolled", owner_class.name, len(made)))
+
+    def _fresh_of(self, session: Session) -> _Fresh:
+        fresh = self._fresh.get(session)
+        if fresh is None:
+            fresh = self._fresh[session] = _Fresh()
+        return fresh
+
+    def _admit(self, fresh: _Fresh, place: Place) -> None:
+        """An owner's keys are committed: they serve everybody here."""
+        keys = fresh.keyring.copy_of(place.owner)
+        fresh.drop(place.owner)
+        if self.is_open and keys:
+            self._forget(place.owner)
             self._keyring.add(place.owner, keys)
             self.places[place.owner] = place
             self._whole.add(place.owner)
-            self._touch(place.owner, None, 1)
-            note_enrolment(session, place.owner, self)
-        self.policy.emit(self._event("server_enrolled", owner_class.name, len(made)))
+            self._touch(place.owner, 1)
+
+    def writer(
+        self, owner: OwnerId, scope: str, field: Field, session: Session | None = None
+    ) -> ValueCipher | None:
+        """The cipher for new values of an owner: one who is new in this very session, or anybody here."""
+        fresh = self._fresh.get(session) if session is not None else None
+        if fresh is not None and owner in fresh.keyring:
+            return fresh.keyring.writer(owner, scope, field)
+        return super().writer(owner, scope, field, session)
+
+    def reader(self, header: bytes, field: Field) -> ValueCipher | None:
+        """The cipher for a stored value. Values name their key, so a new owner's serves whoever sees them."""
+        found = super().reader(header, field)
+        if found is None and self.is_open:
+            found = next(
+                (
+                    cipher
+                    for one in list(self._fresh.values())
+                    if (cipher := one.keyring.reader(header, field)) is not None
+                ),
+                None,
+            )
+        return found
+
+    def owner_of(self, header: bytes) -> OwnerId | None:
+        """Whose key a stored value names."""
+        found = super().owner_of(header)
+        if found is None and self.is_open:
+            found = next(
+                (
+                    owner
+                    for one in list(self._fresh.values())
+                    if (owner := one.keyring.owner_of(header)) is not None
+                ),
+                None,
+            )
+        return found
+
+    def keyring_for(self, owner: OwnerId, session: Session | None = None) -> Keyring | None:
+        """The keyring that reaches the owner's root key."""
+        fresh = self._fresh.get(session) if session is not None else None
+        if fresh is not None and owner in fresh.keyring:
+            return fresh.keyring
+        return super().keyring_for(owner, session)
 
     def begin_statement(self, session: Session) -> None:
         """Let go of what is over a limit."""
@@ -260,13 +375,12 @@ class ServerSession(UnlockedSession):
             self._swept = now
             self._sweep(now)
 
-    def _touch(self, owner: OwnerId, header: bytes | None, uses: int) -> None:
+    def _touch(self, owner: OwnerId, uses: int) -> None:
         now = time.monotonic()
         since, _ = self._used.get(owner, (now, now))
         self._used[owner] = since, now
         self._used.move_to_end(owner)
-        if header is not None:
-            self._uses[owner] = self._uses.get(owner, 0) + uses
+        self._uses[owner] = self._uses.get(owner, 0) + uses
 
     def _sweep(self, now: float) -> None:
         cache = self._providers.cache
@@ -297,7 +411,7 @@ class ServerSession(UnlockedSession):
         self._keyring.drop(owner)
 
     def drop(self, owner: OwnerId) -> None:
-        """An owner's enrolment was rolled back."""
+        """An owner's keys are not to be used again."""
         self._forget(owner)
         self._clear_readers()
 
@@ -314,14 +428,26 @@ class ServerSession(UnlockedSession):
         self._guard = Lock()
         self._keyring = Keyring()
         for known in (self._used, self._uses, self._whole, self.places, self.readers):
-            known.clear()  # type: ignore[attr-defined]
+            known.clear()
         self._providers.forget()
 
     def _event(self, name: str, owner_class: str, count: int) -> AuditEvent:
         return AuditEvent(name, owner_class, count=count, reason=self._reason, provider=self._provider)
 
 
-_PASSING = (ConfigurationError,)
+class _Fresh:
+    """The keys of owners who are new in one session, and not committed yet."""
+
+    def __init__(self) -> None:
+        self.keyring = Keyring()
+
+    def drop(self, owner: OwnerId) -> None:
+        """The transaction that made them was rolled back, or committed."""
+        self.keyring.drop(owner)
+
+
+def _is_root(key: StoredKey) -> bool:
+    return key.purpose is Purpose.ROOT
 
 
 def _off_loop(call: Callable[[], Any]) -> Any:
@@ -374,7 +500,7 @@ def after_flush(session: Session, *_: object) -> None:
         )
         place = Place(owner_class, primary_key)
         reference = owner_class.reference(state.obj(), primary_key)
-        by_class.setdefault(owner_class, []).append((place, bound_keys(keys, reference, server.policy)))
+        by_class.setdefault(owner_class, []).append((place, bound_keys(keys, reference)))
     with session.no_autoflush:
         for owner_class, some in by_class.items():
             server.write_new(session, owner_class, some, kek)

@@ -9,18 +9,17 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import and_, inspect, select
 from sqlalchemy.orm import attributes
-from sqlalchemy.orm.base import PASSIVE_NO_INITIALIZE
+from sqlalchemy.orm.base import NO_VALUE, PASSIVE_NO_INITIALIZE
 
 from sqlalchemy_envelope.exceptions import NotEnrolledError
 from sqlalchemy_envelope.keys.grants import pending_grant
 from sqlalchemy_envelope.keys.model import KeyState, Purpose
 from sqlalchemy_envelope.orm import context
 from sqlalchemy_envelope.orm.audit import AuditEvent
-from sqlalchemy_envelope.orm.epochs import Place, Recipient, grant_to, start_epoch, start_scope_epoch
+from sqlalchemy_envelope.orm.epochs import Recipient, grant_to, start_epoch, start_scope_epoch
 from sqlalchemy_envelope.orm.freshness import forget_looks
 from sqlalchemy_envelope.orm.grants import grant_class_of
-from sqlalchemy_envelope.orm.owners import owner_class_of
-from sqlalchemy_envelope.orm.policy import policy_of
+from sqlalchemy_envelope.orm.owners import Place, owner_class_of
 from sqlalchemy_envelope.orm.store import GrantStore, KeyStore, usable
 
 if TYPE_CHECKING:
@@ -31,13 +30,21 @@ if TYPE_CHECKING:
     from sqlalchemy_envelope.orm.policy import Policy
 
 _LEAVING = "sqlalchemy_envelope.leaving"
+_BEFORE = "sqlalchemy_envelope.before"
 Shared = tuple["Place", "str | None"]
 """A key that is granted: an owner's, and one scope of it or all."""
 
 
 def before_flush(session: Session, *_: object) -> None:
-    """Recipients are about to be deleted: note what they were granted, while the rows still say so."""
+    """Recipients are about to be deleted, and grants changed: note what was granted, while the rows still say
+    so."""
     leaving: set[Shared] = set()
+    before = session.info[_BEFORE] = {}
+    for instance in session.dirty:
+        changed: InstanceState[Any] = inspect(instance)
+        grant_class = grant_class_of(changed.mapper)
+        if grant_class is not None:
+            before[changed] = _place_before(session, grant_class, changed)
     for instance in session.deleted:
         state: InstanceState[Any] = inspect(instance)
         owner_class = owner_class_of(getattr(type(instance), "__table__", None))
@@ -53,28 +60,44 @@ def before_flush(session: Session, *_: object) -> None:
     session.info[_LEAVING] = leaving
 
 
+def before_delete(mapper: object, connection: object, state: InstanceState[Any]) -> None:
+    """A granting row is about to be deleted, be it as an orphan, which is in no list of the session's."""
+    grant, session = grant_class_of(state.mapper), state.session
+    if grant is not None and session is not None:
+        place = _place_before(session, grant, state)
+        session.info.setdefault(_LEAVING, set()).add((place, grant.scope))
+
+
 def after_flush(session: Session, *_: object) -> None:
     """Grant to who joined, and start new epochs where somebody left."""
     left: set[Shared] = session.info.pop(_LEAVING, set())
+    before: dict[InstanceState[Any], Place] = session.info.pop(_BEFORE, {})
+    deleted = {inspect(one).key: inspect(one) for one in session.deleted}
     joined: list[tuple[GrantClass, Place, Recipient]] = []
-    for instance in [*session.deleted, *session.dirty, *session.new]:
+    for instance in [*session.dirty, *session.new]:
         state: InstanceState[Any] = inspect(instance)
         grant = grant_class_of(state.mapper)
         if grant is None:
             continue
-        if instance in session.new:
-            joined.append((grant, *_ends(grant, state)))
-        elif instance in session.deleted:
-            left.add((_place_before(grant, state), grant.scope))
-        elif _moved(grant, state):
-            store = GrantStore(session, grant, policy_of(session).seals)
-            place, recipient = _ends(grant, state)
-            store.delete([recipient.row_key])
-            left.add((_place_before(grant, state), grant.scope))
+        place, recipient = _ends(grant, state)
+        # SQLAlchemy makes one UPDATE of a row that is deleted and a new one of the same primary key.
+        replaced = deleted.get(state.mapper.identity_key_from_instance(instance))
+        if replaced is not None and instance in session.new:
+            place_before = _place_before(session, grant, replaced)
+            to_before = grant.values(replaced, grant.to.columns)
+            is_moved = (place_before, to_before) != (place, recipient.primary_key)
+        elif instance in session.new:
+            joined.append((grant, place, recipient))
+            continue
+        else:
+            place_before, is_moved = before.get(state, place), _moved(grant, state)
+        if is_moved:
+            GrantStore(session, grant, context.policy_of(session).seals).delete([recipient.row_key])
+            left.add((place_before, grant.scope))
             joined.append((grant, place, recipient))
     if not left and not joined:
         return
-    policy = policy_of(session)
+    policy = context.policy_of(session)
     with session.no_autoflush:
         for place, scope in left:
             _leave(session, policy, place, scope)
@@ -92,20 +115,33 @@ def _ends(grant: GrantClass, state: InstanceState[Any]) -> tuple[Place, Recipien
     return place, Recipient(grant, row_key, grant.values(state, grant.to.columns))
 
 
-def _place_before(grant: GrantClass, state: InstanceState[Any]) -> Place:
-    values = []
-    for column in grant.of.columns:
-        key = grant.mapper.get_property_by_column(column).key
-        values.append(state.committed_state.get(key, state.dict.get(key)))
+def _place_before(session: Session, grant: GrantClass, state: InstanceState[Any]) -> Place:
+    """The owner whose key a row in the database grants."""
+    instance: Any = state.obj()
+    keys = _keys(grant)
+    if any(key not in state.dict for key in keys) and instance is not None and state.key is not None:
+        for key in keys:
+            getattr(instance, key)  # expired: loaded now, because the flush takes it for unchanged later
+    values = [state.committed_state.get(key, state.dict.get(key)) for key in keys[: len(grant.of.columns)]]
+    if any(value is NO_VALUE or value is None for value in values) and state.key is not None:
+        # It was set anew while it was expired, and what it was is in the database alone.
+        query = select(*grant.of.columns).where(
+            and_(*(a == b for a, b in zip(grant.row_key, state.key[1], strict=True)))
+        )
+        with session.no_autoflush:
+            row = session.connection(bind_arguments={"mapper": grant.mapper}).execute(query).first()
+        values = list(row) if row is not None else values
     return Place(grant.of.owner_class, tuple(values))
+
+
+def _keys(grant: GrantClass) -> list[str]:
+    columns = (*grant.of.columns, *grant.to.columns, *grant.row_key)
+    return [grant.mapper.get_property_by_column(column).key for column in columns]
 
 
 def _moved(grant: GrantClass, state: InstanceState[Any]) -> bool:
     instance: Any = state.obj()
-    keys = [
-        grant.mapper.get_property_by_column(column).key
-        for column in (*grant.of.columns, *grant.to.columns, *grant.row_key)
-    ]
+    keys = _keys(grant)
     return any(attributes.get_history(instance, key, PASSIVE_NO_INITIALIZE).has_changes() for key in keys)
 
 
@@ -123,13 +159,13 @@ def _join(
     session: Session, policy: Policy, grant: GrantClass, place: Place, recipients: list[Recipient]
 ) -> None:
     keyring = _holder(session, place)
-    if grant.history == "from_join":
+    store = KeyStore(session, place.owner_class, policy.seals)
+    if grant.history == "from_join" and not _is_nobodys(store, grant, place, keyring):
         if grant.scope is None:
             start_epoch(session, policy, place, keyring, recipients)
         else:
             start_scope_epoch(session, policy, place, grant.scope, keyring, recipients)
         return
-    store = KeyStore(session, place.owner_class, policy.seals)
     if keyring is None:
         _note_pending(session, policy, store, grant, place, recipients)
         return
@@ -141,6 +177,15 @@ def _join(
             opened = keyring.open(key.key_id)
             if opened is not None:
                 keyring.add_stored(place.owner, [grant_to(session, policy, store, opened, recipients)])
+
+
+def _is_nobodys(store: KeyStore, grant: GrantClass, place: Place, keyring: Keyring | None) -> bool:
+    """Whether an owner was just enrolled, and these are the first to get its key: they read what was written
+    with the enrolment, which nobody could read otherwise."""
+    root = keyring.current(place.owner, Purpose.ROOT) if keyring is not None else None
+    if root is None or root.granted or grant.scope is not None:
+        return False
+    return not store.load_slots([root.key_id])
 
 
 def _note_pending(
@@ -178,7 +223,7 @@ def _holder(session: Session, place: Place) -> Keyring | None:
     for unlocked in context.unlocked_sessions(session):
         if unlocked.on_demand:
             unlocked.prepare_write(session, place.owner_class, [place.primary_key], 0)
-        holder = unlocked.holder(place.owner)
-        if holder is not None:
-            return holder.keyring
+        keyring = unlocked.keyring_for(place.owner, session)
+        if keyring is not None:
+            return keyring
     return None

@@ -19,6 +19,7 @@ from sqlalchemy_envelope.exceptions import StatementRefusedError, ValueEncodingE
 from sqlalchemy_envelope.orm import context
 from sqlalchemy_envelope.orm.binding import plan_of_table
 from sqlalchemy_envelope.orm.copying import check_from_select, check_upsert
+from sqlalchemy_envelope.orm.freshness import on_statement
 from sqlalchemy_envelope.orm.provided import note_locks, takes_locks
 from sqlalchemy_envelope.orm.sealed import CIPHERTEXT, Sealed, is_ciphertext
 from sqlalchemy_envelope.orm.types import EncryptedType
@@ -58,6 +59,8 @@ def before_execute(
         current.begin_statement(session)
     if session is not None and takes_locks(statement):
         note_locks(session)
+    if session is not None:
+        on_statement(session, statement)
     if isinstance(statement, (Insert, Update)):
         # A bulk statement on a joined subclass comes once for each of its tables, which only a mark names.
         marks = statement._annotations
@@ -184,7 +187,12 @@ class _StatementWriter:
                     for row in rows
                     if any(row.get(name) is not None for name in names)
                 }
-                whole = {key for key in keys if None not in key}
+                owner_id = path.owner_class.owner_id
+                whole = {
+                    key
+                    for key in keys
+                    if None not in key and enrolling_owner(self._session, owner_id(key)) is None
+                }
                 count = len(rows) * len(columns)
                 unlocked.prepare_write(self._session, path.owner_class, whole, count)
 
@@ -259,7 +267,7 @@ class _StatementWriter:
         return [self._column_cipher(new, owner, column) for column in columns]
 
     def _attributes(self) -> dict[str, str]:
-        """The attributes that the table's columns are mapped by, to tell one new owner's row from another's."""
+        """The attributes that columns are mapped by, which tell one new owner's row from another's."""
         shown = {column: attribute for attribute, column in self._plan.names.items()}
         return {
             column.key: shown.get(column.key, column.key)

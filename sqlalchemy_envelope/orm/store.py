@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import datetime as dt
 import uuid
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sqlalchemy import (
@@ -69,7 +68,7 @@ class OwnedKey(NamedTuple):
     primary_key: PrimaryKey
     stored: StoredKey
     error: EnvelopeError | None
-    """Why it must not be used, if it must not: told with the row, so that one bad row stops one owner alone."""
+    """Why it must not be used, if it must not: told with the row, so that a bad row stops its owner alone."""
 
 
 class _Rows:
@@ -133,8 +132,8 @@ class KeyStore(_Rows):
         return {one.owner: one for one in found}
 
     def load_held(self, key_ids: Iterable[bytes]) -> list[tuple[OwnedKey, OwnedKey, StoredSlot]]:
-        """These data keys, each with the root key that wraps it and a provider's slot of that. One query for some
-        thousands; what no provider holds is left out."""
+        """These data keys, each with the root key that wraps it and a provider's slot of that. One query for
+        some thousands; what no provider holds is left out."""
         found = []
         roots, slots = self._keys.alias(), self._slots
         columns = [roots.c[column.key] for column in self._class.owner_columns]
@@ -161,10 +160,11 @@ class KeyStore(_Rows):
 
     def load_granted(self, key_ids: Iterable[KeyId]) -> dict[KeyId, int]:
         """How many grants were made of these keys, of those that are still active."""
-        c, found = self._keys.c, {}
+        c = self._keys.c
+        found: dict[KeyId, int] = {}
         for some in _chunks(list(key_ids)):
             query = select(c.key_id, c.granted).where(c.key_id.in_(some), c.state == KeyState.ACTIVE)
-            found.update({key_id: granted for key_id, granted in self._rows(query)})
+            found.update(tuple(row) for row in self._rows(query))
         return found
 
     def load_slots(
@@ -188,7 +188,7 @@ class KeyStore(_Rows):
         names = [column.key for column in self._class.owner_columns]
         rows = [
             {
-                **asdict(key),
+                **vars(key),
                 **dict(zip(names, primary_key, strict=True)),
                 "purpose": key.purpose.value,
                 "state": key.state.value,
@@ -201,9 +201,13 @@ class KeyStore(_Rows):
 
     def insert_slots(self, slots: Sequence[StoredSlot]) -> None:
         """Write new slots."""
-        rows = [{**asdict(slot), "kind": slot.kind.value, "seal": self._seal(slot)} for slot in slots]
+        rows = [{**vars(slot), "kind": slot.kind.value, "seal": self._seal(slot)} for slot in slots]
         if rows:
             self._execute(insert(self._slots), rows)
+
+    def delete_slots(self, slots: Sequence[StoredSlot]) -> None:
+        """Delete slots: what they opened no longer opens this way."""
+        self._execute(self._slots.delete().where(self._slots.c.slot_id.in_([one.slot_id for one in slots])))
 
     def replace_slot(self, old: StoredSlot, new: StoredSlot) -> bool:
         """Replace a slot's wrap, unless somebody else did in the meantime; tells whether it did."""
@@ -262,7 +266,8 @@ class KeyStore(_Rows):
     def reseal(self) -> int:
         """Seal every row anew under the active server key, whatever seal it has; how many."""
         unchecked = KeyStore(self._session, self._class, type(self._seals)())
-        keys = [one.stored for one in unchecked._owned(unchecked._select())]
+        found = unchecked._owned(unchecked._select())
+        keys = [one.stored for one in _parsed(found)]
         slots = unchecked.load_slots([key.key_id for key in keys if key.purpose is Purpose.ROOT])
         for table, id_column, sealed in (
             (self._keys, self._keys.c.key_id, [(key.key_id, self._seal(key)) for key in keys]),
@@ -295,10 +300,15 @@ class KeyStore(_Rows):
 
     def owned(self, row: Any) -> OwnedKey:
         """One row of `select_keys`, checked."""
-        stored = _stored_key(row)
         end = _KEY_WIDTH + len(self._class.owner_columns)
         primary_key = tuple(row[_KEY_WIDTH:end])
         owner = reference = self._class.owner_id(primary_key)
+        try:
+            stored = _stored_key(row)
+        except TamperedKeyError as altered:
+            # A stand-in with its id, so that whoever meets a value under it is told why it does not open.
+            stored = StoredKey(row[0], b"", Purpose.DATA, "", 0, KeyState.RETIRED, b"", b"")
+            return OwnedKey(owner, primary_key, stored, altered)
         if self._class.reference_attribute is not None:
             reference = self._class.owner_id((row[end],))
         error: EnvelopeError | None = None
@@ -339,8 +349,8 @@ class GrantStore(_Rows):
             query = of.select_keys(*self._columns())
             query = query.join(self._table, self._table.c.key_id == of.key_id)
             query = query.join(to_keys, to_keys.c.key_id == self._table.c.recipient_key_id)
-            for row in self._rows(query.where(_matches(owner_columns, some))):
-                found.append((*self._stored(row[-self._width :]), of.owned(row)))
+            rows = self._rows(query.where(_matches(owner_columns, some)))
+            found += [(*self._stored(row[-self._width :]), of.owned(row)) for row in rows]
         return found
 
     def load_of(
@@ -404,7 +414,11 @@ class GrantStore(_Rows):
     def reseal(self) -> int:
         """Seal every row anew under the active server key, whatever seal it has; how many."""
         unchecked = GrantStore(self._session, self._grant, type(self._seals)())
-        grants = [unchecked._stored(row)[0] for row in self._rows(select(*self._columns()))]
+        found = [unchecked._stored(row) for row in self._rows(select(*self._columns()))]
+        for _, error in found:
+            if error is not None:
+                raise error
+        grants = [grant for grant, _ in found]
         self.replace(grants)
         return len(grants)
 
@@ -427,17 +441,14 @@ class GrantStore(_Rows):
     def _stored(self, row: Any) -> tuple[StoredGrant, EnvelopeError | None]:
         try:
             state = GrantState(row[3])
+            wrapped, seal = (None if row[at] is None else _bytes(row[at]) for at in (4, 5))
         except ValueError:
-            raise TamperedKeyError("A stored grant has a state that no grant has.") from None
-        grant = StoredGrant(
-            row[0],
-            self._grant.granting_row(tuple(row[6:])),
-            row[1],
-            row[2],
-            state,
-            None if row[4] is None else _bytes(row[4]),
-            None if row[5] is None else _bytes(row[5]),
-        )
+            altered = TamperedKeyError("A stored grant has a state that no grant has.")
+            return StoredGrant(row[0], b"", row[1], row[2], GrantState.PENDING), altered
+        except TamperedKeyError as altered:
+            return StoredGrant(row[0], b"", row[1], row[2], GrantState.PENDING), altered
+        granting_row = self._grant.granting_row(tuple(row[6:]))
+        grant = StoredGrant(row[0], granting_row, row[1], row[2], state, wrapped, seal)
         if self._seals.is_on:
             try:
                 self._seals.check(grant.seal, self._grant.label, grant.sealed_fields())
@@ -499,6 +510,13 @@ def usable(keys: Iterable[OwnedKey]) -> list[OwnedKey]:
     return found
 
 
+def _parsed(keys: Iterable[OwnedKey]) -> Iterator[OwnedKey]:
+    for one in keys:
+        if isinstance(one.error, TamperedKeyError):
+            raise one.error
+        yield one
+
+
 def _chunks(values: Sequence[Any]) -> Iterator[Sequence[Any]]:
     return (values[start : start + CHUNK] for start in range(0, len(values), CHUNK))
 
@@ -539,7 +557,7 @@ def _bytes(value: object, size: int | None = None) -> bytes:
     return bytes(value)
 
 
-def _key_columns(keys: Table) -> tuple[Any, ...]:
+def _key_columns(keys: Any) -> tuple[Any, ...]:
     c = keys.c
     return (
         c.key_id, _raw(c.owner_reference), c.purpose, c.scope, c.epoch, c.state, _raw(c.commitment),

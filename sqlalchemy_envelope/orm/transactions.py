@@ -7,7 +7,7 @@ noted here by session, and a rollback, of a savepoint too, takes the keys out of
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 from weakref import WeakSet
 
 from sqlalchemy import event
@@ -17,14 +17,14 @@ from sqlalchemy_envelope.exceptions import EnrollmentError
 from sqlalchemy_envelope.orm.store import KeyStore, count_grants
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from sqlalchemy.orm import SessionTransaction
 
-    from sqlalchemy_envelope.keys.keyring import OwnerId
-    from sqlalchemy_envelope.orm.epochs import Place
+    from sqlalchemy_envelope.keys.keyring import Keyring, OwnerId
+    from sqlalchemy_envelope.keys.model import StoredKey
+    from sqlalchemy_envelope.orm.owners import Place
     from sqlalchemy_envelope.orm.policy import Policy
-    from sqlalchemy_envelope.orm.unlocked import UnlockedSession
 
 _UNREACHABLE = "sqlalchemy_envelope.unreachable"
 _FRESH = "sqlalchemy_envelope.fresh"
@@ -35,15 +35,42 @@ class _Enrolment:
     owner: OwnerId
     within: list[SessionTransaction]
     """The transactions around it, innermost first; all must commit."""
-    holders: WeakSet[UnlockedSession] = field(default_factory=WeakSet)
+    holders: WeakSet[KeyHolder] = field(default_factory=WeakSet)
     committed: Callable[[], None] | None = None
+    undo: Callable[[], None] | None = None
+
+
+class KeyHolder(Protocol):
+    """What has keys that may have to go."""
+
+    def drop(self, owner: OwnerId) -> None:
+        """Forget an owner's keys."""
 
 
 def note_enrolment(
-    session: Session, owner: OwnerId, unlocked: UnlockedSession, committed: Callable[[], None] | None = None
+    session: Session, owner: OwnerId, unlocked: KeyHolder, committed: Callable[[], None] | None = None
 ) -> None:
     """Keys of this owner were written in the session's current transaction; `committed` is called when that
     is for good."""
+    enrolment = _note(session, owner)
+    enrolment.committed = committed
+    enrolment.holders.add(unlocked)
+
+
+def note_new_keys(
+    session: Session,
+    keyring: Keyring,
+    owner: OwnerId,
+    made: Iterable[StoredKey],
+    replaced: Iterable[StoredKey] = (),
+) -> None:
+    """An owner who has keys got new ones in the session's current transaction; a rollback takes them out of
+    the keyring, and makes current again what they replaced."""
+    key_ids, before = [key.key_id for key in made], list(replaced)
+    _note(session, owner).undo = lambda: keyring.take_back(owner, key_ids, before)
+
+
+def _note(session: Session, owner: OwnerId) -> _Enrolment:
     if not event.contains(Session, "after_transaction_end", _ended):
         event.listen(Session, "after_commit", _committed)
         event.listen(Session, "after_transaction_end", _ended)
@@ -52,9 +79,9 @@ def note_enrolment(
     while transaction is not None:
         within.append(transaction)
         transaction = transaction.parent
-    enrolment = _Enrolment(owner, within, committed=committed)
-    enrolment.holders.add(unlocked)
+    enrolment = _Enrolment(owner, within)
     session.info.setdefault(_FRESH, []).append(enrolment)
+    return enrolment
 
 
 def note_unreachable(session: Session, policy: Policy, place: Place) -> None:
@@ -78,12 +105,12 @@ def _require_reachable(session: Session) -> None:
         if roots and not any(count.rows > count.pending for count in counts.values()):
             session.info.setdefault(_UNREACHABLE, []).append((place, policy))
             raise EnrollmentError(
-                f"Nobody could open the keys of a new {place.owner_class.name} after this commit: add a grant "
-                "of it to somebody who is enrolled, or enroll it with `secret=` or `provider=`."
+                f"Nobody could open the keys of a new {place.owner_class.name} after this commit: add a "
+                "grant of it to somebody who is enrolled, or enroll it with `secret=` or `provider=`."
             )
 
 
-def note_unlock(session: Session, owner: OwnerId, unlocked: UnlockedSession) -> None:
+def note_unlock(session: Session, owner: OwnerId, unlocked: KeyHolder) -> None:
     """An owner was unlocked; if its enrolment has not been committed yet, its keys may still go."""
     for enrolment in session.info.get(_FRESH, ()):
         if enrolment.owner == owner:
@@ -104,8 +131,10 @@ def _ended(session: Session, transaction: SessionTransaction) -> None:
     fresh = session.info.get(_FRESH)
     if not fresh:
         return
-    for enrolment in list(fresh):
+    for enrolment in fresh[::-1]:  # the newest first: each makes current what was before it
         if transaction in enrolment.within:
+            if enrolment.undo is not None:
+                enrolment.undo()
             for unlocked in list(enrolment.holders):
                 unlocked.drop(enrolment.owner)
             enrolment.within.clear()

@@ -25,9 +25,8 @@ from sqlalchemy_envelope.exceptions import (
 )
 from sqlalchemy_envelope.keys.keyring import Keyring
 from sqlalchemy_envelope.orm import context, loading
-from sqlalchemy_envelope.orm.epochs import Place
 from sqlalchemy_envelope.orm.freshness import freshen
-from sqlalchemy_envelope.orm.owners import require_owner_class
+from sqlalchemy_envelope.orm.owners import Place, require_owner_class
 from sqlalchemy_envelope.orm.provenance import Provenance
 from sqlalchemy_envelope.orm.types import decode
 
@@ -129,11 +128,11 @@ class UnlockedSession:
         """The keys themselves."""
         return self._keyring
 
-    def holder(self, owner: OwnerId) -> UnlockedSession | None:
-        """The unlocked session, this one or one around it, that reaches the owner's root key."""
+    def keyring_for(self, owner: OwnerId, session: Session | None = None) -> Keyring | None:
+        """The keyring, of this unlocked session or one around it, that reaches the owner's root key."""
         if self.is_open and owner in self._keyring and self._keyring.root(owner) is not None:
-            return self
-        return self._parent.holder(owner) if self._parent is not None else None
+            return self._keyring
+        return self._parent.keyring_for(owner, session) if self._parent is not None else None
 
     def prepare_read(
         self, session: Session | None, owner_class: OwnerClass, headers: Mapping[bytes, int]
@@ -148,7 +147,7 @@ class UnlockedSession:
     ) -> None:
         """So many values of these owners, by primary key, are about to be encrypted."""
         if self.is_open and session is not None and owner_class.grants_of:
-            freshen(self, session, owner_class, keys)
+            freshen(session, self.policy, self._keyring, self.places, owner_class, keys)
         if self._parent is not None:
             self._parent.prepare_write(session, owner_class, keys, values)
 
@@ -221,10 +220,15 @@ class UnlockedSession:
         found = self._keyring.reader(header, field) if self.is_open else None
         return found or (self._parent.reader(header, field) if self._parent is not None else None)
 
-    def writer(self, owner: OwnerId, scope: str, field: Field) -> ValueCipher | None:
-        """The cipher for new values of an owner, from this session or one around it."""
+    def writer(
+        self, owner: OwnerId, scope: str, field: Field, session: Session | None = None
+    ) -> ValueCipher | None:
+        """The cipher for new values of an owner that a session writes, from this unlocked session or one
+        around it."""
         found = self._keyring.writer(owner, scope, field) if self.is_open else None
-        return found or (self._parent.writer(owner, scope, field) if self._parent is not None else None)
+        if found is None and self._parent is not None:
+            found = self._parent.writer(owner, scope, field, session)
+        return found
 
     def owner_of(self, header: bytes) -> OwnerId | None:
         """Whose key a stored value names, if it is open here."""

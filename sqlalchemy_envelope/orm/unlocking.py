@@ -9,13 +9,13 @@ from sqlalchemy_envelope.crypto.argon2id import KdfSalt
 from sqlalchemy_envelope.crypto.preparation import prepare_secret
 from sqlalchemy_envelope.crypto.sealing import is_sealed
 from sqlalchemy_envelope.exceptions import ConfigurationError, EnvelopeError, KeyNotFoundError, UnlockError
-from sqlalchemy_envelope.keys.hierarchy import is_proven, wrap_under_root
+from sqlalchemy_envelope.keys.hierarchy import is_proven, link_to_newer_root, wrap_under_root
 from sqlalchemy_envelope.keys.keyring import Keyring
 from sqlalchemy_envelope.keys.model import KeyState, OpenedKey, Purpose, SlotKind
-from sqlalchemy_envelope.keys.slots import adopted_slot, open_slot, secret_slot
+from sqlalchemy_envelope.keys.slots import adopted_slot, open_slot, sealed_slot, secret_slot
 from sqlalchemy_envelope.orm.audit import AuditEvent
 from sqlalchemy_envelope.orm.epochs import start_epoch
-from sqlalchemy_envelope.orm.located import load_keys, locate_enrolled
+from sqlalchemy_envelope.orm.located import active_root, load_keys, locate_enrolled
 from sqlalchemy_envelope.orm.opening import follow_grants, settle
 from sqlalchemy_envelope.orm.policy import note_policy
 from sqlalchemy_envelope.orm.provided import require_no_locks
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy_envelope.crypto.argon2id import KdfProfile
     from sqlalchemy_envelope.crypto.secret import KeyBytes
-    from sqlalchemy_envelope.keys.model import StoredKey, StoredSlot
+    from sqlalchemy_envelope.keys.model import KeyId, StoredKey, StoredSlot
     from sqlalchemy_envelope.orm.located import LocatedOwner
     from sqlalchemy_envelope.orm.policy import Policy
     from sqlalchemy_envelope.orm.steps import Steps
@@ -91,7 +91,7 @@ def unlock_with_provider_steps(
         if not providers.is_local(provider):
             require_no_locks(session, provider)
         kek = yield Outside(lambda: providers.open(slot))
-    found = _open_with_kek(policy, keys, root, slot, mine, kek)
+    found = open_with_kek(policy, keys, root, slot, mine, kek)
     policy.emit(
         AuditEvent(
             "provider_unlocked", located.name, reason=reason, provider=provider, key_id=root.key_id.hex[:8]
@@ -138,16 +138,26 @@ def rebind_steps(
         new_root = OpenedKey(replace(found.root.stored, owner_reference=located.reference), found.root.key)
         with wiping(kek, found.kek):
             new_slot = secret_slot(new_root, kek, salt, found.slot.slot_id)
-        rewrapped = []
-        for key in keys:
-            opened = None if key.purpose is Purpose.ROOT else keyring.open(key.key_id)
-            if opened is not None:
-                moved = OpenedKey(replace(key, owner_reference=located.reference), opened.key)
-                rewrapped.append(wrap_under_root(moved, new_root))
+        moved = [_moved(key, keyring, new_root) for key in keys if key.key_id != new_root.stored.key_id]
+        _replace(located, found.slot, new_slot)
+        # Others' slots are closed to us: what they hold is sealed to them anew.
+        for slot in located.store.load_slots([new_root.stored.key_id], SlotKind.PROVIDER):
+            located.store.replace_slot(slot, replace(sealed_slot(new_root, slot), slot_id=slot.slot_id))
+        located.store.replace_keys([new_root.stored, *moved])
+        if located.place.owner_class.grants_of:
+            start_epoch(session, policy, located.place, keyring)
     finally:
         keyring.wipe()
-    _replace(located, found.slot, new_slot)
-    located.store.replace_keys([new_root.stored, *rewrapped])
+
+
+def _moved(key: StoredKey, keyring: Keyring, root: OpenedKey) -> StoredKey:
+    """A key's row, bound to where its owner is now."""
+    here = replace(key, owner_reference=root.stored.owner_reference)
+    opened = keyring.open(key.key_id)
+    if opened is None:
+        return here
+    moved = OpenedKey(here, opened.key)
+    return link_to_newer_root(moved, root) if key.purpose is Purpose.ROOT else wrap_under_root(moved, root)
 
 
 def require_reason(reason: object) -> None:
@@ -160,19 +170,7 @@ def require_reason(reason: object) -> None:
         raise ConfigurationError("Say why, for the audit event: reason='nightly export'.")
 
 
-def active_root(located: LocatedOwner, keys: Sequence[StoredKey]) -> StoredKey:
-    """The root key that an owner's slots open.
-
-    Raises:
-        KeyNotFoundError: there is none.
-    """
-    for key in keys:
-        if key.purpose is Purpose.ROOT and key.state is KeyState.ACTIVE:
-            return key
-    raise KeyNotFoundError(f"This {located.name} has keys and no active root key to open them with.")
-
-
-def _roots(keys: Sequence[StoredKey]) -> list[object]:
+def _roots(keys: Sequence[StoredKey]) -> list[KeyId]:
     return [key.key_id for key in keys if key.purpose is Purpose.ROOT]
 
 
@@ -189,14 +187,15 @@ def _open_with_secret(
     slots = [slot for slot in loaded if slot.key_id == root.key_id]
     if not slots or len(slots) > MAX_SLOTS:
         raise KeyNotFoundError(
-            f"This {located.name} has {'too many' if slots else 'no'} secret slots; 1 to {MAX_SLOTS} are accepted."
+            f"This {located.name} has {'too many' if slots else 'no'} secret slots; 1 to {MAX_SLOTS} are "
+            "accepted."
         )
     refused: UnlockError | None = None
     for slot in slots:
         salt = KdfSalt.parse(slot.kdf, policy=profile)
         kek = yield Derivation(prepared, salt)
         try:
-            return _open_with_kek(policy, keys, root, slot, loaded, kek), salt
+            return open_with_kek(policy, keys, root, slot, loaded, kek), salt
         except UnlockError as error:
             kek.wipe()
             refused = error
@@ -207,7 +206,7 @@ def _open_with_secret(
     raise refused
 
 
-def _open_with_kek(
+def open_with_kek(
     policy: Policy,
     keys: Sequence[StoredKey],
     root: StoredKey,
@@ -215,6 +214,10 @@ def _open_with_kek(
     slots: Sequence[StoredSlot],
     kek: KeyBytes,
 ) -> OpenedRoot:
+    """The active root key through a slot with its KEK, and the retired ones that the same KEK opens.
+
+    Raises: as `open_slot`.
+    """
     opened = open_slot(slot, root, kek)
     older, trusted = [], []
     for one in slots:
@@ -251,11 +254,11 @@ def _unlocked(
         # One's own keys are tried now, so that an altered one is told at once; what was granted waits until
         # it is needed.
         for key in keys:
-            if key.purpose in (Purpose.DATA, Purpose.INDEX) and key.state is not KeyState.DESTROYED:
-                if keyring.open(key.key_id) is None:
-                    raise KeyNotFoundError(
-                        f"Key {key.key_id.hex[:8]} is wrapped under a root key that is not here."
-                    )
+            own = key.purpose in (Purpose.DATA, Purpose.INDEX) and key.state is not KeyState.DESTROYED
+            if own and keyring.open(key.key_id) is None:
+                raise KeyNotFoundError(
+                    f"Key {key.key_id.hex[:8]} is wrapped under a root key that is not here."
+                )
         reached = follow_grants(session, policy, keyring, [located.place])
         if not found.trusted:
             start_epoch(session, policy, located.place, keyring)

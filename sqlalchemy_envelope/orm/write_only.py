@@ -1,14 +1,14 @@
 """Writing for owners who are locked: by a sealed write epoch.
 
-One fresh data key is sealed once to the owner's public key and then encrypts any number of ordinary values. The
-owner adopts it at their next unlock. Whoever writes so can read nothing back, and the server forgets the key
-when the epoch ends.
+One fresh data key is sealed once to the owner's public key and then encrypts any number of ordinary values.
+The owner adopts it at their next unlock. Whoever writes so can read nothing back, and the server forgets the
+key when the epoch ends.
 """
 
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy_envelope.crypto.secret import KeyBytes
@@ -16,8 +16,11 @@ from sqlalchemy_envelope.exceptions import LockedError, NotEnrolledError
 from sqlalchemy_envelope.keys.hierarchy import describe, seal_to_root, short
 from sqlalchemy_envelope.keys.keyring import Keyring
 from sqlalchemy_envelope.keys.model import KeyState, OpenedKey, Purpose
+from sqlalchemy_envelope.keys.write_epoch import WriteEpoch
 from sqlalchemy_envelope.orm.audit import AuditEvent
-from sqlalchemy_envelope.orm.epochs import Place, start_epoch
+from sqlalchemy_envelope.orm.epochs import start_epoch
+from sqlalchemy_envelope.orm.freshness import looked_at
+from sqlalchemy_envelope.orm.owners import Place
 from sqlalchemy_envelope.orm.store import KeyStore, count_grants
 from sqlalchemy_envelope.orm.transactions import note_enrolment
 from sqlalchemy_envelope.orm.unlocked import UnlockedSession
@@ -35,19 +38,6 @@ if TYPE_CHECKING:
 
 MOST_EPOCHS = 10_000
 """Most write epochs that a process keeps for its next transaction."""
-
-
-@dataclass
-class WriteEpoch:
-    """A write epoch that is still good."""
-
-    opened: OpenedKey
-    until: float
-    values_left: int
-
-    def lasts(self, values: int) -> bool:
-        """Whether so many values may still be encrypted under it."""
-        return values <= self.values_left and time.monotonic() < self.until
 
 
 class WriteOnlySession(UnlockedSession):
@@ -75,21 +65,28 @@ class WriteOnlySession(UnlockedSession):
             if self._allowed and place.owner not in self._allowed:
                 continue
             epoch = self._epochs.get(place.owner)
-            if epoch is None or not epoch.lasts(values):
+            if epoch is None or not epoch.lasts(values) or not self._is_there(session, place, epoch):
                 epoch = self._epochs[place.owner] = self._kept(session, place, values) or self._seal_new(
                     session, place
                 )
                 self._keyring.add(place.owner, [epoch.opened])
             epoch.values_left -= values
 
+    def _is_there(self, session: Session, place: Place, epoch: WriteEpoch) -> bool:
+        """Whether an epoch's row is there, asked once in each transaction: it goes with its owner."""
+        looked, key_id = looked_at(session), epoch.opened.stored.key_id
+        if key_id in looked:
+            return True
+        looked.add(key_id)
+        return KeyStore(session, place.owner_class, self.policy.seals).exists(place.primary_key, key_id)
+
     def _kept(self, session: Session, place: Place, values: int) -> WriteEpoch | None:
-        """An epoch of an earlier transaction, if its row is still there: deleted with its owner, say, it would
+        """An epoch of an earlier transaction, if its row is still there: deleted with its owner, it would
         lead nowhere."""
         epoch = self.policy.write_epochs.pop(place.owner, None)
         if epoch is None or not epoch.lasts(values):
             return None
-        store = KeyStore(session, place.owner_class, self.policy.seals)
-        if not store.exists(place.primary_key, epoch.opened.stored.key_id):
+        if not self._is_there(session, place, epoch):
             return None
         copy = OpenedKey(epoch.opened.stored, KeyBytes(epoch.opened.key.buffer))
         kept = WriteEpoch(copy, epoch.until, epoch.values_left)
@@ -123,10 +120,12 @@ class WriteOnlySession(UnlockedSession):
         kept.values_left = used.values_left
         epochs[owner] = kept
 
-    def writer(self, owner: OwnerId, scope: str, field: Field) -> ValueCipher | None:
+    def writer(
+        self, owner: OwnerId, scope: str, field: Field, session: Session | None = None
+    ) -> ValueCipher | None:
         """The cipher of the owner's write epoch, or of whoever unlocked it around this."""
         if self._parent is not None:
-            found = self._parent.writer(owner, scope, field)
+            found = self._parent.writer(owner, scope, field, session)
             if found is not None:
                 return found
         epoch = self._epochs.get(owner) if self.is_open else None
@@ -140,9 +139,9 @@ class WriteOnlySession(UnlockedSession):
         """As `reader`."""
         return self._parent.owner_of(header) if self._parent is not None else None
 
-    def holder(self, owner: OwnerId) -> UnlockedSession | None:
+    def keyring_for(self, owner: OwnerId, session: Session | None = None) -> Keyring | None:
         """As `reader`."""
-        return self._parent.holder(owner) if self._parent is not None else None
+        return self._parent.keyring_for(owner, session) if self._parent is not None else None
 
     def drop(self, owner: OwnerId) -> None:
         """The transaction in which an epoch was sealed was rolled back."""

@@ -30,7 +30,8 @@ if TYPE_CHECKING:
     from sqlalchemy_envelope.orm.owners import OwnerClass
 
 _ENROLLING = "sqlalchemy_envelope.enrolling"
-_WRITTEN = "sqlalchemy_envelope.enrolling_written"
+_UNWRITTEN = "sqlalchemy_envelope.enrolling_unwritten"
+_NAMED = "sqlalchemy_envelope.enrolling_named"
 ENROLLING_OWNER = b"enrolling"
 """The keyring's name for an owner whose primary key is not known yet."""
 
@@ -82,20 +83,32 @@ def enrolling_row(
 ) -> Enrolling | None:
     """The owner that an INSERT's parameters are for. Rows come in the order of their objects; the first that
     fits and has not been written yet is the one."""
-    waiting = [one for one in enrolling_in(session).values() if one.owner_class is owner_class]
-    if len(waiting) <= 1:
-        return waiting[0] if waiting else None
-    written = session.info.setdefault(_WRITTEN, set()) if session is not None else set()
-    for one in waiting:
-        if one not in written and one.is_row(row, names):
-            written.add(one)
-            return one
-    return None
+    waiting = enrolling_in(session)
+    if session is None or not waiting:
+        return None
+    unwritten: dict[OwnerClass, list[Enrolling]] = session.info.setdefault(_UNWRITTEN, {})
+    if owner_class not in unwritten:
+        unwritten[owner_class] = [one for one in waiting.values() if one.owner_class is owner_class]
+    mine = unwritten[owner_class]
+    if len(waiting) == 1 and len(mine) <= 1:
+        return mine[0] if mine else None
+    found = next((one for one in mine if one.is_row(row, names)), None)
+    if found is not None:
+        mine.remove(found)  # the first, as a rule
+    return found
 
 
 def enrolling_owner(session: Session | None, owner: OwnerId) -> Enrolling | None:
     """The owner of this name, if it is being enrolled and its row has been written."""
-    return next((one for one in enrolling_in(session).values() if one.owner_id() == owner), None)
+    waiting = enrolling_in(session)
+    if session is None or not waiting:
+        return None
+    # Named once each; an owner whose row is not written yet has no name to be asked for.
+    named: dict[OwnerId, Enrolling] = session.info.setdefault(_NAMED, {})
+    if owner not in named:
+        named.update({name: one for one in waiting.values() if (name := one.owner_id()) is not None})
+    found = named.get(owner)
+    return found if found is not None and found.state in waiting else None
 
 
 class FlushNotes:
@@ -151,7 +164,8 @@ def notes_of(connection: Connection) -> FlushNotes | None:
 
 def clear_notes(session: Session, *_: object) -> None:
     """The flush is over, or was rolled back."""
-    session.info.pop(_WRITTEN, None)
+    session.info.pop(_UNWRITTEN, None)
+    session.info.pop(_NAMED, None)
     if _notes:
         # As references: other threads add connections while this one looks through them.
         for reference in _notes.keyrefs():

@@ -31,7 +31,7 @@ def opened() -> object:
 def keyring() -> Keyring:
     ring = Keyring()
     ring.add(b"owner", [describe(KeyBytes(RAW), b"owner", Purpose.DATA)])
-    ring.writer(b"owner", Field("t.c", "str"))
+    ring.writer(b"owner", "", Field("t.c", "str"))
     return ring
 
 

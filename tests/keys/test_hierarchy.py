@@ -1,4 +1,5 @@
-"""A stored key opens under its own root and is the one its row describes; all else is refused."""
+"""A stored key opens through a stored way, under the right root, and is the one its row describes; all else
+is refused."""
 
 import uuid
 from dataclasses import replace
@@ -8,21 +9,27 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sqlalchemy_envelope.crypto import kdf
+from sqlalchemy_envelope.crypto.sealing import HYBRID_SIZE, SEALED_SIZE, public_keys, seal_key
 from sqlalchemy_envelope.crypto.secret import KeyBytes
 from sqlalchemy_envelope.crypto.wrapping import wrap
 from sqlalchemy_envelope.exceptions import (
     EnvelopeError,
     FormatError,
-    KeyNotFoundError,
     TamperedKeyError,
     TruncatedError,
 )
 from sqlalchemy_envelope.keys.hierarchy import (
     check_generations,
     describe,
-    open_under_root,
+    is_linked,
+    is_proven,
+    link_to_newer_root,
+    open_wrap,
+    proof_of_epoch,
+    seal_to_root,
     short,
     verify,
+    wrap_of,
     wrap_under_root,
 )
 from sqlalchemy_envelope.keys.model import KeyState, OpenedKey, Purpose, StoredKey
@@ -39,10 +46,17 @@ def wrapped(stored: StoredKey) -> bytes:
     return stored.wrapped
 
 
+def open_row(stored: StoredKey, root: OpenedKey = ROOT) -> OpenedKey:
+    """Open a key through the way that its own row stores."""
+    way = wrap_of(stored)
+    assert way is not None
+    return open_wrap(stored, way, root)
+
+
 def refusal(stored: StoredKey, root: OpenedKey = ROOT) -> type[EnvelopeError]:
     """Which of our errors this row raises under this root."""
     with pytest.raises(EnvelopeError) as caught:
-        open_under_root(stored, root)
+        open_row(stored, root)
     return caught.type
 
 
@@ -71,8 +85,6 @@ def test_a_key_is_described_by_itself(
         KeyState.ACTIVE,
         commitment,
         kdf.x25519_public(key),
-        None,
-        None,
     )
     assert opened == verify(key, opened.stored)
 
@@ -90,7 +102,7 @@ def test_a_key_opens_under_its_root(key: KeyBytes, root: KeyBytes, purpose: Purp
     above = describe(root, ADA, Purpose.ROOT)
     child = describe(key, ADA, purpose, scope="café", epoch=epoch)
     stored = wrap_under_root(child, above)
-    opened = open_under_root(stored, above)
+    opened = open_row(stored, above)
 
     assert key == opened.key
     assert stored == opened.stored
@@ -106,7 +118,7 @@ def test_a_root_wraps_with_a_subkey() -> None:
         assert TamperedKeyError is refusal(planted)
     fine = replace(STORED, wrapped=wrap(DATA.key, kdf.subkey(ROOT.key, "wrap"), STORED.wrap_context("root")))
 
-    assert DATA.key == open_under_root(fine, ROOT).key
+    assert DATA.key == open_row(fine).key
 
 
 # ---------------------------------------------------------------- rows that were altered
@@ -118,6 +130,8 @@ def test_every_flipped_bit_is_tampering() -> None:
         blob = bytearray(wrapped(STORED))
         blob[bit // 8] ^= 1 << bit % 8
         expected = FormatError if bit < 8 else TamperedKeyError
+        if bit == 1:  # 0x13, a seal, which is longer
+            expected = TruncatedError
 
         assert expected is refusal(replace(STORED, wrapped=bytes(blob))), bit
 
@@ -156,7 +170,7 @@ def test_an_altered_row_is_tampering(change: dict[str, object]) -> None:
 
 def test_a_state_is_bound_by_no_wrap() -> None:
     """A retired key opens with the wrap it was stored with: its state is checked by `check_generations`."""
-    assert DATA.key == open_under_root(replace(STORED, state=KeyState.RETIRED), ROOT).key
+    assert DATA.key == open_row(replace(STORED, state=KeyState.RETIRED)).key
 
 
 def test_exchanged_wraps_are_tampering() -> None:
@@ -174,14 +188,17 @@ def test_a_key_that_its_row_does_not_describe_is_tampering() -> None:
     assert TamperedKeyError is refusal(replace(STORED, wrapped=planted))
 
 
-def test_a_row_of_another_root_is_not_found() -> None:
-    """A key under a root that is not here is no tampering: its root may be another generation's."""
+def test_a_row_tells_under_which_root_it_lies() -> None:
+    """The way names the root key it starts from, so that none is tried in vain; a row without a wrap has
+    none."""
     other = describe(KeyBytes.generate(), ADA, Purpose.ROOT)
+    ways = [wrap_of(STORED), wrap_of(wrap_under_root(DATA, other))]
 
-    assert KeyNotFoundError is refusal(STORED, other)
-    assert KeyNotFoundError is refusal(wrap_under_root(DATA, other))
-    assert KeyNotFoundError is refusal(replace(STORED, wrapping_key_id=None))
-    assert KeyNotFoundError is refusal(replace(STORED, wrapped=None))
+    assert [ROOT.stored.key_id, other.stored.key_id] == [way and way.under for way in ways]
+    assert wrap_of(replace(STORED, wrapping_key_id=None)) is None
+    assert wrap_of(replace(STORED, wrapped=None)) is None
+    assert wrap_of(ROOT.stored) is None
+    assert TamperedKeyError is refusal(STORED, other)
 
 
 def test_a_row_that_claims_the_root_is_tampering() -> None:
@@ -190,6 +207,115 @@ def test_a_row_that_claims_the_root_is_tampering() -> None:
     moved = replace(wrap_under_root(DATA, other), wrapping_key_id=ROOT.stored.key_id)
 
     assert TamperedKeyError is refusal(moved)
+
+
+# ---------------------------------------------------------------- sealed, linked, proven
+
+NEXT = describe(KeyBytes(bytes(range(64, 96))), ADA, Purpose.ROOT, epoch=2)
+HYBRID_ROOT = describe(ROOT.key, ADA, Purpose.ROOT, hybrid=True)
+
+
+@pytest.mark.parametrize("purpose", [Purpose.DATA, Purpose.WRITE])
+@pytest.mark.parametrize("hybrid", [False, True])
+def test_a_key_sealed_to_a_root_opens_with_it(purpose: Purpose, hybrid: bool) -> None:
+    """Whoever has the public keys alone makes a key that the root key opens; hybrid where the root is."""
+    root = HYBRID_ROOT if hybrid else ROOT
+    child = describe(KeyBytes.generate(), ADA, purpose, scope="profile", epoch=4)
+    stored = seal_to_root(child, root.stored)
+
+    assert (HYBRID_SIZE if hybrid else SEALED_SIZE) == len(wrapped(stored))
+    assert child.stored == replace(stored, wrapping_key_id=None, wrapped=None)
+    assert OpenedKey(stored, child.key) == open_row(stored, root)
+    for change in ({"epoch": 5}, {"scope": ""}, {"owner_reference": BEN}, {"purpose": Purpose.INDEX}):
+        assert TamperedKeyError is refusal(replace(stored, **change), root)  # type: ignore[arg-type]
+    assert TamperedKeyError is refusal(stored, NEXT)
+
+
+def test_a_retired_root_opens_with_the_newer_one() -> None:
+    """The link from a root key to the one before it opens with the newer, and the other way it does not."""
+    linked = link_to_newer_root(ROOT, NEXT)
+
+    assert NEXT.stored.key_id == linked.wrapping_key_id
+    assert OpenedKey(linked, ROOT.key) == open_row(linked, NEXT)
+    assert TamperedKeyError is refusal(linked, ROOT)
+    assert TamperedKeyError is refusal(replace(linked, epoch=3), NEXT)
+
+
+def test_what_is_sealed_is_not_taken_for_wrapped() -> None:
+    """A root key that was sealed to the newest one is no link to it: anybody seals, a holder alone wraps."""
+    planted = describe(KeyBytes.generate(), ADA, Purpose.ROOT, epoch=3)
+    context = planted.stored.wrap_context("previous", recipient=NEXT.stored.key_id.bytes)
+    blob = seal_key(planted.key, NEXT.stored.public_keys, context)
+    row = replace(planted.stored, wrapping_key_id=NEXT.stored.key_id, wrapped=blob)
+
+    assert FormatError is refusal(row, NEXT)
+
+
+def test_what_is_wrapped_is_not_taken_for_sealed() -> None:
+    """A way that must be sealed does not open what was wrapped under the same key in the same context."""
+    way = wrap_of(STORED)
+    assert way is not None
+    with pytest.raises(FormatError):
+        open_wrap(STORED, replace(way, sealed=True), ROOT)
+
+
+def test_a_wrap_moved_between_kinds_does_not_open() -> None:
+    """A data key that was sealed is not opened as wrapped, nor a link as a data key's wrap."""
+    linked = link_to_newer_root(ROOT, NEXT)
+    as_data = replace(linked, purpose=Purpose.DATA)
+    sealed = replace(STORED, wrapped=seal_key(DATA.key, ROOT.stored.public_keys, STORED.wrap_context("root")))
+
+    assert TamperedKeyError is refusal(as_data, NEXT)
+    assert TamperedKeyError is refusal(sealed)
+
+
+def test_a_proof_shows_who_held_the_root_before() -> None:
+    """A holder of any earlier root key is proven, another is not; no proof proves nothing."""
+    held, strange = ROOT, other_key(ROOT.stored)
+    proven = replace(NEXT.stored, proof=proof_of_epoch(held, NEXT.stored.key_id.bytes))
+
+    assert is_proven(proven, [held])
+    assert is_proven(proven, [strange, held])
+    assert not is_proven(proven, [strange])
+    assert not is_proven(proven, [])
+    assert not is_proven(NEXT.stored, [held])
+    assert not is_proven(replace(proven, proof=b""), [held])
+    assert not is_proven(replace(proven, key_id=strange.stored.key_id), [held])
+    for bit in range(256):
+        altered = bytearray(proven.proof or b"")
+        altered[bit // 8] ^= 1 << bit % 8
+        assert not is_proven(replace(proven, proof=bytes(altered)), [held]), bit
+
+
+def test_a_link_shows_who_held_both_root_keys() -> None:
+    """An earlier root key that lies wrapped under a newer one vouches for it; sealed to it, altered, or under
+    another, it does not."""
+    linked = OpenedKey(link_to_newer_root(ROOT, NEXT), ROOT.key)
+    blob = bytearray(wrapped(linked.stored))
+    blob[-1] ^= 1
+    context = linked.stored.wrap_context("previous", recipient=NEXT.stored.key_id.bytes)
+    altered = OpenedKey(replace(linked.stored, wrapped=bytes(blob)), ROOT.key)
+    sent = OpenedKey(
+        replace(linked.stored, wrapped=seal_key(ROOT.key, NEXT.stored.public_keys, context)), ROOT.key
+    )
+
+    assert is_linked(NEXT, [linked])
+    assert is_linked(NEXT, [ROOT, altered, linked])
+    for others in ([], [ROOT], [altered], [sent]):
+        assert not is_linked(NEXT, others)
+    assert not is_linked(other_key(NEXT.stored), [linked])
+    assert any(linked.key.buffer)
+
+
+@pytest.mark.parametrize("change", [{"mlkem_public_key": None}, {"mlkem_public_key": bytes(1184)}])
+def test_a_hybrid_root_s_public_key_is_compared(change: dict[str, object]) -> None:
+    """An ML-KEM public key that was exchanged is noticed; taken away, the row is one of a classical key."""
+    altered = replace(HYBRID_ROOT.stored, **change)  # type: ignore[arg-type]
+    if altered.mlkem_public_key is None:
+        assert public_keys(ROOT.key, hybrid=False) == altered.public_keys
+        return
+    with pytest.raises(TamperedKeyError):
+        verify(ROOT.key, altered)
 
 
 # ---------------------------------------------------------------- commitment, id, public key
@@ -243,7 +369,7 @@ def test_errors_name_the_row_and_hold_no_key() -> None:
         (STORED, describe(KeyBytes.generate(), ADA, Purpose.ROOT)),
     ]:
         with pytest.raises(EnvelopeError, match=short(STORED)) as caught:
-            open_under_root(stored, root)
+            open_row(stored, root)
 
         assert caught.value.__cause__ is None
         assert caught.value.__suppress_context__ or caught.value.__context__ is None
@@ -296,13 +422,26 @@ def test_the_newest_alone_is_active(states: list[KeyState]) -> None:
     ],
     ids=lambda states: "-".join(states),
 )
-@pytest.mark.parametrize("purpose", Purpose)
+@pytest.mark.parametrize("purpose", [purpose for purpose in Purpose if purpose is not Purpose.WRITE])
 def test_an_older_or_second_active_key_is_tampering(states: list[KeyState], purpose: Purpose) -> None:
     """A key that was made active again, beside the newest or in its place, is noticed whatever it is for."""
     keys = [generation(epoch, state, purpose) for epoch, state in enumerate(states, 1)]
     for order in (keys, keys[::-1]):
         with pytest.raises(TamperedKeyError, match=purpose):
             check_generations(order)
+
+
+def test_write_epochs_have_no_generations() -> None:
+    """Any number of write epochs lie beside one another, retired; one that is active is tampering."""
+    epochs = [generation(epoch, RETIRED, Purpose.WRITE) for epoch in (7, 7, 9)]
+    check_generations([generation(1, ACTIVE), *epochs])
+    for state in (ACTIVE, DESTROYED):
+        planted = [*epochs, generation(11, state, Purpose.WRITE)]
+        if state is DESTROYED:
+            check_generations(planted)
+            continue
+        with pytest.raises(TamperedKeyError, match="write"):
+            check_generations(planted)
 
 
 def test_kinds_are_counted_apart() -> None:

@@ -23,6 +23,7 @@ from sqlalchemy_envelope import LockedError, SessionForkedError, SessionLeftErro
 from sqlalchemy_envelope.crypto.aead import ValueCipher
 from sqlalchemy_envelope.crypto.secret import KeyBytes
 from sqlalchemy_envelope.keys.keyring import Keyring
+from sqlalchemy_envelope.keys.model import Purpose
 from tests.orm.conftest import Started
 from tests.orm.models import SECRET, Note, Page, User, envelope, unlock
 
@@ -296,20 +297,21 @@ def test_no_key_is_reachable_afterwards(lite: Started, way: Callable[[Started], 
 def test_an_unlocked_session_that_is_never_entered_is_wiped_when_forgotten(lite: Started) -> None:
     """`enroll` or `unlock` without `with`: nobody leaves it, and its keys are zeroed all the same."""
     unlocked = unlock(lite.session, lite.ada)
-    ((_, opened),) = unlocked._keyring._keys.values()
-    assert any(opened.key.buffer)
+    opened = list(unlocked._keyring._opened.values())
+    assert {one.stored.purpose for one in opened} == {Purpose.ROOT, Purpose.DATA}
+    assert all(any(one.key.buffer) for one in opened)
 
     del unlocked
     gc.collect()
 
-    assert not any(opened.key.buffer)
+    assert not any(any(one.key.buffer) for one in opened)
 
 
-def test_root_keys_are_wiped_while_the_owner_is_still_unlocked(
+def test_nothing_but_the_owner_s_keys_is_kept_while_it_is_unlocked(
     lite: Started, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Only data keys stay: root keys and what the secret was stretched to are zeroed when the verb
-    returns."""
+    """The root key stays, for what its owner grants and was granted, and the data key: what the secret was
+    stretched to is zeroed when the verb returns."""
     made: list[KeyBytes] = []
     genuine = KeyBytes.__init__
 
@@ -319,14 +321,14 @@ def test_root_keys_are_wiped_while_the_owner_is_still_unlocked(
 
     monkeypatch.setattr(KeyBytes, "__init__", noted)
     with unlock(lite.session, lite.ada) as unlocked:
-        of_the_keyring = [opened.key for _, opened in unlocked._keyring._keys.values()]
+        of_the_keyring = [opened.key for opened in unlocked._keyring._opened.values()]
         kept = [key for key in made if any(key.buffer)]
         # Subkeys that were used up are wiped by nobody, and are reachable from here alone.
         reachable = [key for key in kept if sys.getrefcount(key) > 4]
 
-        assert len(of_the_keyring) == 1
-        assert of_the_keyring[0] in made
-        assert [id(key) for key in reachable] == [id(of_the_keyring[0])]
+        assert len(of_the_keyring) == 2
+        assert all(key in made for key in of_the_keyring)
+        assert {id(key) for key in reachable} == {id(key) for key in of_the_keyring}
 
 
 def test_decrypted_attributes_are_gone_from_their_objects(filled: Started) -> None:
@@ -400,10 +402,11 @@ SCAN = """
             session.add(Note(user_id=user.id, body="b"))
             session.commit()
             session.scalars(select(Note)).one().body
-            (_, opened), = unlocked._keyring._keys.values()
             # Five bytes are too few to be a key and enough to look for one.
-            needles = {"data key": (bytes(opened.key.buffer[:5]), digest(opened.key.buffer))}
-            del opened, _
+            needles = {
+                one.stored.purpose.value: (bytes(one.key.buffer[:5]), digest(one.key.buffer))
+                for one in unlocked._keyring._opened.values()
+            }
             if sys.argv[1] == "during":
                 print(json.dumps(count(needles)))
     gc.collect()
@@ -413,12 +416,13 @@ SCAN = """
 
 
 @pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="needs /proc")
-def test_the_data_key_is_gone_from_the_memory_of_the_process(
+def test_the_keys_are_gone_from_the_memory_of_the_process(
     record_property: Callable[[str, object], None],
 ) -> None:
-    """The key is found while unlocked, so that the search is known to work, and not once after leaving.
+    """Root key and data key are found while unlocked, so that the search is known to work, and not once after
+    leaving.
 
-    This is said of the data key's own bytes in writable memory, and of no subkey, no plaintext and no secret.
+    This is said of their own bytes in writable memory, and of no subkey, no plaintext and no secret.
     """
     found = {}
     for moment in ("during", "after"):
@@ -435,5 +439,6 @@ def test_the_data_key_is_gone_from_the_memory_of_the_process(
     record_property("found", found)
     print(found)
 
-    assert found["during"]["data key"] >= 1
-    assert found["after"]["data key"] == 0
+    assert set(found["during"]) == {"root", "data"}
+    assert min(found["during"].values()) >= 1
+    assert found["after"] == {"root": 0, "data": 0}

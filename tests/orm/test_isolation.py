@@ -678,10 +678,10 @@ def test_a_key_wiped_while_its_cipher_is_built(monkeypatch: pytest.MonkeyPatch, 
         return ValueCipher(*arguments)
 
     monkeypatch.setattr(keyring_module, "ValueCipher", wiped_first)
-    cipher = ring.writer(owner, FIELD) if of == "writer" else ring.reader(header, FIELD)
+    cipher = ring.writer(owner, "", FIELD) if of == "writer" else ring.reader(header, FIELD)
 
     assert cipher is None
-    assert ring.writer(owner, FIELD) is None
+    assert ring.writer(owner, "", FIELD) is None
     assert ring.reader(header, FIELD) is None
     assert bytes(32) == data.key.buffer
 

@@ -70,8 +70,12 @@ from sqlalchemy_envelope.crypto.argon2id import KdfSalt
 from sqlalchemy_envelope.crypto.secret import KeyBytes
 from sqlalchemy_envelope.keys import hierarchy
 from sqlalchemy_envelope.keys.keyring import Keyring
-from sqlalchemy_envelope.orm.envelope import Derivation
+from sqlalchemy_envelope.keys.model import OpenedKey, Purpose
+from sqlalchemy_envelope.keys.providers import ServerKeyring
+from sqlalchemy_envelope.keys.row_seals import RowSeals
+from sqlalchemy_envelope.keys.slots import ProviderKek
 from sqlalchemy_envelope.orm.sealed import CIPHERTEXT
+from sqlalchemy_envelope.orm.steps import Derivation
 from tests.conftest import LogCapture
 
 SECRET, NEW_SECRET, WRONG = "canary-first-secret", "canary-second-secret", "canary-wrong-secret"
@@ -658,10 +662,16 @@ def test_hooks_of_others_see_ciphertext(unlocked: Session, lite: Engine, needles
     assert needles.in_text("\n".join(seen)) == []
 
 
+def data_key(keyring: Keyring) -> OpenedKey:
+    """The one data key that is open."""
+    (opened,) = (one for one in keyring._opened.values() if one.stored.purpose is Purpose.DATA)
+    return opened
+
+
 def test_what_decryption_finds_is_not_told(unlocked: Session, needles: Needles) -> None:
     """A value that authenticates and cannot be decoded: the plaintext is in no error."""
     keyring: Keyring = unlocked.info["sqlalchemy_envelope.unlocked"]._keyring
-    ((_, opened),) = keyring._keys.values()
+    opened = data_key(keyring)
     for name in ("as_json", "as_int", "as_decimal", "as_date", "as_enum", "as_uuid", "as_bool", "as_float"):
         field = Everything.__table__.c[name].type.field
         blob = ValueCipher(opened.key, opened.stored.key_id, field).encrypt(
@@ -681,10 +691,12 @@ def test_what_decryption_finds_is_not_told(unlocked: Session, needles: Needles) 
 def _objects(session: Session) -> dict[str, Any]:
     unlocked = session.info["sqlalchemy_envelope.unlocked"]
     keyring: Keyring = unlocked._keyring
-    ((_, opened),) = keyring._keys.values()
+    opened = data_key(keyring)
     type_ = Everything.__table__.c.as_str.type
     cipher = ValueCipher(opened.key, opened.stored.key_id, Field("t.c", "str"))
     salt = KdfSalt.generate(KdfProfile.unsafe_for_tests())
+    seals = RowSeals(ServerKeyring([bytes(opened.key.buffer)]))
+    seals.seal("users", [b"key"])
     return {
         "envelope": envelope,
         "unlocked": unlocked,
@@ -700,11 +712,17 @@ def _objects(session: Session) -> dict[str, Any]:
         "salt": salt,
         "derivation": Derivation(SECRET.encode(), salt),
         "root": hierarchy.describe(KeyBytes.generate(), b"", opened.stored.purpose),
+        "server keys": ServerKeyring([bytes(opened.key.buffer)]),
+        "row seals": seals,
+        "provider's kek": ProviderKek("server", b"wrapped", bytes(32), opened.key),
         "error": UnlockError("The key slot did not open."),
     }
 
 
-MUST_NOT_BE_COPIED = ["unlocked", "keyring", "opened", "key", "cipher", "derivation", "root"]
+MUST_NOT_BE_COPIED = [
+    "unlocked", "keyring", "opened", "key", "cipher", "derivation", "root", "server keys", "row seals",
+    "provider's kek",
+]  # fmt: skip
 
 
 def test_no_object_of_the_library_shows_what_it_holds(unlocked: Session, needles: Needles) -> None:
@@ -740,6 +758,7 @@ def test_what_holds_a_key_or_a_secret_is_not_copied_or_pickled(unlocked: Session
     if name not in (
         "opened",
         "root",
+        "provider's kek",
     ):  # frozen records of a key: a shallow copy shares it, and it is wiped with it
         copiers.append(copy.copy)
     for copier in copiers:

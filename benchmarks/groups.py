@@ -1,0 +1,196 @@
+"""A member of many groups that have lived through many epochs: what unlocking costs, step by step.
+
+The epochs are real: in each group somebody joined and left again until there were enough of them, by the unit
+of work, while a founder was unlocked. The member was away all the time, so that the first unlock adopts every
+epoch of every group, and each later one finds them adopted.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+from sqlalchemy import Engine, select
+from sqlalchemy.orm import Session
+
+from benchmarks.databases import SECRET
+from benchmarks.measure import timed
+from benchmarks.sharing_models import (
+    Group,
+    Membership,
+    Person,
+    Post,
+    apart,
+    cheap_envelope,
+    create_tables,
+    enroll_people,
+    insert_posts,
+    traffic,
+)
+from benchmarks.sheets import DATABASE_NAMES, Finding, Sheet
+from benchmarks.steps import Places, StepClock
+from sqlalchemy_envelope import Envelope, UnlockedSession
+from sqlalchemy_envelope.keys.keyring import Keyring
+from sqlalchemy_envelope.keys.row_seals import RowSeals
+from sqlalchemy_envelope.orm import located, opening, store, unlocking
+
+NAME = "groups"
+FIRST, LATER = "member, first", "member, later"
+AWAY = 3
+"""Members of each kind: a first unlock is one of a kind, so there are several to take the median of."""
+STEPS: Places = {
+    "Argon2id": [(Envelope, "perform")],
+    "own keys, query and rows": [(unlocking, "load_keys")],
+    "own slots, query and rows": [(store.KeyStore, "load_slots")],
+    "grants, query and rows": [(store.GrantStore, "load_to")],
+    "group keys, query and rows": [(opening, "load_owners")],
+    "seals of rows": [(RowSeals, "check")],
+    "generations": [(located, "check_generations"), (opening, "check_generations")],
+    "opening keys": [(Keyring, "open"), (unlocking, "open_with_kek")],
+    "counting grants": [(opening, "count_grants")],
+    "adopting what was sealed": [(opening, "_adopt_grants")],
+    "following grants": [(unlocking, "follow_grants")],
+    "settling": [(unlocking, "settle")],
+}
+
+
+@dataclass(frozen=True)
+class Sizes:
+    groups: int
+    epochs: int
+    rounds: int
+
+
+def measure_groups(engine: Engine, sizes: Sizes) -> Finding:
+    sheets, figures = [], {}
+    for sealed_rows in (False, True):
+        create_tables(engine)
+        envelope = cheap_envelope(sealed_rows=sealed_rows)
+        members, newcomers = make_groups(engine, envelope, sizes)
+        runs = {
+            FIRST: [unlock_once(engine, envelope, one) for one in members],
+            LATER: [unlock_once(engine, envelope, members[0]) for _ in range(sizes.rounds)],
+            "newcomer, first": [unlock_once(engine, envelope, one) for one in newcomers],
+            "newcomer, later": [unlock_once(engine, envelope, newcomers[0]) for _ in range(sizes.rounds)],
+        }
+        for kind in (FIRST, LATER):
+            suffix = f"{kind}, row seals" if sealed_rows else kind
+            figures[f"queries, {suffix}"] = float(max(run.queries for run in runs[kind]))
+            figures[f"milliseconds, {suffix}"] = median(run.rest for run in runs[kind])
+        sheets.append(steps_sheet(engine, sizes, "with row seals" if sealed_rows else "no server keys", runs))
+        if not sealed_rows:
+            sheets.append(reading_sheet(engine, envelope, {"member": members[0], "newcomer": newcomers[0]}))
+    return Finding(NAME, engine.dialect.name, sheets, figures)
+
+
+def make_groups(engine: Engine, envelope: Envelope, sizes: Sizes) -> tuple[list[int], list[int]]:
+    """The ids of members from the first epoch on, and of some who joined in the last."""
+    with Session(engine) as session:
+        founder, guest, *others = enroll_people(session, envelope, 2 + 2 * AWAY)
+        members, newcomers = others[:AWAY], others[AWAY:]
+        with envelope.unlock(session, founder, secret=SECRET):
+            groups = [Group() for _ in range(sizes.groups)]
+            for group in groups:
+                envelope.enroll(session, group)
+                session.add_all([join(group, person) for person in (founder, guest, *members)])
+            session.commit()
+            insert_posts(session, 10, groups[0].id)
+            for epoch in range(2, sizes.epochs + 1):
+                for group in groups:
+                    session.delete(session.get_one(Membership, (group.id, guest.id)))
+                session.commit()
+                if epoch < sizes.epochs:
+                    session.add_all([join(group, guest) for group in groups])
+                    session.commit()
+            session.add_all([join(group, one) for group in groups for one in newcomers])
+            session.commit()
+        return [one.id for one in members], [one.id for one in newcomers]
+
+
+def join(group: Group, person: Person) -> Membership:
+    return Membership(group_id=group.id, person_id=person.id)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One unlock, in milliseconds, and what it sent to the database."""
+
+    whole: float
+    cpu: float
+    steps: dict[str, float]
+    queries: int
+    writes: int
+
+    @property
+    def rest(self) -> float:
+        return self.whole - self.steps["Argon2id"]
+
+
+def unlock_once(engine: Engine, envelope: Envelope, person_id: int) -> Run:
+    """Twice would adopt nothing the second time, so the clock and the counters run at once."""
+    clock = StepClock()
+    with Session(engine) as session:
+        person = session.get_one(Person, person_id)
+        with traffic(engine) as seen, clock.running(STEPS):
+            unlocked: list[UnlockedSession] = []
+            timing = timed(lambda: unlocked.append(envelope.unlock(session, person, secret=SECRET)))
+        with unlocked[0]:
+            session.commit()
+    queries = sum(statement.lstrip().upper().startswith("SELECT") for statement, _ in seen)
+    return Run(timing.wall * 1e3, timing.cpu * 1e3, dict(clock.milliseconds), queries, len(seen) - queries)
+
+
+def steps_sheet(engine: Engine, sizes: Sizes, how: str, runs: dict[str, list[Run]]) -> Sheet:
+    lines = []
+    for step in STEPS:
+        if step != "Argon2id":
+            lines.append(
+                [step, *(middle(run.steps.get(step, 0.0) for run in some) for some in runs.values())]
+            )
+    others = [
+        [run.rest - sum(ms for step, ms in run.steps.items() if step != "Argon2id") for run in some]
+        for some in runs.values()
+    ]
+    lines.append(["everything else", *map(middle, others)])
+    lines.append(["in all", *(middle(run.rest for run in some) for some in runs.values())])
+    lines.append(["in all, processor time", *(middle(run.cpu for run in some) for some in runs.values())])
+    lines.append(["queries", *(str(some[0].queries) for some in runs.values())])
+    lines.append(["statements that write", *(str(some[0].writes) for some in runs.values())])
+    return Sheet(
+        f"{DATABASE_NAMES[engine.dialect.name]}: unlocking a member of {sizes.groups} groups of "
+        f"{sizes.epochs} epochs, {how}: ms beyond Argon2id",
+        ["", *runs],
+        lines,
+    )
+
+
+def middle(values: Any) -> str:
+    return f"{median(values):.1f}"
+
+
+def reading_sheet(engine: Engine, envelope: Envelope, readers: dict[str, int]) -> Sheet:
+    """The first value of the oldest epoch opens the way to it; the next one does not."""
+    lines = []
+    for name, person_id in readers.items():
+        with Session(engine) as session:
+            person = session.get_one(Person, person_id)
+            with apart(envelope.unlock(session, person, secret=SECRET)) as inside:
+                session.get_one(Person, person_id)
+                inside(lambda: session.connection())
+                times = [inside(lambda number=number: read_one(session, number)) for number in range(1, 11)]
+                session.commit()
+        lines.append([name, f"{times[0]:.2f}", f"{median(times[2:]):.2f}"])
+    return Sheet(
+        f"{DATABASE_NAMES[engine.dialect.name]}: loading one row of 5 values of a group's oldest epoch, ms",
+        ["", "the first", "each after it"],
+        lines,
+    )
+
+
+def read_one(session: Session, number: int) -> float:
+    start = time.perf_counter()
+    post = session.scalars(select(Post).where(Post.id == number)).one()
+    assert post.c5.startswith("c5-value")
+    return (time.perf_counter() - start) * 1e3

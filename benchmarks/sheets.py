@@ -1,0 +1,30 @@
+"""A table of figures before anybody decides what it looks like, and the figures in it that may have limits."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+DATABASE_NAMES = {"sqlite": "SQLite", "postgresql": "PostgreSQL"}
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """One table of figures."""
+
+    title: str
+    heads: list[str]
+    lines: list[list[str]]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What one benchmark found on one database.
+
+    Attributes:
+        figures: by the name under which `goals.py` may set a limit.
+    """
+
+    benchmark: str
+    database: str
+    sheets: list[Sheet]
+    figures: dict[str, float]
