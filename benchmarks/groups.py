@@ -143,15 +143,13 @@ def unlock_once(engine: Engine, envelope: Envelope, person_id: int) -> Run:
 
 
 def steps_sheet(engine: Engine, sizes: Sizes, how: str, runs: dict[str, list[Run]]) -> Sheet:
-    lines = []
-    for step in STEPS:
-        if step != "Argon2id":
-            lines.append(
-                [step, *(middle(run.steps.get(step, 0.0) for run in some) for some in runs.values())]
-            )
+    steps = [step for step in STEPS if step != "Argon2id"]
+    lines = [
+        [step, *(middle(run.steps.get(step, 0.0) for run in some) for some in runs.values())]
+        for step in steps
+    ]
     others = [
-        [run.rest - sum(ms for step, ms in run.steps.items() if step != "Argon2id") for run in some]
-        for some in runs.values()
+        [run.rest - sum(run.steps.get(step, 0.0) for step in steps) for run in some] for some in runs.values()
     ]
     lines.append(["everything else", *map(middle, others)])
     lines.append(["in all", *(middle(run.rest for run in some) for some in runs.values())])

@@ -79,7 +79,7 @@ class Event(Base):
 
 
 def cheap_envelope(*, sealed_rows: bool = False, **options: Any) -> Envelope:
-    """An envelope whose key derivation takes no time worth mentioning; `sealed_rows` if it has server keys."""
+    """An envelope whose key derivation takes no time; `sealed_rows` if it has server keys."""
     keys = ServerKeyring([os.urandom(32)]) if sealed_rows else None
     return Envelope(kdf_profile=KdfProfile.unsafe_for_tests(), server_keys=keys, **options)
 
@@ -131,7 +131,7 @@ def insert_posts(session: Session, count: int, group_id: int, first: int = 1) ->
 def apart(entered: Any) -> Iterator[Callable[[Callable[[], T]], T]]:
     """Enter something in a context of its own; what is called through the result runs inside it.
 
-    So two unlocked sessions stand side by side, and what is compared runs by turns in the one and in the other.
+    So two unlocked sessions stand side by side, and what is compared runs in them by turns.
     """
     context = copy_context()
     context.run(entered.__enter__)

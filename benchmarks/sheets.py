@@ -1,4 +1,4 @@
-"""A table of figures before anybody decides what it looks like, and the figures in it that may have limits."""
+"""Tables of figures before anybody decides what they look like, and the figures that may have limits."""
 
 from __future__ import annotations
 

@@ -20,6 +20,9 @@ MAX_DEPTH = 32
 """Most steps from a key that is open to one that is not: grants through groups of groups, and back through
 the epochs of each."""
 
+_NONE: dict[tuple[Purpose, str], KeyId] = {}
+_NO_CIPHERS: dict[Field, ValueCipher] = {}
+
 
 class Keyring(Uncopied):
     """Keys by id, the current one of each owner and scope, and cached ciphers per (key, field).
@@ -32,9 +35,9 @@ class Keyring(Uncopied):
         self._ways: dict[KeyId, list[Wrap]] = {}
         self._opened: dict[KeyId, OpenedKey] = {}
         self._by_header: dict[bytes, KeyId] = {}
-        self._current: dict[tuple[OwnerId, Purpose, str], KeyId] = {}
+        self._current: dict[OwnerId, dict[tuple[Purpose, str], KeyId]] = {}
         self._owners: dict[OwnerId, set[KeyId]] = {}
-        self._ciphers: dict[tuple[KeyId, Field], ValueCipher] = {}
+        self._ciphers: dict[KeyId, dict[Field, ValueCipher]] = {}
         self._refused: dict[OwnerId, tuple[EnvelopeError, bool]] = {}
         # A server's keyring is one for all threads of its process.
         self._lock = RLock()
@@ -54,7 +57,8 @@ class Keyring(Uncopied):
                 if stored.purpose is not Purpose.ROOT:
                     self._by_header[stored.key_id.bytes] = stored.key_id
                 if stored.state is KeyState.ACTIVE:
-                    self._current[owner, stored.purpose, stored.scope] = stored.key_id
+                    kinds = self._current.setdefault(owner, {})
+                    kinds[stored.purpose, stored.scope] = stored.key_id
                 way = wrap_of(stored)
                 if way is not None:
                     self.add_way(stored.key_id, way)
@@ -125,6 +129,8 @@ class Keyring(Uncopied):
                     continue
                 opened = open_wrap(known[1], way, parent)
             except EnvelopeError as error:
+                if wiped != self._wiped:
+                    return None
                 refused = error
                 continue
             self._opened[key_id] = opened
@@ -137,8 +143,8 @@ class Keyring(Uncopied):
         return None
 
     def _open_newest_first(self, key_id: KeyId, depth: int, tried: set[KeyId]) -> None:
-        """A retired root key hangs on the next one, and that on the one after: opened from the newest, no path
-        through the epochs of an owner is long, however many there are."""
+        """A retired root key hangs on the next one, and that on the one after: opened from the newest, no
+        path through the epochs of an owner is long, however many there are."""
         known = self._stored.get(key_id)
         if known is None or known[1].purpose is not Purpose.ROOT or known[1].state is KeyState.ACTIVE:
             return
@@ -172,7 +178,7 @@ class Keyring(Uncopied):
 
     def current(self, owner: OwnerId, purpose: Purpose, scope: str = "") -> StoredKey | None:
         """The active key of an owner, open or not."""
-        key_id = self._current.get((owner, purpose, scope))
+        key_id = self._current.get(owner, {}).get((purpose, scope))
         return None if key_id is None else self.stored(key_id)
 
     def root(self, owner: OwnerId) -> OpenedKey | None:
@@ -184,6 +190,7 @@ class Keyring(Uncopied):
         """Forget and wipe one owner's keys."""
         with self._lock:
             self._forget(owner, self._owners.pop(owner, set()))
+            self._refused.pop(owner, None)
 
     def take_back(self, owner: OwnerId, made: Iterable[KeyId], replaced: Iterable[StoredKey]) -> None:
         """Forget and wipe keys of an owner that were never stored for good; current again is what they
@@ -196,8 +203,11 @@ class Keyring(Uncopied):
 
     def _forget(self, owner: OwnerId, key_ids: Iterable[KeyId]) -> None:
         gone = set(key_ids)
-        for entry in [one for one, key_id in self._current.items() if one[0] == owner and key_id in gone]:
-            del self._current[entry]
+        kinds = self._current.get(owner, {})
+        for kind in [kind for kind, key_id in kinds.items() if key_id in gone]:
+            del kinds[kind]
+        if not kinds:
+            self._current.pop(owner, None)
         for key_id in gone:
             self._stored.pop(key_id, None)
             self._ways.pop(key_id, None)
@@ -205,8 +215,7 @@ class Keyring(Uncopied):
             opened = self._opened.pop(key_id, None)
             if opened is not None:
                 opened.key.wipe()
-            for cipher in [cipher for cipher in self._ciphers if cipher[0] == key_id]:
-                del self._ciphers[cipher]
+            self._ciphers.pop(key_id, None)
 
     def wipe(self) -> None:
         """Forget and wipe everything."""
@@ -240,7 +249,7 @@ class Keyring(Uncopied):
 
         Raises: as `open`.
         """
-        key_id = self._current.get((owner, Purpose.DATA, scope))
+        key_id = self._current.get(owner, _NONE).get((Purpose.DATA, scope))
         if key_id is None:
             refused, altogether = self._refused.get(owner, (None, False))
             if refused is not None and altogether:
@@ -259,25 +268,31 @@ class Keyring(Uncopied):
         return None if found is None else found[0]
 
     def _cipher(self, key_id: KeyId, field: Field) -> ValueCipher | None:
-        cipher = self._ciphers.get((key_id, field))
+        cipher = self._ciphers.get(key_id, _NO_CIPHERS).get(field)
         if cipher is None:
             opened = self.open(key_id)
             if opened is None:
                 return None
-            cipher = self._ciphers[key_id, field] = ValueCipher(opened.key, key_id, field)
+            cipher = ValueCipher(opened.key, key_id, field)
+            self._ciphers.setdefault(key_id, {})[field] = cipher
             if key_id not in self._opened:
                 # Another thread wiped the key while the cipher was built: it may be a cipher under 32 zeros.
-                self._ciphers.pop((key_id, field), None)
+                self._ciphers.pop(key_id, None)
                 return None
         return cipher
 
     def copy_of(self, owner: OwnerId) -> list[OpenedKey]:
         """The opened keys of an owner, in bytes of their own: for a keyring that is wiped at another time."""
         with self._lock:
-            opened = [
-                self._opened[key_id] for key_id in self._owners.get(owner, ()) if key_id in self._opened
-            ]
-            return [OpenedKey(one.stored, KeyBytes(one.key.buffer)) for one in opened]
+            wiped = self._wiped
+            found = [self._opened.get(key_id) for key_id in list(self._owners.get(owner, ()))]
+            copies = [OpenedKey(one.stored, KeyBytes(one.key.buffer)) for one in found if one is not None]
+            if wiped == self._wiped:
+                return copies
+            # Another thread wiped meanwhile: they may be copies of zeros.
+            for one in copies:
+                one.key.wipe()
+            return []
 
     def __contains__(self, owner: OwnerId) -> bool:
         return owner in self._owners

@@ -57,7 +57,7 @@ class StoredKey:
     Attributes:
         wrapping_key_id: the root key it is wrapped under or sealed to; of a retired root key, a newer one.
         wrapped: its wrap under that key. An active root key has none here; it lives in its slots and grants.
-        proof: of a root key, that whoever made it held the one before (`hierarchy.proof_of_epoch`).
+        proof: of a root key, that whoever made it held an earlier one (`hierarchy.proof_of_epoch`).
         granted: how many grants were made of it; fewer rows than that, and somebody was removed.
         seal: the row seal, where server keys are configured.
     """
@@ -158,6 +158,7 @@ class StoredGrant:
     Attributes:
         granting_row: which row of the application is the right to it (section 4).
         recipient_key_id: the recipient's root key that it is sealed to or wrapped under.
+        recipient: whose that is; the granting row names somebody, and this is under the row seal.
     """
 
     grant_id: uuid.UUID
@@ -167,6 +168,7 @@ class StoredGrant:
     state: GrantState
     wrapped: bytes | None = field(default=None, repr=False)
     seal: bytes | None = field(default=None, repr=False)
+    recipient: bytes = b""
 
     def sealed_fields(self) -> list[bytes]:
         """The columns that the row seal covers (section 9)."""
@@ -174,6 +176,7 @@ class StoredGrant:
             b"grant",
             self.grant_id.bytes,
             self.granting_row,
+            self.recipient,
             self.key_id.bytes,
             self.recipient_key_id.bytes if self.recipient_key_id is not None else b"",
             self.state.encode("ascii"),

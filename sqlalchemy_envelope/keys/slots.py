@@ -74,7 +74,7 @@ def open_slot(slot: StoredSlot, root: StoredKey, kek: KeyBytes) -> OpenedKey:
     Raises:
         FormatError, TruncatedError: neither wrapped nor sealed to the X25519 pair that a KEK has.
         UnlockError: another secret, or an altered slot.
-        TamperedKeyError: the KEK is right and the stored bytes were altered.
+        TamperedKeyError: the KEK is right and the stored bytes or the public key were altered.
     """
     if slot.wrapped[:1] == bytes([FORMAT_SEALED]):
         context = root.wrap_context(slot.kind, slot.kdf, recipient=slot.recipient_public_key or b"")
@@ -83,7 +83,9 @@ def open_slot(slot: StoredSlot, root: StoredKey, kek: KeyBytes) -> OpenedKey:
         opened = verify(unwrap(slot.wrapped, kek, root.wrap_context(slot.kind, slot.kdf)), root)
     if slot.recipient_public_key not in (None, x25519_public(kek)):
         opened.key.wipe()
-        raise TamperedKeyError("A key slot opened, and its public key is another's: a new epoch would be theirs.")
+        raise TamperedKeyError(
+            "A key slot opened, and its public key is another's: a new epoch would be theirs."
+        )
     return opened
 
 

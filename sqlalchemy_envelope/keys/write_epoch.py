@@ -8,12 +8,16 @@ from sqlalchemy_envelope.keys.model import OpenedKey
 
 @dataclass
 class WriteEpoch:
-    """A write epoch that is still good."""
+    """A write epoch that is still good.
+
+    Attributes:
+        values_left: one number, which the copies of an epoch share: they all use up the same key.
+    """
 
     opened: OpenedKey
     until: float
-    values_left: int
+    values_left: list[int]
 
     def lasts(self, values: int) -> bool:
         """Whether so many values may still be encrypted under it."""
-        return values <= self.values_left and time.monotonic() < self.until
+        return values <= self.values_left[0] and time.monotonic() < self.until

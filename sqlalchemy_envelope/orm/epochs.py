@@ -58,8 +58,8 @@ def start_epoch(
 ) -> None:
     """A new root key, and a new data key for each scope, for those who hold grants and slots of the old one.
 
-    Where the active root key is not proven, the new one's proof is made from `vouching`, an earlier one that
-    is: what is made from the other would prove nothing to those who never adopted it.
+    Where the active root key is not proven, `vouching`, an earlier one that is, speaks for the new one beside
+    it: some members may have adopted the one and some the other.
 
     Three statements read, four write, whatever the number of members. Does nothing for an owner without keys,
     or whose keys nobody could open afterwards.
@@ -82,11 +82,10 @@ def start_epoch(
         epoch=max(key.epoch for key in keys if key.purpose is Purpose.ROOT) + 1,
         hybrid=policy.hybrid,
     )
-    prover = vouching or held
-    if prover is not None:
-        root = OpenedKey(
-            replace(root.stored, proof=proof_of_epoch(prover, root.stored.key_id.bytes)), root.key
-        )
+    provers = [one for one in (vouching, held) if one is not None]
+    if provers:
+        proof = b"".join(proof_of_epoch(one, root.stored.key_id.bytes) for one in provers)
+        root = OpenedKey(replace(root.stored, proof=proof), root.key)
     before = [key for key in keys if _is_active(key, Purpose.DATA)]
     data = [_next(key, keys, KeyBytes.generate()) for key in before]
     wrapped = [OpenedKey(wrap_under_root(one, root), one.key) for one in data]
@@ -226,7 +225,8 @@ def _seal_to_all(
         row = one.grant_class.granting_row(one.row_key)
         root = roots.get(one.grant_class.to.owner_class.owner_id(one.primary_key))
         grant = pending_grant(key.stored.key_id, row) if root is None else sealed_grant(key, row, root)
-        made.append((one.grant_class, one.row_key, grant))
+        recipient = one.grant_class.to.owner_class.owner_id(one.primary_key)
+        made.append((one.grant_class, one.row_key, replace(grant, recipient=recipient)))
     return made
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 from sqlalchemy import Column
+from sqlalchemy.sql.compiler import SQLCompiler
 
 from sqlalchemy_envelope.crypto.aead import HEADER_SIZE
 from sqlalchemy_envelope.exceptions import DecryptionError
@@ -70,9 +71,9 @@ def after_cursor_execute(
 
 
 def _make_plan(compiled: Any) -> tuple[_FetchedColumn, ...]:
-    entries = getattr(compiled, "_result_columns", ())
-    if not getattr(compiled, "_ordered_columns", False):
+    if not isinstance(compiled, SQLCompiler) or not compiled._ordered_columns:
         return ()
+    entries = compiled._result_columns
     found = []
     for position, entry in enumerate(entries):
         if not isinstance(entry.type, EncryptedType):

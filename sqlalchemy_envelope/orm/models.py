@@ -104,7 +104,7 @@ class KeyTable(_OwnedTable[Owner]):
     public_key: Mapped[bytes] = mapped_column(LargeBinary(32))
     mlkem_public_key: Mapped[bytes | None] = mapped_column(LargeBinary(1184))
     wrapped: Mapped[bytes | None] = mapped_column(LargeBinary)
-    proof: Mapped[bytes | None] = mapped_column(LargeBinary(32))
+    proof: Mapped[bytes | None] = mapped_column(LargeBinary(64))
     granted: Mapped[int] = mapped_column(default=0)
     seal: Mapped[bytes | None] = mapped_column(LargeBinary(48))
     created_at: Mapped[dt.datetime] = mapped_column(DateTime(timezone=True), default=_now)

@@ -7,6 +7,7 @@ owners, and no owner twice.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
 from sqlalchemy_envelope.crypto.sealing import is_sealed
@@ -16,7 +17,6 @@ from sqlalchemy_envelope.keys.grants import adopted_grant, sealed_grant, way_thr
 from sqlalchemy_envelope.keys.hierarchy import (
     check_generations,
     describe,
-    is_linked,
     is_proven,
     link_to_newer_root,
     open_wrap,
@@ -172,9 +172,10 @@ def _adopt_grants(
                     trusted[owner] = _adopted_before(keyring, found, owner)
                 known = trusted[owner]
                 is_known = not known or any(one.stored.key_id == key.stored.key_id for one in known)
-                if not (is_known or is_proven(key.stored, known) or is_linked(key, known)):
+                # By the newest alone: an older one is known to those who were removed since.
+                newest = max(known, key=lambda one: one.stored.epoch, default=key)
+                if not (is_known or is_proven(key.stored, [newest])):
                     if key.stored.state is KeyState.ACTIVE:
-                        newest = max(known, key=lambda one: one.stored.epoch)
                         unproven[owner] = key.stored.key_id, newest
                     continue
                 trusted[owner].append(key)
@@ -317,7 +318,8 @@ def grant_pending(session: Session, policy: Policy, keyring: Keyring, place: Pla
         for (grant, _, recipient), _ in zip(waiting, to, strict=True):
             root = roots.get(grant_class.to.owner_class.owner_id(recipient))
             if root is not None:
-                sealed.append(sealed_grant(opened, grant.granting_row, root, grant.grant_id))
+                made = sealed_grant(opened, grant.granting_row, root, grant.grant_id)
+                sealed.append(replace(made, recipient=grant.recipient))
         store.replace(sealed)
         if sealed:
             policy.emit(AuditEvent("grant_sealed", place.owner_class.name, count=len(sealed)))

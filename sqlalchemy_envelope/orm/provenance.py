@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from sqlalchemy_envelope.keys.keyring import OwnerId
 
-_MANY = 100_000
+MANY = 100_000
 
 
 class Provenance:
@@ -43,9 +43,9 @@ class Provenance:
                 return True
         return False
 
-    def begin_statement(self) -> None:
+    def begin_statement(self, many: int = MANY) -> None:
         """Let go, in two steps, of what no row has asked for: selects of columns alone never do."""
-        if len(self._recent) > _MANY:
+        if len(self._recent) > many:
             self._older, self._recent = self._recent, {}
 
     def clear(self) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import OrderedDict
+from contextvars import ContextVar
 from threading import Lock
 from typing import TYPE_CHECKING, Any, Self
 from weakref import WeakKeyDictionary
@@ -27,15 +28,15 @@ from sqlalchemy_envelope.keys.slots import adopted_slot, open_slot, provider_slo
 from sqlalchemy_envelope.orm import context
 from sqlalchemy_envelope.orm.audit import AuditEvent
 from sqlalchemy_envelope.orm.enrolling import bound_keys, new_keys
-from sqlalchemy_envelope.orm.epochs import start_epoch
 from sqlalchemy_envelope.orm.freshness import looked_at
 from sqlalchemy_envelope.orm.opening import Opening, settle
 from sqlalchemy_envelope.orm.owners import Place, owner_class_of
+from sqlalchemy_envelope.orm.provenance import Provenance
 from sqlalchemy_envelope.orm.provided import require_no_locks
 from sqlalchemy_envelope.orm.store import KeyStore, usable
 from sqlalchemy_envelope.orm.transactions import note_enrolment
 from sqlalchemy_envelope.orm.unlocked import UnlockedSession
-from sqlalchemy_envelope.orm.unlocking import open_with_kek, require_reason
+from sqlalchemy_envelope.orm.unlocking import open_with_kek, renew, require_reason
 from sqlalchemy_envelope.orm.writing import ENROLLING_OWNER, Enrolling, enrolling_in, note_enrolling
 
 if TYPE_CHECKING:
@@ -214,13 +215,14 @@ class ServerSession(UnlockedSession):
             root = next((key for key in keys if _is_root(key) and key.state is KeyState.ACTIVE), None)
             slot = next(iter(slots.get(root.key_id, ())), None) if root is not None else None
             if root is None or slot is None:
+                self._forget(place.owner)  # what is in no server's hands is not in its keyring either
                 return False
             kek = self._kek(session, slot)
             mine = [one for key in keys for one in slots.get(key.key_id, ())]
             reached = open_with_kek(self.policy, keys, root, slot, mine, kek)
             self._keyring.add(place.owner, [reached.root, *reached.older])
             if not reached.trusted:
-                start_epoch(session, self.policy, place, self._keyring)
+                renew(session, self.policy, place, self._keyring, reached)
             elif is_sealed(slot.wrapped):
                 store.replace_slot(slot, adopted_slot(slot, reached.root, kek))
         except (ProviderError, ConfigurationError):
@@ -368,7 +370,9 @@ class ServerSession(UnlockedSession):
 
     def begin_statement(self, session: Session) -> None:
         """Let go of what is over a limit."""
-        if not self._process_wide:
+        if self._process_wide:
+            _notes().begin_statement(_MANY)
+        else:
             super().begin_statement(session)
         now = time.monotonic()
         if now - self._swept > 1.0 or len(self._used) > self._providers.cache.keys:
@@ -415,6 +419,18 @@ class ServerSession(UnlockedSession):
         self._forget(owner)
         self._clear_readers()
 
+    def note_provenance(self, plaintext: Any, header: bytes) -> None:
+        """Note whose key gave a plaintext; of a whole process, each thread and task for itself."""
+        owner = self.owner_of(header) if self._process_wide else None
+        if owner is None:
+            super().note_provenance(plaintext, header)
+        else:
+            _notes().note(plaintext, owner)
+
+    def came_from(self, plaintext: Any, owner: OwnerId) -> bool:
+        """Whether a plaintext that was just read was given by a key of this owner."""
+        return _notes().take(plaintext, owner) if self._process_wide else super().came_from(plaintext, owner)
+
     def saw(self, session: Session | None) -> None:
         """Note a session that may hold decrypted values; for a whole process nobody will ask."""
         if not self._process_wide:
@@ -433,6 +449,18 @@ class ServerSession(UnlockedSession):
 
     def _event(self, name: str, owner_class: str, count: int) -> AuditEvent:
         return AuditEvent(name, owner_class, count=count, reason=self._reason, provider=self._provider)
+
+
+_NOTES: ContextVar[Provenance | None] = ContextVar("server_provenance", default=None)
+_MANY = 10_000
+
+
+def _notes() -> Provenance:
+    notes = _NOTES.get()
+    if notes is None:
+        notes = Provenance()
+        _NOTES.set(notes)
+    return notes
 
 
 class _Fresh:

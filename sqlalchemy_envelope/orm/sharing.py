@@ -5,6 +5,7 @@ It happens after the flush has written its rows, when their keys are known, in t
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import and_, inspect, select
@@ -212,7 +213,11 @@ def _note_pending(
             f"A {grant.mapper.class_.__name__} grants the key of a {place.owner_class.name} that has none; "
             "enroll it first: envelope.enroll(session, owner)."
         )
-    rows = [(one.row_key, pending_grant(key.key_id, grant.granting_row(one.row_key))) for one in recipients]
+    rows = []
+    for one in recipients:
+        pending = pending_grant(key.key_id, grant.granting_row(one.row_key))
+        recipient = grant.to.owner_class.owner_id(one.primary_key)
+        rows.append((one.row_key, replace(pending, recipient=recipient)))
     GrantStore(session, grant, policy.seals).insert(rows)
     store.add_granted([(key.key_id, len(rows))])
     policy.emit(AuditEvent("grant_pending", place.owner_class.name, count=len(rows)))

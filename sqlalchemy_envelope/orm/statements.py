@@ -94,6 +94,7 @@ class _StatementWriter:
                     f"{plan.table.name}.{key} is encrypted: give its bindparam() neither a type nor a "
                     "default."
                 )
+        self._told = True
         self._key_names = [self._parameter(column.key) for column in plan.table.primary_key]
         self._groups: list[
             tuple[OwnerPath, Sequence[EncryptedColumn], str | None, dict[Any, list[BoundCipher]]]
@@ -197,7 +198,10 @@ class _StatementWriter:
                 unlocked.prepare_write(self._session, path.owner_class, whole, count)
 
     def _rows(self, rows: Sequence[Row], literals: Row) -> list[dict[str, Any]]:
-        self._prepare(rows, literals)
+        if len(rows) > 1:
+            self._prepare(rows, literals)
+        else:
+            self._told = False  # a single row's owner is told when it is known
         batch = Batch(len(rows) * len(self._plan.columns), CIPHERTEXT)
         if not self._inserts or self._plan.has_defaults or self._plan.row_bound or len(self._groups) > 1:
             return [self._row(row, literals, batch) for row in rows]
@@ -263,7 +267,9 @@ class _StatementWriter:
         new = enrolling_owner(self._session, owner)
         if new is None:
             for unlocked in context.unlocked_sessions(self._session):
-                unlocked.prepare_write(self._session, path.owner_class, [key], 0)
+                unlocked.prepare_write(
+                    self._session, path.owner_class, [key], 0 if self._told else len(columns)
+                )
         return [self._column_cipher(new, owner, column) for column in columns]
 
     def _attributes(self) -> dict[str, str]:

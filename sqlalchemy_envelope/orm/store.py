@@ -346,28 +346,39 @@ class GrantStore(_Rows):
         owner_columns = tuple(to_keys.c[column.key] for column in to_class.owner_columns)
         found = []
         for some in _chunks(recipients):
-            query = of.select_keys(*self._columns())
+            query = of.select_keys(*self._columns(), *owner_columns)
             query = query.join(self._table, self._table.c.key_id == of.key_id)
             query = query.join(to_keys, to_keys.c.key_id == self._table.c.recipient_key_id)
-            rows = self._rows(query.where(_matches(owner_columns, some)))
-            found += [(*self._stored(row[-self._width :]), of.owned(row)) for row in rows]
+            for row in self._rows(query.where(_matches(owner_columns, some))):
+                cut = len(row) - len(owner_columns)
+                recipient = to_class.owner_id(tuple(row[cut:]))
+                grant, error = self._stored(row[cut - self._width : cut], recipient)
+                found.append((grant, error, of.owned(row)))
         return found
 
     def load_of(
         self, key_ids: Iterable[KeyId], state: GrantState | None = None
     ) -> list[tuple[StoredGrant, PrimaryKey, PrimaryKey]]:
-        """The grants of these keys, with the primary key of each one's row and of its recipient."""
-        table, found = self._grant.table, []
+        """The grants of these keys, with the primary key of each one's row and of its recipient. What was
+        planted is left out: a row without its seal, and one whose granting row names somebody else now."""
+        table, found, to = self._grant.table, [], self._grant.to
         rows, key = self._grant.row_columns, self._grant.row_key
         on = and_(*(a == b for a, b in zip(rows, key, strict=True)))
+        to_keys = to.owner_class.key_class.__table__.alias()
+        sealed_to = [to_keys.c[column.key] for column in to.owner_class.owner_columns]
+        both = self._table.join(table, on).outerjoin(
+            to_keys, to_keys.c.key_id == self._table.c.recipient_key_id
+        )
+        end = self._width + len(sealed_to)
         for some in _chunks(list(key_ids)):
-            query = select(*self._columns(), *self._grant.to.columns).select_from(self._table.join(table, on))
+            query = select(*self._columns(), *to.columns, *sealed_to).select_from(both)
             query = query.where(self._table.c.key_id.in_(some))
             for row in self._rows(query if state is None else query.where(self._table.c.state == state)):
                 row_key = tuple(row[self._width - len(key) : self._width])
-                grant, error = self._stored(row[: self._width])
-                if error is None:  # nothing is made of a row that somebody planted
-                    found.append((grant, row_key, tuple(row[self._width :])))
+                named = tuple(row[self._width : end])
+                grant, error = self._stored(row[: self._width], to.owner_class.owner_id(named))
+                if error is None and (grant.recipient_key_id is None or tuple(row[end:]) == named):
+                    found.append((grant, row_key, named))
         return found
 
     def insert(self, grants: Sequence[tuple[PrimaryKey, StoredGrant]]) -> None:
@@ -414,11 +425,16 @@ class GrantStore(_Rows):
     def reseal(self) -> int:
         """Seal every row anew under the active server key, whatever seal it has; how many."""
         unchecked = GrantStore(self._session, self._grant, type(self._seals)())
-        found = [unchecked._stored(row) for row in self._rows(select(*self._columns()))]
-        for _, error in found:
+        to = self._grant.to
+        on = zip(self._grant.row_columns, self._grant.row_key, strict=True)
+        joined = self._table.join(self._grant.table, and_(*(a == b for a, b in on)))
+        grants = []
+        for row in self._rows(select(*self._columns(), *to.columns).select_from(joined)):
+            recipient = to.owner_class.owner_id(tuple(row[self._width :]))
+            grant, error = unchecked._stored(row[: self._width], recipient)
             if error is not None:
                 raise error
-        grants = [grant for grant, _ in found]
+            grants.append(grant)
         self.replace(grants)
         return len(grants)
 
@@ -438,7 +454,7 @@ class GrantStore(_Rows):
             *self._grant.row_columns,
         )
 
-    def _stored(self, row: Any) -> tuple[StoredGrant, EnvelopeError | None]:
+    def _stored(self, row: Any, recipient: OwnerId) -> tuple[StoredGrant, EnvelopeError | None]:
         try:
             state = GrantState(row[3])
             wrapped, seal = (None if row[at] is None else _bytes(row[at]) for at in (4, 5))
@@ -448,7 +464,7 @@ class GrantStore(_Rows):
         except TamperedKeyError as altered:
             return StoredGrant(row[0], b"", row[1], row[2], GrantState.PENDING), altered
         granting_row = self._grant.granting_row(tuple(row[6:]))
-        grant = StoredGrant(row[0], granting_row, row[1], row[2], state, wrapped, seal)
+        grant = StoredGrant(row[0], granting_row, row[1], row[2], state, wrapped, seal, recipient)
         if self._seals.is_on:
             try:
                 self._seals.check(grant.seal, self._grant.label, grant.sealed_fields())
@@ -600,10 +616,19 @@ def _stored_key(row: Any) -> StoredKey:
         None if row[8] is None else _bytes(row[8], 1184),
         row[9],
         None if row[10] is None else _bytes(row[10]),
-        None if row[11] is None else _bytes(row[11], 32),
+        _proof(row[11]),
         granted,
         None if row[13] is None else _bytes(row[13]),
     )
+
+
+def _proof(value: object) -> bytes | None:
+    if value is None:
+        return None
+    proof = _bytes(value)
+    if len(proof) not in (32, 64):
+        raise TamperedKeyError("A stored key has a proof of another size than proofs have.")
+    return proof
 
 
 def _stored_slot(row: Any) -> StoredSlot:

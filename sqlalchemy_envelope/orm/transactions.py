@@ -140,5 +140,4 @@ def _ended(session: Session, transaction: SessionTransaction) -> None:
             enrolment.within.clear()
             waiting = session.info.get(_UNREACHABLE, [])
             waiting[:] = [one for one in waiting if one[0].owner != enrolment.owner]
-        if not enrolment.within:
-            fresh.remove(enrolment)
+    fresh[:] = [enrolment for enrolment in fresh if enrolment.within]

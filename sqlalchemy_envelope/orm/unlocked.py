@@ -149,7 +149,8 @@ class UnlockedSession:
         if self.is_open and session is not None and owner_class.grants_of:
             freshen(session, self.policy, self._keyring, self.places, owner_class, keys)
         if self._parent is not None:
-            self._parent.prepare_write(session, owner_class, keys, values)
+            others = [key for key in keys if owner_class.owner_id(key) not in self._keyring]
+            self._parent.prepare_write(session, owner_class, others, values)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: object

@@ -20,7 +20,7 @@ from sqlalchemy_envelope.orm.opening import follow_grants, settle
 from sqlalchemy_envelope.orm.policy import note_policy
 from sqlalchemy_envelope.orm.provided import require_no_locks
 from sqlalchemy_envelope.orm.steps import Derivation, Outside, wiping
-from sqlalchemy_envelope.orm.store import MAX_SLOTS
+from sqlalchemy_envelope.orm.store import MAX_SLOTS, KeyStore
 from sqlalchemy_envelope.orm.transactions import note_unlock
 from sqlalchemy_envelope.orm.unlocked import UnlockedSession
 
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from sqlalchemy_envelope.crypto.secret import KeyBytes
     from sqlalchemy_envelope.keys.model import KeyId, StoredKey, StoredSlot
     from sqlalchemy_envelope.orm.located import LocatedOwner
+    from sqlalchemy_envelope.orm.owners import Place
     from sqlalchemy_envelope.orm.policy import Policy
     from sqlalchemy_envelope.orm.steps import Steps
 
@@ -44,6 +45,8 @@ class OpenedRoot(NamedTuple):
     slot: StoredSlot
     kek: KeyBytes
     older: list[OpenedKey]
+    vouching: list[OpenedKey]
+    """Those of them that nobody without the KEK can have put there."""
     trusted: bool
 
 
@@ -233,8 +236,22 @@ def open_with_kek(
         if not is_sealed(one.wrapped):
             trusted.append(before)
     # A sealed slot can be made by anybody; a wrapped one by nobody without the KEK.
-    unproven = is_sealed(slot.wrapped) and not policy.seals.is_on and trusted and not is_proven(root, trusted)
-    return OpenedRoot(opened, slot, kek, older, not unproven)
+    genuine = not is_sealed(slot.wrapped) or policy.seals.is_on or is_proven(root, trusted)
+    return OpenedRoot(opened, slot, kek, older, trusted, genuine)
+
+
+def renew(session: Session, policy: Policy, place: Place, keyring: Keyring, found: OpenedRoot) -> None:
+    """Start an epoch in place of one that somebody else may have made, and keep its slot."""
+    vouching = max(found.vouching, key=lambda one: one.stored.epoch, default=None)
+    start_epoch(session, policy, place, keyring, vouching=vouching)
+    root = keyring.root(place.owner)
+    if root is None:
+        return
+    store = KeyStore(session, place.owner_class, policy.seals)
+    for slot in store.load_slots([root.stored.key_id], found.slot.kind):
+        like = (slot.kdf, slot.recipient_public_key) == (found.slot.kdf, found.slot.recipient_public_key)
+        if like:
+            store.replace_slot(slot, adopted_slot(slot, root, found.kek))
 
 
 def _unlocked(
@@ -261,7 +278,7 @@ def _unlocked(
                 )
         reached = follow_grants(session, policy, keyring, [located.place])
         if not found.trusted:
-            start_epoch(session, policy, located.place, keyring)
+            renew(session, policy, located.place, keyring, found)
         settle(session, policy, keyring, reached)
     except BaseException:
         keyring.wipe()

@@ -70,7 +70,7 @@ class WriteOnlySession(UnlockedSession):
                     session, place
                 )
                 self._keyring.add(place.owner, [epoch.opened])
-            epoch.values_left -= values
+            epoch.values_left[0] -= values
 
     def _is_there(self, session: Session, place: Place, epoch: WriteEpoch) -> bool:
         """Whether an epoch's row is there, asked once in each transaction: it goes with its owner."""
@@ -106,18 +106,17 @@ class WriteOnlySession(UnlockedSession):
         epoch = WriteEpoch(
             OpenedKey(stored, key),
             time.monotonic() + self.policy.write_epoch_seconds,
-            self.policy.write_epoch_values,
+            [self.policy.write_epoch_values],
         )
         kept = WriteEpoch(OpenedKey(stored, KeyBytes(key.buffer)), epoch.until, epoch.values_left)
-        note_enrolment(session, place.owner, self, lambda: self._keep(place.owner, kept, epoch))
+        note_enrolment(session, place.owner, self, lambda: self._keep(place.owner, kept))
         return epoch
 
-    def _keep(self, owner: OwnerId, kept: WriteEpoch, used: WriteEpoch) -> None:
+    def _keep(self, owner: OwnerId, kept: WriteEpoch) -> None:
         """The epoch's row is committed: the next transaction may go on with it."""
         epochs = self.policy.write_epochs
         while len(epochs) >= MOST_EPOCHS:
             epochs.pop(next(iter(epochs))).opened.key.wipe()
-        kept.values_left = used.values_left
         epochs[owner] = kept
 
     def writer(

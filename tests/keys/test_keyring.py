@@ -495,6 +495,23 @@ def test_planted_ways_cost_no_more_than_there_are_keys(monkeypatch: pytest.Monke
     assert len(looked) <= 40 * 41
 
 
+def test_what_opens_on_the_way_may_lead_on_from_a_key_that_was_tried() -> None:
+    """A key that could not be opened yet is tried again when what leads to it was opened meanwhile."""
+    ada, one, two, three = root_of(ADA), root_of(b"one"), root_of(b"two"), root_of(b"three")
+    ring = Keyring()
+    for root in (one, two, three):
+        ring.add_stored(root.stored.owner_reference, [root.stored])
+    # The first way is altered. In trying it the third group is tried, before the second is open.
+    ring.add_way(one.stored.key_id, broken(granted(one, two)))
+    ring.add_way(one.stored.key_id, granted(one, three))
+    ring.add_way(two.stored.key_id, granted(two, three))
+    ring.add_way(two.stored.key_id, granted(two, ada))
+    ring.add_way(three.stored.key_id, granted(three, two))
+    ring.add(ADA, [ada])
+
+    assert one == ring.open(one.stored.key_id)
+
+
 def test_an_epoch_that_was_rolled_back_is_taken_back() -> None:
     """Keys that were made and never stored for good are wiped, and what they replaced is current again."""
     root, old, made = root_of(ADA), opened(1), opened(2)
@@ -579,6 +596,9 @@ def test_an_owner_that_is_refused_altogether_does_not_open() -> None:
             ask()
     assert ring.root(ADA) == ada
     assert ring.writer(BEN, "", BODY) is not None
+    ring.refuse(b"nobody", RowSealError("of nobody"), altogether=True)
+    with pytest.raises(RowSealError, match="of nobody"):  # though none of its keys was taken in
+        ring.writer(b"nobody", "", BODY)
     ring.wipe()
     ring.add(b"group", [root_of(b"group")])
     assert ring.root(b"group") is not None
@@ -593,6 +613,7 @@ def test_a_grant_that_is_refused_leaves_other_ways_open() -> None:
     ring.refuse(b"group", RowSealError("a planted grant"), altogether=False)
     with pytest.raises(RowSealError, match="a planted grant"):
         ring.open(group.stored.key_id)
+    assert ring.writer(b"group", "", BODY) is None
     ring.add_way(group.stored.key_id, granted(group, ada))
 
     assert group == ring.open(group.stored.key_id)
@@ -691,6 +712,40 @@ def test_a_key_that_is_opened_while_the_ring_is_wiped_is_not_handed_out(
     assert raw(out[0]) == raw(root) == ZEROS
     assert not ring.is_open(data.stored.key_id)
     assert list(ring) == []
+
+
+def test_a_wiped_key_is_not_taken_for_an_altered_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A way that does not open because its wrapping key was just zeroed is no tampering."""
+    root = root_of(ADA)
+    data = under(root, opened())
+    ring = Keyring()
+    ring.add(ADA, [root])
+    ring.add_stored(ADA, [data.stored])
+
+    def interrupted(*args: object) -> OpenedKey:
+        ring.wipe()
+        return open_wrap(*args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(module, "open_wrap", interrupted)
+
+    assert ring.open(data.stored.key_id) is None
+
+
+def test_no_copy_is_made_of_a_key_that_is_just_wiped(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Copies that were made while another thread wiped could be zeros, under which values would be
+    encrypted: none comes out, and those that are not are wiped."""
+    ring, made = Keyring(), []
+    ring.add(ADA, [opened(), root_of(ADA)])
+
+    def interrupted(data: bytes) -> KeyBytes:
+        made.append(KeyBytes(data))
+        ring.wipe()
+        return made[-1]
+
+    monkeypatch.setattr(module, "KeyBytes", interrupted)
+
+    assert ring.copy_of(ADA) == []
+    assert [bytes(key.buffer) for key in made] == [ZEROS, ZEROS]
 
 
 def test_threads_that_open_the_same_keys_get_the_same_ones() -> None:

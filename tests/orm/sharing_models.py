@@ -183,9 +183,7 @@ class Team(KeyOwner, KeysBase):
     places: Mapped[list["TeamPlace"]] = relationship(cascade="all, delete-orphan", passive_deletes=True)
 
 
-class TeamPlace(
-    KeyGrant, KeysBase, of="team_id", to=("tenant_region", "tenant_number")
-):
+class TeamPlace(KeyGrant, KeysBase, of="team_id", to=("tenant_region", "tenant_number")):
     __tablename__ = "team_places"
     __table_args__ = (
         ForeignKeyConstraint(

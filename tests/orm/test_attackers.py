@@ -33,6 +33,8 @@ from sqlalchemy_envelope import (
     UnlockError,
 )
 from sqlalchemy_envelope.crypto import argon2id
+from sqlalchemy_envelope.crypto.sealing import public_keys
+from sqlalchemy_envelope.crypto.secret import KeyBytes
 from tests.orm.models import Base, Note, Page, User, envelope
 
 ADA, BEN = "the secret of ada", "another one, of ben"
@@ -410,6 +412,62 @@ def test_a_key_row_with_something_else_than_bytes_is_refused_without_a_large_all
     assert peak < 32 * 2**20
 
 
+@pytest.mark.parametrize("planted", [b"", bytes(31), bytes(33), "text", 32])
+def test_a_proof_of_another_size_is_refused(scene: Scene, planted: Any) -> None:
+    """What cannot be a proof at all is not read past."""
+    with (
+        scene.writer.altered("users_key", "proof", scene.key_row(1, "root"), planted),
+        pytest.raises(TamperedKeyError),
+    ):
+        scene.read_everything()
+
+
+@pytest.mark.parametrize("row", ["root", "data"])
+def test_a_planted_ml_kem_public_key_is_refused(scene: Scene, row: str) -> None:
+    """Whatever a row says of a hybrid public key, it is the key's own or the row is tampered with."""
+    table, where = place(scene, row)
+    assert scene.writer.read(table, "mlkem_public_key", where) is None
+    of_another = public_keys(KeyBytes.generate(), hybrid=True).mlkem768
+    for planted in (b"", b"\x00" * 1184, of_another, b"short", "text", 7, 10**12):
+        with (
+            scene.writer.altered(table, "mlkem_public_key", where, planted),
+            pytest.raises(TamperedKeyError),
+        ):
+            scene.read_everything()
+
+
+def test_another_public_key_in_a_slot_is_refused(scene: Scene) -> None:
+    """The next root key would be sealed to it."""
+    strange = public_keys(KeyBytes.generate(), hybrid=False).x25519
+    before = scene.writer.read("users_keyslot", "recipient_public_key", scene.slot_row(1))
+    for planted in (strange, b"", flip(before, 0), flip(before, 31, 0x80), before + b"\x00", "text", 32):
+        with (
+            scene.writer.altered("users_keyslot", "recipient_public_key", scene.slot_row(1), planted),
+            pytest.raises(TamperedKeyError),
+        ):
+            scene.read_everything()
+
+
+@pytest.mark.parametrize(
+    ("row", "column", "planted"),
+    [
+        *[(row, "proof", bytes(32)) for row in ("root", "data")],
+        *[(row, "granted", count) for row in ("root", "data") for count in (-1, 1, 2**31 - 1)],
+        *[(row, "seal", bytes(size)) for row in ("root", "data", "slot") for size in (0, 48)],
+        ("slot", "provider_ref", "server:planted"),
+        ("slot", "provider_wrapped", b"\x14planted"),
+    ],
+)
+def test_what_says_nothing_of_this_owner_changes_nothing(
+    scene: Scene, row: str, column: str, planted: Any
+) -> None:
+    """Nobody holds grants to a user here, and no server key is configured: proofs, counters, row seals and
+    what a provider would say are read past."""
+    table, where = place(scene, row)
+    with scene.writer.altered(table, column, where, planted):
+        assert scene.read_everything()[0] == BODY
+
+
 def _text_cases(before: str) -> list[str]:
     flipped = [before[:at] + chr(ord(before[at]) ^ 1) + before[at + 1 :] for at in range(len(before))]
     return [
@@ -746,11 +804,12 @@ def test_every_column_of_the_key_tables_is_attacked_or_of_no_consequence() -> No
     slots: Table = Base.metadata.tables["users_keyslot"]
     attacked = {
         "key_id", "owner_id", "owner_reference", "purpose", "scope", "epoch", "state", "commitment",
-        "public_key", "wrapping_key_id", "wrapped",
+        "public_key", "mlkem_public_key", "wrapping_key_id", "wrapped",
     }  # fmt: skip
-    of_no_consequence = {"created_at", "retired_at"}
+    # What is proof, counter and row seal of an owner that others hold grants to is attacked with those.
+    of_no_consequence = {"created_at", "retired_at", "proof", "granted", "seal"}
     assert set(keys.columns.keys()) == attacked | of_no_consequence
     assert set(slots.columns.keys()) == {
-        "key_id", "slot_id", "kind", "kdf", "wrapped", "recipient_public_key", "provider_ref", "label",
-        "created_at", "changed_at",
+        "key_id", "slot_id", "kind", "kdf", "wrapped", "recipient_public_key", "provider_ref",
+        "provider_wrapped", "seal", "label", "created_at", "changed_at",
     }  # fmt: skip

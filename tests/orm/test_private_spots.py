@@ -18,7 +18,7 @@ from sqlalchemy.ext.mutable import MutableDict
 from sqlalchemy.orm import Session
 
 from sqlalchemy_envelope import EnvelopeError, LockedError, StatementRefusedError
-from sqlalchemy_envelope.orm import echo, loading, refusals, statements
+from sqlalchemy_envelope.orm import echo, fetching, loading, provided, refusals, statements
 from tests.orm.conftest import Started
 from tests.orm.models import Note, Page, User, stored, unlock
 
@@ -481,6 +481,60 @@ def test_a_row_that_does_not_say_is_not_shown(lite: Started, name: str) -> None:
     assert echo._has_encrypted(Hidden(row, name))
 
 
+def test_what_a_compiled_statement_says_of_its_result(lite: Started) -> None:
+    """`_result_columns` and `_ordered_columns` say which columns of a row are encrypted, and that they stand
+    in that order: rows are compared with their owners as they are fetched."""
+    ordered = select(Note.id, Note.body).compile(lite.engine)
+    by_name = sa.text("SELECT body FROM notes").columns(body=Note.__table__.c.body.type).compile(lite.engine)
+
+    assert [entry.keyname for entry in ordered._result_columns] == ["id", "body"]
+    assert ordered._ordered_columns
+    assert not by_name._ordered_columns
+    assert [column.position for column in fetching._make_plan(ordered)] == [1]
+
+
+@pytest.mark.parametrize("name", ["_result_columns", "_ordered_columns"])
+def test_a_result_that_does_not_say_is_not_fetched(
+    lite: Started, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """Where rows of several owners are to be compared and cannot be, the statement fails."""
+    genuine = fetching._make_plan
+    monkeypatch.setattr(fetching, "_plans", type(fetching._plans)())
+    monkeypatch.setattr(fetching, "_make_plan", lambda compiled: genuine(Hidden(compiled, name)))
+    a_note(lite, lite.ada)
+    a_note(lite, lite.ben)
+    both = select(Note.user_id, Note.body)
+    with (
+        unlock(lite.session, lite.ada),
+        unlock(lite.session, lite.ben),
+        pytest.raises(AttributeError, match=name),
+    ):
+        lite.session.execute(both).all()
+
+
+# Locks and flushes: when a provider is not called
+
+
+def test_what_a_select_says_of_locks() -> None:
+    """`Select._for_update_arg` says that rows are locked; a provider is not called while they are."""
+    assert provided.takes_locks(select(Note.id).with_for_update())
+    assert not provided.takes_locks(select(Note.id))
+    with pytest.raises(AttributeError):
+        provided.takes_locks(Hidden(select(Note.id), "_for_update_arg"))
+
+
+def test_what_a_session_says_of_flushing(lite: Started) -> None:
+    """`Session._flushing` is true inside of a flush and nowhere else."""
+    seen = []
+    sa.event.listen(lite.session, "before_flush", lambda session, *_: seen.append(session._flushing))
+    before = lite.session._flushing
+    with unlock(lite.session, lite.ada):
+        lite.session.add(Note(user_id=lite.ada.id, body="hello"))
+        lite.session.flush()
+
+    assert [before, *seen, lite.session._flushing] == [False, True, False]
+
+
 # All of them
 
 
@@ -491,16 +545,20 @@ def test_no_private_spot_without_a_canary() -> None:
         "_annotations",
         "_distinct",
         "_distinct_on",
+        "_flushing",
+        "_for_update_arg",
         "_group_by_clauses",
         "_keymap",
         "_label",
         "_multi_values",
         "_order_by_clauses",
+        "_ordered_columns",
         "_ordered_values",
         "_parent",
         "_post_values_clause",
         "_processors",
         "_raw_columns",
+        "_result_columns",
         "_returning",
         "_select_names",
         "_supplemental_returning",

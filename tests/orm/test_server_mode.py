@@ -477,9 +477,9 @@ def test_many_new_owners_get_keys_of_their_own(serving: Serving) -> None:
 
     keys = Base.metadata.tables["users_key"]
     with serving.engine.connect() as connection:
-        rows = connection.execute(select(keys.c.key_id, keys.c.purpose, keys.c.users_id)).all()
-    roots = {row.users_id for row in rows if row.purpose == "root"}
-    data = {row.key_id: row.users_id for row in rows if row.purpose == "data"}
+        rows = connection.execute(select(keys.c.key_id, keys.c.purpose, keys.c.owner_id)).all()
+    roots = {row.owner_id for row in rows if row.purpose == "root"}
+    data = {row.key_id: row.owner_id for row in rows if row.purpose == "data"}
     assert len(roots) == 1000
     assert len(data) == 1000
     with serving.mode(), Session(serving.engine) as session:
@@ -624,13 +624,13 @@ def test_updates(serving: Serving) -> None:
         notes = session.scalars(select(Note).order_by(Note.id)).all()
         notes[0].body = "by flush"
         session.commit()
-        session.execute(
-            update(Note), [{"id": notes[1].id, "user_id": notes[1].user_id, "body": "by bulk update"}]
-        )
+        rest = {"size": None, "tags": None, "extra": None}
+        named = {"id": notes[1].id, "user_id": notes[1].user_id}
+        session.execute(update(Note), [{**named, "body": "by bulk update", **rest}])
         session.execute(
             update(Note.__table__)  # type: ignore[arg-type]
             .where(Note.id == notes[2].id)
-            .values(user_id=notes[2].user_id, body="by core")
+            .values(user_id=notes[2].user_id, body="by core", **rest)
         )
         session.commit()
 
