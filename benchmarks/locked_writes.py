@@ -97,8 +97,8 @@ def measure_locked_writes(engine: Engine, row_count: int) -> Finding:
         "seals, four epochs": float(quarter.seals),
     }
     sheet = Sheet(
-        f"{DATABASE_NAMES[engine.dialect.name]}: rows for one person who is locked (`write_only`) and for the "
-        "same one unlocked",
+        f"{DATABASE_NAMES[engine.dialect.name]}: rows for one person who is locked (`write_only`), and "
+        "for the same one unlocked",
         ["", "rows", "µs locked", "µs unlocked", "ratio", "ratio by the wall clock", "extra bytes", "seals"],
         lines,
     )

@@ -19,5 +19,5 @@ class WriteEpoch:
     values_left: list[int]
 
     def lasts(self, values: int) -> bool:
-        """Whether so many values may still be encrypted under it."""
-        return values <= self.values_left[0] and time.monotonic() < self.until
+        """Whether so many values may still be encrypted under it; none may when they were counted before."""
+        return (not values or values <= self.values_left[0]) and time.monotonic() < self.until

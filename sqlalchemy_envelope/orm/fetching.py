@@ -65,18 +65,24 @@ def after_cursor_execute(
         return
     plan = _plans.get(compiled)
     if plan is None:
-        plan = _plans[compiled] = _make_plan(compiled)
+        plan = _make_plan(compiled, cursor.description or ())
+        if not isinstance(compiled, SQLCompiler) or compiled._ordered_columns:
+            _plans[compiled] = plan
     if plan and execution.cursor is cursor:
         execution.cursor = WatchedCursor(cursor, _Watch(session, here, plan, connection.dialect, cursor).look)
 
 
-def _make_plan(compiled: Any) -> tuple[_FetchedColumn, ...]:
-    if not isinstance(compiled, SQLCompiler) or not compiled._ordered_columns:
+def _make_plan(compiled: Any, description: Sequence[Any] = ()) -> tuple[_FetchedColumn, ...]:
+    if not isinstance(compiled, SQLCompiler):
         return ()
-    entries = compiled._result_columns
+    entries: Sequence[Any] = compiled._result_columns
+    if not compiled._ordered_columns:
+        # SQL in text: its columns are known by the names that the database gives them.
+        named = {entry.keyname: entry for entry in entries}
+        entries = [named.get(one[0]) or named.get(one[0].rpartition(".")[2]) for one in description]
     found = []
     for position, entry in enumerate(entries):
-        if not isinstance(entry.type, EncryptedType):
+        if entry is None or not isinstance(entry.type, EncryptedType):
             continue
         column = _column_in(entry)
         plan = None if column is None else plan_of_table(next(iter(column.base_columns)).table)
@@ -100,7 +106,7 @@ def _owner_positions(column: Any, encrypted: EncryptedColumn, entries: Sequence[
     positions = []
     for wanted in encrypted.path.columns:
         for position, entry in enumerate(entries):
-            other = _column_in(entry)
+            other = None if entry is None else _column_in(entry)
             if other is not None and wanted in other.base_columns and _same_row(column, other):
                 positions.append(position)
                 break

@@ -1,5 +1,5 @@
 """Keys that others share change hands: before an unlocked session writes under one, it looks whether somebody
-was removed since, or a new epoch was started elsewhere. Once in each transaction, with one query."""
+was removed since, or a new epoch was started elsewhere. Once in each transaction, with two queries."""
 
 from __future__ import annotations
 

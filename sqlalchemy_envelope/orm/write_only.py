@@ -73,12 +73,19 @@ class WriteOnlySession(UnlockedSession):
             epoch.values_left[0] -= values
 
     def _is_there(self, session: Session, place: Place, epoch: WriteEpoch) -> bool:
-        """Whether an epoch's row is there, asked once in each transaction: it goes with its owner."""
-        looked, key_id = looked_at(session), epoch.opened.stored.key_id
-        if key_id in looked:
+        """Whether an epoch may be used still, asked once in each transaction: its row goes with its owner, and
+        the root key that it was sealed to may have been shared with somebody who was removed since."""
+        stored = epoch.opened.stored
+        if stored.key_id in looked_at(session):
             return True
-        looked.add(key_id)
-        return KeyStore(session, place.owner_class, self.policy.seals).exists(place.primary_key, key_id)
+        store = KeyStore(session, place.owner_class, self.policy.seals)
+        if not store.exists(place.primary_key, stored.key_id):
+            return False
+        if place.owner_class.grants_of:
+            if _root_of(session, self.policy, place).key_id != stored.wrapping_key_id:
+                return False
+        looked_at(session).add(stored.key_id)
+        return True
 
     def _kept(self, session: Session, place: Place, values: int) -> WriteEpoch | None:
         """An epoch of an earlier transaction, if its row is still there: deleted with its owner, it would

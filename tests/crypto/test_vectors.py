@@ -65,7 +65,7 @@ COUNTS = {
     "hybrid": 76,
     "value": 201,
     "server_keyring": 59,
-    "row_seal": 263,
+    "row_seal": 270,
 }
 ERRORS: dict[str, type[EnvelopeError]] = {
     "format": FormatError,
@@ -573,6 +573,7 @@ STORED: dict[str, Callable[[dict[str, bytes]], StoredKey | StoredSlot | StoredGr
         uuid_of(of["recipient_key_id"]),
         GrantState(of["state"].decode()),
         of["wrapped"] or None,
+        recipient=of["recipient"],
     ),
 }
 

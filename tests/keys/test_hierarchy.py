@@ -21,7 +21,6 @@ from sqlalchemy_envelope.exceptions import (
 from sqlalchemy_envelope.keys.hierarchy import (
     check_generations,
     describe,
-    is_linked,
     is_proven,
     link_to_newer_root,
     open_wrap,
@@ -287,24 +286,19 @@ def test_a_proof_shows_who_held_the_root_before() -> None:
         assert not is_proven(replace(proven, proof=bytes(altered)), [held]), bit
 
 
-def test_a_link_shows_who_held_both_root_keys() -> None:
-    """An earlier root key that lies wrapped under a newer one vouches for it; sealed to it, altered, or under
-    another, it does not."""
-    linked = OpenedKey(link_to_newer_root(ROOT, NEXT), ROOT.key)
-    blob = bytearray(wrapped(linked.stored))
-    blob[-1] ^= 1
-    context = linked.stored.wrap_context("previous", recipient=NEXT.stored.key_id.bytes)
-    altered = OpenedKey(replace(linked.stored, wrapped=bytes(blob)), ROOT.key)
-    sent = OpenedKey(
-        replace(linked.stored, wrapped=seal_key(ROOT.key, NEXT.stored.public_keys, context)), ROOT.key
-    )
+def test_a_proof_has_an_entry_for_each_side() -> None:
+    """Some members may know one earlier root key and some another: two entries convince both, each in either
+    place, and an entry that does not stand where one stands convinces nobody."""
+    one, other, strange = ROOT, other_key(ROOT.stored), other_key(ROOT.stored)
+    first, second = (proof_of_epoch(key, NEXT.stored.key_id.bytes) for key in (one, other))
+    both = replace(NEXT.stored, proof=first + second)
 
-    assert is_linked(NEXT, [linked])
-    assert is_linked(NEXT, [ROOT, altered, linked])
-    for others in ([], [ROOT], [altered], [sent]):
-        assert not is_linked(NEXT, others)
-    assert not is_linked(other_key(NEXT.stored), [linked])
-    assert any(linked.key.buffer)
+    assert is_proven(both, [one])
+    assert is_proven(both, [other])
+    assert is_proven(replace(both, proof=bytes(32) + first), [one])
+    assert not is_proven(both, [strange])
+    for shifted in (bytes(1) + first, first[1:] + second, bytes(64) + first, first[:31], first[:16] * 2):
+        assert not is_proven(replace(both, proof=shifted), [one])
 
 
 @pytest.mark.parametrize("change", [{"mlkem_public_key": None}, {"mlkem_public_key": bytes(1184)}])

@@ -229,10 +229,11 @@ def test_a_cipher_wiped_as_it_is_kept_is_not_handed_out(leave: Callable[[Keyring
     ring = Keyring()
     ring.add(ADA, [opened()])
 
-    class Interrupted(dict[tuple[bytes, Field], ValueCipher]):
-        def __setitem__(self, entry: tuple[bytes, Field], cipher: ValueCipher) -> None:
-            super().__setitem__(entry, cipher)
+    class Interrupted(dict[uuid.UUID, dict[Field, ValueCipher]]):
+        def setdefault(self, *entry: object) -> dict[Field, ValueCipher]:
+            found = super().setdefault(*entry)  # type: ignore[call-overload]
             leave(ring)
+            return found  # type: ignore[no-any-return]
 
     ring._ciphers = Interrupted()
 

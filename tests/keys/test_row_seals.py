@@ -171,7 +171,7 @@ SLOT = StoredSlot(
     "server:one",
     b"\x14blob",
 )
-GRANT = sealed_grant(DATA, b"row", ROOT.stored)
+GRANT = replace(sealed_grant(DATA, b"row", ROOT.stored), recipient=b"owner reference of the recipient")
 ANOTHER = {
     "key_id": uuid.uuid4(),
     "slot_id": uuid.uuid4(),
@@ -208,5 +208,5 @@ def test_an_absent_column_is_sealed_as_empty() -> None:
 
     assert bare.sealed_fields()[-3:] == [b"", b"", b""]
     assert slot.sealed_fields()[5:8] == [b"", b"", b""]
-    assert (grant.sealed_fields()[4], grant.sealed_fields()[6]) == (b"", b"")
+    assert (grant.sealed_fields()[5], grant.sealed_fields()[7]) == (b"", b"")
     assert len({tuple(one.sealed_fields()) for one in (bare, slot, grant, KEY, SLOT, GRANT)}) == 6

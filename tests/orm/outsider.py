@@ -22,7 +22,7 @@ from sqlalchemy import table as sql_table
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, relationship
 from sqlalchemy.pool import NullPool
 
-from sqlalchemy_envelope import EncryptedType, Envelope, KdfProfile, KeyGrant, KeyOwner
+from sqlalchemy_envelope import EncryptedType, Envelope, EnvelopeError, KdfProfile, KeyGrant, KeyOwner
 from sqlalchemy_envelope.keys.providers import ServerKeyring
 
 SERVER_KEY = b"\x07" * 32
@@ -386,6 +386,18 @@ class Scene:
             session.commit()
             with unlocked:
                 yield session
+
+    @contextmanager
+    def unlocked_or_error(self, user: int) -> Iterator[tuple[Session, EnvelopeError | None]]:
+        """As `unlocked`; the error in its place if the unlock is refused."""
+        with self.session() as session:
+            try:
+                unlocked = self.envelope.unlock(session, session.get_one(User, user), secret=SECRETS[user])
+            except EnvelopeError as error:
+                yield session, error
+                return
+            with unlocked:
+                yield session, None
 
     def visit(self, *users: int) -> None:
         """Unlock once: what was sealed is adopted."""

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from sqlalchemy import Boolean, Engine, ForeignKey, Integer, String, create_engine, select
+from sqlalchemy import text as sql_text
 from sqlalchemy.orm import (
     DeclarativeBase,
     Mapped,
@@ -19,7 +20,14 @@ from sqlalchemy.orm import (
     selectinload,
 )
 
-from sqlalchemy_envelope import EncryptedType, Envelope, KdfProfile, KeyOwner, enforce_foreign_keys
+from sqlalchemy_envelope import (
+    DecryptionError,
+    EncryptedType,
+    Envelope,
+    KdfProfile,
+    KeyOwner,
+    enforce_foreign_keys,
+)
 from sqlalchemy_envelope.orm.provenance import Provenance
 
 envelope = Envelope(kdf_profile=KdfProfile.unsafe_for_tests())
@@ -95,6 +103,9 @@ LOADS: dict[str, Any] = {
     "some columns first": lambda session: session.scalars(
         select(Post).order_by(Post.id).options(load_only(Post.user_id, Post.seen))
     ),
+    "SQL in text": lambda session: session.scalars(
+        select(Post).from_statement(sql_text("SELECT * FROM posts ORDER BY id"))
+    ),
 }
 
 
@@ -104,6 +115,17 @@ def test_honest_rows_of_two_owners_open(session: Session, load: str) -> None:
     session.scalars(select(Post.stars)).all()  # noted, and asked for by no row
 
     assert [values(post) for post in LOADS[load](session)] == [written(number) for number in range(300)]
+
+
+@pytest.mark.parametrize(
+    "columns", ["*", "id, user_id, text", "text, user_id, id", "posts.text AS text, id, user_id"]
+)
+def test_a_moved_value_in_sql_in_text_is_refused(session: Session, columns: str) -> None:
+    """Columns of SQL in text are found by their names, and compared with their rows' owners all the same."""
+    session.execute(sql_text("UPDATE posts SET text = (SELECT text FROM posts WHERE id = 1) WHERE id = 2"))
+
+    with pytest.raises(DecryptionError, match="moved here"):
+        session.scalars(select(Post).from_statement(sql_text(f"SELECT {columns} FROM posts"))).all()
 
 
 def test_rows_that_are_here_already_are_read_anew(session: Session) -> None:

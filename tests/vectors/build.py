@@ -2017,6 +2017,7 @@ def row_columns(row: str) -> dict[str, bytes]:
             return {
                 "grant_id": uuid.UUID(int=0x62A7).bytes,
                 "granting_row": GRANTER,
+                "recipient": owner_reference("users", [3]),
                 "key_id": key_id(B),
                 "recipient_key_id": key_id(C),
                 "state": b"sealed",
