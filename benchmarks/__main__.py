@@ -8,13 +8,20 @@ from collections.abc import Callable
 from pathlib import Path
 
 from rich.console import Console
+from sqlalchemy import Engine
 
+from benchmarks import groups, locked_writes, rotation, serving, several
 from benchmarks.databases import DATABASES, database, unlocked_owner
 from benchmarks.measure import Series, measure
 from benchmarks.report import Results, as_json, machine, markdown, print_tables
+from benchmarks.sheets import Finding
 from benchmarks.unlock import UnlockFigures, measure_unlock
 from benchmarks.variants import variants
 from sqlalchemy_envelope import Envelope
+
+HOT, UNLOCK = "values", "unlock"
+SHARING = [module.NAME for module in (groups, locked_writes, serving, several, rotation)]
+PARTS = [HOT, UNLOCK, *SHARING]
 
 
 def arguments() -> argparse.Namespace:
@@ -22,9 +29,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--rows", type=int, default=20_000, help="rows per table (default: 20,000)")
     parser.add_argument("--rounds", type=int, default=9, help="rounds per database (default: 9)")
     parser.add_argument("--databases", default="sqlite,postgresql", help="any of sqlite, postgresql")
-    parser.add_argument(
-        "--quick", action="store_true", help="2,000 rows, 3 rounds, SQLite: does it run at all"
-    )
+    parser.add_argument("--only", default=",".join(PARTS), help=f"any of {', '.join(PARTS)}")
+    parser.add_argument("--quick", action="store_true", help="few rows, 3 rounds, SQLite: does it run at all")
     parser.add_argument(
         "--without-peers", action="store_true", help="only ours, plaintext and the bare cipher"
     )
@@ -34,9 +40,13 @@ def arguments() -> argparse.Namespace:
     options = parser.parse_args()
     if options.quick:
         options.rows, options.rounds, options.databases = 2_000, 3, "sqlite"
-    options.databases = options.databases.split(",")
+    options.databases, options.only = options.databases.split(","), options.only.split(",")
     if unknown := set(options.databases) - set(DATABASES):
         parser.error(f"no such database: {', '.join(sorted(unknown))}")
+    if unknown := set(options.only) - set(PARTS):
+        parser.error(f"no such benchmark: {', '.join(sorted(unknown))}")
+    if options.plot and HOT not in options.only:
+        parser.error(f"--plot draws what --only={HOT} measures")
     return options
 
 
@@ -44,16 +54,37 @@ def run(options: argparse.Namespace, progress: Callable[[str], None]) -> Results
     envelope, measured = Envelope(), variants(peers=not options.without_peers)
     series: list[Series] = []
     unlock: UnlockFigures | None = None
+    findings: list[Finding] = []
     started_on = machine()
     for name in options.databases:
         with database(name) as engine:
-            if unlock is None:
+            if unlock is None and UNLOCK in options.only:
                 progress("unlocking")
                 unlock = measure_unlock(engine, envelope, options.rounds)
-            with unlocked_owner(engine, envelope) as user_id:
-                series.append(measure(engine, measured, options.rows, options.rounds, user_id, progress))
-    assert unlock is not None
-    return Results(measured, series, unlock, options.rounds, started_on)
+            if HOT in options.only:
+                with unlocked_owner(engine, envelope) as user_id:
+                    series.append(measure(engine, measured, options.rows, options.rounds, user_id, progress))
+            for part in SHARING:
+                if part in options.only:
+                    progress(f"{name}: {part}")
+                    findings.append(measure_sharing(part, engine, options))
+    return Results(measured, series, unlock, findings, options.rounds, started_on)
+
+
+def measure_sharing(part: str, engine: Engine, options: argparse.Namespace) -> Finding:
+    """One benchmark of sharing, at the size that its goal names or, with `--quick`, at a small one."""
+    rounds, quick = options.rounds, options.quick
+    if part == groups.NAME:
+        sizes = groups.Sizes(5, 3, rounds) if quick else groups.Sizes(50, 20, rounds)
+        return groups.measure_groups(engine, sizes)
+    if part == locked_writes.NAME:
+        return locked_writes.measure_locked_writes(engine, 4_000 if quick else 100_000)
+    if part == serving.NAME:
+        return serving.measure_serving(engine, 500 if quick else 10_000, rounds)
+    if part == several.NAME:
+        return several.measure_several(engine, options.rows, rounds)
+    members, rows = (20, 1_000) if quick else (1_000, 100_000)
+    return rotation.measure_rotation(engine, members, rows, rounds)
 
 
 def write(options: argparse.Namespace, results: Results) -> None:

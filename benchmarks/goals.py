@@ -1,4 +1,4 @@
-"""The limits the library sets itself, all with five encrypted columns."""
+"""The limits the library sets itself: on the cost of a value, with five encrypted columns, and on sharing."""
 
 from __future__ import annotations
 
@@ -55,4 +55,51 @@ GOALS = [
     Goal("bulk insert bound to the row, ratio to bare", 3.5, ratio(OURS_BY_ROW, BULK_INSERT)),
     Goal("ORM load as a share of sqlalchemy-utils AesGcmEngine", 0.2, share_of_peer),
     Goal("bytes stored beyond the value", 45, overhead),
+]
+
+
+@dataclass(frozen=True)
+class Limit:
+    """One limit on a figure that a benchmark of sharing found."""
+
+    name: str
+    limit: float
+    benchmark: str
+    figure: str
+
+    def verdict(self, found: float) -> str:
+        return "held" if found <= self.limit else "missed"
+
+
+SEALS = ", row seals"
+LIMITS = [
+    *(
+        Limit(
+            f"unlocking in many groups, {when}{seals}: {figure}",
+            limit,
+            "groups",
+            f"{figure}, {when}{seals}",
+        )
+        for seals in ("", SEALS)
+        for when in ("member, later", "member, first")
+        for figure, limit in (("queries", 6), ("milliseconds", 150))
+    ),
+    *(
+        Limit(
+            f"writing for a locked person, {way}: ratio to an unlocked one",
+            1.15,
+            "locked-writes",
+            f"ratio, {way}",
+        )
+        for way in ("bulk insert", "unit-of-work insert")
+    ),
+    Limit("writing for a locked person: extra bytes of a row", 0, "locked-writes", "extra bytes"),
+    Limit("writing for a locked person: seals of one epoch", 1, "locked-writes", "seals"),
+    Limit("writing for a locked person: seals of four epochs", 4, "locked-writes", "seals, four epochs"),
+    Limit("server mode, each row of another owner: key queries", 12, "server", "key queries"),
+    Limit("one leaves a large group: statements that seal to the others", 1, "rotation", "batches, leaving"),
+    Limit(
+        "one leaves a large group: seals beyond one for each", 0, "rotation", "seals beyond members, leaving"
+    ),
+    Limit("one joins a group with many rows: data rows touched", 0, "rotation", "data rows touched, joining"),
 ]

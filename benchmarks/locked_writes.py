@@ -75,7 +75,8 @@ class Pairs:
 
 def measure_locked_writes(engine: Engine, row_count: int) -> Finding:
     found = {name: write_pairs(engine, write, row_count // fewer) for name, (write, fewer) in WAYS.items()}
-    quarter = write_pairs(engine, bulk, row_count, write_epoch_values=max(BATCH, row_count // 4))
+    batch_count = row_count // BATCH + 1  # with the one for warming up
+    quarter = write_pairs(engine, bulk, row_count, write_epoch_values=-(-batch_count // 4) * BATCH)
     lines = [
         [
             name,

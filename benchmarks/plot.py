@@ -9,7 +9,8 @@ import matplotlib
 from matplotlib.figure import Figure
 
 from benchmarks.operations import BULK_INSERT, ORM_LOAD
-from benchmarks.report import DATABASE_NAMES, Results
+from benchmarks.report import Results
+from benchmarks.sheets import DATABASE_NAMES
 from benchmarks.variants import PLAINTEXT, PLAINTEXT_AGAIN
 
 # Greys and colours that read on white and on black alike; the background stays transparent.

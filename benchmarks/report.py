@@ -14,13 +14,12 @@ from cryptography.hazmat.backends.openssl import backend
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.goals import GOALS
+from benchmarks.goals import GOALS, LIMITS
 from benchmarks.measure import Figure, Series
 from benchmarks.operations import OPERATIONS
+from benchmarks.sheets import DATABASE_NAMES, Finding, Sheet
 from benchmarks.unlock import UnlockFigures
 from benchmarks.variants import PLAINTEXT, Variant
-
-DATABASE_NAMES = {"sqlite": "SQLite", "postgresql": "PostgreSQL"}
 
 
 @dataclass
@@ -29,18 +28,10 @@ class Results:
 
     variants: list[Variant]
     series: list[Series]
-    unlock: UnlockFigures
+    unlock: UnlockFigures | None
+    findings: list[Finding]
     round_count: int
     machine: str
-
-
-@dataclass(frozen=True)
-class Sheet:
-    """One table of figures, before anybody decides what it looks like."""
-
-    title: str
-    heads: list[str]
-    lines: list[list[str]]
 
 
 def machine() -> str:
@@ -66,8 +57,12 @@ def sheets(results: Results) -> Iterator[Sheet]:
             yield cost_sheet(results, series, count)
             yield wall_sheet(results, series, count)
     yield goals_sheet(results)
-    yield bare_sheet(results)
-    yield unlock_sheet(results.unlock)
+    if results.series:
+        yield bare_sheet(results)
+    if results.unlock is not None:
+        yield unlock_sheet(results.unlock)
+    for finding in results.findings:
+        yield from finding.sheets
 
 
 def cost_sheet(results: Results, series: Series, count: int) -> Sheet:
@@ -108,7 +103,7 @@ def cost(figure: Figure | None) -> str:
 
 
 def goals_sheet(results: Results) -> Sheet:
-    """The limits of `benchmarks/goals.py` beside what was found, on every database with five columns."""
+    """The limits of `benchmarks/goals.py` beside what was found, on every database."""
     lines = [
         [
             f"{goal.name}, {DATABASE_NAMES[series.database]}",
@@ -119,6 +114,18 @@ def goals_sheet(results: Results) -> Sheet:
         for series in results.series
         for goal in GOALS
         if (found := goal.found(results.variants, series)) is not None
+    ]
+    lines += [
+        [
+            f"{limit.name}, {DATABASE_NAMES[finding.database]}",
+            f"{found:.2f}",
+            f"{limit.limit:g}",
+            limit.verdict(found),
+        ]
+        for finding in results.findings
+        for limit in LIMITS
+        if limit.benchmark == finding.benchmark
+        for found in [finding.figures[limit.figure]]
     ]
     return Sheet("What is held", ["", "found", "at most", ""], lines)
 
@@ -164,7 +171,9 @@ encrypt SQLAlchemy columns, in one run and round by round in random order. The r
 one bare `AESGCM.encrypt` (for inserts) or `AESGCM.decrypt` (for loads) on the same machine in the same
 round; it travels better between machines than microseconds do. `plaintext again` is a second plaintext
 table: what it shows is the noise of the run. `python -m benchmarks` repeats all of it, and
-`benchmarks/README.md` says how to read it.
+`benchmarks/README.md` says how to read it. What sharing, server mode and writing for somebody who is locked
+cost comes last, in tables of their own. Which limits the library sets itself, and where it misses them, is
+under [What is held](#what-is-held).
 
 ![Ratio to bare AES-GCM per variant](../_static/benchmarks.svg)
 
@@ -188,7 +197,8 @@ def as_json(results: Results) -> dict[str, Any]:
     return {
         "machine": results.machine,
         "rounds": results.round_count,
-        "unlock": asdict(results.unlock),
+        "unlock": None if results.unlock is None else asdict(results.unlock),
+        "sharing": [asdict(finding) for finding in results.findings],
         "databases": [
             {
                 "database": series.database,

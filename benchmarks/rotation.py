@@ -40,6 +40,7 @@ class Change:
     timings: list[Timing]
     reads: int
     writes: int
+    batches: int
     sealed: int
     touched: int
 
@@ -72,6 +73,7 @@ def measure_rotation(engine: Engine, member_count: int, row_count: int, round_co
             "",
             "statements that read",
             "that write",
+            "of them for grants",
             "grants sealed",
             "data rows touched",
             "ms, processor",
@@ -82,6 +84,7 @@ def measure_rotation(engine: Engine, member_count: int, row_count: int, round_co
                 name,
                 str(change.reads),
                 str(change.writes),
+                str(change.batches),
                 str(change.sealed),
                 str(change.touched),
                 f"{median(timing.cpu for timing in change.timings) * 1e3:.1f}",
@@ -92,6 +95,7 @@ def measure_rotation(engine: Engine, member_count: int, row_count: int, round_co
     )
     figures = {
         "statements, leaving": float(leaving.reads + leaving.writes),
+        "batches, leaving": float(leaving.batches),
         "seals beyond members, leaving": float(leaving.sealed - (member_count - 1)),
         "data rows touched, leaving": float(leaving.touched),
         "data rows touched, joining": float(joining.touched),
@@ -109,7 +113,8 @@ def repeat(engine: Engine, actions: list[Callable[[], None]]) -> Change:
     new_grants = len(sealed_grants(engine) - sealed)
     timings = [first, *map(timed, actions[1:])]
     touched = len(before - rows_of_posts(engine))
-    return Change(timings, reads, len(seen) - reads, new_grants, touched)
+    batches = sum(statement.startswith(f"INSERT INTO {GRANTS.name} ") for statement, _ in seen)
+    return Change(timings, reads, len(seen) - reads, batches, new_grants, touched)
 
 
 def leave(session: Session, group: Group, person: Person) -> None:

@@ -16,12 +16,13 @@ myst_heading_anchors = 3
 
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
+napoleon_custom_sections = [("Class keywords", "params_style"), ("Class attributes", "params_style")]
 
 # Names of other projects: their inventories would be fetched over the network at every build.
 nitpick_ignore_regex = [
     ("py:.*", r"(sqlalchemy|alembic)\..*"),
     # Imported for type checkers alone, and so known to Sphinx by their bare names.
-    ("py:class", r"(Any|AnyAsyncSession|AsyncEngine|AsyncUnlocking|Engine|Session)"),
+    ("py:class", r"(Any|AnySession|AnyAsyncSession|AsyncEngine|AsyncUnlocking|Engine|Session)"),
     ("py:class", r"(optional|scoped_session|str.*)"),
-    ("py:.*", r"(collections|contextlib|datetime|decimal|enum|typing|typing_extensions|uuid)\..*"),
+    ("py:.*", r"(collections|contextlib|datetime|decimal|enum|os|typing|typing_extensions|uuid)\..*"),
 ]

@@ -39,6 +39,8 @@ class Keyring(Uncopied):
         self._owners: dict[OwnerId, set[KeyId]] = {}
         self._ciphers: dict[KeyId, dict[Field, ValueCipher]] = {}
         self._refused: dict[OwnerId, tuple[EnvelopeError, bool]] = {}
+        self.distrusted: set[KeyId] = set()
+        """Root keys that nobody vouches for: they read, and nothing is to be written under them."""
         # A server's keyring is one for all threads of its process.
         self._lock = RLock()
         self._wiped = 0
@@ -231,6 +233,7 @@ class Keyring(Uncopied):
             self._owners,
             self._ciphers,
             self._refused,
+            self.distrusted,
         ):
             known.clear()
         for one in opened:

@@ -81,7 +81,8 @@ def open_slot(slot: StoredSlot, root: StoredKey, kek: KeyBytes) -> OpenedKey:
         opened = verify(open_key(slot.wrapped, kek, context), root)
     else:
         opened = verify(unwrap(slot.wrapped, kek, root.wrap_context(slot.kind, slot.kdf)), root)
-    if slot.recipient_public_key not in (None, x25519_public(kek)):
+    public_key = kek.public_key if isinstance(kek, SharedKek) else x25519_public(kek)
+    if slot.recipient_public_key not in (None, public_key):
         opened.key.wipe()
         raise TamperedKeyError(
             "A key slot opened, and its public key is another's: a new epoch would be theirs."
@@ -99,13 +100,25 @@ def kek_context(public_key: bytes) -> dict[str, str]:
     return {"library": "sqlalchemy-envelope/v1", "kek": public_key.hex()}
 
 
-def check_kek(kek: KeyBytes, slot: StoredSlot) -> KeyBytes:
+class SharedKek(KeyBytes):
+    """A KEK that serves many slots, with its public key worked out once: that costs more than to open one."""
+
+    __slots__ = ("public_key",)
+
+    def __init__(self, data: bytes | bytearray) -> None:
+        super().__init__(data)
+        self.public_key = x25519_public(self)
+
+
+def check_kek(kek: KeyBytes, slot: StoredSlot) -> SharedKek:
     """Whether a provider answered with the KEK of this slot.
 
     Raises:
         ProviderError: it answered with another key.
     """
-    if x25519_public(kek) != slot.recipient_public_key:
-        kek.wipe()
+    shared = SharedKek(kek.buffer)
+    kek.wipe()
+    if shared.public_key != slot.recipient_public_key:
+        shared.wipe()
         raise ProviderError(f"The provider behind {slot.provider_ref!r} answered with another key.")
-    return kek
+    return shared

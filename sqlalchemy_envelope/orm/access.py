@@ -54,7 +54,7 @@ class KeySlots(tuple[KeySlot, ...]):
 
     @property
     def providers(self) -> frozenset[str]:
-        """The providers that can open something of this owner: who runs them can read it. Empty, and only
+        """The providers that can open something of this owner. Who runs them can read it. Empty, and only
         people can."""
         return frozenset(slot.provider for slot in self if slot.provider is not None)
 

@@ -80,6 +80,7 @@ def serve_process(server: UnlockedSession | None) -> None:
             note_provenance=server.note_provenance,
             came_from=server.came_from,
             policy=server.policy,
+            handed_sealed=False,
         )
 
 

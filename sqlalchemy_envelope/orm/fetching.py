@@ -8,6 +8,7 @@ all rows at once.
 
 from __future__ import annotations
 
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
@@ -183,11 +184,9 @@ class _Watch:
         for column, _, _ in self._columns:
             headers = by_class.setdefault(column.encrypted.path.owner_class, {})
             position = column.position
-            for row in rows:
-                value = row[position]
-                if value is not None:
-                    header = bytes(value[_HEADER])
-                    headers[header] = headers.get(header, 0) + 1
+            for row in _of_bytes(rows, position):
+                header = bytes(row[position][_HEADER])
+                headers[header] = headers.get(header, 0) + 1
         for owner_class, headers in by_class.items():
             for demanding in self._demanding:
                 demanding.prepare_read(self._session, owner_class, headers)
@@ -201,28 +200,28 @@ class _Watch:
         owner_of: Callable[[Any], OwnerId | None],
     ) -> None:
         position, places, owners = column.position, column.owners, self._owners
-        (place,) = places if len(places) == 1 else (None,)
-        for row in rows:
-            value = row[position]
-            if value is None:
-                continue
-            header = bytes(value[_HEADER])
-            if header in owners:
-                holder = owners[header]
-            else:
-                holder = owners[header] = context.owner_of(self._session, header)
+        cut = itemgetter(*places)
+        # Each key and owner once: rows are many, and few of them are of others than the row before.
+        for header, raw in {(bytes(row[position][_HEADER]), cut(row)) for row in _of_bytes(rows, position)}:
+            if header not in owners:
+                owners[header] = context.owner_of(self._session, header)
+            holder = owners[header]
             if holder is None:
                 continue  # locked, or not ours: told where it is opened
-            raw = row[place] if place is not None else tuple(row[one] for one in places)
-            if raw in seen:
-                owner = seen[raw]
-            else:
-                owner = seen[raw] = owner_of(raw)
+            if raw not in seen:
+                seen[raw] = owner_of(raw)
+            owner = seen[raw]
             if owner is not None and owner != holder:
                 raise DecryptionError(
                     f"A value of {column.encrypted.type.label!r} is under the key of another owner than its "
                     "row's: it was moved here."
                 )
+
+
+def _of_bytes(rows: Sequence[Any], position: int) -> list[Any]:
+    """The rows that hold bytes there. SQLite holds anything anywhere: what is none of ours is told where it
+    is opened."""
+    return [row for row in rows if isinstance(row[position], (bytes, bytearray, memoryview))]
 
 
 def _unplaced(row: Any, position: int) -> Any:

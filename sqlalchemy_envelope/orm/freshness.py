@@ -11,6 +11,7 @@ from sqlalchemy import Delete, TextClause, Update
 from sqlalchemy_envelope.keys.model import Purpose
 from sqlalchemy_envelope.orm.grants import has_grants
 from sqlalchemy_envelope.orm.opening import Opening, follow_grants, load_owners, settle
+from sqlalchemy_envelope.orm.owners import owner_class_of
 from sqlalchemy_envelope.orm.store import KeyStore, count_grants
 
 if TYPE_CHECKING:
@@ -57,6 +58,7 @@ def freshen(
         owner
         for key_id, owner in known.items()
         if granted.get(key_id) is None
+        or key_id in keyring.distrusted
         or granted[key_id] != (counts[key_id].rows if key_id in counts else 0)
         or (key_id in counts and counts[key_id].stale)
     }
@@ -70,8 +72,8 @@ def freshen(
         settle(session, policy, keyring, Opening({p.owner: p for p in start}, found.grants))
 
 
-def forget_looks(session: Session) -> None:
-    """Something was granted or revoked in this transaction: look again."""
+def forget_looks(session: Session, *_: object) -> None:
+    """Something was granted or revoked in this transaction, or rolled back: look again."""
     session.info.pop(_LOOKED, None)
 
 
@@ -82,7 +84,10 @@ def on_statement(session: Session, statement: object) -> None:
     if isinstance(statement, TextClause):
         if not statement.text.lstrip().upper().startswith("SELECT"):
             forget_looks(session)
-    elif isinstance(statement, (Delete, Update)) and has_grants(statement.table):
+    elif isinstance(statement, (Delete, Update)) and (
+        # Of recipients too: their grants go with them.
+        has_grants(statement.table) or owner_class_of(statement.table) is not None
+    ):
         forget_looks(session)
 
 

@@ -127,6 +127,16 @@ def grant_class_of(mapper: Mapper[Any]) -> GrantClass | None:
     return _grants.get(mapper) or (grant_class_of(mapper.inherits) if mapper.inherits is not None else None)
 
 
+def grants_can_circle(grant: GrantClass) -> bool:
+    """Whether whole keys that are granted through these classes can lead from an owner back to itself."""
+    seen, frontier = {grant.of.owner_class.mapper}, [grant.of.owner_class]
+    while frontier:
+        reached = [one.of.owner_class for way in frontier for one in way.grants_to if one.scope is None]
+        frontier = [one for one in reached if one.mapper not in seen]
+        seen |= {one.mapper for one in reached}
+    return grant.to.owner_class.mapper in seen
+
+
 def has_grants(table: object) -> bool:
     """Whether the rows of this table grant keys."""
     # By hash: a statement of the ORM has an annotated copy of the table, equal to it and not the same.

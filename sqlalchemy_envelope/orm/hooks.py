@@ -16,6 +16,7 @@ from sqlalchemy_envelope.orm import (
     context,
     echo,
     fetching,
+    freshness,
     grants,
     loading,
     models,
@@ -66,6 +67,7 @@ def _install_sharing() -> None:
     if not event.contains(Session, "after_flush", sharing.after_flush):
         event.listen(Session, "before_flush", sharing.before_flush)
         event.listen(Session, "after_flush", sharing.after_flush)
+        event.listen(Session, "after_soft_rollback", freshness.forget_looks)
 
 
 def _on_mapper_constructed(mapper: Mapper[Any], cls: type[Any]) -> None:

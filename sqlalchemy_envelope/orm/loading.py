@@ -60,6 +60,8 @@ def load_listener(mapper: Mapper[Any]) -> Callable[..., None]:
 
     def on_column_bound_load(state: InstanceState[Any], query_context: Any, read: Any = None) -> None:
         unlocked = current()
+        if unlocked.is_open and unlocked.only_class is None and read is None and not unlocked.handed_sealed:
+            return  # several owners are unlocked, and each row was compared with its own when it was fetched
         if unlocked.only_class is owner_class and not unlocked.handed_sealed:
             # One owner is unlocked, every value read so far opened, and this row is that
             # owner's: nothing to do.

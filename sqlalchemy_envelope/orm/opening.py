@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from sqlalchemy_envelope.crypto.sealing import is_sealed
 from sqlalchemy_envelope.crypto.secret import KeyBytes
-from sqlalchemy_envelope.exceptions import EnvelopeError, TamperedKeyError
+from sqlalchemy_envelope.exceptions import EnvelopeError, KeyNotFoundError, TamperedKeyError
 from sqlalchemy_envelope.keys.grants import adopted_grant, sealed_grant, way_through
 from sqlalchemy_envelope.keys.hierarchy import (
     check_generations,
@@ -130,6 +130,15 @@ def load_owners(session: Session, policy: Policy, keyring: Keyring, places: list
         if error is not None:
             policy.emit(AuditEvent("keys_refused", places[0].owner_class.name))
             keyring.refuse(owner, error, altogether=True)
+        elif any(_hangs_on_nothing(row.stored, rows) for row in rows):
+            lost = KeyNotFoundError("A key is wrapped under a root key that its owner does not have.")
+            keyring.refuse(owner, lost, altogether=False)
+
+
+def _hangs_on_nothing(key: StoredKey, rows: Iterable[OwnedKey]) -> bool:
+    if key.purpose is Purpose.ROOT or key.state is KeyState.DESTROYED:
+        return False
+    return key.wrapped is None or all(key.wrapping_key_id != row.stored.key_id for row in rows)
 
 
 def settle(session: Session, policy: Policy, keyring: Keyring, found: Opening) -> None:
@@ -137,7 +146,8 @@ def settle(session: Session, policy: Policy, keyring: Keyring, found: Opening) -
     start new epochs where somebody was removed or where an epoch's maker is not proven."""
     unproven = _adopt_grants(session, policy, keyring, found)
     # Before anything else: an older root key that is linked to one that somebody planted would be theirs.
-    for owner, (_, vouching) in unproven.items():
+    for owner, (key_id, vouching) in unproven.items():
+        keyring.distrusted.add(key_id)
         if owner in found.places:
             start_epoch(session, policy, found.places[owner], keyring, vouching=vouching)
     for owner, place in found.places.items():

@@ -15,11 +15,10 @@ from weakref import ref
 
 from sqlalchemy import Select, TextClause, UpdateBase
 
-from sqlalchemy_envelope.crypto.kdf import x25519_public
 from sqlalchemy_envelope.crypto.secret import KeyBytes, Uncopied
 from sqlalchemy_envelope.exceptions import ConfigurationError, KeyNotFoundError, ProviderError
 from sqlalchemy_envelope.keys.providers.calls import ProviderCalls
-from sqlalchemy_envelope.keys.slots import ProviderKek, check_kek, kek_context
+from sqlalchemy_envelope.keys.slots import ProviderKek, SharedKek, check_kek, kek_context
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -109,10 +108,9 @@ class Providers(Uncopied):
             ProviderError: it failed, or did not answer in time.
         """
         calls = self.named(name)
-        kek = KeyBytes.generate()
-        public = x25519_public(kek)
-        wrapped = calls.wrap(kek, kek_context(public))
-        fresh = ProviderKek(f"{name} {calls.reference}"[:255], wrapped, public, kek)
+        kek = SharedKek(KeyBytes.generate().buffer)
+        wrapped = calls.wrap(kek, kek_context(kek.public_key))
+        fresh = ProviderKek(f"{name} {calls.reference}"[:255], wrapped, kek.public_key, kek)
         with self._lock:
             self._for_new[name] = time.monotonic() + self.shared_for, fresh
         return fresh

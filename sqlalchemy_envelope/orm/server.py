@@ -46,6 +46,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy_envelope.crypto.aead import Field, ValueCipher
     from sqlalchemy_envelope.crypto.secret import KeyBytes
+    from sqlalchemy_envelope.exceptions import LockedError
     from sqlalchemy_envelope.keys.keyring import OwnerId
     from sqlalchemy_envelope.keys.model import KeyId, OpenedKey, StoredKey, StoredSlot
     from sqlalchemy_envelope.keys.slots import ProviderKek
@@ -75,6 +76,7 @@ class ServerSession(UnlockedSession):
         self._used: OrderedDict[OwnerId, tuple[float, float]] = OrderedDict()
         self._uses: dict[OwnerId, int] = {}
         self._whole: set[OwnerId] = set()
+        self._stale: set[OwnerId] = set()
         self._swept = time.monotonic()
         self._guard = Lock()
         self._process_wide = False
@@ -118,16 +120,22 @@ class ServerSession(UnlockedSession):
             self._parent.prepare_read(session, owner_class, headers)
         if not self.is_open or session is None:
             return
-        missing = []
-        for header, uses in headers.items():
-            owner = self._keyring.owner_of(header)
-            if owner is not None:
-                self._touch(owner, uses)
-            elif len(header) == HEADER_SIZE and self.owner_of(header) is None:
-                missing.append(header)
+        missing, stale = [], set()
+        with self._guard:  # what is found here is not swept away before it is marked as in use
+            for header, uses in headers.items():
+                owner = self._keyring.owner_of(header)
+                if owner is not None and owner in self._stale:
+                    stale.add(owner)
+                    missing.append(header)
+                elif owner is not None:
+                    self._touch(owner, uses)
+                elif len(header) == HEADER_SIZE and self.owner_of(header) is None:
+                    missing.append(header)
         if missing:
             store = KeyStore(session, owner_class, self.policy.seals)
             self._take_in(session, owner_class, store.load_held(header[1:] for header in missing))
+        for owner in stale & self._stale:
+            self.drop(owner)  # no slot of the provider leads to its keys any more
 
     def prepare_write(
         self, session: Session | None, owner_class: OwnerClass, keys: Collection[tuple[Any, ...]], values: int
@@ -190,6 +198,7 @@ class ServerSession(UnlockedSession):
             found = rows.get(place.owner)
             if found and self._open_owner(session, store, place, found, slots):
                 opened[place.owner] = place
+                self._renewed(place.owner)
                 self._touch(place.owner, 1)
         self._whole.update(opened)
         self.places.update(opened)
@@ -208,7 +217,6 @@ class ServerSession(UnlockedSession):
     ) -> bool:
         """Take in all of one owner's keys; tells whether its active root key opened."""
         keys = [row.stored for row in found]
-        self._keyring.add_stored(place.owner, keys)
         try:
             usable(found)
             check_generations(keys)
@@ -220,7 +228,9 @@ class ServerSession(UnlockedSession):
             kek = self._kek(session, slot)
             mine = [one for key in keys for one in slots.get(key.key_id, ())]
             reached = open_with_kek(self.policy, keys, root, slot, mine, kek)
+            # Data keys last: as soon as they are known here, other threads take them to be open.
             self._keyring.add(place.owner, [reached.root, *reached.older])
+            self._keyring.add_stored(place.owner, keys)
             if not reached.trusted:
                 renew(session, self.policy, place, self._keyring, reached)
             elif is_sealed(slot.wrapped):
@@ -228,7 +238,7 @@ class ServerSession(UnlockedSession):
         except (ProviderError, ConfigurationError):
             raise
         except EnvelopeError as error:
-            self._keyring.refuse(place.owner, error, altogether=True)
+            self._refuse_owner(place.owner, keys, error)
             return False
         return True
 
@@ -241,21 +251,27 @@ class ServerSession(UnlockedSession):
             owner = data.owner
             if self._providers.of(slot) != self._provider:
                 continue
-            self._keyring.add_stored(owner, [root.stored, data.stored])
-            self.places.setdefault(owner, Place(owner_class, data.primary_key))
-            self._touch(owner, 1)
-            if self._keyring.is_open(root.stored.key_id):
-                continue
             try:
                 usable([root, data])
-                self._keyring.add(owner, [open_slot(slot, root.stored, self._kek(session, slot))])
-                opened.add(owner)
+                if not self._keyring.is_open(root.stored.key_id) or owner in self._stale:
+                    self._keyring.add(owner, [open_slot(slot, root.stored, self._kek(session, slot))])
+                    self._renewed(owner)
+                    opened.add(owner)
+                # Last: as soon as it is known here, other threads take it to be open.
+                self._keyring.add_stored(owner, [data.stored])
             except (ProviderError, ConfigurationError):
                 raise
             except EnvelopeError as error:
-                self._keyring.refuse(owner, error, altogether=True)
+                self._refuse_owner(owner, [root.stored, data.stored], error)
+            self.places.setdefault(owner, Place(owner_class, data.primary_key))
+            self._touch(owner, 1)
         if opened:
             self.policy.emit(self._event("server_opened", owner_class.name, len(opened)))
+
+    def _refuse_owner(self, owner: OwnerId, keys: Sequence[StoredKey], error: EnvelopeError) -> None:
+        """Whoever asks for these keys is told why they do not open."""
+        self._keyring.refuse(owner, error, altogether=True)
+        self._keyring.add_stored(owner, keys)
 
     def _kek(self, session: Session, slot: StoredSlot) -> KeyBytes:
         kek = self._providers.cached(slot)
@@ -381,25 +397,34 @@ class ServerSession(UnlockedSession):
 
     def _touch(self, owner: OwnerId, uses: int) -> None:
         now = time.monotonic()
-        since, _ = self._used.get(owner, (now, now))
-        self._used[owner] = since, now
-        self._used.move_to_end(owner)
+        since, _ = self._used.pop(owner, (now, now))
+        self._used[owner] = since, now  # the latest at the end
         self._uses[owner] = self._uses.get(owner, 0) + uses
 
+    def _renewed(self, owner: OwnerId) -> None:
+        """An owner's keys were opened anew: its time and uses begin again."""
+        self._stale.discard(owner)
+        self._used.pop(owner, None)
+        self._uses.pop(owner, None)
+
     def _sweep(self, now: float) -> None:
+        """Let go of owners over a limit; one that is in use is to be opened anew before its next use."""
         cache = self._providers.cache
         with self._guard:
-            due = [
-                owner
-                for owner, (since, last) in list(self._used.items())
-                if now - last > _IN_USE
-                and (now - since > cache.seconds or self._uses.get(owner, 0) > cache.uses)
-            ]
+            due = []
+            for owner, (since, last) in list(self._used.items()):
+                if now - since > cache.seconds or self._uses.get(owner, 0) > cache.uses:
+                    if now - last > _IN_USE:
+                        due.append(owner)
+                    else:
+                        self._stale.add(owner)
+                        self._whole.discard(owner)
+            gone = set(due)
             over = len(self._used) - len(due) - cache.keys
             for owner, (_, last) in list(self._used.items()):
                 if over <= 0:
                     break
-                if now - last > _IN_USE and owner not in due:
+                if now - last > _IN_USE and owner not in gone:
                     due.append(owner)
                     over -= 1
             for owner in due:
@@ -411,6 +436,7 @@ class ServerSession(UnlockedSession):
         self._used.pop(owner, None)
         self._uses.pop(owner, None)
         self._whole.discard(owner)
+        self._stale.discard(owner)
         self.places.pop(owner, None)
         self._keyring.drop(owner)
 
@@ -442,10 +468,21 @@ class ServerSession(UnlockedSession):
             super().close_in_child()
             return
         self._guard = Lock()
-        self._keyring = Keyring()
-        for known in (self._used, self._uses, self._whole, self.places, self.readers):
+        self._keyring.wipe()
+        self._wipe_fresh()
+        self._keyring = Keyring()  # the other one's lock may be held by a thread that is not here
+        for known in (self._used, self._uses, self._whole, self._stale, self.places, self.readers):
             known.clear()
         self._providers.forget()
+
+    def _close(self, why: type[LockedError]) -> None:
+        super()._close(why)
+        self._wipe_fresh()
+
+    def _wipe_fresh(self) -> None:
+        for fresh in list(self._fresh.values()):
+            fresh.keyring.wipe()
+        self._fresh.clear()
 
     def _event(self, name: str, owner_class: str, count: int) -> AuditEvent:
         return AuditEvent(name, owner_class, count=count, reason=self._reason, provider=self._provider)

@@ -8,18 +8,18 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import and_, inspect, select
+from sqlalchemy import and_, inspect, select, tuple_
 from sqlalchemy.orm import attributes
 from sqlalchemy.orm.base import NO_VALUE, PASSIVE_NO_INITIALIZE
 
-from sqlalchemy_envelope.exceptions import NotEnrolledError
+from sqlalchemy_envelope.exceptions import GrantError, NotEnrolledError
 from sqlalchemy_envelope.keys.grants import pending_grant
 from sqlalchemy_envelope.keys.model import KeyState, Purpose
 from sqlalchemy_envelope.orm import context
 from sqlalchemy_envelope.orm.audit import AuditEvent
 from sqlalchemy_envelope.orm.epochs import Recipient, grant_to, start_epoch, start_scope_epoch
 from sqlalchemy_envelope.orm.freshness import forget_looks
-from sqlalchemy_envelope.orm.grants import grant_class_of
+from sqlalchemy_envelope.orm.grants import grant_class_of, grants_can_circle
 from sqlalchemy_envelope.orm.owners import Place, owner_class_of
 from sqlalchemy_envelope.orm.store import GrantStore, KeyStore, usable
 
@@ -159,6 +159,8 @@ def _leave(session: Session, policy: Policy, place: Place, scope: str | None) ->
 def _join(
     session: Session, policy: Policy, grant: GrantClass, place: Place, recipients: list[Recipient]
 ) -> None:
+    if grant.scope is None and grants_can_circle(grant):
+        _refuse_circles(session, place, recipients)
     keyring = _holder(session, place)
     store = KeyStore(session, place.owner_class, policy.seals)
     if grant.history == "from_join" and not _is_nobodys(store, grant, place, keyring):
@@ -178,6 +180,35 @@ def _join(
             opened = keyring.open(key.key_id)
             if opened is not None:
                 keyring.add_stored(place.owner, [grant_to(session, policy, store, opened, recipients)])
+
+
+def _refuse_circles(session: Session, place: Place, recipients: list[Recipient]) -> None:
+    """Two owners that reach each other's keys cannot shut anybody out: each one's new key would be sealed to
+    the other one's old key, which who left still has."""
+    seen, frontier = {place}, [place]
+    while frontier:
+        reached = set()
+        for owner_class in {one.owner_class for one in frontier}:
+            keys = [one.primary_key for one in frontier if one.owner_class is owner_class]
+            for grant in owner_class.grants_to:
+                if grant.scope is None:
+                    query = select(*grant.of.columns).where(tuple_(*grant.to.columns).in_(keys))
+                    rows = session.execute(query, bind_arguments={"mapper": grant.mapper}).all()
+                    reached |= {Place(grant.of.owner_class, tuple(row)) for row in rows}
+        frontier = list(reached - seen)
+        seen |= reached
+    for one in recipients:
+        recipient = Place(one.grant_class.to.owner_class, one.primary_key)
+        if recipient in seen:
+            raise GrantError(
+                f"{_name(place)} holds the key of {_name(recipient)} already, by itself or through others; "
+                "granted to each other, neither could shut anybody out again. Share a scope, or let both be "
+                "members of a third."
+            )
+
+
+def _name(place: Place) -> str:
+    return f"{place.owner_class.name} {', '.join(map(str, place.primary_key))}"
 
 
 def _is_nobodys(store: KeyStore, grant: GrantClass, place: Place, keyring: Keyring | None) -> bool:

@@ -182,20 +182,29 @@ class _StatementWriter:
             for path, columns in self._plan.groups:
                 if not self._plan.has(path) or (path.is_self and self._inserts):
                     continue
-                names = [self._parameter(one.key) for one in columns]
-                keys = {
-                    tuple(self._value(key, row, literals) for key in path.keys)
-                    for row in rows
-                    if any(row.get(name) is not None for name in names)
-                }
                 owner_id = path.owner_class.owner_id
                 whole = {
                     key
-                    for key in keys
+                    for key in self._owner_keys(path, columns, rows, literals)
                     if None not in key and enrolling_owner(self._session, owner_id(key)) is None
                 }
                 count = len(rows) * len(columns)
                 unlocked.prepare_write(self._session, path.owner_class, whole, count)
+
+    def _owner_keys(
+        self, path: OwnerPath, columns: Sequence[EncryptedColumn], rows: Sequence[Row], literals: Row
+    ) -> set[tuple[Any, ...]]:
+        """The primary keys of the owners for whom something is encrypted in these rows."""
+        names = [self._parameter(one.key) for one in columns]
+        if len(names) == 1:
+            (only,) = names
+            rows = [row for row in rows if row.get(only) is not None]
+        else:
+            rows = [row for row in rows if any([row.get(name) is not None for name in names])]  # noqa: C419
+        if len(path.keys) == 1 and path.keys[0] not in literals:
+            name = self._parameter(path.keys[0])
+            return {(row.get(name),) for row in rows}
+        return {tuple([self._value(key, row, literals) for key in path.keys]) for row in rows}
 
     def _rows(self, rows: Sequence[Row], literals: Row) -> list[dict[str, Any]]:
         if len(rows) > 1:
@@ -230,8 +239,9 @@ class _StatementWriter:
             if ciphers is None:
                 if all([encrypted.get(self._parameter(one.key)) is None for one in columns]):  # noqa: C419
                     continue
-                ciphers = self._ciphers_for(encrypted, literals, path, columns)
-                if owner_key is not None and encrypted.get(owner_key) is not None:
+                ciphers = self._ciphers_for(encrypted, literals, path, self._of_scopes(encrypted, columns))
+                all_here = len(ciphers) == len(columns)
+                if all_here and owner_key is not None and encrypted.get(owner_key) is not None:
                     known[encrypted[owner_key]] = ciphers
             reference = b""
             # An UPDATE of many rows that leaves row-bound columns alone needs no row named.
@@ -243,6 +253,13 @@ class _StatementWriter:
                 reference = self._row_reference(encrypted, literals)
             _encrypt(batch, encrypted, ciphers, reference)
         return encrypted
+
+    def _of_scopes(self, row: Row, columns: Sequence[EncryptedColumn]) -> Sequence[EncryptedColumn]:
+        """The columns of the scopes that a row writes: the keys of the others may be held by others."""
+        if all([one.scope == columns[0].scope for one in columns]):  # noqa: C419
+            return columns
+        scopes = {one.scope for one in columns if row.get(self._parameter(one.key)) is not None}
+        return [one for one in columns if one.scope in scopes]
 
     def _parameter(self, key: str) -> str:
         """The parameter that a column is written from: `values(body=bindparam("other"))` names another."""

@@ -113,7 +113,7 @@ def _require_reachable(session: Session) -> None:
 def note_unlock(session: Session, owner: OwnerId, unlocked: KeyHolder) -> None:
     """An owner was unlocked; if its enrolment has not been committed yet, its keys may still go."""
     for enrolment in session.info.get(_FRESH, ()):
-        if enrolment.owner == owner:
+        if enrolment.owner == owner and enrolment.undo is None:
             enrolment.holders.add(unlocked)
 
 

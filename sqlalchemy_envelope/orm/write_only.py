@@ -73,17 +73,17 @@ class WriteOnlySession(UnlockedSession):
             epoch.values_left[0] -= values
 
     def _is_there(self, session: Session, place: Place, epoch: WriteEpoch) -> bool:
-        """Whether an epoch may be used still, asked once in each transaction: its row goes with its owner, and
-        the root key that it was sealed to may have been shared with somebody who was removed since."""
+        """Whether an epoch may be used still, asked once in each transaction: its row goes with its owner,
+        and the root key that it was sealed to may have been shared with somebody who was removed since."""
         stored = epoch.opened.stored
         if stored.key_id in looked_at(session):
             return True
         store = KeyStore(session, place.owner_class, self.policy.seals)
         if not store.exists(place.primary_key, stored.key_id):
             return False
-        if place.owner_class.grants_of:
-            if _root_of(session, self.policy, place).key_id != stored.wrapping_key_id:
-                return False
+        is_shared = bool(place.owner_class.grants_of)
+        if is_shared and _root_of(session, self.policy, place).key_id != stored.wrapping_key_id:
+            return False
         looked_at(session).add(stored.key_id)
         return True
 

@@ -500,7 +500,9 @@ def test_a_result_that_does_not_say_is_not_fetched(
     """Where rows of several owners are to be compared and cannot be, the statement fails."""
     genuine = fetching._make_plan
     monkeypatch.setattr(fetching, "_plans", type(fetching._plans)())
-    monkeypatch.setattr(fetching, "_make_plan", lambda compiled: genuine(Hidden(compiled, name)))
+    monkeypatch.setattr(
+        fetching, "_make_plan", lambda compiled, *more: genuine(Hidden(compiled, name), *more)
+    )
     a_note(lite, lite.ada)
     a_note(lite, lite.ben)
     both = select(Note.user_id, Note.body)

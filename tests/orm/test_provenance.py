@@ -166,20 +166,19 @@ def test_each_note_answers_once_and_for_its_owner_alone() -> None:
     assert [notes.take(True, b"ada") for _ in range(3)] == [True, True, False]
 
 
-def test_what_no_row_asks_for_is_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_no_row_asks_for_is_let_go() -> None:
     """Notes survive one statement and are gone after two, once there are many."""
-    monkeypatch.setattr("sqlalchemy_envelope.orm.provenance._MANY", 2)
     notes = Provenance()
     texts = [f"text {number}" for number in range(9)]
     for text in texts[:3]:
         notes.note(text, b"ada")
-    notes.begin_statement()
+    notes.begin_statement(2)
 
     assert notes.take(texts[0], b"ada")
 
     for text in texts[3:6]:
         notes.note(text, b"ada")
-    notes.begin_statement()
+    notes.begin_statement(2)
 
     assert not notes.take(texts[1], b"ada")
     assert notes.take(texts[3], b"ada")

@@ -7,14 +7,16 @@ from the specification.
 """
 
 import os
+import threading
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import Engine, Table, select
+from sqlalchemy import Engine, Table, create_engine, select
 
 from sqlalchemy_envelope import (
     DecryptionError,
@@ -30,6 +32,7 @@ from sqlalchemy_envelope import (
     RowSealError,
     TamperedKeyError,
     UnlockError,
+    enforce_foreign_keys,
 )
 from sqlalchemy_envelope.keys.providers import ServerKeyring
 from sqlalchemy_envelope.orm.steps import Derivation
@@ -68,16 +71,32 @@ GROUPS: Any = Group.__table__
 EVERYTHING = [table for table in Base.metadata.sorted_tables if table.name not in ("users", "groups", "posts", "events")]
 
 
+@pytest.fixture(scope="module")
+def templates() -> dict[Any, bytes]:
+    """Databases as they are before an attack, made once."""
+    return {}
+
+
+def scene_from(templates: dict[Any, bytes], engine: Engine, envelope: Envelope) -> Scene:
+    path = Path(str(engine.url.database))
+    if envelope not in templates:
+        set_scene(engine, envelope)
+        engine.dispose()
+        templates[envelope] = path.read_bytes()
+    path.write_bytes(templates[envelope])
+    return Scene(engine, envelope, spec.Outsider(engine))
+
+
 @pytest.fixture(params=[PLAIN, SEALED], ids=["without", "with"])
-def scene(request: pytest.FixtureRequest, sqlite_engine: Engine) -> Scene:
+def scene(request: pytest.FixtureRequest, templates: dict[Any, bytes], sqlite_engine: Engine) -> Scene:
     """Two groups and four users, without server keys and with row seals."""
-    return set_scene(sqlite_engine, request.param)
+    return scene_from(templates, sqlite_engine, request.param)
 
 
 @pytest.fixture
-def without(sqlite_engine: Engine) -> Scene:
+def without(templates: dict[Any, bytes], sqlite_engine: Engine) -> Scene:
     """Without server keys alone."""
-    return set_scene(sqlite_engine, PLAIN)
+    return scene_from(templates, sqlite_engine, PLAIN)
 
 
 def assert_group_refused(scene: Scene, user: int, error: type[EnvelopeError], group: int = THEIRS) -> None:
@@ -247,8 +266,7 @@ def test_a_grant_of_another_groups_key(scene: Scene) -> None:
     raw = spec.sql_table("posts", spec.sql_column("id"), spec.sql_column("text", spec.LargeBinary))
     out.run(raw.update().where(raw.c.id == 1).values(text=second))
 
-    error = expected(scene, DecryptionError)  # hers opens for Ben without seals, and is not theirs
-    with scene.unlocked(BEN) as session, pytest.raises(error):
+    with scene.unlocked(BEN) as session, pytest.raises((DecryptionError, expected(scene, DecryptionError))):
         session.scalars(select(Post).filter_by(group_id=THEIRS)).all()[0].text
 
 
@@ -315,33 +333,31 @@ def test_a_planted_membership_alone_grants_nothing(scene: Scene) -> None:
     scene.post(BEN, "after")
 
     assert out.rows(GRANTS, row_id=9) == []
-    assert out.read_posts(out.open_grants(EVE, out.root_of_user(EVE))) == [None, "first", None]
+    assert out.read_posts(out.open_grants(EVE, out.root_of_user(EVE))) == [None, None, None]
     with scene.unlocked(EVE) as session, pytest.raises(LockedError):
         session.scalars(select(Post).filter_by(group_id=THEIRS)).all()[0].text
 
 
-def steals_by_renaming(scene: Scene, *, pending: bool) -> bool:
-    """A granting row is made to name the attacker; whether the group's next epoch goes there."""
+@pytest.mark.parametrize("also", ["nothing", "the grant", "pending"])
+def test_a_granting_row_that_was_made_to_name_somebody_else(scene: Scene, also: str) -> None:
+    """The row alone changes nothing: a grant is for whom it was made. Without server keys, not detected where the
+    attacker alters the grant too, or where it is pending and says nothing yet: the next epoch goes to whom it names."""
     out = scene.outsider
-    if pending:
+    eve = out.key_row(USERS_KEY, EVE)
+    if also == "pending":
         scene.join(None, CID)
         out.set(MEMBERSHIPS, {"user_id": CID}, user_id=EVE)
         scene.visit(ADA)
     else:
         out.set(MEMBERSHIPS, {"id": 2}, user_id=EVE)
+        if also == "the grant":
+            out.set(GRANTS, {"row_id": 2}, recipient_key_id=eve.key_id)
         scene.join(ADA, CID)
         scene.leave(ADA, CID)
     scene.post(ADA, "after")
-    return out.read_posts(out.open_grants(EVE, out.root_of_user(EVE)))[2] == "after"
 
-
-@pytest.mark.parametrize("pending", [False, True], ids=["adopted", "pending"])
-def test_a_granting_row_that_was_made_to_name_somebody_else(scene: Scene, pending: bool) -> None:
-    """With seals a grant is for whom it was made, whatever its row says now. Without, not detected for one that is
-    pending or that the attacker alters too: the next epoch goes to whom the row names."""
-    stolen = steals_by_renaming(scene, pending=pending)
-
-    assert stolen is not scene.has_seals
+    stolen = out.open_grants(EVE, out.root_of_user(EVE))
+    assert (out.read_posts(stolen)[-1] == "after") is (not scene.has_seals and also != "nothing")
 
 
 # --- slots ---
@@ -356,17 +372,16 @@ class Box:
     def __init__(self) -> None:
         self.keys = ServerKeyring([b"\x09" * 32])
         self.mood = "well"
-        self.asked = 0
+        self.released = threading.Event()
 
     def wrap(self, key: bytes, context: Any) -> bytes:
         return self.keys.wrap(key, context)
 
     def unwrap(self, wrapped: bytes, context: Any) -> bytes:
-        self.asked += 1
         if self.mood == "down":
             raise ConnectionError("nobody there")
         if self.mood == "slow":
-            time.sleep(0.5)
+            self.released.wait(30)
         if self.mood == "another":
             return b"\x01" * 32
         if self.mood == "garbage":
@@ -381,29 +396,37 @@ class BoxScene(Scene):
 
 
 @pytest.fixture(params=[None, SERVER_KEY], ids=["without", "with"])
-def boxed(request: pytest.FixtureRequest, sqlite_engine: Engine) -> BoxScene:
+def boxed(
+    request: pytest.FixtureRequest, templates: dict[Any, bytes], sqlite_engine: Engine
+) -> Iterator[BoxScene]:
     """The scene with a provider, and the group under a slot of it as well."""
     box = Box()
+    path = Path(str(sqlite_engine.url.database))
     envelope = Envelope(
         kdf_profile=KdfProfile.unsafe_for_tests(),
         server_keys=None if request.param is None else ServerKeyring([request.param]),
         providers={"box": box},
-        provider_timeout=0.1,
+        provider_timeout=1.0,
         provider_retries=0,
     )
-    made = set_scene(sqlite_engine, envelope)
-    with made.session() as session:
-        group = Group(id=7, name="boxed")
-        with envelope.enroll(session, group, provider="box"):
-            session.add(Membership(id=70, group_id=7, user_id=ADA))
-            session.add(Membership(id=71, group_id=7, user_id=CID))
-            session.add(Post(group_id=7, text="boxed"))
-            session.commit()
-    made.visit(ADA, CID)
-    made.envelope.policy.require_providers().forget()
-    scene = BoxScene(made.engine, envelope, made.outsider)
+    if request.param not in templates:
+        made = set_scene(sqlite_engine, envelope)
+        with made.session() as session:
+            for number in (7, 8):
+                with envelope.enroll(session, Group(id=number, name="boxed"), provider="box"):
+                    session.add(Membership(id=10 * number, group_id=number, user_id=ADA))
+                    session.add(Membership(id=10 * number + 1, group_id=number, user_id=CID))
+                    session.add(Post(group_id=number, text="boxed"))
+                    session.commit()
+                envelope.policy.require_providers().forget()
+        made.visit(ADA, CID)
+        sqlite_engine.dispose()
+        templates[request.param] = path.read_bytes()
+    path.write_bytes(templates[request.param])
+    scene = BoxScene(sqlite_engine, envelope, spec.Outsider(sqlite_engine))
     scene.box = box
-    return scene
+    yield scene
+    box.released.set()
 
 
 def has_seals(scene: Scene) -> bool:
@@ -804,32 +827,30 @@ def write_for(scene: Scene, user: int, text: str = "for you") -> Any:
 
 
 @pytest.mark.parametrize(
-    ("changes", "error"),
+    ("changes", "plain", "sealed"),
     [
-        ({"owner_id": CID}, OwnerMismatchError),
-        ({"owner_id": CID, "owner_reference": spec.owner("users", CID)}, TamperedKeyError),
-        ({"epoch": 7}, TamperedKeyError),
-        ({"purpose": "data", "scope": "other"}, TamperedKeyError),
-        ({"purpose": "data", "scope": "other", "state": "active"}, TamperedKeyError),
-        ({"state": "active"}, TamperedKeyError),
-        ({"scope": "profile"}, TamperedKeyError),
+        ({"owner_id": CID}, OwnerMismatchError, OwnerMismatchError),
+        ({"owner_id": CID, "owner_reference": spec.owner("users", CID)}, LockedError, RowSealError),
+        ({"epoch": 7}, TamperedKeyError, RowSealError),
+        ({"purpose": "data", "scope": "other"}, TamperedKeyError, RowSealError),
+        ({"purpose": "data", "scope": "other", "state": "active"}, TamperedKeyError, RowSealError),
+        ({"state": "active"}, TamperedKeyError, RowSealError),
+        ({"scope": "profile"}, TamperedKeyError, RowSealError),
     ],
     ids=["owner", "owner and reference", "epoch", "purpose", "purpose and state", "state", "scope"],
 )
 def test_a_sealed_write_epoch_that_was_moved(
-    scene: Scene, changes: dict[str, Any], error: type[EnvelopeError]
+    scene: Scene, changes: dict[str, Any], plain: type[EnvelopeError], sealed: type[EnvelopeError]
 ) -> None:
-    """To another owner, number, purpose, state or scope: whoever would adopt it is told."""
+    """To another owner, number, purpose, state or scope: nobody reads by it, and whoever would adopt it is told. Only
+    one that claims to be another owner's altogether just stays closed there."""
     epoch = write_for(scene, BEN)
     scene.outsider.set(USERS_KEY, {"key_id": epoch.key_id}, **changes)
-    user = changes.get("owner_id", BEN)
-    with scene.unlocked_or_error(user) as (session, refused):
-        if refused is None:
-            with pytest.raises((expected(scene, error), LockedError)) as told:
-                [event.text for event in session.scalars(select(Event))]
-            refused = told.value
-
-    assert isinstance(refused, expected(scene, error))
+    with scene.session() as session, pytest.raises(sealed if scene.has_seals else plain):
+        user = session.get_one(User, changes.get("owner_id", BEN))
+        with scene.envelope.unlock(session, user, secret=SECRETS[user.id]):
+            for event in session.scalars(select(Event)):
+                assert event.text is None
 
 
 # --- providers ---
@@ -871,11 +892,6 @@ def test_a_provider_that_misbehaves_in_server_mode(boxed: BoxScene, mood: str) -
 @pytest.mark.parametrize("moved", ["provider_wrapped", "both", "all"])
 def test_what_a_provider_wrapped_for_another_slot(boxed: BoxScene, moved: str) -> None:
     """A KEK from another slot, alone, with its public key, or with the wrap under it: never another owner's root."""
-    boxed.envelope.policy.require_providers().forget()
-    with boxed.session() as session:
-        boxed.envelope.enroll(session, Group(id=8, name="other"), provider="box")
-        session.commit()
-    boxed.envelope.policy.require_providers().forget()
     out = boxed.outsider
     mine, other = (out.one(GROUPS_SLOT, key_id=out.key_row(GROUPS_KEY, id).key_id) for id in (7, 8))
     assert mine.provider_wrapped != other.provider_wrapped
@@ -905,7 +921,7 @@ ALTERED: list[tuple[Table, dict[str, Any], str, Any]] = [
         (
             GROUPS_KEY,
             {"owner_id": THEIRS, "purpose": "data"},
-            {"purpose": "root", "scope": "x", "epoch": -1, "state": "retired", "commitment": b"\1" * 32},
+            {"purpose": "index", "scope": "x", "epoch": -1, "state": "retired", "commitment": b"\1" * 32},
         ),
         (GROUPS_KEY, {"owner_id": THEIRS, "purpose": "data"}, {"wrapped": None, "wrapping_key_id": None}),
         (GRANTS, {"row_id": 2}, {"state": "foo", "wrapped": None, "recipient_key_id": None}),
@@ -925,7 +941,7 @@ def test_a_group_whose_rows_were_altered(
 ) -> None:
     """Its members unlock and read their own data as ever; the group's is refused, or unlocks unharmed."""
     raw = spec.sql_table(table.name, *(spec.sql_column(name) for name in (*where, column)))
-    scene.outsider.run(raw.update().filter_by(**where).values(**{column: getattr(value, "hex", value)}))
+    scene.outsider.run(raw.update().filter_by(**where).values(**{column: value.hex if isinstance(value, uuid.UUID) else value}))
     with scene.unlocked(BEN) as session:
         assert session.get_one(User, BEN).diary == "ben's diary"
         try:
@@ -999,14 +1015,16 @@ FLIPPED: list[tuple[Table, str, dict[str, Any]]] = [
 ]
 
 
-@contextmanager
-def flipped(out: spec.Outsider, table: Table, key: Any, column: str, value: bytes, at: int) -> Iterator[None]:
-    (primary,) = table.primary_key.columns
-    altered = value[:at] + bytes([value[at] ^ 0x41]) + value[at + 1 :]
-    before = out.snapshot(*EVERYTHING)
-    out.set(table, {primary.name: key}, **{column: altered})
-    yield
-    out.restore(before)
+@pytest.fixture(scope="module", params=[PLAIN, SEALED], ids=["without", "with"])
+def two_epochs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
+    """The scene with a second epoch of the group, which waits for Ben."""
+    engine = create_engine(f"sqlite:///{tmp_path_factory.mktemp('flips') / 'test.db'}")
+    enforce_foreign_keys(engine)
+    scene = set_scene(engine, request.param)
+    scene.join(ADA, CID)
+    scene.leave(ADA, CID)
+    yield scene
+    engine.dispose()
 
 
 @pytest.mark.parametrize(
@@ -1014,30 +1032,35 @@ def flipped(out: spec.Outsider, table: Table, key: Any, column: str, value: byte
     FLIPPED,
     ids=[f"{table.name}.{name}.{'.'.join(map(str, where.values()))}" for table, name, where in FLIPPED],
 )
-def test_every_byte_flipped(scene: Scene, table: Table, column: str, where: dict[str, Any]) -> None:
-    """One of our errors or no effect; never a value that was not written, and nothing is encrypted under another
-    key."""
-    scene.join(ADA, CID)
-    scene.leave(ADA, CID)  # a second epoch, which waits for Ben
-    out = scene.outsider
+def test_every_byte_flipped(two_epochs: Scene, table: Table, column: str, where: dict[str, Any]) -> None:
+    """One of our errors or no effect; never another value, and nothing is written that its owner cannot read."""
+    scene, out = two_epochs, two_epochs.outsider
     if table is USERS_SLOT:
         where = {"key_id": out.key_row(USERS_KEY, BEN).key_id}
-    row = next(iter(out.rows(table, **where)))
+    row = out.rows(table, **where)[0]
+    (primary,) = table.primary_key.columns
     value = row._mapping[column]
     if value is None:
-        assert column in ("seal", "proof")
+        assert not scene.has_seals
+        assert column == "seal"
         return
-    known = {key.key_id for key in out.rows(GROUPS_KEY)}
-    step = 1 if column == "wrapped" else 4
-    for at in range(0, len(value), step):
-        with flipped(out, table, row[0] if table is not GRANTS else row.grant_id, column, value, at):
-            try:
-                texts = scene.posts(BEN)
-            except EnvelopeError:
-                continue
-            assert texts == ["first"]
-            made = {key.key_id for key in out.rows(GROUPS_KEY)} - known
-            assert all(key in {one.key_id for one in out.rows(GROUPS_KEY)} for key in made)
+    before = out.snapshot(*EVERYTHING)
+    for at in range(0, len(value), 1 if column == "wrapped" else 3):
+        altered = value[:at] + bytes([value[at] ^ 0x41]) + value[at + 1 :]
+        out.set(table, {primary.name: row._mapping[primary.name]}, **{column: altered})
+        with scene.session() as session, suppress(EnvelopeError):
+            unlocked = scene.envelope.unlock(session, session.get_one(User, BEN), secret=SECRETS[BEN])
+            session.commit()
+            with unlocked:
+                post = Post(group_id=THEIRS, text="new")
+                texts = [one.text for one in session.scalars(select(Post).filter_by(group_id=THEIRS))]
+                assert texts == ["first"]
+                session.add(post)
+                session.flush()
+                session.refresh(post)
+                assert post.text == "new"
+                session.rollback()
+        out.restore(before)
 
 
 # --- a copy of the database ---
@@ -1107,11 +1130,6 @@ def test_a_copy_of_the_database(sqlite_engine: Engine) -> None:
         dot = User(id=5, name="dot", display_name="dot's name", diary="dot's diary")
         scene.envelope.enroll(session, dot, secret="the secret of dot", provider="server")
         session.commit()
-        with scene.envelope.unlock(session, session.get_one(User, ADA), secret=SECRETS[ADA]):
-            session.add(Group(id=6, name="of ada and dot"))
-            scene.envelope.enroll(session, session.get_one(Group, 6)) if False else None
-            session.rollback()
-    with scene.session() as session:
         with scene.envelope.unlock(session, session.get_one(User, ADA), secret=SECRETS[ADA]):
             group = Group(id=6, name="of ada and dot")
             scene.envelope.enroll(session, group)

@@ -1,5 +1,5 @@
-"""Writing for owners who are locked: a sealed write epoch encrypts any number of ordinary values with one seal,
-nothing of them can be read back, and their owner reads them after the next unlock.
+"""Writing for owners who are locked: a sealed write epoch encrypts any number of ordinary values with one
+seal, nothing of them can be read back, and their owner reads them after the next unlock.
 """
 
 from collections.abc import Callable, Iterator
@@ -42,7 +42,9 @@ class Team(KeyOwner, Base):
 class Member(KeyGrant, Base, of="team_id", to="user_id"):
     __tablename__ = "write_only_members"
 
-    team_id: Mapped[int] = mapped_column(ForeignKey("write_only_teams.id", ondelete="CASCADE"), primary_key=True)
+    team_id: Mapped[int] = mapped_column(
+        ForeignKey("write_only_teams.id", ondelete="CASCADE"), primary_key=True
+    )
     user_id: Mapped[int] = mapped_column(ForeignKey("users.id", ondelete="CASCADE"), primary_key=True)
 
 
@@ -84,10 +86,9 @@ class Webhook:
 
     def write(self, owner: int, *bodies: str) -> None:
         """Notes for a user who is locked, in a session and a block of their own."""
-        with Session(self.engine) as session:
-            with self.envelope.write_only(session, session.get_one(User, owner)):
-                session.add_all([Note(user_id=owner, body=body) for body in bodies])
-                session.commit()
+        with Session(self.engine) as session, self.envelope.write_only(session, session.get_one(User, owner)):
+            session.add_all([Note(user_id=owner, body=body) for body in bodies])
+            session.commit()
 
     def read(self, owner: int) -> list[str | None]:
         """What a user reads who unlocks."""
@@ -136,7 +137,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[float], None]]:
     def go_by(seconds: float) -> None:
         now[0] += seconds
 
-    yield go_by
+    return go_by
 
 
 def locked(read: Callable[[], Any]) -> bool:
@@ -173,7 +174,7 @@ def test_the_owner_reads_after_the_next_unlock(webhook: Webhook) -> None:
 
 
 def test_the_block_cannot_read_what_it_wrote(webhook: Webhook) -> None:
-    """After the flush, a refresh, an expiry or in another session values are locked; so is all from before."""
+    """After flush, refresh, expiry or in another session values are locked; so is all from before."""
     ada = webhook.user()
     with Session(webhook.engine) as session:
         user = session.get_one(User, ada)
@@ -193,7 +194,7 @@ def test_the_block_cannot_read_what_it_wrote(webhook: Webhook) -> None:
             session.commit()
             assert locked(lambda: note.body)
             found = session.scalars(select(Note).order_by(Note.id)).all()
-            assert [True, True] == [locked(lambda one=one: one.body) for one in found]
+            assert [locked(lambda one=one: one.body) for one in found] == [True, True]
             with Session(webhook.engine) as other:
                 assert locked(lambda: other.get_one(Note, note.id).body)
             handle: Any = session.scalars(select(Note.body)).all()[0]
@@ -238,7 +239,7 @@ def test_a_column_of_a_locked_row_is_overwritten(webhook: Webhook) -> None:
         with webhook.envelope.unlock(session, user, secret=SECRET):
             note = session.scalars(select(Note)).one()
 
-            assert ("after", 1, "123") == (note.body, note.size, user.phone)
+            assert (note.body, note.size, user.phone) == ("after", 1, "123")
 
 
 def test_row_bound_columns(webhook: Webhook) -> None:
@@ -308,22 +309,21 @@ def test_another_process_seals_its_own(webhook: Webhook) -> None:
 
     assert len(webhook.epochs(ada)) == 2
     assert webhook.read(ada) == ["one", "two"]
-    assert [b"\x11", b"\x11"] == [row.wrapped[:1] for row in webhook.epochs(ada)]
+    assert [row.wrapped[:1] for row in webhook.epochs(ada)] == [b"\x11", b"\x11"]
 
 
 def test_an_epoch_that_was_rolled_back_is_not_used_again(webhook: Webhook) -> None:
     """After a rollback, in the same block or a later one, a new epoch is sealed."""
     ada = webhook.user()
-    with Session(webhook.engine) as session:
-        with webhook.envelope.write_only(session, session.get_one(User, ada)):
-            session.add(Note(user_id=ada, body="lost"))
-            session.flush()
-            session.rollback()
-            session.add(Note(user_id=ada, body="one"))
-            session.commit()
-            session.add(Note(user_id=ada, body="lost"))
-            session.flush()
-            session.rollback()
+    with Session(webhook.engine) as session, webhook.envelope.write_only(session, session.get_one(User, ada)):
+        session.add(Note(user_id=ada, body="lost"))
+        session.flush()
+        session.rollback()
+        session.add(Note(user_id=ada, body="one"))
+        session.commit()
+        session.add(Note(user_id=ada, body="lost"))
+        session.flush()
+        session.rollback()
     webhook.write(ada, "two")
 
     assert webhook.seals == 2
@@ -333,14 +333,13 @@ def test_an_epoch_that_was_rolled_back_is_not_used_again(webhook: Webhook) -> No
 def test_an_epoch_of_a_savepoint_goes_with_it(webhook: Webhook) -> None:
     """An epoch that was sealed inside a savepoint is not used after that was rolled back."""
     ada = webhook.user()
-    with Session(webhook.engine) as session:
-        with webhook.envelope.write_only(session, session.get_one(User, ada)):
-            with session.begin_nested() as savepoint:
-                session.add(Note(user_id=ada, body="lost"))
-                session.flush()
-                savepoint.rollback()
-            session.add(Note(user_id=ada, body="kept"))
-            session.commit()
+    with Session(webhook.engine) as session, webhook.envelope.write_only(session, session.get_one(User, ada)):
+        with session.begin_nested() as savepoint:
+            session.add(Note(user_id=ada, body="lost"))
+            session.flush()
+            savepoint.rollback()
+        session.add(Note(user_id=ada, body="kept"))
+        session.commit()
 
     assert webhook.read(ada) == ["kept"]
 
@@ -449,30 +448,33 @@ def test_several_owners(webhook: Webhook) -> None:
     with Session(webhook.engine) as session:
         owners = [session.get_one(User, one) for one in (ada, ben)]
         with webhook.envelope.write_only(session, *owners):
-            session.add_all([Note(user_id=one, body=f"for {one} {n}") for n in range(3) for one in (ada, ben)])
+            session.add_all(
+                [Note(user_id=one, body=f"for {one} {n}") for n in range(3) for one in (ada, ben)]
+            )
             session.commit()
 
     assert webhook.seals == 2
     for one in (ada, ben):
         assert [f"for {one} {n}" for n in range(3)] == webhook.read(one)
-    with Session(webhook.engine) as session:
-        with webhook.envelope.unlock(session, session.get_one(User, ada), secret=SECRET):
-            other = session.scalars(select(Note).where(Note.user_id == ben)).first()
-            assert other is not None
-            assert locked(lambda: other.body)
+    with (
+        Session(webhook.engine) as session,
+        webhook.envelope.unlock(session, session.get_one(User, ada), secret=SECRET),
+    ):
+        other = session.scalars(select(Note).where(Note.user_id == ben)).first()
+        assert other is not None
+        assert locked(lambda: other.body)
 
 
 def test_an_owner_who_is_not_named_is_refused(webhook: Webhook) -> None:
-    """A block for one owner writes nothing for another; without owners it writes for whoever's rows they are."""
+    """A block for one owner writes nothing for another; one without owners writes for anybody."""
     ada, ben = webhook.user("ada"), webhook.user("ben")
-    with Session(webhook.engine) as session:
-        with webhook.envelope.write_only(session, session.get_one(User, ada)):
-            session.add(Note(user_id=ben, body="no"))
-            with pytest.raises(LockedError):
-                session.flush()
-            session.rollback()
-            session.add(Note(user_id=ada, body="yes"))
-            session.commit()
+    with Session(webhook.engine) as session, webhook.envelope.write_only(session, session.get_one(User, ada)):
+        session.add(Note(user_id=ben, body="no"))
+        with pytest.raises(LockedError):
+            session.flush()
+        session.rollback()
+        session.add(Note(user_id=ada, body="yes"))
+        session.commit()
     with Session(webhook.engine) as session, webhook.envelope.write_only(session):
         session.add_all([Note(user_id=ada, body="both"), Note(user_id=ben, body="both")])
         session.commit()
@@ -526,7 +528,7 @@ def test_a_key_from_before_post_quantum_is_sealed_to_as_it_is(webhook: Webhook) 
 
 
 def test_inside_anothers_unlocked_session(webhook: Webhook) -> None:
-    """In a block inside Ada's unlocked session her values are read and written as usual, and Ben's written."""
+    """In a block inside Ada's unlocked session her values are read and written as usual, Ben's written."""
     ada, ben = webhook.user("ada"), webhook.user("ben")
     with Session(webhook.engine) as session:
         users = {one.id: one for one in session.scalars(select(User))}
@@ -580,13 +582,16 @@ def test_a_block_inside_server_mode_writes_for_user_held_owners(webhook: Webhook
     """Inside server mode a block seals for owners without a slot, and writes for the others as usual."""
     webhook.restart(server_keys=ServerKeyring([b"\x07" * 32]))
     ada, held = webhook.user("ada"), webhook.user("held", provider="server")
-    with webhook.envelope.server_mode(reason="test"), Session(webhook.engine) as session:
-        with webhook.envelope.write_only(session):
-            session.add_all([Note(user_id=ada, body="hers"), Note(user_id=held, body="the server's")])
-            session.commit()
-            found = {note.user_id: note for note in session.scalars(select(Note))}
-            assert found[held].body == "the server's"
-            assert locked(lambda: found[ada].body)
+    with (
+        webhook.envelope.server_mode(reason="test"),
+        Session(webhook.engine) as session,
+        webhook.envelope.write_only(session),
+    ):
+        session.add_all([Note(user_id=ada, body="hers"), Note(user_id=held, body="the server's")])
+        session.commit()
+        found = {note.user_id: note for note in session.scalars(select(Note))}
+        assert found[held].body == "the server's"
+        assert locked(lambda: found[ada].body)
 
     assert webhook.seals == 1
     assert webhook.epochs(held) == []
@@ -598,13 +603,15 @@ def test_a_block_inside_server_mode_writes_for_user_held_owners(webhook: Webhook
 
 def team_of(webhook: Webhook, founder: int, *members: int) -> int:
     """A team of users, its founder unlocked to make it; its id."""
-    with Session(webhook.engine) as session:
-        with webhook.envelope.unlock(session, session.get_one(User, founder), secret=SECRET):
-            team = Team(name="team")
-            webhook.envelope.enroll(session, team)
-            session.add_all([Member(team_id=team.id, user_id=user) for user in (founder, *members)])
-            session.commit()
-            return team.id
+    with (
+        Session(webhook.engine) as session,
+        webhook.envelope.unlock(session, session.get_one(User, founder), secret=SECRET),
+    ):
+        team = Team(name="team")
+        webhook.envelope.enroll(session, team)
+        session.add_all([Member(team_id=team.id, user_id=user) for user in (founder, *members)])
+        session.commit()
+        return team.id
 
 
 def write_event(webhook: Webhook, team: int, text: str) -> None:
@@ -616,12 +623,14 @@ def write_event(webhook: Webhook, team: int, text: str) -> None:
 
 def read_events(webhook: Webhook, user: int) -> list[str | None]:
     """What a user reads of the events; None for what stays locked."""
-    with Session(webhook.engine) as session:
-        with webhook.envelope.unlock(session, session.get_one(User, user), secret=SECRET):
-            events = session.scalars(select(Event).order_by(Event.id)).all()
-            found = [None if locked(lambda one=one: one.text) else one.text for one in events]
-            session.commit()
-            return found
+    with (
+        Session(webhook.engine) as session,
+        webhook.envelope.unlock(session, session.get_one(User, user), secret=SECRET),
+    ):
+        events = session.scalars(select(Event).order_by(Event.id)).all()
+        found = [None if locked(lambda one=one: one.text) else one.text for one in events]
+        session.commit()
+        return found
 
 
 def test_a_group_reads_what_was_written_for_it(webhook: Webhook) -> None:
@@ -638,7 +647,7 @@ def test_a_group_reads_what_was_written_for_it(webhook: Webhook) -> None:
 
 @pytest.mark.parametrize("adopted", [False, True], ids=["away", "adopted"])
 def test_what_is_written_after_somebody_was_removed_is_not_theirs(webhook: Webhook, adopted: bool) -> None:
-    """After raw SQL removed a member, the next value for the group is under a new epoch that they do not hold."""
+    """After raw SQL removed a member, the group's next value is under an epoch that they do not hold."""
     ada, ben = webhook.user("ada"), webhook.user("ben")
     team = team_of(webhook, ada, ben)
     write_event(webhook, team, "before")
@@ -690,16 +699,20 @@ async def test_async(async_engine: AsyncEngine) -> None:
         async with envelope.unlock(session, user, secret=SECRET):
             notes = (await session.scalars(select(Note).order_by(Note.id))).all()
 
-            assert [f"{number} {n}" for number in range(3) for n in range(10)] == [note.body for note in notes]
+            assert [f"{number} {n}" for number in range(3) for n in range(10)] == [
+                note.body for note in notes
+            ]
 
 
 def test_nothing_of_an_epoch_is_kept_but_its_end(lite: Webhook) -> None:
-    """Leaving a block wipes its copy of the key; what the process keeps for later is one key for each owner."""
+    """Leaving a block wipes its copy of the key; the process keeps one for each owner for later."""
     ada = lite.user()
-    with Session(lite.engine) as session:
-        with lite.envelope.write_only(session, session.get_one(User, ada)) as block:
-            session.add(Note(user_id=ada, body="one"))
-            session.commit()
+    with (
+        Session(lite.engine) as session,
+        lite.envelope.write_only(session, session.get_one(User, ada)) as block,
+    ):
+        session.add(Note(user_id=ada, body="one"))
+        session.commit()
 
     assert len(block.keyring) == 0
     assert len(lite.envelope.policy.write_epochs) == 1
