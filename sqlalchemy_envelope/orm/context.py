@@ -62,6 +62,9 @@ CURRENT: ContextVar[UnlockedSession | NothingUnlocked] = ContextVar("unlocked", 
 USING: ContextVar[Place | None] = ContextVar("using", default=None)
 
 
+WATCHED = [False]
+"""Whether rows have been seen as they were fetched: on a SQLAlchemy that hands them on past `fetching`, rows
+of several owners are refused, and not left uncompared."""
 PROCESS: list[UnlockedSession | None] = [None]
 """The server session of the whole process, if there is one."""
 

@@ -166,6 +166,7 @@ class _Watch:
         Raises:
             DecryptionError: a value is under another owner's key.
         """
+        context.WATCHED[0] = True
         if self._demanding:
             self._demand(rows)
         for column, seen, owner_of in self._columns:

@@ -15,7 +15,7 @@ from sqlalchemy.orm.base import NO_VALUE, PASSIVE_NO_RESULT, PASSIVE_OFF, SQL_OK
 
 from sqlalchemy_envelope.crypto.aead import HEADER_SIZE, altered, check_value, row_tail
 from sqlalchemy_envelope.crypto.context import encode_reference
-from sqlalchemy_envelope.exceptions import DecryptionError
+from sqlalchemy_envelope.exceptions import ConfigurationError, DecryptionError
 from sqlalchemy_envelope.orm import context
 from sqlalchemy_envelope.orm.binding import EncryptedAttribute, plan_of_mapper
 from sqlalchemy_envelope.orm.sealed import Sealed
@@ -46,6 +46,7 @@ def load_listener(mapper: Mapper[Any]) -> Callable[..., None]:
     openings = tuple((attribute, *attribute.opening) for attribute in plan)
     paths = {(attribute.encrypted.path.owner_class, attribute.owner_keys) for attribute in plan}
     owner_class, owner_keys = next(iter(paths))
+    watched = context.WATCHED
     column_bound = any(not attribute.row_bound for attribute in plan)
 
     def on_load(state: InstanceState[Any], query_context: Any, read: Any = None) -> None:
@@ -60,7 +61,7 @@ def load_listener(mapper: Mapper[Any]) -> Callable[..., None]:
 
     def on_column_bound_load(state: InstanceState[Any], query_context: Any, read: Any = None) -> None:
         unlocked = current()
-        if unlocked.is_open and unlocked.only_class is None and read is None and not unlocked.handed_sealed:
+        if unlocked.only_class is None and read is None and not unlocked.handed_sealed and watched[0]:
             return  # several owners are unlocked, and each row was compared with its own when it was fetched
         if unlocked.only_class is owner_class and not unlocked.handed_sealed:
             # One owner is unlocked, every value read so far opened, and this row is that
@@ -167,6 +168,11 @@ def _check_owner(
     came without their owner's column: a deferred attribute, say, of a row that is known already.
     """
     current = context.CURRENT.get()
+    if current.only_class is None and not context.WATCHED[0]:
+        raise ConfigurationError(
+            "Rows cannot be compared with their owners as they are fetched: this version of SQLAlchemy is "
+            "not supported while several owners are unlocked."
+        )
     for attribute in plan:
         if current.only_class is None and (read is None or not read.isdisjoint(attribute.owner_keys)):
             continue

@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.hashes import SHA512
 from cryptography.hazmat.primitives.hpke import AEAD, KDF, KEM, Suite
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF, HKDFExpand
-from sqlalchemy import Engine, ForeignKey, LargeBinary, String, Table, Text, create_engine, select
+from sqlalchemy import Engine, ForeignKey, LargeBinary, String, Table, Text, create_engine, event, select
 from sqlalchemy import column as sql_column
 from sqlalchemy import table as sql_table
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, relationship
@@ -114,9 +114,7 @@ def ctx(label: str, *fields: bytes) -> bytes:
 
 def reference(*parts: int) -> bytes:
     """Section 1, of integers."""
-    return b"".join(
-        b"i" + len(str(part)).to_bytes(4, "big") + str(part).encode() for part in parts
-    )
+    return b"".join(b"i" + len(str(part)).to_bytes(4, "big") + str(part).encode() for part in parts)
 
 
 def owner(label: str, key: int) -> bytes:
@@ -202,7 +200,11 @@ def decrypt(value: bytes, data_key: bytes, label: str, tag: str = "str") -> str:
     assert value[0] == 0x01
     assert value[1:17] == key_id(data_key).bytes
     aad = value[:17] + ctx("value", label.encode(), tag.encode(), b"")
-    return AESGCM(expand(data_key, ctx("column", label.encode()))).decrypt(value[17:29], value[29:], aad).decode()
+    return (
+        AESGCM(expand(data_key, ctx("column", label.encode())))
+        .decrypt(value[17:29], value[29:], aad)
+        .decode()
+    )
 
 
 def encrypt(text: str, data_key: bytes, label: str) -> bytes:
@@ -243,6 +245,7 @@ class Outsider:
 
     def __init__(self, engine: Engine) -> None:
         self.engine = create_engine(engine.url, poolclass=NullPool)
+        event.listen(self.engine, "connect", lambda raw, _: raw.execute("PRAGMA synchronous = OFF"))
 
     def run(self, statement: Any, *rows: Any) -> Any:
         with self.engine.begin() as connection:
@@ -282,7 +285,9 @@ class Outsider:
     def values(self, table: str, column: str) -> list[bytes]:
         """The stored bytes of an encrypted column, oldest row first."""
         raw = sql_table(table, sql_column("id"), sql_column(column, LargeBinary))
-        return [bytes(row[0]) for row in self.run(select(raw.c[column]).order_by(raw.c.id)) if row[0] is not None]
+        return [
+            bytes(row[0]) for row in self.run(select(raw.c[column]).order_by(raw.c.id)) if row[0] is not None
+        ]
 
     def key_row(self, table: Table, owner_id: int, purpose: str = "root", scope: str = "") -> Any:
         """The active key of an owner."""
@@ -312,9 +317,7 @@ class Outsider:
         for grant in grants:
             recipient = self.one(USERS_KEY, key_id=grant.recipient_key_id)
             blob = self.seal_grant(key, root, recipient, granting_row("memberships", grant.row_id))
-            self.copy(
-                GRANTS, grant, grant_id=uuid.uuid4(), key_id=root.key_id, state="sealed", wrapped=blob
-            )
+            self.copy(GRANTS, grant, grant_id=uuid.uuid4(), key_id=root.key_id, state="sealed", wrapped=blob)
         return root
 
     def root_of_user(self, user: int, secret: str | None = None) -> bytes:
@@ -343,7 +346,9 @@ class Outsider:
     def read_posts(self, roots: dict[uuid.UUID, bytes], group: int = THEIRS) -> list[str | None]:
         """The posts of a group with these root keys of it and what hangs on them; None for what stays closed."""
         known = dict(roots)
-        keys = sorted(self.rows(GROUPS_KEY, owner_id=group), key=lambda row: (row.purpose != "root", -row.epoch))
+        keys = sorted(
+            self.rows(GROUPS_KEY, owner_id=group), key=lambda row: (row.purpose != "root", -row.epoch)
+        )
         for row in keys:
             if row.key_id in known or row.wrapping_key_id not in known:
                 continue
@@ -414,7 +419,10 @@ class Scene:
 
     def posts(self, user: int, group: int = THEIRS) -> list[str | None]:
         with self.unlocked(user) as session:
-            return [post.text for post in session.scalars(select(Post).filter_by(group_id=group).order_by(Post.id))]
+            return [
+                post.text
+                for post in session.scalars(select(Post).filter_by(group_id=group).order_by(Post.id))
+            ]
 
     def diary(self, user: int) -> str | None:
         with self.unlocked(user) as session:

@@ -1045,7 +1045,7 @@ def test_a_slot_that_was_taken_away_ends_access(lite: Serving, monkeypatch: pyte
         session.commit()
         with lite.engine.begin() as connection:
             connection.execute(sa.delete(slots))
-        for _ in range(61):
+        for _ in range(70):
             now[0] += 1
             session.execute(select(1))
             session.get_one(Note, 1, populate_existing=True)
