@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from functools import partial
 from statistics import median
 from typing import Any
 
@@ -175,9 +176,7 @@ def reading_sheet(engine: Engine, envelope: Envelope, readers: dict[str, int]) -
         with Session(engine) as session:
             person = session.get_one(Person, person_id)
             with apart(envelope.unlock(session, person, secret=SECRET)) as inside:
-                session.get_one(Person, person_id)
-                inside(lambda: session.connection())
-                times = [inside(lambda number=number: read_one(session, number)) for number in range(1, 11)]
+                times = [inside(partial(read_one, session, number)) for number in range(1, 11)]
                 session.commit()
         lines.append([name, f"{times[0]:.2f}", f"{median(times[2:]):.2f}"])
     return Sheet(

@@ -70,7 +70,8 @@ class Pairs:
 
     def ratio(self, clock: str) -> float:
         pairs = zip(self.locked, self.unlocked, strict=True)
-        return median(getattr(one, clock) / getattr(other, clock) for one, other in pairs)
+        ratios: list[float] = [getattr(one, clock) / getattr(other, clock) for one, other in pairs]
+        return median(ratios)
 
 
 def measure_locked_writes(engine: Engine, row_count: int) -> Finding:

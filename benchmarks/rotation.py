@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from statistics import median
 
 from sqlalchemy import Engine, select, text
@@ -57,13 +58,13 @@ def measure_rotation(engine: Engine, member_count: int, row_count: int, round_co
             insert_posts(session, row_count, large.id)
             changes = {
                 f"one of {member_count:,} members leaves": repeat(
-                    engine, [lambda one=one: leave(session, crowd, one) for one in people[:round_count]]
+                    engine, [partial(leave, session, crowd, one) for one in people[:round_count]]
                 ),
                 "one joins a group without rows": repeat(
-                    engine, [lambda one=one: join(session, small, one) for one in away]
+                    engine, [partial(join, session, small, one) for one in away]
                 ),
                 f"one joins a group with {row_count:,} rows": repeat(
-                    engine, [lambda one=one: join(session, large, one) for one in away]
+                    engine, [partial(join, session, large, one) for one in away]
                 ),
             }
     leaving, _, joining = changes.values()

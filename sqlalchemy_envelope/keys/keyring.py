@@ -6,6 +6,7 @@ needs all of them, and opening one costs more than reading a value.
 """
 
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from threading import RLock
 
 from sqlalchemy_envelope.crypto.aead import HEADER_SIZE, Field, ValueCipher
@@ -55,6 +56,18 @@ class Keyring(Uncopied):
                 if known is not None and known[0] != owner:
                     raise TamperedKeyError(f"Key {short(stored)} is stored for two owners.")
                 self._stored[stored.key_id] = owner, stored
+                opened = self._opened.get(stored.key_id)
+                if opened is not None and opened.stored is not stored:
+                    # What may change of its row did: who writes it anew must not write what it was.
+                    row = replace(
+                        opened.stored,
+                        state=stored.state,
+                        wrapping_key_id=stored.wrapping_key_id,
+                        wrapped=stored.wrapped,
+                        granted=stored.granted,
+                        seal=stored.seal,
+                    )
+                    self._opened[stored.key_id] = OpenedKey(row, opened.key)
                 self._owners.setdefault(owner, set()).add(stored.key_id)
                 if stored.purpose is not Purpose.ROOT:
                     self._by_header[stored.key_id.bytes] = stored.key_id

@@ -242,13 +242,14 @@ def _settle_owner(session: Session, policy: Policy, keyring: Keyring, place: Pla
         opened = keyring.open(key.key_id)
         if opened is None:
             continue
-        changed.append(wrap_under_root(opened, root))
+        # With the row as it is now: it may have been opened when it was still active.
+        changed.append(wrap_under_root(OpenedKey(key, opened.key), root))
         if key.purpose is Purpose.DATA and key.state is KeyState.ACTIVE and not policy.seals.is_on:
             unproven.append(key.scope)
     for key in unlinked:
         older = keyring.open(key.key_id)
         if older is not None:
-            changed.append(link_to_newer_root(older, root))
+            changed.append(link_to_newer_root(OpenedKey(key, older.key), root))
     store = KeyStore(session, place.owner_class, policy.seals)
     store.replace_keys(changed)
     keyring.add_stored(owner, changed)

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import os
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Self
-from weakref import WeakSet, finalize
+from typing import TYPE_CHECKING, Any, Self, TypeVar
+from weakref import WeakKeyDictionary, WeakSet, finalize
 
 from sqlalchemy.orm import attributes
 
@@ -46,6 +46,9 @@ if TYPE_CHECKING:
 _live: WeakSet[UnlockedSession] = WeakSet()
 
 
+T = TypeVar("T")
+
+
 class UnlockedSession:
     """Keys of an owner and of all that was granted to it, open from `with` to its end. Made by
     `Envelope.enroll` and `Envelope.unlock`.
@@ -65,8 +68,9 @@ class UnlockedSession:
         self.places: dict[OwnerId, Place] = {place.owner: place for place in places}
         self._keyring = keyring
         self._parent: UnlockedSession | None = None
-        self._children: WeakSet[UnlockedSession] = WeakSet()
-        self._sessions: WeakSet[Session] = WeakSet()
+        # Dictionaries, because a WeakSet cannot be listed while another thread adds to it.
+        self._children: WeakKeyDictionary[UnlockedSession, None] = WeakKeyDictionary()
+        self._sessions: WeakKeyDictionary[Session, None] = WeakKeyDictionary()
         self._last_seen: Session | None = None
         self._displaced: UnlockedSession | None = None
         self._surrounding: UnlockedSession | context.NothingUnlocked = context.NOTHING
@@ -99,13 +103,13 @@ class UnlockedSession:
         open_here = context.unlocked_sessions(self._home)
         self._parent = open_here[0] if open_here else None
         if self._parent is not None:
-            self._parent._children.add(self)
+            self._parent._children[self] = None
         self.is_open = True
         self._note_only_owner()
         if self._home is not None:
             self._displaced = self._home.info.get(context.BOUND)
             self._home.info[context.BOUND] = self
-            self._sessions.add(self._home)
+            self._sessions[self._home] = None
         self._surrounding = context.CURRENT.get()
         context.CURRENT.set(self)
         return self
@@ -266,7 +270,7 @@ class UnlockedSession:
         """Note a session that may hold decrypted values."""
         if session is not None and session is not self._last_seen and self.is_open:
             self._last_seen = session
-            self._sessions.add(session)
+            self._sessions[session] = None
             if self._parent is not None:
                 self._parent.saw(session)
 
@@ -307,7 +311,7 @@ class UnlockedSession:
         if self.left is not None:
             return
         try:
-            sessions = list(self._sessions)
+            sessions = _living(self._sessions)
             waiting = [name for session in sessions for name in loading.unflushed(session, self._is_lost)]
         finally:
             self._close(SessionLeftError)  # whatever went wrong above, the keys do not stay
@@ -334,7 +338,7 @@ class UnlockedSession:
 
     def _clear_readers(self) -> None:
         self.readers.clear()  # the same dictionary: the process's own is known by others
-        for child in list(self._children):
+        for child in _living(self._children):
             child._clear_readers()
 
     def _leave_context(self) -> None:
@@ -367,6 +371,10 @@ class UnlockedSession:
 
     def _stays_open(self, owner: OwnerId | None) -> bool:
         return self._parent is not None and owner is not None and owner in self._parent
+
+
+def _living(known: WeakKeyDictionary[T, None]) -> list[T]:
+    return [one for reference in known.keyrefs() if (one := reference()) is not None]
 
 
 def _close_in_child() -> None:

@@ -1,5 +1,6 @@
-"""What somebody with the database and the specification can do, in primitives alone: docs/reference/wire-format.md
-written out a second time, with nothing of the library in it. And a scene to do it in."""
+"""What somebody with the database and the specification can do, in primitives alone:
+docs/reference/wire-format.md written out a second time, with nothing of the library in it. And a scene to do
+it in."""
 
 import base64
 import hmac
@@ -23,7 +24,7 @@ from sqlalchemy import table as sql_table
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, relationship
 from sqlalchemy.pool import NullPool
 
-from sqlalchemy_envelope import EncryptedType, Envelope, EnvelopeError, KdfProfile, KeyGrant, KeyOwner
+from sqlalchemy_envelope import EncryptedType, Envelope, KdfProfile, KeyGrant, KeyOwner
 from sqlalchemy_envelope.keys.providers import ServerKeyring
 
 SERVER_KEY = b"\x07" * 32
@@ -157,8 +158,8 @@ def public(key: bytes) -> bytes:
 def wrap_context(kind: str, row: Any, kdf: str = "", recipient: bytes = b"", granter: bytes = b"") -> bytes:
     """Section 4, of a key row."""
     return ctx(
-        "wrap", kind.encode(), row.key_id.bytes, row.owner_reference, row.purpose.encode(), row.scope.encode(),
-        row.epoch.to_bytes(4, "big"), kdf.encode(), recipient, granter,
+        "wrap", kind.encode(), row.key_id.bytes, row.owner_reference, row.purpose.encode(),
+        row.scope.encode(), row.epoch.to_bytes(4, "big"), kdf.encode(), recipient, granter,
     )  # fmt: skip
 
 
@@ -344,7 +345,8 @@ class Outsider:
         return found
 
     def read_posts(self, roots: dict[uuid.UUID, bytes], group: int = THEIRS) -> list[str | None]:
-        """The posts of a group with these root keys of it and what hangs on them; None for what stays closed."""
+        """The posts of a group with these root keys of it and what hangs on them; None for what stays
+        closed."""
         known = dict(roots)
         keys = sorted(
             self.rows(GROUPS_KEY, owner_id=group), key=lambda row: (row.purpose != "root", -row.epoch)
@@ -393,18 +395,6 @@ class Scene:
             session.commit()
             with unlocked:
                 yield session
-
-    @contextmanager
-    def unlocked_or_error(self, user: int) -> Iterator[tuple[Session, EnvelopeError | None]]:
-        """As `unlocked`; the error in its place if the unlock is refused."""
-        with self.session() as session:
-            try:
-                unlocked = self.envelope.unlock(session, session.get_one(User, user), secret=SECRETS[user])
-            except EnvelopeError as error:
-                yield session, error
-                return
-            with unlocked:
-                yield session, None
 
     def visit(self, *users: int) -> None:
         """Unlock once: what was sealed is adopted."""

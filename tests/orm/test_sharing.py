@@ -1305,8 +1305,8 @@ def test_a_transaction_looks_once_before_it_writes(engine: Engine) -> None:
 
 
 class WhoReads(RuleBasedStateMachine):
-    """Members come and go, by objects and by SQL, with and without keys at hand; what each can read is what they
-    may: everything for members who were let in, nothing for who is none.
+    """Members come and go, by objects and by SQL, with and without keys at hand; what each can read is what
+    they may: everything for members who were let in, nothing for who is none.
 
     A member who waits to be let in while a session without keys removes another gets that new epoch and no
     older one, until a member who reads all unlocks.

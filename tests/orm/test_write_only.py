@@ -427,18 +427,6 @@ def test_a_statement_larger_than_an_epoch_takes_one(webhook: Webhook) -> None:
     assert len(webhook.read(ada)) == 11
 
 
-def test_rows_of_others_and_nulls_do_not_use_an_epoch_up(webhook: Webhook) -> None:
-    """What is counted is the values that were encrypted for an owner, about."""
-    webhook.restart(write_epoch_values=100)
-    owners = [webhook.user(str(n)) for n in range(20)]
-    with Session(webhook.engine) as session, webhook.envelope.write_only(session):
-        for _ in range(5):
-            session.execute(insert(Page), [{"user_id": owner, "text": "x"} for owner in owners])
-        session.commit()
-
-    assert webhook.seals == 20
-
-
 # For whom
 
 
@@ -666,6 +654,35 @@ def test_what_is_written_after_somebody_was_removed_is_not_theirs(webhook: Webho
 
     assert read_events(webhook, ada) == ["before", "after"]
     assert read_events(webhook, ben) == [None, None]
+
+
+def test_server_mode_starts_an_epoch_for_a_group_too(webhook: Webhook) -> None:
+    """Server mode, with the group's keys at hand, writes nothing for a member whom raw SQL removed."""
+    webhook.restart(server_keys=ServerKeyring([b"\x07" * 32]))
+    ada, ben = webhook.user("ada"), webhook.user("ben")
+    with Session(webhook.engine) as session:
+        team = Team(name="team")
+        with webhook.envelope.enroll(session, team, provider="server"):
+            session.add_all([Member(team_id=team.id, user_id=user) for user in (ada, ben)])
+            session.commit()
+    with Session(webhook.engine) as session, webhook.envelope.server_mode(reason="test"):
+        session.add(Event(team_id=1, text="before"))
+        session.commit()
+        with Session(webhook.engine) as other:
+            kept = webhook.envelope.unlock(other, other.get_one(User, ben), secret=SECRET)
+            other.commit()
+        with webhook.engine.begin() as connection:
+            connection.execute(sa.text("DELETE FROM write_only_members WHERE user_id = :ben"), {"ben": ben})
+        session.add(Event(team_id=1, text="after"))
+        session.commit()
+        found = session.scalars(select(Event.text).order_by(Event.id)).all()
+        assert found == ["before", "after"]
+    with kept, Session(webhook.engine) as session:
+        events = session.scalars(select(Event).order_by(Event.id)).all()
+        assert events[0].text == "before"
+        assert locked(lambda: events[1].text)
+
+    assert read_events(webhook, ada) == ["before", "after"]
 
 
 # Async
