@@ -96,6 +96,7 @@ class ServerSession(UnlockedSession):
                 "Server mode is on for this process already; stop() the other one first."
             )
         self.is_open = self._process_wide = True
+        self._make_ready()
         self.policy.emit(self._event("server_mode_started", "the process", 1))
         context.serve_process(self)
         return self
@@ -109,8 +110,18 @@ class ServerSession(UnlockedSession):
     def __enter__(self) -> Self:
         """Serve this context and, if one was given, this `Session`."""
         super().__enter__()
+        self._make_ready()
         self.policy.emit(self._event("server_mode_started", "a context", 1))
         return self
+
+    def _make_ready(self) -> None:
+        """Have the KEK of new slots wrapped now, before any flush needs it. On an event loop the first flush
+        does that, in a thread and before its first statement: nothing here can wait."""
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError:
+            if self._providers.needs_new(self._provider):
+                self._providers.wrap_new(self._provider)
 
     def prepare_read(
         self, session: Session | None, owner_class: OwnerClass, headers: Mapping[bytes, int]
@@ -356,7 +367,7 @@ class ServerSession(UnlockedSession):
             found = next(
                 (
                     cipher
-                    for one in list(self._fresh.values())
+                    for one in self._all_fresh()
                     if (cipher := one.keyring.reader(header, field)) is not None
                 ),
                 None,
@@ -368,11 +379,7 @@ class ServerSession(UnlockedSession):
         found = super().owner_of(header)
         if found is None and self.is_open:
             found = next(
-                (
-                    owner
-                    for one in list(self._fresh.values())
-                    if (owner := one.keyring.owner_of(header)) is not None
-                ),
+                (owner for one in self._all_fresh() if (owner := one.keyring.owner_of(header)) is not None),
                 None,
             )
         return found
@@ -479,8 +486,14 @@ class ServerSession(UnlockedSession):
         super()._close(why)
         self._wipe_fresh()
 
+    def _all_fresh(self) -> list[_Fresh]:
+        # By references: `values()` fails when another thread's session comes in meanwhile.
+        sessions = [reference() for reference in self._fresh.keyrefs()]
+        found = [self._fresh.get(session) for session in sessions if session is not None]
+        return [fresh for fresh in found if fresh is not None]
+
     def _wipe_fresh(self) -> None:
-        for fresh in list(self._fresh.values()):
+        for fresh in self._all_fresh():
             fresh.keyring.wipe()
         self._fresh.clear()
 

@@ -120,11 +120,14 @@ class WriteOnlySession(UnlockedSession):
         return epoch
 
     def _keep(self, owner: OwnerId, kept: WriteEpoch) -> None:
-        """The epoch's row is committed: the next transaction may go on with it."""
+        """The epoch's row is committed: the next transaction may go on with it. What has expired goes, of
+        whichever owner: the oldest stand first."""
         epochs = self.policy.write_epochs
-        while len(epochs) >= MOST_EPOCHS:
-            epochs.pop(next(iter(epochs))).opened.key.wipe()
         epochs[owner] = kept
+        while len(epochs) > MOST_EPOCHS or not next(iter(epochs.values())).lasts(0):
+            epochs.pop(next(iter(epochs))).opened.key.wipe()
+            if not epochs:
+                return
 
     def writer(
         self, owner: OwnerId, scope: str, field: Field, session: Session | None = None

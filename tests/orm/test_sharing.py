@@ -585,9 +585,24 @@ def test_a_holder_of_the_locked_epoch_alone_and_the_others_agree(shared: Engine)
     assert seen == [3] * 6
 
 
-def test_an_epoch_that_nobody_vouches_for_gets_no_older_key(
-    shared: Engine, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_keys_that_were_open_all_the_time_put_a_locked_epoch_in_order(shared: Engine) -> None:
+    """Who was unlocked before a session without keys added two and removed one writes for who is left, with
+    the first statement after it."""
+    with Session(shared) as session:
+        group_id = found_group(session, "founder")
+    with Session(shared) as present, unlock(present, "founder"):
+        present.commit()
+        for name in ("member", "newcomer"):
+            _join(shared, group_id, name, by=None)
+        _leave(shared, group_id, "newcomer")
+        present.add(Post(group_id=group_id, text="for who is left"))
+        present.commit()
+
+    assert read(shared, "founder") == read(shared, "member") == [FIRST, "for who is left"]
+    assert read(shared, "newcomer") == []
+
+
+def test_an_epoch_that_nobody_vouches_for_gets_no_older_key(shared: Engine) -> None:
     """Who made an epoch without being a member, and so knows its key, gets none of the older ones linked to
     it by the members' next unlocks."""
     with Session(shared) as session:
