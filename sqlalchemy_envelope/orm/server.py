@@ -96,7 +96,6 @@ class ServerSession(UnlockedSession):
                 "Server mode is on for this process already; stop() the other one first."
             )
         self.is_open = self._process_wide = True
-        self._make_ready()
         self.policy.emit(self._event("server_mode_started", "the process", 1))
         context.serve_process(self)
         return self
@@ -110,18 +109,19 @@ class ServerSession(UnlockedSession):
     def __enter__(self) -> Self:
         """Serve this context and, if one was given, this `Session`."""
         super().__enter__()
-        self._make_ready()
         self.policy.emit(self._event("server_mode_started", "a context", 1))
         return self
 
-    def _make_ready(self) -> None:
-        """Have the KEK of new slots wrapped now, before any flush needs it. On an event loop the first flush
-        does that, in a thread and before its first statement: nothing here can wait."""
-        try:
-            asyncio.get_running_loop()
-        except RuntimeError:
-            if self._providers.needs_new(self._provider):
-                self._providers.wrap_new(self._provider)
+    def prepare(self) -> Self:
+        """Have the KEK that new owners' slots are under wrapped now, at start-up: else the first flush of a
+        new owner asks the provider, before its first statement.
+
+        Raises:
+            ProviderError: the provider failed.
+        """
+        if self._providers.needs_new(self._provider):
+            self._providers.wrap_new(self._provider)
+        return self
 
     def prepare_read(
         self, session: Session | None, owner_class: OwnerClass, headers: Mapping[bytes, int]

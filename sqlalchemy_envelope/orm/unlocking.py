@@ -45,6 +45,8 @@ class OpenedRoot(NamedTuple):
     slot: StoredSlot
     kek: KeyBytes
     older: list[OpenedKey]
+    slots: list[tuple[StoredSlot, OpenedKey]]
+    """The slots that this KEK opens, with the root key in each; that of the active one first."""
     vouching: list[OpenedKey]
     """Those of them that nobody without the KEK can have put there."""
     trusted: bool
@@ -65,9 +67,8 @@ def unlock_steps(
             kek = yield Derivation(prepared, stronger)
             # A lost race is no loss: whoever won has upgraded or changed the slot.
             with wiping(kek):
-                located.store.replace_slot(
-                    found.slot, secret_slot(found.root, kek, stronger, found.slot.slot_id)
-                )
+                for slot, root in found.slots:
+                    located.store.replace_slot(slot, secret_slot(root, kek, stronger, slot.slot_id))
         return _unlocked(session, policy, located, keys, found)
 
 
@@ -116,12 +117,22 @@ def change_secret_steps(
     located = locate_enrolled(session, owner, policy)
     keys = load_keys(located)
     found, _ = yield from _open_with_secret(located, policy, profile, keys, prepared)
-    with wiping(found.root.key, found.kek, *(one.key for one in found.older)):
+    keyring = Keyring()
+    keyring.add_stored(located.place.owner, keys)
+    keyring.add(located.place.owner, [found.root, *found.older])
+    try:
         salt = KdfSalt.generate(profile)
         kek = yield Derivation(prepared_new, salt)
-        with wiping(kek):
-            new_slot = secret_slot(found.root, kek, salt, found.slot.slot_id)
-    _replace(located, found.slot, new_slot)
+        with wiping(kek, found.kek):
+            slots = found.slots
+            if not found.trusted:
+                # Its slot would be wrapped now, and the root key in it taken for the owner's own.
+                slots = [*renew(session, policy, located.place, keyring, found), *slots[1:]]
+            # Those of retired root keys too: what hangs on them alone has no other way.
+            for slot, root in slots:
+                _replace(located, slot, secret_slot(root, kek, salt, slot.slot_id))
+    finally:
+        keyring.wipe()
 
 
 def rebind_steps(
@@ -147,7 +158,7 @@ def rebind_steps(
         for slot in located.store.load_slots([new_root.stored.key_id], SlotKind.PROVIDER):
             located.store.replace_slot(slot, replace(sealed_slot(new_root, slot), slot_id=slot.slot_id))
         located.store.replace_keys([new_root.stored, *moved])
-        if located.place.owner_class.grants_of:
+        if located.place.owner_class.grants_of or not found.trusted:
             start_epoch(session, policy, located.place, keyring)
     finally:
         keyring.wipe()
@@ -222,7 +233,7 @@ def open_with_kek(
     Raises: as `open_slot`.
     """
     opened = open_slot(slot, root, kek)
-    older, trusted = [], []
+    older, trusted, reached = [], [], [(slot, opened)]
     for one in slots:
         like = one.kdf == slot.kdf and one.recipient_public_key == slot.recipient_public_key
         key = next((key for key in keys if key.key_id == one.key_id), None)
@@ -233,25 +244,32 @@ def open_with_kek(
         except EnvelopeError:
             continue  # what hangs on it stays locked; the active root key is not the worse for it
         older.append(before)
+        reached.append((one, before))
         if not is_sealed(one.wrapped):
             trusted.append(before)
     # A sealed slot can be made by anybody; a wrapped one by nobody without the KEK.
     genuine = not is_sealed(slot.wrapped) or policy.seals.is_on or is_proven(root, trusted)
-    return OpenedRoot(opened, slot, kek, older, trusted, genuine)
+    return OpenedRoot(opened, slot, kek, older, reached, trusted, genuine)
 
 
-def renew(session: Session, policy: Policy, place: Place, keyring: Keyring, found: OpenedRoot) -> None:
-    """Start an epoch in place of one that somebody else may have made, and keep its slot."""
+def renew(
+    session: Session, policy: Policy, place: Place, keyring: Keyring, found: OpenedRoot
+) -> list[tuple[StoredSlot, OpenedKey]]:
+    """Start an epoch in place of one that somebody else may have made, and keep its slot: the slot and the
+    new root key."""
     vouching = max(found.vouching, key=lambda one: one.stored.epoch, default=None)
     start_epoch(session, policy, place, keyring, vouching=vouching)
     root = keyring.root(place.owner)
     if root is None:
-        return
-    store = KeyStore(session, place.owner_class, policy.seals)
+        return []
+    store, kept = KeyStore(session, place.owner_class, policy.seals), []
     for slot in store.load_slots([root.stored.key_id], found.slot.kind):
         like = (slot.kdf, slot.recipient_public_key) == (found.slot.kdf, found.slot.recipient_public_key)
         if like:
-            store.replace_slot(slot, adopted_slot(slot, root, found.kek))
+            adopted = adopted_slot(slot, root, found.kek)
+            store.replace_slot(slot, adopted)
+            kept.append((adopted, root))
+    return kept
 
 
 def _unlocked(

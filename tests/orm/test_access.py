@@ -21,6 +21,7 @@ from sqlalchemy_envelope import (
     OwnerMismatchError,
     RowSealError,
     ServerKeyring,
+    UnlockError,
 )
 from tests.orm.sharing_models import Base, Group, Membership, Post, ProfileShare, User
 
@@ -124,6 +125,23 @@ def test_a_removed_provider_needs_no_holder(envelope: Envelope, session: Session
         with envelope.unlock(session, ada, secret=SECRET):
             assert (ada.display_name, ada.diary) == ("Ada", "diary of ada")
             session.commit()
+
+
+def test_a_secret_changed_right_after_a_new_epoch_loses_nothing(envelope: Envelope, session: Session) -> None:
+    """A root key that was retired while its owner was locked hangs on its secret slot alone, and a new secret
+    opens that too."""
+    ada = user_of(envelope, session, "ada", "server")
+    envelope.remove_provider(session, ada, provider="server")
+    envelope.change_secret(session, ada, old=SECRET, new="other words entirely")
+    session.commit()
+    session.expunge_all()
+    ada = session.scalars(select(User)).one()
+
+    with pytest.raises(UnlockError):
+        envelope.unlock(session, ada, secret=SECRET)
+    with envelope.unlock(session, ada, secret="other words entirely"):
+        assert (ada.display_name, ada.diary) == ("Ada", "diary of ada")
+        session.commit()
 
 
 def test_rows_of_an_older_database_are_sealed_once(session: Session) -> None:

@@ -635,6 +635,20 @@ def test_server_mode_opens_a_shared_kek_once(app: Application) -> None:
     assert app.remote.unwraps == 1
 
 
+def test_server_mode_prepared_at_start_up_asks_in_no_flush(app: Application) -> None:
+    """prepare() has the provider wrap the KEK of new slots; new owners' flushes then call it no more, in a
+    transaction that has written neither."""
+    server = app.envelope.server_mode(provider="remote", reason="test").prepare()
+    assert app.remote.wraps == 1
+    with server.prepare(), Session(app.engine) as session:
+        session.execute(select(User).with_for_update())
+        session.add_all([User(email="ada", phone="1"), User(email="ben", phone="2")])
+        session.commit()
+
+        assert sorted(user.phone or "" for user in session.scalars(select(User))) == ["1", "2"]
+    assert app.remote.wraps == 1
+
+
 # Asyncio
 
 
