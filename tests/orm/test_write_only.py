@@ -8,18 +8,15 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
-from sqlalchemy import Engine, ForeignKey, String, insert, select, update
+from sqlalchemy import Engine, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
-from sqlalchemy.orm import Mapped, Session, mapped_column
+from sqlalchemy.orm import Session
 
 from sqlalchemy_envelope import (
     AsyncEnvelope,
     AuditEvent,
-    EncryptedType,
     Envelope,
     KdfProfile,
-    KeyGrant,
-    KeyOwner,
     LockedError,
     NotEnrolledError,
     ServerKeyring,
@@ -28,34 +25,6 @@ from sqlalchemy_envelope import (
 from tests.orm.models import OVERHEAD, SECRET, Base, Note, Page, User, stored
 
 KEYS: sa.Table = Base.metadata.tables["users_key"]
-
-
-class Team(KeyOwner, Base):
-    """A group; what is written for it, its members read."""
-
-    __tablename__ = "write_only_teams"
-
-    id: Mapped[int] = mapped_column(primary_key=True)
-    name: Mapped[str | None] = mapped_column(EncryptedType(String))
-
-
-class Member(KeyGrant, Base, of="team_id", to="user_id"):
-    __tablename__ = "write_only_members"
-
-    team_id: Mapped[int] = mapped_column(
-        ForeignKey("write_only_teams.id", ondelete="CASCADE"), primary_key=True
-    )
-    user_id: Mapped[int] = mapped_column(ForeignKey("users.id", ondelete="CASCADE"), primary_key=True)
-
-
-class Event(Base):
-    """What a webhook brings for a team."""
-
-    __tablename__ = "write_only_events"
-
-    id: Mapped[int] = mapped_column(primary_key=True)
-    team_id: Mapped[int] = mapped_column(ForeignKey("write_only_teams.id", ondelete="CASCADE"))
-    text: Mapped[str | None] = mapped_column(EncryptedType(String))
 
 
 @dataclass
@@ -584,105 +553,6 @@ def test_a_block_inside_server_mode_writes_for_user_held_owners(webhook: Webhook
     assert webhook.seals == 1
     assert webhook.epochs(held) == []
     assert webhook.read(ada) == ["hers"]
-
-
-# Groups
-
-
-def team_of(webhook: Webhook, founder: int, *members: int) -> int:
-    """A team of users, its founder unlocked to make it; its id."""
-    with (
-        Session(webhook.engine) as session,
-        webhook.envelope.unlock(session, session.get_one(User, founder), secret=SECRET),
-    ):
-        team = Team(name="team")
-        webhook.envelope.enroll(session, team)
-        session.add_all([Member(team_id=team.id, user_id=user) for user in (founder, *members)])
-        session.commit()
-        return team.id
-
-
-def write_event(webhook: Webhook, team: int, text: str) -> None:
-    """An event for a team that nobody has unlocked."""
-    with Session(webhook.engine) as session, webhook.envelope.write_only(session):
-        session.add(Event(team_id=team, text=text))
-        session.commit()
-
-
-def read_events(webhook: Webhook, user: int) -> list[str | None]:
-    """What a user reads of the events; None for what stays locked."""
-    with (
-        Session(webhook.engine) as session,
-        webhook.envelope.unlock(session, session.get_one(User, user), secret=SECRET),
-    ):
-        events = session.scalars(select(Event).order_by(Event.id)).all()
-        found = [None if locked(lambda one=one: one.text) else one.text for one in events]
-        session.commit()
-        return found
-
-
-def test_a_group_reads_what_was_written_for_it(webhook: Webhook) -> None:
-    """Every member reads what a webhook wrote for the group while all were away."""
-    ada, ben = webhook.user("ada"), webhook.user("ben")
-    team = team_of(webhook, ada, ben)
-    write_event(webhook, team, "one")
-    write_event(webhook, team, "two")
-
-    assert webhook.seals == 1
-    assert read_events(webhook, ben) == ["one", "two"]
-    assert read_events(webhook, ada) == ["one", "two"]
-
-
-@pytest.mark.parametrize("adopted", [False, True], ids=["away", "adopted"])
-def test_what_is_written_after_somebody_was_removed_is_not_theirs(webhook: Webhook, adopted: bool) -> None:
-    """After raw SQL removed a member, the group's next value is under an epoch that they do not hold."""
-    ada, ben = webhook.user("ada"), webhook.user("ben")
-    team = team_of(webhook, ada, ben)
-    write_event(webhook, team, "before")
-    if adopted:
-        assert read_events(webhook, ada) == ["before"]
-    with Session(webhook.engine) as session:
-        kept = webhook.envelope.unlock(session, session.get_one(User, ben), secret=SECRET)
-        session.commit()  # Ben's process holds all that he may have
-        with webhook.engine.begin() as connection:
-            connection.execute(sa.text("DELETE FROM write_only_members WHERE user_id = :ben"), {"ben": ben})
-        write_event(webhook, team, "after")
-        with kept:
-            events = session.scalars(select(Event).order_by(Event.id)).all()
-            assert events[0].text == "before"
-            assert locked(lambda: events[1].text)
-
-    assert read_events(webhook, ada) == ["before", "after"]
-    assert read_events(webhook, ben) == [None, None]
-
-
-def test_server_mode_starts_an_epoch_for_a_group_too(webhook: Webhook) -> None:
-    """Server mode, with the group's keys at hand, writes nothing for a member whom raw SQL removed."""
-    webhook.restart(server_keys=ServerKeyring([b"\x07" * 32]))
-    ada, ben = webhook.user("ada"), webhook.user("ben")
-    with Session(webhook.engine) as session:
-        team = Team(name="team")
-        with webhook.envelope.enroll(session, team, provider="server"):
-            session.add_all([Member(team_id=team.id, user_id=user) for user in (ada, ben)])
-            session.commit()
-    with Session(webhook.engine) as session, webhook.envelope.server_mode(reason="test"):
-        session.add(Event(team_id=1, text="before"))
-        session.commit()
-        with Session(webhook.engine) as other:
-            kept = webhook.envelope.unlock(other, other.get_one(User, ben), secret=SECRET)
-            other.commit()
-        with webhook.engine.begin() as connection:
-            connection.execute(sa.text("DELETE FROM write_only_members WHERE user_id = :ben"), {"ben": ben})
-        session.add(Event(team_id=1, text="after"))
-        session.commit()
-        found = session.scalars(select(Event.text).order_by(Event.id)).all()
-        assert found == ["before", "after"]
-    with kept, Session(webhook.engine) as session:
-        events = session.scalars(select(Event).order_by(Event.id)).all()
-        assert events[0].text == "before"
-        assert locked(lambda: events[1].text)
-
-    assert read_events(webhook, ada) == ["before", "after"]
 
 
 # Async
