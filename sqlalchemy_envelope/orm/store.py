@@ -173,8 +173,11 @@ class KeyStore(_Rows):
         """The slots of these root keys. One query for some thousands."""
         c, found = self._slots.c, []
         for some in _chunks(list(key_ids)):
-            query = select(*_slot_columns(self._slots)).where(c.key_id.in_(some))
-            query = query.order_by(c.slot_id).limit(limit)
+            query = self._class.selects.get("slots")
+            if query is None:
+                query = select(*_slot_columns(self._slots)).order_by(c.slot_id)
+                self._class.selects["slots"] = query
+            query = query.where(c.key_id.in_(some)).limit(limit)
             found += [
                 _stored_slot(row)
                 for row in self._rows(query if kind is None else query.where(c.kind == kind))
@@ -282,7 +285,12 @@ class KeyStore(_Rows):
         return self._seals.seal(self._class.label, record.sealed_fields()) if self._seals.is_on else None
 
     def _select(self) -> Any:
-        return self.select_keys().order_by(self._keys.c.purpose, self._keys.c.scope, self._keys.c.epoch)
+        query = self._class.selects.get("keys")
+        if query is None:
+            c = self._keys.c
+            query = self.select_keys().order_by(c.purpose, c.scope, c.epoch)
+            self._class.selects["keys"] = query
+        return query
 
     def select_keys(self, *more: Any) -> Any:
         """Every column that `owned` reads, and more after them."""
