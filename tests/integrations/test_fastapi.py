@@ -149,6 +149,7 @@ def test_living_finds_what_is_left(sqlite_engine: Engine) -> None:
 
 
 @pytest.mark.parametrize(("cancelling", "rounds"), [(False, 23), (True, 48)], ids=["run-on", "cancelled"])
+@pytest.mark.thorough
 async def test_nobody_sees_a_foreign_value_and_no_key_is_left(
     app: FastAPI, cancelling: bool, rounds: int
 ) -> None:

@@ -113,6 +113,7 @@ def ada(app: Flask) -> Iterator[httpx.Client]:
         yield client
 
 
+@pytest.mark.thorough
 async def test_nobody_sees_a_foreign_value_and_no_key_is_left(app: Flask) -> None:
     """Of 1,000 interleaved requests none shows a foreign value, all show their own, and no key survives."""
     living, started = Living(), time.perf_counter()

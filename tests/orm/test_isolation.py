@@ -179,6 +179,7 @@ async def shared_memory() -> AsyncIterator[AsyncEngine]:
     await engine.dispose()
 
 
+@pytest.mark.thorough
 async def test_ten_thousand_unlocks_in_tasks(shared_memory: AsyncEngine) -> None:
     """40 tasks unlock 24 people 10,000 times, giving way in between: each sees its own
     person's values alone."""
@@ -258,6 +259,7 @@ def eight_connections(tmp_path: Path) -> Iterator[sa.Engine]:
 
 
 @pytest.mark.usefixtures("hurried_switching")
+@pytest.mark.thorough
 def test_ten_thousand_unlocks_in_threads(eight_connections: sa.Engine) -> None:
     """Eight threads do the same, changing places every microsecond."""
     engine = eight_connections
@@ -577,6 +579,7 @@ async def test_an_async_generator_closed_in_another_task(ada_and_ben: sa.Engine)
 
 @pytest.mark.parametrize("order", [(0, 1, 2), (0, 2, 1), (1, 0, 2), (1, 2, 0), (2, 0, 1), (2, 1, 0)])
 @pytest.mark.parametrize("same_session", [True, False])
+@pytest.mark.thorough
 def test_nested_unlocks_left_in_any_order(
     ada_and_ben: sa.Engine, order: tuple[int, ...], same_session: bool
 ) -> None:

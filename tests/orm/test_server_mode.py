@@ -846,6 +846,7 @@ def ten_thousand(tmp_path_factory: pytest.TempPathFactory) -> URL:
     return url
 
 
+@pytest.mark.thorough
 def test_loading_many_rows_of_many_owners_costs_few_queries(ten_thousand: URL) -> None:
     """10,000 rows of 10,000 owners: at most 12 queries for keys, none for a row."""
     engine = sa.create_engine(ten_thousand)
@@ -860,6 +861,7 @@ def test_loading_many_rows_of_many_owners_costs_few_queries(ten_thousand: URL) -
 
 
 @pytest.mark.parametrize("streamed", [False, True], ids=["all", "stream"])
+@pytest.mark.thorough
 async def test_the_same_with_an_asynchronous_session(ten_thousand: URL, streamed: bool) -> None:
     """10,000 rows of 10,000 owners with `AsyncSession`: at most 12 queries, or one for each partition."""
     engine = create_async_engine(ten_thousand.set(drivername="sqlite+aiosqlite"))
