@@ -76,6 +76,7 @@ async def client(app: FastAPI) -> AsyncIterator[httpx.AsyncClient]:
     """A client of the application being served."""
     with serve(app) as address:
         async with httpx.AsyncClient(base_url=address, timeout=30) as client:
+            (await client.get("/openapi.json")).raise_for_status()  # its start-up code has run
             yield client
 
 
