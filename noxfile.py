@@ -40,7 +40,7 @@ def lint(session: nox.Session) -> None:
 @nox.session
 def types(session: nox.Session) -> None:
     """The package under mypy, strict, and under pyright."""
-    install(session, "-e", ".[all]", "--group", "lint", "--group", "test")
+    install(session, "-e", ".[all]", "--group", "lint")
     session.run("mypy")
     session.run("pyright")
 

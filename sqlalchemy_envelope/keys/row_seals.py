@@ -19,10 +19,12 @@ class ServerKeys(Protocol):
     @property
     def keys_by_id(self) -> Mapping[bytes, KeyBytes]:
         """Every configured key by its 16-byte id."""
+        raise NotImplementedError
 
     @property
     def active(self) -> tuple[bytes, KeyBytes]:
         """Id and key of the one that new seals are made under."""
+        raise NotImplementedError
 
 
 class RowSeals(Uncopied):

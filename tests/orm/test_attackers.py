@@ -37,6 +37,8 @@ from sqlalchemy_envelope.crypto.sealing import public_keys
 from sqlalchemy_envelope.crypto.secret import KeyBytes
 from tests.orm.models import Base, Note, Page, User, envelope
 
+pytestmark = pytest.mark.thorough
+
 ADA, BEN = "the secret of ada", "another one, of ben"
 BODY, TEXT, PHONE = "ada's diary", "ada's page", "+44 20 7946 0000"
 

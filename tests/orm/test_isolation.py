@@ -157,7 +157,6 @@ def require_every_row_under_its_owners_key(connection: sa.Connection, written: i
 def no_key_remains() -> Iterator[None]:
     """No unlocked session that was opened inside is open at the end, and no key made
     inside holds anything."""
-    gc.collect()
     before = [one for one in gc.get_objects() if isinstance(one, (UnlockedSession, KeyBytes))]
     known = {id(one) for one in before}
     yield

@@ -67,6 +67,8 @@ from tests.orm.outsider import (
     set_scene,
 )
 
+pytestmark = pytest.mark.thorough
+
 MEMBERSHIPS: Any = Membership.__table__
 GROUPS: Any = Group.__table__
 EVERYTHING = [
