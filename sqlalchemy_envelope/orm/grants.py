@@ -20,7 +20,6 @@ from sqlalchemy import (
     LargeBinary,
     String,
     UniqueConstraint,
-    Uuid,
 )
 from sqlalchemy.exc import ArgumentError, InvalidRequestError
 from sqlalchemy.orm import Mapped, mapped_column
@@ -28,6 +27,7 @@ from sqlalchemy.orm import Mapped, mapped_column
 from sqlalchemy_envelope.crypto.context import encode_context, encode_reference
 from sqlalchemy_envelope.exceptions import ConfigurationError
 from sqlalchemy_envelope.orm.binding import path_through
+from sqlalchemy_envelope.orm.owners import KEY_UUID
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -233,7 +233,7 @@ def _now() -> dt.datetime:
 class KeyGrantTable:
     """What every table of grants has; one row is one key, for one recipient."""
 
-    grant_id: Mapped[uuid.UUID] = mapped_column(Uuid, primary_key=True)
+    grant_id: Mapped[uuid.UUID] = mapped_column(KEY_UUID, primary_key=True)
     state: Mapped[str] = mapped_column(String(16))
     wrapped: Mapped[bytes | None] = mapped_column(LargeBinary)
     seal: Mapped[bytes | None] = mapped_column(LargeBinary(48))
@@ -251,10 +251,16 @@ def _companion(
         "__tablename__": name,
         "__module__": mapper.class_.__module__,
         "key_id": mapped_column(
-            Uuid, ForeignKey(of.key_class.__table__.c.key_id, ondelete="CASCADE"), nullable=False, index=True
+            KEY_UUID,
+            ForeignKey(of.key_class.__table__.c.key_id, ondelete="CASCADE"),
+            nullable=False,
+            index=True,
         ),
         "recipient_key_id": mapped_column(
-            Uuid, ForeignKey(to.key_class.__table__.c.key_id, ondelete="CASCADE"), nullable=True, index=True
+            KEY_UUID,
+            ForeignKey(to.key_class.__table__.c.key_id, ondelete="CASCADE"),
+            nullable=True,
+            index=True,
         ),
         **{
             one: mapped_column(column.type, nullable=False)

@@ -19,13 +19,12 @@ from sqlalchemy import (
     LargeBinary,
     String,
     UniqueConstraint,
-    Uuid,
 )
 from sqlalchemy.orm import Mapped, declared_attr, mapped_column
 
 from sqlalchemy_envelope.exceptions import ConfigurationError
 from sqlalchemy_envelope.keys.model import KeyState
-from sqlalchemy_envelope.orm.owners import OwnerClass, owner_class_of, register
+from sqlalchemy_envelope.orm.owners import KEY_UUID, OwnerClass, owner_class_of, register
 
 if TYPE_CHECKING:
     from sqlalchemy import Table
@@ -94,7 +93,7 @@ class KeyTable(_OwnedTable[Owner]):
     and somebody was removed. Subclass it to choose the table's name or to add columns:
     `class UserKey(KeyTable[User], Base): __tablename__ = "user_keys"`."""
 
-    key_id: Mapped[uuid.UUID] = mapped_column(Uuid, primary_key=True)
+    key_id: Mapped[uuid.UUID] = mapped_column(KEY_UUID, primary_key=True)
     owner_reference: Mapped[bytes] = mapped_column(LargeBinary)
     purpose: Mapped[str] = mapped_column(String(8))
     scope: Mapped[str] = mapped_column(String(64), default="")
@@ -115,7 +114,7 @@ class KeyTable(_OwnedTable[Owner]):
     def wrapping_key_id(cls) -> Mapped[uuid.UUID | None]:
         """The root key that wraps this one. NO ACTION: deleting a root on which keys depend must fail, while
         the owner's cascade, checked at the end of the statement, passes."""
-        return mapped_column(Uuid, ForeignKey(f"{_full_name(cls)}.key_id"), index=True)
+        return mapped_column(KEY_UUID, ForeignKey(f"{_full_name(cls)}.key_id"), index=True)
 
     @classmethod
     def _refer(cls, owner_class: OwnerClass) -> None:
@@ -128,7 +127,7 @@ class KeyTable(_OwnedTable[Owner]):
 class KeySlotTable(_OwnedTable[Owner]):
     """Key slots of one class of owners: each row is one way to reach a root key."""
 
-    slot_id: Mapped[uuid.UUID] = mapped_column(Uuid, primary_key=True)
+    slot_id: Mapped[uuid.UUID] = mapped_column(KEY_UUID, primary_key=True)
     kind: Mapped[str] = mapped_column(String(16))
     kdf: Mapped[str | None] = mapped_column(String(128))
     recipient_public_key: Mapped[bytes | None] = mapped_column(LargeBinary(32))
@@ -149,7 +148,7 @@ class KeySlotTable(_OwnedTable[Owner]):
             raise ConfigurationError(f"{cls.__name__}: declare `KeyTable[{owner_class.name}]` before it.")
         target = owner_class.key_class.__table__.c.key_id
         reference = ForeignKey(target, ondelete="CASCADE")
-        cls.key_id = mapped_column(Uuid, reference, nullable=False, index=True)
+        cls.key_id = mapped_column(KEY_UUID, reference, nullable=False, index=True)
 
 
 def _full_name(cls: Any) -> str:

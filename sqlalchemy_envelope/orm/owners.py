@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 from weakref import WeakKeyDictionary
 
-from sqlalchemy import Table
+from sqlalchemy import Table, Uuid
 
 from sqlalchemy_envelope.crypto.context import owner_reference
 from sqlalchemy_envelope.exceptions import ConfigurationError, EnrollmentError
@@ -74,6 +74,9 @@ class Place(NamedTuple):
         """The keyring's name for it."""
         return self.owner_class.owner_id(self.primary_key)
 
+
+KEY_UUID: Uuid[Any] = Uuid().with_variant(Uuid(native_uuid=False), "mysql", "mariadb")
+"""The type of key ids. MariaDB's own type refuses one UUIDv8 in some dozens, by how it sorts them."""
 
 _by_table: WeakKeyDictionary[Any, OwnerClass] = WeakKeyDictionary()
 
