@@ -3,34 +3,22 @@
 from __future__ import annotations
 
 from hmac import compare_digest
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from sqlalchemy_envelope.crypto.row_seal import SEAL_SIZE, row_key, row_mac
 from sqlalchemy_envelope.crypto.secret import KeyBytes, Uncopied
 from sqlalchemy_envelope.exceptions import RowSealError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
-
-class ServerKeys(Protocol):
-    """Ordered server keys; the first is active."""
-
-    @property
-    def keys_by_id(self) -> Mapping[bytes, KeyBytes]:
-        """Every configured key by its 16-byte id."""
-        raise NotImplementedError
-
-    @property
-    def active(self) -> tuple[bytes, KeyBytes]:
-        """Id and key of the one that new seals are made under."""
-        raise NotImplementedError
+    from sqlalchemy_envelope.keys.providers.server import ServerKeyring
 
 
 class RowSeals(Uncopied):
     """Seals and checks rows; without server keys it makes no seals and asks for none."""
 
-    def __init__(self, server_keys: ServerKeys | None = None) -> None:
+    def __init__(self, server_keys: ServerKeyring | None = None) -> None:
         self._server_keys = server_keys
         self._row_keys: dict[tuple[bytes, str], KeyBytes] = {}
 

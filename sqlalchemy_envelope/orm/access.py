@@ -12,11 +12,12 @@ from sqlalchemy_envelope.orm import context
 from sqlalchemy_envelope.orm.audit import AuditEvent
 from sqlalchemy_envelope.orm.enrolling import kek_for_new
 from sqlalchemy_envelope.orm.epochs import start_epoch
+from sqlalchemy_envelope.orm.grant_store import GrantStore
 from sqlalchemy_envelope.orm.located import active_root, load_keys, locate_enrolled
 from sqlalchemy_envelope.orm.opening import MAX_LEVELS
 from sqlalchemy_envelope.orm.owners import Place
 from sqlalchemy_envelope.orm.policy import note_policy
-from sqlalchemy_envelope.orm.store import GrantStore, KeyStore
+from sqlalchemy_envelope.orm.store import KeyStore
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

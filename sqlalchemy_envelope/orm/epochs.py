@@ -23,7 +23,8 @@ from sqlalchemy_envelope.keys.hierarchy import (
 from sqlalchemy_envelope.keys.model import GrantState, KeyState, OpenedKey, Purpose
 from sqlalchemy_envelope.keys.slots import sealed_slot
 from sqlalchemy_envelope.orm.audit import AuditEvent
-from sqlalchemy_envelope.orm.store import GrantStore, KeyStore, usable
+from sqlalchemy_envelope.orm.grant_store import GrantStore
+from sqlalchemy_envelope.orm.store import KeyStore, usable
 from sqlalchemy_envelope.orm.transactions import note_new_keys
 
 if TYPE_CHECKING:

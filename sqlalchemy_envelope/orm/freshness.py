@@ -9,10 +9,11 @@ from weakref import ref
 from sqlalchemy import Delete, TextClause, Update
 
 from sqlalchemy_envelope.keys.model import Purpose
+from sqlalchemy_envelope.orm.grant_store import count_grants
 from sqlalchemy_envelope.orm.grants import has_grants
 from sqlalchemy_envelope.orm.opening import Opening, follow_grants, load_owners, settle
 from sqlalchemy_envelope.orm.owners import owner_class_of
-from sqlalchemy_envelope.orm.store import KeyStore, count_grants
+from sqlalchemy_envelope.orm.store import KeyStore
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping

@@ -21,7 +21,7 @@ from sqlalchemy_envelope.orm import (
     loading,
     models,
     refusals,
-    server,
+    server_flushes,
     sharing,
     statements,
     writing,
@@ -58,9 +58,9 @@ def _install() -> None:
     event.listen(Session, "after_flush", writing.clear_notes)
     event.listen(Session, "after_soft_rollback", writing.clear_notes)
     event.listen(Session, "after_attach", _on_attach)
-    event.listen(Session, "before_flush", server.before_flush)
-    event.listen(Session, "after_flush", server.after_flush)
-    event.listen(Session, "after_soft_rollback", server.after_soft_rollback)
+    event.listen(Session, "before_flush", server_flushes.before_flush)
+    event.listen(Session, "after_flush", server_flushes.after_flush)
+    event.listen(Session, "after_soft_rollback", server_flushes.after_soft_rollback)
 
 
 def _install_sharing() -> None:

@@ -26,8 +26,9 @@ from sqlalchemy_envelope.keys.hierarchy import (
 from sqlalchemy_envelope.keys.model import GrantState, KeyState, OpenedKey, Purpose
 from sqlalchemy_envelope.orm.audit import AuditEvent
 from sqlalchemy_envelope.orm.epochs import Recipient, roots_of, start_epoch, start_scope_epoch
+from sqlalchemy_envelope.orm.grant_store import GrantCounts, GrantStore, count_grants
 from sqlalchemy_envelope.orm.owners import Place
-from sqlalchemy_envelope.orm.store import GrantCounts, GrantStore, KeyStore, count_grants
+from sqlalchemy_envelope.orm.store import KeyStore
 from sqlalchemy_envelope.orm.transactions import note_new_keys
 
 if TYPE_CHECKING:

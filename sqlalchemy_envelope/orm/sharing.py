@@ -19,9 +19,10 @@ from sqlalchemy_envelope.orm import context
 from sqlalchemy_envelope.orm.audit import AuditEvent
 from sqlalchemy_envelope.orm.epochs import Recipient, grant_to, start_epoch, start_scope_epoch
 from sqlalchemy_envelope.orm.freshness import forget_looks
+from sqlalchemy_envelope.orm.grant_store import GrantStore
 from sqlalchemy_envelope.orm.grants import grant_class_of, grants_can_circle
 from sqlalchemy_envelope.orm.owners import Place, owner_class_of
-from sqlalchemy_envelope.orm.store import GrantStore, KeyStore, usable
+from sqlalchemy_envelope.orm.store import KeyStore, usable
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import InstanceState, Session

@@ -14,7 +14,8 @@ from sqlalchemy import event
 from sqlalchemy.orm import Session
 
 from sqlalchemy_envelope.exceptions import EnrollmentError
-from sqlalchemy_envelope.orm.store import KeyStore, count_grants
+from sqlalchemy_envelope.orm.grant_store import count_grants
+from sqlalchemy_envelope.orm.store import KeyStore
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable

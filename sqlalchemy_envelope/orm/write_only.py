@@ -20,8 +20,9 @@ from sqlalchemy_envelope.keys.write_epoch import WriteEpoch
 from sqlalchemy_envelope.orm.audit import AuditEvent
 from sqlalchemy_envelope.orm.epochs import start_epoch
 from sqlalchemy_envelope.orm.freshness import looked_at
+from sqlalchemy_envelope.orm.grant_store import count_grants
 from sqlalchemy_envelope.orm.owners import Place
-from sqlalchemy_envelope.orm.store import KeyStore, count_grants
+from sqlalchemy_envelope.orm.store import KeyStore
 from sqlalchemy_envelope.orm.transactions import note_enrolment
 from sqlalchemy_envelope.orm.unlocked import UnlockedSession
 

@@ -35,10 +35,11 @@ from sqlalchemy_envelope.keys.hierarchy import describe, link_to_newer_root, pro
 from sqlalchemy_envelope.keys.model import KeyState, OpenedKey, Purpose
 from sqlalchemy_envelope.keys.providers import ServerKeyring
 from sqlalchemy_envelope.orm import sharing
+from sqlalchemy_envelope.orm.grant_store import GrantStore
 from sqlalchemy_envelope.orm.grants import grant_class_of
 from sqlalchemy_envelope.orm.opening import MAX_LEVELS
 from sqlalchemy_envelope.orm.owners import owner_class_of
-from sqlalchemy_envelope.orm.store import GrantStore, KeyStore
+from sqlalchemy_envelope.orm.store import KeyStore
 from tests.orm import models as plain
 from tests.orm.sharing_models import (
     Affiliation,
