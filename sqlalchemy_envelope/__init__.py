@@ -12,8 +12,13 @@ from sqlalchemy_envelope.exceptions import (
     KdfParametersError,
     KeyNotFoundError,
     LockedError,
+    MigrationError,
+    MigrationRefusedError,
+    MigrationStoppedError,
     NotEnrolledError,
     OwnerMismatchError,
+    PlaintextRefusedError,
+    PreviousValueError,
     ProviderError,
     ProviderTimeoutError,
     RowSealError,
@@ -23,6 +28,7 @@ from sqlalchemy_envelope.exceptions import (
     StatementRefusedError,
     TamperedKeyError,
     TruncatedError,
+    UnclaimedError,
     UnflushedError,
     UnlockBusyError,
     UnlockError,
@@ -38,6 +44,7 @@ from sqlalchemy_envelope.orm.engine import enforce_foreign_keys
 from sqlalchemy_envelope.orm.envelope import Envelope
 from sqlalchemy_envelope.orm.grants import KeyGrant
 from sqlalchemy_envelope.orm.models import KeyOwner, KeySlotTable, KeyTable
+from sqlalchemy_envelope.orm.previous import PreviousColumn
 from sqlalchemy_envelope.orm.provided import CachePolicy
 from sqlalchemy_envelope.orm.sealed import Sealed
 from sqlalchemy_envelope.orm.server import ServerSession
@@ -72,9 +79,15 @@ __all__ = [
     "KeySlots",
     "KeyTable",
     "LockedError",
+    "MigrationError",
+    "MigrationRefusedError",
+    "MigrationStoppedError",
     "NotEnrolledError",
     "OwnerMismatchError",
     "Pkcs11",
+    "PlaintextRefusedError",
+    "PreviousColumn",
+    "PreviousValueError",
     "ProviderError",
     "ProviderTimeoutError",
     "RowSealError",
@@ -87,6 +100,7 @@ __all__ = [
     "StatementRefusedError",
     "TamperedKeyError",
     "TruncatedError",
+    "UnclaimedError",
     "UnflushedError",
     "UnlockBusyError",
     "UnlockError",

@@ -167,3 +167,39 @@ class UnflushedError(EnvelopeError):
     """An unlocked session was left while values waited to be encrypted."""
 
     code = "unflushed"
+
+
+class UnclaimedError(EnrollmentError):
+    """The owner's keys wait to be claimed: they were made by a campaign, and no secret opens them yet."""
+
+    code = "unclaimed"
+
+
+class PlaintextRefusedError(EnvelopeError):
+    """A value stands in the previous column alone, and the column's policy refuses it there."""
+
+    code = "plaintext-refused"
+
+
+class MigrationError(EnvelopeError):
+    """A migration of values that cannot go on; what is done stays done, and `run` goes on from there."""
+
+    code = "migration"
+
+
+class MigrationRefusedError(MigrationError):
+    """A step of a migration that is not due: something is left that it would lose."""
+
+    code = "migration-refused"
+
+
+class MigrationStoppedError(MigrationError):
+    """A migration was stopped by the database or the machine; the message says what to do before it goes on."""
+
+    code = "migration-stopped"
+
+
+class PreviousValueError(MigrationError):
+    """A value of the previous column cannot be read: another key than it was written with, or altered."""
+
+    code = "previous-value"

@@ -11,6 +11,7 @@ from sqlalchemy.orm import ColumnProperty, Mapper, RelationshipProperty
 
 from sqlalchemy_envelope.exceptions import ConfigurationError
 from sqlalchemy_envelope.orm.owners import OwnerClass, owner_class_of
+from sqlalchemy_envelope.orm.previous import PREVIOUS, policy_of_column
 from sqlalchemy_envelope.orm.sealed import Sealed, is_ciphertext
 from sqlalchemy_envelope.orm.types import EncryptedType
 
@@ -84,6 +85,7 @@ class TablePlan:
         names: mapped attribute names that differ from their column's, for
             `insert(Model).values(attribute=...)`.
         keys: the names of the encrypted columns.
+        dual: those with a previous column: its name, and whether it is written too.
     """
 
     def __init__(
@@ -97,6 +99,11 @@ class TablePlan:
         self.names = names
         self.columns = tuple(column for _, columns in self.groups for column in columns)
         self.keys = frozenset(column.key for column in self.columns)
+        self.dual = {
+            one.key: (str(one.column.info[PREVIOUS]), policy_of_column(one.column) == "both")
+            for one in self.columns
+            if PREVIOUS in one.column.info
+        }
         self.row_bound = any(column.row_bound for column in self.columns)
         keys = tuple(table.primary_key.columns) if self.row_bound else ()
         self.has_defaults = any(one.default is not None for one in (*keys, *(c.column for c in self.columns)))

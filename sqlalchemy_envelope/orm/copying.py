@@ -29,6 +29,12 @@ def check_from_select(plan: TablePlan, statement: Any, name_of: Callable[[Any], 
             f"{len(names)} columns are not matched by {len(sources)} of the select."
         )
     copied = dict(zip(names, sources, strict=True))
+    for key, (previous, _) in plan.dual.items():
+        if (key in copied) is not (previous in copied):
+            raise StatementRefusedError(
+                f"This copies rows into {plan.table.name}.{key}, whose values are being moved: copy "
+                f"{plan.table.c[previous].name} with it, or load the rows and add them as objects."
+            )
     for name, source in copied.items():
         target = next((one for one in plan.columns if one.key == name), None)
         if target is None:
@@ -78,6 +84,27 @@ def check_upsert(plan: TablePlan, statement: Any, name_of: Callable[[Any], str])
                     f"`excluded.{column.key}` and {', '.join(path.keys)} with it"
                     + (", on the primary key alone." if column.row_bound else ".")
                 )
+
+
+def upsert_previous(plan: TablePlan, statement: Any, name_of: Callable[[Any], str]) -> Any:
+    """The upsert, setting the previous column from the proposed row wherever it sets the encrypted one."""
+    clause = getattr(statement, "_post_values_clause", None)
+    attribute = "update_values_to_set" if hasattr(clause, "update_values_to_set") else "update"
+    updates = getattr(clause, attribute, None)
+    if not updates:
+        return statement
+    pairs = dict(updates.items() if hasattr(updates, "items") else updates)
+    names = {name_of(key) for key in pairs}
+    proposed = getattr(statement, "excluded", None)
+    proposed = statement.inserted if proposed is None else proposed
+    added = {previous: proposed[previous] for key, (previous, _) in plan.dual.items() if key in names}
+    if not added:
+        return statement
+    statement, clause = statement._clone(), clause._clone()  # type: ignore[union-attr]  # it has updates
+    whole = pairs | added
+    setattr(clause, attribute, whole if isinstance(updates, dict) else list(whole.items()))
+    statement._post_values_clause = clause
+    return statement
 
 
 def _copies_owner(target: EncryptedColumn, source: Any, sources: Mapping[str, Any]) -> bool:

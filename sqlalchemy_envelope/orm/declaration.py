@@ -9,6 +9,7 @@ from sqlalchemy import Column, Table, UniqueConstraint
 
 from sqlalchemy_envelope.exceptions import ConfigurationError
 from sqlalchemy_envelope.orm.binding import plan_of_mapper
+from sqlalchemy_envelope.orm.previous import attach_previous
 from sqlalchemy_envelope.orm.types import EncryptedType
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ def declare_column(column: Column[Any], table: Any) -> bool:
     if column.type.label is None:
         column.type = column.type.labelled(f"{table.name}.{column.name}")
     _check_column(column, table)
+    attach_previous(column, table)
     return True
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Row
 
+from sqlalchemy_envelope.orm.store import RawBytes
 from sqlalchemy_envelope.orm.types import EncryptedType
 
 if TYPE_CHECKING:
@@ -41,7 +42,8 @@ def _has_encrypted(row: Row[Any]) -> bool:
     # statement have no column objects. What cannot be told is not shown.
     try:
         metadata: Any = row._parent
-        typed = any(isinstance(getattr(key, "type", None), EncryptedType) for key in metadata._keymap)
+        hidden = (EncryptedType, RawBytes)
+        typed = any(isinstance(getattr(key, "type", None), hidden) for key in metadata._keymap)
         ours = EncryptedType.__module__
         return typed or any(getattr(one, "__module__", None) == ours for one in metadata._processors or ())
     except Exception:  # noqa: BLE001 - an inside of SQLAlchemy that is no longer there

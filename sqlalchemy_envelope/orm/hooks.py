@@ -14,6 +14,8 @@ from sqlalchemy.orm import Mapper, Session
 
 from sqlalchemy_envelope.orm import (
     context,
+    dual,
+    dual_columns,
     echo,
     fetching,
     freshness,
@@ -28,6 +30,7 @@ from sqlalchemy_envelope.orm import (
 )
 from sqlalchemy_envelope.orm.binding import note_mapper
 from sqlalchemy_envelope.orm.declaration import check_mapper, declare_column
+from sqlalchemy_envelope.orm.previous import is_moving
 
 _installed = False
 
@@ -43,6 +46,8 @@ def register() -> None:
 def _on_column(column: Column[Any], table: Any) -> None:
     if declare_column(column, table):
         _install()
+        if is_moving(column):
+            _install_dual()
 
 
 def _install() -> None:
@@ -63,6 +68,11 @@ def _install() -> None:
     event.listen(Session, "after_soft_rollback", server_flushes.after_soft_rollback)
 
 
+def _install_dual() -> None:
+    if not event.contains(Session, "do_orm_execute", dual_columns.do_orm_execute):
+        event.listen(Session, "do_orm_execute", dual_columns.do_orm_execute)
+
+
 def _install_sharing() -> None:
     if not event.contains(Session, "after_flush", sharing.after_flush):
         event.listen(Session, "before_flush", sharing.before_flush)
@@ -76,6 +86,7 @@ def _on_mapper_constructed(mapper: Mapper[Any], cls: type[Any]) -> None:
         _install_sharing()
         event.listen(mapper, "before_delete", sharing.before_delete, raw=True, propagate=True)
     note_mapper(mapper)
+    dual.map_previous(mapper)
 
 
 def _on_mapper_configured(mapper: Mapper[Any], cls: type[Any]) -> None:
@@ -89,11 +100,15 @@ def _on_mapper_configured(mapper: Mapper[Any], cls: type[Any]) -> None:
             instrumented, "set", _on_set, raw=True, retval=True
         )  # retval spares a wrapper for each value
     listener = loading.load_listener(mapper)
+    duals = dual.dual_attributes(mapper)
     # insert: ahead of Mutable's own listener, which must not meet a Sealed. raw: an
     # object may be dead already.
     event.listen(cls, "load", listener, insert=True, raw=True)
-    event.listen(cls, "refresh", listener, insert=True, raw=True)
+    # Where there is a previous column, one that was left out may have to be read after all.
+    event.listen(cls, "refresh", listener, insert=True, raw=True, restore_load_context=bool(duals))
     event.listen(cls, "expire", loading.forget, raw=True)
+    if duals:
+        event.listen(cls, "expire", dual.expire_listener(duals), raw=True)
     event.listen(mapper, "before_insert", writing.insert_listener(mapper), raw=True)
     event.listen(mapper, "before_update", writing.update_listener(mapper), raw=True)
 

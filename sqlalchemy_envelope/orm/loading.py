@@ -16,9 +16,10 @@ from sqlalchemy.orm.base import NO_VALUE, PASSIVE_NO_RESULT, PASSIVE_OFF, SQL_OK
 from sqlalchemy_envelope.crypto.aead import HEADER_SIZE, altered, check_value, row_tail
 from sqlalchemy_envelope.crypto.context import encode_reference
 from sqlalchemy_envelope.exceptions import ConfigurationError, DecryptionError
-from sqlalchemy_envelope.orm import context
+from sqlalchemy_envelope.orm import context, dual
 from sqlalchemy_envelope.orm.binding import EncryptedAttribute, plan_of_mapper
-from sqlalchemy_envelope.orm.sealed import Sealed
+from sqlalchemy_envelope.orm.previous import policy_of_column
+from sqlalchemy_envelope.orm.sealed import SEALED, Sealed
 from sqlalchemy_envelope.orm.types import decode
 
 if TYPE_CHECKING:
@@ -29,8 +30,6 @@ if TYPE_CHECKING:
     from sqlalchemy_envelope.keys.keyring import OwnerId
     from sqlalchemy_envelope.orm.unlocked import UnlockedSession
 
-SEALED = "sqlalchemy_envelope.sealed"
-"""In `state.info`: the stored values of locked attributes, by attribute."""
 _COLUMN_TAIL = row_tail(b"")
 _HEADER, _NONCE, _BODY = slice(HEADER_SIZE), slice(HEADER_SIZE, 29), slice(29, None)
 WIPED = "sqlalchemy_envelope.wiped"
@@ -41,6 +40,12 @@ again from the database."""
 def load_listener(mapper: Mapper[Any]) -> Callable[..., None]:
     """The listener for `load` and `refresh` of one mapper. It runs for every row: what
     is asked first is cheap."""
+    listener = _load_listener(mapper)
+    duals = dual.dual_attributes(mapper)
+    return dual.load_listener(listener, duals, forget) if duals else listener
+
+
+def _load_listener(mapper: Mapper[Any]) -> Callable[..., None]:
     plan = plan_of_mapper(mapper)
     current = context.CURRENT.get
     openings = tuple((attribute, *attribute.opening) for attribute in plan)
@@ -207,7 +212,7 @@ def forget(state: InstanceState[Any], keys: Iterable[str] | None) -> None:
     """Drop the marks of attributes that are read or set anew."""
     if "info" not in state.__dict__:
         return
-    for name in (SEALED, WIPED):
+    for name in (SEALED, WIPED, dual.WAITING, dual.FROM_PREVIOUS):
         marks = state.info.get(name)
         if marks:
             for key in list(marks) if keys is None else keys:
@@ -225,6 +230,9 @@ class _LockedAware:
             sealed = state.info.get(SEALED, {}).get(self.key)
             if sealed is not None:
                 return _open_late(state, self.key, sealed, passive)
+            waiting = state.info.get(dual.WAITING, {}).get(self.key)
+            if waiting is not None:
+                return dual.read_waiting(state, waiting, passive, forget)
             if self.key in state.info.get(WIPED, ()) and passive & SQL_OK and not _may_open(state, self.key):
                 # No SQL: under asyncio there is no greenlet here to run it in.
                 raise context.locked(f"{state.class_.__name__}.{self.key}", state.session)
@@ -232,7 +240,10 @@ class _LockedAware:
             return super().get(state, dict_, passive)  # type: ignore[misc]  # of the class it is mixed into
         except KeyError:
             sealed = state.info.get(SEALED, {}).get(self.key)
-        # The refresh that `get` ran found a locked value.
+            waiting = state.info.get(dual.WAITING, {}).get(self.key)
+        # The refresh that `get` ran found a locked value, or one in the previous column alone.
+        if waiting is not None:
+            return dual.read_waiting(state, waiting, passive, forget)
         if sealed is None:
             raise KeyError(self.key)
         return _open_late(state, self.key, sealed, passive)
@@ -241,6 +252,8 @@ class _LockedAware:
         sealed = state.info.get(SEALED, {}).get(self.key) if self.key not in dict_ else None
         if sealed is not None:
             _open_late(state, self.key, sealed, PASSIVE_OFF)
+        elif self.key not in dict_ and self.key in state.info.get(dual.WAITING, ()):
+            self.get(state, dict_)
         super().delete(state, dict_)  # type: ignore[misc]  # of the class it is mixed into
 
 
@@ -324,8 +337,11 @@ def forget_plaintext(session: Session, stays_open: Callable[[OwnerId | None], bo
             if state.dict.get(a.key) is not None
             and not _waits(state, a)
             and not stays_open(owner_of_row(state, a))
+            and not ("info" in state.__dict__ and a.key in state.info.get(dual.FROM_PREVIOUS, ()))
         ]
+        # Locked, it may still be read from the previous column.
+        locked = [a.key for a in plan if a.key in keys and policy_of_column(a.encrypted.column) != "both"]
         instance = state.obj()
         if keys and instance is not None:
             session.expire(instance, keys)
-            state.info.setdefault(WIPED, {}).update(dict.fromkeys(keys, True))
+            state.info.setdefault(WIPED, {}).update(dict.fromkeys(locked, True))

@@ -7,7 +7,7 @@ that runs a thousand times is walked once. Whatever is not known to be harmless 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 from weakref import WeakSet
 
@@ -16,6 +16,7 @@ from sqlalchemy.sql import functions, operators
 from sqlalchemy.sql.elements import (
     BinaryExpression,
     ClauseElement,
+    ClauseList,
     ColumnElement,
     Grouping,
     Label,
@@ -24,6 +25,7 @@ from sqlalchemy.sql.elements import (
 from sqlalchemy.sql.selectable import FromClause, ScalarSelect, SelectBase
 
 from sqlalchemy_envelope.exceptions import StatementRefusedError
+from sqlalchemy_envelope.orm.previous import is_moving, policy_of_column, previous_of
 from sqlalchemy_envelope.orm.types import EncryptedType
 
 _checked: WeakSet[Any] = WeakSet()
@@ -44,16 +46,20 @@ def before_cursor_execute(
     if root is None:
         root = compiled.statement
     if isinstance(root, ClauseElement):
-        _Walk(root).element(root)
+        _Walk(root, getattr(compiled.compile_state, "select_statement", None)).element(root)
     _checked.add(compiled)
 
 
 class _Walk:
     """One walk over a statement; the same element is looked at once."""
 
-    def __init__(self, root: ClauseElement) -> None:
+    def __init__(self, root: ClauseElement, asked: Any = None) -> None:
         self._root = root
+        # What the application asked the ORM for, which is not yet what is sent: objects come with both
+        # columns of a value that is being moved.
+        self._asked = asked
         self._seen: set[int] = set()
+        self._unread: set[int] = set()
 
     def element(self, element: Any, place: str = "an SQL expression") -> None:
         """Look at an element in a place where an encrypted column would be computed on."""
@@ -83,6 +89,9 @@ class _Walk:
             self.element(element)
 
     def _operands(self, parent: Any) -> None:
+        if isinstance(parent, Exists):
+            inner = parent.element
+            self._unread.add(id(getattr(inner, "element", inner)))
         for child in parent.get_children():
             if _hands_on(parent):
                 self.read(child)
@@ -99,6 +108,7 @@ class _Walk:
         counts = isinstance(function, functions.count)
         for argument in function.clauses:
             if counts:
+                _check_counted(argument)
                 self.read(argument)
             else:
                 self.element(argument, f"func.{getattr(function, 'name', 'f')}()")
@@ -106,6 +116,9 @@ class _Walk:
     def _select(self, select: Select[Any]) -> None:
         for output in select._raw_columns:
             self.read(output)
+        if id(select) not in self._unread:
+            whole = select if select is not self._root or self._asked is None else self._asked
+            _check_dual(whole._raw_columns)
         names = {one.key: one for one in select.selected_columns if _is_encrypted(one)}
         parts = [
             ("ORDER BY", select._order_by_clauses),
@@ -163,6 +176,7 @@ class _Walk:
         outputs = (*statement._returning, *(getattr(statement, "_supplemental_returning", None) or ()))
         for output in outputs:
             self.read(output)
+        _check_dual(outputs)
         upsert = getattr(statement, "_post_values_clause", None)
         for name in ("inferred_target_whereclause", "update_whereclause"):
             condition = getattr(upsert, name, None)
@@ -181,6 +195,43 @@ def _check_nested(statement: Any) -> None:
             f"A statement has an INSERT or UPDATE of {statement.table.name}, whose columns are encrypted, "
             "inside it; only one that stands alone is encrypted. Run the two one after the other."
         )
+
+
+def _check_dual(outputs: Sequence[Any]) -> None:
+    """While values are moved, a column handed out alone would be NULL where the previous one is not."""
+    columns = [one for output in outputs for one in _columns_of(output)]
+    for column in columns:
+        if not (_is_column(column) and is_moving(column)) or policy_of_column(column) == "refuse":
+            continue
+        previous = previous_of(column)
+        if previous is None or not any(one is previous or _is_same(one, previous) for one in columns):
+            raise StatementRefusedError(
+                f"The values of {str(column)!r} are being moved: read alone here, one that is not moved yet "
+                "would be None. Select the object, or the column through a Session and not inside a "
+                "subquery, or the previous column beside it."
+            )
+
+
+def _columns_of(output: Any) -> list[Any]:
+    """The columns that an element of a SELECT list is about; none for a whole table, which has them all."""
+    while isinstance(output, (Label, Grouping)):
+        output = output.element
+    if isinstance(output, ClauseList):  # a Bundle
+        return [one for element in output.clauses for one in _columns_of(element)]
+    return [output] if isinstance(output, ColumnElement) else []
+
+
+def _is_same(one: Any, other: Any) -> bool:
+    return getattr(one, "table", None) is other.table and getattr(one, "key", None) == other.key
+
+
+def _check_counted(argument: Any) -> None:
+    for column in _columns_of(argument):
+        if _is_column(column) and is_moving(column) and policy_of_column(column) != "refuse":
+            raise StatementRefusedError(
+                f"count() of {str(column)!r} would leave out the values that are not moved yet. Count the "
+                f"rows `.where({column.key}.is_not(None))`."
+            )
 
 
 def _is_encrypted(element: Any) -> bool:

@@ -28,6 +28,10 @@ def is_ciphertext(value: object) -> bool:
     return type(value) is tuple and len(value) == 2 and value[0] is CIPHERTEXT
 
 
+SEALED = "sqlalchemy_envelope.sealed"
+"""In `state.info`: the stored values of locked attributes, by attribute."""
+
+
 class Unplaced:
     """A stored value on its way to its result processor, whose row came without its owner: it may open, but
     whose row it is in is still to be asked."""

@@ -15,10 +15,16 @@ from sqlalchemy.types import NullType
 
 from sqlalchemy_envelope.crypto.aead import MAX_VALUE_SIZE, OVERHEAD, Batch
 from sqlalchemy_envelope.crypto.context import encode_reference
-from sqlalchemy_envelope.exceptions import StatementRefusedError, ValueEncodingError, ValueTooLargeError
+from sqlalchemy_envelope.exceptions import (
+    LockedError,
+    NotEnrolledError,
+    StatementRefusedError,
+    ValueEncodingError,
+    ValueTooLargeError,
+)
 from sqlalchemy_envelope.orm import context
 from sqlalchemy_envelope.orm.binding import plan_of_table
-from sqlalchemy_envelope.orm.copying import check_from_select, check_upsert
+from sqlalchemy_envelope.orm.copying import check_from_select, check_upsert, upsert_previous
 from sqlalchemy_envelope.orm.freshness import on_statement
 from sqlalchemy_envelope.orm.provided import note_locks, takes_locks
 from sqlalchemy_envelope.orm.sealed import CIPHERTEXT, Sealed, is_ciphertext
@@ -113,6 +119,8 @@ class _StatementWriter:
         statement = self._statement
         if self._inserts:
             check_from_select(self._plan, statement, self._name)
+            if self._plan.dual:
+                statement = self._statement = upsert_previous(self._plan, statement, self._name)
             check_upsert(self._plan, statement, self._name)
             if statement._multi_values:
                 return self._write_multiple_values(), multiparams, params
@@ -127,7 +135,11 @@ class _StatementWriter:
         if literals:
             before = {**literals, **params}
             (after,) = self._rows([before], {})
-            new = {key: value for key, value in after.items() if is_ciphertext(value) and key in literals}
+            new = {
+                key: value
+                for key, value in after.items()
+                if key in literals and (is_ciphertext(value) or (key in self._plan.dual and value is None))
+            }
             made = {key: value for key, value in after.items() if key not in before}
             if new or made:
                 statement = self._with_values(new | made)
@@ -212,7 +224,8 @@ class _StatementWriter:
         else:
             self._told = False  # a single row's owner is told when it is known
         batch = Batch(len(rows) * len(self._plan.columns), CIPHERTEXT)
-        if not self._inserts or self._plan.has_defaults or self._plan.row_bound or len(self._groups) > 1:
+        plan = self._plan
+        if not self._inserts or plan.has_defaults or plan.row_bound or plan.dual or len(self._groups) > 1:
             return [self._row(row, literals, batch) for row in rows]
         # Most bulk inserts: nothing to make or check but each row's owner.
         ((_, _, owner_key, known),) = self._groups
@@ -229,17 +242,23 @@ class _StatementWriter:
 
     def _row(self, row: Row, literals: Row, batch: Batch) -> dict[str, Any]:
         encrypted = dict(row)
+        if self._inserts and self._plan.has_defaults:
+            self._make_defaults(encrypted, literals)
+        if self._plan.dual:
+            self._add_previous(encrypted)
         if not self._inserts:
             self._check_move(encrypted, literals)
-        elif self._plan.has_defaults:
-            self._make_defaults(encrypted, literals)
         for path, columns, owner_key, known in self._groups:
             # Rows of one owner stand together more often than not: its ciphers are kept for the statement.
             ciphers = known.get(encrypted.get(owner_key)) if owner_key is not None else None
             if ciphers is None:
                 if all([encrypted.get(self._parameter(one.key)) is None for one in columns]):  # noqa: C419
                     continue
-                ciphers = self._ciphers_for(encrypted, literals, path, self._of_scopes(encrypted, columns))
+                if self._plan.dual:
+                    ciphers = self._ciphers_or_pending(encrypted, literals, path, columns)
+                else:
+                    columns_here = self._of_scopes(encrypted, columns)
+                    ciphers = self._ciphers_for(encrypted, literals, path, columns_here)
                 all_here = len(ciphers) == len(columns)
                 if all_here and owner_key is not None and encrypted.get(owner_key) is not None:
                     known[encrypted[owner_key]] = ciphers
@@ -253,6 +272,53 @@ class _StatementWriter:
                 reference = self._row_reference(encrypted, literals)
             _encrypt(batch, encrypted, ciphers, reference)
         return encrypted
+
+    def _add_previous(self, row: dict[str, Any]) -> None:
+        """What the row's previous columns get: the same value while both are written, else nothing."""
+        for key, (previous, both) in self._plan.dual.items():
+            name, beside = self._parameter(key), self._parameter(previous)
+            if name not in row and not isinstance(self._assigned.get(key), Null):
+                continue
+            value = row.get(name)
+            if value is None and row.get(beside) is not None:
+                continue  # written by itself, as by a program that knows nothing of the encrypted column
+            row[beside] = value if both else None
+
+    def _ciphers_or_pending(
+        self, row: dict[str, Any], literals: Row, path: OwnerPath, columns: Sequence[EncryptedColumn]
+    ) -> list[BoundCipher]:
+        """What encrypts the columns of a row's owner. Whose key is not here, or who is not known, keeps the
+        values of columns with the policy "both" in the previous column for now: they are left out here."""
+        try:
+            if any(one.row_bound and row.get(self._parameter(one.key)) is not None for one in columns):
+                self._row_reference(row, literals)
+            return self._ciphers_for(row, literals, path, self._of_scopes(row, columns))
+        except (LockedError, NotEnrolledError, StatementRefusedError):
+            if not self._leave_pending(row, columns):
+                raise
+        left = [one for one in columns if row.get(self._parameter(one.key)) is not None]
+        return self._ciphers_for(row, literals, path, left) if left else []
+
+    def _leave_pending(self, row: dict[str, Any], columns: Sequence[EncryptedColumn]) -> bool:
+        """Take out the values that the previous column holds as well; tells whether there are any."""
+        found = False
+        for one in columns:
+            _, both = self._plan.dual.get(one.key, (None, False))
+            name = self._parameter(one.key)
+            value = row.get(name)
+            if not both or value is None:
+                continue
+            try:
+                size = len(one.encode(value))
+            except Exception:  # noqa: BLE001 - told below, chained to nothing that holds the value
+                size = -1
+            if size < 0:
+                raise _unencodable(one, value, None)
+            if size > MAX_VALUE_SIZE:
+                raise _unencodable(one, value, bytes(size + OVERHEAD))
+            row[name] = None
+            found = True
+        return found
 
     def _of_scopes(self, row: Row, columns: Sequence[EncryptedColumn]) -> Sequence[EncryptedColumn]:
         """The columns of the scopes that a row writes: the keys of the others may be held by others."""

@@ -15,8 +15,8 @@ from sqlalchemy import (
     bindparam,
     func,
     insert,
-    or_,
     select,
+    tuple_,
     type_coerce,
     update,
 )
@@ -191,9 +191,15 @@ class KeyStore(Rows):
         if rows:
             self._execute(insert(self._slots), rows)
 
-    def delete_slots(self, slots: Sequence[StoredSlot]) -> None:
-        """Delete slots: what they opened no longer opens this way."""
-        self._execute(self._slots.delete().where(self._slots.c.slot_id.in_([one.slot_id for one in slots])))
+    def delete_slots(self, slots: Sequence[StoredSlot]) -> int:
+        """Delete slots: what they opened no longer opens this way. How many were there still."""
+        ids = [one.slot_id for one in slots]
+        return int(self._execute(self._slots.delete().where(self._slots.c.slot_id.in_(ids))).rowcount)
+
+    def label_slots(self, slots: Sequence[StoredSlot], label: str) -> None:
+        """Note something about slots, for people and reports: the label is under no seal."""
+        ids = [one.slot_id for one in slots]
+        self._execute(update(self._slots).where(self._slots.c.slot_id.in_(ids)).values(label=label))
 
     def replace_slot(self, old: StoredSlot, new: StoredSlot) -> bool:
         """Replace a slot's wrap, unless somebody else did in the meantime; tells whether it did."""
@@ -345,10 +351,11 @@ def chunks(values: Sequence[Any]) -> Iterator[Sequence[Any]]:
 def matches(columns: Sequence[Any], keys: Sequence[PrimaryKey]) -> Any:
     if len(columns) == 1:
         return columns[0].in_([key[0] for key in keys])
-    return or_(*(and_(*(a == b for a, b in zip(columns, key, strict=True))) for key in keys))
+    # Not one condition for each: SQLite takes some hundreds of those.
+    return tuple_(*columns).in_([tuple(key) for key in keys])
 
 
-class _RawBytes(LargeBinary):
+class RawBytes(LargeBinary):
     """Bytes as the driver gives them. SQLAlchemy's own type calls `bytes()` on them, and `bytes(n)` of an
     integer that was planted in a binary column of SQLite allocates n bytes."""
 
@@ -357,7 +364,7 @@ class _RawBytes(LargeBinary):
 
 
 def raw(column: Any) -> Any:
-    return type_coerce(column, _RawBytes())
+    return type_coerce(column, RawBytes())
 
 
 def stored_bytes(value: object, size: int | None = None) -> bytes:

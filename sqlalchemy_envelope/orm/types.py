@@ -10,15 +10,17 @@ from collections.abc import Callable
 from functools import cached_property
 from typing import Any, Literal, NoReturn
 
-from sqlalchemy import ColumnClause, LargeBinary, Null, String
+from sqlalchemy import ColumnClause, Label, LargeBinary, Null, String, and_, or_
 from sqlalchemy.engine import Dialect
 from sqlalchemy.sql import operators
+from sqlalchemy.sql.elements import Grouping
 from sqlalchemy.types import TypeDecorator, TypeEngine, to_instance
 
 from sqlalchemy_envelope.crypto.aead import HEADER_SIZE, Field, check_value
 from sqlalchemy_envelope.exceptions import ConfigurationError, FormatError, StatementRefusedError
 from sqlalchemy_envelope.orm.codecs import Codec, codec_for
 from sqlalchemy_envelope.orm.context import CURRENT
+from sqlalchemy_envelope.orm.previous import PreviousColumn, previous_of
 from sqlalchemy_envelope.orm.sealed import CIPHERTEXT, Sealed, Unplaced
 
 # Constant slices, made once: building them for each value costs a tenth of its decryption.
@@ -35,7 +37,7 @@ class _EncryptedComparator(TypeEngine.Comparator[Any]):
         if op in _NULL_TESTS and len(other) == 1:
             to = other[0]
             if to is None or isinstance(to, Null):
-                return super().operate(op, *other, **kwargs)
+                return _null_test(self.expr, op, super().operate(op, *other, **kwargs))
             # SQLAlchemy looks columns up in lists and dictionaries, which compare them: `column == column`
             # has to be built. Sent, it is refused as any other.
             if op is operators.eq and isinstance(to, ColumnClause):
@@ -44,6 +46,18 @@ class _EncryptedComparator(TypeEngine.Comparator[Any]):
 
     def reverse_operate(self, op: Any, other: Any, **kwargs: Any) -> NoReturn:
         raise refused(self.expr, op)
+
+
+def _null_test(column: Any, op: Any, tested: Any) -> Any:
+    """While values are moved: whether a row holds nothing in either column, or something in one of them."""
+    while isinstance(column, (Label, Grouping)):
+        column = column.element
+    previous = previous_of(column)
+    if previous is None:
+        return tested
+    if op in (operators.is_, operators.eq):
+        return and_(tested, previous.is_(None))
+    return or_(tested, previous.is_not(None))
 
 
 def refused(column: Any, op: Any) -> StatementRefusedError:
@@ -68,6 +82,7 @@ class EncryptedType(TypeDecorator[Any]):
         bind: "column", or "row" to bind each value to its row's primary key too, which
             the client must then make.
         scope: which of the owner's data keys, by name; a `KeyGrant` may share one scope and not the others.
+        previous: the column that this one takes the place of, while its values are moved.
 
     Stored: plaintext + 45 bytes, in the dialect's binary type. The length and `NULL` show; the empty string
     is encrypted. Format: docs/reference/wire-format.md, section 6.
@@ -88,6 +103,7 @@ class EncryptedType(TypeDecorator[Any]):
         label: str | None = None,
         bind: Literal["column", "row"] = "column",
         scope: str = "",
+        previous: PreviousColumn | None = None,
     ) -> None:
         super().__init__()
         if bind not in ("column", "row"):
@@ -101,6 +117,7 @@ class EncryptedType(TypeDecorator[Any]):
             raise ConfigurationError("EncryptedType(scope=...): a name of at most 64 characters.")
         self.bind = bind
         self.scope = scope
+        self.previous = previous
         self.codec  # noqa: B018 - an unsupported inner type is an error here, not at first use
 
     @cached_property
@@ -173,6 +190,7 @@ class EncryptedType(TypeDecorator[Any]):
                 ("label", self.label),
                 ("bind", self.bind),
                 ("scope", self.scope),
+                ("previous", self.previous),
             )
             if value not in (None, "column", "")
         )

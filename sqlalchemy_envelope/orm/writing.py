@@ -15,9 +15,17 @@ from weakref import WeakKeyDictionary, ref
 from sqlalchemy.orm import attributes
 from sqlalchemy.orm.base import PASSIVE_NO_INITIALIZE
 
-from sqlalchemy_envelope.exceptions import ConfigurationError, LockedError, NotEnrolledError
+from sqlalchemy_envelope.exceptions import (
+    ConfigurationError,
+    LockedError,
+    NotEnrolledError,
+    PlaintextRefusedError,
+)
 from sqlalchemy_envelope.orm.binding import plan_of_mapper, plan_of_table
-from sqlalchemy_envelope.orm.loading import SEALED, owner_of_row
+from sqlalchemy_envelope.orm.dual import WAITING, written
+from sqlalchemy_envelope.orm.loading import owner_of_row
+from sqlalchemy_envelope.orm.previous import policy_of_column
+from sqlalchemy_envelope.orm.sealed import SEALED
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -231,7 +239,7 @@ def _replaced(mapper: Mapper[Any], state: InstanceState[Any], instance: Any) -> 
     for attribute in plan_of_mapper(mapper):
         try:
             getattr(other, attribute.key)  # loaded now, because the statement hook must not emit SQL
-        except LockedError:
+        except (LockedError, PlaintextRefusedError):
             pass  # it holds something, then
     return attributes.instance_state(other)
 
@@ -259,7 +267,10 @@ def require_enrolling(state: InstanceState[Any]) -> None:
     if state in enrolling_in(state.session):
         return
     if any(
-        a.encrypted.path.is_self and state.dict.get(a.key) is not None for a in plan_of_mapper(state.mapper)
+        a.encrypted.path.is_self
+        and state.dict.get(a.key) is not None
+        and policy_of_column(a.encrypted.column) != "both"  # left for the migration, in the previous column
+        for a in plan_of_mapper(state.mapper)
     ):
         raise NotEnrolledError(
             f"A new {state.class_.__name__} has encrypted values and no keys. Call envelope.enroll(session, "
@@ -287,6 +298,7 @@ def update_listener(mapper: Mapper[Any]) -> Callable[..., None]:
             if stale and getattr(instance, attribute.key) is not None:
                 attributes.flag_modified(instance, attribute.key)
             if attribute.key in changed:
+                written(state, attribute.key)
                 # Expired or deferred: loaded now, because the statement hook must not emit SQL.
                 for key in attribute.owner_keys:
                     getattr(instance, key)
@@ -314,8 +326,9 @@ def holds_nothing(state: InstanceState[Any], column_key: str) -> bool:
     """Whether the object's value of an encrypted column is NULL, so that there is nothing to re-encrypt."""
     for attribute in plan_of_mapper(state.mapper):
         if attribute.encrypted.key == column_key:
-            sealed = state.info.get(SEALED, ()) if "info" in state.__dict__ else ()
-            return state.dict.get(attribute.key) is None and attribute.key not in sealed
+            info = state.info if "info" in state.__dict__ else {}
+            held = attribute.key in info.get(SEALED, ()) or attribute.key in info.get(WAITING, ())
+            return state.dict.get(attribute.key) is None and not held
     # A column of a sibling class in the same table: rows of this one have nothing in it.
     others = state.mapper.base_mapper.self_and_descendants
     return any(a.encrypted.key == column_key for one in others for a in plan_of_mapper(one))

@@ -15,7 +15,7 @@ import sqlalchemy as sa
 from sqlalchemy import Engine, func, insert, literal, select, union_all, update
 from sqlalchemy.dialects.sqlite import insert as upsert
 from sqlalchemy.ext.mutable import MutableDict
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, load_only
 
 from sqlalchemy_envelope import EnvelopeError, LockedError, StatementRefusedError
 from sqlalchemy_envelope.orm import echo, fetching, loading, provided, refusals, statements
@@ -537,6 +537,16 @@ def test_what_a_session_says_of_flushing(lite: Started) -> None:
     assert [before, *seen, lite.session._flushing] == [False, True, False]
 
 
+# Loader options
+
+
+def test_what_a_select_says_of_its_options() -> None:
+    """`Select._with_options` says that there are some, which might leave a previous column out. Without it,
+    that column is read when its value is touched (`test_previous_reads`: what `load_only` leaves out)."""
+    assert not select(Note)._with_options
+    assert select(Note).options(load_only(Note.body))._with_options
+
+
 # All of them
 
 
@@ -566,6 +576,7 @@ def test_no_private_spot_without_a_canary() -> None:
         "_supplemental_returning",
         "_values",
         "_variant_mapping",
+        "_with_options",
     }
     texts = [path.read_text() for path in Path(str(statements.__file__)).parent.glob("*.py")]
     own = {name for text in texts for name in re.findall(r"(?:def |class |self\.)(_[a-z]\w*)", text)}

@@ -1,0 +1,152 @@
+"""`PreviousColumn`: where the values of an encrypted column come from while they are moved to it.
+
+Both columns stand in one table. What a row holds tells how far it is, and nothing else does:
+
+    previous     encrypted    the row is
+    value        NULL         pending: to be encrypted
+    value        value        in both; the encrypted one counts
+    NULL         value        encrypted
+    NULL         NULL         NULL
+
+A trigger keeps it so (`migration.tracking`): who changes the previous column alone, as a program does that
+knows nothing of the other, makes the row pending again.
+"""
+
+from __future__ import annotations
+
+from copy import copy
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+from sqlalchemy import JSON, Column, Table
+from sqlalchemy.orm.exc import UnmappedColumnError
+from sqlalchemy.types import TypeEngine, to_instance
+
+from sqlalchemy_envelope.exceptions import ConfigurationError
+
+ColumnPolicy = Literal["both", "read", "refuse"]
+"""The three steps of a migration, each of them a deployment:
+
+- `both`: written to both columns, read from the encrypted one if there is something, else from the previous.
+- `read`: written encrypted alone; a previous value is still read.
+- `refuse`: a value that is nowhere but in the previous column is an error.
+"""
+
+
+@dataclass(frozen=True, eq=False)
+class PreviousColumn:
+    """The column that an encrypted column takes the place of.
+
+    Attributes:
+        name: its name in the same table. Do not map it as well: the library adds it to the table.
+        type: its type: that of plaintext, another library's encrypted type, or an `EncryptedType` that
+            differs in label, binding or scope.
+        policy: how far the migration is: "both", "read" or "refuse".
+        nullable: whether the database lets it be NULL. Must be true from the policy "read" on.
+
+    Raises:
+        ConfigurationError: another policy, or a type that moves values itself.
+    """
+
+    name: str
+    type: TypeEngine[Any] | type[TypeEngine[Any]]
+    policy: ColumnPolicy = "both"
+    nullable: bool = True
+
+    def __post_init__(self) -> None:
+        if self.policy not in get_args(ColumnPolicy):
+            raise ConfigurationError(
+                f"PreviousColumn(policy={self.policy!r}): use 'both', 'read' or 'refuse'."
+            )
+        if not self.nullable and self.policy != "both":
+            raise ConfigurationError(
+                f"PreviousColumn({self.name!r}, nullable=False): with the policy {self.policy!r} the "
+                "column is "
+                "left NULL in new rows. Make it nullable in the database first; `migrate cutover` does."
+            )
+        object.__setattr__(self, "type", to_instance(self.type))
+        if getattr(self.type, "previous", None) is not None:
+            raise ConfigurationError(
+                "A PreviousColumn has no previous column of its own: move one step at a time."
+            )
+
+    def __repr__(self) -> str:
+        return f"PreviousColumn({self.name!r}, {type(self.type).__name__}(), {self.policy!r})"
+
+
+PREVIOUS = "sqlalchemy_envelope.previous"
+"""In `Column.info` of an encrypted column: the previous one; and the other way round, `REPLACED_BY`."""
+REPLACED_BY = "sqlalchemy_envelope.replaced_by"
+
+
+def attach_previous(column: Column[Any], table: Table) -> None:
+    """Add the previous column of an encrypted column to its table, under a key that no attribute has.
+
+    Raises:
+        ConfigurationError: the table has a column of that name already.
+    """
+    declared: PreviousColumn | None = getattr(column.type, "previous", None)
+    if declared is None or PREVIOUS in column.info:
+        return
+    if any(one.name == declared.name for one in table.columns):
+        raise ConfigurationError(
+            f"PreviousColumn({declared.name!r}): {table.name} declares that column itself. Remove it "
+            "there, and "
+            f"give the encrypted one a name of its own: mapped_column('{declared.name}_encrypted', ...)."
+        )
+    added: Column[Any] = Column(
+        declared.name,
+        _null_for_none(declared.type),
+        key=f"{column.key}__previous",
+        nullable=declared.nullable,
+        info={REPLACED_BY: column.key},
+    )
+    column.info[PREVIOUS] = added.key
+    column.nullable = True  # pending rows hold nothing in it
+    table.append_column(added)
+
+
+def _null_for_none(type_: Any) -> Any:
+    """A JSON column would store the text `null` for None, where a row without a value is to hold NULL."""
+    if isinstance(type_, JSON) and not type_.none_as_null:
+        type_ = copy(type_)
+        type_.none_as_null = True
+    return type_
+
+
+def previous_of(column: Any) -> Any:
+    """The previous column beside an encrypted one, of the same table or alias; None if it has none."""
+    base = _base(column)
+    if base is None or PREVIOUS not in base.info:
+        return None
+    previous = base.table.c.get(base.info[PREVIOUS])
+    entity = column._annotations.get("parententity")
+    if entity is not None and previous is not None:
+        # Of the same mapped class or alias, as its attribute gives it.
+        try:
+            key = entity.mapper.get_property_by_column(previous).key
+        except UnmappedColumnError:
+            pass  # a class that is mapped to a subquery
+        else:
+            return getattr(entity.entity, key).__clause_element__()
+    return previous if column.table is base.table else column.table.corresponding_column(previous)
+
+
+def is_moving(column: Any) -> bool:
+    """Whether a column, of a table or of what is selected from one, has a previous one."""
+    base = _base(column)
+    return base is not None and PREVIOUS in base.info
+
+
+def _base(column: Any) -> Any | None:
+    """The column of a table that this one is, or is selected from."""
+    if getattr(column, "table", None) is None:
+        return None
+    bases = (one for one in column.base_columns if isinstance(one, Column) and one.table is not None)
+    return next(bases, None)
+
+
+def policy_of_column(column: Any) -> ColumnPolicy | None:
+    """How far the migration of an encrypted column is; None if it has no previous column."""
+    declared: PreviousColumn | None = getattr(column.type, "previous", None)
+    return None if declared is None else declared.policy
