@@ -6,6 +6,7 @@ outside. Both store the KEK's public key, so that a new root key can be put into
 
 import uuid
 from dataclasses import dataclass, replace
+from hmac import compare_digest
 
 from sqlalchemy_envelope.crypto.argon2id import KdfSalt
 from sqlalchemy_envelope.crypto.kdf import x25519_public
@@ -57,12 +58,36 @@ def provider_slot(root: OpenedKey, kek: ProviderKek) -> StoredSlot:
     )
     if kek.key is None:
         return sealed_slot(root, slot)
-    return replace(slot, wrapped=wrap(root.key, kek.key, root.stored.wrap_context(SlotKind.PROVIDER)))
+    return replace(slot, wrapped=_wrap_in_slot(root, slot, kek.key))
+
+
+def waiting_slot(root: StoredKey, kek: KeyBytes, salt: KdfSalt) -> StoredSlot:
+    """The slot of a secret that was chosen while nobody present could open the root key."""
+    public_key = x25519_public(kek)
+    return StoredSlot(uuid.uuid4(), root.key_id, SlotKind.SECRET, str(salt), b"", public_key)
+
+
+def is_waiting(slot: StoredSlot) -> bool:
+    """Whether a slot has no root key in it yet."""
+    return slot.kind is SlotKind.SECRET and not slot.wrapped
+
+
+def opens_waiting(slot: StoredSlot, kek: KeyBytes) -> bool:
+    """Whether this is the KEK that a waiting slot waits with."""
+    return compare_digest(x25519_public(kek), slot.recipient_public_key or b"")
+
+
+def released_slot(root: OpenedKey, waiting: StoredSlot) -> StoredSlot:
+    """A waiting slot with the root key sealed into it, by who holds that."""
+    return replace(sealed_slot(root, replace(waiting, wrapped=b"-")), slot_id=waiting.slot_id)
 
 
 def sealed_slot(root: OpenedKey, like: StoredSlot) -> StoredSlot:
     """A slot for a new root key, which opens as `like` does; made without what opens it."""
     assert like.recipient_public_key is not None  # noqa: S101 - asked by `can_take_new_root`
+    if is_waiting(like):
+        # Whoever planted it would be given the new key: it goes on waiting for who may release it.
+        return replace(like, slot_id=uuid.uuid4(), key_id=root.stored.key_id, seal=None)
     context = root.stored.wrap_context(like.kind, like.kdf, recipient=like.recipient_public_key)
     wrapped = seal_key(root.key, PublicKeys(like.recipient_public_key), context)
     return replace(like, slot_id=uuid.uuid4(), key_id=root.stored.key_id, wrapped=wrapped, seal=None)
@@ -92,7 +117,15 @@ def open_slot(slot: StoredSlot, root: StoredKey, kek: KeyBytes) -> OpenedKey:
 
 def adopted_slot(slot: StoredSlot, root: OpenedKey, kek: KeyBytes) -> StoredSlot:
     """A sealed slot, wrapped under its KEK from now on."""
-    return replace(slot, wrapped=wrap(root.key, kek, root.stored.wrap_context(slot.kind, slot.kdf)))
+    return replace(slot, wrapped=_wrap_in_slot(root, slot, kek))
+
+
+def _wrap_in_slot(root: OpenedKey, slot: StoredSlot, kek: KeyBytes) -> bytes:
+    wrapped = wrap(root.key, kek, root.stored.wrap_context(slot.kind, slot.kdf))
+    if not any(kek.buffer):
+        # A campaign was closed by another thread meanwhile: under 32 zeros anybody would open it.
+        raise ProviderError("The key of a slot was wiped at the same moment; nothing was changed.")
+    return wrapped
 
 
 def kek_context(public_key: bytes) -> dict[str, str]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy_envelope.exceptions import KeyNotFoundError
 from sqlalchemy_envelope.keys.model import KeyState, Purpose, SlotKind
-from sqlalchemy_envelope.keys.slots import provider_slot
+from sqlalchemy_envelope.keys.slots import is_waiting, provider_slot
 from sqlalchemy_envelope.orm import context
 from sqlalchemy_envelope.orm.audit import AuditEvent
 from sqlalchemy_envelope.orm.enrolling import kek_for_new
@@ -34,7 +34,7 @@ class KeySlot:
     """One way to an owner's keys that needs no other owner unlocked.
 
     Attributes:
-        kind: "secret" or "provider".
+        kind: "secret" or "provider"; "waiting", of a secret that opens nothing before custodians release it.
         provider: the name of the provider, for a provider slot.
         reference: which outside key wraps it.
         through: the grants that lead from the owner to whose slot it is, outermost last; empty for its own.
@@ -94,7 +94,7 @@ def slots_of(session: Session, policy: Policy, owner: object) -> KeySlots:
 
 def _told(slot: StoredSlot, through: tuple[str, ...], scope: str | None) -> KeySlot:
     if slot.kind is SlotKind.SECRET:
-        return KeySlot("secret", through=through, scope=scope)
+        return KeySlot("waiting" if is_waiting(slot) else "secret", through=through, scope=scope)
     name, _, reference = (slot.provider_ref or "").partition(" ")
     return KeySlot("provider", name, reference, through, scope)
 

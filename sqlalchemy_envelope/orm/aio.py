@@ -54,10 +54,13 @@ class AsyncEnvelope:
         secret: str | bytes | None = None,
         provider: str | None = None,
         reason: str | None = None,
+        authenticated: bool = False,
     ) -> AsyncUnlocking:
         """As `Envelope.unlock`, for `async with`."""
         return AsyncUnlocking(
-            self, session, lambda plain: self.envelope.unlock_steps(plain, owner, secret, provider, reason)
+            self,
+            session,
+            lambda plain: self.envelope.unlock_steps(plain, owner, secret, provider, reason, authenticated),
         )
 
     def write_only(self, session: AnyAsyncSession, *owners: object) -> WriteOnlySession:

@@ -12,7 +12,7 @@ from sqlalchemy_envelope.crypto.preparation import prepare_secret
 from sqlalchemy_envelope.crypto.wrapping import wrong_secret
 from sqlalchemy_envelope.exceptions import ConfigurationError
 from sqlalchemy_envelope.keys.row_seals import RowSeals
-from sqlalchemy_envelope.orm import access, enrolling, unlocking
+from sqlalchemy_envelope.orm import access, claiming, unlocking
 from sqlalchemy_envelope.orm.located import locate_enrolled
 from sqlalchemy_envelope.orm.owners import owner_class_of
 from sqlalchemy_envelope.orm.policy import Policy, note_policy
@@ -54,6 +54,8 @@ class Envelope:
             quantum computer later (format 0x13, 1,169 bytes in place of 81).
         write_epoch_seconds, write_epoch_values: when a sealed write epoch ends: after so many seconds, or
             encrypted values.
+        harden_claims: give an owner who claims keys that a campaign held new ones at once, which the
+            campaign's key never opened. What was written before stays under the old ones.
         audit: called with each `AuditEvent`; they go to the logger `sqlalchemy_envelope.audit` as well.
     """
 
@@ -71,6 +73,7 @@ class Envelope:
         post_quantum: bool = False,
         write_epoch_seconds: float = 3600.0,
         write_epoch_values: int = 2**24,
+        harden_claims: bool = True,
         audit: Callable[[AuditEvent], None] | None = None,
     ) -> None:
         self.kdf_profile = kdf_profile
@@ -87,6 +90,7 @@ class Envelope:
             ),
             write_epoch_seconds=write_epoch_seconds,
             write_epoch_values=write_epoch_values,
+            harden_claims=harden_claims,
         )
 
     def enroll(
@@ -106,8 +110,12 @@ class Envelope:
         Adds the owner to the session if it is not in it. The owner is unlocked while the
         result is used in a `with`.
 
+        An owner whose keys a campaign made while it was away *claims* them so: the secret opens them from now
+        on, and the campaign's key does no more. With an offline key, which nobody here can open, the secret
+        waits for its custodians, and the owner stays locked until then.
+
         Raises:
-            AlreadyEnrolledError: it has keys.
+            AlreadyEnrolledError: it has keys that are claimed, or were claimed at the same moment.
             EnrollmentError: nothing would open its keys.
             SecretError: the secret cannot be used.
             ConfigurationError: it is no `KeyOwner`, or its database would not delete its keys with it.
@@ -123,6 +131,7 @@ class Envelope:
         secret: str | bytes | None = None,
         provider: str | None = None,
         reason: str | None = None,
+        authenticated: bool = False,
     ) -> UnlockedSession:
         """Open an owner's keys, and all that it was granted; they are of use while the result is used in a
         `with`. Success with a secret is an authentication.
@@ -135,8 +144,13 @@ class Envelope:
             secret: the owner's own.
             provider: in its place, the outside holder of a key slot; needs a `reason`.
             reason: why, for the audit event.
+            authenticated: the caller has checked this secret, as by the password hash that was there before:
+                an owner who has not claimed its keys, or has none, gets them opened by it, as by `enroll`.
+                Never without a check: of an owner without a secret any would fit.
 
         Raises:
+            UnclaimedError: a campaign holds the owner's keys; it has no secret yet, or a right one that
+                waits.
             UnlockError: the secret is wrong, or its slot was altered. Which of the two cannot be told.
             NotEnrolledError: the owner has no keys.
             KeyNotFoundError: it has no slot of this provider.
@@ -146,7 +160,9 @@ class Envelope:
             SecretError: the secret cannot be anyone's.
             ProviderError: the provider failed, or answered with another key.
         """
-        return self.run(self.unlock_steps(plain_session(session), owner, secret, provider, reason))
+        return self.run(
+            self.unlock_steps(plain_session(session), owner, secret, provider, reason, authenticated)
+        )
 
     def write_only(self, session: AnySession, *owners: object) -> WriteOnlySession:
         """Encrypt for owners who are locked: a webhook's events, a job's results. Inside, their values can be
@@ -289,7 +305,7 @@ class Envelope:
         self, session: Session, owner: object, secret: str | bytes | None, provider: str | None
     ) -> Steps[UnlockedSession]:
         """The steps of `enroll`."""
-        return enrolling.enroll_steps(session, self.policy, self.kdf_profile, owner, secret, provider)
+        return claiming.enroll_steps(session, self.policy, self.kdf_profile, owner, secret, provider)
 
     def unlock_steps(
         self,
@@ -298,12 +314,16 @@ class Envelope:
         secret: str | bytes | None,
         provider: str | None = None,
         reason: str | None = None,
+        authenticated: bool = False,
     ) -> Steps[UnlockedSession]:
         """The steps of `unlock`."""
         if (secret is None) == (provider is None):
             raise ConfigurationError("Unlock with `secret=` or with `provider=`: one of them.")
+        if authenticated and secret is None:
+            raise ConfigurationError("authenticated=True says that a secret was checked: give `secret=`.")
         if secret is not None:
-            return unlocking.unlock_steps(session, self.policy, self.kdf_profile, owner, secret)
+            steps = claiming.unlock_steps if authenticated else unlocking.unlock_steps
+            return steps(session, self.policy, self.kdf_profile, owner, secret)
         assert provider is not None  # noqa: S101 - asked above
         return unlocking.unlock_with_provider_steps(session, self.policy, owner, provider, reason or "")
 

@@ -33,6 +33,7 @@ class Policy:
         seals: row seals under the server keys, if there are any.
         hybrid: whether new root keys get a post-quantum pair, so that keys are sealed to it in format 0x13.
         audit: the application's own function for audit events.
+        harden_claims: whether a claimed owner gets new keys at once, which the campaign never held.
     """
 
     seals: RowSeals = field(default_factory=RowSeals)
@@ -42,6 +43,7 @@ class Policy:
     write_epoch_seconds: float = 3600.0
     write_epoch_values: int = 2**24
     write_epochs: dict[OwnerId, WriteEpoch] = field(default_factory=dict, repr=False)
+    harden_claims: bool = True
 
     def __post_init__(self) -> None:
         _live.add(self)

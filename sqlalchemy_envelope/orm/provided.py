@@ -17,7 +17,7 @@ from sqlalchemy import Select, TextClause, UpdateBase
 
 from sqlalchemy_envelope.crypto.secret import KeyBytes, Uncopied
 from sqlalchemy_envelope.exceptions import ConfigurationError, KeyNotFoundError, ProviderError
-from sqlalchemy_envelope.keys.providers.calls import ProviderCalls
+from sqlalchemy_envelope.keys.providers.calls import FORMAT_PROVIDER, ProviderCalls
 from sqlalchemy_envelope.keys.slots import ProviderKek, SharedKek, check_kek, kek_context
 
 if TYPE_CHECKING:
@@ -47,6 +47,7 @@ class CachePolicy:
 
 
 class _Entry(NamedTuple):
+    name: str
     kek: KeyBytes
     until: float
     uses: list[int]
@@ -90,6 +91,15 @@ class Providers(Uncopied):
         """Whether this provider answers at once, without a network."""
         return self.named(name).local
 
+    @property
+    def campaigns(self) -> frozenset[str]:
+        """The providers that exist for a campaign alone: their slots are claimed."""
+        return frozenset(name for name, calls in self.calls.items() if calls.is_campaign)
+
+    def can_open(self, name: str) -> bool:
+        """Whether this provider opens here what it holds; the public half of an offline key does not."""
+        return self.named(name).can_open
+
     def ready_for_new(self, name: str) -> ProviderKek | None:
         """The KEK that new slots share now, if there is one; however old it is if `wrap_new` may not run."""
         entry = self._for_new.get(name)
@@ -108,9 +118,12 @@ class Providers(Uncopied):
             ProviderError: it failed, or did not answer in time.
         """
         calls = self.named(name)
-        kek = SharedKek(KeyBytes.generate().buffer)
-        wrapped = calls.wrap(kek, kek_context(kek.public_key))
-        fresh = ProviderKek(f"{name} {calls.reference}"[:255], wrapped, kek.public_key, kek)
+        reference, public_key = f"{name} {calls.reference}"[:255], calls.public_key
+        if public_key is not None:
+            fresh = ProviderKek(reference, bytes([FORMAT_PROVIDER]) + public_key, public_key)
+        else:
+            kek = SharedKek(KeyBytes.generate().buffer)
+            fresh = ProviderKek(reference, calls.wrap(kek, kek_context(kek.public_key)), kek.public_key, kek)
         with self._lock:
             self._for_new[name] = time.monotonic() + self.shared_for, fresh
         return fresh
@@ -148,10 +161,19 @@ class Providers(Uncopied):
             raise KeyNotFoundError(f"A key slot is held by provider {name!r}, which is not configured here.")
         kek = check_kek(self.calls[name].unwrap(blob, kek_context(slot.recipient_public_key or b"")), slot)
         with self._lock:
-            self._keks[blob] = _Entry(kek, time.monotonic() + self.cache.seconds, [1])
+            self._keks[blob] = _Entry(name, kek, time.monotonic() + self.cache.seconds, [1])
             while len(self._keks) > max(1, self.cache.keys):
                 self._keks.popitem(last=False)
         return kek
+
+    def forget_provider(self, name: str) -> None:
+        """Wipe the KEKs of one provider: its campaign is closed."""
+        with self._lock:
+            for blob in [blob for blob, entry in self._keks.items() if entry.name == name]:
+                self._keks.pop(blob).kek.wipe()
+            _, fresh = self._for_new.pop(name, (0.0, None))
+            if fresh is not None and fresh.key is not None:
+                fresh.key.wipe()
 
     def forget(self) -> None:
         """Wipe every KEK that is kept."""

@@ -69,6 +69,7 @@ class ServerSession(UnlockedSession):
         self._providers = policy.require_providers()
         self._provider = provider
         self._local = self._providers.is_local(provider)
+        self._can_open = self._providers.can_open(provider)
         self._reason = reason
         self._used: OrderedDict[OwnerId, tuple[float, float]] = OrderedDict()
         self._uses: dict[OwnerId, int] = {}
@@ -153,35 +154,33 @@ class ServerSession(UnlockedSession):
             self._parent.prepare_write(session, owner_class, keys, values)
         if session is None or not self.is_open:
             return
-        mine = [
-            place
+        mine = {
+            place.owner: place
             for place in (Place(owner_class, key) for key in keys)
             if self._parent is None or place.owner not in self._parent
-        ]
+        }
         self._look_again(session, owner_class, mine)
         fresh = self._fresh_of(session)
         missing = [
-            place for place in mine if place.owner not in self._whole and place.owner not in fresh.keyring
+            place for owner, place in mine.items() if owner not in self._whole and owner not in fresh.keyring
         ]
         if missing:
             self._open_whole(session, owner_class, missing)
         super().prepare_write(session, owner_class, keys, values)
 
-    def _look_again(self, session: Session, owner_class: OwnerClass, places: Iterable[Place]) -> None:
+    def _look_again(self, session: Session, owner_class: OwnerClass, owners: Iterable[OwnerId]) -> None:
         """Once in each transaction: are the keys that would be used still there? Their owner may have
         been deleted meanwhile and made again, or have got others."""
         looked = looked_at(session)
-        waiting = [
-            place for place in places if place.owner in self._whole and (id(self), place.owner) not in looked
-        ]
+        waiting = [owner for owner in owners if owner in self._whole and (id(self), owner) not in looked]
         if not waiting:
             return
-        looked.update((id(self), place.owner) for place in waiting)
+        looked.update((id(self), owner) for owner in waiting)
         used = {
-            key.key_id: place.owner
-            for place in waiting
-            for key in self._keyring.keys_of(place.owner)
-            if self._keyring.current(place.owner, key.purpose, key.scope) == key
+            key.key_id: owner
+            for owner in waiting
+            for key in self._keyring.keys_of(owner)
+            if self._keyring.current(owner, key.purpose, key.scope) == key
         }
         there = KeyStore(session, owner_class, self.policy.seals).load_granted(used)
         for owner in {owner for key_id, owner in used.items() if key_id not in there}:
@@ -198,7 +197,7 @@ class ServerSession(UnlockedSession):
             self._enroll_rows(session, owner_class, new)
         roots = [row.stored.key_id for found in rows.values() for row in found if _is_root(row.stored)]
         slots: dict[KeyId, list[StoredSlot]] = {}
-        for slot in store.load_slots(roots, SlotKind.PROVIDER) if roots else ():
+        for slot in store.load_slots(roots, SlotKind.PROVIDER) if roots and self._can_open else ():
             if self._providers.of(slot) == self._provider:
                 slots.setdefault(slot.key_id, []).append(slot)
         opened: Places = {}
@@ -257,7 +256,7 @@ class ServerSession(UnlockedSession):
         opened = set()
         for data, root, slot in held:
             owner = data.owner
-            if self._providers.of(slot) != self._provider:
+            if self._providers.of(slot) != self._provider or not self._can_open:
                 continue
             try:
                 usable([root, data])

@@ -8,11 +8,25 @@ from typing import TYPE_CHECKING, NamedTuple
 from sqlalchemy_envelope.crypto.argon2id import KdfSalt
 from sqlalchemy_envelope.crypto.preparation import prepare_secret
 from sqlalchemy_envelope.crypto.sealing import is_sealed
-from sqlalchemy_envelope.exceptions import ConfigurationError, EnvelopeError, KeyNotFoundError, UnlockError
+from sqlalchemy_envelope.crypto.wrapping import wrong_secret
+from sqlalchemy_envelope.exceptions import (
+    ConfigurationError,
+    EnvelopeError,
+    KeyNotFoundError,
+    UnclaimedError,
+    UnlockError,
+)
 from sqlalchemy_envelope.keys.hierarchy import is_proven, link_to_newer_root, wrap_under_root
 from sqlalchemy_envelope.keys.keyring import Keyring
 from sqlalchemy_envelope.keys.model import KeyState, OpenedKey, Purpose, SlotKind
-from sqlalchemy_envelope.keys.slots import adopted_slot, open_slot, sealed_slot, secret_slot
+from sqlalchemy_envelope.keys.slots import (
+    adopted_slot,
+    is_waiting,
+    open_slot,
+    opens_waiting,
+    sealed_slot,
+    secret_slot,
+)
 from sqlalchemy_envelope.orm.audit import AuditEvent
 from sqlalchemy_envelope.orm.epochs import start_epoch
 from sqlalchemy_envelope.orm.located import active_root, load_keys, locate_enrolled
@@ -69,7 +83,7 @@ def unlock_steps(
             with wiping(kek):
                 for slot, root in found.slots:
                     located.store.replace_slot(slot, secret_slot(root, kek, stronger, slot.slot_id))
-        return _unlocked(session, policy, located, keys, found)
+        return unlocked_owner(session, policy, located, keys, found)
 
 
 def unlock_with_provider_steps(
@@ -101,7 +115,7 @@ def unlock_with_provider_steps(
             "provider_unlocked", located.name, reason=reason, provider=provider, key_id=root.key_id.hex[:8]
         )
     )
-    return _unlocked(session, policy, located, keys, found)
+    return unlocked_owner(session, policy, located, keys, found)
 
 
 def change_secret_steps(
@@ -199,6 +213,11 @@ def _open_with_secret(
     roots = _roots(keys)
     loaded = located.store.load_slots(roots, SlotKind.SECRET, limit=(MAX_SLOTS + 1) * len(roots))
     slots = [slot for slot in loaded if slot.key_id == root.key_id]
+    if not slots and is_unclaimed(located, policy, roots):
+        raise UnclaimedError(
+            f"This {located.name} has keys that wait to be claimed, and no secret yet: authenticate as "
+            "before, then call enroll() with the secret, or unlock(..., authenticated=True)."
+        )
     if not slots or len(slots) > MAX_SLOTS:
         raise KeyNotFoundError(
             f"This {located.name} has {'too many' if slots else 'no'} secret slots; 1 to {MAX_SLOTS} are "
@@ -209,7 +228,14 @@ def _open_with_secret(
         salt = KdfSalt.parse(slot.kdf, policy=profile)
         kek = yield Derivation(prepared, salt)
         try:
-            return open_with_kek(policy, keys, root, slot, loaded, kek), salt
+            if is_waiting(slot):
+                raise _waits(located, slot, kek)
+            found = open_with_kek(policy, keys, root, slot, loaded, kek)
+            if policy.harden_claims and is_sealed(slot.wrapped) and not found.vouching:
+                # An enrolment wraps, and an epoch leaves a wrapped slot behind: this one custodians released.
+                found = found._replace(trusted=False)
+                policy.emit(AuditEvent("hardened", located.name, key_id=root.key_id.hex[:8]))
+            return found, salt
         except UnlockError as error:
             kek.wipe()
             refused = error
@@ -218,6 +244,25 @@ def _open_with_secret(
             raise
     assert refused is not None  # noqa: S101 - there was at least one slot
     raise refused
+
+
+def is_unclaimed(located: LocatedOwner, policy: Policy, roots: Sequence[KeyId]) -> bool:
+    """Whether a campaign holds these root keys."""
+    campaigns = policy.providers.campaigns if policy.providers is not None else frozenset()
+    if not campaigns:
+        return False
+    slots = located.store.load_slots(roots, SlotKind.PROVIDER)
+    return any(policy.require_providers().of(slot) in campaigns for slot in slots)
+
+
+def _waits(located: LocatedOwner, slot: StoredSlot, kek: KeyBytes) -> EnvelopeError:
+    """Whoever does not know the secret is told no more than anywhere else."""
+    if not opens_waiting(slot, kek):
+        return wrong_secret()
+    return UnclaimedError(
+        f"The secret is right, and this {located.name} waits: the custodians of the offline key have not "
+        "released its keys yet."
+    )
 
 
 def open_with_kek(
@@ -272,13 +317,14 @@ def renew(
     return kept
 
 
-def _unlocked(
+def unlocked_owner(
     session: Session,
     policy: Policy,
     located: LocatedOwner,
     keys: Sequence[StoredKey],
     found: OpenedRoot,
 ) -> UnlockedSession:
+    """The unlocked session of an owner whose root key was reached, with all that leads to."""
     keyring = Keyring()
     owner = located.place.owner
     try:

@@ -47,6 +47,12 @@ class AwsKms:
         key: bytes = answer["Plaintext"]
         return key
 
+    def destroy(self) -> str:
+        """Have the key deleted, for the end of a campaign (`CampaignKey`); what is left to do by hand."""
+        answer = self._client.schedule_key_deletion(KeyId=self.reference, PendingWindowInDays=7)
+        until = f"{answer['DeletionDate']:%Y-%m-%d}"
+        return f"KMS deletes {self.reference} on {until}; until then it can be brought back."
+
     def is_transient(self, error: Exception) -> bool:
         """Throttled, an error of KMS itself, or no connection; by name, for botocore is not imported."""
         response = getattr(error, "response", None)

@@ -10,7 +10,9 @@ class KeyProvider(Protocol):
     """Whoever holds a key outside of the database.
 
     One method is optional, `is_transient(error: Exception) -> bool`: whether a failure of this provider may
-    pass, so that the call is made again. Time-outs and lost connections are taken to pass without it.
+    pass, so that the call is made again. Time-outs and lost connections are taken to pass without it. So are
+    three of a campaign's key, which `CampaignKey` gives to any provider: `campaign = True`, `can_open` and
+    `destroy()`.
     """
 
     @property

@@ -95,6 +95,21 @@ class ProviderCalls:
             )
         return reference
 
+    @property
+    def is_campaign(self) -> bool:
+        """Whether its slots wait to be claimed."""
+        return bool(getattr(self.provider, "campaign", False))
+
+    @property
+    def can_open(self) -> bool:
+        """Whether it unwraps at all: the public half of an offline key does not."""
+        return bool(getattr(self.provider, "can_open", True))
+
+    @property
+    def public_key(self) -> bytes | None:
+        """Of an offline key, what root keys are sealed to: its private half is their KEK."""
+        return getattr(self.provider, "kek_public_key", None)
+
     def wrap(self, key: KeyBytes, context: Mapping[str, str]) -> bytes:
         """What is stored: the format byte, and what the provider makes of the key.
 

@@ -39,6 +39,12 @@ class VaultTransit:
         )
         return base64.b64decode(answer["data"]["plaintext"], validate=True)
 
+    def destroy(self) -> None:
+        """Delete the transit key with all its versions, for the end of a campaign (`CampaignKey`)."""
+        transit = self._client.secrets.transit
+        transit.update_key_configuration(self._name, deletion_allowed=True, mount_point=self._mount_point)
+        transit.delete_key(self._name, mount_point=self._mount_point)
+
     def is_transient(self, error: Exception) -> bool:
         """Too many requests, sealed, or an error of the server; by name, for hvac is not imported."""
         return type(error).__name__ in _PASSING

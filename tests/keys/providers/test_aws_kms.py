@@ -149,3 +149,12 @@ def test_what_may_pass(code: str, status: int, passes: bool) -> None:
 
     assert passes is AwsKms(None, "app").is_transient(ClientError(answer, "Encrypt"))
     assert not AwsKms(None, "app").is_transient(ParamValidationError(report="what was given"))
+
+
+def test_a_destroyed_key_waits_for_its_deletion(client: Any) -> None:
+    """At the end of a campaign KMS is told to delete the key, and the report says until when it waits."""
+    key_id = new_key(client).rpartition("/")[2]  # of the two that KMS takes here, moto takes this one
+
+    assert "can be brought back" in AwsKms(client, key_id).destroy()
+
+    assert client.describe_key(KeyId=key_id)["KeyMetadata"]["KeyState"] == "PendingDeletion"

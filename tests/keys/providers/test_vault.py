@@ -176,3 +176,15 @@ def test_a_server_that_is_sealed_or_gone_is_tried_again(tmp_path: Path) -> None:
     client.adapter.close()
 
     assert len(made) == 3
+
+
+def test_a_destroyed_key_opens_nothing(client: Any) -> None:
+    """At the end of a campaign the transit key is deleted with all its versions."""
+    client.secrets.transit.create_key("campaign")
+    provider, calls = VaultTransit(client, "campaign"), calls_of(client, "campaign")
+    wrapped = calls.wrap(KeyBytes(RAW), CONTEXT)
+
+    provider.destroy()
+
+    with pytest.raises(ProviderError):
+        calls.unwrap(wrapped, CONTEXT)

@@ -1,0 +1,243 @@
+"""Keys of a campaign: they hold the keys of owners who are away, until these claim them or the campaign is
+closed and its key destroyed."""
+
+import base64
+import binascii
+import os
+from collections.abc import Callable, Mapping
+from hmac import compare_digest
+from pathlib import Path
+from typing import Self
+
+from sqlalchemy_envelope.crypto import kdf
+from sqlalchemy_envelope.crypto.sealing import PublicKeys, seal_key
+from sqlalchemy_envelope.crypto.secret import KEY_SIZE, KeyBytes, Uncopied
+from sqlalchemy_envelope.exceptions import ConfigurationError, ProviderError, TamperedKeyError
+from sqlalchemy_envelope.keys.providers.base import KeyProvider
+from sqlalchemy_envelope.keys.providers.server import ServerKeyring
+
+
+class CampaignKeyFile(Uncopied):
+    """A campaign's key in a file of its own, outside of the database and of its backups.
+
+    Args:
+        path: the file, one key in base64, readable by its owner alone; `generate` makes it.
+
+    Raises:
+        ConfigurationError: it is not there, is open to others, or holds something else than one key.
+    """
+
+    campaign = True
+    local = True
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self._path = Path(path).absolute()
+        if not self._path.exists():
+            raise ConfigurationError(
+                f"There is no campaign key in {str(path)!r}. CampaignKeyFile.generate() makes one; if the "
+                "campaign is closed, take its provider out of the Envelope."
+            )
+        self._keys: ServerKeyring | None = ServerKeyring.from_file(self._path)
+        if len(self._keys.keys_by_id) != 1:
+            raise ConfigurationError(f"{str(path)!r} holds several keys; a campaign has one.")
+        self.reference = f"file:{self._keys.active[0].hex()}"
+
+    @classmethod
+    def generate(cls, path: str | os.PathLike[str]) -> Self:
+        """Make a key in a file that does not exist yet.
+
+        Raises:
+            ConfigurationError: the file exists, or cannot be made.
+        """
+        try:
+            file = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
+        except OSError as error:
+            raise ConfigurationError(
+                f"No campaign key can be made in {str(path)!r}: {error.strerror}."
+            ) from None
+        with os.fdopen(file, "w", encoding="ascii") as opened:
+            opened.write(ServerKeyring.generate_key() + "\n")
+            opened.flush()
+            os.fsync(opened.fileno())
+        _sync_folder(Path(path))
+        return cls(path)
+
+    def wrap(self, key: bytes, context: Mapping[str, str]) -> bytes:
+        """Wrap as a server keyring does."""
+        return self._at_hand().wrap(key, context)
+
+    def unwrap(self, wrapped: bytes, context: Mapping[str, str]) -> bytes:
+        """Unwrap as a server keyring does."""
+        return self._at_hand().unwrap(wrapped, context)
+
+    def destroy(self) -> None:
+        """Overwrite the file with zeros, delete it, and forget the key. May be called again.
+
+        What no program can promise: that a file system overwrote the blocks where the key was. One that
+        writes elsewhere (copy on write, a journal of data, snapshots), a solid-state disk and a backup of the
+        folder keep what they have; so do other machines that the file was copied to.
+        """
+        try:
+            with self._path.open("r+b") as file:
+                size = os.fstat(file.fileno()).st_size
+                file.write(bytes(size))
+                file.flush()
+                os.fsync(file.fileno())
+            self._path.unlink()
+        except FileNotFoundError:
+            pass
+        else:
+            _sync_folder(self._path)
+        self._keys = None
+
+    def _at_hand(self) -> ServerKeyring:
+        if self._keys is None:
+            raise ProviderError("The key of this campaign is destroyed.")
+        return self._keys
+
+    def __repr__(self) -> str:
+        return f"<CampaignKeyFile {str(self._path)!r}>"
+
+
+class OfflinePublicKey:
+    """The public half of a key that custodians keep: the server seals keys to it and opens none.
+
+    Args:
+        public_key: 32 bytes, `OfflineKey.public_key`.
+
+    Raises:
+        ConfigurationError: nothing can be sealed to it.
+    """
+
+    campaign = True
+    local = True
+    can_open = False
+
+    def __init__(self, public_key: bytes) -> None:
+        try:
+            if not isinstance(public_key, (bytes, bytearray)) or len(public_key) != KEY_SIZE:
+                raise ConfigurationError(f"The public half of an offline key has {KEY_SIZE} bytes.")
+            seal_key(KeyBytes.generate(), PublicKeys(bytes(public_key)), b"")
+        except TamperedKeyError:
+            raise ConfigurationError("This is no public key that anything can be sealed to.") from None
+        self.kek_public_key = bytes(public_key)
+
+    @property
+    def reference(self) -> str:
+        """`offline:` and the public key."""
+        return f"offline:{self.kek_public_key.hex()}"
+
+    def wrap(self, key: bytes, context: Mapping[str, str]) -> bytes:
+        """Refuse: root keys are sealed to the public key itself."""
+        raise ProviderError("An offline key wraps nothing; root keys are sealed to it.")
+
+    def unwrap(self, wrapped: bytes, context: Mapping[str, str]) -> bytes:
+        """Refuse: the private half is not here."""
+        raise ProviderError("The private half of this offline key is with its custodians, not here.")
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.kek_public_key.hex()[:8]}>"
+
+
+class OfflineKey(OfflinePublicKey, Uncopied):
+    """Both halves of an offline key, where custodians release what was claimed and nowhere else.
+
+    Args:
+        private: 32 bytes, or their text as `generate` made it.
+
+    Raises:
+        ConfigurationError: it is neither.
+    """
+
+    can_open = True
+
+    def __init__(self, private: bytes | str) -> None:
+        self._key = KeyBytes(_private_bytes(private))
+        super().__init__(kdf.x25519_public(self._key))
+
+    @staticmethod
+    def generate() -> str:
+        """The text of a fresh key, for custodians to keep; the server gets `OfflineKey(text).public_key`."""
+        return base64.b64encode(os.urandom(KEY_SIZE)).decode("ascii")
+
+    @property
+    def public_key(self) -> bytes:
+        """The public half, for `OfflinePublicKey`."""
+        return self.kek_public_key
+
+    def unwrap(self, wrapped: bytes, context: Mapping[str, str]) -> bytes:
+        """The private half itself, for a slot that names its public half.
+
+        Raises:
+            ProviderError: the slot is of another offline key.
+        """
+        if not compare_digest(wrapped, self.kek_public_key):
+            raise ProviderError("A key slot is sealed to another offline key.")
+        return bytes(self._key.buffer)
+
+
+class CampaignKey:
+    """Any provider as the key of a campaign: one of AWS KMS or Vault that is made for it.
+
+    Args:
+        provider: whom to call.
+        destroy: what makes the outside key useless for ever. Left out, the provider's own `destroy` if it has
+            one; else the report of the campaign says that a person has to do it.
+    """
+
+    campaign = True
+
+    def __init__(self, provider: KeyProvider, destroy: Callable[[], object] | None = None) -> None:
+        self._provider = provider
+        self._destroy: Callable[[], object] | None = destroy or getattr(provider, "destroy", None)
+
+    @property
+    def reference(self) -> str:
+        """The provider's."""
+        return self._provider.reference
+
+    @property
+    def local(self) -> bool:
+        """The provider's."""
+        return self._provider.local
+
+    def wrap(self, key: bytes, context: Mapping[str, str]) -> bytes:
+        """As the provider does."""
+        return self._provider.wrap(key, context)
+
+    def unwrap(self, wrapped: bytes, context: Mapping[str, str]) -> bytes:
+        """As the provider does."""
+        return self._provider.unwrap(wrapped, context)
+
+    def is_transient(self, error: Exception) -> bool:
+        """As the provider says, if it does."""
+        asked: Callable[[Exception], bool] | None = getattr(self._provider, "is_transient", None)
+        return asked is not None and asked(error)
+
+    @property
+    def destroy(self) -> Callable[[], object] | None:
+        """What destroys the outside key; None if a person has to."""
+        return self._destroy
+
+    def __repr__(self) -> str:
+        return f"<CampaignKey {self._provider!r}>"
+
+
+def _private_bytes(private: object) -> bytes:
+    try:
+        data = base64.b64decode(private, validate=True) if isinstance(private, str) else private
+    except (binascii.Error, ValueError):
+        data = b""
+    if not isinstance(data, (bytes, bytearray)) or len(data) != KEY_SIZE:
+        raise ConfigurationError(f"An offline key is {KEY_SIZE} bytes, or their base64 text.")
+    return bytes(data)
+
+
+def _sync_folder(path: Path) -> None:
+    """Make a file's coming or going last. Windows opens no folders."""
+    if os.name == "posix":
+        folder = os.open(path.absolute().parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
