@@ -17,6 +17,8 @@ nox.options.sessions = ["lint", "types", "imports", "tests", "docs", "lowest"]
 PROJECT = Path(__file__).parent
 NEWER_ONLY = ["crypto", "keys", "cli"]
 """Folders of tests that the line of SQLAlchemy makes no difference to."""
+ALEMBIC = {"2.0": "alembic==1.18.0", "2.1": "alembic"}
+"""Beside each line of SQLAlchemy; `lowest` has the oldest, and 1.18.0 is the first with plugins."""
 
 
 def install(session: nox.Session, *what: str) -> None:
@@ -59,7 +61,7 @@ def imports(session: nox.Session) -> None:
 def tests(session: nox.Session, sqlalchemy: str) -> None:
     """The tests on one line of SQLAlchemy; arguments go to pytest. What uses no SQLAlchemy, and what only
     repeats at length, runs on the newer line."""
-    install(session, "-e", ".[all]", "--group", "test", f"sqlalchemy=={sqlalchemy}.*")
+    install(session, "-e", ".[all]", "--group", "test", f"sqlalchemy=={sqlalchemy}.*", ALEMBIC[sqlalchemy])
     once = (
         [] if sqlalchemy != "2.0" else ["-m", "not thorough", *(f"--ignore=tests/{of}" for of in NEWER_ONLY)]
     )
@@ -69,7 +71,8 @@ def tests(session: nox.Session, sqlalchemy: str) -> None:
 @nox.session
 def lowest(session: nox.Session) -> None:
     """The tests on the oldest versions that pyproject.toml allows."""
-    pinned = [requirement.replace(">=", "==") for requirement in project_dependencies()]
+    asked = [*project_dependencies(), *project_dependencies("alembic")]
+    pinned = [requirement.replace(">=", "==") for requirement in asked]
     install(session, "-e", ".[all]", "--group", "test", *pinned)
     session.run("pytest", "-n", "2", *session.posargs)
 
@@ -88,7 +91,7 @@ def bench(session: nox.Session) -> None:
     session.run("python", "-m", "benchmarks", *session.posargs)
 
 
-def project_dependencies() -> list[str]:
-    """What [project] of pyproject.toml asks for, as it is written there."""
+def project_dependencies(extra: str | None = None) -> list[str]:
+    """What [project] of pyproject.toml asks for, or one of its extras, as it is written there."""
     project = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]
-    return list(project["dependencies"])
+    return list(project["dependencies"] if extra is None else project["optional-dependencies"][extra])

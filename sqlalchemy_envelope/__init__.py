@@ -35,7 +35,17 @@ from sqlalchemy_envelope.exceptions import (
     ValueEncodingError,
     ValueTooLargeError,
 )
-from sqlalchemy_envelope.keys.providers import AwsKms, KeyProvider, Pkcs11, ServerKeyring, VaultTransit
+from sqlalchemy_envelope.keys.providers import (
+    AwsKms,
+    CampaignKey,
+    CampaignKeyFile,
+    KeyProvider,
+    OfflineKey,
+    OfflinePublicKey,
+    Pkcs11,
+    ServerKeyring,
+    VaultTransit,
+)
 from sqlalchemy_envelope.orm import hooks as _hooks
 from sqlalchemy_envelope.orm.access import KeySlot, KeySlots
 from sqlalchemy_envelope.orm.aio import AsyncEnvelope
@@ -60,6 +70,8 @@ __all__ = [
     "AuditEvent",
     "AwsKms",
     "CachePolicy",
+    "CampaignKey",
+    "CampaignKeyFile",
     "ConfigurationError",
     "DecryptionError",
     "EncryptedType",
@@ -83,6 +95,8 @@ __all__ = [
     "MigrationRefusedError",
     "MigrationStoppedError",
     "NotEnrolledError",
+    "OfflineKey",
+    "OfflinePublicKey",
     "OwnerMismatchError",
     "Pkcs11",
     "PlaintextRefusedError",

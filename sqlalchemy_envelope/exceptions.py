@@ -194,7 +194,7 @@ class MigrationRefusedError(MigrationError):
 
 
 class MigrationStoppedError(MigrationError):
-    """A migration was stopped by the database or the machine; the message says what to do before it goes on."""
+    """A migration was stopped by the database or the machine; the message says what to do about it."""
 
     code = "migration-stopped"
 

@@ -33,16 +33,23 @@ QUIET: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNU
 
 
 @contextmanager
-def throwaway_postgres() -> Iterator[Path]:
-    """Run a server and give the folder of its socket; user `postgres`, no password."""
+def throwaway_postgres(installed: Path | None = None, **changed: str) -> Iterator[Path]:
+    """Run a server and give the folder of its socket; user `postgres`, no password.
+
+    Args:
+        installed: the folder of other binaries than the wheel's.
+        changed: settings that differ from `OPTIONS`.
+
+    Its files are in `data` in that folder.
+    """
     folder = Path(tempfile.mkdtemp(prefix="sqlalchemy-envelope-"))
     data, log = folder / "data", folder / "log"
     try:
         account = unprivileged_account()
         if account:
             os.chown(folder, account["user"], account["group"])
-        binaries = runnable_binaries(folder, account)
-        settings = OPTIONS | {"unix_socket_directories": str(folder)}
+        binaries = installed or runnable_binaries(folder, account)
+        settings = OPTIONS | changed | {"unix_socket_directories": str(folder)}
         server_options = " ".join(f"-c {name}='{value}'" for name, value in settings.items())
 
         def run(program: str, *arguments: str) -> None:

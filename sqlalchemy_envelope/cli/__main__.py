@@ -2,4 +2,6 @@
 
 from sqlalchemy_envelope.cli import main
 
-main()
+# Worker processes import this file again, under another name.
+if __name__ == "__main__":
+    main()

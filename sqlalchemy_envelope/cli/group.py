@@ -2,7 +2,9 @@
 
 import click
 
+from sqlalchemy_envelope.cli.campaign import campaign
 from sqlalchemy_envelope.cli.demo import demo
+from sqlalchemy_envelope.cli.migrate import migrate
 
 
 @click.group()
@@ -11,3 +13,5 @@ def commands() -> None:
 
 
 commands.add_command(demo)
+commands.add_command(migrate)
+commands.add_command(campaign)

@@ -6,7 +6,6 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,8 +16,9 @@ from alembic import command
 from alembic.autogenerate import produce_migrations, render_python_code
 from alembic.config import Config
 from alembic.migration import MigrationContext
+from alembic.operations.ops import AlterColumnOp, CreateIndexOp
 from sqlalchemy import JSON, Engine, LargeBinary, String, select
-from sqlalchemy.dialects import postgresql
+from sqlalchemy.dialects import mysql, postgresql
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
 import sqlalchemy_envelope.alembic as envelope_alembic
@@ -33,72 +33,14 @@ from sqlalchemy_envelope import (
     KeyTable,
     OwnerMismatchError,
 )
+from sqlalchemy_envelope.alembic.compare import _is_made_otherwise_by_mysql
+from tests.alembic.environments import Environment, migration
 from tests.alembic.models import in_schema, plain
 
 SECRET = "correct horse battery staple"
 PROJECT = Path(__file__).parents[2]
 
-# The line of the how-to, and the shortest `env.py` around it.
-ENV = """
-import sqlalchemy_envelope.alembic
-
-from alembic import context
-
-attributes = context.config.attributes
-with attributes["engine"].connect() as connection:
-    context.configure(connection=connection, **attributes["options"])
-    with context.begin_transaction():
-        context.run_migrations()
-"""
-
-SCRIPT = '''"""${message}"""
-from alembic import op
-import sqlalchemy as sa
-${imports if imports else ""}
-
-revision = ${repr(up_revision)}
-down_revision = ${repr(down_revision)}
-
-
-def upgrade():
-    ${upgrades if upgrades else "pass"}
-
-
-def downgrade():
-    ${downgrades if downgrades else "pass"}
-'''
-
 envelope = Envelope(kdf_profile=KdfProfile.unsafe_for_tests())
-
-Environment = Callable[..., Config]
-
-
-@pytest.fixture
-def environment(tmp_path: Path) -> Environment:
-    """Makes an Alembic environment for a database and its metadata, with options as in `env.py`."""
-    versions = tmp_path / "migrations" / "versions"
-    versions.mkdir(parents=True)
-    (tmp_path / "migrations" / "env.py").write_text(ENV)
-    (tmp_path / "migrations" / "script.py.mako").write_text(SCRIPT)
-
-    def make(engine: Engine, metadata: sa.MetaData, **options: Any) -> Config:
-        config = Config()
-        config.set_main_option("script_location", str(tmp_path / "migrations").replace("%", "%%"))
-        config.attributes["engine"] = engine
-        config.attributes["options"] = {
-            "target_metadata": metadata,
-            "compare_server_default": True,
-            **options,
-        }
-        return config
-
-    return make
-
-
-def migration(config: Config, message: str = "encrypted") -> str:
-    """Write a migration, and give its text."""
-    script: Any = command.revision(config, message=message, autogenerate=True)
-    return Path(script.path).read_text()
 
 
 def write_and_read(engine: Engine, models: SimpleNamespace) -> None:
@@ -245,6 +187,26 @@ def test_a_column_added_later_and_one_that_was_text(environment: Environment, en
     assert "op.add_column('notes', sa.Column('body', sa.LargeBinary(), nullable=False))" in text
     assert "type_=sa.LargeBinary()" in text
     assert "sqlalchemy_envelope" not in text
+
+
+def test_what_mysql_makes_of_the_key_tables_is_no_difference() -> None:
+    """It gets no index without its WHERE, which would forbid rotation; a TINYBLOB is what BLOB(32) became."""
+    table = plain.Base.metadata.tables["users_key"]
+    (active,) = [one for one in table.indexes if one.name == "uq_users_key_active"]
+    same = AlterColumnOp("users_key", "seal", existing_type=mysql.TINYBLOB(), modify_type=LargeBinary(48))
+    longer = AlterColumnOp("users_key", "seal", existing_type=mysql.TINYBLOB(), modify_type=LargeBinary(480))
+    to_null = AlterColumnOp(
+        "users_key",
+        "seal",
+        existing_type=mysql.TINYBLOB(),
+        modify_type=LargeBinary(48),
+        modify_nullable=True,
+    )
+
+    assert _is_made_otherwise_by_mysql(CreateIndexOp.from_index(active), table)
+    assert _is_made_otherwise_by_mysql(same, table)
+    assert not _is_made_otherwise_by_mysql(longer, table)
+    assert not _is_made_otherwise_by_mysql(to_null, table)
 
 
 def test_a_migration_that_drops_keys_is_refused(environment: Environment, engine: Engine) -> None:

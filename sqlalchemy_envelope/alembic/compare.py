@@ -1,0 +1,211 @@
+"""What autogenerate finds: while values are moved, the steps of the move in place of bare columns, and
+nothing of what belongs to the move itself."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from alembic import util
+from alembic.autogenerate import comparators
+from alembic.autogenerate.api import AutogenContext
+from alembic.operations.ops import (
+    AddColumnOp,
+    AlterColumnOp,
+    CreateIndexOp,
+    DropColumnOp,
+    DropConstraintOp,
+    DropIndexOp,
+    DropTableOp,
+    MigrateOperation,
+    ModifyTableOps,
+    UpgradeOps,
+)
+from sqlalchemy import Column, Connection, LargeBinary, Table, text
+
+from sqlalchemy_envelope.alembic.ops import ContractEncryptedColumnOp, ExpandEncryptedColumnOp
+from sqlalchemy_envelope.alembic.render import AfterTheirs
+from sqlalchemy_envelope.exceptions import ConfigurationError
+from sqlalchemy_envelope.migration.state import STATE_TABLES
+from sqlalchemy_envelope.migration.tracking import Tracked
+from sqlalchemy_envelope.orm.previous import REPLACED_BY
+from sqlalchemy_envelope.orm.types import EncryptedType
+
+_LAST: dict[str, Any] = (
+    {"priority": priorities.LAST} if (priorities := getattr(util, "DispatchPriority", None)) else {}
+)
+
+
+# Alembic asks `render_item` of the options alone, and the options are first at hand when it compares schemas.
+# It has priorities for comparators since 1.18; before, they ran in the order in which they were registered.
+@comparators.dispatch_for("schema", **_LAST)
+def _install(autogen_context: AutogenContext, upgrade_ops: UpgradeOps, *_: Any) -> None:
+    _refuse_to_drop_keys(upgrade_ops)
+    upgrade_ops.ops[:] = list(_steps(autogen_context, upgrade_ops.ops))
+    theirs = autogen_context.opts.get("render_item")
+    if not isinstance(theirs, AfterTheirs):
+        autogen_context.opts["render_item"] = AfterTheirs(theirs)
+
+
+_KEY_COLUMNS = {"owner_reference", "commitment", "wrapping_key_id", "wrapped"}
+_GRANT_COLUMNS = {"grant_id", "key_id", "recipient_key_id", "wrapped"}
+
+
+def _refuse_to_drop_keys(upgrade_ops: UpgradeOps) -> None:
+    """Autogenerate sees the rename of an owner's table as key tables to drop: the end of all they open."""
+    for operation in upgrade_ops.ops:
+        if not isinstance(operation, DropTableOp):
+            continue
+        columns = set(operation.to_table().columns.keys())
+        if columns >= _KEY_COLUMNS or columns >= _GRANT_COLUMNS:
+            raise ConfigurationError(
+                f"This migration would drop {operation.table_name!r}, and with it the keys of everything "
+                "encrypted for its owners. If their table was renamed, keep the names of the key tables: see "
+                "'Rename a table' in docs/how-to/alembic.md. If it is to go, write op.drop_table() by hand."
+            )
+
+
+def _steps(autogen_context: AutogenContext, operations: list[MigrateOperation]) -> Iterator[MigrateOperation]:
+    """The same operations without those on the state tables, and with the steps of a move.
+
+    A step comes after its table's other changes, outside of a batch: SQLite's table loses its triggers
+    when it is built anew.
+    """
+    for operation in operations:
+        if isinstance(operation, DropTableOp) and operation.table_name in STATE_TABLES:
+            continue
+        if not isinstance(operation, ModifyTableOps):
+            yield operation
+            continue
+        if operation.table_name in STATE_TABLES:
+            continue
+        table = autogen_context.table_key_to_table.get(_key(operation.table_name, operation.schema))
+        steps: list[MigrateOperation] = []
+        if table is not None:
+            dialect = autogen_context.migration_context.dialect.name
+            operation.ops[:] = [
+                one
+                for one in operation.ops
+                if not _is_of_previous(one, table)
+                and not (dialect in ("mysql", "mariadb") and _is_made_otherwise_by_mysql(one, table))
+                and not _becomes_step(autogen_context, one, table, steps)
+            ]
+        if not operation.is_empty():
+            yield operation
+        yield from steps
+
+
+def _key(name: str, schema: str | None) -> str:
+    return f"{schema}.{name}" if schema else name
+
+
+def _is_of_previous(operation: MigrateOperation, table: Table) -> bool:
+    """Whether it changes the previous column, or an index on it: both stay as they are until they go."""
+    previous = {column.name for column in table.columns if REPLACED_BY in column.info}
+    if not previous:
+        return False
+    if isinstance(operation, AlterColumnOp):
+        return operation.column_name in previous
+    if isinstance(operation, DropIndexOp):
+        return bool(previous & {column.name for column in operation.to_index().columns})
+    if isinstance(operation, DropConstraintOp):
+        constraint: Any = operation.to_constraint()
+        return bool(previous & {column.name for column in getattr(constraint, "columns", ())})
+    return False
+
+
+_BLOBS = {"TINYBLOB": 2**8, "BLOB": 2**16, "MEDIUMBLOB": 2**24}
+
+
+def _is_made_otherwise_by_mysql(operation: MigrateOperation, table: Table) -> bool:
+    """What the database has is what the model means: no partial index, and for BLOB(32) a TINYBLOB.
+
+    Without its WHERE, which MySQL does not have, the index for active keys would forbid rotation; and
+    Alembic does not heed that the model leaves it out there.
+    """
+    if isinstance(operation, CreateIndexOp):
+        return set(table.columns.keys()) >= _KEY_COLUMNS and operation.index_name == f"uq_{table.name}_active"
+    if not isinstance(operation, AlterColumnOp) or not isinstance(operation.modify_type, LargeBinary):
+        return False
+    other = (operation.modify_nullable, operation.modify_name)
+    size = _BLOBS.get(type(operation.existing_type).__name__)
+    length = operation.modify_type.length
+    return (
+        size is not None
+        and length is not None
+        and length < size
+        and other == (None, None)
+        and operation.modify_server_default is False
+        and operation.modify_comment is False
+    )
+
+
+def _becomes_step(
+    autogen_context: AutogenContext, operation: MigrateOperation, table: Table, steps: list[MigrateOperation]
+) -> bool:
+    step: MigrateOperation | None = None
+    if isinstance(operation, AddColumnOp):
+        step = _expand(autogen_context, operation.column, table)
+    elif isinstance(operation, DropColumnOp):
+        step = _contract(autogen_context, operation, table)
+    if step is None:
+        return False
+    steps.append(step)
+    return True
+
+
+def _expand(
+    autogen_context: AutogenContext, column: Column[Any], table: Table
+) -> ExpandEncryptedColumnOp | None:
+    """The encrypted column is to be added, and the previous one is there."""
+    declared = getattr(column.type, "previous", None) if isinstance(column.type, EncryptedType) else None
+    if declared is None:
+        return None
+    there = {one["name"] for one in autogen_context.inspector.get_columns(table.name, table.schema)}
+    if declared.name not in there:
+        return None
+    return ExpandEncryptedColumnOp(table.name, declared.name, column.name, schema=table.schema)
+
+
+def _contract(
+    autogen_context: AutogenContext, operation: DropColumnOp, table: Table
+) -> ContractEncryptedColumnOp | None:
+    """The previous column is to be dropped: the move that it belongs to shows by the name of its trigger."""
+    if autogen_context.connection is None:
+        return None
+    triggers = _triggers(autogen_context.connection, table)
+    for column in table.columns:
+        if not isinstance(column.type, EncryptedType) or column.type.previous is not None:
+            continue
+        if Tracked(table.name, operation.column_name, column.name).trigger("track") in triggers:
+            return ContractEncryptedColumnOp(
+                table.name,
+                operation.column_name,
+                column.name,
+                existing_type=operation.to_column().type,
+                schema=table.schema,
+            )
+    return None
+
+
+def _triggers(connection: Connection, table: Table) -> set[str]:
+    """The names of a table's triggers."""
+    if connection.dialect.name == "sqlite":
+        query = "SELECT name FROM sqlite_master WHERE type = 'trigger' AND tbl_name = :name"
+    elif connection.dialect.name == "postgresql":
+        query = (
+            "SELECT t.tgname FROM pg_trigger t JOIN pg_class c ON c.oid = t.tgrelid JOIN pg_namespace n "
+            "ON n.oid = c.relnamespace WHERE c.relname = :name AND "
+            "n.nspname = COALESCE(CAST(:schema AS text), current_schema())"
+        )
+    elif connection.dialect.name in ("mysql", "mariadb"):
+        query = (
+            "SELECT trigger_name FROM information_schema.triggers WHERE event_object_table = :name AND "
+            "event_object_schema = COALESCE(:schema, DATABASE())"
+        )
+    else:
+        return set()
+    parameters = {"name": table.name, "schema": table.schema}
+    if ":schema" not in query:
+        del parameters["schema"]
+    return {str(row[0]) for row in connection.execute(text(query), parameters)}

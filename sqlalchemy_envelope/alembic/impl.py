@@ -1,0 +1,333 @@
+"""How the two steps for large tables are run, and undone: a column and triggers, and never a row lost."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from alembic.operations import Operations
+from alembic.operations.batch import BatchOperationsImpl
+from sqlalchemy import Column, ColumnClause, delete, func, inspect, select, text, update
+from sqlalchemy import column as bare_column
+from sqlalchemy import table as bare_table
+
+from sqlalchemy_envelope.alembic import ops
+from sqlalchemy_envelope.exceptions import ConfigurationError, MigrationRefusedError
+from sqlalchemy_envelope.migration import schema
+from sqlalchemy_envelope.migration.state import JobState, MigrationState, Phase, RangeState
+from sqlalchemy_envelope.migration.tracking import Tracked
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from sqlalchemy import Connection
+
+
+@Operations.implementation_for(ops.ExpandEncryptedColumnOp)
+def _expand(operations: Operations, op: ops.ExpandEncryptedColumnOp) -> None:
+    def run(operations: Operations) -> None:
+        columns, dialect = tracked(operations, op), operations.impl.dialect
+        connection = online(operations)
+        if connection is None or not schema.has_column(connection, columns, columns.encrypted):
+            execute(operations, schema.add_column(dialect, columns))
+        execute(operations, schema.track(dialect, columns))
+
+    after_batch(operations, run)
+
+
+@Operations.implementation_for(ops.UndoExpandEncryptedColumnOp)
+def _undo_expand(operations: Operations, op: ops.UndoExpandEncryptedColumnOp) -> None:
+    def run(operations: Operations) -> None:
+        columns, dialect = tracked(operations, op), operations.impl.dialect
+        connection = online(operations)
+        if connection is not None and not schema.has_column(connection, columns, columns.encrypted):
+            return
+        if connection is None:
+            _check_in_script(operations, columns, "encrypted", "previous", _ALONE)
+            execute(operations, schema.untrack(dialect, columns))
+        else:
+            hold(connection, columns.table, columns.schema)
+            alone = _count(connection, columns, "encrypted", "previous")
+            if alone:
+                raise MigrationRefusedError(f"{alone} {_ALONE.format(**_names(columns))}")
+            execute(operations, schema.untrack(dialect, columns))
+            _forget(connection, columns)
+        execute(operations, schema.drop_column(dialect, columns, columns.encrypted))
+
+    after_batch(operations, run)
+
+
+@Operations.implementation_for(ops.ContractEncryptedColumnOp)
+def _contract(operations: Operations, op: ops.ContractEncryptedColumnOp) -> None:
+    def run(operations: Operations) -> None:
+        columns, dialect = tracked(operations, op), operations.impl.dialect
+        connection = online(operations)
+        if connection is not None and not schema.has_column(connection, columns, columns.previous):
+            execute(operations, schema.untrack(dialect, columns))
+            return
+        if connection is not None and dialect.name != "postgresql":
+            refuse_indexes(connection, columns.table, columns.previous, columns.schema)
+        # From here on nobody can make a row pending: what is looked at below stays so.
+        execute(operations, schema.guard(dialect, columns))
+        if connection is None:
+            _check_contract_in_script(operations, columns, op)
+        else:
+            try:
+                _check_contract(connection, columns, op)
+            except BaseException as error:
+                # After an error of its own PostgreSQL takes no statement, and undoes what was done.
+                if isinstance(error, MigrationRefusedError) or dialect.name != "postgresql":
+                    execute(operations, schema.unguard(dialect, columns))
+                raise
+        execute(operations, schema.untrack(dialect, columns))
+        execute(operations, schema.drop_column(dialect, columns, columns.previous))
+        if connection is not None:
+            _set_phase(connection, columns, op.name, Phase.CONTRACTED)
+
+    after_batch(operations, run)
+
+
+@Operations.implementation_for(ops.UndoContractEncryptedColumnOp)
+def _undo_contract(operations: Operations, op: ops.UndoContractEncryptedColumnOp) -> None:
+    if op.existing_type is None:
+        raise ConfigurationError(
+            f"The column {op.table_name}.{op.previous} cannot be made again without its type: "
+            "op.undo_contract_encrypted_column(..., existing_type=sa.String(20))."
+        )
+
+    def run(operations: Operations) -> None:
+        columns, dialect = tracked(operations, op), operations.impl.dialect
+        connection = online(operations)
+        if connection is None or not schema.has_column(connection, columns, columns.previous):
+            added: Column[Any] = Column(columns.previous, op.existing_type, nullable=True)
+            operations.add_column(columns.table, added, schema=columns.schema)
+        execute(operations, schema.keep(dialect, columns))
+        if connection is not None:
+            _set_phase(connection, columns, op.name, Phase.CUT_OVER)
+
+    after_batch(operations, run)
+
+
+# ---------------------------------------------------------------------- shared with the operations on values
+
+
+def online(operations: Operations) -> Connection | None:
+    """The connection; None where SQL is only written."""
+    return None if operations.migration_context.as_sql else operations.get_bind()
+
+
+def execute(operations: Operations, statements: Sequence[str]) -> None:
+    """Run statements, or write them to the script."""
+    for statement in statements:
+        operations.execute(text(statement.replace(":", "\\:")))
+
+
+def after_batch(operations: Operations, run: Callable[[Operations], None]) -> None:
+    """Run it now, or at the end of the batch: where a table is built anew, its triggers go."""
+    batch: Any = operations.impl
+    if not isinstance(batch, BatchOperationsImpl):
+        run(operations)
+        return
+    flush, plain = batch.flush, batch.operations
+
+    def flush_and_run() -> None:
+        flush()
+        run(plain)
+
+    batch.flush = flush_and_run  # type: ignore[method-assign]  # there is no hook for the end of a batch
+
+
+def hold(connection: Connection, table: str, schema: str | None) -> None:
+    """Let nobody else write to the table until the end of the transaction, where a database can."""
+    if connection.dialect.name == "postgresql":
+        name = connection.dialect.identifier_preparer.format_table(bare_table(table, schema=schema))
+        connection.exec_driver_sql(f"LOCK TABLE {name} IN SHARE ROW EXCLUSIVE MODE")
+    elif connection.dialect.name == "sqlite":
+        # Its driver begins a transaction with the first statement that writes, if only in name.
+        keys = inspect(connection).get_columns(table, schema)
+        name = keys[0]["name"]
+        rows = bare_table(table, bare_column(name), schema=schema)
+        connection.execute(update(rows).where(text("0 = 1")).values({name: rows.c[name]}))
+
+
+def refuse_indexes(connection: Connection, table: str, column: str, schema: str | None) -> None:
+    """An index on a column that goes: to be dropped first, where a downgrade can make it again.
+
+    Raises:
+        MigrationRefusedError: there is one.
+    """
+    inspector = inspect(connection)
+    for index in inspector.get_indexes(table, schema):
+        if column in (index.get("column_names") or ()) and not index.get("duplicates_constraint"):
+            raise MigrationRefusedError(
+                f"{table}.{column} is in the index {index['name']!r}, which can find nothing in ciphertext. "
+                f"Drop it before, in this revision: op.drop_index({index['name']!r}, table_name={table!r})."
+            )
+    for unique in inspector.get_unique_constraints(table, schema):
+        if column in unique["column_names"]:
+            raise MigrationRefusedError(
+                f"{table}.{column} is in the unique constraint {unique['name']!r}, and equal values are "
+                "encrypted to different bytes. Drop it before, in this revision, with op.drop_constraint(); "
+                "on SQLite in a batch (an unnamed one needs a batch with `naming_convention=`)."
+            )
+
+
+def tracked(operations: Operations, op: ops.PairOp) -> Tracked:
+    """The two columns, by name."""
+    connection, keys = online(operations), []
+    if connection is not None:
+        keys = inspect(connection).get_pk_constraint(op.table_name, op.schema)["constrained_columns"]
+    return Tracked(op.table_name, op.previous, op.encrypted, op.schema, keys)
+
+
+# ---------------------------------------------------------------------- checks
+
+_ALONE = (
+    "rows of {table} have nothing but their encrypted value, and would lose it: move the values back with "
+    "`sqlalchemy-envelope migrate reverse` before."
+)
+_PENDING = (
+    "rows of {table} have a value in {previous} alone, and would lose it: `sqlalchemy-envelope migrate run` "
+    "and `migrate verify` before."
+)
+_UNVERIFIED = (
+    "{table}.{previous} was not verified and cut over, or not to the end: `sqlalchemy-envelope migrate "
+    "verify` and `migrate cutover` before, or unverified=True."
+)
+
+
+def _names(columns: Tracked) -> dict[str, str]:
+    return {"table": columns.table, "previous": columns.previous}
+
+
+def _count(connection: Connection, columns: Tracked, there: str, not_there: str) -> int:
+    """How many rows have the one column and not the other."""
+    names = {"previous": columns.previous, "encrypted": columns.encrypted}
+    one: ColumnClause[Any] = bare_column(names[there])
+    other: ColumnClause[Any] = bare_column(names[not_there])
+    rows = bare_table(columns.table, one, other, schema=columns.schema)
+    query = select(func.count()).select_from(rows).where(one.is_not(None), other.is_(None))
+    return int(connection.execute(query).scalar_one())
+
+
+def _check_contract(connection: Connection, columns: Tracked, op: ops.ContractOp) -> None:
+    pending = _count(connection, columns, "previous", "encrypted")
+    if pending:
+        raise MigrationRefusedError(f"{pending} {_PENDING.format(**_names(columns))}")
+    if op.unverified:
+        return
+    name = _state_name(connection, columns, op.name)
+    state = MigrationState.__table__.c
+    query = select(
+        state.phase, state.verified_at, state.verified_sample, state.mismatches, state.locked
+    ).where(state.name == name)
+    found = connection.execute(query).first() if name is not None else None
+    clean = found is not None and found.verified_at is not None and not found.mismatches
+    if found is None or not clean or found.phase not in (Phase.CUT_OVER, Phase.GUARDED):
+        raise MigrationRefusedError(_UNVERIFIED.format(**_names(columns)) + _other_names(connection, columns))
+    if found.verified_sample is not None or found.locked:
+        raise MigrationRefusedError(
+            f"Of {name} a sample was verified, or its owners hold the keys of some values alone "
+            f"({found.locked or 0}). If that is as it should be, write unverified=True."
+        )
+
+
+def _names_in_state(columns: Tracked, name: str | None = None) -> list[str]:
+    if name is not None:
+        return [name]
+    return [f"{columns.table}.{columns.previous}", f"{columns.table}.{columns.encrypted}"]
+
+
+def _has_state(connection: Connection) -> bool:
+    return inspect(connection).has_table(MigrationState.__tablename__)
+
+
+def _state_name(connection: Connection, columns: Tracked, name: str | None) -> str | None:
+    """What the migration is called in the state table: after the attribute, which mostly has the previous
+    column's name."""
+    if not _has_state(connection):
+        return None
+    known = MigrationState.__table__.c.name
+    for one in _names_in_state(columns, name):
+        if connection.execute(select(known).where(known == one)).first() is not None:
+            return one
+    return None
+
+
+def _other_names(connection: Connection, columns: Tracked) -> str:
+    if not _has_state(connection) or _state_name(connection, columns, None) is not None:
+        return ""
+    known = MigrationState.__table__.c.name
+    query = select(known).where(known.startswith(f"{columns.table}.", autoescape=True)).order_by(known)
+    names = ", ".join(repr(row[0]) for row in connection.execute(query))
+    return f" If it is one of {names}, say so: name=..." if names else ""
+
+
+def _set_phase(connection: Connection, columns: Tracked, name: str | None, phase: Phase) -> None:
+    found = _state_name(connection, columns, name)
+    if found is not None:
+        table: Any = MigrationState.__table__
+        connection.execute(update(table).where(table.c.name == found).values(phase=phase.value))
+
+
+def _forget(connection: Connection, columns: Tracked) -> None:
+    """The next migration of this column begins anew."""
+    name = _state_name(connection, columns, None)
+    if name is None:
+        return
+    for model in (MigrationState, JobState, RangeState):
+        table: Any = model.__table__
+        if inspect(connection).has_table(table.name):
+            connection.execute(delete(table).where(table.c.name == name))
+
+
+def _check_contract_in_script(operations: Operations, columns: Tracked, op: ops.ContractOp) -> None:
+    if operations.impl.dialect.name != "postgresql" and not op.unverified:
+        raise MigrationRefusedError(
+            f"Whether all of {columns.table}.{columns.previous} is encrypted can only be checked with a "
+            "connection; a script for this database needs unverified=True, and is to be run after the check."
+        )
+    _check_in_script(operations, columns, "previous", "encrypted", _PENDING)
+    if op.unverified:
+        return
+    quoted = ", ".join(_literal(one) for one in _names_in_state(columns, op.name))
+    phases = ", ".join(_literal(one.value) for one in (Phase.CUT_OVER, Phase.GUARDED))
+    clean = (
+        f"SELECT 1 FROM {MigrationState.__tablename__} WHERE name IN ({quoted}) AND "  # noqa: S608 - quoted
+        f"phase IN ({phases}) AND verified_at IS NOT NULL AND COALESCE(mismatches, 0) = 0 AND "
+        "verified_sample IS NULL AND COALESCE(locked, 0) = 0"
+    )
+    text_ = _UNVERIFIED.format(**_names(columns))
+    execute(operations, [_raise_if(f"NOT EXISTS ({clean})", text_)])
+
+
+def _check_in_script(operations: Operations, columns: Tracked, there: str, not_there: str, why: str) -> None:
+    """The check as part of the script, on PostgreSQL; elsewhere a comment says that it was not made."""
+    names = {"previous": columns.previous, "encrypted": columns.encrypted}
+    dialect = operations.impl.dialect
+    quote = dialect.identifier_preparer.quote
+    table = f"{quote(columns.schema)}.{quote(columns.table)}" if columns.schema else quote(columns.table)
+    rows = (
+        f"SELECT 1 FROM {table} WHERE {quote(names[there])} IS NOT NULL "  # noqa: S608 - names, quoted
+        f"AND {quote(names[not_there])} IS NULL"
+    )
+    reason = why.format(**_names(columns))
+    if dialect.name == "postgresql":
+        execute(operations, [_raise_if(f"EXISTS ({rows})", f"Some {reason}")])
+    elif not_there == "previous":
+        raise MigrationRefusedError(
+            f"Whether {columns.table}.{columns.encrypted} can go can only be checked with a connection: "
+            "run this downgrade without --sql."
+        )
+    else:
+        impl: Any = operations.impl
+        impl.static_output(f"-- Not checked: this must find no row: {rows}\n")
+
+
+def _raise_if(condition: str, text_: str) -> str:
+    return (
+        f"DO $$ BEGIN IF {condition} THEN RAISE EXCEPTION USING MESSAGE = {_literal(text_)}; END IF; END $$"
+    )
+
+
+def _literal(value: str) -> str:
+    return "'" + value.replace("'", "''") + "'"

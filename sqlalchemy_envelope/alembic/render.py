@@ -1,0 +1,104 @@
+"""How migrations are written: encrypted columns as what the database holds, and this package's operations."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+from alembic.autogenerate import render as alembic_render
+from alembic.autogenerate import renderers
+from alembic.autogenerate.api import AutogenContext
+from sqlalchemy import Column, TypeDecorator
+from sqlalchemy.types import TypeEngine
+
+from sqlalchemy_envelope.alembic import ops
+from sqlalchemy_envelope.orm.previous import REPLACED_BY
+from sqlalchemy_envelope.orm.types import EncryptedType
+
+
+def render_item(kind: str, item: Any, autogen_context: AutogenContext) -> str | Literal[False]:
+    """Render an encrypted column's type, or a previous column; False for everything else, as Alembic
+    asks of such a function.
+
+    Importing this package is enough under `alembic revision --autogenerate`. Call this from a `render_item`
+    of your own where you use `render_python_code()` without a comparison.
+    """
+    if kind == "type" and isinstance(item, EncryptedType):
+        return f"{_prefix(autogen_context)}LargeBinary()"
+    if kind == "column" and isinstance(item, Column) and REPLACED_BY in item.info:
+        type_ = stored_type(item.type)
+        if type_ is not item.type:
+            plain: Column[Any] = Column(item.name, type_, nullable=item.nullable)
+            return alembic_render._render_column(plain, autogen_context)
+    return False
+
+
+def stored_type(type_: TypeEngine[Any]) -> TypeEngine[Any]:
+    """What a type of another library stores. Its own `repr` may show its key."""
+    while isinstance(type_, TypeDecorator) and not isinstance(type_, EncryptedType):
+        type_ = type_.impl_instance
+    return type_
+
+
+class AfterTheirs:
+    """A `render_item` that asks the one of `env.py` first."""
+
+    def __init__(self, theirs: Callable[..., Any] | None) -> None:
+        self._theirs = theirs
+
+    def __call__(self, kind: str, item: Any, autogen_context: AutogenContext) -> Any:
+        rendered = self._theirs(kind, item, autogen_context) if self._theirs is not None else False
+        return render_item(kind, item, autogen_context) if rendered is False else rendered
+
+
+@renderers.dispatch_for(ops.ExpandEncryptedColumnOp)
+@renderers.dispatch_for(ops.UndoExpandEncryptedColumnOp)
+def _render_pair(autogen_context: AutogenContext, op: ops.PairOp) -> str:
+    return _call(autogen_context, op.tag, _pair(op), {"schema": (op.schema, None)})
+
+
+@renderers.dispatch_for(ops.ContractEncryptedColumnOp)
+@renderers.dispatch_for(ops.UndoContractEncryptedColumnOp)
+def _render_contract(autogen_context: AutogenContext, op: ops.ContractOp) -> str:
+    arguments = _pair(op)
+    if op.existing_type is not None:
+        arguments.append(f"existing_type={_type(autogen_context, op.existing_type)}")
+    unverified = op.unverified and isinstance(op, ops.ContractEncryptedColumnOp)
+    options = {"unverified": (unverified, False), "name": (op.name, None), "schema": (op.schema, None)}
+    return _call(autogen_context, op.tag, arguments, options)
+
+
+@renderers.dispatch_for(ops.EncryptColumnOp)
+@renderers.dispatch_for(ops.DecryptColumnOp)
+def _render_values(autogen_context: AutogenContext, op: ops.ValuesOp) -> str:
+    arguments = [repr(op.table_name), repr(op.column_name), _type(autogen_context, op.type_)]
+    options = {
+        "owner": (op.owner, None),
+        "label": (op.label, None),
+        "bind": (op.bind, "column"),
+        "scope": (op.scope, ""),
+        "nullable": (op.nullable, True),
+        "schema": (op.schema, None),
+    }
+    return _call(autogen_context, op.tag, arguments, options)
+
+
+def _pair(op: ops.PairOp) -> list[str]:
+    return [repr(op.table_name), repr(op.previous), repr(op.encrypted)]
+
+
+def _call(
+    autogen_context: AutogenContext, name: str, arguments: list[str], options: dict[str, tuple[Any, Any]]
+) -> str:
+    autogen_context.imports.add("import sqlalchemy_envelope.alembic")
+    given = [f"{key}={value!r}" for key, (value, default) in options.items() if value != default]
+    prefix = autogen_context.opts.get("alembic_module_prefix") or ""
+    return f"{prefix}{name}({', '.join([*arguments, *given])})"
+
+
+def _type(autogen_context: AutogenContext, type_: TypeEngine[Any]) -> str:
+    return alembic_render._repr_type(stored_type(type_), autogen_context)
+
+
+def _prefix(autogen_context: AutogenContext) -> str:
+    return autogen_context.opts.get("sqlalchemy_module_prefix") or ""

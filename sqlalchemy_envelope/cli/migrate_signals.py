@@ -1,0 +1,50 @@
+"""SIGINT and SIGTERM: the first asks for a clean stop, the second ends everything at once."""
+
+import multiprocessing
+import os
+import signal
+from types import FrameType, TracebackType
+from typing import Any
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class StopSignals:
+    """Catches both signals for the length of a `with` block. Called, it says whether one came.
+
+    Args:
+        at_once: interrupt what runs, as a step that has no chunks to stop after.
+    """
+
+    def __init__(self, *, at_once: bool = False) -> None:
+        self._at_once = at_once
+        self._before: dict[int, Any] = {}
+        self.number: int | None = None
+
+    def __enter__(self) -> "StopSignals":
+        self._before = {number: signal.signal(number, self._note) for number in _SIGNALS}
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def __call__(self) -> bool:
+        return self.number is not None
+
+    @property
+    def exit_code(self) -> int:
+        """What a shell reports of a process that this signal ended."""
+        return 128 + (self.number or 0)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self.number is not None:
+            # Chunks are transactions: what is cut off here is rolled back by the database.
+            for worker in multiprocessing.active_children():
+                worker.kill()
+            os._exit(128 + number)
+        self.number = number
+        if self._at_once:
+            raise KeyboardInterrupt

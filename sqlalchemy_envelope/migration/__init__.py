@@ -1,0 +1,42 @@
+"""Values moved into encrypted columns while the application runs: expand, track, backfill, verify, cut over,
+contract; and back, at any moment before the last.
+
+What a row holds tells how far it is (`orm.previous`), so that nothing can be encrypted twice, and who stops
+at any point goes on from there. The state tables only spare going over what is done.
+"""
+
+from sqlalchemy_envelope.migration.aio import AsyncMigrator
+from sqlalchemy_envelope.migration.campaign import Campaign, CampaignReport, CampaignStatus, Released
+from sqlalchemy_envelope.migration.migrator import Migrator
+from sqlalchemy_envelope.migration.reports import (
+    ColumnStatus,
+    Progress,
+    ReencryptReport,
+    RepairReport,
+    RunReport,
+    VerifyReport,
+)
+from sqlalchemy_envelope.migration.runner import Pace
+from sqlalchemy_envelope.migration.state import Phase
+from sqlalchemy_envelope.orm.previous_types import FernetText, PartlyPlaintext, PgCryptoText, Revealed
+
+__all__ = [
+    "AsyncMigrator",
+    "Campaign",
+    "CampaignReport",
+    "CampaignStatus",
+    "ColumnStatus",
+    "FernetText",
+    "Migrator",
+    "Pace",
+    "PartlyPlaintext",
+    "PgCryptoText",
+    "Phase",
+    "Progress",
+    "ReencryptReport",
+    "Released",
+    "RepairReport",
+    "Revealed",
+    "RunReport",
+    "VerifyReport",
+]

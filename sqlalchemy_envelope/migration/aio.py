@@ -1,0 +1,147 @@
+"""The asynchronous face of a migration: the same steps, beside the event loop."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from sqlalchemy_envelope.migration.greenlets import spawn
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from concurrent.futures import Executor
+
+    from sqlalchemy_envelope.migration.findings import Finding
+    from sqlalchemy_envelope.migration.migrator import Migrator
+    from sqlalchemy_envelope.migration.reports import (
+        ColumnStatus,
+        Progress,
+        RepairReport,
+        RunReport,
+        VerifyReport,
+    )
+
+T = TypeVar("T")
+
+
+class AsyncMigrator:
+    """`Migrator` for programs with an event loop: in a greenlet over an `AsyncEngine`, else in a thread.
+
+    A task that is cancelled stops the job after the chunk it is at, and then ends; cancelled twice, it ends
+    at once: in a greenlet that chunk is rolled back, a thread does it to its end.
+    """
+
+    def __init__(self, migrator: Migrator) -> None:
+        self.migrator = migrator
+
+    async def plan(self, name: str) -> list[Finding]:
+        """As `Migrator.plan`."""
+        return await self._do(lambda _: self.migrator.plan(name))
+
+    async def status(self, name: str) -> ColumnStatus:
+        """As `Migrator.status`."""
+        return await self._do(lambda _: self.migrator.status(name))
+
+    async def expand(self, name: str) -> None:
+        """As `Migrator.expand`."""
+        await self._do(lambda _: self.migrator.expand(name))
+
+    async def run(
+        self,
+        name: str,
+        *,
+        workers: int = 1,
+        executor: Executor | None = None,
+        progress: Callable[[Progress], None] | None = None,
+    ) -> RunReport:
+        """As `Migrator.run`; cancel it to stop it."""
+        return await self._do(
+            lambda stop: self.migrator.run(
+                name, workers=workers, executor=executor, stop=stop, progress=progress
+            )
+        )
+
+    async def verify(
+        self,
+        name: str,
+        *,
+        sample: float | None = None,
+        workers: int = 1,
+        executor: Executor | None = None,
+        progress: Callable[[Progress], None] | None = None,
+    ) -> VerifyReport:
+        """As `Migrator.verify`; cancel it to stop it."""
+        return await self._do(
+            lambda stop: self.migrator.verify(
+                name, sample=sample, workers=workers, executor=executor, stop=stop, progress=progress
+            )
+        )
+
+    async def cutover(self, name: str, *, accept_sample: bool = False, accept_locked: int = 0) -> None:
+        """As `Migrator.cutover`."""
+        await self._do(
+            lambda _: self.migrator.cutover(name, accept_sample=accept_sample, accept_locked=accept_locked)
+        )
+
+    async def guard(self, name: str, *, accept_sample: bool = False, accept_locked: int = 0) -> None:
+        """As `Migrator.guard`."""
+        await self._do(
+            lambda _: self.migrator.guard(name, accept_sample=accept_sample, accept_locked=accept_locked)
+        )
+
+    async def contract(
+        self, name: str, *, accept_sample: bool = False, accept_locked: int = 0, stopped: bool = False
+    ) -> None:
+        """As `Migrator.contract`."""
+        await self._do(
+            lambda _: self.migrator.contract(
+                name, accept_sample=accept_sample, accept_locked=accept_locked, stopped=stopped
+            )
+        )
+
+    async def repair(self, name: str) -> RepairReport:
+        """As `Migrator.repair`; cancel it to stop it."""
+        return await self._do(lambda stop: self.migrator.repair(name, stop=stop))
+
+    async def reverse(
+        self,
+        name: str,
+        *,
+        workers: int = 1,
+        executor: Executor | None = None,
+        progress: Callable[[Progress], None] | None = None,
+        drop: bool = False,
+    ) -> RunReport:
+        """As `Migrator.reverse`; cancel it to stop it."""
+        return await self._do(
+            lambda stop: self.migrator.reverse(
+                name, workers=workers, executor=executor, stop=stop, progress=progress, drop=drop
+            )
+        )
+
+    async def _do(self, call: Callable[[Callable[[], bool]], T]) -> T:
+        stopping = False
+        # A task of its own: a cancellation of the caller's would cut a chunk off in the middle.
+        task: asyncio.Future[Any] = asyncio.ensure_future(
+            spawn(self.migrator.given_engine, lambda: call(lambda: stopping))
+        )
+        try:
+            result: T = await asyncio.shield(task)
+        except asyncio.CancelledError:
+            stopping = True
+            await _ended(task)
+            raise
+        return result
+
+
+async def _ended(task: asyncio.Future[Any]) -> None:
+    """Wait for a task that was told to stop; one more cancellation cuts it off."""
+    try:
+        await asyncio.wait([task])
+    except asyncio.CancelledError:
+        task.cancel()
+        await asyncio.wait([task])
+        raise
+    finally:
+        if not task.cancelled():
+            task.exception()  # looked at: its caller has ended, and nobody else will

@@ -1,0 +1,160 @@
+"""What `plan` says of one thing in the database, and whether a piece of SQL names a column."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+Severity = Literal["stops", "breaks", "note"]
+"""How much a finding hurts:
+
+- `stops`: deal with it before the migration is started; values would be lost or left
+  behind, or it cannot run.
+- `breaks`: the migration runs; something that used the previous column ceases to work on the way.
+- `note`: good to know.
+"""
+# The order in which findings are shown.
+SEVERITIES: tuple[Severity, ...] = ("stops", "breaks", "note")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that will hurt when the previous column is replaced by ciphertext.
+
+    Attributes:
+        code: what kind of thing; does not change between releases.
+        severity: "stops", "breaks" or "note".
+        object: the name of the index, view, trigger, ...
+        message: what it is and what to do about it.
+    """
+
+    code: str
+    severity: Severity
+    object: str
+    message: str
+
+
+def mentions(sql: str | None, name: str) -> bool:
+    """Whether a piece of SQL has this name in it, as a word; it may be another thing of that name."""
+    return (
+        sql is not None
+        and re.search(rf"(?<![\w$]){re.escape(name)}(?![\w$])", sql, re.IGNORECASE) is not None
+    )
+
+
+def ours(name: str) -> bool:
+    """Whether a trigger belongs to this library."""
+    return "envelope_" in name
+
+
+# The same thing is told in the same words on every database.
+
+
+def unique_over(name: str, code: str) -> Finding:
+    """A uniqueness that ends."""
+    return Finding(
+        code,
+        "breaks",
+        name,
+        "It keeps the values of the previous column unique. Ciphertexts of equal values differ, so nothing "
+        "in the database will: check it in the application, and drop this before `contract`.",
+    )
+
+
+def index_over(name: str, code: str = "index", what: str = "It finds rows by the value") -> Finding:
+    """An index that nothing will use."""
+    return Finding(
+        code,
+        "breaks",
+        name,
+        f"{what}; ciphertext cannot be searched by value or order. Find the queries that use it, load the "
+        "rows of one owner instead, and drop it before `contract`.",
+    )
+
+
+def check_over(name: str, sql: str) -> Finding:
+    """A check constraint that mentions the column."""
+    if re.search(r"\bis\s+not\s+null\b", sql, re.IGNORECASE):
+        message = (
+            "It may refuse NULL in the previous column, which the policy 'read' writes there. Drop it "
+            "before that policy is deployed, and check the values in Python."
+        )
+    else:
+        message = (
+            "It checks the previous column, and cannot check ciphertext. Check the values in Python "
+            "(`@validates`), and drop it before `contract`."
+        )
+    return Finding("check-constraint", "breaks", name, message)
+
+
+def referenced_by(name: str, other: str) -> Finding:
+    """A foreign key of another table to the column."""
+    return Finding(
+        "referenced-by-foreign-key",
+        "stops",
+        name,
+        f"{other} refers to the column by its value: it cannot be set to NULL while it is referred to. Let "
+        "that reference go by the primary key first.",
+    )
+
+
+def trigger_over(name: str, *, reads: bool) -> Finding:
+    """A trigger of the user's."""
+    if reads:
+        return Finding(
+            "trigger-reads-column",
+            "breaks",
+            name,
+            "This trigger mentions the previous column: from the policy 'read' on it sees NULL there, and "
+            "it may have copied plaintext elsewhere. Change it before that policy is deployed, and clean "
+            "up what it wrote.",
+        )
+    return Finding(
+        "trigger-on-update",
+        "note",
+        name,
+        "This trigger fires for every row that is backfilled. If it copies whole rows (an audit table), "
+        "plaintext goes there; if it sets a time of change, all rows get the present one. Disable it for "
+        "the backfill, or let it pass over updates that change none of its columns.",
+    )
+
+
+def view_over(name: str, *, drop_fails: bool) -> Finding:
+    """A view that shows the column."""
+    end = "`contract` fails while it is there" if drop_fails else "after `contract` it gives an error"
+    return Finding(
+        "view",
+        "breaks",
+        name,
+        f"This view shows the previous column: NULL from the policy 'read' on, and {end}. Make it anew "
+        "without the column; what needs the value reads it through the mapped class.",
+    )
+
+
+def rows(table: str, count: int | None, *, exact: bool = False) -> Finding:
+    """How many rows there are, and how long they will take."""
+    if count is None:
+        return Finding(
+            "rows", "note", table, "The database has no estimate of its rows. ANALYZE the table to get one."
+        )
+    seconds = count / ROWS_PER_SECOND
+    time = "less than a minute" if seconds < 60 else f"about {_duration(seconds)}"
+    return Finding(
+        "rows",
+        "note",
+        table,
+        f"{'' if exact else 'About '}{count:,} rows: {time} at {ROWS_PER_SECOND:,} rows a second, a "
+        "worker's rate on a machine of its own without throttling.",
+    )
+
+
+ROWS_PER_SECOND = 30_000
+"""What one worker is good for, roughly."""
+
+
+def _duration(seconds: float) -> str:
+    minutes = round(seconds / 60)
+    if minutes < 120:
+        return f"{minutes} minute{'s' if minutes != 1 else ''}"
+    return f"{round(seconds / 3600):,} hours"

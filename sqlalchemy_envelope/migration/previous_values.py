@@ -1,0 +1,83 @@
+"""Previous values that this library encrypted itself, under another label, binding or scope: opened and made
+with the keys of their rows' owners, which no column type has at hand."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy_envelope.crypto.aead import HEADER_SIZE, check_value
+from sqlalchemy_envelope.crypto.context import encode_reference
+from sqlalchemy_envelope.exceptions import DecryptionError, FormatError
+from sqlalchemy_envelope.migration.owners import OwnerCiphers
+from sqlalchemy_envelope.migration.preflight import unreadable
+from sqlalchemy_envelope.orm.context import find_reader, find_writer
+from sqlalchemy_envelope.orm.types import EncryptedType, decode
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from sqlalchemy.orm import Session
+
+    from sqlalchemy_envelope.migration.keyset import Position
+    from sqlalchemy_envelope.migration.rows import Rows
+
+LOCKED: Any = object()
+"""In place of a previous value that no key here opens."""
+
+
+def open_previous(session: Session, rows: Rows, parts: list[Any]) -> list[Any]:
+    """The parts of a chunk's rows, with the previous values opened if this library encrypted them.
+
+    Raises:
+        PreviousValueError: one does not authenticate.
+    """
+    type_ = rows.column.from_column.type
+    if not isinstance(type_, EncryptedType):
+        return parts
+    headers: dict[bytes, int] = {}
+    for _, _, typed, *_ in parts:
+        if typed is not None:
+            header = bytes(typed[:HEADER_SIZE])
+            headers[header] = headers.get(header, 0) + 1
+    OwnerCiphers(session, rows.column).prepare_read(headers)
+    return [
+        (position, owner, _open(session, rows, type_, position, typed), *rest)
+        for position, owner, typed, *rest in parts
+    ]
+
+
+def _open(session: Session, rows: Rows, type_: EncryptedType, position: Position, typed: Any) -> Any:
+    if typed is None:
+        return None
+    try:
+        check_value(typed)
+        blob = bytes(typed)
+        cipher = find_reader(session, blob[:HEADER_SIZE], type_.field)
+        return LOCKED if cipher is None else decode(type_, cipher.decrypt(blob, _reference(type_, position)))
+    except (DecryptionError, FormatError):
+        pass
+    raise unreadable(rows, position, "it does not authenticate")
+
+
+def seal_previous(session: Session, rows: Rows, parts: Sequence[Any]) -> list[Any]:
+    """Values that go back to the previous column, encrypted if it is this library that did so before.
+
+    Args:
+        parts: key, owner's key, what was read of the encrypted column, value.
+    """
+    type_ = rows.column.from_column.type
+    if not isinstance(type_, EncryptedType):
+        return [(position, stored, value) for position, _, stored, value in parts]
+    OwnerCiphers(session, rows.column).writers({owner for _, owner, *_ in parts}, len(parts))
+    made = []
+    for position, owner, stored, value in parts:
+        owner_id = rows.column.path.owner_class.owner_id(owner)
+        cipher = find_writer(session, owner_id, type_.scope, type_.field)
+        if cipher is not None:
+            encrypted = cipher.encrypt(type_.codec.encode(value), _reference(type_, position))
+            made.append((position, stored, encrypted))
+    return made
+
+
+def _reference(type_: EncryptedType, position: Position) -> bytes:
+    return encode_reference(position) if type_.bind == "row" else b""

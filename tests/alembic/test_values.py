@@ -1,0 +1,466 @@
+"""`op.encrypt_column` and `op.decrypt_column`: all values moved in one revision, or nothing changed."""
+
+import uuid
+from collections.abc import Callable
+from decimal import Decimal
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+from alembic import command
+from alembic.config import Config
+from sqlalchemy import Engine
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
+
+from sqlalchemy_envelope import (
+    ConfigurationError,
+    EncryptedType,
+    Envelope,
+    KdfProfile,
+    KeyOwner,
+    MigrationRefusedError,
+    ServerKeyring,
+)
+from sqlalchemy_envelope.alembic import KeySource
+from tests.alembic.environments import Environment, by_hand, script
+from tests.alembic.moving_models import SERVER_KEY, declare, envelope, fill, values
+
+ENCRYPT = """
+op.encrypt_column("users", "phone", sa.String(20))
+op.encrypt_column("notes", "body", sa.Text())
+op.encrypt_column("notes", "size", sa.Integer())
+""".strip()
+DECRYPT = """
+op.decrypt_column("notes", "size", sa.Integer())
+op.decrypt_column("notes", "body", sa.Text())
+op.decrypt_column("users", "phone", sa.String(20))
+""".strip()
+PHONE = 'op.encrypt_column("users", "phone", sa.String(20))'
+PHONE_BACK = 'op.decrypt_column("users", "phone", sa.String(20))'
+
+Made = Callable[..., Config]
+
+
+@pytest.fixture
+def made(environment: Environment, engine: Engine) -> Made:
+    """Makes an environment beside plaintext tables, with one revision that is written by hand."""
+
+    def make(upgrade: str, downgrade: str = "pass", **options: Any) -> Config:
+        source = options.pop("envelope", KeySource(envelope, declare("in place").Base))
+        config = environment(engine, declare("plaintext").Base.metadata, envelope=source, **options)
+        declare("plaintext").Base.metadata.create_all(engine)
+        by_hand(config, upgrade, downgrade)
+        return config
+
+    return make
+
+
+def columns(engine: Engine, table: str) -> dict[str, Any]:
+    """The columns of a table in the database."""
+    return {one["name"]: one for one in sa.inspect(engine).get_columns(table)}
+
+
+def stored(engine: Engine, table: str, column: str) -> list[Any]:
+    """What is stored in a column."""
+    with engine.connect() as connection:
+        return list(connection.execute(sa.text(f"SELECT {column} FROM {table}")).scalars())
+
+
+def phones(engine: Engine) -> list[tuple[Any, ...]]:
+    """What the application reads of the users once their numbers are encrypted in place."""
+    User = declare("in place").User  # noqa: N806
+    with envelope.server_mode(reason="test"), Session(engine) as session:
+        return [(one.email, one.phone) for one in session.query(User).order_by(User.id)]
+
+
+def shown(engine: Engine) -> list[tuple[Any, ...]]:
+    """Every value that the application reads once all these columns are encrypted in place."""
+    Note = declare("in place").Note  # noqa: N806
+    with envelope.server_mode(reason="test"), Session(engine) as session:
+        notes = session.query(Note.user_id, Note.number, Note.body, Note.size)
+        found = [tuple(one) for one in notes.order_by(Note.user_id, Note.number)]
+    return phones(engine) + found
+
+
+def without_token(rows: list[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
+    """The values of the columns that are moved here."""
+    return [row[:4] for row in rows]
+
+
+def test_up_and_down_and_up(made: Made, engine: Engine) -> None:
+    """Every value is encrypted, read by the application, and back in plaintext after a downgrade."""
+    config = made(ENCRYPT, DECRYPT)
+    before = fill(engine)
+    command.upgrade(config, "head")
+
+    assert shown(engine) == without_token(before)
+    assert all(isinstance(one, bytes) or one is None for one in stored(engine, "users", "phone"))
+    assert b"note" not in b"".join(stored(engine, "notes", "body"))
+    assert set(columns(engine, "users")) == {"id", "email", "phone"}
+
+    command.downgrade(config, "-1")
+    assert values(engine, "plaintext") == before
+
+    command.upgrade(config, "head")
+    assert shown(engine) == without_token(before)
+
+
+def test_autogenerate_finds_nothing_afterwards(made: Made, environment: Environment, engine: Engine) -> None:
+    """The tables are then those of the models."""
+    config = made(ENCRYPT + '\nop.encrypt_column("notes", "token", sa.String(200))', DECRYPT)
+    fill(engine)
+    command.upgrade(config, "head")
+
+    command.check(environment(engine, declare("in place").Base.metadata))
+
+
+def test_a_fresh_database_needs_no_keys(made: Made, engine: Engine) -> None:
+    """Where there are no values the revision runs without a KeySource: an old migration asks for nothing."""
+    config = made(ENCRYPT, DECRYPT, envelope=None)
+    command.upgrade(config, "head")
+    assert isinstance(columns(engine, "users")["phone"]["type"], sa.LargeBinary)
+    command.downgrade(config, "-1")
+    assert isinstance(columns(engine, "users")["phone"]["type"], sa.String)
+
+
+def test_without_a_key_source(made: Made, engine: Engine) -> None:
+    """The error has the line to write; nothing is changed."""
+    config = made(PHONE, envelope=None)
+    before = fill(engine)
+    with pytest.raises(ConfigurationError, match=r"envelope=KeySource\(envelope, Base"):
+        command.upgrade(config, "head")
+
+    assert values(engine, "plaintext") == before
+
+
+def test_a_failed_attempt_is_no_obstacle(made: Made, engine: Engine) -> None:
+    """What a failed attempt left behind, where DDL is not undone, does not disturb the next one."""
+    config = made(PHONE, PHONE_BACK, envelope=None)
+    before = fill(engine)
+    with pytest.raises(ConfigurationError):
+        command.upgrade(config, "head")
+    config.attributes["options"]["envelope"] = KeySource(envelope, declare("in place").Base)
+    command.upgrade(config, "head")
+    command.downgrade(config, "-1")
+
+    assert values(engine, "plaintext") == before
+
+
+def test_rows_of_more_than_one_chunk(made: Made, engine: Engine) -> None:
+    """More rows than are read at once, under a composite key."""
+    config = made(
+        'op.encrypt_column("notes", "body", sa.Text())', 'op.decrypt_column("notes", "body", sa.Text())'
+    )
+    before = fill(engine, users=700)
+    command.upgrade(config, "head")
+    assert all(isinstance(one, bytes) for one in stored(engine, "notes", "body"))
+    command.downgrade(config, "-1")
+
+    assert values(engine, "plaintext") == before
+
+
+def test_bound_to_the_row_with_a_label_and_a_scope(made: Made, engine: Engine) -> None:
+    """The arguments of the model's EncryptedType stand in the revision."""
+    arguments = '"notes", "body", sa.Text(), owner="user_id", label="old.name", bind="row", scope="diary"'
+    config = made(f"op.encrypt_column({arguments})", f"op.decrypt_column({arguments})")
+    before = fill(engine)
+    command.upgrade(config, "head")
+    blobs = stored(engine, "notes", "body")
+    command.downgrade(config, "-1")
+
+    assert all(isinstance(one, bytes) for one in blobs)
+    assert values(engine, "plaintext") == before
+
+
+@pytest.fixture
+def batch() -> tuple[str, str]:
+    """A column that is NOT NULL, in a batch."""
+    into = (
+        'with op.batch_alter_table("notes") as batch:\n    batch.{}_column("body", sa.Text(), nullable=False)'
+    )
+    return into.format("encrypt"), into.format("decrypt")
+
+
+def test_a_batch_with_not_null(made: Made, batch: tuple[str, str], engine: Engine) -> None:
+    """On SQLite the table is built anew, on PostgreSQL it is altered; the column is NOT NULL afterwards."""
+    config = made(*batch, foreign_keys_off=engine.dialect.name == "sqlite")
+    before = fill(engine)
+    command.upgrade(config, "head")
+
+    assert columns(engine, "notes")["body"]["nullable"] is False
+    assert set(columns(engine, "notes")) == {"user_id", "number", "body", "size", "token"}
+    assert all(isinstance(one, bytes) for one in stored(engine, "notes", "body"))
+    command.downgrade(config, "-1")
+    assert values(engine, "plaintext") == before
+    assert columns(engine, "notes")["body"]["nullable"] is False
+
+
+def test_a_batch_that_does_more(made: Made, engine: Engine) -> None:
+    """What the batch did before is done before, and what it does after comes after."""
+    config = made(
+        'with op.batch_alter_table("users") as batch:\n'
+        '    batch.add_column(sa.Column("nick", sa.String(9)))\n'
+        '    batch.encrypt_column("phone", sa.String(20))\n'
+        '    batch.add_column(sa.Column("more", sa.String(9)))\n',
+    )
+    before = fill(engine)
+    command.upgrade(config, "head")
+
+    assert set(columns(engine, "users")) == {"id", "email", "phone", "nick", "more"}
+    assert phones(engine) == before[:4]
+
+
+def test_sqlite_is_not_rebuilt_with_foreign_keys(
+    environment: Environment, sqlite_engine: Engine, batch: tuple[str, str]
+) -> None:
+    """With foreign keys enforced a rebuild would delete what refers to the table: refused, with the line."""
+    source = KeySource(envelope, declare("in place").Base)
+    config = environment(sqlite_engine, declare("plaintext").Base.metadata, envelope=source)
+    declare("plaintext").Base.metadata.create_all(config.attributes["engine"])
+    before = fill(sqlite_engine)
+    by_hand(config, batch[0].replace("notes", "users").replace("body", "phone"))
+    with pytest.raises(MigrationRefusedError, match="PRAGMA foreign_keys=OFF"):
+        command.upgrade(config, "head")
+
+    assert values(sqlite_engine, "plaintext") == before
+
+
+def test_sqlite_needs_a_batch_for_not_null(environment: Environment, sqlite_engine: Engine) -> None:
+    """Outside of a batch nothing is built anew; the error says how to write it."""
+    config = environment(sqlite_engine, declare("plaintext").Base.metadata)
+    declare("plaintext").Base.metadata.create_all(config.attributes["engine"])
+    by_hand(config, PHONE.replace("))", "), nullable=False)"))
+    with pytest.raises(MigrationRefusedError, match="batch_alter_table"):
+        command.upgrade(config, "head")
+
+
+def test_sqlite_is_not_rebuilt_where_a_trigger_would_go(
+    environment: Environment, sqlite_engine: Engine, batch: tuple[str, str]
+) -> None:
+    """A rebuilt table has lost its triggers: refused, by name."""
+    config = environment(sqlite_engine, declare("plaintext").Base.metadata, foreign_keys_off=True)
+    declare("plaintext").Base.metadata.create_all(config.attributes["engine"])
+    with sqlite_engine.begin() as connection:
+        connection.execute(
+            sa.text("CREATE TRIGGER audit AFTER UPDATE ON notes BEGIN SELECT RAISE(IGNORE); END")
+        )
+    by_hand(config, batch[0])
+    with pytest.raises(MigrationRefusedError, match="audit"):
+        command.upgrade(config, "head")
+
+
+@pytest.mark.parametrize("unique", [False, True])
+def test_an_indexed_column_is_refused(made: Made, engine: Engine, unique: bool) -> None:
+    """Its index can find nothing afterwards: the error has the line that drops it, and then it goes on."""
+    config = made(f'op.drop_index("ix_phone", table_name="users")\n{PHONE}')
+    before = fill(engine)
+    with engine.begin() as connection:
+        sa.Index(
+            "ix_phone", sa.Table("users", sa.MetaData(), autoload_with=connection).c.phone, unique=unique
+        ).create(connection)
+    command.upgrade(config, "head")
+
+    assert phones(engine) == before[:4]
+
+
+def test_an_index_left_in_place_is_refused(made: Made, engine: Engine) -> None:
+    """The error names the index and has the line that drops it."""
+    config = made(PHONE)
+    with engine.begin() as connection:
+        connection.execute(sa.text("CREATE INDEX ix_phone ON users (phone)"))
+    with pytest.raises(MigrationRefusedError, match=r"op\.drop_index\('ix_phone'"):
+        command.upgrade(config, "head")
+
+
+def test_a_column_that_is_encrypted_already(made: Made, engine: Engine) -> None:
+    """Nothing is encrypted twice, and plaintext is not decrypted."""
+    config = made(PHONE)
+    fill(engine)
+    command.upgrade(config, "head")
+    by_hand(config, PHONE)
+    with pytest.raises(MigrationRefusedError, match="already"):
+        command.upgrade(config, "head")
+
+
+def test_plaintext_is_not_decrypted(made: Made, engine: Engine) -> None:
+    """A column of text has nothing encrypted in it."""
+    config = made(PHONE_BACK)
+    fill(engine)
+    with pytest.raises(MigrationRefusedError, match="not binary"):
+        command.upgrade(config, "head")
+
+
+def test_missing_key_tables(made: Made, engine: Engine) -> None:
+    """They have to be created before."""
+    config = made(PHONE)
+    fill(engine)
+    with engine.begin() as connection:
+        connection.execute(sa.text("DROP TABLE users_keyslot"))
+    with pytest.raises(ConfigurationError, match="'users_keyslot' of User is not in the database"):
+        command.upgrade(config, "head")
+
+
+def test_rows_without_an_owner(environment: Environment, engine: Engine) -> None:
+    """They are counted, and nothing is changed."""
+    source = KeySource(envelope, declare("in place").Base)
+    config = environment(engine, declare("plaintext").Base.metadata, envelope=source)
+    declare("plaintext").Base.metadata.create_all(config.attributes["engine"])
+    fill(engine)
+    with engine.begin() as connection:
+        connection.execute(
+            sa.text(
+                "CREATE TABLE drafts (id INTEGER PRIMARY KEY, user_id INTEGER REFERENCES users, body TEXT)"
+            )
+        )
+        connection.execute(sa.text("INSERT INTO drafts VALUES (1, 1, 'a'), (2, NULL, 'b'), (3, NULL, NULL)"))
+    by_hand(config, 'op.encrypt_column("drafts", "body", sa.Text())')
+    with pytest.raises(MigrationRefusedError, match=r"1 values of drafts\.body have no owner"):
+        command.upgrade(config, "head")
+
+    assert stored(engine, "drafts", "body") == ["a", "b", None]
+
+
+def test_an_owner_that_is_not_clear(made: Made, engine: Engine) -> None:
+    """Two foreign keys to owners: the operation has to say which."""
+    with engine.begin() as connection:
+        connection.execute(sa.text("CREATE TABLE lonely (id INTEGER PRIMARY KEY, body TEXT)"))
+        connection.execute(sa.text("INSERT INTO lonely VALUES (1, 'a')"))
+    config = made(
+        'op.encrypt_column("lonely", "body", sa.Text())', include_name=lambda name, *_: name != "lonely"
+    )
+    with pytest.raises(ConfigurationError, match="owner='user_id'"):
+        command.upgrade(config, "head")
+
+
+def test_owners_who_hold_their_keys_alone(made: Made, engine: Engine) -> None:
+    """The provider has no slot for them: refused with their number, and with what to use."""
+    config = made(PHONE)
+    before = fill(engine)
+    with Session(engine) as session:
+        envelope.enroll(
+            session, session.get_one(declare("plaintext").User, 1), secret="a long secret of hers"
+        )
+        session.commit()
+    with pytest.raises(MigrationRefusedError, match=r"1 values of users\.phone.*expand_encrypted_column"):
+        command.upgrade(config, "head")
+
+    assert values(engine, "plaintext") == before
+
+
+def test_the_wrong_server_key_changes_nothing(made: Made, engine: Engine) -> None:
+    """Values are not taken for plaintext, and the encrypted column stays."""
+    config = made(PHONE, PHONE_BACK)
+    before = fill(engine)
+    command.upgrade(config, "head")
+    other = Envelope(kdf_profile=KdfProfile.unsafe_for_tests(), server_keys=ServerKeyring([b"\x99" * 32]))
+    config.attributes["options"]["envelope"] = KeySource(other, declare("in place").Base)
+    with pytest.raises(Exception, match=r"(?i)provider|key"):
+        command.downgrade(config, "-1")
+
+    assert phones(engine) == before[:4]
+
+
+def test_a_script_is_refused(made: Made) -> None:
+    """There are no keys and no values in `--sql`; the error names what can be written."""
+    config = made(PHONE, PHONE_BACK)
+    with pytest.raises(MigrationRefusedError, match="expand_encrypted_column"):
+        script(config, "head")
+
+
+def test_a_key_source_of_no_base() -> None:
+    """What is no declarative base is refused where it is given, and so is a provider that is not there."""
+    with pytest.raises(ConfigurationError, match="declarative base"):
+        KeySource(envelope, object())
+    with pytest.raises(ConfigurationError):
+        KeySource(envelope, declare("in place").Base, provider="other")
+    assert SERVER_KEY.hex() not in repr(KeySource(envelope, declare("in place").Base))
+
+
+def test_no_file_shows_a_key(made: Made, engine: Engine, capture_logs: Any) -> None:
+    """Neither files nor logs of a revision that encrypts show the server's key, or a value."""
+    config = made(PHONE, PHONE_BACK)
+    fill(engine)
+    command.upgrade(config, "head")
+
+    assert SERVER_KEY.hex() not in capture_logs.text
+    assert repr(SERVER_KEY) not in capture_logs.text
+
+
+def test_registries_serve_as_a_base(made: Made, engine: Engine) -> None:
+    """A registry is as good as a base."""
+    config = made(PHONE, envelope=KeySource(envelope, declare("in place").Base.registry))
+    before = fill(engine)
+    command.upgrade(config, "head")
+
+    assert phones(engine) == before[:4]
+
+
+def declare_keys(*, encrypted: bool) -> tuple[Any, Any, Any, Any]:
+    """Owners under a UUID and under a composite key, and rows of both."""
+
+    def moved(inner: Any, **options: Any) -> Any:
+        return EncryptedType(inner, **options) if encrypted else inner
+
+    class Base(DeclarativeBase):
+        pass
+
+    class Author(KeyOwner, Base):
+        __tablename__ = "authors"
+
+        id: Mapped[uuid.UUID] = mapped_column(primary_key=True, default=uuid.uuid4)
+        name: Mapped[str | None] = mapped_column(moved(sa.String(9), bind="row"))
+
+    class Member(KeyOwner, Base):
+        __tablename__ = "members"
+
+        org: Mapped[str] = mapped_column(sa.String(9), primary_key=True)
+        number: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+
+    class Page(Base):
+        __tablename__ = "pages"
+        __table_args__ = (sa.ForeignKeyConstraint(["number", "org"], ["members.number", "members.org"]),)
+
+        id: Mapped[uuid.UUID] = mapped_column(primary_key=True, default=uuid.uuid4)
+        author_id: Mapped[uuid.UUID] = mapped_column(sa.ForeignKey("authors.id"))
+        number: Mapped[int]
+        org: Mapped[str] = mapped_column(sa.String(9))
+        body: Mapped[str | None] = mapped_column(moved(sa.Text(), owner="author_id", bind="row"))
+        price: Mapped[Any] = mapped_column(moved(sa.Numeric(10, 2), owner=("number", "org")), nullable=False)
+        extra: Mapped[Any] = mapped_column(moved(sa.JSON(), owner="author_id", scope="x"), nullable=True)
+
+    return Base, Author, Member, Page
+
+
+def test_every_kind_of_key_and_value(environment: Environment, engine: Engine) -> None:
+    """UUIDs and composite keys, bound to rows or not, and JSON with its `null`: the application reads all."""
+    before, Author, Member, Page = declare_keys(encrypted=False)  # noqa: N806
+    after, *_, Moved = declare_keys(encrypted=True)  # noqa: N806
+    before.metadata.create_all(engine)
+    with Session(engine) as session:
+        author = Author(id=uuid.uuid4(), name="Ada")
+        session.add_all([author, Member(org="acm", number=1)])
+        session.flush()
+        same = {"author_id": author.id, "org": "acm", "number": 1}
+        session.add(Page(**same, body="b", price=Decimal("12.50"), extra={"a": [1]}))
+        session.add(Page(**same, body="c", price=Decimal(3), extra=None))
+        session.commit()
+    config = environment(
+        engine,
+        after.metadata,
+        envelope=KeySource(envelope, after),
+        foreign_keys_off=engine.dialect.name == "sqlite",
+    )
+    by_hand(
+        config,
+        'op.encrypt_column("authors", "name", sa.String(9), bind="row")\n'
+        'op.encrypt_column("pages", "body", sa.Text(), owner="author_id", bind="row")\n'
+        'op.encrypt_column("pages", "extra", sa.JSON(), owner="author_id", scope="x")\n'
+        'with op.batch_alter_table("pages") as batch:\n'
+        '    batch.encrypt_column("price", sa.Numeric(10, 2), owner=("number", "org"), nullable=False)',
+    )
+    command.upgrade(config, "head")
+    with envelope.server_mode(reason="test"), Session(engine) as session:
+        read = [(page.body, page.price, page.extra) for page in session.query(Moved)]
+
+    assert sorted(read) == [("b", Decimal("12.50"), {"a": [1]}), ("c", Decimal(3), None)]
+    command.check(config)
