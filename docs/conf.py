@@ -22,7 +22,7 @@ napoleon_custom_sections = [("Class keywords", "params_style"), ("Class attribut
 nitpick_ignore_regex = [
     ("py:.*", r"(sqlalchemy|alembic)\..*"),
     # Imported for type checkers alone, and so known to Sphinx by their bare names.
-    ("py:class", r"(Any|AnySession|AnyAsyncSession|AsyncEngine|AsyncUnlocking|Engine|Session)"),
+    ("py:class", r"(Any|AnySession|AnyAsyncSession|AsyncEngine|AsyncUnlocking|Engine|Executor|Session)"),
     ("py:class", r"(optional|scoped_session|str.*)"),
     ("py:.*", r"(collections|contextlib|datetime|decimal|enum|os|typing|typing_extensions|uuid)\..*"),
 ]

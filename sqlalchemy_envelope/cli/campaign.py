@@ -18,7 +18,8 @@ from rich.table import Table
 from sqlalchemy_envelope.cli.discovery import discover
 from sqlalchemy_envelope.cli.migrate_options import DONE, LEFT, CutOffError, app_option, carry_out, confirm
 from sqlalchemy_envelope.cli.migrate_signals import StopSignals
-from sqlalchemy_envelope.migration.campaign import Campaign, CampaignStatus
+from sqlalchemy_envelope.migration.campaign import Campaign
+from sqlalchemy_envelope.migration.campaign_report import CampaignStatus
 
 
 @dataclass

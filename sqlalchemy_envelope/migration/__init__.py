@@ -6,7 +6,9 @@ at any point goes on from there. The state tables only spare going over what is 
 """
 
 from sqlalchemy_envelope.migration.aio import AsyncMigrator
-from sqlalchemy_envelope.migration.campaign import Campaign, CampaignReport, CampaignStatus, Released
+from sqlalchemy_envelope.migration.campaign import Campaign
+from sqlalchemy_envelope.migration.campaign_report import CampaignReport, CampaignStatus, Released
+from sqlalchemy_envelope.migration.findings import Finding
 from sqlalchemy_envelope.migration.migrator import Migrator
 from sqlalchemy_envelope.migration.reports import (
     ColumnStatus,
@@ -26,6 +28,7 @@ __all__ = [
     "CampaignReport",
     "CampaignStatus",
     "ColumnStatus",
+    "Finding",
     "FernetText",
     "Migrator",
     "Pace",

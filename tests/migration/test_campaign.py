@@ -32,7 +32,8 @@ from sqlalchemy_envelope import (
     enforce_foreign_keys,
 )
 from sqlalchemy_envelope.keys.providers import CampaignKey, CampaignKeyFile, OfflineKey, OfflinePublicKey
-from sqlalchemy_envelope.migration.campaign import Campaign, CampaignReport, CampaignStatus
+from sqlalchemy_envelope.migration.campaign import Campaign
+from sqlalchemy_envelope.migration.campaign_report import CampaignReport, CampaignStatus
 
 CHEAP = KdfProfile.unsafe_for_tests()
 
