@@ -10,7 +10,7 @@ from pathlib import Path
 from rich.console import Console
 from sqlalchemy import Engine
 
-from benchmarks import groups, locked_writes, rotation, serving, several
+from benchmarks import bench_migration, groups, locked_writes, rotation, serving, several
 from benchmarks.databases import DATABASES, database, unlocked_owner
 from benchmarks.measure import Series, measure
 from benchmarks.report import Results, as_json, machine, markdown, print_tables
@@ -21,12 +21,15 @@ from sqlalchemy_envelope import Envelope
 
 HOT, UNLOCK = "values", "unlock"
 SHARING = [module.NAME for module in (groups, locked_writes, serving, several, rotation)]
-PARTS = [HOT, UNLOCK, *SHARING]
+PARTS = [HOT, UNLOCK, *SHARING, bench_migration.NAME]
+ROWS, MIGRATION_ROWS = 20_000, 1_000_000
 
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("--rows", type=int, default=20_000, help="rows per table (default: 20,000)")
+    parser.add_argument(
+        "--rows", type=int, help=f"rows per table (default: {ROWS:,}; to migrate {MIGRATION_ROWS:,})"
+    )
     parser.add_argument("--rounds", type=int, default=9, help="rounds per database (default: 9)")
     parser.add_argument("--databases", default="sqlite,postgresql", help="any of sqlite, postgresql")
     parser.add_argument("--only", default=",".join(PARTS), help=f"any of {', '.join(PARTS)}")
@@ -39,7 +42,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--plot", type=Path, metavar="FILE", help="write docs/_static/benchmarks.svg")
     options = parser.parse_args()
     if options.quick:
-        options.rows, options.rounds, options.databases = 2_000, 3, "sqlite"
+        options.rounds = 3
+        if options.only != bench_migration.NAME:
+            options.databases = "sqlite"
     options.databases, options.only = options.databases.split(","), options.only.split(",")
     if unknown := set(options.databases) - set(DATABASES):
         parser.error(f"no such database: {', '.join(sorted(unknown))}")
@@ -47,6 +52,8 @@ def arguments() -> argparse.Namespace:
         parser.error(f"no such benchmark: {', '.join(sorted(unknown))}")
     if options.plot and HOT not in options.only:
         parser.error(f"--plot draws what --only={HOT} measures")
+    options.migration_rows = options.rows or (50_000 if options.quick else MIGRATION_ROWS)
+    options.rows = options.rows or (2_000 if options.quick else ROWS)
     return options
 
 
@@ -68,6 +75,10 @@ def run(options: argparse.Namespace, progress: Callable[[str], None]) -> Results
                 if part in options.only:
                     progress(f"{name}: {part}")
                     findings.append(measure_sharing(part, engine, options))
+            if bench_migration.NAME in options.only:
+                progress(f"{name}: {bench_migration.NAME}")
+                rounds = 1 if options.quick else min(options.rounds, 3)
+                findings.append(bench_migration.measure_migration(engine, options.migration_rows, rounds))
     return Results(measured, series, unlock, findings, options.rounds, started_on)
 
 

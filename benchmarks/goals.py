@@ -66,12 +66,22 @@ class Limit:
     limit: float
     benchmark: str
     figure: str
+    at_least: bool = False
+    database: str | None = None
 
     def verdict(self, found: float) -> str:
-        return "held" if found <= self.limit else "missed"
+        return "held" if (found >= self.limit if self.at_least else found <= self.limit) else "missed"
+
+    def limits(self, benchmark: str, database: str, figures: dict[str, float]) -> bool:
+        """Whether this is a limit on something that was found."""
+        there = self.benchmark == benchmark and self.figure in figures
+        return there and self.database in (None, database)
+
+    def __str__(self) -> str:
+        return f"at least {self.limit:,g}" if self.at_least else f"{self.limit:g}"
 
 
-SEALS = ", row seals"
+SEALS, MIGRATION = ", row seals", "migration"
 LIMITS = [
     *(
         Limit(
@@ -102,4 +112,11 @@ LIMITS = [
         "one leaves a large group: seals beyond one for each", 0, "rotation", "seals beyond members, leaving"
     ),
     Limit("one joins a group with many rows: data rows touched", 0, "rotation", "data rows touched, joining"),
+    *(
+        Limit("migration: rows a second", limit, MIGRATION, "rows a second", at_least=True, database=database)
+        for database, limit in (("sqlite", 60_000), ("postgresql", 30_000))
+    ),
+    Limit("migration: MiB of a worker", 128, MIGRATION, "MiB of a worker"),
+    Limit("migration: two workers, ratio to one", 1.6, MIGRATION, "two workers", at_least=True),
+    Limit("migration: seconds for which rows are locked", 1, MIGRATION, "seconds locked"),
 ]

@@ -35,7 +35,7 @@ from benchmarks.steps import Places, StepClock
 from sqlalchemy_envelope import Envelope, UnlockedSession
 from sqlalchemy_envelope.keys.keyring import Keyring
 from sqlalchemy_envelope.keys.row_seals import RowSeals
-from sqlalchemy_envelope.orm import located, opening, store, unlocking
+from sqlalchemy_envelope.orm import grant_store, located, opening, store, unlocking
 
 NAME = "groups"
 FIRST, LATER = "member, first", "member, later"
@@ -45,7 +45,7 @@ STEPS: Places = {
     "Argon2id": [(Envelope, "perform")],
     "own keys, query and rows": [(unlocking, "load_keys")],
     "own slots, query and rows": [(store.KeyStore, "load_slots")],
-    "grants, query and rows": [(store.GrantStore, "load_to")],
+    "grants, query and rows": [(grant_store.GrantStore, "load_to")],
     "group keys, query and rows": [(opening, "load_owners")],
     "seals of rows": [(RowSeals, "check")],
     "generations": [(located, "check_generations"), (opening, "check_generations")],

@@ -118,13 +118,13 @@ def goals_sheet(results: Results) -> Sheet:
     lines += [
         [
             f"{limit.name}, {DATABASE_NAMES[finding.database]}",
-            f"{found:.2f}",
-            f"{limit.limit:g}",
+            f"{found:,.2f}",
+            str(limit),
             limit.verdict(found),
         ]
         for finding in results.findings
         for limit in LIMITS
-        if limit.benchmark == finding.benchmark
+        if limit.limits(finding.benchmark, finding.database, finding.figures)
         for found in [finding.figures[limit.figure]]
     ]
     return Sheet("What is held", ["", "found", "at most", ""], lines)

@@ -121,7 +121,8 @@ def verify_text(report: VerifyReport, *, interrupted: bool) -> str:
     if report.pending:
         return f"{text}; {report.pending:,} rows are to be encrypted. Next: migrate run, and this again"
     if report.mismatches:
-        return f"{text}. Set the encrypted column of those rows to NULL, then migrate run, and this again"
+        rows = "; ".join(report.examples)
+        return f"{text}, {rows} among them. See who wrote them; then migrate repair, run, and this again"
     return f"{text}. Next: migrate cutover"
 
 

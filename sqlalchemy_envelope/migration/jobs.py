@@ -150,6 +150,7 @@ class Verify:
         keys.prepare_read(headers_of(stored for *_, stored in parts))
         step = Step(parts[-1][0], len(found) == size)
         codec, examples = rows.column.plan.type.codec, []
+        locked: list[tuple[Position, bytes, tuple[Any, ...]]] = []
         for position, owner, typed, _, stored in parts:
             try:
                 plaintext = open_stored(rows.column, keys, position, stored, owner)
@@ -160,12 +161,19 @@ class Verify:
                     same = None
                 else:
                     same = typed is None or encrypts_to(codec, typed, plaintext)
-            if same is None:
+            if same is None and typed is not LOCKED:
+                locked.append((position, bytes(stored[:HEADER_SIZE]), owner))
+            elif same is None:
                 step.locked += 1
             elif not same:
                 step.bad += 1
                 examples.append(position)
             step.rows += 1
+        # Locked is what somebody has the key of. Who was deleted and made again has lost theirs.
+        for (position, *_), lost in zip(locked, keys.strangers([one[1:] for one in locked]), strict=True):
+            step.bad, step.locked = step.bad + lost, step.locked + (not lost)
+            if lost:
+                examples.append(position)
         step.examples = tuple(examples[:5])
         return step
 
@@ -249,7 +257,11 @@ class Reencrypt:
             writer = writers.get(owner)
             if writer is not None and stored is not None and bytes(stored[:HEADER_SIZE]) == writer.header:
                 continue
-            plaintext = open_stored(rows.column, keys, position, stored, owner)
+            try:
+                plaintext = open_stored(rows.column, keys, position, stored, owner)
+            except (DecryptionError, FormatError):
+                step.bad += 1  # it stays as it is, and is told
+                continue
             if plaintext is None or writer is None:
                 step.locked += 1
             else:

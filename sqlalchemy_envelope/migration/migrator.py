@@ -141,7 +141,7 @@ class Migrator:
                     both = rows.count(connection, rows.previous.is_not(None) & rows.encrypted.is_not(None))
                     alone = rows.count(connection, rows.encrypted_alone)
                     if pending:
-                        unowned = pending - rows.count(connection, rows.pending & rows.owned)
+                        unowned = rows.count(connection, rows.pending & ~rows.owned)
                 ranges = Ranges(rows, column.name, Job.BACKFILL)
                 if state is not None and ranges.exist(session):
                     count = ranges.count(session)
@@ -233,7 +233,7 @@ class Migrator:
             rows = self.rows(session.connection(), column)
             count = Ranges(rows, column.name, Job.BACKFILL).count(session)
             pending = rows.count(session.connection(), rows.pending)
-            unowned = pending - rows.count(session.connection(), rows.pending & rows.owned) if pending else 0
+            unowned = rows.count(session.connection(), rows.pending & ~rows.owned) if pending else 0
         if finished and pending == 0:
             self._advance(column, Phase.BACKFILLED)
         seconds = time.perf_counter() - began
@@ -271,7 +271,10 @@ class Migrator:
             # Another may have begun anew meanwhile: then these are its numbers.
             finished = finished and count.finished and ranges.is_mine(session)
             pending = rows.count(session.connection(), rows.pending)
-            report = VerifyReport(column.name, count.rows, count.bad, count.locked, pending, sample, finished)
+            examples = ranges.examples(session)
+            report = VerifyReport(
+                column.name, count.rows, count.bad, count.locked, pending, sample, finished, examples
+            )
             state = self._state(session, column)
             if state is not None and finished:
                 state.verified_rows, state.verified_sample = count.rows, sample
@@ -493,7 +496,8 @@ class Migrator:
                 ranges.clear(session)
                 session.commit()
         finished = finished and count.finished
-        return ReencryptReport(column.name, count.rows, count.locked, finished, time.perf_counter() - began)
+        seconds = time.perf_counter() - began
+        return ReencryptReport(column.name, count.rows, count.locked, count.bad, finished, seconds)
 
     # ------------------------------------------------------------------ inside
 
@@ -647,7 +651,7 @@ class Migrator:
         with self.engine.connect() as connection:
             rows = self.rows(connection, column)
             pending = rows.count(connection, rows.pending)
-            unowned = pending - rows.count(connection, rows.pending & rows.owned) if pending else 0
+            unowned = rows.count(connection, rows.pending & ~rows.owned) if pending else 0
         if pending:
             why = (
                 f", {unowned} of them because they have no owner: give them one, or delete them"

@@ -9,11 +9,16 @@ from __future__ import annotations
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
+from sqlalchemy import select
+
+from sqlalchemy_envelope.crypto.aead import HEADER_SIZE
 from sqlalchemy_envelope.exceptions import NotEnrolledError
+from sqlalchemy_envelope.keys.model import KeyId
 from sqlalchemy_envelope.orm import context
+from sqlalchemy_envelope.orm.store import chunks
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator
+    from collections.abc import Collection, Iterator, Sequence
 
     from sqlalchemy.orm import Session
 
@@ -86,6 +91,21 @@ class OwnerCiphers:
     def reader(self, header: bytes) -> ValueCipher | None:
         """What opens a stored value."""
         return context.find_reader(self._session, header, self._field)
+
+    def strangers(self, values: Sequence[tuple[bytes, tuple[Any, ...]]]) -> list[bool]:
+        """Which of these stored values, each with its row's owner, name a key that is not there any more, or
+        is another owner's: nobody will open them again."""
+        owner_class = self._column.path.owner_class
+        key_id = owner_class.key_class.__table__.c.key_id
+        named = {KeyId(bytes=header[1:HEADER_SIZE]) for header, _ in values if len(header) >= HEADER_SIZE}
+        holders: dict[bytes, tuple[Any, ...]] = {}
+        for some in chunks(list(named)):
+            query = select(key_id, *owner_class.owner_columns).where(key_id.in_(some))
+            holders |= {row[0].bytes: tuple(row[1:]) for row in self._session.execute(query)}
+        return [
+            (holder := holders.get(header[1:HEADER_SIZE])) is None or (None not in owner and holder != owner)
+            for header, owner in values
+        ]
 
     def are_of(self, header: bytes, owner: tuple[Any, ...]) -> bool:
         """Whether the key that a stored value names is this owner's, as far as is known here."""

@@ -155,6 +155,7 @@ class Ranges:
         c = _RANGES
         seen = c.position.is_(None) if taken.stored_position is None else c.position == taken.stored_position
         finished = not step.full
+        examples = ", ".join(repr(one) for one in step.examples)
         position = taken.position if step.position is None else step.position
         result = session.execute(
             update(_RANGE_TABLE)
@@ -166,6 +167,7 @@ class Ranges:
                 late=c.late + (step.rows if taken.sweep > 1 else 0),
                 bad=c.bad + step.bad,
                 locked=c.locked + step.locked,
+                **({"examples": func.coalesce(c.examples, examples)} if examples else {}),
             )
         )
         if step.rows and self._job in (Job.BACKFILL, Job.REENCRYPT):
@@ -207,6 +209,11 @@ class Ranges:
             .values(sweep=count.sweep + 1, finished=False, position=_RANGES.lower)
         )
         return True
+
+    def examples(self, session: Session) -> tuple[str, ...]:
+        """The keys of some rows that differ."""
+        query = select(_RANGES.examples).where(*self._mine, _RANGES.examples.is_not(None))
+        return tuple(session.execute(query.order_by(_RANGES.number).limit(3)).scalars())
 
     def count(self, session: Session) -> JobCount:
         """What the job came to so far.

@@ -3,10 +3,11 @@ counts: before the cut-over the previous one, after it the encrypted one where i
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import and_
 
+from sqlalchemy_envelope.crypto.aead import HEADER_SIZE
 from sqlalchemy_envelope.exceptions import DecryptionError, FormatError
 from sqlalchemy_envelope.migration.jobs import (
     Step,
@@ -58,17 +59,26 @@ class Repair:
         keys = OwnerCiphers(session, rows.column)
         keys.prepare_read(headers_of(stored for *_, stored in parts))
         step = Step(parts[-1][0], len(found) == size)
-        codec = rows.column.plan.type.codec
+        codec, lost = rows.column.plan.type.codec, dict[tuple[bytes, tuple[Any, ...]], bool]()
         for position, owner, typed, exact, stored in parts:
             try:
                 plaintext = open_stored(rows.column, keys, position, stored, owner)
             except (DecryptionError, FormatError):
                 wanted = codec.encode(typed) if typed is not LOCKED else None
             else:
-                if plaintext is None or typed is LOCKED or encrypts_to(codec, typed, plaintext):
+                if plaintext is None and typed is not LOCKED:
+                    key = (bytes(stored[:HEADER_SIZE]), owner)
+                    if key not in lost:
+                        (lost[key],) = keys.strangers([key])
+                    if not lost[key]:
+                        step.locked += 1
+                        continue
+                    wanted = codec.encode(typed)  # nobody has the key of what was encrypted any more
+                elif plaintext is None or typed is LOCKED or encrypts_to(codec, typed, plaintext):
                     step.locked += plaintext is None or typed is LOCKED
                     continue
-                wanted = plaintext
+                else:
+                    wanted = plaintext
             made = None
             if self._cut_over:
                 writer = keys.writers({owner}, 1).get(owner) if None not in owner else None

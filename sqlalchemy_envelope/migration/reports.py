@@ -61,6 +61,7 @@ class VerifyReport:
         locked: how many no key here opens: their owners hold the keys alone.
         pending: rows that are not encrypted yet.
         sample: the share of rows that was looked at; None for all.
+        examples: the primary keys of some rows that differ.
     """
 
     column: str
@@ -70,6 +71,7 @@ class VerifyReport:
     pending: int
     sample: float | None
     finished: bool = True
+    examples: tuple[str, ...] = ()
 
     @property
     def is_clean(self) -> bool:
@@ -89,11 +91,13 @@ class RepairReport:
 
 @dataclass(frozen=True)
 class ReencryptReport:
-    """What encrypting anew came to: rows that were, and rows whose keys are not here."""
+    """What encrypting anew came to: rows that were, rows whose keys are not here, and rows whose value does
+    not authenticate, which are left as they are."""
 
     column: str
     rows: int
     locked: int
+    bad: int
     finished: bool
     seconds: float
 

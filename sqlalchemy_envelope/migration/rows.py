@@ -31,6 +31,7 @@ from sqlalchemy.dialects import mysql, postgresql
 from sqlalchemy.types import BINARY, CHAR, NCHAR, TEXT, Enum, NullType, TypeDecorator
 
 from sqlalchemy_envelope.migration.keyset import Position, beyond, up_to
+from sqlalchemy_envelope.orm.previous_types import check_of
 from sqlalchemy_envelope.orm.store import RawBytes, raw
 from sqlalchemy_envelope.orm.types import EncryptedType
 
@@ -126,19 +127,26 @@ class Rows:
     @cached_property
     def seen(self) -> Any:
         """What tells that a row is still the one that was read: the exact previous value. On PostgreSQL the
-        row's version, so that no statement of ours sends plaintext, which a server's log may show."""
-        if self._name == "postgresql":
+        row's version, so that no statement of ours sends plaintext, which a server's log may show; but for
+        another library's ciphertext that is checked against what is stored."""
+        if self._by_version:
             return cast(bare_column("xmin", _selectable=self.table), TEXT())
         return self.exact
 
     @cached_property
+    def _by_version(self) -> bool:
+        previous = self.column.previous
+        return self._name == "postgresql" and (previous is None or check_of(previous.type) is None)
+
+    @cached_property
     def _seen_is_typed(self) -> bool:
-        return self.column.previous is None or (self._name != "postgresql" and self.exact_is_typed)
+        return self.column.previous is None or (not self._by_version and self.exact_is_typed)
 
     @cached_property
     def _seen_type(self) -> Any:
-        others = NullType() if self._name == "sqlite" else mysql.VARBINARY()
-        return TEXT() if self._name == "postgresql" else others
+        if self._name == "postgresql":
+            return postgresql.BYTEA() if self._is_bytes and not self._by_version else TEXT()
+        return NullType() if self._name == "sqlite" else mysql.VARBINARY()
 
     def _is_as_read(self, value: Any) -> ColumnElement[bool]:
         sqlite = self._name == "sqlite"
@@ -261,6 +269,16 @@ class Rows:
         """Whether any row is so."""
         query = select(1).select_from(self._from).where(where).limit(1)
         return connection.execute(query).first() is not None
+
+    def average_size(self, connection: Connection) -> float:
+        """Bytes of a value, on the average of the first few hundred rows."""
+        value: Any = self.encrypted if self.column.previous is None else self.previous
+        if self._name == "postgresql":
+            size = func.octet_length(cast(value, TEXT()))
+        else:
+            size = func.length(cast(value, LargeBinary()) if self._name == "sqlite" else value)
+        some = select(size.label("size")).select_from(self.table).where(value.is_not(None)).limit(500)
+        return float(connection.execute(select(func.avg(some.subquery().c.size))).scalar() or 0.0)
 
     def boundaries(self, connection: Connection, size: int) -> list[Position]:
         """Every `size`-th key, to work on ranges side by side."""

@@ -38,7 +38,8 @@ class Pace:
         smallest, largest: rows in a chunk.
         patience: seconds for which locks, conflicts and a lost connection are waited out.
         range_rows: rows in a range that one worker takes at a time.
-        sweeps: how often the rows are gone over at most, while others go on writing.
+        sweeps: how often one run goes over the rows again at most, while others go on writing: as long as
+            they do there are always some.
     """
 
     chunk_seconds: float = 0.1
@@ -47,7 +48,7 @@ class Pace:
     largest: int = 4000
     patience: float = 30.0
     range_rows: int = 50_000
-    sweeps: int = 100
+    sweeps: int = 5
 
 
 @dataclass(frozen=True)
@@ -90,6 +91,8 @@ class Runner:
         self._size = min(500, pace.largest)
         self._asked, self._stopping = time.monotonic(), False
         self._rest = 0.0
+        self._first_sweep: int | None = None
+        self._affordable = pace.largest
         self.rows = 0
 
     def run(self, *, sweeps: bool) -> bool:
@@ -101,6 +104,8 @@ class Runner:
         Raises:
             MigrationStoppedError: the database or the machine refused; what is done stays done.
         """
+        average = self._patiently(lambda session: self._rows.average_size(session.connection()))
+        self._affordable = max(int(_CHUNK_BYTES / max(average, 1.0)), 1)
         with keys_at_hand(self._envelope, self._provider, f"migration: {self._work.job.value}"):
             while not self._told_to_stop():
                 done = self._patiently(self._chunk)
@@ -126,7 +131,7 @@ class Runner:
         taken = self._ranges.take(session, self._number)
         if taken is None:
             return None
-        size = self._size
+        size = min(self._size, self._affordable)
         with self._envelope.write_only(session):
             with _uncollected():
                 step = self._work.step(session, self._rows, taken.position, taken.upper, size)
@@ -164,7 +169,9 @@ class Runner:
             session.rollback()
             return "waiting"
         due = sweeps and self._rows.any(session.connection(), self._work.due(self._rows))
-        if not due or count.sweep >= self._pace.sweeps:
+        if self._first_sweep is None:
+            self._first_sweep = count.sweep  # of this run: an earlier one has gone over them too
+        if not due or count.sweep - self._first_sweep >= self._pace.sweeps:
             session.rollback()
             return "done"
         began = self._ranges.next_sweep(session)
@@ -223,12 +230,14 @@ class Runner:
     def _warm(self, error: ProviderError) -> None:
         """A provider is not called while rows are locked: open what the next chunk needs, and roll back."""
         with Session(self._engine) as session, self._envelope.write_only(session):
-            for taken in [self._ranges.take(session, self._number)]:
-                session.rollback()
-                session.info.clear()
-                if taken is None:
-                    raise error
+            taken = self._ranges.take(session, self._number)
+            session.rollback()
+            if taken is None:
+                raise error
+            try:
                 self._work.step(session, self._rows, taken.position, taken.upper, self._size)
+            except DBAPIError:
+                pass  # the chunk itself comes after this, and meets the same
             session.rollback()
 
 
@@ -246,6 +255,8 @@ def _uncollected() -> Iterator[None]:
 
 
 _MOST_COLLISIONS = 8
+_CHUNK_BYTES = 32 * 1024 * 1024
+"""Values of a chunk, about: several copies of them are in memory for a moment."""
 
 
 class _DoneByAnotherError(Exception):

@@ -24,9 +24,9 @@ class Phase(StrEnum):
     VERIFIED = "verified"
     """Every value, or a stated sample, was decrypted and compared."""
     CUT_OVER = "cut over"
-    """The encrypted column counts alone: the application may leave the previous one empty."""
+    """The encrypted column counts alone; the application may leave the previous one empty."""
     GUARDED = "guarded"
-    """The database refuses plaintext: the application may forget the previous column."""
+    """The database refuses plaintext; the application may forget the previous column."""
     CONTRACTED = "contracted"
     """The previous column is gone."""
     REVERSING = "reversing"
@@ -93,6 +93,7 @@ class RangeState(StateBase):
         position: the last key that is done in this sweep.
         rows: how many rows were changed or compared; `late` of them in a later sweep than the first.
         bad, locked: of a verification: values that differ, and values that no key here opens.
+        examples: the keys of a few rows that differ; keys, never values.
     """
 
     __tablename__ = "envelope_migration_range"
@@ -109,6 +110,7 @@ class RangeState(StateBase):
     late: Mapped[int] = mapped_column(BigInteger, default=0)
     bad: Mapped[int] = mapped_column(BigInteger, default=0)
     locked: Mapped[int] = mapped_column(BigInteger, default=0)
+    examples: Mapped[str | None] = mapped_column(Text)
 
 
 STATE_TABLES = frozenset(StateBase.metadata.tables)
