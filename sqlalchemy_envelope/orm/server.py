@@ -15,11 +15,17 @@ from threading import Lock
 from typing import TYPE_CHECKING, Any, Self
 from weakref import WeakKeyDictionary
 
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.util import concurrency
 
 from sqlalchemy_envelope.crypto.aead import HEADER_SIZE
 from sqlalchemy_envelope.crypto.sealing import is_sealed
-from sqlalchemy_envelope.exceptions import ConfigurationError, EnvelopeError, ProviderError
+from sqlalchemy_envelope.exceptions import (
+    AlreadyEnrolledError,
+    ConfigurationError,
+    EnvelopeError,
+    ProviderError,
+)
 from sqlalchemy_envelope.keys.hierarchy import check_generations
 from sqlalchemy_envelope.keys.keyring import Keyring
 from sqlalchemy_envelope.keys.model import KeyState, Purpose, SlotKind
@@ -187,14 +193,16 @@ class ServerSession(UnlockedSession):
             self._forget(owner)
             self._clear_readers()
 
-    def _open_whole(self, session: Session, owner_class: OwnerClass, places: list[Place]) -> None:
+    def _open_whole(
+        self, session: Session, owner_class: OwnerClass, places: list[Place], *, again: bool = True
+    ) -> None:
         store = KeyStore(session, owner_class, self.policy.seals)
         rows: dict[OwnerId, list[OwnedKey]] = {}
         for row in store.load([place.primary_key for place in places]):
             rows.setdefault(row.owner, []).append(row)
         new = [place for place in places if place.owner not in rows]
         if new:
-            self._enroll_rows(session, owner_class, new)
+            self._enroll_rows(session, owner_class, new, again=again)
         roots = [row.stored.key_id for found in rows.values() for row in found if _is_root(row.stored)]
         slots: dict[KeyId, list[StoredSlot]] = {}
         for slot in store.load_slots(roots, SlotKind.PROVIDER) if roots and self._can_open else ():
@@ -299,13 +307,31 @@ class ServerSession(UnlockedSession):
         made: ProviderKek = _off_loop(lambda: self._providers.wrap_new(self._provider))
         return made
 
-    def _enroll_rows(self, session: Session, owner_class: OwnerClass, places: Iterable[Place]) -> None:
+    def _enroll_rows(
+        self, session: Session, owner_class: OwnerClass, places: list[Place], *, again: bool
+    ) -> None:
         """Make keys for owners who are in the database and have none."""
         if owner_class.reference_attribute is not None:
             return  # what keys are bound to is not known here; they stay locked
         kek = self.kek_for_new(session)
         made = [(place, bound_keys(new_keys(owner_class, self.policy), place.owner)) for place in places]
-        self.write_new(session, owner_class, made, kek)
+        if session.connection().dialect.name == "sqlite":
+            self.write_new(session, owner_class, made, kek)  # one writer at a time
+            return
+        try:
+            with session.connection().begin_nested():
+                self.write_new(session, owner_class, made, kek)
+        except IntegrityError:
+            pass
+        else:
+            return
+        # Somebody else made keys for one of them at the same moment: theirs are there now.
+        if again:
+            self._open_whole(session, owner_class, places, again=False)
+            return
+        raise AlreadyEnrolledError(
+            f"Keys of this {owner_class.name} were made by somebody else at the same moment; try again."
+        )
 
     def write_new(
         self,

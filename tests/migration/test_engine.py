@@ -565,7 +565,8 @@ def test_a_reversal_leaves_what_does_not_authenticate_and_goes_on(engine: Engine
     with engine.begin() as connection:
         connection.exec_driver_sql("UPDATE notes SET body = NULL")
         connection.execute(
-            sa.text("UPDATE notes SET body_encrypted = :blob WHERE id = 1"), {"blob": stored[:-1] + b"?"}
+            sa.text("UPDATE notes SET body_encrypted = :blob WHERE id = 1"),
+            {"blob": stored[:-1] + bytes([stored[-1] ^ 1])},
         )
     report = migrator.reverse(NOTES)
     assert (report.rows, report.pending, report.finished) == (5, 1, False)

@@ -1226,3 +1226,36 @@ def test_no_secret_of_the_shared_models_is_weakened() -> None:
     """The envelope of the shared models has no server key: what it enrolls stays with its owner."""
     with pytest.raises(ConfigurationError):
         models.envelope.server_mode(reason="test")
+
+
+@pytest.mark.backend
+def test_two_processes_enrol_one_owner(postgres_engine: Engine) -> None:
+    """Whoever comes second to make keys for an owner goes on with the keys of the first, and no write fails."""
+    Base.metadata.create_all(postgres_engine)
+    with Session(postgres_engine) as session:
+        session.execute(insert(User.__table__).values(id=1, email="ada@example.org"))
+        session.commit()
+    second: list[str] = []
+
+    def other() -> None:
+        envelope = Envelope(server_keys=ServerKeyring([KEY]))
+        with envelope.server_mode(reason="test"), Session(postgres_engine) as session:
+            session.add(Note(user_id=1, body="second", tags=[]))
+            session.commit()
+            second.append(session.scalars(select(Note.body).where(Note.body.is_not(None))).all()[-1])
+
+    envelope = Envelope(server_keys=ServerKeyring([KEY]))
+    with envelope.server_mode(reason="test"), Session(postgres_engine) as session:
+        session.add(Note(user_id=1, body="first", tags=[]))
+        session.flush()
+        thread = threading.Thread(target=other)
+        thread.start()
+        with postgres_engine.connect() as connection:
+            waits = sa.text("SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'")
+            until = time.monotonic() + WAIT
+            while not connection.execute(waits).scalar() and time.monotonic() < until:
+                connection.rollback()
+        session.commit()
+        thread.join(WAIT)
+        assert sorted(session.scalars(select(Note.body))) == ["first", "second"]
+    assert len(second) == 1
