@@ -1230,7 +1230,7 @@ def test_no_secret_of_the_shared_models_is_weakened() -> None:
 
 @pytest.mark.backend
 def test_two_processes_enrol_one_owner(postgres_engine: Engine) -> None:
-    """Whoever comes second to make keys for an owner goes on with the keys of the first, and no write fails."""
+    """Whoever comes second to make keys for an owner goes on with those of the first, and no write fails."""
     Base.metadata.create_all(postgres_engine)
     with Session(postgres_engine) as session:
         session.execute(insert(User.__table__).values(id=1, email="ada@example.org"))
