@@ -73,7 +73,7 @@ def tests(session: nox.Session, sqlalchemy: str) -> None:
     elif session.posargs:
         session.run("pytest", "-n", "2", *session.posargs)
     else:
-        # Apart: with all that the migration's tests import, those that look for keys in memory take far longer.
+        # Apart: with all that the migration's tests import, those that look for keys in memory take longer.
         session.run("pytest", "-n", "2", "--ignore=tests/migration")
         session.run("pytest", "-n", "2", "tests/migration")
 
