@@ -8,11 +8,11 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from sqlalchemy_envelope.migration.findings import SEVERITIES, Finding, Severity
+from sqlalchemy_envelope.migration.findings import SEVERITIES, Finding
 from sqlalchemy_envelope.migration.reports import ColumnStatus, RunReport, VerifyReport
 from sqlalchemy_envelope.migration.residue import Residue
 
-_SEVERITY: dict[Severity, tuple[str, str]] = {
+_SEVERITY: dict[str, tuple[str, str]] = {
     "stops": ("bold red", "deal with it before the migration starts"),
     "breaks": ("yellow", "the migration runs; this ceases to work on the way"),
     "note": ("cyan", "good to know"),

@@ -67,7 +67,8 @@ def do_orm_execute(state: ORMExecuteState) -> None:
 
 def _dual(output: Any) -> DualBundle | None:
     """The two columns in place of an encrypted one that has a previous one."""
-    name, column = getattr(output, "_annotations", {}).get("proxy_key"), output
+    name: Any = getattr(output, "_annotations", {}).get("proxy_key")
+    column: Any = output
     while isinstance(column, (Label, Grouping)):
         name = column.name if isinstance(column, Label) else name
         column = column.element

@@ -7,13 +7,22 @@ ledger outside the database, and every read and the whole database are compared 
 
 from __future__ import annotations
 
+import os
+
 import pytest
 from sqlalchemy import URL
 
 from benchmarks.migration_traffic import COLUMNS, Outcome, Scale, run_traffic
 
 SCALE = Scale(3_000, rate=80, seconds=0.5)
-DATABASES = ["sqlite", pytest.param("postgres", marks=pytest.mark.backend)]
+DATABASES = [
+    pytest.param(
+        "sqlite",
+        marks=pytest.mark.skipif("ENVELOPE_LIVE" not in os.environ, reason="ENVELOPE_LIVE is not set"),
+    ),
+    pytest.param("postgres", marks=pytest.mark.backend),
+]
+"""A dozen processes for a quarter of a minute each: both with `ENVELOPE_LIVE=1`."""
 
 
 @pytest.fixture(params=DATABASES)
@@ -28,8 +37,9 @@ def outcome(request: pytest.FixtureRequest) -> Outcome:
 def test_nothing_is_lost_or_stale_and_no_reader_sees_an_error(outcome: Outcome) -> None:
     """Every read and every row is as the ledger says, the old program's included: while it writes, neither
     the cut-over nor the guard goes through, and after the contract its writes do not."""
-    # Two processes that make keys for one owner at one time: one of them is refused by the database.
-    writer_errors = [error for error in outcome.writer_errors if "customers_key" not in error]
+    # Two processes that make keys for one owner at one time: SQLite refuses one of them.
+    refused_there = "UNIQUE constraint failed: customers_key"
+    writer_errors = [error for error in outcome.writer_errors if refused_there not in error]
     wrong = {
         "rows lost": outcome.lost,
         "rows stale": outcome.stale,

@@ -46,7 +46,7 @@ from sqlalchemy_envelope.keys.keyring import Keyring
 from sqlalchemy_envelope.keys.model import OpenedKey, Purpose
 from sqlalchemy_envelope.orm import context
 
-UNLOCKS = int(os.environ.get("ENVELOPE_UNLOCKS", "2000"))
+UNLOCKS = int(os.environ.get("ENVELOPE_UNLOCKS", "1000"))
 WORKERS = 8
 TASKS = 40
 USERS = 24
