@@ -219,3 +219,15 @@ print(heard() == first)
 def test_statements_cost_nothing_until_a_column_is_encrypted() -> None:
     """No listener to statements or sessions is there until the first column is encrypted, and then one."""
     assert run(LISTENERS).split() == ["True"] * 5
+
+
+def test_a_migration_needs_no_greenlet() -> None:
+    """Without the extra `asyncio` the migration and the command line can be imported, and server mode asks
+    for no greenlet."""
+    program = (
+        "import sys; sys.modules['greenlet'] = None\n"
+        "import sqlalchemy_envelope.migration, sqlalchemy_envelope.cli.group\n"
+        "from sqlalchemy_envelope.orm.engine import in_greenlet\n"
+        "assert in_greenlet() is False\n"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)

@@ -6,8 +6,9 @@ import asyncio
 import time
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlalchemy.util import concurrency
+
+from sqlalchemy_envelope.orm.engine import in_greenlet
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -15,9 +16,14 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
+def is_asynchronous(engine: Any) -> bool:
+    """Whether an engine is an `AsyncEngine`; asked so that nothing is imported which needs greenlet."""
+    return hasattr(engine, "sync_engine")
+
+
 def sleep(seconds: float) -> None:
     """Sleep; in a greenlet of an event loop, without holding the loop up."""
-    if concurrency.in_greenlet():
+    if in_greenlet():
         concurrency.await_only(asyncio.sleep(seconds))
     else:
         time.sleep(seconds)
@@ -25,7 +31,7 @@ def sleep(seconds: float) -> None:
 
 async def spawn(engine: Any, call: Callable[[], T]) -> T:
     """Do it beside the event loop: in a greenlet where the engine is asynchronous, and else in a thread."""
-    if isinstance(engine, AsyncEngine):
+    if is_asynchronous(engine):
         return await concurrency.greenlet_spawn(call)
     return await asyncio.to_thread(call)
 
@@ -33,7 +39,7 @@ async def spawn(engine: Any, call: Callable[[], T]) -> T:
 def run_apart(engine: Any, call: Callable[[], T]) -> T:
     """Do it where no event loop runs; an asynchronous engine gets one of its own, and gives its connections
     back at the end: they belong to that loop."""
-    if not isinstance(engine, AsyncEngine):
+    if not is_asynchronous(engine):
         return call()
 
     async def whole() -> T:

@@ -10,7 +10,6 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Column, func, inspect, select
-from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlalchemy.orm import Session
 from sqlalchemy.types import NullType
 
@@ -22,7 +21,7 @@ from sqlalchemy_envelope.migration.columns import (
     encrypted_columns,
     migrating_columns,
 )
-from sqlalchemy_envelope.migration.greenlets import sleep
+from sqlalchemy_envelope.migration.greenlets import is_asynchronous, sleep
 from sqlalchemy_envelope.migration.jobs import Backfill, Reencrypt, Reverse, Verify
 from sqlalchemy_envelope.migration.plan import find_obstacles
 from sqlalchemy_envelope.migration.preflight import check_sample
@@ -46,6 +45,7 @@ if TYPE_CHECKING:
     from concurrent.futures import Executor
 
     from sqlalchemy import Connection, Engine
+    from sqlalchemy.ext.asyncio import AsyncEngine
 
     from sqlalchemy_envelope.migration.jobs import Work
     from sqlalchemy_envelope.migration.plan import Finding
@@ -77,7 +77,8 @@ class Migrator:
         pace: Pace | None = None,
     ) -> None:
         self.given_engine = engine
-        self.engine = quiet(engine.sync_engine if isinstance(engine, AsyncEngine) else engine)
+        either: Any = engine
+        self.engine = quiet(either.sync_engine if is_asynchronous(engine) else either)
         self.envelope = envelope
         self.base = base
         self.provider = provider

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
 from sqlalchemy import Engine, event
+from sqlalchemy.util import concurrency
 
 from sqlalchemy_envelope.exceptions import ConfigurationError
 
@@ -53,3 +54,11 @@ def require_cascades(session: Session, bind_arguments: dict[str, Any]) -> None:
             "connections that were opened before are not covered."
         )
     _cascading.add(engine)
+
+
+def in_greenlet() -> bool:
+    """Whether this runs in a greenlet of asyncio's; without greenlet installed nothing does."""
+    try:
+        return bool(concurrency.in_greenlet())
+    except (ImportError, ValueError):  # of SQLAlchemy 2.1 and 2.0
+        return False

@@ -32,6 +32,7 @@ from sqlalchemy_envelope.keys.model import KeyState, Purpose, SlotKind
 from sqlalchemy_envelope.keys.slots import adopted_slot, open_slot, provider_slot
 from sqlalchemy_envelope.orm import context
 from sqlalchemy_envelope.orm.audit import AuditEvent
+from sqlalchemy_envelope.orm.engine import in_greenlet
 from sqlalchemy_envelope.orm.enrolling import bound_keys, new_keys
 from sqlalchemy_envelope.orm.freshness import looked_at
 from sqlalchemy_envelope.orm.opening import Opening, settle
@@ -552,6 +553,6 @@ def _is_root(key: StoredKey) -> bool:
 
 def _off_loop(call: Callable[[], Any]) -> Any:
     """Call a provider; where asyncio runs, in a thread, so that its loop is not held up."""
-    if concurrency.in_greenlet():
+    if in_greenlet():
         return concurrency.await_only(asyncio.to_thread(call))
     return call()
