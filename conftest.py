@@ -6,7 +6,7 @@ from weakref import WeakSet
 from sybil import Sybil
 from sybil.parsers.markdown import PythonCodeBlockParser, SkipParser
 
-from sqlalchemy_envelope.orm import policy
+from sqlalchemy_envelope.orm.current import policy
 
 _others: list[Any] = []
 

@@ -35,7 +35,9 @@ from benchmarks.steps import Places, StepClock
 from sqlalchemy_envelope import Envelope, UnlockedSession
 from sqlalchemy_envelope.keys.keyring import Keyring
 from sqlalchemy_envelope.keys.row_seals import RowSeals
-from sqlalchemy_envelope.orm import grant_store, located, opening, store, unlocking
+from sqlalchemy_envelope.orm.sharing import settle
+from sqlalchemy_envelope.orm.tables import grant_rows, key_rows
+from sqlalchemy_envelope.orm.verbs import owner_keys, unlock
 
 NAME = "groups"
 FIRST, LATER = "member, first", "member, later"
@@ -43,17 +45,17 @@ AWAY = 3
 """Members of each kind: a first unlock is one of a kind, so there are several to take the median of."""
 STEPS: Places = {
     "Argon2id": [(Envelope, "perform")],
-    "own keys, query and rows": [(unlocking, "load_keys")],
-    "own slots, query and rows": [(store.KeyStore, "load_slots")],
-    "grants, query and rows": [(grant_store.GrantStore, "load_to")],
-    "group keys, query and rows": [(opening, "load_owners")],
+    "own keys, query and rows": [(unlock, "load_keys")],
+    "own slots, query and rows": [(key_rows.KeyStore, "load_slots")],
+    "grants, query and rows": [(grant_rows.GrantStore, "load_to")],
+    "group keys, query and rows": [(settle, "load_owners")],
     "seals of rows": [(RowSeals, "check")],
-    "generations": [(located, "check_generations"), (opening, "check_generations")],
-    "opening keys": [(Keyring, "open"), (unlocking, "open_with_kek")],
-    "counting grants": [(opening, "count_grants")],
-    "adopting what was sealed": [(opening, "_adopt_grants")],
-    "following grants": [(unlocking, "follow_grants")],
-    "settling": [(unlocking, "settle")],
+    "generations": [(owner_keys, "check_generations"), (settle, "check_generations")],
+    "settle keys": [(Keyring, "open"), (unlock, "open_with_kek")],
+    "counting grants": [(settle, "count_grants")],
+    "adopting what was sealed": [(settle, "_adopt_grants")],
+    "following grants": [(unlock, "follow_grants")],
+    "settling": [(unlock, "settle")],
 }
 
 

@@ -1,7 +1,7 @@
 """Loading rows while several owners are unlocked, which with groups is the normal case.
 
 With one owner unlocked every row is that owner's. With several, each value's key is compared with its row's
-owner as the rows are fetched (`sqlalchemy_envelope/orm/fetching.py`): what that costs is the difference.
+owner as the rows are fetched (`sqlalchemy_envelope/orm/reading/rows.py`): what that costs is the difference.
 """
 
 from __future__ import annotations

@@ -47,20 +47,20 @@ from sqlalchemy_envelope.keys.providers import (
     VaultTransit,
 )
 from sqlalchemy_envelope.orm import hooks as _hooks
-from sqlalchemy_envelope.orm.access import KeySlot, KeySlots
-from sqlalchemy_envelope.orm.aio import AsyncEnvelope
-from sqlalchemy_envelope.orm.audit import AuditEvent
-from sqlalchemy_envelope.orm.engine import enforce_foreign_keys
-from sqlalchemy_envelope.orm.envelope import Envelope
-from sqlalchemy_envelope.orm.grants import KeyGrant
-from sqlalchemy_envelope.orm.models import KeyOwner, KeySlotTable, KeyTable
-from sqlalchemy_envelope.orm.previous import PreviousColumn
-from sqlalchemy_envelope.orm.provided import CachePolicy
-from sqlalchemy_envelope.orm.sealed import Sealed
-from sqlalchemy_envelope.orm.server import ServerSession
-from sqlalchemy_envelope.orm.types import EncryptedType
-from sqlalchemy_envelope.orm.unlocked import UnlockedSession
-from sqlalchemy_envelope.orm.write_only import WriteOnlySession
+from sqlalchemy_envelope.orm.columns.encrypted_type import EncryptedType
+from sqlalchemy_envelope.orm.columns.previous import PreviousColumn
+from sqlalchemy_envelope.orm.columns.sealed import Sealed
+from sqlalchemy_envelope.orm.current.audit import AuditEvent
+from sqlalchemy_envelope.orm.current.providers import CachePolicy
+from sqlalchemy_envelope.orm.sessions.server import ServerSession
+from sqlalchemy_envelope.orm.sessions.unlocked import UnlockedSession
+from sqlalchemy_envelope.orm.sessions.write_only import WriteOnlySession
+from sqlalchemy_envelope.orm.tables.cascades import enforce_foreign_keys
+from sqlalchemy_envelope.orm.tables.key_grant import KeyGrant
+from sqlalchemy_envelope.orm.tables.key_owner import KeyOwner, KeySlotTable, KeyTable
+from sqlalchemy_envelope.orm.verbs.async_envelope import AsyncEnvelope
+from sqlalchemy_envelope.orm.verbs.envelope import Envelope
+from sqlalchemy_envelope.orm.verbs.slots import KeySlot, KeySlots
 
 _hooks.register()
 

@@ -227,7 +227,7 @@ def test_a_migration_needs_no_greenlet() -> None:
     program = (
         "import sys; sys.modules['greenlet'] = None\n"
         "import sqlalchemy_envelope.migration, sqlalchemy_envelope.cli.group\n"
-        "from sqlalchemy_envelope.orm.engine import in_greenlet\n"
+        "from sqlalchemy_envelope.orm.tables.cascades import in_greenlet\n"
         "assert in_greenlet() is False\n"
     )
     subprocess.run([sys.executable, "-c", program], check=True)

@@ -28,8 +28,8 @@ from sqlalchemy_envelope.alembic.render import AfterTheirs
 from sqlalchemy_envelope.exceptions import ConfigurationError
 from sqlalchemy_envelope.migration.state import STATE_TABLES
 from sqlalchemy_envelope.migration.tracking import Tracked
-from sqlalchemy_envelope.orm.previous import REPLACED_BY
-from sqlalchemy_envelope.orm.types import EncryptedType
+from sqlalchemy_envelope.orm.columns.encrypted_type import EncryptedType
+from sqlalchemy_envelope.orm.columns.previous import REPLACED_BY
 
 _LAST: dict[str, Any] = (
     {"priority": priorities.LAST} if (priorities := getattr(util, "DispatchPriority", None)) else {}

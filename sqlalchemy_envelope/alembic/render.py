@@ -12,8 +12,8 @@ from sqlalchemy import Column, TypeDecorator
 from sqlalchemy.types import TypeEngine
 
 from sqlalchemy_envelope.alembic import ops
-from sqlalchemy_envelope.orm.previous import REPLACED_BY
-from sqlalchemy_envelope.orm.types import EncryptedType
+from sqlalchemy_envelope.orm.columns.encrypted_type import EncryptedType
+from sqlalchemy_envelope.orm.columns.previous import REPLACED_BY
 
 
 def render_item(kind: str, item: Any, autogen_context: AutogenContext) -> str | Literal[False]:

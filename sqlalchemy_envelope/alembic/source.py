@@ -9,13 +9,13 @@ from sqlalchemy import MetaData, Table
 from sqlalchemy.orm import configure_mappers, registry
 
 from sqlalchemy_envelope.exceptions import ConfigurationError
-from sqlalchemy_envelope.orm.owners import owner_class_of
+from sqlalchemy_envelope.orm.tables.owners import owner_class_of
 
 if TYPE_CHECKING:
     from alembic.operations import Operations
 
-    from sqlalchemy_envelope.orm.envelope import Envelope
-    from sqlalchemy_envelope.orm.owners import OwnerClass
+    from sqlalchemy_envelope.orm.tables.owners import OwnerClass
+    from sqlalchemy_envelope.orm.verbs.envelope import Envelope
 
 
 @dataclass(frozen=True, repr=False)

@@ -24,9 +24,10 @@ from sqlalchemy_envelope.migration.columns import MigratingColumn
 from sqlalchemy_envelope.migration.jobs import Backfill, Reverse, Step, Verify
 from sqlalchemy_envelope.migration.owners import keys_at_hand
 from sqlalchemy_envelope.migration.rows import Rows
-from sqlalchemy_envelope.orm.binding import EncryptedColumn, OwnerPath, path_through
-from sqlalchemy_envelope.orm.previous import PreviousColumn, previous_of
-from sqlalchemy_envelope.orm.types import EncryptedType
+from sqlalchemy_envelope.orm.columns.encrypted_type import EncryptedType
+from sqlalchemy_envelope.orm.columns.plans import EncryptedColumn
+from sqlalchemy_envelope.orm.columns.previous import PreviousColumn, previous_of
+from sqlalchemy_envelope.orm.tables.owners import OwnerPath, path_through
 
 if TYPE_CHECKING:
     from sqlalchemy_envelope.migration.jobs import Work

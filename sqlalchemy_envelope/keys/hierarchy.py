@@ -42,6 +42,21 @@ def describe(
     return OpenedKey(stored, key)
 
 
+def new_keys(scopes: Iterable[str], *, hybrid: bool = False) -> list[OpenedKey]:
+    """A root key, and a data key for each scope, bound to nobody yet."""
+    root = describe(KeyBytes.generate(), b"", Purpose.ROOT, hybrid=hybrid)
+    return [
+        root,
+        *(describe(KeyBytes.generate(), b"", Purpose.DATA, scope=scope) for scope in sorted(scopes)),
+    ]
+
+
+def bound_keys(made: Iterable[OpenedKey], reference: bytes) -> list[OpenedKey]:
+    """The same keys, bound to their owner and wrapped under its root key."""
+    root, *data = (OpenedKey(replace(one.stored, owner_reference=reference), one.key) for one in made)
+    return [root, *(OpenedKey(wrap_under_root(one, root), one.key) for one in data)]
+
+
 def verify(key: KeyBytes, stored: StoredKey) -> OpenedKey:
     """Whether an unwrapped key is the one its row describes.
 

@@ -9,6 +9,7 @@ from sqlalchemy_envelope.migration.aio import AsyncMigrator
 from sqlalchemy_envelope.migration.campaign import Campaign
 from sqlalchemy_envelope.migration.campaign_report import CampaignReport, CampaignStatus, Released
 from sqlalchemy_envelope.migration.findings import Finding
+from sqlalchemy_envelope.migration.foreign_types import FernetText, PartlyPlaintext, PgCryptoText, Revealed
 from sqlalchemy_envelope.migration.migrator import Migrator
 from sqlalchemy_envelope.migration.reports import (
     ColumnStatus,
@@ -20,7 +21,6 @@ from sqlalchemy_envelope.migration.reports import (
 )
 from sqlalchemy_envelope.migration.runner import Pace
 from sqlalchemy_envelope.migration.state import Phase
-from sqlalchemy_envelope.orm.previous_types import FernetText, PartlyPlaintext, PgCryptoText, Revealed
 
 __all__ = [
     "AsyncMigrator",

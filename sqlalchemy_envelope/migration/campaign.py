@@ -16,26 +16,26 @@ from sqlalchemy_envelope.exceptions import (
     MigrationStoppedError,
     ProviderError,
 )
+from sqlalchemy_envelope.keys.hierarchy import bound_keys, new_keys
 from sqlalchemy_envelope.keys.model import GrantState, KeyState, Purpose, SlotKind
 from sqlalchemy_envelope.keys.slots import provider_slot
 from sqlalchemy_envelope.migration.campaign_report import CampaignReport, CampaignStatus, Released
 from sqlalchemy_envelope.migration.keyset import beyond
-from sqlalchemy_envelope.orm import claiming
-from sqlalchemy_envelope.orm.audit import AuditEvent
-from sqlalchemy_envelope.orm.enrolling import bound_keys, new_keys
-from sqlalchemy_envelope.orm.epochs import Recipient, grant_to, start_epoch
-from sqlalchemy_envelope.orm.located import locate_enrolled
-from sqlalchemy_envelope.orm.owners import Place, owner_class_of
-from sqlalchemy_envelope.orm.policy import note_policy
-from sqlalchemy_envelope.orm.store import KeyStore, chunks, matches, usable
+from sqlalchemy_envelope.orm.current.audit import AuditEvent
+from sqlalchemy_envelope.orm.current.policy import note_policy
+from sqlalchemy_envelope.orm.sharing.epochs import Recipient, grant_to, start_epoch
+from sqlalchemy_envelope.orm.tables.key_rows import KeyStore, chunks, matches, usable
+from sqlalchemy_envelope.orm.tables.owners import Place, owner_class_of
+from sqlalchemy_envelope.orm.verbs import claim
+from sqlalchemy_envelope.orm.verbs.owner_keys import locate_enrolled
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from sqlalchemy_envelope.keys.model import OpenedKey, StoredKey, StoredSlot
     from sqlalchemy_envelope.keys.slots import ProviderKek
-    from sqlalchemy_envelope.orm.envelope import Envelope
-    from sqlalchemy_envelope.orm.owners import OwnerClass
+    from sqlalchemy_envelope.orm.tables.owners import OwnerClass
+    from sqlalchemy_envelope.orm.verbs.envelope import Envelope
 
     PrimaryKey = tuple[Any, ...]
     Progress = Callable[[str, int], None]
@@ -182,7 +182,7 @@ class Campaign:
         note_policy(session, self.policy)
         store = KeyStore(session, owner_class, self.policy.seals)
         made = [
-            (primary_key, bound_keys(new_keys(owner_class, self.policy), reference))
+            (primary_key, bound_keys(new_keys(owner_class.scopes, hybrid=self.policy.hybrid), reference))
             for primary_key, reference in found
         ]
         try:
@@ -299,7 +299,7 @@ class Campaign:
                 store = KeyStore(session, owner_class, self.policy.seals)
                 for keys, slots in self._loaded(session, owner_class, store, some):
                     try:
-                        done += claiming.release(
+                        done += claim.release(
                             self.policy, store, _usable_keys(keys), _usable_slots(slots), self.provider
                         )
                     except ProviderError:
@@ -398,7 +398,7 @@ class Campaign:
                 store = KeyStore(session, owner_class, self.policy.seals)
                 for keys, slots in self._loaded(session, owner_class, store, owners[start : start + batch]):
                     try:
-                        claiming.rewrap(
+                        claim.rewrap(
                             self.policy, store, _usable_keys(keys), _usable_slots(slots), self.provider, kek
                         )
                         done += 1
@@ -540,7 +540,7 @@ class _Standing:
         all_keys = keys.alias()
         of_owner = and_(*(all_keys.c[one.key] == one for one in owner_class.owner_columns))
         c, mine = slots.c, slots.c.key_id == keys.c.key_id
-        claimed = c.label.startswith(f"{claiming.CLAIMED} {provider} ", autoescape=True)
+        claimed = c.label.startswith(f"{claim.CLAIMED} {provider} ", autoescape=True)
         anywhere = slots.join(all_keys, all_keys.c.key_id == c.key_id)
         is_secret = c.kind == SlotKind.SECRET
         grants = [one.companion for one in owner_class.grants_of if one.scope is None]

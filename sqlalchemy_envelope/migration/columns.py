@@ -10,14 +10,15 @@ from sqlalchemy import Column, Table
 from sqlalchemy.orm import Mapper, configure_mappers, registry
 
 from sqlalchemy_envelope.exceptions import ConfigurationError
-from sqlalchemy_envelope.orm.binding import plan_of_mapper
-from sqlalchemy_envelope.orm.previous import previous_of
+from sqlalchemy_envelope.orm.columns.plans import plan_of_mapper
+from sqlalchemy_envelope.orm.columns.previous import previous_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from sqlalchemy_envelope.orm.binding import EncryptedAttribute, EncryptedColumn, OwnerPath
-    from sqlalchemy_envelope.orm.previous import PreviousColumn
+    from sqlalchemy_envelope.orm.columns.plans import EncryptedAttribute, EncryptedColumn
+    from sqlalchemy_envelope.orm.columns.previous import PreviousColumn
+    from sqlalchemy_envelope.orm.tables.owners import OwnerPath
 
 
 @dataclass(frozen=True, eq=False)

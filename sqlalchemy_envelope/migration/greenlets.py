@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from sqlalchemy.util import concurrency
 
-from sqlalchemy_envelope.orm.engine import in_greenlet
+from sqlalchemy_envelope.orm.tables.cascades import in_greenlet
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from sqlalchemy_envelope.migration.columns import MigratingColumn
     from sqlalchemy_envelope.migration.keyset import Position
     from sqlalchemy_envelope.migration.rows import Rows
-    from sqlalchemy_envelope.orm.codecs import Codec
+    from sqlalchemy_envelope.orm.columns.codecs import Codec
 
 
 @dataclass

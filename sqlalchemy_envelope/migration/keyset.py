@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import and_, bindparam, not_, or_, tuple_
 
 from sqlalchemy_envelope.exceptions import MigrationError
-from sqlalchemy_envelope.orm.codecs import codec_for
+from sqlalchemy_envelope.orm.columns.codecs import codec_for
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -49,7 +49,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy_envelope.migration.jobs import Work
     from sqlalchemy_envelope.migration.plan import Finding
-    from sqlalchemy_envelope.orm.envelope import Envelope
+    from sqlalchemy_envelope.orm.verbs.envelope import Envelope
 
 _ORDER = list(Phase)
 

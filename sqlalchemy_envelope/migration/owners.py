@@ -14,8 +14,8 @@ from sqlalchemy import select
 from sqlalchemy_envelope.crypto.aead import HEADER_SIZE
 from sqlalchemy_envelope.exceptions import NotEnrolledError
 from sqlalchemy_envelope.keys.model import KeyId
-from sqlalchemy_envelope.orm import context
-from sqlalchemy_envelope.orm.store import chunks
+from sqlalchemy_envelope.orm.current import context
+from sqlalchemy_envelope.orm.tables.key_rows import chunks
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Sequence
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy_envelope.crypto.aead import ValueCipher
     from sqlalchemy_envelope.migration.columns import MigratingColumn
-    from sqlalchemy_envelope.orm.envelope import Envelope
+    from sqlalchemy_envelope.orm.verbs.envelope import Envelope
 
 
 @contextmanager

@@ -10,8 +10,8 @@ from sqlalchemy_envelope.crypto.context import encode_reference
 from sqlalchemy_envelope.exceptions import DecryptionError, FormatError
 from sqlalchemy_envelope.migration.owners import OwnerCiphers
 from sqlalchemy_envelope.migration.preflight import unreadable
-from sqlalchemy_envelope.orm.context import find_reader, find_writer
-from sqlalchemy_envelope.orm.types import EncryptedType, decode
+from sqlalchemy_envelope.orm.columns.encrypted_type import EncryptedType, decode
+from sqlalchemy_envelope.orm.current.context import find_reader, find_writer
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -30,10 +30,10 @@ from sqlalchemy import table as bare_table
 from sqlalchemy.dialects import mysql, postgresql
 from sqlalchemy.types import BINARY, CHAR, NCHAR, TEXT, Enum, NullType, TypeDecorator
 
+from sqlalchemy_envelope.migration.foreign_types import check_of
 from sqlalchemy_envelope.migration.keyset import Position, beyond, up_to
-from sqlalchemy_envelope.orm.previous_types import check_of
-from sqlalchemy_envelope.orm.store import RawBytes, raw
-from sqlalchemy_envelope.orm.types import EncryptedType
+from sqlalchemy_envelope.orm.columns.encrypted_type import EncryptedType
+from sqlalchemy_envelope.orm.tables.key_rows import RawBytes, raw
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

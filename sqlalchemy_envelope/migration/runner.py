@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy_envelope.migration.jobs import Step, Work
     from sqlalchemy_envelope.migration.rows import Rows
-    from sqlalchemy_envelope.orm.envelope import Envelope
+    from sqlalchemy_envelope.orm.verbs.envelope import Envelope
 
 
 @dataclass(frozen=True)

@@ -9,28 +9,21 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import Column, Engine, event
+from sqlalchemy import Column, Connection, Engine, event
 from sqlalchemy.orm import Mapper, Session
 
-from sqlalchemy_envelope.orm import (
-    context,
-    dual,
-    dual_columns,
-    echo,
-    fetching,
-    freshness,
-    grants,
-    loading,
-    models,
-    refusals,
-    server_flushes,
-    sharing,
-    statements,
-    writing,
-)
-from sqlalchemy_envelope.orm.binding import note_mapper
-from sqlalchemy_envelope.orm.declaration import check_mapper, declare_column
-from sqlalchemy_envelope.orm.previous import is_moving
+from sqlalchemy_envelope.orm.columns.checks import check_mapper, declare_column
+from sqlalchemy_envelope.orm.columns.plans import note_mapper
+from sqlalchemy_envelope.orm.columns.previous import is_moving
+from sqlalchemy_envelope.orm.columns.state import forget
+from sqlalchemy_envelope.orm.current import connections, context
+from sqlalchemy_envelope.orm.current.connections import session_of
+from sqlalchemy_envelope.orm.current.locks import note_locks, takes_locks
+from sqlalchemy_envelope.orm.reading import echo, objects, rows, selected_columns, two_columns
+from sqlalchemy_envelope.orm.sessions import server_flushes
+from sqlalchemy_envelope.orm.sharing import grant_flushes, membership
+from sqlalchemy_envelope.orm.tables import key_grant, key_owner
+from sqlalchemy_envelope.orm.writing import flushes, refusals, statements
 
 _installed = False
 
@@ -40,7 +33,7 @@ def register() -> None:
     event.listen(Column, "after_parent_attach", _on_column)
     event.listen(Mapper, "after_mapper_constructed", _on_mapper_constructed)
     event.listen(Mapper, "mapper_configured", _on_mapper_configured)
-    event.listen(Mapper, "after_configured", grants.check_all)
+    event.listen(Mapper, "after_configured", key_grant.check_all)
 
 
 def _on_column(column: Column[Any], table: Any) -> None:
@@ -56,37 +49,52 @@ def _install() -> None:
         return
     _installed = True
     event.listen(Engine, "engine_connect", echo.on_connect)
-    event.listen(Engine, "before_execute", statements.before_execute, retval=True)
+    event.listen(Engine, "before_execute", _before_execute, retval=True)
     event.listen(Engine, "before_cursor_execute", refusals.before_cursor_execute)
-    event.listen(Engine, "after_cursor_execute", fetching.after_cursor_execute)
-    event.listen(Session, "after_begin", writing.after_begin)
-    event.listen(Session, "after_flush", writing.clear_notes)
-    event.listen(Session, "after_soft_rollback", writing.clear_notes)
+    event.listen(Engine, "after_cursor_execute", rows.after_cursor_execute)
+    event.listen(Session, "after_begin", connections.after_begin)
+    event.listen(Session, "after_flush", flushes.clear_notes)
+    event.listen(Session, "after_soft_rollback", flushes.clear_notes)
     event.listen(Session, "after_attach", _on_attach)
     event.listen(Session, "before_flush", server_flushes.before_flush)
     event.listen(Session, "after_flush", server_flushes.after_flush)
     event.listen(Session, "after_soft_rollback", server_flushes.after_soft_rollback)
 
 
+def _before_execute(
+    connection: Connection, statement: Any, multiparams: Any, params: Any, execution_options: Any
+) -> tuple[Any, Any, Any]:
+    """What is done before a statement, in this order; the last step encrypts its parameters."""
+    session = session_of(connection)
+    if session is not None:
+        current = context.CURRENT.get()
+        if current.is_open:
+            current.begin_statement(session)
+        if takes_locks(statement):
+            note_locks(session)
+        membership.on_statement(session, statement)
+    return statements.encrypt(connection, statement, multiparams, params)
+
+
 def _install_dual() -> None:
-    if not event.contains(Session, "do_orm_execute", dual_columns.do_orm_execute):
-        event.listen(Session, "do_orm_execute", dual_columns.do_orm_execute)
+    if not event.contains(Session, "do_orm_execute", selected_columns.do_orm_execute):
+        event.listen(Session, "do_orm_execute", selected_columns.do_orm_execute)
 
 
 def _install_sharing() -> None:
-    if not event.contains(Session, "after_flush", sharing.after_flush):
-        event.listen(Session, "before_flush", sharing.before_flush)
-        event.listen(Session, "after_flush", sharing.after_flush)
-        event.listen(Session, "after_soft_rollback", freshness.forget_looks)
+    if not event.contains(Session, "after_flush", grant_flushes.after_flush):
+        event.listen(Session, "before_flush", grant_flushes.before_flush)
+        event.listen(Session, "after_flush", grant_flushes.after_flush)
+        event.listen(Session, "after_soft_rollback", membership.forget_looks)
 
 
 def _on_mapper_constructed(mapper: Mapper[Any], cls: type[Any]) -> None:
-    models.on_mapper(mapper, cls)
-    if grants.on_mapper(mapper, cls):
+    key_owner.on_mapper(mapper, cls)
+    if key_grant.on_mapper(mapper, cls):
         _install_sharing()
-        event.listen(mapper, "before_delete", sharing.before_delete, raw=True, propagate=True)
+        event.listen(mapper, "before_delete", grant_flushes.before_delete, raw=True, propagate=True)
     note_mapper(mapper)
-    dual.map_previous(mapper)
+    two_columns.map_previous(mapper)
 
 
 def _on_mapper_configured(mapper: Mapper[Any], cls: type[Any]) -> None:
@@ -95,22 +103,22 @@ def _on_mapper_configured(mapper: Mapper[Any], cls: type[Any]) -> None:
         return
     for attribute in plan:
         instrumented = getattr(cls, attribute.key)
-        loading.make_locked_aware(instrumented.impl)
+        objects.make_locked_aware(instrumented.impl)
         event.listen(
             instrumented, "set", _on_set, raw=True, retval=True
         )  # retval spares a wrapper for each value
-    listener = loading.load_listener(mapper)
-    duals = dual.dual_attributes(mapper)
+    listener = objects.load_listener(mapper)
+    duals = two_columns.dual_attributes(mapper)
     # insert: ahead of Mutable's own listener, which must not meet a Sealed. raw: an
     # object may be dead already.
     event.listen(cls, "load", listener, insert=True, raw=True)
     # Where there is a previous column, one that was left out may have to be read after all.
     event.listen(cls, "refresh", listener, insert=True, raw=True, restore_load_context=bool(duals))
-    event.listen(cls, "expire", loading.forget, raw=True)
+    event.listen(cls, "expire", forget, raw=True)
     if duals:
-        event.listen(cls, "expire", dual.expire_listener(duals), raw=True)
-    event.listen(mapper, "before_insert", writing.insert_listener(mapper), raw=True)
-    event.listen(mapper, "before_update", writing.update_listener(mapper), raw=True)
+        event.listen(cls, "expire", two_columns.expire_listener(duals), raw=True)
+    event.listen(mapper, "before_insert", flushes.insert_listener(mapper), raw=True)
+    event.listen(mapper, "before_update", flushes.update_listener(mapper), raw=True)
 
 
 # A session that was only written to counts too: leaving has to find the values that wait in it. One that is
@@ -119,7 +127,7 @@ def _on_mapper_configured(mapper: Mapper[Any], cls: type[Any]) -> None:
 
 def _on_set(state: Any, value: Any, old: Any, initiator: Any) -> Any:
     if "info" in state.__dict__:
-        loading.forget(state, (initiator.key,))
+        forget(state, (initiator.key,))
     current = context.CURRENT.get()
     if current.is_open:
         current.saw(state.session)

@@ -52,7 +52,7 @@ from sqlalchemy_envelope.keys.model import (
     StoredSlot,
 )
 from sqlalchemy_envelope.keys.providers import ProviderCalls, ServerKeyring
-from sqlalchemy_envelope.orm import codecs
+from sqlalchemy_envelope.orm.columns import codecs
 
 VECTORS = Path(__file__).parent.parent / "vectors"
 COUNTS = {

@@ -34,7 +34,7 @@ from examples.fastapi_app import (
     create_app,
 )
 from sqlalchemy_envelope import Envelope, KdfProfile, LockedError
-from sqlalchemy_envelope.orm.context import CURRENT
+from sqlalchemy_envelope.orm.current.context import CURRENT
 from tests.integrations.traffic import USERS, Living, interleave, together
 
 ADA = httpx.BasicAuth("ada@example.org", "correct horse battery staple")

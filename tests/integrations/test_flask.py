@@ -24,7 +24,7 @@ from sqlalchemy import select
 from examples import flask_app as example
 from examples.flask_app import Note, create_app, new_session, unlocked, unlocked_user
 from sqlalchemy_envelope import Envelope, KdfProfile, LockedError, UnflushedError
-from sqlalchemy_envelope.orm.context import CURRENT
+from sqlalchemy_envelope.orm.current.context import CURRENT
 from tests.integrations.traffic import USERS, Living, interleave
 
 ADA = httpx.BasicAuth("ada@example.org", "correct horse battery staple")

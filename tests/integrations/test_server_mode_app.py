@@ -25,7 +25,7 @@ from sqlalchemy.orm import Session
 from examples import server_keys_app as example
 from examples.server_keys_app import Note, User, create_app
 from sqlalchemy_envelope import ConfigurationError, LockedError, ServerKeyring
-from sqlalchemy_envelope.orm.context import PROCESS
+from sqlalchemy_envelope.orm.current.context import PROCESS
 
 USERS = 40
 KEYS = example.Base.metadata.tables["users_key"]

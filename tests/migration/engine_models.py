@@ -26,7 +26,7 @@ from sqlalchemy_envelope import (
 )
 from sqlalchemy_envelope.migration.migrator import Migrator
 from sqlalchemy_envelope.migration.runner import Pace
-from sqlalchemy_envelope.orm.previous import PREVIOUS
+from sqlalchemy_envelope.orm.columns.previous import PREVIOUS
 
 SECRET = "correct horse battery staple"
 SERVER_KEY = b"k" * 32

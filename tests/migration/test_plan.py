@@ -20,7 +20,7 @@ from sqlalchemy_envelope.migration.columns import (
     migrating_columns,
 )
 from sqlalchemy_envelope.migration.plan import Finding, find_obstacles
-from sqlalchemy_envelope.orm.previous import PreviousColumn
+from sqlalchemy_envelope.orm.columns.previous import PreviousColumn
 
 
 class Base(DeclarativeBase):

@@ -19,7 +19,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from sqlalchemy_envelope import EncryptedType, KeyOwner
 from sqlalchemy_envelope.migration.columns import MigratingColumn, column_named, migrating_columns
 from sqlalchemy_envelope.migration.residue import Residue, where_plaintext_remains
-from sqlalchemy_envelope.orm.previous import PreviousColumn
+from sqlalchemy_envelope.orm.columns.previous import PreviousColumn
 from tests.throwaway_postgres import throwaway_postgres
 
 PAGE = Path(__file__).parents[2] / "docs" / "explanation" / "plaintext-that-remains.md"

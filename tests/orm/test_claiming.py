@@ -35,14 +35,14 @@ from sqlalchemy_envelope import (
 from sqlalchemy_envelope.crypto.argon2id import KdfSalt, derive_kek
 from sqlalchemy_envelope.crypto.kdf import x25519_public
 from sqlalchemy_envelope.crypto.secret import KeyBytes
+from sqlalchemy_envelope.keys.hierarchy import bound_keys, new_keys
 from sqlalchemy_envelope.keys.providers import CampaignKey, CampaignKeyFile, OfflineKey, OfflinePublicKey
 from sqlalchemy_envelope.keys.slots import provider_slot
 from sqlalchemy_envelope.migration.campaign import Campaign
-from sqlalchemy_envelope.orm.enrolling import bound_keys, new_keys
-from sqlalchemy_envelope.orm.epochs import start_epoch
-from sqlalchemy_envelope.orm.located import locate
-from sqlalchemy_envelope.orm.models import _now
-from sqlalchemy_envelope.orm.store import KeyStore
+from sqlalchemy_envelope.orm.sharing.epochs import start_epoch
+from sqlalchemy_envelope.orm.tables.key_owner import _now
+from sqlalchemy_envelope.orm.tables.key_rows import KeyStore
+from sqlalchemy_envelope.orm.verbs.owner_keys import locate
 from tests.orm import sharing_models as sharing
 from tests.orm.models import SECRET, Base, Note, User, stored
 

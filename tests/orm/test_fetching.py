@@ -7,7 +7,8 @@ from sqlalchemy import event, select
 from sqlalchemy.orm import Session
 
 from sqlalchemy_envelope import ConfigurationError
-from sqlalchemy_envelope.orm import context, fetching
+from sqlalchemy_envelope.orm.current import context
+from sqlalchemy_envelope.orm.reading import rows
 from tests.orm.conftest import Started
 from tests.orm.models import SECRET, Note, envelope
 
@@ -22,7 +23,7 @@ def test_rows_that_are_fetched_unseen_are_refused(
         session.add(Note(user_id=lite.ada.id, body="hello"))
         session.commit()
     session.expunge_all()
-    monkeypatch.setattr(fetching._Watch, "look", lambda self, rows: rows)
+    monkeypatch.setattr(rows._Watch, "look", lambda self, rows: rows)
     before, context.WATCHED[0] = context.WATCHED[0], False
     request.addfinalizer(lambda: context.WATCHED.__setitem__(0, before))
 
@@ -48,4 +49,4 @@ def test_a_statement_without_encrypted_columns_keeps_its_cursor(lite: Started) -
         session.execute(select(Note.id)).all()
         session.execute(select(Note.id, Note.body)).all()
 
-    assert [kind is fetching.WatchedCursor for kind in kinds] == [False, True]
+    assert [kind is rows.WatchedCursor for kind in kinds] == [False, True]

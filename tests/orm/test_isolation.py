@@ -44,7 +44,7 @@ from sqlalchemy_envelope.keys import keyring as keyring_module
 from sqlalchemy_envelope.keys.hierarchy import describe
 from sqlalchemy_envelope.keys.keyring import Keyring
 from sqlalchemy_envelope.keys.model import OpenedKey, Purpose
-from sqlalchemy_envelope.orm import context
+from sqlalchemy_envelope.orm.current import context
 
 UNLOCKS = int(os.environ.get("ENVELOPE_UNLOCKS", "1000"))
 WORKERS = 8

@@ -74,8 +74,8 @@ from sqlalchemy_envelope.keys.model import OpenedKey, Purpose
 from sqlalchemy_envelope.keys.providers import ServerKeyring
 from sqlalchemy_envelope.keys.row_seals import RowSeals
 from sqlalchemy_envelope.keys.slots import ProviderKek
-from sqlalchemy_envelope.orm.sealed import CIPHERTEXT
-from sqlalchemy_envelope.orm.steps import Derivation
+from sqlalchemy_envelope.orm.columns.sealed import CIPHERTEXT
+from sqlalchemy_envelope.orm.verbs.steps import Derivation
 from tests.conftest import LogCapture
 
 SECRET, NEW_SECRET, WRONG = "canary-first-secret", "canary-second-secret", "canary-wrong-secret"

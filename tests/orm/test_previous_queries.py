@@ -16,7 +16,7 @@ from sqlalchemy_envelope import (
     StatementRefusedError,
     enforce_foreign_keys,
 )
-from sqlalchemy_envelope.orm.sealed import Sealed
+from sqlalchemy_envelope.orm.columns.sealed import Sealed
 from tests.orm import models as plain_models
 from tests.orm.models import statements_sent
 from tests.orm.previous_models import SECRET, Moving, envelope, start

@@ -37,7 +37,7 @@ from sqlalchemy_envelope import (
     PreviousColumn,
     enforce_foreign_keys,
 )
-from sqlalchemy_envelope.orm.sealed import Sealed
+from sqlalchemy_envelope.orm.columns.sealed import Sealed
 from tests.orm.models import statements_sent
 from tests.orm.previous_models import SECRET, Moving, envelope, models, start
 

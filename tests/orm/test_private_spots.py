@@ -18,7 +18,11 @@ from sqlalchemy.ext.mutable import MutableDict
 from sqlalchemy.orm import Session, load_only
 
 from sqlalchemy_envelope import EnvelopeError, LockedError, StatementRefusedError
-from sqlalchemy_envelope.orm import echo, fetching, loading, provided, refusals, statements
+from sqlalchemy_envelope.orm import hooks
+from sqlalchemy_envelope.orm.current import locks
+from sqlalchemy_envelope.orm.reading import echo, objects
+from sqlalchemy_envelope.orm.reading import rows as watched
+from sqlalchemy_envelope.orm.writing import refusals, statements
 from tests.orm.conftest import Started
 from tests.orm.models import Note, Page, User, stored, unlock
 
@@ -335,7 +339,7 @@ def test_an_attribute_changes_its_class() -> None:
     implementation: Any = Note.body.impl
     bases = {base.__name__.strip("_") for base in type(implementation).__mro__}
 
-    assert isinstance(implementation, loading._LockedAware)
+    assert isinstance(implementation, objects._LockedAware)
     assert "ScalarAttributeImpl" in bases
     assert not hasattr(implementation, "__dict__")
 
@@ -352,7 +356,7 @@ def test_an_attribute_that_does_not_change_its_class() -> None:
             return Stiff
 
     with pytest.raises((TypeError, AttributeError)):
-        loading.make_locked_aware(Stiff())
+        objects.make_locked_aware(Stiff())
 
 
 def test_without_the_class_of_the_attribute(lite: Started, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -490,7 +494,7 @@ def test_what_a_compiled_statement_says_of_its_result(lite: Started) -> None:
     assert [entry.keyname for entry in ordered._result_columns] == ["id", "body"]
     assert ordered._ordered_columns
     assert not by_name._ordered_columns
-    assert [column.position for column in fetching._make_plan(ordered)] == [1]
+    assert [column.position for column in watched._make_plan(ordered)] == [1]
 
 
 @pytest.mark.parametrize("name", ["_result_columns", "_ordered_columns"])
@@ -498,11 +502,9 @@ def test_a_result_that_does_not_say_is_not_fetched(
     lite: Started, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     """Where rows of several owners are to be compared and cannot be, the statement fails."""
-    genuine = fetching._make_plan
-    monkeypatch.setattr(fetching, "_plans", type(fetching._plans)())
-    monkeypatch.setattr(
-        fetching, "_make_plan", lambda compiled, *more: genuine(Hidden(compiled, name), *more)
-    )
+    genuine = watched._make_plan
+    monkeypatch.setattr(watched, "_plans", type(watched._plans)())
+    monkeypatch.setattr(watched, "_make_plan", lambda compiled, *more: genuine(Hidden(compiled, name), *more))
     a_note(lite, lite.ada)
     a_note(lite, lite.ben)
     both = select(Note.user_id, Note.body)
@@ -519,10 +521,10 @@ def test_a_result_that_does_not_say_is_not_fetched(
 
 def test_what_a_select_says_of_locks() -> None:
     """`Select._for_update_arg` says that rows are locked; a provider is not called while they are."""
-    assert provided.takes_locks(select(Note.id).with_for_update())
-    assert not provided.takes_locks(select(Note.id))
+    assert locks.takes_locks(select(Note.id).with_for_update())
+    assert not locks.takes_locks(select(Note.id))
     with pytest.raises(AttributeError):
-        provided.takes_locks(Hidden(select(Note.id), "_for_update_arg"))
+        locks.takes_locks(Hidden(select(Note.id), "_for_update_arg"))
 
 
 def test_what_a_session_says_of_flushing(lite: Started) -> None:
@@ -578,7 +580,7 @@ def test_no_private_spot_without_a_canary() -> None:
         "_variant_mapping",
         "_with_options",
     }
-    texts = [path.read_text() for path in Path(str(statements.__file__)).parent.glob("*.py")]
+    texts = [path.read_text() for path in Path(str(hooks.__file__)).parent.rglob("*.py")]
     own = {name for text in texts for name in re.findall(r"(?:def |class |self\.)(_[a-z]\w*)", text)}
     read = {name for text in texts for name in re.findall(r"(?<!self)(?<!cls)\.(_[a-z]\w*)\b", text)}
     asked = {name for text in texts for name in re.findall(r'getattr\([\w.]+, "(_[a-z]\w*)"', text)}

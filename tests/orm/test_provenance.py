@@ -28,7 +28,7 @@ from sqlalchemy_envelope import (
     KeyOwner,
     enforce_foreign_keys,
 )
-from sqlalchemy_envelope.orm.provenance import Provenance
+from sqlalchemy_envelope.orm.reading.provenance import Provenance
 
 envelope = Envelope(kdf_profile=KdfProfile.unsafe_for_tests())
 

@@ -126,7 +126,7 @@ def lite(sqlite_engine: Engine) -> Application:
 def clock(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
     """A function that lets seconds go by for what is cached."""
     now = [1000.0]
-    monkeypatch.setattr("sqlalchemy_envelope.orm.provided.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("sqlalchemy_envelope.orm.current.providers.time.monotonic", lambda: now[0])
 
     def go_by(seconds: float) -> None:
         now[0] += seconds

@@ -9,7 +9,7 @@ from sqlalchemy import Engine, ForeignKey, String, delete, select, update
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, configure_mappers, mapped_column
 
 from sqlalchemy_envelope import ConfigurationError, EncryptedType, KeyGrant, KeyOwner, LockedError
-from sqlalchemy_envelope.orm import grants
+from sqlalchemy_envelope.orm.tables import key_grant
 from tests.orm.sharing_models import (
     Base,
     Membership,
@@ -276,12 +276,12 @@ def _declare(*, owner_of: bool = True, owner_to: bool = True, **keywords: Any) -
 @pytest.fixture(autouse=True)
 def _forget_grants() -> Iterator[None]:
     """Classes that a test declared are configured with no later test's."""
-    known = set(grants._grants)
+    known = set(key_grant._grants)
     yield
-    grants._waiting.clear()
-    for mapper in set(grants._grants) - known:
+    key_grant._waiting.clear()
+    for mapper in set(key_grant._grants) - known:
         mapper.registry.dispose()
-        del grants._grants[mapper]
+        del key_grant._grants[mapper]
 
 
 RIGHT = {"of": "giver_id", "to": "taker_id"}

@@ -34,12 +34,12 @@ from sqlalchemy_envelope.keys.grants import sealed_grant
 from sqlalchemy_envelope.keys.hierarchy import describe, link_to_newer_root, proof_of_epoch, wrap_under_root
 from sqlalchemy_envelope.keys.model import KeyState, OpenedKey, Purpose
 from sqlalchemy_envelope.keys.providers import ServerKeyring
-from sqlalchemy_envelope.orm import sharing
-from sqlalchemy_envelope.orm.grant_store import GrantStore
-from sqlalchemy_envelope.orm.grants import grant_class_of
-from sqlalchemy_envelope.orm.opening import MAX_LEVELS
-from sqlalchemy_envelope.orm.owners import owner_class_of
-from sqlalchemy_envelope.orm.store import KeyStore
+from sqlalchemy_envelope.orm.sharing import grant_flushes
+from sqlalchemy_envelope.orm.sharing.settle import MAX_LEVELS
+from sqlalchemy_envelope.orm.tables.grant_rows import GrantStore
+from sqlalchemy_envelope.orm.tables.key_grant import grant_class_of
+from sqlalchemy_envelope.orm.tables.key_rows import KeyStore
+from sqlalchemy_envelope.orm.tables.owners import owner_class_of
 from tests.orm import models as plain
 from tests.orm.sharing_models import (
     Affiliation,
@@ -815,7 +815,7 @@ def test_circles_that_exist_all_the_same_end(shared: Engine, monkeypatch: pytest
     """Where a circle got past the check, members of either group open both, and unlocking changes nothing."""
     with Session(shared) as session:
         one, other = found_group(session, "founder"), found_group(session, "founder", "member")
-    monkeypatch.setattr(sharing, "_refuse_circles", lambda *_: None)
+    monkeypatch.setattr(grant_flushes, "_refuse_circles", lambda *_: None)
     with Session(shared) as session, unlock(session, "founder"):
         session.add_all([Nesting(outer_id=one, inner_id=other), Nesting(outer_id=other, inner_id=one)])
         session.commit()

@@ -36,7 +36,7 @@ from sqlalchemy_envelope import (
     enforce_foreign_keys,
 )
 from sqlalchemy_envelope.keys.providers import ServerKeyring
-from sqlalchemy_envelope.orm.steps import Derivation
+from sqlalchemy_envelope.orm.verbs.steps import Derivation
 from tests.orm import outsider as spec
 from tests.orm.outsider import (
     ADA,

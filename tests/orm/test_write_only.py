@@ -101,7 +101,7 @@ def lite(sqlite_engine: Engine) -> Webhook:
 def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[float], None]]:
     """A function that lets seconds go by for write epochs."""
     now = [1000.0]
-    monkeypatch.setattr("sqlalchemy_envelope.orm.write_only.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("sqlalchemy_envelope.orm.sessions.write_only.time.monotonic", lambda: now[0])
 
     def go_by(seconds: float) -> None:
         now[0] += seconds

@@ -1,0 +1,146 @@
+"""Marks of encrypted attributes in an object's `InstanceState`, and questions about the row behind it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy.orm import attributes
+from sqlalchemy.orm.base import NO_VALUE
+
+from sqlalchemy_envelope.orm.columns.plans import EncryptedAttribute, plan_of_mapper
+from sqlalchemy_envelope.orm.columns.previous import policy_of_column
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+    from sqlalchemy.orm import InstanceState, Session
+
+    from sqlalchemy_envelope.keys.keyring import OwnerId
+    from sqlalchemy_envelope.orm.tables.owners import OwnerPath
+
+SEALED = "sqlalchemy_envelope.sealed"
+"""In `state.info`: the stored values of locked attributes, by attribute."""
+WIPED = "sqlalchemy_envelope.wiped"
+"""In `state.info`: attributes that were decrypted once and forgotten on leaving; read
+again from the database."""
+WAITING = "sqlalchemy_envelope.waiting"
+"""In `state.info`: attributes whose value is in the previous column alone, where it is refused or locked."""
+FROM_PREVIOUS = "sqlalchemy_envelope.from_previous"
+"""In `state.info`: attributes whose value is that of the previous column: leaving an unlocked session takes
+no key from them."""
+
+
+def owner_of_row(state: InstanceState[Any], attribute: EncryptedAttribute) -> OwnerId | None:
+    """Whose row this is in the database, if that was loaded. A change still in memory does not count."""
+    values = []
+    for key in attribute.owner_keys:
+        committed = state.committed_state.get(key, NO_VALUE)
+        values.append(state.dict.get(key) if key not in state.committed_state else committed)
+    known = values and not any(value is NO_VALUE or value is None for value in values)
+    return attribute.encrypted.path.owner_id(values) if known else None
+
+
+def forget(state: InstanceState[Any], keys: Iterable[str] | None) -> None:
+    """Drop the marks of attributes that are read or set anew."""
+    if "info" not in state.__dict__:
+        return
+    for name in (SEALED, WIPED, WAITING, FROM_PREVIOUS):
+        marks = state.info.get(name)
+        if marks:
+            for key in list(marks) if keys is None else keys:
+                marks.pop(key, None)
+
+
+def unflushed(
+    session: Session, is_lost: Callable[[InstanceState[Any], EncryptedAttribute], bool]
+) -> list[str]:
+    """Encrypted attributes with values that wait for a flush."""
+    waiting = []
+    for instance in [*session.new, *session.dirty]:
+        state = attributes.instance_state(instance)
+        for attribute in plan_of_mapper(state.mapper):
+            if state.dict.get(attribute.key) is None:
+                continue
+            if _waits(state, attribute) and is_lost(state, attribute):
+                waiting.append(f"{state.class_.__name__}.{attribute.key}")
+    return waiting
+
+
+def _waits(state: InstanceState[Any], attribute: EncryptedAttribute) -> bool:
+    """Whether a flush would write this value: set to what it was before, it needs none."""
+    if state.key is None:
+        return True
+    if attribute.key not in state.committed_state:
+        return False
+    before = state.committed_state[attribute.key]
+    return before is NO_VALUE or not attribute.type.compare_values(before, state.dict[attribute.key])
+
+
+def forget_plaintext(session: Session, stays_open: Callable[[OwnerId | None], bool]) -> None:
+    """Expire every decrypted attribute in a session, but what waits for a flush and
+    what is still unlocked."""
+    for state in session.identity_map.all_states():
+        plan = plan_of_mapper(state.mapper)
+        if not plan:
+            continue
+        keys = [
+            a.key
+            for a in plan
+            if state.dict.get(a.key) is not None
+            and not _waits(state, a)
+            and not stays_open(owner_of_row(state, a))
+            and not ("info" in state.__dict__ and a.key in state.info.get(FROM_PREVIOUS, ()))
+        ]
+        # Locked, it may still be read from the previous column.
+        locked = [a.key for a in plan if a.key in keys and policy_of_column(a.encrypted.column) != "both"]
+        instance = state.obj()
+        if keys and instance is not None:
+            session.expire(instance, keys)
+            state.info.setdefault(WIPED, {}).update(dict.fromkeys(locked, True))
+
+
+def is_sealed(state: InstanceState[Any], key: str) -> bool:
+    """Whether the stored value of an attribute is there and locked."""
+    return "info" in state.__dict__ and key in state.info.get(SEALED, ())
+
+
+def written(state: InstanceState[Any], key: str) -> None:
+    """An attribute is about to be encrypted: from now on its value needs a key."""
+    if "info" in state.__dict__:
+        state.info.get(FROM_PREVIOUS, {}).pop(key, None)
+
+
+def current_key(state: InstanceState[Any]) -> tuple[Any, ...]:
+    mapper = state.mapper
+    return tuple(state.dict.get(mapper.get_property_by_column(column).key) for column in mapper.primary_key)
+
+
+def owner_of_state(state: InstanceState[Any], path: OwnerPath, column_key: str) -> tuple[Any, ...] | None:
+    """The primary key of the owner that an object names now."""
+    for attribute in plan_of_mapper(state.mapper):
+        if attribute.encrypted.path.columns == path.columns and attribute.encrypted.key == column_key:
+            values = tuple(state.dict.get(key) for key in attribute.owner_keys)
+            return None if not values or None in values else values
+    return None
+
+
+def holds_nothing(state: InstanceState[Any], column_key: str) -> bool:
+    """Whether the object's value of an encrypted column is NULL, so that there is nothing to re-encrypt."""
+    for attribute in plan_of_mapper(state.mapper):
+        if attribute.encrypted.key == column_key:
+            info = state.info if "info" in state.__dict__ else {}
+            held = attribute.key in info.get(SEALED, ()) or attribute.key in info.get(WAITING, ())
+            return state.dict.get(attribute.key) is None and not held
+    # A column of a sibling class in the same table: rows of this one have nothing in it.
+    others = state.mapper.base_mapper.self_and_descendants
+    return any(a.encrypted.key == column_key for one in others for a in plan_of_mapper(one))
+
+
+def stays(state: InstanceState[Any], path: OwnerPath, column_key: str, values: Sequence[Any]) -> bool:
+    """Whether these values of the owner's columns name the owner that the object's
+    row has in the database."""
+    for attribute in plan_of_mapper(state.mapper):
+        if attribute.encrypted.path.columns == path.columns and attribute.encrypted.key == column_key:
+            owner = owner_of_row(state, attribute)
+            return owner is not None and owner == path.owner_id(values)
+    return False

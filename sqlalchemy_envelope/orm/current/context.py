@@ -1,0 +1,215 @@
+"""Where the unlocked session lives: in the context, and bound to a `Session`, which is asked first.
+
+Threads, asyncio tasks and greenlets each see their own context. `Session.info` serves code that runs in
+another context than the one that unlocked: a synchronous generator dependency of FastAPI is run in a copy.
+"""
+
+from __future__ import annotations
+
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any, Protocol
+
+from sqlalchemy_envelope.exceptions import LockedError, SessionForkedError, SessionLeftError
+from sqlalchemy_envelope.orm.current.policy import noted_policy
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable, Mapping
+
+    from sqlalchemy.orm import Session
+
+    from sqlalchemy_envelope.crypto.aead import Field, ValueCipher
+    from sqlalchemy_envelope.keys.keyring import Keyring, OwnerId
+    from sqlalchemy_envelope.keys.model import OpenedKey
+    from sqlalchemy_envelope.orm.current.policy import Policy
+    from sqlalchemy_envelope.orm.tables.owners import OwnerClass, Place
+
+BOUND = "sqlalchemy_envelope.unlocked"
+
+
+class OpenKeys(Protocol):
+    """The keys that are open here, as statements, rows and attributes see them; an unlocked session is one.
+
+    Attributes:
+        readers: for the result processors: by column and value header, what opens it.
+        on_demand: whether keys are fetched or made as they are needed: such a session is told beforehand of
+            the rows that come.
+        left: why it is open no more.
+    """
+
+    readers: dict[object, dict[bytes, Any]]
+    policy: Policy
+    only_class: OwnerClass | None
+    only_key: Any
+    handed_sealed: bool
+    is_open: bool
+    left: type[LockedError] | None
+    on_demand: bool
+
+    def __contains__(self, owner: OwnerId) -> bool: ...
+
+    def reader(self, header: bytes, field: Field) -> ValueCipher | None:
+        """The cipher for a stored value, if its key is open."""
+
+    def writer(
+        self, owner: OwnerId, scope: str, field: Field, session: Session | None = None
+    ) -> ValueCipher | None:
+        """The cipher for new values of an owner that a session writes, if its key is open."""
+
+    def owner_of(self, header: bytes) -> OwnerId | None:
+        """Whose key a stored value names, if it is open."""
+
+    def keyring_for(self, owner: OwnerId, session: Session | None = None) -> Keyring | None:
+        """The keyring that reaches the owner's root key."""
+
+    def prepare_read(
+        self, session: Session | None, owner_class: OwnerClass, headers: Mapping[bytes, int]
+    ) -> None:
+        """Rows with values under these keys, so many of each, are about to be read."""
+
+    def prepare_write(
+        self, session: Session | None, owner_class: OwnerClass, keys: Collection[tuple[Any, ...]], values: int
+    ) -> None:
+        """So many values of these owners, by primary key, are about to be encrypted."""
+
+    def remember(self, slot: object, header: bytes, cipher: ValueCipher, entry: tuple[Any, ...]) -> None:
+        """Keep what opens the values of a column under one key, for the hot paths."""
+
+    def note_provenance(self, plaintext: Any, header: bytes) -> None:
+        """Note whose key gave a plaintext, for the row that it will be part of."""
+
+    def came_from(self, plaintext: Any, owner: OwnerId) -> bool:
+        """Whether a plaintext that was just read was given by a key of this owner."""
+
+    def begin_statement(self, session: Session) -> None:
+        """A session runs a statement here."""
+
+    def saw(self, session: Session | None) -> None:
+        """Note a session that may hold decrypted values."""
+
+    def admit(self, place: Place, keys: Iterable[OpenedKey]) -> None:
+        """Take in an owner that was enrolled inside this unlocked session."""
+
+    def drop(self, owner: OwnerId) -> None:
+        """Forget an owner's keys."""
+
+
+class NothingUnlocked:
+    """Stands in the context when nothing is unlocked, so that the hot path asks one question less."""
+
+    readers: Mapping[object, Mapping[bytes, Any]] = {}
+    policy: Policy | None = None
+    only_class: OwnerClass | None = None
+    only_key: Any = None
+    handed_sealed = True
+    is_open = False
+    left: type[LockedError] | None = None
+
+    def reader(self, header: bytes, field: Field) -> None:
+        """No key is here."""
+
+    def remember(self, *_: object) -> None:
+        """Nothing opened, so there is nothing to keep."""
+
+    def note_provenance(self, *_: object) -> None:
+        """Nothing opened, so nothing came from anywhere."""
+
+    def came_from(self, *_: object) -> bool:
+        """Nothing opened, so nothing came from anybody."""
+        return False
+
+    def begin_statement(self, session: Session) -> None:
+        """Nothing is noted here, so there is nothing to let go."""
+
+    def saw(self, session: Session | None) -> None:
+        """Nothing is decrypted here, so there is nothing to find again."""
+
+
+NOTHING = NothingUnlocked()
+CURRENT: ContextVar[OpenKeys | NothingUnlocked] = ContextVar("unlocked", default=NOTHING)
+USING: ContextVar[Place | None] = ContextVar("using", default=None)
+
+
+WATCHED = [False]
+"""Whether rows have been seen as they were fetched: on a SQLAlchemy that hands them on past `fetching`, rows
+of several owners are refused, and not left uncompared."""
+PROCESS: list[OpenKeys | None] = [None]
+"""The server session of the whole process, if there is one."""
+
+
+def serve_process(server: OpenKeys | None) -> None:
+    """Let a server session stand wherever nothing else is unlocked; None ends that. The default of `CURRENT`
+    is one object for ever, so it is that object which answers with the server's."""
+    PROCESS[0] = server
+    vars(NOTHING).clear()
+    if server is not None:
+        vars(NOTHING).update(
+            {
+                name: getattr(server, name)
+                for name in ("readers", "is_open", "reader", "remember", "begin_statement", "saw")
+            },
+            note_provenance=server.note_provenance,
+            came_from=server.came_from,
+            policy=server.policy,
+            handed_sealed=False,
+        )
+
+
+def unlocked_sessions(session: Session | None) -> tuple[OpenKeys, ...]:
+    """The open unlocked sessions that serve here, the one bound to the `Session` first."""
+    bound = session.info.get(BOUND) if session is not None else None
+    current = CURRENT.get()
+    if current is NOTHING and PROCESS[0] is not None:
+        current = PROCESS[0]
+    if bound is None or bound is current:
+        return (current,) if current.is_open else ()  # type: ignore[return-value]  # only an OpenKeys is open
+    return tuple(one for one in (bound, current) if one.is_open)  # type: ignore[misc]  # as above
+
+
+def find_reader(session: Session | None, header: bytes, field: Field) -> ValueCipher | None:
+    """The cipher for a stored value, if an unlocked session here holds its key."""
+    for unlocked in unlocked_sessions(session):
+        cipher = unlocked.reader(header, field)
+        if cipher is not None:
+            return cipher
+    return None
+
+
+def find_writer(session: Session | None, owner: OwnerId, scope: str, field: Field) -> ValueCipher | None:
+    """The cipher that encrypts new values of an owner, if an unlocked session here holds its key."""
+    for unlocked in unlocked_sessions(session):
+        cipher = unlocked.writer(owner, scope, field, session)
+        if cipher is not None:
+            return cipher
+    return None
+
+
+def owner_of(session: Session | None, header: bytes) -> OwnerId | None:
+    """Whose key a stored value names, if it is unlocked here."""
+    for unlocked in unlocked_sessions(session):
+        owner = unlocked.owner_of(header)
+        if owner is not None:
+            return owner
+    return None
+
+
+def locked(what: str, session: Session | None = None) -> LockedError:
+    """The error for `what` being locked here; it says so if the unlocked session was left or forked away."""
+    bound = session.info.get(BOUND) if session is not None else None
+    left = next((one.left for one in (bound, CURRENT.get()) if one is not None and one.left), None)
+    if left is SessionForkedError:
+        return SessionForkedError(f"{what} is locked: keys do not cross a fork; unlock again in the child.")
+    if left is SessionLeftError:
+        return SessionLeftError(f"{what} is locked: its unlocked session was left; unlock again.")
+    return LockedError(
+        f"{what} is locked: unlock its owner around this, "
+        "`with envelope.unlock(session, owner, secret=...):`."
+    )
+
+
+def policy_of(session: Session) -> Policy:
+    """The policy for what a session's flush does by itself: of what is unlocked here, or the session's own.
+
+    Raises:
+        ConfigurationError: there are several with different server keys, and nothing says which.
+    """
+    return next((one.policy for one in unlocked_sessions(session)), None) or noted_policy(session)

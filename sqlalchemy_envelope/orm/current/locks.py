@@ -1,0 +1,46 @@
+"""Whether a session's transaction holds locks: while it does, nothing here waits for the network."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+from weakref import ref
+
+from sqlalchemy import Select, TextClause, UpdateBase
+
+from sqlalchemy_envelope.exceptions import ProviderError
+
+if TYPE_CHECKING:
+    from sqlalchemy.orm import Session
+
+_LOCKING = "sqlalchemy_envelope.locking"
+
+
+def takes_locks(statement: object) -> bool:
+    """Whether a statement makes its transaction hold locks. Of SQL in text, all that does not begin with
+    SELECT."""
+    if isinstance(statement, Select):
+        return statement._for_update_arg is not None
+    if isinstance(statement, TextClause):
+        return statement.text.lstrip()[:6].upper() != "SELECT"
+    return isinstance(statement, UpdateBase)
+
+
+def note_locks(session: Session) -> None:
+    """The session's transaction holds locks from here on: something was written in it."""
+    transaction = session.get_transaction()
+    session.info[_LOCKING] = None if transaction is None else ref(transaction)
+
+
+def require_no_locks(session: Session, name: str) -> None:
+    """Refuse to wait for the network while others wait for this transaction.
+
+    Raises:
+        ProviderError: the transaction has written something.
+    """
+    noted = session.info.get(_LOCKING)
+    transaction = session.get_transaction()
+    if transaction is not None and noted is not None and noted() is transaction:
+        raise ProviderError(
+            f"Provider {name!r} would be called inside a transaction that holds locks. Unlock, enroll or "
+            "load before the first write, or commit before."
+        )

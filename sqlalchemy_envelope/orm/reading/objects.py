@@ -1,0 +1,274 @@
+"""Reading entities: row-bound values are opened where the row is known, locked ones are put where touching
+them raises, and what was decrypted is forgotten when its unlocked session is left.
+
+A locked value never sits in `__dict__`, where Mutable, pydantic and merge would meet it: it waits in
+`state.info`, and the attribute's own `impl.get()`, which runs only for what is not in `__dict__`, finds it
+there. Reading an open value costs nothing extra.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy.orm import attributes
+from sqlalchemy.orm.base import PASSIVE_NO_RESULT, PASSIVE_OFF, SQL_OK
+
+from sqlalchemy_envelope.crypto.aead import HEADER_SIZE, altered, check_value, row_tail
+from sqlalchemy_envelope.crypto.context import encode_reference
+from sqlalchemy_envelope.exceptions import ConfigurationError, DecryptionError
+from sqlalchemy_envelope.orm.columns.encrypted_type import decode
+from sqlalchemy_envelope.orm.columns.plans import EncryptedAttribute, plan_of_mapper
+from sqlalchemy_envelope.orm.columns.sealed import Sealed
+from sqlalchemy_envelope.orm.columns.state import SEALED, WAITING, WIPED, forget, owner_of_row
+from sqlalchemy_envelope.orm.current import context
+from sqlalchemy_envelope.orm.reading import two_columns
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Iterable
+
+    from sqlalchemy.orm import InstanceState, Mapper, Session
+
+
+_COLUMN_TAIL = row_tail(b"")
+_HEADER, _NONCE, _BODY = slice(HEADER_SIZE), slice(HEADER_SIZE, 29), slice(29, None)
+
+
+def load_listener(mapper: Mapper[Any]) -> Callable[..., None]:
+    """The listener for `load` and `refresh` of one mapper. It runs for every row: what
+    is asked first is cheap."""
+    listener = _load_listener(mapper)
+    duals = two_columns.dual_attributes(mapper)
+    return two_columns.load_listener(listener, duals, forget) if duals else listener
+
+
+def _load_listener(mapper: Mapper[Any]) -> Callable[..., None]:
+    plan = plan_of_mapper(mapper)
+    current = context.CURRENT.get
+    openings = tuple((attribute, *attribute.opening) for attribute in plan)
+    paths = {(attribute.encrypted.path.owner_class, attribute.owner_keys) for attribute in plan}
+    owner_class, owner_keys = next(iter(paths))
+    watched = context.WATCHED
+    column_bound = any(not attribute.row_bound for attribute in plan)
+
+    def on_load(state: InstanceState[Any], query_context: Any, read: Any = None) -> None:
+        checked: list[str] | None = [] if column_bound else None
+        _settle(state, query_context, openings, checked)
+        if checked is not None and current().is_open and query_context is not None:
+            _check_owner(state, plan, read, checked)
+
+    if len(paths) > 1 or len(owner_keys) != 1 or any(attribute.row_bound for attribute in plan):
+        return on_load
+    (owner_key,) = owner_keys
+
+    def on_column_bound_load(state: InstanceState[Any], query_context: Any, read: Any = None) -> None:
+        unlocked = current()
+        if unlocked.only_class is None and read is None and not unlocked.handed_sealed and watched[0]:
+            return  # several owners are unlocked, and each row was compared with its own when it was fetched
+        if unlocked.only_class is owner_class and not unlocked.handed_sealed:
+            # One owner is unlocked, every value read so far opened, and this row is that
+            # owner's: nothing to do.
+            instance = state.obj()
+            if instance is not None and instance.__dict__.get(owner_key) == unlocked.only_key:
+                return
+        on_load(state, query_context, read)
+
+    return on_column_bound_load
+
+
+def _settle(
+    state: InstanceState[Any], query_context: Any, openings: Iterable[Any], checked: list[str] | None
+) -> None:
+    """Open what can be opened now that the row is known, compared with its owner; put the rest aside.
+
+    Notes in `checked` the attributes that were looked at, if it is given. The hot path of row-bound columns.
+    """
+    values = state.dict
+    current = context.CURRENT.get()
+    readers = (current if current.is_open else _holder(state, query_context)).readers
+    unchanged = not state.committed_state
+    marked = "info" in state.__dict__
+    tail = None
+    for attribute, key, slot, decode_bytes, owner_key, row_bound in openings:
+        sealed = values.get(key)
+        if type(sealed) is not Sealed:
+            continue
+        if checked is not None:
+            checked.append(key)
+        if tail is None:
+            tail = row_tail(encode_reference(state.key[1])) if state.key is not None else _COLUMN_TAIL
+        blob = sealed.blob
+        try:
+            open_, prefix, owner = readers[slot][blob[_HEADER]]
+            if unchanged and values[owner_key] == owner:
+                aad = prefix + (tail if row_bound else _COLUMN_TAIL)
+                values[key] = decode_bytes(open_(blob[_NONCE], blob[_BODY], aad))
+                if marked:
+                    forget(state, (key,))
+                continue
+        except Exception:  # noqa: BLE001, S110 - the first of its key, locked or wrong: told apart below
+            pass
+        _settle_one(state, query_context, attribute, sealed)
+
+
+def _holder(state: InstanceState[Any], query_context: Any) -> context.OpenKeys | context.NothingUnlocked:
+    """The unlocked session whose readers serve this row."""
+    current = context.CURRENT.get()
+    if current.is_open:
+        return current
+    session = query_context.session if query_context is not None else state.session
+    return next(iter(context.unlocked_sessions(session)), current)
+
+
+def _settle_one(
+    state: InstanceState[Any], query_context: Any, attribute: EncryptedAttribute, sealed: Sealed
+) -> None:
+    session = query_context.session if query_context is not None else state.session
+    for unlocked in context.unlocked_sessions(session):
+        unlocked.saw(session)
+    opened = _open(state, attribute, sealed, session)
+    if opened is None:
+        del state.dict[attribute.key]
+        state.info.setdefault(SEALED, {})[attribute.key] = sealed
+    else:
+        forget(state, (attribute.key,))
+        state.dict[attribute.key] = opened[0]
+
+
+def _open(
+    state: InstanceState[Any], attribute: EncryptedAttribute, sealed: Sealed, session: Session | None
+) -> tuple[Any] | None:
+    """The value in its row, or None if its key is locked.
+
+    Raises:
+        FormatError, TruncatedError, DecryptionError: it does not belong there.
+    """
+    check_value(sealed.blob)
+    blob = bytes(sealed.blob)
+    header, field = blob[:HEADER_SIZE], attribute.type.field
+    cipher = context.find_reader(session, header, field)
+    if cipher is None:
+        return None
+    owner = owner_of_row(state, attribute)
+    if owner is not None and owner != context.owner_of(session, header):
+        raise altered(field)
+    reference = encode_reference(state.key[1]) if field.row_bound and state.key is not None else b""
+    opened = (decode(attribute.type, cipher.decrypt(blob, reference)),)
+    if owner is not None and len(attribute.owner_keys) == 1:
+        # What `_settle` needs to open the next one under this key without coming here.
+        entry = (cipher.open, cipher.row_aad, state.dict.get(attribute.owner_keys[0]))
+        _holder(state, None).remember(attribute.slot, header, cipher, entry)
+    return opened
+
+
+def _check_owner(
+    state: InstanceState[Any], plan: Iterable[EncryptedAttribute], read: Any, checked: Collection[str]
+) -> None:
+    """Refuse a value that opened before its row was known, and whose row is another owner's.
+
+    With several owners unlocked, rows were compared as they were fetched (`fetching`), but for those that
+    came without their owner's column: a deferred attribute, say, of a row that is known already.
+    """
+    current = context.CURRENT.get()
+    if current.only_class is None and not context.WATCHED[0]:
+        raise ConfigurationError(
+            "Rows cannot be compared with their owners as they are fetched: this version of SQLAlchemy is "
+            "not supported while several owners are unlocked."
+        )
+    for attribute in plan:
+        if current.only_class is None and (read is None or not read.isdisjoint(attribute.owner_keys)):
+            continue
+        key = attribute.key
+        value = state.dict.get(key)
+        if (
+            value is None
+            or key in checked
+            or key in state.committed_state
+            or (read is not None and key not in read)
+        ):
+            continue  # nothing, compared already, set by the application, or read before
+        owner = owner_of_row(state, attribute)
+        if owner is not None and not current.came_from(value, owner):
+            raise DecryptionError(
+                f"A value of {attribute.type.label!r} is under the key of another owner than its row's: it "
+                "was moved here."
+            )
+
+
+class _LockedAware:
+    """Mixed into an attribute's own implementation class: `get` runs only on a `__dict__` miss."""
+
+    __slots__ = ()
+    key: str
+
+    def get(self, state: InstanceState[Any], dict_: Any, passive: Any = PASSIVE_OFF) -> Any:
+        if self.key not in dict_ and "info" in state.__dict__:
+            sealed = state.info.get(SEALED, {}).get(self.key)
+            if sealed is not None:
+                return _open_late(state, self.key, sealed, passive)
+            waiting = state.info.get(WAITING, {}).get(self.key)
+            if waiting is not None:
+                return two_columns.read_waiting(state, waiting, passive, forget)
+            if self.key in state.info.get(WIPED, ()) and passive & SQL_OK and not _may_open(state, self.key):
+                # No SQL: under asyncio there is no greenlet here to run it in.
+                raise context.locked(f"{state.class_.__name__}.{self.key}", state.session)
+        try:
+            return super().get(state, dict_, passive)  # type: ignore[misc]  # of the class it is mixed into
+        except KeyError:
+            sealed = state.info.get(SEALED, {}).get(self.key)
+            waiting = state.info.get(WAITING, {}).get(self.key)
+        # The refresh that `get` ran found a locked value, or one in the previous column alone.
+        if waiting is not None:
+            return two_columns.read_waiting(state, waiting, passive, forget)
+        if sealed is None:
+            raise KeyError(self.key)
+        return _open_late(state, self.key, sealed, passive)
+
+    def delete(self, state: InstanceState[Any], dict_: Any) -> None:
+        sealed = state.info.get(SEALED, {}).get(self.key) if self.key not in dict_ else None
+        if sealed is not None:
+            _open_late(state, self.key, sealed, PASSIVE_OFF)
+        elif self.key not in dict_ and self.key in state.info.get(WAITING, ()):
+            self.get(state, dict_)
+        super().delete(state, dict_)  # type: ignore[misc]  # of the class it is mixed into
+
+
+def _may_open(state: InstanceState[Any], key: str) -> bool:
+    unlocked = context.unlocked_sessions(state.session)
+    if not unlocked:
+        return False
+    attribute = next(one for one in plan_of_mapper(state.mapper) if one.key == key)
+    owner = owner_of_row(state, attribute)
+    return owner is None or any(owner in one for one in unlocked)
+
+
+def _open_late(state: InstanceState[Any], key: str, sealed: Sealed, passive: Any) -> Any:
+    """A value that was locked when its row was loaded: open it now, without SQL, if its key has come."""
+    attribute = next(one for one in plan_of_mapper(state.mapper) if one.key == key)
+    opened = _open(state, attribute, sealed, state.session)
+    if opened is None:
+        if not passive & SQL_OK:
+            return PASSIVE_NO_RESULT
+        raise context.locked(f"{state.class_.__name__}.{key}", state.session)
+    instance: Any = state.obj()
+    for unlocked in context.unlocked_sessions(state.session):
+        unlocked.saw(state.session)
+    attributes.set_committed_value(instance, key, opened[0])
+    forget(state, (key,))
+    # Lets Mutable wrap it; set_committed_value() alone would leave a plain dict whose changes go unseen.
+    state.manager.dispatch.refresh(state, None, (key,))
+    return state.dict[key]
+
+
+_locked_aware: dict[type, type] = {}
+
+
+def make_locked_aware(implementation: Any) -> None:
+    """Let one attribute's implementation find locked values. Fails closed: without
+    it a read is a KeyError."""
+    base = type(implementation)
+    if not issubclass(base, _LockedAware):
+        if base not in _locked_aware:
+            _locked_aware[base] = type(
+                "Encrypted" + base.__name__.strip("_"), (_LockedAware, base), {"__slots__": ()}
+            )
+        implementation.__class__ = _locked_aware[base]

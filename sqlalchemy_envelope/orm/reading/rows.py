@@ -1,0 +1,259 @@
+"""Rows as the driver gives them, looked at before their values are opened.
+
+A result processor sees one value and no row. While several owners are unlocked, each value's key is compared
+with its row's owner here: somebody could put a value of one owner into a row of another, to be read, saved
+and so encrypted for the wrong one. And keys that a server fetches when they are needed are fetched here, for
+all rows at once.
+"""
+
+from __future__ import annotations
+
+from operator import itemgetter
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
+
+from sqlalchemy import Column
+from sqlalchemy.sql.compiler import SQLCompiler
+
+from sqlalchemy_envelope.crypto.aead import HEADER_SIZE
+from sqlalchemy_envelope.exceptions import DecryptionError
+from sqlalchemy_envelope.orm.columns.encrypted_type import EncryptedType
+from sqlalchemy_envelope.orm.columns.plans import plan_of_table
+from sqlalchemy_envelope.orm.columns.sealed import Unplaced
+from sqlalchemy_envelope.orm.current import context
+from sqlalchemy_envelope.orm.current.connections import session_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from sqlalchemy.orm import Session
+
+    from sqlalchemy_envelope.keys.keyring import OwnerId
+    from sqlalchemy_envelope.orm.columns.plans import EncryptedColumn
+    from sqlalchemy_envelope.orm.tables.owners import OwnerClass
+
+_HEADER = slice(HEADER_SIZE)
+
+
+class _FetchedColumn:
+    """Where an encrypted column is in the rows of a statement, and where its row's owner is."""
+
+    __slots__ = ("encrypted", "owners", "position", "types")
+
+    def __init__(
+        self, position: int, encrypted: EncryptedColumn, owners: tuple[int, ...], types: tuple[Any, ...]
+    ) -> None:
+        self.position = position
+        self.encrypted = encrypted
+        self.owners = owners
+        self.types = types
+
+
+_plans: WeakKeyDictionary[Any, tuple[_FetchedColumn, ...]] = WeakKeyDictionary()
+
+
+def after_cursor_execute(
+    connection: Any, cursor: Any, statement: str, parameters: object, execution: Any, executemany: bool
+) -> None:
+    """Put a look at the rows between the driver's cursor and SQLAlchemy, where it is needed."""
+    session = session_of(connection)
+    here = context.unlocked_sessions(session)
+    if not here or all(one.only_class is not None for one in here):
+        return
+    compiled = execution.compiled
+    if compiled is None:
+        return
+    plan = _plans.get(compiled)
+    if plan is None:
+        plan = _make_plan(compiled, cursor.description or ())
+        if not isinstance(compiled, SQLCompiler) or compiled._ordered_columns:
+            _plans[compiled] = plan
+    if plan and execution.cursor is cursor:
+        execution.cursor = WatchedCursor(cursor, _Watch(session, here, plan, connection.dialect, cursor).look)
+
+
+def _make_plan(compiled: Any, description: Sequence[Any] = ()) -> tuple[_FetchedColumn, ...]:
+    if not isinstance(compiled, SQLCompiler):
+        return ()
+    entries: Sequence[Any] = compiled._result_columns
+    if not compiled._ordered_columns:
+        # SQL in text: its columns are known by the names that the database gives them.
+        named = {entry.keyname: entry for entry in entries}
+        entries = [named.get(one[0]) or named.get(one[0].rpartition(".")[2]) for one in description]
+    found = []
+    for position, entry in enumerate(entries):
+        if entry is None or not isinstance(entry.type, EncryptedType):
+            continue
+        column = _column_in(entry)
+        plan = None if column is None else plan_of_table(next(iter(column.base_columns)).table)
+        if column is None or plan is None:
+            continue
+        base = next(iter(column.base_columns))
+        encrypted = next((one for one in plan.columns if one.column is base), None)
+        if encrypted is not None:
+            owners = _owner_positions(column, encrypted, entries)
+            types = tuple(entries[one].type for one in owners)
+            found.append(_FetchedColumn(position, encrypted, owners, types))
+    return tuple(found)
+
+
+def _column_in(entry: Any) -> Any:
+    return next((one for one in entry.objects if isinstance(one, Column)), None)
+
+
+def _owner_positions(column: Any, encrypted: EncryptedColumn, entries: Sequence[Any]) -> tuple[int, ...]:
+    """Where the owner's primary key is, in the same row of the same table or entity; empty if it is not."""
+    positions = []
+    for wanted in encrypted.path.columns:
+        for position, entry in enumerate(entries):
+            other = None if entry is None else _column_in(entry)
+            if other is not None and wanted in other.base_columns and _same_row(column, other):
+                positions.append(position)
+                break
+        else:
+            return ()
+    return tuple(positions)
+
+
+def _same_row(one: Any, other: Any) -> bool:
+    if one.table is other.table:
+        return True
+    entity = one._annotations.get("parententity")
+    return entity is not None and entity is other._annotations.get("parententity")
+
+
+class _Watch:
+    """What is done with the rows of one result."""
+
+    def __init__(
+        self,
+        session: Session | None,
+        here: tuple[context.OpenKeys, ...],
+        plan: tuple[_FetchedColumn, ...],
+        dialect: Any,
+        cursor: Any,
+    ) -> None:
+        self._session = session
+        self._demanding = [one for one in here if one.on_demand]
+        self._owners: dict[bytes, OwnerId | None] = {}
+        self._columns = [(one, *self._reading(one, dialect, cursor)) for one in plan]
+
+    def _reading(
+        self, column: _FetchedColumn, dialect: Any, cursor: Any
+    ) -> tuple[dict[Any, OwnerId | None], Callable[[Any], OwnerId | None]]:
+        path = column.encrypted.path
+        described = cursor.description or ()
+        processors = [
+            type_.dialect_impl(dialect).result_processor(dialect, described[position][1])
+            for position, type_ in zip(column.owners, column.types, strict=True)
+        ]
+
+        def owner_of(raw: Any) -> OwnerId | None:
+            values = raw if len(processors) > 1 else (raw,)
+            return path.owner_id(
+                [
+                    value if process is None else process(value)
+                    for value, process in zip(values, processors, strict=True)
+                ]
+            )
+
+        return {}, owner_of
+
+    def look(self, rows: Sequence[Any]) -> Sequence[Any]:
+        """Fetch the keys of these rows, and compare each value's with its row's owner.
+
+        Raises:
+            DecryptionError: a value is under another owner's key.
+        """
+        context.WATCHED[0] = True
+        if self._demanding:
+            self._demand(rows)
+        for column, seen, owner_of in self._columns:
+            if column.encrypted.row_bound:
+                continue  # opened and compared where the row is an object
+            if column.owners:
+                self._compare(rows, column, seen, owner_of)
+            else:
+                position = column.position
+                rows = [_unplaced(row, position) for row in rows]
+        return rows
+
+    def _demand(self, rows: Sequence[Any]) -> None:
+        """Have the keys of all these rows fetched, those of one class of owners together."""
+        by_class: dict[OwnerClass, dict[bytes, int]] = {}
+        for column, _, _ in self._columns:
+            headers = by_class.setdefault(column.encrypted.path.owner_class, {})
+            position = column.position
+            for row in _of_bytes(rows, position):
+                header = bytes(row[position][_HEADER])
+                headers[header] = headers.get(header, 0) + 1
+        for owner_class, headers in by_class.items():
+            for demanding in self._demanding:
+                demanding.prepare_read(self._session, owner_class, headers)
+        self._owners.clear()
+
+    def _compare(
+        self,
+        rows: Sequence[Any],
+        column: _FetchedColumn,
+        seen: dict[Any, OwnerId | None],
+        owner_of: Callable[[Any], OwnerId | None],
+    ) -> None:
+        position, places, owners = column.position, column.owners, self._owners
+        cut = itemgetter(*places)
+        # Each key and owner once: rows are many, and few of them are of others than the row before.
+        for header, raw in {(bytes(row[position][_HEADER]), cut(row)) for row in _of_bytes(rows, position)}:
+            if header not in owners:
+                owners[header] = context.owner_of(self._session, header)
+            holder = owners[header]
+            if holder is None:
+                continue  # locked, or not ours: told where it is opened
+            if raw not in seen:
+                seen[raw] = owner_of(raw)
+            owner = seen[raw]
+            if owner is not None and owner != holder:
+                raise DecryptionError(
+                    f"A value of {column.encrypted.type.label!r} is under the key of another owner than its "
+                    "row's: it was moved here."
+                )
+
+
+def _of_bytes(rows: Sequence[Any], position: int) -> list[Any]:
+    """The rows that hold bytes there. SQLite holds anything anywhere: what is none of ours is told where it
+    is opened."""
+    return [row for row in rows if isinstance(row[position], (bytes, bytearray, memoryview))]
+
+
+def _unplaced(row: Any, position: int) -> Any:
+    value = row[position]
+    if value is None:
+        return row
+    return (*row[:position], Unplaced(value), *row[position + 1 :])
+
+
+class WatchedCursor:
+    """A driver's cursor whose rows are looked at as they are fetched."""
+
+    __slots__ = ("_cursor", "_look")
+
+    def __init__(self, cursor: Any, look: Callable[[Sequence[Any]], Sequence[Any]]) -> None:
+        self._cursor = cursor
+        self._look = look
+
+    def fetchone(self) -> Any:
+        """One row, or None."""
+        row = self._cursor.fetchone()
+        return None if row is None else self._look([row])[0]
+
+    def fetchmany(self, *size: int) -> Any:
+        """Some rows."""
+        rows = self._cursor.fetchmany(*size)
+        return self._look(rows) if rows else rows
+
+    def fetchall(self) -> Any:
+        """All rows that are left."""
+        rows = self._cursor.fetchall()
+        return self._look(rows) if rows else rows
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._cursor, name)

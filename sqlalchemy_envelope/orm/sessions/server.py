@@ -1,0 +1,561 @@
+"""Server mode: owners whose keys a provider holds are opened as their rows appear.
+
+For applications whose operator holds the keys, and for worker processes. Keys are fetched for all rows of a
+fetch at once, kept for a time, a number of uses and up to a number of owners, and always with a reason in the
+audit event. Owners without a slot of the provider stay locked.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import OrderedDict
+from contextvars import ContextVar
+from threading import Lock
+from typing import TYPE_CHECKING, Any, Self
+from weakref import WeakKeyDictionary
+
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.util import concurrency
+
+from sqlalchemy_envelope.crypto.aead import HEADER_SIZE
+from sqlalchemy_envelope.crypto.sealing import is_sealed
+from sqlalchemy_envelope.exceptions import (
+    AlreadyEnrolledError,
+    ConfigurationError,
+    EnvelopeError,
+    ProviderError,
+)
+from sqlalchemy_envelope.keys.hierarchy import bound_keys, check_generations, new_keys
+from sqlalchemy_envelope.keys.keyring import Keyring
+from sqlalchemy_envelope.keys.model import KeyState, Purpose, SlotKind
+from sqlalchemy_envelope.keys.slots import adopted_slot, open_slot, provider_slot
+from sqlalchemy_envelope.orm.current import context
+from sqlalchemy_envelope.orm.current.audit import AuditEvent
+from sqlalchemy_envelope.orm.current.locks import require_no_locks
+from sqlalchemy_envelope.orm.current.policy import require_reason
+from sqlalchemy_envelope.orm.reading.provenance import Provenance
+from sqlalchemy_envelope.orm.sessions.unlocked import UnlockedSession
+from sqlalchemy_envelope.orm.sharing.membership import looked_at
+from sqlalchemy_envelope.orm.sharing.rollbacks import note_enrolment
+from sqlalchemy_envelope.orm.sharing.roots import open_with_kek, renew
+from sqlalchemy_envelope.orm.sharing.settle import Opening, settle
+from sqlalchemy_envelope.orm.tables.cascades import in_greenlet
+from sqlalchemy_envelope.orm.tables.key_rows import KeyStore, usable
+from sqlalchemy_envelope.orm.tables.owners import Place
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+
+    from sqlalchemy.orm import Session
+
+    from sqlalchemy_envelope.crypto.aead import Field, ValueCipher
+    from sqlalchemy_envelope.crypto.secret import KeyBytes
+    from sqlalchemy_envelope.exceptions import LockedError
+    from sqlalchemy_envelope.keys.keyring import OwnerId
+    from sqlalchemy_envelope.keys.model import KeyId, OpenedKey, StoredKey, StoredSlot
+    from sqlalchemy_envelope.keys.slots import ProviderKek
+    from sqlalchemy_envelope.orm.current.policy import Policy
+    from sqlalchemy_envelope.orm.sharing.settle import Places
+    from sqlalchemy_envelope.orm.tables.key_rows import OwnedKey
+    from sqlalchemy_envelope.orm.tables.owners import OwnerClass
+
+_IN_USE = 5.0
+"""Seconds for which an owner that was just needed is kept, whatever the limits say: another thread may be
+reading its rows."""
+
+
+class ServerSession(UnlockedSession):
+    """An unlocked session of a server, for a request or a job (`with`), or for the whole process
+    (`everywhere`). Made by `Envelope.server_mode`."""
+
+    on_demand = True
+
+    def __init__(self, session: Session | None, policy: Policy, provider: str, reason: str) -> None:
+        require_reason(reason)
+        self._providers = policy.require_providers()
+        self._provider = provider
+        self._local = self._providers.is_local(provider)
+        self._can_open = self._providers.can_open(provider)
+        self._reason = reason
+        self._used: OrderedDict[OwnerId, tuple[float, float]] = OrderedDict()
+        self._uses: dict[OwnerId, int] = {}
+        self._whole: set[OwnerId] = set()
+        self._stale: set[OwnerId] = set()
+        self._swept = time.monotonic()
+        self._guard = Lock()
+        self._process_wide = False
+        self._fresh: WeakKeyDictionary[Session, _Fresh] = WeakKeyDictionary()
+        super().__init__(session, policy, (), Keyring())
+
+    def everywhere(self) -> Self:
+        """Serve the whole process from here on, until `stop`: every thread and task, those that start later
+        included, and child processes, each with keys of its own. Whoever unlocks inside sees both.
+
+        Raises:
+            ConfigurationError: another one serves the process already.
+        """
+        self._require_usable()
+        if self.is_open or context.PROCESS[0] is not None:
+            raise ConfigurationError(
+                "Server mode is on for this process already; stop() the other one first."
+            )
+        self.is_open = self._process_wide = True
+        self.policy.emit(self._event("server_mode_started", "the process", 1))
+        context.serve_process(self)
+        return self
+
+    def stop(self) -> None:
+        """Stop serving the process: wipe the keys. What was decrypted stays in its objects."""
+        if context.PROCESS[0] is self:
+            context.serve_process(None)
+        self.lock()
+
+    def __enter__(self) -> Self:
+        """Serve this context and, if one was given, this `Session`."""
+        super().__enter__()
+        self.policy.emit(self._event("server_mode_started", "a context", 1))
+        return self
+
+    def prepare(self) -> Self:
+        """Have the KEK that new owners' slots are under wrapped now, at start-up: else the first flush of a
+        new owner asks the provider, before its first statement.
+
+        Raises:
+            ProviderError: the provider failed.
+        """
+        if self._providers.needs_new(self._provider):
+            self._providers.wrap_new(self._provider)
+        return self
+
+    def prepare_read(
+        self, session: Session | None, owner_class: OwnerClass, headers: Mapping[bytes, int]
+    ) -> None:
+        """Fetch the keys of these values that are not here yet, one query for some thousands."""
+        if self._parent is not None:
+            self._parent.prepare_read(session, owner_class, headers)
+        if not self.is_open or session is None:
+            return
+        missing, stale = [], set()
+        with self._guard:  # what is found here is not swept away before it is marked as in use
+            for header, uses in headers.items():
+                owner = self._keyring.owner_of(header)
+                if owner is not None and owner in self._stale:
+                    stale.add(owner)
+                    missing.append(header)
+                elif owner is not None:
+                    self._touch(owner, uses)
+                elif len(header) == HEADER_SIZE and self.owner_of(header) is None:
+                    missing.append(header)
+        if missing:
+            store = KeyStore(session, owner_class, self.policy.seals)
+            self._take_in(session, owner_class, store.load_held(header[1:] for header in missing))
+        for owner in stale & self._stale:
+            self.drop(owner)  # no slot of the provider leads to its keys any more
+
+    def prepare_write(
+        self, session: Session | None, owner_class: OwnerClass, keys: Collection[tuple[Any, ...]], values: int
+    ) -> None:
+        """Open these owners for writing; who has no keys yet gets some."""
+        if self._parent is not None:
+            self._parent.prepare_write(session, owner_class, keys, values)
+        if session is None or not self.is_open:
+            return
+        mine = {
+            place.owner: place
+            for place in (Place(owner_class, key) for key in keys)
+            if self._parent is None or place.owner not in self._parent
+        }
+        self._look_again(session, owner_class, mine)
+        fresh = self._fresh_of(session)
+        missing = [
+            place for owner, place in mine.items() if owner not in self._whole and owner not in fresh.keyring
+        ]
+        if missing:
+            self._open_whole(session, owner_class, missing)
+        super().prepare_write(session, owner_class, keys, values)
+
+    def _look_again(self, session: Session, owner_class: OwnerClass, owners: Iterable[OwnerId]) -> None:
+        """Once in each transaction: are the keys that would be used still there? Their owner may have
+        been deleted meanwhile and made again, or have got others."""
+        looked = looked_at(session)
+        waiting = [owner for owner in owners if owner in self._whole and (id(self), owner) not in looked]
+        if not waiting:
+            return
+        looked.update((id(self), owner) for owner in waiting)
+        used = {
+            key.key_id: owner
+            for owner in waiting
+            for key in self._keyring.keys_of(owner)
+            if self._keyring.current(owner, key.purpose, key.scope) == key
+        }
+        there = KeyStore(session, owner_class, self.policy.seals).load_granted(used)
+        for owner in {owner for key_id, owner in used.items() if key_id not in there}:
+            self._forget(owner)
+            self._clear_readers()
+
+    def _open_whole(
+        self, session: Session, owner_class: OwnerClass, places: list[Place], *, again: bool = True
+    ) -> None:
+        store = KeyStore(session, owner_class, self.policy.seals)
+        rows: dict[OwnerId, list[OwnedKey]] = {}
+        for row in store.load([place.primary_key for place in places]):
+            rows.setdefault(row.owner, []).append(row)
+        new = [place for place in places if place.owner not in rows]
+        if new:
+            self._enroll_rows(session, owner_class, new, again=again)
+        roots = [row.stored.key_id for found in rows.values() for row in found if _is_root(row.stored)]
+        slots: dict[KeyId, list[StoredSlot]] = {}
+        for slot in store.load_slots(roots, SlotKind.PROVIDER) if roots and self._can_open else ():
+            if self._providers.of(slot) == self._provider:
+                slots.setdefault(slot.key_id, []).append(slot)
+        opened: Places = {}
+        for place in places:
+            found = rows.get(place.owner)
+            if found and self._open_owner(session, store, place, found, slots):
+                opened[place.owner] = place
+                self._renewed(place.owner)
+                self._touch(place.owner, 1)
+        self._whole.update(opened)
+        self.places.update(opened)
+        if opened:
+            self.policy.emit(self._event("server_opened", owner_class.name, len(opened)))
+            if owner_class.grants_of:
+                settle(session, self.policy, self._keyring, Opening(opened, []))
+
+    def _open_owner(
+        self,
+        session: Session,
+        store: KeyStore,
+        place: Place,
+        found: list[OwnedKey],
+        slots: Mapping[KeyId, list[StoredSlot]],
+    ) -> bool:
+        """Take in all of one owner's keys; tells whether its active root key opened."""
+        keys = [row.stored for row in found]
+        try:
+            usable(found)
+            check_generations(keys)
+            root = next((key for key in keys if _is_root(key) and key.state is KeyState.ACTIVE), None)
+            slot = next(iter(slots.get(root.key_id, ())), None) if root is not None else None
+            if root is None or slot is None:
+                self._forget(place.owner)  # what is in no server's hands is not in its keyring either
+                return False
+            kek = self._kek(session, slot)
+            mine = [one for key in keys for one in slots.get(key.key_id, ())]
+            reached = open_with_kek(self.policy, keys, root, slot, mine, kek)
+            # Data keys last: as soon as they are known here, other threads take them to be open.
+            self._keyring.add(place.owner, [reached.root, *reached.older])
+            self._keyring.add_stored(place.owner, keys)
+            if not reached.trusted:
+                renew(session, self.policy, place, self._keyring, reached)
+            elif is_sealed(slot.wrapped):
+                store.replace_slot(slot, adopted_slot(slot, reached.root, kek))
+        except (ProviderError, ConfigurationError):
+            raise
+        except EnvelopeError as error:
+            self._refuse_owner(place.owner, keys, error)
+            return False
+        return True
+
+    def _take_in(
+        self, session: Session, owner_class: OwnerClass, held: Sequence[tuple[OwnedKey, OwnedKey, StoredSlot]]
+    ) -> None:
+        """Take in data keys that were loaded with the root key and the slot that lead to them."""
+        opened = set()
+        for data, root, slot in held:
+            owner = data.owner
+            if self._providers.of(slot) != self._provider or not self._can_open:
+                continue
+            try:
+                usable([root, data])
+                if not self._keyring.is_open(root.stored.key_id) or owner in self._stale:
+                    self._keyring.add(owner, [open_slot(slot, root.stored, self._kek(session, slot))])
+                    self._renewed(owner)
+                    opened.add(owner)
+                # Last: as soon as it is known here, other threads take it to be open.
+                self._keyring.add_stored(owner, [data.stored])
+            except (ProviderError, ConfigurationError):
+                raise
+            except EnvelopeError as error:
+                self._refuse_owner(owner, [root.stored, data.stored], error)
+            self.places.setdefault(owner, Place(owner_class, data.primary_key))
+            self._touch(owner, 1)
+        if opened:
+            self.policy.emit(self._event("server_opened", owner_class.name, len(opened)))
+
+    def _refuse_owner(self, owner: OwnerId, keys: Sequence[StoredKey], error: EnvelopeError) -> None:
+        """Whoever asks for these keys is told why they do not open."""
+        self._keyring.refuse(owner, error, altogether=True)
+        self._keyring.add_stored(owner, keys)
+
+    def _kek(self, session: Session, slot: StoredSlot) -> KeyBytes:
+        kek = self._providers.cached(slot)
+        if kek is None:
+            if not self._local:
+                require_no_locks(session, self._provider)
+            kek = _off_loop(lambda: self._providers.open(slot))
+        return kek
+
+    def kek_for_new(self, session: Session) -> ProviderKek:
+        """The KEK that new owners' slots are under. A flush takes the one that is there, however old."""
+        ready = self._providers.ready_for_new(self._provider)
+        flushing = session._flushing
+        if ready is not None and (flushing or not self._providers.needs_new(self._provider)):
+            return ready
+        if not self._local:
+            require_no_locks(session, self._provider)
+        made: ProviderKek = _off_loop(lambda: self._providers.wrap_new(self._provider))
+        return made
+
+    def _enroll_rows(
+        self, session: Session, owner_class: OwnerClass, places: list[Place], *, again: bool
+    ) -> None:
+        """Make keys for owners who are in the database and have none."""
+        if owner_class.reference_attribute is not None:
+            return  # what keys are bound to is not known here; they stay locked
+        kek = self.kek_for_new(session)
+        made = [
+            (place, bound_keys(new_keys(owner_class.scopes, hybrid=self.policy.hybrid), place.owner))
+            for place in places
+        ]
+        if session.connection().dialect.name == "sqlite":
+            self.write_new(session, owner_class, made, kek)  # one writer at a time
+            return
+        try:
+            with session.connection().begin_nested():
+                self.write_new(session, owner_class, made, kek)
+        except IntegrityError:
+            pass
+        else:
+            return
+        # Somebody else made keys for one of them at the same moment: theirs are there now.
+        if again:
+            self._open_whole(session, owner_class, places, again=False)
+            return
+        raise AlreadyEnrolledError(
+            f"Keys of this {owner_class.name} were made by somebody else at the same moment; try again."
+        )
+
+    def write_new(
+        self,
+        session: Session,
+        owner_class: OwnerClass,
+        made: Sequence[tuple[Place, list[OpenedKey]]],
+        kek: ProviderKek,
+    ) -> None:
+        """Store the keys of new owners, all of them in two statements, and hold them: for this session alone
+        until its transaction is committed."""
+        store = KeyStore(session, owner_class, self.policy.seals)
+        store.insert_keys([(place.primary_key, one.stored) for place, keys in made for one in keys])
+        store.insert_slots([provider_slot(keys[0], kek) for _, keys in made])
+        fresh = self._fresh_of(session)
+        for place, keys in made:
+            fresh.keyring.add(place.owner, keys)
+            note_enrolment(
+                session,
+                place.owner,
+                fresh,
+                lambda place=place: self._admit(fresh, place),  # type: ignore[misc]
+            )
+        self.policy.emit(self._event("server_enrolled", owner_class.name, len(made)))
+
+    def _fresh_of(self, session: Session) -> _Fresh:
+        fresh = self._fresh.get(session)
+        if fresh is None:
+            fresh = self._fresh[session] = _Fresh()
+        return fresh
+
+    def _admit(self, fresh: _Fresh, place: Place) -> None:
+        """An owner's keys are committed: they serve everybody here."""
+        keys = fresh.keyring.copy_of(place.owner)
+        fresh.drop(place.owner)
+        if self.is_open and keys:
+            self._forget(place.owner)
+            self._keyring.add(place.owner, keys)
+            self.places[place.owner] = place
+            self._whole.add(place.owner)
+            self._touch(place.owner, 1)
+
+    def writer(
+        self, owner: OwnerId, scope: str, field: Field, session: Session | None = None
+    ) -> ValueCipher | None:
+        """The cipher for new values of an owner: one who is new in this very session, or anybody here."""
+        fresh = self._fresh.get(session) if session is not None else None
+        if fresh is not None and owner in fresh.keyring:
+            return fresh.keyring.writer(owner, scope, field)
+        return super().writer(owner, scope, field, session)
+
+    def reader(self, header: bytes, field: Field) -> ValueCipher | None:
+        """The cipher for a stored value. Values name their key, so a new owner's serves whoever sees them."""
+        found = super().reader(header, field)
+        if found is None and self.is_open:
+            found = next(
+                (
+                    cipher
+                    for one in self._all_fresh()
+                    if (cipher := one.keyring.reader(header, field)) is not None
+                ),
+                None,
+            )
+        return found
+
+    def owner_of(self, header: bytes) -> OwnerId | None:
+        """Whose key a stored value names."""
+        found = super().owner_of(header)
+        if found is None and self.is_open:
+            found = next(
+                (owner for one in self._all_fresh() if (owner := one.keyring.owner_of(header)) is not None),
+                None,
+            )
+        return found
+
+    def keyring_for(self, owner: OwnerId, session: Session | None = None) -> Keyring | None:
+        """The keyring that reaches the owner's root key."""
+        fresh = self._fresh.get(session) if session is not None else None
+        if fresh is not None and owner in fresh.keyring:
+            return fresh.keyring
+        return super().keyring_for(owner, session)
+
+    def begin_statement(self, session: Session) -> None:
+        """Let go of what is over a limit."""
+        if self._process_wide:
+            _notes().begin_statement(_MANY)
+        else:
+            super().begin_statement(session)
+        now = time.monotonic()
+        if now - self._swept > 1.0 or len(self._used) > self._providers.cache.keys:
+            self._swept = now
+            self._sweep(now)
+
+    def _touch(self, owner: OwnerId, uses: int) -> None:
+        now = time.monotonic()
+        since, _ = self._used.pop(owner, (now, now))
+        self._used[owner] = since, now  # the latest at the end
+        self._uses[owner] = self._uses.get(owner, 0) + uses
+
+    def _renewed(self, owner: OwnerId) -> None:
+        """An owner's keys were opened anew: its time and uses begin again."""
+        self._stale.discard(owner)
+        self._used.pop(owner, None)
+        self._uses.pop(owner, None)
+
+    def _sweep(self, now: float) -> None:
+        """Let go of owners over a limit; one that is in use is to be opened anew before its next use."""
+        cache = self._providers.cache
+        with self._guard:
+            due = []
+            for owner, (since, last) in list(self._used.items()):
+                if now - since > cache.seconds or self._uses.get(owner, 0) > cache.uses:
+                    if now - last > _IN_USE:
+                        due.append(owner)
+                    else:
+                        self._stale.add(owner)
+                        self._whole.discard(owner)
+            gone = set(due)
+            over = len(self._used) - len(due) - cache.keys
+            for owner, (_, last) in list(self._used.items()):
+                if over <= 0:
+                    break
+                if now - last > _IN_USE and owner not in gone:
+                    due.append(owner)
+                    over -= 1
+            for owner in due:
+                self._forget(owner)
+        if due:
+            self._clear_readers()
+
+    def _forget(self, owner: OwnerId) -> None:
+        self._used.pop(owner, None)
+        self._uses.pop(owner, None)
+        self._whole.discard(owner)
+        self._stale.discard(owner)
+        self.places.pop(owner, None)
+        self._keyring.drop(owner)
+
+    def drop(self, owner: OwnerId) -> None:
+        """An owner's keys are not to be used again."""
+        self._forget(owner)
+        self._clear_readers()
+
+    def note_provenance(self, plaintext: Any, header: bytes) -> None:
+        """Note whose key gave a plaintext; of a whole process, each thread and task for itself."""
+        owner = self.owner_of(header) if self._process_wide else None
+        if owner is None:
+            super().note_provenance(plaintext, header)
+        else:
+            _notes().note(plaintext, owner)
+
+    def came_from(self, plaintext: Any, owner: OwnerId) -> bool:
+        """Whether a plaintext that was just read was given by a key of this owner."""
+        return _notes().take(plaintext, owner) if self._process_wide else super().came_from(plaintext, owner)
+
+    def saw(self, session: Session | None) -> None:
+        """Note a session that may hold decrypted values; for a whole process nobody will ask."""
+        if not self._process_wide:
+            super().saw(session)
+
+    def close_in_child(self) -> None:
+        """A forked child has no keys of its parent's, and goes on serving if that served its process."""
+        if not self._process_wide:
+            super().close_in_child()
+            return
+        self._guard = Lock()
+        self._keyring.wipe()
+        self._wipe_fresh()
+        self._keyring = Keyring()  # the other one's lock may be held by a thread that is not here
+        for known in (self._used, self._uses, self._whole, self._stale, self.places, self.readers):
+            known.clear()
+        self._providers.forget()
+
+    def _close(self, why: type[LockedError]) -> None:
+        super()._close(why)
+        self._wipe_fresh()
+
+    def _all_fresh(self) -> list[_Fresh]:
+        # By references: `values()` fails when another thread's session comes in meanwhile.
+        sessions = [reference() for reference in self._fresh.keyrefs()]
+        found = [self._fresh.get(session) for session in sessions if session is not None]
+        return [fresh for fresh in found if fresh is not None]
+
+    def _wipe_fresh(self) -> None:
+        for fresh in self._all_fresh():
+            fresh.keyring.wipe()
+        self._fresh.clear()
+
+    def _event(self, name: str, owner_class: str, count: int) -> AuditEvent:
+        return AuditEvent(name, owner_class, count=count, reason=self._reason, provider=self._provider)
+
+
+_NOTES: ContextVar[Provenance | None] = ContextVar("server_provenance", default=None)
+_MANY = 10_000
+
+
+def _notes() -> Provenance:
+    notes = _NOTES.get()
+    if notes is None:
+        notes = Provenance()
+        _NOTES.set(notes)
+    return notes
+
+
+class _Fresh:
+    """The keys of owners who are new in one session, and not committed yet."""
+
+    def __init__(self) -> None:
+        self.keyring = Keyring()
+
+    def drop(self, owner: OwnerId) -> None:
+        """The transaction that made them was rolled back, or committed."""
+        self.keyring.drop(owner)
+
+
+def _is_root(key: StoredKey) -> bool:
+    return key.purpose is Purpose.ROOT
+
+
+def _off_loop(call: Callable[[], Any]) -> Any:
+    """Call a provider; where asyncio runs, in a thread, so that its loop is not held up."""
+    if in_greenlet():
+        return concurrency.await_only(asyncio.to_thread(call))
+    return call()

@@ -1,0 +1,83 @@
+"""Flushes in server mode: new owners get keys without a call of `enroll`.
+
+Their keys are made before the flush, which encrypts their own columns, and bound and stored after it, when
+their primary keys are known.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import inspect
+
+from sqlalchemy_envelope.keys.hierarchy import bound_keys, new_keys
+from sqlalchemy_envelope.keys.keyring import Keyring
+from sqlalchemy_envelope.orm.current import context
+from sqlalchemy_envelope.orm.sessions.server import ServerSession
+from sqlalchemy_envelope.orm.tables.owners import Place, owner_class_of
+from sqlalchemy_envelope.orm.writing.flushes import ENROLLING_OWNER, Enrolling, enrolling_in, note_enrolling
+
+if TYPE_CHECKING:
+    from sqlalchemy.orm import InstanceState, Session
+
+    from sqlalchemy_envelope.keys.model import OpenedKey
+    from sqlalchemy_envelope.orm.tables.owners import OwnerClass
+
+_MADE = "sqlalchemy_envelope.server_made"
+
+
+def _server(session: Session) -> ServerSession | None:
+    return next((one for one in context.unlocked_sessions(session) if isinstance(one, ServerSession)), None)
+
+
+def before_flush(session: Session, *_: object) -> None:
+    """New owners get keys in server mode, without a call of `enroll`."""
+    server = _server(session)
+    if server is None:
+        return
+    waiting = enrolling_in(session)
+    made: list[tuple[InstanceState[Any], OwnerClass, list[OpenedKey]]] = []
+    for instance in session.new:
+        state: InstanceState[Any] = inspect(instance)
+        owner_class = owner_class_of(getattr(type(instance), "__table__", None))
+        if owner_class is None or owner_class.key_class is None or state in waiting:
+            continue
+        if owner_class.slot_class is None:
+            continue
+        keys = new_keys(owner_class.scopes, hybrid=server.policy.hybrid)
+        keyring = Keyring()
+        keyring.add(ENROLLING_OWNER, keys[1:])
+        note_enrolling(session, Enrolling(state, owner_class, keyring))
+        made.append((state, owner_class, keys))
+    if made:
+        server.kek_for_new(session)
+        session.info[_MADE] = made
+
+
+def after_flush(session: Session, *_: object) -> None:
+    """Their rows are written: bind their keys to them and store those."""
+    made = session.info.pop(_MADE, None)
+    server = _server(session)
+    if not made or server is None:
+        return
+    kek = server.kek_for_new(session)
+    by_class: dict[OwnerClass, list[tuple[Place, list[OpenedKey]]]] = {}
+    for state, owner_class, keys in made:
+        enrolling_in(session).pop(state, None)
+        primary_key = tuple(
+            state.dict[state.mapper.get_property_by_column(column).key] for column in state.mapper.primary_key
+        )
+        place = Place(owner_class, primary_key)
+        reference = owner_class.reference(state.obj(), primary_key)
+        by_class.setdefault(owner_class, []).append((place, bound_keys(keys, reference)))
+    with session.no_autoflush:
+        for owner_class, some in by_class.items():
+            server.write_new(session, owner_class, some, kek)
+
+
+def after_soft_rollback(session: Session, *_: object) -> None:
+    """A flush that failed leaves no half-made owners behind."""
+    for state, _, keys in session.info.pop(_MADE, None) or ():
+        enrolling_in(session).pop(state, None)
+        for one in keys:
+            one.key.wipe()

@@ -1,0 +1,388 @@
+"""One unlocked session: the keys that are open, where, and what happens when it is left.
+
+Unlocked sessions nest: an inner one sees the keys of the outer one too, and takes only its own with it. Two
+other kinds stand where this one may: `write_only`, which encrypts for owners who are locked, and `server`,
+which opens owners as their rows appear.
+"""
+
+from __future__ import annotations
+
+import os
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Self, TypeVar
+from weakref import WeakKeyDictionary, WeakSet, finalize
+
+from sqlalchemy.orm import attributes
+
+from sqlalchemy_envelope.crypto.aead import HEADER_SIZE, check_value
+from sqlalchemy_envelope.crypto.context import encode_reference
+from sqlalchemy_envelope.exceptions import (
+    ConfigurationError,
+    LockedError,
+    SessionForkedError,
+    SessionLeftError,
+    UnflushedError,
+)
+from sqlalchemy_envelope.keys.keyring import Keyring
+from sqlalchemy_envelope.orm.columns.encrypted_type import decode
+from sqlalchemy_envelope.orm.columns.state import forget_plaintext, unflushed
+from sqlalchemy_envelope.orm.current import context
+from sqlalchemy_envelope.orm.reading.provenance import Provenance
+from sqlalchemy_envelope.orm.sharing.membership import freshen
+from sqlalchemy_envelope.orm.tables.owners import Place, require_owner_class
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+
+    from sqlalchemy.orm import InstanceState, Session
+
+    from sqlalchemy_envelope.crypto.aead import Field, ValueCipher
+    from sqlalchemy_envelope.keys.keyring import OwnerId
+    from sqlalchemy_envelope.keys.model import OpenedKey
+    from sqlalchemy_envelope.orm.columns.plans import EncryptedAttribute
+    from sqlalchemy_envelope.orm.columns.sealed import Sealed
+    from sqlalchemy_envelope.orm.current.policy import Policy
+    from sqlalchemy_envelope.orm.tables.owners import OwnerClass
+
+_live: WeakSet[UnlockedSession] = WeakSet()
+
+
+T = TypeVar("T")
+
+
+class UnlockedSession(context.OpenKeys):
+    """Keys of an owner and of all that was granted to it, open from `with` to its end. Made by
+    `Envelope.enroll` and `Envelope.unlock`.
+
+    Entering it puts it into the context and binds it to the `Session`. It is left once;
+    after that it is of no use.
+    """
+
+    on_demand = False
+    """Whether keys are fetched or made as they are needed: it is told beforehand of the rows that come."""
+
+    def __init__(
+        self, session: Session | None, policy: Policy, places: Sequence[Place], keyring: Keyring
+    ) -> None:
+        self._home = session
+        self.policy = policy
+        self.places: dict[OwnerId, Place] = {place.owner: place for place in places}
+        self._keyring = keyring
+        self._parent: Any = None
+        # Dictionaries, because a WeakSet cannot be listed while another thread adds to it.
+        self._children: WeakKeyDictionary[UnlockedSession, None] = WeakKeyDictionary()
+        self._sessions: WeakKeyDictionary[Session, None] = WeakKeyDictionary()
+        self._last_seen: Session | None = None
+        self._displaced: UnlockedSession | None = None
+        self._surrounding: Any = context.NOTHING
+        self.is_open = False
+        self.left: type[LockedError] | None = None
+        self.readers: dict[object, dict[bytes, Any]] = {}
+        """For the result processors: by column and value header, what opens it. Emptied
+        when anything is locked."""
+        self.only_class: OwnerClass | None = None
+        self.only_key: Any = None
+        """For the load listener: class and primary key, if a single owner is unlocked."""
+        self._provenance = Provenance()
+        self.handed_sealed = False
+        """For the load listener: whether a value did not open here."""
+        _live.add(self)
+        # One that is never entered is left by nobody: its keys are wiped when it is forgotten.
+        finalize(self, keyring.wipe).atexit = False
+
+    def __enter__(self) -> Self:
+        """Unlock: from here on values of the owner are encrypted and decrypted.
+
+        Raises:
+            SessionLeftError, SessionForkedError: it was left already, or belongs to the parent process.
+        """
+        self._require_usable()
+        if self.is_open:
+            raise ConfigurationError(
+                "This unlocked session is entered already; unlock again for a second one."
+            )
+        open_here = context.unlocked_sessions(self._home)
+        self._parent = open_here[0] if open_here else None
+        if self._parent is not None:
+            self._parent._children[self] = None
+        self.is_open = True
+        self._note_only_owner()
+        if self._home is not None:
+            self._displaced = self._home.info.get(context.BOUND)
+            self._home.info[context.BOUND] = self
+            self._sessions[self._home] = None
+        self._surrounding = context.CURRENT.get()
+        context.CURRENT.set(self)
+        return self
+
+    def _note_only_owner(self) -> None:
+        """With a single owner unlocked a row is compared with that one; with several, each with its own."""
+        self.only_class, self.only_key = None, None
+        if self._parent is None and len(self._keyring) == len(self.places) == 1:
+            ((owner_class, key),) = self.places.values()
+            self.only_class, self.only_key = owner_class, key[0] if len(key) == 1 else key
+
+    def admit(self, place: Place, keys: Iterable[OpenedKey]) -> None:
+        """Take in an owner that was enrolled inside this unlocked session."""
+        self.places[place.owner] = place
+        self._keyring.add(place.owner, keys)
+        self._note_only_owner()
+
+    @property
+    def keyring(self) -> Keyring:
+        """The keys themselves."""
+        return self._keyring
+
+    def keyring_for(self, owner: OwnerId, session: Session | None = None) -> Keyring | None:
+        """The keyring, of this unlocked session or one around it, that reaches the owner's root key."""
+        if self.is_open and owner in self._keyring and self._keyring.root(owner) is not None:
+            return self._keyring
+        return self._parent.keyring_for(owner, session) if self._parent is not None else None
+
+    def prepare_read(
+        self, session: Session | None, owner_class: OwnerClass, headers: Mapping[bytes, int]
+    ) -> None:
+        """Rows with values under these keys, so many of each, are about to be read; all are told at once, so
+        that keys can be fetched in batches."""
+        if self._parent is not None:
+            self._parent.prepare_read(session, owner_class, headers)
+
+    def prepare_write(
+        self, session: Session | None, owner_class: OwnerClass, keys: Collection[tuple[Any, ...]], values: int
+    ) -> None:
+        """So many values of these owners, by primary key, are about to be encrypted."""
+        if self.is_open and session is not None and owner_class.grants_of:
+            freshen(session, self.policy, self._keyring, self.places, owner_class, keys)
+        if self._parent is not None:
+            others = [key for key in keys if owner_class.owner_id(key) not in self._keyring]
+            self._parent.prepare_write(session, owner_class, others, values)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: object
+    ) -> None:
+        """Lock. Raises `UnflushedError` if values would be lost, unless an exception
+        is on its way already."""
+        try:
+            self._lock(raise_unflushed=kind is None)
+        finally:
+            self._leave_context()
+
+    def lock(self) -> None:
+        """Lock now: wipe the keys and expire what was decrypted. Leaving the block later does nothing more.
+
+        Raises:
+            UnflushedError: values waited to be encrypted. They stay in their objects; the
+                keys are gone all the same.
+        """
+        self._require_usable()
+        self._lock(raise_unflushed=True)
+
+    @contextmanager
+    def using(self, owner: object) -> Iterator[None]:
+        """Inside, statements that do not name the owner of their rows write for this one.
+
+        Raises:
+            LockedError: the owner is not unlocked here.
+        """
+        self._require_usable()
+        owner_class = require_owner_class(owner)
+        identity = attributes.instance_state(owner).key
+        place = Place(owner_class, tuple(identity[1])) if identity is not None else None
+        if place is None or (place.owner not in self and not self.on_demand):
+            raise context.locked(f"{owner_class.name}, for `using`,", self._home)
+        token = context.USING.set(place)
+        try:
+            yield
+        finally:
+            context.USING.reset(token)
+
+    def decrypt(self, sealed: Sealed, *, primary_key: object = None) -> Any:
+        """The value behind a `Sealed` handle.
+
+        Args:
+            sealed: what a select of columns gave.
+            primary_key: of its row (a tuple if composite), for a row-bound column.
+
+        Raises:
+            LockedError: its key is not unlocked here.
+            DecryptionError: it does not belong to that column or row.
+        """
+        self._require_usable()
+        if sealed.type is None:
+            raise ConfigurationError("This Sealed has lost its column; load the row again.")
+        check_value(sealed.blob)
+        field = sealed.type.field
+        cipher = self.reader(bytes(sealed.blob[:HEADER_SIZE]), field)
+        if cipher is None:
+            raise context.locked(f"A value of {field.label!r}", self._home)
+        if field.row_bound and primary_key is None:
+            raise ConfigurationError(f"{field.label!r} is row-bound: say which row, with `primary_key=`.")
+        parts = primary_key if isinstance(primary_key, tuple) else (primary_key,)
+        reference = encode_reference(parts) if field.row_bound else b""
+        return decode(sealed.type, cipher.decrypt(bytes(sealed.blob), reference))
+
+    def reader(self, header: bytes, field: Field) -> ValueCipher | None:
+        """The cipher for a stored value, from this session or one around it."""
+        found = self._keyring.reader(header, field) if self.is_open else None
+        return found or (self._parent.reader(header, field) if self._parent is not None else None)
+
+    def writer(
+        self, owner: OwnerId, scope: str, field: Field, session: Session | None = None
+    ) -> ValueCipher | None:
+        """The cipher for new values of an owner that a session writes, from this unlocked session or one
+        around it."""
+        found = self._keyring.writer(owner, scope, field) if self.is_open else None
+        if found is None and self._parent is not None:
+            found = self._parent.writer(owner, scope, field, session)
+        return found
+
+    def owner_of(self, header: bytes) -> OwnerId | None:
+        """Whose key a stored value names, if it is open here."""
+        found = self._keyring.owner_of(header) if self.is_open else None
+        return found or (self._parent.owner_of(header) if self._parent is not None else None)
+
+    def __contains__(self, owner: OwnerId) -> bool:
+        here = self.is_open and owner in self._keyring
+        return here or (self._parent is not None and owner in self._parent)
+
+    def remember(self, slot: object, header: bytes, cipher: ValueCipher, entry: tuple[Any, ...]) -> None:
+        """Keep what opens the values of a column under one key, for the hot paths."""
+        # A dict of dicts, and not one keyed by pairs, which would cost a tuple and its hash for each value.
+        self.readers.setdefault(slot, {})[header] = entry
+        if self.reader(header, cipher.field) is not cipher:
+            self.readers.pop(slot, None)  # left by another thread meanwhile; this would have outlived its key
+
+    def note_provenance(self, plaintext: Any, header: bytes) -> None:
+        """Note whose key gave a plaintext, for the row that it will be part of."""
+        owner = self.owner_of(header)
+        if owner is not None:
+            self._provenance.note(plaintext, owner)
+
+    def came_from(self, plaintext: Any, owner: OwnerId) -> bool:
+        """Whether a plaintext that was just read was given by a key of this owner."""
+        return owner in self if self.only_class is not None else self._provenance.take(plaintext, owner)
+
+    def begin_statement(self, session: Session) -> None:
+        """A session runs a statement here."""
+        self.saw(session)
+        self._provenance.begin_statement()
+
+    def saw(self, session: Session | None) -> None:
+        """Note a session that may hold decrypted values."""
+        if session is not None and session is not self._last_seen and self.is_open:
+            self._last_seen = session
+            self._sessions[session] = None
+            if self._parent is not None:
+                self._parent.saw(session)
+
+    def drop(self, owner: OwnerId) -> None:
+        """Forget an owner whose enrolment was rolled back: what is written under its
+        keys could never be read."""
+        self._keyring.drop(owner)
+        self.places.pop(owner, None)
+        self._clear_readers()
+
+    def __del__(self) -> None:
+        # An unlock that was never entered, to authenticate and no more, leaves no key behind either.
+        keyring = getattr(self, "_keyring", None)
+        if keyring is not None:
+            keyring.wipe()
+
+    def __repr__(self) -> str:
+        names = {place.owner_class.name for place in self.places.values()}
+        return (
+            f"<{type(self).__name__} of {', '.join(sorted(names)) or 'nobody'}, "
+            f"{'open' if self.is_open else 'locked'}>"
+        )
+
+    def _refuse(self, *_: Any) -> Any:
+        raise TypeError("unlocked sessions are not copied or pickled")
+
+    __copy__ = __deepcopy__ = __reduce__ = __reduce_ex__ = __getstate__ = _refuse
+
+    def _require_usable(self) -> None:
+        if self.left is SessionForkedError:
+            raise SessionForkedError(
+                "This unlocked session belongs to the parent process; unlock again in the child."
+            )
+        if self.left is not None:
+            raise SessionLeftError("This unlocked session was left; unlock again.")
+
+    def _lock(self, *, raise_unflushed: bool) -> None:
+        if self.left is not None:
+            return
+        try:
+            sessions = _living(self._sessions)
+            waiting = [name for session in sessions for name in unflushed(session, self._is_lost)]
+        finally:
+            self._close(SessionLeftError)  # whatever went wrong above, the keys do not stay
+        for session in sessions:
+            forget_plaintext(session, self._stays_open)
+        if waiting and raise_unflushed:
+            raise UnflushedError(
+                f"The unlocked session was left before {', '.join(sorted(set(waiting)))} was flushed; the "
+                "values are still in their objects. Call session.commit() or session.flush() inside the "
+                "`with`."
+            )
+
+    def close_in_child(self) -> None:
+        """This is a forked child: its parent's keys do not come with it."""
+        self._close(SessionForkedError)
+
+    def _close(self, why: type[LockedError]) -> None:
+        self.is_open = False
+        self.left = why
+        self._keyring.wipe()
+        self._clear_readers()
+        self._last_seen = None
+        self._provenance.clear()
+
+    def _clear_readers(self) -> None:
+        self.readers.clear()  # the same dictionary: the process's own is known by others
+        for child in _living(self._children):
+            child._clear_readers()
+
+    def _leave_context(self) -> None:
+        # No tokens: one would put back a session that was left meanwhile, where they are not left in order,
+        # and is of no use in another context than it was made in. A session that is covered by an inner one
+        # keeps its links until that one is left too, and finds through them what is still open.
+        info = self._home.info if self._home is not None else {}
+        if info.get(context.BOUND) is self:
+            below, self._displaced = self._displaced, None
+            while below is not None and not below.is_open:
+                below = below._displaced
+            if below is not None:
+                info[context.BOUND] = below
+            else:
+                del info[context.BOUND]
+        if context.CURRENT.get() is self:
+            around, self._surrounding = self._surrounding, context.NOTHING
+            while isinstance(around, UnlockedSession) and not around.is_open:
+                around = around._surrounding
+            context.CURRENT.set(around)
+
+    def _is_lost(self, state: InstanceState[Any], attribute: EncryptedAttribute) -> bool:
+        """Whether nobody else could write this value: an outer session that holds its
+        owner's key still can."""
+        if self._parent is None:
+            return True
+        values = [state.dict.get(key) for key in attribute.owner_keys]
+        owner = attribute.encrypted.path.owner_id(values) if values else None
+        return owner is None or owner not in self._parent
+
+    def _stays_open(self, owner: OwnerId | None) -> bool:
+        return self._parent is not None and owner is not None and owner in self._parent
+
+
+def _living(known: WeakKeyDictionary[T, None]) -> list[T]:
+    return [one for reference in known.keyrefs() if (one := reference()) is not None]
+
+
+def _close_in_child() -> None:
+    for unlocked in list(_live):
+        if unlocked.left is None:
+            unlocked.close_in_child()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_close_in_child)

@@ -1,0 +1,186 @@
+"""Writing for owners who are locked: by a sealed write epoch.
+
+One fresh data key is sealed once to the owner's public key and then encrypts any number of ordinary values.
+The owner adopts it at their next unlock. Whoever writes so can read nothing back, and the server forgets the
+key when the epoch ends.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy_envelope.crypto.secret import KeyBytes
+from sqlalchemy_envelope.exceptions import LockedError, NotEnrolledError
+from sqlalchemy_envelope.keys.hierarchy import describe, seal_to_root, short
+from sqlalchemy_envelope.keys.keyring import Keyring
+from sqlalchemy_envelope.keys.model import KeyState, OpenedKey, Purpose
+from sqlalchemy_envelope.keys.write_epoch import WriteEpoch
+from sqlalchemy_envelope.orm.current.audit import AuditEvent
+from sqlalchemy_envelope.orm.sessions.unlocked import UnlockedSession
+from sqlalchemy_envelope.orm.sharing.epochs import start_epoch
+from sqlalchemy_envelope.orm.sharing.membership import looked_at
+from sqlalchemy_envelope.orm.sharing.rollbacks import note_enrolment
+from sqlalchemy_envelope.orm.tables.grant_rows import count_grants
+from sqlalchemy_envelope.orm.tables.key_rows import KeyStore
+from sqlalchemy_envelope.orm.tables.owners import Place
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+
+    from sqlalchemy.orm import Session
+
+    from sqlalchemy_envelope.crypto.aead import Field, ValueCipher
+    from sqlalchemy_envelope.keys.keyring import OwnerId
+    from sqlalchemy_envelope.keys.model import StoredKey
+    from sqlalchemy_envelope.orm.current.policy import Policy
+    from sqlalchemy_envelope.orm.tables.owners import OwnerClass
+
+MOST_EPOCHS = 10_000
+"""Most write epochs that a process keeps for its next transaction."""
+
+
+class WriteOnlySession(UnlockedSession):
+    """Encrypts for owners that are not unlocked, and reads nothing. Made by `Envelope.write_only`."""
+
+    on_demand = True
+
+    def __init__(self, session: Session, policy: Policy, owners: Collection[Place]) -> None:
+        super().__init__(session, policy, (), Keyring())
+        self._allowed = {place.owner for place in owners}
+        self._epochs: dict[OwnerId, WriteEpoch] = {}
+
+    def prepare_write(
+        self, session: Session | None, owner_class: OwnerClass, keys: Collection[tuple[Any, ...]], values: int
+    ) -> None:
+        """Have a write epoch ready for each of these owners that nothing here has unlocked."""
+        if self._parent is not None:
+            self._parent.prepare_write(session, owner_class, keys, values)
+        if session is None or not self.is_open:
+            return
+        for key in keys:
+            place = Place(owner_class, key)
+            if self._parent is not None and place.owner in self._parent:
+                continue
+            if self._allowed and place.owner not in self._allowed:
+                continue
+            epoch = self._epochs.get(place.owner)
+            if epoch is None or not epoch.lasts(values) or not self._is_there(session, place, epoch):
+                epoch = self._epochs[place.owner] = self._kept(session, place, values) or self._seal_new(
+                    session, place
+                )
+                self._keyring.add(place.owner, [epoch.opened])
+            epoch.values_left[0] -= values
+
+    def _is_there(self, session: Session, place: Place, epoch: WriteEpoch) -> bool:
+        """Whether an epoch may be used still, asked once in each transaction: its row goes with its owner,
+        and the root key that it was sealed to may have been shared with somebody who was removed since."""
+        stored = epoch.opened.stored
+        if stored.key_id in looked_at(session):
+            return True
+        store = KeyStore(session, place.owner_class, self.policy.seals)
+        if not store.exists(place.primary_key, stored.key_id):
+            return False
+        is_shared = bool(place.owner_class.grants_of)
+        if is_shared and _root_of(session, self.policy, place).key_id != stored.wrapping_key_id:
+            return False
+        looked_at(session).add(stored.key_id)
+        return True
+
+    def _kept(self, session: Session, place: Place, values: int) -> WriteEpoch | None:
+        """An epoch of an earlier transaction, if its row is still there: deleted with its owner, it would
+        lead nowhere."""
+        epoch = self.policy.write_epochs.pop(place.owner, None)
+        if epoch is None or not epoch.lasts(values):
+            return None
+        if not self._is_there(session, place, epoch):
+            return None
+        copy = OpenedKey(epoch.opened.stored, KeyBytes(epoch.opened.key.buffer))
+        kept = WriteEpoch(copy, epoch.until, epoch.values_left)
+        self.policy.write_epochs[place.owner] = epoch
+        return kept
+
+    def _seal_new(self, session: Session, place: Place) -> WriteEpoch:
+        root = _root_of(session, self.policy, place)
+        key = KeyBytes.generate()
+        child = describe(key, root.owner_reference, Purpose.WRITE)
+        number = int.from_bytes(child.stored.key_id.bytes[:4], "big") & 0x7FFFFFFF
+        stored = replace(child.stored, state=KeyState.RETIRED, epoch=number)
+        stored = seal_to_root(OpenedKey(stored, key), root)
+        store = KeyStore(session, place.owner_class, self.policy.seals)
+        store.insert_keys([(place.primary_key, stored)])
+        self.policy.emit(AuditEvent("write_epoch_sealed", place.owner_class.name, key_id=short(stored)))
+        epoch = WriteEpoch(
+            OpenedKey(stored, key),
+            time.monotonic() + self.policy.write_epoch_seconds,
+            [self.policy.write_epoch_values],
+        )
+        kept = WriteEpoch(OpenedKey(stored, KeyBytes(key.buffer)), epoch.until, epoch.values_left)
+        note_enrolment(session, place.owner, self, lambda: self._keep(place.owner, kept))
+        return epoch
+
+    def _keep(self, owner: OwnerId, kept: WriteEpoch) -> None:
+        """The epoch's row is committed: the next transaction may go on with it. What has expired goes, of
+        whichever owner: the oldest stand first."""
+        epochs = self.policy.write_epochs
+        epochs[owner] = kept
+        while len(epochs) > MOST_EPOCHS or not next(iter(epochs.values())).lasts(0):
+            epochs.pop(next(iter(epochs))).opened.key.wipe()
+            if not epochs:
+                return
+
+    def writer(
+        self, owner: OwnerId, scope: str, field: Field, session: Session | None = None
+    ) -> ValueCipher | None:
+        """The cipher of the owner's write epoch, or of whoever unlocked it around this."""
+        if self._parent is not None:
+            found: ValueCipher | None = self._parent.writer(owner, scope, field, session)
+            if found is not None:
+                return found
+        epoch = self._epochs.get(owner) if self.is_open else None
+        return None if epoch is None else self._keyring.cipher(epoch.opened.stored.key_id, field)
+
+    def reader(self, header: bytes, field: Field) -> ValueCipher | None:
+        """Of whoever is unlocked around this; a write epoch reads nothing."""
+        return self._parent.reader(header, field) if self._parent is not None else None
+
+    def owner_of(self, header: bytes) -> OwnerId | None:
+        """As `reader`."""
+        return self._parent.owner_of(header) if self._parent is not None else None
+
+    def keyring_for(self, owner: OwnerId, session: Session | None = None) -> Keyring | None:
+        """As `reader`."""
+        return self._parent.keyring_for(owner, session) if self._parent is not None else None
+
+    def drop(self, owner: OwnerId) -> None:
+        """The transaction in which an epoch was sealed was rolled back."""
+        self._epochs.pop(owner, None)
+        super().drop(owner)
+
+    def _is_lost(self, state: Any, attribute: Any) -> bool:
+        return True
+
+    def _stays_open(self, owner: OwnerId | None) -> bool:
+        return self._parent is not None and owner is not None and owner in self._parent
+
+
+def _root_of(session: Session, policy: Policy, place: Place) -> StoredKey:
+    """The root key to seal to, of which nobody was removed."""
+    store = KeyStore(session, place.owner_class, policy.seals)
+    for _ in range(2):
+        found = store.load_active_roots([place.primary_key]).get(place.owner)
+        if found is None:
+            raise NotEnrolledError(
+                f"This {place.owner_class.name} has no keys to write under; enroll it first."
+            )
+        if found.error is not None:
+            raise found.error
+        root = found.stored
+        if not place.owner_class.grants_of:
+            return root
+        counts = count_grants(session, place.owner_class.grants_of, [root.key_id])
+        if (counts[root.key_id].rows if root.key_id in counts else 0) == root.granted:
+            return root
+        start_epoch(session, policy, place, None)
+    raise LockedError(f"The members of this {place.owner_class.name} change at this moment; try again.")

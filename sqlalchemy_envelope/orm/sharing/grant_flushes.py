@@ -1,0 +1,266 @@
+"""Flushes of granting rows: joining seals a key to the newcomer, leaving starts a new epoch for the rest.
+
+It happens after the flush has written its rows, when their keys are known, in the same transaction.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import and_, inspect, select, tuple_
+from sqlalchemy.orm import attributes
+from sqlalchemy.orm.base import NO_VALUE, PASSIVE_NO_INITIALIZE
+
+from sqlalchemy_envelope.exceptions import GrantError, NotEnrolledError
+from sqlalchemy_envelope.keys.grants import pending_grant
+from sqlalchemy_envelope.keys.model import KeyState, Purpose
+from sqlalchemy_envelope.orm.current import context
+from sqlalchemy_envelope.orm.current.audit import AuditEvent
+from sqlalchemy_envelope.orm.sharing.epochs import Recipient, grant_to, start_epoch, start_scope_epoch
+from sqlalchemy_envelope.orm.sharing.membership import forget_looks
+from sqlalchemy_envelope.orm.tables.grant_rows import GrantStore
+from sqlalchemy_envelope.orm.tables.key_grant import grant_class_of, grants_can_circle
+from sqlalchemy_envelope.orm.tables.key_rows import KeyStore, usable
+from sqlalchemy_envelope.orm.tables.owners import Place, owner_class_of
+
+if TYPE_CHECKING:
+    from sqlalchemy.orm import InstanceState, Session
+
+    from sqlalchemy_envelope.keys.keyring import Keyring
+    from sqlalchemy_envelope.orm.current.policy import Policy
+    from sqlalchemy_envelope.orm.tables.owners import GrantClass
+
+_LEAVING = "sqlalchemy_envelope.leaving"
+_BEFORE = "sqlalchemy_envelope.before"
+Shared = tuple["Place", "str | None"]
+"""A key that is granted: an owner's, and one scope of it or all."""
+
+
+def before_flush(session: Session, *_: object) -> None:
+    """Recipients are about to be deleted, and grants changed: note what was granted, while the rows still say
+    so."""
+    leaving: set[Shared] = set()
+    before = session.info[_BEFORE] = {}
+    for instance in session.dirty:
+        changed: InstanceState[Any] = inspect(instance)
+        grant_class = grant_class_of(changed.mapper)
+        if grant_class is not None:
+            before[changed] = _place_before(session, grant_class, changed)
+    for instance in session.deleted:
+        state: InstanceState[Any] = inspect(instance)
+        owner_class = owner_class_of(getattr(type(instance), "__table__", None))
+        if owner_class is None or state.key is None:
+            continue
+        for grant in owner_class.grants_to:
+            query = select(*grant.of.columns).where(
+                and_(*(a == b for a, b in zip(grant.to.columns, state.key[1], strict=True)))
+            )
+            with session.no_autoflush:
+                rows = session.execute(query, bind_arguments={"mapper": grant.mapper}).all()
+            leaving |= {(Place(grant.of.owner_class, tuple(row)), grant.scope) for row in rows}
+    session.info[_LEAVING] = leaving
+
+
+def before_delete(mapper: object, connection: object, state: InstanceState[Any]) -> None:
+    """A granting row is about to be deleted, be it as an orphan, which is in no list of the session's."""
+    grant, session = grant_class_of(state.mapper), state.session
+    if grant is not None and session is not None:
+        place = _place_before(session, grant, state)
+        session.info.setdefault(_LEAVING, set()).add((place, grant.scope))
+
+
+def after_flush(session: Session, *_: object) -> None:
+    """Grant to who joined, and start new epochs where somebody left."""
+    left: set[Shared] = session.info.pop(_LEAVING, set())
+    before: dict[InstanceState[Any], Place] = session.info.pop(_BEFORE, {})
+    deleted = {inspect(one).key: inspect(one) for one in session.deleted}
+    joined: list[tuple[GrantClass, Place, Recipient]] = []
+    for instance in [*session.dirty, *session.new]:
+        state: InstanceState[Any] = inspect(instance)
+        grant = grant_class_of(state.mapper)
+        if grant is None:
+            continue
+        place, recipient = _ends(grant, state)
+        # SQLAlchemy makes one UPDATE of a row that is deleted and a new one of the same primary key.
+        replaced = deleted.get(state.mapper.identity_key_from_instance(instance))
+        if replaced is not None and instance in session.new:
+            place_before = _place_before(session, grant, replaced)
+            to_before = grant.values(replaced, grant.to.columns)
+            is_moved = (place_before, to_before) != (place, recipient.primary_key)
+        elif instance in session.new:
+            joined.append((grant, place, recipient))
+            continue
+        else:
+            place_before, is_moved = before.get(state, place), _moved(grant, state)
+        if is_moved:
+            GrantStore(session, grant, context.policy_of(session).seals).delete([recipient.row_key])
+            left.add((place_before, grant.scope))
+            joined.append((grant, place, recipient))
+    if not left and not joined:
+        return
+    policy = context.policy_of(session)
+    with session.no_autoflush:
+        for place, scope in left:
+            _leave(session, policy, place, scope)
+        shared: dict[tuple[GrantClass, Place], list[Recipient]] = {}
+        for grant, place, recipient in joined:
+            shared.setdefault((grant, place), []).append(recipient)
+        for (grant, place), recipients in shared.items():
+            _join(session, policy, grant, place, recipients)
+    forget_looks(session)
+
+
+def _ends(grant: GrantClass, state: InstanceState[Any]) -> tuple[Place, Recipient]:
+    place = Place(grant.of.owner_class, grant.values(state, grant.of.columns))
+    row_key = grant.values(state, grant.row_key)
+    return place, Recipient(grant, row_key, grant.values(state, grant.to.columns))
+
+
+def _place_before(session: Session, grant: GrantClass, state: InstanceState[Any]) -> Place:
+    """The owner whose key a row in the database grants."""
+    instance: Any = state.obj()
+    keys = _keys(grant)
+    if any(key not in state.dict for key in keys) and instance is not None and state.key is not None:
+        for key in keys:
+            getattr(instance, key)  # expired: loaded now, because the flush takes it for unchanged later
+    values = [state.committed_state.get(key, state.dict.get(key)) for key in keys[: len(grant.of.columns)]]
+    if any(value is NO_VALUE or value is None for value in values) and state.key is not None:
+        # It was set anew while it was expired, and what it was is in the database alone.
+        query = select(*grant.of.columns).where(
+            and_(*(a == b for a, b in zip(grant.row_key, state.key[1], strict=True)))
+        )
+        with session.no_autoflush:
+            row = session.connection(bind_arguments={"mapper": grant.mapper}).execute(query).first()
+        values = list(row) if row is not None else values
+    return Place(grant.of.owner_class, tuple(values))
+
+
+def _keys(grant: GrantClass) -> list[str]:
+    columns = (*grant.of.columns, *grant.to.columns, *grant.row_key)
+    return [grant.mapper.get_property_by_column(column).key for column in columns]
+
+
+def _moved(grant: GrantClass, state: InstanceState[Any]) -> bool:
+    instance: Any = state.obj()
+    keys = _keys(grant)
+    return any(attributes.get_history(instance, key, PASSIVE_NO_INITIALIZE).has_changes() for key in keys)
+
+
+def _leave(session: Session, policy: Policy, place: Place, scope: str | None) -> None:
+    if None in place.primary_key:
+        return
+    keyring = _holder(session, place)
+    if scope is None:
+        start_epoch(session, policy, place, keyring)
+    else:
+        start_scope_epoch(session, policy, place, scope, keyring)
+
+
+def _join(
+    session: Session, policy: Policy, grant: GrantClass, place: Place, recipients: list[Recipient]
+) -> None:
+    if grant.scope is None and grants_can_circle(grant):
+        _refuse_circles(session, place, recipients)
+    keyring = _holder(session, place)
+    store = KeyStore(session, place.owner_class, policy.seals)
+    if grant.history == "from_join" and not _is_nobodys(store, grant, place, keyring):
+        if grant.scope is None:
+            start_epoch(session, policy, place, keyring, recipients)
+        else:
+            start_scope_epoch(session, policy, place, grant.scope, keyring, recipients)
+        return
+    if keyring is None:
+        _note_pending(session, policy, store, grant, place, recipients)
+        return
+    purpose = Purpose.ROOT if grant.scope is None else Purpose.DATA
+    for key in keyring.keys_of(place.owner):
+        wanted = key.purpose is purpose and key.scope == (grant.scope or "")
+        # Of root keys the active one: the others hang on it. A scope's keys hang on none that is granted.
+        if wanted and (purpose is Purpose.DATA or key.state is KeyState.ACTIVE):
+            opened = keyring.open(key.key_id)
+            if opened is not None:
+                keyring.add_stored(place.owner, [grant_to(session, policy, store, opened, recipients)])
+
+
+def _refuse_circles(session: Session, place: Place, recipients: list[Recipient]) -> None:
+    """Two owners that reach each other's keys cannot shut anybody out: each one's new key would be sealed to
+    the other one's old key, which who left still has."""
+    seen, frontier = {place}, [place]
+    while frontier:
+        reached = set()
+        for owner_class in {one.owner_class for one in frontier}:
+            keys = [one.primary_key for one in frontier if one.owner_class is owner_class]
+            for grant in owner_class.grants_to:
+                if grant.scope is None:
+                    query = select(*grant.of.columns).where(tuple_(*grant.to.columns).in_(keys))
+                    rows = session.execute(query, bind_arguments={"mapper": grant.mapper}).all()
+                    reached |= {Place(grant.of.owner_class, tuple(row)) for row in rows}
+        frontier = list(reached - seen)
+        seen |= reached
+    for one in recipients:
+        recipient = Place(one.grant_class.to.owner_class, one.primary_key)
+        if recipient in seen:
+            raise GrantError(
+                f"{_name(place)} holds the key of {_name(recipient)} already, by itself or through others; "
+                "granted to each other, neither could shut anybody out again. Share a scope, or let both be "
+                "members of a third."
+            )
+
+
+def _name(place: Place) -> str:
+    return f"{place.owner_class.name} {', '.join(map(str, place.primary_key))}"
+
+
+def _is_nobodys(store: KeyStore, grant: GrantClass, place: Place, keyring: Keyring | None) -> bool:
+    """Whether an owner was just enrolled, and these are the first to get its key: they read what was written
+    with the enrolment, which nobody could read otherwise."""
+    root = keyring.current(place.owner, Purpose.ROOT) if keyring is not None else None
+    if root is None or root.granted or grant.scope is not None:
+        return False
+    return not store.load_slots([root.key_id])
+
+
+def _note_pending(
+    session: Session,
+    policy: Policy,
+    store: KeyStore,
+    grant: GrantClass,
+    place: Place,
+    recipients: list[Recipient],
+) -> None:
+    purpose = Purpose.ROOT if grant.scope is None else Purpose.DATA
+    key = next(
+        (
+            one.stored
+            for one in usable(store.load([place.primary_key]))
+            if one.stored.purpose is purpose
+            and one.stored.state is KeyState.ACTIVE
+            and one.stored.scope == (grant.scope or "")
+        ),
+        None,
+    )
+    if key is None:
+        raise NotEnrolledError(
+            f"A {grant.mapper.class_.__name__} grants the key of a {place.owner_class.name} that has none; "
+            "enroll it first: envelope.enroll(session, owner)."
+        )
+    rows = []
+    for one in recipients:
+        pending = pending_grant(key.key_id, grant.granting_row(one.row_key))
+        recipient = grant.to.owner_class.owner_id(one.primary_key)
+        rows.append((one.row_key, replace(pending, recipient=recipient)))
+    GrantStore(session, grant, policy.seals).insert(rows)
+    store.add_granted([(key.key_id, len(rows))])
+    policy.emit(AuditEvent("grant_pending", place.owner_class.name, count=len(rows)))
+
+
+def _holder(session: Session, place: Place) -> Keyring | None:
+    """The keyring here that reaches the owner's root key."""
+    for unlocked in context.unlocked_sessions(session):
+        if unlocked.on_demand:
+            unlocked.prepare_write(session, place.owner_class, [place.primary_key], 0)
+        keyring = unlocked.keyring_for(place.owner, session)
+        if keyring is not None:
+            return keyring
+    return None

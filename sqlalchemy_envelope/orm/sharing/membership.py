@@ -1,0 +1,103 @@
+"""Keys that others share change hands: before an unlocked session writes under one, it looks whether somebody
+was removed since, or a new epoch was started elsewhere. Once in each transaction, with two queries."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+from weakref import ref
+
+from sqlalchemy import Delete, TextClause, Update
+
+from sqlalchemy_envelope.keys.model import Purpose
+from sqlalchemy_envelope.orm.sharing.settle import Opening, follow_grants, load_owners, settle
+from sqlalchemy_envelope.orm.tables.grant_rows import count_grants
+from sqlalchemy_envelope.orm.tables.key_grant import has_grants
+from sqlalchemy_envelope.orm.tables.key_rows import KeyStore
+from sqlalchemy_envelope.orm.tables.owners import owner_class_of
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping
+
+    from sqlalchemy.orm import Session
+
+    from sqlalchemy_envelope.keys.keyring import Keyring, OwnerId
+    from sqlalchemy_envelope.orm.current.policy import Policy
+    from sqlalchemy_envelope.orm.tables.owners import OwnerClass, Place
+
+_LOOKED = "sqlalchemy_envelope.looked"
+
+
+def freshen(
+    session: Session,
+    policy: Policy,
+    keyring: Keyring,
+    known_places: Mapping[OwnerId, Place],
+    owner_class: OwnerClass,
+    keys: Collection[tuple[Any, ...]],
+) -> None:
+    """See to it that what is written for these owners is under keys that only present members hold."""
+    places = {owner_class.owner_id(key): key for key in keys}
+    held = {
+        place.owner: place
+        for owner, place in known_places.items()
+        if owner in places and keyring.current(owner, Purpose.ROOT) is not None
+    }
+    looked = looked_at(session)
+    waiting = {owner: place for owner, place in held.items() if (owner, id(keyring)) not in looked}
+    if not waiting:
+        return
+    looked.update((owner, id(keyring)) for owner in waiting)
+    known = {}
+    for owner in waiting:
+        for key in keyring.keys_of(owner):
+            if keyring.current(owner, key.purpose, key.scope) == key:
+                known[key.key_id] = owner
+    store = KeyStore(session, owner_class, policy.seals)
+    granted = store.load_granted(known)
+    counts = count_grants(session, owner_class.grants_of, known)
+    due = {
+        owner
+        for key_id, owner in known.items()
+        if granted.get(key_id) is None
+        or key_id in keyring.distrusted
+        or granted[key_id] != (counts[key_id].rows if key_id in counts else 0)
+        or (key_id in counts and counts[key_id].stale)
+    }
+    if not due:
+        return
+    with session.no_autoflush:
+        start = [place for owner, place in waiting.items() if owner in due]
+        load_owners(session, policy, keyring, start)
+        everybody = list(known_places.values())
+        found = follow_grants(session, policy, keyring, everybody)
+        settle(session, policy, keyring, Opening({p.owner: p for p in start}, found.grants))
+
+
+def forget_looks(session: Session, *_: object) -> None:
+    """Something was granted or revoked in this transaction, or rolled back: look again."""
+    session.info.pop(_LOOKED, None)
+
+
+def on_statement(session: Session, statement: object) -> None:
+    """A statement that may remove or change granting rows past the unit of work comes: look again."""
+    if session.info.get(_LOOKED) is None:
+        return
+    if isinstance(statement, TextClause):
+        if not statement.text.lstrip().upper().startswith("SELECT"):
+            forget_looks(session)
+    elif isinstance(statement, (Delete, Update)) and (
+        # Of recipients too: their grants go with them.
+        has_grants(statement.table) or owner_class_of(statement.table) is not None
+    ):
+        forget_looks(session)
+
+
+def looked_at(session: Session) -> set[Any]:
+    """What was looked at in the session's present transaction."""
+    transaction = session.get_transaction()
+    noted = session.info.get(_LOOKED)
+    if noted is None or transaction is None or noted[0]() is not transaction:
+        noted = (ref(transaction) if transaction is not None else lambda: None, set())
+        session.info[_LOOKED] = noted
+    looked: set[Any] = noted[1]
+    return looked

@@ -1,0 +1,144 @@
+"""Keys whose rows were rolled back are never used again: what is written under them could never be read.
+
+An enrolment becomes real with the commit of its transaction. Until then the keyrings that hold its keys are
+noted here by session, and a rollback, of a savepoint too, takes the keys out of them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol
+from weakref import WeakSet
+
+from sqlalchemy import event
+from sqlalchemy.orm import Session
+
+from sqlalchemy_envelope.exceptions import EnrollmentError
+from sqlalchemy_envelope.orm.tables.grant_rows import count_grants
+from sqlalchemy_envelope.orm.tables.key_rows import KeyStore
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from sqlalchemy.orm import SessionTransaction
+
+    from sqlalchemy_envelope.keys.keyring import Keyring, OwnerId
+    from sqlalchemy_envelope.keys.model import StoredKey
+    from sqlalchemy_envelope.orm.current.policy import Policy
+    from sqlalchemy_envelope.orm.tables.owners import Place
+
+_UNREACHABLE = "sqlalchemy_envelope.unreachable"
+_FRESH = "sqlalchemy_envelope.fresh"
+
+
+@dataclass(eq=False)
+class _Enrolment:
+    owner: OwnerId
+    within: list[SessionTransaction]
+    """The transactions around it, innermost first; all must commit."""
+    holders: WeakSet[KeyHolder] = field(default_factory=WeakSet)
+    committed: Callable[[], None] | None = None
+    undo: Callable[[], None] | None = None
+
+
+class KeyHolder(Protocol):
+    """What has keys that may have to go."""
+
+    def drop(self, owner: OwnerId) -> None:
+        """Forget an owner's keys."""
+
+
+def note_enrolment(
+    session: Session, owner: OwnerId, unlocked: KeyHolder, committed: Callable[[], None] | None = None
+) -> None:
+    """Keys of this owner were written in the session's current transaction; `committed` is called when that
+    is for good."""
+    enrolment = _note(session, owner)
+    enrolment.committed = committed
+    enrolment.holders.add(unlocked)
+
+
+def note_new_keys(
+    session: Session,
+    keyring: Keyring,
+    owner: OwnerId,
+    made: Iterable[StoredKey],
+    replaced: Iterable[StoredKey] = (),
+) -> None:
+    """An owner who has keys got new ones in the session's current transaction; a rollback takes them out of
+    the keyring, and makes current again what they replaced."""
+    key_ids, before = [key.key_id for key in made], list(replaced)
+    _note(session, owner).undo = lambda: keyring.take_back(owner, key_ids, before)
+
+
+def _note(session: Session, owner: OwnerId) -> _Enrolment:
+    if not event.contains(Session, "after_transaction_end", _ended):
+        event.listen(Session, "after_commit", _committed)
+        event.listen(Session, "after_transaction_end", _ended)
+    within = []
+    transaction = session.get_nested_transaction() or session.get_transaction()
+    while transaction is not None:
+        within.append(transaction)
+        transaction = transaction.parent
+    enrolment = _Enrolment(owner, within)
+    session.info.setdefault(_FRESH, []).append(enrolment)
+    return enrolment
+
+
+def note_unreachable(session: Session, policy: Policy, place: Place) -> None:
+    """This owner was enrolled without a slot: somebody has to be granted its key before the commit."""
+    if not event.contains(Session, "before_commit", _require_reachable):
+        event.listen(Session, "before_commit", _require_reachable)
+    session.info.setdefault(_UNREACHABLE, []).append((place, policy))
+
+
+def _require_reachable(session: Session) -> None:
+    waiting = session.info.pop(_UNREACHABLE, ())
+    if not waiting:
+        return
+    session.flush()
+    for place, policy in waiting:
+        store = KeyStore(session, place.owner_class, policy.seals)
+        roots = [one.stored.key_id for one in store.load_active_roots([place.primary_key]).values()]
+        counts = (
+            count_grants(session, place.owner_class.grants_of, roots) if place.owner_class.grants_of else {}
+        )
+        if roots and not any(count.rows > count.pending for count in counts.values()):
+            session.info.setdefault(_UNREACHABLE, []).append((place, policy))
+            raise EnrollmentError(
+                f"Nobody could open the keys of a new {place.owner_class.name} after this commit: add a "
+                "grant of it to somebody who is enrolled, or enroll it with `secret=` or `provider=`."
+            )
+
+
+def note_unlock(session: Session, owner: OwnerId, unlocked: KeyHolder) -> None:
+    """An owner was unlocked; if its enrolment has not been committed yet, its keys may still go."""
+    for enrolment in session.info.get(_FRESH, ()):
+        if enrolment.owner == owner and enrolment.undo is None:
+            enrolment.holders.add(unlocked)
+
+
+def _committed(session: Session) -> None:
+    transaction = session.get_nested_transaction() or session.get_transaction()
+    for enrolment in session.info.get(_FRESH, ()):
+        if transaction in enrolment.within:
+            enrolment.within.remove(transaction)
+            if not enrolment.within and enrolment.committed is not None:
+                enrolment.committed()
+                enrolment.committed = None
+
+
+def _ended(session: Session, transaction: SessionTransaction) -> None:
+    fresh = session.info.get(_FRESH)
+    if not fresh:
+        return
+    for enrolment in fresh[::-1]:  # the newest first: each makes current what was before it
+        if transaction in enrolment.within:
+            if enrolment.undo is not None:
+                enrolment.undo()
+            for unlocked in list(enrolment.holders):
+                unlocked.drop(enrolment.owner)
+            enrolment.within.clear()
+            waiting = session.info.get(_UNREACHABLE, [])
+            waiting[:] = [one for one in waiting if one[0].owner != enrolment.owner]
+    fresh[:] = [enrolment for enrolment in fresh if enrolment.within]

@@ -1,0 +1,89 @@
+"""Reaching an owner's root keys through a slot; a new epoch where the present one's maker is unproven."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from sqlalchemy_envelope.crypto.sealing import is_sealed
+from sqlalchemy_envelope.exceptions import EnvelopeError
+from sqlalchemy_envelope.keys.hierarchy import is_proven
+from sqlalchemy_envelope.keys.slots import adopted_slot, open_slot
+from sqlalchemy_envelope.orm.sharing.epochs import start_epoch
+from sqlalchemy_envelope.orm.tables.key_rows import KeyStore
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from sqlalchemy.orm import Session
+
+    from sqlalchemy_envelope.crypto.secret import KeyBytes
+    from sqlalchemy_envelope.keys.keyring import Keyring
+    from sqlalchemy_envelope.keys.model import OpenedKey, StoredKey, StoredSlot
+    from sqlalchemy_envelope.orm.current.policy import Policy
+    from sqlalchemy_envelope.orm.tables.owners import Place
+
+
+class OpenedRoot(NamedTuple):
+    """The active root key, through the slot that opened it, with the retired ones that its KEK opens too."""
+
+    root: OpenedKey
+    slot: StoredSlot
+    kek: KeyBytes
+    older: list[OpenedKey]
+    slots: list[tuple[StoredSlot, OpenedKey]]
+    """The slots that this KEK opens, with the root key in each; that of the active one first."""
+    vouching: list[OpenedKey]
+    """Those of them that nobody without the KEK can have put there."""
+    trusted: bool
+
+
+def open_with_kek(
+    policy: Policy,
+    keys: Sequence[StoredKey],
+    root: StoredKey,
+    slot: StoredSlot,
+    slots: Sequence[StoredSlot],
+    kek: KeyBytes,
+) -> OpenedRoot:
+    """The active root key through a slot with its KEK, and the retired ones that the same KEK opens.
+
+    Raises: as `open_slot`.
+    """
+    opened = open_slot(slot, root, kek)
+    older, trusted, reached = [], [], [(slot, opened)]
+    for one in slots:
+        like = one.kdf == slot.kdf and one.recipient_public_key == slot.recipient_public_key
+        key = next((key for key in keys if key.key_id == one.key_id), None)
+        if one.slot_id == slot.slot_id or key is None or not like:
+            continue
+        try:
+            before = open_slot(one, key, kek)
+        except EnvelopeError:
+            continue  # what hangs on it stays locked; the active root key is not the worse for it
+        older.append(before)
+        reached.append((one, before))
+        if not is_sealed(one.wrapped):
+            trusted.append(before)
+    # A sealed slot can be made by anybody; a wrapped one by nobody without the KEK.
+    genuine = not is_sealed(slot.wrapped) or policy.seals.is_on or is_proven(root, trusted)
+    return OpenedRoot(opened, slot, kek, older, reached, trusted, genuine)
+
+
+def renew(
+    session: Session, policy: Policy, place: Place, keyring: Keyring, found: OpenedRoot
+) -> list[tuple[StoredSlot, OpenedKey]]:
+    """Start an epoch in place of one that somebody else may have made, and keep its slot: the slot and the
+    new root key."""
+    vouching = max(found.vouching, key=lambda one: one.stored.epoch, default=None)
+    start_epoch(session, policy, place, keyring, vouching=vouching)
+    root = keyring.root(place.owner)
+    if root is None:
+        return []
+    store, kept = KeyStore(session, place.owner_class, policy.seals), []
+    for slot in store.load_slots([root.stored.key_id], found.slot.kind):
+        like = (slot.kdf, slot.recipient_public_key) == (found.slot.kdf, found.slot.recipient_public_key)
+        if like:
+            adopted = adopted_slot(slot, root, found.kek)
+            store.replace_slot(slot, adopted)
+            kept.append((adopted, root))
+    return kept

@@ -1,0 +1,337 @@
+"""What an unlocked owner reaches beyond its own keys, and what is put in order on the way.
+
+Grants lead from owner to owner: a user to its groups, a group to larger ones and to what its members share
+with it. They are followed level by level, one query for each class of grants and one for each class of
+owners, and no owner twice.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, NamedTuple
+
+from sqlalchemy_envelope.crypto.sealing import is_sealed
+from sqlalchemy_envelope.crypto.secret import KeyBytes
+from sqlalchemy_envelope.exceptions import EnvelopeError, KeyNotFoundError, TamperedKeyError
+from sqlalchemy_envelope.keys.grants import adopted_grant, sealed_grant, way_through
+from sqlalchemy_envelope.keys.hierarchy import (
+    check_generations,
+    describe,
+    is_proven,
+    link_to_newer_root,
+    open_wrap,
+    short,
+    wrap_under_root,
+)
+from sqlalchemy_envelope.keys.model import GrantState, KeyState, OpenedKey, Purpose
+from sqlalchemy_envelope.orm.current.audit import AuditEvent
+from sqlalchemy_envelope.orm.sharing.epochs import Recipient, roots_of, start_epoch, start_scope_epoch
+from sqlalchemy_envelope.orm.sharing.rollbacks import note_new_keys
+from sqlalchemy_envelope.orm.tables.grant_rows import GrantCounts, GrantStore, count_grants
+from sqlalchemy_envelope.orm.tables.key_rows import KeyStore
+from sqlalchemy_envelope.orm.tables.owners import Place
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from sqlalchemy.orm import Session
+
+    from sqlalchemy_envelope.keys.keyring import Keyring, OwnerId
+    from sqlalchemy_envelope.keys.model import KeyId, StoredGrant, StoredKey
+    from sqlalchemy_envelope.orm.current.policy import Policy
+    from sqlalchemy_envelope.orm.tables.key_rows import OwnedKey
+    from sqlalchemy_envelope.orm.tables.owners import GrantClass
+
+MAX_LEVELS = 8
+"""Most grants from an unlocked owner to another: groups in groups in groups."""
+
+Places = dict["OwnerId", Place]
+
+
+class Opening(NamedTuple):
+    """What was found: the owners whose root keys are held, and the grants that led to keys."""
+
+    places: Places
+    grants: list[tuple[GrantClass, StoredGrant]]
+
+
+def follow_grants(session: Session, policy: Policy, keyring: Keyring, start: Iterable[Place]) -> Opening:
+    """Load everything that these owners were granted, and what that leads to, into the keyring, unopened."""
+    found = Opening({place.owner: place for place in start}, [])
+    frontier = list(found.places.values())
+    for _ in range(MAX_LEVELS):
+        reached: Places = {}
+        for owner_class in {place.owner_class for place in frontier}:
+            keys = [place.primary_key for place in frontier if place.owner_class is owner_class]
+            for grant_class in owner_class.grants_to:
+                _follow(session, policy, keyring, grant_class, keys, found, reached)
+        frontier = list(reached.values())
+        for owner_class in {place.owner_class for place in frontier}:
+            some = [place for place in frontier if place.owner_class is owner_class]
+            load_owners(session, policy, keyring, some)
+        if not frontier:
+            break
+    return found
+
+
+def _follow(
+    session: Session,
+    policy: Policy,
+    keyring: Keyring,
+    grant_class: GrantClass,
+    recipients: list[tuple[object, ...]],
+    found: Opening,
+    reached: Places,
+) -> None:
+    owner_class = grant_class.of.owner_class
+    for grant, broken, owned in GrantStore(session, grant_class, policy.seals).load_to(recipients):
+        error = broken or owned.error
+        try:
+            if error is None and not _grants(grant_class, owned.stored):
+                error = TamperedKeyError(
+                    f"A stored grant of {owner_class.name} grants another key than its class may."
+                )
+            way = None if error is not None else way_through(grant, owned.stored)
+            keyring.add_stored(owned.owner, [owned.stored] if owned.owner not in found.places else [])
+        except TamperedKeyError as altered:
+            error, way = error or altered, None
+        if error is not None:
+            policy.emit(AuditEvent("grant_refused", owner_class.name, key_id=short(owned.stored)))
+            keyring.refuse(owned.owner, error, altogether=owned.error is not None)
+        elif way is not None:
+            keyring.add_way(owned.stored.key_id, way)
+            found.grants.append((grant_class, grant))
+        else:
+            continue
+        # Of who is refused too, so that values under their keys are known for theirs, and the reason is told.
+        if grant_class.scope is None and owned.owner not in found.places:
+            place = Place(owner_class, owned.primary_key)
+            found.places[owned.owner] = reached[owned.owner] = place
+
+
+def _grants(grant_class: GrantClass, key: StoredKey) -> bool:
+    if grant_class.scope is None:
+        return key.purpose is Purpose.ROOT
+    return key.purpose is Purpose.DATA and key.scope == grant_class.scope
+
+
+def load_owners(session: Session, policy: Policy, keyring: Keyring, places: list[Place]) -> None:
+    """Load every key of these owners, of one class, into the keyring, unopened."""
+    store = KeyStore(session, places[0].owner_class, policy.seals)
+    by_owner: dict[OwnerId, list[OwnedKey]] = {}
+    for one in store.load([place.primary_key for place in places]):
+        by_owner.setdefault(one.owner, []).append(one)
+    for owner, rows in by_owner.items():
+        error = next((row.error for row in rows if row.error is not None), None)
+        try:
+            keyring.add_stored(owner, [row.stored for row in rows])
+            check_generations([row.stored for row in rows])
+        except EnvelopeError as altered:
+            error = error or altered
+        if error is not None:
+            policy.emit(AuditEvent("keys_refused", places[0].owner_class.name))
+            keyring.refuse(owner, error, altogether=True)
+        elif any(_hangs_on_nothing(row.stored, rows) for row in rows):
+            lost = KeyNotFoundError("A key is wrapped under a root key that its owner does not have.")
+            keyring.refuse(owner, lost, altogether=False)
+
+
+def _hangs_on_nothing(key: StoredKey, rows: Iterable[OwnedKey]) -> bool:
+    if key.purpose is Purpose.ROOT or key.state is KeyState.DESTROYED:
+        return False
+    return key.wrapped is None or all(key.wrapping_key_id != row.stored.key_id for row in rows)
+
+
+def settle(session: Session, policy: Policy, keyring: Keyring, found: Opening) -> None:
+    """Put in order what waited for a holder of these keys: adopt what was sealed, grant what is pending, and
+    start new epochs where somebody was removed or where an epoch's maker is not proven."""
+    unproven = _adopt_grants(session, policy, keyring, found)
+    # Before anything else: an older root key that is linked to one that somebody planted would be theirs.
+    for owner, (key_id, vouching) in unproven.items():
+        keyring.distrusted.add(key_id)
+        if owner in found.places:
+            start_epoch(session, policy, found.places[owner], keyring, vouching=vouching)
+    for owner, place in found.places.items():
+        root = keyring.current(owner, Purpose.ROOT)
+        if root is not None and (owner not in unproven or root.key_id != unproven[owner][0]):
+            try:
+                _settle_owner(session, policy, keyring, place)
+            except EnvelopeError as error:
+                keyring.refuse(owner, error, altogether=True)
+                policy.emit(AuditEvent("keys_refused", place.owner_class.name))
+    _settle_grants(session, policy, keyring, found.places)
+
+
+def _adopt_grants(
+    session: Session, policy: Policy, keyring: Keyring, found: Opening
+) -> dict[OwnerId, tuple[KeyId, OpenedKey]]:
+    """Wrap what was sealed under the recipients' own root keys; tells whose active root key is not to be
+    trusted, with the newest one that is."""
+    adopted: dict[GrantClass, list[StoredGrant]] = {}
+    trusted: dict[OwnerId, list[OpenedKey]] = {}
+    unproven: dict[OwnerId, tuple[KeyId, OpenedKey]] = {}
+    sealed = [one for one in found.grants if one[1].state is GrantState.SEALED]
+    # The older first: each epoch vouches for the next.
+    for grant_class, grant in sorted(sealed, key=lambda one: keyring.epoch_of(one[1].key_id)):
+        owner = keyring.owner_of_key(grant.key_id)
+        try:
+            key, recipient = keyring.open(grant.key_id), keyring.open(grant.recipient_key_id)
+            if key is None or recipient is None:
+                continue
+            if key.stored.purpose is Purpose.ROOT and not policy.seals.is_on:
+                if owner not in trusted:
+                    trusted[owner] = _adopted_before(keyring, found, owner)
+                known = trusted[owner]
+                is_known = not known or any(one.stored.key_id == key.stored.key_id for one in known)
+                # By the newest alone: an older one is known to those who were removed since.
+                newest = max(known, key=lambda one: one.stored.epoch, default=key)
+                if not (is_known or is_proven(key.stored, [newest])):
+                    if key.stored.state is KeyState.ACTIVE:
+                        unproven[owner] = key.stored.key_id, newest
+                    continue
+                trusted[owner].append(key)
+            adopted.setdefault(grant_class, []).append(adopted_grant(grant, key, recipient))
+        except EnvelopeError as error:
+            keyring.refuse(owner, error, altogether=False)
+            policy.emit(
+                AuditEvent("grant_refused", grant_class.of.owner_class.name, key_id=grant.key_id.hex[:8])
+            )
+    for grant_class, grants in adopted.items():
+        GrantStore(session, grant_class, policy.seals).replace(grants)
+        policy.emit(AuditEvent("grant_adopted", grant_class.of.owner_class.name, count=len(grants)))
+    return unproven
+
+
+def _adopted_before(keyring: Keyring, found: Opening, owner: OwnerId) -> list[OpenedKey]:
+    """The root keys of an owner that were adopted at an earlier unlock. Nobody but their recipient can have
+    wrapped them so; what is sealed, anybody can have made."""
+    adopted = []
+    for grant_class, grant in found.grants:
+        stored = keyring.stored(grant.key_id)
+        mine = grant_class.scope is None and grant.state is GrantState.ADOPTED
+        if not mine or stored is None or keyring.owner_of_key(grant.key_id) != owner:
+            continue
+        try:
+            # Through this very grant: what another way opens says nothing about who wrote this row.
+            way, parent = way_through(grant, stored), keyring.open(grant.recipient_key_id)
+            if way is not None and parent is not None:
+                adopted.append(open_wrap(stored, way, parent))
+        except EnvelopeError:
+            continue
+    return adopted
+
+
+def _settle_owner(session: Session, policy: Policy, keyring: Keyring, place: Place) -> None:
+    """An owner's own keys: what was sealed to its root key, what has no link to it, scopes without a key."""
+    owner, changed, unproven = place.owner, [], []
+    keys = keyring.keys_of(owner)
+    sealed = [key for key in keys if key.wrapped is not None and is_sealed(key.wrapped)]
+    shared = all(one.history == "shared" for one in place.owner_class.grants_of if one.scope is None)
+    unlinked = [
+        key
+        for key in keys
+        if key.purpose is Purpose.ROOT and key.state is KeyState.RETIRED and key.wrapped is None and shared
+    ]
+    here = {key.scope for key in keys if key.purpose is Purpose.DATA}
+    missing = place.owner_class.scopes - here
+    if not (sealed or unlinked or missing):
+        return
+    root = keyring.root(owner)
+    if root is None:
+        return
+    for key in sealed:
+        opened = keyring.open(key.key_id)
+        if opened is None:
+            continue
+        # With the row as it is now: it may have been opened when it was still active.
+        changed.append(wrap_under_root(OpenedKey(key, opened.key), root))
+        if key.purpose is Purpose.DATA and key.state is KeyState.ACTIVE and not policy.seals.is_on:
+            unproven.append(key.scope)
+    for key in unlinked:
+        older = keyring.open(key.key_id)
+        if older is not None:
+            changed.append(link_to_newer_root(OpenedKey(key, older.key), root))
+    store = KeyStore(session, place.owner_class, policy.seals)
+    store.replace_keys(changed)
+    keyring.add_stored(owner, changed)
+    writes = sum(key.purpose is Purpose.WRITE for key in sealed)
+    if writes:
+        policy.emit(AuditEvent("write_epoch_adopted", place.owner_class.name, count=writes))
+    # A destroyed key is in no keyring, and its epoch is taken.
+    taken = [one.stored for one in store.load([place.primary_key])] if missing else []
+    data = sorted((key for key in taken if key.purpose is Purpose.DATA), key=lambda key: key.epoch)
+    epochs = {key.scope: key.epoch for key in data}
+    new = [
+        describe(
+            KeyBytes.generate(),
+            root.stored.owner_reference,
+            Purpose.DATA,
+            scope=scope,
+            epoch=epochs.get(scope, 0) + 1,
+        )
+        for scope in sorted(missing)
+    ]
+    made = [OpenedKey(wrap_under_root(one, root), one.key) for one in new]
+    store.insert_keys([(place.primary_key, one.stored) for one in made])
+    keyring.add(owner, made)
+    if made:
+        note_new_keys(session, keyring, owner, [one.stored for one in made])
+    for scope in unproven:
+        start_scope_epoch(session, policy, place, scope, keyring)
+
+
+def _settle_grants(session: Session, policy: Policy, keyring: Keyring, places: Places) -> None:
+    classes = list({grant for place in places.values() for grant in place.owner_class.grants_of})
+    if not classes:
+        return
+    granted = {
+        key.key_id: (place, key)
+        for owner, place in places.items()
+        if place.owner_class.grants_of
+        for key in keyring.keys_of(owner)
+        if key.state is KeyState.ACTIVE and key.purpose in (Purpose.ROOT, Purpose.DATA)
+    }
+    counts = count_grants(session, classes, granted)
+    renewed: set[OwnerId] = set()
+    # Root keys first: a new one brings new data keys.
+    for place, key in sorted(granted.values(), key=lambda one: one[1].purpose is not Purpose.ROOT):
+        count = counts.get(key.key_id, GrantCounts(0, 0, 0))
+        is_left = count.rows != key.granted or count.stale > 0
+        if not (is_left or count.pending) or place.owner in renewed:
+            continue
+        try:
+            if keyring.open(key.key_id) is None:
+                continue
+            if not is_left:
+                grant_pending(session, policy, keyring, place, key)
+            elif key.purpose is Purpose.ROOT:
+                start_epoch(session, policy, place, keyring)
+                renewed.add(place.owner)
+            else:
+                start_scope_epoch(session, policy, place, key.scope, keyring)
+        except EnvelopeError as error:
+            keyring.refuse(place.owner, error, altogether=False)
+            policy.emit(AuditEvent("grant_refused", place.owner_class.name, key_id=short(key)))
+
+
+def grant_pending(session: Session, policy: Policy, keyring: Keyring, place: Place, key: StoredKey) -> None:
+    """Seal a key to those to whom it was granted while nobody present held it."""
+    opened = keyring.open(key.key_id)
+    if opened is None:
+        return
+    for grant_class in place.owner_class.grants_of:
+        if not _grants(grant_class, key):
+            continue
+        store = GrantStore(session, grant_class, policy.seals)
+        waiting = store.load_of([key.key_id], GrantState.PENDING)
+        to = [Recipient(grant_class, row_key, recipient) for _, row_key, recipient in waiting]
+        roots = roots_of(session, policy, to, strict=False)
+        sealed = []
+        for (grant, _, recipient), _ in zip(waiting, to, strict=True):
+            root = roots.get(grant_class.to.owner_class.owner_id(recipient))
+            if root is not None:
+                made = sealed_grant(opened, grant.granting_row, root, grant.grant_id)
+                sealed.append(replace(made, recipient=grant.recipient))
+        store.replace(sealed)
+        if sealed:
+            policy.emit(AuditEvent("grant_sealed", place.owner_class.name, count=len(sealed)))

@@ -1,0 +1,238 @@
+"""`KeyGrant`: a mapped class whose rows grant a key of one owner to another.
+
+The row is the right. What it takes to use it, the key sealed to the recipient, lies in a companion table with
+a foreign key to the row: delete the row, by whatever means, and the wraps are gone with it.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import uuid
+from typing import TYPE_CHECKING, Any, ClassVar
+from weakref import WeakKeyDictionary
+
+from sqlalchemy import (
+    DateTime,
+    ForeignKey,
+    ForeignKeyConstraint,
+    Index,
+    LargeBinary,
+    String,
+    UniqueConstraint,
+)
+from sqlalchemy.exc import ArgumentError, InvalidRequestError
+from sqlalchemy.orm import Mapped, mapped_column
+
+from sqlalchemy_envelope.exceptions import ConfigurationError
+from sqlalchemy_envelope.orm.tables.owners import KEY_UUID, GrantClass, History, path_through
+
+if TYPE_CHECKING:
+    from sqlalchemy import Column, Table
+    from sqlalchemy.orm import Mapper
+
+    from sqlalchemy_envelope.orm.tables.owners import OwnerClass, OwnerPath
+
+
+class KeyGrant:
+    """Mixin: each row of the class grants a key of one owner to another. Adding one grants, deleting revokes.
+
+    The recipient needs no secret at hand and may be away: the key is sealed to their public key, and is
+    theirs from their next unlock on. Where nobody present holds the key, the grant is pending until a holder
+    unlocks. When a row goes, its wraps go with it and a new epoch starts for those who stay.
+
+    Class keywords:
+        of: the attribute or column that refers to the owner whose key is granted.
+        to: the one that refers to the recipient, a `KeyOwner` too.
+        scope: grant this scope's data key alone; left out, the owner's root key and so every scope.
+        history: "shared", and who joins reads what was written before; or "from_join", and each join
+            starts a new epoch.
+
+    Class attributes:
+        __grant_label__: what grants are bound to in place of the table's name. Pin the old name before a
+            rename.
+    """
+
+    __grant_label__: ClassVar[str | None] = None
+    __grant_options__: ClassVar[tuple[str | tuple[str, ...], str | tuple[str, ...], str | None, History]]
+
+    def __init_subclass__(
+        cls,
+        of: str | tuple[str, ...] | None = None,
+        to: str | tuple[str, ...] | None = None,
+        scope: str | None = None,
+        history: History = "shared",
+        **kwargs: Any,
+    ) -> None:
+        if history not in ("shared", "from_join"):
+            raise ConfigurationError(f"{cls.__name__}: history={history!r}; use 'shared' or 'from_join'.")
+        if of is not None and to is not None:
+            cls.__grant_options__ = of, to, scope, history
+        elif of is not None or to is not None:
+            raise ConfigurationError(f"{cls.__name__}: a KeyGrant names both, of= and to=.")
+        super().__init_subclass__(**kwargs)
+
+
+_grants: WeakKeyDictionary[Mapper[Any], GrantClass] = WeakKeyDictionary()
+_waiting: list[Mapper[Any]] = []
+
+
+def grant_class_of(mapper: Mapper[Any]) -> GrantClass | None:
+    """The grant class of a mapper, its base's for a subclass."""
+    return _grants.get(mapper) or (grant_class_of(mapper.inherits) if mapper.inherits is not None else None)
+
+
+def grants_can_circle(grant: GrantClass) -> bool:
+    """Whether whole keys that are granted through these classes can lead from an owner back to itself."""
+    seen, frontier = {grant.of.owner_class.mapper}, [grant.of.owner_class]
+    while frontier:
+        reached = [one.of.owner_class for way in frontier for one in way.grants_to if one.scope is None]
+        frontier = [one for one in reached if one.mapper not in seen]
+        seen |= {one.mapper for one in reached}
+    return grant.to.owner_class.mapper in seen
+
+
+def has_grants(table: object) -> bool:
+    """Whether the rows of this table grant keys."""
+    # By hash: a statement of the ORM has an annotated copy of the table, equal to it and not the same.
+    return table in {grant.table for grant in list(_grants.values())}
+
+
+def on_mapper(mapper: Mapper[Any], cls: type[Any]) -> bool:
+    """A class was mapped: note a grant, and complete those whose owners are all known by now. Tells whether
+    it is one."""
+    is_grant = issubclass(cls, KeyGrant) and mapper.inherits is None
+    if is_grant:
+        if not hasattr(cls, "__grant_options__"):
+            raise ConfigurationError(
+                f"{cls.__name__} is a KeyGrant and says neither whose key nor to whom: "
+                f"`class {cls.__name__}(KeyGrant, Base, of='group_id', to='user_id')`."
+            )
+        _waiting.append(mapper)
+    for waiting in list(_waiting):
+        paths = _paths(waiting)
+        if paths is not None:
+            _waiting.remove(waiting)
+            _complete(waiting, *paths)
+    return is_grant
+
+
+def check_all() -> None:
+    """Mappers are configured: a grant that is still waiting will never be complete.
+
+    Raises:
+        ConfigurationError: what it refers to is no key owner, has no such scope, or histories differ.
+    """
+    # Registries are configured one by one: what belongs to another may not be yet.
+    for mapper in [one for one in _waiting if one.configured]:
+        of, to, _, _ = mapper.class_.__grant_options__
+        raise ConfigurationError(
+            f"{mapper.class_.__name__}: of={of!r} and to={to!r} must each name the foreign key to the "
+            "primary key of a KeyOwner that has key tables."
+        )
+    for grant in list(_grants.values()):
+        if grant.mapper.configured and grant.of.owner_class.mapper.configured:
+            _check(grant)
+
+
+def _check(grant: GrantClass) -> None:
+    owner_class, name = grant.of.owner_class, grant.mapper.class_.__name__
+    if grant.scope is not None and grant.scope not in owner_class.scopes:
+        raise ConfigurationError(
+            f"{name}: no encrypted column of {owner_class.name} is in scope={grant.scope!r}; declare one, "
+            f"EncryptedType(..., scope={grant.scope!r})."
+        )
+    full = [one for one in owner_class.grants_of if one.scope is None]
+    if len({one.history for one in full}) > 1:
+        names = ", ".join(sorted(one.mapper.class_.__name__ for one in full))
+        raise ConfigurationError(
+            f"{names} all grant the key of {owner_class.name}; give them one history, 'shared' or "
+            "'from_join'."
+        )
+
+
+def _paths(mapper: Mapper[Any]) -> tuple[OwnerPath, OwnerPath] | None:
+    of, to, _, _ = mapper.class_.__grant_options__
+    try:
+        paths = path_through(_columns(mapper, of)), path_through(_columns(mapper, to))
+    except (InvalidRequestError, ArgumentError, KeyError):
+        return None  # a foreign key to a table that is not there yet
+    if paths[0] is None or paths[1] is None:
+        return None
+    if any(path.owner_class.key_class is None for path in (paths[0], paths[1])):
+        return None
+    return paths[0], paths[1]
+
+
+def _columns(mapper: Mapper[Any], names: str | tuple[str, ...]) -> tuple[Column[Any], ...]:
+    return tuple(mapper.columns[name] for name in ((names,) if isinstance(names, str) else names))
+
+
+def _complete(mapper: Mapper[Any], of: OwnerPath, to: OwnerPath) -> None:
+    cls = mapper.class_
+    _, _, scope, history = cls.__grant_options__
+    table: Table = mapper.local_table  # type: ignore[assignment]
+    companion, row_columns = _companion(mapper, table, of.owner_class, to.owner_class)
+    grant = GrantClass(
+        mapper, cls.__grant_label__ or table.name, of, to, scope, history, companion, row_columns
+    )
+    _grants[mapper] = grant
+    of.owner_class.grants_of.append(grant)
+    to.owner_class.grants_to.append(grant)
+
+
+def _now() -> dt.datetime:
+    return dt.datetime.now(dt.UTC)
+
+
+class KeyGrantTable:
+    """What every table of grants has; one row is one key, for one recipient."""
+
+    grant_id: Mapped[uuid.UUID] = mapped_column(KEY_UUID, primary_key=True)
+    state: Mapped[str] = mapped_column(String(16))
+    wrapped: Mapped[bytes | None] = mapped_column(LargeBinary)
+    seal: Mapped[bytes | None] = mapped_column(LargeBinary(48))
+    created_at: Mapped[dt.datetime] = mapped_column(DateTime(timezone=True), default=_now)
+    changed_at: Mapped[dt.datetime | None] = mapped_column(DateTime(timezone=True), onupdate=_now)
+
+
+def _companion(
+    mapper: Mapper[Any], table: Table, of: OwnerClass, to: OwnerClass
+) -> tuple[Table, tuple[Column[Any], ...]]:
+    name = f"{table.name}_keygrant"
+    row_key = tuple(table.primary_key.columns)
+    names = [f"row_{column.key}" for column in row_key]
+    namespace: dict[str, Any] = {
+        "__tablename__": name,
+        "__module__": mapper.class_.__module__,
+        "key_id": mapped_column(
+            KEY_UUID,
+            ForeignKey(of.key_class.__table__.c.key_id, ondelete="CASCADE"),
+            nullable=False,
+            index=True,
+        ),
+        "recipient_key_id": mapped_column(
+            KEY_UUID,
+            ForeignKey(to.key_class.__table__.c.key_id, ondelete="CASCADE"),
+            nullable=True,
+            index=True,
+        ),
+        **{
+            one: mapped_column(column.type, nullable=False)
+            for one, column in zip(names, row_key, strict=True)
+        },
+    }
+    if table.schema is not None:
+        namespace["__table_args__"] = {"schema": table.schema}
+    mapped: Any = mapper.registry.mapped(
+        type(f"{mapper.class_.__name__}KeyGrant", (KeyGrantTable,), namespace)
+    )
+    companion: Table = mapped.__table__
+    columns = tuple(companion.c[one] for one in names)
+    companion.append_constraint(
+        ForeignKeyConstraint(columns, row_key, ondelete="CASCADE", onupdate="CASCADE")
+    )
+    companion.append_constraint(
+        UniqueConstraint(*columns, companion.c.key_id, name=f"uq_{table.name}_keygrant")
+    )
+    Index(f"ix_{name}_row", *columns)
+    return companion, columns

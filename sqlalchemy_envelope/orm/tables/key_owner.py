@@ -1,0 +1,231 @@
+"""`KeyOwner` and the mapped tables that hold its keys, beside the data and with real cascades.
+
+Each owner class gets tables of its own: a foreign key needs one target, and only a foreign key deletes an
+owner's keys with the owner, whoever deletes it.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import uuid
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar, get_args, get_origin
+
+from sqlalchemy import (
+    Column,
+    DateTime,
+    ForeignKey,
+    ForeignKeyConstraint,
+    Index,
+    LargeBinary,
+    String,
+    UniqueConstraint,
+)
+from sqlalchemy.orm import Mapped, declared_attr, mapped_column
+
+from sqlalchemy_envelope.exceptions import ConfigurationError
+from sqlalchemy_envelope.keys.model import KeyState
+from sqlalchemy_envelope.orm.tables.owners import KEY_UUID, OwnerClass, owner_class_of, register
+
+if TYPE_CHECKING:
+    from sqlalchemy import Table
+    from sqlalchemy.orm import Mapper
+
+Owner = TypeVar("Owner")
+
+
+class KeyOwner:
+    """Mixin: instances of the class have keys, in `<table>_key` and `<table>_keyslot`,
+    deleted with their owner.
+
+    Its own `EncryptedType` columns are encrypted with its own key. Other tables refer to it by a foreign key.
+
+    Class keywords:
+        key_tables: False to declare the tables yourself, as `KeyTable[Owner]` and `KeySlotTable[Owner]`.
+
+    Class attributes:
+        __owner_label__: what keys are bound to in place of the table's name. Pin the
+            old name before a rename.
+        __owner_reference__: the name of an immutable, unique attribute to bind keys to in
+            place of the primary key.
+    """
+
+    __owner_label__: ClassVar[str | None] = None
+    __owner_reference__: ClassVar[str | None] = None
+    __key_tables__: ClassVar[bool] = True
+
+    def __init_subclass__(cls, key_tables: bool = True, **kwargs: Any) -> None:
+        if not key_tables:
+            cls.__key_tables__ = False
+        super().__init_subclass__(**kwargs)
+
+
+def _now() -> dt.datetime:
+    return dt.datetime.now(dt.UTC)
+
+
+class _OwnedTable(Generic[Owner]):
+    """What both kinds of table share: they find their owner class in `Table[Owner]`."""
+
+    __owner_class__: ClassVar[OwnerClass]
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        for base in getattr(cls, "__orig_bases__", ()):
+            origin = get_origin(base)
+            if isinstance(origin, type) and issubclass(origin, _OwnedTable):
+                (owner,) = get_args(base)
+                if isinstance(owner, TypeVar):
+                    continue
+                found = owner_class_of(getattr(owner, "__table__", None))
+                if found is None:
+                    raise ConfigurationError(f"{cls.__name__}: {owner.__name__} is not a mapped KeyOwner.")
+                cls.__owner_class__ = found
+        if hasattr(cls, "__owner_class__"):
+            cls._refer(cls.__owner_class__)
+        super().__init_subclass__(**kwargs)
+
+    @classmethod
+    def _refer(cls, owner_class: OwnerClass) -> None:
+        """Add the columns that refer to the owner, before the class is mapped."""
+
+
+class KeyTable(_OwnedTable[Owner]):
+    """Keys of one class of owners. `granted` counts the grants that were made of a key; fewer rows than that,
+    and somebody was removed. Subclass it to choose the table's name or to add columns:
+    `class UserKey(KeyTable[User], Base): __tablename__ = "user_keys"`."""
+
+    key_id: Mapped[uuid.UUID] = mapped_column(KEY_UUID, primary_key=True)
+    owner_reference: Mapped[bytes] = mapped_column(LargeBinary)
+    purpose: Mapped[str] = mapped_column(String(8))
+    scope: Mapped[str] = mapped_column(String(64), default="")
+    epoch: Mapped[int]
+    state: Mapped[str] = mapped_column(String(16))
+    commitment: Mapped[bytes] = mapped_column(LargeBinary(32))
+    public_key: Mapped[bytes] = mapped_column(LargeBinary(32))
+    mlkem_public_key: Mapped[bytes | None] = mapped_column(LargeBinary(1184))
+    wrapped: Mapped[bytes | None] = mapped_column(LargeBinary)
+    proof: Mapped[bytes | None] = mapped_column(LargeBinary(64))
+    granted: Mapped[int] = mapped_column(default=0)
+    seal: Mapped[bytes | None] = mapped_column(LargeBinary(48))
+    created_at: Mapped[dt.datetime] = mapped_column(DateTime(timezone=True), default=_now)
+    retired_at: Mapped[dt.datetime | None] = mapped_column(DateTime(timezone=True))
+
+    @declared_attr
+    @classmethod
+    def wrapping_key_id(cls) -> Mapped[uuid.UUID | None]:
+        """The root key that wraps this one. NO ACTION: deleting a root on which keys depend must fail, while
+        the owner's cascade, checked at the end of the statement, passes."""
+        return mapped_column(KEY_UUID, ForeignKey(f"{_full_name(cls)}.key_id"), index=True)
+
+    @classmethod
+    def _refer(cls, owner_class: OwnerClass) -> None:
+        for name, column in zip(_owner_names(owner_class), owner_class.primary_key, strict=True):
+            single = len(owner_class.primary_key) == 1
+            reference = [ForeignKey(column, ondelete="CASCADE", onupdate="CASCADE")] if single else []
+            setattr(cls, name, mapped_column(column.type, *reference, nullable=False, index=single))
+
+
+class KeySlotTable(_OwnedTable[Owner]):
+    """Key slots of one class of owners: each row is one way to reach a root key."""
+
+    slot_id: Mapped[uuid.UUID] = mapped_column(KEY_UUID, primary_key=True)
+    kind: Mapped[str] = mapped_column(String(16))
+    kdf: Mapped[str | None] = mapped_column(String(128))
+    recipient_public_key: Mapped[bytes | None] = mapped_column(LargeBinary(32))
+    provider_ref: Mapped[str | None] = mapped_column(String(255))
+    provider_wrapped: Mapped[bytes | None] = mapped_column(LargeBinary)
+    wrapped: Mapped[bytes] = mapped_column(LargeBinary)
+    seal: Mapped[bytes | None] = mapped_column(LargeBinary(48))
+    label: Mapped[str | None] = mapped_column(String(255))
+    created_at: Mapped[dt.datetime] = mapped_column(DateTime(timezone=True), default=_now)
+    changed_at: Mapped[dt.datetime | None] = mapped_column(DateTime(timezone=True), onupdate=_now)
+
+    if TYPE_CHECKING:
+        key_id: Mapped[uuid.UUID]
+
+    @classmethod
+    def _refer(cls, owner_class: OwnerClass) -> None:
+        if owner_class.key_class is None:
+            raise ConfigurationError(f"{cls.__name__}: declare `KeyTable[{owner_class.name}]` before it.")
+        target = owner_class.key_class.__table__.c.key_id
+        reference = ForeignKey(target, ondelete="CASCADE")
+        cls.key_id = mapped_column(KEY_UUID, reference, nullable=False, index=True)
+
+
+def _full_name(cls: Any) -> str:
+    arguments = getattr(cls, "__table_args__", None)
+    options = arguments if isinstance(arguments, dict) else (arguments or ({},))[-1]
+    schema = options.get("schema") if isinstance(options, dict) else None
+    return f"{schema}.{cls.__tablename__}" if schema else str(cls.__tablename__)
+
+
+def _owner_names(owner_class: OwnerClass) -> list[str]:
+    key = owner_class.primary_key
+    return ["owner_id"] if len(key) == 1 else [f"owner_{column.key}" for column in key]
+
+
+def on_mapper(mapper: Mapper[Any], cls: type[Any]) -> None:
+    """A class was mapped: note a key owner and make its tables, or complete a key table."""
+    if issubclass(cls, _OwnedTable):
+        _complete(mapper, cls)
+    elif issubclass(cls, KeyOwner):
+        inherited = owner_class_of(mapper.inherits.local_table) if mapper.inherits is not None else None
+        register(mapper.local_table, inherited or _new_owner_class(mapper, cls))
+
+
+def _new_owner_class(mapper: Mapper[Any], cls: type[KeyOwner]) -> OwnerClass:
+    table: Table = mapper.local_table  # type: ignore[assignment]  # a declared class
+    key = tuple(table.primary_key.columns)
+    for column in key:
+        _check_key_type(cls, column)
+    owner_class = OwnerClass(mapper, cls.__owner_label__ or table.name, cls.__owner_reference__, key)
+    register(table, owner_class)
+    if cls.__key_tables__:
+        for base, suffix in ((KeyTable, "key"), (KeySlotTable, "keyslot")):
+            _generate(base, f"{cls.__name__}{suffix.capitalize()}", f"{table.name}_{suffix}", owner_class)
+    return owner_class
+
+
+def _check_key_type(cls: type[Any], column: Column[Any]) -> None:
+    try:
+        python_type = column.type.python_type
+    except NotImplementedError:
+        return  # a type that does not say; its values are checked when they are bound to
+    if python_type is bool or not issubclass(python_type, (int, str, uuid.UUID, bytes, dt.date)):
+        raise ConfigurationError(
+            f"{cls.__name__}.{column.key}: a key owner's primary key is made of int, str, UUID, bytes or "
+            f"date columns, not {python_type.__name__}."
+        )
+
+
+def _generate(base: Any, name: str, tablename: str, owner_class: OwnerClass) -> None:
+    # Mapped through the registry and not through the owner's declarative base, which may make dataclasses of
+    # its subclasses or have columns of its own.
+    table: Table = owner_class.mapper.local_table  # type: ignore[assignment]
+    namespace: dict[str, Any] = {"__tablename__": tablename, "__owner_class__": owner_class}
+    if table.schema is not None:
+        namespace["__table_args__"] = {"schema": table.schema}
+    namespace["__module__"] = owner_class.mapper.class_.__module__
+    owner_class.mapper.registry.mapped(type(name, (base,), namespace))
+
+
+def _complete(mapper: Mapper[Any], cls: type[Any]) -> None:
+    """Add what needs the whole table, and tell the owner class."""
+    table: Table = mapper.local_table  # type: ignore[assignment]  # a declared class
+    owner_class: OwnerClass = cls.__owner_class__
+    if issubclass(cls, KeySlotTable):
+        owner_class.slot_class = cls
+        return
+    columns = tuple(table.c[name] for name in _owner_names(owner_class))
+    if len(columns) > 1:
+        table.append_constraint(
+            ForeignKeyConstraint(columns, owner_class.primary_key, ondelete="CASCADE", onupdate="CASCADE")
+        )
+        Index(f"ix_{table.name}_owner", *columns)
+    generation = (*columns, table.c.purpose, table.c.scope)
+    table.append_constraint(UniqueConstraint(*generation, table.c.epoch, name=f"uq_{table.name}_epoch"))
+    active = table.c.state == KeyState.ACTIVE
+    # MySQL has no partial index; without its WHERE this one would forbid rotation.
+    Index(
+        f"uq_{table.name}_active", *generation, unique=True, sqlite_where=active, postgresql_where=active
+    ).ddl_if(dialect=("sqlite", "postgresql"))  # type: ignore[arg-type]  # documented to take several
+    owner_class.key_class, owner_class.owner_columns = cls, columns

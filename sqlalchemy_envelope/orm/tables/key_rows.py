@@ -1,0 +1,454 @@
+"""Reading and writing the key tables, in the caller's transaction. Nothing here commits.
+
+What is read is checked against its row seal, and what is written gets one, where server keys are configured.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import uuid
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from sqlalchemy import (
+    LargeBinary,
+    and_,
+    bindparam,
+    func,
+    insert,
+    select,
+    tuple_,
+    type_coerce,
+    update,
+)
+
+from sqlalchemy_envelope.exceptions import (
+    EnvelopeError,
+    KdfParametersError,
+    OwnerMismatchError,
+    RowSealError,
+    TamperedKeyError,
+)
+from sqlalchemy_envelope.keys.model import (
+    KeyState,
+    Purpose,
+    SlotKind,
+    StoredKey,
+    StoredSlot,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+
+    from sqlalchemy import Table
+    from sqlalchemy.orm import Session
+
+    from sqlalchemy_envelope.keys.keyring import OwnerId
+    from sqlalchemy_envelope.keys.model import KeyId
+    from sqlalchemy_envelope.keys.row_seals import RowSeals
+    from sqlalchemy_envelope.orm.tables.owners import OwnerClass
+
+    PrimaryKey = tuple[Any, ...]
+
+MAX_SLOTS = 3
+"""Most secret slots that are tried: each costs a derivation, and planted ones would cost many."""
+CHUNK = 4000
+"""Most values of one `IN`: every supported database takes so many parameters."""
+
+
+class OwnedKey(NamedTuple):
+    """A key row with whose it is: by its foreign key, and by what the owner is bound to."""
+
+    owner: OwnerId
+    primary_key: PrimaryKey
+    stored: StoredKey
+    error: EnvelopeError | None
+    """Why it must not be used, if it must not: told with the row, so that a bad row stops its owner alone."""
+
+
+class Rows:
+    """Statements on the tables of one class, through the session's own connection."""
+
+    def __init__(self, session: Session, mapper: Any, seals: RowSeals) -> None:
+        self._session = session
+        self._bind = {"mapper": mapper}
+        self._seals = seals
+
+    def _execute(self, statement: Any, *rows: Any) -> Any:
+        # No autoflush: values may be waiting for the very key that is being unlocked.
+        with self._session.no_autoflush:
+            return self._session.execute(statement, *rows, bind_arguments=self._bind)
+
+    def _rows(self, query: Any) -> Sequence[Any]:
+        result = self._execute(query)
+        try:
+            rows: Sequence[Any] = result.all()
+            return rows
+        except (TypeError, ValueError, AttributeError):
+            # SQLite stores anything in any column: what SQLAlchemy's own types choke on comes here.
+            raise TamperedKeyError("A stored key or slot holds what its columns cannot hold.") from None
+
+
+class KeyStore(Rows):
+    """The key and slot rows of one class of owners."""
+
+    def __init__(self, session: Session, owner_class: OwnerClass, seals: RowSeals) -> None:
+        super().__init__(session, owner_class.key_class.__mapper__, seals)
+        self._class = owner_class
+        self._keys: Table = owner_class.key_class.__table__
+        self.key_id = self._keys.c.key_id
+        self._slots: Table = owner_class.slot_class.__table__
+
+    def load(self, primary_keys: Sequence[PrimaryKey], *, for_update: bool = False) -> list[OwnedKey]:
+        """Every key of these owners, oldest first. One query for some thousands of owners."""
+        found: list[OwnedKey] = []
+        for some in chunks(primary_keys):
+            query = self._select().where(matches(self._class.owner_columns, some))
+            found += self._owned(query.with_for_update(of=self._keys) if for_update else query)
+        return found
+
+    def load_active_roots(self, primary_keys: Sequence[PrimaryKey]) -> dict[OwnerId, OwnedKey]:
+        """The active root key of each of these owners that has one; its public key is what others seal to."""
+        c, found = self._keys.c, []
+        for some in chunks(primary_keys):
+            query = self._select().where(matches(self._class.owner_columns, some))
+            found += self._owned(query.where(c.purpose == Purpose.ROOT, c.state == KeyState.ACTIVE))
+        return {one.owner: one for one in found}
+
+    def load_held(self, key_ids: Iterable[bytes]) -> list[tuple[OwnedKey, OwnedKey, StoredSlot]]:
+        """These data keys, each with the root key that wraps it and a provider's slot of that. One query for
+        some thousands; what no provider holds is left out."""
+        found = []
+        roots, slots = self._keys.alias(), self._slots
+        columns = [roots.c[column.key] for column in self._class.owner_columns]
+        for some in chunks([uuid.UUID(bytes=key_id) for key_id in key_ids]):
+            query = self.select_keys(*_key_columns(roots), *columns, *_slot_columns(slots))
+            query = query.join(roots, roots.c.key_id == self._keys.c.wrapping_key_id)
+            query = query.join(slots, slots.c.key_id == roots.c.key_id)
+            query = query.where(self._keys.c.key_id.in_(some), slots.c.kind == SlotKind.PROVIDER)
+            for row in self._rows(query):
+                data = self.owned(row)
+                start = _KEY_WIDTH + len(columns) + (self._class.reference_attribute is not None)
+                root_row = row[start : start + _KEY_WIDTH + len(columns)]
+                root = self.owned((*root_row, *row[_KEY_WIDTH + len(columns) : start]))
+                slot = _stored_slot(row[start + len(root_row) :])
+                self._seals.check(slot.seal, self._class.label, slot.sealed_fields())
+                found.append((data, root, slot))
+        return found
+
+    def exists(self, primary_key: PrimaryKey, key_id: KeyId) -> bool:
+        """Whether this owner has this key."""
+        c = self._keys.c
+        mine = matches(self._class.owner_columns, [primary_key])
+        return bool(self._rows(select(c.key_id).where(c.key_id == key_id, mine)))
+
+    def load_granted(self, key_ids: Iterable[KeyId]) -> dict[KeyId, int]:
+        """How many grants were made of these keys, of those that are still active."""
+        c = self._keys.c
+        found: dict[KeyId, int] = {}
+        for some in chunks(list(key_ids)):
+            query = select(c.key_id, c.granted).where(c.key_id.in_(some), c.state == KeyState.ACTIVE)
+            found.update(tuple(row) for row in self._rows(query))
+        return found
+
+    def load_slots(
+        self, key_ids: Iterable[KeyId], kind: SlotKind | None = None, limit: int | None = None
+    ) -> list[StoredSlot]:
+        """The slots of these root keys. One query for some thousands."""
+        c, found = self._slots.c, []
+        for some in chunks(list(key_ids)):
+            query = self._class.selects.get("slots")
+            if query is None:
+                query = select(*_slot_columns(self._slots)).order_by(c.slot_id)
+                self._class.selects["slots"] = query
+            query = query.where(c.key_id.in_(some)).limit(limit)
+            found += [
+                _stored_slot(row)
+                for row in self._rows(query if kind is None else query.where(c.kind == kind))
+            ]
+        for slot in found:
+            self._seals.check(slot.seal, self._class.label, slot.sealed_fields())
+        return found
+
+    def insert_keys(self, keys: Sequence[tuple[PrimaryKey, StoredKey]]) -> None:
+        """Write new key rows, a root before what it wraps."""
+        names = [column.key for column in self._class.owner_columns]
+        rows = [
+            {
+                **vars(key),
+                **dict(zip(names, primary_key, strict=True)),
+                "purpose": key.purpose.value,
+                "state": key.state.value,
+                "seal": self._seal(key),
+            }
+            for primary_key, key in keys
+        ]
+        if rows:
+            self._execute(insert(self._keys), rows)
+
+    def insert_slots(self, slots: Sequence[StoredSlot]) -> None:
+        """Write new slots."""
+        rows = [{**vars(slot), "kind": slot.kind.value, "seal": self._seal(slot)} for slot in slots]
+        if rows:
+            self._execute(insert(self._slots), rows)
+
+    def delete_slots(self, slots: Sequence[StoredSlot]) -> int:
+        """Delete slots: what they opened no longer opens this way. How many were there still."""
+        ids = [one.slot_id for one in slots]
+        return int(self._execute(self._slots.delete().where(self._slots.c.slot_id.in_(ids))).rowcount)
+
+    def label_slots(self, slots: Sequence[StoredSlot], label: str) -> None:
+        """Note something about slots, for people and reports: the label is under no seal."""
+        ids = [one.slot_id for one in slots]
+        self._execute(update(self._slots).where(self._slots.c.slot_id.in_(ids)).values(label=label))
+
+    def replace_slot(self, old: StoredSlot, new: StoredSlot) -> bool:
+        """Replace a slot's wrap, unless somebody else did in the meantime; tells whether it did."""
+        c = self._slots.c
+        statement = update(self._slots).where(c.slot_id == old.slot_id, c.wrapped == old.wrapped)
+        result = self._execute(
+            statement.values(
+                kdf=new.kdf,
+                wrapped=new.wrapped,
+                recipient_public_key=new.recipient_public_key,
+                provider_ref=new.provider_ref,
+                provider_wrapped=new.provider_wrapped,
+                seal=self._seal(new),
+            )
+        )
+        return bool(result.rowcount == 1)
+
+    def replace_keys(self, keys: Sequence[StoredKey]) -> None:
+        """Replace what may change of key rows: what they are bound to, their state and their wrap."""
+        statement = (
+            update(self._keys)
+            .where(self._keys.c.key_id == bindparam("this_key"))
+            .values(
+                owner_reference=bindparam("owner_reference"),
+                state=bindparam("state"),
+                wrapping_key_id=bindparam("wrapping_key_id"),
+                wrapped=bindparam("wrapped"),
+                retired_at=func.coalesce(self._keys.c.retired_at, bindparam("retired_at")),
+                seal=bindparam("seal"),
+            )
+        )
+        now = dt.datetime.now(dt.UTC)
+        rows = [
+            {
+                "this_key": key.key_id,
+                "owner_reference": key.owner_reference,
+                "state": key.state.value,
+                "wrapping_key_id": key.wrapping_key_id,
+                "wrapped": key.wrapped,
+                "retired_at": None if key.state is KeyState.ACTIVE else now,
+                "seal": self._seal(key),
+            }
+            for key in keys
+        ]
+        if rows:
+            self._execute(statement, rows)
+
+    def add_granted(self, counts: Sequence[tuple[KeyId, int]]) -> None:
+        """Count grants that were made of keys."""
+        c = self._keys.c
+        statement = update(self._keys).where(c.key_id == bindparam("this_key"))
+        rows = [{"this_key": key_id, "more": more} for key_id, more in counts]
+        if rows:
+            self._execute(statement.values(granted=c.granted + bindparam("more")), rows)
+
+    def reseal(self) -> int:
+        """Seal every row anew under the active server key, whatever seal it has; how many."""
+        unchecked = KeyStore(self._session, self._class, type(self._seals)())
+        found = unchecked._owned(unchecked._select())
+        keys = [one.stored for one in _parsed(found)]
+        slots = unchecked.load_slots([key.key_id for key in keys if key.purpose is Purpose.ROOT])
+        for table, id_column, sealed in (
+            (self._keys, self._keys.c.key_id, [(key.key_id, self._seal(key)) for key in keys]),
+            (self._slots, self._slots.c.slot_id, [(slot.slot_id, self._seal(slot)) for slot in slots]),
+        ):
+            statement = update(table).where(id_column == bindparam("this")).values(seal=bindparam("seal"))
+            if sealed:
+                self._execute(statement, [{"this": this, "seal": seal} for this, seal in sealed])
+        return len(keys) + len(slots)
+
+    def _seal(self, record: StoredKey | StoredSlot) -> bytes | None:
+        return self._seals.seal(self._class.label, record.sealed_fields()) if self._seals.is_on else None
+
+    def _select(self) -> Any:
+        query = self._class.selects.get("keys")
+        if query is None:
+            c = self._keys.c
+            query = self.select_keys().order_by(c.purpose, c.scope, c.epoch)
+            self._class.selects["keys"] = query
+        return query
+
+    def select_keys(self, *more: Any) -> Any:
+        """Every column that `owned` reads, and more after them."""
+        columns = [*_key_columns(self._keys), *self._class.owner_columns]
+        attribute = self._class.reference_attribute
+        if attribute is None:
+            return select(*columns, *more).select_from(self._keys)
+        table = self._class.primary_key[0].table
+        on = [a == b for a, b in zip(self._class.owner_columns, self._class.primary_key, strict=True)]
+        columns.append(self._class.mapper.columns[attribute])
+        return select(*columns, *more).select_from(self._keys.join(table, and_(*on)))
+
+    def _owned(self, query: Any) -> list[OwnedKey]:
+        return [self.owned(row) for row in self._rows(query)]
+
+    def owned(self, row: Any) -> OwnedKey:
+        """One row of `select_keys`, checked."""
+        end = _KEY_WIDTH + len(self._class.owner_columns)
+        primary_key = tuple(row[_KEY_WIDTH:end])
+        owner = reference = self._class.owner_id(primary_key)
+        try:
+            stored = _stored_key(row)
+        except TamperedKeyError as altered:
+            # A stand-in with its id, so that whoever meets a value under it is told why it does not open.
+            stored = StoredKey(row[0], b"", Purpose.DATA, "", 0, KeyState.RETIRED, b"", b"")
+            return OwnedKey(owner, primary_key, stored, altered)
+        if self._class.reference_attribute is not None:
+            reference = self._class.owner_id((row[end],))
+        error: EnvelopeError | None = None
+        if self._seals.is_on:
+            try:
+                self._seals.check(stored.seal, self._class.label, stored.sealed_fields())
+            except RowSealError as broken:
+                error = broken
+        if stored.owner_reference != reference:
+            error = error or OwnerMismatchError(
+                f"Keys stored for this {self._class.name} are bound to another owner. If its table was "
+                "renamed, pin the old name: `__owner_label__ = 'old_name'` on the class. If its primary key "
+                "was changed, bind the keys anew: envelope.rebind(session, owner, secret=...). If neither, "
+                "they were moved here."
+            )
+        return OwnedKey(owner, primary_key, stored, error)
+
+
+def usable(keys: Iterable[OwnedKey]) -> list[OwnedKey]:
+    """The same keys, if each may be used.
+
+    Raises:
+        RowSealError, OwnerMismatchError: one may not.
+    """
+    found = list(keys)
+    for one in found:
+        if one.error is not None:
+            raise one.error
+    return found
+
+
+def _parsed(keys: Iterable[OwnedKey]) -> Iterator[OwnedKey]:
+    for one in keys:
+        if isinstance(one.error, TamperedKeyError):
+            raise one.error
+        yield one
+
+
+def chunks(values: Sequence[Any]) -> Iterator[Sequence[Any]]:
+    return (values[start : start + CHUNK] for start in range(0, len(values), CHUNK))
+
+
+def matches(columns: Sequence[Any], keys: Sequence[PrimaryKey]) -> Any:
+    if len(columns) == 1:
+        return columns[0].in_([key[0] for key in keys])
+    # Not one condition for each: SQLite takes some hundreds of those.
+    return tuple_(*columns).in_([tuple(key) for key in keys])
+
+
+class RawBytes(LargeBinary):
+    """Bytes as the driver gives them. SQLAlchemy's own type calls `bytes()` on them, and `bytes(n)` of an
+    integer that was planted in a binary column of SQLite allocates n bytes."""
+
+    def result_processor(self, dialect: Any, coltype: object) -> None:
+        """None: nothing is done to them."""
+
+
+def raw(column: Any) -> Any:
+    return type_coerce(column, RawBytes())
+
+
+def stored_bytes(value: object, size: int | None = None) -> bytes:
+    if not isinstance(value, (bytes, bytearray, memoryview)) or size not in (None, len(value)):
+        raise TamperedKeyError(
+            "A stored key has something else than bytes of its size where bytes are stored."
+        )
+    return bytes(value)
+
+
+def _key_columns(keys: Any) -> tuple[Any, ...]:
+    c = keys.c
+    return (
+        c.key_id, raw(c.owner_reference), c.purpose, c.scope, c.epoch, c.state, raw(c.commitment),
+        raw(c.public_key), raw(c.mlkem_public_key), c.wrapping_key_id, raw(c.wrapped), raw(c.proof),
+        c.granted, raw(c.seal),
+    )  # fmt: skip
+
+
+def _slot_columns(slots: Table) -> tuple[Any, ...]:
+    c = slots.c
+    return (
+        c.slot_id, c.key_id, c.kind, c.kdf, raw(c.wrapped), raw(c.recipient_public_key), c.provider_ref,
+        raw(c.provider_wrapped), raw(c.seal),
+    )  # fmt: skip
+
+
+_KEY_WIDTH = 14
+_PURPOSES = {purpose.value: purpose for purpose in Purpose}
+_STATES = {state.value: state for state in KeyState}
+
+
+def _stored_key(row: Any) -> StoredKey:
+    purpose, state = _PURPOSES.get(row[2]), _STATES.get(row[5])
+    if purpose is None or state is None:
+        raise TamperedKeyError("A stored key has a purpose or state that no key has.")
+    scope, epoch, granted = row[3], row[4], row[12]
+    if not isinstance(scope, str) or not isinstance(epoch, int) or not isinstance(granted, int):
+        raise TamperedKeyError("A stored key has a scope or epoch that no key has.")
+    if not 0 <= epoch < 2**32:
+        raise TamperedKeyError(f"A stored key says it is of epoch {epoch}; no key is.")
+    return StoredKey(
+        row[0],
+        stored_bytes(row[1]),
+        purpose,
+        scope,
+        epoch,
+        state,
+        stored_bytes(row[6], 32),
+        stored_bytes(row[7], 32),
+        None if row[8] is None else stored_bytes(row[8], 1184),
+        row[9],
+        None if row[10] is None else stored_bytes(row[10]),
+        _proof(row[11]),
+        granted,
+        None if row[13] is None else stored_bytes(row[13]),
+    )
+
+
+def _proof(value: object) -> bytes | None:
+    if value is None:
+        return None
+    proof = stored_bytes(value)
+    if len(proof) not in (32, 64):
+        raise TamperedKeyError("A stored key has a proof of another size than proofs have.")
+    return proof
+
+
+def _stored_slot(row: Any) -> StoredSlot:
+    kdf, reference = row[3] or "", row[6]
+    if not isinstance(kdf, str) or not isinstance(reference, (str, type(None))):
+        raise KdfParametersError("The stored key-derivation string is no text.")
+    try:
+        kind = SlotKind(row[2])
+    except ValueError:
+        raise TamperedKeyError("A stored slot is of a kind that no slot is of.") from None
+    return StoredSlot(
+        row[0],
+        row[1],
+        kind,
+        kdf,
+        stored_bytes(row[4]),
+        None if row[5] is None else stored_bytes(row[5], 32),
+        reference,
+        None if row[7] is None else stored_bytes(row[7]),
+        None if row[8] is None else stored_bytes(row[8]),
+    )

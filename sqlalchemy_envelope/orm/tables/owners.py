@@ -1,0 +1,198 @@
+"""Which mapped classes own keys, found by their tables."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from weakref import WeakKeyDictionary
+
+from sqlalchemy import Table, Uuid
+
+from sqlalchemy_envelope.crypto.context import encode_context, encode_reference, owner_reference
+from sqlalchemy_envelope.exceptions import ConfigurationError, EnrollmentError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from sqlalchemy import Column
+    from sqlalchemy.orm import InstanceState, Mapper
+
+    from sqlalchemy_envelope.keys.keyring import OwnerId
+
+
+@dataclass(eq=False)
+class OwnerClass:
+    """One class of key owners, with the tables that hold its keys.
+
+    Attributes:
+        scopes: the scopes that its encrypted columns name; each has data keys of its own.
+        grants_of, grants_to: the grant classes that share its keys, and that give it others'.
+        selects: what is read from its tables at each unlock; to make such a statement costs a fifth of
+            sending it.
+    """
+
+    mapper: Mapper[Any]
+    label: str
+    reference_attribute: str | None
+    primary_key: tuple[Column[Any], ...]
+    key_class: Any = None
+    slot_class: Any = None
+    owner_columns: tuple[Column[Any], ...] = field(default=())
+    scopes: set[str] = field(default_factory=lambda: {""})
+    grants_of: list[GrantClass] = field(default_factory=list)
+    grants_to: list[GrantClass] = field(default_factory=list)
+    selects: dict[str, Any] = field(default_factory=dict, repr=False)
+
+    @property
+    def name(self) -> str:
+        """The name of the class."""
+        return self.mapper.class_.__name__
+
+    def owner_id(self, primary_key: tuple[Any, ...]) -> OwnerId:
+        """The keyring's name for the owner with this primary key."""
+        return owner_reference(self.label, primary_key)
+
+    def reference(self, owner: Any, primary_key: tuple[Any, ...]) -> bytes:
+        """What this owner's wraps are bound to: its primary key, or the attribute that the class names."""
+        if self.reference_attribute is None:
+            return owner_reference(self.label, primary_key)
+        value = getattr(owner, self.reference_attribute)
+        if value is None:
+            raise ConfigurationError(
+                f"{self.name}.{self.reference_attribute} is None; keys cannot be bound to it."
+            )
+        return owner_reference(self.label, (value,))
+
+
+class Place(NamedTuple):
+    """An owner's place in the database."""
+
+    owner_class: OwnerClass
+    primary_key: tuple[Any, ...]
+
+    @property
+    def owner(self) -> bytes:
+        """The keyring's name for it."""
+        return self.owner_class.owner_id(self.primary_key)
+
+
+class OwnerPath:
+    """How a row names its owner: columns that hold the owner's primary key, in that key's order.
+
+    Attributes:
+        keys: the names of the columns in a statement's parameters.
+        is_self: the row is the owner.
+    """
+
+    __slots__ = ("columns", "is_self", "keys", "owner_class")
+
+    def __init__(self, owner_class: OwnerClass, columns: tuple[Column[Any], ...], *, is_self: bool) -> None:
+        self.owner_class = owner_class
+        self.columns = columns
+        self.is_self = is_self
+        self.keys: tuple[str, ...] = tuple(column.key for column in columns)
+
+    def owner_id(self, values: Sequence[Any]) -> OwnerId | None:
+        """The owner with these key values, or None if one of them is missing."""
+        return None if any(value is None for value in values) else self.owner_class.owner_id(tuple(values))
+
+
+History = Literal["shared", "from_join"]
+
+
+@dataclass(eq=False)
+class GrantClass:
+    """One class of grants, with the table that holds its wraps.
+
+    Attributes:
+        scope: the scope that is granted, None for the root key.
+        row_columns: the companion table's columns that refer to the granting row.
+    """
+
+    mapper: Mapper[Any]
+    label: str
+    of: OwnerPath
+    to: OwnerPath
+    scope: str | None
+    history: History
+    companion: Table
+    row_columns: tuple[Column[Any], ...]
+
+    @property
+    def table(self) -> Table:
+        """The table of the granting rows."""
+        table: Table = self.mapper.local_table  # type: ignore[assignment]  # a declared class
+        return table
+
+    @property
+    def row_key(self) -> tuple[Column[Any], ...]:
+        """The primary key of the granting rows."""
+        return tuple(self.table.primary_key.columns)
+
+    def granting_row(self, primary_key: Sequence[Any]) -> bytes:
+        """What a grant through this row is bound to (wire format, section 4)."""
+        return encode_context("grant", self.label.encode("utf-8"), encode_reference(primary_key))
+
+    def values(self, state: InstanceState[Any], columns: Sequence[Column[Any]]) -> tuple[Any, ...]:
+        """What a flushed object holds in these columns."""
+        return tuple(state.dict.get(self.mapper.get_property_by_column(column).key) for column in columns)
+
+
+KEY_UUID: Uuid[Any] = Uuid().with_variant(Uuid(native_uuid=False), "mysql", "mariadb")
+"""The type of key ids. MariaDB's own type refuses one UUIDv8 in some dozens, by how it sorts them."""
+
+_by_table: WeakKeyDictionary[Any, OwnerClass] = WeakKeyDictionary()
+
+
+def register(table: Any, owner_class: OwnerClass) -> None:
+    """Note whose table this is."""
+    _by_table[table] = owner_class
+
+
+def owner_class_of(table: Any) -> OwnerClass | None:
+    """The class of owners that this table belongs to, joined subclasses included."""
+    return _by_table.get(table) if isinstance(table, Table) else None
+
+
+def require_owner_class(owner: object) -> OwnerClass:
+    """The owner class of an instance.
+
+    Raises:
+        ConfigurationError: its class is no `KeyOwner`, or has no key tables.
+        EnrollmentError: None was given.
+    """
+    if owner is None:
+        raise EnrollmentError(
+            "No owner was given; for a user who does not exist, call envelope.unlock_unknown()."
+        )
+    if not hasattr(type(owner), "__mapper__"):
+        raise ConfigurationError(
+            f"A {type(owner).__name__} is no owner of keys: give the session, and then an instance of a "
+            "KeyOwner."
+        )
+    table = getattr(type(owner), "__table__", None)
+    found = owner_class_of(table)
+    if found is None:
+        raise ConfigurationError(
+            f"{type(owner).__name__} has no keys; declare `class {type(owner).__name__}(KeyOwner, Base)`."
+        )
+    if found.key_class is None or found.slot_class is None:
+        raise ConfigurationError(
+            f"{found.name} declares key_tables=False; add `class {found.name}Key(KeyTable[{found.name}], "
+            f"Base)` and `class {found.name}KeySlot(KeySlotTable[{found.name}], Base)`."
+        )
+    return found
+
+
+def path_through(columns: tuple[Column[Any], ...]) -> OwnerPath | None:
+    """The path to the owner class that these columns refer to, in the order of its primary key."""
+    own = owner_class_of(columns[0].table) if columns else None
+    if own is not None and set(columns) == set(columns[0].table.primary_key.columns):
+        return OwnerPath(own, tuple(columns[0].table.primary_key.columns), is_self=True)
+    remote = {foreign.column: local for local in columns for foreign in local.foreign_keys}
+    for target in {column.table for column in remote}:
+        owner_class = owner_class_of(target)
+        key = tuple(target.primary_key.columns)
+        if owner_class is not None and len(key) == len(columns) and all(one in remote for one in key):
+            return OwnerPath(owner_class, tuple(remote[one] for one in key), is_self=False)
+    return None

@@ -1,0 +1,174 @@
+"""The asynchronous face: the same steps, with database work in the session's greenlet; key derivations and
+calls to providers run in a thread."""
+
+from __future__ import annotations
+
+import asyncio
+import warnings
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+
+from sqlalchemy_envelope.exceptions import ConfigurationError
+from sqlalchemy_envelope.orm.verbs.envelope import Envelope
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Generator
+
+    from sqlalchemy.ext.asyncio import AsyncSession, async_scoped_session
+    from sqlalchemy.orm import Session
+
+    from sqlalchemy_envelope.orm.sessions.server import ServerSession
+    from sqlalchemy_envelope.orm.sessions.unlocked import UnlockedSession
+    from sqlalchemy_envelope.orm.sessions.write_only import WriteOnlySession
+    from sqlalchemy_envelope.orm.verbs.slots import KeySlots
+    from sqlalchemy_envelope.orm.verbs.steps import Steps
+
+    AnyAsyncSession = AsyncSession | async_scoped_session[Any]
+
+T = TypeVar("T")
+
+
+class AsyncEnvelope:
+    """`Envelope` for `AsyncSession`. Neither a key derivation nor a provider ever holds up the event loop."""
+
+    def __init__(self, envelope: Envelope | None = None) -> None:
+        self.envelope = envelope or Envelope()
+
+    def enroll(
+        self,
+        session: AnyAsyncSession,
+        owner: object,
+        *,
+        secret: str | bytes | None = None,
+        provider: str | None = None,
+    ) -> AsyncUnlocking:
+        """As `Envelope.enroll`; `await` it, or unlock the owner at once with `async with`."""
+        return AsyncUnlocking(
+            self, session, lambda plain: self.envelope.enroll_steps(plain, owner, secret, provider)
+        )
+
+    def unlock(
+        self,
+        session: AnyAsyncSession,
+        owner: object,
+        *,
+        secret: str | bytes | None = None,
+        provider: str | None = None,
+        reason: str | None = None,
+        authenticated: bool = False,
+    ) -> AsyncUnlocking:
+        """As `Envelope.unlock`, for `async with`."""
+        return AsyncUnlocking(
+            self,
+            session,
+            lambda plain: self.envelope.unlock_steps(plain, owner, secret, provider, reason, authenticated),
+        )
+
+    def write_only(self, session: AnyAsyncSession, *owners: object) -> WriteOnlySession:
+        """As `Envelope.write_only`, for a plain `with`: entering it waits for nothing."""
+        return self.envelope.write_only(_plain(session).sync_session, *owners)
+
+    def server_mode(
+        self, session: AnyAsyncSession | None = None, *, provider: str = "server", reason: str
+    ) -> ServerSession:
+        """As `Envelope.server_mode`, for a plain `with`: entering it waits for nothing."""
+        plain = None if session is None else _plain(session).sync_session
+        return self.envelope.server_mode(plain, provider=provider, reason=reason)
+
+    async def slots(self, session: AnyAsyncSession, owner: object) -> KeySlots:
+        """As `Envelope.slots`."""
+        found: KeySlots = await _plain(session).run_sync(lambda plain: self.envelope.slots(plain, owner))
+        return found
+
+    async def add_provider(self, session: AnyAsyncSession, owner: object, *, provider: str) -> None:
+        """As `Envelope.add_provider`."""
+        await self.run(session, lambda plain: self.envelope.add_provider_steps(plain, owner, provider))
+
+    async def remove_provider(self, session: AnyAsyncSession, owner: object, *, provider: str) -> None:
+        """As `Envelope.remove_provider`."""
+        await _plain(session).run_sync(
+            lambda plain: self.envelope.remove_provider(plain, owner, provider=provider)
+        )
+
+    async def seal_rows(self, session: AnyAsyncSession, *owner_classes: type[Any]) -> int:
+        """As `Envelope.seal_rows`."""
+        count: int = await _plain(session).run_sync(
+            lambda plain: self.envelope.seal_rows(plain, *owner_classes)
+        )
+        return count
+
+    async def change_secret(
+        self, session: AnyAsyncSession, owner: object, *, old: str | bytes, new: str | bytes
+    ) -> None:
+        """As `Envelope.change_secret`."""
+        await self.run(session, lambda plain: self.envelope.change_secret_steps(plain, owner, old, new))
+
+    async def unlock_unknown(self, *, secret: str | bytes) -> NoReturn:
+        """As `Envelope.unlock_unknown`."""
+        await asyncio.to_thread(self.envelope.unlock_unknown, secret=secret)
+        raise AssertionError("unlock_unknown always raises")  # pragma: no cover
+
+    async def rebind(self, session: AnyAsyncSession, owner: object, *, secret: str | bytes) -> None:
+        """As `Envelope.rebind`."""
+        await self.run(session, lambda plain: self.envelope.rebind_steps(plain, owner, secret))
+
+    async def run(self, session: AnyAsyncSession, make_steps: Callable[[Session], Steps[T]]) -> T:
+        """Carry steps out, deriving keys in a thread."""
+        plain = _plain(session)
+        steps: Any = make_steps(plain.sync_session)
+        answer: Any = None
+        while True:
+            finished, value = await plain.run_sync(lambda _, answer=answer: _advance(steps, answer))
+            if finished:
+                result: T = value
+                return result
+            answer = await asyncio.to_thread(self.envelope.perform, value)
+
+
+def _plain(session: AnyAsyncSession) -> Any:
+    # An async_scoped_session hands its session out, and has neither of the two that are used here.
+    registry = getattr(session, "registry", None)
+    plain: Any = registry() if registry is not None else session
+    if not hasattr(plain, "sync_session"):
+        raise ConfigurationError("This is a plain Session: use Envelope, without `await`.")
+    return plain
+
+
+def _advance(steps: Any, answer: Any) -> tuple[bool, Any]:
+    """One step; a StopIteration cannot leave a coroutine, so the end is told in a pair."""
+    try:
+        return False, steps.send(answer)
+    except StopIteration as stop:
+        return True, stop.value
+
+
+class AsyncUnlocking:
+    """An enrolment or unlock to be awaited, or entered with `async with`."""
+
+    def __init__(
+        self,
+        owner: AsyncEnvelope,
+        session: AnyAsyncSession,
+        make_steps: Callable[[Session], Steps[UnlockedSession]],
+    ) -> None:
+        self._envelope = owner
+        self._session = session
+        self._make_steps = make_steps
+        self._unlocked: UnlockedSession | None = None
+        self._awaited = False
+
+    def __del__(self) -> None:
+        if not getattr(self, "_awaited", True):
+            warnings.warn("AsyncEnvelope.enroll or unlock was never awaited", RuntimeWarning, stacklevel=2)
+
+    def __await__(self) -> Generator[Any, Any, UnlockedSession]:
+        self._awaited = True
+        return self._envelope.run(self._session, self._make_steps).__await__()
+
+    async def __aenter__(self) -> UnlockedSession:
+        self._unlocked = await self
+        return self._unlocked.__enter__()
+
+    async def __aexit__(self, *failure: Any) -> None:
+        # No SQL and no await from here on: a cancelled task still wipes its keys.
+        if self._unlocked is not None:
+            self._unlocked.__exit__(*failure)

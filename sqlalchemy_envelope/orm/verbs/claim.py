@@ -1,0 +1,330 @@
+"""Claiming: keys that a campaign made for an owner who was away become that owner's own.
+
+Nothing here authenticates anybody. An unclaimed owner has no secret yet, so that any would fit: the
+application has asked for the password as it always did, and says so by calling `enroll`, or
+`unlock(authenticated=True)`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from sqlalchemy_envelope.crypto.argon2id import KdfSalt
+from sqlalchemy_envelope.crypto.preparation import prepare_secret
+from sqlalchemy_envelope.exceptions import AlreadyEnrolledError, EnrollmentError
+from sqlalchemy_envelope.keys.hierarchy import check_generations
+from sqlalchemy_envelope.keys.keyring import Keyring
+from sqlalchemy_envelope.keys.model import Purpose, SlotKind
+from sqlalchemy_envelope.keys.slots import (
+    is_waiting,
+    open_slot,
+    provider_slot,
+    released_slot,
+    secret_slot,
+    waiting_slot,
+)
+from sqlalchemy_envelope.orm.current.audit import AuditEvent
+from sqlalchemy_envelope.orm.current.locks import require_no_locks
+from sqlalchemy_envelope.orm.current.policy import note_policy
+from sqlalchemy_envelope.orm.sessions.unlocked import UnlockedSession
+from sqlalchemy_envelope.orm.sharing.roots import OpenedRoot, open_with_kek
+from sqlalchemy_envelope.orm.tables.cascades import require_cascades
+from sqlalchemy_envelope.orm.tables.key_rows import usable
+from sqlalchemy_envelope.orm.tables.owners import require_owner_class
+from sqlalchemy_envelope.orm.verbs import enroll, unlock
+from sqlalchemy_envelope.orm.verbs.owner_keys import active_root, locate, usable_state
+from sqlalchemy_envelope.orm.verbs.steps import Derivation, Outside, wiping
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from sqlalchemy.orm import Session
+
+    from sqlalchemy_envelope.crypto.argon2id import KdfProfile
+    from sqlalchemy_envelope.crypto.secret import KeyBytes
+    from sqlalchemy_envelope.keys.model import OpenedKey, StoredKey, StoredSlot
+    from sqlalchemy_envelope.keys.slots import ProviderKek
+    from sqlalchemy_envelope.orm.current.policy import Policy
+    from sqlalchemy_envelope.orm.current.providers import Providers
+    from sqlalchemy_envelope.orm.tables.key_rows import KeyStore
+    from sqlalchemy_envelope.orm.verbs.owner_keys import LocatedOwner
+    from sqlalchemy_envelope.orm.verbs.steps import Steps
+
+CLAIMED = "claimed"
+"""How the label of a secret slot begins that a claim made; behind it stands the reference of the campaign."""
+
+
+class _Unclaimed(NamedTuple):
+    """An owner whose keys a campaign holds, and who has no secret."""
+
+    located: LocatedOwner
+    keys: list[StoredKey]
+    root: StoredKey
+    slot: StoredSlot
+    """The campaign's, of the active root key."""
+    campaign: list[StoredSlot]
+    """Every slot of campaigns, those of retired root keys too."""
+    waiting: list[StoredSlot]
+
+
+def enroll_steps(
+    session: Session,
+    policy: Policy,
+    profile: KdfProfile,
+    owner: object,
+    secret: str | bytes | None,
+    provider: str | None,
+) -> Steps[UnlockedSession]:
+    """The steps of `Envelope.enroll`: a claim, if a campaign holds the owner's keys."""
+    prepared = None if secret is None else prepare_secret(secret, new=True)
+    found = None if prepared is None else _unclaimed(session, policy, owner)
+    if prepared is None or found is None:
+        return (yield from enroll.enroll_steps(session, policy, profile, owner, secret, provider))
+    return (yield from _claim_or_wait(session, policy, profile, found, prepared, provider))
+
+
+def unlock_steps(
+    session: Session, policy: Policy, profile: KdfProfile, owner: object, secret: str | bytes
+) -> Steps[UnlockedSession]:
+    """The steps of `Envelope.unlock` with a secret that the caller has checked."""
+    found = _unclaimed(session, policy, owner)
+    if found is not None:
+        prepared = prepare_secret(secret, new=True)
+        return (yield from _claim_or_wait(session, policy, profile, found, prepared, None))
+    owner_class = require_owner_class(owner)
+    if usable_state(owner, owner_class).key is None or not locate(session, owner, policy).load():
+        return (yield from enroll.enroll_steps(session, policy, profile, owner, secret, None))
+    return (yield from unlock.unlock_steps(session, policy, profile, owner, secret))
+
+
+def _claim_or_wait(
+    session: Session,
+    policy: Policy,
+    profile: KdfProfile,
+    found: _Unclaimed,
+    prepared: bytes,
+    provider: str | None,
+) -> Steps[UnlockedSession]:
+    require_cascades(session, {"mapper": found.located.place.owner_class.mapper})
+    note_policy(session, policy)
+    providers = policy.require_providers()
+    if providers.can_open(providers.of(found.slot)):
+        return (yield from _claim(session, policy, profile, found, prepared, provider))
+    if provider is not None:
+        raise EnrollmentError(
+            f"This {found.located.name} waits for the custodians of an offline key; add the provider later."
+        )
+    return (yield from _wait(session, policy, profile, found, prepared))
+
+
+def _unclaimed(session: Session, policy: Policy, owner: object) -> _Unclaimed | None:
+    owner_class, providers = require_owner_class(owner), policy.providers
+    state = usable_state(owner, owner_class)
+    if providers is None or not providers.campaigns or state.key is None:
+        return None
+    located = locate(session, owner, policy)
+    rows = located.load()
+    if not rows:
+        return None
+    keys = [row.stored for row in usable(rows)]
+    check_generations(keys)
+    return _found(located, providers, keys)
+
+
+def _found(located: LocatedOwner, providers: Providers, keys: list[StoredKey]) -> _Unclaimed | None:
+    root = active_root(located, keys)
+    slots = located.store.load_slots([key.key_id for key in keys if key.purpose is Purpose.ROOT])
+    campaign = [slot for slot in slots if _is_provisional(slot, providers)]
+    slot = next((slot for slot in campaign if slot.key_id == root.key_id), None)
+    waiting = [slot for slot in slots if is_waiting(slot)]
+    has_secret = any(slot.kind is SlotKind.SECRET and not is_waiting(slot) for slot in slots)
+    if slot is None or has_secret:
+        return None
+    return _Unclaimed(located, keys, root, slot, campaign, waiting)
+
+
+def _is_provisional(slot: StoredSlot, providers: Providers) -> bool:
+    return slot.kind is SlotKind.PROVIDER and providers.of(slot) in providers.campaigns
+
+
+def _claim(
+    session: Session,
+    policy: Policy,
+    profile: KdfProfile,
+    found: _Unclaimed,
+    prepared: bytes,
+    provider: str | None,
+) -> Steps[UnlockedSession]:
+    providers, located = policy.require_providers(), found.located
+    name = providers.of(found.slot)
+    added: ProviderKek | None = None
+    if provider is not None:
+        added = yield from enroll.kek_for_new(session, policy, provider)
+    campaign_kek = providers.cached(found.slot)
+    if campaign_kek is None:
+        if not providers.is_local(name):
+            require_no_locks(session, name)
+        campaign_kek = yield Outside(lambda: providers.open(found.slot))
+    salt = KdfSalt.generate(profile)
+    kek = yield Derivation(prepared, salt)
+
+    with wiping(kek):
+        found = _still(policy, found)
+        reached = open_with_kek(policy, found.keys, found.root, found.slot, found.campaign, campaign_kek)
+        try:
+            mine = [(secret_slot(root, kek, salt), root) for _, root in reached.slots]
+            more = [] if added is None else [provider_slot(reached.root, added)]
+            _exchange(found, [*(slot for slot, _ in mine), *more])
+            located.store.label_slots([slot for slot, _ in mine], _label(found.slot))
+        except BaseException:
+            for _, root in reached.slots:
+                root.key.wipe()
+            raise
+        policy.emit(_event("claimed", found, name))
+        # What was sealed to the campaign's key may be anybody's, and is not trusted whatever the policy says.
+        harden = policy.harden_claims or not reached.trusted
+        own = OpenedRoot(reached.root, mine[0][0], kek, reached.older, mine, [], not harden)
+        # Untrusted, it is renewed: a new root key and new data keys, under the secret alone.
+        unlocked = unlock.unlocked_owner(session, policy, located, found.keys, own)
+        if harden:
+            policy.emit(_event("hardened", found, name))
+        return unlocked
+
+
+def _wait(
+    session: Session, policy: Policy, profile: KdfProfile, found: _Unclaimed, prepared: bytes
+) -> Steps[UnlockedSession]:
+    """Leave a slot for the custodians. Nothing is open: who waits is locked."""
+    salt = KdfSalt.generate(profile)
+    kek = yield Derivation(prepared, salt)
+    with wiping(kek):
+        found = _still(policy, found)
+        roots = {key.key_id: key for key in found.keys}
+        slots = [waiting_slot(roots[slot.key_id], kek, salt) for slot in found.campaign]
+    store = found.located.store
+    # The same row again, to be the only one here from now on, where no row was locked to begin with.
+    if not store.replace_slot(found.slot, found.slot):
+        raise _lost(found)
+    # Whoever waited with another secret: the application has authenticated this one since.
+    before = [slot for slot in store.load_slots(roots, SlotKind.SECRET) if is_waiting(slot)]
+    store.insert_slots(slots)
+    if before:
+        store.delete_slots(before)
+    store.label_slots(slots, _label(found.slot))
+    policy.emit(_event("claim_waiting", found, policy.require_providers().of(found.slot)))
+    return UnlockedSession(session, policy, [], Keyring())
+
+
+def _still(policy: Policy, found: _Unclaimed) -> _Unclaimed:
+    """As it is now, with its key rows locked: a derivation takes long, and another claim may have come."""
+    store, primary_key = found.located.store, found.located.place.primary_key
+    store.load([primary_key], for_update=True)
+    # Again: a statement that waited for a lock sees changed rows as they are now, and none that are new.
+    rows = store.load([primary_key])
+    keys = [row.stored for row in usable(rows)]
+    now = _found(found.located, policy.require_providers(), keys) if rows else None
+    if now is None or now.slot != found.slot:
+        raise _lost(found)
+    return now
+
+
+def _exchange(found: _Unclaimed, new: Sequence[StoredSlot]) -> None:
+    """New slots in place of the campaign's; in this order, so that whatever interrupts it leaves one."""
+    store = found.located.store
+    store.insert_slots(new)
+    if store.delete_slots([found.slot]) != 1:
+        store.delete_slots(new)
+        raise _lost(found)
+    rest = [slot for slot in (*found.campaign, *found.waiting) if slot != found.slot]
+    if rest:
+        store.delete_slots(rest)
+
+
+def _lost(found: _Unclaimed) -> AlreadyEnrolledError:
+    return AlreadyEnrolledError(
+        f"The keys of this {found.located.name} were claimed or changed by somebody else at the same moment; "
+        "nothing was changed here. Unlock it."
+    )
+
+
+def _label(slot: StoredSlot) -> str:
+    return f"{CLAIMED} {slot.provider_ref}"[:255]
+
+
+def _event(name: str, found: _Unclaimed, provider: str) -> AuditEvent:
+    return AuditEvent(name, found.located.name, provider=provider, key_id=found.root.key_id.hex[:8])
+
+
+def release(
+    policy: Policy, store: KeyStore, keys: Sequence[StoredKey], slots: Sequence[StoredSlot], provider: str
+) -> bool:
+    """Seal an owner's root keys into the slots that wait for them, and take the campaign's away; tells
+    whether any waited.
+
+    Raises:
+        EnrollmentError: it cannot be told which secret is meant.
+        EnvelopeError: the rows are not as the application wrote them.
+    """
+    check_generations(keys)
+    waiting = [slot for slot in slots if is_waiting(slot)]
+    if not waiting:
+        return False
+    if len({slot.key_id for slot in waiting}) != len(waiting) or any(
+        slot.kind is SlotKind.SECRET and not is_waiting(slot) for slot in slots
+    ):
+        raise EnrollmentError("Several secrets wait for the same keys, or their owner has one already.")
+    opened = _open_all(policy, keys, slots, provider)
+    try:
+        by_key = {slot.key_id: root for slot, root in opened}
+        if any(slot.key_id not in by_key for slot in waiting):
+            raise EnrollmentError("A secret waits for keys that this campaign does not hold.")
+        for slot in waiting:
+            if not store.replace_slot(slot, released_slot(by_key[slot.key_id], slot)):
+                raise EnrollmentError("A waiting secret was changed at the same moment.")
+        store.delete_slots([slot for slot, _ in opened])
+        return True
+    finally:
+        for _, root in opened:
+            root.key.wipe()
+
+
+def rewrap(
+    policy: Policy,
+    store: KeyStore,
+    keys: Sequence[StoredKey],
+    slots: Sequence[StoredSlot],
+    provider: str,
+    kek: ProviderKek,
+) -> None:
+    """Put an owner's root keys under another provider, and take the campaign's slots away.
+
+    Raises:
+        EnvelopeError: the rows are not as the application wrote them.
+    """
+    check_generations(keys)
+    opened = _open_all(policy, keys, slots, provider)
+    try:
+        store.insert_slots([provider_slot(root, kek) for _, root in opened])
+        store.delete_slots([slot for slot, _ in opened])
+    finally:
+        for _, root in opened:
+            root.key.wipe()
+
+
+def _open_all(
+    policy: Policy, keys: Sequence[StoredKey], slots: Sequence[StoredSlot], provider: str
+) -> list[tuple[StoredSlot, OpenedKey]]:
+    """The root keys that a campaign holds, each with its slot."""
+    providers = policy.require_providers()
+    roots = {key.key_id: key for key in keys if key.purpose is Purpose.ROOT}
+    found: list[tuple[StoredSlot, OpenedKey]] = []
+    try:
+        for slot in slots:
+            if slot.kind is SlotKind.PROVIDER and providers.of(slot) == provider:
+                kek: KeyBytes = providers.open(slot)
+                found.append((slot, open_slot(slot, roots[slot.key_id], kek)))
+    except BaseException:
+        for _, root in found:
+            root.key.wipe()
+        raise
+    return found

@@ -1,0 +1,358 @@
+"""`Envelope`: the policy of an application, and its verbs: enroll, unlock, write only, change a secret."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+
+from sqlalchemy.orm import Session, scoped_session
+
+from sqlalchemy_envelope.crypto.argon2id import KdfLimit, KdfProfile, KdfSalt
+from sqlalchemy_envelope.crypto.preparation import prepare_secret
+from sqlalchemy_envelope.crypto.wrapping import wrong_secret
+from sqlalchemy_envelope.exceptions import ConfigurationError
+from sqlalchemy_envelope.keys.row_seals import RowSeals
+from sqlalchemy_envelope.orm.current.policy import Policy, note_policy
+from sqlalchemy_envelope.orm.current.providers import CachePolicy, make_providers
+from sqlalchemy_envelope.orm.sessions.server import ServerSession
+from sqlalchemy_envelope.orm.sessions.write_only import WriteOnlySession
+from sqlalchemy_envelope.orm.tables.owners import owner_class_of
+from sqlalchemy_envelope.orm.verbs import claim, slots, unlock
+from sqlalchemy_envelope.orm.verbs.owner_keys import locate_enrolled
+from sqlalchemy_envelope.orm.verbs.steps import Derivation, Outside
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from sqlalchemy_envelope.keys.providers.base import KeyProvider
+    from sqlalchemy_envelope.keys.providers.server import ServerKeyring
+    from sqlalchemy_envelope.orm.current.audit import AuditEvent
+    from sqlalchemy_envelope.orm.sessions.unlocked import UnlockedSession
+    from sqlalchemy_envelope.orm.verbs.slots import KeySlots
+    from sqlalchemy_envelope.orm.verbs.steps import Steps
+
+    AnySession = Session | scoped_session[Any]
+
+T = TypeVar("T")
+
+
+class Envelope:
+    """The policy of an application; one for each. Holds no user's key.
+
+    Args:
+        kdf_profile: the cost of new secret slots, and the least an opened one is left at.
+        concurrent_derivations: most key derivations at once in this process; default, one for each core. Each
+            holds its profile's memory while it runs.
+        derivation_wait: seconds to wait for one to come free, before `UnlockBusyError`.
+        server_keys: keys from outside the database. With them every key, slot and grant row carries a seal,
+            and they are the provider `"server"`.
+        providers: other outside holders of keys, by the name that slots store: `{"kms": AwsKms(...)}`.
+        provider_timeout: seconds that one call to a provider may take.
+        provider_retries: how often a call is made again after a failure that may pass.
+        cache: how long keys that a provider opened stay in memory.
+        post_quantum: give new root keys an ML-KEM-768 pair too, so that what is sealed to them withstands a
+            quantum computer later (format 0x13, 1,169 bytes in place of 81).
+        write_epoch_seconds, write_epoch_values: when a sealed write epoch ends: after so many seconds, or
+            encrypted values.
+        harden_claims: give an owner who claims keys that a campaign held new ones at once, which the
+            campaign's key never opened. What was written before stays under the old ones.
+        audit: called with each `AuditEvent`; they go to the logger `sqlalchemy_envelope.audit` as well.
+    """
+
+    def __init__(
+        self,
+        *,
+        kdf_profile: KdfProfile = KdfProfile.RFC9106_LOW_MEMORY,
+        concurrent_derivations: int | None = None,
+        derivation_wait: float = 5.0,
+        server_keys: ServerKeyring | None = None,
+        providers: Mapping[str, KeyProvider] | None = None,
+        provider_timeout: float = 5.0,
+        provider_retries: int = 2,
+        cache: CachePolicy | None = None,
+        post_quantum: bool = False,
+        write_epoch_seconds: float = 3600.0,
+        write_epoch_values: int = 2**24,
+        harden_claims: bool = True,
+        audit: Callable[[AuditEvent], None] | None = None,
+    ) -> None:
+        self.kdf_profile = kdf_profile
+        self._limit = KdfLimit(concurrent_derivations or os.cpu_count() or 1, derivation_wait)
+        named = dict(providers or {})
+        if server_keys is not None and named.setdefault("server", server_keys) is not server_keys:
+            raise ConfigurationError("The provider 'server' is server_keys; give the other one another name.")
+        self.policy = Policy(
+            seals=RowSeals(server_keys),
+            hybrid=post_quantum,
+            audit=audit,
+            providers=make_providers(
+                named, cache or CachePolicy(), timeout=provider_timeout, retries=provider_retries
+            ),
+            write_epoch_seconds=write_epoch_seconds,
+            write_epoch_values=write_epoch_values,
+            harden_claims=harden_claims,
+        )
+
+    def enroll(
+        self,
+        session: AnySession,
+        owner: object,
+        *,
+        secret: str | bytes | None = None,
+        provider: str | None = None,
+    ) -> UnlockedSession:
+        """Make an owner's keys, opened by `secret`, by an outside `provider`, or by both, and flush the owner
+        with them. Never commits.
+
+        With neither, as for a group, the keys are open in the unlocked session around this call, and the same
+        transaction must grant them to somebody (`KeyGrant`).
+
+        Adds the owner to the session if it is not in it. The owner is unlocked while the
+        result is used in a `with`.
+
+        An owner whose keys a campaign made while it was away *claims* them so: the secret opens them from now
+        on, and the campaign's key does no more. With an offline key, which nobody here can open, the secret
+        waits for its custodians, and the owner stays locked until then.
+
+        Raises:
+            AlreadyEnrolledError: it has keys that are claimed, or were claimed at the same moment.
+            EnrollmentError: nothing would open its keys.
+            SecretError: the secret cannot be used.
+            ConfigurationError: it is no `KeyOwner`, or its database would not delete its keys with it.
+            ProviderError: the provider failed.
+        """
+        return self.run(self.enroll_steps(plain_session(session), owner, secret, provider))
+
+    def unlock(
+        self,
+        session: AnySession,
+        owner: object,
+        *,
+        secret: str | bytes | None = None,
+        provider: str | None = None,
+        reason: str | None = None,
+        authenticated: bool = False,
+    ) -> UnlockedSession:
+        """Open an owner's keys, and all that it was granted; they are of use while the result is used in a
+        `with`. Success with a secret is an authentication.
+
+        Two queries and one key derivation, of some 0.2 s with the default profile; where there are grants,
+        one query more for each class of them and of the owners they lead to. A slot that falls short of the
+        policy is upgraded, and what was sealed meanwhile adopted, in the caller's transaction.
+
+        Args:
+            secret: the owner's own.
+            provider: in its place, the outside holder of a key slot; needs a `reason`.
+            reason: why, for the audit event.
+            authenticated: the caller has checked this secret, as by the password hash that was there before:
+                an owner who has not claimed its keys, or has none, gets them opened by it, as by `enroll`.
+                Never without a check: of an owner without a secret any would fit.
+
+        Raises:
+            UnclaimedError: a campaign holds the owner's keys; it has no secret yet, or a right one that
+                waits.
+            UnlockError: the secret is wrong, or its slot was altered. Which of the two cannot be told.
+            NotEnrolledError: the owner has no keys.
+            KeyNotFoundError: it has no slot of this provider.
+            TamperedKeyError, RowSealError, OwnerMismatchError, KdfParametersError: stored keys were altered.
+                Certain.
+            UnlockBusyError: too many derivations at once.
+            SecretError: the secret cannot be anyone's.
+            ProviderError: the provider failed, or answered with another key.
+        """
+        return self.run(
+            self.unlock_steps(plain_session(session), owner, secret, provider, reason, authenticated)
+        )
+
+    def write_only(self, session: AnySession, *owners: object) -> WriteOnlySession:
+        """Encrypt for owners who are locked: a webhook's events, a job's results. Inside, their values can be
+        written and not read.
+
+        A fresh data key is sealed to each owner's public key with the first value, and serves until its epoch
+        ends; the owner adopts it at their next unlock. Owners that are unlocked around this are written as
+        usual.
+
+        Args:
+            owners: for whom; left out, for whoever's rows are written.
+
+        Raises (when the first value is written):
+            NotEnrolledError: an owner has no keys.
+            RowSealError: a public key was not written by the application.
+        """
+        plain = plain_session(session)
+        note_policy(plain, self.policy)
+        places = [locate_enrolled(plain, owner, self.policy).place for owner in owners]
+        return WriteOnlySession(plain, self.policy, places)
+
+    def server_mode(
+        self, session: AnySession | None = None, *, provider: str = "server", reason: str
+    ) -> ServerSession:
+        """Open owners that this provider holds a slot of as their rows appear, and give new owners one:
+        for applications whose operator holds the keys, and for workers.
+
+        `with envelope.server_mode(...)` serves a request or a job; `envelope.server_mode(...).everywhere()`
+        the whole process. Owners without a slot of the provider stay locked.
+
+        Args:
+            session: bind it to this session too, for code that runs in another context than the `with`.
+            provider: the name of the provider, as it was given to the `Envelope`.
+            reason: why, for the audit events: "web application", "nightly export".
+
+        Raises:
+            ConfigurationError: there is no such provider, or no reason was given.
+        """
+        plain = None if session is None else plain_session(session)
+        return ServerSession(plain, self.policy, provider, reason)
+
+    def slots(self, session: AnySession, owner: object) -> KeySlots:
+        """The slots that open an owner's keys. "Can the operator read this?" is one line:
+        `bool(envelope.slots(session, owner).providers)`; who reaches the owner through grants is counted in.
+
+        Raises:
+            NotEnrolledError: the owner is not in the database.
+        """
+        return slots.slots_of(plain_session(session), self.policy, owner)
+
+    def add_provider(self, session: AnySession, owner: object, *, provider: str) -> None:
+        """Let a provider open an owner who is unlocked here. Never commits.
+
+        Raises:
+            LockedError: the owner is not unlocked here.
+            ProviderError: the provider failed.
+        """
+        self.run(self.add_provider_steps(plain_session(session), owner, provider))
+
+    def remove_provider(self, session: AnySession, owner: object, *, provider: str) -> None:
+        """Take a provider's slots of an owner away and start a new epoch: what is written from now on, it
+        cannot open. What it kept of the old keys opens what was written before. Never commits.
+
+        Raises:
+            KeyNotFoundError: it has none.
+        """
+        slots.remove_provider(plain_session(session), self.policy, owner, provider)
+
+    def seal_rows(self, session: AnySession, *owner_classes: type[Any]) -> int:
+        """Seal every key, slot and grant row of these classes under the active server key; how many. Never
+        commits.
+
+        For a database that had no server keys until now, and before an old server key is taken away. The rows
+        are taken as they stand: whatever was planted before is sealed with them.
+
+        Raises:
+            ConfigurationError: no server keys are configured, or a class is no `KeyOwner`.
+        """
+        if not self.policy.seals.is_on:
+            raise ConfigurationError("There are no server keys to seal with: Envelope(server_keys=...).")
+        classes = [owner_class_of(getattr(one, "__table__", None)) for one in owner_classes]
+        if None in classes:
+            raise ConfigurationError("seal_rows() takes classes of key owners.")
+        return slots.seal_rows(plain_session(session), self.policy, classes)
+
+    def change_secret(
+        self, session: AnySession, owner: object, *, old: str | bytes, new: str | bytes
+    ) -> None:
+        """Put a new secret in place of the old one. One row changes and no data is touched. Never commits.
+
+        Raises: as `unlock`, and
+            UnlockError: the old secret is wrong, or somebody else changed it at the same moment.
+        """
+        self.run(self.change_secret_steps(plain_session(session), owner, old, new))
+
+    def unlock_unknown(self, *, secret: str | bytes) -> NoReturn:
+        """Refuse an account that does not exist as slowly as a wrong secret, so that time
+        does not tell who exists.
+
+        Raises:
+            UnlockError: always, after one key derivation.
+            UnlockBusyError, SecretError: as `unlock` would.
+        """
+        kek = self.perform(Derivation(prepare_secret(secret), KdfSalt.generate(self.kdf_profile)))
+        kek.wipe()
+        raise wrong_secret()
+
+    def rebind(self, session: AnySession, owner: object, *, secret: str | bytes) -> None:
+        """Bind an owner's keys to its present primary key, after that was changed. Never commits.
+
+        The cure for `OwnerMismatchError` when the primary key was changed on purpose, and only then: keys
+        that were moved here from another owner open with that owner's secret alone.
+
+        Raises: as `unlock`.
+        """
+        self.run(self.rebind_steps(plain_session(session), owner, secret))
+
+    def attach(self, session: AnySession) -> None:
+        """Let this envelope's policy serve the flushes of a session in which none of its verbs was used: of
+        use only where a process has several envelopes with server keys."""
+        note_policy(plain_session(session), self.policy)
+
+    def run(self, steps: Steps[T]) -> T:
+        """Carry steps out, with derivations and calls on this thread."""
+        try:
+            work = next(steps)
+            while True:
+                work = steps.send(self.perform(work))
+        except StopIteration as stop:
+            result: T = stop.value
+            return result
+
+    def perform(self, work: Derivation | Outside) -> Any:
+        """Run one key derivation, within the limit, or one call to a provider."""
+        if isinstance(work, Outside):
+            return work.call()
+        return self._limit.derive(work.secret, work.salt)
+
+    def enroll_steps(
+        self, session: Session, owner: object, secret: str | bytes | None, provider: str | None
+    ) -> Steps[UnlockedSession]:
+        """The steps of `enroll`."""
+        return claim.enroll_steps(session, self.policy, self.kdf_profile, owner, secret, provider)
+
+    def unlock_steps(
+        self,
+        session: Session,
+        owner: object,
+        secret: str | bytes | None,
+        provider: str | None = None,
+        reason: str | None = None,
+        authenticated: bool = False,
+    ) -> Steps[UnlockedSession]:
+        """The steps of `unlock`."""
+        if (secret is None) == (provider is None):
+            raise ConfigurationError("Unlock with `secret=` or with `provider=`: one of them.")
+        if authenticated and secret is None:
+            raise ConfigurationError("authenticated=True says that a secret was checked: give `secret=`.")
+        if secret is not None:
+            steps = claim.unlock_steps if authenticated else unlock.unlock_steps
+            return steps(session, self.policy, self.kdf_profile, owner, secret)
+        assert provider is not None  # noqa: S101 - asked above
+        return unlock.unlock_with_provider_steps(session, self.policy, owner, provider, reason or "")
+
+    def add_provider_steps(self, session: Session, owner: object, provider: str) -> Steps[None]:
+        """The steps of `add_provider`."""
+        return slots.add_provider_steps(session, self.policy, owner, provider)
+
+    def change_secret_steps(
+        self, session: Session, owner: object, old: str | bytes, new: str | bytes
+    ) -> Steps[None]:
+        """The steps of `change_secret`."""
+        return unlock.change_secret_steps(session, self.policy, self.kdf_profile, owner, old, new)
+
+    def rebind_steps(self, session: Session, owner: object, secret: str | bytes) -> Steps[None]:
+        """The steps of `rebind`."""
+        return unlock.rebind_steps(session, self.policy, self.kdf_profile, owner, secret)
+
+    def __repr__(self) -> str:
+        return f"Envelope(kdf_profile={self.kdf_profile!r})"
+
+
+def plain_session(session: AnySession) -> Session:
+    """The session behind a scoped one.
+
+    Raises:
+        ConfigurationError: it is an asynchronous one.
+    """
+    if hasattr(session, "sync_session"):
+        raise ConfigurationError(
+            "This is an AsyncSession: use AsyncEnvelope(envelope), with `await` or `async with`."
+        )
+    return session.registry() if isinstance(session, scoped_session) else session

@@ -1,0 +1,112 @@
+"""An owner with its place in the database, and what must hold of it before its keys are opened."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from sqlalchemy import inspect
+
+from sqlalchemy_envelope.exceptions import (
+    EnrollmentError,
+    KeyNotFoundError,
+    NotEnrolledError,
+    OwnerMismatchError,
+)
+from sqlalchemy_envelope.keys.hierarchy import check_generations
+from sqlalchemy_envelope.keys.model import KeyState, Purpose
+from sqlalchemy_envelope.orm.tables.cascades import require_cascades
+from sqlalchemy_envelope.orm.tables.key_rows import KeyStore, OwnedKey, usable
+from sqlalchemy_envelope.orm.tables.owners import OwnerClass, Place, require_owner_class
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from sqlalchemy.orm import InstanceState, Session
+
+    from sqlalchemy_envelope.keys.model import StoredKey
+    from sqlalchemy_envelope.orm.current.policy import Policy
+
+
+class LocatedOwner(NamedTuple):
+    """An owner with its place in the database."""
+
+    instance: object
+    place: Place
+    store: KeyStore
+
+    @property
+    def name(self) -> str:
+        """The name of its class."""
+        return self.place.owner_class.name
+
+    @property
+    def reference(self) -> bytes:
+        """What this owner's wraps are bound to."""
+        return self.place.owner_class.reference(self.instance, self.place.primary_key)
+
+    def load(self) -> list[OwnedKey]:
+        """Its key rows, checked but not refused yet."""
+        return self.store.load([self.place.primary_key])
+
+
+def usable_state(owner: object, owner_class: OwnerClass) -> InstanceState[Any]:
+    """The state of an owner that is not deleted."""
+    state: InstanceState[Any] = inspect(owner)
+    if state.deleted or state.was_deleted or (state.session is not None and owner in state.session.deleted):
+        raise EnrollmentError(f"This {owner_class.name} is deleted, and its keys with it.")
+    return state
+
+
+def locate(session: Session, owner: object, policy: Policy) -> LocatedOwner:
+    """An owner that is in the database."""
+    owner_class = require_owner_class(owner)
+    identity: Any = inspect(owner).key
+    place = Place(owner_class, tuple(identity[1]))
+    return LocatedOwner(owner, place, KeyStore(session, owner_class, policy.seals))
+
+
+def locate_enrolled(session: Session, owner: object, policy: Policy) -> LocatedOwner:
+    """An owner that could have keys, in a database that would delete them with it.
+
+    Raises:
+        NotEnrolledError, EnrollmentError, ConfigurationError: it could not.
+    """
+    owner_class = require_owner_class(owner)
+    if usable_state(owner, owner_class).key is None:
+        raise NotEnrolledError(
+            f"This {owner_class.name} is not in the database yet; enroll it: envelope.enroll(...)."
+        )
+    require_cascades(session, {"mapper": owner_class.mapper})
+    return locate(session, owner, policy)
+
+
+def active_root(located: LocatedOwner, keys: Sequence[StoredKey]) -> StoredKey:
+    """The root key that an owner's slots open.
+
+    Raises:
+        KeyNotFoundError: there is none.
+    """
+    for key in keys:
+        if key.purpose is Purpose.ROOT and key.state is KeyState.ACTIVE:
+            return key
+    raise KeyNotFoundError(f"This {located.name} has keys and no active root key to open them with.")
+
+
+def load_keys(located: LocatedOwner, *, moved: bool = False) -> list[StoredKey]:
+    """An owner's keys, one active generation of each; `moved` if they may be bound to another primary key.
+
+    Raises:
+        NotEnrolledError: there are none.
+        TamperedKeyError, RowSealError: an older one was made active again, or one was altered.
+        OwnerMismatchError: they are bound to another owner.
+    """
+    rows = located.load()
+    if not rows:
+        raise NotEnrolledError(f"This {located.name} has no keys; enroll it first: envelope.enroll(...).")
+    if moved:
+        rows = [
+            row._replace(error=None) if isinstance(row.error, OwnerMismatchError) else row for row in rows
+        ]
+    keys = [row.stored for row in usable(rows)]
+    check_generations(keys)
+    return keys

@@ -1,0 +1,155 @@
+"""Who can open an owner's keys, told from the rows; and a provider given or taken that ability."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy_envelope.exceptions import KeyNotFoundError
+from sqlalchemy_envelope.keys.model import KeyState, Purpose, SlotKind
+from sqlalchemy_envelope.keys.slots import is_waiting, provider_slot
+from sqlalchemy_envelope.orm.current import context
+from sqlalchemy_envelope.orm.current.audit import AuditEvent
+from sqlalchemy_envelope.orm.current.policy import note_policy
+from sqlalchemy_envelope.orm.sharing.epochs import start_epoch
+from sqlalchemy_envelope.orm.sharing.settle import MAX_LEVELS
+from sqlalchemy_envelope.orm.tables.grant_rows import GrantStore
+from sqlalchemy_envelope.orm.tables.key_rows import KeyStore
+from sqlalchemy_envelope.orm.tables.owners import Place
+from sqlalchemy_envelope.orm.verbs.enroll import kek_for_new
+from sqlalchemy_envelope.orm.verbs.owner_keys import active_root, load_keys, locate_enrolled
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from sqlalchemy.orm import Session
+
+    from sqlalchemy_envelope.keys.model import StoredKey, StoredSlot
+    from sqlalchemy_envelope.orm.current.policy import Policy
+    from sqlalchemy_envelope.orm.verbs.steps import Steps
+
+
+@dataclass(frozen=True)
+class KeySlot:
+    """One way to an owner's keys that needs no other owner unlocked.
+
+    Attributes:
+        kind: "secret" or "provider"; "waiting", of a secret that opens nothing before custodians release it.
+        provider: the name of the provider, for a provider slot.
+        reference: which outside key wraps it.
+        through: the grants that lead from the owner to whose slot it is, outermost last; empty for its own.
+        scope: what the grants open: one scope, or None for everything.
+    """
+
+    kind: str
+    provider: str | None = None
+    reference: str | None = None
+    through: tuple[str, ...] = ()
+    scope: str | None = None
+
+
+class KeySlots(tuple[KeySlot, ...]):
+    """The slots that open an owner's keys: its own, and the providers' who reach it through grants."""
+
+    __slots__ = ()
+
+    @property
+    def providers(self) -> frozenset[str]:
+        """The providers that can open something of this owner. Who runs them can read it. Empty, and only
+        people can."""
+        return frozenset(slot.provider for slot in self if slot.provider is not None)
+
+
+def slots_of(session: Session, policy: Policy, owner: object) -> KeySlots:
+    """The slots of an owner, and the provider slots that lead to it through grants."""
+    located = locate_enrolled(session, owner, policy)
+    found: list[KeySlot] = []
+    seen = {located.place.owner}
+    frontier: list[tuple[Place, tuple[str, ...], str | None]] = [(located.place, (), None)]
+    for _ in range(MAX_LEVELS + 1):
+        reached: list[tuple[Place, tuple[str, ...], str | None]] = []
+        for place, through, scope in frontier:
+            store = KeyStore(session, place.owner_class, policy.seals)
+            keys = [one.stored for one in store.load([place.primary_key])]
+            active = [key for key in keys if key.state is KeyState.ACTIVE]
+            roots = [key.key_id for key in active if key.purpose is Purpose.ROOT]
+            slots = store.load_slots(roots, SlotKind.PROVIDER if through else None)
+            found += [_told(slot, through, scope) for slot in slots]
+            for grant in place.owner_class.grants_of:
+                # Of what was granted to others only what leads on to the whole: a root key.
+                if through and grant.scope is not None:
+                    continue
+                rows = GrantStore(session, grant, policy.seals).load_of([key.key_id for key in active])
+                for _, _, recipient in rows:
+                    to = Place(grant.to.owner_class, recipient)
+                    if to.owner not in seen:
+                        seen.add(to.owner)
+                        name = grant.mapper.class_.__name__
+                        reached.append((to, (*through, name), grant.scope if not through else scope))
+        frontier = reached
+        if not frontier:
+            break
+    return KeySlots(dict.fromkeys(found))
+
+
+def _told(slot: StoredSlot, through: tuple[str, ...], scope: str | None) -> KeySlot:
+    if slot.kind is SlotKind.SECRET:
+        return KeySlot("waiting" if is_waiting(slot) else "secret", through=through, scope=scope)
+    name, _, reference = (slot.provider_ref or "").partition(" ")
+    return KeySlot("provider", name, reference, through, scope)
+
+
+def add_provider_steps(session: Session, policy: Policy, owner: object, provider: str) -> Steps[None]:
+    """The steps of `Envelope.add_provider`."""
+    located = locate_enrolled(session, owner, policy)
+    note_policy(session, policy)
+    root = active_root(located, load_keys(located))
+    opened = next(
+        (
+            keyring.open(root.key_id)
+            for unlocked in context.unlocked_sessions(session)
+            if (keyring := unlocked.keyring_for(located.place.owner, session)) is not None
+        ),
+        None,
+    )
+    if opened is None:
+        raise context.locked(f"This {located.name}", session)
+    kek = yield from kek_for_new(session, policy, provider)
+    mine = [slot for slot in _provider_slots(located.store, [root]) if _name(slot) == provider]
+    if not mine:
+        located.store.insert_slots([provider_slot(opened, kek)])
+        policy.emit(AuditEvent("provider_added", located.name, provider=provider))
+
+
+def remove_provider(session: Session, policy: Policy, owner: object, provider: str) -> None:
+    """Take a provider's slots away, and start a new epoch that it never held."""
+    located = locate_enrolled(session, owner, policy)
+    note_policy(session, policy)
+    roots = [key for key in load_keys(located) if key.purpose is Purpose.ROOT]
+    slots = _provider_slots(located.store, roots)
+    mine = [slot for slot in slots if _name(slot) == provider]
+    if not mine:
+        raise KeyNotFoundError(f"This {located.name} has no key slot of provider {provider!r}.")
+    located.store.delete_slots(mine)
+    here = context.unlocked_sessions(session)
+    keyrings = (unlocked.keyring_for(located.place.owner, session) for unlocked in here)
+    keyring = next((one for one in keyrings if one is not None), None)
+    start_epoch(session, policy, located.place, keyring)
+    policy.emit(AuditEvent("provider_removed", located.name, provider=provider))
+
+
+def seal_rows(session: Session, policy: Policy, owner_classes: Sequence[Any]) -> int:
+    """Seal every key, slot and grant row of these classes; how many."""
+    count = 0
+    for owner_class in owner_classes:
+        count += KeyStore(session, owner_class, policy.seals).reseal()
+        count += sum(GrantStore(session, grant, policy.seals).reseal() for grant in owner_class.grants_of)
+    return count
+
+
+def _provider_slots(store: KeyStore, roots: Sequence[StoredKey]) -> list[StoredSlot]:
+    return store.load_slots([root.key_id for root in roots], SlotKind.PROVIDER)
+
+
+def _name(slot: StoredSlot) -> str:
+    return (slot.provider_ref or "").partition(" ")[0]

@@ -1,0 +1,282 @@
+"""Unlocking: a root key is reached through a slot, and with it everything its owner has and was granted."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from sqlalchemy_envelope.crypto.argon2id import KdfSalt
+from sqlalchemy_envelope.crypto.preparation import prepare_secret
+from sqlalchemy_envelope.crypto.sealing import is_sealed
+from sqlalchemy_envelope.crypto.wrapping import wrong_secret
+from sqlalchemy_envelope.exceptions import (
+    EnvelopeError,
+    KeyNotFoundError,
+    UnclaimedError,
+    UnlockError,
+)
+from sqlalchemy_envelope.keys.hierarchy import link_to_newer_root, wrap_under_root
+from sqlalchemy_envelope.keys.keyring import Keyring
+from sqlalchemy_envelope.keys.model import KeyState, OpenedKey, Purpose, SlotKind
+from sqlalchemy_envelope.keys.slots import (
+    adopted_slot,
+    is_waiting,
+    opens_waiting,
+    sealed_slot,
+    secret_slot,
+)
+from sqlalchemy_envelope.orm.current.audit import AuditEvent
+from sqlalchemy_envelope.orm.current.locks import require_no_locks
+from sqlalchemy_envelope.orm.current.policy import note_policy, require_reason
+from sqlalchemy_envelope.orm.sessions.unlocked import UnlockedSession
+from sqlalchemy_envelope.orm.sharing.epochs import start_epoch
+from sqlalchemy_envelope.orm.sharing.rollbacks import note_unlock
+from sqlalchemy_envelope.orm.sharing.roots import OpenedRoot, open_with_kek, renew
+from sqlalchemy_envelope.orm.sharing.settle import follow_grants, settle
+from sqlalchemy_envelope.orm.tables.key_rows import MAX_SLOTS
+from sqlalchemy_envelope.orm.verbs.owner_keys import active_root, load_keys, locate_enrolled
+from sqlalchemy_envelope.orm.verbs.steps import Derivation, Outside, wiping
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from sqlalchemy.orm import Session
+
+    from sqlalchemy_envelope.crypto.argon2id import KdfProfile
+    from sqlalchemy_envelope.crypto.secret import KeyBytes
+    from sqlalchemy_envelope.keys.model import KeyId, StoredKey, StoredSlot
+    from sqlalchemy_envelope.orm.current.policy import Policy
+    from sqlalchemy_envelope.orm.verbs.owner_keys import LocatedOwner
+    from sqlalchemy_envelope.orm.verbs.steps import Steps
+
+
+def unlock_steps(
+    session: Session, policy: Policy, profile: KdfProfile, owner: object, secret: str | bytes
+) -> Steps[UnlockedSession]:
+    """The steps of `Envelope.unlock` with a secret."""
+    prepared = prepare_secret(secret)
+    located = locate_enrolled(session, owner, policy)
+    note_policy(session, policy)
+    keys = load_keys(located)
+    found, salt = yield from _open_with_secret(located, policy, profile, keys, prepared)
+    with wiping(found.kek):
+        if profile.exceeds(salt.profile) and found.trusted:
+            stronger = KdfSalt.generate(profile)
+            kek = yield Derivation(prepared, stronger)
+            # A lost race is no loss: whoever won has upgraded or changed the slot.
+            with wiping(kek):
+                for slot, root in found.slots:
+                    located.store.replace_slot(slot, secret_slot(root, kek, stronger, slot.slot_id))
+        return unlocked_owner(session, policy, located, keys, found)
+
+
+def unlock_with_provider_steps(
+    session: Session, policy: Policy, owner: object, provider: str, reason: str
+) -> Steps[UnlockedSession]:
+    """The steps of `Envelope.unlock` with a provider."""
+    require_reason(reason)
+    providers = policy.require_providers()
+    providers.named(provider)
+    located = locate_enrolled(session, owner, policy)
+    note_policy(session, policy)
+    keys = load_keys(located)
+    root = active_root(located, keys)
+    slots = located.store.load_slots(_roots(keys), SlotKind.PROVIDER)
+    mine = [slot for slot in slots if providers.of(slot) == provider]
+    slot = next((slot for slot in mine if slot.key_id == root.key_id), None)
+    if slot is None:
+        raise KeyNotFoundError(
+            f"This {located.name} has no key slot of provider {provider!r}: it is not its to open."
+        )
+    kek = providers.cached(slot)
+    if kek is None:
+        if not providers.is_local(provider):
+            require_no_locks(session, provider)
+        kek = yield Outside(lambda: providers.open(slot))
+    found = open_with_kek(policy, keys, root, slot, mine, kek)
+    policy.emit(
+        AuditEvent(
+            "provider_unlocked", located.name, reason=reason, provider=provider, key_id=root.key_id.hex[:8]
+        )
+    )
+    return unlocked_owner(session, policy, located, keys, found)
+
+
+def change_secret_steps(
+    session: Session,
+    policy: Policy,
+    profile: KdfProfile,
+    owner: object,
+    old: str | bytes,
+    new: str | bytes,
+) -> Steps[None]:
+    """The steps of `Envelope.change_secret`."""
+    prepared, prepared_new = prepare_secret(old), prepare_secret(new, new=True)
+    located = locate_enrolled(session, owner, policy)
+    keys = load_keys(located)
+    found, _ = yield from _open_with_secret(located, policy, profile, keys, prepared)
+    keyring = Keyring()
+    keyring.add_stored(located.place.owner, keys)
+    keyring.add(located.place.owner, [found.root, *found.older])
+    try:
+        salt = KdfSalt.generate(profile)
+        kek = yield Derivation(prepared_new, salt)
+        with wiping(kek, found.kek):
+            slots = found.slots
+            if not found.trusted:
+                # Its slot would be wrapped now, and the root key in it taken for the owner's own.
+                slots = [*renew(session, policy, located.place, keyring, found), *slots[1:]]
+            # Those of retired root keys too: what hangs on them alone has no other way.
+            for slot, root in slots:
+                _replace(located, slot, secret_slot(root, kek, salt, slot.slot_id))
+    finally:
+        keyring.wipe()
+
+
+def rebind_steps(
+    session: Session, policy: Policy, profile: KdfProfile, owner: object, secret: str | bytes
+) -> Steps[None]:
+    """The steps of `Envelope.rebind`."""
+    prepared = prepare_secret(secret)
+    located = locate_enrolled(session, owner, policy)
+    keys = load_keys(located, moved=True)
+    found, _ = yield from _open_with_secret(located, policy, profile, keys, prepared)
+    keyring = Keyring()
+    keyring.add_stored(located.place.owner, keys)
+    keyring.add(located.place.owner, [found.root, *found.older])
+    try:
+        salt = KdfSalt.generate(profile)
+        kek = yield Derivation(prepared, salt)
+        new_root = OpenedKey(replace(found.root.stored, owner_reference=located.reference), found.root.key)
+        with wiping(kek, found.kek):
+            new_slot = secret_slot(new_root, kek, salt, found.slot.slot_id)
+        moved = [_moved(key, keyring, new_root) for key in keys if key.key_id != new_root.stored.key_id]
+        _replace(located, found.slot, new_slot)
+        # Others' slots are closed to us: what they hold is sealed to them anew.
+        for slot in located.store.load_slots([new_root.stored.key_id], SlotKind.PROVIDER):
+            located.store.replace_slot(slot, replace(sealed_slot(new_root, slot), slot_id=slot.slot_id))
+        located.store.replace_keys([new_root.stored, *moved])
+        if located.place.owner_class.grants_of or not found.trusted:
+            start_epoch(session, policy, located.place, keyring)
+    finally:
+        keyring.wipe()
+
+
+def _moved(key: StoredKey, keyring: Keyring, root: OpenedKey) -> StoredKey:
+    """A key's row, bound to where its owner is now."""
+    here = replace(key, owner_reference=root.stored.owner_reference)
+    opened = keyring.open(key.key_id)
+    if opened is None:
+        return here
+    moved = OpenedKey(here, opened.key)
+    return link_to_newer_root(moved, root) if key.purpose is Purpose.ROOT else wrap_under_root(moved, root)
+
+
+def _roots(keys: Sequence[StoredKey]) -> list[KeyId]:
+    return [key.key_id for key in keys if key.purpose is Purpose.ROOT]
+
+
+def _open_with_secret(
+    located: LocatedOwner,
+    policy: Policy,
+    profile: KdfProfile,
+    keys: Sequence[StoredKey],
+    prepared: bytes,
+) -> Steps[tuple[OpenedRoot, KdfSalt]]:
+    root = active_root(located, keys)
+    roots = _roots(keys)
+    loaded = located.store.load_slots(roots, SlotKind.SECRET, limit=(MAX_SLOTS + 1) * len(roots))
+    slots = [slot for slot in loaded if slot.key_id == root.key_id]
+    if not slots and is_unclaimed(located, policy, roots):
+        raise UnclaimedError(
+            f"This {located.name} has keys that wait to be claimed, and no secret yet: authenticate as "
+            "before, then call enroll() with the secret, or unlock(..., authenticated=True)."
+        )
+    if not slots or len(slots) > MAX_SLOTS:
+        raise KeyNotFoundError(
+            f"This {located.name} has {'too many' if slots else 'no'} secret slots; 1 to {MAX_SLOTS} are "
+            "accepted."
+        )
+    refused: UnlockError | None = None
+    for slot in slots:
+        salt = KdfSalt.parse(slot.kdf, policy=profile)
+        kek = yield Derivation(prepared, salt)
+        try:
+            if is_waiting(slot):
+                raise _waits(located, slot, kek)
+            found = open_with_kek(policy, keys, root, slot, loaded, kek)
+            if policy.harden_claims and is_sealed(slot.wrapped) and not found.vouching:
+                # An enrolment wraps, and an epoch leaves a wrapped slot behind: this one custodians released.
+                found = found._replace(trusted=False)
+                policy.emit(AuditEvent("hardened", located.name, key_id=root.key_id.hex[:8]))
+            return found, salt
+        except UnlockError as error:
+            kek.wipe()
+            refused = error
+        except BaseException:
+            kek.wipe()
+            raise
+    assert refused is not None  # noqa: S101 - there was at least one slot
+    raise refused
+
+
+def is_unclaimed(located: LocatedOwner, policy: Policy, roots: Sequence[KeyId]) -> bool:
+    """Whether a campaign holds these root keys."""
+    campaigns = policy.providers.campaigns if policy.providers is not None else frozenset()
+    if not campaigns:
+        return False
+    slots = located.store.load_slots(roots, SlotKind.PROVIDER)
+    return any(policy.require_providers().of(slot) in campaigns for slot in slots)
+
+
+def _waits(located: LocatedOwner, slot: StoredSlot, kek: KeyBytes) -> EnvelopeError:
+    """Whoever does not know the secret is told no more than anywhere else."""
+    if not opens_waiting(slot, kek):
+        return wrong_secret()
+    return UnclaimedError(
+        f"The secret is right, and this {located.name} waits: the custodians of the offline key have not "
+        "released its keys yet."
+    )
+
+
+def unlocked_owner(
+    session: Session,
+    policy: Policy,
+    located: LocatedOwner,
+    keys: Sequence[StoredKey],
+    found: OpenedRoot,
+) -> UnlockedSession:
+    """The unlocked session of an owner whose root key was reached, with all that leads to."""
+    keyring = Keyring()
+    owner = located.place.owner
+    try:
+        keyring.add_stored(owner, keys)
+        keyring.add(owner, [found.root, *found.older])
+        if is_sealed(found.slot.wrapped) and found.trusted:
+            located.store.replace_slot(found.slot, adopted_slot(found.slot, found.root, found.kek))
+        # One's own keys are tried now, so that an altered one is told at once; what was granted waits until
+        # it is needed.
+        for key in keys:
+            own = key.purpose in (Purpose.DATA, Purpose.INDEX) and key.state is not KeyState.DESTROYED
+            if own and keyring.open(key.key_id) is None:
+                raise KeyNotFoundError(
+                    f"Key {key.key_id.hex[:8]} is wrapped under a root key that is not here."
+                )
+        reached = follow_grants(session, policy, keyring, [located.place])
+        if not found.trusted:
+            renew(session, policy, located.place, keyring, found)
+        settle(session, policy, keyring, reached)
+    except BaseException:
+        keyring.wipe()
+        raise
+    unlocked = UnlockedSession(session, policy, list(reached.places.values()), keyring)
+    for reached_owner in keyring:
+        note_unlock(session, reached_owner, unlocked)
+    return unlocked
+
+
+def _replace(located: LocatedOwner, old: StoredSlot, new: StoredSlot) -> None:
+    if not located.store.replace_slot(old, new):
+        raise UnlockError(
+            "The secret was changed by somebody else at the same moment; nothing was changed here."
+        )

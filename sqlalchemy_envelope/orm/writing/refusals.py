@@ -1,0 +1,300 @@
+"""Statements that no comparator can see through, refused before they are sent: a bare `ORDER BY`, `GROUP BY`,
+`func.f(column)`, `cast`, `DISTINCT`, a `UNION` of two labels.
+
+Checked in `before_cursor_execute`, once for each compiled statement: SQLAlchemy caches those, so a statement
+that runs a thousand times is walked once. Whatever is not known to be harmless is refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+from weakref import WeakSet
+
+from sqlalchemy import Column, CompoundSelect, Exists, Insert, Null, Select, Table, TypeCoerce, Update
+from sqlalchemy.sql import functions, operators
+from sqlalchemy.sql.elements import (
+    BinaryExpression,
+    ClauseElement,
+    ClauseList,
+    ColumnElement,
+    Grouping,
+    Label,
+    UnaryExpression,
+)
+from sqlalchemy.sql.selectable import FromClause, ScalarSelect, SelectBase
+
+from sqlalchemy_envelope.exceptions import StatementRefusedError
+from sqlalchemy_envelope.orm.columns.encrypted_type import EncryptedType
+from sqlalchemy_envelope.orm.columns.previous import is_moving, policy_of_column, previous_of
+
+_checked: WeakSet[Any] = WeakSet()
+
+
+def before_cursor_execute(
+    connection: object, cursor: object, statement: str, parameters: object, context: Any, executemany: bool
+) -> None:
+    """Refuse a statement that would compare, sort or compute on ciphertext.
+
+    Raises:
+        StatementRefusedError: it would.
+    """
+    compiled = getattr(context, "compiled", None)
+    if compiled is None or compiled in _checked:
+        return
+    root = getattr(compiled.compile_state, "statement", None)
+    if root is None:
+        root = compiled.statement
+    if isinstance(root, ClauseElement):
+        _Walk(root, getattr(compiled.compile_state, "select_statement", None)).element(root)
+    _checked.add(compiled)
+
+
+class _Walk:
+    """One walk over a statement; the same element is looked at once."""
+
+    def __init__(self, root: ClauseElement, asked: Any = None) -> None:
+        self._root = root
+        # What the application asked the ORM for, which is not yet what is sent: objects come with both
+        # columns of a value that is being moved.
+        self._asked = asked
+        self._seen: set[int] = set()
+        self._unread: set[int] = set()
+
+    def element(self, element: Any, place: str = "an SQL expression") -> None:
+        """Look at an element in a place where an encrypted column would be computed on."""
+        if _is_column(element):
+            raise _refusal(element, place)
+        if id(element) in self._seen or isinstance(element, Table):
+            return
+        self._seen.add(id(element))
+        if isinstance(element, Select):
+            self._select(element)
+        elif isinstance(element, CompoundSelect):
+            self._compound(element)
+        elif isinstance(element, (Insert, Update)):
+            if element is not self._root:
+                _check_nested(element)
+            self._write(element)
+        elif isinstance(element, functions.FunctionElement):
+            self._function(element)
+        else:
+            self._operands(element)
+
+    def read(self, element: Any) -> None:
+        """Look at an element that is only handed out: an encrypted column is welcome there."""
+        if isinstance(element, (Label, Grouping)):
+            self.read(element.element)
+        elif not _is_column(element):
+            self.element(element)
+
+    def _operands(self, parent: Any) -> None:
+        if isinstance(parent, Exists):
+            inner = parent.element
+            self._unread.add(id(getattr(inner, "element", inner)))
+        for child in parent.get_children():
+            if _hands_on(parent):
+                self.read(child)
+                continue
+            # What is joined hands its columns on; the condition is a child of its own.
+            outputs = [child] if isinstance(child, ScalarSelect) else _outputs(child)
+            outputs = [] if isinstance(child, FromClause) else outputs
+            for output in outputs:
+                if _is_encrypted(output):
+                    raise _refusal(output, _name_of(parent))
+            self.element(child, _name_of(parent))
+
+    def _function(self, function: Any) -> None:
+        counts = isinstance(function, functions.count)
+        for argument in function.clauses:
+            if counts:
+                _check_counted(argument)
+                self.read(argument)
+            else:
+                self.element(argument, f"func.{getattr(function, 'name', 'f')}()")
+
+    def _select(self, select: Select[Any]) -> None:
+        for output in select._raw_columns:
+            self.read(output)
+        if id(select) not in self._unread:
+            whole = select if select is not self._root or self._asked is None else self._asked
+            _check_dual(whole._raw_columns)
+        names = {one.key: one for one in select.selected_columns if _is_encrypted(one)}
+        parts = [
+            ("ORDER BY", select._order_by_clauses),
+            ("GROUP BY", select._group_by_clauses),
+            ("DISTINCT ON", select._distinct_on),
+        ]
+        for place, clauses in parts:
+            self._sorted(place, clauses, names)
+        if select._distinct and not select._distinct_on:
+            _check_distinct(select)
+        handled = {id(one) for clauses in (select._raw_columns, *(c for _, c in parts)) for one in clauses}
+        for child in select.get_children():
+            if id(child) not in handled:
+                self.element(child)
+
+    def _sorted(self, place: str, clauses: Any, names: Mapping[Any, Any]) -> None:
+        for clause in clauses:
+            inner = clause
+            while isinstance(inner, UnaryExpression) or _is_label_reference(inner):  # desc(), nulls_first()
+                inner = inner.element
+            if isinstance(inner, str) and inner in names:  # a label by its name: `order_by("body")`
+                raise _refusal(names[inner], place)
+            if isinstance(inner, ScalarSelect) and _is_encrypted(inner):
+                raise _refusal(inner, place)
+            self.element(inner.element if isinstance(inner, Label) else clause, place)
+
+    def _compound(self, compound: CompoundSelect[Any]) -> None:
+        columns = [list(select.selected_columns) for select in compound.selects]
+        for position in zip(*columns, strict=False):
+            labels = {one.type.label if _is_encrypted(one) else None for one in position}
+            if len(labels) > 1:
+                raise StatementRefusedError(
+                    "A UNION mixes columns bound to different labels "
+                    f"({', '.join(sorted(map(str, labels)))}): a value could not be told from one moved "
+                    "there. Pin one label on both: EncryptedType(..., label='...')."
+                )
+        if not compound.keyword.value.startswith("UNION"):  # EXCEPT and INTERSECT compare rows
+            for select in compound.selects:
+                _check_distinct(select, compound.keyword.value)
+        names = {one.key: one for one in columns[0] if _is_encrypted(one)}
+        self._sorted("ORDER BY", compound._order_by_clauses, names)
+        for select in compound.selects:
+            self.element(select)
+
+    def _write(self, statement: Any) -> None:
+        """What is written to an encrypted column was looked at by the statement hook; here,
+        what is read from one."""
+        values = dict(getattr(statement, "_ordered_values", None) or statement._values or {})
+        for target, value in values.items():
+            if not _is_encrypted(target) and not _is_bind(value):
+                place = f"assigning to {getattr(target, 'key', target)!r}"
+                if _is_encrypted(value):
+                    raise _refusal(value, place)
+                self.element(value, place)
+        outputs = (*statement._returning, *(getattr(statement, "_supplemental_returning", None) or ()))
+        for output in outputs:
+            self.read(output)
+        _check_dual(outputs)
+        upsert = getattr(statement, "_post_values_clause", None)
+        for name in ("inferred_target_whereclause", "update_whereclause"):
+            condition = getattr(upsert, name, None)
+            if isinstance(condition, ClauseElement):
+                self.element(condition, "the WHERE of an upsert")
+        handled = {id(one) for one in (*outputs, *values.values(), upsert)}
+        for child in statement.get_children():
+            if id(child) not in handled and not _is_column(child):
+                self.element(child)
+
+
+def _check_nested(statement: Any) -> None:
+    # The statement hook saw the statement around it only.
+    if any(_is_encrypted(column) for column in statement.table.columns):
+        raise StatementRefusedError(
+            f"A statement has an INSERT or UPDATE of {statement.table.name}, whose columns are encrypted, "
+            "inside it; only one that stands alone is encrypted. Run the two one after the other."
+        )
+
+
+def _check_dual(outputs: Sequence[Any]) -> None:
+    """While values are moved, a column handed out alone would be NULL where the previous one is not."""
+    columns = [one for output in outputs for one in _columns_of(output)]
+    for column in columns:
+        if not (_is_column(column) and is_moving(column)) or policy_of_column(column) == "refuse":
+            continue
+        previous = previous_of(column)
+        if previous is None or not any(one is previous or _is_same(one, previous) for one in columns):
+            raise StatementRefusedError(
+                f"The values of {str(column)!r} are being moved: read alone here, one that is not moved yet "
+                "would be None. Select the object, or the column through a Session and not inside a "
+                "subquery, or the previous column beside it."
+            )
+
+
+def _columns_of(output: Any) -> list[Any]:
+    """The columns that an element of a SELECT list is about; none for a whole table, which has them all."""
+    while isinstance(output, (Label, Grouping)):
+        output = output.element
+    if isinstance(output, ClauseList):  # a Bundle
+        return [one for element in output.clauses for one in _columns_of(element)]
+    return [output] if isinstance(output, ColumnElement) else []
+
+
+def _is_same(one: Any, other: Any) -> bool:
+    return getattr(one, "table", None) is other.table and getattr(one, "key", None) == other.key
+
+
+def _check_counted(argument: Any) -> None:
+    for column in _columns_of(argument):
+        if _is_column(column) and is_moving(column) and policy_of_column(column) != "refuse":
+            raise StatementRefusedError(
+                f"count() of {str(column)!r} would leave out the values that are not moved yet. Count the "
+                f"rows `.where({column.key}.is_not(None))`."
+            )
+
+
+def _is_encrypted(element: Any) -> bool:
+    return isinstance(element, ColumnElement) and isinstance(element.type, EncryptedType)
+
+
+def _is_column(element: Any) -> bool:
+    # A bind parameter, a scalar subquery or a function may have the type of a column; those
+    # are looked at themselves.
+    return _is_encrypted(element) and element.__visit_name__ == "column"
+
+
+def _is_label_reference(element: Any) -> bool:
+    return getattr(element, "__visit_name__", None) in ("label_reference", "textual_label_reference")
+
+
+def _is_bind(element: Any) -> bool:
+    return getattr(element, "__visit_name__", None) == "bindparam"
+
+
+def _outputs(element: Any) -> list[Any]:
+    """The columns of a subquery that stands as an operand."""
+    inner = element.element if isinstance(element, Grouping) else element
+    inner = getattr(inner, "element", inner) if not isinstance(inner, SelectBase) else inner
+    return list(inner.selected_columns) if isinstance(inner, SelectBase) else []
+
+
+def _hands_on(parent: Any) -> bool:
+    """Whether this element asks only if a value is there, or hands it on as it is."""
+    if isinstance(parent, BinaryExpression):
+        return parent.operator in (operators.is_, operators.is_not) and isinstance(parent.right, Null)
+    if isinstance(parent, (TypeCoerce, ScalarSelect, Exists)):
+        return True
+    return parent.__visit_name__ in (
+        "alias",
+        "cte",
+        "delete",
+        "lateral",
+        "subquery",
+        "tablesample",
+        "textual_select",
+    )
+
+
+def _check_distinct(select: Any, place: str = "DISTINCT") -> None:
+    """`DISTINCT` beside the primary key compares nothing that matters; without it, it compares ciphertext."""
+    columns = [column for column in select.selected_columns if isinstance(column, Column)]
+    keys = {base for column in columns for base in column.base_columns}
+    for column in columns:
+        table = next(iter(column.base_columns)).table
+        if _is_encrypted(column) and not (isinstance(table, Table) and set(table.primary_key) <= keys):
+            raise _refusal(column, place)
+
+
+def _name_of(element: Any) -> str:
+    operator = getattr(element, "operator", None) or getattr(element, "modifier", None)
+    name: str = getattr(operator, "__name__", element.__visit_name__)
+    return name.strip("_").removesuffix("_op")
+
+
+def _refusal(column: Any, place: str) -> StatementRefusedError:
+    name = str(column) if _is_column(column) else str(getattr(column, "key", None) or column.type.label)
+    return StatementRefusedError(
+        f"{place} on the encrypted column {name!r} would work on ciphertext and give a wrong answer; "
+        "nothing was sent. Load the rows of one owner and sort, group or compute on the decrypted values."
+    )

@@ -1,0 +1,497 @@
+"""The statement hook: values are encrypted in `before_execute`, where a row's parameters are known.
+
+It runs before the execution context is built, so that an error raised here reaches the caller as itself, and
+whatever SQLAlchemy prints later holds ciphertext. It covers flushes, ORM bulk statements and Core alike. What
+it does not understand it leaves alone, and the bind processor refuses it.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import Insert, Update, insert, update
+from sqlalchemy.sql.elements import BindParameter, ClauseElement, Null
+from sqlalchemy.types import NullType
+
+from sqlalchemy_envelope.crypto.aead import MAX_VALUE_SIZE, OVERHEAD, Batch
+from sqlalchemy_envelope.crypto.context import encode_reference
+from sqlalchemy_envelope.exceptions import (
+    LockedError,
+    NotEnrolledError,
+    StatementRefusedError,
+    ValueEncodingError,
+    ValueTooLargeError,
+)
+from sqlalchemy_envelope.orm.columns.encrypted_type import EncryptedType
+from sqlalchemy_envelope.orm.columns.plans import plan_of_table
+from sqlalchemy_envelope.orm.columns.sealed import CIPHERTEXT, Sealed, is_ciphertext
+from sqlalchemy_envelope.orm.columns.state import holds_nothing, owner_of_state, stays
+from sqlalchemy_envelope.orm.current import context
+from sqlalchemy_envelope.orm.current.connections import session_of
+from sqlalchemy_envelope.orm.writing.copies import check_from_select, check_upsert, upsert_previous
+from sqlalchemy_envelope.orm.writing.flushes import (
+    ENROLLING_OWNER,
+    client_default,
+    enrolling_owner,
+    enrolling_row,
+    notes_of,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from sqlalchemy import Connection
+    from sqlalchemy.orm import InstanceState
+
+    from sqlalchemy_envelope.crypto.aead import BoundCipher, ValueCipher
+    from sqlalchemy_envelope.keys.keyring import OwnerId
+    from sqlalchemy_envelope.orm.columns.plans import EncryptedColumn, TablePlan
+    from sqlalchemy_envelope.orm.tables.owners import OwnerPath
+    from sqlalchemy_envelope.orm.writing.flushes import Enrolling
+
+    Row = Mapping[str, Any]
+
+
+def encrypt(connection: Connection, statement: Any, multiparams: Any, params: Any) -> tuple[Any, Any, Any]:
+    """Encrypt what an INSERT or UPDATE writes into encrypted columns."""
+    if isinstance(statement, (Insert, Update)):
+        # A bulk statement on a joined subclass comes once for each of its tables, which only a mark names.
+        marks = statement._annotations
+        marked = marks.get("_emit_insert_table", marks.get("_emit_update_table"))
+        plan = plan_of_table(statement.table if marked is None else marked)
+        if plan is not None:
+            return _StatementWriter(plan, connection, statement).write(multiparams, params)
+    return statement, multiparams, params
+
+
+class _StatementWriter:
+    """Encrypts the parameters of one statement."""
+
+    def __init__(self, plan: TablePlan, connection: Connection, statement: Insert | Update) -> None:
+        self._plan = plan
+        self._connection = connection
+        self._session = session_of(connection)
+        self._statement: Any = statement
+        self._inserts = isinstance(statement, Insert)
+        ordered = getattr(statement, "_ordered_values", None)  # of `ordered_values()` in SQLAlchemy 2.0
+        clauses = dict(ordered or statement._values or {})
+        self._keys = {self._name(key): key for key in clauses}
+        self._assigned = {self._name(key): clause for key, clause in clauses.items()}
+        self._names = {
+            key: clause.key for key, clause in self._assigned.items() if _is_placeholder(clause)
+        }  # column -> parameter, for `values(body=bindparam("other"))`
+        for key in self._names.keys() & plan.keys:
+            # It would be bound by a type of its own, past the one that refuses plaintext.
+            if not isinstance(self._assigned[key].type, (EncryptedType, NullType)):
+                raise StatementRefusedError(
+                    f"{plan.table.name}.{key} is encrypted: give its bindparam() neither a type nor a "
+                    "default."
+                )
+        self._told = True
+        self._key_names = [self._parameter(column.key) for column in plan.table.primary_key]
+        self._groups: list[
+            tuple[OwnerPath, Sequence[EncryptedColumn], str | None, dict[Any, list[BoundCipher]]]
+        ] = [
+            (
+                path,
+                columns,
+                self._parameter(path.keys[0]) if len(path.keys) == 1 and plan.has(path) else None,
+                {},
+            )
+            for path, columns in plan.groups
+        ]
+
+    def write(self, multiparams: Any, params: Any) -> tuple[Any, Any, Any]:
+        """The statement and its parameters, encrypted."""
+        statement = self._statement
+        if self._inserts:
+            check_from_select(self._plan, statement, self._name)
+            if self._plan.dual:
+                statement = self._statement = upsert_previous(self._plan, statement, self._name)
+            check_upsert(self._plan, statement, self._name)
+            if statement._multi_values:
+                return self._write_multiple_values(), multiparams, params
+        literals = self._literals()
+        if multiparams:
+            if self._plan.keys & literals.keys():
+                raise StatementRefusedError(
+                    f"A literal for an encrypted column of {self._plan.table.name} beside a list of rows: "
+                    "put the value into each row instead."
+                )
+            return statement, self._rows(multiparams, literals), params
+        if literals:
+            before = {**literals, **params}
+            (after,) = self._rows([before], {})
+            new = {
+                key: value
+                for key, value in after.items()
+                if key in literals and (is_ciphertext(value) or (key in self._plan.dual and value is None))
+            }
+            made = {key: value for key, value in after.items() if key not in before}
+            if new or made:
+                statement = self._with_values(new | made)
+            return statement, multiparams, {key: after[key] for key in params}
+        if params or self._assigned:
+            (params,) = self._rows([params], {})
+        return statement, multiparams, params
+
+    def _with_values(self, values: dict[str, Any]) -> Any:
+        """The statement with these in place of its own, in its order and under the very keys that it has."""
+        statement = self._statement._clone()
+        new = {self._keys.get(key, key): value for key, value in values.items()}
+        made: Any = (insert if self._inserts else update)(self._plan.table).values(new)._values
+        if getattr(statement, "_ordered_values", None):
+            statement._ordered_values = list({**dict(statement._ordered_values), **made}.items())
+        else:
+            statement._values = statement._values.union(made)
+        return statement
+
+    def _write_multiple_values(self) -> Any:
+        rows = [
+            {self._name(key): _literal_value(value) for key, value in row.items()}
+            for group in self._statement._multi_values
+            for row in group
+        ]
+        statement = self._statement._clone()
+        statement._multi_values = ()
+        return statement.values(self._rows(rows, {}))
+
+    def _name(self, key: Any) -> str:
+        name: str = getattr(key, "key", key)
+        return self._plan.names.get(name, name)
+
+    def _literals(self) -> dict[str, Any]:
+        """Values that stand in the statement itself; expressions are refused for encrypted columns."""
+        literals = {}
+        for key, clause in self._assigned.items():
+            if isinstance(clause, BindParameter) and key not in self._names:
+                literals[key] = clause.effective_value
+            elif key in self._plan.keys and not isinstance(clause, (BindParameter, Null)):
+                raise StatementRefusedError(
+                    f"An SQL expression is assigned to the encrypted column {self._plan.table.name}.{key}; "
+                    "the database cannot compute on ciphertext. Compute the value in Python and assign that."
+                )
+        return literals
+
+    def _prepare(self, rows: Sequence[Row], literals: Row) -> None:
+        """Tell those who make keys as they are needed whose rows come, all at once."""
+        for unlocked in context.unlocked_sessions(self._session):
+            if not unlocked.on_demand:
+                continue
+            for path, columns in self._plan.groups:
+                if not self._plan.has(path) or (path.is_self and self._inserts):
+                    continue
+                owner_id = path.owner_class.owner_id
+                whole = {
+                    key
+                    for key in self._owner_keys(path, columns, rows, literals)
+                    if None not in key and enrolling_owner(self._session, owner_id(key)) is None
+                }
+                count = len(rows) * len(columns)
+                unlocked.prepare_write(self._session, path.owner_class, whole, count)
+
+    def _owner_keys(
+        self, path: OwnerPath, columns: Sequence[EncryptedColumn], rows: Sequence[Row], literals: Row
+    ) -> set[tuple[Any, ...]]:
+        """The primary keys of the owners for whom something is encrypted in these rows."""
+        names = [self._parameter(one.key) for one in columns]
+        if len(names) == 1:
+            (only,) = names
+            rows = [row for row in rows if row.get(only) is not None]
+        else:
+            rows = [row for row in rows if any([row.get(name) is not None for name in names])]  # noqa: C419
+        if len(path.keys) == 1 and path.keys[0] not in literals:
+            name = self._parameter(path.keys[0])
+            return {(row.get(name),) for row in rows}
+        return {tuple([self._value(key, row, literals) for key in path.keys]) for row in rows}
+
+    def _rows(self, rows: Sequence[Row], literals: Row) -> list[dict[str, Any]]:
+        if len(rows) > 1:
+            self._prepare(rows, literals)
+        else:
+            self._told = False  # a single row's owner is told when it is known
+        batch = Batch(len(rows) * len(self._plan.columns), CIPHERTEXT)
+        plan = self._plan
+        if not self._inserts or plan.has_defaults or plan.row_bound or plan.dual or len(self._groups) > 1:
+            return [self._row(row, literals, batch) for row in rows]
+        # Most bulk inserts: nothing to make or check but each row's owner.
+        ((_, _, owner_key, known),) = self._groups
+        encrypted = []
+        for row in rows:
+            ciphers = known.get(row.get(owner_key)) if owner_key is not None else None
+            if ciphers is None:
+                encrypted.append(self._row(row, literals, batch))
+            else:
+                copy = dict(row)
+                _encrypt(batch, copy, ciphers)
+                encrypted.append(copy)
+        return encrypted
+
+    def _row(self, row: Row, literals: Row, batch: Batch) -> dict[str, Any]:
+        encrypted = dict(row)
+        if self._inserts and self._plan.has_defaults:
+            self._make_defaults(encrypted, literals)
+        if self._plan.dual:
+            self._add_previous(encrypted)
+        if not self._inserts:
+            self._check_move(encrypted, literals)
+        for path, columns, owner_key, known in self._groups:
+            # Rows of one owner stand together more often than not: its ciphers are kept for the statement.
+            ciphers = known.get(encrypted.get(owner_key)) if owner_key is not None else None
+            if ciphers is None:
+                if all([encrypted.get(self._parameter(one.key)) is None for one in columns]):  # noqa: C419
+                    continue
+                if self._plan.dual:
+                    ciphers = self._ciphers_or_pending(encrypted, literals, path, columns)
+                else:
+                    columns_here = self._of_scopes(encrypted, columns)
+                    ciphers = self._ciphers_for(encrypted, literals, path, columns_here)
+                all_here = len(ciphers) == len(columns)
+                if all_here and owner_key is not None and encrypted.get(owner_key) is not None:
+                    known[encrypted[owner_key]] = ciphers
+            reference = b""
+            # An UPDATE of many rows that leaves row-bound columns alone needs no row named.
+            if self._plan.row_bound and (
+                self._inserts
+                # A list costs less than a generator, for each row.
+                or any([one[5] and encrypted.get(one[0]) is not None for one in ciphers])  # noqa: C419
+            ):
+                reference = self._row_reference(encrypted, literals)
+            _encrypt(batch, encrypted, ciphers, reference)
+        return encrypted
+
+    def _add_previous(self, row: dict[str, Any]) -> None:
+        """What the row's previous columns get: the same value while both are written, else nothing."""
+        for key, (previous, both) in self._plan.dual.items():
+            name, beside = self._parameter(key), self._parameter(previous)
+            if name not in row and not isinstance(self._assigned.get(key), Null):
+                continue
+            value = row.get(name)
+            if value is None and row.get(beside) is not None:
+                continue  # written by itself, as by a program that knows nothing of the encrypted column
+            row[beside] = value if both else None
+
+    def _ciphers_or_pending(
+        self, row: dict[str, Any], literals: Row, path: OwnerPath, columns: Sequence[EncryptedColumn]
+    ) -> list[BoundCipher]:
+        """What encrypts the columns of a row's owner. Whose key is not here, or who is not known, keeps the
+        values of columns with the policy "both" in the previous column for now: they are left out here."""
+        try:
+            if any(one.row_bound and row.get(self._parameter(one.key)) is not None for one in columns):
+                self._row_reference(row, literals)
+            return self._ciphers_for(row, literals, path, self._of_scopes(row, columns))
+        except (LockedError, NotEnrolledError, StatementRefusedError):
+            if not self._leave_pending(row, columns):
+                raise
+        left = [one for one in columns if row.get(self._parameter(one.key)) is not None]
+        return self._ciphers_for(row, literals, path, left) if left else []
+
+    def _leave_pending(self, row: dict[str, Any], columns: Sequence[EncryptedColumn]) -> bool:
+        """Take out the values that the previous column holds as well; tells whether there are any."""
+        found = False
+        for one in columns:
+            _, both = self._plan.dual.get(one.key, (None, False))
+            name = self._parameter(one.key)
+            value = row.get(name)
+            if not both or value is None:
+                continue
+            try:
+                size = len(one.encode(value))
+            except Exception:  # noqa: BLE001 - told below, chained to nothing that holds the value
+                size = -1
+            if size < 0:
+                raise _unencodable(one, value, None)
+            if size > MAX_VALUE_SIZE:
+                raise _unencodable(one, value, bytes(size + OVERHEAD))
+            row[name] = None
+            found = True
+        return found
+
+    def _of_scopes(self, row: Row, columns: Sequence[EncryptedColumn]) -> Sequence[EncryptedColumn]:
+        """The columns of the scopes that a row writes: the keys of the others may be held by others."""
+        if all([one.scope == columns[0].scope for one in columns]):  # noqa: C419
+            return columns
+        scopes = {one.scope for one in columns if row.get(self._parameter(one.key)) is not None}
+        return [one for one in columns if one.scope in scopes]
+
+    def _parameter(self, key: str) -> str:
+        """The parameter that a column is written from: `values(body=bindparam("other"))` names another."""
+        name: str = self._names.get(key, key)
+        return name
+
+    def _value(self, key: str, row: Row, literals: Row) -> Any:
+        """What a row's statement writes into a column, None if it does not say."""
+        return row.get(self._parameter(key), literals.get(key))
+
+    def _ciphers_for(
+        self, row: Row, literals: Row, path: OwnerPath, columns: Sequence[EncryptedColumn]
+    ) -> list[BoundCipher]:
+        """What encrypts the columns of a row's owner."""
+        if path.is_self and self._inserts:
+            new = enrolling_row(self._session, path.owner_class, row, self._attributes())
+            if new is not None:
+                return [self._column_cipher(new, b"", column) for column in columns]
+        values = tuple([self._value(key, row, literals) for key in path.keys]) if self._plan.has(path) else ()
+        key = self._owner(row, path, columns[0], values)
+        owner = path.owner_class.owner_id(key)
+        new = enrolling_owner(self._session, owner)
+        if new is None:
+            for unlocked in context.unlocked_sessions(self._session):
+                unlocked.prepare_write(
+                    self._session, path.owner_class, [key], 0 if self._told else len(columns)
+                )
+        return [self._column_cipher(new, owner, column) for column in columns]
+
+    def _attributes(self) -> dict[str, str]:
+        """The attributes that columns are mapped by, which tell one new owner's row from another's."""
+        shown = {column: attribute for attribute, column in self._plan.names.items()}
+        return {
+            column.key: shown.get(column.key, column.key)
+            for column in self._plan.table.columns
+            if not column.primary_key
+        }
+
+    def _column_cipher(self, new: Enrolling | None, owner: OwnerId, column: EncryptedColumn) -> BoundCipher:
+        cipher = self._cipher(new, owner, column)
+        # CPython's sqlite3 looks for an adapter for every `bytes`, and takes a bytearray
+        # as it is: half the time.
+        sqlite = self._connection.dialect.name == "sqlite"
+        return cipher.bind(self._parameter(column.key), column.encode, column, as_bytearray=sqlite)
+
+    def _owner(
+        self, row: Row, path: OwnerPath, column: EncryptedColumn, values: tuple[Any, ...]
+    ) -> tuple[Any, ...]:
+        """The primary key of a row's owner."""
+        if values and None not in values:
+            return values
+        state = self._state(row)
+        if state is not None:
+            key = owner_of_state(state, path, column.key)
+        else:
+            using = context.USING.get()
+            key = using.primary_key if using is not None and using.owner_class is path.owner_class else None
+        if key is None:
+            raise StatementRefusedError(
+                f"A statement writes {self._plan.table.name}.{column.key} and does not name the row's owner "
+                f"({', '.join(path.keys)}). Name it in the values, load and change the objects, or say whose "
+                "rows these are: `with unlocked.using(owner): ...`."
+            )
+        return key
+
+    def _cipher(self, new: Enrolling | None, owner: OwnerId, column: EncryptedColumn) -> ValueCipher:
+        field = column.type.field
+        if new is not None:
+            cipher = new.keyring.writer(ENROLLING_OWNER, column.scope, field)
+        else:
+            cipher = context.find_writer(self._session, owner, column.scope, field)
+        if cipher is None:
+            raise context.locked(
+                f"{self._plan.table.name}.{column.key}, of this row's {column.path.owner_class.name},",
+                self._session,
+            )
+        return cipher
+
+    def _state(self, row: Row) -> InstanceState[Any] | None:
+        """The object whose row this is, during a flush."""
+        notes = notes_of(self._connection)
+        return notes.find(self._plan.table, self._identity(row)) if notes is not None else None
+
+    def _identity(self, row: Row) -> tuple[Any, ...]:
+        """The row's primary key as the statement names it: an INSERT by column, a flush's
+        UPDATE by `table_column`."""
+        columns: Any = self._plan.table.primary_key.columns
+        if self._inserts:
+            return tuple(row.get(self._parameter(column.key)) for column in columns)
+        return tuple(row.get(column._label) for column in columns)
+
+    def _row_reference(self, row: Row, literals: Row) -> bytes:
+        parts = [row.get(name) for name in self._key_names] if self._inserts else [None]
+        if None not in parts:
+            return encode_reference(parts)
+        parts = []
+        for column, now in zip(self._plan.table.primary_key.columns, self._identity(row), strict=True):
+            part = now if self._inserts else row.get(self._parameter(column.key), now)
+            part = literals.get(column.key) if part is None else part
+            if part is None:
+                raise StatementRefusedError(
+                    f"A statement writes a row-bound column of {self._plan.table.name} and does not name the "
+                    f"row's {column.key}. Load and change the objects instead."
+                )
+            parts.append(part)
+        return encode_reference(parts)
+
+    def _make_defaults(self, row: dict[str, Any], literals: Row) -> None:
+        """Evaluate Python-side defaults that a value depends on: its own, and the row-bound primary key."""
+        for column in self._plan.columns:
+            if column.column.default is not None and column.key not in row and column.key not in literals:
+                row[column.key] = client_default(column.column)
+        if self._plan.row_bound:
+            for key in self._plan.table.primary_key.columns:
+                if key.default is not None and row.get(key.key, literals.get(key.key)) is None:
+                    row[key.key] = client_default(key)
+
+    def _check_move(self, row: Row, literals: Row) -> None:
+        """Refuse to give a row another owner, or a row-bound one another key, while its
+        ciphertext stays behind."""
+        for path, columns in self._plan.groups:
+            moves = not path.is_self and any(key in row or key in self._assigned for key in path.keys)
+            for column in columns:
+                rekeys = column.row_bound and any(
+                    k.key in row or k.key in self._assigned for k in self._plan.table.primary_key
+                )
+                name = self._parameter(column.key)
+                if not (moves or rekeys) or name in row or name in literals:
+                    continue
+                state = self._state(row)
+                if state is not None:
+                    if holds_nothing(state, column.key):
+                        continue
+                    values = [self._value(key, row, literals) for key in path.keys]
+                    if not rekeys and stays(state, path, column.key, values):
+                        continue
+                raise StatementRefusedError(
+                    f"An UPDATE moves rows of {self._plan.table.name} to another owner or key and leaves "
+                    f"{column.key} encrypted for where it was. Load the objects and change them."
+                )
+
+
+def _encrypt(batch: Batch, row: dict[str, Any], ciphers: list[BoundCipher], reference: bytes = b"") -> None:
+    """Encrypt the columns of one owner in one row, in place."""
+    failed = batch.encrypt(row, ciphers, reference)
+    if failed is not None:
+        raise _unencodable(*failed)
+
+
+_IN_WORDS = {
+    "datetime": "datetimes without a time zone (tzinfo)",
+    "datetimetz": "datetimes with a time zone (tzinfo)",
+    "time": "times without a time zone (tzinfo)",
+    "timetz": "times with a time zone (tzinfo)",
+    "json": "what JSON can hold (dict, list, str, int, float, bool and None, all the way down)",
+}
+
+
+def _unencodable(column: EncryptedColumn, value: Any, blob: bytes | bytearray | None) -> Exception:
+    where = f"{column.column.table.name}.{column.key}"
+    if blob is not None:
+        return ValueTooLargeError(
+            f"{where}: a value of {len(blob) - OVERHEAD} bytes is over {MAX_VALUE_SIZE} bytes."
+        )
+    if isinstance(value, Sealed) or is_ciphertext(value):
+        return StatementRefusedError(
+            f"{where}: a sealed value cannot be written elsewhere; unlock it and copy the plaintext."
+        )
+    if isinstance(value, ClauseElement):
+        return StatementRefusedError(f"{where} is encrypted: assign a Python value, not an SQL expression.")
+    tag = column.type.codec.tag
+    holds = _IN_WORDS.get(tag, f"{tag!r} values")
+    return ValueEncodingError(f"{where} holds {holds}; this {type(value).__name__} cannot be stored in it.")
+
+
+def _is_placeholder(clause: Any) -> bool:
+    # A value that stands in the statement itself is unique; `bindparam("name", "default")` is not.
+    return isinstance(clause, BindParameter) and (clause.required or not clause.unique)
+
+
+def _literal_value(value: Any) -> Any:
+    return value.effective_value if isinstance(value, BindParameter) and not _is_placeholder(value) else value
