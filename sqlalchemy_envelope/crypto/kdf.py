@@ -18,7 +18,7 @@ _PURPOSES = {
     "mlkem768": 0,
     "wrap": 0,
     "column": 1,
-    "row-seal": 1,
+    "row-seal": 2,
     "epoch-proof": 1,
 }
 """Every purpose a subkey may have, with the number of fields it takes; what is not here cannot be derived."""

@@ -19,9 +19,9 @@ def server_key_id(server_key: KeyBytes) -> bytes:
     return key_id_of(commitment(server_key)).bytes
 
 
-def row_key(server_key: KeyBytes, label: str) -> KeyBytes:
-    """What seals the rows of one table under a server key."""
-    return subkey(server_key, "row-seal", label.encode("utf-8"))
+def row_key(server_key: KeyBytes, label: str, realm: str = "") -> KeyBytes:
+    """What seals the rows of one table of one database under a server key; `realm` is the database's name."""
+    return subkey(server_key, "row-seal", label.encode("utf-8"), realm.encode("utf-8"))
 
 
 def row_mac(key: KeyBytes, fields: Sequence[bytes]) -> bytes:

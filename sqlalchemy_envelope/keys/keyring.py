@@ -16,7 +16,8 @@ from sqlalchemy_envelope.keys.hierarchy import open_wrap, short, wrap_of
 from sqlalchemy_envelope.keys.model import KeyId, KeyState, OpenedKey, Purpose, StoredKey, Wrap
 
 OwnerId = bytes
-"""An owner's table label and primary key, encoded without ambiguity (`crypto.context.owner_reference`)."""
+"""An owner's database and schema, table label and primary key, encoded without ambiguity. Two databases have
+a user 1 each, and the keys of the one are no use for the other."""
 MAX_DEPTH = 32
 """Most steps from a key that is open to one that is not: grants through groups of groups, and back through
 the epochs of each."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from hmac import compare_digest
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy_envelope.crypto.row_seal import SEAL_SIZE, row_key, row_mac
 from sqlalchemy_envelope.crypto.secret import KeyBytes, Uncopied
@@ -14,27 +15,42 @@ if TYPE_CHECKING:
 
     from sqlalchemy_envelope.keys.providers.server import ServerKeyring
 
+Realm = str | Callable[[Any], str] | None
+
 
 class RowSeals(Uncopied):
-    """Seals and checks rows; without server keys it makes no seals and asks for none."""
+    """Seals and checks rows; without server keys it makes no seals and asks for none.
 
-    def __init__(self, server_keys: ServerKeyring | None = None) -> None:
+    Attributes:
+        realm: the name of the database that rows belong to, or a function that tells it of a database. A seal
+        of one
+            realm is no seal in another.
+    """
+
+    def __init__(self, server_keys: ServerKeyring | None = None, realm: Realm = None) -> None:
         self._server_keys = server_keys
-        self._row_keys: dict[tuple[bytes, str], KeyBytes] = {}
+        self.realm = realm
+        self._row_keys: dict[tuple[bytes, str, str], KeyBytes] = {}
+
+    def realm_of(self, database: Any) -> str:
+        """The name of a database, empty if it has none."""
+        if callable(self.realm):
+            return self.realm(database)
+        return self.realm or ""
 
     @property
     def is_on(self) -> bool:
         """Whether there are server keys."""
         return self._server_keys is not None
 
-    def seal(self, label: str, fields: Sequence[bytes]) -> bytes | None:
+    def seal(self, label: str, fields: Sequence[bytes], realm: str = "") -> bytes | None:
         """The seal of a row, 48 bytes; None without server keys."""
         if self._server_keys is None:
             return None
         key_id, server_key = self._server_keys.active
-        return key_id + row_mac(self._row_key(key_id, server_key, label), fields)
+        return key_id + row_mac(self._row_key(key_id, server_key, label, realm), fields)
 
-    def check(self, seal: bytes | None, label: str, fields: Sequence[bytes]) -> None:
+    def check(self, seal: bytes | None, label: str, fields: Sequence[bytes], realm: str = "") -> None:
         """Whether the application wrote this row as it stands.
 
         Raises:
@@ -54,13 +70,21 @@ class RowSeals(Uncopied):
                 f"A row of the keys of {label!r} is sealed under server key {key_id.hex()[:8]}, which is not "
                 "configured."
             )
-        if not compare_digest(bytes(seal[16:]), row_mac(self._row_key(key_id, server_key, label), fields)):
-            raise RowSealError(f"A row of the keys of {label!r} was altered: its row seal does not fit.")
+        if not compare_digest(
+            bytes(seal[16:]), row_mac(self._row_key(key_id, server_key, label, realm), fields)
+        ):
+            raise RowSealError(
+                f"A row of the keys of {label!r} was altered, or belongs to another database: its row "
+                f"seal does not "
+                f"fit{f' in the realm {realm!r}' if realm else ''}. If Envelope(realm=...) was "
+                f"changed, seal the rows "
+                "anew: envelope.seal_rows()."
+            )
 
-    def _row_key(self, key_id: bytes, server_key: KeyBytes, label: str) -> KeyBytes:
-        key = self._row_keys.get((key_id, label))
+    def _row_key(self, key_id: bytes, server_key: KeyBytes, label: str, realm: str) -> KeyBytes:
+        key = self._row_keys.get((key_id, label, realm))
         if key is None:
-            key = self._row_keys[key_id, label] = row_key(server_key, label)
+            key = self._row_keys[key_id, label, realm] = row_key(server_key, label, realm)
         return key
 
     def __repr__(self) -> str:

@@ -22,10 +22,11 @@ from sqlalchemy_envelope.keys.slots import provider_slot
 from sqlalchemy_envelope.migration.campaign_report import CampaignReport, CampaignStatus, Released
 from sqlalchemy_envelope.migration.keyset import beyond
 from sqlalchemy_envelope.orm.current.audit import AuditEvent
+from sqlalchemy_envelope.orm.current.names import Names
 from sqlalchemy_envelope.orm.current.policy import note_policy
 from sqlalchemy_envelope.orm.sharing.epochs import Recipient, grant_to, start_epoch
 from sqlalchemy_envelope.orm.tables.key_rows import KeyStore, chunks, matches, usable
-from sqlalchemy_envelope.orm.tables.owners import Place, owner_class_of
+from sqlalchemy_envelope.orm.tables.owners import owner_class_of
 from sqlalchemy_envelope.orm.verbs import claim
 from sqlalchemy_envelope.orm.verbs.owner_keys import locate_enrolled
 
@@ -167,7 +168,7 @@ class Campaign:
         return [
             (
                 tuple(row[: len(keys)]),
-                owner_class.owner_id(tuple(row[len(keys) :] if len(row) > len(keys) else row)),
+                owner_class.reference_of(tuple(row[len(keys) :] if len(row) > len(keys) else row)),
             )
             for row in rows
         ]
@@ -424,7 +425,8 @@ class Campaign:
                 self._delete_slots(session, owner_class, matches(owner_class.owner_columns, some))
                 for primary_key in some:
                     if self.policy.harden_claims and primary_key in shared:
-                        start_epoch(session, self.policy, Place(owner_class, primary_key), None)
+                        place = Names(session).place(owner_class, primary_key)
+                        start_epoch(session, self.policy, place, None)
 
     def _shred(self, expected: int) -> int:
         """All in one transaction: as many as were agreed to, and no one else."""

@@ -15,6 +15,7 @@ from sqlalchemy_envelope.crypto.aead import HEADER_SIZE
 from sqlalchemy_envelope.exceptions import NotEnrolledError
 from sqlalchemy_envelope.keys.model import KeyId
 from sqlalchemy_envelope.orm.current import context
+from sqlalchemy_envelope.orm.current.names import Names
 from sqlalchemy_envelope.orm.tables.key_rows import chunks
 
 if TYPE_CHECKING:
@@ -53,11 +54,11 @@ class OwnerCiphers:
     def writers(self, owners: Collection[tuple[Any, ...]], values: int) -> dict[tuple[Any, ...], ValueCipher]:
         """What encrypts new values of each of these owners; those in `unknown` are left out."""
         self._prepare(owners, values)
-        owner_class = self._column.path.owner_class
+        owner_class, names = self._column.path.owner_class, Names(self._session)
         found = {}
         for key in owners:
             cipher = context.find_writer(
-                self._session, owner_class.owner_id(key), self._column.plan.scope, self._field
+                self._session, names.owner(owner_class, key), self._column.plan.scope, self._field
             )
             if cipher is None:
                 self.unknown.add(key)
@@ -110,4 +111,6 @@ class OwnerCiphers:
     def are_of(self, header: bytes, owner: tuple[Any, ...]) -> bool:
         """Whether the key that a stored value names is this owner's, as far as is known here."""
         holder = context.owner_of(self._session, header)
-        return holder is None or None in owner or holder == self._column.path.owner_class.owner_id(owner)
+        if holder is None or None in owner:
+            return True
+        return holder == Names(self._session).owner(self._column.path.owner_class, owner)

@@ -12,6 +12,7 @@ from sqlalchemy_envelope.migration.owners import OwnerCiphers
 from sqlalchemy_envelope.migration.preflight import unreadable
 from sqlalchemy_envelope.orm.columns.encrypted_type import EncryptedType, decode
 from sqlalchemy_envelope.orm.current.context import find_reader, find_writer
+from sqlalchemy_envelope.orm.current.names import Names
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -69,10 +70,10 @@ def seal_previous(session: Session, rows: Rows, parts: Sequence[Any]) -> list[An
     if not isinstance(type_, EncryptedType):
         return [(position, stored, value) for position, _, stored, value in parts]
     OwnerCiphers(session, rows.column).writers({owner for _, owner, *_ in parts}, len(parts))
-    made = []
+    made, names = [], Names(session)
     for position, owner, stored, value in parts:
-        owner_id = rows.column.path.owner_class.owner_id(owner)
-        cipher = find_writer(session, owner_id, type_.scope, type_.field)
+        name = names.owner(rows.column.path.owner_class, owner)
+        cipher = find_writer(session, name, type_.scope, type_.field)
         if cipher is not None:
             encrypted = cipher.encrypt(type_.codec.encode(value), _reference(type_, position))
             made.append((position, stored, encrypted))

@@ -16,13 +16,14 @@ from sqlalchemy_envelope.orm.columns.checks import check_mapper, declare_column
 from sqlalchemy_envelope.orm.columns.plans import note_mapper
 from sqlalchemy_envelope.orm.columns.previous import is_moving
 from sqlalchemy_envelope.orm.columns.state import forget
-from sqlalchemy_envelope.orm.current import connections, context
-from sqlalchemy_envelope.orm.current.connections import session_of
+from sqlalchemy_envelope.orm.current import context
 from sqlalchemy_envelope.orm.current.locks import note_locks, takes_locks
 from sqlalchemy_envelope.orm.reading import echo, objects, rows, selected_columns, two_columns
 from sqlalchemy_envelope.orm.sessions import server_flushes
 from sqlalchemy_envelope.orm.sharing import grant_flushes, membership
-from sqlalchemy_envelope.orm.tables import key_grant, key_owner
+from sqlalchemy_envelope.orm.tables import connections, key_grant, key_owner
+from sqlalchemy_envelope.orm.tables.connections import session_of
+from sqlalchemy_envelope.orm.tables.default_schema import on_text
 from sqlalchemy_envelope.orm.writing import flushes, refusals, statements
 
 _installed = False
@@ -50,7 +51,7 @@ def _install() -> None:
     _installed = True
     event.listen(Engine, "engine_connect", echo.on_connect)
     event.listen(Engine, "before_execute", _before_execute, retval=True)
-    event.listen(Engine, "before_cursor_execute", refusals.before_cursor_execute)
+    event.listen(Engine, "before_cursor_execute", _before_cursor_execute)
     event.listen(Engine, "after_cursor_execute", rows.after_cursor_execute)
     event.listen(Session, "after_begin", connections.after_begin)
     event.listen(Session, "after_flush", flushes.clear_notes)
@@ -73,7 +74,20 @@ def _before_execute(
         if takes_locks(statement):
             note_locks(session)
         membership.on_statement(session, statement)
-    return statements.encrypt(connection, statement, multiparams, params)
+    return statements.encrypt(connection, statement, multiparams, params, execution_options)
+
+
+def _before_cursor_execute(
+    connection: Connection,
+    cursor: object,
+    statement: str,
+    parameters: object,
+    execution: Any,
+    executemany: bool,
+) -> None:
+    """What is done before a statement's text goes to the driver."""
+    on_text(connection, statement)
+    refusals.before_cursor_execute(connection, cursor, statement, parameters, execution, executemany)
 
 
 def _install_dual() -> None:

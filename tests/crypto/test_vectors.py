@@ -57,7 +57,7 @@ from sqlalchemy_envelope.orm.columns import codecs
 VECTORS = Path(__file__).parent.parent / "vectors"
 COUNTS = {
     "context": 96,
-    "derivation": 61,
+    "derivation": 62,
     "secret": 81,
     "kdf": 91,
     "wrap": 193,
@@ -65,7 +65,7 @@ COUNTS = {
     "hybrid": 76,
     "value": 201,
     "server_keyring": 59,
-    "row_seal": 270,
+    "row_seal": 288,
 }
 ERRORS: dict[str, type[EnvelopeError]] = {
     "format": FormatError,
@@ -532,12 +532,12 @@ def test_row_seals(case: Case) -> None:
     seals = row_seals.RowSeals(server_keyring(case))
     if case["expect"] == "refused":
         with pytest.raises(RowSealError):
-            seals.check(seal, case["label"], fields)
+            seals.check(seal, case["label"], fields, case["realm"])
         return
-    seals.check(seal, case["label"], fields)
+    seals.check(seal, case["label"], fields, case["realm"])
     active = row_seals.RowSeals(ServerKeyring([bytes.fromhex(case["server_key"])]))
 
-    assert seal == active.seal(case["label"], fields)
+    assert seal == active.seal(case["label"], fields, case["realm"])
     assert seal[:16] == row_seal.server_key_id(key(case, "server_key"))
 
 

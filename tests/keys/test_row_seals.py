@@ -61,7 +61,7 @@ def test_a_row_is_accepted_with_its_own_seal() -> None:
 
 def test_a_seal_is_an_hmac_of_the_row() -> None:
     """HMAC-SHA-256 under a subkey of the server key for that table."""
-    key = kdf.subkey(ONE, "row-seal", b"users")
+    key = kdf.subkey(ONE, "row-seal", b"users", b"")
 
     assert row_key(ONE, "users") == key
     assert seal()[16:] == row_mac(key, ROW)
@@ -140,9 +140,9 @@ def test_the_key_of_a_table_is_derived_once(monkeypatch: pytest.MonkeyPatch) -> 
     """Thousands of rows cost one derivation for each table and server key."""
     derived = []
 
-    def counted(server_key: KeyBytes, label: str) -> KeyBytes:
+    def counted(server_key: KeyBytes, label: str, realm: str) -> KeyBytes:
         derived.append(label)
-        return row_key(server_key, label)
+        return row_key(server_key, label, realm)
 
     monkeypatch.setattr(module, "row_key", counted)
     seals = RowSeals(Ordered(ONE, TWO))

@@ -769,7 +769,7 @@ def test_planted_keys_are_not_written_under_after_a_claim(lite: Application) -> 
         ready = lite.envelope.policy.require_providers().ready_for_new("campaign")
         assert ready is not None
         located = locate(session, session.get_one(User, 1), lite.envelope.policy)
-        planted = bound_keys(new_keys(located.place.owner_class, lite.envelope.policy), located.reference)
+        planted = bound_keys(new_keys(located.place.owner_class.scopes), located.reference)
         located.store.insert_keys([((1,), one.stored) for one in planted])
         located.store.insert_slots([provider_slot(planted[0], replace(ready, key=None))])
         session.commit()

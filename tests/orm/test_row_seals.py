@@ -170,7 +170,7 @@ def test_a_seal_as_the_specification_says(scene: Scene) -> None:
             one.epoch.to_bytes(4, "big"), one.state.encode(), one.commitment, one.public_key, b"", under,
             one.wrapped or b"",
         )  # fmt: skip
-        key = spec.expand(SERVER_KEY, spec.ctx("row-seal", b"groups"))
+        key = spec.expand(SERVER_KEY, spec.ctx("row-seal", b"groups", b""))
 
         assert one.seal == spec.key_id(SERVER_KEY).bytes + os_mac(key, fields)
 

@@ -48,7 +48,8 @@ from sqlalchemy_envelope import (
     enforce_foreign_keys,
 )
 from sqlalchemy_envelope.orm.current.context import PROCESS
-from sqlalchemy_envelope.orm.tables.owners import Place, require_owner_class
+from sqlalchemy_envelope.orm.current.names import Names
+from sqlalchemy_envelope.orm.tables.owners import require_owner_class
 from tests.orm import models
 from tests.orm.models import SECRET, Base, Note, Page, User, statements_sent, stored
 
@@ -1122,7 +1123,7 @@ def test_a_forked_child_wipes_its_parents_keys(
         user = User(email="waiting@example.org", phone="123")
         session.add(user)
         session.flush()
-        owners = [Place(require_owner_class(user), (number,)).owner for number in (1, user.id)]
+        owners = [Names(session).owner(require_owner_class(user), (number,)) for number in (1, user.id)]
         rings = [server.keyring_for(owner, session) for owner in owners]
         roots = [ring.root(owner) for ring, owner in zip(rings, owners, strict=True) if ring is not None]
         buffers = [root.key.buffer for root in roots if root is not None]

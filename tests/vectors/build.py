@@ -536,22 +536,27 @@ def open_provided(server_keys: Iterable[bytes], blob: bytes, stored_public: byte
 # ---------------------------------------------------------------- section 9: row seals
 
 
-def row_mac(server_key: bytes, label: str, row: str, columns: Iterable[bytes]) -> bytes:
+def row_mac(server_key: bytes, label: str, row: str, columns: Iterable[bytes], realm: str = "") -> bytes:
     content = ctx("row", row.encode("ascii"), *columns)
-    return hmac.digest(subkey(server_key, "row-seal", utf8(label)), content, "sha256")
+    return hmac.digest(subkey(server_key, "row-seal", utf8(label), utf8(realm)), content, "sha256")
 
 
-def seal_row(server_key: bytes, label: str, row: str, columns: Iterable[bytes]) -> bytes:
-    return key_id(server_key) + row_mac(server_key, label, row, columns)
+def seal_row(server_key: bytes, label: str, row: str, columns: Iterable[bytes], realm: str = "") -> bytes:
+    return key_id(server_key) + row_mac(server_key, label, row, columns, realm)
 
 
 def check_row(
-    seal: bytes | None, server_keys: Iterable[bytes], label: str, row: str, columns: Iterable[bytes]
+    seal: bytes | None,
+    server_keys: Iterable[bytes],
+    label: str,
+    row: str,
+    columns: Iterable[bytes],
+    realm: str = "",
 ) -> None:
     by_id = {key_id(key): key for key in server_keys}
     if seal is None or len(seal) != 48 or seal[:16] not in by_id:
         raise RefusedError("refused")
-    if not hmac.compare_digest(row_mac(by_id[seal[:16]], label, row, columns), seal[16:]):
+    if not hmac.compare_digest(row_mac(by_id[seal[:16]], label, row, columns, realm), seal[16:]):
         raise RefusedError("refused")
 
 
@@ -858,8 +863,9 @@ def derivation_cases() -> list[Case]:
         ("mlkem768", (), 64, "equals the ML-KEM seed"),
         ("mlkem768", (), 32, "d alone; HKDF does not hash the length, so it is where the seed begins"),
         ("x25519", (), 64, "another purpose: shares nothing with the ML-KEM seed"),
-        ("row-seal", (b"users",), 32, "what seals the rows of one table"),
-        ("row-seal", (b"memberships",), 32, "another table, another key"),
+        ("row-seal", (b"users", b""), 32, "what seals the rows of one table"),
+        ("row-seal", (b"users", b"acme"), 32, "the same table in a realm with a name"),
+        ("row-seal", (b"memberships", b""), 32, "another table, another key"),
     ):
         name = f"subkey {purpose} of {[f.decode() for f in fields]}, {size} bytes"
         inputs = {"key": A.hex(), "purpose": purpose, "fields": [f.hex() for f in fields], "size": size}
@@ -2037,11 +2043,13 @@ def row_seal_cases() -> list[Case]:
         seal: bytes | None,
         expect: str,
         keys: Sequence[bytes] = (D, B),
+        realm: str = "",
         **more: str,
     ) -> None:
-        assert outcome(lambda: check_row(seal, keys, label, row, columns.values())) == expect, name
+        assert outcome(lambda: check_row(seal, keys, label, row, columns.values(), realm)) == expect, name
         case: Case = {"name": name, "comment": comment, "server_keys": [k.hex() for k in keys]}
-        case |= {"label": label, "row": row, "columns": {n: c.hex() for n, c in columns.items()}}
+        case |= {"label": label, "realm": realm, "row": row}
+        case |= {"columns": {n: c.hex() for n, c in columns.items()}}
         cases.append(case | {"seal": None if seal is None else seal.hex(), **more, "expect": expect})
 
     for row, label in (("key", "users"), ("slot", "users"), ("grant", "memberships")):
@@ -2055,15 +2063,18 @@ def row_seal_cases() -> list[Case]:
             under: bytes = D,
             keys: Sequence[bytes] = (D, B),
             row: str = row,
+            realm: str = "",
         ) -> bytes:
-            seal = seal_row(under, label, row, columns.values())
+            seal = seal_row(under, label, row, columns.values(), realm)
             name = f"{row}: {name}"
-            add(name, comment, row, label, columns, seal, "ok", keys, server_key=under.hex())
+            add(name, comment, row, label, columns, seal, "ok", keys, realm, server_key=under.hex())
             return seal
 
         seal = good("every column filled", "the row that the failures below begin with", full)
         good("one server key", "the only one", full, keys=[D])
         good("older server key", "sealed under a key that is no longer the first", full, under=B)
+        good("a realm", "the database has a name", full, realm="acme")
+        good("realm not ASCII", "realms are UTF-8", full, realm="k\u00f6ln")
         good("label not ASCII", "labels are UTF-8", full, label="mitglieder\u00fcbersicht")
         absent = {
             "key": ("scope", "public_key", "mlkem_public_key", "wrapping_key_id", "wrapped"),
@@ -2084,8 +2095,9 @@ def row_seal_cases() -> list[Case]:
             row: str = row,
             of: str = row,
             keys: Sequence[bytes] = (D, B),
+            realm: str = "",
         ) -> None:
-            add(f"{of}: {name}", comment, row, label, columns, seal, "refused", keys)
+            add(f"{of}: {name}", comment, row, label, columns, seal, "refused", keys, realm)
 
         for column, content in full.items():
             for where, at in (("first", 0), ("last", len(content) - 1)):
@@ -2118,6 +2130,12 @@ def row_seal_cases() -> list[Case]:
         bad("unknown server key", "by one who made a key", seal=seal_row(C, label, row, full.values()))
         bad("other server key named", "it did not make this MAC", seal=key_id(B) + seal[16:])
         bad("other label", "moved to the table of another class", label="accounts")
+        bad("other realm", "moved to another database", realm="acme")
+        in_realm = seal_row(D, label, row, full.values(), "acme")
+        bad("a realm's seal without it", "moved out of its database", seal=in_realm)
+        bad("realm, other case", "realms are compared as bytes", seal=in_realm, realm="ACME")
+        joined = seal_row(D, label + "x", row, full.values(), "acme")
+        bad("a byte moved from label to realm", "their border is sealed", seal=joined, realm="xacme")
         bad("label, other case", "labels are compared as bytes", label=label.upper())
         for other in ("key", "slot", "grant"):
             if other != row:

@@ -524,15 +524,15 @@ async function openProvided(serverKeys, blob, storedPublic) {
 
 // ---------------------------------------------------------------- 9. row seals
 
-async function sealRow(serverKey, label, row, columns) {
-  const key = await subkey(serverKey, "row-seal", [utf8(label)]);
+async function sealRow(serverKey, label, realm, row, columns) {
+  const key = await subkey(serverKey, "row-seal", [utf8(label), utf8(realm)]);
   return join(await keyId(serverKey), await hmac("SHA-256", key, ctx("row", ascii(row), ...columns)));
 }
 
-async function checkRow(seal, serverKeys, label, row, columns) {
+async function checkRow(seal, serverKeys, label, realm, row, columns) {
   if (seal === null || seal.length !== 48) refuse("refused");
   const serverKey = await named(serverKeys, seal.slice(0, 16));
-  if (!equal(await sealRow(serverKey, label, row, columns), seal)) refuse("refused");
+  if (!equal(await sealRow(serverKey, label, realm, row, columns), seal)) refuse("refused");
 }
 
 // ---------------------------------------------------------------- one check per kind of case
@@ -669,9 +669,9 @@ async function checkServerKeyring(of) {
 async function checkRowSeal(of) {
   const columns = Object.values(of.columns).map(bytes);
   const seal = of.seal === null ? null : bytes(of.seal);
-  const made = await result(() => checkRow(seal, of.server_keys.map(bytes), of.label, of.row, columns));
+  const made = await result(() => checkRow(seal, of.server_keys.map(bytes), of.label, of.realm, of.row, columns));
   expectEqual(made ?? "ok", of.expect);
-  if (of.expect === "ok") expectEqual(hex(await sealRow(bytes(of.server_key), of.label, of.row, columns)), of.seal);
+  if (of.expect === "ok") expectEqual(hex(await sealRow(bytes(of.server_key), of.label, of.realm, of.row, columns)), of.seal);
 }
 
 async function checkValue(of) {

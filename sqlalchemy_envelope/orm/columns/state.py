@@ -9,6 +9,7 @@ from sqlalchemy.orm.base import NO_VALUE
 
 from sqlalchemy_envelope.orm.columns.plans import EncryptedAttribute, plan_of_mapper
 from sqlalchemy_envelope.orm.columns.previous import policy_of_column
+from sqlalchemy_envelope.orm.current.names import Names, reference_in
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -30,14 +31,38 @@ FROM_PREVIOUS = "sqlalchemy_envelope.from_previous"
 no key from them."""
 
 
-def owner_of_row(state: InstanceState[Any], attribute: EncryptedAttribute) -> OwnerId | None:
-    """Whose row this is in the database, if that was loaded. A change still in memory does not count."""
+def owner_of_row(
+    state: InstanceState[Any], attribute: EncryptedAttribute, names: Names | None = None
+) -> OwnerId | None:
+    """Whose row this is in the database, if that was loaded and the object has a session. A change still in
+    memory does not count."""
+    values = _owner_values(state, attribute)
+    if values is None or (names is None and state.session is None):
+        return None
+    return (names or Names(state.session)).of(attribute.encrypted.path, values)
+
+
+def is_row_of(state: InstanceState[Any], attribute: EncryptedAttribute, owner: OwnerId | None) -> bool:
+    """Whether a row is this owner's, as far as the object tells. Of an object without a session, class and
+    primary key are compared alone."""
+    values = _owner_values(state, attribute)
+    if values is None:
+        return True
+    if owner is None:
+        return False
+    if state.session is None:
+        return reference_in(owner) == attribute.encrypted.path.owner_class.reference_of(tuple(values))
+    return owner == Names(state.session).of(attribute.encrypted.path, values)
+
+
+def _owner_values(state: InstanceState[Any], attribute: EncryptedAttribute) -> list[Any] | None:
+    """The owner's primary key as the object's row has it; None where it was not loaded."""
     values = []
     for key in attribute.owner_keys:
         committed = state.committed_state.get(key, NO_VALUE)
         values.append(state.dict.get(key) if key not in state.committed_state else committed)
     known = values and not any(value is NO_VALUE or value is None for value in values)
-    return attribute.encrypted.path.owner_id(values) if known else None
+    return values if known else None
 
 
 def forget(state: InstanceState[Any], keys: Iterable[str] | None) -> None:
@@ -79,6 +104,7 @@ def _waits(state: InstanceState[Any], attribute: EncryptedAttribute) -> bool:
 def forget_plaintext(session: Session, stays_open: Callable[[OwnerId | None], bool]) -> None:
     """Expire every decrypted attribute in a session, but what waits for a flush and
     what is still unlocked."""
+    names = Names(session)
     for state in session.identity_map.all_states():
         plan = plan_of_mapper(state.mapper)
         if not plan:
@@ -88,7 +114,7 @@ def forget_plaintext(session: Session, stays_open: Callable[[OwnerId | None], bo
             for a in plan
             if state.dict.get(a.key) is not None
             and not _waits(state, a)
-            and not stays_open(owner_of_row(state, a))
+            and not stays_open(owner_of_row(state, a, names))
             and not ("info" in state.__dict__ and a.key in state.info.get(FROM_PREVIOUS, ()))
         ]
         # Locked, it may still be read from the previous column.
@@ -141,6 +167,6 @@ def stays(state: InstanceState[Any], path: OwnerPath, column_key: str, values: S
     row has in the database."""
     for attribute in plan_of_mapper(state.mapper):
         if attribute.encrypted.path.columns == path.columns and attribute.encrypted.key == column_key:
-            owner = owner_of_row(state, attribute)
-            return owner is not None and owner == path.owner_id(values)
+            before = _owner_values(state, attribute)
+            return before is not None and tuple(before) == tuple(values)
     return False

@@ -10,7 +10,7 @@ from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Protocol
 
 from sqlalchemy_envelope.exceptions import LockedError, SessionForkedError, SessionLeftError
-from sqlalchemy_envelope.orm.current.policy import noted_policy
+from sqlalchemy_envelope.orm.current.policy import noted_policy, noted_realm
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from sqlalchemy_envelope.crypto.aead import Field, ValueCipher
     from sqlalchemy_envelope.keys.keyring import Keyring, OwnerId
     from sqlalchemy_envelope.keys.model import OpenedKey
+    from sqlalchemy_envelope.keys.row_seals import Realm
     from sqlalchemy_envelope.orm.current.policy import Policy
     from sqlalchemy_envelope.orm.tables.owners import OwnerClass, Place
 
@@ -33,6 +34,7 @@ class OpenKeys(Protocol):
         readers: for the result processors: by column and value header, what opens it.
         on_demand: whether keys are fetched or made as they are needed: such a session is told beforehand of
             the rows that come.
+        home: the session that it was opened with.
         left: why it is open no more.
     """
 
@@ -40,6 +42,7 @@ class OpenKeys(Protocol):
     policy: Policy
     only_class: OwnerClass | None
     only_key: Any
+    home: Session | None
     handed_sealed: bool
     is_open: bool
     left: type[LockedError] | None
@@ -100,6 +103,7 @@ class NothingUnlocked:
     policy: Policy | None = None
     only_class: OwnerClass | None = None
     only_key: Any = None
+    home: Session | None = None
     handed_sealed = True
     is_open = False
     left: type[LockedError] | None = None
@@ -204,6 +208,13 @@ def locked(what: str, session: Session | None = None) -> LockedError:
         f"{what} is locked: unlock its owner around this, "
         "`with envelope.unlock(session, owner, secret=...):`."
     )
+
+
+def realm_of(session: Session | None) -> Realm:
+    """The name of the database, as the application's `Envelope` gives it; None if it gives none."""
+    for unlocked in unlocked_sessions(session):
+        return unlocked.policy.seals.realm
+    return noted_realm(session)
 
 
 def policy_of(session: Session) -> Policy:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from sqlalchemy.orm import Session
 
     from sqlalchemy_envelope.keys.keyring import OwnerId
+    from sqlalchemy_envelope.keys.row_seals import Realm
     from sqlalchemy_envelope.keys.write_epoch import WriteEpoch
     from sqlalchemy_envelope.orm.current.providers import Providers
 
@@ -100,6 +101,15 @@ def noted_policy(session: Session) -> Policy:
     latest: Policy | None = _latest[0]
     sealing = next((policy for policy in list(_live) if policy.seals.is_on), None)
     return sealing or latest or Policy()
+
+
+def noted_realm(session: Session | None) -> Realm:
+    """The realm of a session's policy, or the one that every `Envelope` of the process has."""
+    noted: Policy | None = session.info.get(_POLICY) if session is not None else None
+    if noted is not None:
+        return noted.seals.realm
+    realms = {policy.seals.realm for policy in list(_live)}
+    return realms.pop() if len(realms) == 1 else None
 
 
 def require_reason(reason: object) -> None:

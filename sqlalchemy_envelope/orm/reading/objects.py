@@ -19,8 +19,9 @@ from sqlalchemy_envelope.exceptions import ConfigurationError, DecryptionError
 from sqlalchemy_envelope.orm.columns.encrypted_type import decode
 from sqlalchemy_envelope.orm.columns.plans import EncryptedAttribute, plan_of_mapper
 from sqlalchemy_envelope.orm.columns.sealed import Sealed
-from sqlalchemy_envelope.orm.columns.state import SEALED, WAITING, WIPED, forget, owner_of_row
+from sqlalchemy_envelope.orm.columns.state import SEALED, WAITING, WIPED, forget, is_row_of, owner_of_row
 from sqlalchemy_envelope.orm.current import context
+from sqlalchemy_envelope.orm.current.names import Names
 from sqlalchemy_envelope.orm.reading import two_columns
 
 if TYPE_CHECKING:
@@ -64,7 +65,8 @@ def _load_listener(mapper: Mapper[Any]) -> Callable[..., None]:
         unlocked = current()
         if unlocked.only_class is None and read is None and not unlocked.handed_sealed and watched[0]:
             return  # several owners are unlocked, and each row was compared with its own when it was fetched
-        if unlocked.only_class is owner_class and not unlocked.handed_sealed:
+        here = query_context is not None and query_context.session is unlocked.home
+        if here and unlocked.only_class is owner_class and not unlocked.handed_sealed:
             # One owner is unlocked, every value read so far opened, and this row is that
             # owner's: nothing to do.
             instance = state.obj()
@@ -148,12 +150,12 @@ def _open(
     cipher = context.find_reader(session, header, field)
     if cipher is None:
         return None
-    owner = owner_of_row(state, attribute)
-    if owner is not None and owner != context.owner_of(session, header):
+    if not is_row_of(state, attribute, context.owner_of(session, header)):
         raise altered(field)
     reference = encode_reference(state.key[1]) if field.row_bound and state.key is not None else b""
     opened = (decode(attribute.type, cipher.decrypt(blob, reference)),)
-    if owner is not None and len(attribute.owner_keys) == 1:
+    known = len(attribute.owner_keys) == 1 and state.dict.get(attribute.owner_keys[0]) is not None
+    if known and state.session is not None:
         # What `_settle` needs to open the next one under this key without coming here.
         entry = (cipher.open, cipher.row_aad, state.dict.get(attribute.owner_keys[0]))
         _holder(state, None).remember(attribute.slot, header, cipher, entry)
@@ -169,6 +171,7 @@ def _check_owner(
     came without their owner's column: a deferred attribute, say, of a row that is known already.
     """
     current = context.CURRENT.get()
+    names = Names(state.session)
     if current.only_class is None and not context.WATCHED[0]:
         raise ConfigurationError(
             "Rows cannot be compared with their owners as they are fetched: this version of SQLAlchemy is "
@@ -186,7 +189,7 @@ def _check_owner(
             or (read is not None and key not in read)
         ):
             continue  # nothing, compared already, set by the application, or read before
-        owner = owner_of_row(state, attribute)
+        owner = owner_of_row(state, attribute, names)
         if owner is not None and not current.came_from(value, owner):
             raise DecryptionError(
                 f"A value of {attribute.type.label!r} is under the key of another owner than its row's: it "

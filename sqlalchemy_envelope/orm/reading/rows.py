@@ -21,7 +21,8 @@ from sqlalchemy_envelope.orm.columns.encrypted_type import EncryptedType
 from sqlalchemy_envelope.orm.columns.plans import plan_of_table
 from sqlalchemy_envelope.orm.columns.sealed import Unplaced
 from sqlalchemy_envelope.orm.current import context
-from sqlalchemy_envelope.orm.current.connections import session_of
+from sqlalchemy_envelope.orm.current.names import Names
+from sqlalchemy_envelope.orm.tables.connections import session_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -69,7 +70,7 @@ def after_cursor_execute(
         if not isinstance(compiled, SQLCompiler) or compiled._ordered_columns:
             _plans[compiled] = plan
     if plan and execution.cursor is cursor:
-        execution.cursor = WatchedCursor(cursor, _Watch(session, here, plan, connection.dialect, cursor).look)
+        execution.cursor = WatchedCursor(cursor, _Watch(session, here, plan, execution, cursor).look)
 
 
 def _make_plan(compiled: Any, description: Sequence[Any] = ()) -> tuple[_FetchedColumn, ...]:
@@ -130,18 +131,19 @@ class _Watch:
         session: Session | None,
         here: tuple[context.OpenKeys, ...],
         plan: tuple[_FetchedColumn, ...],
-        dialect: Any,
+        execution: Any,
         cursor: Any,
     ) -> None:
         self._session = session
+        self._names = Names(session, execution.root_connection, execution.execution_options)
         self._demanding = [one for one in here if one.on_demand]
         self._owners: dict[bytes, OwnerId | None] = {}
-        self._columns = [(one, *self._reading(one, dialect, cursor)) for one in plan]
+        self._columns = [(one, *self._reading(one, execution.dialect, cursor)) for one in plan]
 
     def _reading(
         self, column: _FetchedColumn, dialect: Any, cursor: Any
     ) -> tuple[dict[Any, OwnerId | None], Callable[[Any], OwnerId | None]]:
-        path = column.encrypted.path
+        path, names = column.encrypted.path, self._names
         described = cursor.description or ()
         processors = [
             type_.dialect_impl(dialect).result_processor(dialect, described[position][1])
@@ -150,11 +152,12 @@ class _Watch:
 
         def owner_of(raw: Any) -> OwnerId | None:
             values = raw if len(processors) > 1 else (raw,)
-            return path.owner_id(
+            return names.of(
+                path,
                 [
                     value if process is None else process(value)
                     for value, process in zip(values, processors, strict=True)
-                ]
+                ],
             )
 
         return {}, owner_of

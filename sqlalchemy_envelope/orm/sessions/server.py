@@ -33,6 +33,7 @@ from sqlalchemy_envelope.keys.slots import adopted_slot, open_slot, provider_slo
 from sqlalchemy_envelope.orm.current import context
 from sqlalchemy_envelope.orm.current.audit import AuditEvent
 from sqlalchemy_envelope.orm.current.locks import require_no_locks
+from sqlalchemy_envelope.orm.current.names import Names
 from sqlalchemy_envelope.orm.current.policy import require_reason
 from sqlalchemy_envelope.orm.reading.provenance import Provenance
 from sqlalchemy_envelope.orm.sessions.unlocked import UnlockedSession
@@ -161,9 +162,10 @@ class ServerSession(UnlockedSession):
             self._parent.prepare_write(session, owner_class, keys, values)
         if session is None or not self.is_open:
             return
+        names = Names(session)
         mine = {
             place.owner: place
-            for place in (Place(owner_class, key) for key in keys)
+            for place in (names.place(owner_class, key) for key in keys)
             if self._parent is None or place.owner not in self._parent
         }
         self._look_again(session, owner_class, mine)
@@ -262,7 +264,7 @@ class ServerSession(UnlockedSession):
         self, session: Session, owner_class: OwnerClass, held: Sequence[tuple[OwnedKey, OwnedKey, StoredSlot]]
     ) -> None:
         """Take in data keys that were loaded with the root key and the slot that lead to them."""
-        opened = set()
+        opened, store_where = set(), Names(session).where(owner_class)
         for data, root, slot in held:
             owner = data.owner
             if self._providers.of(slot) != self._provider or not self._can_open:
@@ -279,7 +281,7 @@ class ServerSession(UnlockedSession):
                 raise
             except EnvelopeError as error:
                 self._refuse_owner(owner, [root.stored, data.stored], error)
-            self.places.setdefault(owner, Place(owner_class, data.primary_key))
+            self.places.setdefault(owner, Place(owner_class, data.primary_key, store_where))
             self._touch(owner, 1)
         if opened:
             self.policy.emit(self._event("server_opened", owner_class.name, len(opened)))
@@ -316,7 +318,13 @@ class ServerSession(UnlockedSession):
             return  # what keys are bound to is not known here; they stay locked
         kek = self.kek_for_new(session)
         made = [
-            (place, bound_keys(new_keys(owner_class.scopes, hybrid=self.policy.hybrid), place.owner))
+            (
+                place,
+                bound_keys(
+                    new_keys(owner_class.scopes, hybrid=self.policy.hybrid),
+                    owner_class.reference_of(place.primary_key),
+                ),
+            )
             for place in places
         ]
         if session.connection().dialect.name == "sqlite":

@@ -13,6 +13,7 @@ from sqlalchemy import inspect
 from sqlalchemy_envelope.keys.hierarchy import bound_keys, new_keys
 from sqlalchemy_envelope.keys.keyring import Keyring
 from sqlalchemy_envelope.orm.current import context
+from sqlalchemy_envelope.orm.current.names import Names
 from sqlalchemy_envelope.orm.sessions.server import ServerSession
 from sqlalchemy_envelope.orm.tables.owners import Place, owner_class_of
 from sqlalchemy_envelope.orm.writing.flushes import ENROLLING_OWNER, Enrolling, enrolling_in, note_enrolling
@@ -60,14 +61,14 @@ def after_flush(session: Session, *_: object) -> None:
     server = _server(session)
     if not made or server is None:
         return
-    kek = server.kek_for_new(session)
+    kek, names = server.kek_for_new(session), Names(session)
     by_class: dict[OwnerClass, list[tuple[Place, list[OpenedKey]]]] = {}
     for state, owner_class, keys in made:
         enrolling_in(session).pop(state, None)
         primary_key = tuple(
             state.dict[state.mapper.get_property_by_column(column).key] for column in state.mapper.primary_key
         )
-        place = Place(owner_class, primary_key)
+        place = names.place(owner_class, primary_key)
         reference = owner_class.reference(state.obj(), primary_key)
         by_class.setdefault(owner_class, []).append((place, bound_keys(keys, reference)))
     with session.no_autoflush:

@@ -27,6 +27,7 @@ from sqlalchemy_envelope.keys.keyring import Keyring
 from sqlalchemy_envelope.orm.columns.encrypted_type import decode
 from sqlalchemy_envelope.orm.columns.state import forget_plaintext, unflushed
 from sqlalchemy_envelope.orm.current import context
+from sqlalchemy_envelope.orm.current.names import Names
 from sqlalchemy_envelope.orm.reading.provenance import Provenance
 from sqlalchemy_envelope.orm.sharing.membership import freshen
 from sqlalchemy_envelope.orm.tables.owners import Place, require_owner_class
@@ -64,7 +65,7 @@ class UnlockedSession(context.OpenKeys):
     def __init__(
         self, session: Session | None, policy: Policy, places: Sequence[Place], keyring: Keyring
     ) -> None:
-        self._home = session
+        self.home = session
         self.policy = policy
         self.places: dict[OwnerId, Place] = {place.owner: place for place in places}
         self._keyring = keyring
@@ -101,16 +102,16 @@ class UnlockedSession(context.OpenKeys):
             raise ConfigurationError(
                 "This unlocked session is entered already; unlock again for a second one."
             )
-        open_here = context.unlocked_sessions(self._home)
+        open_here = context.unlocked_sessions(self.home)
         self._parent = open_here[0] if open_here else None
         if self._parent is not None:
             self._parent._children[self] = None
         self.is_open = True
         self._note_only_owner()
-        if self._home is not None:
-            self._displaced = self._home.info.get(context.BOUND)
-            self._home.info[context.BOUND] = self
-            self._sessions[self._home] = None
+        if self.home is not None:
+            self._displaced = self.home.info.get(context.BOUND)
+            self.home.info[context.BOUND] = self
+            self._sessions[self.home] = None
         self._surrounding = context.CURRENT.get()
         context.CURRENT.set(self)
         return self
@@ -119,7 +120,7 @@ class UnlockedSession(context.OpenKeys):
         """With a single owner unlocked a row is compared with that one; with several, each with its own."""
         self.only_class, self.only_key = None, None
         if self._parent is None and len(self._keyring) == len(self.places) == 1:
-            ((owner_class, key),) = self.places.values()
+            ((owner_class, key, _),) = self.places.values()
             self.only_class, self.only_key = owner_class, key[0] if len(key) == 1 else key
 
     def admit(self, place: Place, keys: Iterable[OpenedKey]) -> None:
@@ -153,8 +154,9 @@ class UnlockedSession(context.OpenKeys):
         """So many values of these owners, by primary key, are about to be encrypted."""
         if self.is_open and session is not None and owner_class.grants_of:
             freshen(session, self.policy, self._keyring, self.places, owner_class, keys)
-        if self._parent is not None:
-            others = [key for key in keys if owner_class.owner_id(key) not in self._keyring]
+        if self._parent is not None and session is not None:
+            names = Names(session)
+            others = [key for key in keys if names.owner(owner_class, key) not in self._keyring]
             self._parent.prepare_write(session, owner_class, others, values)
 
     def __exit__(
@@ -187,9 +189,12 @@ class UnlockedSession(context.OpenKeys):
         self._require_usable()
         owner_class = require_owner_class(owner)
         identity = attributes.instance_state(owner).key
-        place = Place(owner_class, tuple(identity[1])) if identity is not None else None
+        session = attributes.instance_state(owner).session or self.home
+        place = None
+        if identity is not None and session is not None:
+            place = Names(session).place(owner_class, tuple(identity[1]))
         if place is None or (place.owner not in self and not self.on_demand):
-            raise context.locked(f"{owner_class.name}, for `using`,", self._home)
+            raise context.locked(f"{owner_class.name}, for `using`,", self.home)
         token = context.USING.set(place)
         try:
             yield
@@ -214,7 +219,7 @@ class UnlockedSession(context.OpenKeys):
         field = sealed.type.field
         cipher = self.reader(bytes(sealed.blob[:HEADER_SIZE]), field)
         if cipher is None:
-            raise context.locked(f"A value of {field.label!r}", self._home)
+            raise context.locked(f"A value of {field.label!r}", self.home)
         if field.row_bound and primary_key is None:
             raise ConfigurationError(f"{field.label!r} is row-bound: say which row, with `primary_key=`.")
         parts = primary_key if isinstance(primary_key, tuple) else (primary_key,)
@@ -346,7 +351,7 @@ class UnlockedSession(context.OpenKeys):
         # No tokens: one would put back a session that was left meanwhile, where they are not left in order,
         # and is of no use in another context than it was made in. A session that is covered by an inner one
         # keeps its links until that one is left too, and finds through them what is still open.
-        info = self._home.info if self._home is not None else {}
+        info = self.home.info if self.home is not None else {}
         if info.get(context.BOUND) is self:
             below, self._displaced = self._displaced, None
             while below is not None and not below.is_open:
@@ -367,7 +372,9 @@ class UnlockedSession(context.OpenKeys):
         if self._parent is None:
             return True
         values = [state.dict.get(key) for key in attribute.owner_keys]
-        owner = attribute.encrypted.path.owner_id(values) if values else None
+        owner = (
+            Names(state.session).of(attribute.encrypted.path, values) if values and state.session else None
+        )
         return owner is None or owner not in self._parent
 
     def _stays_open(self, owner: OwnerId | None) -> bool:

@@ -18,6 +18,7 @@ from sqlalchemy_envelope.keys.keyring import Keyring
 from sqlalchemy_envelope.keys.model import KeyState, OpenedKey, Purpose
 from sqlalchemy_envelope.keys.write_epoch import WriteEpoch
 from sqlalchemy_envelope.orm.current.audit import AuditEvent
+from sqlalchemy_envelope.orm.current.names import Names
 from sqlalchemy_envelope.orm.sessions.unlocked import UnlockedSession
 from sqlalchemy_envelope.orm.sharing.epochs import start_epoch
 from sqlalchemy_envelope.orm.sharing.membership import looked_at
@@ -59,8 +60,9 @@ class WriteOnlySession(UnlockedSession):
             self._parent.prepare_write(session, owner_class, keys, values)
         if session is None or not self.is_open:
             return
+        names = Names(session)
         for key in keys:
-            place = Place(owner_class, key)
+            place = names.place(owner_class, key)
             if self._parent is not None and place.owner in self._parent:
                 continue
             if self._allowed and place.owner not in self._allowed:

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from sqlalchemy_envelope.keys.keyring import Keyring
     from sqlalchemy_envelope.keys.model import StoredGrant, StoredKey
     from sqlalchemy_envelope.orm.current.policy import Policy
-    from sqlalchemy_envelope.orm.tables.owners import GrantClass, Place
+    from sqlalchemy_envelope.orm.tables.owners import GrantClass, OwnerClass, Place
 
     PrimaryKey = tuple[Any, ...]
 
@@ -176,20 +176,20 @@ def grant_to(
 
 def roots_of(
     session: Session, policy: Policy, to: Sequence[Recipient], *, strict: bool
-) -> dict[bytes, StoredKey]:
-    """The active root keys of these recipients, by owner.
+) -> dict[tuple[OwnerClass, PrimaryKey], StoredKey]:
+    """The active root keys of these recipients, by class and primary key.
 
     Raises:
         RowSealError, OwnerMismatchError: one was altered, and it is `strict`. Else it is left out.
     """
-    roots: dict[bytes, StoredKey] = {}
+    roots: dict[tuple[OwnerClass, PrimaryKey], StoredKey] = {}
     for grant_class in {one.grant_class for one in to}:
         primary_keys = list({one.primary_key for one in to if one.grant_class is grant_class})
         store = KeyStore(session, grant_class.to.owner_class, policy.seals)
         found = store.load_active_roots(primary_keys)
-        for owner, one in found.items():
+        for one in found.values():
             if one.error is None:
-                roots[owner] = one.stored
+                roots[grant_class.to.owner_class, one.primary_key] = one.stored
             elif strict:
                 raise one.error
             else:
@@ -223,9 +223,9 @@ def _seal_to_all(
     made: GrantsToWrite = []
     for one in to:
         row = one.grant_class.granting_row(one.row_key)
-        root = roots.get(one.grant_class.to.owner_class.owner_id(one.primary_key))
+        root = roots.get((one.grant_class.to.owner_class, one.primary_key))
         grant = pending_grant(key.stored.key_id, row) if root is None else sealed_grant(key, row, root)
-        recipient = one.grant_class.to.owner_class.owner_id(one.primary_key)
+        recipient = one.grant_class.to.owner_class.reference_of(one.primary_key)
         made.append((one.grant_class, one.row_key, replace(grant, recipient=recipient)))
     return made
 

@@ -17,6 +17,7 @@ from sqlalchemy_envelope.keys.grants import pending_grant
 from sqlalchemy_envelope.keys.model import KeyState, Purpose
 from sqlalchemy_envelope.orm.current import context
 from sqlalchemy_envelope.orm.current.audit import AuditEvent
+from sqlalchemy_envelope.orm.current.names import Names
 from sqlalchemy_envelope.orm.sharing.epochs import Recipient, grant_to, start_epoch, start_scope_epoch
 from sqlalchemy_envelope.orm.sharing.membership import forget_looks
 from sqlalchemy_envelope.orm.tables.grant_rows import GrantStore
@@ -41,6 +42,7 @@ def before_flush(session: Session, *_: object) -> None:
     """Recipients are about to be deleted, and grants changed: note what was granted, while the rows still say
     so."""
     leaving: set[Shared] = set()
+    names = Names(session)
     before = session.info[_BEFORE] = {}
     for instance in session.dirty:
         changed: InstanceState[Any] = inspect(instance)
@@ -58,7 +60,7 @@ def before_flush(session: Session, *_: object) -> None:
             )
             with session.no_autoflush:
                 rows = session.execute(query, bind_arguments={"mapper": grant.mapper}).all()
-            leaving |= {(Place(grant.of.owner_class, tuple(row)), grant.scope) for row in rows}
+            leaving |= {(names.place(grant.of.owner_class, tuple(row)), grant.scope) for row in rows}
     session.info[_LEAVING] = leaving
 
 
@@ -76,12 +78,13 @@ def after_flush(session: Session, *_: object) -> None:
     before: dict[InstanceState[Any], Place] = session.info.pop(_BEFORE, {})
     deleted = {inspect(one).key: inspect(one) for one in session.deleted}
     joined: list[tuple[GrantClass, Place, Recipient]] = []
+    names = Names(session)
     for instance in [*session.dirty, *session.new]:
         state: InstanceState[Any] = inspect(instance)
         grant = grant_class_of(state.mapper)
         if grant is None:
             continue
-        place, recipient = _ends(grant, state)
+        place, recipient = _ends(names, grant, state)
         # SQLAlchemy makes one UPDATE of a row that is deleted and a new one of the same primary key.
         replaced = deleted.get(state.mapper.identity_key_from_instance(instance))
         if replaced is not None and instance in session.new:
@@ -111,8 +114,8 @@ def after_flush(session: Session, *_: object) -> None:
     forget_looks(session)
 
 
-def _ends(grant: GrantClass, state: InstanceState[Any]) -> tuple[Place, Recipient]:
-    place = Place(grant.of.owner_class, grant.values(state, grant.of.columns))
+def _ends(names: Names, grant: GrantClass, state: InstanceState[Any]) -> tuple[Place, Recipient]:
+    place = names.place(grant.of.owner_class, grant.values(state, grant.of.columns))
     row_key = grant.values(state, grant.row_key)
     return place, Recipient(grant, row_key, grant.values(state, grant.to.columns))
 
@@ -133,7 +136,7 @@ def _place_before(session: Session, grant: GrantClass, state: InstanceState[Any]
         with session.no_autoflush:
             row = session.connection(bind_arguments={"mapper": grant.mapper}).execute(query).first()
         values = list(row) if row is not None else values
-    return Place(grant.of.owner_class, tuple(values))
+    return Names(session).place(grant.of.owner_class, tuple(values))
 
 
 def _keys(grant: GrantClass) -> list[str]:
@@ -187,6 +190,7 @@ def _refuse_circles(session: Session, place: Place, recipients: list[Recipient])
     """Two owners that reach each other's keys cannot shut anybody out: each one's new key would be sealed to
     the other one's old key, which who left still has."""
     seen, frontier = {place}, [place]
+    names = Names(session)
     while frontier:
         reached = set()
         for owner_class in {one.owner_class for one in frontier}:
@@ -195,11 +199,11 @@ def _refuse_circles(session: Session, place: Place, recipients: list[Recipient])
                 if grant.scope is None:
                     query = select(*grant.of.columns).where(tuple_(*grant.to.columns).in_(keys))
                     rows = session.execute(query, bind_arguments={"mapper": grant.mapper}).all()
-                    reached |= {Place(grant.of.owner_class, tuple(row)) for row in rows}
+                    reached |= {names.place(grant.of.owner_class, tuple(row)) for row in rows}
         frontier = list(reached - seen)
         seen |= reached
     for one in recipients:
-        recipient = Place(one.grant_class.to.owner_class, one.primary_key)
+        recipient = names.place(one.grant_class.to.owner_class, one.primary_key)
         if recipient in seen:
             raise GrantError(
                 f"{_name(place)} holds the key of {_name(recipient)} already, by itself or through others; "
@@ -248,7 +252,7 @@ def _note_pending(
     rows = []
     for one in recipients:
         pending = pending_grant(key.key_id, grant.granting_row(one.row_key))
-        recipient = grant.to.owner_class.owner_id(one.primary_key)
+        recipient = grant.to.owner_class.reference_of(one.primary_key)
         rows.append((one.row_key, replace(pending, recipient=recipient)))
     GrantStore(session, grant, policy.seals).insert(rows)
     store.add_granted([(key.key_id, len(rows))])

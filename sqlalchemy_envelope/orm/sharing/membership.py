@@ -9,6 +9,7 @@ from weakref import ref
 from sqlalchemy import Delete, TextClause, Update
 
 from sqlalchemy_envelope.keys.model import Purpose
+from sqlalchemy_envelope.orm.current.names import Names
 from sqlalchemy_envelope.orm.sharing.settle import Opening, follow_grants, load_owners, settle
 from sqlalchemy_envelope.orm.tables.grant_rows import count_grants
 from sqlalchemy_envelope.orm.tables.key_grant import has_grants
@@ -36,7 +37,8 @@ def freshen(
     keys: Collection[tuple[Any, ...]],
 ) -> None:
     """See to it that what is written for these owners is under keys that only present members hold."""
-    places = {owner_class.owner_id(key): key for key in keys}
+    names = Names(session)
+    places = {names.owner(owner_class, key): key for key in keys}
     held = {
         place.owner: place
         for owner, place in known_places.items()

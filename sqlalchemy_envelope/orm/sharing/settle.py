@@ -25,6 +25,7 @@ from sqlalchemy_envelope.keys.hierarchy import (
 )
 from sqlalchemy_envelope.keys.model import GrantState, KeyState, OpenedKey, Purpose
 from sqlalchemy_envelope.orm.current.audit import AuditEvent
+from sqlalchemy_envelope.orm.current.names import Names
 from sqlalchemy_envelope.orm.sharing.epochs import Recipient, roots_of, start_epoch, start_scope_epoch
 from sqlalchemy_envelope.orm.sharing.rollbacks import note_new_keys
 from sqlalchemy_envelope.orm.tables.grant_rows import GrantCounts, GrantStore, count_grants
@@ -84,6 +85,7 @@ def _follow(
     reached: Places,
 ) -> None:
     owner_class = grant_class.of.owner_class
+    where = Names(session).where(owner_class)
     for grant, broken, owned in GrantStore(session, grant_class, policy.seals).load_to(recipients):
         error = broken or owned.error
         try:
@@ -105,7 +107,7 @@ def _follow(
             continue
         # Of who is refused too, so that values under their keys are known for theirs, and the reason is told.
         if grant_class.scope is None and owned.owner not in found.places:
-            place = Place(owner_class, owned.primary_key)
+            place = Place(owner_class, owned.primary_key, where)
             found.places[owned.owner] = reached[owned.owner] = place
 
 
@@ -328,7 +330,7 @@ def grant_pending(session: Session, policy: Policy, keyring: Keyring, place: Pla
         roots = roots_of(session, policy, to, strict=False)
         sealed = []
         for (grant, _, recipient), _ in zip(waiting, to, strict=True):
-            root = roots.get(grant_class.to.owner_class.owner_id(recipient))
+            root = roots.get((grant_class.to.owner_class, recipient))
             if root is not None:
                 made = sealed_grant(opened, grant.granting_row, root, grant.grant_id)
                 sealed.append(replace(made, recipient=grant.recipient))

@@ -48,7 +48,7 @@ class GrantStore(Rows):
             query = query.join(to_keys, to_keys.c.key_id == self._table.c.recipient_key_id)
             for row in self._rows(query.where(matches(owner_columns, some))):
                 cut = len(row) - len(owner_columns)
-                recipient = to_class.owner_id(tuple(row[cut:]))
+                recipient = to_class.reference_of(tuple(row[cut:]))
                 grant, error = self._stored(row[cut - self._width : cut], recipient)
                 found.append((grant, error, of.owned(row)))
         return found
@@ -73,7 +73,7 @@ class GrantStore(Rows):
             for row in self._rows(query if state is None else query.where(self._table.c.state == state)):
                 row_key = tuple(row[self._width - len(key) : self._width])
                 named = tuple(row[self._width : end])
-                grant, error = self._stored(row[: self._width], to.owner_class.owner_id(named))
+                grant, error = self._stored(row[: self._width], to.owner_class.reference_of(named))
                 if error is None and (grant.recipient_key_id is None or tuple(row[end:]) == named):
                     found.append((grant, row_key, named))
         return found
@@ -127,7 +127,7 @@ class GrantStore(Rows):
         joined = self._table.join(self._grant.table, and_(*(a == b for a, b in on)))
         grants = []
         for row in self._rows(select(*self._columns(), *to.columns).select_from(joined)):
-            recipient = to.owner_class.owner_id(tuple(row[self._width :]))
+            recipient = to.owner_class.reference_of(tuple(row[self._width :]))
             grant, error = unchecked._stored(row[: self._width], recipient)
             if error is not None:
                 raise error
@@ -164,13 +164,15 @@ class GrantStore(Rows):
         grant = StoredGrant(row[0], granting_row, row[1], row[2], state, wrapped, seal, recipient)
         if self._seals.is_on:
             try:
-                self._seals.check(grant.seal, self._grant.label, grant.sealed_fields())
+                self._seals.check(grant.seal, self._grant.label, grant.sealed_fields(), self._realm)
             except RowSealError as error:
                 return grant, error
         return grant, None
 
     def _seal(self, grant: StoredGrant) -> bytes | None:
-        return self._seals.seal(self._grant.label, grant.sealed_fields()) if self._seals.is_on else None
+        if not self._seals.is_on:
+            return None
+        return self._seals.seal(self._grant.label, grant.sealed_fields(), self._realm)
 
 
 class GrantCounts(NamedTuple):

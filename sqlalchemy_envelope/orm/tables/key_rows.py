@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import datetime as dt
 import uuid
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sqlalchemy import (
@@ -35,6 +36,7 @@ from sqlalchemy_envelope.keys.model import (
     StoredKey,
     StoredSlot,
 )
+from sqlalchemy_envelope.orm.tables.location import bind_of, location_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -45,6 +47,7 @@ if TYPE_CHECKING:
     from sqlalchemy_envelope.keys.keyring import OwnerId
     from sqlalchemy_envelope.keys.model import KeyId
     from sqlalchemy_envelope.keys.row_seals import RowSeals
+    from sqlalchemy_envelope.orm.tables.location import Location
     from sqlalchemy_envelope.orm.tables.owners import OwnerClass
 
     PrimaryKey = tuple[Any, ...]
@@ -73,6 +76,11 @@ class Rows:
         self._bind = {"mapper": mapper}
         self._seals = seals
 
+    @cached_property
+    def _realm(self) -> str:
+        """The name of these tables' database, for row seals."""
+        return self._seals.realm_of(bind_of(self._session, self._bind["mapper"]).engine)
+
     def _execute(self, statement: Any, *rows: Any) -> Any:
         # No autoflush: values may be waiting for the very key that is being unlocked.
         with self._session.no_autoflush:
@@ -97,6 +105,11 @@ class KeyStore(Rows):
         self._keys: Table = owner_class.key_class.__table__
         self.key_id = self._keys.c.key_id
         self._slots: Table = owner_class.slot_class.__table__
+
+    @cached_property
+    def where(self) -> Location:
+        """The database and schema that these owners are in."""
+        return location_of(self._session, self._class.mapper, self._seals.realm)
 
     def load(self, primary_keys: Sequence[PrimaryKey], *, for_update: bool = False) -> list[OwnedKey]:
         """Every key of these owners, oldest first. One query for some thousands of owners."""
@@ -131,7 +144,7 @@ class KeyStore(Rows):
                 root_row = row[start : start + _KEY_WIDTH + len(columns)]
                 root = self.owned((*root_row, *row[_KEY_WIDTH + len(columns) : start]))
                 slot = _stored_slot(row[start + len(root_row) :])
-                self._seals.check(slot.seal, self._class.label, slot.sealed_fields())
+                self._seals.check(slot.seal, self._class.label, slot.sealed_fields(), self._realm)
                 found.append((data, root, slot))
         return found
 
@@ -166,7 +179,7 @@ class KeyStore(Rows):
                 for row in self._rows(query if kind is None else query.where(c.kind == kind))
             ]
         for slot in found:
-            self._seals.check(slot.seal, self._class.label, slot.sealed_fields())
+            self._seals.check(slot.seal, self._class.label, slot.sealed_fields(), self._realm)
         return found
 
     def insert_keys(self, keys: Sequence[tuple[PrimaryKey, StoredKey]]) -> None:
@@ -271,7 +284,9 @@ class KeyStore(Rows):
         return len(keys) + len(slots)
 
     def _seal(self, record: StoredKey | StoredSlot) -> bytes | None:
-        return self._seals.seal(self._class.label, record.sealed_fields()) if self._seals.is_on else None
+        if not self._seals.is_on:
+            return None
+        return self._seals.seal(self._class.label, record.sealed_fields(), self._realm)
 
     def _select(self) -> Any:
         query = self._class.selects.get("keys")
@@ -299,7 +314,8 @@ class KeyStore(Rows):
         """One row of `select_keys`, checked."""
         end = _KEY_WIDTH + len(self._class.owner_columns)
         primary_key = tuple(row[_KEY_WIDTH:end])
-        owner = reference = self._class.owner_id(primary_key)
+        reference = self._class.reference_of(primary_key)
+        owner = self.where + reference
         try:
             stored = _stored_key(row)
         except TamperedKeyError as altered:
@@ -307,11 +323,11 @@ class KeyStore(Rows):
             stored = StoredKey(row[0], b"", Purpose.DATA, "", 0, KeyState.RETIRED, b"", b"")
             return OwnedKey(owner, primary_key, stored, altered)
         if self._class.reference_attribute is not None:
-            reference = self._class.owner_id((row[end],))
+            reference = self._class.reference_of((row[end],))
         error: EnvelopeError | None = None
         if self._seals.is_on:
             try:
-                self._seals.check(stored.seal, self._class.label, stored.sealed_fields())
+                self._seals.check(stored.seal, self._class.label, stored.sealed_fields(), self._realm)
             except RowSealError as broken:
                 error = broken
         if stored.owner_reference != reference:

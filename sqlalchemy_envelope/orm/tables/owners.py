@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from sqlalchemy.orm import InstanceState, Mapper
 
     from sqlalchemy_envelope.keys.keyring import OwnerId
+    from sqlalchemy_envelope.orm.tables.location import Location
 
 
 @dataclass(eq=False)
@@ -48,14 +49,18 @@ class OwnerClass:
         """The name of the class."""
         return self.mapper.class_.__name__
 
-    def owner_id(self, primary_key: tuple[Any, ...]) -> OwnerId:
-        """The keyring's name for the owner with this primary key."""
+    def owner_id(self, where: Location, primary_key: tuple[Any, ...]) -> OwnerId:
+        """The keyring's name for the owner with this primary key, in this database and schema."""
+        return where + owner_reference(self.label, primary_key)
+
+    def reference_of(self, primary_key: tuple[Any, ...]) -> bytes:
+        """What is stored to say whose a row is: the table's label and the primary key, wherever it lies."""
         return owner_reference(self.label, primary_key)
 
     def reference(self, owner: Any, primary_key: tuple[Any, ...]) -> bytes:
         """What this owner's wraps are bound to: its primary key, or the attribute that the class names."""
         if self.reference_attribute is None:
-            return owner_reference(self.label, primary_key)
+            return self.reference_of(primary_key)
         value = getattr(owner, self.reference_attribute)
         if value is None:
             raise ConfigurationError(
@@ -65,15 +70,16 @@ class OwnerClass:
 
 
 class Place(NamedTuple):
-    """An owner's place in the database."""
+    """An owner by its class, its primary key, and the database and schema that its row is in."""
 
     owner_class: OwnerClass
     primary_key: tuple[Any, ...]
+    where: Location
 
     @property
     def owner(self) -> bytes:
         """The keyring's name for it."""
-        return self.owner_class.owner_id(self.primary_key)
+        return self.owner_class.owner_id(self.where, self.primary_key)
 
 
 class OwnerPath:
@@ -92,9 +98,10 @@ class OwnerPath:
         self.is_self = is_self
         self.keys: tuple[str, ...] = tuple(column.key for column in columns)
 
-    def owner_id(self, values: Sequence[Any]) -> OwnerId | None:
+    def owner_id(self, where: Location, values: Sequence[Any]) -> OwnerId | None:
         """The owner with these key values, or None if one of them is missing."""
-        return None if any(value is None for value in values) else self.owner_class.owner_id(tuple(values))
+        missing = any(value is None for value in values)
+        return None if missing else self.owner_class.owner_id(where, tuple(values))
 
 
 History = Literal["shared", "from_join"]

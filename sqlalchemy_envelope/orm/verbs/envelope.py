@@ -24,6 +24,8 @@ from sqlalchemy_envelope.orm.verbs.steps import Derivation, Outside
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from sqlalchemy import Engine
+
     from sqlalchemy_envelope.keys.providers.base import KeyProvider
     from sqlalchemy_envelope.keys.providers.server import ServerKeyring
     from sqlalchemy_envelope.orm.current.audit import AuditEvent
@@ -46,6 +48,10 @@ class Envelope:
         derivation_wait: seconds to wait for one to come free, before `UnlockBusyError`.
         server_keys: keys from outside the database. With them every key, slot and grant row carries a seal,
             and they are the provider `"server"`.
+        realm: the name of the application's database, or a function that tells the name of an engine's. Rows
+            that are sealed in one realm are refused in another. Left out, seals name no database, and in
+            memory databases are told apart by their URL: name the realm where one database has several
+            URLs (a leader and its replicas), or where several databases have one server key.
         providers: other outside holders of keys, by the name that slots store: `{"kms": AwsKms(...)}`.
         provider_timeout: seconds that one call to a provider may take.
         provider_retries: how often a call is made again after a failure that may pass.
@@ -66,6 +72,7 @@ class Envelope:
         concurrent_derivations: int | None = None,
         derivation_wait: float = 5.0,
         server_keys: ServerKeyring | None = None,
+        realm: str | Callable[[Engine], str] | None = None,
         providers: Mapping[str, KeyProvider] | None = None,
         provider_timeout: float = 5.0,
         provider_retries: int = 2,
@@ -82,7 +89,7 @@ class Envelope:
         if server_keys is not None and named.setdefault("server", server_keys) is not server_keys:
             raise ConfigurationError("The provider 'server' is server_keys; give the other one another name.")
         self.policy = Policy(
-            seals=RowSeals(server_keys),
+            seals=RowSeals(server_keys, checked_realm(realm)),
             hybrid=post_quantum,
             audit=audit,
             providers=make_providers(
@@ -356,3 +363,16 @@ def plain_session(session: AnySession) -> Session:
             "This is an AsyncSession: use AsyncEnvelope(envelope), with `await` or `async with`."
         )
     return session.registry() if isinstance(session, scoped_session) else session
+
+
+def checked_realm(realm: Any) -> Any:
+    """A realm that can be a name.
+
+    Raises:
+        ConfigurationError: it is neither text nor a function.
+    """
+    if realm is None or callable(realm) or (isinstance(realm, str) and realm.strip()):
+        return realm
+    raise ConfigurationError(
+        "Envelope(realm=...) is the name of a database: text, or a function of its engine."
+    )

@@ -61,8 +61,8 @@ def locate(session: Session, owner: object, policy: Policy) -> LocatedOwner:
     """An owner that is in the database."""
     owner_class = require_owner_class(owner)
     identity: Any = inspect(owner).key
-    place = Place(owner_class, tuple(identity[1]))
-    return LocatedOwner(owner, place, KeyStore(session, owner_class, policy.seals))
+    store = KeyStore(session, owner_class, policy.seals)
+    return LocatedOwner(owner, Place(owner_class, tuple(identity[1]), store.where), store)
 
 
 def locate_enrolled(session: Session, owner: object, policy: Policy) -> LocatedOwner:

@@ -10,6 +10,7 @@ from sqlalchemy_envelope.keys.model import KeyState, Purpose, SlotKind
 from sqlalchemy_envelope.keys.slots import is_waiting, provider_slot
 from sqlalchemy_envelope.orm.current import context
 from sqlalchemy_envelope.orm.current.audit import AuditEvent
+from sqlalchemy_envelope.orm.current.names import Names
 from sqlalchemy_envelope.orm.current.policy import note_policy
 from sqlalchemy_envelope.orm.sharing.epochs import start_epoch
 from sqlalchemy_envelope.orm.sharing.settle import MAX_LEVELS
@@ -64,7 +65,7 @@ def slots_of(session: Session, policy: Policy, owner: object) -> KeySlots:
     """The slots of an owner, and the provider slots that lead to it through grants."""
     located = locate_enrolled(session, owner, policy)
     found: list[KeySlot] = []
-    seen = {located.place.owner}
+    seen, names = {located.place.owner}, Names(session)
     frontier: list[tuple[Place, tuple[str, ...], str | None]] = [(located.place, (), None)]
     for _ in range(MAX_LEVELS + 1):
         reached: list[tuple[Place, tuple[str, ...], str | None]] = []
@@ -81,7 +82,7 @@ def slots_of(session: Session, policy: Policy, owner: object) -> KeySlots:
                     continue
                 rows = GrantStore(session, grant, policy.seals).load_of([key.key_id for key in active])
                 for _, _, recipient in rows:
-                    to = Place(grant.to.owner_class, recipient)
+                    to = names.place(grant.to.owner_class, recipient)
                     if to.owner not in seen:
                         seen.add(to.owner)
                         name = grant.mapper.class_.__name__

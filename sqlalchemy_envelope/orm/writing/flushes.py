@@ -24,7 +24,8 @@ from sqlalchemy_envelope.exceptions import (
 from sqlalchemy_envelope.orm.columns.plans import plan_of_mapper, plan_of_table
 from sqlalchemy_envelope.orm.columns.previous import policy_of_column
 from sqlalchemy_envelope.orm.columns.state import current_key, written
-from sqlalchemy_envelope.orm.current.connections import session_of
+from sqlalchemy_envelope.orm.current.names import Names
+from sqlalchemy_envelope.orm.tables.connections import session_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -55,7 +56,9 @@ class Enrolling:
         """The owner's own name, from the moment its row is written: rows that hang on it
         follow in the same flush."""
         key = current_key(self.state)
-        return None if None in key else self.owner_class.owner_id(key)
+        if None in key or self.state.session is None:
+            return None
+        return Names(self.state.session).owner(self.owner_class, key)
 
     def is_row(self, row: Mapping[str, Any], names: Mapping[str, str]) -> bool:
         """Whether an INSERT's parameters are this owner's: the very objects that it holds."""

@@ -27,7 +27,8 @@ from sqlalchemy_envelope.orm.columns.plans import plan_of_table
 from sqlalchemy_envelope.orm.columns.sealed import CIPHERTEXT, Sealed, is_ciphertext
 from sqlalchemy_envelope.orm.columns.state import holds_nothing, owner_of_state, stays
 from sqlalchemy_envelope.orm.current import context
-from sqlalchemy_envelope.orm.current.connections import session_of
+from sqlalchemy_envelope.orm.current.names import Names
+from sqlalchemy_envelope.orm.tables.connections import session_of
 from sqlalchemy_envelope.orm.writing.copies import check_from_select, check_upsert, upsert_previous
 from sqlalchemy_envelope.orm.writing.flushes import (
     ENROLLING_OWNER,
@@ -52,7 +53,9 @@ if TYPE_CHECKING:
     Row = Mapping[str, Any]
 
 
-def encrypt(connection: Connection, statement: Any, multiparams: Any, params: Any) -> tuple[Any, Any, Any]:
+def encrypt(
+    connection: Connection, statement: Any, multiparams: Any, params: Any, options: Mapping[str, Any]
+) -> tuple[Any, Any, Any]:
     """Encrypt what an INSERT or UPDATE writes into encrypted columns."""
     if isinstance(statement, (Insert, Update)):
         # A bulk statement on a joined subclass comes once for each of its tables, which only a mark names.
@@ -60,17 +63,32 @@ def encrypt(connection: Connection, statement: Any, multiparams: Any, params: An
         marked = marks.get("_emit_insert_table", marks.get("_emit_update_table"))
         plan = plan_of_table(statement.table if marked is None else marked)
         if plan is not None:
-            return _StatementWriter(plan, connection, statement).write(multiparams, params)
+            _check_schema(plan, connection, options)
+            return _StatementWriter(plan, connection, statement, options).write(multiparams, params)
     return statement, multiparams, params
+
+
+def _check_schema(plan: TablePlan, connection: Connection, options: Mapping[str, Any]) -> None:
+    """Keys are looked for where the connection looks for tables: one statement cannot go to another schema."""
+    name = "schema_translate_map"
+    if options.get(name) != connection.get_execution_options().get(name):
+        raise StatementRefusedError(
+            f"A statement writes {plan.table.name} with a {name} of its own, and its rows' keys would be looked "
+            f"for in another schema. Give the {name} to the engine or the connection: "
+            f"`session.connection(execution_options={{'{name}': ...}})`."
+        )
 
 
 class _StatementWriter:
     """Encrypts the parameters of one statement."""
 
-    def __init__(self, plan: TablePlan, connection: Connection, statement: Insert | Update) -> None:
+    def __init__(
+        self, plan: TablePlan, connection: Connection, statement: Insert | Update, options: Mapping[str, Any]
+    ) -> None:
         self._plan = plan
         self._connection = connection
         self._session = session_of(connection)
+        self._owners = Names(self._session, connection, options)
         self._statement: Any = statement
         self._inserts = isinstance(statement, Insert)
         ordered = getattr(statement, "_ordered_values", None)  # of `ordered_values()` in SQLAlchemy 2.0
@@ -181,11 +199,12 @@ class _StatementWriter:
             for path, columns in self._plan.groups:
                 if not self._plan.has(path) or (path.is_self and self._inserts):
                     continue
-                owner_id = path.owner_class.owner_id
+                owner_class = path.owner_class
                 whole = {
                     key
                     for key in self._owner_keys(path, columns, rows, literals)
-                    if None not in key and enrolling_owner(self._session, owner_id(key)) is None
+                    if None not in key
+                    and enrolling_owner(self._session, self._owners.owner(owner_class, key)) is None
                 }
                 count = len(rows) * len(columns)
                 unlocked.prepare_write(self._session, path.owner_class, whole, count)
@@ -333,7 +352,7 @@ class _StatementWriter:
                 return [self._column_cipher(new, b"", column) for column in columns]
         values = tuple([self._value(key, row, literals) for key in path.keys]) if self._plan.has(path) else ()
         key = self._owner(row, path, columns[0], values)
-        owner = path.owner_class.owner_id(key)
+        owner = self._owners.owner(path.owner_class, key)
         new = enrolling_owner(self._session, owner)
         if new is None:
             for unlocked in context.unlocked_sessions(self._session):
@@ -369,7 +388,9 @@ class _StatementWriter:
             key = owner_of_state(state, path, column.key)
         else:
             using = context.USING.get()
-            key = using.primary_key if using is not None and using.owner_class is path.owner_class else None
+            key = None
+            if using is not None and using.owner_class is path.owner_class:
+                key = using.primary_key if using.where == self._owners.where(path.owner_class) else None
         if key is None:
             raise StatementRefusedError(
                 f"A statement writes {self._plan.table.name}.{column.key} and does not name the row's owner "
