@@ -50,6 +50,7 @@ from sqlalchemy_envelope.orm import hooks as _hooks
 from sqlalchemy_envelope.orm.columns.encrypted_type import EncryptedType
 from sqlalchemy_envelope.orm.columns.previous import PreviousColumn
 from sqlalchemy_envelope.orm.columns.sealed import Sealed
+from sqlalchemy_envelope.orm.columns.whose import OneOf, OwnerColumn
 from sqlalchemy_envelope.orm.current.audit import AuditEvent
 from sqlalchemy_envelope.orm.current.providers import CachePolicy
 from sqlalchemy_envelope.orm.sessions.server import ServerSession
@@ -97,6 +98,8 @@ __all__ = [
     "NotEnrolledError",
     "OfflineKey",
     "OfflinePublicKey",
+    "OneOf",
+    "OwnerColumn",
     "OwnerMismatchError",
     "Pkcs11",
     "PlaintextRefusedError",

@@ -25,9 +25,9 @@ from sqlalchemy_envelope.migration.jobs import Backfill, Reverse, Step, Verify
 from sqlalchemy_envelope.migration.owners import keys_at_hand
 from sqlalchemy_envelope.migration.rows import Rows
 from sqlalchemy_envelope.orm.columns.encrypted_type import EncryptedType
-from sqlalchemy_envelope.orm.columns.plans import EncryptedColumn
+from sqlalchemy_envelope.orm.columns.plans import EncryptedColumn, plan_of_table
 from sqlalchemy_envelope.orm.columns.previous import PreviousColumn, previous_of
-from sqlalchemy_envelope.orm.tables.owners import OwnerPath, path_through
+from sqlalchemy_envelope.orm.tables.owner_paths import OwnerPath, path_through
 
 if TYPE_CHECKING:
     from sqlalchemy_envelope.migration.jobs import Work
@@ -187,8 +187,13 @@ class _Move:
         keys = inspector.get_pk_constraint(op.table_name, op.schema)["constrained_columns"]
         if not keys:
             raise ConfigurationError(f"{op.table_name} has no primary key, by which its rows could be found.")
-        owner_class, names, is_self = self._owner(keys)
         modelled = self.source.table(op.table_name, op.schema)
+        declared_path = self._declared_path(modelled)
+        if declared_path is None:
+            owner_class, names, is_self = self._owner(keys)
+        else:
+            owner_class, is_self = self._with_keys(declared_path.owner_class), False
+            names = [one.name for one in declared_path.columns]
         declared = {} if modelled is None else {one.name: one.type for one in modelled.columns}
         if op.bind == "row" and not set(keys) <= set(declared):
             raise ConfigurationError(
@@ -196,8 +201,9 @@ class _Move:
                 "primary key are not known: the models of the KeySource have no such table."
             )
         types = {one["name"]: one["type"] for one in self._columns()} | declared
-        remote = zip(names, owner_class.primary_key, strict=True)
-        types |= {name: one.type for name, one in remote}
+        if declared_path is None:
+            remote = zip(names, owner_class.primary_key, strict=True)
+            types |= {name: one.type for name, one in remote}
         type_ = EncryptedType(
             op.type_,
             op.owner,
@@ -219,11 +225,21 @@ class _Move:
         column = table.c[encrypted]
         before = previous_of(column)
         assert before is not None  # noqa: S101 - the type names it
-        path = OwnerPath(owner_class, tuple(table.c[name] for name in names), is_self=is_self)
-        owner_class.scopes.add(op.scope)
+        columns = tuple(table.c[name] for name in names)
+        path = declared_path.along(columns) if declared_path is not None else None
+        path = path or OwnerPath(owner_class, columns, is_self=is_self)
+        for one in path.owner_classes:
+            one.scopes.add(op.scope)
         plan = EncryptedColumn(column, type_, path)
         key_columns = tuple(table.c[name] for name in keys)
         return MigratingColumn(owner_class.mapper, op.column_name, table, key_columns, column, before, plan)
+
+    def _declared_path(self, modelled: Any) -> OwnerPath | None:
+        """How the models lead a row to its owner, where no foreign key of the table itself does."""
+        plan = None if modelled is None or self.op.owner is not None else plan_of_table(modelled)
+        columns = () if plan is None else plan.columns
+        found = next((one.path for one in columns if one.column.name == self.op.column_name), None)
+        return None if found is None or found.is_direct else found
 
     def _owner(self, keys: list[str]) -> tuple[Any, list[str], bool]:
         """The class of the rows' owners, the columns that name them in the order of its key, and whether they

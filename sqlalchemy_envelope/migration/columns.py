@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy_envelope.orm.columns.plans import EncryptedAttribute, EncryptedColumn
     from sqlalchemy_envelope.orm.columns.previous import PreviousColumn
-    from sqlalchemy_envelope.orm.tables.owners import OwnerPath
+    from sqlalchemy_envelope.orm.tables.owner_paths import OwnerPath
 
 
 @dataclass(frozen=True, eq=False)

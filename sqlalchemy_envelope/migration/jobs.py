@@ -250,7 +250,7 @@ class Reencrypt:
             return Step(None, full=False)
         parts = [rows.split(row) for row in found]
         keys = OwnerCiphers(session, rows.column)
-        writers = keys.writers({owner for _, owner, *_ in parts if None not in owner}, len(parts))
+        writers = keys.writers({owner for _, owner, *_ in parts if keys.names_owner(owner)}, len(parts))
         keys.prepare_read(headers_of(stored for *_, stored in parts))
         step, made = Step(parts[-1][0], len(found) == size), []
         for position, owner, _, _, stored in parts:

@@ -480,12 +480,18 @@ class Migrator:
         """
         column = column_named(encrypted_columns(self.base), name)
         key = None if owner is None else column.path.owner_class.mapper.primary_key_from_instance(owner)
+        if key is not None and column.path.columns and not column.path.is_direct:
+            raise ConfigurationError(
+                f"reencrypt(owner=...) needs a column that names its owner itself; {name} leads to it "
+                f"through others. "
+                "Leave `owner` out: whoever is unlocked here gets their values encrypted anew."
+            )
         if key is not None and (workers > 1 or executor is not None):
             raise ConfigurationError(
                 "reencrypt(owner=...) works with the keys that are unlocked here: without workers or "
                 "executor."
             )
-        work = Reencrypt(None if key is None else tuple(key))
+        work = Reencrypt(None if key is None or not column.path.columns else tuple(key))
         began = time.perf_counter()
         self._prepare_state()
         self._begin(column, work, again=True)

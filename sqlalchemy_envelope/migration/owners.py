@@ -15,8 +15,8 @@ from sqlalchemy_envelope.crypto.aead import HEADER_SIZE
 from sqlalchemy_envelope.exceptions import NotEnrolledError
 from sqlalchemy_envelope.keys.model import KeyId
 from sqlalchemy_envelope.orm.current import context
-from sqlalchemy_envelope.orm.current.names import Names
 from sqlalchemy_envelope.orm.tables.key_rows import chunks
+from sqlalchemy_envelope.orm.writing.owner_seek import OwnerSeek
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Sequence
@@ -24,7 +24,9 @@ if TYPE_CHECKING:
     from sqlalchemy.orm import Session
 
     from sqlalchemy_envelope.crypto.aead import ValueCipher
+    from sqlalchemy_envelope.keys.keyring import OwnerId
     from sqlalchemy_envelope.migration.columns import MigratingColumn
+    from sqlalchemy_envelope.orm.tables.owner_paths import Owner
     from sqlalchemy_envelope.orm.verbs.envelope import Envelope
 
 
@@ -49,45 +51,76 @@ class OwnerCiphers:
         self._session = session
         self._column = column
         self._field = column.plan.type.field
+        bind_arguments = {"mapper": column.path.owner_class.mapper}
+        self._seek = OwnerSeek(session, session.connection(bind_arguments=bind_arguments))
         self.unknown: set[tuple[Any, ...]] = set()
 
     def writers(self, owners: Collection[tuple[Any, ...]], values: int) -> dict[tuple[Any, ...], ValueCipher]:
-        """What encrypts new values of each of these owners; those in `unknown` are left out."""
-        self._prepare(owners, values)
-        owner_class, names = self._column.path.owner_class, Names(self._session)
-        found = {}
-        for key in owners:
-            cipher = context.find_writer(
-                self._session, names.owner(owner_class, key), self._column.plan.scope, self._field
-            )
-            if cipher is None:
-                self.unknown.add(key)
-            else:
-                found[key] = cipher
-        return found
+        """What encrypts new values for rows that name their owners so; those in `unknown` are left out.
 
-    def _prepare(self, owners: Collection[tuple[Any, ...]], values: int) -> None:
-        owner_class = self._column.path.owner_class
-        try:
-            self._tell(owner_class, owners, values)
-            return
-        except NotEnrolledError:
-            pass
-        for key in owners:
+        Args:
+            owners: what rows say of their owners, in the order of the path's columns.
+        """
+        found = self._find(owners)
+        self._prepare(found, values)
+        ciphers = {}
+        for named, owner in found.items():
+            cipher = None
+            if owner is not None and named not in self.unknown:
+                name = self._seek.owner(*owner)
+                cipher = context.find_writer(self._session, name, self._column.plan.scope, self._field)
+            if cipher is None:
+                self.unknown.add(named)
+            else:
+                ciphers[named] = cipher
+        return ciphers
+
+    def _find(self, owners: Collection[tuple[Any, ...]]) -> dict[tuple[Any, ...], Owner | None]:
+        """Class and primary key of the owners that rows name so."""
+        path = self._column.path
+        if not path.is_direct:
+            self._seek.load(path, owners)
+        return {named: path.find(named, self._seek) for named in owners}
+
+    def _prepare(self, found: dict[tuple[Any, ...], Owner | None], values: int) -> None:
+        by_class: dict[Any, dict[tuple[Any, ...], tuple[Any, ...]]] = {}
+        for named, owner in found.items():
+            if owner is not None:
+                by_class.setdefault(owner[0], {})[owner[1]] = named
+        for owner_class, keys in by_class.items():
             try:
-                self._tell(owner_class, [key], values)
+                self._tell(owner_class, keys, values)
+                continue
             except NotEnrolledError:
-                self.unknown.add(key)
+                pass
+            for key, named in keys.items():
+                try:
+                    self._tell(owner_class, [key], values)
+                except NotEnrolledError:
+                    self.unknown.add(named)
 
     def _tell(self, owner_class: Any, owners: Collection[tuple[Any, ...]], values: int) -> None:
         for unlocked in context.unlocked_sessions(self._session):
             unlocked.prepare_write(self._session, owner_class, owners, values)
 
+    def names_owner(self, named: tuple[Any, ...]) -> bool:
+        """Whether a row says anything of its owner."""
+        path = self._column.path
+        return (
+            None not in named if path.is_direct else not path.columns or any(one is not None for one in named)
+        )
+
+    def owner_name(self, named: tuple[Any, ...]) -> OwnerId | None:
+        """The keyring's name for the owner that a row names so."""
+        found = self._find([named])[named]
+        return None if found is None else self._seek.owner(*found)
+
     def prepare_read(self, headers: dict[bytes, int]) -> None:
         """Fetch the keys that these stored values name, as far as a provider holds them."""
         for unlocked in context.unlocked_sessions(self._session):
             if unlocked.on_demand:
-                unlocked.prepare_read(self._session, self._column.path.owner_class, headers)
+                for owner_class in self._column.path.owner_classes:
+                    unlocked.prepare_read(self._session, owner_class, headers)
 
     def reader(self, header: bytes) -> ValueCipher | None:
         """What opens a stored value."""
@@ -96,21 +129,23 @@ class OwnerCiphers:
     def strangers(self, values: Sequence[tuple[bytes, tuple[Any, ...]]]) -> list[bool]:
         """Which of these stored values, each with its row's owner, name a key that is not there any more, or
         is another owner's: nobody will open them again."""
-        owner_class = self._column.path.owner_class
-        key_id = owner_class.key_class.__table__.c.key_id
         named = {KeyId(bytes=header[1:HEADER_SIZE]) for header, _ in values if len(header) >= HEADER_SIZE}
-        holders: dict[bytes, tuple[Any, ...]] = {}
-        for some in chunks(list(named)):
-            query = select(key_id, *owner_class.owner_columns).where(key_id.in_(some))
-            holders |= {row[0].bytes: tuple(row[1:]) for row in self._session.execute(query)}
+        holders: dict[bytes, tuple[Any, tuple[Any, ...]]] = {}
+        for owner_class in self._column.path.owner_classes:
+            key_id = owner_class.key_class.__table__.c.key_id
+            for some in chunks(list(named)):
+                query = select(key_id, *owner_class.owner_columns).where(key_id.in_(some))
+                rows = self._session.execute(query, bind_arguments={"mapper": owner_class.mapper})
+                holders |= {row[0].bytes: (owner_class, tuple(row[1:])) for row in rows}
+        found = self._find({owner for _, owner in values})
         return [
-            (holder := holders.get(header[1:HEADER_SIZE])) is None or (None not in owner and holder != owner)
+            (holder := holders.get(header[1:HEADER_SIZE])) is None
+            or ((mine := found[owner]) is not None and holder != mine)
             for header, owner in values
         ]
 
     def are_of(self, header: bytes, owner: tuple[Any, ...]) -> bool:
         """Whether the key that a stored value names is this owner's, as far as is known here."""
         holder = context.owner_of(self._session, header)
-        if holder is None or None in owner:
-            return True
-        return holder == Names(self._session).owner(self._column.path.owner_class, owner)
+        found = self._find([owner])[owner] if holder is not None else None
+        return found is None or holder == self._seek.owner(*found)

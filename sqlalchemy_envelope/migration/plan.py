@@ -194,7 +194,7 @@ def _owners(
     connection: Connection, column: MigratingColumn, inspector: Inspector, columns: dict[str, ReflectedColumn]
 ) -> list[Finding]:
     path = column.path
-    if path.is_self:
+    if path.is_self or not path.is_direct:
         return []
     here = path.columns[0].table is column.table
     nullable = not here or any(columns.get(one.name, {"nullable": True})["nullable"] for one in path.columns)

@@ -12,7 +12,6 @@ from sqlalchemy_envelope.migration.owners import OwnerCiphers
 from sqlalchemy_envelope.migration.preflight import unreadable
 from sqlalchemy_envelope.orm.columns.encrypted_type import EncryptedType, decode
 from sqlalchemy_envelope.orm.current.context import find_reader, find_writer
-from sqlalchemy_envelope.orm.current.names import Names
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -40,19 +39,26 @@ def open_previous(session: Session, rows: Rows, parts: list[Any]) -> list[Any]:
         if typed is not None:
             header = bytes(typed[:HEADER_SIZE])
             headers[header] = headers.get(header, 0) + 1
-    OwnerCiphers(session, rows.column).prepare_read(headers)
+    keys = OwnerCiphers(session, rows.column)
+    keys.prepare_read(headers)
     return [
-        (position, owner, _open(session, rows, type_, position, typed), *rest)
+        (position, owner, _open(session, rows, keys, position, owner, typed), *rest)
         for position, owner, typed, *rest in parts
     ]
 
 
-def _open(session: Session, rows: Rows, type_: EncryptedType, position: Position, typed: Any) -> Any:
+def _open(
+    session: Session, rows: Rows, keys: OwnerCiphers, position: Position, owner: tuple[Any, ...], typed: Any
+) -> Any:
     if typed is None:
         return None
+    type_: Any = rows.column.from_column.type
     try:
         check_value(typed)
         blob = bytes(typed)
+        if not keys.are_of(blob[:HEADER_SIZE], owner):
+            # Opened and encrypted anew, it would be readable by somebody whose value it never was.
+            raise unreadable(rows, position, "it is under the key of another owner than its row's")
         cipher = find_reader(session, blob[:HEADER_SIZE], type_.field)
         return LOCKED if cipher is None else decode(type_, cipher.decrypt(blob, _reference(type_, position)))
     except (DecryptionError, FormatError):
@@ -69,11 +75,12 @@ def seal_previous(session: Session, rows: Rows, parts: Sequence[Any]) -> list[An
     type_ = rows.column.from_column.type
     if not isinstance(type_, EncryptedType):
         return [(position, stored, value) for position, _, stored, value in parts]
-    OwnerCiphers(session, rows.column).writers({owner for _, owner, *_ in parts}, len(parts))
-    made, names = [], Names(session)
+    keys = OwnerCiphers(session, rows.column)
+    keys.writers({owner for _, owner, *_ in parts}, len(parts))
+    made = []
     for position, owner, stored, value in parts:
-        name = names.owner(rows.column.path.owner_class, owner)
-        cipher = find_writer(session, name, type_.scope, type_.field)
+        name = keys.owner_name(owner)
+        cipher = None if name is None else find_writer(session, name, type_.scope, type_.field)
         if cipher is not None:
             encrypted = cipher.encrypt(type_.codec.encode(value), _reference(type_, position))
             made.append((position, stored, encrypted))

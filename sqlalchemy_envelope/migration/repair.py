@@ -81,7 +81,7 @@ class Repair:
                     wanted = plaintext
             made = None
             if self._cut_over:
-                writer = keys.writers({owner}, 1).get(owner) if None not in owner else None
+                writer = keys.writers({owner}, 1).get(owner) if keys.names_owner(owner) else None
                 if wanted is None or writer is None:
                     step.locked += 1
                     continue

@@ -20,7 +20,9 @@ from sqlalchemy import (
     cast,
     exists,
     func,
+    not_,
     null,
+    or_,
     select,
     true,
     update,
@@ -34,6 +36,7 @@ from sqlalchemy_envelope.migration.foreign_types import check_of
 from sqlalchemy_envelope.migration.keyset import Position, beyond, up_to
 from sqlalchemy_envelope.orm.columns.encrypted_type import EncryptedType
 from sqlalchemy_envelope.orm.tables.key_rows import RawBytes, raw
+from sqlalchemy_envelope.orm.tables.owner_paths import ChosenPath
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -87,7 +90,7 @@ class Rows:
     @cached_property
     def _from(self) -> Any:
         """The table, joined with the one that names the owner where that is another (joined inheritance)."""
-        other = self.owners[0].table
+        other = self.owners[0].table if self.owners else self.table
         if other is self.table:
             return self.table
         names = [one.name for one in self.column.path.columns[0].table.primary_key]
@@ -158,10 +161,13 @@ class Rows:
     @cached_property
     def owned(self) -> ColumnElement[bool]:
         """The row names an owner, and there is one."""
-        if self.column.path.is_self:
+        path = self.column.path
+        if path.is_self or not path.columns:
             return true()
+        if isinstance(path, ChosenPath):
+            return self._one_chosen(path)
         named: list[ColumnElement[bool]] = [one.is_not(None) for one in self.owners]
-        if not self._owners_checked:
+        if not self._owners_checked and path.is_direct:
             target = self.column.path.owner_class.primary_key
             there = bare_table(
                 target[0].table.name,
@@ -173,6 +179,12 @@ class Rows:
                 exists(select(1).select_from(there).where(*same)).correlate(self.table, self.owners[0].table)
             )
         return and_(*named)
+
+    def _one_chosen(self, path: ChosenPath) -> ColumnElement[bool]:
+        """Exactly one of the alternatives is set."""
+        at = dict(zip(path.columns, self.owners, strict=True))
+        chosen = [and_(*(at[column].is_not(None) for column in one.columns)) for one in path.alternatives]
+        return or_(*(and_(one, *(not_(other) for other in chosen if other is not one)) for one in chosen))
 
     @cached_property
     def pending(self) -> ColumnElement[bool]:

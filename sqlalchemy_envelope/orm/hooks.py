@@ -24,7 +24,7 @@ from sqlalchemy_envelope.orm.sharing import grant_flushes, membership
 from sqlalchemy_envelope.orm.tables import connections, key_grant, key_owner
 from sqlalchemy_envelope.orm.tables.connections import session_of
 from sqlalchemy_envelope.orm.tables.default_schema import on_text
-from sqlalchemy_envelope.orm.writing import flushes, refusals, statements
+from sqlalchemy_envelope.orm.writing import flushes, links, refusals, statements
 
 _installed = False
 
@@ -74,6 +74,8 @@ def _before_execute(
         if takes_locks(statement):
             note_locks(session)
         membership.on_statement(session, statement)
+    flushes = session is not None and session._flushing
+    links.check_statement(connection, statement, multiparams, params, flushes)
     return statements.encrypt(connection, statement, multiparams, params, execution_options)
 
 
@@ -107,6 +109,8 @@ def _on_mapper_constructed(mapper: Mapper[Any], cls: type[Any]) -> None:
     if key_grant.on_mapper(mapper, cls):
         _install_sharing()
         event.listen(mapper, "before_delete", grant_flushes.before_delete, raw=True, propagate=True)
+    if key_owner.is_sole(mapper):
+        event.listen(mapper, "before_insert", links.insert_sole, raw=True, propagate=True)
     note_mapper(mapper)
     two_columns.map_previous(mapper)
 
@@ -121,6 +125,7 @@ def _on_mapper_configured(mapper: Mapper[Any], cls: type[Any]) -> None:
         event.listen(
             instrumented, "set", _on_set, raw=True, retval=True
         )  # retval spares a wrapper for each value
+    links.watch_links(plan)
     listener = objects.load_listener(mapper)
     duals = two_columns.dual_attributes(mapper)
     # insert: ahead of Mutable's own listener, which must not meet a Sealed. raw: an

@@ -21,6 +21,7 @@ from sqlalchemy_envelope.exceptions import ConfigurationError, FormatError, Stat
 from sqlalchemy_envelope.orm.columns.codecs import Codec, codec_for
 from sqlalchemy_envelope.orm.columns.previous import PreviousColumn, previous_of
 from sqlalchemy_envelope.orm.columns.sealed import CIPHERTEXT, Sealed, Unplaced
+from sqlalchemy_envelope.orm.columns.whose import OwnerSpec, check_spec
 from sqlalchemy_envelope.orm.current.context import CURRENT
 
 # Constant slices, made once: building them for each value costs a tenth of its decryption.
@@ -76,8 +77,9 @@ class EncryptedType(TypeDecorator[Any]):
     Args:
         inner: the type of the plaintext, as for a plain column: `String`, `JSON`, `Numeric(10, 2)`, ...
         owner: the attribute or column that refers to the key owner (a tuple of them for a composite
-            primary key), or a relationship to it. Left out: the class itself if it is a `KeyOwner`, else
-            its only foreign key to one.
+            primary key), or relationships that lead to it ("order.customer"); `OwnerColumn`, `OneOf`, or a
+            class with a sole row. Left out: the class itself if it is a `KeyOwner`, else its only foreign key
+            to one.
         label: what values are bound to. Left out: `table.column`; pin the old name before a rename.
         bind: "column", or "row" to bind each value to its row's primary key too, which
             the client must then make.
@@ -99,7 +101,7 @@ class EncryptedType(TypeDecorator[Any]):
     def __init__(
         self,
         inner: TypeEngine[Any] | type[TypeEngine[Any]] = String,
-        owner: str | tuple[str, ...] | None = None,
+        owner: OwnerSpec | None = None,
         label: str | None = None,
         bind: Literal["column", "row"] = "column",
         scope: str = "",
@@ -111,6 +113,7 @@ class EncryptedType(TypeDecorator[Any]):
         self.inner: TypeEngine[Any] = to_instance(inner)
         if isinstance(self.inner, EncryptedType):
             raise ConfigurationError("EncryptedType inside EncryptedType: name the type of the plaintext.")
+        check_spec(owner)
         self.owner = owner
         self.label = label
         if not isinstance(scope, str) or len(scope) > 64:
@@ -184,7 +187,7 @@ class EncryptedType(TypeDecorator[Any]):
 
     def __repr__(self) -> str:
         options = "".join(
-            f", {name}={value!r}"
+            f", {name}={value.__name__ if isinstance(value, type) else repr(value)}"
             for name, value in (
                 ("owner", self.owner),
                 ("label", self.label),

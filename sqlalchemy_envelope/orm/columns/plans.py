@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 from sqlalchemy import Column, Table
-from sqlalchemy.orm import ColumnProperty, Mapper, RelationshipProperty
+from sqlalchemy.orm import Mapper
 
-from sqlalchemy_envelope.exceptions import ConfigurationError
 from sqlalchemy_envelope.orm.columns.encrypted_type import EncryptedType
 from sqlalchemy_envelope.orm.columns.previous import PREVIOUS, policy_of_column
 from sqlalchemy_envelope.orm.columns.sealed import Sealed, is_ciphertext
-from sqlalchemy_envelope.orm.tables.owners import OwnerPath, owner_class_of, path_through
+from sqlalchemy_envelope.orm.columns.whose import path_of
+from sqlalchemy_envelope.orm.tables.owner_paths import OwnerPath
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -97,9 +97,9 @@ class EncryptedAttribute:
     """One mapped attribute over an encrypted column.
 
     Attributes:
-        owner_keys: the attributes that hold the owner's primary key.
-        slot: its place among an unlocked session's readers.
-        opening: key, slot, decoding, owner's attribute if it is one, and whether it is row-bound; unpacked
+        owner_keys: the attributes that hold the owner's primary key. slot: its place among an unlocked
+        session's readers. opening: key, slot, decoding, the attribute that is the owner's primary key if it
+        is one, and whether it is row-bound; unpacked
             for every value that is opened in its row.
     """
 
@@ -112,7 +112,7 @@ class EncryptedAttribute:
         self.type = encrypted.type
         self.row_bound = encrypted.row_bound
         self.slot = object()
-        owner_key = owner_keys[0] if len(owner_keys) == 1 else None
+        owner_key = owner_keys[0] if len(owner_keys) == 1 and encrypted.path.is_direct else None
         self.opening: tuple[Any, ...] = (
             key,
             self.slot,
@@ -160,10 +160,11 @@ def _plan_table(table: Table) -> TablePlan | None:
         return None
     groups: dict[tuple[Any, ...], tuple[OwnerPath, list[EncryptedColumn]]] = {}
     for column in encrypted:
-        path = _resolve(column, _mappers.get(table))
-        path, members = groups.setdefault(path.columns, (path, []))
+        path = path_of(column, _mappers.get(table), _original)
+        path, members = groups.setdefault(path.identity, (path, []))
         members.append(EncryptedColumn(column, _encrypted_type(column), path))
-        path.owner_class.scopes.add(_encrypted_type(column).scope)
+        for owner_class in path.owner_classes:
+            owner_class.scopes.add(_encrypted_type(column).scope)
     mapper = _mappers.get(table)
     names = (
         {}
@@ -216,73 +217,14 @@ def _encrypted_type(column: Column[Any]) -> EncryptedType:
     return encrypted
 
 
-def _resolve(column: Column[Any], mapper: Mapper[Any] | None) -> OwnerPath:
-    table: Table = column.table
-    owner = _encrypted_type(column).owner
-    if owner is not None:
-        path = path_through(_named_columns(owner, table, mapper))
-        if path is None:
-            raise ConfigurationError(
-                f"EncryptedType(owner={owner!r}) on {table.name}.{column.name}: that is not a foreign key to "
-                f"the primary key of a KeyOwner. {_hint(column, _candidates(table, mapper))}"
-            )
-        return path
-    own = owner_class_of(table)
-    if own is not None:
-        return OwnerPath(own, tuple(table.primary_key.columns), is_self=True)
-    candidates = _candidates(table, mapper)
-    if len(candidates) != 1:
-        found = "no foreign key" if not candidates else f"{len(candidates)} foreign keys"
-        raise ConfigurationError(
-            f"{table.name}.{column.name} is encrypted, and whose key encrypts it is not clear: the table has "
-            f"{found} to a KeyOwner. {_hint(column, candidates)}"
-        )
-    return candidates[0]
-
-
-def _hint(column: Column[Any], candidates: Sequence[OwnerPath]) -> str:
-    if not candidates:
-        return (
-            "Declare the class that its rows refer to `class User(KeyOwner, Base)`, and in this table write "
-            "`user_id = mapped_column(ForeignKey('users.id', ondelete='CASCADE'))`."
-        )
-    names = [path.keys[0] if len(path.keys) == 1 else path.keys for path in candidates]
-    type_: Any = column.type
-    lines = " or ".join(f"`{column.name} = mapped_column({_with_owner(type_, name)})`" for name in names)
-    return f"Write {lines}."
-
-
-def _with_owner(type_: EncryptedType, owner: Any) -> str:
-    return f"EncryptedType({type(type_.inner).__name__}, owner={owner!r})"
-
-
-def _candidates(table: Table, mapper: Mapper[Any] | None) -> list[OwnerPath]:
-    tables = [one for one in mapper.tables if isinstance(one, Table)] if mapper is not None else [table]
-    found: dict[tuple[Any, ...], OwnerPath] = {}
-    for one in tables:
-        for constraint in sorted(one.foreign_key_constraints, key=lambda each: list(each.column_keys)):
-            path = path_through(tuple(constraint.columns))
-            if path is not None:
-                found.setdefault(path.columns, path)
-    return list(found.values())
-
-
-def _named_columns(
-    owner: str | tuple[str, ...], table: Table, mapper: Mapper[Any] | None
-) -> tuple[Column[Any], ...]:
-    names = (owner,) if isinstance(owner, str) else owner
-    columns: list[Column[Any]] = []
-    for name in names:
-        prop = mapper.attrs.get(name) if mapper is not None else None
-        if isinstance(prop, RelationshipProperty):
-            columns += [local for local, _ in prop.local_remote_pairs]  # type: ignore[misc]
-        elif isinstance(prop, ColumnProperty):
-            here = [one for one in prop.columns if getattr(one, "table", None) is table] or prop.columns
-            columns.append(here[0])  # type: ignore[arg-type]
-        elif name in table.columns:
-            columns.append(table.columns[name])
-        else:
-            raise ConfigurationError(
-                f"EncryptedType(owner={name!r}): {table.name} has no such column or attribute."
-            )
-    return tuple(columns)
+def _original(label: str, table: Table) -> OwnerPath | None:
+    """The path of the column with this label, if another table of the same MetaData has it."""
+    name, _, key = label.rpartition(".")
+    for other in table.metadata.tables.values():
+        if other.name == name and other is not table and key in other.columns:
+            type_ = other.columns[key].type
+            is_original = isinstance(type_, EncryptedType) and type_.label == label
+            plan = plan_of_table(other) if is_original else None
+            columns = () if plan is None else plan.columns
+            return next((one.path for one in columns if one.column is other.columns[key]), None)
+    return None

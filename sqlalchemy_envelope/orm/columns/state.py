@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from sqlalchemy.orm import InstanceState, Session
 
     from sqlalchemy_envelope.keys.keyring import OwnerId
-    from sqlalchemy_envelope.orm.tables.owners import OwnerPath
+    from sqlalchemy_envelope.orm.tables.owner_paths import OwnerPath
 
 SEALED = "sqlalchemy_envelope.sealed"
 """In `state.info`: the stored values of locked attributes, by attribute."""
@@ -48,21 +48,21 @@ def is_row_of(state: InstanceState[Any], attribute: EncryptedAttribute, owner: O
     values = _owner_values(state, attribute)
     if values is None:
         return True
-    if owner is None:
-        return False
+    path = attribute.encrypted.path
     if state.session is None:
-        return reference_in(owner) == attribute.encrypted.path.owner_class.reference_of(tuple(values))
-    return owner == Names(state.session).of(attribute.encrypted.path, values)
+        if not path.is_direct or any(value is None for value in values):
+            return True
+        return owner is not None and reference_in(owner) == path.owner_class.reference_of(tuple(values))
+    named = Names(state.session).of(path, values)
+    return named is None or named == owner
 
 
 def _owner_values(state: InstanceState[Any], attribute: EncryptedAttribute) -> list[Any] | None:
-    """The owner's primary key as the object's row has it; None where it was not loaded."""
-    values = []
-    for key in attribute.owner_keys:
-        committed = state.committed_state.get(key, NO_VALUE)
-        values.append(state.dict.get(key) if key not in state.committed_state else committed)
-    known = values and not any(value is NO_VALUE or value is None for value in values)
-    return values if known else None
+    """What the object's row says of its owner; None where it was not loaded."""
+    if len(attribute.owner_keys) != len(attribute.encrypted.path.columns):
+        return None  # a mapped subquery leaves one out
+    values = [state.committed_state.get(key, state.dict.get(key, NO_VALUE)) for key in attribute.owner_keys]
+    return None if any(value is NO_VALUE for value in values) else values
 
 
 def forget(state: InstanceState[Any], keys: Iterable[str] | None) -> None:
@@ -141,12 +141,13 @@ def current_key(state: InstanceState[Any]) -> tuple[Any, ...]:
     return tuple(state.dict.get(mapper.get_property_by_column(column).key) for column in mapper.primary_key)
 
 
-def owner_of_state(state: InstanceState[Any], path: OwnerPath, column_key: str) -> tuple[Any, ...] | None:
-    """The primary key of the owner that an object names now."""
+def owner_values(state: InstanceState[Any], path: OwnerPath, column_key: str) -> tuple[Any, ...] | None:
+    """What an object says now of the owner of one of its columns; None if it has no such column."""
     for attribute in plan_of_mapper(state.mapper):
-        if attribute.encrypted.path.columns == path.columns and attribute.encrypted.key == column_key:
-            values = tuple(state.dict.get(key) for key in attribute.owner_keys)
-            return None if not values or None in values else values
+        if attribute.encrypted.path.identity == path.identity and attribute.encrypted.key == column_key:
+            if len(attribute.owner_keys) != len(path.columns):
+                return None
+            return tuple(state.dict.get(key) for key in attribute.owner_keys)
     return None
 
 
@@ -166,7 +167,7 @@ def stays(state: InstanceState[Any], path: OwnerPath, column_key: str, values: S
     """Whether these values of the owner's columns name the owner that the object's
     row has in the database."""
     for attribute in plan_of_mapper(state.mapper):
-        if attribute.encrypted.path.columns == path.columns and attribute.encrypted.key == column_key:
+        if attribute.encrypted.path.identity == path.identity and attribute.encrypted.key == column_key:
             before = _owner_values(state, attribute)
             return before is not None and tuple(before) == tuple(values)
     return False

@@ -8,8 +8,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy_envelope.orm.current.context import realm_of
+from sqlalchemy import inspect
+
+from sqlalchemy_envelope.orm.current.context import realm_of, unlocked_sessions
 from sqlalchemy_envelope.orm.tables.location import LOCATION_SIZE, location_of, location_on
+from sqlalchemy_envelope.orm.tables.owner_paths import referred, referring
 from sqlalchemy_envelope.orm.tables.owners import Place
 
 if TYPE_CHECKING:
@@ -20,7 +23,8 @@ if TYPE_CHECKING:
 
     from sqlalchemy_envelope.keys.keyring import OwnerId
     from sqlalchemy_envelope.orm.tables.location import Location
-    from sqlalchemy_envelope.orm.tables.owners import OwnerClass, OwnerPath
+    from sqlalchemy_envelope.orm.tables.owner_paths import LinkedPath, OwnerPath
+    from sqlalchemy_envelope.orm.tables.owners import OwnerClass
 
 
 class Names:
@@ -60,8 +64,37 @@ class Names:
         return found
 
     def of(self, path: OwnerPath, values: Sequence[Any]) -> OwnerId | None:
-        """The owner that a row names by these values, or None if one of them is missing."""
-        return path.owner_id(self.where(path.owner_class), values)
+        """The owner that a row leads to by these values; None if they lead to none, as far as is known
+        here."""
+        found = path.find(values, self)
+        return None if found is None else self.owner(*found)
+
+    def linked(self, path: LinkedPath, values: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        """The owner behind a row that the session has loaded."""
+        session = self._session
+        for at, step in enumerate(path.steps):
+            mapper, names = step.mapper, path.remote if at == 0 else referred(step)
+            keys = [mapper.get_property_by_column(one).key for one in mapper.primary_key]
+            if session is None or sorted(names) != sorted(keys):
+                return None
+            by_name = dict(zip(names, values, strict=True))
+            identity = mapper.identity_key_from_primary_key(tuple(by_name[key] for key in keys))
+            instance = session.identity_map.get(identity)
+            onward = referring(path.steps[at + 1]) if at + 1 < len(path.steps) else path.last
+            held = {} if instance is None else inspect(instance).dict
+            if any(held.get(key) is None for key in onward):
+                return None
+            values = tuple(inspect(instance).committed_state.get(key, held[key]) for key in onward)
+        return values
+
+    def sole(self, owner_class: OwnerClass) -> tuple[Any, ...] | None:
+        """The sole owner, if its keys are open here."""
+        where = self.where(owner_class)
+        for unlocked in unlocked_sessions(self._session):
+            found = unlocked.sole(owner_class, where)
+            if found is not None:
+                return found
+        return None
 
     def place(self, owner_class: OwnerClass, primary_key: tuple[Any, ...]) -> Place:
         """The owner with this primary key."""

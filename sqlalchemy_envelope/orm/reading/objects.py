@@ -57,7 +57,8 @@ def _load_listener(mapper: Mapper[Any]) -> Callable[..., None]:
         if checked is not None and current().is_open and query_context is not None:
             _check_owner(state, plan, read, checked)
 
-    if len(paths) > 1 or len(owner_keys) != 1 or any(attribute.row_bound for attribute in plan):
+    direct = all(attribute.encrypted.path.is_direct for attribute in plan)
+    if not direct or len(paths) > 1 or len(owner_keys) != 1 or any(a.row_bound for a in plan):
         return on_load
     (owner_key,) = owner_keys
 
@@ -154,7 +155,8 @@ def _open(
         raise altered(field)
     reference = encode_reference(state.key[1]) if field.row_bound and state.key is not None else b""
     opened = (decode(attribute.type, cipher.decrypt(blob, reference)),)
-    known = len(attribute.owner_keys) == 1 and state.dict.get(attribute.owner_keys[0]) is not None
+    direct = attribute.encrypted.path.is_direct and len(attribute.owner_keys) == 1
+    known = direct and state.dict.get(attribute.owner_keys[0]) is not None
     if known and state.session is not None:
         # What `_settle` needs to open the next one under this key without coming here.
         entry = (cipher.open, cipher.row_aad, state.dict.get(attribute.owner_keys[0]))

@@ -8,6 +8,7 @@ all rows at once.
 
 from __future__ import annotations
 
+from collections import Counter
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
@@ -151,7 +152,7 @@ class _Watch:
         ]
 
         def owner_of(raw: Any) -> OwnerId | None:
-            values = raw if len(processors) > 1 else (raw,)
+            values = raw if len(processors) != 1 else (raw,)
             return names.of(
                 path,
                 [
@@ -174,7 +175,7 @@ class _Watch:
         for column, seen, owner_of in self._columns:
             if column.encrypted.row_bound:
                 continue  # opened and compared where the row is an object
-            if column.owners:
+            if column.owners or not column.encrypted.path.columns:
                 self._compare(rows, column, seen, owner_of)
             else:
                 position = column.position
@@ -185,11 +186,12 @@ class _Watch:
         """Have the keys of all these rows fetched, those of one class of owners together."""
         by_class: dict[OwnerClass, dict[bytes, int]] = {}
         for column, _, _ in self._columns:
-            headers = by_class.setdefault(column.encrypted.path.owner_class, {})
             position = column.position
-            for row in _of_bytes(rows, position):
-                header = bytes(row[position][_HEADER])
-                headers[header] = headers.get(header, 0) + 1
+            counts = Counter(bytes(row[position][_HEADER]) for row in _of_bytes(rows, position))
+            for owner_class in column.encrypted.path.owner_classes:
+                headers = by_class.setdefault(owner_class, {})
+                for header, count in counts.items():
+                    headers[header] = headers.get(header, 0) + count
         for owner_class, headers in by_class.items():
             for demanding in self._demanding:
                 demanding.prepare_read(self._session, owner_class, headers)
@@ -203,7 +205,7 @@ class _Watch:
         owner_of: Callable[[Any], OwnerId | None],
     ) -> None:
         position, places, owners = column.position, column.owners, self._owners
-        cut = itemgetter(*places)
+        cut = itemgetter(*places) if places else lambda row: ()
         # Each key and owner once: rows are many, and few of them are of others than the row before.
         for header, raw in {(bytes(row[position][_HEADER]), cut(row)) for row in _of_bytes(rows, position)}:
             if header not in owners:

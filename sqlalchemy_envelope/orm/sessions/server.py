@@ -71,6 +71,7 @@ class ServerSession(UnlockedSession):
     (`everywhere`). Made by `Envelope.server_mode`."""
 
     on_demand = True
+    makes_keys = True
 
     def __init__(self, session: Session | None, policy: Policy, provider: str, reason: str) -> None:
         require_reason(reason)

@@ -62,6 +62,9 @@ class UnlockedSession(context.OpenKeys):
     on_demand = False
     """Whether keys are fetched or made as they are needed: it is told beforehand of the rows that come."""
 
+    makes_keys = False
+    """Whether owners without keys get some here."""
+
     def __init__(
         self, session: Session | None, policy: Policy, places: Sequence[Place], keyring: Keyring
     ) -> None:
@@ -139,6 +142,13 @@ class UnlockedSession(context.OpenKeys):
         if self.is_open and owner in self._keyring and self._keyring.root(owner) is not None:
             return self._keyring
         return self._parent.keyring_for(owner, session) if self._parent is not None else None
+
+    def sole(self, owner_class: OwnerClass, where: bytes) -> tuple[Any, ...] | None:
+        """The primary key of the sole owner of a class, if it is open here."""
+        for place in list(self.places.values()):
+            if place.owner_class is owner_class and place.where == where and place.owner in self:
+                return place.primary_key
+        return self._parent.sole(owner_class, where) if self._parent is not None else None
 
     def prepare_read(
         self, session: Session | None, owner_class: OwnerClass, headers: Mapping[bytes, int]

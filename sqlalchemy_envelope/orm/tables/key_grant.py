@@ -24,13 +24,15 @@ from sqlalchemy.exc import ArgumentError, InvalidRequestError
 from sqlalchemy.orm import Mapped, mapped_column
 
 from sqlalchemy_envelope.exceptions import ConfigurationError
-from sqlalchemy_envelope.orm.tables.owners import KEY_UUID, GrantClass, History, path_through
+from sqlalchemy_envelope.orm.tables.owner_paths import path_through
+from sqlalchemy_envelope.orm.tables.owners import KEY_UUID, GrantClass, History
 
 if TYPE_CHECKING:
     from sqlalchemy import Column, Table
     from sqlalchemy.orm import Mapper
 
-    from sqlalchemy_envelope.orm.tables.owners import OwnerClass, OwnerPath
+    from sqlalchemy_envelope.orm.tables.owner_paths import OwnerPath
+    from sqlalchemy_envelope.orm.tables.owners import OwnerClass
 
 
 class KeyGrant:

@@ -25,6 +25,7 @@ from sqlalchemy.orm import Mapped, declared_attr, mapped_column
 from sqlalchemy_envelope.exceptions import ConfigurationError
 from sqlalchemy_envelope.keys.model import KeyState
 from sqlalchemy_envelope.orm.tables.owners import KEY_UUID, OwnerClass, owner_class_of, register
+from sqlalchemy_envelope.orm.tables.sole import sole_key
 
 if TYPE_CHECKING:
     from sqlalchemy import Table
@@ -40,6 +41,9 @@ class KeyOwner:
     Its own `EncryptedType` columns are encrypted with its own key. Other tables refer to it by a foreign key.
 
     Class keywords:
+        sole: the class has one row, which owns whatever names no other owner: an application's own secrets,
+        the
+            user of a program with one passphrase, a tenant with a schema of its own.
         key_tables: False to declare the tables yourself, as `KeyTable[Owner]` and `KeySlotTable[Owner]`.
 
     Class attributes:
@@ -52,8 +56,11 @@ class KeyOwner:
     __owner_label__: ClassVar[str | None] = None
     __owner_reference__: ClassVar[str | None] = None
     __key_tables__: ClassVar[bool] = True
+    __sole_owner__: ClassVar[bool] = False
 
-    def __init_subclass__(cls, key_tables: bool = True, **kwargs: Any) -> None:
+    def __init_subclass__(cls, key_tables: bool = True, sole: bool = False, **kwargs: Any) -> None:
+        if sole:
+            cls.__sole_owner__ = True
         if not key_tables:
             cls.__key_tables__ = False
         super().__init_subclass__(**kwargs)
@@ -178,11 +185,21 @@ def _new_owner_class(mapper: Mapper[Any], cls: type[KeyOwner]) -> OwnerClass:
     for column in key:
         _check_key_type(cls, column)
     owner_class = OwnerClass(mapper, cls.__owner_label__ or table.name, cls.__owner_reference__, key)
+    owner_class.is_sole = cls.__sole_owner__
+    if owner_class.is_sole:
+        for column in key:
+            sole_key(column)
     register(table, owner_class)
     if cls.__key_tables__:
         for base, suffix in ((KeyTable, "key"), (KeySlotTable, "keyslot")):
             _generate(base, f"{cls.__name__}{suffix.capitalize()}", f"{table.name}_{suffix}", owner_class)
     return owner_class
+
+
+def is_sole(mapper: Mapper[Any]) -> bool:
+    """Whether a mapper is the one of a sole owner's class."""
+    found = owner_class_of(mapper.local_table)
+    return found is not None and found.is_sole and found.mapper is mapper
 
 
 def _check_key_type(cls: type[Any], column: Column[Any]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 from weakref import WeakKeyDictionary
 
 from sqlalchemy import Table, Uuid
@@ -28,6 +28,7 @@ class OwnerClass:
     Attributes:
         scopes: the scopes that its encrypted columns name; each has data keys of its own.
         grants_of, grants_to: the grant classes that share its keys, and that give it others'.
+        is_sole: the class has one row, which owns what names no other owner.
         selects: what is read from its tables at each unlock; to make such a statement costs a fifth of
             sending it.
     """
@@ -36,6 +37,7 @@ class OwnerClass:
     label: str
     reference_attribute: str | None
     primary_key: tuple[Column[Any], ...]
+    is_sole: bool = False
     key_class: Any = None
     slot_class: Any = None
     owner_columns: tuple[Column[Any], ...] = field(default=())
@@ -82,29 +84,14 @@ class Place(NamedTuple):
         return self.owner_class.owner_id(self.where, self.primary_key)
 
 
-class OwnerPath:
-    """How a row names its owner: columns that hold the owner's primary key, in that key's order.
-
-    Attributes:
-        keys: the names of the columns in a statement's parameters.
-        is_self: the row is the owner.
-    """
-
-    __slots__ = ("columns", "is_self", "keys", "owner_class")
-
-    def __init__(self, owner_class: OwnerClass, columns: tuple[Column[Any], ...], *, is_self: bool) -> None:
-        self.owner_class = owner_class
-        self.columns = columns
-        self.is_self = is_self
-        self.keys: tuple[str, ...] = tuple(column.key for column in columns)
-
-    def owner_id(self, where: Location, values: Sequence[Any]) -> OwnerId | None:
-        """The owner with these key values, or None if one of them is missing."""
-        missing = any(value is None for value in values)
-        return None if missing else self.owner_class.owner_id(where, tuple(values))
-
-
 History = Literal["shared", "from_join"]
+
+
+class OwnerReference(Protocol):
+    """Columns that refer to an owner, in the order of its primary key."""
+
+    owner_class: OwnerClass
+    columns: tuple[Column[Any], ...]
 
 
 @dataclass(eq=False)
@@ -118,8 +105,8 @@ class GrantClass:
 
     mapper: Mapper[Any]
     label: str
-    of: OwnerPath
-    to: OwnerPath
+    of: OwnerReference
+    to: OwnerReference
     scope: str | None
     history: History
     companion: Table
@@ -189,17 +176,3 @@ def require_owner_class(owner: object) -> OwnerClass:
             f"Base)` and `class {found.name}KeySlot(KeySlotTable[{found.name}], Base)`."
         )
     return found
-
-
-def path_through(columns: tuple[Column[Any], ...]) -> OwnerPath | None:
-    """The path to the owner class that these columns refer to, in the order of its primary key."""
-    own = owner_class_of(columns[0].table) if columns else None
-    if own is not None and set(columns) == set(columns[0].table.primary_key.columns):
-        return OwnerPath(own, tuple(columns[0].table.primary_key.columns), is_self=True)
-    remote = {foreign.column: local for local in columns for foreign in local.foreign_keys}
-    for target in {column.table for column in remote}:
-        owner_class = owner_class_of(target)
-        key = tuple(target.primary_key.columns)
-        if owner_class is not None and len(key) == len(columns) and all(one in remote for one in key):
-            return OwnerPath(owner_class, tuple(remote[one] for one in key), is_self=False)
-    return None

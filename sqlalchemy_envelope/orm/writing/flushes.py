@@ -26,15 +26,17 @@ from sqlalchemy_envelope.orm.columns.previous import policy_of_column
 from sqlalchemy_envelope.orm.columns.state import current_key, written
 from sqlalchemy_envelope.orm.current.names import Names
 from sqlalchemy_envelope.orm.tables.connections import session_of
+from sqlalchemy_envelope.orm.tables.owner_paths import linked_paths, referred, referring
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from sqlalchemy import Connection, Table
     from sqlalchemy.orm import InstanceState, Mapper, Session
 
     from sqlalchemy_envelope.keys.keyring import Keyring, OwnerId
-    from sqlalchemy_envelope.orm.columns.plans import EncryptedColumn
+    from sqlalchemy_envelope.orm.columns.plans import EncryptedAttribute, EncryptedColumn
+    from sqlalchemy_envelope.orm.tables.owner_paths import LinkedPath
     from sqlalchemy_envelope.orm.tables.owners import OwnerClass
 
 _ENROLLING = "sqlalchemy_envelope.enrolling"
@@ -125,6 +127,8 @@ class FlushNotes:
     """Which objects a connection's flush writes, by table and primary key."""
 
     def __init__(self) -> None:
+        self.links: dict[tuple[Any, tuple[Any, ...]], tuple[Any, ...]] = {}
+        """By path and what a row says, the primary key of its owner, where the objects know it."""
         self._updated: dict[tuple[Table, tuple[Any, ...]], InstanceState[Any]] = {}
         self._inserted: dict[Table, list[InstanceState[Any]]] = {}
 
@@ -190,6 +194,7 @@ def insert_listener(mapper: Mapper[Any]) -> Callable[..., None]:
     plan = plan_of_mapper(mapper)
     row_bound = any(attribute.encrypted.row_bound for attribute in plan)
     is_owner = any(attribute.encrypted.path.is_self for attribute in plan)
+    linked = _linked(plan)
     elsewhere = {a.encrypted.column.table for a in plan if not _names_owner(a.encrypted)}
 
     def before_insert(_: Mapper[Any], connection: Connection, state: InstanceState[Any]) -> None:
@@ -208,8 +213,53 @@ def insert_listener(mapper: Mapper[Any]) -> Callable[..., None]:
                 _notes.setdefault(connection, FlushNotes()).updating(table, replaced)
         for table in elsewhere:
             _notes.setdefault(connection, FlushNotes()).inserting(table, state)
+        _note_links(connection, state, linked)
 
     return before_insert
+
+
+def _note_links(
+    connection: Connection, state: InstanceState[Any], linked: Sequence[tuple[LinkedPath, tuple[str, ...]]]
+) -> None:
+    """Note whose row this is, where the objects between it and its owner are all in memory."""
+    for path, keys in linked:
+        values = tuple(state.dict.get(key) for key in keys)
+        owner = owner_through_objects(state, path, values)
+        if owner is not None:
+            _notes.setdefault(connection, FlushNotes()).links[path.identity, values] = owner
+
+
+def owner_through_objects(
+    state: InstanceState[Any], path: LinkedPath, values: tuple[Any, ...]
+) -> tuple[Any, ...] | None:
+    """The owner's primary key, as the related objects hold it; None where one is not loaded, or is not the
+    one that the row refers to."""
+    here, wanted = state, values
+    for at, step in enumerate(path.steps):
+        other = here.dict.get(step.key)
+        if other is None:
+            return None
+        there = attributes.instance_state(other)
+        names = path.remote if at == 0 else referred(step)
+        if tuple(there.dict.get(key) for key in names) != wanted or None in wanted:
+            return None
+        here = there
+        onward = path.last if at + 1 == len(path.steps) else referring(path.steps[at + 1])
+        wanted = tuple(there.dict.get(key) for key in onward)
+    return None if None in wanted else wanted
+
+
+def _linked(plan: Iterable[EncryptedAttribute]) -> list[tuple[LinkedPath, tuple[str, ...]]]:
+    """The paths of a mapper's encrypted columns that go through other rows, with the attributes they begin
+    at."""
+    found = {}
+    for attribute in plan:
+        path, keys = attribute.encrypted.path, attribute.owner_keys
+        by_column = dict(zip(path.columns, keys, strict=True)) if len(keys) == len(path.columns) else {}
+        for one in linked_paths(path):
+            if all(column in by_column for column in one.columns):
+                found[one.identity] = one, tuple(by_column[column] for column in one.columns)
+    return list(found.values())
 
 
 def _replaced(mapper: Mapper[Any], state: InstanceState[Any], instance: Any) -> InstanceState[Any] | None:
@@ -267,6 +317,7 @@ def update_listener(mapper: Mapper[Any]) -> Callable[..., None]:
     """The `before_update` listener of one mapper."""
     plan = plan_of_mapper(mapper)
     key_names = [mapper.get_property_by_column(column).key for column in mapper.primary_key]
+    linked = _linked(plan)
 
     def before_update(_: Mapper[Any], connection: Connection, state: InstanceState[Any]) -> None:
         instance: Any = state.obj()
@@ -288,6 +339,7 @@ def update_listener(mapper: Mapper[Any]) -> Callable[..., None]:
                 for key in attribute.owner_keys:
                     getattr(instance, key)
             _notes.setdefault(connection, FlushNotes()).updating(attribute.encrypted.column.table, state)
+        _note_links(connection, state, linked)
 
     return before_update
 

@@ -25,10 +25,10 @@ from sqlalchemy_envelope.exceptions import (
 from sqlalchemy_envelope.orm.columns.encrypted_type import EncryptedType
 from sqlalchemy_envelope.orm.columns.plans import plan_of_table
 from sqlalchemy_envelope.orm.columns.sealed import CIPHERTEXT, Sealed, is_ciphertext
-from sqlalchemy_envelope.orm.columns.state import holds_nothing, owner_of_state, stays
+from sqlalchemy_envelope.orm.columns.state import holds_nothing, owner_values, stays
 from sqlalchemy_envelope.orm.current import context
-from sqlalchemy_envelope.orm.current.names import Names
 from sqlalchemy_envelope.orm.tables.connections import session_of
+from sqlalchemy_envelope.orm.tables.owner_paths import SolePath
 from sqlalchemy_envelope.orm.writing.copies import check_from_select, check_upsert, upsert_previous
 from sqlalchemy_envelope.orm.writing.flushes import (
     ENROLLING_OWNER,
@@ -37,6 +37,7 @@ from sqlalchemy_envelope.orm.writing.flushes import (
     enrolling_row,
     notes_of,
 )
+from sqlalchemy_envelope.orm.writing.owner_seek import OwnerSeek
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -47,7 +48,8 @@ if TYPE_CHECKING:
     from sqlalchemy_envelope.crypto.aead import BoundCipher, ValueCipher
     from sqlalchemy_envelope.keys.keyring import OwnerId
     from sqlalchemy_envelope.orm.columns.plans import EncryptedColumn, TablePlan
-    from sqlalchemy_envelope.orm.tables.owners import OwnerPath
+    from sqlalchemy_envelope.orm.tables.owner_paths import OwnerPath
+    from sqlalchemy_envelope.orm.tables.owners import OwnerClass
     from sqlalchemy_envelope.orm.writing.flushes import Enrolling
 
     Row = Mapping[str, Any]
@@ -69,11 +71,13 @@ def encrypt(
 
 
 def _check_schema(plan: TablePlan, connection: Connection, options: Mapping[str, Any]) -> None:
-    """Keys are looked for where the connection looks for tables: one statement cannot go to another schema."""
+    """Keys are looked for where the connection looks for tables: one statement cannot go to another
+    schema."""
     name = "schema_translate_map"
     if options.get(name) != connection.get_execution_options().get(name):
         raise StatementRefusedError(
-            f"A statement writes {plan.table.name} with a {name} of its own, and its rows' keys would be looked "
+            f"A statement writes {plan.table.name} with a {name} of its own, and its rows' keys would "
+            f"be looked "
             f"for in another schema. Give the {name} to the engine or the connection: "
             f"`session.connection(execution_options={{'{name}': ...}})`."
         )
@@ -88,7 +92,8 @@ class _StatementWriter:
         self._plan = plan
         self._connection = connection
         self._session = session_of(connection)
-        self._owners = Names(self._session, connection, options)
+        notes = notes_of(connection)
+        self._owners = OwnerSeek(self._session, connection, options, notes.links if notes else None)
         self._statement: Any = statement
         self._inserts = isinstance(statement, Insert)
         ordered = getattr(statement, "_ordered_values", None)  # of `ordered_values()` in SQLAlchemy 2.0
@@ -113,7 +118,9 @@ class _StatementWriter:
             (
                 path,
                 columns,
-                self._parameter(path.keys[0]) if len(path.keys) == 1 and plan.has(path) else None,
+                self._parameter(path.keys[0])
+                if len(path.keys) == 1 and path.is_direct and plan.has(path)
+                else None,
                 {},
             )
             for path, columns in plan.groups
@@ -192,37 +199,57 @@ class _StatementWriter:
         return literals
 
     def _prepare(self, rows: Sequence[Row], literals: Row) -> None:
-        """Tell those who make keys as they are needed whose rows come, all at once."""
-        for unlocked in context.unlocked_sessions(self._session):
-            if not unlocked.on_demand:
+        """Find the owners of all rows with one query for each path, and let sessions that fetch or make keys
+        do so for all of them at once."""
+        on_demand = [one for one in context.unlocked_sessions(self._session) if one.on_demand]
+        for path, columns in self._plan.groups:
+            if not self._plan.has(path) or (path.is_self and self._inserts):
                 continue
-            for path, columns in self._plan.groups:
-                if not self._plan.has(path) or (path.is_self and self._inserts):
-                    continue
-                owner_class = path.owner_class
-                whole = {
-                    key
-                    for key in self._owner_keys(path, columns, rows, literals)
-                    if None not in key
-                    and enrolling_owner(self._session, self._owners.owner(owner_class, key)) is None
-                }
-                count = len(rows) * len(columns)
-                unlocked.prepare_write(self._session, path.owner_class, whole, count)
+            if not on_demand and path.is_direct:
+                continue
+            named = {one for one in self._named(path, columns, rows, literals) if one is not None}
+            if not path.is_direct:
+                self._owners.load(path, named)
+            by_class: dict[OwnerClass, set[tuple[Any, ...]]] = {}
+            for values in named:
+                found = path.find(values, self._owners)
+                if found is not None and enrolling_owner(self._session, self._owners.owner(*found)) is None:
+                    by_class.setdefault(found[0], set()).add(found[1])
+            count = len(rows) * len(columns)
+            for unlocked in on_demand:
+                for owner_class, whole in by_class.items():
+                    unlocked.prepare_write(self._session, owner_class, whole, count)
 
-    def _owner_keys(
+    def _named(
         self, path: OwnerPath, columns: Sequence[EncryptedColumn], rows: Sequence[Row], literals: Row
-    ) -> set[tuple[Any, ...]]:
-        """The primary keys of the owners for whom something is encrypted in these rows."""
+    ) -> set[tuple[Any, ...] | None]:
+        """What the rows say of their owners, those for whom something is encrypted."""
         names = [self._parameter(one.key) for one in columns]
         if len(names) == 1:
             (only,) = names
             rows = [row for row in rows if row.get(only) is not None]
         else:
             rows = [row for row in rows if any([row.get(name) is not None for name in names])]  # noqa: C419
-        if len(path.keys) == 1 and path.keys[0] not in literals:
+        if len(path.keys) == 1 and path.is_direct and path.keys[0] not in literals:
             name = self._parameter(path.keys[0])
             return {(row.get(name),) for row in rows}
-        return {tuple([self._value(key, row, literals) for key in path.keys]) for row in rows}
+        return {self._says(path, columns[0], row, literals) for row in rows}
+
+    def _says(
+        self, path: OwnerPath, column: EncryptedColumn, row: Row, literals: Row
+    ) -> tuple[Any, ...] | None:
+        """What a row, or the object behind it, says of its owner; None if nothing does."""
+        if not path.keys:
+            return ()
+        if self._plan.has(path):
+            names = [self._parameter(key) for key in path.keys]
+            values = tuple([self._value(key, row, literals) for key in path.keys])
+            # An INSERT leaves NULL what it does not name; an UPDATE leaves what is there.
+            told = all([name in row or key in literals for name, key in zip(names, path.keys, strict=True)])  # noqa: C419
+            if None not in values or (not path.is_direct and (self._inserts or told)):
+                return values
+        state = self._state(row)
+        return None if state is None else owner_values(state, path, column.key)
 
     def _rows(self, rows: Sequence[Row], literals: Row) -> list[dict[str, Any]]:
         if len(rows) > 1:
@@ -350,15 +377,12 @@ class _StatementWriter:
             new = enrolling_row(self._session, path.owner_class, row, self._attributes())
             if new is not None:
                 return [self._column_cipher(new, b"", column) for column in columns]
-        values = tuple([self._value(key, row, literals) for key in path.keys]) if self._plan.has(path) else ()
-        key = self._owner(row, path, columns[0], values)
-        owner = self._owners.owner(path.owner_class, key)
+        owner_class, key = self._owner(row, literals, path, columns[0])
+        owner = self._owners.owner(owner_class, key)
         new = enrolling_owner(self._session, owner)
         if new is None:
             for unlocked in context.unlocked_sessions(self._session):
-                unlocked.prepare_write(
-                    self._session, path.owner_class, [key], 0 if self._told else len(columns)
-                )
+                unlocked.prepare_write(self._session, owner_class, [key], 0 if self._told else len(columns))
         return [self._column_cipher(new, owner, column) for column in columns]
 
     def _attributes(self) -> dict[str, str]:
@@ -378,26 +402,31 @@ class _StatementWriter:
         return cipher.bind(self._parameter(column.key), column.encode, column, as_bytearray=sqlite)
 
     def _owner(
-        self, row: Row, path: OwnerPath, column: EncryptedColumn, values: tuple[Any, ...]
-    ) -> tuple[Any, ...]:
-        """The primary key of a row's owner."""
-        if values and None not in values:
-            return values
-        state = self._state(row)
-        if state is not None:
-            key = owner_of_state(state, path, column.key)
-        else:
-            using = context.USING.get()
-            key = None
-            if using is not None and using.owner_class is path.owner_class:
-                key = using.primary_key if using.where == self._owners.where(path.owner_class) else None
-        if key is None:
-            raise StatementRefusedError(
-                f"A statement writes {self._plan.table.name}.{column.key} and does not name the row's owner "
-                f"({', '.join(path.keys)}). Name it in the values, load and change the objects, or say whose "
-                "rows these are: `with unlocked.using(owner): ...`."
+        self, row: Row, literals: Row, path: OwnerPath, column: EncryptedColumn
+    ) -> tuple[OwnerClass, tuple[Any, ...]]:
+        """Class and primary key of a row's owner."""
+        values = self._says(path, column, row, literals)
+        found = None if values is None else path.find(values, self._owners)
+        if found is not None:
+            return found
+        using = context.USING.get()
+        fits = using is not None and self._state(row) is None and using.owner_class in path.owner_classes
+        if using is not None and fits and using.where == self._owners.where(using.owner_class):
+            return using.owner_class, using.primary_key
+        where = f"{self._plan.table.name}.{column.key}"
+        if isinstance(path, SolePath):
+            name = path.owner_class.name
+            raise NotEnrolledError(
+                f"{where} is encrypted with the key of the sole {name}, and there is none yet: "
+                f"`envelope.enroll(session, {name}(), secret=...)`."
             )
-        return key
+        if values is not None and not path.is_direct:
+            raise StatementRefusedError(f"{where}: the row leads to no owner: {path.why_none(values)}.")
+        raise StatementRefusedError(
+            f"A statement writes {where} and does not name the row's owner "
+            f"({', '.join(path.keys)}). Name it in the values, load and change the objects, or say whose "
+            "rows these are: `with unlocked.using(owner): ...`."
+        )
 
     def _cipher(self, new: Enrolling | None, owner: OwnerId, column: EncryptedColumn) -> ValueCipher:
         field = column.type.field
@@ -407,7 +436,7 @@ class _StatementWriter:
             cipher = context.find_writer(self._session, owner, column.scope, field)
         if cipher is None:
             raise context.locked(
-                f"{self._plan.table.name}.{column.key}, of this row's {column.path.owner_class.name},",
+                f"{self._plan.table.name}.{column.key}, of this row's {_names_of(column.path)},",
                 self._session,
             )
         return cipher
@@ -474,6 +503,10 @@ class _StatementWriter:
                     f"An UPDATE moves rows of {self._plan.table.name} to another owner or key and leaves "
                     f"{column.key} encrypted for where it was. Load the objects and change them."
                 )
+
+
+def _names_of(path: OwnerPath) -> str:
+    return " or ".join(one.name for one in path.owner_classes)
 
 
 def _encrypt(batch: Batch, row: dict[str, Any], ciphers: list[BoundCipher], reference: bytes = b"") -> None:

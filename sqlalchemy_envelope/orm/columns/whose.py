@@ -1,0 +1,403 @@
+"""Whose key encrypts a column: what a declaration says, and the path from its rows to their owner.
+
+    left out                                    the class itself, or its only foreign key to a KeyOwner
+    "user_id", ("region", "number")             columns with a foreign key to the owner's primary key
+    "user"                                      a relationship to the owner
+    "order.customer"                            relationships, one after the other
+    OwnerColumn("user_id", of=User)             a column without a foreign key
+    OneOf("user_id", "organisation_id")         exactly one of these is set in each row
+    Vault                                       the sole owner: a class with one row
+
+A copy of an encrypted column in another table of the same MetaData, as a history table has it, keeps the
+label and takes the path of the original through the columns of the same names.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import Table
+from sqlalchemy.orm import MANYTOONE, ColumnProperty, RelationshipProperty
+
+from sqlalchemy_envelope.exceptions import ConfigurationError
+from sqlalchemy_envelope.orm.tables.owner_paths import (
+    ChosenPath,
+    LinkedPath,
+    OwnerPath,
+    SolePath,
+    path_through,
+)
+from sqlalchemy_envelope.orm.tables.owners import owner_class_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from sqlalchemy import Column
+    from sqlalchemy.orm import Mapper
+
+    from sqlalchemy_envelope.orm.tables.owners import OwnerClass
+
+MAX_STEPS = 8
+"""Most relationships between a row and its owner."""
+
+
+@dataclass(frozen=True)
+class OwnerColumn:
+    """An owner that is named by a column, or several, without a foreign key.
+
+    Attributes:
+        names: the attributes or columns that hold the owner's primary key, in that key's order.
+        of: the class of the owner, a `KeyOwner`; its name, where it is declared later.
+    """
+
+    names: tuple[str, ...]
+    of: type[Any] | str
+
+    def __init__(self, *names: str, of: type[Any] | str) -> None:
+        if not names or not all(isinstance(name, str) for name in names):
+            raise ConfigurationError(
+                "OwnerColumn('user_id', of=User): name the columns that hold the owner's primary key."
+            )
+        object.__setattr__(self, "names", names)
+        object.__setattr__(self, "of", of)
+
+    def __repr__(self) -> str:
+        names = ", ".join(repr(name) for name in self.names)
+        return f"OwnerColumn({names}, of={self.of if isinstance(self.of, str) else self.of.__name__})"
+
+
+@dataclass(frozen=True)
+class OneOf:
+    """Alternatives: each row is a user's or an organisation's, and exactly one of these is set in it.
+
+    Attributes:
+        owners: each as `owner=` would have it.
+    """
+
+    owners: tuple[OwnerSpec, ...]
+
+    def __init__(self, *owners: OwnerSpec) -> None:
+        if len(owners) < 2:
+            raise ConfigurationError("OneOf('user_id', 'organisation_id'): name two alternatives or more.")
+        object.__setattr__(self, "owners", owners)
+
+    def __repr__(self) -> str:
+        return f"OneOf({', '.join(map(repr, self.owners))})"
+
+
+OwnerSpec = str | tuple[str, ...] | type[Any] | OwnerColumn | OneOf
+"""What `EncryptedType(owner=...)` takes."""
+
+
+def check_spec(owner: Any) -> None:
+    """Whether this can name an owner at all.
+
+    Raises:
+        ConfigurationError: it cannot.
+    """
+    names = owner if isinstance(owner, tuple) else (owner,)
+    text = bool(names) and all(isinstance(name, str) and name for name in names)
+    if owner is None or text or isinstance(owner, (type, OwnerColumn, OneOf)):
+        return
+    raise ConfigurationError(
+        f"EncryptedType(owner={owner!r}): name a column or relationship ('user_id', "
+        f"'order.customer'), a tuple of "
+        "columns, OwnerColumn(...), OneOf(...), or a class with a sole row."
+    )
+
+
+def path_of(
+    column: Column[Any], mapper: Mapper[Any] | None, original: Callable[[str, Table], OwnerPath | None]
+) -> OwnerPath:
+    """The path from the rows of an encrypted column to their owners.
+
+    Args:
+        original: finds the path of the column with this label, in another table than this one.
+
+    Raises:
+        ConfigurationError: the declaration leads to no owner, or to several.
+    """
+    return _Resolver(column, mapper, original).path()
+
+
+class _Resolver:
+    """Finds the path of one column."""
+
+    def __init__(
+        self,
+        column: Column[Any],
+        mapper: Mapper[Any] | None,
+        original: Callable[[str, Table], OwnerPath | None],
+    ) -> None:
+        self._column = column
+        self._table: Table = column.table
+        self._mapper = mapper
+        self._original = original
+        self._type: Any = column.type
+        self._where = f"{self._table.name}.{column.name}"
+
+    def path(self) -> OwnerPath:
+        if self._type.owner is not None:
+            return self._declared(self._type.owner)
+        own = owner_class_of(self._table)
+        if own is not None:
+            return OwnerPath(own, tuple(self._table.primary_key.columns), is_self=True)
+        candidates = self._candidates()
+        if len(candidates) == 1:
+            return candidates[0]
+        copied = self._copied(None) if not candidates else None
+        if copied is not None:
+            return copied
+        found = "no foreign key" if not candidates else f"{len(candidates)} foreign keys"
+        raise ConfigurationError(
+            f"{self._where} is encrypted, and whose key encrypts it is not clear: {self._table.name} "
+            f"has {found} to "
+            f"a KeyOwner. {self._advice()}"
+        )
+
+    def _declared(self, owner: Any) -> OwnerPath:
+        if isinstance(owner, OneOf):
+            return self._chosen(owner)
+        if isinstance(owner, OwnerColumn):
+            return self._by_columns(owner)
+        if isinstance(owner, type):
+            return self._sole(owner)
+        if isinstance(owner, str) and "." in owner:
+            return self._linked(owner)
+        names = (owner,) if isinstance(owner, str) else tuple(owner)
+        columns = self._columns(names)
+        path = path_through(columns) or self._copied(columns)
+        if path is None:
+            raise self._error(owner, f"{self._leads(names, columns)}. {self._advice()}")
+        return path
+
+    def _leads(self, names: Sequence[str], columns: Sequence[Column[Any]]) -> str:
+        """Where a declaration leads that does not lead to an owner."""
+        shown = " and ".join(repr(name) for name in names)
+        targets = {foreign.column.table for one in columns for foreign in one.foreign_keys}
+        if not targets:
+            return f"{shown} has no foreign key"
+        target = next(iter(targets))
+        owner_class = owner_class_of(target)
+        if owner_class is None:
+            return f"{shown} refers to {_class_of(self._mapper, target)}, which is no KeyOwner"
+        keys = ", ".join(one.key for one in owner_class.primary_key)
+        return f"{shown} refers to {owner_class.name}, and not to its whole primary key ({keys})"
+
+    def _chosen(self, owner: OneOf) -> OwnerPath:
+        paths = tuple(self._declared(one) for one in owner.owners)
+        for one, path in zip(owner.owners, paths, strict=True):
+            if not path.columns or isinstance(path, ChosenPath) or path.is_self:
+                raise self._error(
+                    owner, f"{one!r} cannot be an alternative: no column of a row says that it is set"
+                )
+        if len({path.identity for path in paths}) < len(paths):
+            raise self._error(owner, "two of its alternatives are the same")
+        return ChosenPath(paths)
+
+    def _by_columns(self, owner: OwnerColumn) -> OwnerPath:
+        owner_class, columns = self._owner_class(owner, owner.of), self._columns(owner.names)
+        if len(columns) != len(owner_class.primary_key):
+            keys = ", ".join(one.key for one in owner_class.primary_key)
+            raise self._error(
+                owner, f"the primary key of {owner_class.name} is ({keys}); name as many columns"
+            )
+        through = path_through(columns)
+        if through is not None and through.owner_class is not owner_class:
+            raise self._error(owner, f"a foreign key of these columns leads to {through.owner_class.name}")
+        for mine, its in zip(columns, owner_class.primary_key, strict=True):
+            if _python_type(mine) is not _python_type(its):
+                raise self._error(
+                    owner,
+                    f"{mine.name} holds {_told(mine)}, and {owner_class.name}.{its.key} holds {_told(its)}",
+                )
+        return OwnerPath(owner_class, columns, is_self=False)
+
+    def _sole(self, owner: type[Any]) -> OwnerPath:
+        owner_class = self._owner_class(owner, owner)
+        if not owner_class.is_sole:
+            name, keys = owner.__name__, ", ".join(f"{name!r}" for name in self._named_like(owner_class))
+            raise self._error(
+                owner,
+                f"{name} may have many rows: say which column names the row's own, "
+                f"OwnerColumn({keys}, of={name}), or "
+                f"declare `class {name}(KeyOwner, Base, sole=True)` if it has one row",
+            )
+        return SolePath(owner_class)
+
+    def _named_like(self, owner_class: OwnerClass) -> list[str]:
+        return [f"{owner_class.name.lower()}_{one.key}" for one in owner_class.primary_key]
+
+    def _owner_class(self, owner: Any, named: type[Any] | str) -> OwnerClass:
+        found = named
+        if isinstance(named, str):
+            mappers = list(self._mapper.registry.mappers) if self._mapper is not None else []
+            classes = [one.class_ for one in mappers if one.class_.__name__ == named]
+            if len(classes) != 1:
+                count = len(classes) or "no"
+                raise self._error(owner, f"{count} mapped classes are called {named}; give the class itself")
+            found = classes[0]
+        owner_class = owner_class_of(getattr(found, "__table__", None))
+        if owner_class is None:
+            name = getattr(found, "__name__", found)
+            raise self._error(owner, f"{name} is no KeyOwner: declare `class {name}(KeyOwner, Base)`")
+        return owner_class
+
+    def _linked(self, owner: str) -> OwnerPath:
+        names = owner.split(".")
+        if self._mapper is None:
+            raise self._error(
+                owner, f"{self._table.name} is mapped to no class, and relationships lead from classes"
+            )
+        if len(names) > MAX_STEPS:
+            raise self._error(owner, f"it has more than {MAX_STEPS} steps")
+        mapper, steps = self._mapper, []
+        for at, name in enumerate(names):
+            prop = mapper.attrs.get(name)
+            is_last = at == len(names) - 1
+            if isinstance(prop, RelationshipProperty):
+                if prop.direction is not MANYTOONE or prop.secondary is not None:
+                    raise self._error(owner, f"{mapper.class_.__name__}.{name} leads to many, not to one")
+                if not is_last:
+                    steps.append(prop)
+                    mapper = prop.mapper
+                    continue
+                columns: Any = tuple(local for local, _ in prop.local_remote_pairs or ())
+            elif isinstance(prop, ColumnProperty) and is_last:
+                columns = (prop.columns[0],)
+            else:
+                what = "is no relationship" if prop is not None else "is no attribute of it"
+                raise self._error(owner, f"{mapper.class_.__name__}: {name!r} {what}. {self._advice()}")
+        path = path_through(columns)
+        if path is None:
+            there = f"{mapper.class_.__name__}.{names[-1]}"
+            raise self._error(
+                owner, f"{there} is not a reference to the primary key of a KeyOwner. {self._advice()}"
+            )
+        last = tuple(mapper.get_property_by_column(one).key for one in path.columns)
+        first = steps[0]
+        table = self._table
+        local: list[Any] = [one for one, _ in first.local_remote_pairs or ()]
+        here = tuple(table.columns.get(one.key, one) if one.table is not table else one for one in local)
+        return LinkedPath(path.owner_class, here, tuple(steps), last)
+
+    def _columns(self, names: Sequence[str]) -> tuple[Column[Any], ...]:
+        columns: list[Column[Any]] = []
+        for name in names:
+            prop = self._mapper.attrs.get(name) if self._mapper is not None else None
+            if isinstance(prop, RelationshipProperty):
+                columns += [local for local, _ in prop.local_remote_pairs or ()]  # type: ignore[misc]
+            elif isinstance(prop, ColumnProperty):
+                here = [one for one in prop.columns if getattr(one, "table", None) is self._table]
+                columns.append((here or prop.columns)[0])  # type: ignore[arg-type]
+            elif name in self._table.columns:
+                columns.append(self._table.columns[name])
+            else:
+                raise self._error(
+                    name, f"{self._table.name} has no such column or attribute. {self._advice()}"
+                )
+        return tuple(columns)
+
+    def _copied(self, columns: tuple[Column[Any], ...] | None) -> OwnerPath | None:
+        """The path of the column that this one is a copy of, through columns of this table."""
+        original = self._original(self._type.label, self._table)
+        if original is None:
+            return None
+        if columns is None:
+            found = [self._table.columns.get(key) for key in original.keys]
+            if any(one is None for one in found):
+                return None
+            columns = tuple(one for one in found if one is not None)
+        return original.along(columns) if len(columns) == len(original.columns) else None
+
+    def _candidates(self) -> list[OwnerPath]:
+        mapper, tables = self._mapper, [self._table]
+        if mapper is not None:
+            tables = [one for one in mapper.tables if isinstance(one, Table)]
+        found: dict[tuple[Any, ...], OwnerPath] = {}
+        for one in tables:
+            for constraint in sorted(one.foreign_key_constraints, key=lambda each: list(each.column_keys)):
+                path = path_through(tuple(constraint.columns))
+                if path is not None:
+                    found.setdefault(path.columns, path)
+        return list(found.values())
+
+    def _advice(self) -> str:
+        """The lines that could be written, with the names of this application's own classes."""
+        lines = [f"`owner={shown}` ({name})" for shown, name in self._possible()]
+        if lines:
+            return f"Possible here: {', '.join(lines)}. Choose the owner whose key must open it."
+        owners = sorted({mapper.class_.__name__ for mapper in self._owner_mappers()})
+        if not owners:
+            return (
+                "No class is a KeyOwner yet: declare the one that owns the keys `class User(KeyOwner, Base)`."
+            )
+        return (
+            f"Add a foreign key to {' or '.join(owners)}, or name a column without one: "
+            f"`owner=OwnerColumn('{owners[0].lower()}_id', of={owners[0]})`."
+        )
+
+    def _owner_mappers(self) -> list[Mapper[Any]]:
+        if self._mapper is None:
+            return []
+        mappers = list(self._mapper.registry.mappers)
+        return [one for one in mappers if owner_class_of(one.local_table) is not None]
+
+    def _possible(self) -> list[tuple[str, str]]:
+        """Ways from here to an owner, by columns and by relationships, the shortest first."""
+        found = [
+            (repr(path.keys[0]) if len(path.keys) == 1 else repr(path.keys), path.owner_class.name)
+            for path in self._candidates()
+        ]
+        frontier: list[tuple[tuple[str, ...], Mapper[Any]]] = []
+        if self._mapper is not None:
+            frontier.append(((), self._mapper))
+        seen = set() if self._mapper is None else {self._mapper}
+        for _ in range(3):
+            reached: list[tuple[tuple[str, ...], Mapper[Any]]] = []
+            for names, mapper in frontier:
+                for prop in mapper.relationships:
+                    if prop.direction is not MANYTOONE or prop.mapper in seen:
+                        continue
+                    owner_class = owner_class_of(prop.mapper.local_table)
+                    if owner_class is None:
+                        seen.add(prop.mapper)
+                        reached.append(((*names, prop.key), prop.mapper))
+                    elif names:
+                        found.append((repr(".".join((*names, prop.key))), owner_class.name))
+            for names, mapper in reached:
+                found += [
+                    (repr(".".join((*names, mapper.get_property_by_column(one).key))), path.owner_class.name)
+                    for one in mapper.columns
+                    if isinstance(getattr(one, "table", None), Table) and one.foreign_keys
+                    if (path := path_through((one,))) is not None and not path.is_self
+                    if all(
+                        owner_class_of(p.mapper.local_table) is not path.owner_class
+                        for p in mapper.relationships
+                    )
+                ]
+            frontier = reached
+        return found
+
+    def _error(self, owner: Any, why: str) -> ConfigurationError:
+        shown = owner.__name__ if isinstance(owner, type) else repr(owner)
+        return ConfigurationError(f"EncryptedType(owner={shown}) on {self._where}: {why.rstrip('.')}.")
+
+
+def _class_of(mapper: Mapper[Any] | None, table: Any) -> str:
+    """The class that a table is mapped to, or the table's name."""
+    mappers = [] if mapper is None else list(mapper.registry.mappers)
+    return next((one.class_.__name__ for one in mappers if one.local_table is table), str(table.name))
+
+
+def _python_type(column: Column[Any]) -> Any:
+    try:
+        return column.type.python_type
+    except NotImplementedError:
+        return None
+
+
+def _told(column: Column[Any]) -> str:
+    found = _python_type(column)
+    return getattr(found, "__name__", str(column.type))

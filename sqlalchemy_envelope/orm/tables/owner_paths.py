@@ -1,0 +1,293 @@
+"""How a row leads to its owner: by columns of its own, through other rows, by one of several ways, or not at
+all because there is only one owner.
+
+A path takes the values of the row's own columns (`keys`) and tells class and primary key of the owner. What
+the row does not hold, somebody has to look up: a `Seeker`.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any, Protocol
+
+from sqlalchemy import and_, inspect, literal, select, tuple_
+from sqlalchemy.orm import aliased
+
+from sqlalchemy_envelope.orm.tables.owners import owner_class_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from sqlalchemy import Column, Select
+    from sqlalchemy.orm import Mapper, RelationshipProperty
+
+    from sqlalchemy_envelope.orm.tables.owners import OwnerClass
+
+    PrimaryKey = tuple[Any, ...]
+    Owner = tuple[OwnerClass, PrimaryKey]
+
+
+class Seeker(Protocol):
+    """Looks up owners that a row does not name itself; None where that cannot be told here."""
+
+    def linked(self, path: LinkedPath, values: PrimaryKey) -> PrimaryKey | None:
+        """The owner behind the row that these values refer to."""
+
+    def sole(self, owner_class: OwnerClass) -> PrimaryKey | None:
+        """The one row of a class."""
+
+
+class OwnerPath:
+    """Columns of the row hold the owner's primary key, in that key's order.
+
+    Attributes:
+        columns, keys: the columns, and their names in a statement's parameters.
+        is_self: the row is the owner.
+        is_direct: the columns are the owner's key itself, and nothing has to be looked up.
+    """
+
+    is_direct = True
+
+    def __init__(self, owner_class: OwnerClass, columns: tuple[Column[Any], ...], *, is_self: bool) -> None:
+        self.owner_class = owner_class
+        self.columns = columns
+        self.is_self = is_self
+        self.keys: tuple[str, ...] = tuple(column.key for column in columns)
+
+    @property
+    def owner_classes(self) -> tuple[OwnerClass, ...]:
+        """Every class that an owner may be of."""
+        return (self.owner_class,)
+
+    @property
+    def identity(self) -> tuple[Any, ...]:
+        """Equal for two paths that lead every row to the same owner."""
+        return (self.owner_class.mapper, self.columns)
+
+    def find(self, values: Sequence[Any], seeker: Seeker) -> Owner | None:
+        """The owner of a row with these values of `keys`, or None if they do not lead to one."""
+        missing = any(value is None for value in values)
+        return None if missing else (self.owner_class, tuple(values))
+
+    def why_none(self, values: Sequence[Any]) -> str:
+        """Why these values lead to no owner, for an error."""
+        missing = [key for key, value in zip(self.keys, values, strict=False) if value is None]
+        return f"{' and '.join(missing or self.keys)} is not set"
+
+    def along(self, columns: tuple[Column[Any], ...]) -> OwnerPath:
+        """The same path for a copy of the table, whose columns these are."""
+        return OwnerPath(self.owner_class, columns, is_self=False)
+
+
+class LinkedPath(OwnerPath):
+    """Columns of the row refer to another row, and that one leads to the owner, through any number of steps.
+
+    Attributes:
+        steps: the relationships on the way, each many-to-one; the first is of the row's own class.
+        last: the attributes of the last step's class that hold the owner's primary key, in that key's order.
+    """
+
+    is_direct = False
+
+    def __init__(
+        self,
+        owner_class: OwnerClass,
+        columns: tuple[Column[Any], ...],
+        steps: tuple[RelationshipProperty[Any], ...],
+        last: tuple[str, ...],
+    ) -> None:
+        super().__init__(owner_class, columns, is_self=False)
+        self.steps = steps
+        self.last = last
+        self.remote: tuple[str, ...] = _attributes(steps[0], columns)
+
+    @property
+    def identity(self) -> tuple[Any, ...]:
+        """Equal for two paths that lead every row to the same owner."""
+        return (self.owner_class.mapper, self.columns, self.steps, self.last)
+
+    def find(self, values: Sequence[Any], seeker: Seeker) -> Owner | None:
+        """The owner behind the row that these values refer to."""
+        if any(value is None for value in values):
+            return None
+        found = seeker.linked(self, tuple(values))
+        return None if found is None else (self.owner_class, found)
+
+    def why_none(self, values: Sequence[Any]) -> str:
+        """Why these values lead to no owner, for an error."""
+        if any(value is None for value in values):
+            return super().why_none(values)
+        names = ".".join(step.key for step in self.steps)
+        return f"{names} has no row of this key, or that row leads to no {self.owner_class.name}"
+
+    def along(self, columns: tuple[Column[Any], ...]) -> OwnerPath:
+        """The same path for a copy of the table, whose columns these are."""
+        copy = LinkedPath.__new__(LinkedPath)
+        OwnerPath.__init__(copy, self.owner_class, columns, is_self=False)
+        copy.steps, copy.last, copy.remote = self.steps, self.last, self.remote
+        return copy
+
+    def query(self, links: Iterable[PrimaryKey]) -> Select[Any]:
+        """The primary keys of the rows that these values refer to, each with its owner's behind it."""
+        entities = [aliased(step.mapper) for step in self.steps]
+        remote = [getattr(entities[0], key) for key in self.remote]
+        owner = [getattr(entities[-1], key) for key in self.last]
+        statement = select(*remote, *owner).select_from(entities[0])
+        for (near, far), step in zip(pairwise(entities), self.steps[1:], strict=True):
+            statement = statement.join(far, _on(step, near, far))
+        if len(remote) == 1:
+            return statement.where(remote[0].in_([link[0] for link in links]))
+        return statement.where(tuple_(*remote).in_(list(links)))
+
+    def links(self) -> Iterable[tuple[Mapper[Any], tuple[str, ...]]]:
+        """Each class on the way, with its attributes that lead on: who changes those moves other rows."""
+        for here, onward in pairwise(self.steps):
+            yield here.mapper, tuple(here.mapper.get_property_by_column(c).key for c in onward.local_columns)
+        yield self.steps[-1].mapper, self.last
+
+    def dependents(self, mapper: Mapper[Any], primary_key: PrimaryKey, column: Any) -> Select[Any]:
+        """Whether a value in this encrypted column hangs on a row on the way."""
+        entities: list[Any] = []
+        statement = select(literal(1)).select_from(column.table)
+        for step in self.steps:
+            far = aliased(step.mapper)
+            if entities:
+                on = _on(step, entities[-1], far)
+            else:
+                on = and_(*(c == getattr(far, key) for c, key in zip(self.columns, self.remote, strict=True)))
+            statement = statement.join(far, on)
+            entities.append(far)
+            if step.mapper is mapper:
+                break
+        keys = [getattr(entities[-1], mapper.get_property_by_column(c).key) for c in mapper.primary_key]
+        same = (key == value for key, value in zip(keys, primary_key, strict=True))
+        return statement.where(column.is_not(None), *same).limit(1)
+
+
+class ChosenPath(OwnerPath):
+    """Several paths, of which each row has exactly one: it belongs to a user or to an organisation."""
+
+    is_direct = False
+
+    def __init__(self, alternatives: tuple[OwnerPath, ...]) -> None:
+        columns = tuple(dict.fromkeys(column for one in alternatives for column in one.columns))
+        super().__init__(alternatives[0].owner_class, columns, is_self=False)
+        self.alternatives = alternatives
+        at = {column: place for place, column in enumerate(columns)}
+        self._places = [[at[column] for column in one.columns] for one in alternatives]
+
+    @property
+    def owner_classes(self) -> tuple[OwnerClass, ...]:
+        """Every class that an owner may be of."""
+        return tuple({id(c): c for one in self.alternatives for c in one.owner_classes}.values())
+
+    @property
+    def identity(self) -> tuple[Any, ...]:
+        """Equal for two paths that lead every row to the same owner."""
+        return tuple(one.identity for one in self.alternatives)
+
+    def parts(self, values: Sequence[Any]) -> list[tuple[OwnerPath, tuple[Any, ...]]]:
+        """The alternatives that these values set, each with its own values."""
+        cut = [tuple(values[place] for place in places) for places in self._places]
+        return [
+            (one, mine)
+            for one, mine in zip(self.alternatives, cut, strict=True)
+            if mine and all(value is not None for value in mine)
+        ]
+
+    def find(self, values: Sequence[Any], seeker: Seeker) -> Owner | None:
+        """The owner by the one alternative that is set."""
+        chosen = self.parts(values)
+        return chosen[0][0].find(chosen[0][1], seeker) if len(chosen) == 1 else None
+
+    def why_none(self, values: Sequence[Any]) -> str:
+        """Why these values lead to no owner, for an error."""
+        chosen, names = self.parts(values), " or ".join(", ".join(one.keys) for one in self.alternatives)
+        if len(chosen) == 1:
+            return chosen[0][0].why_none(chosen[0][1])
+        return f"exactly one of {names} must be set, and {len(chosen) or 'none'} of them {_are(len(chosen))}"
+
+    def along(self, columns: tuple[Column[Any], ...]) -> OwnerPath:
+        """The same path for a copy of the table, whose columns these are."""
+        return ChosenPath(
+            tuple(
+                one.along(tuple(columns[place] for place in places))
+                for one, places in zip(self.alternatives, self._places, strict=True)
+            )
+        )
+
+
+class SolePath(OwnerPath):
+    """Rows name no owner: a class with one row owns them all."""
+
+    is_direct = False
+
+    def __init__(self, owner_class: OwnerClass) -> None:
+        super().__init__(owner_class, (), is_self=False)
+
+    def find(self, values: Sequence[Any], seeker: Seeker) -> Owner | None:
+        """The one row of the class."""
+        found = seeker.sole(self.owner_class)
+        return None if found is None else (self.owner_class, found)
+
+    def why_none(self, values: Sequence[Any]) -> str:
+        """Why there is no owner, for an error."""
+        return f"there is no {self.owner_class.name} yet"
+
+    def along(self, columns: tuple[Column[Any], ...]) -> OwnerPath:
+        """The same path for a copy of the table."""
+        return self
+
+
+def path_through(columns: tuple[Column[Any], ...]) -> OwnerPath | None:
+    """The path to the owner class that these columns refer to, in the order of its primary key."""
+    own = owner_class_of(columns[0].table) if columns else None
+    if own is not None and set(columns) == set(columns[0].table.primary_key.columns):
+        return OwnerPath(own, tuple(columns[0].table.primary_key.columns), is_self=True)
+    remote = {foreign.column: local for local in columns for foreign in local.foreign_keys}
+    for target in {column.table for column in remote}:
+        owner_class = owner_class_of(target)
+        key = tuple(target.primary_key.columns)
+        if owner_class is not None and len(key) == len(columns) and all(one in remote for one in key):
+            return OwnerPath(owner_class, tuple(remote[one] for one in key), is_self=False)
+    return None
+
+
+def linked_paths(path: OwnerPath) -> tuple[LinkedPath, ...]:
+    """The paths in this one that go through other rows."""
+    if isinstance(path, LinkedPath):
+        return (path,)
+    if isinstance(path, ChosenPath):
+        return tuple(found for one in path.alternatives for found in linked_paths(one))
+    return ()
+
+
+def referred(step: RelationshipProperty[Any]) -> tuple[str, ...]:
+    """The attributes of the other class that a relationship refers to."""
+    return tuple(step.mapper.get_property_by_column(one).key for _, one in step.local_remote_pairs or ())
+
+
+def referring(step: RelationshipProperty[Any]) -> tuple[str, ...]:
+    """The attributes of its own class that a relationship refers with."""
+    return tuple(step.parent.get_property_by_column(one).key for one, _ in step.local_remote_pairs or ())
+
+
+def _attributes(step: RelationshipProperty[Any], columns: Sequence[Column[Any]]) -> tuple[str, ...]:
+    """The attributes of the other class that these local columns refer to."""
+    remote = dict(step.local_remote_pairs or ())
+    return tuple(step.mapper.get_property_by_column(remote[one]).key for one in columns)
+
+
+def _on(step: RelationshipProperty[Any], near: Any, far: Any) -> Any:
+    here, there = inspect(near).mapper, inspect(far).mapper
+    return and_(
+        *(
+            getattr(near, here.get_property_by_column(local).key)
+            == getattr(far, there.get_property_by_column(remote).key)
+            for local, remote in step.local_remote_pairs or ()
+        )
+    )
+
+
+def _are(count: int) -> str:
+    return "is" if count == 0 else "are"

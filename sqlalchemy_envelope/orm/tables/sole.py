@@ -1,0 +1,44 @@
+"""Classes with one row: the sole owner of what names no other owner.
+
+Its primary key is the same wherever it is made, so that two processes that make it at one moment cannot make
+two rows.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import uuid
+from typing import Any
+
+from sqlalchemy_envelope.exceptions import ConfigurationError, EnrollmentError
+
+_SOLE_KEYS: dict[type[Any], Any] = {
+    int: 1,
+    str: "1",
+    uuid.UUID: uuid.UUID(int=1),
+    bytes: b"1",
+    dt.date: dt.date(1, 1, 1),
+}
+
+
+def sole_key(column: Any) -> Any:
+    """The value of a sole row's primary key column."""
+    try:
+        python_type = column.type.python_type
+    except NotImplementedError:
+        python_type = None
+    if python_type not in _SOLE_KEYS:
+        raise ConfigurationError(
+            f"{column.table.name}.{column.name}: a sole owner's primary key is made of int, str, "
+            f"UUID, bytes or date "
+            "columns."
+        )
+    return _SOLE_KEYS[python_type]
+
+
+def second_row(name: str) -> EnrollmentError:
+    """The error for a second row of such a class."""
+    return EnrollmentError(
+        f"{name} is declared sole=True and has its row already: load it, "
+        f"`session.scalars(select({name})).one()`."
+    )

@@ -1,0 +1,131 @@
+"""Whose rows a statement writes, where the rows do not say it themselves.
+
+What lies between a row and its owner is looked for in the objects of the flush, then among the objects that
+the session has loaded, and at last in the database: one query for all rows of a statement.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import insert, select
+from sqlalchemy.exc import IntegrityError
+
+from sqlalchemy_envelope.exceptions import ConfigurationError
+from sqlalchemy_envelope.orm.current.context import unlocked_sessions
+from sqlalchemy_envelope.orm.current.names import Names
+from sqlalchemy_envelope.orm.tables.key_rows import chunks
+from sqlalchemy_envelope.orm.tables.owner_paths import ChosenPath, LinkedPath, linked_paths
+from sqlalchemy_envelope.orm.tables.sole import sole_key
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from sqlalchemy import Connection
+    from sqlalchemy.orm import Session
+
+    from sqlalchemy_envelope.orm.tables.owner_paths import OwnerPath
+    from sqlalchemy_envelope.orm.tables.owners import OwnerClass
+
+    Values = tuple[Any, ...]
+    Links = Mapping[tuple[tuple[Any, ...], Values], Values]
+
+
+class OwnerSeek(Names):
+    """Finds the owners of one statement's rows.
+
+    Args:
+        links: what the objects of a flush say: by path and values, the owner's primary key.
+    """
+
+    __slots__ = ("_found", "_links", "_sole", "_writes")
+
+    def __init__(
+        self,
+        session: Session | None,
+        connection: Connection,
+        options: Mapping[str, Any] | None = None,
+        links: Links | None = None,
+    ) -> None:
+        super().__init__(session, connection, options)
+        self._writes = connection
+        self._links: Links = links or {}
+        self._found: dict[tuple[Any, Values], Values | None] = {}
+        self._sole: dict[OwnerClass, Values | None] = {}
+
+    def load(self, path: OwnerPath, rows: Iterable[Values]) -> None:
+        """Look up the owners of all these rows together."""
+        for linked in linked_paths(path):
+            wanted = set()
+            for values in rows:
+                mine = _part(path, linked, values)
+                if mine is not None and (linked.identity, mine) not in self._found:
+                    wanted.add(mine)
+            self._load(linked, [values for values in wanted if self._at_hand(linked, values) is None])
+
+    def linked(self, path: LinkedPath, values: Values) -> Values | None:
+        """The owner behind the row that these values refer to."""
+        found = self._at_hand(path, values)
+        if found is None and (path.identity, values) not in self._found:
+            self._load(path, [values])
+        return found or self._found[path.identity, values]
+
+    def _at_hand(self, path: LinkedPath, values: Values) -> Values | None:
+        known = self._found.get((path.identity, values)) or self._links.get((path.identity, values))
+        return known or super().linked(path, values)
+
+    def _load(self, path: LinkedPath, wanted: list[Values]) -> None:
+        width = len(path.remote)
+        for some in chunks(wanted):
+            self._found.update(dict.fromkeys(((path.identity, values) for values in some), None))
+            for row in self._writes.execute(path.query(some)):
+                owner = tuple(row[width:])
+                if None not in owner:
+                    self._found[path.identity, tuple(row[:width])] = owner
+
+    def sole(self, owner_class: OwnerClass) -> Values | None:
+        """The one row of a class; in server mode it is made where there is none.
+
+        Raises:
+            ConfigurationError: it has several.
+        """
+        if owner_class not in self._sole:
+            found = super().sole(owner_class) or self._stored(owner_class)
+            if found is None and any(one.makes_keys for one in unlocked_sessions(self._session)):
+                self._make(owner_class)
+                found = self._stored(owner_class)
+            self._sole[owner_class] = found
+        return self._sole[owner_class]
+
+    def _stored(self, owner_class: OwnerClass) -> Values | None:
+        rows = self._writes.execute(select(*owner_class.primary_key).limit(2)).all()
+        if len(rows) > 1:
+            raise ConfigurationError(
+                f"{owner_class.name} is declared sole=True and has several rows: whose key encrypts "
+                f"is not clear. "
+                "Delete all rows but the one whose keys are in use."
+            )
+        return tuple(rows[0]) if rows else None
+
+    def _make(self, owner_class: OwnerClass) -> None:
+        """Insert the sole row. Another process may do so at the same moment: both choose one primary key."""
+        keys = {column.key: sole_key(column) for column in owner_class.primary_key}
+        statement = insert(owner_class.primary_key[0].table).values(keys)
+        try:
+            with self._writes.begin_nested():
+                self._writes.execute(statement)
+        except IntegrityError as error:
+            if self._stored(owner_class) is None:
+                raise ConfigurationError(
+                    f"There is no {owner_class.name} yet, and one with default values cannot be made: "
+                    f"add it yourself, "
+                    "`session.add(...)`, before the first encrypted value is written."
+                ) from error
+
+
+def _part(path: OwnerPath, linked: LinkedPath, values: Values) -> Values | None:
+    """What a row says for one of its paths; None if it does not go that way."""
+    if path is linked:
+        return values if all(value is not None for value in values) else None
+    assert isinstance(path, ChosenPath)  # noqa: S101 - other paths lead through no rows
+    return next((mine for one, mine in path.parts(values) if one is linked), None)
