@@ -378,7 +378,9 @@ class Rows:
         if self._name == "postgresql" and target is self.encrypted:
             return self._write_document(connection, rows, still, seen_type, keys)
         names = [f"key_{number}" for number in range(len(keys))]
-        mine = [key == bindparam(name, type_=key.type) for key, name in zip(keys, names, strict=True)]
+        mine = [
+            self._same(key, bindparam(name, type_=key.type)) for key, name in zip(keys, names, strict=True)
+        ]
         statement = (
             update(self.table)
             .where(*mine, still(bindparam("seen", type_=seen_type)))
@@ -400,6 +402,13 @@ class Rows:
         places: Any = compiled
         by_place = zip(*(sent[name] for name in places.positiontup), strict=True)
         return connection.exec_driver_sql(str(compiled), list(by_place)).rowcount
+
+    def _same(self, key: Any, value: Any) -> ColumnElement[bool]:
+        """Whether a column still holds what was read. Of several columns for an owner, all but one are
+        NULL."""
+        may_be_null = isinstance(self.column.path, ChosenPath) and any(key is one for one in self.owners)
+        same: ColumnElement[bool] = key.is_not_distinct_from(value) if may_be_null else key == value
+        return same
 
     def _bound(self, type_: Any, values: Sequence[Any]) -> Sequence[Any]:
         """The values of one parameter as the driver takes them."""
@@ -436,7 +445,7 @@ class Rows:
             )
             .render_derived(with_types=True)
         )
-        mine = [key == sent.c[name] for key, name in zip(keys, names, strict=True)]
+        mine = [self._same(key, sent.c[name]) for key, name in zip(keys, names, strict=True)]
         statement = update(self.table).where(*mine, still(sent.c.seen))
         statement = statement.values({self.encrypted.name: sent.c.made})
         bind = [key.type.dialect_impl(self.dialect).bind_processor(self.dialect) for key in keys]

@@ -34,7 +34,6 @@ class OpenKeys(Protocol):
         readers: for the result processors: by column and value header, what opens it.
         on_demand: whether keys are fetched or made as they are needed: such a session is told beforehand of
             the rows that come.
-        makes_keys: whether owners without keys get some here.
         home: the session that it was opened with.
         left: why it is open no more.
     """
@@ -48,7 +47,6 @@ class OpenKeys(Protocol):
     is_open: bool
     left: type[LockedError] | None
     on_demand: bool
-    makes_keys: bool
 
     def __contains__(self, owner: OwnerId) -> bool: ...
 
@@ -62,6 +60,10 @@ class OpenKeys(Protocol):
 
     def owner_of(self, header: bytes) -> OwnerId | None:
         """Whose key a stored value names, if it is open."""
+
+    @property
+    def makes_keys(self) -> bool:
+        """Whether owners without keys get some here."""
 
     def sole(self, owner_class: OwnerClass, where: bytes) -> tuple[Any, ...] | None:
         """The primary key of the sole owner of a class, in this database and schema, if it is open."""

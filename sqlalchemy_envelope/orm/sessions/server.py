@@ -71,7 +71,6 @@ class ServerSession(UnlockedSession):
     (`everywhere`). Made by `Envelope.server_mode`."""
 
     on_demand = True
-    makes_keys = True
 
     def __init__(self, session: Session | None, policy: Policy, provider: str, reason: str) -> None:
         require_reason(reason)
@@ -89,6 +88,11 @@ class ServerSession(UnlockedSession):
         self._process_wide = False
         self._fresh: WeakKeyDictionary[Session, _Fresh] = WeakKeyDictionary()
         super().__init__(session, policy, (), Keyring())
+
+    @property
+    def makes_keys(self) -> bool:
+        """Owners without keys get some here."""
+        return True
 
     def everywhere(self) -> Self:
         """Serve the whole process from here on, until `stop`: every thread and task, those that start later

@@ -62,9 +62,6 @@ class UnlockedSession(context.OpenKeys):
     on_demand = False
     """Whether keys are fetched or made as they are needed: it is told beforehand of the rows that come."""
 
-    makes_keys = False
-    """Whether owners without keys get some here."""
-
     def __init__(
         self, session: Session | None, policy: Policy, places: Sequence[Place], keyring: Keyring
     ) -> None:
@@ -142,6 +139,11 @@ class UnlockedSession(context.OpenKeys):
         if self.is_open and owner in self._keyring and self._keyring.root(owner) is not None:
             return self._keyring
         return self._parent.keyring_for(owner, session) if self._parent is not None else None
+
+    @property
+    def makes_keys(self) -> bool:
+        """Whether owners without keys get some, here or around this."""
+        return self._parent is not None and bool(self._parent.makes_keys)
 
     def sole(self, owner_class: OwnerClass, where: bytes) -> tuple[Any, ...] | None:
         """The primary key of the sole owner of a class, if it is open here."""
