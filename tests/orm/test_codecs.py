@@ -21,7 +21,6 @@ from hypothesis import strategies as st
 from sqlalchemy.dialects import mysql, postgresql
 
 from sqlalchemy_envelope import ConfigurationError, EncryptedType, FormatError
-from sqlalchemy_envelope.orm.columns import encrypted_type
 from sqlalchemy_envelope.orm.columns.codecs import Codec, codec_for
 
 
@@ -38,10 +37,10 @@ class Upper(sa.TypeDecorator[str]):
     cache_ok = True
 
     def process_bind_param(self, value: Any, dialect: Any) -> Any:
-        return value.lower()
+        return value and value.lower()
 
     def process_result_value(self, value: Any, dialect: Any) -> Any:
-        return value.upper()
+        return value and value.upper()
 
 
 class Plain(sa.TypeDecorator[int]):
@@ -374,7 +373,7 @@ def test_bytes_that_no_codec_writes_are_refused(type_: Any, data: bytes) -> None
     """Malformed bytes and other spellings raise one of our errors, which shows nothing of them."""
     encrypted = EncryptedType(type_, label="t.c")
     with pytest.raises(FormatError, match=r"'t\.c' authenticates but cannot be read as") as caught:
-        encrypted_type.decode(encrypted, data)
+        encrypted.format.decode(data)
 
     assert caught.value.__cause__ is None
     assert caught.value.__context__ is None
@@ -394,7 +393,7 @@ def test_errors_show_nothing_of_the_plaintext(secret: str) -> None:
         (sa.ARRAY(sa.Date), b"\0\0\0\1\1\0\0\0" + bytes([min(len(secret), 255)]) + secret.encode()),
     ]:
         with pytest.raises(FormatError) as caught:
-            encrypted_type.decode(EncryptedType(type_, label="t.c"), data)
+            EncryptedType(type_, label="t.c").format.decode(data)
         printed = "".join(traceback.format_exception(caught.value))
 
         assert secret not in printed + repr(caught.value) + repr(caught.value.__dict__)
