@@ -46,7 +46,8 @@ class Unplaced:
 class Sealed:
     """A stored value that could not be opened where it was read: its key is locked, or it is bound to a
     row that the statement did not select as an entity. `unlocked.decrypt(sealed)` opens it, with
-    `primary_key=` if row-bound."""
+    `primary_key=` if row-bound. `repr` shows nothing of the value; whatever would take it for the value,
+    `str` and `==` with anything that is not sealed among them, raises `LockedError`."""
 
     __slots__ = ("blob", "format")
 

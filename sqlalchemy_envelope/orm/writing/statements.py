@@ -285,6 +285,8 @@ class _StatementWriter:
             value = row.get(name, _ABSENT)
             if value is _ABSENT or (value is None and key in self._plan.dual):
                 continue
+            if isinstance(value, ClauseElement):
+                raise _unencodable(column, value, None)  # a decorator might take its text for a value
             try:
                 row[name] = column.convert(value)  # type: ignore[misc]  # that is why it is among them
                 continue
