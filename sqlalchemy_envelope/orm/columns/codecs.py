@@ -68,6 +68,16 @@ def codec_for(inner: sa.TypeEngine[Any]) -> Codec:
     return codec
 
 
+def key_codec(type_: sa.TypeEngine[Any]) -> Codec:
+    """The codec of a primary key's values, in a plain column: how its type brings them to the database
+    does not matter.
+
+    Raises:
+        ConfigurationError: values of this type have no codec.
+    """
+    return _codec_for(type_)
+
+
 def _codec_for(inner: sa.TypeEngine[Any]) -> Codec:
     # Interval and PickleType are TypeDecorators themselves: they come before the general case.
     if isinstance(inner, sa.PickleType):
