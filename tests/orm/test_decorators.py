@@ -4,6 +4,7 @@ included; what cannot be so is refused where it is declared."""
 import datetime as dt
 import uuid
 from collections.abc import Iterator
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -315,6 +316,31 @@ def test_what_null_reads_as_is_no_moved_value(session: Session) -> None:
         one = session.scalars(select(model).options(sa.orm.defer(model.column))).one()
 
         assert one.column == ""
+
+
+@pytest.mark.parametrize("name", ["none_is_text", "empty_is_null"])
+def test_a_row_with_none_moves_to_another_owner(session: Session, name: str) -> None:
+    """None in the object may be something in the row, and something be NULL: moved with its row, it opens for
+    the new owner, and is forgotten with its key."""
+    model, value = MODELS[name], {"none_is_text": None, "empty_is_null": ""}[name]
+    ben = Owner(id=2)
+    session.add(ben)
+    with envelope.enroll(session, ben, secret=SECRET):
+        session.add(model(id=1, owner_id=1, column=value, row=value))
+        session.commit()
+        one = session.get_one(model, 1)
+        one.owner_id = 2
+        session.commit()
+
+        assert (one.column, one.row) == (value, value)
+    for locked in (one, session.scalars(select(model).execution_options(populate_existing=True)).one()):
+        with pytest.raises(LockedError) if name == "none_is_text" else nullcontext():
+            assert locked.column == value
+    session.expunge_all()
+    with unlock(session, session.get_one(Owner, 2)):
+        one = session.get_one(model, 1)
+
+        assert (one.column, one.row) == (value, value)
 
 
 def test_items_of_a_list_are_converted() -> None:

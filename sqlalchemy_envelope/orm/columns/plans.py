@@ -142,6 +142,11 @@ class EncryptedAttribute:
             encrypted.row_bound,
         )
 
+    def is_nothing(self, value: Any) -> bool:
+        """Whether a value says that NULL is stored: a decorator may store something for None, and read it as
+        None."""
+        return value is None and self.encrypted.convert is None
+
     def is_null(self, value: Any) -> bool:
         """Whether NULL reads as this, by a decorator. Whoever moves such a value here does no more than who
         writes NULL."""
