@@ -160,9 +160,10 @@ _NO_ROW = row_tail(b"")
 def altered(field: Field) -> DecryptionError:
     """The error for a value that does not authenticate."""
     return DecryptionError(
-        f"A value of {field.label!r} does not authenticate: it was altered or moved here, or the table or "
-        "column was renamed after it was written. In that case pin its old name: "
-        "EncryptedType(..., label='old.name')."
+        f"A value of {field.label!r} does not authenticate. It was altered or moved here; or the table or "
+        "column was renamed after it was written: pin the old name, EncryptedType(..., label='old.name'); "
+        f"or the column's inner type, which reads {field.tag!r} now, changed after it was written: declare "
+        "the old one again."
     )
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import and_, bindparam, not_, or_, tuple_
 
 from sqlalchemy_envelope.exceptions import MigrationError
-from sqlalchemy_envelope.orm.columns.codecs import codec_for
+from sqlalchemy_envelope.orm.columns.codecs import key_codec
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -55,7 +55,7 @@ def encode_position(keys: Sequence[Any], position: Position | None) -> str | Non
         return None
     parts = []
     for key, value in zip(keys, position, strict=True):
-        codec = codec_for(key.type)
+        codec = key_codec(key.type)
         parts.append([codec.tag, base64.b64encode(codec.encode(value)).decode("ascii")])
     return json.dumps(parts)
 
@@ -69,7 +69,7 @@ def decode_position(keys: Sequence[Any], text: str | None) -> Position | None:
     if text is None:
         return None
     parts = json.loads(text)
-    codecs = [codec_for(key.type) for key in keys]
+    codecs = [key_codec(key.type) for key in keys]
     if [tag for tag, _ in parts] != [codec.tag for codec in codecs]:
         raise MigrationError("The primary key has changed its type since the migration began: run it again.")
     return tuple(codec.decode(base64.b64decode(data)) for codec, (_, data) in zip(codecs, parts, strict=True))

@@ -10,7 +10,7 @@ from sqlalchemy_envelope.crypto.context import encode_reference
 from sqlalchemy_envelope.exceptions import DecryptionError, FormatError
 from sqlalchemy_envelope.migration.owners import OwnerCiphers
 from sqlalchemy_envelope.migration.preflight import unreadable
-from sqlalchemy_envelope.orm.columns.encrypted_type import EncryptedType, decode
+from sqlalchemy_envelope.orm.columns.encrypted_type import EncryptedType
 from sqlalchemy_envelope.orm.current.context import find_reader, find_writer
 
 if TYPE_CHECKING:
@@ -60,7 +60,11 @@ def _open(
             # Opened and encrypted anew, it would be readable by somebody whose value it never was.
             raise unreadable(rows, position, "it is under the key of another owner than its row's")
         cipher = find_reader(session, blob[:HEADER_SIZE], type_.field)
-        return LOCKED if cipher is None else decode(type_, cipher.decrypt(blob, _reference(type_, position)))
+        return (
+            LOCKED
+            if cipher is None
+            else type_.format.decode(cipher.decrypt(blob, _reference(type_, position)))
+        )
     except (DecryptionError, FormatError):
         pass
     raise unreadable(rows, position, "it does not authenticate")

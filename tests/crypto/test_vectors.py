@@ -53,6 +53,7 @@ from sqlalchemy_envelope.keys.model import (
 )
 from sqlalchemy_envelope.keys.providers import ProviderCalls, ServerKeyring
 from sqlalchemy_envelope.orm.columns import codecs
+from sqlalchemy_envelope.orm.columns.format import ColumnFormat
 
 VECTORS = Path(__file__).parent.parent / "vectors"
 COUNTS = {
@@ -63,7 +64,7 @@ COUNTS = {
     "wrap": 193,
     "sealed": 135,
     "hybrid": 76,
-    "value": 201,
+    "value": 215,
     "server_keyring": 59,
     "row_seal": 288,
 }
@@ -449,6 +450,12 @@ def test_values(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
         codec = codecs.codec_for(type_of(case) if case["type"] != "enum" else sa.Enum("name"))
         with pytest.raises((TypeError, ValueError, LookupError)):
             codec.encode(value_of(case["type"], case["value"]))
+        return
+    if case["op"] == "decode":
+        items = TYPES[case["type"].removeprefix("list:")]
+        array = sa.ARRAY(items, dimensions=1 if case["flat"] else None)
+        with pytest.raises(FormatError):
+            ColumnFormat(array, "t.c", "column").decode(bytes.fromhex(case["plaintext"]))
         return
     data_key = key(case, "data_key")
     row = bytes.fromhex(case["row_reference"])

@@ -2,19 +2,33 @@
 a locked value raises; leaving an unlocked session takes the plaintext with it."""
 
 import copy
+import csv
+import datetime as dt
+import enum
+import io
+import json
 import pickle
+import pprint
+import string
+import subprocess
+import sys
+import uuid
+from decimal import Decimal
+from pathlib import Path
 from typing import Any
 
 import pytest
 import sqlalchemy as sa
-from sqlalchemy import inspect, select
+from sqlalchemy import Engine, ForeignKey, inspect, select
 from sqlalchemy.exc import IntegrityError
-from sqlalchemy.orm import Session, attributes, defer, undefer
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, attributes, defer, mapped_column, undefer
 
 from sqlalchemy_envelope import (
     ConfigurationError,
     DecryptionError,
+    EncryptedType,
     FormatError,
+    KeyOwner,
     LockedError,
     Sealed,
     SessionLeftError,
@@ -22,8 +36,12 @@ from sqlalchemy_envelope import (
     TruncatedError,
     UnflushedError,
 )
+from sqlalchemy_envelope.crypto.aead import MAX_VALUE_SIZE
+from sqlalchemy_envelope.crypto.context import encode_reference
+from sqlalchemy_envelope.orm.columns import codecs
+from sqlalchemy_envelope.orm.columns.codecs import codec_for
 from tests.orm.conftest import Started
-from tests.orm.models import Note, Page, User, envelope, new_user, statements_sent, stored, unlock
+from tests.orm.models import SECRET, Note, Page, User, envelope, new_user, statements_sent, stored, unlock
 
 BODY: Any = Note.__table__.c.body  # type: ignore[attr-defined]
 PLAIN = "p1aintext"
@@ -581,6 +599,134 @@ def test_pickles_of_locked_objects_hold_no_plaintext(lite: Started) -> None:
         assert again.body == PLAIN
 
 
+class Shape(enum.Enum):
+    ROUND = 1
+
+
+class Shouted(sa.TypeDecorator[str]):
+    """A conversion of the application's own."""
+
+    impl = sa.String
+    cache_ok = True
+
+    def process_bind_param(self, value: Any, dialect: Any) -> Any:
+        return value and value.upper()
+
+    def process_result_value(self, value: Any, dialect: Any) -> Any:
+        return value and value.lower()
+
+
+EVERY_CODEC: dict[str, tuple[Any, Any]] = {
+    "enum": (sa.Enum(Shape), Shape.ROUND),
+    "json": (sa.JSON(), {"a": [1]}),
+    "bool": (sa.Boolean(), True),
+    "int": (sa.Integer(), 7),
+    "decimal": (sa.Numeric(10, 2), Decimal("1.10")),
+    "float": (sa.Float(), 0.5),
+    "datetime": (sa.DateTime(), dt.datetime(2026, 1, 1)),
+    "datetimetz": (sa.DateTime(timezone=True), dt.datetime(2026, 1, 1, tzinfo=dt.UTC)),
+    "date": (sa.Date(), dt.date(2026, 1, 1)),
+    "time": (sa.Time(), dt.time(1)),
+    "timetz": (sa.Time(timezone=True), dt.time(1, tzinfo=dt.UTC)),
+    "timedelta": (sa.Interval(), dt.timedelta(1)),
+    "uuid": (sa.Uuid(), uuid.UUID(int=1)),
+    "bytes": (sa.LargeBinary(), b"x"),
+    "list:date": (sa.ARRAY(sa.Date), [dt.date(2026, 1, 1), None]),
+    "str": (sa.String(), "a"),
+    "str decorated": (Shouted(), "a"),
+}
+
+
+class PickledBase(DeclarativeBase):
+    pass
+
+
+class Keeper(KeyOwner, PickledBase):
+    __tablename__ = "keepers"
+    id: Mapped[int] = mapped_column(primary_key=True)
+
+
+class Kept(PickledBase):
+    __tablename__ = "kept"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    keeper_id: Mapped[int] = mapped_column(ForeignKey("keepers.id"))
+
+
+for _name, (_type, _) in EVERY_CODEC.items():
+    setattr(Kept, _name.replace(":", "_").replace(" ", "_"), mapped_column(_name, EncryptedType(_type)))
+VALUES = {name.replace(":", "_").replace(" ", "_"): value for name, (_, value) in EVERY_CODEC.items()}
+
+
+def test_every_codec_is_pickled_here() -> None:
+    """No codec of the library is left out below."""
+    made = [kind for kinds, _ in codecs._CODECS for kind in (kinds if isinstance(kinds, tuple) else (kinds,))]
+
+    of_bytes = {sa.BINARY, sa.VARBINARY}  # siblings of LargeBinary, with its codec
+
+    assert of_bytes == {
+        kind for kind in made if not any(isinstance(one, kind) for one, _ in EVERY_CODEC.values())
+    }
+    assert list(EVERY_CODEC) == [
+        codec_for(one).tag + (" decorated" if type(one) is Shouted else "") for one, _ in EVERY_CODEC.values()
+    ]
+
+
+def test_locked_things_of_every_codec_are_pickled(sqlite_engine: Engine, tmp_path: Path) -> None:
+    """A locked object, a row of sealed values, tables and MetaData: each is pickled and copied, here and into
+    a process that knows the models alone, and its values open afterwards."""
+    PickledBase.metadata.create_all(sqlite_engine)
+    columns = [getattr(Kept, name) for name in VALUES]
+    with Session(sqlite_engine) as session:
+        keeper = Keeper(id=1)
+        session.add(keeper)
+        with envelope.enroll(session, keeper, secret=SECRET):
+            session.add(Kept(id=1, keeper_id=1, **VALUES))
+            session.commit()
+        session.expunge_all()
+        kept, row = session.get_one(Kept, 1), session.execute(select(*columns)).one()
+        session.expunge(kept)
+        things = {
+            "object": kept,
+            "row": row,
+            "sealed": list(row),
+            "metadata": PickledBase.metadata,
+            "table": Kept.__table__,
+            "types": [column.type for column in Kept.__table__.c],
+        }
+        for copied in (
+            pickle.loads(pickle.dumps(things)),  # noqa: S301 - pickled right here
+            copy.deepcopy([*row]),
+            [copy.copy(x) for x in row],
+        ):
+            rows = [copied["row"], copied["sealed"]] if isinstance(copied, dict) else [copied]
+            with unlock(session, session.get_one(Keeper, 1)) as unlocked:
+                for each in rows:
+                    assert [unlocked.decrypt(one) for one in each] == list(VALUES.values())
+                if isinstance(copied, dict):
+                    again = session.merge(copied["object"], load=False)
+                    assert {name: getattr(again, name) for name in VALUES} == VALUES
+            session.expunge_all()
+        for copied in (copy.copy(kept), pickle.loads(pickle.dumps(kept))):  # noqa: S301 - as above
+            for name in VALUES:
+                assert_locked(copied, name)
+        for type_ in things["types"]:  # type: ignore[attr-defined]
+            assert repr(type_) == repr(copy.copy(type_)) == repr(copy.deepcopy(type_))
+
+    pickled = tmp_path / "things"
+    pickled.write_bytes(pickle.dumps(things))
+    program = (
+        "import pickle, sys; from tests.orm import test_locked as t; "
+        f"things = pickle.load(open({str(pickled)!r}, 'rb')); "
+        "print(len(things['row']), [one.label for one in things['sealed']] == "
+        "[f'kept.{n}' for n in t.EVERY_CODEC], repr(things['object'].__class__), "
+        "[c.type.codec.tag for c in things['metadata'].tables['kept'].c if c.name in t.EVERY_CODEC] == "
+        "[n.removesuffix(' decorated') for n in t.EVERY_CODEC])"
+    )
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+
+    assert f"{len(VALUES)} True {Kept!r} True" == run.stdout.strip(), run.stderr
+
+
 # Selects without the entity
 
 
@@ -638,10 +784,41 @@ def test_sealed_shows_nothing(lite: Started) -> None:
         lambda one: one + "x",
         lambda one: one[0],
         lambda one: "x" in one,
+        str,
+        format,
+        bytes,
+        complex,
+        round,
+        abs,
+        lambda one: f"{one}",
+        lambda one: f"{one:>20}",
+        lambda one: "{}".format(one),  # noqa: UP032 - another way to it
+        lambda one: "%s" % one,  # noqa: UP031 - another way to it
+        lambda one: "Dear " + one,
+        lambda one: 3 * one,
+        lambda one: one % 2,
+        lambda one: one == PLAIN,
+        lambda one: one != PLAIN,
+        lambda one: PLAIN == one,  # noqa: SIM300 - the other way round
+        lambda one: one in [1, PLAIN],
+        lambda one: one == None,  # noqa: E711 - what is asked here
+        lambda one: one < PLAIN,
+        lambda one: one >= PLAIN,
+        lambda one: sorted([one, one]),
+        lambda one: ",".join(map(str, [one])),
+        lambda one: csv.writer(io.StringIO()).writerow([one]),
+        lambda one: json.dumps({"phone": one}, default=str),
+        lambda one: string.Template("$x").substitute(x=one),
+        lambda one: print(one, file=io.StringIO()),
     ):
-        with pytest.raises(LockedError):
+        with pytest.raises(LockedError, match=r"notes\.body.*unlocked\.decrypt"):
             use(sealed)  # type: ignore[operator]
-    assert str(sealed) == f"{sealed}" == repr(sealed)
+    assert repr(sealed) == f"{sealed!r}" == "%r" % sealed  # noqa: UP031 - as logging does
+    assert repr(sealed) in f"{[sealed]}" + pprint.pformat({"phone": sealed})
+    assert sealed == copy.copy(sealed) == copy.deepcopy(sealed)
+    assert len({sealed, copy.copy(sealed)}) == 1
+    with lite.fresh() as session:
+        assert session.execute(select(Note.body)).one() == session.execute(select(Note.body)).one()
     again = pickle.loads(pickle.dumps(sealed))  # noqa: S301 - pickled right here
     assert again == sealed
     with unlock(lite.session, lite.ada) as unlocked:
@@ -700,6 +877,31 @@ def test_row_bound_columns_without_their_row(started: Started) -> None:
         for wrong in (None, 1, key.bytes, (key, key)):
             with pytest.raises((DecryptionError, ConfigurationError)):
                 unlocked.decrypt(sealed, primary_key=wrong)
+
+
+@pytest.mark.parametrize("model", [Note, Page])
+def test_a_reader_that_is_warm_holds_to_the_limit(lite: Started, model: Any) -> None:
+    """A value over 16 MiB, which only a holder of the key can have made, is refused after others of its key
+    as it is before them."""
+    ids = [note_of(lite, lite.ada), note_of(lite, lite.ada)] if model is Note else [_page(lite), _page(lite)]
+    column = BODY if model is Note else Page.__table__.c.text  # type: ignore[attr-defined]
+    with lite.fresh() as session, unlock(session, session.get_one(User, 1)) as unlocked:
+        cipher = unlocked.reader((stored(lite.engine, column, ids[0]) or b"")[:17], column.type.field)
+        assert cipher is not None
+        reference = b"" if model is Note else encode_reference((ids[1],))
+        nonce, plaintext = bytes(12), bytes(MAX_VALUE_SIZE + 1)
+        blob = cipher.header + nonce + cipher.seal(nonce, plaintext, cipher.aad_of(reference))
+    table = column.table
+    with lite.engine.begin() as connection:
+        raw = sa.table(table.name, sa.column("id", table.c.id.type), sa.column(column.name, sa.LargeBinary))
+        connection.execute(raw.update().where(raw.c.id == ids[1]).values({column.name: blob}))
+    for first in ([], [ids[0]], [ids[0], ids[0]]):
+        with lite.fresh() as session, unlock(session, session.get_one(User, 1)):
+            for key in first:
+                assert getattr(session.get_one(model, key), column.name) == PLAIN
+                session.expunge_all()
+            with pytest.raises(FormatError, match="more than any that is written"):
+                session.get_one(model, ids[1])
 
 
 # Bytes that are wrong

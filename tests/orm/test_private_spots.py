@@ -19,6 +19,7 @@ from sqlalchemy.orm import Session, load_only
 
 from sqlalchemy_envelope import EnvelopeError, LockedError, StatementRefusedError
 from sqlalchemy_envelope.orm import hooks
+from sqlalchemy_envelope.orm.columns.codecs import codec_for
 from sqlalchemy_envelope.orm.current import locks
 from sqlalchemy_envelope.orm.reading import echo, objects
 from sqlalchemy_envelope.orm.reading import rows as watched
@@ -547,6 +548,20 @@ def test_what_a_select_says_of_its_options() -> None:
     that column is read when its value is touched (`test_previous_reads`: what `load_only` leaves out)."""
     assert not select(Note)._with_options
     assert select(Note).options(load_only(Note.body))._with_options
+
+
+# Types
+
+
+def test_what_a_type_says_of_its_variants() -> None:
+    """`TypeEngine._variant_mapping` names the types that stand in on one database. Without it, no column can
+    be declared."""
+    text = sa.String().with_variant(sa.Text(), "sqlite")
+
+    assert list(text._variant_mapping) == ["sqlite"]
+    assert not sa.String()._variant_mapping
+    with pytest.raises(AttributeError):
+        codec_for(Hidden(text, "_variant_mapping"))
 
 
 # All of them

@@ -434,16 +434,48 @@ def encode_json(value: object) -> bytes:
         raise RefusedError("refused") from None
 
 
-def encode_list(items: Sequence[object], one: Callable[[Any], bytes]) -> bytes:
+def encode_list(items: Sequence[object], one: Callable[[Any], bytes], depth: int = 1) -> bytes:
+    if depth > 8:
+        raise RefusedError("refused")
     encoded = struct.pack(">I", len(items))
     for item in items:
         if item is None:
             encoded += b"\x00"
         else:
             nested = isinstance(item, list)
-            body = encode_list(item, one) if isinstance(item, list) else one(item)
+            body = encode_list(item, one, depth + 1) if isinstance(item, list) else one(item)
             encoded += (b"\x02" if nested else b"\x01") + struct.pack(">I", len(body)) + body
     return encoded
+
+
+def read_list(encoded: bytes, tag: str, flat: bool, depth: int = 1) -> list[Any]:
+    """The items of a list, as bytes: what no writer makes is refused."""
+
+    def take(size: int) -> bytes:
+        nonlocal encoded
+        if size > len(encoded):
+            raise RefusedError("format")
+        taken, encoded = encoded[:size], encoded[size:]
+        return taken
+
+    if depth > 8:
+        raise RefusedError("format")
+    items: list[Any] = []
+    for _ in range(int.from_bytes(take(4))):
+        kind = take(1)[0]
+        if kind == 0:
+            items.append(None)
+            continue
+        body = take(int.from_bytes(take(4)))
+        if kind == 2 and not flat:
+            items.append(read_list(body, tag, flat, depth + 1))
+        elif kind == 1 and not (tag == "json" and (body == b"null" or (body[:1] == b"[" and not flat))):
+            items.append(body)
+        else:
+            raise RefusedError("format")
+    if encoded:
+        raise RefusedError("format")
+    return items
 
 
 def timedelta_microseconds(of: dt.timedelta) -> int:
@@ -2334,6 +2366,7 @@ VALUES: dict[str, list[tuple[str, Any]]] = {
         ("nested, with None", [["a", None], [], [["\U0001f511"]]]),
         ("an item that spells a list", ["\x00\x00\x00\x00"]),
         ("an empty list inside", [[]]),
+        ("eight deep", [[[[[[[["a"]]]]]]]]),
     ],
     "list:int": [("numbers", ["1", "-128", "128", None]), ("two dimensions", [["1", "2"], ["3", None]])],
     "list:bytes": [("an item that spells a list", ["00000000"]), ("a list inside", [[]])],
@@ -2354,6 +2387,39 @@ NOT_ENCODED: list[tuple[str, str, str, Any]] = [
     ("json", "Infinity", "refused: not JSON", "[Infinity]"),
     ("json", "-Infinity", "refused: not JSON", "-Infinity"),
     ("list:decimal", "sNaN inside", "refused: as it is alone", ["1", "sNaN"]),
+    ("list:str", "nine deep", "refused: eight lists inside each other are the most", [[[[[[[[[]]]]]]]]]),
+]
+NOT_DECODED: list[tuple[str, str, str, bool, str]] = [
+    (
+        "list:str",
+        "a nested list in a flat one",
+        "an array of one dimension has items alone",
+        True,
+        "00000001 02 00000004 00000000",
+    ),
+    ("list:str", "another kind", "there are three", False, "00000001 03 00000001 61"),
+    ("list:str", "nine deep", "eight lists inside each other are the most", False, "nine deep"),
+    ("list:str", "one item too few", "the count says two", False, "00000002 00"),
+    ("list:str", "one item too many", "the count says one", False, "00000001 00 00"),
+    ("list:str", "an item longer than the list", "one byte is missing", False, "00000001 01 00000002 61"),
+    (
+        "list:str",
+        "a list longer than the one around it",
+        "its items stand outside of its own bytes",
+        False,
+        "00000001 02 00000004 00000001 00",
+    ),
+    (
+        "list:str",
+        "a list shorter than its items",
+        "bytes follow its last item",
+        False,
+        "00000001 02 00000005 00000000 00",
+    ),
+    ("list:str", "a count cut short", "three bytes", False, "000000"),
+    ("list:json", "a list as an item", "it would be written as nested", False, "00000001 01 00000003 5b315d"),
+    ("list:json", "null as an item", "it would be written as None", False, "00000001 01 00000004 6e756c6c"),
+    ("list:json", "null as an item of a flat list", "None, here too", True, "00000001 01 00000004 6e756c6c"),
 ]
 
 
@@ -2386,6 +2452,8 @@ def value_cases() -> list[Case]:
         plaintext = encode(tag, value)
         blob = encrypt(case, plaintext)
         assert decrypt(case, blob) == plaintext
+        if tag.startswith("list:"):
+            read_list(plaintext, tag.removeprefix("list:"), flat=tag == "list:json")
         cases.append(case | {"plaintext": plaintext.hex(), "blob": blob.hex(), "expect": "ok"})
         return cases[-1]
 
@@ -2488,6 +2556,13 @@ def value_cases() -> list[Case]:
             "value": value,
         }
         cases.append(case | {"expect": "refused"})
+    deepest = bytes.fromhex(next(case for case in cases if case["comment"] == "eight deep")["plaintext"])
+    too_deep = b"\0\0\0\1\2" + struct.pack(">I", len(deepest)) + deepest
+    for tag, name, comment, flat, text in NOT_DECODED:
+        plaintext = too_deep if text == "nine deep" else bytes.fromhex(text)
+        assert outcome(partial(read_list, plaintext, tag.removeprefix("list:"), flat)) == "format", name
+        case = {"name": f"not decoded: {tag} {name}", "comment": comment, "op": "decode", "type": tag}
+        cases.append(case | {"flat": flat, "plaintext": plaintext.hex(), "expect": "format"})
     return cases
 
 

@@ -473,14 +473,41 @@ const ENCODE = {
   json: encodeJson,
 };
 
-function encodeList(items, one) {
+function encodeList(items, one, depth = 1) {
+  if (depth > 8) refuse("refused");
   const encoded = items.map((item) => {
     if (item === null) return Uint8Array.of(0);
     const nested = Array.isArray(item);
-    const body = nested ? encodeList(item, one) : one(item);
+    const body = nested ? encodeList(item, one, depth + 1) : one(item);
     return join(Uint8Array.of(nested ? 2 : 1), u32(body.length), body);
   });
   return join(u32(items.length), ...encoded);
+}
+
+// Which bytes are the items, in the only spelling that a writer makes.
+function readList(encoded, tag, flat, depth = 1) {
+  if (depth > 8) refuse("format");
+  let position = 0;
+  const take = (size) => {
+    if (size > encoded.length - position) refuse("format");
+    position += size;
+    return encoded.slice(position - size, position);
+  };
+  const number = () => new DataView(take(4).buffer).getUint32(0);
+  const items = [];
+  for (let left = number(); left > 0; left--) {
+    const [kind] = take(1);
+    if (kind === 0) {
+      items.push(null);
+      continue;
+    }
+    const body = take(number());
+    const spelt = tag === "json" ? new TextDecoder().decode(body) : "";
+    if (kind === 2 && !flat) items.push(readList(body, tag, flat, depth + 1));
+    else if (kind === 1 && spelt !== "null" && (flat || spelt[0] !== "[")) items.push(body);
+    else refuse("format");
+  }
+  return position === encoded.length ? items : refuse("format");
 }
 
 const encode = (tag, value) =>
@@ -679,12 +706,17 @@ async function checkValue(of) {
     expectEqual(await result(() => encode(of.type, of.value)), of.expect);
     return;
   }
+  if (of.op === "decode") {
+    expectEqual(await result(() => readList(bytes(of.plaintext), of.type.slice(5), of.flat)), of.expect);
+    return;
+  }
   const made = await result(() => decrypt(of, bytes(of.blob)));
   expectEqual(typeof made === "string" ? made : hex(made), of.expect === "ok" ? of.plaintext : of.expect);
   if (of.expect !== "ok") return;
   const plaintext = encode(of.type, of.value);
   expectEqual(hex(plaintext), of.plaintext);
   expectEqual(hex(await encrypt(of, plaintext)), of.blob);
+  if (of.type.startsWith("list:")) readList(plaintext, of.type.slice(5), of.type === "list:json");
 }
 
 const FILES = {

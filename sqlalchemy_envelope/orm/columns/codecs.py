@@ -10,6 +10,7 @@ import math
 import struct
 import uuid
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from decimal import Context, Decimal
 from typing import Any, NoReturn, Protocol
@@ -20,6 +21,7 @@ from sqlalchemy.engine.default import DefaultDialect
 from sqlalchemy_envelope.exceptions import ConfigurationError
 
 _NEUTRAL = DefaultDialect()
+"""The dialect that a `TypeDecorator` is asked with, whatever the database: its answers decide the bytes."""
 _DOUBLE = struct.Struct(">d")
 _COUNT = struct.Struct(">I")
 _MICROSECOND = dt.timedelta(microseconds=1)
@@ -31,11 +33,21 @@ _SPELLING = Context(capitals=1)
 @dataclass(frozen=True)
 class Codec:
     """How one type's values become bytes. What `encode` and `decode` raise may hold the value
-    and never leaves `orm`."""
+    and never leaves `orm`.
+
+    Attributes:
+        convert: what a `TypeDecorator` makes of a value before it is encoded, and of None, which is stored as
+            NULL if it stays None; None without a conversion.
+        encode_converted: the bytes of a value that was converted.
+        read_null: what a `TypeDecorator` makes of NULL; None without a conversion.
+    """
 
     tag: str
     encode: Callable[[Any], bytes]
     decode: Callable[[bytes], Any]
+    convert: Callable[[Any], Any] | None = None
+    encode_converted: Callable[[Any], bytes] | None = None
+    read_null: Callable[[], Any] | None = None
 
 
 class _Converts(Protocol):
@@ -49,6 +61,24 @@ def codec_for(inner: sa.TypeEngine[Any]) -> Codec:
     Raises:
         ConfigurationError: a type that cannot be encrypted.
     """
+    _check_methods(inner)
+    codec = _codec_for(inner)
+    for dialect, variant in inner._variant_mapping.items():
+        _check_variant(inner, codec, variant, dialect)
+    return codec
+
+
+def key_codec(type_: sa.TypeEngine[Any]) -> Codec:
+    """The codec of a primary key's values, in a plain column: how its type brings them to the database
+    does not matter.
+
+    Raises:
+        ConfigurationError: values of this type have no codec.
+    """
+    return _codec_for(type_)
+
+
+def _codec_for(inner: sa.TypeEngine[Any]) -> Codec:
     # Interval and PickleType are TypeDecorators themselves: they come before the general case.
     if isinstance(inner, sa.PickleType):
         raise ConfigurationError(
@@ -59,7 +89,7 @@ def codec_for(inner: sa.TypeEngine[Any]) -> Codec:
     if isinstance(inner, sa.TypeDecorator):
         return _decorated(inner)
     for matches, make in _CODECS:
-        if isinstance(inner, matches):
+        if isinstance(inner, matches) and inner.__visit_name__ != "SET":  # MySQL's: a set, by a type of text
             return make(inner)
     raise ConfigurationError(
         f"EncryptedType({type(inner).__name__}) is not supported; wrap it in a TypeDecorator over a type "
@@ -67,21 +97,113 @@ def codec_for(inner: sa.TypeEngine[Any]) -> Codec:
     )
 
 
+_IN_SQL = ("bind_expression", "column_expression")
+_BY_DIALECT = ("bind_processor", "result_processor")
+
+
+def _check_methods(inner: sa.TypeEngine[Any]) -> None:
+    """Refuse a type whose own code is not run here: a plain column would give other values."""
+    name = type(inner).__name__
+    for method in (*_IN_SQL, *_BY_DIALECT):
+        defined = next((one for one in type(inner).__mro__ if method in vars(one)), None)
+        if defined is None or defined.__module__.partition(".")[0] == "sqlalchemy":
+            continue
+        if method in _IN_SQL:
+            raise ConfigurationError(
+                f"EncryptedType({name}): {name}.{method}() has the database compute with the value, of which "
+                "it sees the ciphertext alone. Compute in process_bind_param() and process_result_value() of "
+                "a TypeDecorator."
+            )
+        raise ConfigurationError(
+            f"EncryptedType({name}): {name}.{method}() is not called for an encrypted column. Convert in "
+            "process_bind_param() and process_result_value() of a TypeDecorator."
+        )
+
+
+def _check_variant(inner: Any, codec: Codec, variant: Any, dialect: str) -> None:
+    """Refuse a variant that takes or gives other values than the type itself."""
+    other = codec_for(variant)
+    converts = [one.convert or one.read_null for one in (codec, other)]
+    if (other.tag, _python_type(variant)) == (codec.tag, _python_type(inner)) and not any(converts):
+        return
+    raise ConfigurationError(
+        f"EncryptedType({type(inner).__name__}().with_variant({type(variant).__name__}(), {dialect!r})): an "
+        "encrypted value is the same on every database. Leave the variant out."
+    )
+
+
+def _python_type(inner: Any) -> Any:
+    with suppress(NotImplementedError):
+        return inner.python_type
+    return None
+
+
 def _decorated(inner: sa.TypeDecorator[Any]) -> Codec:
     # The user's conversion stays; only what it hands to its impl is encoded.
-    codec = codec_for(inner.impl_instance)
-    convert: _Converts = inner
-    overrides = type(inner).process_bind_param is not sa.TypeDecorator.process_bind_param
-    reads = type(inner).process_result_value is not sa.TypeDecorator.process_result_value
+    codec = codec_for(_impl_of(inner))
+    user: _Converts = inner
+    converts = type(inner).process_bind_param is not sa.TypeDecorator.process_bind_param
+    restores = type(inner).process_result_value is not sa.TypeDecorator.process_result_value
+    inner_convert, inner_null = codec.convert, codec.read_null
+    encode_converted = codec.encode_converted or codec.encode
+    inner_decode = codec.decode
+
+    def convert(value: Any) -> Any:
+        value = user.process_bind_param(value, _NEUTRAL) if converts else value
+        return value if inner_convert is None else inner_convert(value)
 
     def encode(value: Any) -> bytes:
-        return codec.encode(convert.process_bind_param(value, _NEUTRAL) if overrides else value)
+        return encode_converted(convert(value))
 
     def decode(data: bytes) -> Any:
-        value = codec.decode(data)
-        return convert.process_result_value(value, _NEUTRAL) if reads else value
+        return user.process_result_value(inner_decode(data), _NEUTRAL)
 
-    return Codec(codec.tag, encode, decode)
+    def read_null() -> Any:
+        return user.process_result_value(None if inner_null is None else inner_null(), _NEUTRAL)
+
+    return Codec(
+        codec.tag,
+        encode if converts else codec.encode,
+        decode if restores else codec.decode,
+        convert if converts else codec.convert,
+        encode_converted if converts else codec.encode_converted,
+        read_null if restores else codec.read_null,
+    )
+
+
+def _impl_of(inner: sa.TypeDecorator[Any]) -> sa.TypeEngine[Any]:
+    """What a decorator hands its values to. A value opens on every database, so it does not choose by the
+    one at hand."""
+    with suppress(Exception):
+        return sa.to_instance(inner.load_dialect_impl(_NEUTRAL))
+    name = type(inner).__name__
+    raise ConfigurationError(
+        f"EncryptedType({name}): {name}.load_dialect_impl() gives no type for the dialect 'default'. An "
+        "encrypted value is the same on every database, and its TypeDecorator is asked with SQLAlchemy's "
+        "DefaultDialect: return a type for it."
+    )
+
+
+def check_null(inner: sa.TypeEngine[Any]) -> None:
+    """Refuse a conversion that makes something of NULL, for a column in which NULL stands for a value that is
+    still in its previous column.
+
+    Raises:
+        ConfigurationError: it does.
+    """
+    codec = codec_for(inner)
+    made = []
+    with suppress(Exception):  # it takes no None at all
+        made.append(None if codec.convert is None else codec.convert(None))
+    with suppress(Exception):
+        made.append(None if codec.read_null is None else codec.read_null())
+    if any(one is not None for one in made):
+        name = type(inner).__name__
+        raise ConfigurationError(
+            f"EncryptedType({name}, previous=...): {name} converts None, and while values are moved NULL "
+            "says that a value is still in the previous column. Let process_bind_param() and "
+            "process_result_value() return None for None until the move is done."
+        )
 
 
 def _refuse(value: object, wanted: str) -> TypeError:
@@ -229,9 +351,11 @@ def _enum(inner: sa.Enum) -> Codec:
         name: str = bind(value)
         if name not in inner.enums:  # which lets any text pass, and would not read it back
             raise LookupError("not a name of this Enum")
+        # A member may have several names, and any of them may be given: it is stored under one.
+        name = bind(result(name))
         return name.encode("utf-8")
 
-    return Codec("enum", encode, lambda data: result(data.decode("utf-8")))
+    return Codec("enum", encode, _canonical(encode, lambda data: result(data.decode("utf-8"))))
 
 
 def _encode_json(value: Any) -> bytes:
@@ -248,47 +372,75 @@ def _no_constant(name: str) -> NoReturn:
     raise ValueError("JSON has no NaN and no infinity")
 
 
+MAX_LIST_DEPTH = 8
+"""Most lists inside each other. PostgreSQL has six dimensions."""
+
+
 def _array(inner: sa.ARRAY[Any]) -> Codec:
     item = codec_for(inner.item_type)
     flat = inner.dimensions == 1
+    collect: Callable[[list[Any]], Any] = tuple if inner.as_tuple else list
+    encode_item, convert, read_null = item.encode_converted or item.encode, item.convert, item.read_null
+    # What a user's conversion makes of an item says nothing about what it was made from.
+    reversible = convert is None and read_null is None
 
-    def encode(value: Any) -> bytes:
-        if not isinstance(value, Sequence) or isinstance(value, (str, bytes)):
+    def encode(value: Any, depth: int = 1) -> bytes:
+        if not isinstance(value, Sequence) or isinstance(value, (str, bytes, bytearray, memoryview)):
             raise _refuse(value, "list")
+        if depth > MAX_LIST_DEPTH:
+            raise ValueError("too many lists inside each other")
         parts = [_COUNT.pack(len(value))]
         for one in value:
-            if one is None:
+            nested = not flat and isinstance(one, (list, tuple))
+            given = one if nested or convert is None else convert(one)
+            if given is None or (given is sa.JSON.NULL and item.tag == "json"):
                 parts.append(b"\0")
                 continue
-            nested = not flat and isinstance(one, (list, tuple))
-            data = encode(one) if nested else item.encode(one)
+            data = encode(given, depth + 1) if nested else encode_item(given)
             parts += (b"\2" if nested else b"\1", _COUNT.pack(len(data)), data)
         return b"".join(parts)
 
-    def decode(data: bytes) -> list[Any]:
-        (count,) = _COUNT.unpack_from(data)
+    def read(view: memoryview, position: int, end: int, depth: int) -> Any:
+        """The list between two places: only items are copied, whatever the depth."""
+        if depth > MAX_LIST_DEPTH:
+            raise ValueError("too many lists inside each other")
+        count, position = _read_count(view, position, end)
         values: list[Any] = []
-        position = 4
         for _ in range(count):
-            kind = data[position]
-            position += 1
-            if kind > 2:
-                raise ValueError("no such kind of list item")
+            if position == end:
+                raise ValueError("fewer items than were counted")
+            kind, position = view[position], position + 1
             if kind == 0:
-                values.append(None)
+                values.append(None if read_null is None else read_null())
                 continue
-            (size,) = _COUNT.unpack_from(data, position)
-            position += 4
-            one = data[position : position + size]
-            if len(one) != size:
+            if kind > 2 or (kind == 2 and flat):
+                raise ValueError("no such kind of list item")
+            size, position = _read_count(view, position, end)
+            if size > end - position:
                 raise ValueError("a list item is cut short")
-            values.append(decode(one) if kind == 2 else item.decode(one))
+            if kind == 2:
+                values.append(read(view, position, position + size, depth + 1))
+            else:
+                values.append(read_item(view[position : position + size].tobytes()))
             position += size
-        if position != len(data):
+        if position != end:
             raise ValueError("bytes follow the last item")
-        return values
+        return collect(values)
 
-    return Codec(f"list:{item.tag}", encode, decode)
+    def read_item(data: bytes) -> Any:
+        one = item.decode(data)
+        if reversible and (one is None or (not flat and isinstance(one, (list, tuple)))):
+            raise ValueError("not the canonical bytes of this item")
+        return one
+
+    return Codec(f"list:{item.tag}", encode, lambda data: read(memoryview(data), 0, len(data), 1))
+
+
+def _read_count(view: memoryview, position: int, end: int) -> tuple[int, int]:
+    """A number of four bytes, and the place after it."""
+    if end - position < _COUNT.size:
+        raise ValueError("a list is cut short")
+    return _COUNT.unpack_from(view, position)[0], position + _COUNT.size
 
 
 def _numeric(inner: sa.Numeric[Any]) -> Codec:

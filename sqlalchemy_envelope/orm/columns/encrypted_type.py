@@ -16,9 +16,10 @@ from sqlalchemy.sql import operators
 from sqlalchemy.sql.elements import Grouping
 from sqlalchemy.types import TypeDecorator, TypeEngine, to_instance
 
-from sqlalchemy_envelope.crypto.aead import HEADER_SIZE, Field, check_value
-from sqlalchemy_envelope.exceptions import ConfigurationError, FormatError, StatementRefusedError
-from sqlalchemy_envelope.orm.columns.codecs import Codec, codec_for
+from sqlalchemy_envelope.crypto.aead import HEADER_SIZE, MAX_STORED_SIZE, Field, check_value
+from sqlalchemy_envelope.exceptions import ConfigurationError, StatementRefusedError
+from sqlalchemy_envelope.orm.columns.codecs import Codec, check_null
+from sqlalchemy_envelope.orm.columns.format import ColumnFormat
 from sqlalchemy_envelope.orm.columns.previous import PreviousColumn, previous_of
 from sqlalchemy_envelope.orm.columns.sealed import CIPHERTEXT, Sealed, Unplaced
 from sqlalchemy_envelope.orm.columns.whose import OwnerSpec, check_spec
@@ -122,11 +123,18 @@ class EncryptedType(TypeDecorator[Any]):
         self.scope = scope
         self.previous = previous
         self.codec  # noqa: B018 - an unsupported inner type is an error here, not at first use
+        if previous is not None:
+            check_null(self.inner)
 
     @cached_property
+    def format(self) -> ColumnFormat:
+        """What is stored, without the column."""
+        return ColumnFormat(self.inner, self.label, self.bind)
+
+    @property
     def codec(self) -> Codec:
         """How values become bytes."""
-        return codec_for(self.inner)
+        return self.format.codec
 
     @property
     def field(self) -> Field:
@@ -135,16 +143,13 @@ class EncryptedType(TypeDecorator[Any]):
         Raises:
             ConfigurationError: the type is in no table yet and has no label.
         """
-        if self.label is None:
-            raise ConfigurationError(
-                "An EncryptedType outside a table needs a label: EncryptedType(..., label='t.c')."
-            )
-        return Field(self.label, self.codec.tag, self.bind == "row")
+        return self.format.field
 
     def labelled(self, label: str) -> "EncryptedType":
         """A copy of this type for one column, with its label fixed."""
         copy = self.copy()
         copy.label = label
+        copy.__dict__.pop("format", None)  # has the label that was
         return copy
 
     def bind_processor(self, dialect: Dialect) -> Callable[[Any], Any]:
@@ -167,7 +172,8 @@ class EncryptedType(TypeDecorator[Any]):
 
     def result_processor(self, dialect: Dialect, coltype: object) -> Callable[[Any], Any]:
         """Open a value if its key is unlocked here, else hand out a `Sealed`."""
-        return _row_bound_processor(self) if self.bind == "row" else _column_bound_processor(self)
+        make = _row_bound_processor if self.bind == "row" else _column_bound_processor
+        return _null_aware(make(self.format), self.codec.read_null)
 
     def literal_processor(self, dialect: Dialect) -> Callable[[Any], str]:
         """Literals would be plaintext in the statement's text. An error raised here would be worse:
@@ -185,6 +191,15 @@ class EncryptedType(TypeDecorator[Any]):
         """The Python type of the plaintext."""
         return self.inner.python_type
 
+    @property
+    def hashable(self) -> bool:  # type: ignore[override]  # a plain attribute of SQLAlchemy's types
+        """Whether plaintexts can be hashed, as `Result.unique()` asks."""
+        return self.inner.hashable
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Made again where it is asked for: its codec is made of functions that no pickle takes.
+        return {name: value for name, value in self.__dict__.items() if name != "format"}
+
     def __repr__(self) -> str:
         options = "".join(
             f", {name}={value.__name__ if isinstance(value, type) else repr(value)}"
@@ -200,32 +215,27 @@ class EncryptedType(TypeDecorator[Any]):
         return f"EncryptedType({self.inner!r}{options})"
 
 
-def decode(type_: EncryptedType, plaintext: bytes) -> Any:
-    """Bytes that authenticated, as the column's Python value.
-
-    Raises:
-        FormatError: written by a codec that this type does not have.
-    """
-    try:
-        return type_.codec.decode(plaintext)
-    except Exception:  # noqa: BLE001, S110 - raised below, so that the plaintext in it goes no further
-        pass
-    raise FormatError(f"A value of {type_.label!r} authenticates but cannot be read as {type_.codec.tag!r}.")
+def _null_aware(process: Callable[[Any], Any], read_null: Callable[[], Any] | None) -> Callable[[Any], Any]:
+    """A processor that gives for NULL what the inner type gives for it."""
+    if read_null is None:
+        return process
+    return lambda value: read_null() if value is None else process(value)
 
 
-def _column_bound_processor(type_: EncryptedType) -> Callable[[Any], Any]:
-    current, slot, decode_bytes = CURRENT.get, object(), type_.codec.decode
-    if type_.codec.tag == "str" and decode_bytes is bytes.decode:
+def _column_bound_processor(form: ColumnFormat) -> Callable[[Any], Any]:
+    current, slot, decode_bytes, most = CURRENT.get, object(), form.codec.decode, MAX_STORED_SIZE
+    if form.codec.tag == "str" and decode_bytes is bytes.decode:
 
         def process_text(value: Any) -> Any:
             if value is None:
                 return None
             try:
                 open_, aad = current().readers[slot][value[_HEADER]]
-                return open_(value[_NONCE], value[_BODY], aad).decode()
+                if len(value) <= most:
+                    return open_(value[_NONCE], value[_BODY], aad).decode()
             except Exception:  # noqa: BLE001, S110 - told apart below, where nothing is chained to the error
                 pass
-            return open_first(type_, slot, value)
+            return open_first(form, slot, value)
 
         return process_text
 
@@ -234,22 +244,23 @@ def _column_bound_processor(type_: EncryptedType) -> Callable[[Any], Any]:
             return None
         try:
             open_, aad = current().readers[slot][value[_HEADER]]
-            return decode_bytes(open_(value[_NONCE], value[_BODY], aad))
+            if len(value) <= most:
+                return decode_bytes(open_(value[_NONCE], value[_BODY], aad))
         except Exception:  # noqa: BLE001, S110 - as above
             pass
-        return open_first(type_, slot, value)
+        return open_first(form, slot, value)
 
     return process
 
 
-def _row_bound_processor(type_: EncryptedType) -> Callable[[Any], Any]:
+def _row_bound_processor(form: ColumnFormat) -> Callable[[Any], Any]:
     def process(value: Any) -> Sealed | None:
-        return None if value is None else Sealed(value, type_)
+        return None if value is None else Sealed(value, form)
 
     return process
 
 
-def open_first(type_: EncryptedType, slot: object, value: Any) -> Any:
+def open_first(form: ColumnFormat, slot: object, value: Any) -> Any:
     """The first value under its key in a column, or one that is locked or wrong.
 
     Raises:
@@ -259,13 +270,13 @@ def open_first(type_: EncryptedType, slot: object, value: Any) -> Any:
     if not placed:
         value = value.blob
     check_value(value)
-    header, field = bytes(value[_HEADER]), type_.field
+    header = bytes(value[_HEADER])
     current = CURRENT.get()
-    cipher = current.reader(header, field)
+    cipher = current.reader(header, form.field)
     if cipher is None:
         current.handed_sealed = True
-        return Sealed(bytes(value), type_)
-    plaintext = decode(type_, cipher.decrypt(value))
+        return Sealed(bytes(value), form)
+    plaintext = form.decode(cipher.decrypt(value))
     if placed:
         current.remember(slot, header, cipher, (cipher.open, cipher.aad))
     else:

@@ -3,7 +3,7 @@ encrypted columns, made once."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 from weakref import WeakKeyDictionary
 
 from sqlalchemy import Column, Table
@@ -19,35 +19,54 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
 
+T = TypeVar("T")
+
+
 class EncryptedColumn:
     """One encrypted column of a table; read for every value written, so plain attributes throughout.
 
     Attributes:
         key: its name in a statement's parameters.
         encode: a value's plaintext bytes.
+        convert: what the inner type makes of a value first, if it is a decorator: None is stored as NULL.
+        encode_converted: the plaintext bytes of what it made.
         row_bound: whether its values are bound to their row.
         scope: which of the owner's data keys encrypts it.
     """
 
-    __slots__ = ("column", "encode", "key", "path", "row_bound", "scope", "type")
+    __slots__ = (
+        "column",
+        "convert",
+        "encode",
+        "encode_converted",
+        "key",
+        "path",
+        "row_bound",
+        "scope",
+        "type",
+    )
 
     def __init__(self, column: Column[Any], type_: EncryptedType, path: OwnerPath) -> None:
         self.column = column
         self.type = type_
         self.path = path
         self.key: str = column.key
-        self.encode = (
-            type_.codec.encode if type_.codec.encode is str.encode else _plain_only(type_.codec.encode)
-        )
+        codec = type_.codec
+        self.encode = _plain_only(codec.encode)
+        self.convert = None if codec.convert is None else _plain_only(codec.convert)
+        converted = codec.encode_converted
+        self.encode_converted = self.encode if converted is None else _plain_only(converted)
         self.row_bound = type_.bind == "row"
         self.scope = type_.scope
 
 
-def _plain_only(encode: Callable[[Any], bytes]) -> Callable[[Any], bytes]:
+def _plain_only(encode: Callable[[Any], T]) -> Callable[[Any], T]:
     """Refuse what is encrypted already: a codec that takes any sequence, or a user's,
     might encode it once more."""
+    if encode is str.encode:
+        return encode  # takes text alone
 
-    def encode_plain(value: Any) -> bytes:
+    def encode_plain(value: Any) -> T:
         if isinstance(value, Sealed) or is_ciphertext(value):
             raise TypeError("a sealed value is no plaintext")
         return encode(value)
@@ -63,6 +82,7 @@ class TablePlan:
             `insert(Model).values(attribute=...)`.
         keys: the names of the encrypted columns.
         dual: those with a previous column: its name, and whether it is written too.
+        converting: those whose inner type converts values itself.
     """
 
     def __init__(
@@ -81,6 +101,7 @@ class TablePlan:
             for one in self.columns
             if PREVIOUS in one.column.info
         }
+        self.converting = {one.key: one for one in self.columns if one.convert is not None}
         self.row_bound = any(column.row_bound for column in self.columns)
         keys = tuple(table.primary_key.columns) if self.row_bound else ()
         self.has_defaults = any(one.default is not None for one in (*keys, *(c.column for c in self.columns)))
@@ -120,6 +141,17 @@ class EncryptedAttribute:
             owner_key,
             encrypted.row_bound,
         )
+
+    def is_nothing(self, value: Any) -> bool:
+        """Whether a value says that NULL is stored: a decorator may store something for None, and read it as
+        None."""
+        return value is None and self.encrypted.convert is None
+
+    def is_null(self, value: Any) -> bool:
+        """Whether NULL reads as this, by a decorator. Whoever moves such a value here does no more than who
+        writes NULL."""
+        read_null = self.type.codec.read_null
+        return read_null is not None and bool(self.type.compare_values(read_null(), value))
 
 
 _table_plans: WeakKeyDictionary[Any, TablePlan | None] = WeakKeyDictionary()

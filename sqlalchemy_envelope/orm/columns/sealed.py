@@ -1,8 +1,13 @@
 """What a value is between the database and its owner's key: bytes that show nothing of themselves."""
 
-from typing import Any, NoReturn
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from sqlalchemy_envelope.exceptions import LockedError
+
+if TYPE_CHECKING:
+    from sqlalchemy_envelope.orm.columns.format import ColumnFormat
 
 
 class _Ciphertext:
@@ -41,42 +46,51 @@ class Unplaced:
 class Sealed:
     """A stored value that could not be opened where it was read: its key is locked, or it is bound to a
     row that the statement did not select as an entity. `unlocked.decrypt(sealed)` opens it, with
-    `primary_key=` if row-bound."""
+    `primary_key=` if row-bound. `repr` shows nothing of the value; whatever would take it for the value,
+    `str` and `==` with anything that is not sealed among them, raises `LockedError`."""
 
-    __slots__ = ("blob", "type")
+    __slots__ = ("blob", "format")
 
-    def __init__(self, blob: bytes, type_: Any) -> None:
+    def __init__(self, blob: bytes, form: ColumnFormat) -> None:
         self.blob = blob
-        self.type = type_
+        self.format = form
 
     @property
     def label(self) -> str:
         """The label of the column it comes from."""
-        return (self.type.label if self.type is not None else None) or "?"
+        return self.format.label or "?"
 
     def __repr__(self) -> str:
-        how = "unlocked.decrypt(sealed, primary_key=...)" if self._row_bound else "unlocked.decrypt(sealed)"
-        return f"<Sealed {self.label}, {len(self.blob)} bytes: open it with {how}>"
+        return f"<Sealed {self.label}, {len(self.blob)} bytes: open it with {self._how}>"
 
     @property
-    def _row_bound(self) -> bool:
-        return self.type is not None and self.type.bind == "row"
+    def _how(self) -> str:
+        row_bound = self.format.bind == "row"
+        return "unlocked.decrypt(sealed, primary_key=...)" if row_bound else "unlocked.decrypt(sealed)"
 
     def _refuse(self, *_: Any) -> NoReturn:
         raise LockedError(
-            f"A value of {self.label!r} is sealed; unlock its owner and use unlocked.decrypt(sealed)."
+            f"A value of {self.label!r} is sealed and was used as if it were open: unlock its owner and use "
+            f"{self._how}. repr() shows it without its content."
         )
 
-    # Whatever would take it for the value it hides is refused; equality is of the stored bytes.
-    __bool__ = __len__ = __iter__ = __getitem__ = __int__ = __float__ = __add__ = __lt__ = __contains__ = (
-        _refuse
-    )
+    # Whatever would take it for the value that it hides is refused, so that no redacted text ends in a page
+    # or a file. `repr` alone may be printed: logs and debuggers do.
+    __str__ = __format__ = __bytes__ = _refuse
+    __bool__ = __int__ = __float__ = __complex__ = __index__ = __round__ = _refuse
+    __len__ = __iter__ = __getitem__ = __contains__ = _refuse
+    __lt__ = __le__ = __gt__ = __ge__ = _refuse
+    __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = _refuse
+    __mod__ = __rmod__ = __truediv__ = __rtruediv__ = __floordiv__ = __rfloordiv__ = _refuse
+    __neg__ = __pos__ = __abs__ = _refuse
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Sealed) and other.blob == self.blob
+        """Whether the stored bytes are the same; a value that is open equals nothing that is sealed, and the
+        answer would be taken for one about the plaintext."""
+        return other.blob == self.blob if isinstance(other, Sealed) else self._refuse()
 
     def __hash__(self) -> int:
         return hash(self.blob)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Sealed, (bytes(self.blob), self.type)
+        return Sealed, (bytes(self.blob), self.format)

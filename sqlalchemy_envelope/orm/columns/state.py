@@ -112,7 +112,8 @@ def forget_plaintext(session: Session, stays_open: Callable[[OwnerId | None], bo
         keys = [
             a.key
             for a in plan
-            if state.dict.get(a.key) is not None
+            if a.key in state.dict
+            and not a.is_nothing(state.dict[a.key])
             and not _waits(state, a)
             and not stays_open(owner_of_row(state, a, names))
             and not ("info" in state.__dict__ and a.key in state.info.get(FROM_PREVIOUS, ()))
@@ -157,7 +158,7 @@ def holds_nothing(state: InstanceState[Any], column_key: str) -> bool:
         if attribute.encrypted.key == column_key:
             info = state.info if "info" in state.__dict__ else {}
             held = attribute.key in info.get(SEALED, ()) or attribute.key in info.get(WAITING, ())
-            return state.dict.get(attribute.key) is None and not held
+            return attribute.is_nothing(state.dict.get(attribute.key)) and not held
     # A column of a sibling class in the same table: rows of this one have nothing in it.
     others = state.mapper.base_mapper.self_and_descendants
     return any(a.encrypted.key == column_key for one in others for a in plan_of_mapper(one))

@@ -13,10 +13,9 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy.orm import attributes
 from sqlalchemy.orm.base import PASSIVE_NO_RESULT, PASSIVE_OFF, SQL_OK
 
-from sqlalchemy_envelope.crypto.aead import HEADER_SIZE, altered, check_value, row_tail
+from sqlalchemy_envelope.crypto.aead import HEADER_SIZE, MAX_STORED_SIZE, altered, check_value, row_tail
 from sqlalchemy_envelope.crypto.context import encode_reference
 from sqlalchemy_envelope.exceptions import ConfigurationError, DecryptionError
-from sqlalchemy_envelope.orm.columns.encrypted_type import decode
 from sqlalchemy_envelope.orm.columns.plans import EncryptedAttribute, plan_of_mapper
 from sqlalchemy_envelope.orm.columns.sealed import Sealed
 from sqlalchemy_envelope.orm.columns.state import SEALED, WAITING, WIPED, forget, is_row_of, owner_of_row
@@ -102,7 +101,7 @@ def _settle(
         blob = sealed.blob
         try:
             open_, prefix, owner = readers[slot][blob[_HEADER]]
-            if unchanged and values[owner_key] == owner:
+            if unchanged and values[owner_key] == owner and len(blob) <= MAX_STORED_SIZE:
                 aad = prefix + (tail if row_bound else _COLUMN_TAIL)
                 values[key] = decode_bytes(open_(blob[_NONCE], blob[_BODY], aad))
                 if marked:
@@ -154,7 +153,7 @@ def _open(
     if not is_row_of(state, attribute, context.owner_of(session, header)):
         raise altered(field)
     reference = encode_reference(state.key[1]) if field.row_bound and state.key is not None else b""
-    opened = (decode(attribute.type, cipher.decrypt(blob, reference)),)
+    opened = (attribute.type.format.decode(cipher.decrypt(blob, reference)),)
     direct = attribute.encrypted.path.is_direct and len(attribute.owner_keys) == 1
     known = direct and state.dict.get(attribute.owner_keys[0]) is not None
     if known and state.session is not None:
@@ -186,6 +185,7 @@ def _check_owner(
         value = state.dict.get(key)
         if (
             value is None
+            or attribute.is_null(value)
             or key in checked
             or key in state.committed_state
             or (read is not None and key not in read)

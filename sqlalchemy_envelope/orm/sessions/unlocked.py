@@ -24,7 +24,6 @@ from sqlalchemy_envelope.exceptions import (
     UnflushedError,
 )
 from sqlalchemy_envelope.keys.keyring import Keyring
-from sqlalchemy_envelope.orm.columns.encrypted_type import decode
 from sqlalchemy_envelope.orm.columns.state import forget_plaintext, unflushed
 from sqlalchemy_envelope.orm.current import context
 from sqlalchemy_envelope.orm.current.names import Names
@@ -225,10 +224,8 @@ class UnlockedSession(context.OpenKeys):
             DecryptionError: it does not belong to that column or row.
         """
         self._require_usable()
-        if sealed.type is None:
-            raise ConfigurationError("This Sealed has lost its column; load the row again.")
         check_value(sealed.blob)
-        field = sealed.type.field
+        field = sealed.format.field
         cipher = self.reader(bytes(sealed.blob[:HEADER_SIZE]), field)
         if cipher is None:
             raise context.locked(f"A value of {field.label!r}", self.home)
@@ -236,7 +233,7 @@ class UnlockedSession(context.OpenKeys):
             raise ConfigurationError(f"{field.label!r} is row-bound: say which row, with `primary_key=`.")
         parts = primary_key if isinstance(primary_key, tuple) else (primary_key,)
         reference = encode_reference(parts) if field.row_bound else b""
-        return decode(sealed.type, cipher.decrypt(bytes(sealed.blob), reference))
+        return sealed.format.decode(cipher.decrypt(bytes(sealed.blob), reference))
 
     def reader(self, header: bytes, field: Field) -> ValueCipher | None:
         """The cipher for a stored value, from this session or one around it."""

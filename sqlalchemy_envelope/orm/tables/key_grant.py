@@ -182,7 +182,8 @@ def _complete(mapper: Mapper[Any], of: OwnerPath, to: OwnerPath) -> None:
     to.owner_class.grants_to.append(grant)
 
 
-def _now() -> dt.datetime:
+def _now(_context: object) -> dt.datetime:
+    # Without a parameter SQLAlchemy would wrap it, and a MetaData with the wrapper in it cannot be pickled.
     return dt.datetime.now(dt.UTC)
 
 

@@ -66,7 +66,8 @@ class KeyOwner:
         super().__init_subclass__(**kwargs)
 
 
-def _now() -> dt.datetime:
+def _now(_context: object) -> dt.datetime:
+    # Without a parameter SQLAlchemy would wrap it, and a MetaData with the wrapper in it cannot be pickled.
     return dt.datetime.now(dt.UTC)
 
 

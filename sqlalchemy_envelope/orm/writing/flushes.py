@@ -331,7 +331,7 @@ def update_listener(mapper: Mapper[Any]) -> Callable[..., None]:
             )
             stale = moved or (attribute.encrypted.row_bound and new_key)
             # Reading it raises LockedError if it cannot be opened.
-            if stale and getattr(instance, attribute.key) is not None:
+            if stale and not attribute.is_nothing(getattr(instance, attribute.key)):
                 attributes.flag_modified(instance, attribute.key)
             if attribute.key in changed:
                 written(state, attribute.key)

@@ -22,6 +22,7 @@ from sqlalchemy_envelope.exceptions import (
     ValueEncodingError,
     ValueTooLargeError,
 )
+from sqlalchemy_envelope.orm.columns.codecs import MAX_LIST_DEPTH
 from sqlalchemy_envelope.orm.columns.encrypted_type import EncryptedType
 from sqlalchemy_envelope.orm.columns.plans import plan_of_table
 from sqlalchemy_envelope.orm.columns.sealed import CIPHERTEXT, Sealed, is_ciphertext
@@ -111,6 +112,8 @@ class _StatementWriter:
                     "default."
                 )
         self._told = True
+        # What a literal for them may become: None.
+        self._may_be_null = plan.dual.keys() | plan.converting.keys()
         self._key_names = [self._parameter(column.key) for column in plan.table.primary_key]
         self._groups: list[
             tuple[OwnerPath, Sequence[EncryptedColumn], str | None, dict[Any, list[BoundCipher]]]
@@ -150,7 +153,7 @@ class _StatementWriter:
             new = {
                 key: value
                 for key, value in after.items()
-                if key in literals and (is_ciphertext(value) or (key in self._plan.dual and value is None))
+                if key in literals and (is_ciphertext(value) or (value is None and key in self._may_be_null))
             }
             made = {key: value for key, value in after.items() if key not in before}
             if new or made:
@@ -258,7 +261,8 @@ class _StatementWriter:
             self._told = False  # a single row's owner is told when it is known
         batch = Batch(len(rows) * len(self._plan.columns), CIPHERTEXT)
         plan = self._plan
-        if not self._inserts or plan.has_defaults or plan.row_bound or plan.dual or len(self._groups) > 1:
+        more = plan.has_defaults or plan.row_bound or plan.dual or plan.converting
+        if not self._inserts or more or len(self._groups) > 1:
             return [self._row(row, literals, batch) for row in rows]
         # Most bulk inserts: nothing to make or check but each row's owner.
         ((_, _, owner_key, known),) = self._groups
@@ -279,6 +283,8 @@ class _StatementWriter:
             self._make_defaults(encrypted, literals)
         if self._plan.dual:
             self._add_previous(encrypted)
+        if self._plan.converting:
+            self._convert(encrypted)
         if not self._inserts:
             self._check_move(encrypted, literals)
         for path, columns, owner_key, known in self._groups:
@@ -317,6 +323,23 @@ class _StatementWriter:
                 continue  # written by itself, as by a program that knows nothing of the encrypted column
             row[beside] = value if both else None
 
+    def _convert(self, row: dict[str, Any]) -> None:
+        """Let the decorators among the inner types convert what is written, as in a plain column: from None
+        and to None too. While values are moved None stays: NULL says that a value is in the previous one."""
+        for key, column in self._plan.converting.items():
+            name = self._parameter(key)
+            value = row.get(name, _ABSENT)
+            if value is _ABSENT or (value is None and key in self._plan.dual):
+                continue
+            if isinstance(value, ClauseElement):
+                raise _unencodable(column, value, None)  # a decorator might take its text for a value
+            try:
+                row[name] = column.convert(value)  # type: ignore[misc]  # that is why it is among them
+                continue
+            except Exception:  # noqa: BLE001, S110 - told below, chained to nothing that holds the value
+                pass
+            raise _unencodable(column, value, None)
+
     def _ciphers_or_pending(
         self, row: dict[str, Any], literals: Row, path: OwnerPath, columns: Sequence[EncryptedColumn]
     ) -> list[BoundCipher]:
@@ -342,7 +365,7 @@ class _StatementWriter:
             if not both or value is None:
                 continue
             try:
-                size = len(one.encode(value))
+                size = len(one.encode_converted(value))
             except Exception:  # noqa: BLE001 - told below, chained to nothing that holds the value
                 size = -1
             if size < 0:
@@ -391,7 +414,7 @@ class _StatementWriter:
         return {
             column.key: shown.get(column.key, column.key)
             for column in self._plan.table.columns
-            if not column.primary_key
+            if not column.primary_key and column.key not in self._plan.converting
         }
 
     def _column_cipher(self, new: Enrolling | None, owner: OwnerId, column: EncryptedColumn) -> BoundCipher:
@@ -399,7 +422,8 @@ class _StatementWriter:
         # CPython's sqlite3 looks for an adapter for every `bytes`, and takes a bytearray
         # as it is: half the time.
         sqlite = self._connection.dialect.name == "sqlite"
-        return cipher.bind(self._parameter(column.key), column.encode, column, as_bytearray=sqlite)
+        name = self._parameter(column.key)
+        return cipher.bind(name, column.encode_converted, column, as_bytearray=sqlite)
 
     def _owner(
         self, row: Row, literals: Row, path: OwnerPath, column: EncryptedColumn
@@ -509,6 +533,9 @@ def _names_of(path: OwnerPath) -> str:
     return " or ".join(one.name for one in path.owner_classes)
 
 
+_ABSENT = object()
+
+
 def _encrypt(batch: Batch, row: dict[str, Any], ciphers: list[BoundCipher], reference: bytes = b"") -> None:
     """Encrypt the columns of one owner in one row, in place."""
     failed = batch.encrypt(row, ciphers, reference)
@@ -538,7 +565,8 @@ def _unencodable(column: EncryptedColumn, value: Any, blob: bytes | bytearray | 
     if isinstance(value, ClauseElement):
         return StatementRefusedError(f"{where} is encrypted: assign a Python value, not an SQL expression.")
     tag = column.type.codec.tag
-    holds = _IN_WORDS.get(tag, f"{tag!r} values")
+    lists = f" (lists inside each other {MAX_LIST_DEPTH} deep at most)" if tag.startswith("list:") else ""
+    holds = _IN_WORDS.get(tag, f"{tag!r} values{lists}")
     return ValueEncodingError(f"{where} holds {holds}; this {type(value).__name__} cannot be stored in it.")
 
 

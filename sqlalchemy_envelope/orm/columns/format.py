@@ -1,0 +1,68 @@
+"""`ColumnFormat`: the type of a column's plaintext and what its values are bound to, without the column."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy_envelope.crypto.aead import Field
+from sqlalchemy_envelope.exceptions import ConfigurationError, FormatError
+from sqlalchemy_envelope.orm.columns.codecs import Codec, codec_for
+
+if TYPE_CHECKING:
+    from sqlalchemy.types import TypeEngine
+
+
+class ColumnFormat:
+    """The format of a column's values, without the column.
+
+    Args:
+        inner: the type of the plaintext.
+        label: what values are bound to; None as long as the column is in no table.
+        bind: "column" or "row".
+    """
+
+    def __init__(self, inner: TypeEngine[Any], label: str | None, bind: str) -> None:
+        self.inner = inner
+        self.label = label
+        self.bind = bind
+
+    @cached_property
+    def codec(self) -> Codec:
+        """How values become bytes.
+
+        Raises:
+            ConfigurationError: values of this type cannot be encrypted.
+        """
+        return codec_for(self.inner)
+
+    @cached_property
+    def field(self) -> Field:
+        """What values are bound to.
+
+        Raises:
+            ConfigurationError: there is no label.
+        """
+        if self.label is None:
+            raise ConfigurationError(
+                "An EncryptedType outside a table needs a label: EncryptedType(..., label='t.c')."
+            )
+        return Field(self.label, self.codec.tag, self.bind == "row")
+
+    def decode(self, plaintext: bytes) -> Any:
+        """Bytes that authenticated, as a Python value.
+
+        Raises:
+            FormatError: no writer of this format makes them.
+        """
+        try:
+            return self.codec.decode(plaintext)
+        except Exception:  # noqa: BLE001, S110 - raised below, so that the plaintext in it goes no further
+            pass
+        raise FormatError(
+            f"A value of {self.label!r} authenticates but cannot be read as {self.codec.tag!r}."
+        )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # A codec is made of functions that no pickle takes.
+        return ColumnFormat, (self.inner, self.label, self.bind)
