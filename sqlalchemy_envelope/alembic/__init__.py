@@ -12,8 +12,11 @@ installed package has one.
 
 from sqlalchemy_envelope.alembic import compare, impl, values
 from sqlalchemy_envelope.alembic.ops import (
+    AddEncryptedColumnOp,
     ContractEncryptedColumnOp,
+    CreateEncryptedCheckOp,
     DecryptColumnOp,
+    DropEncryptedCheckOp,
     EncryptColumnOp,
     ExpandEncryptedColumnOp,
     UndoContractEncryptedColumnOp,
@@ -23,8 +26,11 @@ from sqlalchemy_envelope.alembic.render import render_item
 from sqlalchemy_envelope.alembic.source import KeySource
 
 __all__ = [
+    "AddEncryptedColumnOp",
     "ContractEncryptedColumnOp",
+    "CreateEncryptedCheckOp",
     "DecryptColumnOp",
+    "DropEncryptedCheckOp",
     "EncryptColumnOp",
     "ExpandEncryptedColumnOp",
     "KeySource",

@@ -1,5 +1,5 @@
-"""What autogenerate finds: while values are moved, the steps of the move in place of bare columns, and
-nothing of what belongs to the move itself."""
+"""What autogenerate finds: the CHECK of encrypted columns; and while values are moved, the steps of the move
+in place of bare columns, and nothing of what belongs to the move itself."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ from alembic.autogenerate.api import AutogenContext
 from alembic.operations.ops import (
     AddColumnOp,
     AlterColumnOp,
+    CreateCheckConstraintOp,
     CreateIndexOp,
+    CreateTableOp,
     DropColumnOp,
     DropConstraintOp,
     DropIndexOp,
@@ -21,15 +23,23 @@ from alembic.operations.ops import (
     ModifyTableOps,
     UpgradeOps,
 )
+from alembic.util import sqla_compat
 from sqlalchemy import Column, Connection, LargeBinary, Table, text
 
-from sqlalchemy_envelope.alembic.ops import ContractEncryptedColumnOp, ExpandEncryptedColumnOp
-from sqlalchemy_envelope.alembic.render import AfterTheirs
+from sqlalchemy_envelope.alembic.ops import (
+    AddEncryptedColumnOp,
+    ContractEncryptedColumnOp,
+    CreateEncryptedCheckOp,
+    DropEncryptedCheckOp,
+    ExpandEncryptedColumnOp,
+)
+from sqlalchemy_envelope.alembic.render import NEW_TABLE, AfterTheirs
 from sqlalchemy_envelope.exceptions import ConfigurationError
 from sqlalchemy_envelope.migration.state import STATE_TABLES
 from sqlalchemy_envelope.migration.tracking import Tracked
 from sqlalchemy_envelope.orm.columns.encrypted_type import EncryptedType
 from sqlalchemy_envelope.orm.columns.previous import REPLACED_BY
+from sqlalchemy_envelope.orm.columns.stored_value import check_condition, check_name_of
 
 _LAST: dict[str, Any] = (
     {"priority": priorities.LAST} if (priorities := getattr(util, "DispatchPriority", None)) else {}
@@ -41,7 +51,7 @@ _LAST: dict[str, Any] = (
 @comparators.dispatch_for("schema", **_LAST)
 def _install(autogen_context: AutogenContext, upgrade_ops: UpgradeOps, *_: Any) -> None:
     _refuse_to_drop_keys(upgrade_ops)
-    upgrade_ops.ops[:] = list(_steps(autogen_context, upgrade_ops.ops))
+    upgrade_ops.ops[:] = [*_steps(autogen_context, upgrade_ops.ops), *_checks(autogen_context)]
     theirs = autogen_context.opts.get("render_item")
     if not isinstance(theirs, AfterTheirs):
         autogen_context.opts["render_item"] = AfterTheirs(theirs)
@@ -74,6 +84,8 @@ def _steps(autogen_context: AutogenContext, operations: list[MigrateOperation]) 
     for operation in operations:
         if isinstance(operation, DropTableOp) and operation.table_name in STATE_TABLES:
             continue
+        if isinstance(operation, CreateTableOp):
+            operation.columns = [_as_of_new_table(one) for one in operation.columns]
         if not isinstance(operation, ModifyTableOps):
             yield operation
             continue
@@ -87,12 +99,56 @@ def _steps(autogen_context: AutogenContext, operations: list[MigrateOperation]) 
                 one
                 for one in operation.ops
                 if not _is_of_previous(one, table)
+                and not _is_of_check(one, table)
                 and not (dialect in ("mysql", "mariadb") and _is_made_otherwise_by_mysql(one, table))
                 and not _becomes_step(autogen_context, one, table, steps)
             ]
         if not operation.is_empty():
             yield operation
         yield from steps
+
+
+def _as_of_new_table(item: Any) -> Any:
+    """An encrypted column of a CREATE TABLE, which is written with its CHECK."""
+    if not isinstance(item, Column) or not isinstance(item.type, EncryptedType) or item.type.check is False:
+        return item
+    marked = sqla_compat._copy(item)
+    marked.info[NEW_TABLE] = check_name_of(item, item.table)
+    return marked
+
+
+def _encrypted(table: Table) -> Iterator[tuple[Column[Any], EncryptedType]]:
+    return ((column, column.type) for column in table.columns if isinstance(column.type, EncryptedType))
+
+
+def _is_of_check(operation: MigrateOperation, table: Table) -> bool:
+    """Whether it creates or drops a CHECK of ours: Alembic has an extension that compares them by name, and
+    knows nothing of `check=None`, under which a table keeps what it has."""
+    if not isinstance(operation, (CreateCheckConstraintOp, DropConstraintOp)):
+        return False
+    return operation.constraint_name in {check_name_of(column, table) for column, _ in _encrypted(table)}
+
+
+def _checks(autogen_context: AutogenContext) -> Iterator[MigrateOperation]:
+    """The CHECKs that models ask for or decline in so many words, and the database has otherwise."""
+    if autogen_context.connection is None or autogen_context.dialect is None:
+        return
+    if check_condition(autogen_context.dialect.name, "") is None:
+        return
+    inspector = autogen_context.inspector
+    for table in autogen_context.sorted_tables:
+        asked = [(one, type_.check) for one, type_ in _encrypted(table) if type_.check is not None]
+        if not asked or not inspector.has_table(table.name, table.schema):
+            continue
+        if not autogen_context.run_object_filters(table, table.name, "table", False, None):
+            continue
+        there = {one["name"] for one in inspector.get_columns(table.name, table.schema)}
+        checks = {one["name"] for one in inspector.get_check_constraints(table.name, table.schema)}
+        for column, wanted in asked:
+            has = check_name_of(column, table) in checks
+            if column.name in there and has != wanted:
+                kind = DropEncryptedCheckOp if has else CreateEncryptedCheckOp
+                yield kind(table.name, column.name, schema=table.schema)
 
 
 def _key(name: str, schema: str | None) -> str:
@@ -145,7 +201,7 @@ def _becomes_step(
 ) -> bool:
     step: MigrateOperation | None = None
     if isinstance(operation, AddColumnOp):
-        step = _expand(autogen_context, operation.column, table)
+        step = _expand(autogen_context, operation.column, table) or _add(operation.column, table)
     elif isinstance(operation, DropColumnOp):
         step = _contract(autogen_context, operation, table)
     if step is None:
@@ -158,13 +214,21 @@ def _expand(
     autogen_context: AutogenContext, column: Column[Any], table: Table
 ) -> ExpandEncryptedColumnOp | None:
     """The encrypted column is to be added, and the previous one is there."""
-    declared = getattr(column.type, "previous", None) if isinstance(column.type, EncryptedType) else None
-    if declared is None:
+    if not isinstance(column.type, EncryptedType) or column.type.previous is None:
         return None
+    declared = column.type.previous
     there = {one["name"] for one in autogen_context.inspector.get_columns(table.name, table.schema)}
     if declared.name not in there:
         return None
-    return ExpandEncryptedColumnOp(table.name, declared.name, column.name, schema=table.schema)
+    check = column.type.check is not False
+    return ExpandEncryptedColumnOp(table.name, declared.name, column.name, check=check, schema=table.schema)
+
+
+def _add(column: Column[Any], table: Table) -> AddEncryptedColumnOp | None:
+    """A new column, and its CHECK with it."""
+    if not isinstance(column.type, EncryptedType) or column.type.check is False:
+        return None
+    return AddEncryptedColumnOp(table.name, column, schema=table.schema)
 
 
 def _contract(

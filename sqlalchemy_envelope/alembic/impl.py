@@ -9,12 +9,14 @@ from alembic.operations.batch import BatchOperationsImpl
 from sqlalchemy import Column, ColumnClause, delete, func, inspect, select, text, update
 from sqlalchemy import column as bare_column
 from sqlalchemy import table as bare_table
+from sqlalchemy.sql.elements import conv
 
 from sqlalchemy_envelope.alembic import ops
 from sqlalchemy_envelope.exceptions import ConfigurationError, MigrationRefusedError
 from sqlalchemy_envelope.migration import schema
 from sqlalchemy_envelope.migration.state import JobState, MigrationState, Phase, RangeState
-from sqlalchemy_envelope.migration.tracking import Tracked
+from sqlalchemy_envelope.migration.tracking import Tracked, quoter
+from sqlalchemy_envelope.orm.columns.stored_value import check_condition, check_name
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -46,12 +48,13 @@ def _undo_expand(operations: Operations, op: ops.UndoExpandEncryptedColumnOp) ->
             execute(operations, schema.untrack(dialect, columns))
         else:
             hold(connection, columns.table, columns.schema)
+            _require_droppable(connection, columns, columns.encrypted)
             alone = _count(connection, columns, "encrypted", "previous")
             if alone:
                 raise MigrationRefusedError(f"{alone} {_ALONE.format(**_names(columns))}")
             execute(operations, schema.untrack(dialect, columns))
             _forget(connection, columns)
-        execute(operations, schema.drop_column(dialect, columns, columns.encrypted))
+        _drop_column(operations, columns, columns.encrypted)
 
     after_batch(operations, run)
 
@@ -66,6 +69,7 @@ def _contract(operations: Operations, op: ops.ContractEncryptedColumnOp) -> None
             return
         if connection is not None and dialect.name != "postgresql":
             refuse_indexes(connection, columns.table, columns.previous, columns.schema)
+            _require_droppable(connection, columns, columns.previous)
         # From here on nobody can make a row pending: what is looked at below stays so.
         execute(operations, schema.guard(dialect, columns))
         if connection is None:
@@ -79,11 +83,139 @@ def _contract(operations: Operations, op: ops.ContractEncryptedColumnOp) -> None
                     execute(operations, schema.unguard(dialect, columns))
                 raise
         execute(operations, schema.untrack(dialect, columns))
-        execute(operations, schema.drop_column(dialect, columns, columns.previous))
+        _drop_column(operations, columns, columns.previous)
         if connection is not None:
             _set_phase(connection, columns, op.name, Phase.CONTRACTED)
 
     after_batch(operations, run)
+
+
+@Operations.implementation_for(ops.AddEncryptedColumnOp)
+def _add(operations: Operations, op: ops.AddEncryptedColumnOp) -> None:
+    def run(operations: Operations) -> None:
+        dialect, column = operations.impl.dialect, op.column
+        columns = checked(operations, op.table_name, column.name, op.schema)
+        if dialect.name == "sqlite":
+            # The one moment at which it takes a CHECK without building the table anew.
+            suffix = "" if column.nullable else " NOT NULL"
+            execute(operations, [one + suffix for one in schema.add_column(dialect, columns)])
+            return
+        operations.add_column(op.table_name, column, schema=op.schema)
+        if dialect.name in ("postgresql", "mysql", "mariadb"):
+            execute(operations, schema.add_check(dialect, columns))
+
+    after_batch(operations, run)
+
+
+@Operations.implementation_for(ops.CreateEncryptedCheckOp)
+def _create_check(operations: Operations, op: ops.CreateEncryptedCheckOp) -> None:
+    dialect, connection = operations.impl.dialect, online(operations)
+    columns = checked(operations, op.table_name, op.column_name, op.schema)
+    if dialect.name not in ("sqlite", "postgresql", "mysql", "mariadb"):
+        return
+    if connection is not None:
+        if schema.has_check(connection, columns):
+            return
+        if op.validate or dialect.name != "postgresql":
+            _refuse_foreign(connection, columns)
+    if dialect.name == "sqlite":
+        condition = check_condition(dialect.name, quoter(dialect)(columns.encrypted))
+        with _rebuild(operations, columns) as batch:
+            batch.create_check_constraint(conv(columns.check or ""), text(condition or ""))
+        return
+    execute(operations, schema.add_check(dialect, columns, validate=op.validate))
+
+
+@Operations.implementation_for(ops.DropEncryptedCheckOp)
+def _drop_check(operations: Operations, op: ops.DropEncryptedCheckOp) -> None:
+    dialect, connection = operations.impl.dialect, online(operations)
+    columns = checked(operations, op.table_name, op.column_name, op.schema)
+    if connection is not None and not schema.has_check(connection, columns):
+        return
+    if dialect.name == "sqlite":
+        with _rebuild(operations, columns) as batch:
+            batch.drop_constraint(conv(columns.check or ""), type_="check")
+    elif dialect.name in ("postgresql", "mysql", "mariadb"):
+        execute(operations, schema.drop_check(dialect, columns))
+
+
+def checked(operations: Operations, table: str, column: str, schema_: str | None) -> Tracked:
+    """An encrypted column alone, with the name of its CHECK."""
+    name = name_of_check(operations, table, column, schema_)
+    return Tracked(table, "", column, schema_, check=name)
+
+
+def _refuse_foreign(connection: Connection, columns: Tracked) -> None:
+    foreign = schema.count_foreign(connection, columns)
+    if foreign:
+        where = f"{columns.table}.{columns.encrypted}"
+        raise MigrationRefusedError(
+            f"{foreign} values of {where} are no ciphertext, and its CHECK would not hold. Plaintext is "
+            "moved by op.encrypt_column() or `sqlalchemy-envelope migrate run`; anything else must go first. "
+            "On PostgreSQL, validate=False adds the CHECK for new writes alone."
+        )
+
+
+def _require_droppable(connection: Connection, columns: Tracked, name: str) -> None:
+    """Refuse a column that SQLite could only drop by building the table anew, where that loses something."""
+    if not schema.is_droppable(connection, columns, name):
+        why = f"SQLite drops {columns.table}.{name}, which has a CHECK, by building the table anew"
+        require_rebuildable(connection, columns.table, columns.schema, why, moving=True)
+
+
+def _drop_column(operations: Operations, columns: Tracked, name: str) -> None:
+    connection, dialect = online(operations), operations.impl.dialect
+    if connection is None or schema.is_droppable(connection, columns, name):
+        execute(operations, schema.drop_column(dialect, columns, name))
+        return
+    one = checked(operations, columns.table, name, columns.schema)
+    with operations.batch_alter_table(columns.table, schema=columns.schema, recreate="always") as batch:
+        batch.drop_constraint(conv(one.check or ""), type_="check")
+        batch.drop_column(name)
+
+
+def _rebuild(operations: Operations, columns: Tracked) -> Any:
+    """SQLite's table built anew in a batch, where that loses nothing."""
+    connection = online(operations)
+    why = f"SQLite changes the CHECK of {columns.table}.{columns.encrypted} by building the table anew"
+    if connection is None:
+        raise MigrationRefusedError(f"{why}, which a SQL script cannot: run this without --sql.")
+    require_rebuildable(connection, columns.table, columns.schema, why)
+    return operations.batch_alter_table(columns.table, schema=columns.schema, recreate="always")
+
+
+def require_rebuildable(
+    connection: Connection, table: str, schema: str | None, why: str, *, moving: bool = False
+) -> None:
+    """Refuse to build SQLite's table anew where that would lose something.
+
+    Args:
+        moving: the triggers of the migration are to go in any case.
+
+    Raises:
+        MigrationRefusedError: foreign keys are enforced, or there are triggers or CHECKs that are not ours.
+    """
+    if connection.exec_driver_sql("PRAGMA foreign_keys").scalar():
+        raise MigrationRefusedError(
+            f"{why}. With foreign keys enforced, dropping the old table deletes all rows that refer to "
+            "it, the keys of every owner among them. In env.py, right after connect(), write "
+            "`connection.exec_driver_sql('PRAGMA foreign_keys=OFF'); connection.commit()`."
+        )
+    inspector = inspect(connection)
+    query = "SELECT name FROM sqlite_master WHERE type = 'trigger' AND tbl_name = ?"
+    triggers = [str(row[0]) for row in connection.exec_driver_sql(query, (table,))]
+    lost = [one for one in triggers if not (moving and one.startswith("zz_envelope_"))]
+    # Alembic carries a CHECK over that has a name. Of one that is not ours nobody knows what it says of the
+    # values that change here.
+    names = [one["name"] for one in inspector.get_columns(table, schema)]
+    ours = {check_condition("sqlite", quoter(connection.dialect)(name)) for name in names}
+    checks = inspector.get_check_constraints(table, schema)
+    lost += [str(one["name"]) for one in checks if one["name"] is None or one["sqltext"] not in ours]
+    if lost:
+        raise MigrationRefusedError(
+            f"{why}, and would lose its triggers and CHECK constraints: {', '.join(lost)}. Write "
+            "a batch of your own, which makes them again."
+        )
 
 
 @Operations.implementation_for(ops.UndoContractEncryptedColumnOp)
@@ -176,7 +308,17 @@ def tracked(operations: Operations, op: ops.PairOp) -> Tracked:
     connection, keys = online(operations), []
     if connection is not None:
         keys = inspect(connection).get_pk_constraint(op.table_name, op.schema)["constrained_columns"]
-    return Tracked(op.table_name, op.previous, op.encrypted, op.schema, keys)
+    check = name_of_check(operations, op.table_name, op.encrypted, op.schema) if op.check else None
+    return Tracked(op.table_name, op.previous, op.encrypted, op.schema, keys, check=check)
+
+
+def name_of_check(operations: Operations, table: str, column: str, schema: str | None) -> str:
+    """What the models call the CHECK of a column, by the naming convention of `target_metadata`."""
+    known: Any = operations.migration_context.opts.get("target_metadata")
+    of_models = known if isinstance(known, (list, tuple)) else [known]
+    name = f"{schema}.{table}" if schema else table
+    own = [one for one in of_models if name in getattr(one, "tables", ())] or of_models
+    return check_name(table, column, getattr(own[0], "naming_convention", None))
 
 
 # ---------------------------------------------------------------------- checks

@@ -6,9 +6,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Literal
 
 from alembic.operations import BatchOperations, Operations
-from alembic.operations.ops import MigrateOperation
+from alembic.operations.ops import DropColumnOp, MigrateOperation
 
 if TYPE_CHECKING:
+    from sqlalchemy import Column
     from sqlalchemy.types import TypeEngine
 
 Owner = str | tuple[str, ...] | None
@@ -24,14 +25,18 @@ class PairOp(MigrateOperation):
 
     Attributes:
         tag: the name of the operation.
+        check: whether the encrypted column has a CHECK from the start.
     """
 
     tag = ""
 
-    def __init__(self, table_name: str, previous: str, encrypted: str, *, schema: str | None = None) -> None:
+    def __init__(
+        self, table_name: str, previous: str, encrypted: str, *, check: bool = True, schema: str | None = None
+    ) -> None:
         self.table_name = table_name
         self.previous = previous
         self.encrypted = encrypted
+        self.check = check
         self.schema = schema
 
     def to_diff_tuple(self) -> tuple[Any, ...]:
@@ -48,7 +53,9 @@ class ExpandEncryptedColumnOp(PairOp):
 
     def reverse(self) -> UndoExpandEncryptedColumnOp:
         """Take both away again."""
-        return UndoExpandEncryptedColumnOp(self.table_name, self.previous, self.encrypted, schema=self.schema)
+        return UndoExpandEncryptedColumnOp(
+            self.table_name, self.previous, self.encrypted, check=self.check, schema=self.schema
+        )
 
     @classmethod
     def expand_encrypted_column(
@@ -58,18 +65,25 @@ class ExpandEncryptedColumnOp(PairOp):
         previous: str,
         encrypted: str,
         *,
+        check: bool = True,
         schema: str | None = None,
     ) -> None:
         """Add the binary column `encrypted`, and a trigger: whoever writes `previous` alone makes the row
-        pending. `sqlalchemy-envelope migrate run` fills the column."""
-        operations.invoke(cls(table_name, previous, encrypted, schema=schema))
+        pending. `sqlalchemy-envelope migrate run` fills the column.
+
+        Args:
+            check: whether a CHECK lets ciphertext alone into the new column: on SQLite from here on, on
+                PostgreSQL from the first `migrate run`. MySQL and MariaDB would copy the table for it:
+                `op.create_encrypted_check` adds it there when that may be.
+        """
+        operations.invoke(cls(table_name, previous, encrypted, check=check, schema=schema))
 
     @classmethod
     def batch_expand_encrypted_column(
-        cls, operations: BatchOperations, previous: str, encrypted: str
+        cls, operations: BatchOperations, previous: str, encrypted: str, *, check: bool = True
     ) -> None:
         """The same at the end of a batch: a table that is built anew loses its triggers."""
-        operations.invoke(cls(previous=previous, encrypted=encrypted, **_table_of(operations)))
+        operations.invoke(cls(previous=previous, encrypted=encrypted, check=check, **_table_of(operations)))
 
 
 @Operations.register_operation("undo_expand_encrypted_column")
@@ -81,7 +95,9 @@ class UndoExpandEncryptedColumnOp(PairOp):
 
     def reverse(self) -> ExpandEncryptedColumnOp:
         """Add both again."""
-        return ExpandEncryptedColumnOp(self.table_name, self.previous, self.encrypted, schema=self.schema)
+        return ExpandEncryptedColumnOp(
+            self.table_name, self.previous, self.encrypted, check=self.check, schema=self.schema
+        )
 
     @classmethod
     def undo_expand_encrypted_column(
@@ -261,6 +277,116 @@ class UndoContractEncryptedColumnOp(ContractOp):
         )
 
 
+@Operations.register_operation("add_encrypted_column")
+@BatchOperations.register_operation("add_encrypted_column", "batch_add_encrypted_column")
+class AddEncryptedColumnOp(MigrateOperation):
+    """Add an encrypted column and its CHECK. SQLite takes a CHECK for a column with the column alone.
+
+    Attributes:
+        column: as for `op.add_column`: of the type `sa.LargeBinary()`.
+    """
+
+    tag = "add_encrypted_column"
+
+    def __init__(self, table_name: str, column: Column[Any], *, schema: str | None = None) -> None:
+        self.table_name = table_name
+        self.column = column
+        self.schema = schema
+
+    def reverse(self) -> DropColumnOp:
+        """Drop the column; its CHECK goes with it."""
+        return DropColumnOp.from_column_and_tablename(self.schema, self.table_name, self.column)
+
+    def to_diff_tuple(self) -> tuple[Any, ...]:
+        """What `alembic check` shows."""
+        return (self.tag, self.schema, self.table_name, self.column)
+
+    @classmethod
+    def add_encrypted_column(
+        cls, operations: Operations, table_name: str, column: Column[Any], *, schema: str | None = None
+    ) -> None:
+        """Add a binary column, and a CHECK that lets ciphertext alone into it."""
+        operations.invoke(cls(table_name, column, schema=schema))
+
+    @classmethod
+    def batch_add_encrypted_column(cls, operations: BatchOperations, column: Column[Any]) -> None:
+        """The same at the end of a batch."""
+        operations.invoke(cls(column=column, **_table_of(operations)))
+
+
+class CheckOp(MigrateOperation):
+    """An operation on the CHECK of an encrypted column that is there.
+
+    Attributes:
+        validate: whether the rows that are there are looked at.
+    """
+
+    tag = ""
+
+    def __init__(
+        self, table_name: str, column_name: str, *, validate: bool = True, schema: str | None = None
+    ) -> None:
+        self.table_name = table_name
+        self.column_name = column_name
+        self.validate = validate
+        self.schema = schema
+
+    def to_diff_tuple(self) -> tuple[Any, ...]:
+        """What `alembic check` shows."""
+        return (self.tag, self.schema, self.table_name, self.column_name)
+
+
+@Operations.register_operation("create_encrypted_check")
+class CreateEncryptedCheckOp(CheckOp):
+    """Let the database refuse what is no ciphertext in a column."""
+
+    tag = "create_encrypted_check"
+
+    def reverse(self) -> DropEncryptedCheckOp:
+        """Let everything in again."""
+        return DropEncryptedCheckOp(
+            self.table_name, self.column_name, validate=self.validate, schema=self.schema
+        )
+
+    @classmethod
+    def create_encrypted_check(
+        cls,
+        operations: Operations,
+        table_name: str,
+        column_name: str,
+        *,
+        validate: bool = True,
+        schema: str | None = None,
+    ) -> None:
+        """Add the CHECK of an encrypted column that is there; refused while it holds anything else.
+
+        Args:
+            validate: PostgreSQL: without it, the rows that are there are not read, and new writes are checked
+                all the same.
+        """
+        operations.invoke(cls(table_name, column_name, validate=validate, schema=schema))
+
+
+@Operations.register_operation("drop_encrypted_check")
+class DropEncryptedCheckOp(CheckOp):
+    """Drop the CHECK of an encrypted column."""
+
+    tag = "drop_encrypted_check"
+
+    def reverse(self) -> CreateEncryptedCheckOp:
+        """Add it again."""
+        return CreateEncryptedCheckOp(
+            self.table_name, self.column_name, validate=self.validate, schema=self.schema
+        )
+
+    @classmethod
+    def drop_encrypted_check(
+        cls, operations: Operations, table_name: str, column_name: str, *, schema: str | None = None
+    ) -> None:
+        """Drop the CHECK of an encrypted column; the column stays."""
+        operations.invoke(cls(table_name, column_name, schema=schema))
+
+
 class ValuesOp(MigrateOperation):
     """An operation that moves every value of a column in the migration itself.
 
@@ -271,6 +397,7 @@ class ValuesOp(MigrateOperation):
         owner: the columns that name each row's owner.
         label, bind, scope: as of the `EncryptedType`.
         nullable: whether the column may be NULL, before and after.
+        check: whether the encrypted column has a CHECK.
     """
 
     tag = ""
@@ -286,6 +413,7 @@ class ValuesOp(MigrateOperation):
         bind: Literal["column", "row"] = "column",
         scope: str = "",
         nullable: bool = True,
+        check: bool = True,
         schema: str | None = None,
     ) -> None:
         self.table_name = table_name
@@ -296,6 +424,7 @@ class ValuesOp(MigrateOperation):
         self.bind: Literal["column", "row"] = bind
         self.scope = scope
         self.nullable = nullable
+        self.check = check
         self.schema = schema
 
     def to_diff_tuple(self) -> tuple[Any, ...]:
@@ -309,6 +438,7 @@ class ValuesOp(MigrateOperation):
             "bind": self.bind,
             "scope": self.scope,
             "nullable": self.nullable,
+            "check": self.check,
             "schema": self.schema,
         }
 
@@ -337,6 +467,7 @@ class EncryptColumnOp(ValuesOp):
         bind: Literal["column", "row"] = "column",
         scope: str = "",
         nullable: bool = True,
+        check: bool = True,
         schema: str | None = None,
     ) -> None:
         """Encrypt a plaintext column in this revision, for small tables: nobody else can write meanwhile.
@@ -349,6 +480,7 @@ class EncryptColumnOp(ValuesOp):
                 table's own rows if they are owners, else its only foreign key to owners.
             label, bind, scope: as of the model's `EncryptedType`; the label is `table.column` unless given.
             nullable: whether the column may be NULL.
+            check: whether a CHECK lets ciphertext alone into the column from here on.
         """
         operations.invoke(
             cls(
@@ -360,6 +492,7 @@ class EncryptColumnOp(ValuesOp):
                 bind=bind,
                 scope=scope,
                 nullable=nullable,
+                check=check,
                 schema=schema,
             )
         )
@@ -376,6 +509,7 @@ class EncryptColumnOp(ValuesOp):
         bind: Literal["column", "row"] = "column",
         scope: str = "",
         nullable: bool = True,
+        check: bool = True,
     ) -> None:
         """The same, after what the batch has done so far; SQLite's table is built anew where it must be."""
         operations.invoke(
@@ -387,6 +521,7 @@ class EncryptColumnOp(ValuesOp):
                 bind=bind,
                 scope=scope,
                 nullable=nullable,
+                check=check,
                 **_table_of(operations),
             )
         )
@@ -416,6 +551,7 @@ class DecryptColumnOp(ValuesOp):
         bind: Literal["column", "row"] = "column",
         scope: str = "",
         nullable: bool = True,
+        check: bool = True,
         schema: str | None = None,
     ) -> None:
         """The reverse of `encrypt_column`, with the same arguments; refused if the provider cannot open a
@@ -430,6 +566,7 @@ class DecryptColumnOp(ValuesOp):
                 bind=bind,
                 scope=scope,
                 nullable=nullable,
+                check=check,
                 schema=schema,
             )
         )
@@ -446,6 +583,7 @@ class DecryptColumnOp(ValuesOp):
         bind: Literal["column", "row"] = "column",
         scope: str = "",
         nullable: bool = True,
+        check: bool = True,
     ) -> None:
         """The same in a batch."""
         operations.invoke(
@@ -457,6 +595,7 @@ class DecryptColumnOp(ValuesOp):
                 bind=bind,
                 scope=scope,
                 nullable=nullable,
+                check=check,
                 **_table_of(operations),
             )
         )

@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
 from alembic.autogenerate import render as alembic_render
 from alembic.autogenerate import renderers
 from alembic.autogenerate.api import AutogenContext
 from sqlalchemy import Column, TypeDecorator
+from sqlalchemy.engine import make_url
 from sqlalchemy.types import TypeEngine
 
 from sqlalchemy_envelope.alembic import ops
+from sqlalchemy_envelope.migration.tracking import quoter
 from sqlalchemy_envelope.orm.columns.encrypted_type import EncryptedType
 from sqlalchemy_envelope.orm.columns.previous import REPLACED_BY
+from sqlalchemy_envelope.orm.columns.stored_value import check_condition
+
+_DIALECTS: tuple[str | tuple[str, ...], ...] = ("sqlite", "postgresql", ("mysql", "mariadb"))
+"""The databases with a CHECK, those of one spelling together."""
+
+NEW_TABLE = "sqlalchemy_envelope.new_table"
+"""In `Column.info` of a column that is written with its CHECK, in a CREATE TABLE: the name of that."""
 
 
 def render_item(kind: str, item: Any, autogen_context: AutogenContext) -> str | Literal[False]:
@@ -25,12 +34,34 @@ def render_item(kind: str, item: Any, autogen_context: AutogenContext) -> str | 
     """
     if kind == "type" and isinstance(item, EncryptedType):
         return f"{_prefix(autogen_context)}LargeBinary()"
-    if kind == "column" and isinstance(item, Column) and REPLACED_BY in item.info:
+    if kind != "column" or not isinstance(item, Column):
+        return False
+    if NEW_TABLE in item.info:
+        column = _column(item, item.type, autogen_context)
+        return ",\n".join([column, *_checks(item.name, item.info[NEW_TABLE], autogen_context)])
+    if REPLACED_BY in item.info:
         type_ = stored_type(item.type)
         if type_ is not item.type:
-            plain: Column[Any] = Column(item.name, type_, nullable=item.nullable)
-            return alembic_render._render_column(plain, autogen_context)
+            return _column(item, type_, autogen_context)
     return False
+
+
+def _column(item: Column[Any], type_: TypeEngine[Any], autogen_context: AutogenContext) -> str:
+    plain: Column[Any] = Column(item.name, type_, nullable=item.nullable, comment=item.comment)
+    return alembic_render._render_column(plain, autogen_context)
+
+
+def _checks(column: str, name: str, autogen_context: AutogenContext) -> Iterator[str]:
+    """The CHECK as plain SQLAlchemy, in the spelling of each database: a migration that was written on one
+    runs on the others."""
+    prefix = autogen_context.opts.get("alembic_module_prefix") or ""
+    named = f"{prefix}f({name!r})"
+    for names in _DIALECTS:
+        dialect = make_url(f"{names if isinstance(names, str) else names[0]}://").get_dialect()()
+        condition = check_condition(dialect.name, quoter(dialect)(column)) or ""
+        literal = condition.replace(":", "\\:")  # text() would take it for a parameter
+        check = f"{_prefix(autogen_context)}CheckConstraint({literal!r}, name={named})"
+        yield f"{check}.ddl_if(dialect={names!r})"
 
 
 def stored_type(type_: TypeEngine[Any]) -> TypeEngine[Any]:
@@ -54,7 +85,22 @@ class AfterTheirs:
 @renderers.dispatch_for(ops.ExpandEncryptedColumnOp)
 @renderers.dispatch_for(ops.UndoExpandEncryptedColumnOp)
 def _render_pair(autogen_context: AutogenContext, op: ops.PairOp) -> str:
-    return _call(autogen_context, op.tag, _pair(op), {"schema": (op.schema, None)})
+    options = {"check": (op.check, True), "schema": (op.schema, None)}
+    return _call(autogen_context, op.tag, _pair(op), options)
+
+
+@renderers.dispatch_for(ops.AddEncryptedColumnOp)
+def _render_add(autogen_context: AutogenContext, op: ops.AddEncryptedColumnOp) -> str:
+    column = alembic_render._render_column(op.column, autogen_context)
+    return _call(autogen_context, op.tag, [repr(op.table_name), column], {"schema": (op.schema, None)})
+
+
+@renderers.dispatch_for(ops.CreateEncryptedCheckOp)
+@renderers.dispatch_for(ops.DropEncryptedCheckOp)
+def _render_check(autogen_context: AutogenContext, op: ops.CheckOp) -> str:
+    validate = op.validate or isinstance(op, ops.DropEncryptedCheckOp)
+    options = {"validate": (validate, True), "schema": (op.schema, None)}
+    return _call(autogen_context, op.tag, [repr(op.table_name), repr(op.column_name)], options)
 
 
 @renderers.dispatch_for(ops.ContractEncryptedColumnOp)
@@ -78,6 +124,7 @@ def _render_values(autogen_context: AutogenContext, op: ops.ValuesOp) -> str:
         "bind": (op.bind, "column"),
         "scope": (op.scope, ""),
         "nullable": (op.nullable, True),
+        "check": (op.check, True),
         "schema": (op.schema, None),
     }
     return _call(autogen_context, op.tag, arguments, options)

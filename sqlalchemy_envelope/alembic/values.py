@@ -6,17 +6,26 @@ The same chunks of work as of a migration under load do it; only that nobody els
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from alembic.operations import Operations
 from alembic.operations.batch import BatchOperationsImpl
-from sqlalchemy import Column, ColumnClause, LargeBinary, MetaData, Table, func, inspect, select
+from sqlalchemy import Column, ColumnClause, LargeBinary, MetaData, Table, func, inspect, select, text
 from sqlalchemy import column as bare_column
 from sqlalchemy import table as bare_table
 from sqlalchemy.orm import Session
+from sqlalchemy.sql.elements import conv
 
 from sqlalchemy_envelope.alembic import ops
-from sqlalchemy_envelope.alembic.impl import hold, online, refuse_indexes
+from sqlalchemy_envelope.alembic.impl import (
+    checked,
+    execute,
+    hold,
+    online,
+    refuse_indexes,
+    require_rebuildable,
+)
 from sqlalchemy_envelope.alembic.source import KeySource, key_source
 from sqlalchemy_envelope.exceptions import ConfigurationError, MigrationRefusedError
 from sqlalchemy_envelope.migration import schema
@@ -24,9 +33,11 @@ from sqlalchemy_envelope.migration.columns import MigratingColumn
 from sqlalchemy_envelope.migration.jobs import Backfill, Reverse, Step, Verify
 from sqlalchemy_envelope.migration.owners import keys_at_hand
 from sqlalchemy_envelope.migration.rows import Rows
+from sqlalchemy_envelope.migration.tracking import quoter
 from sqlalchemy_envelope.orm.columns.encrypted_type import EncryptedType
 from sqlalchemy_envelope.orm.columns.plans import EncryptedColumn, plan_of_table
 from sqlalchemy_envelope.orm.columns.previous import PreviousColumn, previous_of
+from sqlalchemy_envelope.orm.columns.stored_value import check_condition
 from sqlalchemy_envelope.orm.tables.owner_paths import OwnerPath, path_through
 
 if TYPE_CHECKING:
@@ -108,14 +119,29 @@ class _Move:
         if self.in_batch:
             _settle(batch)
         self._check_column()
-        self._rebuilds = connection.dialect.name == "sqlite" and not op.nullable
+        self._check = checked(operations, op.table_name, op.column_name, op.schema)
+        self._rebuilds = connection.dialect.name == "sqlite" and (
+            not op.nullable or not schema.is_droppable(connection, self._check, op.column_name)
+        )
         if self._rebuilds:
             self._check_rebuild()
         if self._has(self.beside):  # of an attempt that failed, on a database that keeps it
             operations.drop_column(op.table_name, self.beside, schema=op.schema)
-        added: Column[Any] = Column(self.beside, beside, nullable=True)
-        operations.add_column(op.table_name, added, schema=op.schema)
+        self._add_beside()
         hold(connection, op.table_name, op.schema)
+
+    @property
+    def _is_checked(self) -> bool:
+        """Whether the column that is filled gets a CHECK."""
+        return isinstance(self.op, ops.EncryptColumnOp) and self.op.check
+
+    def _add_beside(self) -> None:
+        if self._is_checked and self.connection.dialect.name == "sqlite" and not self._rebuilds:
+            beside = replace(self._check, encrypted=self.beside)
+            execute(self.operations, schema.add_column(self.connection.dialect, beside))
+            return
+        added: Column[Any] = Column(self.beside, self._beside_type, nullable=True)
+        self.operations.add_column(self.op.table_name, added, schema=self.op.schema)
 
     @property
     def source(self) -> KeySource:
@@ -143,30 +169,18 @@ class _Move:
         refuse_indexes(self.connection, op.table_name, op.column_name, op.schema)
 
     def _check_rebuild(self) -> None:
-        """SQLite makes a column NOT NULL by building its table anew, and that has to lose nothing."""
+        """SQLite makes a column NOT NULL, or drops one with a CHECK, by building its table anew: that has to
+        lose nothing."""
         op, connection, table = self.op, self.connection, self.op.table_name
-        why = f"{table}.{op.column_name} is to be NOT NULL, for which SQLite's table is built anew"
+        what = "has a CHECK that goes" if op.nullable else "is to be NOT NULL"
+        why = f"{table}.{op.column_name} {what}, for which SQLite's table is built anew"
         if not self.in_batch:
             raise MigrationRefusedError(
                 f"{why}. Write it in a batch: `with op.batch_alter_table({table!r}) as batch: "
-                f"batch.{op.tag}({op.column_name!r}, ...)`; or allow NULL, and SQLite changes it in place."
+                f"batch.{op.tag}({op.column_name!r}, ...)`"
+                + ("." if op.nullable else "; or allow NULL, and SQLite changes it in place.")
             )
-        if connection.exec_driver_sql("PRAGMA foreign_keys").scalar():
-            raise MigrationRefusedError(
-                f"{why}. With foreign keys enforced, dropping the old table deletes all rows that refer to "
-                "it, the keys of every owner among them. In env.py, right after connect(), write "
-                "`connection.exec_driver_sql('PRAGMA foreign_keys=OFF'); connection.commit()`."
-            )
-        inspector = inspect(connection)
-        query = "SELECT name FROM sqlite_master WHERE type = 'trigger' AND tbl_name = ?"
-        lost = [str(row[0]) for row in connection.exec_driver_sql(query, (table,))]
-        lost += [str(one["name"]) for one in inspector.get_check_constraints(table, op.schema)]
-        if lost:
-            raise MigrationRefusedError(
-                f"{why}, and would lose its triggers and CHECK constraints: {', '.join(lost)}. Write "
-                "nullable=True here, and make the column NOT NULL in a batch of your own, which makes them "
-                "again."
-            )
+        require_rebuildable(connection, table, op.schema, why)
 
     def is_empty(self) -> bool:
         """Whether there is no value to move: on a fresh database a migration needs no keys."""
@@ -337,13 +351,18 @@ class _Move:
         op, operations = self.op, self.operations
         if self._rebuilds:
             with operations.batch_alter_table(op.table_name, schema=op.schema, recreate="always") as batch:
+                if isinstance(op, ops.DecryptColumnOp) and schema.has_check(self.connection, self._check):
+                    batch.drop_constraint(conv(self._check.check or ""), type_="check")
                 batch.drop_column(op.column_name)
                 batch.alter_column(
                     self.beside,
                     new_column_name=op.column_name,
                     existing_type=self._beside_type,
-                    nullable=False,
+                    nullable=op.nullable,
                 )
+                if self._is_checked:
+                    condition = check_condition("sqlite", quoter(self.connection.dialect)(op.column_name))
+                    batch.create_check_constraint(conv(self._check.check or ""), text(condition or ""))
             return
         operations.drop_column(op.table_name, op.column_name, schema=op.schema)
         operations.alter_column(
@@ -362,6 +381,8 @@ class _Move:
                 existing_type=self._beside_type,
                 schema=op.schema,
             )
+        if self._is_checked and self.connection.dialect.name != "sqlite":
+            execute(operations, schema.add_check(self.connection.dialect, self._check))
 
 
 def _is_binary(type_: Any) -> bool:

@@ -7,6 +7,7 @@ import datetime as dt
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Column, func, inspect, select
@@ -192,6 +193,9 @@ class Migrator:
             )
         schema.change(self.engine, missing, patience=self.pace.patience)
         self._advance(column, Phase.TRACKING)
+        # Each in a transaction of its own: the second one reads the whole table, and lets others write.
+        for step in (schema.add_missing_check, schema.validate_check):
+            schema.change(self.engine, partial(step, columns=columns), patience=self.pace.patience)
 
     @steady
     def run(
@@ -352,6 +356,8 @@ class Migrator:
         self._require(column, Phase.CUT_OVER)
         with self.engine.connect() as connection:
             dropped = not schema.has_column(connection, schema.tracked(column), column.from_column.name)
+            if not dropped:
+                schema.require_droppable(connection, schema.tracked(column), column.from_column.name)
         if dropped:  # by one that was killed before it could note it
             self._advance(column, Phase.CONTRACTED)
             return
@@ -406,6 +412,9 @@ class Migrator:
             )
         began = time.perf_counter()
         columns, dialect = schema.tracked(column), self.engine.dialect
+        if drop:
+            with self.engine.connect() as connection:
+                schema.require_droppable(connection, columns, columns.encrypted)
         schema.change(self.engine, schema.unkeep(dialect, columns), patience=self.pace.patience)
         self._set_phase(column, Phase.REVERSING)
         self._begin(column, Reverse(), again=True)

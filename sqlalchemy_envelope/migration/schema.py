@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import random
+import sqlite3
 import time
+from contextlib import closing
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import LargeBinary, inspect, text
@@ -18,6 +21,7 @@ from sqlalchemy_envelope.migration.tracking import (
     drop_triggers,
     quoter,
 )
+from sqlalchemy_envelope.orm.columns.stored_value import check_clause, check_name_of, looks_encrypted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -34,20 +38,120 @@ def tracked(column: MigratingColumn) -> Tracked:
     keys = [one.name for one in column.keys]
     bound = [] if column.path.is_self else [one.name for one in column.path.columns if one.table is table]
     bound += keys if column.plan.row_bound else []
-    return Tracked(table.name, column.from_column.name, column.encrypted.name, table.schema, keys, bound)
+    check = check_name_of(column.encrypted, table) if column.plan.type.check is not False else None
+    return Tracked(
+        table.name, column.from_column.name, column.encrypted.name, table.schema, keys, bound, check
+    )
 
 
 def add_column(dialect: Dialect, columns: Tracked) -> list[str]:
-    """Add the encrypted column."""
-    type_ = LargeBinary().compile(dialect=dialect)
-    return [
-        f"ALTER TABLE {_table(dialect, columns)} ADD COLUMN {_quoted(dialect, columns.encrypted)} {type_}"
-    ]
+    """Add the encrypted column, on SQLite with its CHECK, which it takes at no other time.
+
+    PostgreSQL would read every row under its lock to see that the new column holds NULL, and MySQL would copy
+    the table.
+    """
+    added = f"ADD COLUMN {_quoted(dialect, columns.encrypted)} {LargeBinary().compile(dialect=dialect)}"
+    if columns.check is not None and dialect.name == "sqlite":
+        added += f" {check_clause(dialect.name, columns.check, columns.encrypted, quoter(dialect))}"
+    return [f"ALTER TABLE {_table(dialect, columns)} {added}"]
 
 
 def drop_column(dialect: Dialect, columns: Tracked, name: str) -> list[str]:
-    """Drop one of the two columns."""
+    """Drop one of the two columns; the CHECK of a column goes with it."""
     return [f"ALTER TABLE {_table(dialect, columns)} DROP COLUMN {_quoted(dialect, name)}"]
+
+
+def add_check(dialect: Dialect, columns: Tracked, *, validate: bool = True) -> list[str]:
+    """Add the CHECK to a column that is there; without `validate`, PostgreSQL looks at new writes alone."""
+    clause = check_clause(dialect.name, columns.check or "", columns.encrypted, quoter(dialect))
+    later = " NOT VALID" if dialect.name == "postgresql" and not validate else ""
+    return [f"ALTER TABLE {_table(dialect, columns)} ADD {clause}{later}"]
+
+
+def add_missing_check(connection: Connection, columns: Tracked) -> list[str]:
+    """PostgreSQL: add the CHECK to the column of a migration, for new writes: nobody waits for that."""
+    dialect = connection.dialect
+    if dialect.name != "postgresql" or columns.check is None or has_check(connection, columns):
+        return []
+    return add_check(dialect, columns, validate=False)
+
+
+def validate_check(connection: Connection, columns: Tracked) -> list[str]:
+    """PostgreSQL: look at the rows that were there before the CHECK, while others write. SQLAlchemy warns of
+    one that is not validated when it reflects the table."""
+    dialect = connection.dialect
+    if dialect.name != "postgresql" or columns.check is None:
+        return []
+    query = text(
+        "SELECT 1 FROM pg_catalog.pg_constraint WHERE conname = :name AND NOT convalidated "
+        "AND conrelid = pg_catalog.to_regclass(:whole)"
+    )
+    names = {"name": columns.check, "whole": _table(dialect, columns)}
+    if connection.execute(query, names).first() is None:
+        return []
+    name = _quoted(dialect, columns.check)
+    return [f"ALTER TABLE {_table(dialect, columns)} VALIDATE CONSTRAINT {name}"]
+
+
+def drop_check(dialect: Dialect, columns: Tracked) -> list[str]:
+    """Drop the CHECK; the column stays."""
+    name = _quoted(dialect, columns.check or "")
+    return [f"ALTER TABLE {_table(dialect, columns)} DROP CONSTRAINT {name}"]
+
+
+def has_check(connection: Connection, columns: Tracked) -> bool:
+    """Whether the CHECK is in the database."""
+    found = inspect(connection).get_check_constraints(columns.table, columns.schema)
+    return any(one["name"] == columns.check for one in found)
+
+
+def count_foreign(connection: Connection, columns: Tracked) -> int:
+    """How many values of the encrypted column are no ciphertext."""
+    dialect = connection.dialect
+    name = _quoted(dialect, columns.encrypted)
+    query = (
+        f"SELECT count(*) FROM {_table(dialect, columns)} WHERE {name} IS NOT NULL AND NOT "  # noqa: S608 - quoted
+        f"({looks_encrypted(dialect.name, name)})"
+    )
+    result = connection.exec_driver_sql(query, execution_options={"no_parameters": True})
+    return int(result.scalar_one())
+
+
+def is_droppable(connection: Connection, columns: Tracked, name: str) -> bool:
+    """Whether the database can drop a column in place: SQLite cannot if a CHECK of the table names it."""
+    if connection.dialect.name != "sqlite":
+        return True
+    of_schema = f"{_quoted(connection.dialect, columns.schema)}." if columns.schema else ""
+    query = text(f"SELECT sql FROM {of_schema}sqlite_master WHERE type = 'table' AND name = :name")  # noqa: S608 - quoted
+    created = connection.execute(query, {"name": columns.table}).scalar_one()
+    # SQLite itself says whether it can, of an empty table that is made the same way.
+    with closing(sqlite3.connect(":memory:")) as trial:
+        try:
+            trial.execute(created)
+        except sqlite3.OperationalError:
+            return True  # it needs what its own connection has, such as a function
+        try:
+            for statement in drop_column(connection.dialect, replace(columns, schema=None), name):
+                trial.execute(statement)
+        except sqlite3.OperationalError:
+            return False
+    return True
+
+
+def require_droppable(connection: Connection, columns: Tracked, name: str) -> None:
+    """Refuse a column that SQLite cannot drop.
+
+    Raises:
+        MigrationRefusedError: a CHECK of the table names it, as one does in a table that Alembic made.
+    """
+    if is_droppable(connection, columns, name):
+        return
+    raise MigrationRefusedError(
+        f"SQLite cannot drop {columns.table}.{name} in place: a constraint of the table names it, such as "
+        "the CHECK of an encrypted column. Rebuild the table in an Alembic revision, with foreign keys off: "
+        f"`with op.batch_alter_table({columns.table!r}) as batch: batch.drop_constraint('...', "
+        f"type_='check'); batch.drop_column({name!r})`."
+    )
 
 
 def make_nullable(connection: Connection, columns: Tracked) -> list[str]:

@@ -2,7 +2,8 @@
 
 `track`: whoever changes the previous column and leaves the encrypted one as it was, makes the row pending:
 the encrypted value is set to NULL. So a program that knows nothing of the migration may go on writing, and
-what it writes is found. `guard`, for the moment of the contract: such a write is refused.
+what it writes is found. `guard`, for the moment of the contract: such a write is refused, and so is one that
+puts into the encrypted column what is no ciphertext, as its CHECK has it where there is one.
 
 Values are compared as bytes, not by the column's collation: "Ada" for "ada" is a change.
 """
@@ -16,7 +17,9 @@ from dataclasses import dataclass
 
 from sqlalchemy.engine import Dialect
 
+from sqlalchemy_envelope.crypto.aead import FORMAT_VALUE, OVERHEAD
 from sqlalchemy_envelope.exceptions import ConfigurationError
+from sqlalchemy_envelope.orm.columns.stored_value import looks_encrypted
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,7 @@ class Tracked:
         keys: the columns of the primary key; SQLite's trigger finds the row by them, or by its rowid.
         bound: the columns that a ciphertext depends on: those that name the owner, and the primary key where
             values are bound to their rows. Who changes one of them alone makes the row pending too.
+        check: the name of the encrypted column's CHECK; None if it is to have none.
     """
 
     table: str
@@ -35,6 +39,7 @@ class Tracked:
     schema: str | None = None
     keys: Sequence[str] = ()
     bound: Sequence[str] = ()
+    check: str | None = None
 
     def trigger(self, kind: str) -> str:
         """The name of a trigger. PostgreSQL runs triggers in the order of their names: ours come last."""
@@ -156,8 +161,9 @@ def create_guard(dialect: Dialect, columns: Tracked, *, back: bool = False) -> l
         changed = pending
         text = f"{columns.table}.{columns.encrypted} is given up, and this program writes to it alone"
     else:
-        pending = f"NEW.{sql.previous} IS NOT NULL AND NEW.{sql.encrypted} IS NULL"
-        changed = sql.becomes_pending()
+        alone = f"NEW.{sql.previous} IS NOT NULL AND NEW.{sql.encrypted} IS NULL"
+        pending = f"({alone}) OR ({sql.is_foreign()})"
+        changed = f"({sql.becomes_pending()}) OR ({sql.becomes_foreign()})"
         text = f"{columns.table}.{columns.previous} is encrypted now, and this program writes plaintext"
     text = text.replace("'", "''")
     if dialect.name == "postgresql":
@@ -219,7 +225,8 @@ def drop_triggers(dialect: Dialect, columns: Tracked, *kinds: str) -> list[str]:
     return statements
 
 
-_MARK = "x'00'"
+# It passes the CHECK, and no key has the id zero.
+_MARK = f"x'{FORMAT_VALUE:02x}{'00' * (OVERHEAD - 1)}'"
 
 
 class _Sql:
@@ -296,6 +303,15 @@ class _Sql:
         """The write would leave a previous value alone."""
         alone = f"NEW.{self.encrypted} IS NULL AND {self._changed(self._columns.previous)}"
         return f"NEW.{self.previous} IS NOT NULL AND (({alone}) OR ({self.stale()}))"
+
+    def is_foreign(self) -> str:
+        """The encrypted column holds what is no ciphertext."""
+        new = f"NEW.{self.encrypted}"
+        return f"{new} IS NOT NULL AND NOT ({looks_encrypted(self._dialect.name, new)})"
+
+    def becomes_foreign(self) -> str:
+        """The write puts there what is no ciphertext; what stood there before is not its fault."""
+        return f"{self._encrypted_changed()} AND {self.is_foreign()}"
 
     def _encrypted_changed(self) -> str:
         new, old = f"NEW.{self.encrypted}", f"OLD.{self.encrypted}"

@@ -184,9 +184,9 @@ def test_a_column_added_later_and_one_that_was_text(environment: Environment, en
         connection.execute(sa.text("ALTER TABLE notes ADD COLUMN title VARCHAR(40)"))
     text = migration(environment(engine, plain.Base.metadata))
 
-    assert "op.add_column('notes', sa.Column('body', sa.LargeBinary(), nullable=False))" in text
+    column = "sa.Column('body', sa.LargeBinary(), nullable=False)"
+    assert f"op.add_encrypted_column('notes', {column})" in text
     assert "type_=sa.LargeBinary()" in text
-    assert "sqlalchemy_envelope" not in text
 
 
 def test_what_mysql_makes_of_the_key_tables_is_no_difference() -> None:

@@ -185,7 +185,7 @@ def test_undo_of_expand_loses_nothing(app: App) -> None:
     """Refused while a value is encrypted alone; both columns are as they were."""
     app.autogenerate("both")
     app.move()
-    app.sql("UPDATE users SET phone = NULL, phone_encrypted = :blob WHERE id = 1", blob=b"\x01")
+    app.sql("UPDATE users SET phone = NULL, phone_encrypted = :blob WHERE id = 1", blob=b"\x01" + bytes(44))
     with pytest.raises(MigrationRefusedError, match="1 rows of users have nothing but"):
         command.downgrade(app.config("both"), "-1")
 
@@ -453,7 +453,7 @@ def test_a_script_that_is_run(app: App) -> None:
                 raw.execute(text)
 
     run(script(config, "base", first))
-    app.sql("UPDATE users SET phone_encrypted = :blob WHERE phone IS NOT NULL", blob=b"\x01")
+    app.sql("UPDATE users SET phone_encrypted = :blob WHERE phone IS NOT NULL", blob=b"\x01" + bytes(44))
     app.sql("UPDATE users SET phone = '0' WHERE id = 1")
     assert app.sql("SELECT phone_encrypted FROM users WHERE id = 1") == [(None,)]
     contract = script(config, first, second)
@@ -462,7 +462,7 @@ def test_a_script_that_is_run(app: App) -> None:
             run(contract)
     else:
         assert "-- Not checked: this must find no row: SELECT 1 FROM users" in contract
-    app.sql("UPDATE users SET phone_encrypted = :blob WHERE phone IS NOT NULL", blob=b"\x01")
+    app.sql("UPDATE users SET phone_encrypted = :blob WHERE phone IS NOT NULL", blob=b"\x01" + bytes(44))
     run(contract)
 
     assert app.columns("users") == {"id", "email", "phone_encrypted"}

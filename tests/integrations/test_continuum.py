@@ -2,7 +2,7 @@
 copy."""
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from sqlalchemy import Engine, ForeignKey, Text, text
@@ -28,7 +28,7 @@ def models() -> Iterator[Any]:
         id: Mapped[int] = mapped_column(primary_key=True)
 
     class Note(Base):
-        __versioned__: dict[str, Any] = {}
+        __versioned__: ClassVar[dict[str, Any]] = {}
         __tablename__ = "notes"
         id: Mapped[int] = mapped_column(primary_key=True)
         user_id: Mapped[int] = mapped_column(ForeignKey("users.id", ondelete="CASCADE"))

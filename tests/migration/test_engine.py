@@ -361,8 +361,8 @@ def test_verify_finds_every_kind_of_difference(engine: Engine) -> None:
         connection.execute(change, {"id": 1, "blob": flipped})
         connection.execute(change, {"id": 2, "blob": stored[3]})
         connection.execute(change, {"id": 3, "blob": stored[2]})
-        connection.execute(change, {"id": 4, "blob": b"no ciphertext"})
-        connection.execute(change, {"id": 5, "blob": b""})
+        connection.execute(change, {"id": 4, "blob": b"\1 looks like a ciphertext, and is none of ours"})
+        connection.execute(change, {"id": 5, "blob": b"\1" + bytes(44)})
         connection.execute(sa.text("UPDATE notes SET body = 'behind' WHERE id = 6"))
         # Another owner's value, where nothing is left to compare it with.
         connection.execute(sa.text("UPDATE notes SET body = NULL WHERE id IN (10, 11)"))

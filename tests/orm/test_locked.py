@@ -41,7 +41,18 @@ from sqlalchemy_envelope.crypto.context import encode_reference
 from sqlalchemy_envelope.orm.columns import codecs
 from sqlalchemy_envelope.orm.columns.codecs import codec_for
 from tests.orm.conftest import Started
-from tests.orm.models import SECRET, Note, Page, User, envelope, new_user, statements_sent, stored, unlock
+from tests.orm.models import (
+    SECRET,
+    Note,
+    Page,
+    User,
+    envelope,
+    new_user,
+    statements_sent,
+    stored,
+    unlock,
+    without_checks,
+)
 
 BODY: Any = Note.__table__.c.body  # type: ignore[attr-defined]
 PLAIN = "p1aintext"
@@ -929,6 +940,8 @@ def _overwrite(started: Started, table: str, key: int, value: bytes | None, **ot
 def test_bytes_that_are_not_ours(lite: Started, unlocked: bool, value: bytes, error: type[Exception]) -> None:
     """Foreign bytes are an error of their own, locked or not, and never taken for plaintext."""
     note_id = note_of(lite, lite.ada)
+    lite.session.close()
+    without_checks(lite.engine)
     _overwrite(lite, "notes", note_id, value)
     with lite.fresh() as session:
         if unlocked:

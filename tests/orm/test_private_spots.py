@@ -20,6 +20,7 @@ from sqlalchemy.orm import Session, load_only
 from sqlalchemy_envelope import EnvelopeError, LockedError, StatementRefusedError
 from sqlalchemy_envelope.orm import hooks
 from sqlalchemy_envelope.orm.columns.codecs import codec_for
+from sqlalchemy_envelope.orm.columns.stored_value import EncryptedCheck
 from sqlalchemy_envelope.orm.current import locks
 from sqlalchemy_envelope.orm.reading import echo, objects
 from sqlalchemy_envelope.orm.reading import rows as watched
@@ -562,6 +563,17 @@ def test_what_a_type_says_of_its_variants() -> None:
     assert not sa.String()._variant_mapping
     with pytest.raises(AttributeError):
         codec_for(Hidden(text, "_variant_mapping"))
+
+
+# Bound to the type
+
+
+def test_a_constraint_that_is_bound_to_its_type() -> None:
+    """`_type_bound` keeps a copied column from copying the CHECK that it gets when it joins its table."""
+    checks = [one for one in Note.__table__.c.body.constraints if isinstance(one, EncryptedCheck)]
+
+    assert [one._type_bound for one in checks] == [True]
+    assert Note.__table__.c.body._copy().constraints == set()
 
 
 # All of them

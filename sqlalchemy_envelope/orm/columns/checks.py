@@ -11,6 +11,7 @@ from sqlalchemy_envelope.exceptions import ConfigurationError
 from sqlalchemy_envelope.orm.columns.encrypted_type import EncryptedType
 from sqlalchemy_envelope.orm.columns.plans import plan_of_mapper
 from sqlalchemy_envelope.orm.columns.previous import attach_previous
+from sqlalchemy_envelope.orm.columns.stored_value import attach_check
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import Mapper
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def declare_column(column: Column[Any], table: Any) -> bool:
-    """Give an encrypted column its label when it joins its table; tells whether it is one.
+    """Give an encrypted column its label and its CHECK when it joins its table; tells whether it is one.
 
     Raises:
         ConfigurationError: the database would have to see the plaintext.
@@ -30,6 +31,7 @@ def declare_column(column: Column[Any], table: Any) -> bool:
     if column.type.label is None:
         column.type = column.type.labelled(f"{table.name}.{column.name}")
     _check_column(column, table)
+    attach_check(column, table)
     attach_previous(column, table)
     return True
 

@@ -86,6 +86,8 @@ class EncryptedType(TypeDecorator[Any]):
             the client must then make.
         scope: which of the owner's data keys, by name; a `KeyGrant` may share one scope and not the others.
         previous: the column that this one takes the place of, while its values are moved.
+        check: whether the database refuses what is no ciphertext, by a CHECK on first byte and length.
+            Left out: in new tables and columns. True: Alembic adds it to a column that is there, too.
 
     Stored: plaintext + 45 bytes, in the dialect's binary type. The length and `NULL` show; the empty string
     is encrypted. Format: docs/reference/wire-format.md, section 6.
@@ -107,6 +109,7 @@ class EncryptedType(TypeDecorator[Any]):
         bind: Literal["column", "row"] = "column",
         scope: str = "",
         previous: PreviousColumn | None = None,
+        check: bool | None = None,
     ) -> None:
         super().__init__()
         if bind not in ("column", "row"):
@@ -122,6 +125,7 @@ class EncryptedType(TypeDecorator[Any]):
         self.bind = bind
         self.scope = scope
         self.previous = previous
+        self.check = check
         self.codec  # noqa: B018 - an unsupported inner type is an error here, not at first use
         if previous is not None:
             check_null(self.inner)
@@ -209,6 +213,7 @@ class EncryptedType(TypeDecorator[Any]):
                 ("bind", self.bind),
                 ("scope", self.scope),
                 ("previous", self.previous),
+                ("check", self.check),
             )
             if value not in (None, "column", "")
         )
