@@ -34,6 +34,7 @@ from sqlalchemy_envelope import (
     ValueEncodingError,
     ValueTooLargeError,
 )
+from sqlalchemy_envelope.exceptions import DOCUMENTATION
 from tests.orm.conftest import Started
 from tests.orm.models import SECRET, Base, Note, Page, User, envelope, statements_sent, stored, unlock
 
@@ -44,7 +45,7 @@ def assert_helpful(error: EnvelopeError, *, says: str, hides: str | None = None)
     """The message has one sentence of cause and cure, and the code by which the reference is found."""
     text = str(error)
     assert says.lower() in text.lower()
-    assert f"[{error.code}: docs/reference/errors.md#{error.code}]" in text
+    assert f"[{error.code}: {DOCUMENTATION}/reference/errors.html#{error.code}]" in text
     if hides:
         assert hides not in text
 
