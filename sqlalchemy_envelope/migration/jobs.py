@@ -340,7 +340,7 @@ def open_stored(
     Raises:
         FormatError, DecryptionError: it is not what was written there, or another owner's.
     """
-    check_value(stored)
+    check_value(stored, column.name)
     blob = bytes(stored)
     cipher = keys.reader(blob[:HEADER_SIZE])
     if cipher is None:

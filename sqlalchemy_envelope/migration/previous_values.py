@@ -50,7 +50,7 @@ def _open(session: Session, rows: Rows, type_: EncryptedType, position: Position
     if typed is None:
         return None
     try:
-        check_value(typed)
+        check_value(typed, type_.field.label)
         blob = bytes(typed)
         cipher = find_reader(session, blob[:HEADER_SIZE], type_.field)
         return LOCKED if cipher is None else decode(type_, cipher.decrypt(blob, _reference(type_, position)))

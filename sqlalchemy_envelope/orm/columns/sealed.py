@@ -2,7 +2,7 @@
 
 from typing import Any, NoReturn
 
-from sqlalchemy_envelope.exceptions import LockedError
+from sqlalchemy_envelope.exceptions import EnvelopeError, LockedError
 
 
 class _Ciphertext:
@@ -41,13 +41,22 @@ class Unplaced:
 class Sealed:
     """A stored value that could not be opened where it was read: its key is locked, or it is bound to a
     row that the statement did not select as an entity. `unlocked.decrypt(sealed)` opens it, with
-    `primary_key=` if row-bound."""
+    `primary_key=` if row-bound.
 
-    __slots__ = ("blob", "type")
+    Or a stored value that cannot be read by anybody, since it is not what was written there; `why` is the
+    error that whoever uses it gets."""
 
-    def __init__(self, blob: bytes, type_: Any) -> None:
+    __slots__ = ("blob", "type", "why")
+
+    def __init__(self, blob: bytes, type_: Any, why: EnvelopeError | None = None) -> None:
         self.blob = blob
         self.type = type_
+        self.why = why
+
+    def unreadable(self, error: EnvelopeError) -> "Sealed":
+        """The same bytes, which turned out to be no value of their column and row."""
+        # Of the error its message alone: the frames that it passed had a key.
+        return Sealed(self.blob, self.type, type(error)(*error.args))
 
     @property
     def label(self) -> str:
@@ -55,6 +64,8 @@ class Sealed:
         return (self.type.label if self.type is not None else None) or "?"
 
     def __repr__(self) -> str:
+        if self.why is not None:
+            return f"<Sealed {self.label}, {len(self.blob)} bytes: unreadable ({self.why.code})>"
         how = "unlocked.decrypt(sealed, primary_key=...)" if self._row_bound else "unlocked.decrypt(sealed)"
         return f"<Sealed {self.label}, {len(self.blob)} bytes: open it with {how}>"
 
@@ -62,10 +73,16 @@ class Sealed:
     def _row_bound(self) -> bool:
         return self.type is not None and self.type.bind == "row"
 
-    def _refuse(self, *_: Any) -> NoReturn:
-        raise LockedError(
+    def error(self) -> EnvelopeError:
+        """What whoever takes it for a value is told: why it cannot be read, or that it is locked."""
+        if self.why is not None:
+            return type(self.why)(*self.why.args)  # a new one for each use
+        return LockedError(
             f"A value of {self.label!r} is sealed; unlock its owner and use unlocked.decrypt(sealed)."
         )
+
+    def _refuse(self, *_: Any) -> NoReturn:
+        raise self.error()
 
     # Whatever would take it for the value it hides is refused; equality is of the stored bytes.
     __bool__ = __len__ = __iter__ = __getitem__ = __int__ = __float__ = __add__ = __lt__ = __contains__ = (
@@ -79,4 +96,4 @@ class Sealed:
         return hash(self.blob)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Sealed, (bytes(self.blob), self.type)
+        return Sealed, (bytes(self.blob), self.type, self.why)

@@ -4,6 +4,12 @@ them raises, and what was decrypted is forgotten when its unlocked session is le
 A locked value never sits in `__dict__`, where Mutable, pydantic and merge would meet it: it waits in
 `state.info`, and the attribute's own `impl.get()`, which runs only for what is not in `__dict__`, finds it
 there. Reading an open value costs nothing extra.
+
+The rule for a stored value that is not what was written there (foreign bytes, cut short, altered, moved): it
+is put beside the locked ones, with the error. Its row and all others load, a flush leaves its bytes alone,
+and whoever touches the attribute gets the error, which names column and row. The exception is a column-bound
+value that does open, in a row of another owner than its key's: that would be read as the row owner's, so the
+load fails.
 """
 
 from __future__ import annotations
@@ -11,15 +17,21 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy.orm import attributes
-from sqlalchemy.orm.base import PASSIVE_NO_RESULT, PASSIVE_OFF, SQL_OK
+from sqlalchemy.orm.base import CALLABLES_OK, INIT_OK, NO_VALUE, PASSIVE_NO_RESULT, PASSIVE_OFF, SQL_OK
 
 from sqlalchemy_envelope.crypto.aead import HEADER_SIZE, altered, check_value, row_tail
 from sqlalchemy_envelope.crypto.context import encode_reference
-from sqlalchemy_envelope.exceptions import ConfigurationError, DecryptionError
+from sqlalchemy_envelope.exceptions import (
+    ConfigurationError,
+    DecryptionError,
+    FormatError,
+    LockedError,
+    PlaintextRefusedError,
+)
 from sqlalchemy_envelope.orm.columns.encrypted_type import decode
 from sqlalchemy_envelope.orm.columns.plans import EncryptedAttribute, plan_of_mapper
 from sqlalchemy_envelope.orm.columns.sealed import Sealed
-from sqlalchemy_envelope.orm.columns.state import SEALED, WAITING, WIPED, forget, owner_of_row
+from sqlalchemy_envelope.orm.columns.state import REPLACED, SEALED, WAITING, WIPED, forget, owner_of_row
 from sqlalchemy_envelope.orm.current import context
 from sqlalchemy_envelope.orm.reading import two_columns
 
@@ -125,7 +137,10 @@ def _settle_one(
     session = query_context.session if query_context is not None else state.session
     for unlocked in context.unlocked_sessions(session):
         unlocked.saw(session)
-    opened = _open(state, attribute, sealed, session)
+    try:
+        opened = _open(state, attribute, sealed, session)
+    except (DecryptionError, FormatError) as error:
+        opened, sealed = None, sealed.unreadable(error)
     if opened is None:
         del state.dict[attribute.key]
         state.info.setdefault(SEALED, {})[attribute.key] = sealed
@@ -142,7 +157,9 @@ def _open(
     Raises:
         FormatError, TruncatedError, DecryptionError: it does not belong there.
     """
-    check_value(sealed.blob)
+    if sealed.why is not None:
+        raise sealed.error()
+    check_value(sealed.blob, attribute.type.field.label)
     blob = bytes(sealed.blob)
     header, field = blob[:HEADER_SIZE], attribute.type.field
     cipher = context.find_reader(session, header, field)
@@ -188,20 +205,47 @@ def _check_owner(
             continue  # nothing, compared already, set by the application, or read before
         owner = owner_of_row(state, attribute)
         if owner is not None and not current.came_from(value, owner):
-            raise DecryptionError(
+            error = DecryptionError(
                 f"A value of {attribute.type.label!r} is under the key of another owner than its row's: it "
                 "was moved here."
             )
+            raise _in_row(error, state, attribute)
+
+
+def _in_row(
+    error: DecryptionError | FormatError, state: InstanceState[Any], attribute: EncryptedAttribute
+) -> DecryptionError | FormatError:
+    """The same error, which says where to look: label and value are told before the row is known."""
+    if state.key is None:
+        return error
+    column = attribute.encrypted.column
+    names = (one.name for one in state.mapper.primary_key)
+    row = ", ".join(f"{name}={value!r}" for name, value in zip(names, state.key[1], strict=True))
+    return type(error)(f"{error.args[0]} It is in {column.table.name}.{column.name} of the row with {row}.")
 
 
 class _LockedAware:
-    """Mixed into an attribute's own implementation class: `get` runs only on a `__dict__` miss."""
+    """Mixed into an attribute's own implementation class: `get` runs only on a `__dict__` miss.
+
+    Who may not load, gets nothing, as from a deferred attribute; and no error, since nothing is asked for.
+    """
 
     __slots__ = ()
     key: str
+    dispatch: Any
 
     def get(self, state: InstanceState[Any], dict_: Any, passive: Any = PASSIVE_OFF) -> Any:
-        if self.key not in dict_ and "info" in state.__dict__:
+        if self.key in dict_ or not passive & CALLABLES_OK:
+            return super().get(state, dict_, passive)  # type: ignore[misc]  # of the class it is mixed into
+        try:
+            return self._get(state, dict_, passive)
+        except (LockedError, DecryptionError, FormatError, PlaintextRefusedError):
+            if passive & INIT_OK or not state.info.get(REPLACED):
+                raise
+        return NO_VALUE
+
+    def _get(self, state: InstanceState[Any], dict_: Any, passive: Any) -> Any:
+        if "info" in state.__dict__:
             sealed = state.info.get(SEALED, {}).get(self.key)
             if sealed is not None:
                 return _open_late(state, self.key, sealed, passive)
@@ -223,6 +267,19 @@ class _LockedAware:
             raise KeyError(self.key)
         return _open_late(state, self.key, sealed, passive)
 
+    def set(self, state: InstanceState[Any], dict_: Any, value: Any, *arguments: Any, **named: Any) -> None:
+        if not self.dispatch._active_history or self.key in dict_:
+            super().set(state, dict_, value, *arguments, **named)  # type: ignore[misc]  # as above
+            return
+        # The history of the attribute asks for the old value, and goes without one that is locked here:
+        # `write_only` replaces what it cannot read.
+        around = state.info.get(REPLACED, 0)  # a listener may set it once more
+        state.info[REPLACED] = around + 1
+        try:
+            super().set(state, dict_, value, *arguments, **named)  # type: ignore[misc]  # as above
+        finally:
+            state.info[REPLACED] = around
+
     def delete(self, state: InstanceState[Any], dict_: Any) -> None:
         sealed = state.info.get(SEALED, {}).get(self.key) if self.key not in dict_ else None
         if sealed is not None:
@@ -242,9 +299,20 @@ def _may_open(state: InstanceState[Any], key: str) -> bool:
 
 
 def _open_late(state: InstanceState[Any], key: str, sealed: Sealed, passive: Any) -> Any:
-    """A value that was locked when its row was loaded: open it now, without SQL, if its key has come."""
+    """A value that was locked when its row was loaded: open it now, without SQL, if its key has come.
+
+    Raises:
+        FormatError, TruncatedError, DecryptionError: it does not belong there, or is none of ours.
+        LockedError: its key has not come.
+    """
     attribute = next(one for one in plan_of_mapper(state.mapper) if one.key == key)
-    opened = _open(state, attribute, sealed, state.session)
+    failed = None
+    try:
+        opened = _open(state, attribute, sealed, state.session)
+    except (DecryptionError, FormatError) as error:
+        failed, opened = _in_row(error, state, attribute), None
+    if failed is not None and passive & SQL_OK:
+        raise failed
     if opened is None:
         if not passive & SQL_OK:
             return PASSIVE_NO_RESULT

@@ -25,6 +25,7 @@ from sqlalchemy_envelope.exceptions import (
 )
 from sqlalchemy_envelope.keys.keyring import Keyring
 from sqlalchemy_envelope.orm.columns.encrypted_type import decode
+from sqlalchemy_envelope.orm.columns.sealed import Sealed
 from sqlalchemy_envelope.orm.columns.state import forget_plaintext, unflushed
 from sqlalchemy_envelope.orm.current import context
 from sqlalchemy_envelope.orm.reading.provenance import Provenance
@@ -40,7 +41,6 @@ if TYPE_CHECKING:
     from sqlalchemy_envelope.keys.keyring import OwnerId
     from sqlalchemy_envelope.keys.model import OpenedKey
     from sqlalchemy_envelope.orm.columns.plans import EncryptedAttribute
-    from sqlalchemy_envelope.orm.columns.sealed import Sealed
     from sqlalchemy_envelope.orm.current.policy import Policy
     from sqlalchemy_envelope.orm.tables.owners import OwnerClass
 
@@ -205,13 +205,21 @@ class UnlockedSession(context.OpenKeys):
 
         Raises:
             LockedError: its key is not unlocked here.
-            DecryptionError: it does not belong to that column or row.
+            FormatError, TruncatedError, DecryptionError: it does not belong to that column or row.
+            ConfigurationError: it is no `Sealed`.
         """
         self._require_usable()
+        if not isinstance(sealed, Sealed):
+            raise ConfigurationError(
+                f"decrypt() opens a Sealed, which is what a select of columns gives for a locked value. This "
+                f"is of the type {type(sealed).__name__}: use it as it is."
+            )
         if sealed.type is None:
             raise ConfigurationError("This Sealed has lost its column; load the row again.")
-        check_value(sealed.blob)
+        if sealed.why is not None:
+            raise sealed.error()
         field = sealed.type.field
+        check_value(sealed.blob, field.label)
         cipher = self.reader(bytes(sealed.blob[:HEADER_SIZE]), field)
         if cipher is None:
             raise context.locked(f"A value of {field.label!r}", self._home)
