@@ -25,6 +25,7 @@ from sqlalchemy_envelope.orm.columns.plans import plan_of_mapper, plan_of_table
 from sqlalchemy_envelope.orm.columns.previous import policy_of_column
 from sqlalchemy_envelope.orm.columns.state import current_key, written
 from sqlalchemy_envelope.orm.current.connections import session_of
+from sqlalchemy_envelope.orm.writing.orphans import refuse_orphan
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -275,6 +276,8 @@ def update_listener(mapper: Mapper[Any]) -> Callable[..., None]:
             moved = not attribute.encrypted.path.is_self and any(
                 _moved(instance, state, key) for key in attribute.owner_keys
             )
+            if moved:
+                refuse_orphan(state, attribute)
             stale = moved or (attribute.encrypted.row_bound and new_key)
             # Reading it raises LockedError if it cannot be opened.
             if stale and getattr(instance, attribute.key) is not None:
