@@ -254,7 +254,7 @@ class _LockedAware:
                 return two_columns.read_waiting(state, waiting, passive, forget)
             if self.key in state.info.get(WIPED, ()) and passive & SQL_OK and not _may_open(state, self.key):
                 # No SQL: under asyncio there is no greenlet here to run it in.
-                raise context.locked(f"{state.class_.__name__}.{self.key}", state.session)
+                raise _locked(state, self.key)
         try:
             return super().get(state, dict_, passive)  # type: ignore[misc]  # of the class it is mixed into
         except KeyError:
@@ -289,6 +289,13 @@ class _LockedAware:
         super().delete(state, dict_)  # type: ignore[misc]  # of the class it is mixed into
 
 
+def _locked(state: InstanceState[Any], key: str) -> LockedError:
+    attribute = next(one for one in plan_of_mapper(state.mapper) if one.key == key)
+    encrypted = attribute.encrypted
+    name = f"{state.class_.__name__}.{key}"
+    return context.locked(name, state.session, encrypted.path.owner_class, encrypted.scope)
+
+
 def _may_open(state: InstanceState[Any], key: str) -> bool:
     unlocked = context.unlocked_sessions(state.session)
     if not unlocked:
@@ -316,7 +323,7 @@ def _open_late(state: InstanceState[Any], key: str, sealed: Sealed, passive: Any
     if opened is None:
         if not passive & SQL_OK:
             return PASSIVE_NO_RESULT
-        raise context.locked(f"{state.class_.__name__}.{key}", state.session)
+        raise _locked(state, key)
     instance: Any = state.obj()
     for unlocked in context.unlocked_sessions(state.session):
         unlocked.saw(state.session)

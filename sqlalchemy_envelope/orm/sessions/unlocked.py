@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, Self, TypeVar
 from weakref import WeakKeyDictionary, WeakSet, finalize
 
 from sqlalchemy.orm import attributes
@@ -114,6 +114,16 @@ class UnlockedSession(context.OpenKeys):
         self._surrounding = context.CURRENT.get()
         context.CURRENT.set(self)
         return self
+
+    def __aenter__(self) -> NoReturn:
+        raise ConfigurationError(
+            "This is entered without waiting for anything: write `with`, and not `async with`. For an "
+            "AsyncSession, `AsyncEnvelope` has the same verbs; its enroll and unlock take `async with`."
+        )
+
+    def __aexit__(self, *_: object) -> NoReturn:
+        """Never reached; without it `async with` would not come as far as `__aenter__`."""
+        raise NotImplementedError
 
     def _note_only_owner(self) -> None:
         """With a single owner unlocked a row is compared with that one; with several, each with its own."""

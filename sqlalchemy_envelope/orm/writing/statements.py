@@ -388,6 +388,8 @@ class _StatementWriter:
             raise context.locked(
                 f"{self._plan.table.name}.{column.key}, of this row's {column.path.owner_class.name},",
                 self._session,
+                column.path.owner_class,
+                column.scope,
             )
         return cipher
 
