@@ -232,7 +232,7 @@ class _LockedAware:
 
     __slots__ = ()
     key: str
-    dispatch: Any
+    active_history: bool
 
     def get(self, state: InstanceState[Any], dict_: Any, passive: Any = PASSIVE_OFF) -> Any:
         if self.key in dict_ or not passive & CALLABLES_OK:
@@ -268,7 +268,7 @@ class _LockedAware:
         return _open_late(state, self.key, sealed, passive)
 
     def set(self, state: InstanceState[Any], dict_: Any, value: Any, *arguments: Any, **named: Any) -> None:
-        if not self.dispatch._active_history or self.key in dict_:
+        if not self.active_history or self.key in dict_:
             super().set(state, dict_, value, *arguments, **named)  # type: ignore[misc]  # as above
             return
         # The history of the attribute asks for the old value, and goes without one that is locked here:
