@@ -9,6 +9,9 @@ from typing import ClassVar
 
 from sqlalchemy.exc import DontWrapMixin
 
+DOCUMENTATION = "https://sqlalchemy-envelope.readthedocs.io/en/stable"
+"""Where the documentation of the newest release is: `project.urls` in pyproject.toml."""
+
 
 class EnvelopeError(DontWrapMixin, Exception):
     """What every error of this library is."""
@@ -16,7 +19,7 @@ class EnvelopeError(DontWrapMixin, Exception):
     code: ClassVar[str] = "envelope"
 
     def __str__(self) -> str:
-        return f"{super().__str__()} [{self.code}: docs/reference/errors.md#{self.code}]"
+        return f"{super().__str__()} [{self.code}: {DOCUMENTATION}/reference/errors.html#{self.code}]"
 
 
 class ConfigurationError(EnvelopeError):

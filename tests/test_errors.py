@@ -6,6 +6,7 @@ import pickle
 import re
 import subprocess
 import sys
+import tomllib
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -63,7 +64,18 @@ def test_a_message_ends_with_its_address(error: type[EnvelopeError]) -> None:
     """What is printed ends with the code and the anchor under which the cure stands."""
     message = str(error("What happened."))
 
-    assert f"What happened. [{error.code}: docs/reference/errors.md#{error.code}]" == message
+    assert (
+        f"What happened. [{error.code}: https://sqlalchemy-envelope.readthedocs.io/en/stable/reference/"
+        f"errors.html#{error.code}]" == message
+    )
+
+
+def test_the_address_is_that_of_the_documentation() -> None:
+    """Messages lead to the site that the package's metadata names, and there to the page of the errors."""
+    metadata = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text("utf-8"))
+
+    assert metadata["project"]["urls"]["Documentation"] == exceptions.DOCUMENTATION
+    assert Path("reference", "errors.md") == REFERENCE.relative_to(REFERENCE.parents[1])
 
 
 def test_the_reference_has_every_error_and_no_other() -> None:

@@ -11,7 +11,15 @@ import click
 from sqlalchemy import inspect, select
 from sqlalchemy.orm import Session
 
-from sqlalchemy_envelope.cli.migrate_options import DONE, LEFT, Job, confirm, in_app, pace_options
+from sqlalchemy_envelope.cli.migrate_options import (
+    DONE,
+    LEFT,
+    Job,
+    confirm,
+    in_app,
+    nothing,
+    pace_options,
+)
 from sqlalchemy_envelope.cli.migrate_progress import Display, display_for
 from sqlalchemy_envelope.cli.migrate_report import (
     reverse_text,
@@ -112,18 +120,20 @@ def verify(job: Job, workers: int, sample: float | None) -> int:
         )
         cut_off = job.stop() and not report.finished
         outcome = {**_outcome(report, job), "is_clean": report.is_clean}
-        display.finished(name, "verify", outcome, verify_text(report, interrupted=cut_off))
+        text = verify_text(report, job.migrator.phase(name), interrupted=cut_off)
+        display.finished(name, "verify", outcome, text)
         return report.is_clean
 
     return _long(job, one)
 
 
 @migrate.command()
-@in_app(forgotten=True)
+@in_app(forgotten=True, none=True)
 def status(job: Job) -> int:
     """Show how far each column is, and where plaintext lies.
 
-    Exits with 1 while rows are to be encrypted, or a verification found differences. Counts the rows.
+    Also of columns that are done, whose models declare no previous column any more. Exits with 1 while rows
+    are to be encrypted, or a verification found differences. Counts the rows.
     """
     values, is_left = [], False
     for name in job.columns:
@@ -138,6 +148,8 @@ def status(job: Job) -> int:
             if not job.as_json:
                 job.console.print(f"{name}: {phase}; no model declares a previous column")
                 show_residues(job.console, residues)
+    if not values:
+        nothing()
     if job.as_json:
         job.print_json({"columns": values})
     return LEFT if is_left else DONE

@@ -2,6 +2,7 @@
 
 import functools
 import json
+import re
 import sys
 import traceback
 from collections.abc import Callable
@@ -110,7 +111,7 @@ def pace_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def in_app(
-    *, patience: bool = False, long: bool = False, forgotten: bool = False
+    *, patience: bool = False, long: bool = False, forgotten: bool = False, none: bool = False
 ) -> Callable[[Callable[..., int]], Callable[..., None]]:
     """A command that works in the user's application, on some of its columns.
 
@@ -118,6 +119,7 @@ def in_app(
         patience: whether it waits for locks.
         long: whether it can be stopped after a chunk; others are interrupted where they are.
         forgotten: whether it is about columns too whose models have forgotten the previous one.
+        none: whether it has something to say where no column is being moved.
     """
 
     def decorate(body: Callable[..., int]) -> Callable[..., None]:
@@ -133,7 +135,7 @@ def in_app(
             with StopSignals(at_once=not long) as stop:
 
                 def work() -> int:
-                    names = _names(migrator, columns, forgotten=forgotten)
+                    names = _names(migrator, columns, forgotten=forgotten, none=none)
                     return body(Job(migrator, names, bool(columns), as_json, stop, _console()), **options)
 
                 sys.exit(carry_out(stop, lambda: run_apart(migrator.given_engine, work)))
@@ -198,12 +200,29 @@ def confirm(question: str) -> None:
     click.confirm(question, abort=True, err=True)
 
 
+_SHELL_WORDS = (
+    (r"\baccept_locked=(\d+)", r"--accept-locked \1"),
+    (r"\baccept_sample=True", "--accept-sample"),
+    (r"\bstopped=True", "--stopped"),
+    (r'\bclose\("shred", confirm=(\d+)\)', r"`campaign close --unclaimed shred --confirm \1`"),
+    (r'\bclose\("([\w:]+)"(?:, \.\.\.)?\)', r"--unclaimed \1"),
+)
+"""What errors advise in Python, and the same for whoever sits at a shell."""
+
+
+def in_shell_words(advice: str) -> str:
+    """The same advice with the options of the command line."""
+    for python, shell in _SHELL_WORDS:
+        advice = re.sub(python, shell, advice)
+    return advice
+
+
 def complain(what: object) -> None:
     """One line on standard error."""
-    click.echo(f"Error: {what}", err=True)
+    click.echo(f"Error: {in_shell_words(str(what))}", err=True)
 
 
-def _names(migrator: Migrator, given: tuple[str, ...], *, forgotten: bool) -> list[str]:
+def _names(migrator: Migrator, given: tuple[str, ...], *, forgotten: bool, none: bool) -> list[str]:
     try:
         names = [migrator.column(name).name for name in given]
         if not names:
@@ -211,12 +230,17 @@ def _names(migrator: Migrator, given: tuple[str, ...], *, forgotten: bool) -> li
             names = sorted(one.name for one in columns)
     except ConfigurationError as error:
         raise click.BadParameter(str(error), param_hint="COLUMN") from None
-    if not names:
-        _nothing()
+    if not names and not none:
+        nothing()
     return names
 
 
-def _nothing() -> NoReturn:
+def nothing() -> NoReturn:
+    """No column is being moved.
+
+    Raises:
+        click.UsageError: always.
+    """
     raise click.UsageError("No column is being moved: no EncryptedType of these models has `previous=`.")
 
 

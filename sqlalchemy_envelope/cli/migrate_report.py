@@ -11,6 +11,7 @@ from rich.text import Text
 from sqlalchemy_envelope.migration.findings import SEVERITIES, Finding
 from sqlalchemy_envelope.migration.reports import ColumnStatus, RunReport, VerifyReport
 from sqlalchemy_envelope.migration.residue import Residue
+from sqlalchemy_envelope.migration.state import Phase
 
 _SEVERITY: dict[str, tuple[str, str]] = {
     "stops": ("bold red", "deal with it before the migration starts"),
@@ -111,7 +112,11 @@ def reverse_text(report: RunReport, *, interrupted: bool, dropped: bool) -> str:
     return f"{text}{report.pending:,} are encrypted alone. {why}"
 
 
-def verify_text(report: VerifyReport, *, interrupted: bool) -> str:
+_AFTER = {Phase.CUT_OVER: "guard", Phase.GUARDED: "contract"}
+"""What comes after a clean verification; before these phases the cut-over."""
+
+
+def verify_text(report: VerifyReport, phase: Phase, *, interrupted: bool) -> str:
     """A verification in a line."""
     share = "" if report.sample is None else f" (a sample of {report.sample:.2%})"
     locked = f", {report.locked:,} that no key here opens" if report.locked else ""
@@ -123,7 +128,7 @@ def verify_text(report: VerifyReport, *, interrupted: bool) -> str:
     if report.mismatches:
         rows = "; ".join(report.examples)
         return f"{text}, {rows} among them. See who wrote them; then migrate repair, run, and this again"
-    return f"{text}. Next: migrate cutover"
+    return f"{text}. Next: migrate {_AFTER.get(phase, 'cutover')}"
 
 
 def _indented(console: Console, indent: int, text: Text) -> None:

@@ -92,7 +92,7 @@ class ValueCipher(Uncopied):
             FormatError, TruncatedError: not a value of ours.
             DecryptionError: altered, moved, or of another label, row or key.
         """
-        check_value(blob)
+        check_value(blob, self.field.label)
         try:
             if blob[:HEADER_SIZE] == self.header:
                 return self.open(blob[17:29], blob[29:], self.aad_of(row_reference))
@@ -179,22 +179,24 @@ def check_size(plaintext: bytes) -> None:
         )
 
 
-def check_value(blob: object) -> None:
-    """Whether these bytes can be a stored value at all; told before any key is looked for.
+def check_value(blob: object, label: str) -> None:
+    """Whether these bytes can be a stored value of this column at all; told before any key is looked for.
 
     Raises:
         FormatError, TruncatedError: they cannot.
     """
     if not isinstance(blob, (bytes, bytearray, memoryview)):
-        raise FormatError(f"An encrypted column holds {type(blob).__name__} where bytes are stored.")
+        raise FormatError(f"A value of {label!r} is stored as {type(blob).__name__}, and not as bytes.")
     if len(blob) == 0 or blob[0] != FORMAT_VALUE:
         raise FormatError(
-            "An encrypted column holds bytes that this library did not write; not taken for plaintext."
+            f"A value of {label!r} is bytes that this library did not write; not taken for plaintext."
         )
     if len(blob) < OVERHEAD:
-        raise TruncatedError(f"A stored value has {len(blob)} bytes; the shortest has {OVERHEAD}.")
+        raise TruncatedError(
+            f"A value of {label!r} was cut short: it has {len(blob)} bytes; the shortest has {OVERHEAD}."
+        )
     if len(blob) > MAX_STORED_SIZE:
-        raise FormatError(f"A stored value has {len(blob)} bytes, more than any that is written.")
+        raise FormatError(f"A value of {label!r} has {len(blob)} bytes, more than any that is written.")
 
 
 _CUTS = [slice(start, start + NONCE_SIZE) for start in range(0, 256 * NONCE_SIZE, NONCE_SIZE)]

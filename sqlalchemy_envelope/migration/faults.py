@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
+import re
 import sqlite3
 from typing import Any
 
-from sqlalchemy.exc import DBAPIError, IntegrityError, InterfaceError, OperationalError
+from sqlalchemy.exc import (
+    DataError,
+    DBAPIError,
+    IntegrityError,
+    InterfaceError,
+    OperationalError,
+    SQLAlchemyError,
+    StatementError,
+)
+
+from sqlalchemy_envelope.exceptions import EnvelopeError
 
 _AGAIN_STATES = {"40001", "40P01", "55P03", "57014"}  # serialization, deadlock, lock not available, time-out
 _FULL_STATES = {"53100", "53200", "54000"}
 _AGAIN_NUMBERS = {1205, 1213, 1020}  # MySQL: lock wait time-out, deadlock, row changed since
 _FULL_NUMBERS = {1021, 1114, 28}
 _SHORT_NUMBERS = {1406, 1264, 1265}
+_VALUE_NUMBERS = {1048, 1062, 1366, 3819, 4025} | _SHORT_NUMBERS
 _LOST_NUMBERS = {2006, 2013, 2055, 1927}
 _THERE_STATES = {
     "42701",
@@ -63,6 +75,45 @@ def _refused(error: DBAPIError) -> bool:
     return isinstance(error, (OperationalError, InterfaceError)) and any(word in text for word in words)
 
 
+def refuses_value(error: Exception) -> bool:
+    """Whether it was a value that the database, its driver or the column's type did not take."""
+    if isinstance(error, DBAPIError):
+        if may_pass(error) or is_lost(error):
+            return False
+        by_state = (sql_state(error) or "").startswith(("22", "23")) or _number(error) in _VALUE_NUMBERS
+        return by_state or isinstance(error, (DataError, IntegrityError))
+    # A StatementError is what a type raised; what a driver raises by itself is none of SQLAlchemy's.
+    others = (SQLAlchemyError, EnvelopeError, MemoryError, OSError)
+    return isinstance(error, StatementError) or not isinstance(error, others)
+
+
+def why_refused(error: Exception) -> str:
+    """Why a value was not taken, without a word of the value."""
+    if not isinstance(error, DBAPIError):
+        text = str(error.orig if isinstance(error, StatementError) else error)
+        return _NUL if "NUL" in text else "its type cannot write it"
+    text, state, number = str(error.orig), sql_state(error), _number(error)
+    if state == "22001" or number == 1406:
+        return "it is too long"
+    if state == "22003" or number == 1264:
+        return "it is a number out of range"
+    if "NUL" in text or "0x00" in text or state == "22P05":
+        return _NUL
+    if isinstance(error, IntegrityError):
+        return f"a constraint forbids it ({_named(error)})"
+    return f"the database refused it ({_named(error)})"
+
+
+_NUL = "it holds the character NUL, which this database does not store in text"
+
+
+_ABSENT_TABLE = re.compile(
+    r"(?:no such table: |relation \"|Table ')(?P<name>[^\s\"']+)(?:$|\" does not exist|' doesn't exist)",
+    re.MULTILINE,
+)
+"""SQLite's, PostgreSQL's and MariaDB's words for a table that is not there."""
+
+
 def advice(error: Exception) -> str:
     """What to do, in a sentence; without a word of the statement or its parameters."""
     if isinstance(error, DBAPIError):
@@ -76,6 +127,12 @@ def advice(error: Exception) -> str:
             return (
                 "The encrypted column is too short for what is stored in it: make it larger (LONGBLOB on "
                 "MySQL)"
+            )
+        absent = _ABSENT_TABLE.search(str(error.orig))
+        if absent is not None:
+            return (
+                f"The database has no table {absent['name']}: create it first, with an Alembic revision or "
+                "`metadata.create_all()`"
             )
         if is_lost(error):
             return "The connection to the database was lost, and could not be made anew in time"

@@ -20,6 +20,7 @@ from sqlalchemy_envelope.exceptions import (
     FormatError,
     MigrationStoppedError,
 )
+from sqlalchemy_envelope.migration.faults import refuses_value, why_refused
 from sqlalchemy_envelope.migration.owners import OwnerCiphers
 from sqlalchemy_envelope.migration.preflight import check_read, find_unreadable, is_of_the_value, unreadable
 from sqlalchemy_envelope.migration.previous_values import LOCKED, open_previous, seal_previous
@@ -193,7 +194,6 @@ class Reverse:
         self, session: Session, rows: Rows, after: Position | None, upto: Position | None, size: int
     ) -> Step:
         """Decrypt one chunk; what no key here opens stays as it is."""
-        connection = session.connection()
         found = read_chunk(session, rows, self.due(rows), after, upto, size)
         if not found:
             return Step(None, full=False)
@@ -214,8 +214,43 @@ class Reverse:
                 made.append((position, owner, stored, decode(plaintext)))
         sealed = seal_previous(session, rows, made)
         step.locked += len(made) - len(sealed)
-        step.rows = rows.write_previous(connection, sealed)
+        step.rows = _write_back(session, rows, sealed)
         return step
+
+
+def _write_back(session: Session, rows: Rows, parts: Sequence[tuple[Position, Any, Any]]) -> int:
+    """Write values into the previous column; how many were.
+
+    Raises:
+        MigrationStoppedError: the column does not take one.
+    """
+    try:
+        return rows.write_previous(session.connection(), parts)
+    except Exception as error:
+        if not refuses_value(error):
+            raise
+        why, row = why_refused(error), "a row"
+    # Outside of `except`: what the database said may show the values of a row.
+    session.rollback()
+    for part in parts:
+        try:
+            rows.write_previous(session.connection(), [part])
+        except Exception as error:
+            if not refuses_value(error):
+                raise
+            why, row = why_refused(error), f"the row {part[0]!r}"
+            break
+    session.rollback()
+    column = rows.column.from_column
+    name, kind = f"{column.table.name}.{column.name}", column.type.compile(rows.dialect)
+    cure = f"Change the value in the application, or alter {name}"
+    if rows.dialect.name == "postgresql":
+        cure += "; PostgreSQL alters it when you drop the triggers zz_envelope_... of the table before"
+    raise MigrationStoppedError(
+        f"{name}, which is {kind}, does not take the value of {row}: {why}. It was written while the "
+        f"encrypted column counted alone, which takes it. {cure}. Then reverse again, which puts the "
+        "triggers back. What is done stays done."
+    )
 
 
 class Reencrypt:
@@ -340,7 +375,7 @@ def open_stored(
     Raises:
         FormatError, DecryptionError: it is not what was written there, or another owner's.
     """
-    check_value(stored)
+    check_value(stored, column.name)
     blob = bytes(stored)
     cipher = keys.reader(blob[:HEADER_SIZE])
     if cipher is None:

@@ -119,6 +119,11 @@ class Migrator:
             and states[column.name].phase in (Phase.CUT_OVER, Phase.GUARDED)
         ]
 
+    def phase(self, name: str) -> Phase:
+        """How far a column is."""
+        with Session(self.engine) as session:
+            return self._phase(session, self.column(name))
+
     def plan(self, name: str) -> list[Finding]:
         """What will hurt, found in the database; changes nothing."""
         with self.engine.connect() as connection:
@@ -218,6 +223,7 @@ class Migrator:
             progress: told about twice a second.
 
         Raises:
+            MigrationRefusedError: the tables for owners' keys are missing.
             MigrationStoppedError: the database or the machine refused; what is done stays done.
             PreviousValueError: a previous value cannot be read. Of another library's ciphertext a sample is
                 read before anything is changed.
@@ -228,6 +234,7 @@ class Migrator:
             phase = self._phase(session, column)
         if phase in (Phase.CONTRACTED, Phase.REVERSING):
             raise MigrationRefusedError(f"{column.name} is {phase.value}: there is nothing to encrypt.")
+        self._require_key_tables(column)
         self._look_first(column)
         if phase in (Phase.NEW, Phase.REVERSED):
             self.expand(column.name)
@@ -554,6 +561,16 @@ class Migrator:
     ) -> bool:
         return run_workers(self, column, work, workers, executor, stop, progress, sweeps=sweeps)
 
+    def _require_key_tables(self, column: MigratingColumn) -> None:
+        with self.engine.connect() as connection:
+            missing = schema.missing_key_tables(connection, column)
+        if missing:
+            raise MigrationRefusedError(
+                f"The tables for the keys of {column.path.owner_class.name} are missing: "
+                f"{', '.join(missing)}. Create them first, with an Alembic revision or "
+                "`metadata.create_all()`. Nothing was changed."
+            )
+
     def _look_first(self, column: MigratingColumn) -> None:
         """Refuse, before anything is changed, previous values that cannot be read."""
         try:
@@ -676,8 +693,9 @@ class Migrator:
             )
             raise MigrationRefusedError(
                 f"{pending} rows of {column.name} have a previous value alone{why}. Run `migrate run` and "
-                "`migrate verify` "
-                "again; a program that knows nothing of the migration still writes if they come back."
+                "`migrate verify` again. If rows come back, somebody still writes the previous column alone: "
+                "a program that knows nothing of the migration, or, under the policy 'both', one that writes "
+                "for locked owners without `envelope.write_only(session)`."
             )
 
     def _require_clean(self, column: MigratingColumn, accept_sample: bool, accept_locked: int) -> None:
@@ -699,7 +717,7 @@ class Migrator:
         if state.verified_sample is not None and not accept_sample:
             raise MigrationRefusedError(
                 f"Of {column.name} a sample of {state.verified_sample:.2%} was verified. Verify all, or "
-                "accept the sample."
+                "accept the sample: accept_sample=True."
             )
         if (state.locked or 0) > accept_locked:
             raise MigrationRefusedError(

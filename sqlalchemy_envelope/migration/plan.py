@@ -25,6 +25,7 @@ from sqlalchemy.types import Float, LargeBinary, NullType, Numeric, TypeDecorato
 
 from sqlalchemy_envelope.migration import plan_mysql, plan_postgresql, plan_sqlite
 from sqlalchemy_envelope.migration.findings import SEVERITIES, Finding, Severity, referenced_by
+from sqlalchemy_envelope.migration.schema import missing_key_tables
 
 if TYPE_CHECKING:
     from sqlalchemy import Column, Inspector
@@ -57,12 +58,21 @@ def find_obstacles(connection: Connection, column: MigratingColumn) -> list[Find
         *_keys(column, inspector, columns),
         *_references(column, inspector),
         *_owners(connection, column, inspector, columns),
+        *(_no_key_table(column, name) for name in missing_key_tables(connection, column)),
         *_of_the_database(connection, column, columns),
     ]
     worst: dict[tuple[str, str], Finding] = {}
     for one in sorted(found, key=lambda one: (SEVERITIES.index(one.severity), one.code, one.object)):
         worst.setdefault((one.code, one.object), one)
     return list(worst.values())
+
+
+def _no_key_table(column: MigratingColumn, name: str) -> Finding:
+    message = (
+        f"This table for the keys of {column.path.owner_class.name} is missing. Create it before `run`, with "
+        "an Alembic revision or `metadata.create_all()`."
+    )
+    return Finding("no-key-table", "stops", name, message)
 
 
 def _of_the_database(

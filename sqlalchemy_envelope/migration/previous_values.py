@@ -54,7 +54,7 @@ def _open(
         return None
     type_: Any = rows.column.from_column.type
     try:
-        check_value(typed)
+        check_value(typed, type_.field.label)
         blob = bytes(typed)
         if not keys.are_of(blob[:HEADER_SIZE], owner):
             # Opened and encrypted anew, it would be readable by somebody whose value it never was.

@@ -305,6 +305,13 @@ def change_on(connection: Connection, statements: Sequence[str]) -> None:
         connection.exec_driver_sql(statement, execution_options={"no_parameters": True})
 
 
+def missing_key_tables(connection: Connection, column: MigratingColumn) -> list[str]:
+    """The tables for the keys of a column's owners that the database does not have."""
+    inspector, owner_class = inspect(connection), column.path.owner_class
+    tables = [one.__table__ for one in (owner_class.key_class, owner_class.slot_class)]
+    return [one.name for one in tables if not inspector.has_table(one.name, schema=one.schema)]
+
+
 def track(dialect: Dialect, columns: Tracked) -> list[str]:
     """Begin to notice who writes the previous column alone."""
     return create_track(dialect, columns)

@@ -1,6 +1,8 @@
 """`sqlalchemy-envelope migrate` takes an old application from plaintext to ciphertext, and each outcome
 has its exit code; nothing that it prints holds plaintext or a key."""
 
+import ast
+import inspect
 import os
 import re
 import select
@@ -14,9 +16,11 @@ import pytest
 from click.testing import CliRunner
 from sqlalchemy import URL
 
-from sqlalchemy_envelope import ServerKeyring
+from sqlalchemy_envelope import MigrationRefusedError, ServerKeyring
 from sqlalchemy_envelope.cli.discovery import discover
 from sqlalchemy_envelope.cli.group import commands
+from sqlalchemy_envelope.cli.migrate_options import complain, in_shell_words
+from sqlalchemy_envelope.migration import campaign, migrator
 from tests.cli.migrating import APP, PROJECT, USERS, Old, make_old, make_old_postgres
 
 ROWS = 3000
@@ -81,6 +85,7 @@ def on_terminal(old: Old, *arguments: str, answer: str = "", **more: str) -> tup
 def test_whole_way(old: Old) -> None:
     """From plan to contract on SQLite, with an old writer in between whose row is found."""
     assert f"{BODY}: {ROWS:,} rows encrypted; none left" in old.migrate("run").out
+    assert "Next: migrate cutover" in old.migrate("verify").out
     sampled = (f"verify {BODY} --sample 0.5", f"cutover {BODY}", f"cutover {BODY} --accept-sample")
     assert old.steps("plan", *sampled) == [0, 0, 3, 0]
     old.execute("UPDATE notes SET body = 'canary of an old writer' WHERE id = 7")
@@ -92,16 +97,20 @@ def test_whole_way(old: Old) -> None:
     assert {one["event"] for one in again} == {"started", "progress", "finished"}
     assert [one["late"] for one in again if one["event"] == "finished"] == [1, 0]
     assert old.steps("verify", "cutover", "guard", "contract --yes") == [0, 0, 3, 3]
+    assert "Next: migrate guard" in old.migrate("verify").out
     old.migrate("guard", NOTES_POLICY="refuse")
+    assert "Next: migrate contract" in old.migrate("verify", NOTES_POLICY="refuse").out
     assert "There is no terminal to ask at" in old.migrate("contract", NOTES_POLICY="none", code=3).err
     done = old.migrate("contract", "--yes", "--json", NOTES_POLICY="none")
 
     assert done.json == {"done": [BODY, "users.phone"]}
     assert [row[1] for row in old.execute("PRAGMA table_info(notes)")] == ["id", "user_id", "body_encrypted"]
-    status = old.migrate("status", NOTES_POLICY="refuse").out
-    assert f"{BODY}: contracted" in status
-    assert "The column is dropped" in status
-    assert "VACUUM" in status
+    for policy in ("refuse", "none"):  # with the models of the release before, and with those of the last
+        status = old.migrate("status", NOTES_POLICY=policy).out
+        assert f"{BODY}: contracted" in status
+        assert "The column is dropped" in status
+        assert "VACUUM" in status
+    assert old.migrate("status", "--json", NOTES_POLICY="none").json["columns"][0]["column"] == BODY
 
 
 def test_whole_way_on_postgresql(postgres_url: URL, tmp_path: Path) -> None:
@@ -178,6 +187,61 @@ def test_stopped_is_four(copied: Old, more: dict[str, str]) -> None:
 
     assert ran.err.startswith("Error: ")
     assert len(ran.err.splitlines()) == 1
+
+
+def test_missing_key_tables_are_three(old: Old) -> None:
+    """Refused by name, and nothing is told to run it again."""
+    old.execute("DROP TABLE users_keyslot")
+
+    assert "users_keyslot (no-key-table)" in old.migrate("plan", BODY, code=1).out
+    ran = old.migrate("run", BODY, code=3)
+    assert "missing: users_keyslot. Create them first" in ran.err
+    assert "again" not in ran.err
+
+
+def test_no_column_is_two(old: Old) -> None:
+    """Where nothing is moved and nothing was, the status says so."""
+    assert "No column is being moved" in old.migrate("status", NOTES_POLICY="none", code=2).err
+
+
+ADVICE = {
+    "accept_locked=2624.": "--accept-locked 2624.",
+    "accept the sample: accept_sample=True.": "accept the sample: --accept-sample.",
+    "say that nothing runs: stopped=True.": "say that nothing runs: --stopped.",
+    'meant, close("shred", confirm=4377).': "meant, `campaign close --unclaimed shred --confirm 4377`.",
+    'close("keep"), close("provider:NAME"), or close("shred", ...),': (
+        "--unclaimed keep, --unclaimed provider:NAME, or --unclaimed shred,"
+    ),
+}
+
+
+@pytest.mark.parametrize("python", ADVICE)
+def test_advice_is_in_the_words_of_the_shell(python: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """What an error says in Python is told as options of the command line."""
+    complain(MigrationRefusedError(python))
+
+    assert ADVICE[python] in capsys.readouterr().err
+
+
+def test_every_advice_is_translated() -> None:
+    """Whatever a step of a migration is refused with has no Python argument left in it at the shell."""
+    words = re.compile(r"\b(?:accept_\w+|stopped|confirm)=|\bclose\(")
+    sources = "".join(inspect.getsource(one) for one in (migrator, campaign))
+    advised = [
+        text
+        for node in ast.walk(ast.parse(sources))
+        if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "MigrationRefusedError"
+        for text in [_text(node.args[0])]
+        if words.search(text)
+    ]
+
+    assert len(advised) == 5
+    assert [text for text in advised if words.search(in_shell_words(text))] == []
+
+
+def _text(message: ast.expr) -> str:
+    parts = message.values if isinstance(message, ast.JoinedStr) else [message]
+    return "".join(str(one.value) if isinstance(one, ast.Constant) else "7" for one in parts)
 
 
 # ------------------------------------------------------------------ the terminal

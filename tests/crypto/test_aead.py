@@ -201,14 +201,14 @@ def test_sizes_are_checked_at_the_byte() -> None:
     """`check_size` and `check_value` accept their limits and nothing beyond them."""
     check_size(b"")
     check_size(bytes(MAX_VALUE_SIZE))
-    check_value(b"\1" + bytes(OVERHEAD - 1))
-    check_value(b"\1" + bytes(MAX_STORED_SIZE - 1))
+    check_value(b"\1" + bytes(OVERHEAD - 1), "notes.body")
+    check_value(b"\1" + bytes(MAX_STORED_SIZE - 1), "notes.body")
     with pytest.raises(ValueTooLargeError):
         check_size(bytes(MAX_VALUE_SIZE + 1))
     with pytest.raises(TruncatedError, match=f"has {OVERHEAD - 1} bytes; the shortest has {OVERHEAD}"):
-        check_value(b"\1" + bytes(OVERHEAD - 2))
+        check_value(b"\1" + bytes(OVERHEAD - 2), "notes.body")
     with pytest.raises(FormatError, match=f"has {MAX_STORED_SIZE + 1} bytes") as caught:
-        check_value(b"\1" + bytes(MAX_STORED_SIZE))
+        check_value(b"\1" + bytes(MAX_STORED_SIZE), "notes.body")
 
     assert FormatError is caught.type
 
@@ -219,7 +219,7 @@ def test_sizes_are_checked_at_the_byte() -> None:
 def test_what_is_no_bytes_is_named_by_its_type(value: object) -> None:
     """Plaintext of any other type that a column still holds is refused, never shown, never taken as it is."""
     with pytest.raises(FormatError, match=type(value).__name__) as caught:
-        check_value(value)
+        check_value(value, "notes.body")
 
     assert "\1" not in str(caught.value)
 
@@ -229,7 +229,7 @@ def test_bytes_of_another_format_are_refused(blob: bytes) -> None:
     """Whatever does not start with 0x01 is not ours, whatever its length: never taken for plaintext."""
     for wrapped in (blob, bytearray(blob), memoryview(blob)):
         with pytest.raises(FormatError, match="not taken for plaintext") as caught:
-            check_value(wrapped)
+            check_value(wrapped, "notes.body")
 
         assert FormatError is caught.type
 

@@ -5,6 +5,7 @@ next run goes on.
 MariaDB's are run where `ENVELOPE_MARIADB_URL` names a server.
 """
 
+import asyncio
 import os
 import subprocess
 import threading
@@ -16,14 +17,18 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 from sqlalchemy import Engine, create_engine, event, make_url
+from sqlalchemy.ext.asyncio import create_async_engine
 
 from sqlalchemy_envelope import (
     ConfigurationError,
     EnvelopeError,
     MigrationError,
+    MigrationRefusedError,
     MigrationStoppedError,
     ServerKeyring,
 )
+from sqlalchemy_envelope.migration.aio import AsyncMigrator
+from sqlalchemy_envelope.migration.faults import advice
 from sqlalchemy_envelope.migration.runner import Pace
 from tests.migration.engine_models import Trial, new_envelope, notes
 from tests.throwaway_postgres import unprivileged_account
@@ -432,6 +437,109 @@ def test_an_interruption_at_every_statement_of_a_run(engine: Engine) -> None:
         checked_in = trial.sql("SELECT coalesce(sum(rows), 0) FROM envelope_migration_range")
         assert int(checked_in[0][0]) == trial.migrator().status(NOTES).both
         goes_on(trial, 20)
+
+
+# ---------------------------------------------------------------- values that do not fit
+
+
+def since_the_cut_over(engine: Engine, value: str) -> Trial:
+    """A migration under the policy "read", with one value that only the encrypted column could take."""
+    trial = Trial(engine, pace=HASTY).create("notes")
+    if engine.dialect.name == "sqlite":
+        trial.sql("DROP TABLE notes")
+        trial.sql(
+            "CREATE TABLE notes (id INTEGER PRIMARY KEY, user_id INTEGER REFERENCES users (id), title TEXT, "
+            "body TEXT CHECK (length(body) <= 20))"
+        )
+    else:
+        trial.sql("ALTER TABLE notes ALTER body TYPE VARCHAR(20)")
+    trial.insert("notes", notes(ROWS))
+    trial.to_cutover(NOTES)
+    with trial.server("read") as session:
+        session.get_one(trial.make("read").Note, 57).body = value
+        session.commit()
+    return trial
+
+
+def test_the_way_back_names_the_row_that_does_not_fit(engine: Engine) -> None:
+    """A value that is too long for the previous column stops the reversal with that column and its row, and
+    after the column was made larger it goes on."""
+    trial = since_the_cut_over(engine, "note body " + "x" * 40)
+    with pytest.raises(MigrationStoppedError) as caught:
+        trial.migrator().reverse(NOTES)
+    told = str(caught.value)
+
+    shows_nothing(caught.value)
+    assert "notes.body, which is" in told
+    assert "does not take the value of the row (57,)" in told
+    assert ("too long" if engine.dialect.name == "postgresql" else "a constraint forbids it") in told
+    assert "LONGBLOB" not in told
+    if engine.dialect.name == "postgresql":
+        assert "drop the triggers zz_envelope_" in told
+        (trigger,) = trial.sql("SELECT tgname FROM pg_trigger WHERE tgname LIKE 'zz_envelope_%'")
+        trial.sql(f"DROP TRIGGER {trigger[0]} ON notes")
+        trial.sql("ALTER TABLE notes ALTER body TYPE TEXT")
+    else:
+        with trial.server("both") as session:
+            session.get_one(trial.make("both").Note, 57).body = "shorter"
+            session.commit()
+    assert trial.migrator().reverse(NOTES).finished
+    assert None not in {state[0] for state in trial.states("notes", "body").values()}
+
+
+@pytest.mark.parametrize("driver", ["psycopg", "asyncpg"])
+def test_the_way_back_names_the_row_with_a_nul(postgres_engine: Engine, driver: str) -> None:
+    """PostgreSQL stores no NUL in text: told with the row, by each driver's own error."""
+    trial = since_the_cut_over(postgres_engine, "note body \0")
+    reverse = reverse_on_asyncpg if driver == "asyncpg" else reverse_on_psycopg
+    with pytest.raises(MigrationStoppedError, match=r"the row \(57,\): it holds the character NUL") as caught:
+        reverse(trial)
+    shows_nothing(caught.value)
+
+
+def reverse_on_psycopg(trial: Trial) -> None:
+    trial.migrator().reverse(NOTES)
+
+
+def reverse_on_asyncpg(trial: Trial) -> None:
+    async def reverse() -> None:
+        engine = create_async_engine(trial.engine.url.set(drivername="postgresql+asyncpg"))
+        try:
+            await AsyncMigrator(trial.migrator(engine=engine)).reverse(NOTES)
+        finally:
+            await engine.dispose()
+
+    asyncio.run(reverse())
+
+
+@pytest.mark.parametrize("missing", [["users_keyslot"], ["users_keyslot", "users_key"]])
+def test_key_tables_that_are_missing(engine: Engine, missing: list[str]) -> None:
+    """Told by name, by the plan and by the run, before anything is changed; once they are there it runs."""
+    trial = Trial(engine, pace=HASTY).create("notes")
+    trial.insert("notes", notes(ROWS))
+    for name in missing:
+        trial.table(name).drop(engine)
+    found = [one for one in trial.migrator().plan(NOTES) if one.code == "no-key-table"]
+    with pytest.raises(MigrationRefusedError, match="Create them first") as caught:
+        trial.migrator().run(NOTES)
+
+    assert sorted(missing) == sorted(one.object for one in found)
+    assert all(name in str(caught.value) for name in missing)
+    assert "body_encrypted" not in {one["name"] for one in sa.inspect(engine).get_columns("notes")}
+    for name in reversed(missing):
+        trial.table(name).create(engine)
+    assert trial.migrator().run(NOTES).finished
+
+
+def test_a_table_that_is_missing_is_named(engine: Engine) -> None:
+    """Whatever table it is that the database does not have, the advice has its name and what to do."""
+    for statement in ("SELECT * FROM no_such_notes", 'SELECT * FROM "no_such_notes"'):
+        with engine.connect() as connection, pytest.raises(sa.exc.DBAPIError) as caught:
+            connection.exec_driver_sql(statement)
+
+        assert "The database has no table no_such_notes: create it first" in advice(caught.value)
+    mariadb = sa.exc.ProgrammingError("", {}, Exception(1146, "Table 'app.no_such_notes' doesn't exist"))
+    assert "no table app.no_such_notes: create it" in advice(mariadb)
 
 
 # ---------------------------------------------------------------- MariaDB

@@ -61,6 +61,8 @@ def found_in(engine: Engine, *statements: str) -> list[Finding]:
     with engine.begin() as connection:
         for statement in (USERS, *statements):
             connection.exec_driver_sql(statement)
+        for name in ("users_key", "users_keyslot"):
+            Base.metadata.tables[name].create(connection)
         return find_obstacles(connection, contact_phone())
 
 

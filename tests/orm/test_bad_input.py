@@ -1,6 +1,7 @@
 """What can be done wrong is a specific error with a code and a sentence that says what to do, and leaves
 nothing half-made: the session goes on, and no row is left behind."""
 
+import warnings
 from typing import Any
 
 import pytest
@@ -34,6 +35,7 @@ from sqlalchemy_envelope import (
     ValueEncodingError,
     ValueTooLargeError,
 )
+from sqlalchemy_envelope.exceptions import DOCUMENTATION
 from tests.orm.conftest import Started
 from tests.orm.models import SECRET, Base, Note, Page, User, envelope, statements_sent, stored, unlock
 
@@ -44,7 +46,7 @@ def assert_helpful(error: EnvelopeError, *, says: str, hides: str | None = None)
     """The message has one sentence of cause and cure, and the code by which the reference is found."""
     text = str(error)
     assert says.lower() in text.lower()
-    assert f"[{error.code}: docs/reference/errors.md#{error.code}]" in text
+    assert f"[{error.code}: {DOCUMENTATION}/reference/errors.html#{error.code}]" in text
     if hides:
         assert hides not in text
 
@@ -323,6 +325,31 @@ def test_an_enrolment_that_is_not_awaited(lite: Started) -> None:
     forgotten = AsyncEnvelope(envelope).enroll(AsyncSession(), lite.ada, secret=SECRET)
     with pytest.warns(RuntimeWarning, match="never awaited"):
         del forgotten
+
+
+async def test_the_wrong_kind_of_with(lite: Started) -> None:
+    """`with` where `async with` belongs, and the other way about, are told which of the two it is; nothing is
+    opened and nothing warned."""
+    asynchronous = AsyncEnvelope(envelope)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for call in (asynchronous.unlock, asynchronous.enroll):
+            with pytest.raises(ConfigurationError) as caught, call(AsyncSession(), lite.ada, secret=SECRET):  # type: ignore[attr-defined]
+                pass
+            assert_helpful(caught.value, says="`async with`, and not `with`")
+        for plain in (envelope.write_only(lite.session), asynchronous.write_only(AsyncSession())):
+            with pytest.raises(ConfigurationError) as caught:
+                async with plain:  # type: ignore[attr-defined]
+                    pass
+            assert_helpful(caught.value, says="`with`, and not `async with`")
+
+
+@pytest.mark.parametrize("thing", ["x", None, 1, b"bytes", object(), Note()])
+def test_decrypting_what_is_not_sealed(lite: Started, thing: Any) -> None:
+    """`decrypt` takes what a select of columns gave, and tells the type of anything else, not the value."""
+    with unlock(lite.session, lite.ada) as unlocked, pytest.raises(ConfigurationError) as caught:
+        unlocked.decrypt(thing)
+    assert_helpful(caught.value, says=type(thing).__name__, hides="b'bytes'")
 
 
 # Using and leaving

@@ -1479,3 +1479,30 @@ class _Kept:
 
 TestWhoReads = WhoReads.TestCase
 TestWhoReads.settings = settings(max_examples=8, stateful_step_count=10, deadline=None)
+
+
+# ---------------------------------------------------------------- what a locked value is told as
+
+
+def test_what_a_locked_value_of_a_group_is_told_as(lite: Engine) -> None:
+    """A group has no secret: the error names the classes whose rows give its key, and whom they give it to; a
+    value that nobody shares is its owner's to unlock, as ever."""
+    with Session(lite) as session:
+        group_id = found_group(session, "founder")
+    write(lite, "founder", group_id, "hello")
+    with Session(lite) as session:
+        told = {}
+        for name, read in {
+            "read": lambda: session.scalars(select(Post)).all()[0].text,
+            "write": lambda: session.execute(sa.insert(Post).values(group_id=group_id, text="x")),
+            "own": lambda: session.scalars(select(User).where(User.email == "founder")).one().diary,
+        }.items():
+            with pytest.raises(LockedError) as caught:
+                read()
+            told[name] = str(caught.value)
+
+    for name in ("read", "write"):
+        assert "unlock a Group or User whom a Membership or Nesting gives the key around this" in told[name]
+        assert "or its Group if that has a secret" in told[name]
+        assert "secret=" not in told[name]
+    assert "User.diary is locked: unlock its owner around this" in told["own"]

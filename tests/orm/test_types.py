@@ -20,6 +20,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, Session, declared_attr, mapp
 
 from sqlalchemy_envelope import (
     ConfigurationError,
+    DecryptionError,
     EncryptedType,
     EnvelopeError,
     KeyOwner,
@@ -433,8 +434,11 @@ def test_two_columns_swapped_by_an_attacker(started: Started) -> None:
     with started.engine.begin() as connection:
         connection.execute(sa.text("update notes set tags = extra, extra = tags"))
     started.session.expunge_all()
-    with unlock(started.session, started.session.get_one(type(started.ada), 1)), pytest.raises(EnvelopeError):
-        started.session.scalars(select(Note)).one()
+    with unlock(started.session, started.session.get_one(type(started.ada), 1)):
+        note = started.session.scalars(select(Note)).one()
+        for name in ("tags", "extra"):
+            with pytest.raises(DecryptionError, match=rf"notes\.{name} of the row with id="):
+                getattr(note, name)
 
 
 def test_to_metadata_keeps_the_label() -> None:

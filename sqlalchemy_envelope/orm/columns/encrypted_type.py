@@ -17,7 +17,12 @@ from sqlalchemy.sql.elements import Grouping
 from sqlalchemy.types import TypeDecorator, TypeEngine, to_instance
 
 from sqlalchemy_envelope.crypto.aead import HEADER_SIZE, MAX_STORED_SIZE, Field, check_value
-from sqlalchemy_envelope.exceptions import ConfigurationError, StatementRefusedError
+from sqlalchemy_envelope.exceptions import (
+    ConfigurationError,
+    DecryptionError,
+    FormatError,
+    StatementRefusedError,
+)
 from sqlalchemy_envelope.orm.columns.codecs import Codec, check_null
 from sqlalchemy_envelope.orm.columns.format import ColumnFormat
 from sqlalchemy_envelope.orm.columns.previous import PreviousColumn, previous_of
@@ -27,6 +32,7 @@ from sqlalchemy_envelope.orm.current.context import CURRENT
 
 # Constant slices, made once: building them for each value costs a tenth of its decryption.
 _HEADER, _NONCE, _BODY = slice(HEADER_SIZE), slice(HEADER_SIZE, 29), slice(29, None)
+_BYTES = (bytes, bytearray, memoryview)
 _NULL_TESTS = (operators.is_, operators.is_not, operators.eq, operators.ne)
 
 
@@ -175,7 +181,7 @@ class EncryptedType(TypeDecorator[Any]):
         return process
 
     def result_processor(self, dialect: Dialect, coltype: object) -> Callable[[Any], Any]:
-        """Open a value if its key is unlocked here, else hand out a `Sealed`."""
+        """Open a value if its key is unlocked here and it belongs here, else hand out a `Sealed`."""
         make = _row_bound_processor if self.bind == "row" else _column_bound_processor
         return _null_aware(make(self.format), self.codec.read_null)
 
@@ -260,21 +266,34 @@ def _column_bound_processor(form: ColumnFormat) -> Callable[[Any], Any]:
 
 def _row_bound_processor(form: ColumnFormat) -> Callable[[Any], Any]:
     def process(value: Any) -> Sealed | None:
-        return None if value is None else Sealed(value, form)
+        if value is None:
+            return None
+        if not isinstance(value, _BYTES):
+            return open_first(form, None, value)  # type: ignore[no-any-return]  # a Sealed that says why
+        return Sealed(value, form)  # type: ignore[arg-type]  # as the driver gives it
 
     return process
 
 
 def open_first(form: ColumnFormat, slot: object, value: Any) -> Any:
-    """The first value under its key in a column, or one that is locked or wrong.
+    """The first value under its key in a column, or a `Sealed` for one that is locked or cannot be read.
 
-    Raises:
-        FormatError, TruncatedError, DecryptionError: not a value that belongs here.
+    Raised here, the error of one value would lose all the rows of the statement to its reader, who may not
+    even look at the column. And here the row is not known that the error should name.
     """
     placed = type(value) is not Unplaced
     if not placed:
         value = value.blob
-    check_value(value)
+    try:
+        return _open_first(form, slot, value, placed=placed)
+    except (DecryptionError, FormatError) as error:
+        CURRENT.get().handed_sealed = True
+        stored: Any = value if isinstance(value, _BYTES) else b""
+        return Sealed(bytes(stored), form).unreadable(error)
+
+
+def _open_first(form: ColumnFormat, slot: object, value: Any, *, placed: bool) -> Any:
+    check_value(value, form.field.label)
     header = bytes(value[_HEADER])
     current = CURRENT.get()
     cipher = current.reader(header, form.field)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from sqlalchemy_envelope.exceptions import LockedError
+from sqlalchemy_envelope.exceptions import EnvelopeError, LockedError
 
 if TYPE_CHECKING:
     from sqlalchemy_envelope.orm.columns.format import ColumnFormat
@@ -47,13 +47,22 @@ class Sealed:
     """A stored value that could not be opened where it was read: its key is locked, or it is bound to a
     row that the statement did not select as an entity. `unlocked.decrypt(sealed)` opens it, with
     `primary_key=` if row-bound. `repr` shows nothing of the value; whatever would take it for the value,
-    `str` and `==` with anything that is not sealed among them, raises `LockedError`."""
+    `str` and `==` with anything that is not sealed among them, raises `LockedError`.
 
-    __slots__ = ("blob", "format")
+    Or a stored value that cannot be read by anybody, since it is not what was written there; `why` is the
+    error that whoever uses it gets."""
 
-    def __init__(self, blob: bytes, form: ColumnFormat) -> None:
+    __slots__ = ("blob", "format", "why")
+
+    def __init__(self, blob: bytes, form: ColumnFormat, why: EnvelopeError | None = None) -> None:
         self.blob = blob
         self.format = form
+        self.why = why
+
+    def unreadable(self, error: EnvelopeError) -> Sealed:
+        """The same bytes, which turned out to be no value of their column and row."""
+        # Of the error its message alone: the frames that it passed had a key.
+        return Sealed(self.blob, self.format, type(error)(*error.args))
 
     @property
     def label(self) -> str:
@@ -61,6 +70,8 @@ class Sealed:
         return self.format.label or "?"
 
     def __repr__(self) -> str:
+        if self.why is not None:
+            return f"<Sealed {self.label}, {len(self.blob)} bytes: unreadable ({self.why.code})>"
         return f"<Sealed {self.label}, {len(self.blob)} bytes: open it with {self._how}>"
 
     @property
@@ -68,11 +79,18 @@ class Sealed:
         row_bound = self.format.bind == "row"
         return "unlocked.decrypt(sealed, primary_key=...)" if row_bound else "unlocked.decrypt(sealed)"
 
-    def _refuse(self, *_: Any) -> NoReturn:
-        raise LockedError(
+    def error(self) -> EnvelopeError:
+        """What whoever takes it for a value is told: why it cannot be read, or that it is locked."""
+        if self.why is not None:
+            return type(self.why)(*self.why.args)  # a new one for each use
+        return LockedError(
             f"A value of {self.label!r} is sealed and was used as if it were open: unlock its owner and use "
             f"{self._how}. repr() shows it without its content."
         )
+
+    def _refuse(self, *_: Any) -> NoReturn:
+        del _  # what it was added to or compared with may be a value
+        raise self.error()
 
     # Whatever would take it for the value that it hides is refused, so that no redacted text ends in a page
     # or a file. `repr` alone may be printed: logs and debuggers do.
@@ -93,4 +111,4 @@ class Sealed:
         return hash(self.blob)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Sealed, (bytes(self.blob), self.format)
+        return Sealed, (bytes(self.blob), self.format, self.why)

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from sqlalchemy_envelope.orm.tables.owner_paths import OwnerPath
 
 SEALED = "sqlalchemy_envelope.sealed"
-"""In `state.info`: the stored values of locked attributes, by attribute."""
+"""In `state.info`: the stored values of attributes that are locked, or unreadable (`Sealed.why`), by
+attribute."""
 WIPED = "sqlalchemy_envelope.wiped"
 """In `state.info`: attributes that were decrypted once and forgotten on leaving; read
 again from the database."""
@@ -29,6 +30,9 @@ WAITING = "sqlalchemy_envelope.waiting"
 FROM_PREVIOUS = "sqlalchemy_envelope.from_previous"
 """In `state.info`: attributes whose value is that of the previous column: leaving an unlocked session takes
 no key from them."""
+REPLACED = "sqlalchemy_envelope.replaced"
+"""In `state.info`, for a moment: an attribute is being set whose history is active, so that its old value is
+asked for."""
 
 
 def owner_of_row(
@@ -127,8 +131,13 @@ def forget_plaintext(session: Session, stays_open: Callable[[OwnerId | None], bo
 
 
 def is_sealed(state: InstanceState[Any], key: str) -> bool:
-    """Whether the stored value of an attribute is there and locked."""
+    """Whether the stored value of an attribute is there, and is locked or unreadable."""
     return "info" in state.__dict__ and key in state.info.get(SEALED, ())
+
+
+def is_unreadable(state: InstanceState[Any], key: str) -> bool:
+    """Whether the stored value of an attribute is none that a key would open."""
+    return is_sealed(state, key) and state.info[SEALED][key].why is not None
 
 
 def written(state: InstanceState[Any], key: str) -> None:

@@ -328,14 +328,26 @@ class _Resolver:
         lines = [f"`owner={shown}` ({name})" for shown, name in self._possible()]
         if lines:
             return f"Possible here: {', '.join(lines)}. Choose the owner whose key must open it."
-        owners = sorted({mapper.class_.__name__ for mapper in self._owner_mappers()})
+        owners = {mapper.class_.__name__: mapper for mapper in self._owner_mappers()}
         if not owners:
             return (
-                "No class is a KeyOwner yet: declare the one that owns the keys `class User(KeyOwner, Base)`."
+                "Declare the class that its rows refer to `class User(KeyOwner, Base)`, and in this "
+                "table write "
+                "`user_id = mapped_column(ForeignKey('users.id', ondelete='CASCADE'))`."
             )
+        name = min(owners)
+        keys = [
+            (f"{name.lower()}_{column.key}", f"{column.table.fullname}.{column.name}")
+            for column in owners[name].primary_key
+        ]
+        written = " and ".join(
+            f"`{mine} = mapped_column(ForeignKey('{its}', ondelete='CASCADE'))`" for mine, its in keys
+        )
+        shown = ", ".join(repr(mine) for mine, _ in keys)
+        others = f" (or another of {', '.join(sorted(owners))})" if len(owners) > 1 else ""
         return (
-            f"Add a foreign key to {' or '.join(owners)}, or name a column without one: "
-            f"`owner=OwnerColumn('{owners[0].lower()}_id', of={owners[0]})`."
+            f"Refer to the {name}{others} of each row: {written}. Or name a column that has no foreign key: "
+            f"`owner=OwnerColumn({shown}, of={name})`."
         )
 
     def _owner_mappers(self) -> list[Mapper[Any]]:

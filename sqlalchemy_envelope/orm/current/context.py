@@ -203,14 +203,29 @@ def owner_of(session: Session | None, header: bytes) -> OwnerId | None:
     return None
 
 
-def locked(what: str, session: Session | None = None) -> LockedError:
-    """The error for `what` being locked here; it says so if the unlocked session was left or forked away."""
+def locked(
+    what: str, session: Session | None = None, owner_class: OwnerClass | None = None, scope: str = ""
+) -> LockedError:
+    """The error for `what` being locked here; it says so if the unlocked session was left or forked away, and
+    who else than the owner may open this scope of its keys."""
     bound = session.info.get(BOUND) if session is not None else None
     left = next((one.left for one in (bound, CURRENT.get()) if one is not None and one.left), None)
     if left is SessionForkedError:
         return SessionForkedError(f"{what} is locked: keys do not cross a fork; unlock again in the child.")
     if left is SessionLeftError:
         return SessionLeftError(f"{what} is locked: its unlocked session was left; unlock again.")
+    grants = (
+        [] if owner_class is None else [one for one in owner_class.grants_of if one.scope in (None, scope)]
+    )
+    if owner_class is not None and grants:
+        # A group has no secret of its own, as a rule: `secret=` would lead nowhere.
+        holders = " or ".join(sorted({one.to.owner_class.name for one in grants}))
+        names = " or ".join(sorted({one.mapper.class_.__name__ for one in grants}))
+        return LockedError(
+            f"{what} is locked: unlock a {holders} whom a {names} gives the key around this, or its "
+            f"{owner_class.name} if that has a secret. A {names} that was added while nobody with the key "
+            "was unlocked gives it after somebody with the key has unlocked and committed."
+        )
     return LockedError(
         f"{what} is locked: unlock its owner around this, "
         "`with envelope.unlock(session, owner, secret=...):`."

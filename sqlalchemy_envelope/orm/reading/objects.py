@@ -4,6 +4,12 @@ them raises, and what was decrypted is forgotten when its unlocked session is le
 A locked value never sits in `__dict__`, where Mutable, pydantic and merge would meet it: it waits in
 `state.info`, and the attribute's own `impl.get()`, which runs only for what is not in `__dict__`, finds it
 there. Reading an open value costs nothing extra.
+
+The rule for a stored value that is not what was written there (foreign bytes, cut short, altered, moved): it
+is put beside the locked ones, with the error. Its row and all others load, a flush leaves its bytes alone,
+and whoever touches the attribute gets the error, which names column and row. The exception is a column-bound
+value that does open, in a row of another owner than its key's: that would be read as the row owner's, so the
+load fails.
 """
 
 from __future__ import annotations
@@ -11,14 +17,28 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy.orm import attributes
-from sqlalchemy.orm.base import PASSIVE_NO_RESULT, PASSIVE_OFF, SQL_OK
+from sqlalchemy.orm.base import CALLABLES_OK, INIT_OK, NO_VALUE, PASSIVE_NO_RESULT, PASSIVE_OFF, SQL_OK
 
 from sqlalchemy_envelope.crypto.aead import HEADER_SIZE, MAX_STORED_SIZE, altered, check_value, row_tail
 from sqlalchemy_envelope.crypto.context import encode_reference
-from sqlalchemy_envelope.exceptions import ConfigurationError, DecryptionError
+from sqlalchemy_envelope.exceptions import (
+    ConfigurationError,
+    DecryptionError,
+    FormatError,
+    LockedError,
+    PlaintextRefusedError,
+)
 from sqlalchemy_envelope.orm.columns.plans import EncryptedAttribute, plan_of_mapper
 from sqlalchemy_envelope.orm.columns.sealed import Sealed
-from sqlalchemy_envelope.orm.columns.state import SEALED, WAITING, WIPED, forget, is_row_of, owner_of_row
+from sqlalchemy_envelope.orm.columns.state import (
+    REPLACED,
+    SEALED,
+    WAITING,
+    WIPED,
+    forget,
+    is_row_of,
+    owner_of_row,
+)
 from sqlalchemy_envelope.orm.current import context
 from sqlalchemy_envelope.orm.current.names import Names
 from sqlalchemy_envelope.orm.reading import two_columns
@@ -30,6 +50,7 @@ if TYPE_CHECKING:
 
 
 _COLUMN_TAIL = row_tail(b"")
+_NAMES = "sqlalchemy_envelope.names"
 _HEADER, _NONCE, _BODY = slice(HEADER_SIZE), slice(HEADER_SIZE, 29), slice(29, None)
 
 
@@ -100,8 +121,9 @@ def _settle(
             tail = row_tail(encode_reference(state.key[1])) if state.key is not None else _COLUMN_TAIL
         blob = sealed.blob
         try:
-            open_, prefix, owner = readers[slot][blob[_HEADER]]
-            if unchanged and values[owner_key] == owner and len(blob) <= MAX_STORED_SIZE:
+            open_, prefix, owner, where = readers[slot][blob[_HEADER]]
+            here = _names(state, query_context).where(attribute.encrypted.path.owner_class)
+            if unchanged and values[owner_key] == owner and where == here and len(blob) <= MAX_STORED_SIZE:
                 aad = prefix + (tail if row_bound else _COLUMN_TAIL)
                 values[key] = decode_bytes(open_(blob[_NONCE], blob[_BODY], aad))
                 if marked:
@@ -110,6 +132,16 @@ def _settle(
         except Exception:  # noqa: BLE001, S110 - the first of its key, locked or wrong: told apart below
             pass
         _settle_one(state, query_context, attribute, sealed)
+
+
+def _names(state: InstanceState[Any], query_context: Any) -> Names:
+    """The names of owners, as the session has them that reads these rows; found once for a query."""
+    if query_context is None:
+        return Names(state.session)
+    known: Names | None = query_context.attributes.get(_NAMES)
+    if known is None:
+        known = query_context.attributes[_NAMES] = Names(query_context.session)
+    return known
 
 
 def _holder(state: InstanceState[Any], query_context: Any) -> context.OpenKeys | context.NothingUnlocked:
@@ -127,7 +159,10 @@ def _settle_one(
     session = query_context.session if query_context is not None else state.session
     for unlocked in context.unlocked_sessions(session):
         unlocked.saw(session)
-    opened = _open(state, attribute, sealed, session)
+    try:
+        opened = _open(state, attribute, sealed, session)
+    except (DecryptionError, FormatError) as error:
+        opened, sealed = None, sealed.unreadable(error)
     if opened is None:
         del state.dict[attribute.key]
         state.info.setdefault(SEALED, {})[attribute.key] = sealed
@@ -144,7 +179,9 @@ def _open(
     Raises:
         FormatError, TruncatedError, DecryptionError: it does not belong there.
     """
-    check_value(sealed.blob)
+    if sealed.why is not None:
+        raise sealed.error()
+    check_value(sealed.blob, attribute.type.field.label)
     blob = bytes(sealed.blob)
     header, field = blob[:HEADER_SIZE], attribute.type.field
     cipher = context.find_reader(session, header, field)
@@ -158,7 +195,8 @@ def _open(
     known = direct and state.dict.get(attribute.owner_keys[0]) is not None
     if known and state.session is not None:
         # What `_settle` needs to open the next one under this key without coming here.
-        entry = (cipher.open, cipher.row_aad, state.dict.get(attribute.owner_keys[0]))
+        where = Names(state.session).where(attribute.encrypted.path.owner_class)
+        entry = (cipher.open, cipher.row_aad, state.dict.get(attribute.owner_keys[0]), where)
         _holder(state, None).remember(attribute.slot, header, cipher, entry)
     return opened
 
@@ -193,20 +231,47 @@ def _check_owner(
             continue  # nothing, compared already, set by the application, or read before
         owner = owner_of_row(state, attribute, names)
         if owner is not None and not current.came_from(value, owner):
-            raise DecryptionError(
+            error = DecryptionError(
                 f"A value of {attribute.type.label!r} is under the key of another owner than its row's: it "
                 "was moved here."
             )
+            raise _in_row(error, state, attribute)
+
+
+def _in_row(
+    error: DecryptionError | FormatError, state: InstanceState[Any], attribute: EncryptedAttribute
+) -> DecryptionError | FormatError:
+    """The same error, which says where to look: label and value are told before the row is known."""
+    if state.key is None:
+        return error
+    column = attribute.encrypted.column
+    names = (one.name for one in state.mapper.primary_key)
+    row = ", ".join(f"{name}={value!r}" for name, value in zip(names, state.key[1], strict=True))
+    return type(error)(f"{error.args[0]} It is in {column.table.name}.{column.name} of the row with {row}.")
 
 
 class _LockedAware:
-    """Mixed into an attribute's own implementation class: `get` runs only on a `__dict__` miss."""
+    """Mixed into an attribute's own implementation class: `get` runs only on a `__dict__` miss.
+
+    Who may not load, gets nothing, as from a deferred attribute; and no error, since nothing is asked for.
+    """
 
     __slots__ = ()
     key: str
+    active_history: bool
 
     def get(self, state: InstanceState[Any], dict_: Any, passive: Any = PASSIVE_OFF) -> Any:
-        if self.key not in dict_ and "info" in state.__dict__:
+        if self.key in dict_ or not passive & CALLABLES_OK:
+            return super().get(state, dict_, passive)  # type: ignore[misc]  # of the class it is mixed into
+        try:
+            return self._get(state, dict_, passive)
+        except (LockedError, DecryptionError, FormatError, PlaintextRefusedError):
+            if passive & INIT_OK or not state.info.get(REPLACED):
+                raise
+        return NO_VALUE
+
+    def _get(self, state: InstanceState[Any], dict_: Any, passive: Any) -> Any:
+        if "info" in state.__dict__:
             sealed = state.info.get(SEALED, {}).get(self.key)
             if sealed is not None:
                 return _open_late(state, self.key, sealed, passive)
@@ -215,7 +280,7 @@ class _LockedAware:
                 return two_columns.read_waiting(state, waiting, passive, forget)
             if self.key in state.info.get(WIPED, ()) and passive & SQL_OK and not _may_open(state, self.key):
                 # No SQL: under asyncio there is no greenlet here to run it in.
-                raise context.locked(f"{state.class_.__name__}.{self.key}", state.session)
+                raise _locked(state, self.key)
         try:
             return super().get(state, dict_, passive)  # type: ignore[misc]  # of the class it is mixed into
         except KeyError:
@@ -228,6 +293,19 @@ class _LockedAware:
             raise KeyError(self.key)
         return _open_late(state, self.key, sealed, passive)
 
+    def set(self, state: InstanceState[Any], dict_: Any, value: Any, *arguments: Any, **named: Any) -> None:
+        if not self.active_history or self.key in dict_:
+            super().set(state, dict_, value, *arguments, **named)  # type: ignore[misc]  # as above
+            return
+        # The history of the attribute asks for the old value, and goes without one that is locked here:
+        # `write_only` replaces what it cannot read.
+        around = state.info.get(REPLACED, 0)  # a listener may set it once more
+        state.info[REPLACED] = around + 1
+        try:
+            super().set(state, dict_, value, *arguments, **named)  # type: ignore[misc]  # as above
+        finally:
+            state.info[REPLACED] = around
+
     def delete(self, state: InstanceState[Any], dict_: Any) -> None:
         sealed = state.info.get(SEALED, {}).get(self.key) if self.key not in dict_ else None
         if sealed is not None:
@@ -235,6 +313,13 @@ class _LockedAware:
         elif self.key not in dict_ and self.key in state.info.get(WAITING, ()):
             self.get(state, dict_)
         super().delete(state, dict_)  # type: ignore[misc]  # of the class it is mixed into
+
+
+def _locked(state: InstanceState[Any], key: str) -> LockedError:
+    attribute = next(one for one in plan_of_mapper(state.mapper) if one.key == key)
+    encrypted = attribute.encrypted
+    name = f"{state.class_.__name__}.{key}"
+    return context.locked(name, state.session, encrypted.path.owner_class, encrypted.scope)
 
 
 def _may_open(state: InstanceState[Any], key: str) -> bool:
@@ -247,13 +332,24 @@ def _may_open(state: InstanceState[Any], key: str) -> bool:
 
 
 def _open_late(state: InstanceState[Any], key: str, sealed: Sealed, passive: Any) -> Any:
-    """A value that was locked when its row was loaded: open it now, without SQL, if its key has come."""
+    """A value that was locked when its row was loaded: open it now, without SQL, if its key has come.
+
+    Raises:
+        FormatError, TruncatedError, DecryptionError: it does not belong there, or is none of ours.
+        LockedError: its key has not come.
+    """
     attribute = next(one for one in plan_of_mapper(state.mapper) if one.key == key)
-    opened = _open(state, attribute, sealed, state.session)
+    failed = None
+    try:
+        opened = _open(state, attribute, sealed, state.session)
+    except (DecryptionError, FormatError) as error:
+        failed, opened = _in_row(error, state, attribute), None
+    if failed is not None and passive & SQL_OK:
+        raise failed
     if opened is None:
         if not passive & SQL_OK:
             return PASSIVE_NO_RESULT
-        raise context.locked(f"{state.class_.__name__}.{key}", state.session)
+        raise _locked(state, key)
     instance: Any = state.obj()
     for unlocked in context.unlocked_sessions(state.session):
         unlocked.saw(state.session)

@@ -37,6 +37,8 @@ class DualBundle(Bundle[Any]):
 
         def merge(row: Any) -> Any:
             value = read(row)
+            if isinstance(value, Sealed) and value.why is not None:
+                raise value.error()  # the previous value beside it may be what whoever altered it wanted
             if value is not None and not (policy == "both" and isinstance(value, Sealed)):
                 return value
             previous = read_previous(row)

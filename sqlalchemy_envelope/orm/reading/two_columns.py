@@ -17,7 +17,7 @@ from sqlalchemy.orm.base import PASSIVE_NO_RESULT, SQL_OK
 from sqlalchemy_envelope.exceptions import PlaintextRefusedError
 from sqlalchemy_envelope.orm.columns.plans import plan_of_mapper
 from sqlalchemy_envelope.orm.columns.previous import PREVIOUS, policy_of_column, previous_of
-from sqlalchemy_envelope.orm.columns.state import FROM_PREVIOUS, WAITING, is_sealed
+from sqlalchemy_envelope.orm.columns.state import FROM_PREVIOUS, WAITING, is_sealed, is_unreadable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -102,6 +102,9 @@ def _settle(state: InstanceState[Any], dual: DualAttribute, forget: Callable[...
     key, previous, policy = dual
     values = state.dict
     value = values.get(key, _MISSING)
+    if value is _MISSING and is_unreadable(state, key):
+        forget(state, (previous,))
+        return True  # and never the previous value for it, which whoever altered it may have wanted
     locked = value is _MISSING and is_sealed(state, key)
     if value is _MISSING and not locked:
         return True  # it was not read

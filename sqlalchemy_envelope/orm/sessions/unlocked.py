@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, Self, TypeVar
 from weakref import WeakKeyDictionary, WeakSet, finalize
 
 from sqlalchemy.orm import attributes
@@ -24,6 +24,7 @@ from sqlalchemy_envelope.exceptions import (
     UnflushedError,
 )
 from sqlalchemy_envelope.keys.keyring import Keyring
+from sqlalchemy_envelope.orm.columns.sealed import Sealed
 from sqlalchemy_envelope.orm.columns.state import forget_plaintext, unflushed
 from sqlalchemy_envelope.orm.current import context
 from sqlalchemy_envelope.orm.current.names import Names
@@ -40,7 +41,6 @@ if TYPE_CHECKING:
     from sqlalchemy_envelope.keys.keyring import OwnerId
     from sqlalchemy_envelope.keys.model import OpenedKey
     from sqlalchemy_envelope.orm.columns.plans import EncryptedAttribute
-    from sqlalchemy_envelope.orm.columns.sealed import Sealed
     from sqlalchemy_envelope.orm.current.policy import Policy
     from sqlalchemy_envelope.orm.tables.owners import OwnerClass
 
@@ -114,6 +114,16 @@ class UnlockedSession(context.OpenKeys):
         self._surrounding = context.CURRENT.get()
         context.CURRENT.set(self)
         return self
+
+    def __aenter__(self) -> NoReturn:
+        raise ConfigurationError(
+            "This is entered without waiting for anything: write `with`, and not `async with`. For an "
+            "AsyncSession, `AsyncEnvelope` has the same verbs; its enroll and unlock take `async with`."
+        )
+
+    def __aexit__(self, *_: object) -> NoReturn:
+        """Never reached; without it `async with` would not come as far as `__aenter__`."""
+        raise NotImplementedError
 
     def _note_only_owner(self) -> None:
         """With a single owner unlocked a row is compared with that one; with several, each with its own."""
@@ -221,11 +231,19 @@ class UnlockedSession(context.OpenKeys):
 
         Raises:
             LockedError: its key is not unlocked here.
-            DecryptionError: it does not belong to that column or row.
+            FormatError, TruncatedError, DecryptionError: it does not belong to that column or row.
+            ConfigurationError: it is no `Sealed`.
         """
         self._require_usable()
-        check_value(sealed.blob)
+        if not isinstance(sealed, Sealed):
+            raise ConfigurationError(
+                f"decrypt() opens a Sealed, which is what a select of columns gives for a locked value. This "
+                f"is of the type {type(sealed).__name__}: use it as it is."
+            )
+        if sealed.why is not None:
+            raise sealed.error()
         field = sealed.format.field
+        check_value(sealed.blob, field.label)
         cipher = self.reader(bytes(sealed.blob[:HEADER_SIZE]), field)
         if cipher is None:
             raise context.locked(f"A value of {field.label!r}", self.home)

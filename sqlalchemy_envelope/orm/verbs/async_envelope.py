@@ -164,6 +164,13 @@ class AsyncUnlocking:
         self._awaited = True
         return self._envelope.run(self._session, self._make_steps).__await__()
 
+    def __enter__(self) -> NoReturn:
+        self._awaited = True  # what it should have been is told below
+        raise ConfigurationError("AsyncEnvelope waits for the database: write `async with`, and not `with`.")
+
+    def __exit__(self, *_: object) -> None:
+        """Never reached; without it `with` would not come as far as `__enter__`."""
+
     async def __aenter__(self) -> UnlockedSession:
         self._unlocked = await self
         return self._unlocked.__enter__()

@@ -27,6 +27,7 @@ from sqlalchemy_envelope.orm.columns.state import current_key, written
 from sqlalchemy_envelope.orm.current.names import Names
 from sqlalchemy_envelope.orm.tables.connections import session_of
 from sqlalchemy_envelope.orm.tables.owner_paths import linked_paths, referred, referring
+from sqlalchemy_envelope.orm.writing.orphans import refuse_orphan
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -329,6 +330,8 @@ def update_listener(mapper: Mapper[Any]) -> Callable[..., None]:
             moved = not attribute.encrypted.path.is_self and any(
                 _moved(instance, state, key) for key in attribute.owner_keys
             )
+            if moved:
+                refuse_orphan(state, attribute)
             stale = moved or (attribute.encrypted.row_bound and new_key)
             # Reading it raises LockedError if it cannot be opened.
             if stale and not attribute.is_nothing(getattr(instance, attribute.key)):

@@ -462,6 +462,8 @@ class _StatementWriter:
             raise context.locked(
                 f"{self._plan.table.name}.{column.key}, of this row's {_names_of(column.path)},",
                 self._session,
+                column.path.owner_class,
+                column.scope,
             )
         return cipher
 
