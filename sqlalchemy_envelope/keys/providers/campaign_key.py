@@ -152,7 +152,11 @@ class OfflineKey(OfflinePublicKey, Uncopied):
     can_open = True
 
     def __init__(self, private: bytes | str) -> None:
-        self._key = KeyBytes(_private_bytes(private))
+        key = _private_key(private)
+        del private  # whatever it is, no traceback of ours shows it
+        if key is None:
+            raise ConfigurationError(f"An offline key is {KEY_SIZE} bytes, or their base64 text.")
+        self._key = key
         super().__init__(kdf.x25519_public(self._key))
 
     @staticmethod
@@ -223,14 +227,12 @@ class CampaignKey:
         return f"<CampaignKey {self._provider!r}>"
 
 
-def _private_bytes(private: object) -> bytes:
+def _private_key(private: object) -> KeyBytes | None:
     try:
         data = base64.b64decode(private, validate=True) if isinstance(private, str) else private
     except (binascii.Error, ValueError):
-        data = b""
-    if not isinstance(data, (bytes, bytearray)) or len(data) != KEY_SIZE:
-        raise ConfigurationError(f"An offline key is {KEY_SIZE} bytes, or their base64 text.")
-    return bytes(data)
+        return None
+    return KeyBytes(data) if isinstance(data, (bytes, bytearray)) and len(data) == KEY_SIZE else None
 
 
 def _sync_folder(path: Path) -> None:

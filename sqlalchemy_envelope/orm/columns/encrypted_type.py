@@ -17,6 +17,7 @@ from sqlalchemy.sql.elements import Grouping
 from sqlalchemy.types import TypeDecorator, TypeEngine, to_instance
 
 from sqlalchemy_envelope.crypto.aead import HEADER_SIZE, Field, check_value
+from sqlalchemy_envelope.crypto.frames import emptying
 from sqlalchemy_envelope.exceptions import ConfigurationError, FormatError, StatementRefusedError
 from sqlalchemy_envelope.orm.columns.codecs import Codec, codec_for
 from sqlalchemy_envelope.orm.columns.previous import PreviousColumn, previous_of
@@ -33,6 +34,7 @@ class _EncryptedComparator(TypeEngine.Comparator[Any]):
 
     __slots__ = ()
 
+    @emptying
     def operate(self, op: Any, *other: Any, **kwargs: Any) -> Any:
         if op in _NULL_TESTS and len(other) == 1:
             to = other[0]
@@ -44,6 +46,7 @@ class _EncryptedComparator(TypeEngine.Comparator[Any]):
                 return super().operate(op, *other, **kwargs)
         raise refused(self.expr, op)
 
+    @emptying
     def reverse_operate(self, op: Any, other: Any, **kwargs: Any) -> NoReturn:
         raise refused(self.expr, op)
 
@@ -154,6 +157,7 @@ class EncryptedType(TypeDecorator[Any]):
                 return ciphertext
             if value is None:
                 return None
+            del value
             raise StatementRefusedError(
                 f"A value for {label!r} reached the database driver unencrypted and was refused: this form "
                 "of statement is not supported on an encrypted column. Write through the ORM, or a plain "
@@ -205,8 +209,8 @@ def decode(type_: EncryptedType, plaintext: bytes) -> Any:
     """
     try:
         return type_.codec.decode(plaintext)
-    except Exception:  # noqa: BLE001, S110 - raised below, so that the plaintext in it goes no further
-        pass
+    except Exception:  # noqa: BLE001 - raised below, so that the plaintext in it goes no further
+        del plaintext
     raise FormatError(f"A value of {type_.label!r} authenticates but cannot be read as {type_.codec.tag!r}.")
 
 
@@ -246,6 +250,7 @@ def _row_bound_processor(type_: EncryptedType) -> Callable[[Any], Any]:
     return process
 
 
+@emptying
 def open_first(type_: EncryptedType, slot: object, value: Any) -> Any:
     """The first value under its key in a column, or one that is locked or wrong.
 

@@ -15,6 +15,7 @@ from sqlalchemy.orm.base import PASSIVE_NO_RESULT, PASSIVE_OFF, SQL_OK
 
 from sqlalchemy_envelope.crypto.aead import HEADER_SIZE, altered, check_value, row_tail
 from sqlalchemy_envelope.crypto.context import encode_reference
+from sqlalchemy_envelope.crypto.frames import empty_frames, emptying
 from sqlalchemy_envelope.exceptions import ConfigurationError, DecryptionError
 from sqlalchemy_envelope.orm.columns.encrypted_type import decode
 from sqlalchemy_envelope.orm.columns.plans import EncryptedAttribute, plan_of_mapper
@@ -52,9 +53,13 @@ def _load_listener(mapper: Mapper[Any]) -> Callable[..., None]:
 
     def on_load(state: InstanceState[Any], query_context: Any, read: Any = None) -> None:
         checked: list[str] | None = [] if column_bound else None
-        _settle(state, query_context, openings, checked)
-        if checked is not None and current().is_open and query_context is not None:
-            _check_owner(state, plan, read, checked)
+        try:
+            _settle(state, query_context, openings, checked)
+            if checked is not None and current().is_open and query_context is not None:
+                _check_owner(state, plan, read, checked)
+        except BaseException as error:  # not by `emptying`, which would cost a call for each row
+            empty_frames(error)
+            raise
 
     if len(paths) > 1 or len(owner_keys) != 1 or any(attribute.row_bound for attribute in plan):
         return on_load
@@ -70,6 +75,7 @@ def _load_listener(mapper: Mapper[Any]) -> Callable[..., None]:
             instance = state.obj()
             if instance is not None and instance.__dict__.get(owner_key) == unlocked.only_key:
                 return
+            del instance
         on_load(state, query_context, read)
 
     return on_column_bound_load
@@ -200,6 +206,7 @@ class _LockedAware:
     __slots__ = ()
     key: str
 
+    @emptying
     def get(self, state: InstanceState[Any], dict_: Any, passive: Any = PASSIVE_OFF) -> Any:
         if self.key not in dict_ and "info" in state.__dict__:
             sealed = state.info.get(SEALED, {}).get(self.key)
@@ -223,6 +230,7 @@ class _LockedAware:
             raise KeyError(self.key)
         return _open_late(state, self.key, sealed, passive)
 
+    @emptying
     def delete(self, state: InstanceState[Any], dict_: Any) -> None:
         sealed = state.info.get(SEALED, {}).get(self.key) if self.key not in dict_ else None
         if sealed is not None:
