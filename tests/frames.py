@@ -1,7 +1,6 @@
 """What an error tracker can see of an error: the local variables of every frame, and what they lead to."""
 
 import base64
-import dataclasses
 import json
 import types
 from collections.abc import Iterator, Mapping, Set
@@ -55,7 +54,9 @@ class Needles:
         """Whether a text shows one."""
         if any(one in text for one in self.texts(plaintext=plaintext)):
             return True
-        spelt = (one for key in self.keys for one in (key.hex(), repr(key)[2:-1], base64.b64encode(key).decode()))
+        spelt = (
+            one for key in self.keys for one in (key.hex(), repr(key)[2:-1], base64.b64encode(key).decode())
+        )
         return any(one in text for one in spelt)
 
     def in_bytes(self, data: bytes, *, plaintext: bool) -> bool:
@@ -130,7 +131,11 @@ def _search(value: Any, path: str, needles: Needles, depth: int, seen: set[int],
 
 
 def _attributes(value: Any) -> dict[str, Any]:
-    found = dict(getattr(value, "__dict__", {}))
+    found: dict[str, Any] = {}
+    try:
+        found |= object.__getattribute__(value, "__dict__")
+    except AttributeError:
+        pass  # it has slots
     for cls in type(value).__mro__:
         slots = cls.__dict__.get("__slots__", ())
         for name in (slots,) if isinstance(slots, str) else slots:
@@ -138,8 +143,6 @@ def _attributes(value: Any) -> dict[str, Any]:
                 found[name] = object.__getattribute__(value, name)
             except AttributeError:
                 continue
-    if dataclasses.is_dataclass(value):
-        found |= {one.name: getattr(value, one.name, None) for one in dataclasses.fields(value)}
     return found
 
 

@@ -3,6 +3,7 @@
 import unicodedata
 from typing import overload
 
+from sqlalchemy_envelope.crypto.frames import emptying
 from sqlalchemy_envelope.crypto.secret import Hidden
 from sqlalchemy_envelope.exceptions import SecretError
 
@@ -14,13 +15,6 @@ HiddenSecret = Hidden[str | bytes]
 GivenSecret = str | bytes | HiddenSecret
 
 
-def prepare_secret(secret: GivenSecret, *, new: bool = False) -> bytes:
-    """Prepare a secret; the same text typed on another machine gives the same bytes. As `prepare_hidden`."""
-    hidden = secret if isinstance(secret, Hidden) else Hidden(secret)
-    del secret
-    return prepare_hidden(hidden, new=new).reveal()
-
-
 @overload
 def hide_secret(secret: GivenSecret) -> HiddenSecret: ...
 @overload
@@ -30,8 +24,14 @@ def hide_secret(secret: GivenSecret | None) -> HiddenSecret | None:
     return secret if secret is None or isinstance(secret, Hidden) else Hidden(secret)
 
 
-def prepare_hidden(secret: GivenSecret, *, new: bool = False) -> Hidden[bytes]:
-    """Prepare a secret that stays hidden.
+def prepare_hidden(secret: HiddenSecret, *, new: bool = False) -> Hidden[bytes]:
+    """Prepare a secret that stays hidden. As `prepare_secret`."""
+    return Hidden(prepare_secret(secret.reveal(), new=new))
+
+
+@emptying
+def prepare_secret(secret: str | bytes, *, new: bool = False) -> bytes:
+    """Prepare a secret; the same text typed on another machine gives the same bytes.
 
     Args:
         secret: text, prepared as OpaqueString; or bytes, taken as they are.
@@ -41,43 +41,32 @@ def prepare_hidden(secret: GivenSecret, *, new: bool = False) -> Hidden[bytes]:
     Raises:
         SecretError: empty, too long, or with characters that cannot be typed again.
     """
-    secret = secret if isinstance(secret, Hidden) else Hidden(secret)
-    prepared = _prepared(secret, new=new)
-    if isinstance(prepared, SecretError):
-        raise prepared  # here, where no variable holds the secret
+    if isinstance(secret, str):
+        prepared = _prepare_text(secret, new=new)
+    elif isinstance(secret, (bytes, bytearray)):
+        prepared = bytes(secret)
+    else:
+        raise SecretError(f"A secret is str or bytes, not {type(secret).__name__}.")
+    if not prepared:
+        raise SecretError("The secret is empty. How strong one must be is the application's to say.")
+    if len(prepared) > MAX_SIZE:
+        raise SecretError(f"The secret is longer than {MAX_SIZE} bytes; it is refused, not cut.")
     return prepared
 
 
-def _prepared(secret: HiddenSecret, *, new: bool) -> Hidden[bytes] | SecretError:
-    given: object = secret.reveal()
-    if isinstance(given, str):
-        prepared = _prepare_text(given, new=new)
-    elif isinstance(given, (bytes, bytearray)):
-        prepared = bytes(given)
-    else:
-        return SecretError(f"A secret is str or bytes, not {type(given).__name__}.")
-    if isinstance(prepared, SecretError):
-        return prepared
-    if not prepared:
-        return SecretError("The secret is empty. How strong one must be is the application's to say.")
-    if len(prepared) > MAX_SIZE:
-        return SecretError(f"The secret is longer than {MAX_SIZE} bytes; it is refused, not cut.")
-    return Hidden(prepared)
-
-
-def _prepare_text(secret: str, *, new: bool) -> bytes | SecretError:
+def _prepare_text(secret: str, *, new: bool) -> bytes:
     # Before any other work: normalising megabytes of combining marks is a denial of service.
     if len(secret) > MAX_CODE_POINTS:
-        return SecretError(f"The secret is longer than {MAX_CODE_POINTS} characters; it is refused, not cut.")
+        raise SecretError(f"The secret is longer than {MAX_CODE_POINTS} characters; it is refused, not cut.")
     spaced = "".join(" " if unicodedata.category(c) == "Zs" else c for c in secret)
     text = unicodedata.normalize("NFC", spaced)
     categories = {unicodedata.category(c) for c in text}
     if "Cc" in categories:
-        return SecretError("The secret holds a control character (a line end or tab?); remove it.")
+        raise SecretError("The secret holds a control character (a line end or tab?); remove it.")
     if "Cs" in categories:
-        return SecretError("The secret holds a lone surrogate; it was decoded wrongly before it came here.")
+        raise SecretError("The secret holds a lone surrogate; it was decoded wrongly before it came here.")
     if new and "Cn" in categories:
-        return SecretError(
+        raise SecretError(
             "The secret holds a character that this Unicode version does not know; choose another."
         )
     return text.encode("utf-8")

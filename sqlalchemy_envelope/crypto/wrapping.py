@@ -16,15 +16,10 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from sqlalchemy_envelope.crypto.context import encode_context
+from sqlalchemy_envelope.crypto.frames import emptying
 from sqlalchemy_envelope.crypto.kdf import expand
 from sqlalchemy_envelope.crypto.secret import KEY_SIZE, KeyBytes
-from sqlalchemy_envelope.exceptions import (
-    EnvelopeError,
-    FormatError,
-    TamperedKeyError,
-    TruncatedError,
-    UnlockError,
-)
+from sqlalchemy_envelope.exceptions import FormatError, TamperedKeyError, TruncatedError, UnlockError
 
 FORMAT_WRAPPED = 0x11
 WRAPPED_SIZE = 105
@@ -88,6 +83,7 @@ def wrap(key: KeyBytes, wrapping_key: KeyBytes, context: bytes) -> bytes:
     return bytes([FORMAT_WRAPPED]) + salt + commitment + AESGCM(aes).encrypt(nonce, bytes(key.buffer), None)
 
 
+@emptying
 def unwrap(blob: bytes, wrapping_key: KeyBytes, context: bytes) -> KeyBytes:
     """Unwrap what `wrap` made. The caller goes on to compare the key with its stored commitment and id.
 
@@ -97,23 +93,18 @@ def unwrap(blob: bytes, wrapping_key: KeyBytes, context: bytes) -> KeyBytes:
         TamperedKeyError: wrapping key and context are right and the bytes were altered. Certain.
     """
     check_frame(blob, FORMAT_WRAPPED, WRAPPED_SIZE)
-    key = _unwrapped(blob, wrapping_key, context)
-    if isinstance(key, EnvelopeError):
-        raise key  # here, where no variable holds what was derived
-    return key
-
-
-def _unwrapped(blob: bytes, wrapping_key: KeyBytes, context: bytes) -> KeyBytes | EnvelopeError:
     salt, stored, sealed = blob[1:25], blob[25:57], blob[57:]
     aes, nonce, commitment = _derive(wrapping_key, salt, context)
     # The stored commitment is public, but the computed one is a function of the guessed secret under a salt
     # that an attacker may have chosen: comparing byte by byte would hand out an offline test through timing.
     if not compare_digest(commitment, stored):
-        return wrong_secret()
+        raise wrong_secret()
     try:
         return KeyBytes(AESGCM(aes).decrypt(nonce, sealed, None))
     except InvalidTag:
-        return TamperedKeyError("A stored key was altered: its commitment fits and its bytes do not.")
+        raise TamperedKeyError(
+            "A stored key was altered: its commitment fits and its bytes do not."
+        ) from None
 
 
 def wrong_secret() -> UnlockError:

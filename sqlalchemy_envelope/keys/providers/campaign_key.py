@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Self
 
 from sqlalchemy_envelope.crypto import kdf
+from sqlalchemy_envelope.crypto.frames import emptying
 from sqlalchemy_envelope.crypto.sealing import PublicKeys, seal_key
 from sqlalchemy_envelope.crypto.secret import KEY_SIZE, KeyBytes, Uncopied
 from sqlalchemy_envelope.exceptions import ConfigurationError, ProviderError, TamperedKeyError
@@ -151,12 +152,9 @@ class OfflineKey(OfflinePublicKey, Uncopied):
 
     can_open = True
 
+    @emptying
     def __init__(self, private: bytes | str) -> None:
-        key = _private_key(private)
-        del private  # whatever it is, no traceback of ours shows it
-        if key is None:
-            raise ConfigurationError(f"An offline key is {KEY_SIZE} bytes, or their base64 text.")
-        self._key = key
+        self._key = KeyBytes(_private_bytes(private))
         super().__init__(kdf.x25519_public(self._key))
 
     @staticmethod
@@ -227,12 +225,14 @@ class CampaignKey:
         return f"<CampaignKey {self._provider!r}>"
 
 
-def _private_key(private: object) -> KeyBytes | None:
+def _private_bytes(private: object) -> bytes:
     try:
         data = base64.b64decode(private, validate=True) if isinstance(private, str) else private
     except (binascii.Error, ValueError):
-        return None
-    return KeyBytes(data) if isinstance(data, (bytes, bytearray)) and len(data) == KEY_SIZE else None
+        data = b""
+    if not isinstance(data, (bytes, bytearray)) or len(data) != KEY_SIZE:
+        raise ConfigurationError(f"An offline key is {KEY_SIZE} bytes, or their base64 text.")
+    return bytes(data)
 
 
 def _sync_folder(path: Path) -> None:

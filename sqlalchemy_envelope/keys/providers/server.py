@@ -14,10 +14,11 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Self
+from typing import Self
 
 from sqlalchemy_envelope.crypto import kdf
-from sqlalchemy_envelope.crypto.secret import KEY_SIZE, Hidden, KeyBytes, Uncopied
+from sqlalchemy_envelope.crypto.frames import emptying
+from sqlalchemy_envelope.crypto.secret import KEY_SIZE, KeyBytes, Uncopied
 from sqlalchemy_envelope.crypto.wrapping import unwrap, wrap
 from sqlalchemy_envelope.exceptions import (
     ConfigurationError,
@@ -46,45 +47,40 @@ class ServerKeyring(Uncopied):
     __slots__ = ("_keys",)
     local = True
 
+    @emptying
     def __init__(self, keys: Sequence[bytes]) -> None:
-        self._keys: dict[bytes, KeyBytes] = {}
-        refusal = self._take(keys)
-        del keys  # whatever is in them, no traceback of ours shows it
-        if refusal is not None:
-            raise refusal
-
-    def _take(self, keys: Sequence[bytes]) -> ConfigurationError | None:
-        given: Any = keys  # what types do not tell: text is a sequence too
+        given: object = keys  # what types do not tell: text is a sequence too
         if isinstance(given, (str, bytes, bytearray)):
-            return ConfigurationError("ServerKeyring takes a list of keys; for one key, a list of one.")
-        for number, data in enumerate(given, 1):
+            raise ConfigurationError("ServerKeyring takes a list of keys; for one key, a list of one.")
+        self._keys: dict[bytes, KeyBytes] = {}
+        for number, data in enumerate(keys, 1):
             if not isinstance(data, (bytes, bytearray)):
-                return ConfigurationError(
+                raise ConfigurationError(
                     f"Server key {number} is a {type(data).__name__}, not bytes; "
                     "for base64 text there are from_environment() and from_file()."
                 )
             if len(data) != KEY_SIZE:
-                return ConfigurationError(f"Server key {number} has {len(data)} bytes, not {KEY_SIZE}.")
+                raise ConfigurationError(f"Server key {number} has {len(data)} bytes, not {KEY_SIZE}.")
             key = KeyBytes(data)
             key_id = kdf.key_id_of(kdf.commitment(key)).bytes
             if key_id in self._keys:
-                return ConfigurationError(f"Server key {number} is there twice.")
+                raise ConfigurationError(f"Server key {number} is there twice.")
             self._keys[key_id] = key
         if not self._keys:
-            return ConfigurationError(
+            raise ConfigurationError(
                 "There is no server key. ServerKeyring.generate_key() makes the text of one."
             )
-        return None
 
     @classmethod
+    @emptying
     def from_environment(cls, name: str = "ENVELOPE_SERVER_KEYS") -> Self:
         """The keys of an environment variable: base64, separated by commas or white space, active first."""
         if name not in os.environ:
             raise ConfigurationError(f"The environment variable {name} is not set; it holds the server keys.")
-        keys = _decoded(f"the environment variable {name}", Hidden(re.findall(r"[^\s,]+", os.environ[name])))
-        return cls(keys.reveal())
+        return cls(_decoded(f"the environment variable {name}", re.findall(r"[^\s,]+", os.environ[name])))
 
     @classmethod
+    @emptying
     def from_file(cls, path: str | os.PathLike[str], *, unsafe_permissions: bool = False) -> Self:
         """The keys of a file: base64, one a line, active first; a line that begins with `#` is a comment.
 
@@ -100,14 +96,14 @@ class ServerKeyring(Uncopied):
                         f"The server keys in {str(path)!r} are open to others (mode {mode & 0o777:04o}): "
                         "chmod 600, or pass unsafe_permissions=True."
                     )
-                lines = Hidden([line.strip() for line in file])
+                lines = [line.strip() for line in file]
         except OSError as error:
             raise ConfigurationError(
                 f"The server keys in {str(path)!r} cannot be read: {error.strerror}."
             ) from None
         except UnicodeDecodeError:
             raise ConfigurationError(f"{str(path)!r} is not text: one base64 key a line.") from None
-        return cls(_decoded(repr(str(path)), lines).reveal())
+        return cls(_decoded(repr(str(path)), [line for line in lines if line and not line.startswith("#")]))
 
     @staticmethod
     def generate_key() -> str:
@@ -160,24 +156,18 @@ class ServerKeyring(Uncopied):
         return f"<ServerKeyring of {len(self._keys)}, active {self.active[0].hex()[:8]}>"
 
 
-def _decoded(source: str, texts: Hidden[list[str]]) -> Hidden[list[bytes]]:
-    """Base64 in either alphabet, padded or not; a text that begins with `#` is none. What is wrong with a
-    text is said without showing it, and raised where no variable holds it."""
-    keys = _read(source, texts.reveal())
-    if isinstance(keys, ConfigurationError):
-        raise keys
-    return keys
-
-
-def _read(source: str, texts: Iterable[str]) -> Hidden[list[bytes]] | ConfigurationError:
+def _decoded(source: str, texts: Iterable[str]) -> list[bytes]:
+    """Base64 in either alphabet, padded or not. What is wrong with a text is said without showing it."""
     keys = []
-    for number, text in enumerate((one for one in texts if one and not one.startswith("#")), 1):
+    for number, text in enumerate(texts, 1):
         standard = text.replace("-", "+").replace("_", "/").rstrip("=")
         try:
             data = base64.b64decode(standard + "=" * (-len(standard) % 4), validate=True)
         except (binascii.Error, ValueError):  # the second: letters outside of ASCII
-            return ConfigurationError(f"Key {number} of {source} is not base64.")
+            raise ConfigurationError(f"Key {number} of {source} is not base64.") from None
         if len(data) != KEY_SIZE:
-            return ConfigurationError(f"Key {number} of {source} has {len(data)} bytes, not {KEY_SIZE}.")
+            raise ConfigurationError(f"Key {number} of {source} has {len(data)} bytes, not {KEY_SIZE}.")
         keys.append(data)
-    return Hidden(keys) if keys else ConfigurationError(f"There is no key in {source}.")
+    if not keys:
+        raise ConfigurationError(f"There is no key in {source}.")
+    return keys
