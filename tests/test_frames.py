@@ -46,6 +46,16 @@ CHEAP = KdfProfile.unsafe_for_tests()
 SERVER_KEY = b"server-key-of-thirty-two-bytes-1"
 
 
+FAULTS: list[Exception] = []
+"""What the application's default raises next."""
+
+
+def no_size() -> None:
+    """A default of the application's."""
+    if FAULTS:
+        raise FAULTS.pop()
+
+
 class Base(DeclarativeBase):
     def __repr__(self) -> str:
         return f"{type(self).__name__}({vars(self)!r})"  # as many applications have it
@@ -64,7 +74,7 @@ class Note(Base):
     id: Mapped[int] = mapped_column(primary_key=True)
     user_id: Mapped[int | None] = mapped_column(ForeignKey("users.id", ondelete="CASCADE"))
     body: Mapped[str | None] = mapped_column(EncryptedType(Text))
-    size: Mapped[int | None] = mapped_column(EncryptedType(Integer))
+    size: Mapped[int | None] = mapped_column(EncryptedType(Integer), default=lambda: no_size())
 
 
 class Group(KeyOwner, Base):
@@ -798,6 +808,40 @@ def test_no_frame_of_an_error_holds_a_needle(
     assert [
         frame["function"] for frame in others if needles.in_text(str(frame.get("vars")), plaintext=False)
     ] == []
+
+
+class OwnError(Exception):
+    """An application's."""
+
+
+def enrolled_twice_in_the_database(at: Scene) -> None:
+    at.session.expunge_all()
+    at.envelope.enroll(at.session, User(id=1, phone=PLAIN), secret=RIGHT)
+
+
+def raised_by_a_default(at: Scene) -> None:
+    FAULTS.append(OwnError())
+    with at.unlock():
+        at.session.execute(insert(Note), [{"user_id": 1, "body": PLAIN}] * 2)
+
+
+def raised_inside(at: Scene) -> None:
+    with at.unlock() as unlocked, unlocked.using(at.ada):
+        raise OwnError(at.session.get_one(Note, 1).id)
+
+
+@pytest.mark.parametrize("how", [enrolled_twice_in_the_database, raised_by_a_default, raised_inside])
+def test_no_frame_of_another_error_holds_a_needle(
+    scene: Scene, needles: Needles, how: Callable[[Scene], None]
+) -> None:
+    """The same of errors that are not the library's and come through its frames."""
+    with pytest.raises((OwnError, sa.exc.IntegrityError)) as caught:
+        how(scene)
+    found, _ = leaks(caught.value, needles)
+    ours = sentry_frames(sentry_event(caught.value), "sqlalchemy_envelope")
+
+    assert found == []
+    assert not needles.in_text(str([frame.get("vars") for frame in ours]))
 
 
 def test_no_frame_of_an_asynchronous_error_holds_a_needle(scene: Scene, needles: Needles) -> None:
