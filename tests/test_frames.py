@@ -4,6 +4,7 @@ local variables as these tests walk them, and not in what the Sentry SDK sends."
 import asyncio
 import datetime as dt
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from copy import copy
 from pathlib import Path
@@ -31,6 +32,7 @@ from sqlalchemy_envelope import (
     enforce_foreign_keys,
     exceptions,
 )
+from sqlalchemy_envelope.crypto import argon2id
 from sqlalchemy_envelope.crypto.aead import MAX_VALUE_SIZE, Field
 from sqlalchemy_envelope.crypto.argon2id import KdfSalt
 from sqlalchemy_envelope.crypto.secret import Hidden
@@ -871,6 +873,23 @@ def test_no_frame_of_an_asynchronous_error_holds_a_needle(scene: Scene, needles:
         assert found == []
         for frame in sentry_frames(sentry_event(error), "sqlalchemy_envelope"):
             assert not needles.in_text(str(frame.get("vars")))
+
+
+def test_the_frames_of_a_derivation_that_failed_are_dropped(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What argon2 raises, as for want of memory, comes without its frames: they hold the prepared secret."""
+
+    def no_memory(secret: bytes, *_: object) -> bytes:
+        raise MemoryError
+
+    monkeypatch.setattr(argon2id, "hash_secret_raw", no_memory)
+    with pytest.raises(MemoryError) as caught:
+        scene.unlock()
+    names = [frame.f_code.co_name for frame, _ in traceback.walk_tb(caught.value.__traceback__)]
+
+    assert "derive_kek" in names
+    assert "no_memory" not in names
 
 
 def test_a_derivation_is_not_looked_into() -> None:
