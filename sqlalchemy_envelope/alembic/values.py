@@ -27,6 +27,7 @@ from sqlalchemy_envelope.alembic.impl import (
     require_rebuildable,
 )
 from sqlalchemy_envelope.alembic.source import KeySource, key_source
+from sqlalchemy_envelope.crypto.frames import emptying
 from sqlalchemy_envelope.exceptions import ConfigurationError, MigrationRefusedError
 from sqlalchemy_envelope.migration import schema
 from sqlalchemy_envelope.migration.columns import MigratingColumn
@@ -305,6 +306,7 @@ class _Move:
         rows.self_updating = schema.self_updating(self.connection, schema.tracked(column))
         return rows
 
+    @emptying
     def sweep(self, rows: Rows, work: Work) -> Step:
         """Go over all rows once, in the migration's own transaction; what it came to."""
         total = Step(None, full=False)
@@ -323,6 +325,7 @@ class _Move:
                 step = work.step(session, rows, step.position, None, _CHUNK)
         return total
 
+    @emptying
     def count_pending(self, rows: Rows) -> int:
         """How many values are not encrypted; what reads as None, as the JSON text `null` does, is none."""
         count, after = 0, None
@@ -332,6 +335,7 @@ class _Move:
             after = parts[-1][0]
         return count
 
+    @emptying
     def verify(self, rows: Rows) -> None:
         """Decrypt every value and compare it with the other column's.
 

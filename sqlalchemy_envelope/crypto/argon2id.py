@@ -15,7 +15,7 @@ from typing import ClassVar
 from argon2.low_level import Type, hash_secret_raw
 
 from sqlalchemy_envelope.crypto.kdf import key_encryption_key
-from sqlalchemy_envelope.crypto.secret import KeyBytes
+from sqlalchemy_envelope.crypto.secret import Hidden, KeyBytes
 from sqlalchemy_envelope.exceptions import KdfParametersError, UnlockBusyError
 
 SALT_SIZE = 16
@@ -128,27 +128,35 @@ class KdfLimit:
     """At most so many derivations at once in this process: each holds its profile's memory while it runs."""
 
     def __init__(self, concurrent: int, wait: float) -> None:
-        self._concurrent = concurrent
-        self._wait = wait
+        self.concurrent = concurrent
+        self.wait = wait
         self.reset()
         _LIMITS.add(self)
 
     def reset(self) -> None:
         """Give every slot back: the threads that hold them are not in a forked child."""
-        self._slots = threading.BoundedSemaphore(self._concurrent)
+        self._slots = threading.BoundedSemaphore(self.concurrent)
 
-    def derive(self, secret: bytes, salt: KdfSalt) -> KeyBytes:
+    def derive(self, secret: bytes | Hidden[bytes], salt: KdfSalt, *, waited: float = 0.0) -> KeyBytes:
         """Stretch a prepared secret into its KEK.
+
+        Args:
+            waited: how much of the wait is used up already, in seconds.
 
         Raises:
             UnlockBusyError: no slot came free within the wait, in seconds.
         """
-        if not self._slots.acquire(timeout=self._wait):
-            raise UnlockBusyError(f"No key derivation came free within {self._wait:g} s; try again shortly.")
+        secret = secret if isinstance(secret, Hidden) else Hidden(secret)
+        if not self._slots.acquire(timeout=max(0.0, self.wait - waited)):
+            raise self.busy()
         try:
             return derive_kek(secret, salt)
         finally:
             self._slots.release()
+
+    def busy(self) -> UnlockBusyError:
+        """The error for a wait that was too long."""
+        return UnlockBusyError(f"No key derivation came free within {self.wait:g} s; try again shortly.")
 
 
 _LIMITS: weakref.WeakSet[KdfLimit] = weakref.WeakSet()
@@ -163,10 +171,16 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_reset_in_child)
 
 
-def derive_kek(secret: bytes, salt: KdfSalt) -> KeyBytes:
+def derive_kek(secret: bytes | Hidden[bytes], salt: KdfSalt) -> KeyBytes:
     """The KEK of a prepared secret (section 3, steps 3 and 4)."""
+    secret = secret if isinstance(secret, Hidden) else Hidden(secret)
     profile = salt.profile
-    stretched = hash_secret_raw(
-        secret, salt.salt, profile.passes, profile.memory, profile.lanes, 32, Type.ID, version=19
-    )
-    return key_encryption_key(stretched)
+    try:
+        return key_encryption_key(
+            hash_secret_raw(
+                secret.reveal(), salt.salt, profile.passes, profile.memory, profile.lanes, 32, Type.ID, 19
+            )
+        )
+    except Exception as error:  # noqa: BLE001 - no memory, as a rule
+        failed = error
+    raise failed.with_traceback(None)  # argon2's own frames hold the secret

@@ -1,14 +1,35 @@
 """What a typed secret becomes before it is stretched: RFC 8265 OpaqueString (section 3, steps 1 and 2)."""
 
 import unicodedata
+from typing import overload
 
+from sqlalchemy_envelope.crypto.frames import emptying
+from sqlalchemy_envelope.crypto.secret import Hidden
 from sqlalchemy_envelope.exceptions import SecretError
 
 MAX_CODE_POINTS = 4_096
 MAX_SIZE = 1_024
 """Most bytes of a prepared secret; a longer one is refused, never cut."""
 
+HiddenSecret = Hidden[str | bytes]
+GivenSecret = str | bytes | HiddenSecret
 
+
+@overload
+def hide_secret(secret: GivenSecret) -> HiddenSecret: ...
+@overload
+def hide_secret(secret: GivenSecret | None) -> HiddenSecret | None: ...
+def hide_secret(secret: GivenSecret | None) -> HiddenSecret | None:
+    """A secret as it was typed, from where it comes in: no frame has it among its variables from there on."""
+    return secret if secret is None or isinstance(secret, Hidden) else Hidden(secret)
+
+
+def prepare_hidden(secret: HiddenSecret, *, new: bool = False) -> Hidden[bytes]:
+    """Prepare a secret that stays hidden. As `prepare_secret`."""
+    return Hidden(prepare_secret(secret.reveal(), new=new))
+
+
+@emptying
 def prepare_secret(secret: str | bytes, *, new: bool = False) -> bytes:
     """Prepare a secret; the same text typed on another machine gives the same bytes.
 

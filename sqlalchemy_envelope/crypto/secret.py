@@ -1,4 +1,7 @@
-"""Key bytes that do not print, pickle, copy or compare carelessly, and that can be wiped.
+"""Key bytes and secrets that do not print, pickle, copy or compare carelessly; keys can be wiped.
+
+What they hold stands in a closure and in no attribute: error trackers print the attributes, the items and the
+`repr` of whatever they find among a frame's variables.
 
 CPython gives no promise that no copy remains (docs/explanation/limitations.md); what this class owns, `wipe`
 zeroes. There is no `__del__` that does so: in `cipher(subkey(...).buffer)` it would run before the buffer is
@@ -6,8 +9,11 @@ read, and the key would be 32 zeros.
 """
 
 import os
+from collections.abc import Callable
 from hmac import compare_digest
-from typing import NoReturn
+from typing import Generic, NoReturn, TypeVar
+
+T = TypeVar("T")
 
 KEY_SIZE = 32
 """Size of every key, in bytes."""
@@ -24,16 +30,38 @@ class Uncopied:
     __copy__ = __deepcopy__ = __reduce__ = __reduce_ex__ = __getstate__ = _refuse
 
 
+def _holding(value: T) -> Callable[[], T]:
+    return lambda: value
+
+
+class Hidden(Uncopied, Generic[T]):
+    """A value that shows nothing of itself to whoever only looks: a secret on its way to its derivation."""
+
+    __slots__ = ("reveal",)
+
+    def __init__(self, value: T) -> None:
+        self.reveal: Callable[[], T] = _holding(value)
+
+    def __repr__(self) -> str:
+        return "<Hidden redacted>"
+
+
 class KeyBytes(Uncopied):
     """32 secret bytes in a buffer of their own. `bytes(key)` does not exist; `.buffer`
     is for `crypto` alone."""
 
-    __slots__ = ("buffer",)
+    __slots__ = ("_held",)
 
     def __init__(self, data: bytes | bytearray) -> None:
         if len(data) != KEY_SIZE:
+            del data
             raise ValueError(f"a key has {KEY_SIZE} bytes")
-        self.buffer = bytearray(data)
+        self._held = _holding(bytearray(data))
+
+    @property
+    def buffer(self) -> bytearray:
+        """The bytes themselves."""
+        return self._held()
 
     @classmethod
     def generate(cls) -> "KeyBytes":

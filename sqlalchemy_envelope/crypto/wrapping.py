@@ -16,6 +16,7 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from sqlalchemy_envelope.crypto.context import encode_context
+from sqlalchemy_envelope.crypto.frames import emptying
 from sqlalchemy_envelope.crypto.kdf import expand
 from sqlalchemy_envelope.crypto.secret import KEY_SIZE, KeyBytes
 from sqlalchemy_envelope.exceptions import FormatError, TamperedKeyError, TruncatedError, UnlockError
@@ -82,6 +83,7 @@ def wrap(key: KeyBytes, wrapping_key: KeyBytes, context: bytes) -> bytes:
     return bytes([FORMAT_WRAPPED]) + salt + commitment + AESGCM(aes).encrypt(nonce, bytes(key.buffer), None)
 
 
+@emptying
 def unwrap(blob: bytes, wrapping_key: KeyBytes, context: bytes) -> KeyBytes:
     """Unwrap what `wrap` made. The caller goes on to compare the key with its stored commitment and id.
 

@@ -9,6 +9,7 @@ from sqlalchemy import Engine, and_, exists, func, or_, select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session, configure_mappers, registry, sessionmaker
 
+from sqlalchemy_envelope.crypto.frames import emptying_class
 from sqlalchemy_envelope.exceptions import (
     ConfigurationError,
     EnvelopeError,
@@ -48,6 +49,7 @@ _PART = 500
 """Most owners that one statement names."""
 
 
+@emptying_class
 class Campaign:
     """Keys for owners who are away, from `provide` over their claims to `close`.
 

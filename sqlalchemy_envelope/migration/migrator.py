@@ -14,6 +14,7 @@ from sqlalchemy import Column, func, inspect, select
 from sqlalchemy.orm import Session
 from sqlalchemy.types import NullType
 
+from sqlalchemy_envelope.crypto.frames import emptying_class
 from sqlalchemy_envelope.exceptions import ConfigurationError, EnvelopeError, MigrationRefusedError
 from sqlalchemy_envelope.migration import schema
 from sqlalchemy_envelope.migration.columns import (
@@ -55,6 +56,7 @@ if TYPE_CHECKING:
 _ORDER = list(Phase)
 
 
+@emptying_class
 class Migrator:
     """Moves the values of columns with a `PreviousColumn` while the application runs.
 

@@ -13,6 +13,7 @@ from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
+from sqlalchemy_envelope.crypto.frames import emptying
 from sqlalchemy_envelope.exceptions import EnvelopeError, MigrationStoppedError, ProviderError
 from sqlalchemy_envelope.migration.faults import advice, collided, is_lost, may_pass
 from sqlalchemy_envelope.migration.owners import keys_at_hand
@@ -95,6 +96,7 @@ class Runner:
         self._affordable = pace.largest
         self.rows = 0
 
+    @emptying
     def run(self, *, sweeps: bool) -> bool:
         """Work until nothing is left, or until told to stop; whether nothing is left.
 

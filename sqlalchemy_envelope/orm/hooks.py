@@ -12,6 +12,7 @@ from typing import Any
 from sqlalchemy import Column, Connection, Engine, event
 from sqlalchemy.orm import Mapper, Session
 
+from sqlalchemy_envelope.crypto.frames import empty_frames, emptying
 from sqlalchemy_envelope.orm.columns.checks import check_mapper, declare_column
 from sqlalchemy_envelope.orm.columns.plans import note_mapper
 from sqlalchemy_envelope.orm.columns.previous import is_moving
@@ -51,14 +52,14 @@ def _install() -> None:
     _installed = True
     event.listen(Engine, "engine_connect", echo.on_connect)
     event.listen(Engine, "before_execute", _before_execute, retval=True)
-    event.listen(Engine, "before_cursor_execute", _before_cursor_execute)
-    event.listen(Engine, "after_cursor_execute", rows.after_cursor_execute)
+    event.listen(Engine, "before_cursor_execute", emptying(_before_cursor_execute))
+    event.listen(Engine, "after_cursor_execute", emptying(rows.after_cursor_execute))
     event.listen(Session, "after_begin", connections.after_begin)
     event.listen(Session, "after_flush", flushes.clear_notes)
     event.listen(Session, "after_soft_rollback", flushes.clear_notes)
     event.listen(Session, "after_attach", _on_attach)
-    event.listen(Session, "before_flush", server_flushes.before_flush)
-    event.listen(Session, "after_flush", server_flushes.after_flush)
+    event.listen(Session, "before_flush", emptying(server_flushes.before_flush))
+    event.listen(Session, "after_flush", emptying(server_flushes.after_flush))
     event.listen(Session, "after_soft_rollback", server_flushes.after_soft_rollback)
 
 
@@ -66,17 +67,22 @@ def _before_execute(
     connection: Connection, statement: Any, multiparams: Any, params: Any, execution_options: Any
 ) -> tuple[Any, Any, Any]:
     """What is done before a statement, in this order; the last step encrypts its parameters."""
-    session = session_of(connection)
-    if session is not None:
-        current = context.CURRENT.get()
-        if current.is_open:
-            current.begin_statement(session)
-        if takes_locks(statement):
-            note_locks(session)
-        membership.on_statement(session, statement)
-    flushes = session is not None and session._flushing
-    links.check_statement(connection, statement, multiparams, params, flushes)
-    return statements.encrypt(connection, statement, multiparams, params, execution_options)
+    try:
+        session = session_of(connection)
+        if session is not None:
+            current = context.CURRENT.get()
+            if current.is_open:
+                current.begin_statement(session)
+            if takes_locks(statement):
+                note_locks(session)
+            membership.on_statement(session, statement)
+        flushes = session is not None and session._flushing
+        links.check_statement(connection, statement, multiparams, params, flushes)
+        return statements.encrypt(connection, statement, multiparams, params, execution_options)
+    except BaseException as error:
+        empty_frames(error)
+        del statement, multiparams, params
+        raise
 
 
 def _before_cursor_execute(
@@ -136,8 +142,8 @@ def _on_mapper_configured(mapper: Mapper[Any], cls: type[Any]) -> None:
     event.listen(cls, "expire", forget, raw=True)
     if duals:
         event.listen(cls, "expire", two_columns.expire_listener(duals), raw=True)
-    event.listen(mapper, "before_insert", flushes.insert_listener(mapper), raw=True)
-    event.listen(mapper, "before_update", flushes.update_listener(mapper), raw=True)
+    event.listen(mapper, "before_insert", emptying(flushes.insert_listener(mapper)), raw=True)
+    event.listen(mapper, "before_update", emptying(flushes.update_listener(mapper)), raw=True)
 
 
 # A session that was only written to counts too: leaving has to find the values that wait in it. One that is

@@ -233,6 +233,10 @@ def _presentable(error: Exception, key: KeyBytes | None) -> Exception | None:
 
 
 def _shows(error: BaseException, key: KeyBytes) -> bool:
+    try:
+        text = f"{error} {error!r} {vars(error)!r}"
+    except Exception:  # noqa: BLE001 - what cannot be asked whether it shows the key is taken to
+        return True
     raw = bytes(key.buffer)
     spellings = (
         repr(raw)[2:-1],
@@ -241,5 +245,4 @@ def _shows(error: BaseException, key: KeyBytes) -> bool:
         base64.b64encode(raw).decode().rstrip("="),
         base64.urlsafe_b64encode(raw).decode().rstrip("="),
     )
-    text = f"{error} {error!r} {vars(error)!r}"
     return any(spelling in text or spelling.upper() in text for spelling in spellings)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Self
 
 from sqlalchemy_envelope.crypto import kdf
+from sqlalchemy_envelope.crypto.frames import emptying
 from sqlalchemy_envelope.crypto.sealing import PublicKeys, seal_key
 from sqlalchemy_envelope.crypto.secret import KEY_SIZE, KeyBytes, Uncopied
 from sqlalchemy_envelope.exceptions import ConfigurationError, ProviderError, TamperedKeyError
@@ -151,6 +152,7 @@ class OfflineKey(OfflinePublicKey, Uncopied):
 
     can_open = True
 
+    @emptying
     def __init__(self, private: bytes | str) -> None:
         self._key = KeyBytes(_private_bytes(private))
         super().__init__(kdf.x25519_public(self._key))

@@ -17,6 +17,7 @@ from types import MappingProxyType
 from typing import Self
 
 from sqlalchemy_envelope.crypto import kdf
+from sqlalchemy_envelope.crypto.frames import emptying
 from sqlalchemy_envelope.crypto.secret import KEY_SIZE, KeyBytes, Uncopied
 from sqlalchemy_envelope.crypto.wrapping import unwrap, wrap
 from sqlalchemy_envelope.exceptions import (
@@ -46,6 +47,7 @@ class ServerKeyring(Uncopied):
     __slots__ = ("_keys",)
     local = True
 
+    @emptying
     def __init__(self, keys: Sequence[bytes]) -> None:
         given: object = keys  # what types do not tell: text is a sequence too
         if isinstance(given, (str, bytes, bytearray)):
@@ -70,6 +72,7 @@ class ServerKeyring(Uncopied):
             )
 
     @classmethod
+    @emptying
     def from_environment(cls, name: str = "ENVELOPE_SERVER_KEYS") -> Self:
         """The keys of an environment variable: base64, separated by commas or white space, active first."""
         if name not in os.environ:
@@ -77,6 +80,7 @@ class ServerKeyring(Uncopied):
         return cls(_decoded(f"the environment variable {name}", re.findall(r"[^\s,]+", os.environ[name])))
 
     @classmethod
+    @emptying
     def from_file(cls, path: str | os.PathLike[str], *, unsafe_permissions: bool = False) -> Self:
         """The keys of a file: base64, one a line, active first; a line that begins with `#` is a comment.
 

@@ -17,6 +17,7 @@ from sqlalchemy.sql.elements import Grouping
 from sqlalchemy.types import TypeDecorator, TypeEngine, to_instance
 
 from sqlalchemy_envelope.crypto.aead import HEADER_SIZE, MAX_STORED_SIZE, Field, check_value
+from sqlalchemy_envelope.crypto.frames import emptying
 from sqlalchemy_envelope.exceptions import (
     ConfigurationError,
     DecryptionError,
@@ -41,6 +42,7 @@ class _EncryptedComparator(TypeEngine.Comparator[Any]):
 
     __slots__ = ()
 
+    @emptying
     def operate(self, op: Any, *other: Any, **kwargs: Any) -> Any:
         if op in _NULL_TESTS and len(other) == 1:
             to = other[0]
@@ -52,6 +54,7 @@ class _EncryptedComparator(TypeEngine.Comparator[Any]):
                 return super().operate(op, *other, **kwargs)
         raise refused(self.expr, op)
 
+    @emptying
     def reverse_operate(self, op: Any, other: Any, **kwargs: Any) -> NoReturn:
         raise refused(self.expr, op)
 
@@ -172,6 +175,7 @@ class EncryptedType(TypeDecorator[Any]):
                 return ciphertext
             if value is None:
                 return None
+            del value
             raise StatementRefusedError(
                 f"A value for {label!r} reached the database driver unencrypted and was refused: this form "
                 "of statement is not supported on an encrypted column. Write through the ORM, or a plain "
@@ -275,6 +279,7 @@ def _row_bound_processor(form: ColumnFormat) -> Callable[[Any], Any]:
     return process
 
 
+@emptying
 def open_first(form: ColumnFormat, slot: object, value: Any) -> Any:
     """The first value under its key in a column, or a `Sealed` for one that is locked or cannot be read.
 

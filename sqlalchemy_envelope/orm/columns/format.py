@@ -57,8 +57,8 @@ class ColumnFormat:
         """
         try:
             return self.codec.decode(plaintext)
-        except Exception:  # noqa: BLE001, S110 - raised below, so that the plaintext in it goes no further
-            pass
+        except Exception:  # noqa: BLE001 - raised below, so that the plaintext in it goes no further
+            del plaintext
         raise FormatError(
             f"A value of {self.label!r} authenticates but cannot be read as {self.codec.tag!r}."
         )

@@ -21,6 +21,7 @@ from sqlalchemy.orm.base import CALLABLES_OK, INIT_OK, NO_VALUE, PASSIVE_NO_RESU
 
 from sqlalchemy_envelope.crypto.aead import HEADER_SIZE, MAX_STORED_SIZE, altered, check_value, row_tail
 from sqlalchemy_envelope.crypto.context import encode_reference
+from sqlalchemy_envelope.crypto.frames import empty_frames, emptying
 from sqlalchemy_envelope.exceptions import (
     ConfigurationError,
     DecryptionError,
@@ -73,9 +74,13 @@ def _load_listener(mapper: Mapper[Any]) -> Callable[..., None]:
 
     def on_load(state: InstanceState[Any], query_context: Any, read: Any = None) -> None:
         checked: list[str] | None = [] if column_bound else None
-        _settle(state, query_context, openings, checked)
-        if checked is not None and current().is_open and query_context is not None:
-            _check_owner(state, plan, read, checked)
+        try:
+            _settle(state, query_context, openings, checked)
+            if checked is not None and current().is_open and query_context is not None:
+                _check_owner(state, plan, read, checked)
+        except BaseException as error:  # not by `emptying`, which would cost a call for each row
+            empty_frames(error)
+            raise
 
     direct = all(attribute.encrypted.path.is_direct for attribute in plan)
     if not direct or len(paths) > 1 or len(owner_keys) != 1 or any(a.row_bound for a in plan):
@@ -93,6 +98,7 @@ def _load_listener(mapper: Mapper[Any]) -> Callable[..., None]:
             instance = state.obj()
             if instance is not None and instance.__dict__.get(owner_key) == unlocked.only_key:
                 return
+            del instance
         on_load(state, query_context, read)
 
     return on_column_bound_load
@@ -260,6 +266,7 @@ class _LockedAware:
     key: str
     active_history: bool
 
+    @emptying
     def get(self, state: InstanceState[Any], dict_: Any, passive: Any = PASSIVE_OFF) -> Any:
         if self.key in dict_ or not passive & CALLABLES_OK:
             return super().get(state, dict_, passive)  # type: ignore[misc]  # of the class it is mixed into
@@ -306,6 +313,7 @@ class _LockedAware:
         finally:
             state.info[REPLACED] = around
 
+    @emptying
     def delete(self, state: InstanceState[Any], dict_: Any) -> None:
         sealed = state.info.get(SEALED, {}).get(self.key) if self.key not in dict_ else None
         if sealed is not None:

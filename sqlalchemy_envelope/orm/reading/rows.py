@@ -17,6 +17,7 @@ from sqlalchemy import Column
 from sqlalchemy.sql.compiler import SQLCompiler
 
 from sqlalchemy_envelope.crypto.aead import HEADER_SIZE
+from sqlalchemy_envelope.crypto.frames import emptying
 from sqlalchemy_envelope.exceptions import DecryptionError
 from sqlalchemy_envelope.orm.columns.encrypted_type import EncryptedType
 from sqlalchemy_envelope.orm.columns.plans import plan_of_table
@@ -248,16 +249,18 @@ class WatchedCursor:
     def fetchone(self) -> Any:
         """One row, or None."""
         row = self._cursor.fetchone()
-        return None if row is None else self._look([row])[0]
+        return None if row is None else self._looked_at([row])[0]
 
     def fetchmany(self, *size: int) -> Any:
         """Some rows."""
-        rows = self._cursor.fetchmany(*size)
-        return self._look(rows) if rows else rows
+        return self._looked_at(self._cursor.fetchmany(*size))
 
     def fetchall(self) -> Any:
         """All rows that are left."""
-        rows = self._cursor.fetchall()
+        return self._looked_at(self._cursor.fetchall())
+
+    @emptying
+    def _looked_at(self, rows: Sequence[Any]) -> Sequence[Any]:
         return self._look(rows) if rows else rows
 
     def __getattr__(self, name: str) -> Any:

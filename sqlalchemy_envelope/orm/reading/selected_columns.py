@@ -43,6 +43,7 @@ class DualBundle(Bundle[Any]):
                 return value
             previous = read_previous(row)
             if previous is not None and policy == "refuse":
+                del row, previous
                 raise refused_plaintext(where)
             both_locked = isinstance(value, Sealed) and isinstance(previous, Sealed)
             return value if previous is None or both_locked else previous

@@ -86,12 +86,11 @@ def load_listener(
                 state.dict.pop(dual.previous, None)
         if unread:
             state.expired_attributes.update(unread)
-            instance: Any = state.obj()
             # The one row that was asked for, as by `refresh` or a deferred attribute: now, while SQL can be
             # sent. Of many rows, those whose attribute is touched will be read then.
             if query_context.refresh_state is state:
                 with query_context.session.no_autoflush:
-                    query_context.session.refresh(instance, unread)
+                    query_context.session.refresh(state.obj(), unread)
 
     return on_load
 

@@ -7,7 +7,6 @@ audit event. Owners without a slot of the provider stay locked.
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections import OrderedDict
 from contextvars import ContextVar
@@ -35,6 +34,7 @@ from sqlalchemy_envelope.orm.current.audit import AuditEvent
 from sqlalchemy_envelope.orm.current.locks import require_no_locks
 from sqlalchemy_envelope.orm.current.names import Names
 from sqlalchemy_envelope.orm.current.policy import require_reason
+from sqlalchemy_envelope.orm.current.threads import off_loop
 from sqlalchemy_envelope.orm.reading.provenance import Provenance
 from sqlalchemy_envelope.orm.sessions.unlocked import UnlockedSession
 from sqlalchemy_envelope.orm.sharing.membership import looked_at
@@ -570,5 +570,5 @@ def _is_root(key: StoredKey) -> bool:
 def _off_loop(call: Callable[[], Any]) -> Any:
     """Call a provider; where asyncio runs, in a thread, so that its loop is not held up."""
     if in_greenlet():
-        return concurrency.await_only(asyncio.to_thread(call))
+        return concurrency.await_only(off_loop(call))
     return call()

@@ -8,7 +8,7 @@ which opens owners as their rows appear.
 from __future__ import annotations
 
 import os
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Any, NoReturn, Self, TypeVar
 from weakref import WeakKeyDictionary, WeakSet, finalize
 
@@ -16,6 +16,7 @@ from sqlalchemy.orm import attributes
 
 from sqlalchemy_envelope.crypto.aead import HEADER_SIZE, check_value
 from sqlalchemy_envelope.crypto.context import encode_reference
+from sqlalchemy_envelope.crypto.frames import emptying
 from sqlalchemy_envelope.exceptions import (
     ConfigurationError,
     LockedError,
@@ -90,6 +91,7 @@ class UnlockedSession(context.OpenKeys):
         # One that is never entered is left by nobody: its keys are wiped when it is forgotten.
         finalize(self, keyring.wipe).atexit = False
 
+    @emptying
     def __enter__(self) -> Self:
         """Unlock: from here on values of the owner are encrypted and decrypted.
 
@@ -180,6 +182,7 @@ class UnlockedSession(context.OpenKeys):
             others = [key for key in keys if names.owner(owner_class, key) not in self._keyring]
             self._parent.prepare_write(session, owner_class, others, values)
 
+    @emptying
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: object
     ) -> None:
@@ -190,6 +193,7 @@ class UnlockedSession(context.OpenKeys):
         finally:
             self._leave_context()
 
+    @emptying
     def lock(self) -> None:
         """Lock now: wipe the keys and expire what was decrypted. Leaving the block later does nothing more.
 
@@ -200,8 +204,8 @@ class UnlockedSession(context.OpenKeys):
         self._require_usable()
         self._lock(raise_unflushed=True)
 
-    @contextmanager
-    def using(self, owner: object) -> Iterator[None]:
+    @emptying
+    def using(self, owner: object) -> AbstractContextManager[None]:
         """Inside, statements that do not name the owner of their rows write for this one.
 
         Raises:
@@ -216,12 +220,9 @@ class UnlockedSession(context.OpenKeys):
             place = Names(session).place(owner_class, tuple(identity[1]))
         if place is None or (place.owner not in self and not self.on_demand):
             raise context.locked(f"{owner_class.name}, for `using`,", self.home)
-        token = context.USING.set(place)
-        try:
-            yield
-        finally:
-            context.USING.reset(token)
+        return _using(place)
 
+    @emptying
     def decrypt(self, sealed: Sealed, *, primary_key: object = None) -> Any:
         """The value behind a `Sealed` handle.
 
@@ -406,6 +407,15 @@ class UnlockedSession(context.OpenKeys):
 
     def _stays_open(self, owner: OwnerId | None) -> bool:
         return self._parent is not None and owner is not None and owner in self._parent
+
+
+@contextmanager
+def _using(place: Place) -> Iterator[None]:
+    token = context.USING.set(place)
+    try:
+        yield
+    finally:
+        context.USING.reset(token)
 
 
 def _living(known: WeakKeyDictionary[T, None]) -> list[T]:

@@ -1,14 +1,17 @@
 """The asynchronous face: the same steps, with database work in the session's greenlet; key derivations and
-calls to providers run in a thread."""
+calls to providers run in threads of their own."""
 
 from __future__ import annotations
 
-import asyncio
 import warnings
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
+from sqlalchemy_envelope.crypto.frames import emptying, emptying_class
+from sqlalchemy_envelope.crypto.preparation import hide_secret
+from sqlalchemy_envelope.crypto.wrapping import wrong_secret
 from sqlalchemy_envelope.exceptions import ConfigurationError
 from sqlalchemy_envelope.orm.verbs.envelope import Envelope
+from sqlalchemy_envelope.orm.verbs.threads import perform
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
@@ -27,6 +30,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
+@emptying_class
 class AsyncEnvelope:
     """`Envelope` for `AsyncSession`. Neither a key derivation nor a provider ever holds up the event loop."""
 
@@ -42,8 +46,10 @@ class AsyncEnvelope:
         provider: str | None = None,
     ) -> AsyncUnlocking:
         """As `Envelope.enroll`; `await` it, or unlock the owner at once with `async with`."""
+        hidden = hide_secret(secret)
+        del secret
         return AsyncUnlocking(
-            self, session, lambda plain: self.envelope.enroll_steps(plain, owner, secret, provider)
+            self, session, lambda plain: self.envelope.enroll_steps(plain, owner, hidden, provider)
         )
 
     def unlock(
@@ -57,10 +63,12 @@ class AsyncEnvelope:
         authenticated: bool = False,
     ) -> AsyncUnlocking:
         """As `Envelope.unlock`, for `async with`."""
+        hidden = hide_secret(secret)
+        del secret
         return AsyncUnlocking(
             self,
             session,
-            lambda plain: self.envelope.unlock_steps(plain, owner, secret, provider, reason, authenticated),
+            lambda plain: self.envelope.unlock_steps(plain, owner, hidden, provider, reason, authenticated),
         )
 
     def write_only(self, session: AnyAsyncSession, *owners: object) -> WriteOnlySession:
@@ -100,16 +108,25 @@ class AsyncEnvelope:
         self, session: AnyAsyncSession, owner: object, *, old: str | bytes, new: str | bytes
     ) -> None:
         """As `Envelope.change_secret`."""
-        await self.run(session, lambda plain: self.envelope.change_secret_steps(plain, owner, old, new))
+        hidden, hidden_new = hide_secret(old), hide_secret(new)
+        del old, new
+        await self.run(
+            session, lambda plain: self.envelope.change_secret_steps(plain, owner, hidden, hidden_new)
+        )
 
     async def unlock_unknown(self, *, secret: str | bytes) -> NoReturn:
         """As `Envelope.unlock_unknown`."""
-        await asyncio.to_thread(self.envelope.unlock_unknown, secret=secret)
-        raise AssertionError("unlock_unknown always raises")  # pragma: no cover
+        hidden = hide_secret(secret)
+        del secret
+        kek = await perform(self.envelope, self.envelope.unknown(hidden))
+        kek.wipe()
+        raise wrong_secret()
 
     async def rebind(self, session: AnyAsyncSession, owner: object, *, secret: str | bytes) -> None:
         """As `Envelope.rebind`."""
-        await self.run(session, lambda plain: self.envelope.rebind_steps(plain, owner, secret))
+        hidden = hide_secret(secret)
+        del secret
+        await self.run(session, lambda plain: self.envelope.rebind_steps(plain, owner, hidden))
 
     async def run(self, session: AnyAsyncSession, make_steps: Callable[[Session], Steps[T]]) -> T:
         """Carry steps out, deriving keys in a thread."""
@@ -121,7 +138,7 @@ class AsyncEnvelope:
             if finished:
                 result: T = value
                 return result
-            answer = await asyncio.to_thread(self.envelope.perform, value)
+            answer = await perform(self.envelope, value)
 
 
 def _plain(session: AnyAsyncSession) -> Any:
@@ -160,6 +177,7 @@ class AsyncUnlocking:
         if not getattr(self, "_awaited", True):
             warnings.warn("AsyncEnvelope.enroll or unlock was never awaited", RuntimeWarning, stacklevel=2)
 
+    @emptying
     def __await__(self) -> Generator[Any, Any, UnlockedSession]:
         self._awaited = True
         return self._envelope.run(self._session, self._make_steps).__await__()
@@ -171,10 +189,12 @@ class AsyncUnlocking:
     def __exit__(self, *_: object) -> None:
         """Never reached; without it `with` would not come as far as `__enter__`."""
 
+    @emptying
     async def __aenter__(self) -> UnlockedSession:
         self._unlocked = await self
         return self._unlocked.__enter__()
 
+    @emptying
     async def __aexit__(self, *failure: Any) -> None:
         # No SQL and no await from here on: a cancelled task still wipes its keys.
         if self._unlocked is not None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 from sqlalchemy_envelope.crypto.argon2id import KdfSalt
-from sqlalchemy_envelope.crypto.preparation import prepare_secret
+from sqlalchemy_envelope.crypto.preparation import prepare_hidden
 from sqlalchemy_envelope.exceptions import AlreadyEnrolledError, EnrollmentError
 from sqlalchemy_envelope.keys.hierarchy import check_generations
 from sqlalchemy_envelope.keys.keyring import Keyring
@@ -41,7 +41,8 @@ if TYPE_CHECKING:
     from sqlalchemy.orm import Session
 
     from sqlalchemy_envelope.crypto.argon2id import KdfProfile
-    from sqlalchemy_envelope.crypto.secret import KeyBytes
+    from sqlalchemy_envelope.crypto.preparation import HiddenSecret
+    from sqlalchemy_envelope.crypto.secret import Hidden, KeyBytes
     from sqlalchemy_envelope.keys.model import OpenedKey, StoredKey, StoredSlot
     from sqlalchemy_envelope.keys.slots import ProviderKek
     from sqlalchemy_envelope.orm.current.policy import Policy
@@ -72,11 +73,11 @@ def enroll_steps(
     policy: Policy,
     profile: KdfProfile,
     owner: object,
-    secret: str | bytes | None,
+    secret: HiddenSecret | None,
     provider: str | None,
 ) -> Steps[UnlockedSession]:
     """The steps of `Envelope.enroll`: a claim, if a campaign holds the owner's keys."""
-    prepared = None if secret is None else prepare_secret(secret, new=True)
+    prepared = None if secret is None else prepare_hidden(secret, new=True)
     found = None if prepared is None else _unclaimed(session, policy, owner)
     if prepared is None or found is None:
         return (yield from enroll.enroll_steps(session, policy, profile, owner, secret, provider))
@@ -84,12 +85,12 @@ def enroll_steps(
 
 
 def unlock_steps(
-    session: Session, policy: Policy, profile: KdfProfile, owner: object, secret: str | bytes
+    session: Session, policy: Policy, profile: KdfProfile, owner: object, secret: HiddenSecret
 ) -> Steps[UnlockedSession]:
     """The steps of `Envelope.unlock` with a secret that the caller has checked."""
     found = _unclaimed(session, policy, owner)
     if found is not None:
-        prepared = prepare_secret(secret, new=True)
+        prepared = prepare_hidden(secret, new=True)
         return (yield from _claim_or_wait(session, policy, profile, found, prepared, None))
     owner_class = require_owner_class(owner)
     if usable_state(owner, owner_class).key is None or not locate(session, owner, policy).load():
@@ -102,7 +103,7 @@ def _claim_or_wait(
     policy: Policy,
     profile: KdfProfile,
     found: _Unclaimed,
-    prepared: bytes,
+    prepared: Hidden[bytes],
     provider: str | None,
 ) -> Steps[UnlockedSession]:
     require_cascades(session, {"mapper": found.located.place.owner_class.mapper})
@@ -152,7 +153,7 @@ def _claim(
     policy: Policy,
     profile: KdfProfile,
     found: _Unclaimed,
-    prepared: bytes,
+    prepared: Hidden[bytes],
     provider: str | None,
 ) -> Steps[UnlockedSession]:
     providers, located = policy.require_providers(), found.located
@@ -192,7 +193,7 @@ def _claim(
 
 
 def _wait(
-    session: Session, policy: Policy, profile: KdfProfile, found: _Unclaimed, prepared: bytes
+    session: Session, policy: Policy, profile: KdfProfile, found: _Unclaimed, prepared: Hidden[bytes]
 ) -> Steps[UnlockedSession]:
     """Leave a slot for the custodians. Nothing is open: who waits is locked."""
     salt = KdfSalt.generate(profile)

@@ -8,7 +8,7 @@ from sqlalchemy import inspect
 from sqlalchemy.exc import IntegrityError
 
 from sqlalchemy_envelope.crypto.argon2id import KdfSalt
-from sqlalchemy_envelope.crypto.preparation import prepare_secret
+from sqlalchemy_envelope.crypto.preparation import prepare_hidden
 from sqlalchemy_envelope.crypto.secret import KeyBytes
 from sqlalchemy_envelope.exceptions import AlreadyEnrolledError, EnrollmentError
 from sqlalchemy_envelope.keys.hierarchy import bound_keys, new_keys
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from sqlalchemy.orm import InstanceState, Session
 
     from sqlalchemy_envelope.crypto.argon2id import KdfProfile
+    from sqlalchemy_envelope.crypto.preparation import HiddenSecret
     from sqlalchemy_envelope.keys.model import StoredSlot
     from sqlalchemy_envelope.keys.slots import ProviderKek
     from sqlalchemy_envelope.orm.current.policy import Policy
@@ -44,11 +45,11 @@ def enroll_steps(
     policy: Policy,
     profile: KdfProfile,
     owner: object,
-    secret: str | bytes | None,
+    secret: HiddenSecret | None,
     provider: str | None,
 ) -> Steps[UnlockedSession]:
     """The steps of `Envelope.enroll`."""
-    prepared = None if secret is None else prepare_secret(secret, new=True)
+    prepared = None if secret is None else prepare_hidden(secret, new=True)
     owner_class = require_owner_class(owner)
     state = usable_state(owner, owner_class)
     require_cascades(session, {"mapper": owner_class.mapper})

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 from sqlalchemy.orm import Session, scoped_session
 
 from sqlalchemy_envelope.crypto.argon2id import KdfLimit, KdfProfile, KdfSalt
-from sqlalchemy_envelope.crypto.preparation import prepare_secret
+from sqlalchemy_envelope.crypto.frames import emptying_class
+from sqlalchemy_envelope.crypto.preparation import hide_secret, prepare_hidden
 from sqlalchemy_envelope.crypto.wrapping import wrong_secret
 from sqlalchemy_envelope.exceptions import ConfigurationError
 from sqlalchemy_envelope.keys.row_seals import RowSeals
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Engine
 
+    from sqlalchemy_envelope.crypto.preparation import GivenSecret, HiddenSecret
     from sqlalchemy_envelope.keys.providers.base import KeyProvider
     from sqlalchemy_envelope.keys.providers.server import ServerKeyring
     from sqlalchemy_envelope.orm.current.audit import AuditEvent
@@ -38,6 +40,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
+@emptying_class
 class Envelope:
     """The policy of an application; one for each. Holds no user's key.
 
@@ -84,7 +87,7 @@ class Envelope:
         audit: Callable[[AuditEvent], None] | None = None,
     ) -> None:
         self.kdf_profile = kdf_profile
-        self._limit = KdfLimit(concurrent_derivations or os.cpu_count() or 1, derivation_wait)
+        self.limit = KdfLimit(concurrent_derivations or os.cpu_count() or 1, derivation_wait)
         named = dict(providers or {})
         if server_keys is not None and named.setdefault("server", server_keys) is not server_keys:
             raise ConfigurationError("The provider 'server' is server_keys; give the other one another name.")
@@ -128,7 +131,9 @@ class Envelope:
             ConfigurationError: it is no `KeyOwner`, or its database would not delete its keys with it.
             ProviderError: the provider failed.
         """
-        return self.run(self.enroll_steps(plain_session(session), owner, secret, provider))
+        hidden = hide_secret(secret)
+        del secret
+        return self.run(self.enroll_steps(plain_session(session), owner, hidden, provider))
 
     def unlock(
         self,
@@ -167,8 +172,10 @@ class Envelope:
             SecretError: the secret cannot be anyone's.
             ProviderError: the provider failed, or answered with another key.
         """
+        hidden = hide_secret(secret)
+        del secret
         return self.run(
-            self.unlock_steps(plain_session(session), owner, secret, provider, reason, authenticated)
+            self.unlock_steps(plain_session(session), owner, hidden, provider, reason, authenticated)
         )
 
     def write_only(self, session: AnySession, *owners: object) -> WriteOnlySession:
@@ -263,7 +270,9 @@ class Envelope:
         Raises: as `unlock`, and
             UnlockError: the old secret is wrong, or somebody else changed it at the same moment.
         """
-        self.run(self.change_secret_steps(plain_session(session), owner, old, new))
+        hidden, hidden_new = hide_secret(old), hide_secret(new)
+        del old, new
+        self.run(self.change_secret_steps(plain_session(session), owner, hidden, hidden_new))
 
     def unlock_unknown(self, *, secret: str | bytes) -> NoReturn:
         """Refuse an account that does not exist as slowly as a wrong secret, so that time
@@ -273,9 +282,15 @@ class Envelope:
             UnlockError: always, after one key derivation.
             UnlockBusyError, SecretError: as `unlock` would.
         """
-        kek = self.perform(Derivation(prepare_secret(secret), KdfSalt.generate(self.kdf_profile)))
+        hidden = hide_secret(secret)
+        del secret
+        kek = self.perform(self.unknown(hidden))
         kek.wipe()
         raise wrong_secret()
+
+    def unknown(self, secret: HiddenSecret) -> Derivation:
+        """The derivation of `unlock_unknown`, whose key opens nothing."""
+        return Derivation(prepare_hidden(secret), KdfSalt.generate(self.kdf_profile))
 
     def rebind(self, session: AnySession, owner: object, *, secret: str | bytes) -> None:
         """Bind an owner's keys to its present primary key, after that was changed. Never commits.
@@ -285,7 +300,9 @@ class Envelope:
 
         Raises: as `unlock`.
         """
-        self.run(self.rebind_steps(plain_session(session), owner, secret))
+        hidden = hide_secret(secret)
+        del secret
+        self.run(self.rebind_steps(plain_session(session), owner, hidden))
 
     def attach(self, session: AnySession) -> None:
         """Let this envelope's policy serve the flushes of a session in which none of its verbs was used: of
@@ -306,19 +323,20 @@ class Envelope:
         """Run one key derivation, within the limit, or one call to a provider."""
         if isinstance(work, Outside):
             return work.call()
-        return self._limit.derive(work.secret, work.salt)
+        return self.limit.derive(work.secret, work.salt)
 
     def enroll_steps(
-        self, session: Session, owner: object, secret: str | bytes | None, provider: str | None
+        self, session: Session, owner: object, secret: GivenSecret | None, provider: str | None
     ) -> Steps[UnlockedSession]:
         """The steps of `enroll`."""
-        return claim.enroll_steps(session, self.policy, self.kdf_profile, owner, secret, provider)
+        hidden = hide_secret(secret)
+        return claim.enroll_steps(session, self.policy, self.kdf_profile, owner, hidden, provider)
 
     def unlock_steps(
         self,
         session: Session,
         owner: object,
-        secret: str | bytes | None,
+        secret: GivenSecret | None,
         provider: str | None = None,
         reason: str | None = None,
         authenticated: bool = False,
@@ -330,7 +348,7 @@ class Envelope:
             raise ConfigurationError("authenticated=True says that a secret was checked: give `secret=`.")
         if secret is not None:
             steps = claim.unlock_steps if authenticated else unlock.unlock_steps
-            return steps(session, self.policy, self.kdf_profile, owner, secret)
+            return steps(session, self.policy, self.kdf_profile, owner, hide_secret(secret))
         assert provider is not None  # noqa: S101 - asked above
         return unlock.unlock_with_provider_steps(session, self.policy, owner, provider, reason or "")
 
@@ -339,14 +357,15 @@ class Envelope:
         return slots.add_provider_steps(session, self.policy, owner, provider)
 
     def change_secret_steps(
-        self, session: Session, owner: object, old: str | bytes, new: str | bytes
+        self, session: Session, owner: object, old: GivenSecret, new: GivenSecret
     ) -> Steps[None]:
         """The steps of `change_secret`."""
-        return unlock.change_secret_steps(session, self.policy, self.kdf_profile, owner, old, new)
+        hidden, hidden_new = hide_secret(old), hide_secret(new)
+        return unlock.change_secret_steps(session, self.policy, self.kdf_profile, owner, hidden, hidden_new)
 
-    def rebind_steps(self, session: Session, owner: object, secret: str | bytes) -> Steps[None]:
+    def rebind_steps(self, session: Session, owner: object, secret: GivenSecret) -> Steps[None]:
         """The steps of `rebind`."""
-        return unlock.rebind_steps(session, self.policy, self.kdf_profile, owner, secret)
+        return unlock.rebind_steps(session, self.policy, self.kdf_profile, owner, hide_secret(secret))
 
     def __repr__(self) -> str:
         return f"Envelope(kdf_profile={self.kdf_profile!r})"

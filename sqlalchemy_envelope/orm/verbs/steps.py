@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from sqlalchemy_envelope.crypto.argon2id import KdfSalt
+from sqlalchemy_envelope.crypto.secret import Hidden, Uncopied
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -20,17 +21,17 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-class Derivation(NamedTuple):
+class Derivation(Uncopied):
     """A key derivation that a step waits for."""
 
-    secret: bytes
-    salt: KdfSalt
+    __slots__ = ("salt", "secret")
+
+    def __init__(self, secret: bytes | Hidden[bytes], salt: KdfSalt) -> None:
+        self.secret = secret if isinstance(secret, Hidden) else Hidden(secret)
+        self.salt = salt
 
     def __repr__(self) -> str:
         return "<Derivation redacted>"
-
-    def __reduce_ex__(self, protocol: object) -> NoReturn:
-        raise TypeError("secrets are not copied or pickled")
 
 
 class Outside(NamedTuple):

@@ -6,12 +6,13 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from sqlalchemy_envelope.crypto.argon2id import KdfSalt
-from sqlalchemy_envelope.crypto.preparation import prepare_secret
+from sqlalchemy_envelope.crypto.preparation import prepare_hidden
 from sqlalchemy_envelope.crypto.sealing import is_sealed
 from sqlalchemy_envelope.crypto.wrapping import wrong_secret
 from sqlalchemy_envelope.exceptions import (
     EnvelopeError,
     KeyNotFoundError,
+    NotEnrolledError,
     UnclaimedError,
     UnlockError,
 )
@@ -43,7 +44,8 @@ if TYPE_CHECKING:
     from sqlalchemy.orm import Session
 
     from sqlalchemy_envelope.crypto.argon2id import KdfProfile
-    from sqlalchemy_envelope.crypto.secret import KeyBytes
+    from sqlalchemy_envelope.crypto.preparation import HiddenSecret
+    from sqlalchemy_envelope.crypto.secret import Hidden, KeyBytes
     from sqlalchemy_envelope.keys.model import KeyId, StoredKey, StoredSlot
     from sqlalchemy_envelope.orm.current.policy import Policy
     from sqlalchemy_envelope.orm.verbs.owner_keys import LocatedOwner
@@ -51,13 +53,17 @@ if TYPE_CHECKING:
 
 
 def unlock_steps(
-    session: Session, policy: Policy, profile: KdfProfile, owner: object, secret: str | bytes
+    session: Session, policy: Policy, profile: KdfProfile, owner: object, secret: HiddenSecret
 ) -> Steps[UnlockedSession]:
     """The steps of `Envelope.unlock` with a secret."""
-    prepared = prepare_secret(secret)
+    prepared = prepare_hidden(secret)
     located = locate_enrolled(session, owner, policy)
     note_policy(session, policy)
-    keys = load_keys(located)
+    try:
+        keys = load_keys(located)
+    except NotEnrolledError:
+        yield from _waste_a_derivation(prepared, profile)
+        raise
     found, salt = yield from _open_with_secret(located, policy, profile, keys, prepared)
     with wiping(found.kek):
         if profile.exceeds(salt.profile) and found.trusted:
@@ -107,11 +113,11 @@ def change_secret_steps(
     policy: Policy,
     profile: KdfProfile,
     owner: object,
-    old: str | bytes,
-    new: str | bytes,
+    old: HiddenSecret,
+    new: HiddenSecret,
 ) -> Steps[None]:
     """The steps of `Envelope.change_secret`."""
-    prepared, prepared_new = prepare_secret(old), prepare_secret(new, new=True)
+    prepared, prepared_new = prepare_hidden(old), prepare_hidden(new, new=True)
     located = locate_enrolled(session, owner, policy)
     keys = load_keys(located)
     found, _ = yield from _open_with_secret(located, policy, profile, keys, prepared)
@@ -134,10 +140,10 @@ def change_secret_steps(
 
 
 def rebind_steps(
-    session: Session, policy: Policy, profile: KdfProfile, owner: object, secret: str | bytes
+    session: Session, policy: Policy, profile: KdfProfile, owner: object, secret: HiddenSecret
 ) -> Steps[None]:
     """The steps of `Envelope.rebind`."""
-    prepared = prepare_secret(secret)
+    prepared = prepare_hidden(secret)
     located = locate_enrolled(session, owner, policy)
     keys = load_keys(located, moved=True)
     found, _ = yield from _open_with_secret(located, policy, profile, keys, prepared)
@@ -181,13 +187,14 @@ def _open_with_secret(
     policy: Policy,
     profile: KdfProfile,
     keys: Sequence[StoredKey],
-    prepared: bytes,
+    prepared: Hidden[bytes],
 ) -> Steps[tuple[OpenedRoot, KdfSalt]]:
     root = active_root(located, keys)
     roots = _roots(keys)
     loaded = located.store.load_slots(roots, SlotKind.SECRET, limit=(MAX_SLOTS + 1) * len(roots))
     slots = [slot for slot in loaded if slot.key_id == root.key_id]
     if not slots and is_unclaimed(located, policy, roots):
+        yield from _waste_a_derivation(prepared, profile)
         raise UnclaimedError(
             f"This {located.name} has keys that wait to be claimed, and no secret yet: authenticate as "
             "before, then call enroll() with the secret, or unlock(..., authenticated=True)."
@@ -218,6 +225,13 @@ def _open_with_secret(
             raise
     assert refused is not None  # noqa: S101 - there was at least one slot
     raise refused
+
+
+def _waste_a_derivation(prepared: Hidden[bytes], profile: KdfProfile) -> Steps[None]:
+    """Who has no secret yet is refused as slowly as a wrong secret: time does not tell which accounts are
+    so."""
+    kek = yield Derivation(prepared, KdfSalt.generate(profile))
+    kek.wipe()
 
 
 def is_unclaimed(located: LocatedOwner, policy: Policy, roots: Sequence[KeyId]) -> bool:

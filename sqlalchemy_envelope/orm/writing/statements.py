@@ -542,7 +542,9 @@ def _encrypt(batch: Batch, row: dict[str, Any], ciphers: list[BoundCipher], refe
     """Encrypt the columns of one owner in one row, in place."""
     failed = batch.encrypt(row, ciphers, reference)
     if failed is not None:
-        raise _unencodable(*failed)
+        error = _unencodable(*failed)
+        del row, failed
+        raise error
 
 
 _IN_WORDS = {

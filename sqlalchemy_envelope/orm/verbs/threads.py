@@ -1,0 +1,63 @@
+"""The threads in which asynchronous envelopes derive keys, and the wait for one of them."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
+
+from sqlalchemy_envelope.orm.current.threads import off_loop
+from sqlalchemy_envelope.orm.verbs.steps import Derivation
+
+if TYPE_CHECKING:
+    from sqlalchemy_envelope.crypto.argon2id import KdfLimit
+    from sqlalchemy_envelope.orm.verbs.envelope import Envelope
+    from sqlalchemy_envelope.orm.verbs.steps import Outside
+
+
+class _Places:
+    """How many derivations may still begin in one event loop, and the threads for as many."""
+
+    def __init__(self, count: int) -> None:
+        self.free = asyncio.Semaphore(count)
+        self.threads = ThreadPoolExecutor(count, "envelope-derivation")
+
+
+# An envelope is made once and may be wrapped for each request: its limit stands for it.
+_places: WeakKeyDictionary[KdfLimit, WeakKeyDictionary[asyncio.AbstractEventLoop, _Places]] = (
+    WeakKeyDictionary()
+)
+
+
+async def perform(envelope: Envelope, work: Derivation | Outside) -> Any:
+    """As `Envelope.perform`, in a thread. As many derivations run as the envelope allows, and whoever waits
+    for one does so here, in no thread.
+
+    Raises:
+        UnlockBusyError: none came free within the wait.
+    """
+    if not isinstance(work, Derivation):
+        return await off_loop(lambda: envelope.perform(work))
+    loop, limit, began = asyncio.get_running_loop(), envelope.limit, time.monotonic()
+    places = _places.setdefault(limit, WeakKeyDictionary()).get(loop)
+    if places is None:
+        places = _places[limit][loop] = _Places(limit.concurrent)
+    try:
+        async with asyncio.timeout(limit.wait):
+            await places.free.acquire()
+    except TimeoutError:
+        raise limit.busy() from None
+    waited = time.monotonic() - began
+    running = places.threads.submit(limit.derive, work.secret, work.salt, waited=waited)
+    running.add_done_callback(lambda _: _release(loop, places.free))
+    return await asyncio.wrap_future(running)
+
+
+def _release(loop: asyncio.AbstractEventLoop, free: asyncio.Semaphore) -> None:
+    """When the thread is done, and not when its task goes on: a cancelled one leaves a derivation behind."""
+    try:
+        loop.call_soon_threadsafe(free.release)
+    except RuntimeError:
+        pass  # the loop is closed, and nobody waits
