@@ -18,6 +18,7 @@ from sqlalchemy import (
     Index,
     LargeBinary,
     String,
+    Table,
     UniqueConstraint,
 )
 from sqlalchemy.exc import ArgumentError, InvalidRequestError
@@ -25,9 +26,10 @@ from sqlalchemy.orm import Mapped, mapped_column
 
 from sqlalchemy_envelope.exceptions import ConfigurationError
 from sqlalchemy_envelope.orm.tables.owners import KEY_UUID, GrantClass, History, path_through
+from sqlalchemy_envelope.orm.tables.records import records_of_mapper, records_of_table
 
 if TYPE_CHECKING:
-    from sqlalchemy import Column, Table
+    from sqlalchemy import Column
     from sqlalchemy.orm import Mapper
 
     from sqlalchemy_envelope.orm.tables.owners import OwnerClass, OwnerPath
@@ -72,13 +74,15 @@ class KeyGrant:
         super().__init_subclass__(**kwargs)
 
 
-_grants: WeakKeyDictionary[Mapper[Any], GrantClass] = WeakKeyDictionary()
-_waiting: list[Mapper[Any]] = []
+_GRANT = "grant"
+_complete_grants: WeakKeyDictionary[Mapper[Any], None] = WeakKeyDictionary()
+_waiting: WeakKeyDictionary[Mapper[Any], None] = WeakKeyDictionary()
 
 
 def grant_class_of(mapper: Mapper[Any]) -> GrantClass | None:
     """The grant class of a mapper, its base's for a subclass."""
-    return _grants.get(mapper) or (grant_class_of(mapper.inherits) if mapper.inherits is not None else None)
+    found: GrantClass | None = records_of_mapper(mapper).get(_GRANT)
+    return found or (grant_class_of(mapper.inherits) if mapper.inherits is not None else None)
 
 
 def grants_can_circle(grant: GrantClass) -> bool:
@@ -93,8 +97,7 @@ def grants_can_circle(grant: GrantClass) -> bool:
 
 def has_grants(table: object) -> bool:
     """Whether the rows of this table grant keys."""
-    # By hash: a statement of the ORM has an annotated copy of the table, equal to it and not the same.
-    return table in {grant.table for grant in list(_grants.values())}
+    return isinstance(table, Table) and _GRANT in records_of_table(table)
 
 
 def on_mapper(mapper: Mapper[Any], cls: type[Any]) -> bool:
@@ -107,11 +110,11 @@ def on_mapper(mapper: Mapper[Any], cls: type[Any]) -> bool:
                 f"{cls.__name__} is a KeyGrant and says neither whose key nor to whom: "
                 f"`class {cls.__name__}(KeyGrant, Base, of='group_id', to='user_id')`."
             )
-        _waiting.append(mapper)
+        _waiting[mapper] = None
     for waiting in list(_waiting):
         paths = _paths(waiting)
         if paths is not None:
-            _waiting.remove(waiting)
+            del _waiting[waiting]
             _complete(waiting, *paths)
     return is_grant
 
@@ -123,14 +126,15 @@ def check_all() -> None:
         ConfigurationError: what it refers to is no key owner, has no such scope, or histories differ.
     """
     # Registries are configured one by one: what belongs to another may not be yet.
-    for mapper in [one for one in _waiting if one.configured]:
+    for mapper in [one for one in list(_waiting) if one.configured]:
         of, to, _, _ = mapper.class_.__grant_options__
         raise ConfigurationError(
             f"{mapper.class_.__name__}: of={of!r} and to={to!r} must each name the foreign key to the "
             "primary key of a KeyOwner that has key tables."
         )
-    for grant in list(_grants.values()):
-        if grant.mapper.configured and grant.of.owner_class.mapper.configured:
+    for mapper in list(_complete_grants):
+        grant: GrantClass = records_of_mapper(mapper)[_GRANT]
+        if mapper.configured and grant.of.owner_class.mapper.configured:
             _check(grant)
 
 
@@ -175,7 +179,8 @@ def _complete(mapper: Mapper[Any], of: OwnerPath, to: OwnerPath) -> None:
     grant = GrantClass(
         mapper, cls.__grant_label__ or table.name, of, to, scope, history, companion, row_columns
     )
-    _grants[mapper] = grant
+    records_of_mapper(mapper)[_GRANT] = records_of_table(table)[_GRANT] = grant
+    _complete_grants[mapper] = None
     of.owner_class.grants_of.append(grant)
     to.owner_class.grants_to.append(grant)
 
