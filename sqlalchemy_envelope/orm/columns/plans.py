@@ -132,7 +132,9 @@ def note_mapper(mapper: Mapper[Any]) -> None:
     for table in mapper.tables:
         if isinstance(table, Table) and any(isinstance(c.type, EncryptedType) for c in table.columns):
             records = records_of_table(table)
-            if _first_mapper(table) is None:
+            first = _first_mapper(table)
+            # A table that was declared a second time has other columns than the first class.
+            if first is None or not all(map(first.columns.contains_column, table.columns)):
                 records[_MAPPER] = ref(mapper)
             records.pop(_PLAN, None)
 

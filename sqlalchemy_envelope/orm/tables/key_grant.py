@@ -23,8 +23,10 @@ from sqlalchemy import (
 )
 from sqlalchemy.exc import ArgumentError, InvalidRequestError
 from sqlalchemy.orm import Mapped, mapped_column
+from sqlalchemy.schema import conv
 
 from sqlalchemy_envelope.exceptions import ConfigurationError
+from sqlalchemy_envelope.orm.tables.generated import GrantNames, Name, generate
 from sqlalchemy_envelope.orm.tables.owners import KEY_UUID, GrantClass, History, path_through
 from sqlalchemy_envelope.orm.tables.records import records_of_mapper, records_of_table
 
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
 
 class KeyGrant:
     """Mixin: each row of the class grants a key of one owner to another. Adding one grants, deleting revokes.
+    The wraps are in `<table>_keygrant`, which the class `__grant_class__` maps.
 
     The recipient needs no secret at hand and may be away: the key is sealed to their public key, and is
     theirs from their next unlock on. Where nobody present holds the key, the grant is pending until a holder
@@ -48,6 +51,7 @@ class KeyGrant:
         scope: grant this scope's data key alone; left out, the owner's root key and so every scope.
         history: "shared", and who joins reads what was written before; or "from_join", and each join
             starts a new epoch.
+        grant_names: other names for the companion table and its class, `GrantNames(table="member_keys")`.
 
     Class attributes:
         __grant_label__: what grants are bound to in place of the table's name. Pin the old name before a
@@ -55,6 +59,9 @@ class KeyGrant:
     """
 
     __grant_label__: ClassVar[str | None] = None
+    __grant_names__: ClassVar[GrantNames] = GrantNames()
+    if TYPE_CHECKING:
+        __grant_class__: ClassVar[type[KeyGrantTable]]
     __grant_options__: ClassVar[tuple[str | tuple[str, ...], str | tuple[str, ...], str | None, History]]
 
     def __init_subclass__(
@@ -63,8 +70,11 @@ class KeyGrant:
         to: str | tuple[str, ...] | None = None,
         scope: str | None = None,
         history: History = "shared",
+        grant_names: GrantNames | None = None,
         **kwargs: Any,
     ) -> None:
+        if grant_names is not None:
+            cls.__grant_names__ = grant_names
         if history not in ("shared", "from_join"):
             raise ConfigurationError(f"{cls.__name__}: history={history!r}; use 'shared' or 'from_join'.")
         if of is not None and to is not None:
@@ -181,8 +191,9 @@ def _complete(mapper: Mapper[Any], of: OwnerPath, to: OwnerPath) -> None:
     )
     records_of_mapper(mapper)[_GRANT] = records_of_table(table)[_GRANT] = grant
     _complete_grants[mapper] = None
-    of.owner_class.grants_of.append(grant)
-    to.owner_class.grants_to.append(grant)
+    for known in (of.owner_class.grants_of, to.owner_class.grants_to):
+        # A class that is made a second time takes the place of the first one.
+        known[:] = [*(one for one in known if one.table is not table), grant]
 
 
 def _now() -> dt.datetime:
@@ -203,12 +214,17 @@ class KeyGrantTable:
 def _companion(
     mapper: Mapper[Any], table: Table, of: OwnerClass, to: OwnerClass
 ) -> tuple[Table, tuple[Column[Any], ...]]:
-    name = f"{table.name}_keygrant"
+    cls: type[KeyGrant] = mapper.class_
+    known = {"table": table.name, "grant": cls.__name__}
+    name = Name(
+        cls.__grant_names__.class_name.format(**known),
+        cls.__grant_names__.table.format(**known),
+        "__grant_class__",
+        "grant_names=GrantNames(table=...)",
+    )
     row_key = tuple(table.primary_key.columns)
     names = [f"row_{column.key}" for column in row_key]
-    namespace: dict[str, Any] = {
-        "__tablename__": name,
-        "__module__": mapper.class_.__module__,
+    attributes: dict[str, Any] = {
         "key_id": mapped_column(
             KEY_UUID,
             ForeignKey(of.key_class.__table__.c.key_id, ondelete="CASCADE"),
@@ -226,18 +242,14 @@ def _companion(
             for one, column in zip(names, row_key, strict=True)
         },
     }
-    if table.schema is not None:
-        namespace["__table_args__"] = {"schema": table.schema}
-    mapped: Any = mapper.registry.mapped(
-        type(f"{mapper.class_.__name__}KeyGrant", (KeyGrantTable,), namespace)
-    )
-    companion: Table = mapped.__table__
+    cls.__grant_class__ = generate(mapper, KeyGrantTable, name, attributes)
+    companion: Table = cls.__grant_class__.__table__  # type: ignore[attr-defined]  # it is mapped by now
     columns = tuple(companion.c[one] for one in names)
     companion.append_constraint(
         ForeignKeyConstraint(columns, row_key, ondelete="CASCADE", onupdate="CASCADE")
     )
     companion.append_constraint(
-        UniqueConstraint(*columns, companion.c.key_id, name=f"uq_{table.name}_keygrant")
+        UniqueConstraint(*columns, companion.c.key_id, name=conv(f"uq_{companion.name}"))
     )
-    Index(f"ix_{name}_row", *columns)
+    Index(conv(f"ix_{companion.name}_row"), *columns)
     return companion, columns

@@ -76,7 +76,7 @@ def locate_enrolled(session: Session, owner: object, policy: Policy) -> LocatedO
         raise NotEnrolledError(
             f"This {owner_class.name} is not in the database yet; enroll it: envelope.enroll(...)."
         )
-    require_cascades(session, {"mapper": owner_class.mapper})
+    require_cascades(session, owner_class.mapper)
     return locate(session, owner, policy)
 
 
