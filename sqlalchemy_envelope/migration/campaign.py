@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Engine, and_, exists, func, or_, select
 from sqlalchemy.exc import IntegrityError
-from sqlalchemy.orm import Session, configure_mappers, registry, sessionmaker
+from sqlalchemy.orm import Session, configure_mappers, sessionmaker
 
 from sqlalchemy_envelope.exceptions import (
     ConfigurationError,
@@ -24,6 +24,7 @@ from sqlalchemy_envelope.migration.keyset import beyond
 from sqlalchemy_envelope.orm.current.audit import AuditEvent
 from sqlalchemy_envelope.orm.current.policy import note_policy
 from sqlalchemy_envelope.orm.sharing.epochs import Recipient, grant_to, start_epoch
+from sqlalchemy_envelope.orm.tables.bases import mappers_of, require_registries
 from sqlalchemy_envelope.orm.tables.key_rows import KeyStore, chunks, matches, usable
 from sqlalchemy_envelope.orm.tables.owners import Place, owner_class_of
 from sqlalchemy_envelope.orm.verbs import claim
@@ -589,14 +590,9 @@ def _is_granted(key: StoredKey, scope: str | None) -> bool:
 
 
 def _owner_classes(base: Any) -> list[OwnerClass]:
-    found: registry | None = base if isinstance(base, registry) else getattr(base, "registry", None)
-    if not isinstance(found, registry):
-        raise ConfigurationError(
-            f"{base!r} is neither a declarative base nor a registry: give the class that your models derive "
-            "from."
-        )
+    require_registries(base)
     configure_mappers()
-    classes = {owner_class_of(mapper.local_table) for mapper in found.mappers}
+    classes = {owner_class_of(mapper.local_table) for mapper in mappers_of(base)}
     known = [
         one for one in classes if one is not None and one.key_class is not None and one.slot_class is not None
     ]

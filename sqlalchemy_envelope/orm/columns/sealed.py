@@ -3,6 +3,7 @@
 from typing import Any, NoReturn
 
 from sqlalchemy_envelope.exceptions import LockedError
+from sqlalchemy_envelope.orm.current.context import server_hint
 
 
 class _Ciphertext:
@@ -64,7 +65,8 @@ class Sealed:
 
     def _refuse(self, *_: Any) -> NoReturn:
         raise LockedError(
-            f"A value of {self.label!r} is sealed; unlock its owner and use unlocked.decrypt(sealed)."
+            f"A value of {self.label!r} is sealed; unlock its owner and use "
+            f"unlocked.decrypt(sealed).{server_hint()}"
         )
 
     # Whatever would take it for the value it hides is refused; equality is of the stored bytes.

@@ -78,6 +78,11 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forget_in_child)
 
 
+def has_server_keys() -> bool:
+    """Whether an `Envelope` of this process has server keys."""
+    return any(policy.seals.is_on for policy in list(_live))
+
+
 def note_policy(session: Session, policy: Policy) -> None:
     """A verb of this policy's `Envelope` was used with a session; its later flushes go by the same one."""
     session.info[_POLICY] = policy

@@ -248,7 +248,7 @@ def _note_pending(
     if key is None:
         raise NotEnrolledError(
             f"A {grant.mapper.class_.__name__} grants the key of a {place.owner_class.name} that has none; "
-            "enroll it first: envelope.enroll(session, owner)."
+            f"enroll it first: envelope.enroll(session, owner).{context.server_hint(session)}"
         )
     rows = []
     for one in recipients:

@@ -14,6 +14,7 @@ from sqlalchemy_envelope.exceptions import (
 )
 from sqlalchemy_envelope.keys.hierarchy import check_generations
 from sqlalchemy_envelope.keys.model import KeyState, Purpose
+from sqlalchemy_envelope.orm.current.context import server_hint
 from sqlalchemy_envelope.orm.tables.cascades import require_cascades
 from sqlalchemy_envelope.orm.tables.key_rows import KeyStore, OwnedKey, usable
 from sqlalchemy_envelope.orm.tables.owners import OwnerClass, Place, require_owner_class
@@ -102,7 +103,9 @@ def load_keys(located: LocatedOwner, *, moved: bool = False) -> list[StoredKey]:
     """
     rows = located.load()
     if not rows:
-        raise NotEnrolledError(f"This {located.name} has no keys; enroll it first: envelope.enroll(...).")
+        raise NotEnrolledError(
+            f"This {located.name} has no keys; enroll it first: envelope.enroll(...).{server_hint()}"
+        )
     if moved:
         rows = [
             row._replace(error=None) if isinstance(row.error, OwnerMismatchError) else row for row in rows
