@@ -200,7 +200,8 @@ def _plan_attributes(mapper: Mapper[Any]) -> Iterable[EncryptedAttribute]:
         plan = plan_of_table(base.table)
         if plan is None:
             continue
-        encrypted = next(one for one in plan.columns if one.column is base)
+        # By key: a class that was made once more leaves the first one with columns of no table.
+        encrypted = next(one for one in plan.columns if one.key == base.key)
         yield EncryptedAttribute(prop.key, encrypted, _attribute_keys(mapper, encrypted.path.columns))
 
 

@@ -10,6 +10,7 @@ from sqlalchemy import UniqueConstraint
 from sqlalchemy.orm import MappedColumn
 
 from sqlalchemy_envelope.exceptions import ConfigurationError
+from sqlalchemy_envelope.orm.tables.records import records_of_table
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -59,6 +60,7 @@ class Name:
 
 
 _counter = count()
+_GENERATED = "generated"
 
 
 def generate(mapper: Mapper[Any], base: type[Any], name: Name, attributes: Mapping[str, Any]) -> Any:
@@ -72,11 +74,9 @@ def generate(mapper: Mapper[Any], base: type[Any], name: Name, attributes: Mappi
     """
     cls: Any = mapper.class_
     table: Any = mapper.local_table
-    existing = table.metadata.tables.get(f"{table.schema}.{name.table}" if table.schema else name.table)
     _check_length(cls, name)
-    if existing is not None:
-        _take_over(existing, base, cls, name)
-    options = {"schema": table.schema, "extend_existing": existing is not None}
+    _make_room(table, base, cls, name)
+    options = {"schema": table.schema, "extend_existing": True}
     namespace = {
         "__tablename__": name.table,
         "__table_args__": options,
@@ -90,6 +90,7 @@ def generate(mapper: Mapper[Any], base: type[Any], name: Name, attributes: Mappi
     made: Any = type(f"{name.cls} {next(_counter)}", (base,), namespace)
     mapper.registry.mapped(made)
     made.__name__ = name.cls
+    records_of_table(made.__table__)[_GENERATED] = True
     return made
 
 
@@ -102,15 +103,26 @@ def _check_length(cls: type[Any], name: Name) -> None:
         )
 
 
-def _take_over(existing: Table, base: type[Any], cls: type[Any], name: Name) -> None:
-    """A table that was reflected before, or that an earlier class of the same name has made: its columns are
-    replaced, and what stood on them goes with them."""
+def _make_room(table: Table, base: type[Any], cls: type[Any], name: Name) -> None:
+    """A table of that name was reflected before, or made with an earlier class of the same name."""
+    existing = table.metadata.tables.get(f"{table.schema}.{name.table}" if table.schema else name.table)
+    if existing is None:
+        return
     own = {key for key, value in vars(base).items() if isinstance(value, MappedColumn)}
     if not own <= set(existing.columns.keys()):
         raise ConfigurationError(
             f"{cls.__name__}: its MetaData has a table {name.table!r} already, which is another one. Choose "
             f"another name: `class {cls.__name__}(..., {name.chosen_by})`."
         )
+    if _GENERATED not in records_of_table(existing):
+        # It may be mapped, as `automap` does, and columns that are replaced would break that. Only tables of
+        # ours refer to it, slots and grants: they go with it, or their foreign keys would find the new one.
+        for other in list(table.metadata.tables.values()):
+            if any(key.target_fullname.rpartition(".")[0] == existing.key for key in other.foreign_keys):
+                table.metadata.remove(other)
+        table.metadata.remove(existing)
+        return
+    # Others refer to it, so it stays: its columns are replaced, and what stood on them is made anew.
     existing.indexes.clear()
     for constraint in list(existing.constraints):
         if isinstance(constraint, UniqueConstraint):

@@ -196,7 +196,8 @@ def _complete(mapper: Mapper[Any], of: OwnerPath, to: OwnerPath) -> None:
         known[:] = [*(one for one in known if one.table is not table), grant]
 
 
-def _now() -> dt.datetime:
+def _now(_: object) -> dt.datetime:
+    # Without its argument SQLAlchemy would wrap it, and a MetaData with such a default cannot be pickled.
     return dt.datetime.now(dt.UTC)
 
 

@@ -71,7 +71,8 @@ class KeyOwner:
         super().__init_subclass__(**kwargs)
 
 
-def _now() -> dt.datetime:
+def _now(_: object) -> dt.datetime:
+    # Without its argument SQLAlchemy would wrap it, and a MetaData with such a default cannot be pickled.
     return dt.datetime.now(dt.UTC)
 
 
