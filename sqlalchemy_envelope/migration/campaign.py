@@ -25,6 +25,7 @@ from sqlalchemy_envelope.orm.current.audit import AuditEvent
 from sqlalchemy_envelope.orm.current.policy import note_policy
 from sqlalchemy_envelope.orm.sharing.epochs import Recipient, grant_to, start_epoch
 from sqlalchemy_envelope.orm.tables.bases import mappers_of, require_registries
+from sqlalchemy_envelope.orm.tables.binds import bind_for
 from sqlalchemy_envelope.orm.tables.key_rows import KeyStore, chunks, matches, usable
 from sqlalchemy_envelope.orm.tables.owners import Place, owner_class_of
 from sqlalchemy_envelope.orm.verbs import claim
@@ -517,13 +518,12 @@ class Campaign:
         """Delete the campaign's slots of some owners."""
         keys, slots = owner_class.key_class.__table__, owner_class.slot_class.__table__
         mine = slots.c.key_id.in_(select(keys.c.key_id).where(keys.c.purpose == Purpose.ROOT, owned))
-        session.execute(
-            slots.delete().where(mine, _held_by(slots, self.provider)),
-            bind_arguments={"mapper": owner_class.mapper},
-        )
+        statement = slots.delete().where(mine, _held_by(slots, self.provider))
+        session.execute(statement, bind_arguments=bind_for(session, owner_class.mapper, statement))
 
     def _rows(self, session: Session, owner_class: OwnerClass, query: Any) -> Sequence[Any]:
-        rows: Sequence[Any] = session.execute(query, bind_arguments={"mapper": owner_class.mapper}).all()
+        bind = bind_for(session, owner_class.mapper, query)
+        rows: Sequence[Any] = session.execute(query, bind_arguments=bind).all()
         return rows
 
     def _event(self, name: str, owner_class: str, count: int) -> AuditEvent:
