@@ -14,12 +14,23 @@ from sqlalchemy_envelope.orm.tables.bases import mappers_of, metadata_of
 def _sqlmodel() -> tuple[Any, type[Any]]:
     sqlmodel: Any = pytest.importorskip("sqlmodel")
 
-    class SqlModelUser(sqlmodel.SQLModel, KeyOwner, table=True):  # type: ignore[misc]
-        __tablename__ = "sqlmodel_users"
+    class Member(KeyOwner, sqlmodel.SQLModel, table=True):  # type: ignore[misc]
+        __tablename__ = "sqlmodel_members"
         id: int | None = sqlmodel.Field(default=None, primary_key=True)
         name: str | None = sqlmodel.Field(default=None, sa_type=EncryptedType(Text))
 
-    return sqlmodel.SQLModel, SqlModelUser
+    return sqlmodel.SQLModel, Member
+
+
+def _sqlmodel_first() -> tuple[Any, type[Any]]:
+    sqlmodel: Any = pytest.importorskip("sqlmodel")
+
+    class Guest(sqlmodel.SQLModel, KeyOwner, table=True):  # type: ignore[misc]
+        __tablename__ = "sqlmodel_guests"
+        id: int | None = sqlmodel.Field(default=None, primary_key=True)
+        name: str | None = sqlmodel.Field(default=None, sa_type=EncryptedType(Text))
+
+    return sqlmodel.SQLModel, Guest
 
 
 def _declared(base: Any) -> type[Any]:
@@ -53,7 +64,7 @@ def _old_style() -> tuple[Any, type[Any]]:
     return base, _declared(base)
 
 
-@pytest.mark.parametrize("make", [_sqlmodel, _abstract, _of_registry, _old_style])
+@pytest.mark.parametrize("make", [_sqlmodel, _sqlmodel_first, _abstract, _of_registry, _old_style])
 def test_bases(make: Any) -> None:
     """The models, the encrypted columns and the key tables of every kind of base are found."""
     base, user = make()

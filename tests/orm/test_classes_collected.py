@@ -1,4 +1,4 @@
-"""Models that are made and dropped, as by a test that declares its own or a tenant's, leave nothing behind."""
+"""Models that are made and dropped, as by a test that declares its own, leave nothing behind."""
 
 import gc
 import weakref

@@ -475,6 +475,38 @@ def test_registry_is_followed(base: Any) -> None:
     assert not base.registry.mappers
 
 
+def test_two_phase_commit(base: Any, postgres_url: sa.URL) -> None:
+    """Owners in two PostgreSQL databases are enrolled and written in one transaction of two phases; what is
+    rolled back is gone from both."""
+    first, second = _models(base), _models(registry().generate_base())
+    address = postgres_url.set(drivername="postgresql+psycopg")
+    admin = create_engine(address, isolation_level="AUTOCOMMIT")
+    with admin.connect() as connection:
+        connection.execute(sa.text("CREATE DATABASE envelope_second"))
+    one, two = create_engine(address), create_engine(address.set(database="envelope_second"))
+    try:
+        first[0].metadata.create_all(one)
+        second[0].metadata.create_all(two)
+        binds = {**dict.fromkeys(first, one), **dict.fromkeys(second, two)}
+        sessions = sessionmaker(binds=binds, twophase=True)
+
+        assert _use(sessions, *first) == "dear diary"
+        assert _use(sessions, *second) == "dear diary"
+        with sessions() as session:
+            envelope.enroll(session, first[0](), secret=SECRET)
+            envelope.enroll(session, second[0](), secret=SECRET)
+            session.prepare()
+            session.rollback()
+            for user, *_ in (first, second):
+                assert session.scalar(select(sa.func.count()).select_from(user)) == 1
+    finally:
+        one.dispose()
+        two.dispose()
+        with admin.connect() as connection:
+            connection.execute(sa.text("DROP DATABASE envelope_second WITH (FORCE)"))
+        admin.dispose()
+
+
 def test_sharded_session(base: Any, tmp_path: Path) -> None:
     """Keys of a ShardedSession are refused at the first verb, with the reason and the way."""
     user, *_ = _models(base)

@@ -208,7 +208,7 @@ def locked(what: str, session: Session | None = None) -> LockedError:
 
 def server_hint(session: Session | None = None) -> str:
     """What an error adds where nothing is unlocked, though there are server keys that may be meant to."""
-    if unlocked_sessions(session) or not has_server_keys():
+    if unlocked_sessions(session) or not has_server_keys(session):
         return ""
     return (
         " This process has server keys and no server mode: if the server is to open keys here, call "

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sqlalchemy import inspect
+from sqlalchemy.orm import object_session
 
 from sqlalchemy_envelope.exceptions import (
     EnrollmentError,
@@ -103,8 +104,9 @@ def load_keys(located: LocatedOwner, *, moved: bool = False) -> list[StoredKey]:
     """
     rows = located.load()
     if not rows:
+        hint = server_hint(object_session(located.instance))
         raise NotEnrolledError(
-            f"This {located.name} has no keys; enroll it first: envelope.enroll(...).{server_hint()}"
+            f"This {located.name} has no keys; enroll it first: envelope.enroll(...).{hint}"
         )
     if moved:
         rows = [
