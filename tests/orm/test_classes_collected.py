@@ -1,11 +1,12 @@
 """Models that are made and dropped, as by a test that declares its own, leave nothing behind."""
 
 import gc
+import pickle
 import weakref
 from typing import Any
 
 import pytest
-from sqlalchemy import JSON, ForeignKey, Text, create_engine, select
+from sqlalchemy import JSON, Column, ForeignKey, Integer, MetaData, Table, Text, create_engine, select
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, relationship
 
 from sqlalchemy_envelope import (
@@ -18,6 +19,7 @@ from sqlalchemy_envelope import (
     ServerKeyring,
     enforce_foreign_keys,
 )
+from sqlalchemy_envelope.orm.tables.records import records_of_table
 
 envelope = Envelope(
     kdf_profile=KdfProfile.unsafe_for_tests(),
@@ -93,6 +95,20 @@ def test_models_that_are_dropped_are_collected(sets: int) -> None:
 
     assert alive == 0
     assert grown < 5  # a set has some ten thousand
+
+
+def test_records_belong_to_one_table() -> None:
+    """An annotated copy, as statements of the ORM have, shares the records of its table, be it older than
+    they are; a table of another MetaData, copied or pickled, has its own."""
+    table = Table("things", MetaData(), Column("id", Integer, primary_key=True))
+    older = table._annotate({"one": 1})
+    records = records_of_table(table)
+    records["known"] = object()
+
+    assert records is records_of_table(older)
+    assert records is records_of_table(table._annotate({"two": 2}))
+    assert records_of_table(table.to_metadata(MetaData())) == {}
+    assert records_of_table(pickle.loads(pickle.dumps(table.metadata)).tables["things"]) == {}  # noqa: S301
 
 
 def _living_objects() -> int:
