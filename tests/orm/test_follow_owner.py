@@ -1,6 +1,7 @@
 """Keys follow their owner: to its engine, into its MetaData, schema and registry, under names that fit."""
 
 import pickle
+import types
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -313,6 +314,40 @@ def test_chosen_names(base: Any, sqlite_engine: Engine) -> None:
         "GroupKeySlot",
         "SeatKeyGrant",
     ]
+
+
+@pytest.mark.parametrize(
+    ("names", "says"),
+    [
+        (KeyNames(key_table="keys"), r"Second: .*'keys' already.*key_names=KeyNames"),
+        (KeyNames(slot_table="{tabel}_slot"), r"First: .*\{tabel\}_slot.*\{table\} and \{owner\}"),
+        (KeyNames("both", "both"), r"First: .*'both' already"),
+    ],
+)
+def test_names_that_cannot_be(base: Any, names: KeyNames, says: str) -> None:
+    """Two owners never share a table of keys, nor keys one with slots; a pattern says what it may name."""
+
+    def declare(name: str) -> None:
+        values = {"__tablename__": name, "id": mapped_column(sa.Integer, primary_key=True)}
+        types.new_class(name, (KeyOwner, base), {"key_names": names}, lambda it: it.update(values))
+
+    with pytest.raises(ConfigurationError, match=says):
+        [declare(name) for name in ("First", "Second")]
+
+
+def test_table_options_follow(base: Any) -> None:
+    """MariaDB takes no foreign key between tables of other character sets: the owner's are taken over."""
+
+    class User(KeyOwner, base):  # type: ignore[misc]
+        __tablename__ = "users"
+        __table_args__: ClassVar = {"mysql_charset": "latin1", "sqlite_strict": True}
+        id: Mapped[str] = mapped_column(sa.String(20), primary_key=True)
+
+    table: Any = User.__key_class__.__table__
+    made = str(sa.schema.CreateTable(table).compile(dialect=sa.dialects.mysql.dialect()))
+
+    assert "CHARSET=latin1" in made
+    assert "STRICT" not in str(sa.schema.CreateTable(table).compile(dialect=sa.dialects.sqlite.dialect()))
 
 
 class PickledBase(DeclarativeBase):

@@ -60,7 +60,13 @@ class Name:
 
 
 _counter = count()
-_GENERATED = "generated"
+_BESIDE = "beside"
+_TABLE_OPTIONS = frozenset(
+    f"{dialect}_{option}"
+    for dialect in ("mysql", "mariadb")
+    for option in ("engine", "charset", "default_charset", "collate", "default_collate")
+)
+"""What tables must have in common for a foreign key between them."""
 
 
 def generate(mapper: Mapper[Any], base: type[Any], name: Name, attributes: Mapping[str, Any]) -> Any:
@@ -77,6 +83,7 @@ def generate(mapper: Mapper[Any], base: type[Any], name: Name, attributes: Mappi
     _check_length(cls, name)
     _make_room(table, base, cls, name)
     options = {"schema": table.schema, "extend_existing": True}
+    options |= {option: value for option, value in table.kwargs.items() if option in _TABLE_OPTIONS}
     namespace = {
         "__tablename__": name.table,
         "__table_args__": options,
@@ -90,8 +97,26 @@ def generate(mapper: Mapper[Any], base: type[Any], name: Name, attributes: Mappi
     made: Any = type(f"{name.cls} {next(_counter)}", (base,), namespace)
     mapper.registry.mapped(made)
     made.__name__ = name.cls
-    records_of_table(made.__table__)[_GENERATED] = True
+    note_table(made.__table__, beside=table)
     return made
+
+
+def note_table(table: Table, *, beside: Table) -> None:
+    """Note whose keys or grants a table holds."""
+    records_of_table(table)[_BESIDE] = beside
+
+
+def fill_in(cls: type[Any], pattern: str, **known: str) -> str:
+    """A pattern of `KeyNames` or `GrantNames` with its names.
+
+    Raises:
+        ConfigurationError: it asks for another one.
+    """
+    try:
+        return pattern.format(**known)
+    except (KeyError, IndexError, ValueError, AttributeError):
+        there = " and ".join(f"{{{name}}}" for name in known)
+        raise ConfigurationError(f"{cls.__name__}: the name {pattern!r} may have {there} in it.") from None
 
 
 def _check_length(cls: type[Any], name: Name) -> None:
@@ -109,12 +134,13 @@ def _make_room(table: Table, base: type[Any], cls: type[Any], name: Name) -> Non
     if existing is None:
         return
     own = {key for key, value in vars(base).items() if isinstance(value, MappedColumn)}
-    if not own <= set(existing.columns.keys()):
+    beside = records_of_table(existing).get(_BESIDE)
+    if beside not in (None, table) or not own <= set(existing.columns.keys()):
         raise ConfigurationError(
             f"{cls.__name__}: its MetaData has a table {name.table!r} already, which is another one. Choose "
             f"another name: `class {cls.__name__}(..., {name.chosen_by})`."
         )
-    if _GENERATED not in records_of_table(existing):
+    if beside is None:
         # It may be mapped, as `automap` does, and columns that are replaced would break that. Only tables of
         # ours refer to it, slots and grants: they go with it, or their foreign keys would find the new one.
         for other in list(table.metadata.tables.values()):

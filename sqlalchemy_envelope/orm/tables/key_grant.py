@@ -26,7 +26,7 @@ from sqlalchemy.orm import Mapped, mapped_column
 from sqlalchemy.schema import conv
 
 from sqlalchemy_envelope.exceptions import ConfigurationError
-from sqlalchemy_envelope.orm.tables.generated import GrantNames, Name, generate
+from sqlalchemy_envelope.orm.tables.generated import GrantNames, Name, fill_in, generate
 from sqlalchemy_envelope.orm.tables.owners import KEY_UUID, GrantClass, History, path_through
 from sqlalchemy_envelope.orm.tables.records import records_of_mapper, records_of_table
 
@@ -218,8 +218,8 @@ def _companion(
     cls: type[KeyGrant] = mapper.class_
     known = {"table": table.name, "grant": cls.__name__}
     name = Name(
-        cls.__grant_names__.class_name.format(**known),
-        cls.__grant_names__.table.format(**known),
+        fill_in(cls, cls.__grant_names__.class_name, **known),
+        fill_in(cls, cls.__grant_names__.table, **known),
         "__grant_class__",
         "grant_names=GrantNames(table=...)",
     )

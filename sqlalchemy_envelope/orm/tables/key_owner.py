@@ -26,7 +26,7 @@ from sqlalchemy.schema import conv
 
 from sqlalchemy_envelope.exceptions import ConfigurationError
 from sqlalchemy_envelope.keys.model import KeyState
-from sqlalchemy_envelope.orm.tables.generated import KeyNames, Name, generate
+from sqlalchemy_envelope.orm.tables.generated import KeyNames, Name, fill_in, generate, note_table
 from sqlalchemy_envelope.orm.tables.owners import KEY_UUID, OwnerClass, owner_class_of, register
 
 if TYPE_CHECKING:
@@ -198,20 +198,20 @@ def _renew(before: OwnerClass, now: OwnerClass) -> OwnerClass:
 
 
 def _names(cls: type[KeyOwner], table: str) -> tuple[Name, Name]:
-    names, known = cls.__key_names__, {"table": table, "owner": cls.__name__}
+    names = cls.__key_names__
+
+    def name(class_name: str, table_name: str, attribute: str) -> Name:
+        known = {"table": table, "owner": cls.__name__}
+        return Name(
+            fill_in(cls, class_name, **known),
+            fill_in(cls, table_name, **known),
+            attribute,
+            "key_names=KeyNames(key_table=..., slot_table=...)",
+        )
+
     return (
-        Name(
-            names.key_class.format(**known),
-            names.key_table.format(**known),
-            "__key_class__",
-            "key_names=KeyNames(key_table=..., slot_table=...)",
-        ),
-        Name(
-            names.slot_class.format(**known),
-            names.slot_table.format(**known),
-            "__slot_class__",
-            "key_names=KeyNames(key_table=..., slot_table=...)",
-        ),
+        name(names.key_class, names.key_table, "__key_class__"),
+        name(names.slot_class, names.slot_table, "__slot_class__"),
     )
 
 
@@ -232,6 +232,7 @@ def _complete(mapper: Mapper[Any], cls: type[Any]) -> None:
     table: Table = mapper.local_table  # type: ignore[assignment]  # a declared class
     owner_class: OwnerClass = cls.__owner_class__
     owner: Any = owner_class.mapper.class_
+    note_table(table, beside=owner_class.primary_key[0].table)
     if issubclass(cls, KeySlotTable):
         owner_class.slot_class = owner.__slot_class__ = cls
         return
