@@ -27,12 +27,13 @@ def records_of_table(table: Table) -> Records:
 
     Not in `Table.info`, which `Table.to_metadata` copies and Alembic writes into revisions.
     """
-    found: Records | None = table.__dict__.get(_RECORDS)
-    if found is None:
-        # A copy has the original's constraints; it may be older than the original's records.
-        found = table.primary_key.table.__dict__.setdefault(_RECORDS, Records())
-        table.__dict__[_RECORDS] = found
-    return found
+    known: Records | None = table.__dict__.get(_RECORDS)
+    if known is not None:
+        return known
+    # A copy has the original's constraints; it may be older than the original's records.
+    made: Records = table.primary_key.table.__dict__.setdefault(_RECORDS, Records())
+    table.__dict__[_RECORDS] = made
+    return made
 
 
 def records_of_mapper(mapper: Mapper[Any]) -> Records:
