@@ -57,6 +57,7 @@ from sqlalchemy_envelope.orm.sessions.server import ServerSession
 from sqlalchemy_envelope.orm.sessions.unlocked import UnlockedSession
 from sqlalchemy_envelope.orm.sessions.write_only import WriteOnlySession
 from sqlalchemy_envelope.orm.tables.cascades import enforce_foreign_keys
+from sqlalchemy_envelope.orm.tables.generated import GrantNames, KeyNames
 from sqlalchemy_envelope.orm.tables.key_grant import KeyGrant
 from sqlalchemy_envelope.orm.tables.key_owner import KeyOwner, KeySlotTable, KeyTable
 from sqlalchemy_envelope.orm.verbs.async_envelope import AsyncEnvelope
@@ -81,9 +82,11 @@ __all__ = [
     "EnvelopeError",
     "FormatError",
     "GrantError",
+    "GrantNames",
     "KdfParametersError",
     "KdfProfile",
     "KeyGrant",
+    "KeyNames",
     "KeyNotFoundError",
     "KeyOwner",
     "KeyProvider",

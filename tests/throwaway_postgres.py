@@ -27,6 +27,7 @@ OPTIONS = {
     "synchronous_commit": "off",
     "full_page_writes": "off",
     "max_connections": "50",
+    "max_prepared_transactions": "10",
 }
 # Not a pipe: the server would inherit it and keep the caller waiting for its end.
 QUIET: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL}

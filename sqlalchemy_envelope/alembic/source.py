@@ -5,14 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import MetaData, Table
-from sqlalchemy.orm import configure_mappers, registry
+from sqlalchemy.orm import configure_mappers
 
 from sqlalchemy_envelope.exceptions import ConfigurationError
+from sqlalchemy_envelope.orm.tables.bases import mappers_of, metadata_of, require_registries
 from sqlalchemy_envelope.orm.tables.owners import owner_class_of
 
 if TYPE_CHECKING:
     from alembic.operations import Operations
+    from sqlalchemy import Table
 
     from sqlalchemy_envelope.orm.tables.owners import OwnerClass
     from sqlalchemy_envelope.orm.verbs.envelope import Envelope
@@ -33,31 +34,23 @@ class KeySource:
     provider: str = "server"
 
     def __post_init__(self) -> None:
-        if not isinstance(self._registry, registry):
-            raise ConfigurationError(
-                f"KeySource(base={self.base!r}) is neither a declarative base nor a registry: give the class "
-                "that your models derive from."
-            )
+        require_registries(self.base)
         self.envelope.policy.require_providers().named(self.provider)
-
-    @property
-    def _registry(self) -> Any:
-        return self.base if isinstance(self.base, registry) else getattr(self.base, "registry", None)
 
     def table(self, name: str, schema: str | None) -> Table | None:
         """The table of the models that is called so now."""
-        metadata: MetaData = self._registry.metadata
-        return metadata.tables.get(f"{schema}.{name}" if schema else name)
+        key = f"{schema}.{name}" if schema else name
+        return next((one.tables[key] for one in metadata_of(self.base) if key in one.tables), None)
 
     def owner_classes(self) -> dict[tuple[str | None, str], OwnerClass]:
         """The classes of owners, by schema and name of their tables."""
         configure_mappers()
         found: dict[tuple[str | None, str], OwnerClass] = {}
-        for mapper in self._registry.mappers:
+        for mapper in mappers_of(self.base):
             owner_class = owner_class_of(mapper.local_table)
             if owner_class is not None:
                 table = owner_class.primary_key[0].table
-                found[table.schema, table.name] = owner_class
+                found.setdefault((table.schema, table.name), owner_class)
         return found
 
 

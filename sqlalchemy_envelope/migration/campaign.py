@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Engine, and_, exists, func, or_, select
 from sqlalchemy.exc import IntegrityError
-from sqlalchemy.orm import Session, configure_mappers, registry, sessionmaker
+from sqlalchemy.orm import Session, configure_mappers, sessionmaker
 
 from sqlalchemy_envelope.crypto.frames import emptying_class
 from sqlalchemy_envelope.exceptions import (
@@ -26,6 +26,8 @@ from sqlalchemy_envelope.orm.current.audit import AuditEvent
 from sqlalchemy_envelope.orm.current.names import Names
 from sqlalchemy_envelope.orm.current.policy import note_policy
 from sqlalchemy_envelope.orm.sharing.epochs import Recipient, grant_to, start_epoch
+from sqlalchemy_envelope.orm.tables.bases import mappers_of, require_registries
+from sqlalchemy_envelope.orm.tables.binds import bind_for
 from sqlalchemy_envelope.orm.tables.key_rows import KeyStore, chunks, matches, usable
 from sqlalchemy_envelope.orm.tables.owners import owner_class_of
 from sqlalchemy_envelope.orm.verbs import claim
@@ -520,13 +522,12 @@ class Campaign:
         """Delete the campaign's slots of some owners."""
         keys, slots = owner_class.key_class.__table__, owner_class.slot_class.__table__
         mine = slots.c.key_id.in_(select(keys.c.key_id).where(keys.c.purpose == Purpose.ROOT, owned))
-        session.execute(
-            slots.delete().where(mine, _held_by(slots, self.provider)),
-            bind_arguments={"mapper": owner_class.mapper},
-        )
+        statement = slots.delete().where(mine, _held_by(slots, self.provider))
+        session.execute(statement, bind_arguments=bind_for(session, owner_class.mapper, statement))
 
     def _rows(self, session: Session, owner_class: OwnerClass, query: Any) -> Sequence[Any]:
-        rows: Sequence[Any] = session.execute(query, bind_arguments={"mapper": owner_class.mapper}).all()
+        bind = bind_for(session, owner_class.mapper, query)
+        rows: Sequence[Any] = session.execute(query, bind_arguments=bind).all()
         return rows
 
     def _event(self, name: str, owner_class: str, count: int) -> AuditEvent:
@@ -593,14 +594,9 @@ def _is_granted(key: StoredKey, scope: str | None) -> bool:
 
 
 def _owner_classes(base: Any) -> list[OwnerClass]:
-    found: registry | None = base if isinstance(base, registry) else getattr(base, "registry", None)
-    if not isinstance(found, registry):
-        raise ConfigurationError(
-            f"{base!r} is neither a declarative base nor a registry: give the class that your models derive "
-            "from."
-        )
+    require_registries(base)
     configure_mappers()
-    classes = {owner_class_of(mapper.local_table) for mapper in found.mappers}
+    classes = {owner_class_of(mapper.local_table) for mapper in mappers_of(base)}
     known = [
         one for one in classes if one is not None and one.key_class is not None and one.slot_class is not None
     ]

@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Column, Table
-from sqlalchemy.orm import Mapper, configure_mappers, registry
+from sqlalchemy.orm import Mapper, configure_mappers
 
 from sqlalchemy_envelope.exceptions import ConfigurationError
 from sqlalchemy_envelope.orm.columns.plans import plan_of_mapper
 from sqlalchemy_envelope.orm.columns.previous import previous_of
+from sqlalchemy_envelope.orm.tables.bases import mappers_of, require_registries
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -93,15 +94,10 @@ def encrypted_columns(base: Any) -> list[MigratingColumn]:
     Raises:
         ConfigurationError: it is neither.
     """
-    found: registry | None = base if isinstance(base, registry) else getattr(base, "registry", None)
-    if not isinstance(found, registry):
-        raise ConfigurationError(
-            f"{base!r} is neither a declarative base nor a registry: give the class that your models "
-            "derive from."
-        )
+    require_registries(base)
     configure_mappers()
     columns: dict[str, MigratingColumn] = {}
-    for mapper in sorted(found.mappers, key=lambda one: len(list(one.iterate_to_root()))):
+    for mapper in sorted(mappers_of(base), key=lambda one: len(list(one.iterate_to_root()))):
         for attribute in plan_of_mapper(mapper):
             one = _described(mapper, attribute)
             columns.setdefault(f"{one.table.key}.{one.encrypted.key}", one)

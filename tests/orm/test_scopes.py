@@ -276,12 +276,12 @@ def _declare(*, owner_of: bool = True, owner_to: bool = True, **keywords: Any) -
 @pytest.fixture(autouse=True)
 def _forget_grants() -> Iterator[None]:
     """Classes that a test declared are configured with no later test's."""
-    known = set(key_grant._grants)
+    known = set(key_grant._complete_grants)
     yield
     key_grant._waiting.clear()
-    for mapper in set(key_grant._grants) - known:
+    for mapper in set(key_grant._complete_grants) - known:
         mapper.registry.dispose()
-        del key_grant._grants[mapper]
+        del key_grant._complete_grants[mapper]
 
 
 RIGHT = {"of": "giver_id", "to": "taker_id"}

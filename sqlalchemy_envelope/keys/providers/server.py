@@ -51,13 +51,16 @@ class ServerKeyring(Uncopied):
     def __init__(self, keys: Sequence[bytes]) -> None:
         given: object = keys  # what types do not tell: text is a sequence too
         if isinstance(given, (str, bytes, bytearray)):
-            raise ConfigurationError("ServerKeyring takes a list of keys; for one key, a list of one.")
+            raise ConfigurationError(
+                "ServerKeyring takes a list of keys, for one key a list of one; "
+                "for base64 text there is from_text()."
+            )
         self._keys: dict[bytes, KeyBytes] = {}
         for number, data in enumerate(keys, 1):
             if not isinstance(data, (bytes, bytearray)):
                 raise ConfigurationError(
                     f"Server key {number} is a {type(data).__name__}, not bytes; "
-                    "for base64 text there are from_environment() and from_file()."
+                    "for base64 text there are from_text(), from_environment() and from_file()."
                 )
             if len(data) != KEY_SIZE:
                 raise ConfigurationError(f"Server key {number} has {len(data)} bytes, not {KEY_SIZE}.")
@@ -77,7 +80,23 @@ class ServerKeyring(Uncopied):
         """The keys of an environment variable: base64, separated by commas or white space, active first."""
         if name not in os.environ:
             raise ConfigurationError(f"The environment variable {name} is not set; it holds the server keys.")
-        return cls(_decoded(f"the environment variable {name}", re.findall(r"[^\s,]+", os.environ[name])))
+        return cls.from_text(os.environ[name], source=f"the environment variable {name}")
+
+    @classmethod
+    def from_text(cls, text: str, *, source: str = "the text of the server keys") -> Self:
+        """The keys of a text: base64, separated by commas or white space, active first. For an application
+        that reads its settings itself, pydantic's `SecretStr.get_secret_value()` for one.
+
+        Args:
+            text: the keys.
+            source: where they come from, for errors, which never show the text.
+        """
+        if not isinstance(text, str):
+            raise ConfigurationError(
+                f"ServerKeyring.from_text takes a str, not a {type(text).__name__}; of a SecretStr give "
+                "`.get_secret_value()`."
+            )
+        return cls(_decoded(source, re.findall(r"[^\s,]+", text)))
 
     @classmethod
     @emptying

@@ -4,7 +4,7 @@ encrypted columns, made once."""
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, TypeVar
-from weakref import WeakKeyDictionary
+from weakref import ref
 
 from sqlalchemy import Column, Table
 from sqlalchemy.orm import Mapper
@@ -14,6 +14,7 @@ from sqlalchemy_envelope.orm.columns.previous import PREVIOUS, policy_of_column
 from sqlalchemy_envelope.orm.columns.sealed import Sealed, is_ciphertext
 from sqlalchemy_envelope.orm.columns.whose import path_of
 from sqlalchemy_envelope.orm.tables.owner_paths import OwnerPath
+from sqlalchemy_envelope.orm.tables.records import records_of_mapper, records_of_table
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -154,35 +155,46 @@ class EncryptedAttribute:
         return read_null is not None and bool(self.type.compare_values(read_null(), value))
 
 
-_table_plans: WeakKeyDictionary[Any, TablePlan | None] = WeakKeyDictionary()
-_mapper_plans: WeakKeyDictionary[Any, tuple[EncryptedAttribute, ...]] = WeakKeyDictionary()
-_mappers: WeakKeyDictionary[Any, Mapper[Any]] = WeakKeyDictionary()
+_PLAN = "plan"
+_MAPPER = "mapper"
 
 
 def note_mapper(mapper: Mapper[Any]) -> None:
     """Remember which mapper a table belongs to; the first one made is the most general."""
     for table in mapper.tables:
         if isinstance(table, Table) and any(isinstance(c.type, EncryptedType) for c in table.columns):
-            _mappers.setdefault(table, mapper)
-            _table_plans.pop(table, None)
+            records = records_of_table(table)
+            first = _first_mapper(table)
+            # A table that was declared a second time has other columns than the first class.
+            if first is None or not all(map(first.columns.contains_column, table.columns)):
+                records[_MAPPER] = ref(mapper)
+            records.pop(_PLAN, None)
+
+
+def _first_mapper(table: Table) -> Mapper[Any] | None:
+    noted: ref[Mapper[Any]] | None = records_of_table(table).get(_MAPPER)
+    return None if noted is None else noted()
 
 
 def plan_of_table(table: Any) -> TablePlan | None:
     """The plan of a table, or None if nothing in it is encrypted."""
+    if not isinstance(table, Table):
+        return None
+    records = records_of_table(table)
     try:
-        return _table_plans[table]
-    except (KeyError, TypeError):
-        plan = _plan_table(table) if isinstance(table, Table) else None
-        if isinstance(table, Table):
-            _table_plans[table] = plan
+        known: TablePlan | None = records[_PLAN]
+        return known
+    except KeyError:
+        plan = records[_PLAN] = _plan_table(table)
         return plan
 
 
 def plan_of_mapper(mapper: Mapper[Any]) -> tuple[EncryptedAttribute, ...]:
     """The encrypted attributes of a mapper."""
-    plan = _mapper_plans.get(mapper)
+    records = records_of_mapper(mapper)
+    plan: tuple[EncryptedAttribute, ...] | None = records.get(_PLAN)
     if plan is None:
-        plan = _mapper_plans[mapper] = tuple(_plan_attributes(mapper))
+        plan = records[_PLAN] = tuple(_plan_attributes(mapper))
     return plan
 
 
@@ -190,14 +202,14 @@ def _plan_table(table: Table) -> TablePlan | None:
     encrypted = [column for column in table.columns if isinstance(column.type, EncryptedType)]
     if not encrypted:
         return None
+    mapper = _first_mapper(table)
     groups: dict[tuple[Any, ...], tuple[OwnerPath, list[EncryptedColumn]]] = {}
     for column in encrypted:
-        path = path_of(column, _mappers.get(table), _original)
+        path = path_of(column, mapper, _original)
         path, members = groups.setdefault(path.identity, (path, []))
         members.append(EncryptedColumn(column, _encrypted_type(column), path))
         for owner_class in path.owner_classes:
             owner_class.scopes.add(_encrypted_type(column).scope)
-    mapper = _mappers.get(table)
     names = (
         {}
         if mapper is None
@@ -221,7 +233,8 @@ def _plan_attributes(mapper: Mapper[Any]) -> Iterable[EncryptedAttribute]:
         plan = plan_of_table(base.table)
         if plan is None:
             continue
-        encrypted = next(one for one in plan.columns if one.column is base)
+        # By key: a class that was made once more leaves the first one with columns of no table.
+        encrypted = next(one for one in plan.columns if one.key == base.key)
         yield EncryptedAttribute(prop.key, encrypted, _attribute_keys(mapper, encrypted.path.columns))
 
 

@@ -88,7 +88,12 @@ def attach_previous(column: Column[Any], table: Table) -> None:
     declared: PreviousColumn | None = getattr(column.type, "previous", None)
     if declared is None or PREVIOUS in column.info:
         return
-    if any(one.name == declared.name for one in table.columns):
+    known = next((one for one in table.columns if one.name == declared.name), None)
+    if known is not None and known.info.get(REPLACED_BY) == column.key:
+        # The class is made a second time (`extend_existing`).
+        column.info[PREVIOUS], column.nullable = known.key, True
+        return
+    if known is not None:
         raise ConfigurationError(
             f"PreviousColumn({declared.name!r}): {table.name} declares that column itself. Remove it "
             "there, and "

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from sqlalchemy_envelope.exceptions import EnvelopeError, LockedError
+from sqlalchemy_envelope.orm.current.context import server_hint
 
 if TYPE_CHECKING:
     from sqlalchemy_envelope.orm.columns.format import ColumnFormat
@@ -85,7 +86,7 @@ class Sealed:
             return type(self.why)(*self.why.args)  # a new one for each use
         return LockedError(
             f"A value of {self.label!r} is sealed and was used as if it were open: unlock its owner and use "
-            f"{self._how}. repr() shows it without its content."
+            f"{self._how}. repr() shows it without its content.{server_hint()}"
         )
 
     def _refuse(self, *_: Any) -> NoReturn:

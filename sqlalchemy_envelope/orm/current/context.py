@@ -10,7 +10,7 @@ from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Protocol
 
 from sqlalchemy_envelope.exceptions import LockedError, SessionForkedError, SessionLeftError
-from sqlalchemy_envelope.orm.current.policy import noted_policy, noted_realm
+from sqlalchemy_envelope.orm.current.policy import has_server_keys, noted_policy, noted_realm
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping
@@ -228,7 +228,17 @@ def locked(
         )
     return LockedError(
         f"{what} is locked: unlock its owner around this, "
-        "`with envelope.unlock(session, owner, secret=...):`."
+        f"`with envelope.unlock(session, owner, secret=...):`.{server_hint(session)}"
+    )
+
+
+def server_hint(session: Session | None = None) -> str:
+    """What an error adds where nothing is unlocked, though there are server keys that may be meant to."""
+    if unlocked_sessions(session) or not has_server_keys(session):
+        return ""
+    return (
+        " This process has server keys and no server mode: if the server is to open keys here, call "
+        "`envelope.server_mode(reason=...).everywhere()` when the process starts."
     )
 
 

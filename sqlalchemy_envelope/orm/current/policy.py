@@ -79,6 +79,12 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forget_in_child)
 
 
+def has_server_keys(session: Session | None) -> bool:
+    """Whether the session's `Envelope` has server keys; an `Envelope` of this process, if it has none yet."""
+    noted: Policy | None = session.info.get(_POLICY) if session is not None else None
+    return any(policy.seals.is_on for policy in ([noted] if noted is not None else list(_live)))
+
+
 def note_policy(session: Session, policy: Policy) -> None:
     """A verb of this policy's `Envelope` was used with a session; its later flushes go by the same one."""
     session.info[_POLICY] = policy

@@ -8,7 +8,6 @@ the other, or be merged back into the database.
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple
-from weakref import WeakKeyDictionary
 
 from sqlalchemy import Column, Table
 from sqlalchemy.orm import attributes
@@ -18,6 +17,7 @@ from sqlalchemy_envelope.exceptions import PlaintextRefusedError
 from sqlalchemy_envelope.orm.columns.plans import plan_of_mapper
 from sqlalchemy_envelope.orm.columns.previous import PREVIOUS, policy_of_column, previous_of
 from sqlalchemy_envelope.orm.columns.state import FROM_PREVIOUS, WAITING, is_sealed, is_unreadable
+from sqlalchemy_envelope.orm.tables.records import records_of_mapper
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -37,14 +37,15 @@ class DualAttribute(NamedTuple):
     policy: ColumnPolicy
 
 
-_duals: WeakKeyDictionary[Any, tuple[DualAttribute, ...]] = WeakKeyDictionary()
+_DUALS = "dual_attributes"
 
 
 def dual_attributes(mapper: Mapper[Any]) -> tuple[DualAttribute, ...]:
     """The attributes of a mapper whose columns have a previous one."""
-    known = _duals.get(mapper)
+    records = records_of_mapper(mapper)
+    known: tuple[DualAttribute, ...] | None = records.get(_DUALS)
     if known is None:
-        known = _duals[mapper] = tuple(_find(mapper))
+        known = records[_DUALS] = tuple(_find(mapper))
     return known
 
 

@@ -41,6 +41,7 @@ from sqlalchemy_envelope.orm.sharing.membership import looked_at
 from sqlalchemy_envelope.orm.sharing.rollbacks import note_enrolment
 from sqlalchemy_envelope.orm.sharing.roots import open_with_kek, renew
 from sqlalchemy_envelope.orm.sharing.settle import Opening, settle
+from sqlalchemy_envelope.orm.tables.binds import bind_for
 from sqlalchemy_envelope.orm.tables.cascades import in_greenlet
 from sqlalchemy_envelope.orm.tables.key_rows import KeyStore, usable
 from sqlalchemy_envelope.orm.tables.owners import Place
@@ -332,11 +333,12 @@ class ServerSession(UnlockedSession):
             )
             for place in places
         ]
-        if session.connection().dialect.name == "sqlite":
+        connection = session.connection(bind_arguments=bind_for(session, owner_class.mapper))
+        if connection.dialect.name == "sqlite":
             self.write_new(session, owner_class, made, kek)  # one writer at a time
             return
         try:
-            with session.connection().begin_nested():
+            with connection.begin_nested():
                 self.write_new(session, owner_class, made, kek)
         except IntegrityError:
             pass

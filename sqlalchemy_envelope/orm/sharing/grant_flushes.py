@@ -20,6 +20,7 @@ from sqlalchemy_envelope.orm.current.audit import AuditEvent
 from sqlalchemy_envelope.orm.current.names import Names
 from sqlalchemy_envelope.orm.sharing.epochs import Recipient, grant_to, start_epoch, start_scope_epoch
 from sqlalchemy_envelope.orm.sharing.membership import forget_looks
+from sqlalchemy_envelope.orm.tables.binds import bind_for
 from sqlalchemy_envelope.orm.tables.grant_rows import GrantStore
 from sqlalchemy_envelope.orm.tables.key_grant import grant_class_of, grants_can_circle
 from sqlalchemy_envelope.orm.tables.key_rows import KeyStore, usable
@@ -59,7 +60,7 @@ def before_flush(session: Session, *_: object) -> None:
                 and_(*(a == b for a, b in zip(grant.to.columns, state.key[1], strict=True)))
             )
             with session.no_autoflush:
-                rows = session.execute(query, bind_arguments={"mapper": grant.mapper}).all()
+                rows = session.execute(query, bind_arguments=bind_for(session, grant.mapper, query)).all()
             leaving |= {(names.place(grant.of.owner_class, tuple(row)), grant.scope) for row in rows}
     session.info[_LEAVING] = leaving
 
@@ -134,7 +135,11 @@ def _place_before(session: Session, grant: GrantClass, state: InstanceState[Any]
             and_(*(a == b for a, b in zip(grant.row_key, state.key[1], strict=True)))
         )
         with session.no_autoflush:
-            row = session.connection(bind_arguments={"mapper": grant.mapper}).execute(query).first()
+            row = (
+                session.connection(bind_arguments=bind_for(session, grant.mapper, query))
+                .execute(query)
+                .first()
+            )
         values = list(row) if row is not None else values
     return Names(session).place(grant.of.owner_class, tuple(values))
 
@@ -198,7 +203,7 @@ def _refuse_circles(session: Session, place: Place, recipients: list[Recipient])
             for grant in owner_class.grants_to:
                 if grant.scope is None:
                     query = select(*grant.of.columns).where(tuple_(*grant.to.columns).in_(keys))
-                    rows = session.execute(query, bind_arguments={"mapper": grant.mapper}).all()
+                    rows = session.execute(query, bind_arguments=bind_for(session, grant.mapper, query)).all()
                     reached |= {names.place(grant.of.owner_class, tuple(row)) for row in rows}
         frontier = list(reached - seen)
         seen |= reached
@@ -247,7 +252,7 @@ def _note_pending(
     if key is None:
         raise NotEnrolledError(
             f"A {grant.mapper.class_.__name__} grants the key of a {place.owner_class.name} that has none; "
-            "enroll it first: envelope.enroll(session, owner)."
+            f"enroll it first: envelope.enroll(session, owner).{context.server_hint(session)}"
         )
     rows = []
     for one in recipients:

@@ -9,10 +9,11 @@ from sqlalchemy import Engine, event
 from sqlalchemy.util import concurrency
 
 from sqlalchemy_envelope.exceptions import ConfigurationError
+from sqlalchemy_envelope.orm.tables.binds import bind_for
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncEngine
-    from sqlalchemy.orm import Session
+    from sqlalchemy.orm import Mapper, Session
 
 _cascading: WeakSet[Engine] = WeakSet()
 
@@ -37,13 +38,14 @@ def _switch_on(connection: Any, _: object) -> None:
     cursor.close()
 
 
-def require_cascades(session: Session, bind_arguments: dict[str, Any]) -> None:
-    """Refuse an engine on which deleting an owner would silently leave its keys. Asked once for each engine.
+def require_cascades(session: Session, mapper: Mapper[Any]) -> None:
+    """Refuse an engine of this mapper on which deleting an owner would silently leave its keys. Asked once
+    for each engine.
 
     Raises:
         ConfigurationError: SQLite with `PRAGMA foreign_keys` off.
     """
-    connection = session.connection(bind_arguments=bind_arguments)
+    connection = session.connection(bind_arguments=bind_for(session, mapper))
     engine = connection.engine
     if engine in _cascading:
         return

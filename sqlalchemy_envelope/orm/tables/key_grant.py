@@ -18,17 +18,21 @@ from sqlalchemy import (
     Index,
     LargeBinary,
     String,
+    Table,
     UniqueConstraint,
 )
 from sqlalchemy.exc import ArgumentError, InvalidRequestError
 from sqlalchemy.orm import Mapped, mapped_column
+from sqlalchemy.schema import conv
 
 from sqlalchemy_envelope.exceptions import ConfigurationError
+from sqlalchemy_envelope.orm.tables.generated import GrantNames, Name, fill_in, generate
 from sqlalchemy_envelope.orm.tables.owner_paths import path_through
 from sqlalchemy_envelope.orm.tables.owners import KEY_UUID, GrantClass, History
+from sqlalchemy_envelope.orm.tables.records import records_of_mapper, records_of_table
 
 if TYPE_CHECKING:
-    from sqlalchemy import Column, Table
+    from sqlalchemy import Column
     from sqlalchemy.orm import Mapper
 
     from sqlalchemy_envelope.orm.tables.owner_paths import OwnerPath
@@ -37,6 +41,7 @@ if TYPE_CHECKING:
 
 class KeyGrant:
     """Mixin: each row of the class grants a key of one owner to another. Adding one grants, deleting revokes.
+    The wraps are in `<table>_keygrant`, which the class `__grant_class__` maps.
 
     The recipient needs no secret at hand and may be away: the key is sealed to their public key, and is
     theirs from their next unlock on. Where nobody present holds the key, the grant is pending until a holder
@@ -48,6 +53,7 @@ class KeyGrant:
         scope: grant this scope's data key alone; left out, the owner's root key and so every scope.
         history: "shared", and who joins reads what was written before; or "from_join", and each join
             starts a new epoch.
+        grant_names: other names for the companion table and its class, `GrantNames(table="member_keys")`.
 
     Class attributes:
         __grant_label__: what grants are bound to in place of the table's name. Pin the old name before a
@@ -55,6 +61,9 @@ class KeyGrant:
     """
 
     __grant_label__: ClassVar[str | None] = None
+    __grant_names__: ClassVar[GrantNames] = GrantNames()
+    if TYPE_CHECKING:
+        __grant_class__: ClassVar[type[KeyGrantTable]]
     __grant_options__: ClassVar[tuple[str | tuple[str, ...], str | tuple[str, ...], str | None, History]]
 
     def __init_subclass__(
@@ -63,8 +72,11 @@ class KeyGrant:
         to: str | tuple[str, ...] | None = None,
         scope: str | None = None,
         history: History = "shared",
+        grant_names: GrantNames | None = None,
         **kwargs: Any,
     ) -> None:
+        if grant_names is not None:
+            cls.__grant_names__ = grant_names
         if history not in ("shared", "from_join"):
             raise ConfigurationError(f"{cls.__name__}: history={history!r}; use 'shared' or 'from_join'.")
         if of is not None and to is not None:
@@ -74,13 +86,15 @@ class KeyGrant:
         super().__init_subclass__(**kwargs)
 
 
-_grants: WeakKeyDictionary[Mapper[Any], GrantClass] = WeakKeyDictionary()
-_waiting: list[Mapper[Any]] = []
+_GRANT = "grant"
+_complete_grants: WeakKeyDictionary[Mapper[Any], None] = WeakKeyDictionary()
+_waiting: WeakKeyDictionary[Mapper[Any], None] = WeakKeyDictionary()
 
 
 def grant_class_of(mapper: Mapper[Any]) -> GrantClass | None:
     """The grant class of a mapper, its base's for a subclass."""
-    return _grants.get(mapper) or (grant_class_of(mapper.inherits) if mapper.inherits is not None else None)
+    found: GrantClass | None = records_of_mapper(mapper).get(_GRANT)
+    return found or (grant_class_of(mapper.inherits) if mapper.inherits is not None else None)
 
 
 def grants_can_circle(grant: GrantClass) -> bool:
@@ -95,8 +109,7 @@ def grants_can_circle(grant: GrantClass) -> bool:
 
 def has_grants(table: object) -> bool:
     """Whether the rows of this table grant keys."""
-    # By hash: a statement of the ORM has an annotated copy of the table, equal to it and not the same.
-    return table in {grant.table for grant in list(_grants.values())}
+    return isinstance(table, Table) and _GRANT in records_of_table(table)
 
 
 def on_mapper(mapper: Mapper[Any], cls: type[Any]) -> bool:
@@ -109,11 +122,11 @@ def on_mapper(mapper: Mapper[Any], cls: type[Any]) -> bool:
                 f"{cls.__name__} is a KeyGrant and says neither whose key nor to whom: "
                 f"`class {cls.__name__}(KeyGrant, Base, of='group_id', to='user_id')`."
             )
-        _waiting.append(mapper)
+        _waiting[mapper] = None
     for waiting in list(_waiting):
         paths = _paths(waiting)
         if paths is not None:
-            _waiting.remove(waiting)
+            del _waiting[waiting]
             _complete(waiting, *paths)
     return is_grant
 
@@ -125,14 +138,15 @@ def check_all() -> None:
         ConfigurationError: what it refers to is no key owner, has no such scope, or histories differ.
     """
     # Registries are configured one by one: what belongs to another may not be yet.
-    for mapper in [one for one in _waiting if one.configured]:
+    for mapper in [one for one in list(_waiting) if one.configured]:
         of, to, _, _ = mapper.class_.__grant_options__
         raise ConfigurationError(
             f"{mapper.class_.__name__}: of={of!r} and to={to!r} must each name the foreign key to the "
             "primary key of a KeyOwner that has key tables."
         )
-    for grant in list(_grants.values()):
-        if grant.mapper.configured and grant.of.owner_class.mapper.configured:
+    for mapper in list(_complete_grants):
+        grant: GrantClass = records_of_mapper(mapper)[_GRANT]
+        if mapper.configured and grant.of.owner_class.mapper.configured:
             _check(grant)
 
 
@@ -177,9 +191,11 @@ def _complete(mapper: Mapper[Any], of: OwnerPath, to: OwnerPath) -> None:
     grant = GrantClass(
         mapper, cls.__grant_label__ or table.name, of, to, scope, history, companion, row_columns
     )
-    _grants[mapper] = grant
-    of.owner_class.grants_of.append(grant)
-    to.owner_class.grants_to.append(grant)
+    records_of_mapper(mapper)[_GRANT] = records_of_table(table)[_GRANT] = grant
+    _complete_grants[mapper] = None
+    for known in (of.owner_class.grants_of, to.owner_class.grants_to):
+        # A class that is made a second time takes the place of the first one.
+        known[:] = [*(one for one in known if one.table is not table), grant]
 
 
 def _now(_context: object) -> dt.datetime:
@@ -201,12 +217,17 @@ class KeyGrantTable:
 def _companion(
     mapper: Mapper[Any], table: Table, of: OwnerClass, to: OwnerClass
 ) -> tuple[Table, tuple[Column[Any], ...]]:
-    name = f"{table.name}_keygrant"
+    cls: type[KeyGrant] = mapper.class_
+    known = {"table": table.name, "grant": cls.__name__}
+    name = Name(
+        fill_in(cls, cls.__grant_names__.class_name, **known),
+        fill_in(cls, cls.__grant_names__.table, **known),
+        "__grant_class__",
+        "grant_names=GrantNames(table=...)",
+    )
     row_key = tuple(table.primary_key.columns)
     names = [f"row_{column.key}" for column in row_key]
-    namespace: dict[str, Any] = {
-        "__tablename__": name,
-        "__module__": mapper.class_.__module__,
+    attributes: dict[str, Any] = {
         "key_id": mapped_column(
             KEY_UUID,
             ForeignKey(of.key_class.__table__.c.key_id, ondelete="CASCADE"),
@@ -224,18 +245,14 @@ def _companion(
             for one, column in zip(names, row_key, strict=True)
         },
     }
-    if table.schema is not None:
-        namespace["__table_args__"] = {"schema": table.schema}
-    mapped: Any = mapper.registry.mapped(
-        type(f"{mapper.class_.__name__}KeyGrant", (KeyGrantTable,), namespace)
-    )
-    companion: Table = mapped.__table__
+    cls.__grant_class__ = generate(mapper, KeyGrantTable, name, attributes)
+    companion: Table = cls.__grant_class__.__table__  # type: ignore[attr-defined]  # it is mapped by now
     columns = tuple(companion.c[one] for one in names)
     companion.append_constraint(
         ForeignKeyConstraint(columns, row_key, ondelete="CASCADE", onupdate="CASCADE")
     )
     companion.append_constraint(
-        UniqueConstraint(*columns, companion.c.key_id, name=f"uq_{table.name}_keygrant")
+        UniqueConstraint(*columns, companion.c.key_id, name=conv(f"uq_{companion.name}"))
     )
-    Index(f"ix_{name}_row", *columns)
+    Index(conv(f"ix_{companion.name}_row"), *columns)
     return companion, columns

@@ -16,14 +16,17 @@ from sqlalchemy import (
     ForeignKey,
     ForeignKeyConstraint,
     Index,
+    Integer,
     LargeBinary,
     String,
     UniqueConstraint,
 )
-from sqlalchemy.orm import Mapped, declared_attr, mapped_column
+from sqlalchemy.orm import Mapped, mapped_column
+from sqlalchemy.schema import conv
 
 from sqlalchemy_envelope.exceptions import ConfigurationError
 from sqlalchemy_envelope.keys.model import KeyState
+from sqlalchemy_envelope.orm.tables.generated import KeyNames, Name, fill_in, generate, note_table
 from sqlalchemy_envelope.orm.tables.owners import KEY_UUID, OwnerClass, owner_class_of, register
 from sqlalchemy_envelope.orm.tables.sole import sole_key
 
@@ -36,15 +39,15 @@ Owner = TypeVar("Owner")
 
 class KeyOwner:
     """Mixin: instances of the class have keys, in `<table>_key` and `<table>_keyslot`,
-    deleted with their owner.
+    deleted with their owner. The classes that map these tables are `__key_class__` and `__slot_class__`.
 
     Its own `EncryptedType` columns are encrypted with its own key. Other tables refer to it by a foreign key.
 
     Class keywords:
         sole: the class has one row, which owns whatever names no other owner: an application's own secrets,
-        the
-            user of a program with one passphrase, a tenant with a schema of its own.
+            the user of a program with one passphrase, a tenant with a schema of its own.
         key_tables: False to declare the tables yourself, as `KeyTable[Owner]` and `KeySlotTable[Owner]`.
+        key_names: other names for the tables and their classes, `KeyNames(key_table="user_keys")`.
 
     Class attributes:
         __owner_label__: what keys are bound to in place of the table's name. Pin the
@@ -57,12 +60,24 @@ class KeyOwner:
     __owner_reference__: ClassVar[str | None] = None
     __key_tables__: ClassVar[bool] = True
     __sole_owner__: ClassVar[bool] = False
+    __key_names__: ClassVar[KeyNames] = KeyNames()
+    if TYPE_CHECKING:
+        __key_class__: ClassVar[type[KeyTable[Any]]]
+        __slot_class__: ClassVar[type[KeySlotTable[Any]]]
 
-    def __init_subclass__(cls, key_tables: bool = True, sole: bool = False, **kwargs: Any) -> None:
+    def __init_subclass__(
+        cls,
+        key_tables: bool = True,
+        sole: bool = False,
+        key_names: KeyNames | None = None,
+        **kwargs: Any,
+    ) -> None:
         if sole:
             cls.__sole_owner__ = True
         if not key_tables:
             cls.__key_tables__ = False
+        if key_names is not None:
+            cls.__key_names__ = key_names
         super().__init_subclass__(**kwargs)
 
 
@@ -105,24 +120,18 @@ class KeyTable(_OwnedTable[Owner]):
     owner_reference: Mapped[bytes] = mapped_column(LargeBinary)
     purpose: Mapped[str] = mapped_column(String(8))
     scope: Mapped[str] = mapped_column(String(64), default="")
-    epoch: Mapped[int]
+    epoch: Mapped[int] = mapped_column(Integer)
     state: Mapped[str] = mapped_column(String(16))
     commitment: Mapped[bytes] = mapped_column(LargeBinary(32))
     public_key: Mapped[bytes] = mapped_column(LargeBinary(32))
+    wrapping_key_id: Mapped[uuid.UUID | None] = mapped_column(KEY_UUID, index=True)
     mlkem_public_key: Mapped[bytes | None] = mapped_column(LargeBinary(1184))
     wrapped: Mapped[bytes | None] = mapped_column(LargeBinary)
     proof: Mapped[bytes | None] = mapped_column(LargeBinary(64))
-    granted: Mapped[int] = mapped_column(default=0)
+    granted: Mapped[int] = mapped_column(Integer, default=0)
     seal: Mapped[bytes | None] = mapped_column(LargeBinary(48))
     created_at: Mapped[dt.datetime] = mapped_column(DateTime(timezone=True), default=_now)
     retired_at: Mapped[dt.datetime | None] = mapped_column(DateTime(timezone=True))
-
-    @declared_attr
-    @classmethod
-    def wrapping_key_id(cls) -> Mapped[uuid.UUID | None]:
-        """The root key that wraps this one. NO ACTION: deleting a root on which keys depend must fail, while
-        the owner's cascade, checked at the end of the statement, passes."""
-        return mapped_column(KEY_UUID, ForeignKey(f"{_full_name(cls)}.key_id"), index=True)
 
     @classmethod
     def _refer(cls, owner_class: OwnerClass) -> None:
@@ -159,13 +168,6 @@ class KeySlotTable(_OwnedTable[Owner]):
         cls.key_id = mapped_column(KEY_UUID, reference, nullable=False, index=True)
 
 
-def _full_name(cls: Any) -> str:
-    arguments = getattr(cls, "__table_args__", None)
-    options = arguments if isinstance(arguments, dict) else (arguments or ({},))[-1]
-    schema = options.get("schema") if isinstance(options, dict) else None
-    return f"{schema}.{cls.__tablename__}" if schema else str(cls.__tablename__)
-
-
 def _owner_names(owner_class: OwnerClass) -> list[str]:
     key = owner_class.primary_key
     return ["owner_id"] if len(key) == 1 else [f"owner_{column.key}" for column in key]
@@ -190,10 +192,14 @@ def _new_owner_class(mapper: Mapper[Any], cls: type[KeyOwner]) -> OwnerClass:
     if owner_class.is_sole:
         for column in key:
             sole_key(column)
+    before = owner_class_of(table)
+    if before is not None:
+        # The class is made a second time. What other tables hold of the first one has to be right still.
+        owner_class = _renew(before, owner_class)
     register(table, owner_class)
     if cls.__key_tables__:
-        for base, suffix in ((KeyTable, "key"), (KeySlotTable, "keyslot")):
-            _generate(base, f"{cls.__name__}{suffix.capitalize()}", f"{table.name}_{suffix}", owner_class)
+        for base, name in zip((KeyTable, KeySlotTable), _names(cls, table.name), strict=True):
+            generate(mapper, base, name, {"__owner_class__": owner_class})
     return owner_class
 
 
@@ -201,6 +207,33 @@ def is_sole(mapper: Mapper[Any]) -> bool:
     """Whether a mapper is the one of a sole owner's class."""
     found = owner_class_of(mapper.local_table)
     return found is not None and found.is_sole and found.mapper is mapper
+
+
+def _renew(before: OwnerClass, now: OwnerClass) -> OwnerClass:
+    before.mapper, before.label = now.mapper, now.label
+    before.reference_attribute, before.primary_key = now.reference_attribute, now.primary_key
+    before.is_sole = now.is_sole
+    before.key_class = before.slot_class = None
+    before.selects.clear()
+    return before
+
+
+def _names(cls: type[KeyOwner], table: str) -> tuple[Name, Name]:
+    names = cls.__key_names__
+
+    def name(class_name: str, table_name: str, attribute: str) -> Name:
+        known = {"table": table, "owner": cls.__name__}
+        return Name(
+            fill_in(cls, class_name, **known),
+            fill_in(cls, table_name, **known),
+            attribute,
+            "key_names=KeyNames(key_table=..., slot_table=...)",
+        )
+
+    return (
+        name(names.key_class, names.key_table, "__key_class__"),
+        name(names.slot_class, names.slot_table, "__slot_class__"),
+    )
 
 
 def _check_key_type(cls: type[Any], column: Column[Any]) -> None:
@@ -215,35 +248,35 @@ def _check_key_type(cls: type[Any], column: Column[Any]) -> None:
         )
 
 
-def _generate(base: Any, name: str, tablename: str, owner_class: OwnerClass) -> None:
-    # Mapped through the registry and not through the owner's declarative base, which may make dataclasses of
-    # its subclasses or have columns of its own.
-    table: Table = owner_class.mapper.local_table  # type: ignore[assignment]
-    namespace: dict[str, Any] = {"__tablename__": tablename, "__owner_class__": owner_class}
-    if table.schema is not None:
-        namespace["__table_args__"] = {"schema": table.schema}
-    namespace["__module__"] = owner_class.mapper.class_.__module__
-    owner_class.mapper.registry.mapped(type(name, (base,), namespace))
-
-
 def _complete(mapper: Mapper[Any], cls: type[Any]) -> None:
     """Add what needs the whole table, and tell the owner class."""
     table: Table = mapper.local_table  # type: ignore[assignment]  # a declared class
     owner_class: OwnerClass = cls.__owner_class__
+    owner: Any = owner_class.mapper.class_
+    note_table(table, beside=owner_class.primary_key[0].table)
     if issubclass(cls, KeySlotTable):
-        owner_class.slot_class = cls
+        owner_class.slot_class = owner.__slot_class__ = cls
         return
     columns = tuple(table.c[name] for name in _owner_names(owner_class))
     if len(columns) > 1:
         table.append_constraint(
             ForeignKeyConstraint(columns, owner_class.primary_key, ondelete="CASCADE", onupdate="CASCADE")
         )
-        Index(f"ix_{table.name}_owner", *columns)
+        Index(conv(f"ix_{table.name}_owner"), *columns)
+    # NO ACTION: deleting a root key on which keys depend must fail, while the owner's cascade, checked at the
+    # end of the statement, passes.
+    table.append_constraint(ForeignKeyConstraint([table.c.wrapping_key_id], [table.c.key_id]))
     generation = (*columns, table.c.purpose, table.c.scope)
-    table.append_constraint(UniqueConstraint(*generation, table.c.epoch, name=f"uq_{table.name}_epoch"))
+    # `conv`: names that a naming convention leaves as they are, and that the dialect shortens.
+    table.append_constraint(UniqueConstraint(*generation, table.c.epoch, name=conv(f"uq_{table.name}_epoch")))
     active = table.c.state == KeyState.ACTIVE
     # MySQL has no partial index; without its WHERE this one would forbid rotation.
     Index(
-        f"uq_{table.name}_active", *generation, unique=True, sqlite_where=active, postgresql_where=active
+        conv(f"uq_{table.name}_active"),
+        *generation,
+        unique=True,
+        sqlite_where=active,
+        postgresql_where=active,
     ).ddl_if(dialect=("sqlite", "postgresql"))  # type: ignore[arg-type]  # documented to take several
     owner_class.key_class, owner_class.owner_columns = cls, columns
+    owner.__key_class__ = cls

@@ -36,6 +36,7 @@ from sqlalchemy_envelope.keys.model import (
     StoredKey,
     StoredSlot,
 )
+from sqlalchemy_envelope.orm.tables.binds import bind_for
 from sqlalchemy_envelope.orm.tables.location import bind_of, location_of
 
 if TYPE_CHECKING:
@@ -73,21 +74,22 @@ class Rows:
 
     def __init__(self, session: Session, mapper: Any, seals: RowSeals) -> None:
         self._session = session
-        self._bind = {"mapper": mapper}
+        self._mapper = mapper
         self._seals = seals
 
     @cached_property
     def _realm(self) -> str:
         """The name of these tables' database, for row seals."""
-        return self._seals.realm_of(bind_of(self._session, self._bind["mapper"]).engine)
+        return self._seals.realm_of(bind_of(self._session, self._mapper).engine)
 
-    def _execute(self, statement: Any, *rows: Any) -> Any:
+    def _execute(self, statement: Any, *rows: Any, locks: bool = False) -> Any:
+        bind = bind_for(self._session, self._mapper, statement, locks=locks)
         # No autoflush: values may be waiting for the very key that is being unlocked.
         with self._session.no_autoflush:
-            return self._session.execute(statement, *rows, bind_arguments=self._bind)
+            return self._session.execute(statement, *rows, bind_arguments=bind)
 
-    def _rows(self, query: Any) -> Sequence[Any]:
-        result = self._execute(query)
+    def _rows(self, query: Any, *, locks: bool = False) -> Sequence[Any]:
+        result = self._execute(query, locks=locks)
         try:
             rows: Sequence[Any] = result.all()
             return rows
@@ -100,7 +102,7 @@ class KeyStore(Rows):
     """The key and slot rows of one class of owners."""
 
     def __init__(self, session: Session, owner_class: OwnerClass, seals: RowSeals) -> None:
-        super().__init__(session, owner_class.key_class.__mapper__, seals)
+        super().__init__(session, owner_class.mapper, seals)
         self._class = owner_class
         self._keys: Table = owner_class.key_class.__table__
         self.key_id = self._keys.c.key_id
@@ -116,7 +118,8 @@ class KeyStore(Rows):
         found: list[OwnedKey] = []
         for some in chunks(primary_keys):
             query = self._select().where(matches(self._class.owner_columns, some))
-            found += self._owned(query.with_for_update(of=self._keys) if for_update else query)
+            query = query.with_for_update(of=self._keys) if for_update else query
+            found += self._owned(query, locks=for_update)
         return found
 
     def load_active_roots(self, primary_keys: Sequence[PrimaryKey]) -> dict[OwnerId, OwnedKey]:
@@ -307,8 +310,8 @@ class KeyStore(Rows):
         columns.append(self._class.mapper.columns[attribute])
         return select(*columns, *more).select_from(self._keys.join(table, and_(*on)))
 
-    def _owned(self, query: Any) -> list[OwnedKey]:
-        return [self.owned(row) for row in self._rows(query)]
+    def _owned(self, query: Any, *, locks: bool = False) -> list[OwnedKey]:
+        return [self.owned(row) for row in self._rows(query, locks=locks)]
 
     def owned(self, row: Any) -> OwnedKey:
         """One row of `select_keys`, checked."""

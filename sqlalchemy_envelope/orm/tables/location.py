@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
-from sqlalchemy import Connection, Engine, update
+from sqlalchemy import Connection, Engine
 
 from sqlalchemy_envelope.crypto.context import encode_context
-from sqlalchemy_envelope.exceptions import ConfigurationError
+from sqlalchemy_envelope.orm.tables.binds import bind_for
 from sqlalchemy_envelope.orm.tables.connections import connection_of
 from sqlalchemy_envelope.orm.tables.default_schema import default_schema
 
@@ -71,14 +71,7 @@ def bind_of(session: Session, mapper: Mapper[Any]) -> Engine | Connection:
     Raises:
         ConfigurationError: as `location_of`.
     """
-    if hasattr(session, "shard_chooser"):
-        raise ConfigurationError(
-            f"A ShardedSession keeps {mapper.class_.__name__} in several databases, and its keys "
-            f"would have to follow each "
-            "row. That is not supported: use one Session for each database."
-        )
-    table: Any = mapper.local_table
-    return session.get_bind(mapper, clause=update(table))
+    return session.get_bind(**bind_for(session, mapper))
 
 
 def _location(

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
-from weakref import WeakKeyDictionary
 
 from sqlalchemy import Table, Uuid
 
 from sqlalchemy_envelope.crypto.context import encode_context, encode_reference, owner_reference
 from sqlalchemy_envelope.exceptions import ConfigurationError, EnrollmentError
+from sqlalchemy_envelope.orm.tables.records import records_of_table
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -135,17 +135,18 @@ class GrantClass:
 KEY_UUID: Uuid[Any] = Uuid().with_variant(Uuid(native_uuid=False), "mysql", "mariadb")
 """The type of key ids. MariaDB's own type refuses one UUIDv8 in some dozens, by how it sorts them."""
 
-_by_table: WeakKeyDictionary[Any, OwnerClass] = WeakKeyDictionary()
+_OWNER_CLASS = "owner_class"
 
 
 def register(table: Any, owner_class: OwnerClass) -> None:
     """Note whose table this is."""
-    _by_table[table] = owner_class
+    if isinstance(table, Table):  # a class can be mapped to a subquery
+        records_of_table(table)[_OWNER_CLASS] = owner_class
 
 
 def owner_class_of(table: Any) -> OwnerClass | None:
     """The class of owners that this table belongs to, joined subclasses included."""
-    return _by_table.get(table) if isinstance(table, Table) else None
+    return records_of_table(table).get(_OWNER_CLASS) if isinstance(table, Table) else None
 
 
 def require_owner_class(owner: object) -> OwnerClass:

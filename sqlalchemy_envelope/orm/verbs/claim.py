@@ -106,7 +106,7 @@ def _claim_or_wait(
     prepared: Hidden[bytes],
     provider: str | None,
 ) -> Steps[UnlockedSession]:
-    require_cascades(session, {"mapper": found.located.place.owner_class.mapper})
+    require_cascades(session, found.located.place.owner_class.mapper)
     note_policy(session, policy)
     providers = policy.require_providers()
     if providers.can_open(providers.of(found.slot)):

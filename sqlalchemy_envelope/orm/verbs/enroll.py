@@ -52,7 +52,7 @@ def enroll_steps(
     prepared = None if secret is None else prepare_hidden(secret, new=True)
     owner_class = require_owner_class(owner)
     state = usable_state(owner, owner_class)
-    require_cascades(session, {"mapper": owner_class.mapper})
+    require_cascades(session, owner_class.mapper)
     note_policy(session, policy)
     around = context.unlocked_sessions(session)
     if secret is None and provider is None and not around:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sqlalchemy import inspect
+from sqlalchemy.orm import object_session
 
 from sqlalchemy_envelope.exceptions import (
     EnrollmentError,
@@ -14,6 +15,7 @@ from sqlalchemy_envelope.exceptions import (
 )
 from sqlalchemy_envelope.keys.hierarchy import check_generations
 from sqlalchemy_envelope.keys.model import KeyState, Purpose
+from sqlalchemy_envelope.orm.current.context import server_hint
 from sqlalchemy_envelope.orm.tables.cascades import require_cascades
 from sqlalchemy_envelope.orm.tables.key_rows import KeyStore, OwnedKey, usable
 from sqlalchemy_envelope.orm.tables.owners import OwnerClass, Place, require_owner_class
@@ -76,7 +78,7 @@ def locate_enrolled(session: Session, owner: object, policy: Policy) -> LocatedO
         raise NotEnrolledError(
             f"This {owner_class.name} is not in the database yet; enroll it: envelope.enroll(...)."
         )
-    require_cascades(session, {"mapper": owner_class.mapper})
+    require_cascades(session, owner_class.mapper)
     return locate(session, owner, policy)
 
 
@@ -102,7 +104,10 @@ def load_keys(located: LocatedOwner, *, moved: bool = False) -> list[StoredKey]:
     """
     rows = located.load()
     if not rows:
-        raise NotEnrolledError(f"This {located.name} has no keys; enroll it first: envelope.enroll(...).")
+        hint = server_hint(object_session(located.instance))
+        raise NotEnrolledError(
+            f"This {located.name} has no keys; enroll it first: envelope.enroll(...).{hint}"
+        )
     if moved:
         rows = [
             row._replace(error=None) if isinstance(row.error, OwnerMismatchError) else row for row in rows

@@ -24,6 +24,7 @@ from sqlalchemy_envelope.exceptions import (
 from sqlalchemy_envelope.orm.columns.plans import plan_of_mapper, plan_of_table
 from sqlalchemy_envelope.orm.columns.previous import policy_of_column
 from sqlalchemy_envelope.orm.columns.state import current_key, written
+from sqlalchemy_envelope.orm.current.context import server_hint
 from sqlalchemy_envelope.orm.current.names import Names
 from sqlalchemy_envelope.orm.tables.connections import session_of
 from sqlalchemy_envelope.orm.tables.owner_paths import linked_paths, referred, referring
@@ -310,7 +311,8 @@ def require_enrolling(state: InstanceState[Any]) -> None:
     ):
         raise NotEnrolledError(
             f"A new {state.class_.__name__} has encrypted values and no keys. Call envelope.enroll(session, "
-            "owner, secret=...) in place of session.add(owner), for each new owner before the next is added."
+            "owner, secret=...) in place of session.add(owner), for each new owner before the next is "
+            f"added.{server_hint(state.session)}"
         )
 
 

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import Insert, Update, event, literal, select
+from sqlalchemy import Insert, Table, Update, event, literal, select
 from sqlalchemy.orm import attributes
 from sqlalchemy.orm.base import PASSIVE_NO_INITIALIZE
 
 from sqlalchemy_envelope.exceptions import StatementRefusedError
 from sqlalchemy_envelope.orm.tables.owner_paths import linked_paths
 from sqlalchemy_envelope.orm.tables.owners import owner_class_of
+from sqlalchemy_envelope.orm.tables.records import records_of_table
 from sqlalchemy_envelope.orm.tables.sole import second_row, sole_key
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy_envelope.orm.columns.plans import EncryptedAttribute
 
-_LINKS = "sqlalchemy_envelope.links"
+_LINKS = "links"
 
 
 def watch_links(plan: Sequence[EncryptedAttribute]) -> None:
@@ -34,7 +35,7 @@ def watch_links(plan: Sequence[EncryptedAttribute]) -> None:
         for path in linked_paths(attribute.encrypted.path):
             for mapper, keys in path.links():
                 table: Any = mapper.local_table
-                watched = table.info.setdefault(_LINKS, [])
+                watched = records_of_table(table).setdefault(_LINKS, [])
                 entry = (path, mapper, keys, attribute.encrypted.column)
                 if not any(one[0].identity == path.identity and one[3] is entry[3] for one in watched):
                     watched.append(entry)
@@ -68,14 +69,14 @@ def check_statement(
         StatementRefusedError, EnrollmentError: it does.
     """
     if isinstance(statement, Update) and not flushes:
-        watched = statement.table.info.get(_LINKS) if hasattr(statement.table, "info") else None
+        table: Any = statement.table
+        watched = records_of_table(table).get(_LINKS) if isinstance(table, Table) else None
         for _, mapper, keys, column in watched or ():
             names = {mapper.get_property(key).columns[0].key for key in keys} | set(keys)
             written = {getattr(key, "key", key) for key in statement._values or ()}
             for row in multiparams or (params,):
                 written |= row.keys()
             if written & names:
-                table: Any = statement.table
                 raise _refusal(f"{table.name}.{min(written & names)}", column)
     if isinstance(statement, Insert) and not flushes:
         owner_class = owner_class_of(statement.table)

@@ -7,6 +7,7 @@ import pickle
 import traceback
 from hashlib import sha512
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
@@ -14,6 +15,7 @@ from cryptography.hazmat.primitives.hashes import SHA512
 from cryptography.hazmat.primitives.kdf.hkdf import HKDFExpand
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import SecretStr
 
 from sqlalchemy_envelope import (
     ConfigurationError,
@@ -170,6 +172,26 @@ def test_the_environment_holds_keys(monkeypatch: pytest.MonkeyPatch, separator: 
     monkeypatch.setenv("ENVELOPE_SERVER_KEYS", f" {text(NEW)}{separator}{urlsafe} ")
 
     assert list(ServerKeyring([NEW, OLD]).keys_by_id) == list(ServerKeyring.from_environment().keys_by_id)
+
+
+@pytest.mark.parametrize("separator", [",", " ", "\n", ", "])
+def test_text_holds_keys(separator: str) -> None:
+    """Settings that the application reads itself are given as text, in the same form."""
+    ring = ServerKeyring.from_text(f"{text(NEW)}{separator}{text(OLD)}\n")
+
+    assert list(ServerKeyring([NEW, OLD]).keys_by_id) == list(ring.keys_by_id)
+
+
+@pytest.mark.parametrize(
+    "wrong", ["", " , ", text(NEW)[:-8], f"{text(NEW)} ?{text(OLD)}", b"bytes", SecretStr(text(NEW))]
+)
+def test_text_that_holds_no_keys(wrong: Any) -> None:
+    """What is wrong with a text is said without showing it."""
+    with pytest.raises(ConfigurationError) as caught:
+        ServerKeyring.from_text(wrong)
+
+    assert text(NEW)[:8] not in str(caught.value)
+    assert text(OLD)[:8] not in str(caught.value)
 
 
 def test_another_variable_holds_keys(monkeypatch: pytest.MonkeyPatch) -> None:

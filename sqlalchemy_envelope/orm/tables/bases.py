@@ -1,0 +1,68 @@
+"""What a declarative base knows: its mappers and its MetaData."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import MetaData, inspect
+from sqlalchemy.orm import Mapper, registry
+
+from sqlalchemy_envelope.exceptions import ConfigurationError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+def require_registries(base: Any) -> list[registry]:
+    """The registries of a declarative base, or a registry alone.
+
+    A base need not show its registry, as SQLModel's does not: each class that derives from it has one.
+
+    Raises:
+        ConfigurationError: it is neither, and no mapped class derives from it.
+    """
+    own = base if isinstance(base, registry) else getattr(base, "registry", None)
+    found = {own: None} if isinstance(own, registry) else {}
+    found |= {mapper.registry: None for mapper in _derived(base)}
+    if not found:
+        raise ConfigurationError(
+            f"{base!r} is neither a declarative base nor a registry, or no model derives from it yet: give "
+            "the class that your models derive from, after they are imported."
+        )
+    return list(found)
+
+
+def mappers_of(base: Any) -> list[Mapper[Any]]:
+    """The mappers of a declarative base or a registry, those of its own MetaData first.
+
+    Raises:
+        ConfigurationError: it is neither.
+    """
+    mappers = [mapper for one in require_registries(base) for mapper in one.mappers]
+    own = getattr(base, "metadata", None)
+    return sorted(mappers, key=lambda one: getattr(one.local_table, "metadata", None) is not own)
+
+
+def metadata_of(base: Any) -> list[MetaData]:
+    """Every MetaData of a declarative base or a registry, its own first.
+
+    Raises:
+        ConfigurationError: it is neither.
+    """
+    known = [getattr(base, "metadata", None)]
+    known += [getattr(mapper.local_table, "metadata", None) for mapper in mappers_of(base)]
+    known += [one.metadata for one in require_registries(base)]
+    return list(dict.fromkeys(one for one in known if isinstance(one, MetaData)))
+
+
+def _derived(base: Any) -> Iterator[Mapper[Any]]:
+    """The mappers of a class and of all that derive from it."""
+    waiting, seen = [base] if isinstance(base, type) else [], set()
+    while waiting:
+        cls = waiting.pop()
+        if cls not in seen:
+            seen.add(cls)
+            waiting += type.__subclasses__(cls)
+            mapper: object = inspect(cls, raiseerr=False)
+            if isinstance(mapper, Mapper):
+                yield mapper

@@ -1,0 +1,155 @@
+"""The classes and tables that are made beside a class of the application: their place and their names."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import count
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import UniqueConstraint
+from sqlalchemy.orm import MappedColumn
+
+from sqlalchemy_envelope.exceptions import ConfigurationError
+from sqlalchemy_envelope.orm.tables.records import records_of_table
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from sqlalchemy import Table
+    from sqlalchemy.orm import Mapper
+
+LONGEST_NAME = 63
+"""Bytes of a table's name that every supported database takes: PostgreSQL takes no more."""
+
+
+@dataclass(frozen=True)
+class KeyNames:
+    """What the tables and classes of a `KeyOwner` are called. `{table}` stands for the name of the owner's
+    table, and `{owner}` for that of its class, so that an abstract base can set the pattern for all.
+    """
+
+    key_table: str = "{table}_key"
+    slot_table: str = "{table}_keyslot"
+    key_class: str = "{owner}Key"
+    slot_class: str = "{owner}KeySlot"
+
+
+@dataclass(frozen=True)
+class GrantNames:
+    """What the companion table of a `KeyGrant` and its class are called. `{table}` stands for the name of the
+    table of granting rows, and `{grant}` for that of its class.
+    """
+
+    table: str = "{table}_keygrant"
+    class_name: str = "{grant}KeyGrant"
+
+
+@dataclass(frozen=True)
+class Name:
+    """The name of a generated class and its table, filled in.
+
+    Attributes:
+        attribute: the class attribute of the application's class that the generated one is found at.
+        chosen_by: how to choose another table name, for an error.
+    """
+
+    cls: str
+    table: str
+    attribute: str
+    chosen_by: str
+
+
+_counter = count()
+_BESIDE = "beside"
+_TABLE_OPTIONS = frozenset(
+    f"{dialect}_{option}"
+    for dialect in ("mysql", "mariadb")
+    for option in ("engine", "charset", "default_charset", "collate", "default_collate")
+)
+"""What tables must have in common for a foreign key between them."""
+
+
+def generate(mapper: Mapper[Any], base: type[Any], name: Name, attributes: Mapping[str, Any]) -> Any:
+    """Map a class to a table of its own in the MetaData, the schema and the registry of `mapper`.
+
+    Not through the declarative base of the application, which may make dataclasses of its subclasses or have
+    columns of its own.
+
+    Raises:
+        ConfigurationError: the table's name is too long, or is that of another table.
+    """
+    cls: Any = mapper.class_
+    table: Any = mapper.local_table
+    _check_length(cls, name)
+    _make_room(table, base, cls, name)
+    options = {"schema": table.schema, "extend_existing": True}
+    options |= {option: value for option, value in table.kwargs.items() if option in _TABLE_OPTIONS}
+    namespace = {
+        "__tablename__": name.table,
+        "__table_args__": options,
+        "__module__": cls.__module__,
+        "__qualname__": f"{cls.__qualname__}.{name.attribute}",
+        "metadata": table.metadata,
+        **attributes,
+    }
+    # Mapped under a name that no class of the application can have: two of one name in a registry are a
+    # warning, and `relationship("UserKey")` to the application's own would be ambiguous.
+    made: Any = type(f"{name.cls} {next(_counter)}", (base,), namespace)
+    mapper.registry.mapped(made)
+    made.__name__ = name.cls
+    note_table(made.__table__, beside=table)
+    return made
+
+
+def note_table(table: Table, *, beside: Table) -> None:
+    """Note whose keys or grants a table holds."""
+    records_of_table(table)[_BESIDE] = beside
+
+
+def fill_in(cls: type[Any], pattern: str, **known: str) -> str:
+    """A pattern of `KeyNames` or `GrantNames` with its names.
+
+    Raises:
+        ConfigurationError: it asks for another one.
+    """
+    try:
+        return pattern.format(**known)
+    except (KeyError, IndexError, ValueError, AttributeError):
+        there = " and ".join(f"{{{name}}}" for name in known)
+        raise ConfigurationError(f"{cls.__name__}: the name {pattern!r} may have {there} in it.") from None
+
+
+def _check_length(cls: type[Any], name: Name) -> None:
+    size = len(name.table.encode())
+    if size > LONGEST_NAME:
+        raise ConfigurationError(
+            f"{cls.__name__}: the name of its table {name.table!r} would have {size} bytes, and PostgreSQL "
+            f"takes {LONGEST_NAME}. Choose a shorter name: `class {cls.__name__}(..., {name.chosen_by})`."
+        )
+
+
+def _make_room(table: Table, base: type[Any], cls: type[Any], name: Name) -> None:
+    """A table of that name was reflected before, or made with an earlier class of the same name."""
+    existing = table.metadata.tables.get(f"{table.schema}.{name.table}" if table.schema else name.table)
+    if existing is None:
+        return
+    own = {key for key, value in vars(base).items() if isinstance(value, MappedColumn)}
+    beside = records_of_table(existing).get(_BESIDE)
+    if beside not in (None, table) or not own <= set(existing.columns.keys()):
+        raise ConfigurationError(
+            f"{cls.__name__}: its MetaData has a table {name.table!r} already, which is another one. Choose "
+            f"another name: `class {cls.__name__}(..., {name.chosen_by})`."
+        )
+    if beside is None:
+        # It may be mapped, as `automap` does, and columns that are replaced would break that. Only tables of
+        # ours refer to it, slots and grants: they go with it, or their foreign keys would find the new one.
+        for other in list(table.metadata.tables.values()):
+            if any(key.target_fullname.rpartition(".")[0] == existing.key for key in other.foreign_keys):
+                table.metadata.remove(other)
+        table.metadata.remove(existing)
+        return
+    # Others refer to it, so it stays: its columns are replaced, and what stood on them is made anew.
+    existing.indexes.clear()
+    for constraint in list(existing.constraints):
+        if isinstance(constraint, UniqueConstraint):
+            existing.constraints.discard(constraint)
