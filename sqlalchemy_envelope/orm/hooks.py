@@ -8,6 +8,7 @@ this package registers none.
 from __future__ import annotations
 
 from typing import Any
+from weakref import WeakSet
 
 from sqlalchemy import Column, Connection, Engine, event
 from sqlalchemy.orm import Mapper, Session
@@ -23,7 +24,7 @@ from sqlalchemy_envelope.orm.reading import echo, objects, rows, selected_column
 from sqlalchemy_envelope.orm.sessions import server_flushes
 from sqlalchemy_envelope.orm.sharing import grant_flushes, membership
 from sqlalchemy_envelope.orm.tables import key_grant, key_owner
-from sqlalchemy_envelope.orm.writing import flushes, refusals, statements
+from sqlalchemy_envelope.orm.writing import flushes, forms, gate, refusals, statements, twins
 
 _installed = False
 
@@ -38,6 +39,7 @@ def register() -> None:
 
 def _on_column(column: Column[Any], table: Any) -> None:
     if declare_column(column, table):
+        twins.note_table(table)
         _install()
         if is_moving(column):
             _install_dual()
@@ -50,7 +52,7 @@ def _install() -> None:
     _installed = True
     event.listen(Engine, "engine_connect", echo.on_connect)
     event.listen(Engine, "before_execute", _before_execute, retval=True)
-    event.listen(Engine, "before_cursor_execute", refusals.before_cursor_execute)
+    event.listen(Engine, "before_cursor_execute", _before_cursor_execute)
     event.listen(Engine, "after_cursor_execute", rows.after_cursor_execute)
     event.listen(Session, "after_begin", connections.after_begin)
     event.listen(Session, "after_flush", flushes.clear_notes)
@@ -65,6 +67,7 @@ def _before_execute(
     connection: Connection, statement: Any, multiparams: Any, params: Any, execution_options: Any
 ) -> tuple[Any, Any, Any]:
     """What is done before a statement, in this order; the last step encrypts its parameters."""
+    statement = forms.plain(statement)
     session = session_of(connection)
     if session is not None:
         current = context.CURRENT.get()
@@ -74,6 +77,23 @@ def _before_execute(
             note_locks(session)
         membership.on_statement(session, statement)
     return statements.encrypt(connection, statement, multiparams, params)
+
+
+_checked: WeakSet[Any] = WeakSet()
+
+
+def _before_cursor_execute(
+    connection: Connection, cursor: object, sql: str, parameters: object, execution: Any, executemany: bool
+) -> None:
+    """Refuse what must not be sent. SQLAlchemy keeps compiled statements, and so each is looked at once."""
+    compiled = getattr(execution, "compiled", None)
+    if compiled is None or compiled in _checked:
+        return
+    elements = list(forms.elements_in(*gate.statements_of(compiled)))
+    again = gate.check_writes(connection, compiled, elements)
+    refusals.check(compiled, elements)
+    if not again:
+        _checked.add(compiled)
 
 
 def _install_dual() -> None:

@@ -18,6 +18,8 @@ from sqlalchemy_envelope.orm.tables.owners import OwnerPath, owner_class_of, pat
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
+    from sqlalchemy import ColumnElement
+
 
 class EncryptedColumn:
     """One encrypted column of a table; read for every value written, so plain attributes throughout.
@@ -184,12 +186,21 @@ def _plan_attributes(mapper: Mapper[Any]) -> Iterable[EncryptedAttribute]:
         # A column_property over an expression has the type and no row of its own: it stays as it is read.
         if not isinstance(column, Column) or not isinstance(column.type, EncryptedType):
             continue
-        base = next(iter(column.base_columns))
-        plan = plan_of_table(base.table)
-        if plan is None:
+        encrypted = encrypted_column_of(column)
+        if encrypted is None:
             continue
-        encrypted = next(one for one in plan.columns if one.column is base)
         yield EncryptedAttribute(prop.key, encrypted, _attribute_keys(mapper, encrypted.path.columns))
+
+
+def encrypted_column_of(column: ColumnElement[Any]) -> EncryptedColumn | None:
+    """The encrypted column of a table that this is, or a part of a UNION comes from; None if there is none.
+    The other parts may have anything in its place, `NULL` as a rule. Where two columns meet, the first by name
+    counts, so that each process takes the same."""
+    found = []
+    for base in column.base_columns:
+        plan = plan_of_table(getattr(base, "table", None))
+        found += [one for one in plan.columns if one.column is base] if plan is not None else []
+    return min(found, key=lambda one: str(one.column), default=None)
 
 
 def _attribute_keys(mapper: Mapper[Any], columns: Sequence[Column[Any]]) -> tuple[str, ...]:

@@ -2,7 +2,7 @@
 
 It runs before the execution context is built, so that an error raised here reaches the caller as itself, and
 whatever SQLAlchemy prints later holds ciphertext. It covers flushes, ORM bulk statements and Core alike. What
-it does not understand it leaves alone, and the bind processor refuses it.
+it does not understand it leaves alone and unmarked, and the gate refuses it.
 """
 
 from __future__ import annotations
@@ -10,8 +10,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Insert, Update, insert, update
+from sqlalchemy.engine.interfaces import Compiled
+from sqlalchemy.orm import FromStatement
 from sqlalchemy.sql.elements import BindParameter, ClauseElement, Null
 from sqlalchemy.types import NullType
+from sqlalchemy.util import immutabledict
 
 from sqlalchemy_envelope.crypto.aead import MAX_VALUE_SIZE, OVERHEAD, Batch
 from sqlalchemy_envelope.crypto.context import encode_reference
@@ -36,6 +39,18 @@ from sqlalchemy_envelope.orm.writing.flushes import (
     enrolling_row,
     notes_of,
 )
+from sqlalchemy_envelope.orm.writing.forms import (
+    WRITE_IN_CTES,
+    in_from_statement,
+    may_hold_ctes,
+    plain,
+    rows_of,
+    target_of,
+    with_ctes,
+)
+from sqlalchemy_envelope.orm.writing.gate import check_compiled
+from sqlalchemy_envelope.orm.writing.marks import mark, mark_lasting
+from sqlalchemy_envelope.orm.writing.twins import check_twin
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -53,15 +68,39 @@ if TYPE_CHECKING:
 
 
 def encrypt(connection: Connection, statement: Any, multiparams: Any, params: Any) -> tuple[Any, Any, Any]:
-    """Encrypt what an INSERT or UPDATE writes into encrypted columns."""
+    """Encrypt what an INSERT or UPDATE writes into encrypted columns, and mark it."""
+    if isinstance(statement, FromStatement):
+        inner, multiparams, params = encrypt(connection, plain(statement.element), multiparams, params)
+        if inner is not statement.element:
+            statement = in_from_statement(statement, inner)
+        return statement, multiparams, params
+    if isinstance(statement, Compiled):
+        check_compiled(statement)
+        return statement, multiparams, params
+    if connection.dialect.name in WRITE_IN_CTES and may_hold_ctes(statement):
+        # The values stand in the CTEs themselves, or in the parameters of the statement around them.
+        def encrypt_inner(inner: Any) -> Any:
+            nonlocal params
+            inner, _, params = _encrypt_alone(connection, inner, (), params)
+            return inner
+
+        statement = with_ctes(statement, encrypt_inner)
     if isinstance(statement, (Insert, Update)):
-        # A bulk statement on a joined subclass comes once for each of its tables, which only a mark names.
-        marks = statement._annotations
-        marked = marks.get("_emit_insert_table", marks.get("_emit_update_table"))
-        plan = plan_of_table(statement.table if marked is None else marked)
-        if plan is not None:
-            return _StatementWriter(plan, connection, statement).write(multiparams, params)
+        return _encrypt_alone(connection, statement, multiparams, params)
     return statement, multiparams, params
+
+
+def _encrypt_alone(
+    connection: Connection, statement: Any, multiparams: Any, params: Any
+) -> tuple[Any, Any, Any]:
+    plan = plan_of_table(target_of(statement))
+    if plan is None:
+        if check_twin(connection, statement, multiparams, params):
+            statement = mark(statement)
+        return statement, multiparams, params
+    encrypted, multiparams, params = _StatementWriter(plan, connection, statement).write(multiparams, params)
+    marked = mark_lasting(statement) if encrypted is statement else mark(encrypted)
+    return marked, multiparams, params
 
 
 class _StatementWriter:
@@ -125,7 +164,7 @@ class _StatementWriter:
             new = {
                 key: value
                 for key, value in after.items()
-                if key in literals and (is_ciphertext(value) or (key in self._plan.dual and value is None))
+                if key in literals and (is_ciphertext(value) or self._is_untyped_null(key, value))
             }
             made = {key: value for key, value in after.items() if key not in before}
             if new or made:
@@ -135,6 +174,13 @@ class _StatementWriter:
             (params,) = self._rows([params], {})
         return statement, multiparams, params
 
+    def _is_untyped_null(self, key: str, value: Any) -> bool:
+        """Whether a NULL has to be given anew: its column is being moved, or it came with a type of its own, as
+        a lambda's variable does."""
+        if value is not None or key not in self._plan.keys:
+            return False
+        return key in self._plan.dual or not isinstance(self._assigned[key].type, EncryptedType)
+
     def _with_values(self, values: dict[str, Any]) -> Any:
         """The statement with these in place of its own, in its order and under the very keys that it has."""
         statement = self._statement._clone()
@@ -143,14 +189,13 @@ class _StatementWriter:
         if getattr(statement, "_ordered_values", None):
             statement._ordered_values = list({**dict(statement._ordered_values), **made}.items())
         else:
-            statement._values = statement._values.union(made)
+            statement._values = immutabledict({**(statement._values or {}), **made})
         return statement
 
     def _write_multiple_values(self) -> Any:
         rows = [
             {self._name(key): _literal_value(value) for key, value in row.items()}
-            for group in self._statement._multi_values
-            for row in group
+            for row in rows_of(self._statement)
         ]
         statement = self._statement._clone()
         statement._multi_values = ()
