@@ -193,9 +193,9 @@ def _plan_attributes(mapper: Mapper[Any]) -> Iterable[EncryptedAttribute]:
 
 
 def encrypted_column_of(column: ColumnElement[Any]) -> EncryptedColumn | None:
-    """The encrypted column of a table that this is, or a part of a UNION comes from; None if there is none.
-    The other parts may have anything in its place, `NULL` as a rule. Where two columns meet, the first by name
-    counts, so that each process takes the same."""
+    """The encrypted column of a table that this is, or that a part of a UNION comes from; None if there is
+    none. The other parts may have anything in its place, `NULL` as a rule. Where two columns meet, the first
+    by name counts, so that each process takes the same."""
     found = []
     for base in column.base_columns:
         plan = plan_of_table(getattr(base, "table", None))

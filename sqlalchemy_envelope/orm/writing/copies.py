@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sqlalchemy import Column, CompoundSelect, Label, Table, TypeCoerce
 from sqlalchemy.sql.elements import ColumnClause, ColumnElement, Grouping
-from sqlalchemy.sql.selectable import ScalarSelect, SelectBase, TextualSelect
+from sqlalchemy.sql.selectable import ScalarSelect, SelectStatementGrouping, TextualSelect
 
 from sqlalchemy_envelope.exceptions import StatementRefusedError
 from sqlalchemy_envelope.orm.columns.encrypted_type import EncryptedType
@@ -25,16 +25,18 @@ def check_from_select(plan: TablePlan, statement: Any, name_of: Callable[[Any], 
     if statement.select is None:
         return
     names = [name_of(name) for name in statement._select_names or ()]
-    for sources in _outputs(statement.select):
-        if len(names) != len(sources):  # a textual select: what goes where cannot be told
+    for part in _parts(statement.select):
+        sources = list(part.selected_columns)
+        if len(names) != len(sources):  # a textual select without `columns()`: what goes where cannot be told
             raise StatementRefusedError(
                 f"INSERT .. FROM SELECT into {plan.table.name}, which has encrypted columns: its "
                 f"{len(names)} columns are not matched by {len(sources)} of the select."
             )
-        _check_copies(plan, dict(zip(names, sources, strict=True)))
+        copied = dict(zip(names, sources, strict=True))
+        _check_copies(plan, copied, typed=isinstance(part, TextualSelect))
 
 
-def _check_copies(plan: TablePlan, copied: Mapping[str, Any]) -> None:
+def _check_copies(plan: TablePlan, copied: Mapping[str, Any], *, typed: bool) -> None:
     for key, (previous, _) in plan.dual.items():
         if (key in copied) is not (previous in copied):
             raise StatementRefusedError(
@@ -46,12 +48,12 @@ def _check_copies(plan: TablePlan, copied: Mapping[str, Any]) -> None:
         if target is None:
             if holds_ciphertext(source):
                 raise _into_the_clear(f"{plan.table.name}.{name}")
-        elif target.row_bound or not _copies_owner(target, source, copied):
+        elif typed or target.row_bound or not _copies_owner(target, source, copied):
+            owner = " and ".join(target.path.keys)
             raise StatementRefusedError(
-                f"INSERT .. FROM SELECT into {plan.table.name}.{name}: only a column of the same "
-                "label can be copied inside the database, and its row's owner with it, from one and the same "
-                f"table or alias: `insert(...).from_select([{', '.join(map(repr, (*target.path.keys, name)))}], "
-                "select(...))`. Else load the rows and add them as objects, or pin one label on both columns."
+                f"INSERT .. FROM SELECT into {plan.table.name}.{name}: only a column of the same label "
+                f"can be copied inside the database, and {owner}, the row's owner, with it from the same "
+                "table or alias. Load the rows and add them as objects, or pin one label on both columns."
             )
 
 
@@ -64,8 +66,8 @@ def check_plain_target(statement: Any) -> None:
     if statement.select is None:
         return
     names = [getattr(name, "key", name) for name in statement._select_names or ()]
-    for sources in _outputs(statement.select):
-        for position, source in enumerate(sources):
+    for part in _parts(statement.select):
+        for position, source in enumerate(part.selected_columns):
             if holds_ciphertext(source):
                 name = names[position] if position < len(names) else "?"
                 raise _into_the_clear(f"{getattr(statement.table, 'name', '?')}.{name}")
@@ -74,7 +76,7 @@ def check_plain_target(statement: Any) -> None:
 def holds_ciphertext(source: Any) -> bool:
     """Whether a value is what an encrypted column holds, by whatever type it goes."""
     if isinstance(source, ScalarSelect):
-        return any(holds_ciphertext(one) for columns in _outputs(source.element) for one in columns)
+        return any(holds_ciphertext(one) for part in _parts(source.element) for one in part.selected_columns)
     if isinstance(source, (Label, Grouping)):
         return holds_ciphertext(source.element)
     if not isinstance(source, ColumnElement):
@@ -164,8 +166,8 @@ def _is_owned(target: EncryptedColumn, value: _Source | None, *owner: _Source | 
 
 
 def _trace(column: Any, way: tuple[Any, ...] = ()) -> list[_Source | None]:
-    """The columns of tables that an output is, one for each part of a UNION. None for whatever is computed, or
-    typed as text, on the way."""
+    """The columns of tables that an output is, one for each part of a UNION. None for whatever is computed on
+    the way, or typed as text."""
     while isinstance(column, (Label, Grouping)):
         column = column.element
     table = getattr(column, "table", None)
@@ -181,14 +183,13 @@ def _trace(column: Any, way: tuple[Any, ...] = ()) -> list[_Source | None]:
     return [one for proxy in proxies for one in _trace(proxy, way)] or [None]
 
 
-def _outputs(select: Any) -> list[list[Any]]:
-    """The columns of a SELECT; of each of its parts, if it is a UNION."""
-    inner = getattr(select, "element", None)
+def _parts(select: Any) -> list[Any]:
+    """The SELECTs that a UNION consists of; a SELECT alone is its only part."""
     if isinstance(select, CompoundSelect):
-        return [columns for part in select.selects for columns in _outputs(part)]
-    if isinstance(inner, SelectBase):  # in parentheses
-        return _outputs(inner)
-    return [list(select.selected_columns)]
+        return [part for one in select.selects for part in _parts(one)]
+    if isinstance(select, SelectStatementGrouping):
+        return _parts(select.element)
+    return [select]
 
 
 def _into_the_clear(where: str) -> StatementRefusedError:

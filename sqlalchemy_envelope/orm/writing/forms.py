@@ -1,5 +1,5 @@
-"""The forms that an INSERT, UPDATE or DELETE comes in: by itself, in a lambda, in `from_statement()`, in a CTE.
-Here they are taken out of what is around them, and put back when they are encrypted."""
+"""The forms that an INSERT or UPDATE comes in: by itself, in a lambda, in `from_statement()`, in a CTE. It is
+taken out of what is around it here, and put back when it is encrypted."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def rows_of(statement: Any) -> list[Mapping[Any, Any]]:
 
 
 def _values_in(element: Any) -> list[Any]:
-    """What `get_children` leaves out of a statement: the rows of a multiple VALUES, and what an upsert sets."""
+    """What `get_children` leaves out: the rows of a multiple VALUES, and what an upsert sets."""
     if not isinstance(element, (Insert, Update)):
         return []
     rows = rows_of(element) if element._multi_values else []

@@ -1,8 +1,7 @@
-"""The gate: whatever was compiled, by whichever construct around it, writes to an encrypted column only if the
-statement hook has seen it.
+"""The gate: whatever was compiled writes to an encrypted column only if the statement hook has seen it.
 
-The hook knows statements by their form, and no list of forms is ever complete. So each INSERT and UPDATE that a
-compiled statement has in it, outermost or nested, is looked at again before it is sent, and refused if it does not
+The hook knows statements by their form, and no list of forms is ever complete. So each INSERT and UPDATE in
+a compiled statement, outermost or nested, is looked at again before it is sent, and refused if it does not
 carry the hook's mark. A DELETE writes no value.
 """
 
@@ -69,9 +68,9 @@ def check_compiled(compiled: Any) -> None:
     for statement in statements_of(compiled):
         if isinstance(statement, (Insert, Update)) and plan_of_table(target_of(statement)) is not None:
             raise StatementRefusedError(
-                f"A compiled statement writes to {target_of(statement).name}, which has encrypted columns, and "
-                "its values can no longer be encrypted. Execute the statement itself; SQLAlchemy keeps its "
-                "compiled form."
+                f"A compiled statement writes to {target_of(statement).name}, which has encrypted columns, "
+                "and its values can no longer be encrypted. Execute the statement itself; SQLAlchemy keeps "
+                "its compiled form."
             )
 
 
@@ -91,8 +90,8 @@ def _check_marked(connection: Connection, plan: TablePlan, statement: Any) -> No
 
 
 def _is_guarded(value: Any) -> bool:
-    """Whether a value that nobody encrypted cannot pass: the column's type takes nothing else. SQLAlchemy gives
-    it to every parameter that has none of its own."""
+    """Whether nothing but ciphertext can come by this value: the column's type takes nothing else, and
+    SQLAlchemy gives it to every parameter that has none of its own."""
     if isinstance(value, BindParameter):
         return isinstance(value.type, (EncryptedType, NullType))
     return isinstance(value, Null) or not isinstance(value, ClauseElement)

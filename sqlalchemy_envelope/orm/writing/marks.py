@@ -1,7 +1,7 @@
 """The mark of a statement whose values were encrypted, or compared, in the statement hook.
 
-It is an annotation, and so a part of SQLAlchemy's cache key: a compiled form is shared by marked statements, or
-by unmarked ones, and never by both. What was found out about a compiled form holds for each of its executions.
+It is an annotation, and so a part of SQLAlchemy's cache key: a compiled form is shared by marked statements,
+or by unmarked ones, never by both. What is found out about a compiled form holds for each of its executions.
 """
 
 from __future__ import annotations

@@ -157,7 +157,7 @@ class _Walk:
                     f"({', '.join(sorted(map(str, labels)))}): a value could not be told from one moved "
                     "there. Pin one label on both: EncryptedType(..., label='...')."
                 )
-        if not compound.keyword.value == "UNION ALL":  # the others compare rows
+        if compound.keyword.value != "UNION ALL":  # the others compare rows
             for select in compound.selects:
                 _check_distinct(select, compound.keyword.value)
         names = {one.key: one for one in columns[0] if _is_encrypted(one)}

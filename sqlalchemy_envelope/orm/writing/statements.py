@@ -175,8 +175,8 @@ class _StatementWriter:
         return statement, multiparams, params
 
     def _is_untyped_null(self, key: str, value: Any) -> bool:
-        """Whether a NULL has to be given anew: its column is being moved, or it came with a type of its own, as
-        a lambda's variable does."""
+        """Whether a NULL has to be given anew: its column is being moved, or it came with a type of its own,
+        as a lambda's variable does."""
         if value is not None or key not in self._plan.keys:
             return False
         return key in self._plan.dual or not isinstance(self._assigned[key].type, EncryptedType)
@@ -539,4 +539,8 @@ def _is_placeholder(clause: Any) -> bool:
 
 
 def _literal_value(value: Any) -> Any:
+    if isinstance(value, Null):
+        return None
+    if isinstance(value, Null):
+        return None
     return value.effective_value if isinstance(value, BindParameter) and not _is_placeholder(value) else value

@@ -1,9 +1,9 @@
-"""Other `Table` objects of a table with encrypted columns: reflected ones, `table("notes", column("body"))`, the
-ones that Alembic's and pandas' bulk inserts make. Nothing in them tells that a column is encrypted.
+"""Other `Table` objects of a table with encrypted columns: reflected, `table("notes", column("body"))`, made
+by the bulk inserts of Alembic and pandas. Nothing in them tells that a column is encrypted.
 
-They are known by name. A table of another database may have the name as well, and so the database is asked, once
-for each engine and table, whether the column holds bytes and the owner's keys lie beside it. Stored bytes pass:
-a program that copies rows has them.
+They are known by name. A table of another database may have the same name, and so the database is asked, once
+for each engine and table, whether the column holds bytes and the owner's keys are stored beside it. Stored
+bytes pass: a program that copies rows has them.
 """
 
 from __future__ import annotations
@@ -182,7 +182,7 @@ def _key_table(table: Table) -> Table | None:
 def _refusal(target: Any, column: Column[Any]) -> StatementRefusedError:
     where = f"{column.table.name}.{column.name}"
     return StatementRefusedError(
-        f"{where} is encrypted, and this statement writes it through another Table object, which does not know "
-        f"that: the value would be stored as it is. Write through the model, or through its own table: "
+        f"{where} is encrypted, and this statement writes it through another Table object, which does not "
+        "know that: the value would be stored as it is. Write through the model, or through its own table: "
         f"`insert(Model)`, `Model.__table__`, or `metadata.tables[{column.table.key!r}]`."
     )
