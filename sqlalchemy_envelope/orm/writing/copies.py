@@ -51,9 +51,9 @@ def _check_copies(plan: TablePlan, copied: Mapping[str, Any], *, typed: bool) ->
         elif typed or target.row_bound or not _copies_owner(target, source, copied):
             owner = " and ".join(target.path.keys)
             raise StatementRefusedError(
-                f"INSERT .. FROM SELECT into {plan.table.name}.{name}: only a column of the same label "
-                f"can be copied inside the database, and {owner}, the row's owner, with it from the same "
-                "table or alias. Load the rows and add them as objects, or pin one label on both columns."
+                f"{plan.table.name}.{name} is encrypted: an INSERT can take it from a SELECT only if that "
+                f"names a column of the same label, and {owner}, the row's owner, of the same table or alias. "
+                "Load the rows and add them as objects, or pin one label on both columns."
             )
 
 

@@ -111,6 +111,8 @@ def with_ctes(statement: Any, encrypt: Callable[[Any], Any]) -> Any:
     new: dict[CTE, CTE] = {}
     for cte in elements_in(statement):
         if isinstance(cte, CTE) and isinstance(cte.element, (Insert, Update)):
+            if "parententity" in cte._annotations:
+                return statement  # `aliased(Model, cte)` would go on to select from the old one
             inner = encrypt(cte.element)
             if inner is not cte.element:
                 new[cte] = inner.cte(cte.name, nesting=cte.nesting)

@@ -9,10 +9,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import Insert, Update, insert, update
+from sqlalchemy import Column, Insert, Update, insert, update
 from sqlalchemy.engine.interfaces import Compiled
 from sqlalchemy.orm import FromStatement
-from sqlalchemy.sql.elements import BindParameter, ClauseElement, Null
+from sqlalchemy.sql import operators
+from sqlalchemy.sql.elements import (
+    BinaryExpression,
+    BindParameter,
+    BooleanClauseList,
+    ClauseElement,
+    Grouping,
+    Null,
+)
 from sqlalchemy.types import NullType
 from sqlalchemy.util import immutabledict
 
@@ -53,7 +61,7 @@ from sqlalchemy_envelope.orm.writing.marks import mark, mark_lasting
 from sqlalchemy_envelope.orm.writing.twins import check_twin
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from sqlalchemy import Connection
     from sqlalchemy.orm import InstanceState
@@ -377,7 +385,7 @@ class _StatementWriter:
             if new is not None:
                 return [self._column_cipher(new, b"", column) for column in columns]
         values = tuple([self._value(key, row, literals) for key in path.keys]) if self._plan.has(path) else ()
-        key = self._owner(row, path, columns[0], values)
+        key = self._owner(row, path, self._written(row, columns), values)
         owner = path.owner_class.owner_id(key)
         new = enrolling_owner(self._session, owner)
         if new is None:
@@ -386,6 +394,10 @@ class _StatementWriter:
                     self._session, path.owner_class, [key], 0 if self._told else len(columns)
                 )
         return [self._column_cipher(new, owner, column) for column in columns]
+
+    def _written(self, row: Row, columns: Sequence[EncryptedColumn]) -> EncryptedColumn:
+        """The column that an error about this row is to name."""
+        return next((one for one in columns if row.get(self._parameter(one.key)) is not None), columns[0])
 
     def _attributes(self) -> dict[str, str]:
         """The attributes that columns are mapped by, which tell one new owner's row from another's."""
@@ -416,12 +428,19 @@ class _StatementWriter:
             using = context.USING.get()
             key = using.primary_key if using is not None and using.owner_class is path.owner_class else None
         if key is None:
-            raise StatementRefusedError(
-                f"A statement writes {self._plan.table.name}.{column.key} and does not name the row's owner "
-                f"({', '.join(path.keys)}). Name it in the values, load and change the objects, or say whose "
-                "rows these are: `with unlocked.using(owner): ...`."
-            )
+            raise self._unnamed_owner(path, column)
         return key
+
+    def _unnamed_owner(self, path: OwnerPath, column: EncryptedColumn) -> StatementRefusedError:
+        using = "say whose rows these are: `with unlocked.using(owner): ...`"
+        name = f"name it in the values ({', '.join(path.keys)})"
+        # An UPDATE that names the owner moves the rows there, which is seldom what is meant.
+        cures = [name, using] if self._inserts else [using]
+        first, *others = [*cures, "load the objects and change them"]
+        return StatementRefusedError(
+            f"A statement writes {self._plan.table.name}.{column.key} and does not name the row's owner. "
+            f"{first[0].upper()}{first[1:]}, or {', or '.join(others)}."
+        )
 
     def _cipher(self, new: Enrolling | None, owner: OwnerId, column: EncryptedColumn) -> ValueCipher:
         field = column.type.field
@@ -479,7 +498,11 @@ class _StatementWriter:
         """Refuse to give a row another owner, or a row-bound one another key, while its
         ciphertext stays behind."""
         for path, columns in self._plan.groups:
-            moves = not path.is_self and any(key in row or key in self._assigned for key in path.keys)
+            moves = (
+                not path.is_self
+                and any(key in row or key in self._assigned for key in path.keys)
+                and not self._is_pinned(path, row, literals)
+            )
             for column in columns:
                 rekeys = column.row_bound and any(
                     k.key in row or k.key in self._assigned for k in self._plan.table.primary_key
@@ -494,10 +517,47 @@ class _StatementWriter:
                     values = [self._value(key, row, literals) for key in path.keys]
                     if not rekeys and stays(state, path, column.key, values):
                         continue
+                named = ", ".join(path.keys)
                 raise StatementRefusedError(
                     f"An UPDATE moves rows of {self._plan.table.name} to another owner or key and leaves "
                     f"{column.key} encrypted for where it was. Load the objects and change them."
+                    + (
+                        f" If the rows stay with their owner, leave {named} out of the values and say "
+                        "whose they are: `with unlocked.using(owner): ...`."
+                        if moves
+                        else ""
+                    )
                 )
+
+    def _is_pinned(self, path: OwnerPath, row: Row, literals: Row) -> bool:
+        """Whether the WHERE takes only rows that have the very owner that the values name."""
+        pinned = dict(self._equalities(row))
+        return all(
+            column in pinned
+            and pinned[column] is not None
+            and pinned[column] == self._value(key, row, literals)
+            for key, column in zip(path.keys, path.columns, strict=True)
+        )
+
+    def _equalities(self, row: Row) -> Iterator[tuple[Any, Any]]:
+        """What the rows of an UPDATE have in common: the columns that its WHERE compares with a value."""
+        waiting = list(self._statement._where_criteria)
+        while waiting:
+            one = waiting.pop()
+            one = one.element if isinstance(one, Grouping) else one
+            if isinstance(one, BooleanClauseList) and one.operator is operators.and_:
+                waiting.extend(one.clauses)
+            elif isinstance(one, BinaryExpression) and one.operator is operators.eq:
+                for column, value in ((one.left, one.right), (one.right, one.left)):
+                    # An annotated table has the hash of the table itself; an alias is another row.
+                    if (
+                        isinstance(column, Column)
+                        and isinstance(value, BindParameter)
+                        and hash(column.table) == hash(self._statement.table)
+                    ):
+                        (base,) = column.base_columns
+                        default = None if value.required else value.effective_value
+                        yield base, row.get(value.key, default)
 
 
 def _encrypt(batch: Batch, row: dict[str, Any], ciphers: list[BoundCipher], reference: bytes = b"") -> None:
