@@ -52,7 +52,7 @@ def _check_copies(plan: TablePlan, copied: Mapping[str, Any], *, typed: bool) ->
             owner = " and ".join(target.path.keys)
             raise StatementRefusedError(
                 f"{plan.table.name}.{name} is encrypted: an INSERT can take it from a SELECT only if that "
-                f"names a column of the same label, and {owner}, the row's owner, of the same table or alias. "
+                f"names a column of the same label, and {owner}, the row's owner, of one table or alias. "
                 "Load the rows and add them as objects, or pin one label on both columns."
             )
 

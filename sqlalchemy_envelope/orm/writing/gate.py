@@ -104,7 +104,8 @@ def _unseen(plan: TablePlan, statement: Any, in_ctes: bool) -> StatementRefusedE
     cte = f", or as a CTE: `statement.add_cte({verb.lower()}(...).returning(...).cte())`" if in_ctes else ""
     return StatementRefusedError(
         f"A statement has an {verb} of {where}, which is encrypted, in a place where its values cannot be "
-        f"encrypted; nothing was sent. Execute it by itself: `session.execute({verb.lower()}(...))`{cte}."
+        f"encrypted; nothing was sent. Run the two one after the other: "
+        f"`session.execute({verb.lower()}(...))`{cte}."
     )
 
 
