@@ -23,7 +23,7 @@ from sqlalchemy_envelope.orm.columns.plans import plan_of_table
 from sqlalchemy_envelope.orm.writing.forms import assigned_by_upsert, rows_of, target_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Sequence
 
     from sqlalchemy import Connection, Engine
 
@@ -100,27 +100,28 @@ def _column_name(target: Any, key: Any) -> str:
     return name.lower()
 
 
-def _written(statement: Any, rows: Iterable[Any]) -> Iterator[tuple[Any, Any]]:
-    """What a statement writes: column or its key, and the value. A list of columns says nothing of values."""
+def _written(statement: Any, parameters: Sequence[Any]) -> Iterator[tuple[Any, Any]]:
+    """What a statement writes: column or its key, and the value."""
     assigned = dict(getattr(statement, "_ordered_values", None) or statement._values or {})
-    placeholders: dict[str, Any] = {}
-    for key, value in assigned.items():
-        if isinstance(value, BindParameter) and value.value is None and value.callable is None:
-            placeholders[value.key] = key
-        yield key, value
-    for row in rows_of(statement) if getattr(statement, "_multi_values", None) else ():
-        yield from row.items()
+    rows = rows_of(statement) if getattr(statement, "_multi_values", None) else []
+    for row in (assigned, *rows, assigned_by_upsert(statement)):
+        for key, value in row.items():
+            yield from ((key, one) for one in _given(value, parameters))
     for key in getattr(statement, "_select_names", None) or ():
         yield key, statement.select
-    yield from assigned_by_upsert(statement).items()
-    for row in rows:
-        for key, value in row.items():
-            yield placeholders.get(key, key), value
+    for row in parameters:
+        yield from row.items()
+
+
+def _given(value: Any, parameters: Sequence[Any]) -> list[Any]:
+    """The values of a bound parameter in every execution."""
+    if not isinstance(value, BindParameter):
+        return [value]
+    own = value.effective_value
+    return [row.get(value.key, own) for row in parameters] or [own]
 
 
 def _is_stored(value: Any) -> bool:
-    if isinstance(value, BindParameter):
-        value = value.effective_value
     if value is None or isinstance(value, Null):
         return True
     try:
