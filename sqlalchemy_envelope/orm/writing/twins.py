@@ -50,7 +50,7 @@ def check_twin(connection: Connection, statement: Any, multiparams: Any, params:
         return False
     for key, value in _written(statement, multiparams or ([params] if params else [])):
         name = _column_name(target, key)
-        if name in names and not _is_stored(value) and _is_here(connection, target, name):
+        if name in names and not _is_stored(target, name, value) and _is_here(connection, target, name):
             raise _refusal(target, names[name])
     return True
 
@@ -121,24 +121,19 @@ def _given(value: Any, parameters: Sequence[Any]) -> list[Any]:
     return [row.get(value.key, own) for row in parameters] or [own]
 
 
-def _is_stored(value: Any) -> bool:
+def _is_stored(target: Any, name: str, value: Any) -> bool:
+    """Whether a value is nothing, or what this library stored: the column itself (`body = body`), the row that
+    an upsert was to insert (`excluded.body`, looked at there), or bytes."""
     if value is None or isinstance(value, Null):
         return True
+    if isinstance(value, ColumnClause):
+        proposed = getattr(value.table, "name", None) in ("excluded", "new", "inserted")
+        return (proposed or value.table is target) and value.name.lower() == name
     try:
         check_value(value)
     except (FormatError, TruncatedError):
-        return _is_proposed(value)
+        return False
     return True
-
-
-def _is_proposed(value: Any) -> bool:
-    """`excluded.body` of an upsert: what the same statement was to insert, and looked at there."""
-    source = getattr(value, "table", None)
-    return isinstance(value, ClauseElement) and getattr(source, "name", None) in (
-        "excluded",
-        "new",
-        "inserted",
-    )
 
 
 def _is_here(connection: Connection, target: Any, name: str) -> bool:
