@@ -13,7 +13,7 @@ from weakref import WeakKeyDictionary, WeakSet
 
 from sqlalchemy import Column, Table, inspect
 from sqlalchemy.exc import NoSuchTableError
-from sqlalchemy.sql.elements import BindParameter, ClauseElement, Null
+from sqlalchemy.sql.elements import BindParameter, ClauseElement, ColumnClause, Null
 from sqlalchemy.sql.selectable import TableClause
 
 from sqlalchemy_envelope.crypto.aead import check_value
@@ -122,8 +122,8 @@ def _given(value: Any, parameters: Sequence[Any]) -> list[Any]:
 
 
 def _is_stored(target: Any, name: str, value: Any) -> bool:
-    """Whether a value is nothing, or what this library stored: the column itself (`body = body`), the row that
-    an upsert was to insert (`excluded.body`, looked at there), or bytes."""
+    """Whether a value is nothing, or what this library stored: the column itself (`body = body`), the
+    row that an upsert was to insert (`excluded.body`, looked at there), or bytes."""
     if value is None or isinstance(value, Null):
         return True
     if isinstance(value, ColumnClause):
