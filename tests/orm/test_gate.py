@@ -213,6 +213,7 @@ class explain(Executable, ClauseElement):  # noqa: N801 - SQLAlchemy's recipe
     """A construct of somebody else's, which shows nothing of the statement inside."""
 
     inherit_cache = False
+    _inline = True
 
     def __init__(self, statement: Any) -> None:
         self.statement = statement
