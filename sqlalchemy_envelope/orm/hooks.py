@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any
 from weakref import WeakSet
 
-from sqlalchemy import Column, Connection, Engine, event
+from sqlalchemy import Column, Connection, Engine, Select, event
 from sqlalchemy.orm import Mapper, Session
 
 from sqlalchemy_envelope.orm.columns.checks import check_mapper, declare_column
@@ -67,7 +67,9 @@ def _before_execute(
     connection: Connection, statement: Any, multiparams: Any, params: Any, execution_options: Any
 ) -> tuple[Any, Any, Any]:
     """What is done before a statement, in this order; the last step encrypts its parameters."""
-    statement = forms.plain(statement)
+    # Most statements are a SELECT: what comes seldom is not looked for in one.
+    if not isinstance(statement, Select) and isinstance(statement, forms.LAMBDAS):
+        statement = forms.plain(statement)
     session = session_of(connection)
     if session is not None:
         current = context.CURRENT.get()

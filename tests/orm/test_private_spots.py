@@ -448,7 +448,7 @@ def test_what_a_lambda_stands_for(lite: Started) -> None:
 
 def test_without_what_a_lambda_stands_for(lite: Started, monkeypatch: pytest.MonkeyPatch) -> None:
     """A lambda that the hook cannot look into is refused."""
-    monkeypatch.setattr(forms, "_LAMBDAS", ())
+    monkeypatch.setattr(forms, "LAMBDAS", ())
     owner, body = lite.ada.id, PLAIN
     with unlock(lite.session, lite.ada), refused(lite):
         lite.session.execute(sa.lambda_stmt(lambda: insert(Note).values(user_id=owner, body=body)))

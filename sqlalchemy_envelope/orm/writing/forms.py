@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import Column, Insert, Table, Update
 from sqlalchemy.orm import FromStatement
 from sqlalchemy.sql import visitors
+from sqlalchemy.sql.dml import UpdateBase
 from sqlalchemy.sql.elements import ClauseElement, ColumnClause
 from sqlalchemy.sql.lambdas import LambdaElement, NullLambdaStatement
 from sqlalchemy.sql.selectable import CTE, AliasedReturnsRows
@@ -18,12 +19,12 @@ if TYPE_CHECKING:
 WRITE_IN_CTES = ("postgresql", "mssql")
 """The databases that take an INSERT or UPDATE in a CTE."""
 
-_LAMBDAS = (LambdaElement, NullLambdaStatement)
+LAMBDAS = (LambdaElement, NullLambdaStatement)
 
 
 def plain(statement: Any) -> Any:
     """The statement that a lambda stands for, with the values that its variables have now."""
-    while isinstance(statement, _LAMBDAS):
+    while isinstance(statement, LAMBDAS):
         statement = statement._resolved
     return statement
 
@@ -97,8 +98,8 @@ def may_hold_ctes(statement: Any) -> bool:
     this misses is refused when it is compiled."""
     if getattr(statement, "_independent_ctes", None):
         return True
-    if isinstance(statement, Insert):
-        inner = statement.select
+    if isinstance(statement, UpdateBase):
+        inner = statement.select if isinstance(statement, Insert) else None
         return inner is not None and may_hold_ctes(inner)
     for one in getattr(statement, "_raw_columns", ()):
         if isinstance(one, CTE) or isinstance(getattr(one, "table", None), CTE):

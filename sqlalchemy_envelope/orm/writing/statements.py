@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import Column, Insert, Update, insert, update
+from sqlalchemy import Column, Insert, Select, Update, insert, update
 from sqlalchemy.engine.interfaces import Compiled
 from sqlalchemy.orm import FromStatement
 from sqlalchemy.sql import operators
@@ -58,7 +58,7 @@ from sqlalchemy_envelope.orm.writing.forms import (
 )
 from sqlalchemy_envelope.orm.writing.gate import check_compiled
 from sqlalchemy_envelope.orm.writing.marks import mark, mark_lasting
-from sqlalchemy_envelope.orm.writing.twins import check_twin
+from sqlalchemy_envelope.orm.writing.twins import check_twin, is_twin
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -77,6 +77,10 @@ if TYPE_CHECKING:
 
 def encrypt(connection: Connection, statement: Any, multiparams: Any, params: Any) -> tuple[Any, Any, Any]:
     """Encrypt what an INSERT or UPDATE writes into encrypted columns, and mark it."""
+    if isinstance(statement, (Insert, Update)) and not may_hold_ctes(statement):  # first what comes most
+        return _encrypt_alone(connection, statement, multiparams, params)
+    if isinstance(statement, Select) and connection.dialect.name not in WRITE_IN_CTES:
+        return statement, multiparams, params
     if isinstance(statement, FromStatement):
         inner, multiparams, params = encrypt(connection, plain(statement.element), multiparams, params)
         if inner is not statement.element:
@@ -101,9 +105,10 @@ def encrypt(connection: Connection, statement: Any, multiparams: Any, params: An
 def _encrypt_alone(
     connection: Connection, statement: Any, multiparams: Any, params: Any
 ) -> tuple[Any, Any, Any]:
-    plan = plan_of_table(target_of(statement))
+    target = target_of(statement)
+    plan = plan_of_table(target)
     if plan is None:
-        if check_twin(connection, statement, multiparams, params):
+        if is_twin(target) and check_twin(connection, target, statement, multiparams, params):
             statement = mark(statement)
         return statement, multiparams, params
     encrypted, multiparams, params = _StatementWriter(plan, connection, statement).write(multiparams, params)

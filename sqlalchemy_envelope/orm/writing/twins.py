@@ -36,15 +36,12 @@ def note_table(table: Table) -> None:
     _by_name.setdefault(table.name.lower(), WeakSet()).add(table)
 
 
-def check_twin(connection: Connection, statement: Any, multiparams: Any, params: Any) -> bool:
+def check_twin(connection: Connection, target: Any, statement: Any, multiparams: Any, params: Any) -> bool:
     """Refuse anything but stored bytes for an encrypted column; tells whether there was something to look at.
 
     Raises:
         StatementRefusedError: the statement would store plaintext.
     """
-    target = target_of(statement)
-    if getattr(target, "name", None) is None or target.name.lower() not in _by_name:
-        return False
     names = _encrypted_names(connection, target)
     if not names:
         return False
