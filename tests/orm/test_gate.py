@@ -1,6 +1,9 @@
 """What writes to an encrypted column goes through the statement hook, in whichever form it comes, or is
 refused before it is sent; and statements that have nothing to do with one never notice."""
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -600,3 +603,42 @@ def test_a_sequence(postgres_engine: Engine) -> None:
             started.session.execute(made)
 
             assert list(started.session.execute(select(Note.id, Note.body))) == [(3, PLAIN)]
+
+
+CONCRETE = """
+import sys
+from sqlalchemy import ForeignKey, Text, create_engine, select
+from sqlalchemy.ext.declarative import AbstractConcreteBase
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, configure_mappers, declared_attr, mapped_column
+from sqlalchemy_envelope import EncryptedType, KeyOwner
+class Base(DeclarativeBase): ...
+class User(KeyOwner, Base):
+    __tablename__ = "users"
+    id: Mapped[int] = mapped_column(primary_key=True)
+class Paper(AbstractConcreteBase, Base):
+    id: Mapped[int] = mapped_column(primary_key=True)
+    @declared_attr
+    def user_id(cls) -> Mapped[int]: return mapped_column(ForeignKey("users.id", ondelete="CASCADE"))
+class Letter(Paper):
+    __tablename__ = "letters"
+    __mapper_args__ = {"polymorphic_identity": "letter", "concrete": True}
+class Memo(Paper):
+    __tablename__ = "memos"
+    __mapper_args__ = {"polymorphic_identity": "memo", "concrete": True}
+    text: Mapped[str] = mapped_column(EncryptedType(Text, owner="user_id"))
+configure_mappers()
+engine = create_engine("sqlite://")
+Base.metadata.create_all(engine)
+with Session(engine) as session:
+    assert session.scalars(select(Paper)).all() == []
+"""
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_column_that_one_concrete_subclass_alone_has(seed: int) -> None:
+    """The application starts, and asks for all of them, in every process: whatever order a set has there."""
+    done = subprocess.run(
+        [sys.executable, "-c", CONCRETE], env={**os.environ, "PYTHONHASHSEED": str(seed)}, check=False
+    )
+
+    assert done.returncode == 0

@@ -57,7 +57,7 @@ from sqlalchemy_envelope.orm.writing.forms import (
     with_ctes,
 )
 from sqlalchemy_envelope.orm.writing.gate import check_compiled
-from sqlalchemy_envelope.orm.writing.marks import mark, mark_lasting
+from sqlalchemy_envelope.orm.writing.marks import is_marked, mark, mark_lasting
 from sqlalchemy_envelope.orm.writing.twins import check_twin, is_twin
 
 if TYPE_CHECKING:
@@ -108,7 +108,8 @@ def _encrypt_alone(
     target = target_of(statement)
     plan = plan_of_table(target)
     if plan is None:
-        if is_twin(target) and check_twin(connection, target, statement, multiparams, params):
+        unseen = is_twin(target) and not is_marked(statement)  # the migration marks what it encrypted itself
+        if unseen and check_twin(connection, target, statement, multiparams, params):
             statement = mark(statement)
         return statement, multiparams, params
     encrypted, multiparams, params = _StatementWriter(plan, connection, statement).write(multiparams, params)
