@@ -37,6 +37,7 @@ from sqlalchemy_envelope.migration.keyset import Position, beyond, up_to
 from sqlalchemy_envelope.orm.columns.encrypted_type import EncryptedType
 from sqlalchemy_envelope.orm.tables.key_rows import RawBytes, raw
 from sqlalchemy_envelope.orm.tables.owner_paths import ChosenPath
+from sqlalchemy_envelope.orm.writing.marks import mark
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -447,7 +448,8 @@ class Rows:
         )
         mine = [self._same(key, sent.c[name]) for key, name in zip(keys, names, strict=True)]
         statement = update(self.table).where(*mine, still(sent.c.seen))
-        statement = statement.values({self.encrypted.name: sent.c.made})
+        # What is sent was encrypted here; of a document the statement hook could not tell.
+        statement = mark(statement.values({self.encrypted.name: sent.c.made}))
         bind = [key.type.dialect_impl(self.dialect).bind_processor(self.dialect) for key in keys]
         process = [one or _as_it_is for one in bind]
         document = [

@@ -8,8 +8,9 @@ this package registers none.
 from __future__ import annotations
 
 from typing import Any
+from weakref import WeakSet
 
-from sqlalchemy import Column, Connection, Engine, event
+from sqlalchemy import Column, Connection, Engine, Select, event
 from sqlalchemy.orm import Mapper, Session
 
 from sqlalchemy_envelope.crypto.frames import empty_frames, emptying
@@ -25,7 +26,7 @@ from sqlalchemy_envelope.orm.sharing import grant_flushes, membership
 from sqlalchemy_envelope.orm.tables import connections, key_grant, key_owner
 from sqlalchemy_envelope.orm.tables.connections import session_of
 from sqlalchemy_envelope.orm.tables.default_schema import on_text
-from sqlalchemy_envelope.orm.writing import flushes, links, refusals, statements
+from sqlalchemy_envelope.orm.writing import flushes, forms, gate, links, refusals, statements, twins
 
 _installed = False
 
@@ -40,6 +41,7 @@ def register() -> None:
 
 def _on_column(column: Column[Any], table: Any) -> None:
     if declare_column(column, table):
+        twins.note_table(table)
         _install()
         if is_moving(column):
             _install_dual()
@@ -68,6 +70,9 @@ def _before_execute(
 ) -> tuple[Any, Any, Any]:
     """What is done before a statement, in this order; the last step encrypts its parameters."""
     try:
+        # Most statements are a SELECT: what comes seldom is not looked for in one.
+        if not isinstance(statement, Select) and isinstance(statement, forms.LAMBDAS):
+            statement = forms.plain(statement)
         session = session_of(connection)
         if session is not None:
             current = context.CURRENT.get()
@@ -76,8 +81,6 @@ def _before_execute(
             if takes_locks(statement):
                 note_locks(session)
             membership.on_statement(session, statement)
-        flushes = session is not None and session._flushing
-        links.check_statement(connection, statement, multiparams, params, flushes)
         return statements.encrypt(connection, statement, multiparams, params, execution_options)
     except BaseException as error:
         empty_frames(error)
@@ -85,17 +88,22 @@ def _before_execute(
         raise
 
 
+_checked: WeakSet[Any] = WeakSet()
+
+
 def _before_cursor_execute(
-    connection: Connection,
-    cursor: object,
-    statement: str,
-    parameters: object,
-    execution: Any,
-    executemany: bool,
+    connection: Connection, cursor: object, sql: str, parameters: object, execution: Any, executemany: bool
 ) -> None:
-    """What is done before a statement's text goes to the driver."""
-    on_text(connection, statement)
-    refusals.before_cursor_execute(connection, cursor, statement, parameters, execution, executemany)
+    """Refuse what must not be sent. SQLAlchemy keeps compiled statements, and so each is looked at once."""
+    on_text(connection, sql)
+    compiled = getattr(execution, "compiled", None)
+    if compiled is None or compiled in _checked:
+        return
+    elements = list(forms.elements_in(*gate.statements_of(compiled)))
+    again = gate.check_writes(connection, compiled, elements)
+    refusals.check(compiled, elements)
+    if not again:
+        _checked.add(compiled)
 
 
 def _install_dual() -> None:

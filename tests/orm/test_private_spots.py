@@ -24,7 +24,7 @@ from sqlalchemy_envelope.orm.columns.stored_value import EncryptedCheck
 from sqlalchemy_envelope.orm.current import locks
 from sqlalchemy_envelope.orm.reading import echo, objects
 from sqlalchemy_envelope.orm.reading import rows as watched
-from sqlalchemy_envelope.orm.writing import refusals, statements
+from sqlalchemy_envelope.orm.writing import copies, forms, marks, refusals, statements
 from tests.orm.conftest import Started
 from tests.orm.models import Note, Page, User, stored, unlock
 
@@ -165,6 +165,14 @@ def test_ordered_values(lite: Started) -> None:
     kept = getattr(statement, "_ordered_values", None) or statement._values.items()
 
     assert [(column.key, bind.effective_value) for column, bind in kept] == [("body", PLAIN)]
+
+
+def test_where_criteria() -> None:
+    """`_where_criteria`: the conditions of an UPDATE. Without them, one that names the owner is refused as a
+    move."""
+    condition = Note.__table__.c.user_id == 1
+
+    assert update(Note.__table__).where(condition)._where_criteria == (condition,)
 
 
 def test_post_values_clause(lite: Started) -> None:
@@ -397,6 +405,83 @@ def test_the_refresh_event_of_one_instance(lite: Started) -> None:
             session.commit()
 
 
+# The gate: what carries the mark, and where a statement may be
+
+
+def test_an_annotation_is_part_of_a_cache_key(lite: Started) -> None:
+    """`_annotate` makes a copy that shares no compiled statement with what it was made of."""
+    plain = single(lite)
+    marked = marks.mark(plain)
+
+    assert marks.is_marked(marked)
+    assert not marks.is_marked(plain)
+    assert marked._generate_cache_key().key != plain._generate_cache_key().key
+    assert marked._generate_cache_key().key == marks.mark(single(lite))._generate_cache_key().key
+
+
+def test_what_a_statement_memoizes_is_not_handed_on(lite: Started) -> None:
+    """`_set_memoized_attribute` keeps a marked copy beside its statement, and beside none that is built on
+    it."""
+    plain = insert(Note)
+
+    assert marks.mark_lasting(plain) is marks.mark_lasting(plain)
+    assert set(marks.mark_lasting(plain.values(title="x"))._values) != set(
+        marks.mark_lasting(plain)._values or ()
+    )
+    assert marks.mark_lasting(plain.values(title="x").values(size=1))._values.keys() != {"title"}
+
+
+def test_without_the_mark(lite: Started, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every INSERT into a table with encrypted columns is then refused."""
+    monkeypatch.setattr(statements, "mark", lambda statement: statement)
+    monkeypatch.setattr(statements, "mark_lasting", lambda statement: statement)
+    with unlock(lite.session, lite.ada), refused(lite):
+        lite.session.execute(single(lite))
+
+
+def test_what_a_lambda_stands_for(lite: Started) -> None:
+    """`_resolved` is the statement of a lambda, with the values that its variables have now."""
+    owner, body = lite.ada.id, PLAIN
+    found = forms.plain(sa.lambda_stmt(lambda: insert(Note).values(user_id=owner, body=body)))
+
+    assert isinstance(found, sa.Insert)
+    assert {PLAIN, lite.ada.id} == {bind.effective_value for bind in found._values.values()}
+
+
+def test_without_what_a_lambda_stands_for(lite: Started, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A lambda that the hook cannot look into is refused."""
+    monkeypatch.setattr(forms, "LAMBDAS", ())
+    owner, body = lite.ada.id, PLAIN
+    with unlock(lite.session, lite.ada), refused(lite):
+        lite.session.execute(sa.lambda_stmt(lambda: insert(Note).values(user_id=owner, body=body)))
+
+
+def test_independent_ctes(lite: Started) -> None:
+    """`_independent_ctes` are those of `add_cte()`; one that is overlooked is refused
+    (`test_queries`: an insert in a cte)."""
+    cte = single(lite).cte("i")
+
+    assert list(select(literal(1)).add_cte(cte)._independent_ctes) == [cte]
+    assert forms.may_hold_ctes(select(literal(1)).add_cte(cte))
+    assert not forms.may_hold_ctes(select(Note))
+
+
+def test_proxies() -> None:
+    """`_proxies`: what a subquery's column is in the SELECT inside; in each part of a UNION."""
+    inner = union_all(select(Note.body), select(Note.body)).subquery()
+    (single_proxy,) = select(Note.body).subquery().c.body._proxies
+
+    assert single_proxy.key == "body"
+    assert [one.key for one in inner.c.body._proxies] == ["body", "body"]
+
+
+def test_without_proxies() -> None:
+    """A column whose origin cannot be told is not copied."""
+    column = Hidden(select(Note.body).subquery().c.body, "_proxies")
+
+    assert copies._trace(column) == [None]
+
+
 # Selects: what the refusals walk over
 
 
@@ -427,7 +512,7 @@ def test_without_a_part_of_a_select(lite: Started, monkeypatch: pytest.MonkeyPat
             super()._select(Hidden(statement, name))
 
     monkeypatch.setattr(refusals, "_Walk", Blinded)
-    monkeypatch.setattr(refusals, "_checked", type(refusals._checked)())
+    monkeypatch.setattr(hooks, "_checked", type(hooks._checked)())
     sent: list[str] = []
     sa.event.listen(lite.engine, "do_execute", lambda cursor, statement, *_: sent.append(statement))
 
@@ -454,7 +539,7 @@ def test_without_what_an_update_returns(lite: Started, monkeypatch: pytest.Monke
     a_note(lite, lite.ada)
     before = rows(lite.engine)
     monkeypatch.setattr(refusals, "_Walk", Blinded)
-    monkeypatch.setattr(refusals, "_checked", type(refusals._checked)())
+    monkeypatch.setattr(hooks, "_checked", type(hooks._checked)())
     with pytest.raises(AttributeError), lite.engine.begin() as connection:
         connection.execute(update(Note.__table__).values(title=func.upper("x")))
 
@@ -583,12 +668,14 @@ def test_no_private_spot_without_a_canary() -> None:
     """The private names that the ORM half of the package reads of SQLAlchemy are those
     that this file speaks of."""
     known = {
+        "_annotate",
         "_annotations",
         "_distinct",
         "_distinct_on",
         "_flushing",
         "_for_update_arg",
         "_group_by_clauses",
+        "_independent_ctes",
         "_keymap",
         "_label",
         "_multi_values",
@@ -598,13 +685,17 @@ def test_no_private_spot_without_a_canary() -> None:
         "_parent",
         "_post_values_clause",
         "_processors",
+        "_proxies",
         "_raw_columns",
+        "_resolved",
         "_result_columns",
         "_returning",
         "_select_names",
+        "_set_memoized_attribute",
         "_supplemental_returning",
         "_values",
         "_variant_mapping",
+        "_where_criteria",
         "_with_options",
     }
     texts = [path.read_text() for path in Path(str(hooks.__file__)).parent.rglob("*.py")]

@@ -171,6 +171,10 @@ REFUSED: dict[str, Callable[[], Any]] = {
     "union in a subquery": lambda: select(
         union_all(select(Note.body.label("x")), select(User.phone)).subquery().c.x
     ),
+    "union": lambda: union(select(Note.body), select(Other.body)),
+    "union in a subquery of one label": lambda: select(
+        union(select(Note.body), select(Other.body)).subquery()
+    ),
     "except": lambda: sa.except_(select(Note.body), select(Other.body)),
     "intersect": lambda: sa.intersect(select(Note.body), select(Other.body)),
     "delete where": lambda: sa.delete(Note).where(func.lower(Note.body) == PLAIN),
@@ -348,10 +352,6 @@ WORKS: dict[str, tuple[Callable[[], Any], Any]] = {
         lambda: select(Note.body).select_from(User).join(Note, Note.user_id == User.id).where(Note.id == 1),
         [PLAIN],
     ),
-    "union all of one column": (
-        lambda: union_all(select(Note.body).where(Note.id == 1), select(Other.body).where(Other.id == 1)),
-        [PLAIN, PLAIN],
-    ),
     "loader criteria": (
         lambda: select(Note.id).options(with_loader_criteria(Note, Note.body.is_(None))),
         [2],
@@ -372,9 +372,13 @@ WORKS: dict[str, tuple[Callable[[], Any], Any]] = {
         ).order_by("n"),
         [PLAIN, PLAIN],
     ),
-    "union of one column": (
-        lambda: union(select(Note.body).where(Note.id == 1), select(Other.body).where(Other.id == 1)),
-        [PLAIN],
+    "union all of one column": (
+        lambda: union_all(select(Note.body).where(Note.id == 1), select(Other.body).where(Other.id == 1)),
+        [PLAIN, PLAIN],
+    ),
+    "union beside the primary key": (
+        lambda: union(select(Note.id, Note.body).where(Note.id == 1), select(Other.id, Other.body)),
+        [1, 2, 3],
     ),
     "except of whole rows": (
         lambda: sa.except_(select(Note.id, Note.body), select(Other.id, Other.body).where(Other.id < 3)),

@@ -19,6 +19,8 @@ from sqlalchemy_envelope.orm.tables.records import records_of_mapper, records_of
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
+    from sqlalchemy import ColumnElement
+
 
 T = TypeVar("T")
 
@@ -229,13 +231,21 @@ def _plan_attributes(mapper: Mapper[Any]) -> Iterable[EncryptedAttribute]:
         # A column_property over an expression has the type and no row of its own: it stays as it is read.
         if not isinstance(column, Column) or not isinstance(column.type, EncryptedType):
             continue
-        base = next(iter(column.base_columns))
-        plan = plan_of_table(base.table)
-        if plan is None:
+        encrypted = encrypted_column_of(column)
+        if encrypted is None:
             continue
-        # By key: a class that was made once more leaves the first one with columns of no table.
-        encrypted = next(one for one in plan.columns if one.key == base.key)
         yield EncryptedAttribute(prop.key, encrypted, _attribute_keys(mapper, encrypted.path.columns))
+
+
+def encrypted_column_of(column: ColumnElement[Any]) -> EncryptedColumn | None:
+    """The encrypted column of a table that this is, or that a part of a UNION comes from; None if there is
+    none. The other parts may have anything in its place, `NULL` as a rule. Where two columns meet, the first
+    by name counts, so that each process takes the same."""
+    found = []
+    for base in column.base_columns:
+        plan = plan_of_table(getattr(base, "table", None))
+        found += [one for one in plan.columns if one.column is base] if plan is not None else []
+    return min(found, key=lambda one: str(one.column), default=None)
 
 
 def _attribute_keys(mapper: Mapper[Any], columns: Sequence[Column[Any]]) -> tuple[str, ...]:

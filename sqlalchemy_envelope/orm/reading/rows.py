@@ -20,7 +20,7 @@ from sqlalchemy_envelope.crypto.aead import HEADER_SIZE
 from sqlalchemy_envelope.crypto.frames import emptying
 from sqlalchemy_envelope.exceptions import DecryptionError
 from sqlalchemy_envelope.orm.columns.encrypted_type import EncryptedType
-from sqlalchemy_envelope.orm.columns.plans import plan_of_table
+from sqlalchemy_envelope.orm.columns.plans import encrypted_column_of
 from sqlalchemy_envelope.orm.columns.sealed import Unplaced
 from sqlalchemy_envelope.orm.current import context
 from sqlalchemy_envelope.orm.current.names import Names
@@ -88,11 +88,7 @@ def _make_plan(compiled: Any, description: Sequence[Any] = ()) -> tuple[_Fetched
         if entry is None or not isinstance(entry.type, EncryptedType):
             continue
         column = _column_in(entry)
-        plan = None if column is None else plan_of_table(next(iter(column.base_columns)).table)
-        if column is None or plan is None:
-            continue
-        base = next(iter(column.base_columns))
-        encrypted = next((one for one in plan.columns if one.column is base), None)
+        encrypted = None if column is None else encrypted_column_of(column)
         if encrypted is not None:
             owners = _owner_positions(column, encrypted, entries)
             types = tuple(entries[one].type for one in owners)

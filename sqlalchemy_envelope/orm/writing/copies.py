@@ -3,13 +3,16 @@ nobody opens on the way, so that it must belong where it arrives."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from sqlalchemy import Column
+from sqlalchemy import Column, CompoundSelect, Label, Table, TypeCoerce
+from sqlalchemy.sql.elements import ColumnClause, ColumnElement, Grouping
+from sqlalchemy.sql.selectable import ScalarSelect, SelectStatementGrouping, TextualSelect
 
 from sqlalchemy_envelope.exceptions import StatementRefusedError
 from sqlalchemy_envelope.orm.columns.encrypted_type import EncryptedType
 from sqlalchemy_envelope.orm.columns.plans import plan_of_table
+from sqlalchemy_envelope.orm.writing.forms import assigned_by_upsert
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -22,13 +25,18 @@ def check_from_select(plan: TablePlan, statement: Any, name_of: Callable[[Any], 
     if statement.select is None:
         return
     names = [name_of(name) for name in statement._select_names or ()]
-    sources = list(statement.select.selected_columns)
-    if len(names) != len(sources):  # a textual select without `columns()`: what goes where cannot be told
-        raise StatementRefusedError(
-            f"INSERT .. FROM SELECT into {plan.table.name}, which has encrypted columns: its "
-            f"{len(names)} columns are not matched by {len(sources)} of the select."
-        )
-    copied = dict(zip(names, sources, strict=True))
+    for part in _parts(statement.select):
+        sources = list(part.selected_columns)
+        if len(names) != len(sources):  # a textual select without `columns()`: what goes where cannot be told
+            raise StatementRefusedError(
+                f"INSERT .. FROM SELECT into {plan.table.name}, which has encrypted columns: its "
+                f"{len(names)} columns are not matched by {len(sources)} of the select."
+            )
+        copied = dict(zip(names, sources, strict=True))
+        _check_copies(plan, copied, typed=isinstance(part, TextualSelect))
+
+
+def _check_copies(plan: TablePlan, copied: Mapping[str, Any], *, typed: bool) -> None:
     for key, (previous, _) in plan.dual.items():
         if (key in copied) is not (previous in copied):
             raise StatementRefusedError(
@@ -38,37 +46,58 @@ def check_from_select(plan: TablePlan, statement: Any, name_of: Callable[[Any], 
     for name, source in copied.items():
         target = next((one for one in plan.columns if one.key == name), None)
         if target is None:
-            if isinstance(source.type, EncryptedType):
-                raise _into_the_clear(plan, name)
-            continue
-        # Of the column itself: `type_coerce(plain, encrypted type)` has the type, and plaintext in it.
-        same = all(
-            isinstance(base, Column)
-            and isinstance(base.type, EncryptedType)
-            and base.type.field == target.type.field
-            for base in source.base_columns
-        )
-        if not same or target.row_bound or not _copies_owner(target, source, copied):
+            if holds_ciphertext(source):
+                raise _into_the_clear(f"{plan.table.name}.{name}")
+        elif typed or target.row_bound or not _copies_owner(target, source, copied):
+            owner = " and ".join(target.path.keys)
             raise StatementRefusedError(
-                f"INSERT .. FROM SELECT into {plan.table.name}.{name}: only a column of the same "
-                "label can be copied inside the database, and its row's owner with it. Load the rows and "
-                "add them as objects, or pin one label on both columns."
+                f"{plan.table.name}.{name} is encrypted: an INSERT can take it from a SELECT only if that "
+                f"names a column of the same label, and {owner}, the row's owner, of one table or alias. "
+                "Load the rows and add them as objects, or pin one label on both columns."
             )
+
+
+def check_plain_target(statement: Any) -> None:
+    """INSERT .. FROM SELECT into a table without encrypted columns may not copy ciphertext.
+
+    Raises:
+        StatementRefusedError: it does.
+    """
+    if statement.select is None:
+        return
+    names = [getattr(name, "key", name) for name in statement._select_names or ()]
+    for part in _parts(statement.select):
+        for position, source in enumerate(part.selected_columns):
+            if holds_ciphertext(source):
+                name = names[position] if position < len(names) else "?"
+                raise _into_the_clear(f"{getattr(statement.table, 'name', '?')}.{name}")
+
+
+def holds_ciphertext(source: Any) -> bool:
+    """Whether a value is what an encrypted column holds, by whatever type it goes."""
+    if isinstance(source, ScalarSelect):
+        return any(holds_ciphertext(one) for part in _parts(source.element) for one in part.selected_columns)
+    if isinstance(source, (Label, Grouping)):
+        return holds_ciphertext(source.element)
+    if not isinstance(source, ColumnElement):
+        return False
+    if isinstance(source, TypeCoerce):  # has a type of its own, and what it is made of none the less
+        return holds_ciphertext(source.clause)
+    return any(isinstance(one.type, EncryptedType) for one in (source, *source.base_columns))
 
 
 def check_upsert(plan: TablePlan, statement: Any, name_of: Callable[[Any], str]) -> None:
     """An upsert may set `excluded.<same column>` only, and only where the row's owner is settled too."""
-    clause = getattr(statement, "_post_values_clause", None)
-    updates = getattr(clause, "update_values_to_set", None) or getattr(clause, "update", None)
-    if not updates:
+    pairs = assigned_by_upsert(statement)
+    if not pairs:
         return
-    pairs = dict(updates.items() if hasattr(updates, "items") else updates)
+    clause = statement._post_values_clause
     sets = {name_of(key): value for key, value in pairs.items()}
     targets = {name_of(one) for one in getattr(clause, "inferred_target_elements", None) or ()}
     row_key = {key.key for key in plan.table.primary_key}
     for name, value in sets.items():
-        if name not in plan.keys and isinstance(getattr(value, "type", None), EncryptedType):
-            raise _into_the_clear(plan, name)
+        if name not in plan.keys and holds_ciphertext(value):
+            raise _into_the_clear(f"{plan.table.name}.{name}")
     for path, columns in plan.groups:
         moves = not path.is_self and not sets.keys().isdisjoint(path.keys)
         settled = all(key in targets or _is_proposed(sets.get(key), key) for key in path.keys)
@@ -107,26 +136,65 @@ def upsert_previous(plan: TablePlan, statement: Any, name_of: Callable[[Any], st
     return statement
 
 
+class _Source(NamedTuple):
+    """A column of a table, and the way down to it: every FROM clause of which a row is read."""
+
+    way: tuple[Any, ...]
+    column: Column[Any]
+
+
 def _copies_owner(target: EncryptedColumn, source: Any, sources: Mapping[str, Any]) -> bool:
     """Whether an INSERT .. FROM SELECT takes the row's owner from the very row it takes the value from."""
-    base = next(iter(source.base_columns))
-    plan = plan_of_table(base.table)
-    origin = next((one for one in plan.columns if one.column is base), None) if plan is not None else None
-    if origin is None or origin.path.owner_class is not target.path.owner_class:
+    values = _trace(source)
+    owners = [_trace(sources[key]) if key in sources else [] for key in target.path.keys]
+    if not values or any(len(one) != len(values) for one in owners):
         return False
-    return all(
-        key in sources and column in sources[key].base_columns and _from_of(sources[key]) is _from_of(source)
-        for key, column in zip(target.path.keys, origin.path.columns, strict=True)
+    return all(_is_owned(target, *taken) for taken in zip(values, *owners, strict=True))
+
+
+def _is_owned(target: EncryptedColumn, value: _Source | None, *owner: _Source | None) -> bool:
+    if value is None or not isinstance(value.column.type, EncryptedType):
+        return False
+    plan = plan_of_table(value.column.table)
+    origin = next((one for one in plan.columns if one.column is value.column), None) if plan else None
+    if origin is None or origin.type.field != target.type.field:
+        return False
+    return origin.path.owner_class is target.path.owner_class and all(
+        part is not None and part.way == value.way and part.column is column
+        for part, column in zip(owner, origin.path.columns, strict=True)
     )
 
 
-def _from_of(column: Any) -> Any:
-    return getattr(getattr(column, "element", column), "table", None)
+def _trace(column: Any, way: tuple[Any, ...] = ()) -> list[_Source | None]:
+    """The columns of tables that an output is, one for each part of a UNION. None for whatever is computed on
+    the way, or typed as text."""
+    while isinstance(column, (Label, Grouping)):
+        column = column.element
+    table = getattr(column, "table", None)
+    if not isinstance(column, ColumnClause) or table is None:
+        return [None]
+    way = (*way, hash(table))  # an annotated copy has the hash of what it copies
+    if isinstance(table, Table):
+        (base,) = column.base_columns
+        return [_Source(way, base) if isinstance(base, Column) else None]
+    if isinstance(getattr(table, "element", None), TextualSelect):
+        return [None]
+    proxies = getattr(column, "_proxies", ())
+    return [one for proxy in proxies for one in _trace(proxy, way)] or [None]
 
 
-def _into_the_clear(plan: TablePlan, name: str) -> StatementRefusedError:
+def _parts(select: Any) -> list[Any]:
+    """The SELECTs that a UNION consists of; a SELECT alone is its only part."""
+    if isinstance(select, CompoundSelect):
+        return [part for one in select.selects for part in _parts(one)]
+    if isinstance(select, SelectStatementGrouping):
+        return _parts(select.element)
+    return [select]
+
+
+def _into_the_clear(where: str) -> StatementRefusedError:
     return StatementRefusedError(
-        f"A statement copies an encrypted column into {plan.table.name}.{name}, which is not encrypted and "
+        f"A statement copies an encrypted column into {where}, which is not encrypted and "
         "would hold ciphertext. Load the rows and copy the decrypted values."
     )
 

@@ -13,6 +13,7 @@ from sqlalchemy.orm import attributes
 from sqlalchemy.orm.base import PASSIVE_NO_INITIALIZE
 
 from sqlalchemy_envelope.exceptions import StatementRefusedError
+from sqlalchemy_envelope.orm.tables.connections import session_of
 from sqlalchemy_envelope.orm.tables.owner_paths import linked_paths
 from sqlalchemy_envelope.orm.tables.owners import owner_class_of
 from sqlalchemy_envelope.orm.tables.records import records_of_table
@@ -60,31 +61,33 @@ def _before_update(entry: Any) -> Any:
     return before_update
 
 
-def check_statement(
-    connection: Connection, statement: Any, multiparams: Any, params: Any, flushes: bool
-) -> None:
-    """Refuse an UPDATE that moves rows to another owner from the middle of a path, and a second sole owner.
+def check_links(connection: Connection, statement: Any, target: Any, multiparams: Any, params: Any) -> None:
+    """Refuse an UPDATE that moves rows to another owner from the middle of a path, and a second sole owner. A
+    flush is looked at object by object.
 
     Raises:
         StatementRefusedError, EnrollmentError: it does.
     """
-    if isinstance(statement, Update) and not flushes:
-        table: Any = statement.table
-        watched = records_of_table(table).get(_LINKS) if isinstance(table, Table) else None
-        for _, mapper, keys, column in watched or ():
-            names = {mapper.get_property(key).columns[0].key for key in keys} | set(keys)
-            written = {getattr(key, "key", key) for key in statement._values or ()}
-            for row in multiparams or (params,):
-                written |= row.keys()
-            if written & names:
-                raise _refusal(f"{table.name}.{min(written & names)}", column)
-    if isinstance(statement, Insert) and not flushes:
-        owner_class = owner_class_of(statement.table)
-        is_sole = owner_class is not None and owner_class.is_sole
-        if owner_class is None or not is_sole or statement.table != owner_class.primary_key[0].table:
-            return
-        if len(multiparams) > 1 or _has_row(connection, statement.table):
-            raise second_row(owner_class.name)
+    if not isinstance(target, Table):
+        return
+    watched = records_of_table(target).get(_LINKS) if isinstance(statement, Update) else None
+    owner_class = owner_class_of(target) if isinstance(statement, Insert) else None
+    if watched is None and (owner_class is None or not owner_class.is_sole):
+        return
+    session = session_of(connection)
+    if session is not None and session._flushing:
+        return
+    for _, mapper, keys, column in watched or ():
+        names = {mapper.get_property(key).columns[0].key for key in keys} | set(keys)
+        written = {getattr(key, "key", key) for key in statement._values or ()}
+        for row in multiparams or (params,):
+            written |= row.keys()
+        if written & names:
+            raise _refusal(f"{target.name}.{min(written & names)}", column)
+    if owner_class is None or target != owner_class.primary_key[0].table:
+        return
+    if len(multiparams) > 1 or _has_row(connection, target):
+        raise second_row(owner_class.name)
 
 
 def insert_sole(mapper: Mapper[Any], connection: Connection, state: InstanceState[Any]) -> None:

@@ -1,22 +1,23 @@
 """Statements that no comparator can see through, refused before they are sent: a bare `ORDER BY`, `GROUP BY`,
 `func.f(column)`, `cast`, `DISTINCT`, a `UNION` of two labels.
 
-Checked in `before_cursor_execute`, once for each compiled statement: SQLAlchemy caches those, so a statement
-that runs a thousand times is walked once. Whatever is not known to be harmless is refused.
+Checked before a statement is sent, once for each compiled statement: SQLAlchemy caches those, so a statement
+that runs a thousand times is walked once. In a statement with encrypted columns, whatever is not known to be
+harmless is refused.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
-from weakref import WeakSet
 
-from sqlalchemy import Column, CompoundSelect, Exists, Insert, Null, Select, Table, TypeCoerce, Update
+from sqlalchemy import CompoundSelect, Exists, Insert, Null, Select, Table, TypeCoerce, Update
 from sqlalchemy.sql import functions, operators
 from sqlalchemy.sql.elements import (
     BinaryExpression,
     ClauseElement,
     ClauseList,
+    ColumnClause,
     ColumnElement,
     Grouping,
     Label,
@@ -27,27 +28,29 @@ from sqlalchemy.sql.selectable import FromClause, ScalarSelect, SelectBase
 from sqlalchemy_envelope.exceptions import StatementRefusedError
 from sqlalchemy_envelope.orm.columns.encrypted_type import EncryptedType
 from sqlalchemy_envelope.orm.columns.previous import is_moving, policy_of_column, previous_of
+from sqlalchemy_envelope.orm.writing.copies import holds_ciphertext
+from sqlalchemy_envelope.orm.writing.forms import assigned_by_upsert, rows_of, target_of
 
-_checked: WeakSet[Any] = WeakSet()
 
-
-def before_cursor_execute(
-    connection: object, cursor: object, statement: str, parameters: object, context: Any, executemany: bool
-) -> None:
-    """Refuse a statement that would compare, sort or compute on ciphertext.
+def check(compiled: Any, elements: Iterable[Any]) -> None:
+    """Refuse a statement that would compare, sort or compute on ciphertext; `elements` are all of its own.
 
     Raises:
         StatementRefusedError: it would.
     """
-    compiled = getattr(context, "compiled", None)
-    if compiled is None or compiled in _checked:
-        return
+    if not any(_touches_encrypted(one) for one in elements):
+        return  # nothing in it is ours, and whatever it is made of is none of our business
     root = getattr(compiled.compile_state, "statement", None)
     if root is None:
         root = compiled.statement
     if isinstance(root, ClauseElement):
         _Walk(root, getattr(compiled.compile_state, "select_statement", None)).element(root)
-    _checked.add(compiled)
+
+
+def _touches_encrypted(element: Any) -> bool:
+    if isinstance(element, Table):
+        return any(isinstance(column.type, EncryptedType) for column in element.columns)
+    return _is_encrypted(element)
 
 
 class _Walk:
@@ -73,8 +76,6 @@ class _Walk:
         elif isinstance(element, CompoundSelect):
             self._compound(element)
         elif isinstance(element, (Insert, Update)):
-            if element is not self._root:
-                _check_nested(element)
             self._write(element)
         elif isinstance(element, functions.FunctionElement):
             self._function(element)
@@ -106,7 +107,8 @@ class _Walk:
 
     def _function(self, function: Any) -> None:
         counts = isinstance(function, functions.count)
-        for argument in function.clauses:
+        # `Sequence.next_value()` has no arguments.
+        for argument in function.clauses if hasattr(function, "clause_expr") else ():
             if counts:
                 _check_counted(argument)
                 self.read(argument)
@@ -155,7 +157,7 @@ class _Walk:
                     f"({', '.join(sorted(map(str, labels)))}): a value could not be told from one moved "
                     "there. Pin one label on both: EncryptedType(..., label='...')."
                 )
-        if not compound.keyword.value.startswith("UNION"):  # EXCEPT and INTERSECT compare rows
+        if compound.keyword.value != "UNION ALL":  # the others compare rows
             for select in compound.selects:
                 _check_distinct(select, compound.keyword.value)
         names = {one.key: one for one in columns[0] if _is_encrypted(one)}
@@ -163,16 +165,26 @@ class _Walk:
         for select in compound.selects:
             self.element(select)
 
+    def _assigned(self, statement: Any, target: Any, value: Any) -> None:
+        if not isinstance(value, ClauseElement) or _is_bind(value):
+            return
+        key = getattr(target, "key", target)
+        column = target if isinstance(target, ColumnElement) else target_of(statement).columns.get(target)
+        if _is_encrypted(column):
+            return
+        place = f"assigning to {key!r}"
+        if holds_ciphertext(value):
+            raise _refusal(value, place)
+        self.element(value, place)
+
     def _write(self, statement: Any) -> None:
         """What is written to an encrypted column was looked at by the statement hook; here,
         what is read from one."""
         values = dict(getattr(statement, "_ordered_values", None) or statement._values or {})
-        for target, value in values.items():
-            if not _is_encrypted(target) and not _is_bind(value):
-                place = f"assigning to {getattr(target, 'key', target)!r}"
-                if _is_encrypted(value):
-                    raise _refusal(value, place)
-                self.element(value, place)
+        rows = rows_of(statement) if getattr(statement, "_multi_values", None) else []
+        for row in (values, *rows, assigned_by_upsert(statement)):
+            for target, value in row.items():
+                self._assigned(statement, target, value)
         outputs = (*statement._returning, *(getattr(statement, "_supplemental_returning", None) or ()))
         for output in outputs:
             self.read(output)
@@ -186,15 +198,6 @@ class _Walk:
         for child in statement.get_children():
             if id(child) not in handled and not _is_column(child):
                 self.element(child)
-
-
-def _check_nested(statement: Any) -> None:
-    # The statement hook saw the statement around it only.
-    if any(_is_encrypted(column) for column in statement.table.columns):
-        raise StatementRefusedError(
-            f"A statement has an INSERT or UPDATE of {statement.table.name}, whose columns are encrypted, "
-            "inside it; only one that stands alone is encrypted. Run the two one after the other."
-        )
 
 
 def _check_dual(outputs: Sequence[Any]) -> None:
@@ -278,12 +281,13 @@ def _hands_on(parent: Any) -> bool:
 
 def _check_distinct(select: Any, place: str = "DISTINCT") -> None:
     """`DISTINCT` beside the primary key compares nothing that matters; without it, it compares ciphertext."""
-    columns = [column for column in select.selected_columns if isinstance(column, Column)]
-    keys = {base for column in columns for base in column.base_columns}
-    for column in columns:
-        table = next(iter(column.base_columns)).table
-        if _is_encrypted(column) and not (isinstance(table, Table) and set(table.primary_key) <= keys):
-            raise _refusal(column, place)
+    outputs = list(select.selected_columns)
+    encrypted = [one for one in outputs if _is_encrypted(one)]
+    keys = {base for one in outputs if isinstance(one, ColumnClause) for base in one.base_columns}
+    for output in encrypted:
+        tables = [getattr(base, "table", None) for base in output.base_columns]
+        if not all(isinstance(table, Table) and set(table.primary_key) <= keys for table in tables):
+            raise _refusal(output, place)
 
 
 def _name_of(element: Any) -> str:
@@ -293,7 +297,8 @@ def _name_of(element: Any) -> str:
 
 
 def _refusal(column: Any, place: str) -> StatementRefusedError:
-    name = str(column) if _is_column(column) else str(getattr(column, "key", None) or column.type.label)
+    label = getattr(column.type, "label", None)
+    name = str(column) if _is_column(column) else str(getattr(column, "key", None) or label or column)
     return StatementRefusedError(
         f"{place} on the encrypted column {name!r} would work on ciphertext and give a wrong answer; "
         "nothing was sent. Load the rows of one owner and sort, group or compute on the decrypted values."

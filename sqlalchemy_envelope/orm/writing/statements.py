@@ -2,16 +2,27 @@
 
 It runs before the execution context is built, so that an error raised here reaches the caller as itself, and
 whatever SQLAlchemy prints later holds ciphertext. It covers flushes, ORM bulk statements and Core alike. What
-it does not understand it leaves alone, and the bind processor refuses it.
+it does not understand it leaves alone and unmarked, and the gate refuses it.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import Insert, Update, insert, update
-from sqlalchemy.sql.elements import BindParameter, ClauseElement, Null
+from sqlalchemy import Column, Insert, Select, Update, insert, update
+from sqlalchemy.engine.interfaces import Compiled
+from sqlalchemy.orm import FromStatement
+from sqlalchemy.sql import operators
+from sqlalchemy.sql.elements import (
+    BinaryExpression,
+    BindParameter,
+    BooleanClauseList,
+    ClauseElement,
+    Grouping,
+    Null,
+)
 from sqlalchemy.types import NullType
+from sqlalchemy.util import immutabledict
 
 from sqlalchemy_envelope.crypto.aead import MAX_VALUE_SIZE, OVERHEAD, Batch
 from sqlalchemy_envelope.crypto.context import encode_reference
@@ -38,10 +49,23 @@ from sqlalchemy_envelope.orm.writing.flushes import (
     enrolling_row,
     notes_of,
 )
+from sqlalchemy_envelope.orm.writing.forms import (
+    WRITE_IN_CTES,
+    in_from_statement,
+    may_hold_ctes,
+    plain,
+    rows_of,
+    target_of,
+    with_ctes,
+)
+from sqlalchemy_envelope.orm.writing.gate import check_compiled
+from sqlalchemy_envelope.orm.writing.links import check_links
+from sqlalchemy_envelope.orm.writing.marks import is_marked, mark, mark_lasting
 from sqlalchemy_envelope.orm.writing.owner_seek import OwnerSeek
+from sqlalchemy_envelope.orm.writing.twins import check_twin, is_twin
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from sqlalchemy import Connection
     from sqlalchemy.orm import InstanceState
@@ -54,32 +78,65 @@ if TYPE_CHECKING:
     from sqlalchemy_envelope.orm.writing.flushes import Enrolling
 
     Row = Mapping[str, Any]
+    Options = Mapping[str, Any]
 
 
 def encrypt(
-    connection: Connection, statement: Any, multiparams: Any, params: Any, options: Mapping[str, Any]
+    connection: Connection, statement: Any, multiparams: Any, params: Any, options: Options
 ) -> tuple[Any, Any, Any]:
-    """Encrypt what an INSERT or UPDATE writes into encrypted columns."""
+    """Encrypt what an INSERT or UPDATE writes into encrypted columns, and mark it."""
+    if isinstance(statement, (Insert, Update)) and not may_hold_ctes(statement):  # first what comes most
+        return _encrypt_alone(connection, statement, multiparams, params, options)
+    if isinstance(statement, Select) and connection.dialect.name not in WRITE_IN_CTES:
+        return statement, multiparams, params
+    if isinstance(statement, FromStatement):
+        inner = plain(statement.element)
+        inner, multiparams, params = encrypt(connection, inner, multiparams, params, options)
+        if inner is not statement.element:
+            statement = in_from_statement(statement, inner)
+        return statement, multiparams, params
+    if isinstance(statement, Compiled):
+        check_compiled(statement)
+        return statement, multiparams, params
+    if connection.dialect.name in WRITE_IN_CTES and may_hold_ctes(statement):
+        # The values stand in the CTEs themselves, or in the parameters of the statement around them.
+        def encrypt_inner(inner: Any) -> Any:
+            nonlocal params
+            inner, _, params = _encrypt_alone(connection, inner, (), params, options)
+            return inner
+
+        statement = with_ctes(statement, encrypt_inner)
     if isinstance(statement, (Insert, Update)):
-        # A bulk statement on a joined subclass comes once for each of its tables, which only a mark names.
-        marks = statement._annotations
-        marked = marks.get("_emit_insert_table", marks.get("_emit_update_table"))
-        plan = plan_of_table(statement.table if marked is None else marked)
-        if plan is not None:
-            _check_schema(plan, connection, options)
-            return _StatementWriter(plan, connection, statement, options).write(multiparams, params)
+        return _encrypt_alone(connection, statement, multiparams, params, options)
     return statement, multiparams, params
 
 
-def _check_schema(plan: TablePlan, connection: Connection, options: Mapping[str, Any]) -> None:
+def _encrypt_alone(
+    connection: Connection, statement: Any, multiparams: Any, params: Any, options: Options
+) -> tuple[Any, Any, Any]:
+    target = target_of(statement)
+    check_links(connection, statement, target, multiparams, params)
+    plan = plan_of_table(target)
+    if plan is None:
+        unseen = is_twin(target) and not is_marked(statement)  # the migration marks what it encrypted itself
+        if unseen and check_twin(connection, target, statement, multiparams, params):
+            statement = mark(statement)
+        return statement, multiparams, params
+    _check_schema(plan, connection, options)
+    writer = _StatementWriter(plan, connection, statement, options)
+    encrypted, multiparams, params = writer.write(multiparams, params)
+    marked = mark_lasting(statement) if encrypted is statement else mark(encrypted)
+    return marked, multiparams, params
+
+
+def _check_schema(plan: TablePlan, connection: Connection, options: Options) -> None:
     """Keys are looked for where the connection looks for tables: one statement cannot go to another
     schema."""
     name = "schema_translate_map"
     if options.get(name) != connection.get_execution_options().get(name):
         raise StatementRefusedError(
-            f"A statement writes {plan.table.name} with a {name} of its own, and its rows' keys would "
-            f"be looked "
-            f"for in another schema. Give the {name} to the engine or the connection: "
+            f"A statement writes {plan.table.name} with a {name} of its own, and its rows' keys would be "
+            f"looked for in another schema. Give the {name} to the engine or the connection: "
             f"`session.connection(execution_options={{'{name}': ...}})`."
         )
 
@@ -153,7 +210,7 @@ class _StatementWriter:
             new = {
                 key: value
                 for key, value in after.items()
-                if key in literals and (is_ciphertext(value) or (value is None and key in self._may_be_null))
+                if key in literals and (is_ciphertext(value) or self._is_untyped_null(key, value))
             }
             made = {key: value for key, value in after.items() if key not in before}
             if new or made:
@@ -163,6 +220,13 @@ class _StatementWriter:
             (params,) = self._rows([params], {})
         return statement, multiparams, params
 
+    def _is_untyped_null(self, key: str, value: Any) -> bool:
+        """Whether a NULL has to be given anew: its column is being moved, or it came with a type of its own,
+        as a lambda's variable does."""
+        if value is not None or key not in self._plan.keys:
+            return False
+        return key in self._may_be_null or not isinstance(self._assigned[key].type, EncryptedType)
+
     def _with_values(self, values: dict[str, Any]) -> Any:
         """The statement with these in place of its own, in its order and under the very keys that it has."""
         statement = self._statement._clone()
@@ -171,14 +235,13 @@ class _StatementWriter:
         if getattr(statement, "_ordered_values", None):
             statement._ordered_values = list({**dict(statement._ordered_values), **made}.items())
         else:
-            statement._values = statement._values.union(made)
+            statement._values = immutabledict({**(statement._values or {}), **made})
         return statement
 
     def _write_multiple_values(self) -> Any:
         rows = [
             {self._name(key): _literal_value(value) for key, value in row.items()}
-            for group in self._statement._multi_values
-            for row in group
+            for row in rows_of(self._statement)
         ]
         statement = self._statement._clone()
         statement._multi_values = ()
@@ -400,13 +463,17 @@ class _StatementWriter:
             new = enrolling_row(self._session, path.owner_class, row, self._attributes())
             if new is not None:
                 return [self._column_cipher(new, b"", column) for column in columns]
-        owner_class, key = self._owner(row, literals, path, columns[0])
+        owner_class, key = self._owner(row, literals, path, self._written(row, columns))
         owner = self._owners.owner(owner_class, key)
         new = enrolling_owner(self._session, owner)
         if new is None:
             for unlocked in context.unlocked_sessions(self._session):
                 unlocked.prepare_write(self._session, owner_class, [key], 0 if self._told else len(columns))
         return [self._column_cipher(new, owner, column) for column in columns]
+
+    def _written(self, row: Row, columns: Sequence[EncryptedColumn]) -> EncryptedColumn:
+        """The column that an error about this row is to name."""
+        return next((one for one in columns if row.get(self._parameter(one.key)) is not None), columns[0])
 
     def _attributes(self) -> dict[str, str]:
         """The attributes that columns are mapped by, which tell one new owner's row from another's."""
@@ -446,10 +513,17 @@ class _StatementWriter:
             )
         if values is not None and not path.is_direct:
             raise StatementRefusedError(f"{where}: the row leads to no owner: {path.why_none(values)}.")
-        raise StatementRefusedError(
-            f"A statement writes {where} and does not name the row's owner "
-            f"({', '.join(path.keys)}). Name it in the values, load and change the objects, or say whose "
-            "rows these are: `with unlocked.using(owner): ...`."
+        raise self._unnamed_owner(path, column)
+
+    def _unnamed_owner(self, path: OwnerPath, column: EncryptedColumn) -> StatementRefusedError:
+        using = "say whose rows these are: `with unlocked.using(owner): ...`"
+        name = f"name it in the values ({', '.join(path.keys)})"
+        # An UPDATE that names the owner moves the rows there, which is seldom what is meant.
+        cures = [name, using] if self._inserts else [using]
+        first, *others = [*cures, "load the objects and change them"]
+        return StatementRefusedError(
+            f"A statement writes {self._plan.table.name}.{column.key} and does not name the row's owner. "
+            f"{first[0].upper()}{first[1:]}, or {', or '.join(others)}."
         )
 
     def _cipher(self, new: Enrolling | None, owner: OwnerId, column: EncryptedColumn) -> ValueCipher:
@@ -510,7 +584,11 @@ class _StatementWriter:
         """Refuse to give a row another owner, or a row-bound one another key, while its
         ciphertext stays behind."""
         for path, columns in self._plan.groups:
-            moves = not path.is_self and any(key in row or key in self._assigned for key in path.keys)
+            moves = (
+                not path.is_self
+                and any(key in row or key in self._assigned for key in path.keys)
+                and not self._is_pinned(path, row, literals)
+            )
             for column in columns:
                 rekeys = column.row_bound and any(
                     k.key in row or k.key in self._assigned for k in self._plan.table.primary_key
@@ -525,10 +603,47 @@ class _StatementWriter:
                     values = [self._value(key, row, literals) for key in path.keys]
                     if not rekeys and stays(state, path, column.key, values):
                         continue
+                named = ", ".join(path.keys)
                 raise StatementRefusedError(
                     f"An UPDATE moves rows of {self._plan.table.name} to another owner or key and leaves "
                     f"{column.key} encrypted for where it was. Load the objects and change them."
+                    + (
+                        f" If the rows stay with their owner, leave {named} out of the values and say "
+                        "whose they are: `with unlocked.using(owner): ...`."
+                        if moves
+                        else ""
+                    )
                 )
+
+    def _is_pinned(self, path: OwnerPath, row: Row, literals: Row) -> bool:
+        """Whether the WHERE takes only rows that have the very owner that the values name."""
+        pinned = dict(self._equalities(row))
+        return all(
+            column in pinned
+            and pinned[column] is not None
+            and pinned[column] == self._value(key, row, literals)
+            for key, column in zip(path.keys, path.columns, strict=True)
+        )
+
+    def _equalities(self, row: Row) -> Iterator[tuple[Any, Any]]:
+        """What the rows of an UPDATE have in common: the columns that its WHERE compares with a value."""
+        waiting = list(self._statement._where_criteria)
+        while waiting:
+            one = waiting.pop()
+            one = one.element if isinstance(one, Grouping) else one
+            if isinstance(one, BooleanClauseList) and one.operator is operators.and_:
+                waiting.extend(one.clauses)
+            elif isinstance(one, BinaryExpression) and one.operator is operators.eq:
+                for column, value in ((one.left, one.right), (one.right, one.left)):
+                    # An annotated table has the hash of the table itself; an alias is another row.
+                    if (
+                        isinstance(column, Column)
+                        and isinstance(value, BindParameter)
+                        and hash(column.table) == hash(self._statement.table)
+                    ):
+                        (base,) = column.base_columns
+                        default = None if value.required else value.effective_value
+                        yield base, row.get(value.key, default)
 
 
 def _names_of(path: OwnerPath) -> str:
@@ -580,4 +695,8 @@ def _is_placeholder(clause: Any) -> bool:
 
 
 def _literal_value(value: Any) -> Any:
+    if isinstance(value, Null):
+        return None
+    if isinstance(value, Null):
+        return None
     return value.effective_value if isinstance(value, BindParameter) and not _is_placeholder(value) else value

@@ -1,0 +1,129 @@
+"""The forms that an INSERT or UPDATE comes in: by itself, in a lambda, in `from_statement()`, in a CTE. It is
+taken out of what is around it here, and put back when it is encrypted."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import Column, Insert, Table, Update
+from sqlalchemy.orm import FromStatement
+from sqlalchemy.sql import visitors
+from sqlalchemy.sql.dml import UpdateBase
+from sqlalchemy.sql.elements import ClauseElement, ColumnClause
+from sqlalchemy.sql.lambdas import LambdaElement, NullLambdaStatement
+from sqlalchemy.sql.selectable import CTE, AliasedReturnsRows
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+WRITE_IN_CTES = ("postgresql", "mssql")
+"""The databases that take an INSERT or UPDATE in a CTE."""
+
+LAMBDAS = (LambdaElement, NullLambdaStatement)
+
+
+def plain(statement: Any) -> Any:
+    """The statement that a lambda stands for, with the values that its variables have now."""
+    while isinstance(statement, LAMBDAS):
+        statement = statement._resolved
+    return statement
+
+
+def target_of(statement: Any) -> Any:
+    """The table that an INSERT or UPDATE writes to."""
+    # A bulk statement on a joined subclass comes once for each of its tables, which only a mark names.
+    marks = statement._annotations
+    target = marks.get("_emit_insert_table", marks.get("_emit_update_table"))
+    target = statement.table if target is None else target
+    while isinstance(target, AliasedReturnsRows) and not isinstance(target, CTE):
+        target = target.element
+    return target
+
+
+def elements_in(*roots: Any) -> Iterator[Any]:
+    """Every element of these statements, each one once, to the bottom of what they select from."""
+    seen: set[int] = set()
+    waiting = list(roots)
+    while waiting:
+        element = waiting.pop()
+        if element is None or id(element) in seen:
+            continue
+        seen.add(id(element))
+        yield element
+        if isinstance(element, ColumnClause):
+            # A leaf to SQLAlchemy; but a CTE may stand nowhere else in an UPDATE.
+            table = element.table if not isinstance(element, Column) else None
+            waiting += () if table is None or isinstance(table, Table) else (table,)
+        elif not isinstance(element, Table):
+            waiting.extend(element.get_children())
+            waiting.extend(_values_in(element))
+
+
+def rows_of(statement: Any) -> list[Mapping[Any, Any]]:
+    """The rows of `values([...])`, by column, whether they were given as dictionaries or as tuples."""
+    columns = list(statement.table.columns)
+    return [
+        row if hasattr(row, "keys") else dict(zip(columns, row, strict=False))
+        for group in statement._multi_values
+        for row in group
+    ]
+
+
+def _values_in(element: Any) -> list[Any]:
+    """What `get_children` leaves out: the rows of a multiple VALUES, and what an upsert sets."""
+    if not isinstance(element, (Insert, Update)):
+        return []
+    rows = rows_of(element) if element._multi_values else []
+    found = [value for row in rows for value in row.values()]
+    found += assigned_by_upsert(element).values()
+    return [one for one in found if isinstance(one, ClauseElement)]
+
+
+def assigned_by_upsert(statement: Any) -> dict[Any, Any]:
+    """What an upsert sets where the row exists, by column."""
+    clause = getattr(statement, "_post_values_clause", None)
+    updates = getattr(clause, "update_values_to_set", None) or getattr(clause, "update", None) or {}
+    return dict(updates.items() if hasattr(updates, "items") else updates)
+
+
+def in_from_statement(statement: FromStatement[Any], encrypted: Any) -> FromStatement[Any]:
+    """`from_statement(...)` around the encrypted statement."""
+    copy: FromStatement[Any] = statement._clone()
+    copy.element = encrypted
+    return copy
+
+
+def may_hold_ctes(statement: Any) -> bool:
+    """Whether a statement shows a CTE at first sight: a whole walk would cost each statement too much. What
+    this misses is refused when it is compiled."""
+    if getattr(statement, "_independent_ctes", None):
+        return True
+    if isinstance(statement, UpdateBase):
+        inner = statement.select if isinstance(statement, Insert) else None
+        return inner is not None and may_hold_ctes(inner)
+    for one in getattr(statement, "_raw_columns", ()):
+        if isinstance(one, CTE) or isinstance(getattr(one, "table", None), CTE):
+            return True
+    return False
+
+
+def with_ctes(statement: Any, encrypt: Callable[[Any], Any]) -> Any:
+    """The statement with each INSERT and UPDATE of its CTEs encrypted."""
+    new: dict[CTE, CTE] = {}
+    for cte in elements_in(statement):
+        if isinstance(cte, CTE) and isinstance(cte.element, (Insert, Update)):
+            if "parententity" in cte._annotations:
+                return statement  # `aliased(Model, cte)` would go on to select from the old one
+            inner = encrypt(cte.element)
+            if inner is not cte.element:
+                new[cte] = inner.cte(cte.name, nesting=cte.nesting)
+    if not new:
+        return statement
+
+    def replace(element: Any) -> Any:
+        if isinstance(element, CTE):
+            return new.get(element)
+        table = getattr(element, "table", None) if isinstance(element, ColumnClause) else None
+        return new[table].c[element.key] if isinstance(table, CTE) and table in new else None
+
+    return visitors.replacement_traverse(statement, {}, lambda element, **_: replace(element))

@@ -1,0 +1,114 @@
+"""The gate: whatever was compiled writes to an encrypted column only if the statement hook has seen it.
+
+The hook knows statements by their form, and no list of forms is ever complete. So each INSERT and UPDATE in
+a compiled statement, outermost or nested, is looked at again before it is sent, and refused if it does not
+carry the hook's mark. A DELETE writes no value.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import Insert, Update
+from sqlalchemy.sql.elements import BindParameter, ClauseElement, Null
+from sqlalchemy.types import NullType
+
+from sqlalchemy_envelope.exceptions import StatementRefusedError
+from sqlalchemy_envelope.orm.columns.encrypted_type import EncryptedType
+from sqlalchemy_envelope.orm.columns.plans import plan_of_table
+from sqlalchemy_envelope.orm.writing.copies import check_plain_target
+from sqlalchemy_envelope.orm.writing.forms import WRITE_IN_CTES, rows_of, target_of
+from sqlalchemy_envelope.orm.writing.marks import is_marked
+from sqlalchemy_envelope.orm.writing.twins import is_twin, refuse_twin
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from sqlalchemy import Connection
+
+    from sqlalchemy_envelope.orm.columns.plans import TablePlan
+
+
+def statements_of(compiled: Any) -> list[Any]:
+    """The statements that a compiled one was made from. A construct of somebody else's may show none of its
+    elements; what SQLAlchemy's compiler met in it is noted here all the same."""
+    states = (getattr(compiled, "compile_state", None), getattr(compiled, "dml_compile_state", None))
+    roots = [getattr(state, "statement", None) for state in states]
+    roots += (getattr(compiled, "statement", None), *(getattr(compiled, "ctes", None) or ()))
+    return [one for one in roots if isinstance(one, ClauseElement)]
+
+
+def check_writes(connection: Connection, compiled: Any, elements: Iterable[Any]) -> bool:
+    """Refuse what goes past the hook; tells whether this has to be asked again for the next execution.
+
+    Raises:
+        StatementRefusedError: an encrypted column would get a value that nobody has encrypted.
+    """
+    again = False
+    for element in elements:
+        if isinstance(element, (Insert, Update)):
+            target = target_of(element)
+            plan = plan_of_table(target)
+            if plan is not None:
+                _check_marked(connection, plan, element)
+            elif not is_marked(element) and is_twin(target):
+                refuse_twin(connection, element, compiled.column_keys or ())
+                again = True  # the same compiled form may be sent to another database
+            if plan is None and isinstance(element, Insert):
+                check_plain_target(element)
+    return again
+
+
+def check_compiled(compiled: Any) -> None:
+    """Refuse a statement that was compiled by the application: its parameters come past the hook.
+
+    Raises:
+        StatementRefusedError: it writes to a table with encrypted columns.
+    """
+    for statement in statements_of(compiled):
+        if isinstance(statement, (Insert, Update)) and plan_of_table(target_of(statement)) is not None:
+            raise StatementRefusedError(
+                f"A compiled statement writes to {target_of(statement).name}, which has encrypted columns, "
+                "and its values can no longer be encrypted. Execute the statement itself; SQLAlchemy keeps "
+                "its compiled form."
+            )
+
+
+def _check_marked(connection: Connection, plan: TablePlan, statement: Any) -> None:
+    if not is_marked(statement):
+        raise _unseen(plan, statement, connection.dialect.name in WRITE_IN_CTES)
+    assigned = dict(getattr(statement, "_ordered_values", None) or statement._values or {})
+    rows = rows_of(statement) if getattr(statement, "_multi_values", None) else []
+    for row in (assigned, *rows):
+        for key, value in row.items():
+            name = getattr(key, "key", key)
+            if plan.names.get(name, name) in plan.keys and not _is_guarded(value):
+                raise StatementRefusedError(
+                    f"A value for the encrypted column {plan.table.name}.{name} would reach the database "
+                    "unencrypted; nothing was sent. Write through the ORM, or a plain insert() or update()."
+                )
+
+
+def _is_guarded(value: Any) -> bool:
+    """Whether nothing but ciphertext can come by this value: the column's type takes nothing else, and
+    SQLAlchemy gives it to every parameter that has none of its own."""
+    if isinstance(value, BindParameter):
+        return isinstance(value.type, (EncryptedType, NullType))
+    return isinstance(value, Null) or not isinstance(value, ClauseElement)
+
+
+def _unseen(plan: TablePlan, statement: Any, in_ctes: bool) -> StatementRefusedError:
+    written = [name for name in map(_key, statement._values or ()) if plan.names.get(name, name) in plan.keys]
+    where = f"{plan.table.name}.{written[0]}" if written else plan.table.name
+    verb = "INSERT" if isinstance(statement, Insert) else "UPDATE"
+    cte = f", or as a CTE: `statement.add_cte({verb.lower()}(...).returning(...).cte())`" if in_ctes else ""
+    return StatementRefusedError(
+        f"A statement has an {verb} of {where}, which is encrypted, in a place where its values cannot be "
+        f"encrypted; nothing was sent. Run the two one after the other: "
+        f"`session.execute({verb.lower()}(...))`{cte}."
+    )
+
+
+def _key(column: Any) -> str:
+    key: str = getattr(column, "key", column)
+    return key

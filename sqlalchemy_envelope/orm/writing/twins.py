@@ -1,0 +1,181 @@
+"""Other `Table` objects of a table with encrypted columns: reflected, `table("notes", column("body"))`, made
+by the bulk inserts of Alembic and pandas. Nothing in them tells that a column is encrypted.
+
+They are known by name. A table of another database may have the same name, and so the database is asked, once
+for each engine and table, whether the column holds bytes and the owner's keys are stored beside it. Stored
+bytes pass: a program that copies rows has them.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary, WeakSet
+
+from sqlalchemy import Column, Table, inspect
+from sqlalchemy.exc import NoSuchTableError
+from sqlalchemy.sql.elements import BindParameter, ClauseElement, ColumnClause, Null
+from sqlalchemy.sql.selectable import TableClause
+
+from sqlalchemy_envelope.crypto.aead import check_value
+from sqlalchemy_envelope.exceptions import FormatError, StatementRefusedError, TruncatedError
+from sqlalchemy_envelope.orm.columns.encrypted_type import EncryptedType
+from sqlalchemy_envelope.orm.columns.plans import plan_of_table
+from sqlalchemy_envelope.orm.writing.forms import assigned_by_upsert, rows_of, target_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+
+    from sqlalchemy import Connection, Engine
+
+_by_name: dict[str, WeakSet[Table]] = {}
+_asked: WeakKeyDictionary[Engine, dict[tuple[Any, ...], bool]] = WeakKeyDictionary()
+
+
+def note_table(table: Table) -> None:
+    """Remember the name of a table with encrypted columns."""
+    _by_name.setdefault(table.name.lower(), WeakSet()).add(table)
+
+
+def check_twin(connection: Connection, target: Any, statement: Any, multiparams: Any, params: Any) -> bool:
+    """Refuse anything but stored bytes for an encrypted column; tells whether there was something to look at.
+
+    Raises:
+        StatementRefusedError: the statement would store plaintext.
+    """
+    names = _encrypted_names(connection, target)
+    if not names:
+        return False
+    for key, value in _written(statement, multiparams or ([params] if params else [])):
+        name = _column_name(target, key)
+        if name in names and not _is_stored(target, name, value) and _is_here(connection, target, name):
+            raise _refusal(target, names[name])
+    return True
+
+
+def refuse_twin(connection: Connection, statement: Any, column_keys: Iterable[str]) -> None:
+    """Refuse to write an encrypted column at all: the statement stands inside another, and its values are not
+    known here.
+
+    Raises:
+        StatementRefusedError: it does.
+    """
+    target = target_of(statement)
+    names = _encrypted_names(connection, target)
+    keys = [key for key, _ in _written(statement, [dict.fromkeys(column_keys)])]
+    for key in keys:
+        name = _column_name(target, key)
+        if name in names and _is_here(connection, target, name):
+            raise _refusal(target, names[name])
+
+
+def is_twin(target: Any) -> bool:
+    """Whether a table without encrypted columns has the name of one that has some."""
+    name = getattr(target, "name", None)
+    return isinstance(target, TableClause) and name is not None and name.lower() in _by_name
+
+
+def _encrypted_names(connection: Connection, target: Any) -> dict[str, Column[Any]]:
+    """The encrypted columns of the tables with this name and schema, by what they are called in the
+    database."""
+    schema = _schema(connection, target)
+    return {
+        column.name.lower(): column
+        for table in tuple(_by_name.get(target.name.lower(), ()))
+        if table is not target and _schema(connection, table) == schema
+        for column in table.columns
+        if isinstance(column.type, EncryptedType)
+    }
+
+
+def _schema(connection: Connection, table: Any) -> str | None:
+    return connection.schema_for_object(table) or connection.dialect.default_schema_name
+
+
+def _column_name(target: Any, key: Any) -> str:
+    column = key if isinstance(key, ClauseElement) else target.columns.get(key)
+    name: str = getattr(column, "name", key)
+    return name.lower()
+
+
+def _written(statement: Any, parameters: Sequence[Any]) -> Iterator[tuple[Any, Any]]:
+    """What a statement writes: column or its key, and the value."""
+    assigned = dict(getattr(statement, "_ordered_values", None) or statement._values or {})
+    rows = rows_of(statement) if getattr(statement, "_multi_values", None) else []
+    for row in (assigned, *rows, assigned_by_upsert(statement)):
+        for key, value in row.items():
+            yield from ((key, one) for one in _given(value, parameters))
+    for key in getattr(statement, "_select_names", None) or ():
+        yield key, statement.select
+    for row in parameters:
+        yield from row.items()
+
+
+def _given(value: Any, parameters: Sequence[Any]) -> list[Any]:
+    """The values of a bound parameter in every execution."""
+    if not isinstance(value, BindParameter):
+        return [value]
+    own = value.effective_value
+    return [row.get(value.key, own) for row in parameters] or [own]
+
+
+def _is_stored(target: Any, name: str, value: Any) -> bool:
+    """Whether a value is nothing, or what this library stored: the column itself (`body = body`), the
+    row that an upsert was to insert (`excluded.body`, looked at there), or bytes."""
+    if value is None or isinstance(value, Null):
+        return True
+    if isinstance(value, ColumnClause):
+        proposed = getattr(value.table, "name", None) in ("excluded", "new", "inserted")
+        return (proposed or value.table is target) and value.name.lower() == name
+    try:
+        check_value(value, name)
+    except (FormatError, TruncatedError):
+        return False
+    return True
+
+
+def _is_here(connection: Connection, target: Any, name: str) -> bool:
+    """Whether the table of this database is the one with the encrypted column."""
+    schema = _schema(connection, target)
+    known = _asked.setdefault(connection.engine, {})
+    place = (schema, target.name.lower(), name)
+    if place not in known:
+        found = _look(connection, target, schema, name)
+        if found is None:
+            return False  # there is no such table yet
+        known[place] = found
+    return known[place]
+
+
+def _look(connection: Connection, target: Any, schema: str | None, name: str) -> bool | None:
+    inspector = inspect(connection)
+    try:
+        columns = inspector.get_columns(target.name, schema=schema)
+    except NoSuchTableError:
+        return None
+    types = [one["type"] for one in columns if one["name"].lower() == name]
+    if not any(_holds_bytes(one) for one in types):
+        return False
+    keys = [table for table in map(_key_table, tuple(_by_name[target.name.lower()])) if table is not None]
+    return any(inspector.has_table(one.name, schema=connection.schema_for_object(one)) for one in keys)
+
+
+def _holds_bytes(type_: Any) -> bool:
+    try:
+        return type_.python_type is bytes
+    except NotImplementedError:
+        return False
+
+
+def _key_table(table: Table) -> Table | None:
+    plan = plan_of_table(table)
+    key_class = None if plan is None else plan.groups[0][0].owner_class.key_class
+    return getattr(key_class, "__table__", None)
+
+
+def _refusal(target: Any, column: Column[Any]) -> StatementRefusedError:
+    where = f"{column.table.name}.{column.name}"
+    return StatementRefusedError(
+        f"{where} is encrypted, and this statement writes it through another Table object, which does not "
+        "know that: the value would be stored as it is. Write through the model, or through its own table: "
+        f"`insert(Model)`, `Model.__table__`, or `metadata.tables[{column.table.key!r}]`."
+    )
