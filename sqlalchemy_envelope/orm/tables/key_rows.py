@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import datetime as dt
 import uuid
+from importlib import import_module
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sqlalchemy import (
@@ -151,7 +152,12 @@ class KeyStore(Rows):
         return found
 
     def load_slots(
-        self, key_ids: Iterable[KeyId], kind: SlotKind | None = None, limit: int | None = None
+        self,
+        key_ids: Iterable[KeyId],
+        kind: SlotKind | None = None,
+        limit: int | None = None,
+        *,
+        for_update: bool = False,
     ) -> list[StoredSlot]:
         """The slots of these root keys. One query for some thousands."""
         c, found = self._slots.c, []
@@ -161,6 +167,7 @@ class KeyStore(Rows):
                 query = select(*_slot_columns(self._slots)).order_by(c.slot_id)
                 self._class.selects["slots"] = query
             query = query.where(c.key_id.in_(some)).limit(limit)
+            query = query.with_for_update(of=self._slots) if for_update else query
             found += [
                 _stored_slot(row)
                 for row in self._rows(query if kind is None else query.where(c.kind == kind))
@@ -171,23 +178,45 @@ class KeyStore(Rows):
 
     def insert_keys(self, keys: Sequence[tuple[PrimaryKey, StoredKey]]) -> None:
         """Write new key rows, a root before what it wraps."""
-        names = [column.key for column in self._class.owner_columns]
-        rows = [
-            {
-                **vars(key),
-                **dict(zip(names, primary_key, strict=True)),
-                "purpose": key.purpose.value,
-                "state": key.state.value,
-                "seal": self._seal(key),
-            }
-            for primary_key, key in keys
-        ]
+        rows = self._key_rows(keys)
         if rows:
             self._execute(insert(self._keys), rows)
 
+    def insert_first(self, keys: Sequence[tuple[PrimaryKey, StoredKey]]) -> set[KeyId]:
+        """Write new keys, each unless its owner has one of that kind and epoch, or an active one of that
+        kind: which were written. Whoever makes the same keys in another transaction is waited for.
+
+        Raises:
+            DBAPIError: that one committed after this transaction's snapshot was taken (SQLSTATE 40001).
+        """
+        # Every transaction in the same order: two that make keys of the same owners do not wait in a circle.
+        in_order = sorted(keys, key=lambda one: (one[1].owner_reference, one[1].purpose, one[1].scope))
+        return self._insert_whole(self._keys, self._key_rows(in_order), unless_there=True)
+
+    def insert_first_of(
+        self, owners: Sequence[tuple[PrimaryKey, Sequence[StoredKey], Sequence[StoredSlot]]]
+    ) -> set[KeyId]:
+        """Write the first keys of owners, each with a root key that is the first, and its slots; of an owner
+        who has keys already, nothing. Which root keys were written."""
+        made = self.insert_first([(primary_key, keys[0]) for primary_key, keys, _ in owners])
+        mine = [one for one in owners if one[1][0].key_id in made]
+        wrapped = [(primary_key, key) for primary_key, keys, _ in mine for key in keys[1:]]
+        self._insert_whole(self._keys, self._key_rows(wrapped))
+        self._insert_whole(self._slots, self._slot_rows([slot for *_, slots in mine for slot in slots]))
+        return made
+
+    def load_active(self, key_ids: Iterable[KeyId]) -> dict[KeyId, OwnerId]:
+        """Whose these keys are, of those that are there and active."""
+        c, found = self._keys.c, {}
+        for some in chunks(list(key_ids)):
+            query = select(c.key_id, *self._class.owner_columns)
+            for row in self._rows(query.where(c.key_id.in_(some), c.state == KeyState.ACTIVE)):
+                found[row[0]] = self._class.owner_id(tuple(row[1:]))
+        return found
+
     def insert_slots(self, slots: Sequence[StoredSlot]) -> None:
         """Write new slots."""
-        rows = [{**vars(slot), "kind": slot.kind.value, "seal": self._seal(slot)} for slot in slots]
+        rows = self._slot_rows(slots)
         if rows:
             self._execute(insert(self._slots), rows)
 
@@ -270,6 +299,40 @@ class KeyStore(Rows):
                 self._execute(statement, [{"this": this, "seal": seal} for this, seal in sealed])
         return len(keys) + len(slots)
 
+    def _key_rows(self, keys: Iterable[tuple[PrimaryKey, StoredKey]]) -> list[dict[str, Any]]:
+        names = [column.key for column in self._class.owner_columns]
+        return [
+            {
+                **vars(key),
+                **dict(zip(names, primary_key, strict=True)),
+                "purpose": key.purpose.value,
+                "state": key.state.value,
+                "seal": self._seal(key),
+            }
+            for primary_key, key in keys
+        ]
+
+    def _slot_rows(self, slots: Iterable[StoredSlot]) -> list[dict[str, Any]]:
+        return [{**vars(slot), "kind": slot.kind.value, "seal": self._seal(slot)} for slot in slots]
+
+    def _insert_whole(
+        self, table: Table, rows: Sequence[dict[str, Any]], *, unless_there: bool = False
+    ) -> set[uuid.UUID]:
+        """Insert rows, or of those that no constraint stands against: which were inserted."""
+        if not rows:
+            return set()
+        (id_column,) = table.primary_key.columns
+        dialect = self._session.connection(bind_arguments=dict(self._bind)).dialect
+        statement = _unless_there(dialect.name, table, id_column) if unless_there else insert(table)
+        if dialect.insert_executemany_returning:
+            # One statement with many rows. Of a pipeline of many statements psycopg logs a failure twice.
+            return set(self._execute(statement.returning(id_column), rows).scalars())
+        self._execute(statement, rows)
+        found: set[uuid.UUID] = set()
+        for some in chunks([row[id_column.key] for row in rows]):
+            found.update(row[0] for row in self._rows(select(id_column).where(id_column.in_(some))))
+        return found
+
     def _seal(self, record: StoredKey | StoredSlot) -> bytes | None:
         return self._seals.seal(self._class.label, record.sealed_fields()) if self._seals.is_on else None
 
@@ -322,6 +385,17 @@ class KeyStore(Rows):
                 "they were moved here."
             )
         return OwnedKey(owner, primary_key, stored, error)
+
+
+def _unless_there(dialect: str, table: Table, id_column: Any) -> Any:
+    """An INSERT that leaves out what a unique constraint stands against, and nothing else."""
+    # The engine's own dialect, imported already: another one takes a quarter of a second to import.
+    dialects = import_module(f"sqlalchemy.dialects.{'mysql' if dialect == 'mariadb' else dialect}")
+    statement = dialects.insert(table)
+    if dialect in ("mysql", "mariadb"):
+        # Not INSERT IGNORE, which passes over a missing owner and cuts off what is too long.
+        return statement.on_duplicate_key_update({id_column.key: id_column})
+    return statement.on_conflict_do_nothing()
 
 
 def usable(keys: Iterable[OwnedKey]) -> list[OwnedKey]:
