@@ -206,8 +206,7 @@ class ServerSession(UnlockedSession):
             places = self._enroll_rows(session, owner_class, new)
             if not places:
                 return
-            # MySQL shows what was committed after the transaction's snapshot to those who lock it alone.
-            locking = session.connection().dialect.name in ("mysql", "mariadb")
+            locking = store.shows_others_when_locked
         raise AlreadyEnrolledError(
             f"Keys of this {owner_class.name} are in {owner_class.key_class.__table__.name}, and this "
             "transaction does not see them: others make and delete them at this moment, or a row policy of "

@@ -40,7 +40,7 @@ from sqlalchemy_envelope.keys.model import (
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
-    from sqlalchemy import Table
+    from sqlalchemy import Dialect, Table
     from sqlalchemy.orm import Session
 
     from sqlalchemy_envelope.keys.keyring import OwnerId
@@ -98,6 +98,16 @@ class KeyStore(Rows):
         self._keys: Table = owner_class.key_class.__table__
         self.key_id = self._keys.c.key_id
         self._slots: Table = owner_class.slot_class.__table__
+
+    @property
+    def dialect(self) -> Dialect:
+        """The dialect of the database that these tables are in."""
+        return self._session.connection(bind_arguments=dict(self._bind)).dialect
+
+    @property
+    def shows_others_when_locked(self) -> bool:
+        """Whether a locking read alone shows what others committed after the transaction's first read."""
+        return self.dialect.name in ("mysql", "mariadb")
 
     def load(self, primary_keys: Sequence[PrimaryKey], *, for_update: bool = False) -> list[OwnedKey]:
         """Every key of these owners, oldest first. One query for some thousands of owners."""
@@ -322,7 +332,7 @@ class KeyStore(Rows):
         if not rows:
             return set()
         (id_column,) = table.primary_key.columns
-        dialect = self._session.connection(bind_arguments=dict(self._bind)).dialect
+        dialect = self.dialect
         statement = _unless_there(dialect.name, table, id_column) if unless_there else insert(table)
         if dialect.insert_executemany_returning:
             # One statement with many rows. Of a pipeline of many statements psycopg logs a failure twice.
