@@ -334,12 +334,16 @@ class KeyStore(Rows):
         (id_column,) = table.primary_key.columns
         dialect = self.dialect
         statement = _unless_there(dialect.name, table, id_column) if unless_there else insert(table)
-        if dialect.insert_executemany_returning:
-            # One statement with many rows. Of a pipeline of many statements psycopg logs a failure twice.
+        ids = [row[id_column.key] for row in rows]
+        # psycopg sends many statements in a pipeline, and logs it twice when one fails: here it gets a single
+        # one with many rows.
+        if dialect.driver.startswith("psycopg") or (unless_there and dialect.name == "postgresql"):
             return set(self._execute(statement.returning(id_column), rows).scalars())
-        self._execute(statement, rows)
+        result = self._execute(statement.execution_options(preserve_rowcount=True), rows)
+        if not unless_there or (dialect.name == "sqlite" and result.rowcount == len(rows)):
+            return set(ids)
         found: set[uuid.UUID] = set()
-        for some in chunks([row[id_column.key] for row in rows]):
+        for some in chunks(ids):
             found.update(row[0] for row in self._rows(select(id_column).where(id_column.in_(some))))
         return found
 
