@@ -101,8 +101,11 @@ class FoundKeys:
         key_id = seen.data_keys.get(scope)
         if key_id is None:
             return None
-        ciphers = (_cipher(keyring, key_id, field) for keyring in keyrings)
-        return next((cipher for cipher in ciphers if cipher is not None), None)
+        for keyring in keyrings:
+            cipher = _cipher(keyring, key_id, field)
+            if cipher is not None:
+                return cipher
+        return None
 
     def forget(self, owner: OwnerId) -> Place | None:
         """The keyrings that held what was seen of an owner may hold it no more: where to look again."""

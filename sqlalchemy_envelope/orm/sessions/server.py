@@ -410,7 +410,7 @@ class ServerSession(UnlockedSession):
         found = self._found.get(session) if session is not None else None
         cipher = None
         if session is not None and found is not None and self.is_open:
-            kept = (self._fresh_of(session).keyring, self._keyring)
+            kept = (self._keyring, self._fresh_of(session).keyring)
             cipher = found.writer(owner, scope, field, kept)
             if cipher is None and (place := found.forget(owner)) is not None:
                 # It was over a limit, or another thread let go of it: it is opened for this one alone.
