@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Engine, and_, exists, func, or_, select
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session, configure_mappers, sessionmaker
 
 from sqlalchemy_envelope.crypto.frames import emptying_class
@@ -21,6 +22,7 @@ from sqlalchemy_envelope.keys.hierarchy import bound_keys, new_keys
 from sqlalchemy_envelope.keys.model import GrantState, KeyState, Purpose, SlotKind
 from sqlalchemy_envelope.keys.slots import provider_slot
 from sqlalchemy_envelope.migration.campaign_report import CampaignReport, CampaignStatus, Released
+from sqlalchemy_envelope.migration.faults import collided, may_pass
 from sqlalchemy_envelope.migration.keyset import beyond
 from sqlalchemy_envelope.orm.current.audit import AuditEvent
 from sqlalchemy_envelope.orm.current.names import Names
@@ -130,20 +132,23 @@ class Campaign:
             try:
                 with self._sessions() as session, session.begin():
                     found = self._without_keys(session, owner_class, after, batch)
-                    self._make(session, owner_class, found, kek)
-            except IntegrityError as error:
-                # Somebody enrolled one of them, or deleted one: now it is not among them any more.
+                    count = self._make(session, owner_class, found, kek)
+            except DBAPIError as error:
+                # Somebody deleted one of them: now it is not among them any more. Or a lock, or a conflict.
+                if not (may_pass(error) or collided(error)):
+                    raise
                 collisions += 1
                 if collisions > _MOST_COLLISIONS:
                     raise MigrationStoppedError(
                         f"Others enrol {owner_class.name} rows in the same moments; run provide() again, "
                         "it goes on."
                     ) from error
+                time.sleep(min(0.01 * 2**collisions, 1.0))
                 continue
             if not found:
                 return made
-            collisions, after, made = 0, found[-1][0], made + len(found)
-            self.policy.emit(self._event("campaign_provided", owner_class.name, len(found)))
+            collisions, after, made = 0, found[-1][0], made + count
+            self.policy.emit(self._event("campaign_provided", owner_class.name, count))
             if progress is not None:
                 progress(owner_class.name, made)
 
@@ -183,7 +188,8 @@ class Campaign:
         owner_class: OwnerClass,
         found: Sequence[tuple[PrimaryKey, bytes]],
         kek: ProviderKek,
-    ) -> None:
+    ) -> int:
+        """Make their keys, but for those whose keys others made meanwhile; for how many."""
         note_policy(session, self.policy)
         store = KeyStore(session, owner_class, self.policy.seals)
         made = [
@@ -191,10 +197,16 @@ class Campaign:
             for primary_key, reference in found
         ]
         try:
-            store.insert_keys([(primary_key, one.stored) for primary_key, keys in made for one in keys])
-            store.insert_slots([provider_slot(keys[0], kek) for _, keys in made])
-            if owner_class.grants_of and made:
-                self._grant(session, store, owner_class, dict(made))
+            stored = store.insert_first_of(
+                [
+                    (primary_key, [one.stored for one in keys], [provider_slot(keys[0], kek)])
+                    for primary_key, keys in made
+                ]
+            )
+            mine = {primary_key: keys for primary_key, keys in made if keys[0].stored.key_id in stored}
+            if owner_class.grants_of and mine:
+                self._grant(session, store, owner_class, mine)
+            return len(mine)
         finally:
             for _, keys in made:
                 for one in keys:

@@ -14,7 +14,12 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
 from sqlalchemy_envelope.crypto.frames import emptying
-from sqlalchemy_envelope.exceptions import EnvelopeError, MigrationStoppedError, ProviderError
+from sqlalchemy_envelope.exceptions import (
+    AlreadyEnrolledError,
+    EnvelopeError,
+    MigrationStoppedError,
+    ProviderError,
+)
 from sqlalchemy_envelope.migration.faults import advice, collided, is_lost, may_pass
 from sqlalchemy_envelope.migration.owners import keys_at_hand
 from sqlalchemy_envelope.migration.ranges import Ranges
@@ -205,11 +210,14 @@ class Runner:
                     warmed = True
                     self._warm(error)
                     continue
+                except AlreadyEnrolledError as lost:
+                    failed: EnvelopeError = lost
+                    again = tries < _MOST_COLLISIONS
                 except EnvelopeError:
                     raise
                 except Exception as error:  # noqa: BLE001 - told apart below
                     failed = stopped(self._work.job.value, error)
-                    # Two may make keys for the same owner at once: the second finds them the next time.
+                    # An owner may be deleted while its keys are made: the next time it is not among them.
                     again = may_pass(error) or is_lost(error)
                     again = again or (collided(error) and tries < _MOST_COLLISIONS)
                 # Outside of `except`: what the database said may show the values of a row.

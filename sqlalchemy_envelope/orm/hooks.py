@@ -63,6 +63,7 @@ def _install() -> None:
     event.listen(Session, "before_flush", emptying(server_flushes.before_flush))
     event.listen(Session, "after_flush", emptying(server_flushes.after_flush))
     event.listen(Session, "after_soft_rollback", server_flushes.after_soft_rollback)
+    event.listen(Session, "after_soft_rollback", membership.forget_looks)
 
 
 def _before_execute(
@@ -115,7 +116,6 @@ def _install_sharing() -> None:
     if not event.contains(Session, "after_flush", grant_flushes.after_flush):
         event.listen(Session, "before_flush", grant_flushes.before_flush)
         event.listen(Session, "after_flush", grant_flushes.after_flush)
-        event.listen(Session, "after_soft_rollback", membership.forget_looks)
 
 
 def _on_mapper_constructed(mapper: Mapper[Any], cls: type[Any]) -> None:

@@ -689,7 +689,7 @@ def _slot_values(key_id: Any, salt: KdfSalt, kek: KeyBytes, wrapped: bytes) -> d
         "kdf": str(salt),
         "recipient_public_key": x25519_public(kek),
         "wrapped": wrapped,
-        "created_at": _now(),
+        "created_at": _now(None),
     }
 
 

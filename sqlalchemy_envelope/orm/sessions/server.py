@@ -11,10 +11,9 @@ import time
 from collections import OrderedDict
 from contextvars import ContextVar
 from threading import Lock
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 from weakref import WeakKeyDictionary
 
-from sqlalchemy.exc import IntegrityError
 from sqlalchemy.util import concurrency
 
 from sqlalchemy_envelope.crypto.aead import HEADER_SIZE
@@ -36,18 +35,18 @@ from sqlalchemy_envelope.orm.current.names import Names
 from sqlalchemy_envelope.orm.current.policy import require_reason
 from sqlalchemy_envelope.orm.current.threads import off_loop
 from sqlalchemy_envelope.orm.reading.provenance import Provenance
+from sqlalchemy_envelope.orm.sessions.found_keys import FoundKeys
 from sqlalchemy_envelope.orm.sessions.unlocked import UnlockedSession
 from sqlalchemy_envelope.orm.sharing.membership import looked_at
-from sqlalchemy_envelope.orm.sharing.rollbacks import note_enrolment
+from sqlalchemy_envelope.orm.sharing.rollbacks import note_end, note_enrolment
 from sqlalchemy_envelope.orm.sharing.roots import open_with_kek, renew
 from sqlalchemy_envelope.orm.sharing.settle import Opening, settle
-from sqlalchemy_envelope.orm.tables.binds import bind_for
 from sqlalchemy_envelope.orm.tables.cascades import in_greenlet
 from sqlalchemy_envelope.orm.tables.key_rows import KeyStore, usable
 from sqlalchemy_envelope.orm.tables.owners import Place
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Collection, Mapping, Sequence
 
     from sqlalchemy.orm import Session
 
@@ -62,6 +61,10 @@ if TYPE_CHECKING:
     from sqlalchemy_envelope.orm.tables.key_rows import OwnedKey
     from sqlalchemy_envelope.orm.tables.owners import OwnerClass
 
+T = TypeVar("T")
+
+_MOST_TURNS = 5
+"""Most times that the same owners are looked for anew because others make or delete their keys."""
 _IN_USE = 5.0
 """Seconds for which an owner that was just needed is kept, whatever the limits say: another thread may be
 reading its rows."""
@@ -88,6 +91,7 @@ class ServerSession(UnlockedSession):
         self._guard = Lock()
         self._process_wide = False
         self._fresh: WeakKeyDictionary[Session, _Fresh] = WeakKeyDictionary()
+        self._found: WeakKeyDictionary[Session, FoundKeys] = WeakKeyDictionary()
         super().__init__(session, policy, (), Keyring())
 
     @property
@@ -168,78 +172,95 @@ class ServerSession(UnlockedSession):
             self._parent.prepare_write(session, owner_class, keys, values)
         if session is None or not self.is_open:
             return
-        names = Names(session)
-        mine = {
-            place.owner: place
-            for place in (names.place(owner_class, key) for key in keys)
-            if self._parent is None or place.owner not in self._parent
-        }
-        self._look_again(session, owner_class, mine)
-        fresh = self._fresh_of(session)
-        missing = [
-            place for owner, place in mine.items() if owner not in self._whole and owner not in fresh.keyring
+        found, fresh, names = self._found_in(session), self._fresh_of(session), Names(session)
+        waiting = [
+            place
+            for place in {names.place(owner_class, key) for key in keys}
+            if place.owner not in found and (self._parent is None or place.owner not in self._parent)
         ]
+        # What is shared is opened anew in each transaction: somebody may have been removed since.
+        known = [
+            place
+            for place in waiting
+            if place.owner in fresh.keyring or (place.owner in self._whole and not owner_class.grants_of)
+        ]
+        found.look_for(session, self.policy.seals, known, [fresh.keyring, self._keyring])
+        missing = [place for place in waiting if place.owner not in found]
         if missing:
             self._open_whole(session, owner_class, missing)
-        super().prepare_write(session, owner_class, keys, values)
 
-    def _look_again(self, session: Session, owner_class: OwnerClass, owners: Iterable[OwnerId]) -> None:
-        """Once in each transaction: are the keys that would be used still there? Their owner may have
-        been deleted meanwhile and made again, or have got others."""
-        looked = looked_at(session)
-        waiting = [owner for owner in owners if owner in self._whole and (id(self), owner) not in looked]
-        if not waiting:
-            return
-        looked.update((id(self), owner) for owner in waiting)
-        used = {
-            key.key_id: owner
-            for owner in waiting
-            for key in self._keyring.keys_of(owner)
-            if self._keyring.current(owner, key.purpose, key.scope) == key
-        }
-        there = KeyStore(session, owner_class, self.policy.seals).load_granted(used)
-        for owner in {owner for key_id, owner in used.items() if key_id not in there}:
-            self._forget(owner)
-            self._clear_readers()
+    def _found_in(self, session: Session) -> FoundKeys:
+        """What the session's present transaction found, since something changed hands in it."""
+        look, found = looked_at(session), self._found.get(session)
+        if found is None or found.look is not look:
+            found = self._found[session] = FoundKeys(look)
+            note_end(session, found.close)
+        return found
 
-    def _open_whole(
-        self, session: Session, owner_class: OwnerClass, places: list[Place], *, again: bool = True
-    ) -> None:
+    def _open_whole(self, session: Session, owner_class: OwnerClass, places: list[Place]) -> None:
+        """Open these owners in this transaction; who has no keys gets some, or goes on with those that others
+        made at the same moment."""
         store = KeyStore(session, owner_class, self.policy.seals)
-        rows: dict[OwnerId, list[OwnedKey]] = {}
-        for row in store.load([place.primary_key for place in places]):
-            rows.setdefault(row.owner, []).append(row)
-        new = [place for place in places if place.owner not in rows]
-        if new:
-            self._enroll_rows(session, owner_class, new, again=again)
-        roots = [row.stored.key_id for found in rows.values() for row in found if _is_root(row.stored)]
+        locking = False
+        for _ in range(_MOST_TURNS):
+            rows: dict[OwnerId, list[OwnedKey]] = {}
+            for row in store.load([place.primary_key for place in places], for_update=locking):
+                rows.setdefault(row.owner, []).append(row)
+            there = [place for place in places if place.owner in rows]
+            self._open_found(session, store, there, rows, locking=locking)
+            new = [place for place in places if place.owner not in rows]
+            places = self._enroll_rows(session, owner_class, new)
+            if not places:
+                return
+            locking = store.shows_others_when_locked
+        raise AlreadyEnrolledError(
+            f"Keys of this {owner_class.name} are in {owner_class.key_class.__table__.name}, and this "
+            "transaction does not see them: others make and delete them at this moment, or a row policy of "
+            "the database hides them. Run the transaction again."
+        )
+
+    def _open_found(
+        self,
+        session: Session,
+        store: KeyStore,
+        places: list[Place],
+        rows: Mapping[OwnerId, list[OwnedKey]],
+        *,
+        locking: bool,
+    ) -> None:
+        if not places:
+            return
+        owner_class, keyring = places[0].owner_class, self._found_in(session).opened
+        roots = [row.stored.key_id for place in places for row in rows[place.owner] if _is_root(row.stored)]
         slots: dict[KeyId, list[StoredSlot]] = {}
-        for slot in store.load_slots(roots, SlotKind.PROVIDER) if roots and self._can_open else ():
+        some = store.load_slots(roots, SlotKind.PROVIDER, for_update=locking) if self._can_open else ()
+        for slot in some:
             if self._providers.of(slot) == self._provider:
                 slots.setdefault(slot.key_id, []).append(slot)
-        opened: Places = {}
-        for place in places:
-            found = rows.get(place.owner)
-            if found and self._open_owner(session, store, place, found, slots):
-                opened[place.owner] = place
-                self._renewed(place.owner)
-                self._touch(place.owner, 1)
-        self._whole.update(opened)
-        self.places.update(opened)
-        if opened:
-            self.policy.emit(self._event("server_opened", owner_class.name, len(opened)))
-            if owner_class.grants_of:
-                settle(session, self.policy, self._keyring, Opening(opened, []))
+        opened: Places = {
+            place.owner: place
+            for place in places
+            if self._open_owner(session, store, keyring, place, rows[place.owner], slots)
+        }
+        if not opened:
+            return
+        self.policy.emit(self._event("server_opened", owner_class.name, len(opened)))
+        if owner_class.grants_of:
+            settle(session, self.policy, keyring, Opening(opened, []))
+        for place in opened.values():
+            self._renewed(place.owner)
+            self._share(place, keyring)
 
     def _open_owner(
         self,
         session: Session,
         store: KeyStore,
+        keyring: Keyring,
         place: Place,
         found: list[OwnedKey],
         slots: Mapping[KeyId, list[StoredSlot]],
     ) -> bool:
-        """Take in all of one owner's keys; tells whether its active root key opened."""
+        """Take all of one owner's keys into a keyring; tells whether its active root key opened."""
         keys = [row.stored for row in found]
         try:
             usable(found)
@@ -252,19 +273,32 @@ class ServerSession(UnlockedSession):
             kek = self._kek(session, slot)
             mine = [one for key in keys for one in slots.get(key.key_id, ())]
             reached = open_with_kek(self.policy, keys, root, slot, mine, kek)
-            # Data keys last: as soon as they are known here, other threads take them to be open.
-            self._keyring.add(place.owner, [reached.root, *reached.older])
-            self._keyring.add_stored(place.owner, keys)
+            keyring.add(place.owner, [reached.root, *reached.older])
+            keyring.add_stored(place.owner, keys)
             if not reached.trusted:
-                renew(session, self.policy, place, self._keyring, reached)
+                renew(session, self.policy, place, keyring, reached)
             elif is_sealed(slot.wrapped):
                 store.replace_slot(slot, adopted_slot(slot, reached.root, kek))
         except (ProviderError, ConfigurationError):
             raise
         except EnvelopeError as error:
+            keyring.drop(place.owner)
+            keyring.refuse(place.owner, error, altogether=True)
             self._refuse_owner(place.owner, keys, error)
             return False
         return True
+
+    def _share(self, place: Place, keyring: Keyring) -> None:
+        """An owner's keys serve everybody here: to read, and to write in transactions that find them."""
+        owner = place.owner
+        keys = keyring.copy_of(owner)
+        # Root keys first: as soon as a data key is known here, other threads take it to be open.
+        self._keyring.add(owner, [one for one in keys if _is_root(one.stored)])
+        self._keyring.add(owner, [one for one in keys if not _is_root(one.stored)])
+        self._keyring.add_stored(owner, keyring.keys_of(owner))
+        self.places[owner] = place
+        self._whole.add(owner)
+        self._touch(owner, 1)
 
     def _take_in(
         self, session: Session, owner_class: OwnerClass, held: Sequence[tuple[OwnedKey, OwnedKey, StoredSlot]]
@@ -316,12 +350,10 @@ class ServerSession(UnlockedSession):
         made: ProviderKek = _off_loop(lambda: self._providers.wrap_new(self._provider))
         return made
 
-    def _enroll_rows(
-        self, session: Session, owner_class: OwnerClass, places: list[Place], *, again: bool
-    ) -> None:
-        """Make keys for owners who are in the database and have none."""
-        if owner_class.reference_attribute is not None:
-            return  # what keys are bound to is not known here; they stay locked
+    def _enroll_rows(self, session: Session, owner_class: OwnerClass, places: list[Place]) -> list[Place]:
+        """Make keys for owners who are in the database and have none: for whom others were faster."""
+        if not places or owner_class.reference_attribute is not None:
+            return []  # what keys are bound to is not known here; they stay locked
         kek = self.kek_for_new(session)
         made = [
             (
@@ -333,24 +365,7 @@ class ServerSession(UnlockedSession):
             )
             for place in places
         ]
-        connection = session.connection(bind_arguments=bind_for(session, owner_class.mapper))
-        if connection.dialect.name == "sqlite":
-            self.write_new(session, owner_class, made, kek)  # one writer at a time
-            return
-        try:
-            with connection.begin_nested():
-                self.write_new(session, owner_class, made, kek)
-        except IntegrityError:
-            pass
-        else:
-            return
-        # Somebody else made keys for one of them at the same moment: theirs are there now.
-        if again:
-            self._open_whole(session, owner_class, places, again=False)
-            return
-        raise AlreadyEnrolledError(
-            f"Keys of this {owner_class.name} were made by somebody else at the same moment; try again."
-        )
+        return self.write_new(session, owner_class, made, kek)
 
     def write_new(
         self,
@@ -358,22 +373,35 @@ class ServerSession(UnlockedSession):
         owner_class: OwnerClass,
         made: Sequence[tuple[Place, list[OpenedKey]]],
         kek: ProviderKek,
-    ) -> None:
-        """Store the keys of new owners, all of them in two statements, and hold them: for this session alone
-        until its transaction is committed."""
+    ) -> list[Place]:
+        """Store the keys of new owners, all in three statements, and hold them: for this session alone until
+        its transaction is committed. Those for whom others stored keys at the same moment are returned, and
+        have none of these."""
         store = KeyStore(session, owner_class, self.policy.seals)
-        store.insert_keys([(place.primary_key, one.stored) for place, keys in made for one in keys])
-        store.insert_slots([provider_slot(keys[0], kek) for _, keys in made])
-        fresh = self._fresh_of(session)
+        stored = store.insert_first_of(
+            [
+                (place.primary_key, [one.stored for one in keys], [provider_slot(keys[0], kek)])
+                for place, keys in made
+            ]
+        )
+        fresh, found, lost = self._fresh_of(session), self._found_in(session), []
         for place, keys in made:
+            if keys[0].stored.key_id not in stored:
+                lost.append(place)
+                for one in keys:
+                    one.key.wipe()
+                continue
             fresh.keyring.add(place.owner, keys)
+            found.note_made(place, keys)
             note_enrolment(
                 session,
                 place.owner,
                 fresh,
                 lambda place=place: self._admit(fresh, place),  # type: ignore[misc]
             )
-        self.policy.emit(self._event("server_enrolled", owner_class.name, len(made)))
+        if stored:
+            self.policy.emit(self._event("server_enrolled", owner_class.name, len(stored)))
+        return lost
 
     def _fresh_of(self, session: Session) -> _Fresh:
         fresh = self._fresh.get(session)
@@ -383,23 +411,26 @@ class ServerSession(UnlockedSession):
 
     def _admit(self, fresh: _Fresh, place: Place) -> None:
         """An owner's keys are committed: they serve everybody here."""
-        keys = fresh.keyring.copy_of(place.owner)
+        if self.is_open and place.owner in fresh.keyring:
+            self._share(place, fresh.keyring)
         fresh.drop(place.owner)
-        if self.is_open and keys:
-            self._forget(place.owner)
-            self._keyring.add(place.owner, keys)
-            self.places[place.owner] = place
-            self._whole.add(place.owner)
-            self._touch(place.owner, 1)
 
     def writer(
         self, owner: OwnerId, scope: str, field: Field, session: Session | None = None
     ) -> ValueCipher | None:
-        """The cipher for new values of an owner: one who is new in this very session, or anybody here."""
-        fresh = self._fresh.get(session) if session is not None else None
-        if fresh is not None and owner in fresh.keyring:
-            return fresh.keyring.writer(owner, scope, field)
-        return super().writer(owner, scope, field, session)
+        """The cipher for new values of an owner, under a key that the session's transaction found or made."""
+        found = self._found.get(session) if session is not None else None
+        cipher = None
+        if session is not None and found is not None and self.is_open:
+            kept = (self._keyring, self._fresh_of(session).keyring)
+            cipher = found.writer(owner, scope, field, kept)
+            if cipher is None and (place := found.forget(owner)) is not None:
+                # It was over a limit, or another thread let go of it: it is opened for this one alone.
+                self._open_whole(session, place.owner_class, [place])
+                cipher = self._found_in(session).writer(owner, scope, field, kept)
+        if cipher is None and self._parent is not None:
+            cipher = self._parent.writer(owner, scope, field, session)
+        return cipher
 
     def reader(self, header: bytes, field: Field) -> ValueCipher | None:
         """The cipher for a stored value. Values name their key, so a new owner's serves whoever sees them."""
@@ -427,6 +458,9 @@ class ServerSession(UnlockedSession):
 
     def keyring_for(self, owner: OwnerId, session: Session | None = None) -> Keyring | None:
         """The keyring that reaches the owner's root key."""
+        found = self._found.get(session) if session is not None else None
+        if found is not None and found.opened.root(owner) is not None:
+            return found.opened
         fresh = self._fresh.get(session) if session is not None else None
         if fresh is not None and owner in fresh.keyring:
             return fresh.keyring
@@ -517,7 +551,7 @@ class ServerSession(UnlockedSession):
             return
         self._guard = Lock()
         self._keyring.wipe()
-        self._wipe_fresh()
+        self._wipe_of_sessions()
         self._keyring = Keyring()  # the other one's lock may be held by a thread that is not here
         for known in (self._used, self._uses, self._whole, self._stale, self.places, self.readers):
             known.clear()
@@ -525,18 +559,18 @@ class ServerSession(UnlockedSession):
 
     def _close(self, why: type[LockedError]) -> None:
         super()._close(why)
-        self._wipe_fresh()
+        self._wipe_of_sessions()
 
     def _all_fresh(self) -> list[_Fresh]:
-        # By references: `values()` fails when another thread's session comes in meanwhile.
-        sessions = [reference() for reference in self._fresh.keyrefs()]
-        found = [self._fresh.get(session) for session in sessions if session is not None]
-        return [fresh for fresh in found if fresh is not None]
+        return _of_all(self._fresh)
 
-    def _wipe_fresh(self) -> None:
-        for fresh in self._all_fresh():
+    def _wipe_of_sessions(self) -> None:
+        for fresh in _of_all(self._fresh):
             fresh.keyring.wipe()
+        for found in _of_all(self._found):
+            found.close()
         self._fresh.clear()
+        self._found.clear()
 
     def _event(self, name: str, owner_class: str, count: int) -> AuditEvent:
         return AuditEvent(name, owner_class, count=count, reason=self._reason, provider=self._provider)
@@ -563,6 +597,13 @@ class _Fresh:
     def drop(self, owner: OwnerId) -> None:
         """The transaction that made them was rolled back, or committed."""
         self.keyring.drop(owner)
+
+
+def _of_all(by_session: WeakKeyDictionary[Session, T]) -> list[T]:
+    # By references: `values()` fails when another thread's session comes in meanwhile.
+    sessions = [reference() for reference in by_session.keyrefs()]
+    found = [by_session.get(session) for session in sessions if session is not None]
+    return [one for one in found if one is not None]
 
 
 def _is_root(key: StoredKey) -> bool:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import inspect
 
+from sqlalchemy_envelope.exceptions import AlreadyEnrolledError
 from sqlalchemy_envelope.keys.hierarchy import bound_keys, new_keys
 from sqlalchemy_envelope.keys.keyring import Keyring
 from sqlalchemy_envelope.orm.current import context
@@ -73,7 +74,12 @@ def after_flush(session: Session, *_: object) -> None:
         by_class.setdefault(owner_class, []).append((place, bound_keys(keys, reference)))
     with session.no_autoflush:
         for owner_class, some in by_class.items():
-            server.write_new(session, owner_class, some, kek)
+            if server.write_new(session, owner_class, some, kek):
+                # What the flush wrote for them is under keys that are not stored: it must not be committed.
+                raise AlreadyEnrolledError(
+                    f"A new {owner_class.name} has the primary key of an owner whose keys are still there: "
+                    "delete that one in a flush of its own."
+                )
 
 
 def after_soft_rollback(session: Session, *_: object) -> None:

@@ -105,13 +105,16 @@ class WriteOnlySession(UnlockedSession):
 
     def _seal_new(self, session: Session, place: Place) -> WriteEpoch:
         root = _root_of(session, self.policy, place)
-        key = KeyBytes.generate()
-        child = describe(key, root.owner_reference, Purpose.WRITE)
-        number = int.from_bytes(child.stored.key_id.bytes[:4], "big") & 0x7FFFFFFF
-        stored = replace(child.stored, state=KeyState.RETIRED, epoch=number)
-        stored = seal_to_root(OpenedKey(stored, key), root)
         store = KeyStore(session, place.owner_class, self.policy.seals)
-        store.insert_keys([(place.primary_key, stored)])
+        while True:
+            key = KeyBytes.generate()
+            child = describe(key, root.owner_reference, Purpose.WRITE)
+            number = int.from_bytes(child.stored.key_id.bytes[:4], "big") & 0x7FFFFFFF
+            stored = replace(child.stored, state=KeyState.RETIRED, epoch=number)
+            stored = seal_to_root(OpenedKey(stored, key), root)
+            if store.insert_first([(place.primary_key, stored)]):
+                break
+            key.wipe()  # an epoch of this owner has this number: chance, and another one has not
         self.policy.emit(AuditEvent("write_epoch_sealed", place.owner_class.name, key_id=short(stored)))
         epoch = WriteEpoch(
             OpenedKey(stored, key),

@@ -85,7 +85,9 @@ def on_statement(session: Session, statement: object) -> None:
     if session.info.get(_LOOKED) is None:
         return
     if isinstance(statement, TextClause):
-        if not statement.text.lstrip().upper().startswith("SELECT"):
+        text = statement.text.lstrip().upper()
+        # Whatever it sets: with another search_path the same names are other tables.
+        if not text.startswith("SELECT") or "SET_CONFIG" in text:
             forget_looks(session)
     elif isinstance(statement, (Delete, Update)) and (
         # Of recipients too: their grants go with them.

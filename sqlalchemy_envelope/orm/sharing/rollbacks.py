@@ -71,6 +71,12 @@ def note_new_keys(
     _note(session, owner).undo = lambda: keyring.take_back(owner, key_ids, before)
 
 
+def note_end(session: Session, ended: Callable[[], None]) -> None:
+    """Call this when the session's current transaction ends, however it does."""
+    enrolment = _note(session, b"")
+    enrolment.committed = enrolment.undo = ended
+
+
 def _note(session: Session, owner: OwnerId) -> _Enrolment:
     if not event.contains(Session, "after_transaction_end", _ended):
         event.listen(Session, "after_commit", _committed)

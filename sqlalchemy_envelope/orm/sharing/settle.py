@@ -29,7 +29,7 @@ from sqlalchemy_envelope.orm.current.names import Names
 from sqlalchemy_envelope.orm.sharing.epochs import Recipient, roots_of, start_epoch, start_scope_epoch
 from sqlalchemy_envelope.orm.sharing.rollbacks import note_new_keys
 from sqlalchemy_envelope.orm.tables.grant_rows import GrantCounts, GrantStore, count_grants
-from sqlalchemy_envelope.orm.tables.key_rows import KeyStore
+from sqlalchemy_envelope.orm.tables.key_rows import KeyStore, usable
 from sqlalchemy_envelope.orm.tables.owners import Place
 
 if TYPE_CHECKING:
@@ -274,10 +274,18 @@ def _settle_owner(session: Session, policy: Policy, keyring: Keyring, place: Pla
         for scope in sorted(missing)
     ]
     made = [OpenedKey(wrap_under_root(one, root), one.key) for one in new]
-    store.insert_keys([(place.primary_key, one.stored) for one in made])
-    keyring.add(owner, made)
-    if made:
-        note_new_keys(session, keyring, owner, [one.stored for one in made])
+    written = store.insert_first([(place.primary_key, one.stored) for one in made])
+    mine = [one for one in made if one.stored.key_id in written]
+    keyring.add(owner, mine)
+    if mine:
+        note_new_keys(session, keyring, owner, [one.stored for one in mine])
+    if len(mine) < len(made):
+        # Another unlock of this owner made them at the same moment: go on with its keys.
+        for one in made:
+            if one.stored.key_id not in written:
+                one.key.wipe()
+        there = usable(store.load([place.primary_key], for_update=True))
+        keyring.add_stored(owner, [one.stored for one in there])
     for scope in unproven:
         start_scope_epoch(session, policy, place, scope, keyring)
 

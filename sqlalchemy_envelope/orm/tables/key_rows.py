@@ -8,6 +8,7 @@ from __future__ import annotations
 import datetime as dt
 import uuid
 from functools import cached_property
+from importlib import import_module
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sqlalchemy import (
@@ -42,7 +43,7 @@ from sqlalchemy_envelope.orm.tables.location import bind_of, location_of
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
-    from sqlalchemy import Table
+    from sqlalchemy import Dialect, Table
     from sqlalchemy.orm import Session
 
     from sqlalchemy_envelope.keys.keyring import OwnerId
@@ -113,6 +114,16 @@ class KeyStore(Rows):
         """The database and schema that these owners are in."""
         return location_of(self._session, self._class.mapper, self._seals.realm)
 
+    @property
+    def dialect(self) -> Dialect:
+        """The dialect of the database that these tables are in."""
+        return self._session.connection(bind_arguments=bind_for(self._session, self._mapper)).dialect
+
+    @property
+    def shows_others_when_locked(self) -> bool:
+        """Whether a locking read alone shows what others committed after the transaction's first read."""
+        return self.dialect.name in ("mysql", "mariadb")
+
     def load(self, primary_keys: Sequence[PrimaryKey], *, for_update: bool = False) -> list[OwnedKey]:
         """Every key of these owners, oldest first. One query for some thousands of owners."""
         found: list[OwnedKey] = []
@@ -167,7 +178,12 @@ class KeyStore(Rows):
         return found
 
     def load_slots(
-        self, key_ids: Iterable[KeyId], kind: SlotKind | None = None, limit: int | None = None
+        self,
+        key_ids: Iterable[KeyId],
+        kind: SlotKind | None = None,
+        limit: int | None = None,
+        *,
+        for_update: bool = False,
     ) -> list[StoredSlot]:
         """The slots of these root keys. One query for some thousands."""
         c, found = self._slots.c, []
@@ -177,6 +193,7 @@ class KeyStore(Rows):
                 query = select(*_slot_columns(self._slots)).order_by(c.slot_id)
                 self._class.selects["slots"] = query
             query = query.where(c.key_id.in_(some)).limit(limit)
+            query = query.with_for_update(of=self._slots) if for_update else query
             found += [
                 _stored_slot(row)
                 for row in self._rows(query if kind is None else query.where(c.kind == kind))
@@ -187,23 +204,45 @@ class KeyStore(Rows):
 
     def insert_keys(self, keys: Sequence[tuple[PrimaryKey, StoredKey]]) -> None:
         """Write new key rows, a root before what it wraps."""
-        names = [column.key for column in self._class.owner_columns]
-        rows = [
-            {
-                **vars(key),
-                **dict(zip(names, primary_key, strict=True)),
-                "purpose": key.purpose.value,
-                "state": key.state.value,
-                "seal": self._seal(key),
-            }
-            for primary_key, key in keys
-        ]
+        rows = self._key_rows(keys)
         if rows:
             self._execute(insert(self._keys), rows)
 
+    def insert_first(self, keys: Sequence[tuple[PrimaryKey, StoredKey]]) -> set[KeyId]:
+        """Write new keys, each unless its owner has one of that kind and epoch, or an active one of that
+        kind: which were written. Whoever makes the same keys in another transaction is waited for.
+
+        Raises:
+            DBAPIError: that one committed after this transaction's snapshot was taken (SQLSTATE 40001).
+        """
+        # Every transaction in the same order: two that make keys of the same owners do not wait in a circle.
+        in_order = sorted(keys, key=lambda one: (one[1].owner_reference, one[1].purpose, one[1].scope))
+        return self._insert_whole(self._keys, self._key_rows(in_order), unless_there=True)
+
+    def insert_first_of(
+        self, owners: Sequence[tuple[PrimaryKey, Sequence[StoredKey], Sequence[StoredSlot]]]
+    ) -> set[KeyId]:
+        """Write the first keys of owners, each with a root key that is the first, and its slots; of an owner
+        who has keys already, nothing. Which root keys were written."""
+        made = self.insert_first([(primary_key, keys[0]) for primary_key, keys, _ in owners])
+        mine = [one for one in owners if one[1][0].key_id in made]
+        wrapped = [(primary_key, key) for primary_key, keys, _ in mine for key in keys[1:]]
+        self._insert_whole(self._keys, self._key_rows(wrapped))
+        self._insert_whole(self._slots, self._slot_rows([slot for *_, slots in mine for slot in slots]))
+        return made
+
+    def load_active(self, key_ids: Iterable[KeyId]) -> dict[KeyId, OwnerId]:
+        """Whose these keys are, of those that are there and active."""
+        c, found = self._keys.c, {}
+        for some in chunks(list(key_ids)):
+            query = select(c.key_id, *self._class.owner_columns)
+            for row in self._rows(query.where(c.key_id.in_(some), c.state == KeyState.ACTIVE)):
+                found[row[0]] = self._class.owner_id(self.where, tuple(row[1:]))
+        return found
+
     def insert_slots(self, slots: Sequence[StoredSlot]) -> None:
         """Write new slots."""
-        rows = [{**vars(slot), "kind": slot.kind.value, "seal": self._seal(slot)} for slot in slots]
+        rows = self._slot_rows(slots)
         if rows:
             self._execute(insert(self._slots), rows)
 
@@ -286,6 +325,44 @@ class KeyStore(Rows):
                 self._execute(statement, [{"this": this, "seal": seal} for this, seal in sealed])
         return len(keys) + len(slots)
 
+    def _key_rows(self, keys: Iterable[tuple[PrimaryKey, StoredKey]]) -> list[dict[str, Any]]:
+        names = [column.key for column in self._class.owner_columns]
+        return [
+            {
+                **vars(key),
+                **dict(zip(names, primary_key, strict=True)),
+                "purpose": key.purpose.value,
+                "state": key.state.value,
+                "seal": self._seal(key),
+            }
+            for primary_key, key in keys
+        ]
+
+    def _slot_rows(self, slots: Iterable[StoredSlot]) -> list[dict[str, Any]]:
+        return [{**vars(slot), "kind": slot.kind.value, "seal": self._seal(slot)} for slot in slots]
+
+    def _insert_whole(
+        self, table: Table, rows: Sequence[dict[str, Any]], *, unless_there: bool = False
+    ) -> set[uuid.UUID]:
+        """Insert rows, or of those that no constraint stands against: which were inserted."""
+        if not rows:
+            return set()
+        (id_column,) = table.primary_key.columns
+        dialect = self.dialect
+        statement = _unless_there(dialect.name, table, id_column) if unless_there else insert(table)
+        ids = [row[id_column.key] for row in rows]
+        # psycopg sends many statements in a pipeline, and logs it twice when one fails: here it gets a single
+        # one with many rows.
+        if dialect.driver.startswith("psycopg") or (unless_there and dialect.name == "postgresql"):
+            return set(self._execute(statement.returning(id_column), rows).scalars())
+        result = self._execute(statement.execution_options(preserve_rowcount=True), rows)
+        if not unless_there or (dialect.name == "sqlite" and result.rowcount == len(rows)):
+            return set(ids)
+        found: set[uuid.UUID] = set()
+        for some in chunks(ids):
+            found.update(row[0] for row in self._rows(select(id_column).where(id_column.in_(some))))
+        return found
+
     def _seal(self, record: StoredKey | StoredSlot) -> bytes | None:
         if not self._seals.is_on:
             return None
@@ -341,6 +418,17 @@ class KeyStore(Rows):
                 "they were moved here."
             )
         return OwnedKey(owner, primary_key, stored, error)
+
+
+def _unless_there(dialect: str, table: Table, id_column: Any) -> Any:
+    """An INSERT that leaves out what a unique constraint stands against, and nothing else."""
+    # The engine's own dialect, imported already: another one takes a quarter of a second to import.
+    dialects = import_module(f"sqlalchemy.dialects.{'mysql' if dialect == 'mariadb' else dialect}")
+    statement = dialects.insert(table)
+    if dialect in ("mysql", "mariadb"):
+        # Not INSERT IGNORE, which passes over a missing owner and cuts off what is too long.
+        return statement.on_duplicate_key_update({id_column.key: id_column})
+    return statement.on_conflict_do_nothing()
 
 
 def usable(keys: Iterable[OwnedKey]) -> list[OwnedKey]:

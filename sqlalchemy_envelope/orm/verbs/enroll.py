@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from sqlalchemy import inspect
-from sqlalchemy.exc import IntegrityError
 
 from sqlalchemy_envelope.crypto.argon2id import KdfSalt
 from sqlalchemy_envelope.crypto.preparation import prepare_hidden
@@ -22,8 +21,7 @@ from sqlalchemy_envelope.orm.current.policy import note_policy
 from sqlalchemy_envelope.orm.sessions.unlocked import UnlockedSession
 from sqlalchemy_envelope.orm.sharing.rollbacks import note_enrolment, note_unreachable
 from sqlalchemy_envelope.orm.tables.cascades import require_cascades
-from sqlalchemy_envelope.orm.tables.key_rows import KeyStore
-from sqlalchemy_envelope.orm.tables.owners import Place, require_owner_class
+from sqlalchemy_envelope.orm.tables.owners import require_owner_class
 from sqlalchemy_envelope.orm.verbs.owner_keys import locate, usable_state
 from sqlalchemy_envelope.orm.verbs.steps import Derivation, Outside
 from sqlalchemy_envelope.orm.writing.flushes import ENROLLING_OWNER, Enrolling, enrolling, require_enrolling
@@ -37,6 +35,7 @@ if TYPE_CHECKING:
     from sqlalchemy_envelope.keys.slots import ProviderKek
     from sqlalchemy_envelope.orm.current.policy import Policy
     from sqlalchemy_envelope.orm.tables.owners import OwnerClass
+    from sqlalchemy_envelope.orm.verbs.owner_keys import LocatedOwner
     from sqlalchemy_envelope.orm.verbs.steps import Steps
 
 
@@ -71,16 +70,29 @@ def enroll_steps(
     derived: KeyBytes | None = None if prepared is None else (yield Derivation(prepared, salt))
 
     made = new_keys(owner_class.scopes, hybrid=policy.hybrid)
+    # Who is there already gets its keys first: others may enroll it at this moment, and nothing of it may be
+    # written under keys that are not stored. Of a new one, nobody else knows.
+    keys_first = _has_place(state)
     try:
-        _flush_owner(session, owner, state, owner_class, made[1:])
-        located = locate(session, owner, policy)
-        opened = bound_keys(made, located.reference)
+        if not keys_first:
+            _flush_owner(session, owner, state, owner_class, made[1:])
+        with session.no_autoflush:
+            located = locate(session, owner, policy)
+            opened = bound_keys(made, located.reference)
         slots: list[StoredSlot] = []
         if derived is not None:
             slots.append(secret_slot(opened[0], derived, salt))
         if kek is not None:
             slots.append(provider_slot(opened[0], kek))
-        _insert(located.store, located.place, opened, slots)
+        if not _insert(located, opened, slots):
+            if not keys_first:
+                session.rollback()  # its own columns were written under these keys
+            raise AlreadyEnrolledError(
+                f"This {owner_class.name} was enrolled by somebody else at the same moment; roll back and "
+                "unlock it."
+            )
+        if keys_first:
+            _flush_owner(session, owner, state, owner_class, made[1:])
     except BaseException:
         for one in made:
             one.key.wipe()
@@ -134,15 +146,13 @@ def _flush_owner(
         session.flush()
 
 
-def _insert(store: KeyStore, place: Place, keys: list[OpenedKey], slots: list[StoredSlot]) -> None:
-    try:
-        store.insert_keys([(place.primary_key, one.stored) for one in keys])
-    except IntegrityError:
-        pass
-    else:
-        store.insert_slots(slots)
-        return
-    raise AlreadyEnrolledError(
-        f"This {place.owner_class.name} was enrolled by somebody else at the same moment; roll back and "
-        "unlock it."
-    )
+def _has_place(state: InstanceState[object]) -> bool:
+    """Whether an owner is in the database, and stays where it is in the flush that comes."""
+    names = (state.mapper.get_property_by_column(column).key for column in state.mapper.primary_key)
+    return state.key is not None and not any(name in state.committed_state for name in names)
+
+
+def _insert(located: LocatedOwner, keys: list[OpenedKey], slots: list[StoredSlot]) -> bool:
+    """Store an owner's first keys; false if it has some that another transaction stored."""
+    first = (located.place.primary_key, [one.stored for one in keys], slots)
+    return bool(located.store.insert_first_of([first]))

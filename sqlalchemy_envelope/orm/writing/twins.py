@@ -14,7 +14,7 @@ from weakref import WeakKeyDictionary, WeakSet
 from sqlalchemy import Column, Table, inspect
 from sqlalchemy.exc import NoSuchTableError
 from sqlalchemy.sql.elements import BindParameter, ClauseElement, ColumnClause, Null
-from sqlalchemy.sql.selectable import TableClause
+from sqlalchemy.sql.selectable import Alias, ScalarSelect, TableClause
 
 from sqlalchemy_envelope.crypto.aead import check_value
 from sqlalchemy_envelope.exceptions import FormatError, StatementRefusedError, TruncatedError
@@ -119,10 +119,13 @@ def _given(value: Any, parameters: Sequence[Any]) -> list[Any]:
 
 
 def _is_stored(target: Any, name: str, value: Any) -> bool:
-    """Whether a value is nothing, or what this library stored: the column itself (`body = body`), the
-    row that an upsert was to insert (`excluded.body`, looked at there), or bytes."""
+    """Whether a value is nothing, or what this library stored: the column itself (`body = body`), also of
+    another row, the row that an upsert was to insert (`excluded.body`, looked at there), or bytes."""
     if value is None or isinstance(value, Null):
         return True
+    if isinstance(value, ScalarSelect):
+        columns = list(value.element.selected_columns)
+        return len(columns) == 1 and _is_same_column(target, name, columns[0])
     if isinstance(value, ColumnClause):
         proposed = getattr(value.table, "name", None) in ("excluded", "new", "inserted")
         return (proposed or value.table is target) and value.name.lower() == name
@@ -131,6 +134,16 @@ def _is_stored(target: Any, name: str, value: Any) -> bool:
     except (FormatError, TruncatedError):
         return False
     return True
+
+
+def _is_same_column(target: Any, name: str, column: Any) -> bool:
+    """Whether a subquery gives this very column of the table, or of an alias of it."""
+    if not isinstance(column, ColumnClause) or column.name.lower() != name:
+        return False
+    table: Any = column.table
+    while isinstance(table, Alias):
+        table = table.element
+    return isinstance(table, TableClause) and table.name.lower() == target.name.lower()
 
 
 def _is_here(connection: Connection, target: Any, name: str) -> bool:

@@ -1,0 +1,128 @@
+"""What a transaction may write under in server mode: keys that it found in its own database, or made.
+
+The keys that a server keeps are one store for all threads, and name an owner as the application does. Another
+thread may put other keys there at any moment: of an owner that was deleted and made again, or of the owner of
+the same name in another schema. So a transaction notes which keys it found, by their ids, and writes under no
+other.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from sqlalchemy_envelope.exceptions import EnvelopeError
+from sqlalchemy_envelope.keys.keyring import Keyring
+from sqlalchemy_envelope.keys.model import KeyState, Purpose
+from sqlalchemy_envelope.orm.tables.key_rows import KeyStore
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from sqlalchemy.orm import Session
+
+    from sqlalchemy_envelope.crypto.aead import Field, ValueCipher
+    from sqlalchemy_envelope.keys.keyring import OwnerId
+    from sqlalchemy_envelope.keys.model import KeyId, OpenedKey, StoredKey
+    from sqlalchemy_envelope.keys.row_seals import RowSeals
+    from sqlalchemy_envelope.orm.tables.owners import Place
+
+
+class _Seen(NamedTuple):
+    place: Place
+    data_keys: dict[str, KeyId]
+    """By scope."""
+
+
+class FoundKeys:
+    """The keys that a transaction found or made.
+
+    Attributes:
+        look: what was looked at in the transaction; another one there means to look again.
+        opened: the keys of owners that were opened in this transaction; no other thread has this keyring.
+    """
+
+    def __init__(self, look: object) -> None:
+        self.look = look
+        self.opened = Keyring()
+        self._seen: dict[OwnerId, _Seen] = {}
+
+    def __contains__(self, owner: OwnerId) -> bool:
+        return owner in self._seen or owner in self.opened
+
+    def note_made(self, place: Place, keys: Iterable[OpenedKey]) -> None:
+        """This transaction made these keys."""
+        data_keys = {
+            one.stored.scope: one.stored.key_id for one in keys if one.stored.purpose is Purpose.DATA
+        }
+        self._seen[place.owner] = _Seen(place, data_keys)
+
+    def look_for(
+        self, session: Session, seals: RowSeals, places: Sequence[Place], keyrings: Sequence[Keyring]
+    ) -> None:
+        """Note which active keys of these owners, of one class, are both in the keyrings and in the database.
+        An owner of whom something is missing is left out. One query."""
+        known: dict[KeyId, tuple[Place, StoredKey]] = {
+            key.key_id: (place, key)
+            for place in places
+            for keyring in keyrings
+            for key in keyring.keys_of(place.owner)
+            if key.state is KeyState.ACTIVE
+        }
+        if not known:
+            return
+        there = KeyStore(session, places[0].owner_class, seals).load_active(known)
+        wanted: dict[OwnerId, set[str]] = {}
+        found: dict[OwnerId, dict[str, KeyId]] = {}
+        rooted = set()
+        for key_id, (place, key) in known.items():
+            is_there = there.get(key_id) == place.owner
+            if key.purpose is Purpose.ROOT and is_there:
+                rooted.add(place.owner)
+            elif key.purpose is Purpose.DATA:
+                wanted.setdefault(place.owner, set()).add(key.scope)
+                if is_there:
+                    found.setdefault(place.owner, {})[key.scope] = key_id
+        for place in places:
+            data_keys = found.get(place.owner, {})
+            if place.owner in rooted and data_keys.keys() == wanted[place.owner]:
+                self._seen[place.owner] = _Seen(place, data_keys)
+
+    def writer(
+        self, owner: OwnerId, scope: str, field: Field, keyrings: Iterable[Keyring]
+    ) -> ValueCipher | None:
+        """The cipher for new values of an owner, from the keyrings that hold what was seen, or from those
+        opened here.
+
+        Raises: as `Keyring.open`.
+        """
+        seen = self._seen.get(owner)
+        if seen is None:
+            return self.opened.writer(owner, scope, field)
+        key_id = seen.data_keys.get(scope)
+        if key_id is None:
+            return None
+        for keyring in keyrings:
+            cipher = _cipher(keyring, key_id, field)
+            if cipher is not None:
+                return cipher
+        return None
+
+    def forget(self, owner: OwnerId) -> Place | None:
+        """The keyrings that held what was seen of an owner may hold it no more: where to look again."""
+        seen = self._seen.pop(owner, None)
+        return None if seen is None else seen.place
+
+    def close(self) -> None:
+        """The transaction is over."""
+        self._seen.clear()
+        self.opened.wipe()
+
+
+def _cipher(keyring: Keyring, key_id: KeyId, field: Field) -> ValueCipher | None:
+    stored = keyring.stored(key_id)
+    if stored is None or stored.state is not KeyState.ACTIVE:
+        return None
+    try:
+        return keyring.cipher(key_id, field)
+    except EnvelopeError:
+        return None  # of an owner of the same name; this one's own rows tell more
