@@ -12,7 +12,7 @@ from uuid import uuid4
 
 from sqlalchemy import and_, func
 
-from sqlalchemy_envelope.crypto.aead import HEADER_SIZE, MAX_VALUE_SIZE, OVERHEAD, Batch, check_value
+from sqlalchemy_envelope.crypto.aead import HEADER_SIZE, MAX_VALUE_SIZE, OVERHEAD, Batch
 from sqlalchemy_envelope.crypto.context import encode_reference
 from sqlalchemy_envelope.exceptions import (
     DecryptionError,
@@ -375,14 +375,7 @@ def open_stored(
     Raises:
         FormatError, DecryptionError: it is not what was written there, or another owner's.
     """
-    check_value(stored, column.name)
-    blob = bytes(stored)
-    cipher = keys.reader(blob[:HEADER_SIZE])
-    if cipher is None:
-        return None
-    if not keys.are_of(blob[:HEADER_SIZE], owner):
-        raise DecryptionError(f"A value of {column.name} is under the key of another owner than its row's.")
-    return cipher.decrypt(blob, _reference(column, position))
+    return keys.open(column.plan.type.field, stored, owner, _reference(column, position))
 
 
 def encrypted_again(

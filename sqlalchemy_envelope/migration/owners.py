@@ -15,6 +15,7 @@ from sqlalchemy_envelope.crypto.aead import HEADER_SIZE
 from sqlalchemy_envelope.exceptions import NotEnrolledError
 from sqlalchemy_envelope.keys.model import KeyId
 from sqlalchemy_envelope.orm.current import context
+from sqlalchemy_envelope.orm.reading.opener import open_bytes
 from sqlalchemy_envelope.orm.tables.key_rows import chunks
 from sqlalchemy_envelope.orm.writing.owner_seek import OwnerSeek
 
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy.orm import Session
 
-    from sqlalchemy_envelope.crypto.aead import ValueCipher
+    from sqlalchemy_envelope.crypto.aead import Field, ValueCipher
     from sqlalchemy_envelope.keys.keyring import OwnerId
     from sqlalchemy_envelope.migration.columns import MigratingColumn
     from sqlalchemy_envelope.orm.tables.owner_paths import Owner
@@ -122,9 +123,15 @@ class OwnerCiphers:
                 for owner_class in self._column.path.owner_classes:
                     unlocked.prepare_read(self._session, owner_class, headers)
 
-    def reader(self, header: bytes) -> ValueCipher | None:
-        """What opens a stored value."""
-        return context.find_reader(self._session, header, self._field)
+    def open(self, field: Field, stored: Any, named: tuple[Any, ...], reference: bytes) -> bytes | None:
+        """The plaintext bytes of a stored value of this owner; None if no key here opens it, or if it cannot
+        be told whose it is.
+
+        Raises:
+            FormatError, DecryptionError: it is not what was written there, or another owner's.
+        """
+        owner = self.owner_name(named)
+        return None if owner is None else open_bytes(self._session, field, stored, owner, reference)
 
     def strangers(self, values: Sequence[tuple[bytes, tuple[Any, ...]]]) -> list[bool]:
         """Which of these stored values, each with its row's owner, name a key that is not there any more, or

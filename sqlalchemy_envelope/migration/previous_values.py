@@ -11,7 +11,7 @@ from sqlalchemy_envelope.exceptions import DecryptionError, FormatError
 from sqlalchemy_envelope.migration.owners import OwnerCiphers
 from sqlalchemy_envelope.migration.preflight import unreadable
 from sqlalchemy_envelope.orm.columns.encrypted_type import EncryptedType
-from sqlalchemy_envelope.orm.current.context import find_reader, find_writer
+from sqlalchemy_envelope.orm.current.context import find_writer
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -55,16 +55,11 @@ def _open(
     type_: Any = rows.column.from_column.type
     try:
         check_value(typed, type_.field.label)
-        blob = bytes(typed)
-        if not keys.are_of(blob[:HEADER_SIZE], owner):
+        if not keys.are_of(bytes(typed[:HEADER_SIZE]), owner):
             # Opened and encrypted anew, it would be readable by somebody whose value it never was.
             raise unreadable(rows, position, "it is under the key of another owner than its row's")
-        cipher = find_reader(session, blob[:HEADER_SIZE], type_.field)
-        return (
-            LOCKED
-            if cipher is None
-            else type_.format.decode(cipher.decrypt(blob, _reference(type_, position)))
-        )
+        opened = keys.open(type_.field, typed, owner, _reference(type_, position))
+        return LOCKED if opened is None else type_.format.decode(opened)
     except (DecryptionError, FormatError):
         pass
     raise unreadable(rows, position, "it does not authenticate")

@@ -16,7 +16,6 @@ from sqlalchemy.orm import Mapper, Session
 from sqlalchemy_envelope.crypto.frames import empty_frames, emptying
 from sqlalchemy_envelope.orm.columns.checks import check_mapper, declare_column
 from sqlalchemy_envelope.orm.columns.plans import note_mapper
-from sqlalchemy_envelope.orm.columns.previous import is_moving
 from sqlalchemy_envelope.orm.columns.state import forget
 from sqlalchemy_envelope.orm.current import context
 from sqlalchemy_envelope.orm.current.locks import note_locks, takes_locks
@@ -43,8 +42,6 @@ def _on_column(column: Column[Any], table: Any) -> None:
     if declare_column(column, table):
         twins.note_table(table)
         _install()
-        if is_moving(column):
-            _install_dual()
 
 
 def _install() -> None:
@@ -56,6 +53,7 @@ def _install() -> None:
     event.listen(Engine, "before_execute", _before_execute, retval=True)
     event.listen(Engine, "before_cursor_execute", emptying(_before_cursor_execute))
     event.listen(Engine, "after_cursor_execute", emptying(rows.after_cursor_execute))
+    event.listen(Session, "do_orm_execute", emptying(selected_columns.do_orm_execute))
     event.listen(Session, "after_begin", connections.after_begin)
     event.listen(Session, "after_flush", flushes.clear_notes)
     event.listen(Session, "after_soft_rollback", flushes.clear_notes)
@@ -105,11 +103,6 @@ def _before_cursor_execute(
     refusals.check(compiled, elements)
     if not again:
         _checked.add(compiled)
-
-
-def _install_dual() -> None:
-    if not event.contains(Session, "do_orm_execute", selected_columns.do_orm_execute):
-        event.listen(Session, "do_orm_execute", selected_columns.do_orm_execute)
 
 
 def _install_sharing() -> None:

@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,15 +16,16 @@ import sqlalchemy as sa
 from sqlalchemy import Engine, func, insert, literal, select, union_all, update
 from sqlalchemy.dialects.sqlite import insert as upsert
 from sqlalchemy.ext.mutable import MutableDict
-from sqlalchemy.orm import Session, load_only
+from sqlalchemy.orm import Mapped, Session, load_only, mapped_column, query_expression, with_expression
 
-from sqlalchemy_envelope import EnvelopeError, LockedError, StatementRefusedError
+from sqlalchemy_envelope import EnvelopeError, LockedError, Sealed, StatementRefusedError
 from sqlalchemy_envelope.orm import hooks
+from sqlalchemy_envelope.orm.columns import leaving
 from sqlalchemy_envelope.orm.columns.codecs import codec_for
 from sqlalchemy_envelope.orm.columns.stored_value import EncryptedCheck
 from sqlalchemy_envelope.orm.current import locks
-from sqlalchemy_envelope.orm.reading import echo, objects
-from sqlalchemy_envelope.orm.reading import rows as watched
+from sqlalchemy_envelope.orm.reading import echo, objects, statement_plan
+from sqlalchemy_envelope.orm.reading import rows as reading_rows
 from sqlalchemy_envelope.orm.writing import copies, forms, marks, refusals, statements
 from tests.orm.conftest import Started
 from tests.orm.models import Note, Page, User, stored, unlock
@@ -573,34 +575,79 @@ def test_a_row_that_does_not_say_is_not_shown(lite: Started, name: str) -> None:
 
 
 def test_what_a_compiled_statement_says_of_its_result(lite: Started) -> None:
-    """`_result_columns` and `_ordered_columns` say which columns of a row are encrypted, and that they stand
-    in that order: rows are compared with their owners as they are fetched."""
+    """`_result_columns`, `_ordered_columns` and their kin say which columns of a row are encrypted, and
+    where: rows are opened as they are fetched."""
     ordered = select(Note.id, Note.body).compile(lite.engine)
-    by_name = sa.text("SELECT body FROM notes").columns(body=Note.__table__.c.body.type).compile(lite.engine)
+    text = sa.text("SELECT body FROM notes")
+    by_name = text.columns(body=Note.__table__.c.body.type).compile(lite.engine)
+    in_order = text.columns(Note.__table__.c.body).compile(lite.engine)
 
     assert [entry.keyname for entry in ordered._result_columns] == ["id", "body"]
     assert ordered._ordered_columns
     assert not by_name._ordered_columns
-    assert [column.position for column in watched._make_plan(ordered)] == [1]
+    assert (ordered._textual_ordered_columns, in_order._textual_ordered_columns) == (False, True)
+    assert (ordered._loose_column_name_matching, in_order._loose_column_name_matching) == (False, False)
+    assert by_name._loose_column_name_matching
+    plan = statement_plan._make_plan(ordered, ordered._result_columns)
+    assert [one.position for row in plan for one in row.values] == [1]
 
 
-@pytest.mark.parametrize("name", ["_result_columns", "_ordered_columns"])
+@pytest.mark.parametrize(
+    "name", ["_result_columns", "_ordered_columns", "_textual_ordered_columns", "_loose_column_name_matching"]
+)
 def test_a_result_that_does_not_say_is_not_fetched(
     lite: Started, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    """Where rows of several owners are to be compared and cannot be, the statement fails."""
-    genuine = watched._make_plan
-    monkeypatch.setattr(watched, "_plans", type(watched._plans)())
-    monkeypatch.setattr(watched, "_make_plan", lambda compiled, *more: genuine(Hidden(compiled, name), *more))
+    """Where it cannot be told whose row a value is in, the statement fails."""
     a_note(lite, lite.ada)
-    a_note(lite, lite.ben)
-    both = select(Note.user_id, Note.body)
-    with (
-        unlock(lite.session, lite.ada),
-        unlock(lite.session, lite.ben),
-        pytest.raises(AttributeError, match=name),
-    ):
-        lite.session.execute(both).all()
+    statement: Any = select(Note.user_id, Note.body)
+    if name == "_loose_column_name_matching":
+        statement = sa.text("SELECT user_id, body FROM notes").columns(body=Note.__table__.c.body.type)
+    monkeypatch.setattr(statement_plan, "_plans", type(statement_plan._plans)())
+    genuine = statement_plan.plan_of_statement
+
+    def of_hidden(execution: Any, description: Any) -> Any:
+        hidden = SimpleNamespace(
+            compiled=Hidden(execution.compiled, name), execution_options=execution.execution_options
+        )
+        return genuine(hidden, description)
+
+    with unlock(lite.session, lite.ada):
+        monkeypatch.setattr(reading_rows, "plan_of_statement", of_hidden)
+        with pytest.raises(AttributeError, match=name):
+            lite.session.execute(statement).all()
+        monkeypatch.undo()
+
+
+@pytest.mark.parametrize("passed_by", ["no plan", "another cursor"])
+def test_a_result_that_passes_the_place_of_reading_by_gives_no_value(
+    lite: Started, monkeypatch: pytest.MonkeyPatch, passed_by: str
+) -> None:
+    """Rows that are fetched by another way than the place of reading hold nothing but `Sealed`, by ORM and
+    Core alike; an object, which knows its row, opens them for that."""
+    a_note(lite, lite.ada)
+    if passed_by == "no plan":
+        monkeypatch.setattr(reading_rows, "plan_of_statement", lambda *_: ())
+    else:
+        monkeypatch.setattr(reading_rows, "OpeningCursor", lambda cursor, _: cursor)
+    with unlock(lite.session, lite.ada) as unlocked:
+        (by_orm,) = lite.session.execute(select(Note.user_id, Note.body)).all()
+        (by_core,) = lite.session.connection().execute(select(Note.__table__)).all()
+        note = lite.session.scalars(select(Note)).one()
+
+        assert [Sealed, Sealed] == [type(by_orm.body), type(by_core.body)]
+        assert "its row was not looked at" in str(by_orm.body.error())
+        assert note.body == unlocked.decrypt(by_core.body)
+
+
+@pytest.mark.parametrize("many", [1, 3])
+def test_where_rows_of_insertmanyvalues_are_fetched(lite: Started, many: int) -> None:
+    """`fetchall_for_returning` of the execution gives SQLAlchemy the rows of `INSERT .. RETURNING`."""
+    rows = [{"user_id": lite.ada.id, "body": f"text {number}"} for number in range(many)]
+    with unlock(lite.session, lite.ada):
+        made = lite.session.scalars(sa.insert(Note).returning(Note, sort_by_parameter_order=True), rows).all()
+
+        assert [row["body"] for row in rows] == [note.body for note in made]
 
 
 # Locks and flushes: when a provider is not called
@@ -634,6 +681,27 @@ def test_what_a_select_says_of_its_options() -> None:
     that column is read when its value is touched (`test_previous_reads`: what `load_only` leaves out)."""
     assert not select(Note)._with_options
     assert select(Note).options(load_only(Note.body))._with_options
+
+
+def test_what_an_option_says_of_its_expression(lite: Started) -> None:
+    """`_extra_criteria` of an option is the expression that `with_expression` fills an attribute with, so
+    that it can be emptied on leaving (`test_reading`: what is left of expressions)."""
+
+    class Base(sa.orm.DeclarativeBase):
+        pass
+
+    class Counted(Base):
+        __tablename__ = "counted"
+        id: Mapped[int] = mapped_column(primary_key=True)
+        chosen: Mapped[str | None] = query_expression()
+
+    (option,) = select(Counted).options(with_expression(Counted.chosen, Note.body))._with_options
+    (element,) = option.context
+
+    assert element.strategy == (("query_expression", True),)
+    assert [one.type.label for one in element._extra_criteria] == ["notes.body"]
+    leaving.note_expressions(lite.session, [option])
+    assert {(Counted, "chosen")} == lite.session.info[leaving._EXPRESSIONS]
 
 
 # Types
@@ -671,6 +739,7 @@ def test_no_private_spot_without_a_canary() -> None:
         "_annotate",
         "_annotations",
         "_distinct",
+        "_extra_criteria",
         "_distinct_on",
         "_flushing",
         "_for_update_arg",
@@ -678,6 +747,7 @@ def test_no_private_spot_without_a_canary() -> None:
         "_independent_ctes",
         "_keymap",
         "_label",
+        "_loose_column_name_matching",
         "_multi_values",
         "_order_by_clauses",
         "_ordered_columns",
@@ -693,6 +763,7 @@ def test_no_private_spot_without_a_canary() -> None:
         "_select_names",
         "_set_memoized_attribute",
         "_supplemental_returning",
+        "_textual_ordered_columns",
         "_values",
         "_variant_mapping",
         "_where_criteria",

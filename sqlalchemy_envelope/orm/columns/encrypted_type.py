@@ -2,8 +2,8 @@
 
 A type sees a value and a dialect, no row and no session. So it never encrypts: its bind processor takes
 what the statement hook encrypted and refuses everything else, and what slips past the hook is
-thus refused, never stored in the clear. On read the header names the key, and a value whose key is
-unlocked here is opened in place.
+thus refused, never stored in the clear. Nor does it decrypt: its result processor takes what was opened
+in its row out of its cell, and makes a `Sealed` of everything else.
 """
 
 from collections.abc import Callable
@@ -16,24 +16,17 @@ from sqlalchemy.sql import operators
 from sqlalchemy.sql.elements import Grouping
 from sqlalchemy.types import TypeDecorator, TypeEngine, to_instance
 
-from sqlalchemy_envelope.crypto.aead import HEADER_SIZE, MAX_STORED_SIZE, Field, check_value
+from sqlalchemy_envelope.crypto.aead import Field
 from sqlalchemy_envelope.crypto.frames import emptying
-from sqlalchemy_envelope.exceptions import (
-    ConfigurationError,
-    DecryptionError,
-    FormatError,
-    StatementRefusedError,
-)
+from sqlalchemy_envelope.exceptions import ConfigurationError, StatementRefusedError
 from sqlalchemy_envelope.orm.columns.codecs import Codec, check_null
 from sqlalchemy_envelope.orm.columns.format import ColumnFormat
 from sqlalchemy_envelope.orm.columns.previous import PreviousColumn, previous_of
-from sqlalchemy_envelope.orm.columns.sealed import CIPHERTEXT, Sealed, Unplaced
+from sqlalchemy_envelope.orm.columns.sealed import CIPHERTEXT, Sealed
 from sqlalchemy_envelope.orm.columns.whose import OwnerSpec, check_spec
-from sqlalchemy_envelope.orm.current.context import CURRENT
 
-# Constant slices, made once: building them for each value costs a tenth of its decryption.
-_HEADER, _NONCE, _BODY = slice(HEADER_SIZE), slice(HEADER_SIZE, 29), slice(29, None)
 _BYTES = (bytes, bytearray, memoryview)
+_PASSED_BY = "its row was not looked at when it was fetched. Read it through SQLAlchemy's own result"
 _NULL_TESTS = (operators.is_, operators.is_not, operators.eq, operators.ne)
 
 
@@ -185,9 +178,8 @@ class EncryptedType(TypeDecorator[Any]):
         return process
 
     def result_processor(self, dialect: Dialect, coltype: object) -> Callable[[Any], Any]:
-        """Open a value if its key is unlocked here and it belongs here, else hand out a `Sealed`."""
-        make = _row_bound_processor if self.bind == "row" else _column_bound_processor
-        return _null_aware(make(self.format), self.codec.read_null)
+        """Hand out what was opened where the row is whole (`reading.rows`), and nothing else."""
+        return _null_aware(_processor(self.format), self.codec.read_null)
 
     def literal_processor(self, dialect: Dialect) -> Callable[[Any], str]:
         """Literals would be plaintext in the statement's text. An error raised here would be worse:
@@ -237,81 +229,27 @@ def _null_aware(process: Callable[[Any], Any], read_null: Callable[[], Any] | No
     return lambda value: read_null() if value is None else process(value)
 
 
-def _column_bound_processor(form: ColumnFormat) -> Callable[[Any], Any]:
-    current, slot, decode_bytes, most = CURRENT.get, object(), form.codec.decode, MAX_STORED_SIZE
-    if form.codec.tag == "str" and decode_bytes is bytes.decode:
-
-        def process_text(value: Any) -> Any:
-            if value is None:
-                return None
-            try:
-                open_, aad = current().readers[slot][value[_HEADER]]
-                if len(value) <= most:
-                    return open_(value[_NONCE], value[_BODY], aad).decode()
-            except Exception:  # noqa: BLE001, S110 - told apart below, where nothing is chained to the error
-                pass
-            return open_first(form, slot, value)
-
-        return process_text
-
+def _processor(form: ColumnFormat) -> Callable[[Any], Any]:
     def process(value: Any) -> Any:
         if value is None:
             return None
         try:
-            open_, aad = current().readers[slot][value[_HEADER]]
-            if len(value) <= most:
-                return decode_bytes(open_(value[_NONCE], value[_BODY], aad))
-        except Exception:  # noqa: BLE001, S110 - as above
+            return value.cell_contents
+        except AttributeError:
             pass
-        return open_first(form, slot, value)
+        # It did not come through the place of reading, and in which row it was, nobody looked.
+        return Sealed(bytes(value) if isinstance(value, _BYTES) else b"", form, note=_PASSED_BY)
 
     return process
 
 
-def _row_bound_processor(form: ColumnFormat) -> Callable[[Any], Any]:
-    def process(value: Any) -> Sealed | None:
-        if value is None:
-            return None
-        if not isinstance(value, _BYTES):
-            return open_first(form, None, value)  # type: ignore[no-any-return]  # a Sealed that says why
-        return Sealed(value, form)  # type: ignore[arg-type]  # as the driver gives it
-
-    return process
-
-
-@emptying
-def open_first(form: ColumnFormat, slot: object, value: Any) -> Any:
-    """The first value under its key in a column, or a `Sealed` for one that is locked or cannot be read.
-
-    Raised here, the error of one value would lose all the rows of the statement to its reader, who may not
-    even look at the column. And here the row is not known that the error should name.
-    """
-    placed = type(value) is not Unplaced
-    if not placed:
-        value = value.blob
-    try:
-        return _open_first(form, slot, value, placed=placed)
-    except (DecryptionError, FormatError) as error:
-        CURRENT.get().handed_sealed = True
-        stored: Any = value if isinstance(value, _BYTES) else b""
-        return Sealed(bytes(stored), form).unreadable(error)
-
-
-def _open_first(form: ColumnFormat, slot: object, value: Any, *, placed: bool) -> Any:
-    check_value(value, form.field.label)
-    header = bytes(value[_HEADER])
-    current = CURRENT.get()
-    cipher = current.reader(header, form.field)
-    if cipher is None:
-        current.handed_sealed = True
-        return Sealed(bytes(value), form)
-    plaintext = form.decode(cipher.decrypt(value))
-    if placed:
-        current.remember(slot, header, cipher, (cipher.open, cipher.aad))
-    else:
-        # Several owners are unlocked: its object will be asked whose it is.
-        current.note_provenance(plaintext, header)
-    return plaintext
+def format_in(type_: Any) -> ColumnFormat | None:
+    """The format of an encrypted type, or of one that an application's decorator is around."""
+    while isinstance(type_, TypeDecorator):
+        if isinstance(type_, EncryptedType):
+            return type_.format
+        type_ = type_.impl_instance
+    return None
 
 
 def is_ours(processor: object) -> bool:

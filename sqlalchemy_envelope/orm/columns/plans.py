@@ -35,6 +35,7 @@ class EncryptedColumn:
         encode_converted: the plaintext bytes of what it made.
         row_bound: whether its values are bound to their row.
         scope: which of the owner's data keys encrypts it.
+        slot: its place among an unlocked session's readers.
     """
 
     __slots__ = (
@@ -46,6 +47,7 @@ class EncryptedColumn:
         "path",
         "row_bound",
         "scope",
+        "slot",
         "type",
     )
 
@@ -61,6 +63,7 @@ class EncryptedColumn:
         self.encode_converted = self.encode if converted is None else _plain_only(converted)
         self.row_bound = type_.bind == "row"
         self.scope = type_.scope
+        self.slot = object()
 
 
 def _plain_only(encode: Callable[[Any], T]) -> Callable[[Any], T]:
@@ -121,13 +124,10 @@ class EncryptedAttribute:
     """One mapped attribute over an encrypted column.
 
     Attributes:
-        owner_keys: the attributes that hold the owner's primary key. slot: its place among an unlocked
-        session's readers. opening: key, slot, decoding, the attribute that is the owner's primary key if it
-        is one, and whether it is row-bound; unpacked
-            for every value that is opened in its row.
+        owner_keys: the attributes that hold the owner's primary key.
     """
 
-    __slots__ = ("encrypted", "key", "opening", "owner_keys", "row_bound", "slot", "type")
+    __slots__ = ("encrypted", "key", "owner_keys", "row_bound", "type")
 
     def __init__(self, key: str, encrypted: EncryptedColumn, owner_keys: tuple[str, ...]) -> None:
         self.key = key
@@ -135,15 +135,6 @@ class EncryptedAttribute:
         self.owner_keys = owner_keys
         self.type = encrypted.type
         self.row_bound = encrypted.row_bound
-        self.slot = object()
-        owner_key = owner_keys[0] if len(owner_keys) == 1 and encrypted.path.is_direct else None
-        self.opening: tuple[Any, ...] = (
-            key,
-            self.slot,
-            encrypted.type.codec.decode,
-            owner_key,
-            encrypted.row_bound,
-        )
 
     def is_nothing(self, value: Any) -> bool:
         """Whether a value says that NULL is stored: a decorator may store something for None, and read it as

@@ -31,34 +31,24 @@ def is_ciphertext(value: object) -> bool:
     return type(value) is tuple and len(value) == 2 and value[0] is CIPHERTEXT
 
 
-class Unplaced:
-    """A stored value on its way to its result processor, whose row came without its owner: it may open, but
-    whose row it is in is still to be asked."""
-
-    __slots__ = ("blob",)
-
-    def __init__(self, blob: bytes) -> None:
-        self.blob = blob
-
-    def __repr__(self) -> str:
-        return f"<Unplaced, {len(self.blob)} bytes>"
-
-
 class Sealed:
-    """A stored value that could not be opened where it was read: its key is locked, or it is bound to a
-    row that the statement did not select as an entity. `unlocked.decrypt(sealed)` opens it, with
-    `primary_key=` if row-bound. `repr` shows nothing of the value; whatever would take it for the value,
-    `str` and `==` with anything that is not sealed among them, raises `LockedError`.
+    """A stored value that could not be opened where it was read: its key is locked, or the statement does
+    not say whose row it is in, or which; `note` is what it does not say. `unlocked.decrypt(sealed)` opens
+    it, with `primary_key=` if row-bound. `repr` shows nothing of the value; whatever would take it for the
+    value, `str` and `==` with anything that is not sealed among them, raises `LockedError`.
 
     Or a stored value that cannot be read by anybody, since it is not what was written there; `why` is the
     error that whoever uses it gets."""
 
-    __slots__ = ("blob", "format", "why")
+    __slots__ = ("blob", "format", "note", "why")
 
-    def __init__(self, blob: bytes, form: ColumnFormat, why: EnvelopeError | None = None) -> None:
+    def __init__(
+        self, blob: bytes, form: ColumnFormat, why: EnvelopeError | None = None, note: str | None = None
+    ) -> None:
         self.blob = blob
         self.format = form
         self.why = why
+        self.note = note
 
     def unreadable(self, error: EnvelopeError) -> Sealed:
         """The same bytes, which turned out to be no value of their column and row."""
@@ -84,6 +74,8 @@ class Sealed:
         """What whoever takes it for a value is told: why it cannot be read, or that it is locked."""
         if self.why is not None:
             return type(self.why)(*self.why.args)  # a new one for each use
+        if self.note is not None:
+            return LockedError(f"A value of {self.label!r} is sealed: {self.note}; or use {self._how}.")
         return LockedError(
             f"A value of {self.label!r} is sealed and was used as if it were open: unlock its owner and use "
             f"{self._how}. repr() shows it without its content.{server_hint()}"
@@ -112,4 +104,4 @@ class Sealed:
         return hash(self.blob)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Sealed, (bytes(self.blob), self.format, self.why)
+        return Sealed, (bytes(self.blob), self.format, self.why, self.note)

@@ -8,7 +8,6 @@ from sqlalchemy.orm import attributes
 from sqlalchemy.orm.base import NO_VALUE
 
 from sqlalchemy_envelope.orm.columns.plans import EncryptedAttribute, plan_of_mapper
-from sqlalchemy_envelope.orm.columns.previous import policy_of_column
 from sqlalchemy_envelope.orm.current.names import Names, reference_in
 
 if TYPE_CHECKING:
@@ -23,8 +22,8 @@ SEALED = "sqlalchemy_envelope.sealed"
 """In `state.info`: the stored values of attributes that are locked, or unreadable (`Sealed.why`), by
 attribute."""
 WIPED = "sqlalchemy_envelope.wiped"
-"""In `state.info`: attributes that were decrypted once and forgotten on leaving; read
-again from the database."""
+"""In `state.info`: attributes that were decrypted once and forgotten on leaving, of which no stored value is
+kept; read again from the database."""
 WAITING = "sqlalchemy_envelope.waiting"
 """In `state.info`: attributes whose value is in the previous column alone, where it is refused or locked."""
 FROM_PREVIOUS = "sqlalchemy_envelope.from_previous"
@@ -90,12 +89,12 @@ def unflushed(
         for attribute in plan_of_mapper(state.mapper):
             if state.dict.get(attribute.key) is None:
                 continue
-            if _waits(state, attribute) and is_lost(state, attribute):
+            if waits(state, attribute) and is_lost(state, attribute):
                 waiting.append(f"{state.class_.__name__}.{attribute.key}")
     return waiting
 
 
-def _waits(state: InstanceState[Any], attribute: EncryptedAttribute) -> bool:
+def waits(state: InstanceState[Any], attribute: EncryptedAttribute) -> bool:
     """Whether a flush would write this value: set to what it was before, it needs none."""
     if state.key is None:
         return True
@@ -103,31 +102,6 @@ def _waits(state: InstanceState[Any], attribute: EncryptedAttribute) -> bool:
         return False
     before = state.committed_state[attribute.key]
     return before is NO_VALUE or not attribute.type.compare_values(before, state.dict[attribute.key])
-
-
-def forget_plaintext(session: Session, stays_open: Callable[[OwnerId | None], bool]) -> None:
-    """Expire every decrypted attribute in a session, but what waits for a flush and
-    what is still unlocked."""
-    names = Names(session)
-    for state in session.identity_map.all_states():
-        plan = plan_of_mapper(state.mapper)
-        if not plan:
-            continue
-        keys = [
-            a.key
-            for a in plan
-            if a.key in state.dict
-            and not a.is_nothing(state.dict[a.key])
-            and not _waits(state, a)
-            and not stays_open(owner_of_row(state, a, names))
-            and not ("info" in state.__dict__ and a.key in state.info.get(FROM_PREVIOUS, ()))
-        ]
-        # Locked, it may still be read from the previous column.
-        locked = [a.key for a in plan if a.key in keys and policy_of_column(a.encrypted.column) != "both"]
-        instance = state.obj()
-        if keys and instance is not None:
-            session.expire(instance, keys)
-            state.info.setdefault(WIPED, {}).update(dict.fromkeys(locked, True))
 
 
 def is_sealed(state: InstanceState[Any], key: str) -> bool:

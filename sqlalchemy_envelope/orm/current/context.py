@@ -31,7 +31,7 @@ class OpenKeys(Protocol):
     """The keys that are open here, as statements, rows and attributes see them; an unlocked session is one.
 
     Attributes:
-        readers: for the result processors: by column and value header, what opens it.
+        readers: by column and value header, what opens the values of one owner.
         on_demand: whether keys are fetched or made as they are needed: such a session is told beforehand of
             the rows that come.
         home: the session that it was opened with.
@@ -40,10 +40,7 @@ class OpenKeys(Protocol):
 
     readers: dict[object, dict[bytes, Any]]
     policy: Policy
-    only_class: OwnerClass | None
-    only_key: Any
     home: Session | None
-    handed_sealed: bool
     is_open: bool
     left: type[LockedError] | None
     on_demand: bool
@@ -60,6 +57,10 @@ class OpenKeys(Protocol):
 
     def owner_of(self, header: bytes) -> OwnerId | None:
         """Whose key a stored value names, if it is open."""
+
+    @property
+    def only_owner(self) -> OwnerId | None:
+        """The owner whose keys are open here, if nobody else's are, or could be in a moment."""
 
     @property
     def makes_keys(self) -> bool:
@@ -84,12 +85,6 @@ class OpenKeys(Protocol):
     def remember(self, slot: object, header: bytes, cipher: ValueCipher, entry: tuple[Any, ...]) -> None:
         """Keep what opens the values of a column under one key, for the hot paths."""
 
-    def note_provenance(self, plaintext: Any, header: bytes) -> None:
-        """Note whose key gave a plaintext, for the row that it will be part of."""
-
-    def came_from(self, plaintext: Any, owner: OwnerId) -> bool:
-        """Whether a plaintext that was just read was given by a key of this owner."""
-
     def begin_statement(self, session: Session) -> None:
         """A session runs a statement here."""
 
@@ -108,10 +103,7 @@ class NothingUnlocked:
 
     readers: Mapping[object, Mapping[bytes, Any]] = {}
     policy: Policy | None = None
-    only_class: OwnerClass | None = None
-    only_key: Any = None
     home: Session | None = None
-    handed_sealed = True
     is_open = False
     left: type[LockedError] | None = None
 
@@ -120,13 +112,6 @@ class NothingUnlocked:
 
     def remember(self, *_: object) -> None:
         """Nothing opened, so there is nothing to keep."""
-
-    def note_provenance(self, *_: object) -> None:
-        """Nothing opened, so nothing came from anywhere."""
-
-    def came_from(self, *_: object) -> bool:
-        """Nothing opened, so nothing came from anybody."""
-        return False
 
     def begin_statement(self, session: Session) -> None:
         """Nothing is noted here, so there is nothing to let go."""
@@ -140,9 +125,6 @@ CURRENT: ContextVar[OpenKeys | NothingUnlocked] = ContextVar("unlocked", default
 USING: ContextVar[Place | None] = ContextVar("using", default=None)
 
 
-WATCHED = [False]
-"""Whether rows have been seen as they were fetched: on a SQLAlchemy that hands them on past `fetching`, rows
-of several owners are refused, and not left uncompared."""
 PROCESS: list[OpenKeys | None] = [None]
 """The server session of the whole process, if there is one."""
 
@@ -158,10 +140,7 @@ def serve_process(server: OpenKeys | None) -> None:
                 name: getattr(server, name)
                 for name in ("readers", "is_open", "reader", "remember", "begin_statement", "saw")
             },
-            note_provenance=server.note_provenance,
-            came_from=server.came_from,
             policy=server.policy,
-            handed_sealed=False,
         )
 
 
@@ -192,6 +171,11 @@ def find_writer(session: Session | None, owner: OwnerId, scope: str, field: Fiel
         if cipher is not None:
             return cipher
     return None
+
+
+def only_owner(here: tuple[OpenKeys, ...]) -> OwnerId | None:
+    """The one owner who is unlocked in these sessions. What opens is that owner's: no other key is here."""
+    return here[0].only_owner if len(here) == 1 else None
 
 
 def owner_of(session: Session | None, header: bytes) -> OwnerId | None:

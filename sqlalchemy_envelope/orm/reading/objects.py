@@ -1,5 +1,5 @@
-"""Reading entities: row-bound values are opened where the row is known, locked ones are put where touching
-them raises, and what was decrypted is forgotten when its unlocked session is left.
+"""Reading entities: values that could not be opened where their row was fetched are put where touching them
+opens them if their key has come, and raises if not.
 
 A locked value never sits in `__dict__`, where Mutable, pydantic and merge would meet it: it waits in
 `state.info`, and the attribute's own `impl.get()`, which runs only for what is not in `__dict__`, finds it
@@ -7,9 +7,7 @@ there. Reading an open value costs nothing extra.
 
 The rule for a stored value that is not what was written there (foreign bytes, cut short, altered, moved): it
 is put beside the locked ones, with the error. Its row and all others load, a flush leaves its bytes alone,
-and whoever touches the attribute gets the error, which names column and row. The exception is a column-bound
-value that does open, in a row of another owner than its key's: that would be read as the row owner's, so the
-load fails.
+and whoever touches the attribute gets the error, which names column and row.
 """
 
 from __future__ import annotations
@@ -19,16 +17,10 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy.orm import attributes
 from sqlalchemy.orm.base import CALLABLES_OK, INIT_OK, NO_VALUE, PASSIVE_NO_RESULT, PASSIVE_OFF, SQL_OK
 
-from sqlalchemy_envelope.crypto.aead import HEADER_SIZE, MAX_STORED_SIZE, altered, check_value, row_tail
+from sqlalchemy_envelope.crypto.aead import HEADER_SIZE, check_value
 from sqlalchemy_envelope.crypto.context import encode_reference
 from sqlalchemy_envelope.crypto.frames import empty_frames, emptying
-from sqlalchemy_envelope.exceptions import (
-    ConfigurationError,
-    DecryptionError,
-    FormatError,
-    LockedError,
-    PlaintextRefusedError,
-)
+from sqlalchemy_envelope.exceptions import DecryptionError, FormatError, LockedError, PlaintextRefusedError
 from sqlalchemy_envelope.orm.columns.plans import EncryptedAttribute, plan_of_mapper
 from sqlalchemy_envelope.orm.columns.sealed import Sealed
 from sqlalchemy_envelope.orm.columns.state import (
@@ -43,16 +35,16 @@ from sqlalchemy_envelope.orm.columns.state import (
 from sqlalchemy_envelope.orm.current import context
 from sqlalchemy_envelope.orm.current.names import Names
 from sqlalchemy_envelope.orm.reading import two_columns
+from sqlalchemy_envelope.orm.reading.opener import LOCKED, moved, open_stored
+from sqlalchemy_envelope.orm.tables.cascades import in_greenlet
+from sqlalchemy_envelope.orm.tables.owner_paths import linked_paths
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable
+    from collections.abc import Callable, Iterable
 
     from sqlalchemy.orm import InstanceState, Mapper, Session
 
-
-_COLUMN_TAIL = row_tail(b"")
-_NAMES = "sqlalchemy_envelope.names"
-_HEADER, _NONCE, _BODY = slice(HEADER_SIZE), slice(HEADER_SIZE, 29), slice(29, None)
+    from sqlalchemy_envelope.keys.keyring import OwnerId
 
 
 def load_listener(mapper: Mapper[Any]) -> Callable[..., None]:
@@ -65,183 +57,79 @@ def load_listener(mapper: Mapper[Any]) -> Callable[..., None]:
 
 def _load_listener(mapper: Mapper[Any]) -> Callable[..., None]:
     plan = plan_of_mapper(mapper)
-    current = context.CURRENT.get
-    openings = tuple((attribute, *attribute.opening) for attribute in plan)
-    paths = {(attribute.encrypted.path.owner_class, attribute.owner_keys) for attribute in plan}
-    owner_class, owner_keys = next(iter(paths))
-    watched = context.WATCHED
-    column_bound = any(not attribute.row_bound for attribute in plan)
+    keys = tuple(attribute.key for attribute in plan)
 
     def on_load(state: InstanceState[Any], query_context: Any, read: Any = None) -> None:
-        checked: list[str] | None = [] if column_bound else None
-        try:
-            _settle(state, query_context, openings, checked)
-            if checked is not None and current().is_open and query_context is not None:
-                _check_owner(state, plan, read, checked)
-        except BaseException as error:  # not by `emptying`, which would cost a call for each row
-            empty_frames(error)
-            raise
+        instance = state.obj()
+        if instance is None:
+            return
+        values = instance.__dict__
+        for key in keys:
+            if type(values.get(key)) is Sealed:
+                try:
+                    _settle(state, values, query_context, plan)
+                except BaseException as error:  # not by `emptying`, which would cost a call for each row
+                    empty_frames(error)
+                    del instance, values
+                    raise
+                break
+        if "info" in state.__dict__:
+            forget(state, [key for key in keys if key in values and (read is None or key in read)])
 
-    direct = all(attribute.encrypted.path.is_direct for attribute in plan)
-    if not direct or len(paths) > 1 or len(owner_keys) != 1 or any(a.row_bound for a in plan):
-        return on_load
-    (owner_key,) = owner_keys
-
-    def on_column_bound_load(state: InstanceState[Any], query_context: Any, read: Any = None) -> None:
-        unlocked = current()
-        if unlocked.only_class is None and read is None and not unlocked.handed_sealed and watched[0]:
-            return  # several owners are unlocked, and each row was compared with its own when it was fetched
-        here = query_context is not None and query_context.session is unlocked.home
-        if here and unlocked.only_class is owner_class and not unlocked.handed_sealed:
-            # One owner is unlocked, every value read so far opened, and this row is that
-            # owner's: nothing to do.
-            instance = state.obj()
-            if instance is not None and instance.__dict__.get(owner_key) == unlocked.only_key:
-                return
-            del instance
-        on_load(state, query_context, read)
-
-    return on_column_bound_load
+    return on_load
 
 
 def _settle(
-    state: InstanceState[Any], query_context: Any, openings: Iterable[Any], checked: list[str] | None
+    state: InstanceState[Any], values: dict[str, Any], query_context: Any, plan: Iterable[EncryptedAttribute]
 ) -> None:
-    """Open what can be opened now that the row is known, compared with its owner; put the rest aside.
-
-    Notes in `checked` the attributes that were looked at, if it is given. The hot path of row-bound columns.
-    """
-    values = state.dict
-    current = context.CURRENT.get()
-    readers = (current if current.is_open else _holder(state, query_context)).readers
-    unchanged = not state.committed_state
-    marked = "info" in state.__dict__
-    tail = None
-    for attribute, key, slot, decode_bytes, owner_key, row_bound in openings:
-        sealed = values.get(key)
-        if type(sealed) is not Sealed:
-            continue
-        if checked is not None:
-            checked.append(key)
-        if tail is None:
-            tail = row_tail(encode_reference(state.key[1])) if state.key is not None else _COLUMN_TAIL
-        blob = sealed.blob
-        try:
-            open_, prefix, owner, where = readers[slot][blob[_HEADER]]
-            here = _names(state, query_context).where(attribute.encrypted.path.owner_class)
-            if unchanged and values[owner_key] == owner and where == here and len(blob) <= MAX_STORED_SIZE:
-                aad = prefix + (tail if row_bound else _COLUMN_TAIL)
-                values[key] = decode_bytes(open_(blob[_NONCE], blob[_BODY], aad))
-                if marked:
-                    forget(state, (key,))
-                continue
-        except Exception:  # noqa: BLE001, S110 - the first of its key, locked or wrong: told apart below
-            pass
-        _settle_one(state, query_context, attribute, sealed)
-
-
-def _names(state: InstanceState[Any], query_context: Any) -> Names:
-    """The names of owners, as the session has them that reads these rows; found once for a query."""
-    if query_context is None:
-        return Names(state.session)
-    known: Names | None = query_context.attributes.get(_NAMES)
-    if known is None:
-        known = query_context.attributes[_NAMES] = Names(query_context.session)
-    return known
-
-
-def _holder(state: InstanceState[Any], query_context: Any) -> context.OpenKeys | context.NothingUnlocked:
-    """The unlocked session whose readers serve this row."""
-    current = context.CURRENT.get()
-    if current.is_open:
-        return current
-    session = query_context.session if query_context is not None else state.session
-    return next(iter(context.unlocked_sessions(session)), current)
-
-
-def _settle_one(
-    state: InstanceState[Any], query_context: Any, attribute: EncryptedAttribute, sealed: Sealed
-) -> None:
+    """Open what came without its row, now that the object tells which it is; put the rest aside."""
     session = query_context.session if query_context is not None else state.session
     for unlocked in context.unlocked_sessions(session):
         unlocked.saw(session)
-    try:
-        opened = _open(state, attribute, sealed, session)
-    except (DecryptionError, FormatError) as error:
-        opened, sealed = None, sealed.unreadable(error)
-    if opened is None:
-        del state.dict[attribute.key]
-        state.info.setdefault(SEALED, {})[attribute.key] = sealed
-    else:
-        forget(state, (attribute.key,))
-        state.dict[attribute.key] = opened[0]
+    for attribute in plan:
+        sealed = values.get(attribute.key)
+        if type(sealed) is not Sealed:
+            continue
+        del values[attribute.key]
+        try:
+            opened = _open(state, attribute, sealed, session)
+        except (DecryptionError, FormatError) as error:
+            opened, sealed = LOCKED, sealed.unreadable(error)
+        if opened is LOCKED:
+            state.info.setdefault(SEALED, {})[attribute.key] = sealed
+        else:
+            values[attribute.key] = opened
 
 
 def _open(
     state: InstanceState[Any], attribute: EncryptedAttribute, sealed: Sealed, session: Session | None
-) -> tuple[Any] | None:
-    """The value in its row, or None if its key is locked.
+) -> Any:
+    """The value in its row; `LOCKED` if its key is, or if its row does not tell whose it is.
 
     Raises:
         FormatError, TruncatedError, DecryptionError: it does not belong there.
     """
     if sealed.why is not None:
         raise sealed.error()
-    check_value(sealed.blob, attribute.type.field.label)
-    blob = bytes(sealed.blob)
-    header, field = blob[:HEADER_SIZE], attribute.type.field
-    cipher = context.find_reader(session, header, field)
-    if cipher is None:
-        return None
-    if not is_row_of(state, attribute, context.owner_of(session, header)):
-        raise altered(field)
-    reference = encode_reference(state.key[1]) if field.row_bound and state.key is not None else b""
-    opened = (attribute.type.format.decode(cipher.decrypt(blob, reference)),)
-    direct = attribute.encrypted.path.is_direct and len(attribute.owner_keys) == 1
-    known = direct and state.dict.get(attribute.owner_keys[0]) is not None
-    if known and state.session is not None:
-        # What `_settle` needs to open the next one under this key without coming here.
-        where = Names(state.session).where(attribute.encrypted.path.owner_class)
-        entry = (cipher.open, cipher.row_aad, state.dict.get(attribute.owner_keys[0]), where)
-        _holder(state, None).remember(attribute.slot, header, cipher, entry)
-    return opened
+    owner = _owner(state, attribute, sealed, session)
+    if owner is None:
+        check_value(sealed.blob, attribute.type.field.label)
+        return LOCKED
+    reference = encode_reference(state.key[1]) if attribute.row_bound and state.key is not None else b""
+    return open_stored(session, attribute.type.format, sealed.blob, owner, reference)
 
 
-def _check_owner(
-    state: InstanceState[Any], plan: Iterable[EncryptedAttribute], read: Any, checked: Collection[str]
-) -> None:
-    """Refuse a value that opened before its row was known, and whose row is another owner's.
-
-    With several owners unlocked, rows were compared as they were fetched (`fetching`), but for those that
-    came without their owner's column: a deferred attribute, say, of a row that is known already.
-    """
-    current = context.CURRENT.get()
-    names = Names(state.session)
-    if current.only_class is None and not context.WATCHED[0]:
-        raise ConfigurationError(
-            "Rows cannot be compared with their owners as they are fetched: this version of SQLAlchemy is "
-            "not supported while several owners are unlocked."
-        )
-    for attribute in plan:
-        if current.only_class is None and (read is None or not read.isdisjoint(attribute.owner_keys)):
-            continue
-        key = attribute.key
-        value = state.dict.get(key)
-        if (
-            value is None
-            or attribute.is_null(value)
-            or key in checked
-            or key in state.committed_state
-            or (read is not None and key not in read)
-        ):
-            continue  # nothing, compared already, set by the application, or read before
-        owner = owner_of_row(state, attribute, names)
-        if owner is not None and not current.came_from(value, owner):
-            error = DecryptionError(
-                f"A value of {attribute.type.label!r} is under the key of another owner than its row's: it "
-                "was moved here."
-            )
-            raise _in_row(error, state, attribute)
+def _owner(
+    state: InstanceState[Any], attribute: EncryptedAttribute, sealed: Sealed, session: Session | None
+) -> OwnerId | None:
+    """Whose row it is. Where it does not tell, nobody's but the only one's who is unlocked here."""
+    if session is not None:
+        named = owner_of_row(state, attribute, Names(session))
+        return named or context.only_owner(context.unlocked_sessions(session))
+    holder = context.owner_of(None, bytes(sealed.blob[:HEADER_SIZE]))
+    if holder is not None and not is_row_of(state, attribute, holder):
+        raise moved(attribute.type.field)
+    return holder
 
 
 def _in_row(
@@ -348,24 +236,63 @@ def _open_late(state: InstanceState[Any], key: str, sealed: Sealed, passive: Any
     """
     attribute = next(one for one in plan_of_mapper(state.mapper) if one.key == key)
     failed = None
+    if passive & SQL_OK:
+        _fetch_key(state, attribute, sealed)
     try:
         opened = _open(state, attribute, sealed, state.session)
+        if opened is LOCKED and passive & SQL_OK and _find_owner(state, attribute, sealed):
+            opened = _open(state, attribute, sealed, state.session)
     except (DecryptionError, FormatError) as error:
-        failed, opened = _in_row(error, state, attribute), None
+        failed, opened = _in_row(error, state, attribute), LOCKED
     if failed is not None and passive & SQL_OK:
         raise failed
-    if opened is None:
+    if opened is LOCKED:
         if not passive & SQL_OK:
             return PASSIVE_NO_RESULT
         raise _locked(state, key)
     instance: Any = state.obj()
     for unlocked in context.unlocked_sessions(state.session):
         unlocked.saw(state.session)
-    attributes.set_committed_value(instance, key, opened[0])
+    attributes.set_committed_value(instance, key, opened)
     forget(state, (key,))
     # Lets Mutable wrap it; set_committed_value() alone would leave a plain dict whose changes go unseen.
     state.manager.dispatch.refresh(state, None, (key,))
     return state.dict[key]
+
+
+def _fetch_key(state: InstanceState[Any], attribute: EncryptedAttribute, sealed: Sealed) -> None:
+    """Have the key of a value fetched that was loaded before a server served here; where asyncio runs, only
+    in a greenlet of its."""
+    session = state.session
+    demanding = [one for one in context.unlocked_sessions(session) if one.on_demand]
+    if session is None or not demanding:
+        return
+    if session.get_bind(state.mapper).dialect.is_async and not in_greenlet():
+        return
+    header = bytes(sealed.blob[:HEADER_SIZE])
+    with session.no_autoflush:
+        for owner_class in attribute.encrypted.path.owner_classes:
+            for one in demanding:
+                one.prepare_read(session, owner_class, {header: 1})
+
+
+def _find_owner(state: InstanceState[Any], attribute: EncryptedAttribute, sealed: Sealed) -> bool:
+    """Have the rows read that lead from this one to its owner, if only that keeps its value from being
+    opened; tells whether they were."""
+    session, path = state.session, attribute.encrypted.path
+    if session is None or context.owner_of(session, bytes(sealed.blob[:HEADER_SIZE])) is None:
+        return False
+    if owner_of_row(state, attribute) is not None:
+        return False
+    instance: Any = state.obj()
+    with session.no_autoflush:
+        values: Any = instance
+        for key in attribute.owner_keys:
+            getattr(instance, key)
+        for linked in linked_paths(path):
+            for step in linked.steps:
+                values = getattr(values, step.key, None)
+    return owner_of_row(state, attribute) is not None
 
 
 _locked_aware: dict[type, type] = {}

@@ -1,263 +1,356 @@
-"""Rows as the driver gives them, looked at before their values are opened.
+"""The one place of reading: a result's rows are opened as they come from the driver.
 
-A result processor sees one value and no row. While several owners are unlocked, each value's key is compared
-with its row's owner here: somebody could put a value of one owner into a row of another, to be read, saved
-and so encrypted for the wrong one. And keys that a server fetches when they are needed are fetched here, for
-all rows at once.
+Here a row is whole. The statement's plan says where its encrypted values are, and beside them its owner and
+primary key; each value is opened for that owner and that row, whether one owner is unlocked, several, or a
+server fetches keys as they are needed. What was opened is handed on in a cell, which the result processor of
+its column takes it out of: bytes that came by another way are never taken for a value.
+
+A value that cannot be opened is handed on as a `Sealed`, which tells why where it is used. So no row is lost
+for a value that nobody looks at.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from operator import itemgetter
+from types import CellType
 from typing import TYPE_CHECKING, Any
-from weakref import WeakKeyDictionary
 
-from sqlalchemy import Column
-from sqlalchemy.sql.compiler import SQLCompiler
-
-from sqlalchemy_envelope.crypto.aead import HEADER_SIZE
+from sqlalchemy_envelope.crypto.aead import HEADER_SIZE, MAX_STORED_SIZE, row_tail
+from sqlalchemy_envelope.crypto.context import encode_reference
 from sqlalchemy_envelope.crypto.frames import emptying
-from sqlalchemy_envelope.exceptions import DecryptionError
-from sqlalchemy_envelope.orm.columns.encrypted_type import EncryptedType
-from sqlalchemy_envelope.orm.columns.plans import encrypted_column_of
-from sqlalchemy_envelope.orm.columns.sealed import Unplaced
+from sqlalchemy_envelope.exceptions import ConfigurationError, DecryptionError, FormatError
+from sqlalchemy_envelope.orm.columns.sealed import Sealed
 from sqlalchemy_envelope.orm.current import context
-from sqlalchemy_envelope.orm.current.names import Names
+from sqlalchemy_envelope.orm.reading.opener import LOCKED, open_stored
+from sqlalchemy_envelope.orm.reading.row_owners import RowOwners
+from sqlalchemy_envelope.orm.reading.statement_plan import plan_of_statement
 from sqlalchemy_envelope.orm.tables.connections import session_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from sqlalchemy.orm import Session
-
     from sqlalchemy_envelope.keys.keyring import OwnerId
-    from sqlalchemy_envelope.orm.columns.plans import EncryptedColumn
+    from sqlalchemy_envelope.orm.reading.statement_plan import PlannedRow, PlannedValue, StatementPlan
     from sqlalchemy_envelope.orm.tables.owners import OwnerClass
 
-_HEADER = slice(HEADER_SIZE)
-
-
-class _FetchedColumn:
-    """Where an encrypted column is in the rows of a statement, and where its row's owner is."""
-
-    __slots__ = ("encrypted", "owners", "position", "types")
-
-    def __init__(
-        self, position: int, encrypted: EncryptedColumn, owners: tuple[int, ...], types: tuple[Any, ...]
-    ) -> None:
-        self.position = position
-        self.encrypted = encrypted
-        self.owners = owners
-        self.types = types
-
-
-_plans: WeakKeyDictionary[Any, tuple[_FetchedColumn, ...]] = WeakKeyDictionary()
+_HEADER, _NONCE, _BODY = slice(HEADER_SIZE), slice(HEADER_SIZE, 29), slice(29, None)
+_BYTES = (bytes, bytearray, memoryview)
+_COLUMN_TAIL = row_tail(b"")
+_INT_TAILS = [(5 + size).to_bytes(4, "big") + b"i" + size.to_bytes(4, "big") for size in range(24)]
+_CHUNK = 256
+"""Rows that are opened at a time: what they take fits into the processor's cache."""
+_NO_OWNER = (
+    "its row came without its owner, so that nobody can tell whether it was moved there. Select the row's "
+    "owner beside it, or the entity"
+)
+_NO_KEY = "it is bound to its row, which came without its primary key. Select that beside it, or the entity"
 
 
 def after_cursor_execute(
     connection: Any, cursor: Any, statement: str, parameters: object, execution: Any, executemany: bool
 ) -> None:
-    """Put a look at the rows between the driver's cursor and SQLAlchemy, where it is needed."""
-    session = session_of(connection)
-    here = context.unlocked_sessions(session)
-    if not here or all(one.only_class is not None for one in here):
+    """Put the place of reading between the driver's cursor and SQLAlchemy, if the rows have encrypted
+    values."""
+    if execution.compiled is None:
         return
-    compiled = execution.compiled
-    if compiled is None:
+    plan = plan_of_statement(execution, cursor.description or ())
+    if not plan:
         return
-    plan = _plans.get(compiled)
-    if plan is None:
-        plan = _make_plan(compiled, cursor.description or ())
-        if not isinstance(compiled, SQLCompiler) or compiled._ordered_columns:
-            _plans[compiled] = plan
-    if plan and execution.cursor is cursor:
-        execution.cursor = WatchedCursor(cursor, _Watch(session, here, plan, execution, cursor).look)
+    if executemany:
+        _read_batches(connection, cursor, execution, plan)
+    elif execution.cursor is cursor:
+        execution.cursor = OpeningCursor(cursor, _Opening(connection, cursor, execution, plan).open)
 
 
-def _make_plan(compiled: Any, description: Sequence[Any] = ()) -> tuple[_FetchedColumn, ...]:
-    if not isinstance(compiled, SQLCompiler):
-        return ()
-    entries: Sequence[Any] = compiled._result_columns
-    if not compiled._ordered_columns:
-        # SQL in text: its columns are known by the names that the database gives them.
-        named = {entry.keyname: entry for entry in entries}
-        entries = [named.get(one[0]) or named.get(one[0].rpartition(".")[2]) for one in description]
-    found = []
-    for position, entry in enumerate(entries):
-        if entry is None or not isinstance(entry.type, EncryptedType):
-            continue
-        column = _column_in(entry)
-        encrypted = None if column is None else encrypted_column_of(column)
-        if encrypted is not None:
-            owners = _owner_positions(column, encrypted, entries)
-            types = tuple(entries[one].type for one in owners)
-            found.append(_FetchedColumn(position, encrypted, owners, types))
-    return tuple(found)
+def _read_batches(connection: Any, cursor: Any, execution: Any, plan: StatementPlan) -> None:
+    """The rows of `INSERT .. RETURNING` for many rows are fetched batch by batch, past the execution's
+    cursor."""
+    if "fetchall_for_returning" in vars(execution):
+        return
+    opening = _Opening(connection, cursor, execution, plan)
+    fetch = execution.fetchall_for_returning
+
+    def fetchall_for_returning(of: Any) -> Any:
+        return opening.open(fetch(of))
+
+    execution.fetchall_for_returning = fetchall_for_returning
 
 
-def _column_in(entry: Any) -> Any:
-    return next((one for one in entry.objects if isinstance(one, Column)), None)
+class OpeningCursor:
+    """A driver's cursor whose rows are opened as they are fetched."""
 
+    __slots__ = ("_cursor", "_open")
 
-def _owner_positions(column: Any, encrypted: EncryptedColumn, entries: Sequence[Any]) -> tuple[int, ...]:
-    """Where the owner's primary key is, in the same row of the same table or entity; empty if it is not."""
-    positions = []
-    for wanted in encrypted.path.columns:
-        for position, entry in enumerate(entries):
-            other = None if entry is None else _column_in(entry)
-            if other is not None and wanted in other.base_columns and _same_row(column, other):
-                positions.append(position)
-                break
-        else:
-            return ()
-    return tuple(positions)
-
-
-def _same_row(one: Any, other: Any) -> bool:
-    if one.table is other.table:
-        return True
-    entity = one._annotations.get("parententity")
-    return entity is not None and entity is other._annotations.get("parententity")
-
-
-class _Watch:
-    """What is done with the rows of one result."""
-
-    def __init__(
-        self,
-        session: Session | None,
-        here: tuple[context.OpenKeys, ...],
-        plan: tuple[_FetchedColumn, ...],
-        execution: Any,
-        cursor: Any,
-    ) -> None:
-        self._session = session
-        self._names = Names(session, execution.root_connection, execution.execution_options)
-        self._demanding = [one for one in here if one.on_demand]
-        self._owners: dict[bytes, OwnerId | None] = {}
-        self._columns = [(one, *self._reading(one, execution.dialect, cursor)) for one in plan]
-
-    def _reading(
-        self, column: _FetchedColumn, dialect: Any, cursor: Any
-    ) -> tuple[dict[Any, OwnerId | None], Callable[[Any], OwnerId | None]]:
-        path, names = column.encrypted.path, self._names
-        described = cursor.description or ()
-        processors = [
-            type_.dialect_impl(dialect).result_processor(dialect, described[position][1])
-            for position, type_ in zip(column.owners, column.types, strict=True)
-        ]
-
-        def owner_of(raw: Any) -> OwnerId | None:
-            values = raw if len(processors) != 1 else (raw,)
-            return names.of(
-                path,
-                [
-                    value if process is None else process(value)
-                    for value, process in zip(values, processors, strict=True)
-                ],
-            )
-
-        return {}, owner_of
-
-    def look(self, rows: Sequence[Any]) -> Sequence[Any]:
-        """Fetch the keys of these rows, and compare each value's with its row's owner.
-
-        Raises:
-            DecryptionError: a value is under another owner's key.
-        """
-        context.WATCHED[0] = True
-        if self._demanding:
-            self._demand(rows)
-        for column, seen, owner_of in self._columns:
-            if column.encrypted.row_bound:
-                continue  # opened and compared where the row is an object
-            if column.owners or not column.encrypted.path.columns:
-                self._compare(rows, column, seen, owner_of)
-            else:
-                position = column.position
-                rows = [_unplaced(row, position) for row in rows]
-        return rows
-
-    def _demand(self, rows: Sequence[Any]) -> None:
-        """Have the keys of all these rows fetched, those of one class of owners together."""
-        by_class: dict[OwnerClass, dict[bytes, int]] = {}
-        for column, _, _ in self._columns:
-            position = column.position
-            counts = Counter(bytes(row[position][_HEADER]) for row in _of_bytes(rows, position))
-            for owner_class in column.encrypted.path.owner_classes:
-                headers = by_class.setdefault(owner_class, {})
-                for header, count in counts.items():
-                    headers[header] = headers.get(header, 0) + count
-        for owner_class, headers in by_class.items():
-            for demanding in self._demanding:
-                demanding.prepare_read(self._session, owner_class, headers)
-        self._owners.clear()
-
-    def _compare(
-        self,
-        rows: Sequence[Any],
-        column: _FetchedColumn,
-        seen: dict[Any, OwnerId | None],
-        owner_of: Callable[[Any], OwnerId | None],
-    ) -> None:
-        position, places, owners = column.position, column.owners, self._owners
-        cut = itemgetter(*places) if places else lambda row: ()
-        # Each key and owner once: rows are many, and few of them are of others than the row before.
-        for header, raw in {(bytes(row[position][_HEADER]), cut(row)) for row in _of_bytes(rows, position)}:
-            if header not in owners:
-                owners[header] = context.owner_of(self._session, header)
-            holder = owners[header]
-            if holder is None:
-                continue  # locked, or not ours: told where it is opened
-            if raw not in seen:
-                seen[raw] = owner_of(raw)
-            owner = seen[raw]
-            if owner is not None and owner != holder:
-                raise DecryptionError(
-                    f"A value of {column.encrypted.type.label!r} is under the key of another owner than its "
-                    "row's: it was moved here."
-                )
-
-
-def _of_bytes(rows: Sequence[Any], position: int) -> list[Any]:
-    """The rows that hold bytes there. SQLite holds anything anywhere: what is none of ours is told where it
-    is opened."""
-    return [row for row in rows if isinstance(row[position], (bytes, bytearray, memoryview))]
-
-
-def _unplaced(row: Any, position: int) -> Any:
-    value = row[position]
-    if value is None:
-        return row
-    return (*row[:position], Unplaced(value), *row[position + 1 :])
-
-
-class WatchedCursor:
-    """A driver's cursor whose rows are looked at as they are fetched."""
-
-    __slots__ = ("_cursor", "_look")
-
-    def __init__(self, cursor: Any, look: Callable[[Sequence[Any]], Sequence[Any]]) -> None:
+    def __init__(self, cursor: Any, open_: Callable[[Sequence[Any]], Sequence[Any]]) -> None:
         self._cursor = cursor
-        self._look = look
+        self._open = open_
 
     def fetchone(self) -> Any:
         """One row, or None."""
         row = self._cursor.fetchone()
-        return None if row is None else self._looked_at([row])[0]
+        return None if row is None else self._open([row])[0]
 
     def fetchmany(self, *size: int) -> Any:
         """Some rows."""
-        return self._looked_at(self._cursor.fetchmany(*size))
+        return self._open(self._cursor.fetchmany(*size))
 
     def fetchall(self) -> Any:
         """All rows that are left."""
-        return self._looked_at(self._cursor.fetchall())
-
-    @emptying
-    def _looked_at(self, rows: Sequence[Any]) -> Sequence[Any]:
-        return self._look(rows) if rows else rows
+        return self._open(self._cursor.fetchall())
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._cursor, name)
+
+
+class _Opening:
+    """Opens the rows of one result."""
+
+    def __init__(self, connection: Any, cursor: Any, execution: Any, plan: StatementPlan) -> None:
+        self._session = session_of(connection)
+        self._plan = plan
+        self._dialect = execution.dialect
+        self._described = cursor.description or ()
+        self._names = RowOwners(self._session, execution.root_connection, execution.execution_options)
+        self._processors: dict[tuple[int, ...], list[Any]] = {}
+        self._here: tuple[context.OpenKeys, ...] = ()
+        self._owners: dict[tuple[int, Any], OwnerId | None] = {}
+
+    @emptying
+    def open(self, rows: Sequence[Any]) -> Sequence[Any]:
+        """The rows, with each encrypted value opened as far as it can be."""
+        if not rows:
+            return rows
+        # Asked for each fetch: a result may be read when its unlocked session was left.
+        self._here = context.unlocked_sessions(self._session)
+        self._owners.clear()
+        if self._here:
+            self._demand(rows)
+        if len(rows) <= _CHUNK:
+            return self._chunk(rows)
+        opened: list[Any] = []
+        for start in range(0, len(rows), _CHUNK):
+            opened += self._chunk(rows[start : start + _CHUNK])
+        return opened
+
+    def _demand(self, rows: Sequence[Any]) -> None:
+        """Have what these rows need fetched for all of them together: keys, and the rows that lead to an
+        owner."""
+        for row in self._plan:
+            if row.path is not None and not row.path.is_direct:
+                self._names.load(row.path, {self._values(row.owners, row.owner_types, one) for one in rows})
+        demanding = [one for one in self._here if one.on_demand]
+        if not demanding:
+            return
+        by_class: dict[OwnerClass, Counter[bytes]] = {}
+        for row in self._plan:
+            for value in row.values:
+                counts = Counter(
+                    bytes(one[value.position][_HEADER])
+                    for one in rows
+                    if isinstance(one[value.position], _BYTES)
+                )
+                for owner_class in value.owner_classes:
+                    by_class.setdefault(owner_class, Counter()).update(counts)
+        for owner_class, headers in by_class.items():
+            for one in demanding:
+                one.prepare_read(self._session, owner_class, headers)
+
+    def _chunk(self, rows: Sequence[Any]) -> list[Any]:
+        columns: list[Any] = list(zip(*rows, strict=True))
+        for row in self._plan:
+            owners = None if row.path is None else _cut(columns, row.owners, len(rows))
+            tails = self._tails(row, columns) if row.keys else None
+            for value in row.values:
+                stored = columns[value.position]
+                columns[value.position] = self._column(row, value, stored, owners, tails)
+        return list(zip(*columns, strict=True))
+
+    def _column(
+        self,
+        row: PlannedRow,
+        value: PlannedValue,
+        stored: Sequence[Any],
+        owners: Sequence[Any] | None,
+        tails: Sequence[bytes] | None,
+    ) -> list[Any]:
+        """One column of some rows. First as if all were of one owner and under one key, as they are most
+        often; what is not falls to `_one`."""
+        one_by_one = self._one
+
+        def slowly(index: int, found: Any) -> Any:
+            whose = None if owners is None else owners[index]
+            return CellType(one_by_one(row, value, found, whose, None if tails is None else tails[index]))
+
+        ready = self._ready(row, value, stored, owners, slowly) if owners and value.slot else None
+        if ready is None or (value.row_bound and tails is None):
+            return [None if found is None else slowly(at, found) for at, found in enumerate(stored)]
+        header, open_, aad, owner = ready
+        cell, decode, most = CellType, value.decode, MAX_STORED_SIZE
+        assert owners is not None  # noqa: S101 - without them nothing is ready
+        ends = tails if value.row_bound and tails is not None else [_COLUMN_TAIL] * len(stored)
+        whole = owners.count(owner) == len(owners)
+        try:
+            if whole and not value.row_bound:
+                aad += _COLUMN_TAIL
+                return [
+                    None
+                    if found is None
+                    else cell(decode(open_(found[_NONCE], found[_BODY], aad)))
+                    if found[_HEADER] == header and len(found) <= most
+                    else slowly(at, found)
+                    for at, found in enumerate(stored)
+                ]
+            if whole:
+                return [
+                    None
+                    if found is None
+                    else cell(decode(open_(found[_NONCE], found[_BODY], aad + tail)))
+                    if found[_HEADER] == header and len(found) <= most
+                    else slowly(at, found)
+                    for at, (found, tail) in enumerate(zip(stored, ends, strict=True))
+                ]
+        except Exception:  # noqa: BLE001, S110 - told for each by itself
+            pass
+        return self._mixed(value, stored, owners, ends, slowly)
+
+    def _mixed(
+        self,
+        value: PlannedValue,
+        stored: Sequence[Any],
+        owners: Sequence[Any],
+        tails: Sequence[bytes],
+        slowly: Callable[[int, Any], Any],
+    ) -> list[Any]:
+        """Values of several owners, or one among them that does not open."""
+        readers = self._here[0].readers.get(value.slot, {})
+        opened: list[Any] = []
+        for index, found in enumerate(stored):
+            if found is None:
+                opened.append(None)
+                continue
+            try:
+                open_, aad, owner, where = readers[found[_HEADER]]
+                if owner == owners[index] and where == self._where and len(found) <= MAX_STORED_SIZE:
+                    plain = open_(found[_NONCE], found[_BODY], aad + tails[index])
+                    opened.append(CellType(value.decode(plain)))
+                    continue
+            except Exception:  # noqa: BLE001, S110 - the first of its key, locked or wrong
+                pass
+            opened.append(slowly(index, found))
+        return opened
+
+    def _ready(
+        self,
+        row: PlannedRow,
+        value: PlannedValue,
+        stored: Sequence[Any],
+        owners: Sequence[Any],
+        slowly: Callable[[int, Any], Any],
+    ) -> tuple[bytes, Any, bytes, Any] | None:
+        """Header, cipher, AAD and owner of the first value, once it was compared with its row."""
+        if not self._here or row.path is None:
+            return None
+        self._where = self._names.where(row.path.owner_class)
+        for index, found in enumerate(stored):
+            if found is None:
+                continue
+            if not isinstance(found, _BYTES):
+                return None
+            header = bytes(found[_HEADER])
+            for again in (False, True):
+                entry = self._here[0].readers.get(value.slot, {}).get(header)
+                if entry is not None and entry[2] == owners[index] and entry[3] == self._where:
+                    return header, entry[0], entry[1], entry[2]
+                if not again:
+                    slowly(index, found)
+            return None
+        return None
+
+    def _one(self, row: PlannedRow, value: PlannedValue, stored: Any, raw: Any, tail: bytes | None) -> Any:
+        """Any one value: the first under its key, or one that is locked, moved or wrong."""
+        form = value.formats[0]
+        blob = bytes(stored) if isinstance(stored, _BYTES) else b""
+        if not self._here and isinstance(stored, _BYTES):
+            return Sealed(blob, form)
+        try:
+            owner = None if row.path is None else self._owner(row, raw)
+            if owner is None and not value.for_entity:
+                owner = context.only_owner(self._here)
+            if isinstance(stored, _BYTES) and owner is None:
+                return Sealed(blob, form, note=None if value.for_entity else _NO_OWNER)
+            if isinstance(stored, _BYTES) and value.row_bound and tail is None:
+                return Sealed(blob, form, note=None if value.for_entity else _NO_KEY)
+            opened = self._opened(value, stored, owner, b"" if tail is None else tail[4:])
+        except (DecryptionError, FormatError) as error:
+            return Sealed(blob, form).unreadable(error)
+        except ConfigurationError:
+            return Sealed(blob, form)  # of a type that is in no table
+        if opened is LOCKED:
+            return Sealed(blob, form)
+        if value.slot is not None and row.path is not None:
+            self._remember(row, value, blob, raw)
+        return opened
+
+    def _opened(self, value: PlannedValue, stored: Any, owner: Any, reference: bytes) -> Any:
+        failed: DecryptionError | FormatError | None = None
+        for form in value.formats:
+            try:
+                return open_stored(self._session, form, stored, owner, reference)
+            except (DecryptionError, FormatError) as error:
+                failed = failed or error
+        assert failed is not None  # noqa: S101 - there is a format
+        raise failed
+
+    def _remember(self, row: PlannedRow, value: PlannedValue, blob: bytes, raw: Any) -> None:
+        """Keep what opens the next one of this owner under this key."""
+        assert row.path is not None  # noqa: S101 - it was compared
+        field, header = value.formats[0].field, blob[:HEADER_SIZE]
+        cipher = context.find_reader(self._session, header, field)
+        if cipher is not None and raw is not None:
+            where = self._names.where(row.path.owner_class)
+            self._here[0].remember(value.slot, header, cipher, (cipher.open, cipher.row_aad, raw, where))
+
+    def _owner(self, row: PlannedRow, raw: Any) -> OwnerId | None:
+        assert row.path is not None  # noqa: S101 - asked before
+        known = (id(row), raw)
+        if known not in self._owners:
+            values = raw if len(row.owners) != 1 else (raw,)
+            self._owners[known] = self._names.of(
+                row.path, self._processed(row.owners, row.owner_types, values)
+            )
+        return self._owners[known]
+
+    def _values(self, positions: tuple[int, ...], types: tuple[Any, ...], row: Any) -> tuple[Any, ...]:
+        return self._processed(positions, types, [row[one] for one in positions])
+
+    def _processed(
+        self, positions: tuple[int, ...], types: tuple[Any, ...], values: Sequence[Any]
+    ) -> tuple[Any, ...]:
+        """What the driver gave, as the application has it."""
+        processors = self._processors.get(positions)
+        if processors is None:
+            processors = self._processors[positions] = [
+                type_.dialect_impl(self._dialect).result_processor(self._dialect, self._described[at][1])
+                for at, type_ in zip(positions, types, strict=True)
+            ]
+        return tuple(
+            value if process is None or value is None else process(value)
+            for value, process in zip(values, processors, strict=True)
+        )
+
+    def _tails(self, row: PlannedRow, columns: Sequence[Any]) -> list[bytes]:
+        """The end of each row's AAD, which says which row it is."""
+        if len(row.keys) == 1:
+            values = columns[row.keys[0]]
+            if set(map(type, values)) == {int}:
+                return [_INT_TAILS[len(digits)] + digits for digits in [b"%d" % one for one in values]]
+        cut = zip(*[columns[one] for one in row.keys], strict=True)
+        keys = [self._processed(row.keys, row.key_types, one) for one in cut]
+        return [_COLUMN_TAIL if None in key else row_tail(encode_reference(key)) for key in keys]
+
+
+def _cut(columns: Sequence[Any], positions: tuple[int, ...], count: int) -> Sequence[Any]:
+    if len(positions) == 1:
+        found: Sequence[Any] = columns[positions[0]]
+        return found
+    return list(zip(*[columns[one] for one in positions], strict=True)) or [()] * count

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict
-from contextvars import ContextVar
 from threading import Lock
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 from weakref import WeakKeyDictionary
@@ -34,7 +33,6 @@ from sqlalchemy_envelope.orm.current.locks import require_no_locks
 from sqlalchemy_envelope.orm.current.names import Names
 from sqlalchemy_envelope.orm.current.policy import require_reason
 from sqlalchemy_envelope.orm.current.threads import off_loop
-from sqlalchemy_envelope.orm.reading.provenance import Provenance
 from sqlalchemy_envelope.orm.sessions.found_keys import FoundKeys
 from sqlalchemy_envelope.orm.sessions.unlocked import UnlockedSession
 from sqlalchemy_envelope.orm.sharing.membership import looked_at
@@ -468,10 +466,7 @@ class ServerSession(UnlockedSession):
 
     def begin_statement(self, session: Session) -> None:
         """Let go of what is over a limit."""
-        if self._process_wide:
-            _notes().begin_statement(_MANY)
-        else:
-            super().begin_statement(session)
+        super().begin_statement(session)
         now = time.monotonic()
         if now - self._swept > 1.0 or len(self._used) > self._providers.cache.keys:
             self._swept = now
@@ -527,18 +522,6 @@ class ServerSession(UnlockedSession):
         self._forget(owner)
         self._clear_readers()
 
-    def note_provenance(self, plaintext: Any, header: bytes) -> None:
-        """Note whose key gave a plaintext; of a whole process, each thread and task for itself."""
-        owner = self.owner_of(header) if self._process_wide else None
-        if owner is None:
-            super().note_provenance(plaintext, header)
-        else:
-            _notes().note(plaintext, owner)
-
-    def came_from(self, plaintext: Any, owner: OwnerId) -> bool:
-        """Whether a plaintext that was just read was given by a key of this owner."""
-        return _notes().take(plaintext, owner) if self._process_wide else super().came_from(plaintext, owner)
-
     def saw(self, session: Session | None) -> None:
         """Note a session that may hold decrypted values; for a whole process nobody will ask."""
         if not self._process_wide:
@@ -574,18 +557,6 @@ class ServerSession(UnlockedSession):
 
     def _event(self, name: str, owner_class: str, count: int) -> AuditEvent:
         return AuditEvent(name, owner_class, count=count, reason=self._reason, provider=self._provider)
-
-
-_NOTES: ContextVar[Provenance | None] = ContextVar("server_provenance", default=None)
-_MANY = 10_000
-
-
-def _notes() -> Provenance:
-    notes = _NOTES.get()
-    if notes is None:
-        notes = Provenance()
-        _NOTES.set(notes)
-    return notes
 
 
 class _Fresh:

@@ -25,11 +25,11 @@ from sqlalchemy_envelope.exceptions import (
     UnflushedError,
 )
 from sqlalchemy_envelope.keys.keyring import Keyring
+from sqlalchemy_envelope.orm.columns.leaving import forget_plaintext
 from sqlalchemy_envelope.orm.columns.sealed import Sealed
-from sqlalchemy_envelope.orm.columns.state import forget_plaintext, unflushed
+from sqlalchemy_envelope.orm.columns.state import unflushed
 from sqlalchemy_envelope.orm.current import context
 from sqlalchemy_envelope.orm.current.names import Names
-from sqlalchemy_envelope.orm.reading.provenance import Provenance
 from sqlalchemy_envelope.orm.sharing.membership import freshen
 from sqlalchemy_envelope.orm.tables.owners import Place, require_owner_class
 
@@ -79,14 +79,7 @@ class UnlockedSession(context.OpenKeys):
         self.is_open = False
         self.left: type[LockedError] | None = None
         self.readers: dict[object, dict[bytes, Any]] = {}
-        """For the result processors: by column and value header, what opens it. Emptied
-        when anything is locked."""
-        self.only_class: OwnerClass | None = None
-        self.only_key: Any = None
-        """For the load listener: class and primary key, if a single owner is unlocked."""
-        self._provenance = Provenance()
-        self.handed_sealed = False
-        """For the load listener: whether a value did not open here."""
+        """By column and value header, what opens the values of one owner. Emptied when anything is locked."""
         _live.add(self)
         # One that is never entered is left by nobody: its keys are wiped when it is forgotten.
         finalize(self, keyring.wipe).atexit = False
@@ -108,7 +101,6 @@ class UnlockedSession(context.OpenKeys):
         if self._parent is not None:
             self._parent._children[self] = None
         self.is_open = True
-        self._note_only_owner()
         if self.home is not None:
             self._displaced = self.home.info.get(context.BOUND)
             self.home.info[context.BOUND] = self
@@ -127,18 +119,18 @@ class UnlockedSession(context.OpenKeys):
         """Never reached; without it `async with` would not come as far as `__aenter__`."""
         raise NotImplementedError
 
-    def _note_only_owner(self) -> None:
-        """With a single owner unlocked a row is compared with that one; with several, each with its own."""
-        self.only_class, self.only_key = None, None
-        if self._parent is None and len(self._keyring) == len(self.places) == 1:
-            ((owner_class, key, _),) = self.places.values()
-            self.only_class, self.only_key = owner_class, key[0] if len(key) == 1 else key
+    @property
+    def only_owner(self) -> OwnerId | None:
+        """The owner whose keys are open here, if nobody else's are, or could be in a moment."""
+        if self.on_demand or not len(self._keyring) == len(self.places) == 1:
+            return None
+        owner = next(iter(self.places), None)
+        return owner if self._parent is None or self._parent.only_owner == owner else None
 
     def admit(self, place: Place, keys: Iterable[OpenedKey]) -> None:
         """Take in an owner that was enrolled inside this unlocked session."""
         self.places[place.owner] = place
         self._keyring.add(place.owner, keys)
-        self._note_only_owner()
 
     @property
     def keyring(self) -> Keyring:
@@ -285,20 +277,9 @@ class UnlockedSession(context.OpenKeys):
         if self.reader(header, cipher.field) is not cipher:
             self.readers.pop(slot, None)  # left by another thread meanwhile; this would have outlived its key
 
-    def note_provenance(self, plaintext: Any, header: bytes) -> None:
-        """Note whose key gave a plaintext, for the row that it will be part of."""
-        owner = self.owner_of(header)
-        if owner is not None:
-            self._provenance.note(plaintext, owner)
-
-    def came_from(self, plaintext: Any, owner: OwnerId) -> bool:
-        """Whether a plaintext that was just read was given by a key of this owner."""
-        return owner in self if self.only_class is not None else self._provenance.take(plaintext, owner)
-
     def begin_statement(self, session: Session) -> None:
         """A session runs a statement here."""
         self.saw(session)
-        self._provenance.begin_statement()
 
     def saw(self, session: Session | None) -> None:
         """Note a session that may hold decrypted values."""
@@ -344,13 +325,16 @@ class UnlockedSession(context.OpenKeys):
     def _lock(self, *, raise_unflushed: bool) -> None:
         if self.left is not None:
             return
+        sessions, waiting, closed = _living(self._sessions), [], []
         try:
-            sessions = _living(self._sessions)
             waiting = [name for session in sessions for name in unflushed(session, self._is_lost)]
+            for session in sessions:
+                forget_plaintext(session, self._stays_open, self._cipher)
+                closed.append(session)
         finally:
             self._close(SessionLeftError)  # whatever went wrong above, the keys do not stay
-        for session in sessions:
-            forget_plaintext(session, self._stays_open)
+            for session in sessions[len(closed) :]:
+                forget_plaintext(session, self._stays_open)
         if waiting and raise_unflushed:
             raise UnflushedError(
                 f"The unlocked session was left before {', '.join(sorted(set(waiting)))} was flushed; the "
@@ -368,7 +352,6 @@ class UnlockedSession(context.OpenKeys):
         self._keyring.wipe()
         self._clear_readers()
         self._last_seen = None
-        self._provenance.clear()
 
     def _clear_readers(self) -> None:
         self.readers.clear()  # the same dictionary: the process's own is known by others
@@ -404,6 +387,10 @@ class UnlockedSession(context.OpenKeys):
             Names(state.session).of(attribute.encrypted.path, values) if values and state.session else None
         )
         return owner is None or owner not in self._parent
+
+    def _cipher(self, owner: OwnerId, attribute: EncryptedAttribute) -> ValueCipher | None:
+        """What closes a value that was read, when this is left."""
+        return self._keyring.writer(owner, attribute.encrypted.scope, attribute.type.field)
 
     def _stays_open(self, owner: OwnerId | None) -> bool:
         return self._parent is not None and owner is not None and owner in self._parent

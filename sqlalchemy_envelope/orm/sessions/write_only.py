@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from sqlalchemy_envelope.crypto.aead import Field, ValueCipher
     from sqlalchemy_envelope.keys.keyring import OwnerId
     from sqlalchemy_envelope.keys.model import StoredKey
+    from sqlalchemy_envelope.orm.columns.plans import EncryptedAttribute
     from sqlalchemy_envelope.orm.current.policy import Policy
     from sqlalchemy_envelope.orm.tables.owners import OwnerClass
 
@@ -165,6 +166,9 @@ class WriteOnlySession(UnlockedSession):
 
     def _is_lost(self, state: Any, attribute: Any) -> bool:
         return True
+
+    def _cipher(self, owner: OwnerId, attribute: EncryptedAttribute) -> None:
+        """An epoch ends with this, and is of no use for values that are read again."""
 
     def _stays_open(self, owner: OwnerId | None) -> bool:
         return self._parent is not None and owner is not None and owner in self._parent

@@ -1,0 +1,77 @@
+"""Whose rows a statement reads: what a row does not say itself is looked for among the objects that the
+session has loaded, and then in the database, one query for all rows of a fetch."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import select
+
+from sqlalchemy_envelope.orm.current.names import Names
+from sqlalchemy_envelope.orm.tables.key_rows import chunks
+from sqlalchemy_envelope.orm.tables.owner_paths import ChosenPath, LinkedPath, linked_paths
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from sqlalchemy import Connection
+    from sqlalchemy.orm import Session
+
+    from sqlalchemy_envelope.orm.tables.owner_paths import OwnerPath
+    from sqlalchemy_envelope.orm.tables.owners import OwnerClass
+
+    Values = tuple[Any, ...]
+
+
+class RowOwners(Names):
+    """Finds the owners of the rows of one result."""
+
+    __slots__ = ("_found", "_reads", "_sole")
+
+    def __init__(
+        self, session: Session | None, connection: Connection, options: Mapping[str, Any] | None = None
+    ) -> None:
+        super().__init__(session, connection, options)
+        self._reads = connection
+        self._found: dict[tuple[Any, Values], Values | None] = {}
+        self._sole: dict[OwnerClass, Values | None] = {}
+
+    def load(self, path: OwnerPath, rows: Iterable[Values]) -> None:
+        """Look up the owners of all these rows together."""
+        for linked in linked_paths(path):
+            parts = {_part(path, linked, values) for values in rows} - {None}
+            wanted = [
+                one
+                for one in parts
+                if one is not None
+                and (linked.identity, one) not in self._found
+                and super(RowOwners, self).linked(linked, one) is None
+            ]
+            width = len(linked.remote)
+            for some in chunks(wanted):
+                self._found.update(dict.fromkeys(((linked.identity, one) for one in some), None))
+                for row in self._reads.execute(linked.query(some)):
+                    if None not in row:
+                        self._found[linked.identity, tuple(row[:width])] = tuple(row[width:])
+
+    def linked(self, path: LinkedPath, values: Values) -> Values | None:
+        """The owner behind the row that these values refer to."""
+        return self._found.get((path.identity, values)) or super().linked(path, values)
+
+    def sole(self, owner_class: OwnerClass) -> Values | None:
+        """The one row of a class; None if there is none, or several."""
+        if owner_class not in self._sole:
+            found = super().sole(owner_class)
+            if found is None:
+                rows = self._reads.execute(select(*owner_class.primary_key).limit(2)).all()
+                found = tuple(rows[0]) if len(rows) == 1 else None
+            self._sole[owner_class] = found
+        return self._sole[owner_class]
+
+
+def _part(path: OwnerPath, linked: LinkedPath, values: Values) -> Values | None:
+    """What a row says for one of its paths; None if it does not go that way."""
+    if path is linked:
+        return values if all(value is not None for value in values) else None
+    assert isinstance(path, ChosenPath)  # noqa: S101 - other paths lead through no rows
+    return next((mine for one, mine in path.parts(values) if one is linked), None)

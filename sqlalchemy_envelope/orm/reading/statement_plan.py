@@ -1,0 +1,318 @@
+"""Where in a statement's rows encrypted values are, and beside each the owner and the primary key of its row.
+
+A column is traced through labels, aliases, subqueries and the parts of a UNION down to its table. Two columns
+are of the same row if both come the same way: by the same alias of the same part. What cannot be traced has
+no place: it is in nobody's row, as far as anybody can tell here.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
+
+from sqlalchemy import Column, CompoundSelect, Label, Null
+from sqlalchemy.sql.compiler import SQLCompiler
+from sqlalchemy.sql.elements import ColumnClause, ColumnElement, Grouping
+from sqlalchemy.sql.selectable import SelectStatementGrouping
+
+from sqlalchemy_envelope.orm.columns.encrypted_type import format_in
+from sqlalchemy_envelope.orm.columns.plans import encrypted_column_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from sqlalchemy_envelope.orm.columns.format import ColumnFormat
+    from sqlalchemy_envelope.orm.columns.plans import EncryptedColumn
+    from sqlalchemy_envelope.orm.tables.owner_paths import OwnerPath
+    from sqlalchemy_envelope.orm.tables.owners import OwnerClass
+
+    Way = tuple[int, ...]
+    Origin = tuple[Way, Column[Any]]
+
+
+class PlannedValue:
+    """An encrypted value in each row.
+
+    Attributes:
+        position: where it is in the row.
+        formats: of its column; of the parts of a UNION, the different ones.
+        slot: its place among an unlocked session's readers; None if nothing is kept of it.
+        owner_classes: whose keys it may be under, as far as is known.
+        for_entity: whether an object is made of it, which knows its row better.
+    """
+
+    __slots__ = ("decode", "for_entity", "formats", "owner_classes", "position", "row_bound", "slot")
+
+    def __init__(
+        self,
+        position: int,
+        formats: tuple[ColumnFormat, ...],
+        slot: object,
+        owner_classes: tuple[OwnerClass, ...],
+        *,
+        for_entity: bool,
+    ) -> None:
+        self.position = position
+        self.formats = formats
+        self.slot = slot
+        self.owner_classes = owner_classes
+        self.decode = formats[0].codec.decode
+        self.row_bound = formats[0].bind == "row"
+        self.for_entity = for_entity
+
+
+class PlannedRow:
+    """The part of a row that is one row of one table, or of one entity: its values have one owner.
+
+    Attributes:
+        path: how it leads to its owner; None if it has no place.
+        owners, owner_types: where the values are that say so.
+        keys, key_types: where its primary key is; empty if it is not there, or nothing is bound to it.
+        values: its encrypted values.
+    """
+
+    __slots__ = ("key_types", "keys", "owner_types", "owners", "path", "values")
+
+    def __init__(self, path: OwnerPath | None, owners: Way, keys: Way, entries: Sequence[Any]) -> None:
+        self.path = path
+        self.owners = owners
+        self.owner_types = tuple(entries[one].type for one in owners)
+        self.keys = keys
+        self.key_types = tuple(entries[one].type for one in keys)
+        self.values: list[PlannedValue] = []
+
+
+StatementPlan = tuple[PlannedRow, ...]
+_plans: WeakKeyDictionary[Any, StatementPlan] = WeakKeyDictionary()
+
+
+def plan_of_statement(execution: Any, description: Sequence[Any]) -> StatementPlan:
+    """The plan of a statement that is being executed; empty if nothing in its rows is encrypted."""
+    compiled = execution.compiled
+    known = _plans.get(compiled)
+    if known is not None:
+        return known
+    if not isinstance(compiled, SQLCompiler):
+        return ()
+    entries: Sequence[Any] = compiled._result_columns
+    if not any(format_in(entry.type) for entry in entries):
+        plan: StatementPlan = ()
+        _plans[compiled] = plan
+        return plan
+    textual = compiled._textual_ordered_columns
+    by_driver = execution.execution_options.get("driver_column_names", False)
+    if textual or (compiled._ordered_columns and len(entries) == len(description) and not by_driver):
+        plan = _plans[compiled] = _make_plan(compiled, entries)
+        return plan
+    return _make_plan(compiled, _by_name(compiled, entries, description))
+
+
+def _by_name(compiled: Any, entries: Sequence[Any], description: Sequence[Any]) -> list[Any]:
+    """SQL in text: its columns are known by the names that the database gives them, as SQLAlchemy has it."""
+    named: dict[Any, Any] = {}
+    for entry in entries:
+        named.setdefault(entry.keyname, entry)
+        if compiled._loose_column_name_matching:
+            for name in entry.objects:
+                named.setdefault(name, entry)
+    return [named.get(one[0]) or named.get(one[0].rpartition(".")[2]) for one in description]
+
+
+def _make_plan(compiled: Any, entries: Sequence[Any]) -> StatementPlan:
+    columns = [None if entry is None else _column_in(entry) for entry in entries]
+    origins = _origins(compiled, columns)
+    entities, selected = _entities(compiled)
+    rows: dict[Any, PlannedRow] = {}
+    for position, entry in enumerate(entries):
+        form = None if entry is None else format_in(entry.type)
+        if form is None:
+            continue
+        column = columns[position]
+        for_entity = entities and column is not None and hash(column) not in selected
+        classes = _owner_classes(origins[position])
+        encrypted = _encrypted(origins[position])
+        owners = _owners(position, columns, origins, encrypted)
+        keys = _keys(position, columns, origins, encrypted)
+        path = None if owners is None else encrypted[0].path
+        kept = encrypted[0].slot if path is not None and path.is_direct and len(encrypted) == 1 else None
+        formats = _formats(origins[position]) or (form,)
+        where = (None if path is None else path.identity, owners, keys)
+        row = rows.setdefault(where, PlannedRow(path, owners or (), keys, entries))
+        row.values.append(PlannedValue(position, formats, kept, classes, for_entity=for_entity))
+    return tuple(rows.values())
+
+
+def _column_in(entry: Any) -> ColumnClause[Any] | None:
+    """The column that an output is, whatever its name is there."""
+    for one in entry.objects:
+        bare = _bare(one)
+        if isinstance(bare, ColumnClause):
+            return bare
+    return None
+
+
+def _bare(element: Any) -> Any:
+    while isinstance(element, (Label, Grouping)):
+        element = element.element
+    return element
+
+
+def _origins(compiled: Any, columns: Sequence[Any]) -> list[list[Origin] | None]:
+    """Of each output, where its values come from: more than once for parts of a UNION. None where that cannot
+    be told."""
+    statement = compiled.statement
+    if not isinstance(statement, CompoundSelect):
+        return [None if column is None else _trace(column) for column in columns]
+    parts = [list(part.selected_columns) for part in _parts(statement)]
+    if any(len(part) != len(columns) for part in parts) or not _agree(columns, parts[0]):
+        return [None] * len(columns)
+    found: list[list[Origin] | None] = []
+    for outputs in zip(*parts, strict=True):
+        traced: list[Origin] | None = []
+        for number, output in enumerate(outputs):
+            mine = _trace(output)
+            if mine is None or traced is None:
+                traced = None
+                break
+            traced += [((number, *way), base) for way, base in mine]
+        found.append(traced)
+    return found
+
+
+def _parts(statement: Any) -> Iterable[Any]:
+    for part in statement.selects:
+        while isinstance(part, SelectStatementGrouping):
+            part = part.element
+        if isinstance(part, CompoundSelect):
+            yield from _parts(part)
+        else:
+            yield part
+
+
+def _agree(columns: Sequence[Any], outputs: Sequence[Any]) -> bool:
+    """Whether a part gives its columns in the order in which they were compiled."""
+    return all(
+        column is None or (_trace(column) or None) == (_trace(output) or None)
+        for column, output in zip(columns, outputs, strict=True)
+    )
+
+
+def _trace(output: Any) -> list[Origin] | None:
+    """The columns of tables that an output comes from, with the way there; None for an expression."""
+    column = _bare(output)
+    if isinstance(column, Null):
+        return []
+    if not isinstance(column, ColumnClause) or column.table is None:
+        return None
+    here = hash(column.table)
+    proxies = column._proxies
+    if not proxies:
+        return [((here,), column)] if isinstance(column, Column) else None
+    found: list[Origin] = []
+    for number, inner in enumerate(proxies):
+        traced = _trace(inner)
+        if traced is None:
+            return None
+        found += [((here, number, *way), base) for way, base in traced]
+    return found
+
+
+def _formats(origins: list[Origin] | None) -> tuple[ColumnFormat, ...]:
+    found = [format_in(base.type) for _, base in origins or ()]
+    return tuple({id(one): one for one in found if one is not None}.values())
+
+
+def _owner_classes(origins: list[Origin] | None) -> tuple[OwnerClass, ...]:
+    found = [encrypted_column_of(base) for _, base in origins or ()]
+    return tuple(dict.fromkeys(one for column in found if column for one in column.path.owner_classes))
+
+
+def _encrypted(origins: list[Origin] | None) -> list[EncryptedColumn]:
+    """The encrypted columns that an output comes from; none if anything else is among them."""
+    found = [encrypted_column_of(base) for _, base in origins or ()]
+    known = [one for one in found if one is not None]
+    return known if len(known) == len(found) else []
+
+
+def _owners(
+    position: int,
+    columns: Sequence[Any],
+    origins: Sequence[list[Origin] | None],
+    encrypted: Sequence[EncryptedColumn],
+) -> Way | None:
+    """Where the owner of an output's row is; None if it is not there."""
+    if not encrypted or any(not _alike(one.path, encrypted[0].path) for one in encrypted):
+        return None
+    wanted = [one.path.columns for one in encrypted]
+    return _positions(position, columns, origins, list(zip(*wanted, strict=True)))
+
+
+def _keys(
+    position: int,
+    columns: Sequence[Any],
+    origins: Sequence[list[Origin] | None],
+    encrypted: Sequence[EncryptedColumn],
+) -> Way:
+    """Where the primary key of an output's row is, if its value is bound to that."""
+    if not any(one.row_bound for one in encrypted):
+        return ()
+    wanted = [tuple(one.column.table.primary_key.columns) for one in encrypted]
+    if len({len(one) for one in wanted}) != 1:
+        return ()
+    return _positions(position, columns, origins, list(zip(*wanted, strict=True))) or ()
+
+
+def _alike(one: OwnerPath, other: OwnerPath) -> bool:
+    """Whether the same values lead to the same owner by both."""
+    both_direct = one.is_direct and other.is_direct
+    return one.identity == other.identity or (both_direct and one.owner_class is other.owner_class)
+
+
+def _positions(
+    position: int,
+    columns: Sequence[Any],
+    origins: Sequence[list[Origin] | None],
+    wanted: Sequence[Sequence[Column[Any]]],
+) -> Way | None:
+    """Where these columns are, in the same row; for each one, as each origin of the value has it."""
+    found = []
+    for each in wanted:
+        for other, theirs in enumerate(origins):
+            if theirs and _beside(columns[position], origins[position] or [], columns[other], theirs, each):
+                found.append(other)
+                break
+        else:
+            return None
+    return tuple(found)
+
+
+def _beside(
+    column: Any, mine: list[Origin], other: Any, theirs: list[Origin], wanted: Sequence[Column[Any]]
+) -> bool:
+    entity = getattr(column, "_annotations", {}).get("parententity")
+    same = entity is not None and entity is getattr(other, "_annotations", {}).get("parententity")
+    return all(
+        any(_is_there(way, base, one, same_entity=same, wanted=each) for one in theirs)
+        for (way, base), each in zip(mine, wanted, strict=True)
+    )
+
+
+def _is_there(way: Way, base: Column[Any], other: Origin, *, same_entity: bool, wanted: Column[Any]) -> bool:
+    their_way, their_base = other
+    if their_base in wanted.base_columns and their_way == way:
+        return True
+    # Joined inheritance: the columns of one entity are in several tables.
+    if not same_entity or their_base.table is base.table:
+        return False
+    return their_base in wanted.base_columns or any(one.column is their_base for one in wanted.foreign_keys)
+
+
+def _entities(compiled: Any) -> tuple[bool, frozenset[int]]:
+    """Whether objects are made of the rows, and which columns are selected by themselves nevertheless."""
+    state = compiled.compile_state
+    entities = getattr(state, "_entities", None)
+    if not entities or not any(getattr(one, "supports_single_entity", False) for one in entities):
+        return False, frozenset()
+    statement = getattr(state, "select_statement", None)
+    raw = getattr(statement, "_raw_columns", ())
+    return True, frozenset(hash(_bare(one)) for one in raw if isinstance(one, ColumnElement))
