@@ -14,6 +14,7 @@ from sqlalchemy import Column, Connection, Engine, Select, event
 from sqlalchemy.orm import Mapper, Session
 
 from sqlalchemy_envelope.crypto.frames import empty_frames, emptying
+from sqlalchemy_envelope.orm.columns import leaving
 from sqlalchemy_envelope.orm.columns.checks import check_mapper, declare_column
 from sqlalchemy_envelope.orm.columns.plans import note_mapper
 from sqlalchemy_envelope.orm.columns.state import forget
@@ -141,6 +142,7 @@ def _on_mapper_configured(mapper: Mapper[Any], cls: type[Any]) -> None:
     # Where there is a previous column, one that was left out may have to be read after all.
     event.listen(cls, "refresh", listener, insert=True, raw=True, restore_load_context=bool(duals))
     event.listen(cls, "expire", forget, raw=True)
+    event.listen(cls, "pickle", leaving.on_pickle, raw=True)
     if duals:
         event.listen(cls, "expire", two_columns.expire_listener(duals), raw=True)
     event.listen(mapper, "before_insert", emptying(flushes.insert_listener(mapper)), raw=True)

@@ -72,6 +72,17 @@ def forget_plaintext(
         raise failed
 
 
+def on_pickle(state: InstanceState[Any], pickled: dict[str, Any]) -> None:
+    """An object is pickled: what was closed on leaving stays behind, and is read again where it arrives. The
+    type that goes along with a stored value may list what is in it, as that of an Enum does."""
+    info = pickled.get("info", {})
+    closed = {key for key in info.get(SEALED, ()) if key in state.expired_attributes}
+    if closed:
+        kept = {key: stored for key, stored in info[SEALED].items() if key not in closed}
+        wiped = {**info.get(WIPED, {}), **dict.fromkeys(closed, True)}
+        pickled["info"] = {**info, SEALED: kept, WIPED: wiped}
+
+
 class _Leaving:
     def __init__(
         self, session: Session, stays_open: Callable[[OwnerId | None], bool], writer: Writer | None

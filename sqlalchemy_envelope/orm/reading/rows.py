@@ -39,6 +39,8 @@ _COLUMN_TAIL = row_tail(b"")
 _INT_TAILS = [(5 + size).to_bytes(4, "big") + b"i" + size.to_bytes(4, "big") for size in range(24)]
 _CHUNK = 256
 """Rows that are opened at a time: what they take fits into the processor's cache."""
+_FEW = 8
+"""So few rows are opened value by value: a column's tight loop would cost more than it saves."""
 _NO_OWNER = (
     "its row came without its owner, so that nobody can tell whether it was moved there. Select the row's "
     "owner beside it, or the entity"
@@ -125,6 +127,8 @@ class _Opening:
         self._owners.clear()
         if self._here:
             self._demand(rows)
+        if len(rows) <= _FEW:
+            return [self._row(row) for row in rows]
         if len(rows) <= _CHUNK:
             return self._chunk(rows)
         opened: list[Any] = []
@@ -154,6 +158,35 @@ class _Opening:
         for owner_class, headers in by_class.items():
             for one in demanding:
                 one.prepare_read(self._session, owner_class, headers)
+
+    def _row(self, found: Any) -> tuple[Any, ...]:
+        """One of a few rows."""
+        readers = self._here[0].readers if self._here else {}
+        values = list(found)
+        for row in self._plan:
+            raw = where = tail = None
+            if row.path is not None:
+                raw = (
+                    found[row.owners[0]] if len(row.owners) == 1 else tuple([found[at] for at in row.owners])
+                )
+                where = self._names.where(row.path.owner_class) if self._here else None
+            if row.keys:
+                (tail,) = self._tails(row, [(one,) for one in found])
+            for value in row.values:
+                stored = found[value.position]
+                if stored is None:
+                    continue
+                end = tail if value.row_bound else _COLUMN_TAIL
+                try:
+                    open_, aad, owner, there = readers[value.slot][stored[_HEADER]]
+                    if owner == raw and there == where and end and len(stored) <= MAX_STORED_SIZE:
+                        plain = open_(stored[_NONCE], stored[_BODY], aad + end)
+                        values[value.position] = CellType(value.decode(plain))
+                        continue
+                except Exception:  # noqa: BLE001, S110 - the first of its key, locked or wrong
+                    pass
+                values[value.position] = CellType(self._one(row, value, stored, raw, tail))
+        return tuple(values)
 
     def _chunk(self, rows: Sequence[Any]) -> list[Any]:
         columns: list[Any] = list(zip(*rows, strict=True))
@@ -185,33 +218,14 @@ class _Opening:
         if ready is None or (value.row_bound and tails is None):
             return [None if found is None else slowly(at, found) for at, found in enumerate(stored)]
         header, open_, aad, owner = ready
-        cell, decode, most = CellType, value.decode, MAX_STORED_SIZE
         assert owners is not None  # noqa: S101 - without them nothing is ready
-        ends = tails if value.row_bound and tails is not None else [_COLUMN_TAIL] * len(stored)
-        whole = owners.count(owner) == len(owners)
+        ends = tails if value.row_bound and tails is not None else None
         try:
-            if whole and not value.row_bound:
-                aad += _COLUMN_TAIL
-                return [
-                    None
-                    if found is None
-                    else cell(decode(open_(found[_NONCE], found[_BODY], aad)))
-                    if found[_HEADER] == header and len(found) <= most
-                    else slowly(at, found)
-                    for at, found in enumerate(stored)
-                ]
-            if whole:
-                return [
-                    None
-                    if found is None
-                    else cell(decode(open_(found[_NONCE], found[_BODY], aad + tail)))
-                    if found[_HEADER] == header and len(found) <= most
-                    else slowly(at, found)
-                    for at, (found, tail) in enumerate(zip(stored, ends, strict=True))
-                ]
+            if owners.count(owner) == len(owners) and max(map(_size, stored)) <= MAX_STORED_SIZE:
+                return _all(stored, header, open_, aad, ends, value.decode)
         except Exception:  # noqa: BLE001, S110 - told for each by itself
             pass
-        return self._mixed(value, stored, owners, ends, slowly)
+        return self._mixed(value, stored, owners, ends or [_COLUMN_TAIL] * len(stored), slowly)
 
     def _mixed(
         self,
@@ -347,6 +361,44 @@ class _Opening:
         cut = zip(*[columns[one] for one in row.keys], strict=True)
         keys = [self._processed(row.keys, row.key_types, one) for one in cut]
         return [_COLUMN_TAIL if None in key else row_tail(encode_reference(key)) for key in keys]
+
+
+def _all(
+    stored: Sequence[Any],
+    header: bytes,
+    open_: Callable[[bytes, bytes, bytes], bytes],
+    aad: bytes,
+    tails: Sequence[bytes] | None,
+    decode: Callable[[bytes], Any],
+) -> list[Any]:
+    """Values of one owner under one key. The hot path of every load.
+
+    Raises:
+        Exception: of any kind; one of them is of another key, or does not open.
+    """
+    if None in stored:
+        ends = [_COLUMN_TAIL] * len(stored) if tails is None else tails
+        return [
+            None
+            if one is None
+            else CellType(
+                decode(open_(one[_NONCE], one[_BODY], aad + end if one[_HEADER] == header else b""))
+            )
+            for one, end in zip(stored, ends, strict=True)
+        ]
+    if tails is None:
+        aad += _COLUMN_TAIL
+        plain = [open_(one[_NONCE], one[_BODY], aad if one[_HEADER] == header else b"") for one in stored]
+    else:
+        plain = [
+            open_(one[_NONCE], one[_BODY], aad + end if one[_HEADER] == header else b"")
+            for one, end in zip(stored, tails, strict=True)
+        ]
+    return list(map(CellType, map(decode, plain)))
+
+
+def _size(stored: Any) -> int:
+    return 0 if stored is None else len(stored)
 
 
 def _cut(columns: Sequence[Any], positions: tuple[int, ...], count: int) -> Sequence[Any]:
