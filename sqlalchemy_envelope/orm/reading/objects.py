@@ -47,6 +47,10 @@ if TYPE_CHECKING:
     from sqlalchemy_envelope.keys.keyring import OwnerId
 
 
+_NEW: Any = object()
+"""An object that was just made has no marks yet."""
+
+
 def load_listener(mapper: Mapper[Any]) -> Callable[..., None]:
     """The listener for `load` and `refresh` of one mapper. It runs for every row: what
     is asked first is cheap."""
@@ -58,14 +62,15 @@ def load_listener(mapper: Mapper[Any]) -> Callable[..., None]:
 def _load_listener(mapper: Mapper[Any]) -> Callable[..., None]:
     plan = plan_of_mapper(mapper)
     keys = tuple(attribute.key for attribute in plan)
+    sealed_type = Sealed
 
-    def on_load(state: InstanceState[Any], query_context: Any, read: Any = None) -> None:
+    def on_load(state: InstanceState[Any], query_context: Any, read: Any = _NEW) -> None:
         instance = state.obj()
         if instance is None:
             return
         values = instance.__dict__
         for key in keys:
-            if type(values.get(key)) is Sealed:
+            if key in values and type(values[key]) is sealed_type:
                 try:
                     _settle(state, values, query_context, plan)
                 except BaseException as error:  # not by `emptying`, which would cost a call for each row
@@ -73,7 +78,7 @@ def _load_listener(mapper: Mapper[Any]) -> Callable[..., None]:
                     del instance, values
                     raise
                 break
-        if "info" in state.__dict__:
+        if read is not _NEW and "info" in state.__dict__:
             forget(state, [key for key in keys if key in values and (read is None or key in read)])
 
     return on_load

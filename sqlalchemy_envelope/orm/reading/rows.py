@@ -15,7 +15,7 @@ from collections import Counter
 from types import CellType
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy_envelope.crypto.aead import HEADER_SIZE, MAX_STORED_SIZE, row_tail
+from sqlalchemy_envelope.crypto.aead import HEADER_SIZE, MAX_STORED_SIZE, check_value, row_tail
 from sqlalchemy_envelope.crypto.context import encode_reference
 from sqlalchemy_envelope.crypto.frames import emptying
 from sqlalchemy_envelope.exceptions import ConfigurationError, DecryptionError, FormatError
@@ -284,15 +284,16 @@ class _Opening:
         """Any one value: the first under its key, or one that is locked, moved or wrong."""
         form = value.formats[0]
         blob = bytes(stored) if isinstance(stored, _BYTES) else b""
-        if not self._here and isinstance(stored, _BYTES):
-            return Sealed(blob, form)
         try:
+            check_value(stored, form.field.label)  # told to whoever is locked, too
+            if not self._here:
+                return Sealed(blob, form)
             owner = None if row.path is None else self._owner(row, raw)
             if owner is None and not value.for_entity:
                 owner = context.only_owner(self._here)
-            if isinstance(stored, _BYTES) and owner is None:
+            if owner is None:
                 return Sealed(blob, form, note=None if value.for_entity else _NO_OWNER)
-            if isinstance(stored, _BYTES) and value.row_bound and tail is None:
+            if value.row_bound and tail is None:
                 return Sealed(blob, form, note=None if value.for_entity else _NO_KEY)
             opened = self._opened(value, stored, owner, b"" if tail is None else tail[4:])
         except (DecryptionError, FormatError) as error:
