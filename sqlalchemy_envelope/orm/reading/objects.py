@@ -223,7 +223,8 @@ def _check_owner(
             "not supported while several owners are unlocked."
         )
     for attribute in plan:
-        if current.only_class is None and (read is None or not read.isdisjoint(attribute.owner_keys)):
+        with_owner = read is None or not read.isdisjoint(attribute.owner_keys)
+        if current.only_class is None and (with_owner or not attribute.encrypted.path.columns):
             continue
         key = attribute.key
         value = state.dict.get(key)

@@ -17,7 +17,12 @@ from sqlalchemy.sql.elements import BindParameter, ClauseElement, ColumnClause, 
 from sqlalchemy.sql.selectable import Alias, ScalarSelect, TableClause
 
 from sqlalchemy_envelope.crypto.aead import check_value
-from sqlalchemy_envelope.exceptions import FormatError, StatementRefusedError, TruncatedError
+from sqlalchemy_envelope.exceptions import (
+    ConfigurationError,
+    FormatError,
+    StatementRefusedError,
+    TruncatedError,
+)
 from sqlalchemy_envelope.orm.columns.encrypted_type import EncryptedType
 from sqlalchemy_envelope.orm.columns.plans import plan_of_table
 from sqlalchemy_envelope.orm.writing.forms import assigned_by_upsert, rows_of, target_of
@@ -168,7 +173,7 @@ def _look(connection: Connection, target: Any, schema: str | None, name: str) ->
     types = [one["type"] for one in columns if one["name"].lower() == name]
     if not any(_holds_bytes(one) for one in types):
         return False
-    keys = [table for table in map(_key_table, tuple(_by_name[target.name.lower()])) if table is not None]
+    keys = [one for table in tuple(_by_name[target.name.lower()]) for one in _key_tables(table)]
     return any(inspector.has_table(one.name, schema=connection.schema_for_object(one)) for one in keys)
 
 
@@ -179,10 +184,14 @@ def _holds_bytes(type_: Any) -> bool:
         return False
 
 
-def _key_table(table: Table) -> Table | None:
-    plan = plan_of_table(table)
-    key_class = None if plan is None else plan.groups[0][0].owner_class.key_class
-    return getattr(key_class, "__table__", None)
+def _key_tables(table: Table) -> list[Table]:
+    """The tables of the keys that encrypt a table's columns."""
+    try:
+        plan = plan_of_table(table)
+    except ConfigurationError:
+        return []  # nothing can be encrypted in it, and its own statements say why
+    classes = [one for path, _ in plan.groups for one in path.owner_classes] if plan is not None else []
+    return [one.key_class.__table__ for one in classes if one.key_class is not None]
 
 
 def _refusal(target: Any, column: Column[Any]) -> StatementRefusedError:
