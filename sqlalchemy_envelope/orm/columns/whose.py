@@ -276,10 +276,7 @@ class _Resolver:
                 owner, f"{there} is not a reference to the primary key of a KeyOwner. {self._advice()}"
             )
         last = tuple(mapper.get_property_by_column(one).key for one in path.columns)
-        first = steps[0]
-        table = self._table
-        local: list[Any] = [one for one, _ in first.local_remote_pairs or ()]
-        here = tuple(table.columns.get(one.key, one) if one.table is not table else one for one in local)
+        here: Any = tuple(local for local, _ in steps[0].local_remote_pairs or ())
         return LinkedPath(path.owner_class, here, tuple(steps), last)
 
     def _columns(self, names: Sequence[str]) -> tuple[Column[Any], ...]:

@@ -64,6 +64,7 @@ class OpenKeys(Protocol):
     @property
     def makes_keys(self) -> bool:
         """Whether owners without keys get some here."""
+        ...
 
     def sole(self, owner_class: OwnerClass, where: bytes) -> tuple[Any, ...] | None:
         """The primary key of the sole owner of a class, in this database and schema, if it is open."""
@@ -89,6 +90,7 @@ class OpenKeys(Protocol):
 
     def came_from(self, plaintext: Any, owner: OwnerId) -> bool:
         """Whether a plaintext that was just read was given by a key of this owner."""
+        ...
 
     def begin_statement(self, session: Session) -> None:
         """A session runs a statement here."""

@@ -132,12 +132,14 @@ class LinkedPath(OwnerPath):
         entities = [aliased(step.mapper) for step in self.steps]
         remote = [getattr(entities[0], key) for key in self.remote]
         owner = [getattr(entities[-1], key) for key in self.last]
-        statement = select(*remote, *owner).select_from(entities[0])
+        statement: Any = select(*remote, *owner).select_from(entities[0])
         for (near, far), step in zip(pairwise(entities), self.steps[1:], strict=True):
             statement = statement.join(far, _on(step, near, far))
-        if len(remote) == 1:
-            return statement.where(remote[0].in_([link[0] for link in links]))
-        return statement.where(tuple_(*remote).in_(list(links)))
+        wanted = list(links)
+        one = len(remote) == 1
+        among = remote[0].in_([link[0] for link in wanted]) if one else tuple_(*remote).in_(wanted)
+        found: Select[Any] = statement.where(among)
+        return found
 
     def links(self) -> Iterable[tuple[Mapper[Any], tuple[str, ...]]]:
         """Each class on the way, with its attributes that lead on: who changes those moves other rows."""

@@ -10,9 +10,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Column, Insert, Select, Update, insert, update
-from sqlalchemy.engine.interfaces import Compiled
 from sqlalchemy.orm import FromStatement
 from sqlalchemy.sql import operators
+from sqlalchemy.sql.compiler import Compiled
 from sqlalchemy.sql.elements import (
     BinaryExpression,
     BindParameter,

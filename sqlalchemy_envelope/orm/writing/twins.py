@@ -98,8 +98,7 @@ def _schema(connection: Connection, table: Any) -> str | None:
 
 def _column_name(target: Any, key: Any) -> str:
     column = key if isinstance(key, ClauseElement) else target.columns.get(key)
-    name: str = getattr(column, "name", key)
-    return name.lower()
+    return str(getattr(column, "name", key)).lower()
 
 
 def _written(statement: Any, parameters: Sequence[Any]) -> Iterator[tuple[Any, Any]]:
