@@ -21,11 +21,13 @@ from sqlalchemy import Table
 from sqlalchemy.orm import MANYTOONE, ColumnProperty, RelationshipProperty
 
 from sqlalchemy_envelope.exceptions import ConfigurationError
+from sqlalchemy_envelope.orm.columns.owner_advice import advice
 from sqlalchemy_envelope.orm.tables.owner_paths import (
     ChosenPath,
     LinkedPath,
     OwnerPath,
     SolePath,
+    foreign_key_paths,
     path_through,
 )
 from sqlalchemy_envelope.orm.tables.owners import owner_class_of
@@ -143,7 +145,7 @@ class _Resolver:
         own = owner_class_of(self._table)
         if own is not None:
             return OwnerPath(own, tuple(self._table.primary_key.columns), is_self=True)
-        candidates = self._candidates()
+        candidates = foreign_key_paths(self._table, self._mapper)
         if len(candidates) == 1:
             return candidates[0]
         copied = self._copied(None) if not candidates else None
@@ -153,7 +155,7 @@ class _Resolver:
         raise ConfigurationError(
             f"{self._where} is encrypted, and whose key encrypts it is not clear: {self._table.name} "
             f"has {found} to "
-            f"a KeyOwner. {self._advice()}"
+            f"a KeyOwner. {self._advice}"
         )
 
     def _declared(self, owner: Any) -> OwnerPath:
@@ -169,7 +171,7 @@ class _Resolver:
         columns = self._columns(names)
         path = path_through(columns) or self._copied(columns)
         if path is None:
-            raise self._error(owner, f"{self._leads(names, columns)}. {self._advice()}")
+            raise self._error(owner, f"{self._leads(names, columns)}. {self._advice}")
         return path
 
     def _leads(self, names: Sequence[str], columns: Sequence[Column[Any]]) -> str:
@@ -268,12 +270,12 @@ class _Resolver:
                 columns = (prop.columns[0],)
             else:
                 what = "is no relationship" if prop is not None else "is no attribute of it"
-                raise self._error(owner, f"{mapper.class_.__name__}: {name!r} {what}. {self._advice()}")
+                raise self._error(owner, f"{mapper.class_.__name__}: {name!r} {what}. {self._advice}")
         path = path_through(columns)
         if path is None:
             there = f"{mapper.class_.__name__}.{names[-1]}"
             raise self._error(
-                owner, f"{there} is not a reference to the primary key of a KeyOwner. {self._advice()}"
+                owner, f"{there} is not a reference to the primary key of a KeyOwner. {self._advice}"
             )
         last = tuple(mapper.get_property_by_column(one).key for one in path.columns)
         here: Any = tuple(local for local, _ in steps[0].local_remote_pairs or ())
@@ -291,9 +293,7 @@ class _Resolver:
             elif name in self._table.columns:
                 columns.append(self._table.columns[name])
             else:
-                raise self._error(
-                    name, f"{self._table.name} has no such column or attribute. {self._advice()}"
-                )
+                raise self._error(name, f"{self._table.name} has no such column or attribute. {self._advice}")
         return tuple(columns)
 
     def _copied(self, columns: tuple[Column[Any], ...] | None) -> OwnerPath | None:
@@ -308,86 +308,9 @@ class _Resolver:
             columns = tuple(one for one in found if one is not None)
         return original.along(columns) if len(columns) == len(original.columns) else None
 
-    def _candidates(self) -> list[OwnerPath]:
-        mapper, tables = self._mapper, [self._table]
-        if mapper is not None:
-            tables = [one for one in mapper.tables if isinstance(one, Table)]
-        found: dict[tuple[Any, ...], OwnerPath] = {}
-        for one in tables:
-            for constraint in sorted(one.foreign_key_constraints, key=lambda each: list(each.column_keys)):
-                path = path_through(tuple(constraint.columns))
-                if path is not None:
-                    found.setdefault(path.columns, path)
-        return list(found.values())
-
+    @property
     def _advice(self) -> str:
-        """The lines that could be written, with the names of this application's own classes."""
-        lines = [f"`owner={shown}` ({name})" for shown, name in self._possible()]
-        if lines:
-            return f"Possible here: {', '.join(lines)}. Choose the owner whose key must open it."
-        owners = {mapper.class_.__name__: mapper for mapper in self._owner_mappers()}
-        if not owners:
-            return (
-                "Declare the class that its rows refer to `class User(KeyOwner, Base)`, and in this "
-                "table write "
-                "`user_id = mapped_column(ForeignKey('users.id', ondelete='CASCADE'))`."
-            )
-        name = min(owners)
-        keys = [
-            (f"{name.lower()}_{column.key}", f"{column.table.fullname}.{column.name}")
-            for column in owners[name].primary_key
-        ]
-        written = " and ".join(
-            f"`{mine} = mapped_column(ForeignKey('{its}', ondelete='CASCADE'))`" for mine, its in keys
-        )
-        shown = ", ".join(repr(mine) for mine, _ in keys)
-        others = f" (or another of {', '.join(sorted(owners))})" if len(owners) > 1 else ""
-        return (
-            f"Refer to the {name}{others} of each row: {written}. Or name a column that has no foreign key: "
-            f"`owner=OwnerColumn({shown}, of={name})`."
-        )
-
-    def _owner_mappers(self) -> list[Mapper[Any]]:
-        if self._mapper is None:
-            return []
-        mappers = list(self._mapper.registry.mappers)
-        return [one for one in mappers if owner_class_of(one.local_table) is not None]
-
-    def _possible(self) -> list[tuple[str, str]]:
-        """Ways from here to an owner, by columns and by relationships, the shortest first."""
-        found = [
-            (repr(path.keys[0]) if len(path.keys) == 1 else repr(path.keys), path.owner_class.name)
-            for path in self._candidates()
-        ]
-        frontier: list[tuple[tuple[str, ...], Mapper[Any]]] = []
-        if self._mapper is not None:
-            frontier.append(((), self._mapper))
-        seen = set() if self._mapper is None else {self._mapper}
-        for _ in range(3):
-            reached: list[tuple[tuple[str, ...], Mapper[Any]]] = []
-            for names, mapper in frontier:
-                for prop in mapper.relationships:
-                    if prop.direction is not MANYTOONE or prop.mapper in seen:
-                        continue
-                    owner_class = owner_class_of(prop.mapper.local_table)
-                    if owner_class is None:
-                        seen.add(prop.mapper)
-                        reached.append(((*names, prop.key), prop.mapper))
-                    elif names:
-                        found.append((repr(".".join((*names, prop.key))), owner_class.name))
-            for names, mapper in reached:
-                found += [
-                    (repr(".".join((*names, mapper.get_property_by_column(one).key))), path.owner_class.name)
-                    for one in mapper.columns
-                    if isinstance(getattr(one, "table", None), Table) and one.foreign_keys
-                    if (path := path_through((one,))) is not None and not path.is_self
-                    if all(
-                        owner_class_of(p.mapper.local_table) is not path.owner_class
-                        for p in mapper.relationships
-                    )
-                ]
-            frontier = reached
-        return found
+        return advice(self._table, self._mapper)
 
     def _error(self, owner: Any, why: str) -> ConfigurationError:
         shown = owner.__name__ if isinstance(owner, type) else repr(owner)

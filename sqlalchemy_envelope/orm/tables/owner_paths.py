@@ -10,7 +10,7 @@ from __future__ import annotations
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Protocol
 
-from sqlalchemy import and_, inspect, literal, select, tuple_
+from sqlalchemy import Table, and_, inspect, literal, select, tuple_
 from sqlalchemy.orm import aliased
 
 from sqlalchemy_envelope.orm.tables.owners import owner_class_of
@@ -253,6 +253,18 @@ def path_through(columns: tuple[Column[Any], ...]) -> OwnerPath | None:
         if owner_class is not None and len(key) == len(columns) and all(one in remote for one in key):
             return OwnerPath(owner_class, tuple(remote[one] for one in key), is_self=False)
     return None
+
+
+def foreign_key_paths(table: Table, mapper: Mapper[Any] | None) -> list[OwnerPath]:
+    """The paths by foreign keys of a table and of the other tables of its class, such as an inherited one."""
+    tables = [table] if mapper is None else [one for one in mapper.tables if isinstance(one, Table)]
+    found: dict[tuple[Any, ...], OwnerPath] = {}
+    for one in tables:
+        for constraint in sorted(one.foreign_key_constraints, key=lambda each: list(each.column_keys)):
+            path = path_through(tuple(constraint.columns))
+            if path is not None:
+                found.setdefault(path.columns, path)
+    return list(found.values())
 
 
 def linked_paths(path: OwnerPath) -> tuple[LinkedPath, ...]:
