@@ -22,7 +22,7 @@ from sqlalchemy_envelope.orm.current import context
 from sqlalchemy_envelope.orm.current.locks import note_locks, takes_locks
 from sqlalchemy_envelope.orm.reading import echo, objects, rows, selected_columns, two_columns
 from sqlalchemy_envelope.orm.sessions import server_flushes
-from sqlalchemy_envelope.orm.sharing import grant_flushes, membership
+from sqlalchemy_envelope.orm.sharing import deletions, grant_flushes, membership
 from sqlalchemy_envelope.orm.tables import connections, key_grant, key_owner
 from sqlalchemy_envelope.orm.tables.connections import session_of
 from sqlalchemy_envelope.orm.tables.default_schema import on_text
@@ -82,6 +82,7 @@ def _before_execute(
             if takes_locks(statement):
                 note_locks(session)
             membership.on_statement(session, statement)
+            deletions.on_statement(session, statement)
         return statements.encrypt(connection, statement, multiparams, params, execution_options)
     except BaseException as error:
         empty_frames(error)
@@ -123,6 +124,8 @@ def _on_mapper_constructed(mapper: Mapper[Any], cls: type[Any]) -> None:
     if key_grant.on_mapper(mapper, cls):
         _install_sharing()
         event.listen(mapper, "before_delete", grant_flushes.before_delete, raw=True, propagate=True)
+    if issubclass(cls, key_owner.KeyOwner):
+        event.listen(mapper, "after_delete", deletions.after_delete, raw=True)
     if key_owner.is_sole(mapper):
         event.listen(mapper, "before_insert", links.insert_sole, raw=True, propagate=True)
     note_mapper(mapper)

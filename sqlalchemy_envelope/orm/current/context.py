@@ -104,6 +104,9 @@ class OpenKeys(Protocol):
     def drop(self, owner: OwnerId) -> None:
         """Forget an owner's keys."""
 
+    def forget_deleted(self, owner_classes: Collection[OwnerClass], owner: OwnerId | None = None) -> None:
+        """Owners of these classes may have been deleted, and this owner was: trust no key of theirs."""
+
 
 class NothingUnlocked:
     """Stands in the context when nothing is unlocked, so that the hot path asks one question less."""

@@ -315,6 +315,13 @@ class UnlockedSession(context.OpenKeys):
         self.places.pop(owner, None)
         self._clear_readers()
 
+    def forget_deleted(self, owner_classes: Collection[OwnerClass], owner: OwnerId | None = None) -> None:
+        """Owners of these classes may have been deleted, and this owner was: forget its keys."""
+        if owner is not None and owner in self.places:
+            self.drop(owner)
+        if self._parent is not None:
+            self._parent.forget_deleted(owner_classes, owner)
+
     def __del__(self) -> None:
         # An unlock that was never entered, to authenticate and no more, leaves no key behind either.
         keyring = getattr(self, "_keyring", None)
