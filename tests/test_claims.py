@@ -1,5 +1,5 @@
 """What README.md and docs/ say about stored plaintext, error trackers and other tenants: each sentence is
-quoted, beside the tests that prove it. A sentence that is changed fails here, and so does a proof that is gone.
+quoted, beside the tests that prove it. A sentence that is changed fails, and so does a proof that is gone.
 
 What no other suite proves is proved below.
 """
@@ -376,8 +376,8 @@ def test_a_changed_secret_touches_slots_alone(engine: Engine) -> None:
 
 
 def test_rows_that_name_a_deleted_owner_open_for_nobody(engine: Engine) -> None:
-    """A row that names its owner without a foreign key outlives that owner, and its value opens for nobody, the
-    server included."""
+    """A row that names its owner without a foreign key outlives that owner, and its value opens for nobody,
+    the server included."""
     envelope = server()
     Base.metadata.create_all(engine)
     with Session(engine) as session, envelope.server_mode(session, reason="test"):
@@ -396,8 +396,8 @@ def test_rows_that_name_a_deleted_owner_open_for_nobody(engine: Engine) -> None:
 
 
 def test_another_owners_value_in_the_previous_column(engine: Engine) -> None:
-    """A ciphertext of Ada's that was put into the previous column of Eve's row is not encrypted for Eve, though
-    the migration could open it."""
+    """A ciphertext of Ada's that was put into the previous column of Eve's row is not encrypted for Eve,
+    though the migration could open it."""
     envelope = server()
     Base.metadata.create_all(engine)
     migrator = Migrator(engine, envelope, Base, provider="server")
@@ -457,11 +457,11 @@ def test_the_rows_of_another_database(tmp_path: Path, realms: tuple[Any, Any]) -
                     envelope.unlock(session, user, secret="secret of 0")
 
 
-def by_statement(engine: Engine, path: list[str]) -> Callable[[Session], None]:
-    return lambda session: session.execute(text(f"SET search_path TO {path[0]}")) and None
+def by_statement(engine: Engine, path: list[str]) -> Callable[[Session], object]:
+    return lambda session: session.execute(text(f"SET search_path TO {path[0]}"))
 
 
-def by_pool(engine: Engine, path: list[str]) -> Callable[[Session], None]:
+def by_pool(engine: Engine, path: list[str]) -> Callable[[Session], object]:
     def checkout(connection: Any, *_: object) -> None:
         with connection.cursor() as cursor:
             cursor.execute(f"SET search_path TO {path[0]}")
@@ -477,7 +477,7 @@ def by_pool(engine: Engine, path: list[str]) -> Callable[[Session], None]:
 def test_a_path_that_is_set_past_sqlalchemy(
     postgres_engine: Engine,
     monkeypatch: pytest.MonkeyPatch,
-    how: Callable[[Engine, list[str]], Callable[[Session], None]],
+    how: Callable[[Engine, list[str]], Callable[[Session], object]],
     reports: bool,
 ) -> None:
     """A function of the pool that sets the path is seen where the server reports it, and elsewhere before the
