@@ -140,6 +140,34 @@ STORED: list[Claim] = [
             "migration/test_attacks.py::test_nothing_shows_in_logs_and_state",
         ],
     ),
+    (
+        README,
+        "Nothing is encrypted twice, what old writers change is found, every value is compared before the",
+        [
+            "migration/test_engine.py::test_running_twice_changes_nothing",
+            "migration/test_engine.py::test_a_second_run_finds_exactly_what_old_writers_wrote",
+            "migration/test_engine.py::test_verify_finds_every_kind_of_difference",
+            "migration/test_engine.py::test_contract_refuses_until_everything_is_as_it_must_be",
+        ],
+    ),
+    (
+        LIMITS,
+        "An INSERT or UPDATE of an encrypted column is encrypted, or refused before it is sent",
+        ["orm/test_gate.py::test_works", "orm/test_gate.py::test_a_construct_that_nobody_knows"],
+    ),
+    (
+        DECLARE,
+        "at least 45 bytes, the first of them `01`, or `NULL`.",
+        ["orm/test_stored_value.py::test_what_is_refused", "orm/test_stored_value.py::test_what_is_taken"],
+    ),
+    (
+        THREATS,
+        "A dump with the server keys opens exactly what the slot lists say.",
+        [
+            "orm/test_sharing_attackers.py::test_a_copy_of_the_database",
+            "orm/test_sharing_attackers.py::test_an_owner_of_secrets_alone_is_not_the_operators",
+        ],
+    ),
 ]
 
 TOLD: list[Claim] = [
