@@ -119,6 +119,11 @@ STORED: list[Claim] = [
     ),
     (
         DECLARE,
+        "The five other ways are in one program, `examples/whose_key.py`.",
+        ["integrations/test_whose_key.py::test_each_row_is_under_the_key_of_its_owner"],
+    ),
+    (
+        DECLARE,
         "Each version is encrypted for the owner of the row that it is a copy of, and that owner reads it.",
         ["integrations/test_continuum.py::test_versions_are_under_their_owners_key"],
     ),
