@@ -53,6 +53,7 @@ from tests.orm.models import (
     unlock,
     without_checks,
 )
+from tests.plain_sql import update_of
 
 BODY: Any = Note.__table__.c.body  # type: ignore[attr-defined]
 PLAIN = "p1aintext"
@@ -911,9 +912,10 @@ def test_a_reader_that_is_warm_holds_to_the_limit(lite: Started, model: Any) -> 
         nonce, plaintext = bytes(12), bytes(MAX_VALUE_SIZE + 1)
         blob = cipher.header + nonce + cipher.seal(nonce, plaintext, cipher.aad_of(reference))
     table = column.table
+    stored_key = ids[1] if model is Note else ids[1].hex
     with lite.engine.begin() as connection:
-        raw = sa.table(table.name, sa.column("id", table.c.id.type), sa.column(column.name, sa.LargeBinary))
-        connection.execute(raw.update().where(raw.c.id == ids[1]).values({column.name: blob}))
+        planted = update_of(lite.engine.dialect, table.name, {column.name: blob}, {"id": stored_key})
+        connection.execute(planted)
     for first in ([], [ids[0]], [ids[0], ids[0]]):
         with lite.fresh() as session, unlock(session, session.get_one(User, 1)):
             for key in first:
@@ -927,11 +929,9 @@ def test_a_reader_that_is_warm_holds_to_the_limit(lite: Started, model: Any) -> 
 
 
 def _overwrite(started: Started, table: str, key: int, value: bytes | None, **other: Any) -> None:
-    raw = sa.table(
-        table, sa.column("id"), sa.column("body", sa.LargeBinary), *(sa.column(name) for name in other)
-    )
     with started.engine.begin() as connection:
-        connection.execute(raw.update().where(raw.c.id == key).values(body=value, **other))
+        planted = update_of(started.engine.dialect, table, {"body": value, **other}, {"id": key})
+        connection.execute(planted)
 
 
 @pytest.mark.parametrize("unlocked", [True, False])
