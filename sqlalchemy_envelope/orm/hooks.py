@@ -130,6 +130,9 @@ def _on_mapper_constructed(mapper: Mapper[Any], cls: type[Any]) -> None:
 
 
 def _on_mapper_configured(mapper: Mapper[Any], cls: type[Any]) -> None:
+    key_grant.refuse_secondaries(mapper)
+    if key_grant.grant_written_by(mapper) is not None:
+        event.listen(mapper, "before_insert", grant_flushes.refuse_other_class, raw=True)
     plan = check_mapper(mapper)
     if not plan:
         return
