@@ -283,6 +283,7 @@ def _holder(session: Session, place: Place) -> Keyring | None:
     for unlocked in context.unlocked_sessions(session):
         if unlocked.on_demand:
             unlocked.prepare_write(session, place.owner_class, [place.primary_key], 0)
+        unlocked.settle_for(session, place.owner)
         keyring = unlocked.keyring_for(place.owner, session)
         if keyring is not None:
             return keyring
