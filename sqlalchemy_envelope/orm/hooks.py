@@ -60,10 +60,19 @@ def _install() -> None:
     event.listen(Session, "after_flush", flushes.clear_notes)
     event.listen(Session, "after_soft_rollback", flushes.clear_notes)
     event.listen(Session, "after_attach", _on_attach)
+    event.listen(Session, "before_flush", emptying(_settle_before_flush))
     event.listen(Session, "before_flush", emptying(server_flushes.before_flush))
     event.listen(Session, "after_flush", emptying(server_flushes.after_flush))
     event.listen(Session, "after_soft_rollback", server_flushes.after_soft_rollback)
     event.listen(Session, "after_soft_rollback", membership.forget_looks)
+
+
+def _settle_before_flush(session: Session, *_: object) -> None:
+    """A flush with something to write: what unlocks in this session left waiting goes with it."""
+    if not any(one.waits_in(session) for one in context.unlocked_sessions(session)):
+        return
+    if session.new or session.deleted or any(session.is_modified(one) for one in session.dirty):
+        context.settle_unlocked(session)
 
 
 def _before_execute(
@@ -133,6 +142,9 @@ def _on_mapper_constructed(mapper: Mapper[Any], cls: type[Any]) -> None:
 
 
 def _on_mapper_configured(mapper: Mapper[Any], cls: type[Any]) -> None:
+    key_grant.refuse_secondaries(mapper)
+    if key_grant.grant_written_by(mapper) is not None:
+        event.listen(mapper, "before_insert", grant_flushes.refuse_other_class, raw=True)
     plan = check_mapper(mapper)
     if not plan:
         return

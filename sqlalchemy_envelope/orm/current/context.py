@@ -82,6 +82,15 @@ class OpenKeys(Protocol):
     ) -> None:
         """So many values of these owners, by primary key, are about to be encrypted."""
 
+    def waits_in(self, session: Session) -> bool:
+        """Whether an unlock in this session left something to be settled."""
+
+    def settle_for(self, session: Session, owner: OwnerId) -> None:
+        """A session is about to write under this owner's keys: what waits for them is put in order first."""
+
+    def settle_around(self, session: Session) -> None:
+        """The session writes: what unlocks in it left waiting is put in order first."""
+
     def remember(self, slot: object, header: bytes, cipher: ValueCipher, entry: tuple[Any, ...]) -> None:
         """Keep what opens the values of a column under one key, for the hot paths."""
 
@@ -181,6 +190,12 @@ def unlocked_sessions(session: Session | None) -> tuple[OpenKeys, ...]:
     return tuple(one for one in (bound, current) if one.is_open)  # type: ignore[misc]  # as above
 
 
+def settle_unlocked(session: Session) -> None:
+    """The session writes under the keys that are open here: what waits for them is put in order first."""
+    for unlocked in unlocked_sessions(session):
+        unlocked.settle_around(session)
+
+
 def find_reader(session: Session | None, header: bytes, field: Field) -> ValueCipher | None:
     """The cipher for a stored value, if an unlocked session here holds its key."""
     for unlocked in unlocked_sessions(session):
@@ -229,7 +244,8 @@ def locked(
         return LockedError(
             f"{what} is locked: unlock a {holders} whom a {names} gives the key around this, or its "
             f"{owner_class.name} if that has a secret. A {names} that was added while nobody with the key "
-            "was unlocked gives it after somebody with the key has unlocked and committed."
+            "was unlocked gives it after somebody with the key has unlocked and written, or called "
+            "envelope.settle(session)."
         )
     return LockedError(
         f"{what} is locked: unlock its owner around this, "

@@ -71,6 +71,10 @@ class AsyncEnvelope:
             lambda plain: self.envelope.unlock_steps(plain, owner, hidden, provider, reason, authenticated),
         )
 
+    async def settle(self, session: AnyAsyncSession) -> None:
+        """As `Envelope.settle`."""
+        await _plain(session).run_sync(self.envelope.settle)
+
     def write_only(self, session: AnyAsyncSession, *owners: object) -> WriteOnlySession:
         """As `Envelope.write_only`, for a plain `with`: entering it waits for nothing."""
         return self.envelope.write_only(_plain(session).sync_session, *owners)

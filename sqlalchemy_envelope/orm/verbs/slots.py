@@ -104,6 +104,7 @@ def add_provider_steps(session: Session, policy: Policy, owner: object, provider
     """The steps of `Envelope.add_provider`."""
     located = locate_enrolled(session, owner, policy)
     note_policy(session, policy)
+    context.settle_unlocked(session)
     root = active_root(located, load_keys(located))
     opened = next(
         (
@@ -126,6 +127,7 @@ def remove_provider(session: Session, policy: Policy, owner: object, provider: s
     """Take a provider's slots away, and start a new epoch that it never held."""
     located = locate_enrolled(session, owner, policy)
     note_policy(session, policy)
+    context.settle_unlocked(session)
     roots = [key for key in load_keys(located) if key.purpose is Purpose.ROOT]
     slots = _provider_slots(located.store, roots)
     mine = [slot for slot in slots if _name(slot) == provider]
