@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
-from sqlalchemy import Engine, ForeignKey, inspect, select
+from sqlalchemy import JSON, DateTime, Engine, ForeignKey, LargeBinary, String, inspect, select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, attributes, base, defer, mapped_column, undefer
 
@@ -40,6 +40,7 @@ from sqlalchemy_envelope.crypto.aead import MAX_VALUE_SIZE
 from sqlalchemy_envelope.crypto.context import encode_reference
 from sqlalchemy_envelope.orm.columns import codecs
 from sqlalchemy_envelope.orm.columns.codecs import codec_for
+from sqlalchemy_envelope.orm.columns.format import ColumnFormat
 from tests.orm.conftest import Started
 from tests.orm.models import (
     SECRET,
@@ -785,6 +786,30 @@ def _opens(unlocked: Any, sealed: Sealed) -> bool:
     except LockedError:
         return False
     return True
+
+
+@pytest.mark.parametrize(
+    ("inner", "has", "has_not"),
+    [
+        (String(), ["upper", "encode", "startswith"], ["isoformat", "items", "nothing"]),
+        (LargeBinary(), ["hex", "decode"], ["upper_case"]),
+        (DateTime(), ["isoformat", "year"], ["upper"]),
+        (JSON(), ["items", "append", "upper", "bit_length"], ["isoformat"]),
+    ],
+    ids=lambda one: type(one).__name__,
+)
+def test_the_methods_of_a_sealed_value(inner: Any, has: list[str], has_not: list[str]) -> None:
+    """What the value's type has is a `LockedError`; what it has not, and what any object is asked for by
+    copies, pickles and debuggers, is an `AttributeError` as ever."""
+    sealed = Sealed(b"stored", ColumnFormat(inner, "t.c", "column"))
+
+    for name in has:
+        with pytest.raises(LockedError, match="is sealed and was used as if it were open"):
+            getattr(sealed, name)
+    for name in [*has_not, "__clause_element__", "__html__", "_sa_instance_state", "__deepcopy__"]:
+        assert not hasattr(sealed, name)
+    assert [sealed] * 3 == [copy.copy(sealed), copy.deepcopy(sealed), pickle.loads(pickle.dumps(sealed))]  # noqa: S301
+    assert not hasattr(Sealed.__new__(Sealed), "format")
 
 
 def test_sealed_shows_nothing(lite: Started) -> None:

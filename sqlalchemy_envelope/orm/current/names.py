@@ -70,7 +70,7 @@ class Names:
         return None if found is None else self.owner(*found)
 
     def linked(self, path: LinkedPath, values: tuple[Any, ...]) -> tuple[Any, ...] | None:
-        """The owner behind a row that the session has loaded."""
+        """What the row at the end of the path says of its owner, as far as the session has loaded the way."""
         session = self._session
         for at, step in enumerate(path.steps):
             mapper, names = step.mapper, path.remote if at == 0 else referred(step)
@@ -82,10 +82,12 @@ class Names:
             instance = session.identity_map.get(identity)
             onward = referring(path.steps[at + 1]) if at + 1 < len(path.steps) else path.last
             held = {} if instance is None else inspect(instance).dict
-            if any(held.get(key) is None for key in onward):
+            if any(key not in held for key in onward):
                 return None
             values = tuple(inspect(instance).committed_state.get(key, held[key]) for key in onward)
-        return values
+            if at + 1 < len(path.steps) and None in values:
+                return None
+        return values if path.leads(values) else None
 
     def sole(self, owner_class: OwnerClass) -> tuple[Any, ...] | None:
         """The sole owner, if its keys are open here."""

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 from uuid import UUID
 from weakref import WeakKeyDictionary
 
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.util import concurrency
 
 from sqlalchemy_envelope.crypto.aead import HEADER_SIZE
@@ -22,6 +23,7 @@ from sqlalchemy_envelope.crypto.sealing import is_sealed
 from sqlalchemy_envelope.exceptions import (
     AlreadyEnrolledError,
     ConfigurationError,
+    EnrollmentError,
     EnvelopeError,
     ProviderError,
 )
@@ -66,6 +68,8 @@ T = TypeVar("T")
 
 _MOST_TURNS = 5
 """Most times that the same owners are looked for anew because others make or delete their keys."""
+_MOST_SHOWN = 5
+"""Most primary keys in an error."""
 _IN_USE = 5.0
 """Seconds for which an owner that was just needed is kept, whatever the limits say: another thread may be
 reading its rows."""
@@ -381,7 +385,18 @@ class ServerSession(UnlockedSession):
             )
             for place in places
         ]
-        return self.write_new(session, owner_class, made, kek)
+        try:
+            return self.write_new(session, owner_class, made, kek)
+        except IntegrityError as error:
+            keys = [", ".join(map(repr, place.primary_key)) for place in places]
+            told = f"no {owner_class.name} has the key {keys[0]}"
+            if len(keys) > 1:
+                some = "; ".join(keys[:_MOST_SHOWN])
+                told = f"at least one of these keys is no {owner_class.name}'s: {some}"
+            raise EnrollmentError(
+                f"Rows name an owner who does not exist: {told}. "
+                f"Insert the {owner_class.name} before its rows."
+            ) from error
 
     def write_new(
         self,

@@ -83,7 +83,7 @@ def check_links(connection: Connection, statement: Any, target: Any, multiparams
         for row in multiparams or (params,):
             written |= row.keys()
         if written & names:
-            raise _refusal(f"{target.name}.{min(written & names)}", column)
+            raise _refusal(f"{target.name}.{min(written & names)}", column, is_statement=True)
     if owner_class is None or target != owner_class.primary_key[0].table:
         return
     if len(multiparams) > 1 or _has_row(connection, target):
@@ -111,11 +111,17 @@ def _has_row(connection: Connection, table: Any) -> bool:
     return connection.execute(select(literal(1)).select_from(table).limit(1)).first() is not None
 
 
-def _refusal(what: str, column: Any) -> StatementRefusedError:
+def _refusal(what: str, column: Any, *, is_statement: bool = False) -> StatementRefusedError:
     where = f"{column.table.name}.{column.key}"
+    # A statement is refused unseen; of an object it is asked what hangs on it.
+    objects = (
+        " Or change the objects in a session, which allows it where no such value hangs on the row."
+        if is_statement
+        else ""
+    )
     return StatementRefusedError(
         f"{what} leads to the owner of encrypted values in {where}, and moving it would leave them "
         f"under the former "
         f"owner's key. Give the rows of {column.table.name} another parent, or empty {where} first "
-        f"and write it anew."
+        f"and write it anew.{objects}"
     )

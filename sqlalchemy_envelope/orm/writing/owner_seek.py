@@ -9,12 +9,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import insert, select
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy.exc import IntegrityError, UnboundExecutionError
 
 from sqlalchemy_envelope.exceptions import ConfigurationError
-from sqlalchemy_envelope.orm.current.context import unlocked_sessions
+from sqlalchemy_envelope.orm.current.context import realm_of, unlocked_sessions
 from sqlalchemy_envelope.orm.current.names import Names
 from sqlalchemy_envelope.orm.tables.key_rows import chunks
+from sqlalchemy_envelope.orm.tables.location import bind_of, database_name
 from sqlalchemy_envelope.orm.tables.owner_paths import ChosenPath, LinkedPath, linked_paths
 from sqlalchemy_envelope.orm.tables.sole import sole_key
 
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from sqlalchemy import Connection
-    from sqlalchemy.orm import Session
+    from sqlalchemy.orm import Mapper, Session
 
     from sqlalchemy_envelope.orm.tables.owner_paths import OwnerPath
     from sqlalchemy_envelope.orm.tables.owners import OwnerClass
@@ -35,7 +36,8 @@ class OwnerSeek(Names):
     """Finds the owners of one statement's rows.
 
     Args:
-        links: what the objects of a flush say: by path and values, the owner's primary key.
+        links: what the objects of a flush say: by path and values, what the end of the path says of the
+            owner.
     """
 
     __slots__ = ("_found", "_links", "_sole", "_writes")
@@ -64,7 +66,7 @@ class OwnerSeek(Names):
             self._load(linked, [values for values in wanted if self._at_hand(linked, values) is None])
 
     def linked(self, path: LinkedPath, values: Values) -> Values | None:
-        """The owner behind the row that these values refer to."""
+        """What the row at the end of the path says of its owner."""
         found = self._at_hand(path, values)
         if found is None and (path.identity, values) not in self._found:
             self._load(path, [values])
@@ -75,13 +77,15 @@ class OwnerSeek(Names):
         return known or super().linked(path, values)
 
     def _load(self, path: LinkedPath, wanted: list[Values]) -> None:
+        for step in path.steps:
+            self.require_here(step.mapper)
         width = len(path.remote)
         for some in chunks(wanted):
             self._found.update(dict.fromkeys(((path.identity, values) for values in some), None))
             for row in self._writes.execute(path.query(some)):
-                owner = tuple(row[width:])
-                if None not in owner:
-                    self._found[path.identity, tuple(row[:width])] = owner
+                last = tuple(row[width:])
+                if path.leads(last):
+                    self._found[path.identity, tuple(row[:width])] = last
 
     def sole(self, owner_class: OwnerClass) -> Values | None:
         """The one row of a class; in server mode it is made where there is none.
@@ -97,7 +101,30 @@ class OwnerSeek(Names):
             self._sole[owner_class] = found
         return self._sole[owner_class]
 
+    def require_here(self, mapper: Mapper[Any]) -> None:
+        """Refuse a class whose rows the session has in another database than those that the statement writes.
+
+        Raises:
+            ConfigurationError: it has.
+        """
+        if self._session is None:
+            return
+        try:
+            there = bind_of(self._session, mapper).engine
+        except UnboundExecutionError:
+            return
+        realm = realm_of(self._session)
+        if database_name(there, realm) != database_name(self._writes.engine, realm):
+            name = mapper.class_.__name__
+            raise ConfigurationError(
+                f"This session has {name} in another database than the rows that a statement encrypts, and "
+                "a row, its owner and what lies between them are looked for in one database. Put both behind "
+                f"one engine (`binds=`), or encrypt the rows for an owner of their own database: an `owner=` "
+                f"that does not lead to {name}."
+            )
+
     def _stored(self, owner_class: OwnerClass) -> Values | None:
+        self.require_here(owner_class.mapper)
         rows = self._writes.execute(select(*owner_class.primary_key).limit(2)).all()
         if len(rows) > 1:
             raise ConfigurationError(
