@@ -18,7 +18,7 @@ from sqlalchemy_envelope.orm.columns.checks import check_mapper, declare_column
 from sqlalchemy_envelope.orm.columns.plans import note_mapper
 from sqlalchemy_envelope.orm.columns.previous import is_moving
 from sqlalchemy_envelope.orm.columns.state import forget
-from sqlalchemy_envelope.orm.current import context
+from sqlalchemy_envelope.orm.current import context, sole_rows
 from sqlalchemy_envelope.orm.current.locks import note_locks, takes_locks
 from sqlalchemy_envelope.orm.reading import echo, objects, rows, selected_columns, two_columns
 from sqlalchemy_envelope.orm.sessions import server_flushes
@@ -26,7 +26,16 @@ from sqlalchemy_envelope.orm.sharing import deletions, grant_flushes, membership
 from sqlalchemy_envelope.orm.tables import connections, key_grant, key_owner
 from sqlalchemy_envelope.orm.tables.connections import session_of
 from sqlalchemy_envelope.orm.tables.default_schema import on_text
-from sqlalchemy_envelope.orm.writing import flushes, forms, gate, links, refusals, statements, twins
+from sqlalchemy_envelope.orm.writing import (
+    flushes,
+    forms,
+    gate,
+    links,
+    refusals,
+    sole_owners,
+    statements,
+    twins,
+)
 
 _installed = False
 
@@ -65,6 +74,7 @@ def _install() -> None:
     event.listen(Session, "after_flush", emptying(server_flushes.after_flush))
     event.listen(Session, "after_soft_rollback", server_flushes.after_soft_rollback)
     event.listen(Session, "after_soft_rollback", membership.forget_looks)
+    event.listen(Session, "after_soft_rollback", sole_rows.forget)
 
 
 def _settle_before_flush(session: Session, *_: object) -> None:
@@ -92,6 +102,7 @@ def _before_execute(
                 note_locks(session)
             membership.on_statement(session, statement)
             deletions.on_statement(session, statement)
+            sole_rows.on_statement(session, statement)
         return statements.encrypt(connection, statement, multiparams, params, execution_options)
     except BaseException as error:
         empty_frames(error)
@@ -136,7 +147,7 @@ def _on_mapper_constructed(mapper: Mapper[Any], cls: type[Any]) -> None:
     if issubclass(cls, key_owner.KeyOwner):
         event.listen(mapper, "after_delete", deletions.after_delete, raw=True)
     if key_owner.is_sole(mapper):
-        event.listen(mapper, "before_insert", links.insert_sole, raw=True, propagate=True)
+        event.listen(mapper, "before_insert", sole_owners.before_insert, raw=True, propagate=True)
     note_mapper(mapper)
     two_columns.map_previous(mapper)
 

@@ -66,8 +66,10 @@ class OpenKeys(Protocol):
         """Whether owners without keys get some here."""
         ...
 
-    def sole(self, owner_class: OwnerClass, where: bytes) -> tuple[Any, ...] | None:
-        """The primary key of the sole owner of a class, in this database and schema, if it is open."""
+    def sole(self, owner_class: OwnerClass, where: bytes) -> set[tuple[Any, ...]]:
+        """The primary keys of the sole owners of a class, in this database and schema, that are open here:
+        several, if one was deleted and another one made."""
+        ...
 
     def keyring_for(self, owner: OwnerId, session: Session | None = None) -> Keyring | None:
         """The keyring that reaches the owner's root key."""

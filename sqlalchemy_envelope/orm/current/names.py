@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import inspect
 
 from sqlalchemy_envelope.orm.current.context import realm_of, unlocked_sessions
+from sqlalchemy_envelope.orm.current.sole_rows import known_in
 from sqlalchemy_envelope.orm.tables.location import LOCATION_SIZE, location_of, location_on
 from sqlalchemy_envelope.orm.tables.owner_paths import referred, referring
 from sqlalchemy_envelope.orm.tables.owners import Place
@@ -90,13 +91,13 @@ class Names:
         return values if path.leads(values) else None
 
     def sole(self, owner_class: OwnerClass) -> tuple[Any, ...] | None:
-        """The sole owner, if its keys are open here."""
+        """The sole owner, if the transaction found it, or if the keys of a single one are open here: reading
+        asks no more than this. Writing looks in the database."""
         where = self.where(owner_class)
-        for unlocked in unlocked_sessions(self._session):
-            found = unlocked.sole(owner_class, where)
-            if found is not None:
-                return found
-        return None
+        if self._session is not None and (known := known_in(self._session).get((owner_class, where))):
+            return known
+        opened = {key for one in unlocked_sessions(self._session) for key in one.sole(owner_class, where)}
+        return opened.pop() if len(opened) == 1 else None
 
     def place(self, owner_class: OwnerClass, primary_key: tuple[Any, ...]) -> Place:
         """The owner with this primary key."""

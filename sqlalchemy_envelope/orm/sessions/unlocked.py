@@ -225,12 +225,15 @@ class UnlockedSession(context.OpenKeys):
         """Whether owners without keys get some, here or around this."""
         return self._parent is not None and bool(self._parent.makes_keys)
 
-    def sole(self, owner_class: OwnerClass, where: bytes) -> tuple[Any, ...] | None:
-        """The primary key of the sole owner of a class, if it is open here."""
-        for place in list(self.places.values()):
-            if place.owner_class is owner_class and place.where == where and place.owner in self:
-                return place.primary_key
-        return self._parent.sole(owner_class, where) if self._parent is not None else None
+    def sole(self, owner_class: OwnerClass, where: bytes) -> set[tuple[Any, ...]]:
+        """The primary keys of the sole owners of a class that are open here: several, if one was deleted and
+        another one made."""
+        found = {
+            place.primary_key
+            for place in list(self.places.values())
+            if place.owner_class is owner_class and place.where == where and place.owner in self
+        }
+        return found | self._parent.sole(owner_class, where) if self._parent is not None else found
 
     def prepare_read(
         self, session: Session | None, owner_class: OwnerClass, headers: Mapping[bytes, int]

@@ -139,7 +139,7 @@ class KeyStore(Rows):
     @property
     def shows_others_when_locked(self) -> bool:
         """Whether a locking read alone shows what others committed after the transaction's first read."""
-        return self.dialect.name in ("mysql", "mariadb")
+        return shows_others_when_locked(self.dialect)
 
     def load(self, primary_keys: Sequence[PrimaryKey], *, for_update: bool = False) -> list[OwnedKey]:
         """Every key of these owners, oldest first. One query for some thousands of owners."""
@@ -374,7 +374,7 @@ class KeyStore(Rows):
             return set()
         (id_column,) = table.primary_key.columns
         dialect = self.dialect
-        statement = _unless_there(dialect.name, table, id_column) if unless_there else insert(table)
+        statement = insert_unless_there(dialect.name, table, id_column) if unless_there else insert(table)
         ids = [row[id_column.key] for row in rows]
         # psycopg sends many statements in a pipeline, and logs it twice when one fails: here it gets a single
         # one with many rows.
@@ -445,7 +445,12 @@ class KeyStore(Rows):
         return OwnedKey(owner, primary_key, stored, error)
 
 
-def _unless_there(dialect: str, table: Table, id_column: Any) -> Any:
+def shows_others_when_locked(dialect: Dialect) -> bool:
+    """Whether a locking read alone shows what others committed after the transaction's first read."""
+    return dialect.name in ("mysql", "mariadb")
+
+
+def insert_unless_there(dialect: str, table: Table, id_column: Any) -> Any:
     """An INSERT that leaves out what a unique constraint stands against, and nothing else."""
     # The engine's own dialect, imported already: another one takes a quarter of a second to import.
     dialects = import_module(f"sqlalchemy.dialects.{'mysql' if dialect == 'mariadb' else dialect}")

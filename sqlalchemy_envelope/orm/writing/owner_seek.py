@@ -8,16 +8,19 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import insert, select
 from sqlalchemy.exc import IntegrityError, UnboundExecutionError
 
 from sqlalchemy_envelope.exceptions import ConfigurationError
+from sqlalchemy_envelope.orm.columns.state import current_key
 from sqlalchemy_envelope.orm.current.context import realm_of, unlocked_sessions
 from sqlalchemy_envelope.orm.current.names import Names
-from sqlalchemy_envelope.orm.tables.key_rows import chunks
+from sqlalchemy_envelope.orm.current.sole_rows import known_in
+from sqlalchemy_envelope.orm.tables.key_rows import chunks, insert_unless_there, shows_others_when_locked
 from sqlalchemy_envelope.orm.tables.location import bind_of, database_name
 from sqlalchemy_envelope.orm.tables.owner_paths import ChosenPath, LinkedPath, linked_paths
 from sqlalchemy_envelope.orm.tables.sole import sole_key
+from sqlalchemy_envelope.orm.writing.flushes import enrolling_in
+from sqlalchemy_envelope.orm.writing.sole_owners import give_sole_key, sole_row
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -88,17 +91,14 @@ class OwnerSeek(Names):
                     self._found[path.identity, tuple(row[:width])] = last
 
     def sole(self, owner_class: OwnerClass) -> Values | None:
-        """The one row of a class; in server mode it is made where there is none.
+        """The one row of a class: the new one of this flush, else the one in the database. In server mode it
+        is made where there is none.
 
         Raises:
             ConfigurationError: it has several.
         """
         if owner_class not in self._sole:
-            found = super().sole(owner_class) or self._stored(owner_class)
-            if found is None and any(one.makes_keys for one in unlocked_sessions(self._session)):
-                self._make(owner_class)
-                found = self._stored(owner_class)
-            self._sole[owner_class] = found
+            self._sole[owner_class] = self._new_in_flush(owner_class) or self._in_database(owner_class)
         return self._sole[owner_class]
 
     def require_here(self, mapper: Mapper[Any]) -> None:
@@ -123,31 +123,56 @@ class OwnerSeek(Names):
                 f"that does not lead to {name}."
             )
 
-    def _stored(self, owner_class: OwnerClass) -> Values | None:
-        self.require_here(owner_class.mapper)
-        rows = self._writes.execute(select(*owner_class.primary_key).limit(2)).all()
-        if len(rows) > 1:
-            raise ConfigurationError(
-                f"{owner_class.name} is declared sole=True and has several rows: whose key encrypts "
-                f"is not clear. "
-                "Delete all rows but the one whose keys are in use."
-            )
-        return tuple(rows[0]) if rows else None
+    def _new_in_flush(self, owner_class: OwnerClass) -> Values | None:
+        """The sole owner that is being enrolled: its row may be written after those that it owns."""
+        for one in enrolling_in(self._session).values():
+            if one.owner_class is owner_class:
+                give_sole_key(one.state)
+                return current_key(one.state)
+        return None
 
-    def _make(self, owner_class: OwnerClass) -> None:
-        """Insert the sole row. Another process may do so at the same moment: both choose one primary key."""
-        keys = {column.key: sole_key(column) for column in owner_class.primary_key}
-        statement = insert(owner_class.primary_key[0].table).values(keys)
-        try:
-            with self._writes.begin_nested():
-                self._writes.execute(statement)
-        except IntegrityError as error:
-            if self._stored(owner_class) is None:
-                raise ConfigurationError(
-                    f"There is no {owner_class.name} yet, and one with default values cannot be made: "
-                    f"add it yourself, "
-                    "`session.add(...)`, before the first encrypted value is written."
-                ) from error
+    def _in_database(self, owner_class: OwnerClass) -> Values | None:
+        # Not by a key that is open here: the row may have been deleted since, and another one made.
+        session, where = self._session, self.where(owner_class)
+        known = {} if session is None else known_in(session)
+        if (owner_class, where) in known:
+            return known[owner_class, where]
+        self.require_here(owner_class.mapper)
+        connection = self._writes
+        found = sole_row(connection, owner_class)
+        if found is None and any(one.makes_keys for one in unlocked_sessions(session)):
+            found = _make(connection, owner_class)
+        if session is not None and found is not None:
+            known_in(session)[owner_class, where] = found
+        return found
+
+
+def _make(connection: Connection, owner_class: OwnerClass) -> Values:
+    """Insert the sole row. Another process may do so at the same moment: both choose one primary key.
+
+    Raises:
+        DBAPIError: that one committed after this transaction's snapshot was taken (SQLSTATE 40001).
+        ConfigurationError: it cannot be made with default values.
+    """
+    name = owner_class.name
+    table: Any = owner_class.primary_key[0].table
+    keys = {column.key: sole_key(column) for column in owner_class.primary_key}
+    statement = insert_unless_there(connection.dialect.name, table, owner_class.primary_key[0]).values(keys)
+    try:
+        with connection.begin_nested():
+            connection.execute(statement)
+    except IntegrityError as error:
+        raise ConfigurationError(
+            f"There is no {name} yet, and one with default values cannot be made: add it yourself, "
+            "`session.add(...)`, before the first encrypted value is written."
+        ) from error
+    found = sole_row(connection, owner_class, for_update=shows_others_when_locked(connection.dialect))
+    if found is None:
+        raise ConfigurationError(
+            f"The row of {name} was made, and this transaction does not see it: others delete it at this "
+            "moment, or a row policy of the database hides it. Run the transaction again."
+        )
+    return found
 
 
 def _part(path: OwnerPath, linked: LinkedPath, values: Values) -> Values | None:

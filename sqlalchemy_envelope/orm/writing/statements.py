@@ -64,6 +64,7 @@ from sqlalchemy_envelope.orm.writing.links import check_links
 from sqlalchemy_envelope.orm.writing.marks import is_marked, mark, mark_lasting
 from sqlalchemy_envelope.orm.writing.missing_owner import names_of, new_owner, not_set, unnamed_owner
 from sqlalchemy_envelope.orm.writing.owner_seek import OwnerSeek
+from sqlalchemy_envelope.orm.writing.sole_owners import check_sole
 from sqlalchemy_envelope.orm.writing.twins import check_twin, is_twin
 
 if TYPE_CHECKING:
@@ -118,6 +119,7 @@ def _encrypt_alone(
 ) -> tuple[Any, Any, Any]:
     target = target_of(statement)
     check_links(connection, statement, target, multiparams, params)
+    check_sole(connection, statement, target, multiparams, params)
     plan = plan_of_table(target)
     if plan is None:
         unseen = is_twin(target) and not is_marked(statement)  # the migration marks what it encrypted itself
