@@ -4,7 +4,7 @@ line to write instead."""
 from typing import Any
 
 import pytest
-from sqlalchemy import Engine, ForeignKey, String, Table, select
+from sqlalchemy import Engine, ForeignKey, String, Table, insert, select
 from sqlalchemy.ext.associationproxy import AssociationProxy, association_proxy
 from sqlalchemy.orm import (
     DeclarativeBase,
@@ -16,6 +16,7 @@ from sqlalchemy.orm import (
 )
 
 from sqlalchemy_envelope import (
+    AuditEvent,
     ConfigurationError,
     EncryptedType,
     Envelope,
@@ -191,3 +192,25 @@ def test_another_class_of_the_same_table(sqlite_engine: Engine) -> None:
         session.add(Row(group_id=1, user_id=1))
         with pytest.raises(GrantError, match=r"Row writes rows of members.*add a Member"):
             session.flush()
+
+
+def test_an_insert_of_granting_rows_is_told(sqlite_engine: Engine) -> None:
+    """A bulk insert grants nothing, as documented, and is told; objects grant, and are not."""
+    events: list[AuditEvent] = []
+    told = Envelope(kdf_profile=KdfProfile.unsafe_for_tests(), audit=events.append)
+    models = Models()
+    models.base.metadata.create_all(sqlite_engine)
+    with Session(sqlite_engine) as session:
+        for number in (1, 2):
+            told.enroll(session, models.user(id=number), secret="a secret")
+        with told.unlock(session, session.get(models.user, 1), secret="a secret"):
+            group = models.group(id=1)
+            told.enroll(session, group)
+            session.add(models.member(group_id=1, user_id=1))
+            session.commit()
+            before = [event.name for event in events]
+            session.execute(insert(models.member), [{"group_id": 1, "user_id": 2}])
+            session.commit()
+
+    assert "grant_bypassed" not in before
+    assert [one.owner_class for one in events if one.name == "grant_bypassed"] == ["Group"]

@@ -114,6 +114,12 @@ def has_grants(table: object) -> bool:
     return isinstance(table, Table) and _GRANT in records_of_table(table)
 
 
+def grant_of(table: Table) -> GrantClass:
+    """The grant whose rows this table holds."""
+    found: GrantClass = records_of_table(table)[_GRANT]
+    return found
+
+
 def on_mapper(mapper: Mapper[Any], cls: type[Any]) -> bool:
     """A class was mapped: note a grant, and complete those whose owners are all known by now. Tells whether
     it is one."""
