@@ -3,7 +3,8 @@
 from typing import Any
 
 import pytest
-from sqlalchemy import Engine, ForeignKey, Text, create_engine, func, insert, select, update
+from sqlalchemy import Engine, ForeignKey, Text, create_engine, func, insert, select, text, update
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, relationship, sessionmaker
 
 from sqlalchemy_envelope import (
@@ -11,7 +12,6 @@ from sqlalchemy_envelope import (
     EncryptedType,
     EnrollmentError,
     Envelope,
-    EnvelopeError,
     KdfProfile,
     KeyOwner,
     OneOf,
@@ -163,7 +163,7 @@ def shop(engine: Engine) -> Engine:
     return engine
 
 
-def refused(shop: Engine, write: Any, kind: type[EnvelopeError] = StatementRefusedError) -> str:
+def refused(shop: Engine, write: Any, kind: type[Exception] = StatementRefusedError) -> str:
     """What the error about a write in server mode says; its cure is for the caller to try."""
     with Session(shop) as session, envelope.server_mode(reason="test"):
         with pytest.raises(kind) as caught:
@@ -221,6 +221,16 @@ def test_an_owner_that_is_not_there(shop: Engine) -> None:
     assert "no Customer has the key 78" in bulk
     with Session(shop) as session:
         assert session.scalar(select(func.count()).select_from(Setting)) == 0
+
+
+def test_another_constraint_is_the_databases_own(shop: Engine) -> None:
+    """Where the key table refuses for a reason of its own, the owner is not said to be missing."""
+    with shop.begin() as connection:
+        connection.execute(text("DELETE FROM customers_key"))
+        connection.execute(text("ALTER TABLE customers_key ADD COLUMN more INTEGER CHECK (more IS NOT NULL)"))
+    wrong = refused(shop, lambda s: (s.add(Setting(customer_id=1, theme="x")), s.flush()), IntegrityError)
+
+    assert "has the key" not in wrong
 
 
 @pytest.mark.parametrize(

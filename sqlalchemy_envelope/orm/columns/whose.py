@@ -73,7 +73,8 @@ class OwnerColumn:
 
 @dataclass(frozen=True)
 class OneOf:
-    """Alternatives: each row is a user's or an organisation's, and exactly one of these is set in it.
+    """Alternatives: each row is a user's or an organisation's, and exactly one of these is set in it, or in
+    the other row that they go through.
 
     Attributes:
         owners: each as `owner=` would have it.

@@ -45,6 +45,7 @@ from sqlalchemy_envelope.orm.sharing.rollbacks import note_end, note_enrolment
 from sqlalchemy_envelope.orm.sharing.roots import open_with_kek, renew
 from sqlalchemy_envelope.orm.sharing.settle import Opening, settle
 from sqlalchemy_envelope.orm.tables.cascades import in_greenlet, require_cascades
+from sqlalchemy_envelope.orm.tables.foreign_key_errors import is_foreign_key_error
 from sqlalchemy_envelope.orm.tables.key_rows import KeyStore, usable
 from sqlalchemy_envelope.orm.tables.owners import Place
 
@@ -388,6 +389,8 @@ class ServerSession(UnlockedSession):
         try:
             return self.write_new(session, owner_class, made, kek)
         except IntegrityError as error:
+            if not is_foreign_key_error(error):
+                raise
             keys = [", ".join(map(repr, place.primary_key)) for place in places]
             told = f"no {owner_class.name} has the key {keys[0]}"
             if len(keys) > 1:

@@ -95,6 +95,12 @@ class AsyncEnvelope:
         """As `Envelope.add_provider`."""
         await self.run(session, lambda plain: self.envelope.add_provider_steps(plain, owner, provider))
 
+    async def add_secret(self, session: AnyAsyncSession, owner: object, *, secret: str | bytes) -> None:
+        """As `Envelope.add_secret`."""
+        hidden = hide_secret(secret)
+        del secret
+        await self.run(session, lambda plain: self.envelope.add_secret_steps(plain, owner, hidden))
+
     async def remove_provider(self, session: AnyAsyncSession, owner: object, *, provider: str) -> None:
         """As `Envelope.remove_provider`."""
         await _plain(session).run_sync(

@@ -251,6 +251,21 @@ class Envelope:
         """
         self.run(self.add_provider_steps(plain_session(session), owner, provider))
 
+    def add_secret(self, session: AnySession, owner: object, *, secret: str | bytes) -> None:
+        """Give a first secret to an owner who has none and is unlocked here, in server mode or by a provider.
+        The provider's slot stays. One key derivation. Never commits.
+
+        Raises:
+            LockedError: the owner is not unlocked here.
+            AlreadyEnrolledError: it has a secret: `change_secret`.
+            UnclaimedError: a campaign holds its keys: `enroll` claims them.
+            SecretError: the secret cannot be used.
+            UnlockBusyError: too many derivations at once.
+        """
+        hidden = hide_secret(secret)
+        del secret
+        self.run(self.add_secret_steps(plain_session(session), owner, hidden))
+
     def remove_provider(self, session: AnySession, owner: object, *, provider: str) -> None:
         """Take a provider's slots of an owner away and start a new epoch: what is written from now on, it
         cannot open. What it kept of the old keys opens what was written before. Never commits.
@@ -370,6 +385,10 @@ class Envelope:
     def add_provider_steps(self, session: Session, owner: object, provider: str) -> Steps[None]:
         """The steps of `add_provider`."""
         return slots.add_provider_steps(session, self.policy, owner, provider)
+
+    def add_secret_steps(self, session: Session, owner: object, secret: GivenSecret) -> Steps[None]:
+        """The steps of `add_secret`."""
+        return slots.add_secret_steps(session, self.policy, self.kdf_profile, owner, hide_secret(secret))
 
     def change_secret_steps(
         self, session: Session, owner: object, old: GivenSecret, new: GivenSecret

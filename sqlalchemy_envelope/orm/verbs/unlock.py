@@ -35,7 +35,7 @@ from sqlalchemy_envelope.orm.sharing.roots import OpenedRoot, open_with_kek, ren
 from sqlalchemy_envelope.orm.sharing.settle import follow_grants
 from sqlalchemy_envelope.orm.sharing.waiting import Waiting
 from sqlalchemy_envelope.orm.tables.key_rows import MAX_SLOTS
-from sqlalchemy_envelope.orm.verbs.owner_keys import active_root, load_keys, locate_enrolled
+from sqlalchemy_envelope.orm.verbs.owner_keys import active_root, how_opened, load_keys, locate_enrolled
 from sqlalchemy_envelope.orm.verbs.steps import Derivation, Outside, wiping
 
 if TYPE_CHECKING:
@@ -208,11 +208,10 @@ def _open_with_secret(
             f"This {located.name} has keys that wait to be claimed, and no secret yet: authenticate as "
             "before, then call enroll() with the secret, or unlock(..., authenticated=True)."
         )
-    if not slots or len(slots) > MAX_SLOTS:
-        raise KeyNotFoundError(
-            f"This {located.name} has {'too many' if slots else 'no'} secret slots; 1 to {MAX_SLOTS} are "
-            "accepted."
-        )
+    if not slots:
+        raise KeyNotFoundError(f"No secret opens this {located.name}: {how_opened(located, [root])}.")
+    if len(slots) > MAX_SLOTS:
+        raise KeyNotFoundError(f"This {located.name} has more than {MAX_SLOTS} secret slots.")
     refused: UnlockError | None = None
     for slot in slots:
         salt = KdfSalt.parse(slot.kdf, policy=profile)
