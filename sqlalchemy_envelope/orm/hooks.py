@@ -10,12 +10,12 @@ from __future__ import annotations
 from typing import Any
 from weakref import WeakSet
 
-from sqlalchemy import Column, Connection, Engine, Select, event
-from sqlalchemy.orm import Mapper, Session
+from sqlalchemy import Column, Connection, Engine, Insert, Select, Update, event
+from sqlalchemy.orm import FromStatement, Mapper, Session
 
 from sqlalchemy_envelope.crypto.frames import empty_frames, emptying
 from sqlalchemy_envelope.orm.columns.checks import check_mapper, declare_column
-from sqlalchemy_envelope.orm.columns.plans import note_mapper
+from sqlalchemy_envelope.orm.columns.plans import note_mapper, plan_of_table
 from sqlalchemy_envelope.orm.columns.previous import is_moving
 from sqlalchemy_envelope.orm.columns.state import forget
 from sqlalchemy_envelope.orm.current import context, sole_rows
@@ -24,7 +24,7 @@ from sqlalchemy_envelope.orm.reading import echo, objects, rows, selected_column
 from sqlalchemy_envelope.orm.sessions import server_flushes
 from sqlalchemy_envelope.orm.sharing import deletions, grant_flushes, membership
 from sqlalchemy_envelope.orm.tables import connections, key_grant, key_owner
-from sqlalchemy_envelope.orm.tables.connections import session_of
+from sqlalchemy_envelope.orm.tables.connections import lent_session, session_of
 from sqlalchemy_envelope.orm.tables.default_schema import on_text
 from sqlalchemy_envelope.orm.writing import (
     flushes,
@@ -103,11 +103,28 @@ def _before_execute(
             membership.on_statement(session, statement)
             deletions.on_statement(session, statement)
             sole_rows.on_statement(session, statement)
+        elif _needs_a_session(connection, statement):
+            if not connection.in_transaction():
+                connection.begin()  # as the statement would: what is stored for it belongs to its transaction
+            with lent_session(connection):
+                return statements.encrypt(connection, statement, multiparams, params, execution_options)
         return statements.encrypt(connection, statement, multiparams, params, execution_options)
     except BaseException as error:
         empty_frames(error)
         del statement, multiparams, params
         raise
+
+
+def _needs_a_session(connection: Connection, statement: Any) -> bool:
+    """Whether a statement on a connection without a session may write values whose keys are fetched, or made,
+    as they are needed: that takes a session."""
+    in_ctes = connection.dialect.name in forms.WRITE_IN_CTES and forms.may_hold_ctes(statement)
+    if not in_ctes and isinstance(statement, (Insert, Update)):
+        if plan_of_table(forms.target_of(statement)) is None:
+            return False
+    elif not in_ctes and not isinstance(statement, FromStatement):
+        return False
+    return any(one.on_demand for one in context.unlocked_sessions(None))
 
 
 _checked: WeakSet[Any] = WeakSet()
