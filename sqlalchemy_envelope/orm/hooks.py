@@ -25,7 +25,7 @@ from sqlalchemy_envelope.orm.sessions import server_flushes
 from sqlalchemy_envelope.orm.sharing import grant_flushes, membership
 from sqlalchemy_envelope.orm.tables import connections, key_grant, key_owner
 from sqlalchemy_envelope.orm.tables.connections import session_of
-from sqlalchemy_envelope.orm.tables.default_schema import on_text
+from sqlalchemy_envelope.orm.tables.default_schema import on_statement
 from sqlalchemy_envelope.orm.writing import flushes, forms, gate, links, refusals, statements, twins
 
 _installed = False
@@ -96,8 +96,8 @@ def _before_cursor_execute(
     connection: Connection, cursor: object, sql: str, parameters: object, execution: Any, executemany: bool
 ) -> None:
     """Refuse what must not be sent. SQLAlchemy keeps compiled statements, and so each is looked at once."""
-    on_text(connection, sql)
     compiled = getattr(execution, "compiled", None)
+    on_statement(connection, sql, compiled)
     if compiled is None or compiled in _checked:
         return
     elements = list(forms.elements_in(*gate.statements_of(compiled)))

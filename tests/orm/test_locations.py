@@ -23,7 +23,7 @@ from sqlalchemy_envelope import (
     StatementRefusedError,
     enforce_foreign_keys,
 )
-from sqlalchemy_envelope.orm.tables.location import database_name
+from sqlalchemy_envelope.orm.tables.databases import database_name
 from tests.orm.models import SECRET, Base, Note, User, envelope
 
 PROFILE = KdfProfile.unsafe_for_tests()
