@@ -20,7 +20,7 @@ from sqlalchemy_envelope.orm.columns.previous import is_moving
 from sqlalchemy_envelope.orm.columns.state import forget
 from sqlalchemy_envelope.orm.current import context
 from sqlalchemy_envelope.orm.current.locks import note_locks, takes_locks
-from sqlalchemy_envelope.orm.reading import echo, objects, rows, selected_columns, two_columns
+from sqlalchemy_envelope.orm.reading import echo, objects, rows, schema_maps, selected_columns, two_columns
 from sqlalchemy_envelope.orm.sessions import server_flushes
 from sqlalchemy_envelope.orm.sharing import grant_flushes, membership
 from sqlalchemy_envelope.orm.tables import connections, key_grant, key_owner
@@ -98,7 +98,10 @@ def _before_cursor_execute(
     """Refuse what must not be sent. SQLAlchemy keeps compiled statements, and so each is looked at once."""
     compiled = getattr(execution, "compiled", None)
     on_statement(connection, sql, compiled)
-    if compiled is None or compiled in _checked:
+    if compiled is None:
+        return
+    schema_maps.check(connection, compiled, execution)
+    if compiled in _checked:
         return
     elements = list(forms.elements_in(*gate.statements_of(compiled)))
     again = gate.check_writes(connection, compiled, elements)

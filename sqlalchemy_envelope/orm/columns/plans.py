@@ -290,8 +290,9 @@ def _original(label: str, table: Table) -> tuple[Table, OwnerPath] | None:
     if len(here) > 1:
         names = " and ".join(sorted(other.fullname for other in here))
         raise ConfigurationError(
-            f"{table.fullname} has a copy of the column {label!r}, which several tables have: {names}. Say "
-            "whose key encrypts the copy: `owner=` with a foreign key, or `owner=OwnerColumn('user_id', of=User)`."
+            f"{table.fullname} has a copy of the column {label!r}, which several tables have: {names}. "
+            "Say whose key encrypts the copy: `owner=` with a foreign key, or "
+            "`owner=OwnerColumn('user_id', of=User)`."
         )
     plan = plan_of_table(here[0]) if here else None
     columns = () if plan is None else plan.columns
