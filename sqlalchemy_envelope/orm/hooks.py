@@ -20,12 +20,12 @@ from sqlalchemy_envelope.orm.columns.previous import is_moving
 from sqlalchemy_envelope.orm.columns.state import forget
 from sqlalchemy_envelope.orm.current import context, sole_rows
 from sqlalchemy_envelope.orm.current.locks import note_locks, takes_locks
-from sqlalchemy_envelope.orm.reading import echo, objects, rows, selected_columns, two_columns
+from sqlalchemy_envelope.orm.reading import echo, objects, rows, schema_maps, selected_columns, two_columns
 from sqlalchemy_envelope.orm.sessions import server_flushes
 from sqlalchemy_envelope.orm.sharing import deletions, grant_flushes, membership
 from sqlalchemy_envelope.orm.tables import connections, key_grant, key_owner
 from sqlalchemy_envelope.orm.tables.connections import lent_session, session_of
-from sqlalchemy_envelope.orm.tables.default_schema import on_text
+from sqlalchemy_envelope.orm.tables.default_schema import on_statement
 from sqlalchemy_envelope.orm.writing import (
     flushes,
     forms,
@@ -134,9 +134,12 @@ def _before_cursor_execute(
     connection: Connection, cursor: object, sql: str, parameters: object, execution: Any, executemany: bool
 ) -> None:
     """Refuse what must not be sent. SQLAlchemy keeps compiled statements, and so each is looked at once."""
-    on_text(connection, sql)
     compiled = getattr(execution, "compiled", None)
-    if compiled is None or compiled in _checked:
+    on_statement(connection, sql, compiled)
+    if compiled is None:
+        return
+    schema_maps.check(connection, compiled, execution)
+    if compiled in _checked:
         return
     elements = list(forms.elements_in(*gate.statements_of(compiled)))
     again = gate.check_writes(connection, compiled, elements)

@@ -117,7 +117,8 @@ def test_many_rows_are_encrypted_each_for_its_own(app: Application, kind: Kind) 
     asked: list[str] = []
 
     def note(_: Any, cursor: Any, statement: str, *rest: Any) -> None:
-        if statement.startswith("SELECT") and "_key" not in statement:
+        # Keys are another matter, and so is the schema, which is asked for once for each connection.
+        if statement.startswith("SELECT") and "_key" not in statement and "pg_catalog" not in statement:
             asked.append(statement)
 
     with Session(app.engine) as session, app.serving(session):

@@ -10,7 +10,8 @@
     Vault                                       the sole owner: a class with one row
 
 A copy of an encrypted column in another table of the same MetaData, as a history table has it, keeps the
-label and takes the path of the original through the columns of the same names.
+label and takes the path of the original through the columns of the same names; but not through a primary key
+that the copy's rows may have of their own, nor where several originals have the label.
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy_envelope.orm.tables.owners import OwnerClass
 
+Original = tuple[Table, OwnerPath]
 MAX_STEPS = 8
 """Most relationships between a row and its owner."""
 
@@ -113,12 +115,12 @@ def check_spec(owner: Any) -> None:
 
 
 def path_of(
-    column: Column[Any], mapper: Mapper[Any] | None, original: Callable[[str, Table], OwnerPath | None]
+    column: Column[Any], mapper: Mapper[Any] | None, original: Callable[[str, Table], Original | None]
 ) -> OwnerPath:
     """The path from the rows of an encrypted column to their owners.
 
     Args:
-        original: finds the path of the column with this label, in another table than this one.
+        original: finds the column with this label in another table than this one: that table, and the path.
 
     Raises:
         ConfigurationError: the declaration leads to no owner, or to several.
@@ -133,7 +135,7 @@ class _Resolver:
         self,
         column: Column[Any],
         mapper: Mapper[Any] | None,
-        original: Callable[[str, Table], OwnerPath | None],
+        original: Callable[[str, Table], Original | None],
     ) -> None:
         self._column = column
         self._table: Table = column.table
@@ -321,16 +323,43 @@ class _Resolver:
         return tuple(columns)
 
     def _copied(self, columns: tuple[Column[Any], ...] | None) -> OwnerPath | None:
-        """The path of the column that this one is a copy of, through columns of this table."""
-        original = self._original(self._type.label, self._table)
-        if original is None:
+        """The path of the column that this one is a copy of, through columns of this table.
+
+        Raises:
+            ConfigurationError: it would lead through a key that the copy's rows may have of their own.
+        """
+        found = self._original(self._type.label, self._table)
+        if found is None:
             return None
+        table, path = found
         if columns is None:
-            found = [self._table.columns.get(key) for key in original.keys]
-            if any(one is None for one in found):
+            same = [self._table.columns.get(key) for key in path.keys]
+            if any(one is None for one in same):
                 return None
-            columns = tuple(one for one in found if one is not None)
-        return original.along(columns) if len(columns) == len(original.columns) else None
+            columns = tuple(one for one in same if one is not None)
+            self._check_key(table, path, columns)
+        return path.along(columns) if len(columns) == len(path.columns) else None
+
+    def _check_key(self, original: Table, path: OwnerPath, columns: tuple[Column[Any], ...]) -> None:
+        """A version table keeps the original's key, with a version beside it. A copy whose own key is called
+        the same may number its rows itself, if another column is there to name the original."""
+        keys = [
+            mine
+            for mine, its in zip(columns, path.columns, strict=True)
+            if mine.primary_key and its.primary_key
+        ]
+        has_others = not set(self._table.columns.keys()) <= set(original.columns.keys())
+        is_own = set(self._table.primary_key.columns) <= set(keys) or any(map(_is_made, keys))
+        if not (keys and has_others and is_own):
+            return
+        names, owner = ", ".join(repr(one.key) for one in keys), path.owner_class.name
+        other = f"{original.name}_{keys[0].key}"
+        raise ConfigurationError(
+            f"{self._where} is a copy of {self._type.label}, whose owner is found by {names}; here that is "
+            f"the primary key, and may be a row's own. Say which column holds the key of the {owner}: "
+            f"`owner=OwnerColumn({other!r}, of={owner})`, or `owner=OwnerColumn({names}, of={owner})` if the "
+            "copy's rows have the keys of the original's."
+        )
 
     @property
     def _advice(self) -> str:
@@ -363,3 +392,9 @@ def _class_of(mapper: Mapper[Any] | None, table: Any) -> str:
 def _told(column: Column[Any]) -> str:
     found = python_type(column)
     return getattr(found, "__name__", str(column.type))
+
+
+def _is_made(column: Column[Any]) -> bool:
+    """Whether a column of a primary key gets a value of its own in each row."""
+    made = column.default, column.server_default, column.identity
+    return column.autoincrement is True or any(one is not None for one in made)

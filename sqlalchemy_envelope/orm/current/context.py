@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from sqlalchemy_envelope.exceptions import LockedError, SessionForkedError, SessionLeftError
 from sqlalchemy_envelope.orm.current.policy import has_server_keys, noted_policy, noted_realm
+from sqlalchemy_envelope.orm.tables.location import location_of
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping
@@ -251,7 +252,26 @@ def locked(
         )
     return LockedError(
         f"{what} is locked: unlock its owner around this, "
-        f"`with envelope.unlock(session, owner, secret=...):`.{server_hint(session)}"
+        f"`with envelope.unlock(session, owner, secret=...):`.{_place_hint(session, owner_class)}"
+        f"{server_hint(session)}"
+    )
+
+
+def _place_hint(session: Session | None, owner_class: OwnerClass | None) -> str:
+    """What an error adds where an owner of this class is unlocked in another database or schema."""
+    if session is None or owner_class is None:
+        return ""
+    there = {
+        place.where
+        for unlocked in unlocked_sessions(session)
+        for place in list(getattr(unlocked, "places", {}).values())
+        if place.owner_class is owner_class
+    }
+    if not there or location_of(session, owner_class.mapper, realm_of(session)) in there:
+        return ""
+    return (
+        f" What is unlocked is a {owner_class.name} in another database or schema. If two engines reach one "
+        "database, give it one name: `Envelope(realm='app')`."
     )
 
 

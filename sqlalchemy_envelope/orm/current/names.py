@@ -12,9 +12,9 @@ from sqlalchemy import inspect
 
 from sqlalchemy_envelope.orm.current.context import realm_of, unlocked_sessions
 from sqlalchemy_envelope.orm.current.sole_rows import known_in
-from sqlalchemy_envelope.orm.tables.location import LOCATION_SIZE, location_of, location_on
+from sqlalchemy_envelope.orm.tables.location import location_of, location_on
 from sqlalchemy_envelope.orm.tables.owner_paths import referred, referring
-from sqlalchemy_envelope.orm.tables.owners import Place
+from sqlalchemy_envelope.orm.tables.owners import LOCATION_SIZE, Place
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -23,9 +23,8 @@ if TYPE_CHECKING:
     from sqlalchemy.orm import Session
 
     from sqlalchemy_envelope.keys.keyring import OwnerId
-    from sqlalchemy_envelope.orm.tables.location import Location
     from sqlalchemy_envelope.orm.tables.owner_paths import LinkedPath, OwnerPath
-    from sqlalchemy_envelope.orm.tables.owners import OwnerClass
+    from sqlalchemy_envelope.orm.tables.owners import Location, OwnerClass
 
 
 class Names:

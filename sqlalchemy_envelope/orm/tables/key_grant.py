@@ -27,7 +27,7 @@ from sqlalchemy.orm import Mapped, mapped_column
 from sqlalchemy.schema import conv
 
 from sqlalchemy_envelope.exceptions import ConfigurationError
-from sqlalchemy_envelope.orm.tables.generated import GrantNames, Name, fill_in, generate
+from sqlalchemy_envelope.orm.tables.generated import GrantNames, Name, fill_in, generate, name_indexes
 from sqlalchemy_envelope.orm.tables.owner_paths import path_through
 from sqlalchemy_envelope.orm.tables.owners import KEY_UUID, GrantClass, History
 from sqlalchemy_envelope.orm.tables.records import records_of_mapper, records_of_table
@@ -321,4 +321,5 @@ def _companion(
         UniqueConstraint(*columns, companion.c.key_id, name=conv(f"uq_{companion.name}"))
     )
     Index(conv(f"ix_{companion.name}_row"), *columns)
+    name_indexes(companion)
     return companion, columns

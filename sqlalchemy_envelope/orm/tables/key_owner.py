@@ -26,7 +26,14 @@ from sqlalchemy.schema import conv
 
 from sqlalchemy_envelope.exceptions import ConfigurationError
 from sqlalchemy_envelope.keys.model import KeyState
-from sqlalchemy_envelope.orm.tables.generated import KeyNames, Name, fill_in, generate, note_table
+from sqlalchemy_envelope.orm.tables.generated import (
+    KeyNames,
+    Name,
+    fill_in,
+    generate,
+    name_indexes,
+    note_table,
+)
 from sqlalchemy_envelope.orm.tables.owners import KEY_UUID, OwnerClass, owner_class_of, register
 from sqlalchemy_envelope.orm.tables.sole import sole_key
 
@@ -255,6 +262,7 @@ def _complete(mapper: Mapper[Any], cls: type[Any]) -> None:
     owner_class: OwnerClass = cls.__owner_class__
     owner: Any = owner_class.mapper.class_
     note_table(table, beside=owner_class.primary_key[0].table)
+    name_indexes(table)
     if issubclass(cls, KeySlotTable):
         owner_class.slot_class = owner.__slot_class__ = cls
         return

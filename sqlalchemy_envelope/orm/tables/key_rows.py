@@ -49,8 +49,7 @@ if TYPE_CHECKING:
     from sqlalchemy_envelope.keys.keyring import OwnerId
     from sqlalchemy_envelope.keys.model import KeyId
     from sqlalchemy_envelope.keys.row_seals import RowSeals
-    from sqlalchemy_envelope.orm.tables.location import Location
-    from sqlalchemy_envelope.orm.tables.owners import OwnerClass
+    from sqlalchemy_envelope.orm.tables.owners import Location, OwnerClass
 
     PrimaryKey = tuple[Any, ...]
 

@@ -12,7 +12,7 @@ from sqlalchemy_envelope.crypto.frames import emptying_class
 from sqlalchemy_envelope.crypto.preparation import hide_secret, prepare_hidden
 from sqlalchemy_envelope.crypto.wrapping import wrong_secret
 from sqlalchemy_envelope.exceptions import ConfigurationError
-from sqlalchemy_envelope.keys.row_seals import RowSeals
+from sqlalchemy_envelope.keys.row_seals import RowSeals, realm_name
 from sqlalchemy_envelope.orm.current import context
 from sqlalchemy_envelope.orm.current.policy import Policy, note_policy
 from sqlalchemy_envelope.orm.current.providers import CachePolicy, make_providers
@@ -54,8 +54,10 @@ class Envelope:
             and they are the provider `"server"`.
         realm: the name of the application's database, or a function that tells the name of an engine's. Rows
             that are sealed in one realm are refused in another. Left out, seals name no database, and in
-            memory databases are told apart by their URL: name the realm where one database has several
-            URLs (a leader and its replicas), or where several databases have one server key.
+            memory databases are told apart by host, port and database, in the URL or in `connect_args`. An
+            engine with `creator=` or a `do_connect` listener is a database of its own. Name the realm where
+            several engines reach one database in different ways (a leader and its replicas), or where
+            several databases have one server key.
         providers: other outside holders of keys, by the name that slots store: `{"kms": AwsKms(...)}`.
         provider_timeout: seconds that one call to a provider may take.
         provider_retries: how often a call is made again after a failure that may pass.
@@ -424,8 +426,4 @@ def checked_realm(realm: Any) -> Any:
     Raises:
         ConfigurationError: it is neither text nor a function.
     """
-    if realm is None or callable(realm) or (isinstance(realm, str) and realm.strip()):
-        return realm
-    raise ConfigurationError(
-        "Envelope(realm=...) is the name of a database: text, or a function of its engine."
-    )
+    return realm if realm is None or callable(realm) else realm_name(realm, None)
