@@ -9,28 +9,38 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import TypeDecorator
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from sqlalchemy import Column
 
 _KINDS: tuple[type[Any], ...] = (int, str, uuid.UUID, bytes, dt.date)
 
 
-def mistyped(columns: Iterable[Column[Any]], values: Iterable[Any]) -> str | None:
-    """Which value is of another type than its column, in words and without the value; None if all fit. What
-    is of no type that a key has is told where the key is used."""
-    for column, value in zip(columns, values, strict=True):
-        expected = _kind_of(column)
-        if expected is not None and isinstance(value, _KINDS) and not isinstance(value, expected):
+def mistyped(columns: Sequence[Column[Any]], values: Sequence[Any]) -> str | None:
+    """Which value is of another type than its column, in words and without the value; None if all fit."""
+    return mistyped_for(columns, kinds_of(columns), values)
+
+
+def mistyped_for(
+    columns: Sequence[Column[Any]], kinds: Sequence[type[Any] | None], values: Sequence[Any]
+) -> str | None:
+    """The same, where the types are known already. What is of no type that a key has is told where the key is
+    used."""
+    for column, kind, value in zip(columns, kinds, values, strict=True):
+        if kind is not None and not isinstance(value, kind) and isinstance(value, _KINDS):
             return (
-                f"{column.table.name}.{column.key} takes {expected.__name__} values, and was given a value "
-                f"of the type {type(value).__name__}"
+                f"{column.table.name}.{column.key} takes {kind.__name__} values, and was given a value of "
+                f"the type {type(value).__name__}"
             )
     return None
 
 
+def kinds_of(columns: Iterable[Column[Any]]) -> tuple[type[Any] | None, ...]:
+    """The types of columns' values; None where a decorator or an own type may take any."""
+    return tuple(_kind_of(column) for column in columns)
+
+
 def _kind_of(column: Column[Any]) -> type[Any] | None:
-    """The type of a column's values; None where a decorator or an own type may take any."""
     if isinstance(column.type, TypeDecorator):
         return None
     try:

@@ -40,7 +40,6 @@ from sqlalchemy_envelope.orm.columns.sealed import CIPHERTEXT, Sealed, is_cipher
 from sqlalchemy_envelope.orm.columns.state import holds_nothing, owner_values, stays
 from sqlalchemy_envelope.orm.current import context
 from sqlalchemy_envelope.orm.tables.connections import session_of
-from sqlalchemy_envelope.orm.tables.key_types import mistyped
 from sqlalchemy_envelope.orm.tables.owner_paths import SolePath
 from sqlalchemy_envelope.orm.writing.copies import check_from_select, check_upsert, upsert_previous
 from sqlalchemy_envelope.orm.writing.flushes import (
@@ -285,7 +284,7 @@ class _StatementWriter:
             named = {
                 one
                 for one in self._named(path, columns, rows, literals)
-                if one is not None and mistyped(path.columns, one) is None
+                if one is not None and path.mistyped(one) is None
             }
             if not path.is_direct:
                 self._owners.load(path, named)
@@ -528,7 +527,7 @@ class _StatementWriter:
         """Class and primary key of a row's owner."""
         values = self._says(path, column, row, literals)
         where = f"{self._plan.table.name}.{column.key}"
-        wrong = None if values is None else mistyped(path.columns, values)
+        wrong = None if values is None else path.mistyped(values)
         if wrong is not None:
             raise StatementRefusedError(f"{where}: the row's owner is not known, because {wrong}.")
         found = None if values is None else path.find(values, self._owners)
@@ -570,6 +569,7 @@ class _StatementWriter:
         return StatementRefusedError(
             f"A statement writes {self._plan.table.name}.{column.key} and does not name the row's owner. "
             f"{first[0].upper()}{first[1:]}, or {', or '.join(others)}."
+            + (" `using` gives no row its owner." if decides and context.USING.get() is not None else "")
         )
 
     def _cipher(self, new: Enrolling | None, owner: OwnerId, column: EncryptedColumn) -> ValueCipher:
