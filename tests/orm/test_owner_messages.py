@@ -180,7 +180,6 @@ def test_a_where_does_not_count(shop: Engine) -> None:
 
     assert "A WHERE does not count: say whose rows these are: `with server.using(owner): ...`" in advice
     assert "`server` is what `envelope.server_mode(...)` returned" in advice
-    assert "Named in the values (`customer_id=`), the owner is given the rows" in advice
     assert "A WHERE does not count" in bulk
     with Session(shop) as session, envelope.server_mode(reason="test") as server:
         with server.using(session.get_one(Customer, 1)):

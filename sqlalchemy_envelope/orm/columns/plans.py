@@ -108,7 +108,9 @@ class TablePlan:
         self.converting = {one.key: one for one in self.columns if one.convert is not None}
         self.row_bound = any(column.row_bound for column in self.columns)
         keys = tuple(table.primary_key.columns) if self.row_bound else ()
-        self.has_defaults = any(one.default is not None for one in (*keys, *(c.column for c in self.columns)))
+        owners = {one for path, _ in self.groups if not path.is_self for one in path.columns}
+        made = (*keys, *owners, *(c.column for c in self.columns))
+        self.has_defaults = any(one.default is not None for one in made)
         self._here = {
             path for path, _ in self.groups if all(column.table is table for column in path.columns)
         }

@@ -286,7 +286,9 @@ class UnlockedSession(context.OpenKeys):
 
     @emptying
     def using(self, owner: object) -> AbstractContextManager[None]:
-        """Inside, statements that do not name the owner of their rows write for this one.
+        """Inside, an UPDATE that writes no column of its rows' owner is encrypted for this one. An INSERT
+        names the owner in its values; one into the table of a joined subclass, whose base has the owner's
+        column, is encrypted for this one too.
 
         Raises:
             LockedError: the owner is not unlocked here.

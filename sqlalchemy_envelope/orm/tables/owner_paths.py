@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from sqlalchemy import Table, and_, inspect, literal, select, tuple_
 from sqlalchemy.orm import aliased
 
+from sqlalchemy_envelope.orm.tables.key_types import kinds_of, mistyped_for
 from sqlalchemy_envelope.orm.tables.owners import owner_class_of
 
 if TYPE_CHECKING:
@@ -53,6 +54,11 @@ class OwnerPath:
         self.columns = columns
         self.is_self = is_self
         self.keys: tuple[str, ...] = tuple(column.key for column in columns)
+        self._kinds = kinds_of(columns)
+
+    def mistyped(self, values: Sequence[Any]) -> str | None:
+        """Which of these values of `keys` is of another type than its column, in words; None if all fit."""
+        return mistyped_for(self.columns, self._kinds, values)
 
     @property
     def owner_classes(self) -> tuple[OwnerClass, ...]:

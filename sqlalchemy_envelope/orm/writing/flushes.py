@@ -29,6 +29,7 @@ from sqlalchemy_envelope.orm.current.names import Names
 from sqlalchemy_envelope.orm.tables.connections import session_of
 from sqlalchemy_envelope.orm.tables.owner_paths import linked_paths, referred, referring
 from sqlalchemy_envelope.orm.writing.orphans import refuse_orphan
+from sqlalchemy_envelope.orm.writing.owner_columns import has_python_default
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -185,9 +186,9 @@ class _NoContext:
 
     def __getattr__(self, name: str) -> NoReturn:
         raise ConfigurationError(
-            "A default of an encrypted column, or of a row-bound one's primary key, reads the statement's "
-            "context, which does not exist yet when values are encrypted. Use a default= function without "
-            "arguments."
+            "A default of an encrypted column, of its owner's column, or of a row-bound one's primary key "
+            "reads the statement's context, which does not exist yet when values are encrypted. Use a "
+            "default= function without arguments, or give the value."
         )
 
 
@@ -205,6 +206,11 @@ def insert_listener(mapper: Mapper[Any]) -> Callable[..., None]:
             column = attribute.encrypted.column
             if attribute.key not in state.dict and column.default is not None:
                 attributes.set_attribute(instance, attribute.key, client_default(column))
+            if attribute.encrypted.path.is_self or attribute.is_nothing(state.dict.get(attribute.key)):
+                continue
+            for key, owner in zip(attribute.owner_keys, attribute.encrypted.path.columns, strict=False):
+                if state.dict.get(key) is None and has_python_default(owner):
+                    attributes.set_attribute(instance, key, client_default(owner))
         if row_bound:
             _make_primary_key(mapper, state, instance)
         if is_owner:

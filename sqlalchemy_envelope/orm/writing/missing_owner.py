@@ -39,25 +39,26 @@ def new_owner(column: EncryptedColumn) -> StatementRefusedError:
 
 
 def unnamed_owner(
-    path: OwnerPath, column: EncryptedColumn, *, inserts: bool, in_server_mode: bool
+    path: OwnerPath, column: EncryptedColumn, *, inserts: bool, using: str | None
 ) -> StatementRefusedError:
-    """A statement does not say whose the rows are that it writes."""
-    opened = ("server", "server_mode") if in_server_mode else ("unlocked", "unlock")
-    using = (
-        f"say whose rows these are: `with {opened[0]}.using(owner): ...`, where `{opened[0]}` is what "
-        f"`envelope.{opened[1]}(...)` returned"
-    )
-    named = ", ".join(f"`{key}=`" for key in path.keys)
-    if inserts:
-        cures = f"Name it in the values ({named}), or {using}, or add objects to a session."
-    elif path.is_self:
-        cures = f"A WHERE does not count: {using}, or load the objects and change them."
+    """A statement does not say whose the rows are that it writes.
+
+    Args:
+        using: what has the `using` that could say it, "unlocked" or "server"; None if it could not.
+    """
+    named = f"name it in the values ({', '.join(f'`{key}=`' for key in path.keys)})"
+    objects = "add objects to a session" if inserts else "load the objects and change them"
+    if using is None:
+        cures = f"{named[0].upper()}{named[1:]}, or {objects}; `using` gives no row its owner."
     else:
-        # It moves the rows there, which is seldom what is meant.
-        cures = (
-            f"A WHERE does not count: {using}, or load the objects and change them. Named in the values "
-            f"({named}), the owner is given the rows."
+        opened_by = "server_mode" if using == "server" else "unlock"
+        said = (
+            f"say whose rows these are: `with {using}.using(owner): ...`, where `{using}` is what "
+            f"`envelope.{opened_by}(...)` returned"
         )
+        # In the values of an UPDATE the owner would be given the rows, which is seldom what is meant.
+        cures = f"Name it in the values, or {said}" if inserts else f"A WHERE does not count: {said}"
+        cures += f", or {objects}."
     where = f"{column.column.table.name}.{column.key}"
     return StatementRefusedError(f"A statement writes {where} and does not name the row's owner. {cures}")
 

@@ -63,6 +63,12 @@ from sqlalchemy_envelope.orm.writing.gate import check_compiled
 from sqlalchemy_envelope.orm.writing.links import check_links
 from sqlalchemy_envelope.orm.writing.marks import is_marked, mark, mark_lasting
 from sqlalchemy_envelope.orm.writing.missing_owner import names_of, new_owner, not_set, unnamed_owner
+from sqlalchemy_envelope.orm.writing.owner_columns import (
+    default_beside,
+    has_python_default,
+    left_out_by_the_first,
+    why_unknown,
+)
 from sqlalchemy_envelope.orm.writing.owner_seek import OwnerSeek
 from sqlalchemy_envelope.orm.writing.sole_owners import check_sole
 from sqlalchemy_envelope.orm.writing.twins import check_twin, is_twin
@@ -278,7 +284,11 @@ class _StatementWriter:
                 continue
             if not on_demand and path.is_direct:
                 continue
-            named = {one for one in self._named(path, columns, rows, literals) if one is not None}
+            named = {
+                one
+                for one in self._named(path, columns, rows, literals)
+                if one is not None and path.mistyped(one) is None
+            }
             if not path.is_direct:
                 self._owners.load(path, named)
             by_class: dict[OwnerClass, set[tuple[Any, ...]]] = {}
@@ -313,16 +323,35 @@ class _StatementWriter:
         if not path.keys:
             return ()
         if self._plan.has(path):
-            names = [self._parameter(key) for key in path.keys]
-            values = tuple([self._value(key, row, literals) for key in path.keys])
-            # An INSERT leaves NULL what it does not name; an UPDATE leaves what is there.
-            told = all([name in row or key in literals for name, key in zip(names, path.keys, strict=True)])  # noqa: C419
+            given = self._given(path, row, literals)
+            if why_unknown(path, given, inserts=self._inserts) is not None:
+                return None
+            values = tuple([given.get(key) for key in path.keys])
+            # What an INSERT does not name is NULL: defaults are in the row by now. An UPDATE leaves what is
+            # there.
+            told = len(given) == len(path.keys)
             if None not in values or (not path.is_direct and (self._inserts or told)):
                 return values
         state = self._state(row)
         return None if state is None else owner_values(state, path, column.key)
 
+    def _given(self, path: OwnerPath, row: Row, literals: Row) -> dict[str, Any]:
+        """What the statement gives the owner's columns, as far as it names them."""
+        given = {}
+        for key in path.keys:
+            name = self._parameter(key)
+            if name in row:
+                given[key] = _literal_value(row[name])
+            elif key in literals:
+                given[key] = literals[key]
+            elif key in self._assigned:
+                given[key] = _literal_value(self._assigned[key])
+        return given
+
     def _rows(self, rows: Sequence[Row], literals: Row) -> list[dict[str, Any]]:
+        if self._inserts:
+            rows = self._with_defaults(rows, literals) if self._plan.has_defaults else rows
+            self._require_uniform(rows)
         if len(rows) > 1:
             self._prepare(rows, literals)
         else:
@@ -347,8 +376,6 @@ class _StatementWriter:
 
     def _row(self, row: Row, literals: Row, batch: Batch) -> dict[str, Any]:
         encrypted = dict(row)
-        if self._inserts and self._plan.has_defaults:
-            self._make_defaults(encrypted, literals)
         if self._plan.dual:
             self._add_previous(encrypted)
         if self._plan.converting:
@@ -505,14 +532,17 @@ class _StatementWriter:
     ) -> tuple[OwnerClass, tuple[Any, ...]]:
         """Class and primary key of a row's owner."""
         values = self._says(path, column, row, literals)
+        where = f"{self._plan.table.name}.{column.key}"
+        wrong = None if values is None else path.mistyped(values)
+        if wrong is not None:
+            raise StatementRefusedError(f"{where}: the row's owner is not known, because {wrong}.")
         found = None if values is None else path.find(values, self._owners)
         if found is not None:
             return found
-        using = context.USING.get()
+        using = None if self._decides_owner(path, row, literals) else context.USING.get()
         fits = using is not None and self._state(row) is None and using.owner_class in path.owner_classes
         if using is not None and fits and using.where == self._owners.where(using.owner_class):
             return using.owner_class, using.primary_key
-        where = f"{self._plan.table.name}.{column.key}"
         if isinstance(path, SolePath):
             name = path.owner_class.name
             raise NotEnrolledError(
@@ -520,17 +550,30 @@ class _StatementWriter:
                 f"`envelope.enroll(session, {name}(), secret=...)`."
             )
         if values is not None and not path.is_direct:
-            raise StatementRefusedError(f"{where}: the row leads to no owner: {path.why_none(values)}.")
-        raise self._unnamed_owner(path, column)
+            why = path.why_none(values) + (default_beside(path) if self._inserts else "")
+            raise StatementRefusedError(f"{where}: the row leads to no owner: {why}.")
+        if self._plan.has(path):
+            unknown = why_unknown(path, self._given(path, row, literals), inserts=self._inserts)
+            if unknown is not None:
+                raise StatementRefusedError(f"{where}: the row's owner is not known, because {unknown}.")
+        raise self._unnamed_owner(path, column, row, literals)
 
-    def _unnamed_owner(self, path: OwnerPath, column: EncryptedColumn) -> StatementRefusedError:
+    def _decides_owner(self, path: OwnerPath, row: Row, literals: Row) -> bool:
+        """Whether the statement itself says whose the row will be: then `using` does not. A row that an
+        INSERT gives no owner would be stored without the one that `using` names."""
+        return self._plan.has(path) and (self._inserts or bool(self._given(path, row, literals)))
+
+    def _unnamed_owner(
+        self, path: OwnerPath, column: EncryptedColumn, row: Row, literals: Row
+    ) -> StatementRefusedError:
         if path.is_self and self._inserts:
             return new_owner(column)
         new = self._new_object() if self._inserts else None
         if new is not None:
             return not_set(new, path, column)
         serves = any(one.makes_keys for one in context.unlocked_sessions(self._session))
-        return unnamed_owner(path, column, inserts=self._inserts, in_server_mode=serves)
+        using = None if self._decides_owner(path, row, literals) else ("server" if serves else "unlocked")
+        return unnamed_owner(path, column, inserts=self._inserts, using=using)
 
     def _new_object(self) -> InstanceState[Any] | None:
         """An object whose row a flush inserts here."""
@@ -585,8 +628,40 @@ class _StatementWriter:
             parts.append(part)
         return encode_reference(parts)
 
+    def _with_defaults(self, rows: Sequence[Row], literals: Row) -> list[dict[str, Any]]:
+        """The rows with the Python-side defaults that a value depends on: its own, its owner's columns, and
+        the row-bound primary key."""
+        made = [dict(row) for row in rows]
+        for row in made:
+            self._make_defaults(row, literals)
+        for path, columns in self._plan.groups:
+            names = [self._parameter(one.key) for one in columns]
+            if path.is_self or not self._plan.has(path):
+                continue
+            if all([row.get(name) is None for row in made for name in names]):  # noqa: C419
+                continue
+            for column in filter(has_python_default, path.columns):
+                for row in made:  # in every one: SQLAlchemy takes the columns from the first
+                    if column.key not in self._given(path, row, literals):
+                        row[column.key] = client_default(column)
+        return made
+
+    def _require_uniform(self, rows: Sequence[Row]) -> None:
+        """Refuse rows of which the first leaves out an owner's column: SQLAlchemy would write it in none."""
+        if len(rows) < 2 or self._statement._multi_values:
+            return
+        for path, columns in self._plan.groups:
+            names = [self._parameter(key) for key in path.keys if key not in self._assigned]
+            if path.is_self or not self._plan.has(path) or not left_out_by_the_first(names, rows):
+                continue
+            written = [self._parameter(one.key) for one in columns]
+            if any([row.get(name) is not None for row in rows for name in written]):  # noqa: C419
+                raise StatementRefusedError(
+                    f"Rows for {self._plan.table.name} do not all name {', '.join(path.keys)}, which leads "
+                    "to their owner: name it in each of them."
+                )
+
     def _make_defaults(self, row: dict[str, Any], literals: Row) -> None:
-        """Evaluate Python-side defaults that a value depends on: its own, and the row-bound primary key."""
         for column in self._plan.columns:
             if column.column.default is not None and column.key not in row and column.key not in literals:
                 row[column.key] = client_default(column.column)
