@@ -26,7 +26,7 @@ from sqlalchemy_envelope.orm.sharing import grant_flushes, membership
 from sqlalchemy_envelope.orm.tables import connections, key_grant, key_owner
 from sqlalchemy_envelope.orm.tables.connections import session_of
 from sqlalchemy_envelope.orm.tables.default_schema import on_text
-from sqlalchemy_envelope.orm.writing import flushes, forms, gate, links, refusals, statements, twins
+from sqlalchemy_envelope.orm.writing import flushes, forms, gate, links, moves, refusals, statements, twins
 
 _installed = False
 
@@ -126,6 +126,7 @@ def _on_mapper_constructed(mapper: Mapper[Any], cls: type[Any]) -> None:
     if key_owner.is_sole(mapper):
         event.listen(mapper, "before_insert", links.insert_sole, raw=True, propagate=True)
     note_mapper(mapper)
+    moves.expect(mapper)
     two_columns.map_previous(mapper)
 
 
@@ -139,7 +140,7 @@ def _on_mapper_configured(mapper: Mapper[Any], cls: type[Any]) -> None:
         event.listen(
             instrumented, "set", _on_set, raw=True, retval=True
         )  # retval spares a wrapper for each value
-    links.watch_links(plan)
+    moves.watch(mapper, plan)
     listener = objects.load_listener(mapper)
     duals = two_columns.dual_attributes(mapper)
     # insert: ahead of Mutable's own listener, which must not meet a Sealed. raw: an

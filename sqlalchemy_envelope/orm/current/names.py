@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import inspect
+from sqlalchemy.orm.base import NO_VALUE
 
 from sqlalchemy_envelope.orm.current.context import realm_of, unlocked_sessions
 from sqlalchemy_envelope.orm.tables.location import LOCATION_SIZE, location_of, location_on
@@ -85,6 +86,8 @@ class Names:
             if any(held.get(key) is None for key in onward):
                 return None
             values = tuple(inspect(instance).committed_state.get(key, held[key]) for key in onward)
+            if NO_VALUE in values:
+                return None  # changed before it was loaded
         return values
 
     def sole(self, owner_class: OwnerClass) -> tuple[Any, ...] | None:

@@ -1,7 +1,7 @@
 """Whose rows a statement writes, where the rows do not say it themselves.
 
-What lies between a row and its owner is looked for in the objects of the flush, then among the objects that
-the session has loaded, and at last in the database: one query for all rows of a statement.
+What lies between a row and its owner is looked for in the database, with one query for all rows of a
+statement: a loaded object may be older than its row, and an UPDATE of the same flush was sent before.
 """
 
 from __future__ import annotations
@@ -61,18 +61,15 @@ class OwnerSeek(Names):
                 mine = _part(path, linked, values)
                 if mine is not None and (linked.identity, mine) not in self._found:
                     wanted.add(mine)
-            self._load(linked, [values for values in wanted if self._at_hand(linked, values) is None])
+            self._load(linked, list(wanted))
 
     def linked(self, path: LinkedPath, values: Values) -> Values | None:
-        """The owner behind the row that these values refer to."""
-        found = self._at_hand(path, values)
-        if found is None and (path.identity, values) not in self._found:
+        """The owner behind the row that these values refer to, as the database says. A row that is not there
+        yet is taken from the objects of the flush."""
+        at = (path.identity, values)
+        if at not in self._found:
             self._load(path, [values])
-        return found or self._found[path.identity, values]
-
-    def _at_hand(self, path: LinkedPath, values: Values) -> Values | None:
-        known = self._found.get((path.identity, values)) or self._links.get((path.identity, values))
-        return known or super().linked(path, values)
+        return self._found[at] or self._links.get(at)
 
     def _load(self, path: LinkedPath, wanted: list[Values]) -> None:
         width = len(path.remote)

@@ -9,18 +9,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import Column, Insert, Select, Update, insert, update
+from sqlalchemy import Insert, Select, Update, insert, update
 from sqlalchemy.orm import FromStatement
-from sqlalchemy.sql import operators
 from sqlalchemy.sql.compiler import Compiled
-from sqlalchemy.sql.elements import (
-    BinaryExpression,
-    BindParameter,
-    BooleanClauseList,
-    ClauseElement,
-    Grouping,
-    Null,
-)
+from sqlalchemy.sql.elements import BindParameter, ClauseElement, Null
 from sqlalchemy.types import NullType
 from sqlalchemy.util import immutabledict
 
@@ -51,6 +43,7 @@ from sqlalchemy_envelope.orm.writing.flushes import (
 )
 from sqlalchemy_envelope.orm.writing.forms import (
     WRITE_IN_CTES,
+    equalities,
     in_from_statement,
     may_hold_ctes,
     plain,
@@ -61,11 +54,12 @@ from sqlalchemy_envelope.orm.writing.forms import (
 from sqlalchemy_envelope.orm.writing.gate import check_compiled
 from sqlalchemy_envelope.orm.writing.links import check_links
 from sqlalchemy_envelope.orm.writing.marks import is_marked, mark, mark_lasting
+from sqlalchemy_envelope.orm.writing.moves import check_moves
 from sqlalchemy_envelope.orm.writing.owner_seek import OwnerSeek
 from sqlalchemy_envelope.orm.writing.twins import check_twin, is_twin
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from sqlalchemy import Connection
     from sqlalchemy.orm import InstanceState
@@ -116,12 +110,13 @@ def _encrypt_alone(
 ) -> tuple[Any, Any, Any]:
     target = target_of(statement)
     check_links(connection, statement, target, multiparams, params)
+    moves = check_moves(connection, statement, target, multiparams, params)
     plan = plan_of_table(target)
     if plan is None:
         unseen = is_twin(target) and not is_marked(statement)  # the migration marks what it encrypted itself
         if unseen and check_twin(connection, target, statement, multiparams, params):
             statement = mark(statement)
-        return statement, multiparams, params
+        return mark_lasting(statement) if moves else statement, multiparams, params
     _check_schema(plan, connection, options)
     writer = _StatementWriter(plan, connection, statement, options)
     encrypted, multiparams, params = writer.write(multiparams, params)
@@ -617,33 +612,13 @@ class _StatementWriter:
 
     def _is_pinned(self, path: OwnerPath, row: Row, literals: Row) -> bool:
         """Whether the WHERE takes only rows that have the very owner that the values name."""
-        pinned = dict(self._equalities(row))
+        pinned = dict(equalities(self._statement, self._statement.table, row))
         return all(
             column in pinned
             and pinned[column] is not None
             and pinned[column] == self._value(key, row, literals)
             for key, column in zip(path.keys, path.columns, strict=True)
         )
-
-    def _equalities(self, row: Row) -> Iterator[tuple[Any, Any]]:
-        """What the rows of an UPDATE have in common: the columns that its WHERE compares with a value."""
-        waiting = list(self._statement._where_criteria)
-        while waiting:
-            one = waiting.pop()
-            one = one.element if isinstance(one, Grouping) else one
-            if isinstance(one, BooleanClauseList) and one.operator is operators.and_:
-                waiting.extend(one.clauses)
-            elif isinstance(one, BinaryExpression) and one.operator is operators.eq:
-                for column, value in ((one.left, one.right), (one.right, one.left)):
-                    # An annotated table has the hash of the table itself; an alias is another row.
-                    if (
-                        isinstance(column, Column)
-                        and isinstance(value, BindParameter)
-                        and hash(column.table) == hash(self._statement.table)
-                    ):
-                        (base,) = column.base_columns
-                        default = None if value.required else value.effective_value
-                        yield base, row.get(value.key, default)
 
 
 def _names_of(path: OwnerPath) -> str:
