@@ -136,10 +136,9 @@ class LinkedPath(OwnerPath):
         statement: Any = select(*remote, *owner).select_from(entities[0])
         for (near, far), step in zip(pairwise(entities), self.steps[1:], strict=True):
             statement = statement.join(far, _on(step, near, far))
-        wanted = list(links)
-        one = len(remote) == 1
-        among = remote[0].in_([link[0] for link in wanted]) if one else tuple_(*remote).in_(wanted)
-        found: Select[Any] = statement.where(among).with_for_update(read=True, key_share=True, of=entities)
+        found: Select[Any] = statement.where(among(remote, links)).with_for_update(
+            read=True, key_share=True, of=entities
+        )
         return found
 
     def links(self) -> Iterable[tuple[Mapper[Any], tuple[str, ...]]]:
@@ -273,6 +272,13 @@ def linked_paths(path: OwnerPath) -> tuple[LinkedPath, ...]:
     if isinstance(path, ChosenPath):
         return tuple(found for one in path.alternatives for found in linked_paths(one))
     return ()
+
+
+def among(columns: Sequence[Any], keys: Iterable[PrimaryKey]) -> Any:
+    """That these columns hold one of these keys."""
+    wanted = list(keys)
+    one = len(columns) == 1
+    return columns[0].in_([key[0] for key in wanted]) if one else tuple_(*columns).in_(wanted)
 
 
 def referred(step: RelationshipProperty[Any]) -> tuple[str, ...]:

@@ -14,7 +14,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary, WeakSet
 
-from sqlalchemy import Insert, Table, inspect, or_, select, tuple_
+from sqlalchemy import Insert, Table, inspect, or_, select
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import aliased
 from sqlalchemy.sql.elements import BindParameter, ClauseElement
@@ -23,7 +23,7 @@ from sqlalchemy.sql.selectable import TableClause
 from sqlalchemy_envelope.exceptions import StatementRefusedError
 from sqlalchemy_envelope.orm.columns.encrypted_type import EncryptedType
 from sqlalchemy_envelope.orm.tables.key_rows import chunks
-from sqlalchemy_envelope.orm.tables.owner_paths import linked_paths
+from sqlalchemy_envelope.orm.tables.owner_paths import among, linked_paths
 from sqlalchemy_envelope.orm.tables.records import records_of_table
 from sqlalchemy_envelope.orm.writing.flushes import notes_of
 from sqlalchemy_envelope.orm.writing.forms import assigned_by_upsert, equalities
@@ -50,6 +50,7 @@ class Decider:
 
     Attributes:
         table, columns: where they stand.
+        names: what statements call them: by key, name and attribute; and the key of each.
         encrypted: the encrypted column.
         hanging: the primary keys of the rows with a value that hang on rows with these primary keys.
     """
@@ -58,11 +59,13 @@ class Decider:
         self,
         table: Table,
         columns: frozenset[Column[Any]],
+        names: dict[str, str],
         encrypted: Column[Any],
         hanging: Callable[[Sequence[Key]], Select[Any]],
     ) -> None:
         self.table = table
         self.columns = columns
+        self.names = names
         self.encrypted = encrypted
         self.hanging = hanging
 
@@ -73,7 +76,8 @@ class Decider:
 
 def expect(mapper: Mapper[Any]) -> None:
     """Before this mapper is configured, nobody knows what decides the owners of its values."""
-    if any(isinstance(column.type, EncryptedType) for column in mapper.local_table.columns):
+    types = [one.type for one in mapper.local_table.columns if isinstance(one.type, EncryptedType)]
+    if types and (mapper.inherits is not None or any(one.owner is not None for one in types)):
         _expected.add(mapper)
 
 
@@ -97,12 +101,19 @@ def _deciders(mapper: Mapper[Any], attribute: EncryptedAttribute) -> Iterator[De
     path, column = attribute.encrypted.path, attribute.encrypted.column
     for table, columns in _by_table(path.columns):
         if table is not column.table:
-            yield Decider(table, columns, column, _hanging(mapper, attribute, table, None, 0))
+            yield Decider(
+                table,
+                columns,
+                _names(mapper, columns),
+                column,
+                _hanging(mapper, attribute, table, None, 0),
+            )
     for linked in linked_paths(path):
         for at, (there, keys) in enumerate(linked.links()):
             mapped = [one for key in keys for one in there.attrs[key].columns]
             for table, columns in _by_table(mapped):
-                yield Decider(table, columns, column, _hanging(mapper, attribute, table, linked, at + 1))
+                hanging = _hanging(mapper, attribute, table, linked, at + 1)
+                yield Decider(table, columns, _names(there, columns), column, hanging)
 
 
 def _by_table(columns: Iterable[Any]) -> list[tuple[Table, frozenset[Column[Any]]]]:
@@ -111,6 +122,14 @@ def _by_table(columns: Iterable[Any]) -> list[tuple[Table, frozenset[Column[Any]
         if isinstance(column.table, Table):
             found.setdefault(column.table, set()).add(column)
     return [(table, frozenset(some)) for table, some in found.items()]
+
+
+def _names(mapper: Mapper[Any], columns: Iterable[Column[Any]]) -> dict[str, str]:
+    return {
+        name: column.key
+        for column in columns
+        for name in (column.key, column.name, mapper.get_property_by_column(column).key)
+    }
 
 
 def _hanging(
@@ -126,7 +145,7 @@ def _hanging(
             its = path.steps[steps - 1].mapper
         names = [_of_column(there, its, one) for one in table.primary_key]
         value = _of_column(row, mapper, attribute.encrypted.column)
-        found: Select[Any] = statement.where(value.is_not(None), _among(names, keys))
+        found: Select[Any] = statement.where(value.is_not(None), among(names, keys))
         return found
 
     return hanging
@@ -134,12 +153,6 @@ def _hanging(
 
 def _of_column(entity: Any, mapper: Mapper[Any], column: Any) -> Any:
     return getattr(entity, mapper.get_property_by_column(column).key)
-
-
-def _among(columns: Sequence[Any], keys: Iterable[Key]) -> Any:
-    wanted = list(keys)
-    one = len(columns) == 1
-    return columns[0].in_([key[0] for key in wanted]) if one else tuple_(*columns).in_(wanted)
 
 
 def check_moves(connection: Connection, statement: Any, target: Any, multiparams: Any, params: Any) -> bool:
@@ -153,6 +166,8 @@ def check_moves(connection: Connection, statement: Any, target: Any, multiparams
     if _expected:
         _configure(target)
     deciders, is_twin = _watched(connection, target)
+    if not deciders:
+        return False
     rows, looked = list(multiparams) or [params or {}], False
     for decider in deciders:
         written = _written(decider, statement, rows)
@@ -180,16 +195,18 @@ def _replaces(statement: Any) -> bool:
     """Whether an INSERT may change a row that is there."""
     if getattr(statement, "_post_values_clause", None) is not None:
         return True
-    return any("REPLACE" in str(prefix).upper() for prefix, _ in statement._prefixes)
+    prefixes = statement._prefixes
+    return bool(prefixes) and any("REPLACE" in str(prefix).upper() for prefix, _ in prefixes)
 
 
 def _configure(target: Any) -> None:
     """The first statement may come before the first class is used, and paths are declared by classes."""
-    if not isinstance(target, TableClause):
+    name = getattr(target, "name", None)
+    if not isinstance(target, TableClause) or name is None:
         return
-    metadata = getattr(target, "metadata", None)
     for mapper in list(_expected):
-        if metadata is None or getattr(mapper.local_table, "metadata", None) is metadata:
+        tables = getattr(mapper.local_table, "metadata").tables.values()  # noqa: B009 - no FromClause's
+        if any(table.name.lower() == name.lower() for table in tables):
             try:
                 mapper.attrs  # noqa: B018 - configures the mappers
             except SQLAlchemyError:
@@ -229,7 +246,7 @@ def _is_here(connection: Connection, decider: Decider) -> bool:
 def _written(decider: Decider, statement: Any, rows: Sequence[Any]) -> dict[str, Any]:
     """The deciding columns that a statement changes, by key: what it sets them to, or None where the rows of
     its parameters say so."""
-    names = {name: column.key for column in decider.columns for name in _names(column)}
+    names = decider.names
     if isinstance(statement, Insert):
         clause = getattr(statement, "_post_values_clause", None)
         if clause is None:  # REPLACE takes the whole row's place
@@ -245,11 +262,6 @@ def _written(decider: Decider, statement: Any, rows: Sequence[Any]) -> dict[str,
             if name in names:
                 found[names[name]] = value
     return found
-
-
-def _names(column: Column[Any]) -> set[str]:
-    """What statements call a column: by its key, its name, and the attribute it is mapped by."""
-    return {column.key, column.name}
 
 
 def _moved_rows(
@@ -271,7 +283,7 @@ def _moved_rows(
         query: Any = select(*key).select_from(table).where(*statement._where_criteria, changes)
         found += map(tuple, connection.execute(query.with_for_update(of=table), row).all())
     for some in chunks(list(wanted)):
-        query = select(*key, *columns).where(_among(key, some)).with_for_update(of=table)
+        query = select(*key, *columns).where(among(key, some)).with_for_update(of=table)
         for one in connection.execute(query):
             at, before = tuple(one[: len(key)]), dict(zip(sorted(written), one[len(key) :], strict=True))
             # What the database gives may be of another type than what the statement says: then it is moved.
@@ -305,6 +317,15 @@ def _check_hanging(connection: Connection, decider: Decider, moved: Sequence[Key
             raise _refusal(decider, name)
     if dialect == "postgresql" and connection.get_isolation_level() == "REPEATABLE READ":
         raise _unseen(decider, name)
+
+
+def unseen_move(table: Any) -> StatementRefusedError:
+    """Why a statement is refused that changes a deciding column in a form that nobody looked at."""
+    return StatementRefusedError(
+        f"A statement changes what leads from {table.name} to the owner of encrypted values, in a form that "
+        "was not looked at before it was compiled; nothing was sent. Execute `update(...)` by itself, or "
+        "change the objects in a session."
+    )
 
 
 def _what(decider: Decider, name: str) -> tuple[str, str]:

@@ -12,16 +12,17 @@ from sqlalchemy import insert, select
 from sqlalchemy.exc import IntegrityError
 
 from sqlalchemy_envelope.exceptions import ConfigurationError
+from sqlalchemy_envelope.orm.columns.plans import mapper_of_table
 from sqlalchemy_envelope.orm.current.context import unlocked_sessions
 from sqlalchemy_envelope.orm.current.names import Names
 from sqlalchemy_envelope.orm.tables.key_rows import chunks
-from sqlalchemy_envelope.orm.tables.owner_paths import ChosenPath, LinkedPath, linked_paths
+from sqlalchemy_envelope.orm.tables.owner_paths import ChosenPath, LinkedPath, among, linked_paths
 from sqlalchemy_envelope.orm.tables.sole import sole_key
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from sqlalchemy import Connection
+    from sqlalchemy import Connection, Table
     from sqlalchemy.orm import Session
 
     from sqlalchemy_envelope.orm.tables.owner_paths import OwnerPath
@@ -38,7 +39,7 @@ class OwnerSeek(Names):
         links: what the objects of a flush say: by path and values, the owner's primary key.
     """
 
-    __slots__ = ("_found", "_links", "_sole", "_writes")
+    __slots__ = ("_bases", "_found", "_links", "_sole", "_writes")
 
     def __init__(
         self,
@@ -51,6 +52,7 @@ class OwnerSeek(Names):
         self._writes = connection
         self._links: Links = links or {}
         self._found: dict[tuple[Any, Values], Values | None] = {}
+        self._bases: dict[tuple[Any, Values], Values] = {}
         self._sole: dict[OwnerClass, Values | None] = {}
 
     def load(self, path: OwnerPath, rows: Iterable[Values]) -> None:
@@ -79,6 +81,29 @@ class OwnerSeek(Names):
                 owner = tuple(row[width:])
                 if None not in owner:
                     self._found[path.identity, tuple(row[:width])] = owner
+
+    def load_bases(self, table: Table, path: OwnerPath, keys: Iterable[Values]) -> None:
+        """Look up together what rows of a joined subclass say of their owners in the table that it extends.
+        The rows there are locked as those between a row and its owner are."""
+        mapper, bases = mapper_of_table(table), {column.table for column in path.columns}
+        if mapper is None or len(bases) != 1:
+            return
+        (base,) = bases
+        own = table.primary_key
+        same = [c for one in own for c in mapper.get_property_by_column(one).columns if c.table is base]
+        if len(same) != len(own):
+            return
+        for some in chunks(list(keys)):
+            query: Any = select(*same, *path.columns).where(among(same, some))
+            for row in self._writes.execute(query.with_for_update(read=True, key_share=True, of=base)):
+                self._bases[path.identity, tuple(row[: len(same)])] = tuple(row[len(same) :])
+
+    def in_base(self, table: Table, path: OwnerPath, key: Values) -> Values | None:
+        """What a row of a joined subclass says of its owner in the table that it extends."""
+        at = (path.identity, key)
+        if at not in self._bases and None not in key:
+            self.load_bases(table, path, [key])
+        return self._bases.get(at)
 
     def sole(self, owner_class: OwnerClass) -> Values | None:
         """The one row of a class; in server mode it is made where there is none.

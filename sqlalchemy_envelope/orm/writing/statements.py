@@ -264,8 +264,11 @@ class _StatementWriter:
         do so for all of them at once."""
         on_demand = [one for one in context.unlocked_sessions(self._session) if one.on_demand]
         for path, columns in self._plan.groups:
-            if not self._plan.has(path) or (path.is_self and self._inserts):
+            if path.is_self and self._inserts:
                 continue
+            if not self._plan.has(path):
+                keys = {self._identity(row) for row in rows if self._state(row) is None}
+                self._owners.load_bases(self._plan.table, path, [key for key in keys if None not in key])
             if not on_demand and path.is_direct:
                 continue
             named = {one for one in self._named(path, columns, rows, literals) if one is not None}
@@ -291,7 +294,8 @@ class _StatementWriter:
             rows = [row for row in rows if row.get(only) is not None]
         else:
             rows = [row for row in rows if any([row.get(name) is not None for name in names])]  # noqa: C419
-        if len(path.keys) == 1 and path.is_direct and path.keys[0] not in literals:
+        only_key = len(path.keys) == 1 and path.is_direct and path.keys[0] not in literals
+        if only_key and self._plan.has(path):
             name = self._parameter(path.keys[0])
             return {(row.get(name),) for row in rows}
         return {self._says(path, columns[0], row, literals) for row in rows}
@@ -310,6 +314,8 @@ class _StatementWriter:
             if None not in values or (not path.is_direct and (self._inserts or told)):
                 return values
         state = self._state(row)
+        if state is None and not self._plan.has(path):
+            return self._owners.in_base(self._plan.table, path, self._identity(row))
         return None if state is None else owner_values(state, path, column.key)
 
     def _rows(self, rows: Sequence[Row], literals: Row) -> list[dict[str, Any]]:
