@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import sqlalchemy as sa
@@ -42,7 +42,7 @@ class Order(Base):
     customer_id: Mapped[int | None] = mapped_column(ForeignKey("users.id"))
     total: Mapped[int | None]
     customer: Mapped[User | None] = relationship()
-    buyer: Any = synonym("customer_id")
+    buyer: Mapped[int | None] = synonym("customer_id")
 
 
 class Item(Base):
@@ -66,14 +66,14 @@ class Doc(Base):
     id: Mapped[int] = mapped_column(primary_key=True)
     kind: Mapped[str]
     user_id: Mapped[int] = mapped_column(ForeignKey("users.id"))
-    __mapper_args__ = {"polymorphic_on": "kind", "polymorphic_identity": "doc"}
+    __mapper_args__: ClassVar[Any] = {"polymorphic_on": "kind", "polymorphic_identity": "doc"}
 
 
 class Letter(Doc):
     __tablename__ = "letters"
     id: Mapped[int] = mapped_column(ForeignKey("docs.id"), primary_key=True)
     text: Mapped[str | None] = mapped_column(EncryptedType(Text, owner="user_id"))
-    __mapper_args__ = {"polymorphic_identity": "letter"}
+    __mapper_args__: ClassVar[Any] = {"polymorphic_identity": "letter"}
 
 
 OWNERS = {
@@ -172,11 +172,6 @@ def _reflected(session: Session) -> None:
     session.execute(update(orders).where(orders.c.id == 1).values(customer_id=2))
 
 
-def _compiled(session: Session) -> None:
-    statement = update(Order.__table__).where(Order.id == 1).values(customer_id=2)
-    session.connection().execute(statement.compile(session.connection()))
-
-
 def _lightweight(session: Session) -> None:
     orders = table("orders", sa.column("id"), sa.column("customer_id"))
     session.execute(update(orders).where(orders.c.id == 1).values(customer_id=2))
@@ -221,7 +216,6 @@ MOVES: dict[str, Callable[[Session], Any]] = {
     "an upsert": _upsert_order,
     "a reflected table": _reflected,
     "a lightweight table": _lightweight,
-    "a compiled statement": _compiled,
     "the base: update": lambda s: s.execute(update(Doc).where(Doc.id == 1).values(user_id=2)),
     "the base: a list of rows": lambda s: s.execute(update(Doc), [{"id": 1, "user_id": 2}]),
     "the subclass: a list of rows": lambda s: s.execute(update(Letter), [{"id": 1, "user_id": 2}]),
@@ -240,7 +234,7 @@ MOVES: dict[str, Callable[[Session], Any]] = {
 
 @pytest.mark.parametrize("move", MOVES.values(), ids=MOVES)
 def test_a_move_that_leaves_values_behind_is_refused(shop: Shop, move: Callable[[Session], Any]) -> None:
-    """Whatever form a statement has, the row stays where it is, also for whoever commits after the refusal."""
+    """Whatever form a statement has, the row stays where it is, also if the rest is committed."""
     with shop.session() as session:
         with pytest.raises(StatementRefusedError, match="the owner of encrypted values"):
             move(session)
@@ -368,20 +362,22 @@ def counting(engine: Engine, *words: str) -> Iterator[list[str]]:
 
 
 def test_one_question_for_a_batch(shop: Shop) -> None:
-    """However many items a flush or a bulk INSERT writes, their orders are asked for once; a letter's flush asks
-    nothing, and a bulk INSERT of letters asks their base table once."""
+    """However many items a flush or a bulk INSERT writes, their orders are asked for once; a letter's flush
+    asks nothing, and a bulk INSERT of letters asks their base table once."""
     with shop.session() as session, counting(shop.engine, "SELECT", "FROM orders") as asked:
-        session.add_all([Item(order_id=1 + at % 2, text="a") for at in range(20)])
+        session.add_all([Item(id=10 + at, order_id=1 + at % 2, text="a") for at in range(20)])
         session.flush()
         flushed = len(asked)
-        session.execute(insert(Item), [{"order_id": 1 + at % 2, "text": "a"} for at in range(20)])
+        session.execute(
+            insert(Item), [{"id": 50 + at, "order_id": 1 + at % 2, "text": "a"} for at in range(20)]
+        )
 
         assert (flushed, len(asked)) == (1, 2)
         with counting(shop.engine, "SELECT", "FROM docs") as bases:
-            session.add_all([Letter(user_id=1 + at % 2, text="a") for at in range(20)])
+            session.add_all([Letter(id=10 + at, user_id=1 + at % 2, text="a") for at in range(20)])
             session.flush()
             flushed = len(bases)
-            rows = [{"user_id": 1 + at % 2, "text": "a"} for at in range(20)]
+            rows = [{"id": 50 + at, "user_id": 1 + at % 2, "text": "a"} for at in range(20)]
             session.execute(insert(Letter), rows)
 
             assert (flushed, len(bases)) == (0, 1)
@@ -443,7 +439,8 @@ def test_another_database_with_a_table_of_that_name(shop: Shop, tmp_path: Any) -
 
 
 @pytest.fixture
-def contested(postgres_engine: Engine) -> Shop:
+def contested(postgres_engine: Engine) -> Iterator[Shop]:
+    """Two empty orders, and keys for both users."""
     url = postgres_engine.url.update_query_dict({"options": "-c lock_timeout=500"})
     engine = sa.create_engine(url)
     Base.metadata.create_all(engine)
@@ -459,7 +456,8 @@ def contested(postgres_engine: Engine) -> Shop:
         session.flush()
         session.execute(sa.delete(Item))
         session.commit()
-    return made
+    yield made
+    engine.dispose()
 
 
 def _move(session: Session) -> None:
@@ -484,8 +482,8 @@ INTERLEAVED = [
 @pytest.mark.parametrize("steps", INTERLEAVED)
 @pytest.mark.parametrize("isolation", ISOLATION)
 def test_a_move_beside_a_new_value(contested: Shop, steps: str, isolation: str) -> None:
-    """One transaction moves an empty order, another adds an item: in whatever order, with both snapshots taken
-    first, at most one gets through where both would leave the item under the former owner's key."""
+    """One transaction moves an empty order, another adds an item: in whatever order, with both snapshots
+    taken first, at most one gets through where both would leave the item under the former owner's key."""
     refused = []
     contested.engine = engine = contested.engine.execution_options(isolation_level=isolation)
     sessions = {"move": Session(engine), "add": Session(engine)}
