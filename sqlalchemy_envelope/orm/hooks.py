@@ -30,7 +30,7 @@ from sqlalchemy_envelope.orm.writing import (
     flushes,
     forms,
     gate,
-    links,
+    moves,
     refusals,
     sole_owners,
     statements,
@@ -169,6 +169,7 @@ def _on_mapper_constructed(mapper: Mapper[Any], cls: type[Any]) -> None:
     if key_owner.is_sole(mapper):
         event.listen(mapper, "before_insert", sole_owners.before_insert, raw=True, propagate=True)
     note_mapper(mapper)
+    moves.expect(mapper)
     two_columns.map_previous(mapper)
 
 
@@ -185,7 +186,7 @@ def _on_mapper_configured(mapper: Mapper[Any], cls: type[Any]) -> None:
         event.listen(
             instrumented, "set", _on_set, raw=True, retval=True
         )  # retval spares a wrapper for each value
-    links.watch_links(plan)
+    moves.watch(mapper, plan)
     listener = objects.load_listener(mapper)
     duals = two_columns.dual_attributes(mapper)
     # insert: ahead of Mutable's own listener, which must not meet a Sealed. raw: an

@@ -662,6 +662,13 @@ def test_a_constraint_that_is_bound_to_its_type() -> None:
     assert Note.__table__.c.body._copy().constraints == set()
 
 
+def test_prefixes() -> None:
+    """`Insert._prefixes` holds what `prefix_with` put there; without it no INSERT is sent."""
+    statement = sa.insert(Note).prefix_with("OR REPLACE")
+
+    assert [str(prefix) for prefix, _ in statement._prefixes] == ["OR REPLACE"]
+
+
 # All of them
 
 
@@ -698,6 +705,7 @@ def test_no_private_spot_without_a_canary() -> None:
         "_ordered_values",
         "_parent",
         "_post_values_clause",
+        "_prefixes",
         "_processors",
         "_proxies",
         "_raw_columns",

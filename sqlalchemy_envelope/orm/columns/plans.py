@@ -169,14 +169,15 @@ def note_mapper(mapper: Mapper[Any]) -> None:
     for table in mapper.tables:
         if isinstance(table, Table) and any(isinstance(c.type, EncryptedType) for c in table.columns):
             records = records_of_table(table)
-            first = _first_mapper(table)
+            first = mapper_of_table(table)
             # A table that was declared a second time has other columns than the first class.
             if first is None or not all(map(first.columns.contains_column, table.columns)):
                 records[_MAPPER] = ref(mapper)
             records.pop(_PLAN, None)
 
 
-def _first_mapper(table: Table) -> Mapper[Any] | None:
+def mapper_of_table(table: Table) -> Mapper[Any] | None:
+    """The most general mapper of a table with encrypted columns."""
     noted: ref[Mapper[Any]] | None = records_of_table(table).get(_MAPPER)
     return None if noted is None else noted()
 
@@ -207,7 +208,7 @@ def _plan_table(table: Table) -> TablePlan | None:
     encrypted = [column for column in table.columns if isinstance(column.type, EncryptedType)]
     if not encrypted:
         return None
-    mapper = _first_mapper(table)
+    mapper = mapper_of_table(table)
     groups: dict[tuple[Any, ...], tuple[OwnerPath, list[EncryptedColumn]]] = {}
     for column in encrypted:
         path = path_of(column, mapper, _original)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import inspect
+from sqlalchemy.orm.base import NO_VALUE
 
 from sqlalchemy_envelope.orm.current.context import realm_of, unlocked_sessions
 from sqlalchemy_envelope.orm.current.sole_rows import known_in
@@ -85,6 +86,8 @@ class Names:
             if any(key not in held for key in onward):
                 return None
             values = tuple(inspect(instance).committed_state.get(key, held[key]) for key in onward)
+            if NO_VALUE in values:  # changed before it was loaded
+                return None
             if at + 1 < len(path.steps) and None in values:
                 return None
         return values if path.leads(values) else None

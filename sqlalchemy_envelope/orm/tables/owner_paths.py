@@ -10,7 +10,7 @@ from __future__ import annotations
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Protocol
 
-from sqlalchemy import Table, and_, inspect, literal, select, tuple_
+from sqlalchemy import Table, and_, inspect, select, tuple_
 from sqlalchemy.orm import aliased
 
 from sqlalchemy_envelope.orm.tables.key_types import kinds_of, mistyped_for
@@ -147,17 +147,17 @@ class LinkedPath(OwnerPath):
         return copy
 
     def query(self, links: Iterable[PrimaryKey]) -> Select[Any]:
-        """The primary keys of the rows that these values refer to, each with its owner's behind it."""
+        """The primary keys of the rows that these values refer to, each with its owner's behind it. The rows
+        are locked, as by a foreign key that refers to them: they lead there until the transaction ends."""
         entities = [aliased(step.mapper) for step in self.steps]
         remote = [getattr(entities[0], key) for key in self.remote]
         owner = [getattr(entities[-1], key) for key in self.last]
         statement: Any = select(*remote, *owner).select_from(entities[0])
         for (near, far), step in zip(pairwise(entities), self.steps[1:], strict=True):
             statement = statement.join(far, _on(step, near, far))
-        wanted = list(links)
-        one = len(remote) == 1
-        among = remote[0].in_([link[0] for link in wanted]) if one else tuple_(*remote).in_(wanted)
-        found: Select[Any] = statement.where(among)
+        found: Select[Any] = statement.where(among(remote, links)).with_for_update(
+            read=True, key_share=True, of=entities
+        )
         return found
 
     def links(self) -> Iterable[tuple[Mapper[Any], tuple[str, ...]]]:
@@ -166,23 +166,21 @@ class LinkedPath(OwnerPath):
             yield here.mapper, tuple(here.mapper.get_property_by_column(c).key for c in onward.local_columns)
         yield self.steps[-1].mapper, self.last
 
-    def dependents(self, mapper: Mapper[Any], primary_key: PrimaryKey, column: Any) -> Select[Any]:
-        """Whether a value in this encrypted column hangs on a row on the way."""
-        entities: list[Any] = []
-        statement = select(literal(1)).select_from(column.table)
-        for step in self.steps:
+    def join(self, statement: Any, row: Any, mapper: Mapper[Any], steps: int) -> tuple[Any, Any]:
+        """A SELECT from rows of the path's own class, joined to the class so many steps on, and that class as
+        it stands there."""
+        here = row
+        for at, step in enumerate(self.steps[:steps]):
             far = aliased(step.mapper)
-            if entities:
-                on = _on(step, entities[-1], far)
+            if at:
+                on = _on(step, here, far)
             else:
-                on = and_(*(c == getattr(far, key) for c, key in zip(self.columns, self.remote, strict=True)))
+                names = [mapper.get_property_by_column(column).key for column in self.columns]
+                pairs = zip(names, self.remote, strict=True)
+                on = and_(*(getattr(row, mine) == getattr(far, its) for mine, its in pairs))
             statement = statement.join(far, on)
-            entities.append(far)
-            if step.mapper is mapper:
-                break
-        keys = [getattr(entities[-1], mapper.get_property_by_column(c).key) for c in mapper.primary_key]
-        same = (key == value for key, value in zip(keys, primary_key, strict=True))
-        return statement.where(column.is_not(None), *same).limit(1)
+            here = far
+        return statement, here
 
 
 class ChosenPath(OwnerPath):
@@ -312,6 +310,13 @@ def linked_paths(path: OwnerPath) -> tuple[LinkedPath, ...]:
     if isinstance(path, ChosenPath):
         return tuple(found for one in path.alternatives for found in linked_paths(one))
     return ()
+
+
+def among(columns: Sequence[Any], keys: Iterable[PrimaryKey]) -> Any:
+    """That these columns hold one of these keys."""
+    wanted = list(keys)
+    one = len(columns) == 1
+    return columns[0].in_([key[0] for key in wanted]) if one else tuple_(*columns).in_(wanted)
 
 
 def referred(step: RelationshipProperty[Any]) -> tuple[str, ...]:

@@ -7,9 +7,16 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Cast, Column, CompoundSelect, Insert, Label, Null, Table, TypeCoerce, Update
 from sqlalchemy.orm import FromStatement
-from sqlalchemy.sql import visitors
+from sqlalchemy.sql import operators, visitors
 from sqlalchemy.sql.dml import UpdateBase
-from sqlalchemy.sql.elements import ClauseElement, ColumnClause, Grouping
+from sqlalchemy.sql.elements import (
+    BinaryExpression,
+    BindParameter,
+    BooleanClauseList,
+    ClauseElement,
+    ColumnClause,
+    Grouping,
+)
 from sqlalchemy.sql.lambdas import LambdaElement, NullLambdaStatement
 from sqlalchemy.sql.selectable import CTE, AliasedReturnsRows, SelectStatementGrouping
 
@@ -132,6 +139,27 @@ def assigned_by_upsert(statement: Any) -> dict[Any, Any]:
     clause = getattr(statement, "_post_values_clause", None)
     updates = getattr(clause, "update_values_to_set", None) or getattr(clause, "update", None) or {}
     return dict(updates.items() if hasattr(updates, "items") else updates)
+
+
+def equalities(statement: Any, target: Any, row: Mapping[str, Any]) -> Iterator[tuple[Any, Any]]:
+    """What the rows of an UPDATE have in common: the columns that its WHERE compares with a value."""
+    waiting = list(statement._where_criteria)
+    while waiting:
+        one = waiting.pop()
+        one = one.element if isinstance(one, Grouping) else one
+        if isinstance(one, BooleanClauseList) and one.operator is operators.and_:
+            waiting.extend(one.clauses)
+        elif isinstance(one, BinaryExpression) and one.operator is operators.eq:
+            for column, value in ((one.left, one.right), (one.right, one.left)):
+                # An annotated table has the hash of the table itself; an alias is another row.
+                if (
+                    isinstance(column, Column)
+                    and isinstance(value, BindParameter)
+                    and hash(column.table) == hash(target)
+                ):
+                    (base,) = column.base_columns
+                    default = None if value.required else value.effective_value
+                    yield base, row.get(value.key, default)
 
 
 def in_from_statement(statement: FromStatement[Any], encrypted: Any) -> FromStatement[Any]:

@@ -19,6 +19,7 @@ from sqlalchemy_envelope.orm.columns.plans import plan_of_table
 from sqlalchemy_envelope.orm.writing.copies import check_made_by_select, check_plain_target
 from sqlalchemy_envelope.orm.writing.forms import WRITE_IN_CTES, beside, rows_of, table_of, target_of
 from sqlalchemy_envelope.orm.writing.marks import is_marked
+from sqlalchemy_envelope.orm.writing.moves import may_move, unseen_move
 from sqlalchemy_envelope.orm.writing.twins import (
     refuse_beside,
     refuse_defaults,
@@ -62,6 +63,9 @@ def check_writes(connection: Connection, compiled: Any, elements: Iterable[Any])
                 if plan is not None or not is_marked(element):  # its values were not looked at
                     refuse_twin(connection, element, compiled.column_keys)
                     again = True
+            unseen = plan is None and not is_marked(element)
+            if unseen and may_move(element, target, compiled.column_keys or ()):
+                raise unseen_move(target)
             if plan is None and isinstance(element, Insert):
                 check_plain_target(element)
             if isinstance(element, Update):
@@ -94,7 +98,11 @@ def check_compiled(compiled: Any) -> None:
         StatementRefusedError: it writes to a table with encrypted columns.
     """
     for statement in statements_of(compiled):
-        if isinstance(statement, (Insert, Update)) and plan_of_table(target_of(statement)) is not None:
+        if not isinstance(statement, (Insert, Update)):
+            continue
+        if may_move(statement, target_of(statement), compiled.column_keys or ()):
+            raise unseen_move(target_of(statement))
+        if plan_of_table(target_of(statement)) is not None:
             raise StatementRefusedError(
                 f"A compiled statement writes to {target_of(statement).name}, which has encrypted columns, "
                 "and its values can no longer be encrypted. Execute the statement itself; SQLAlchemy keeps "

@@ -9,19 +9,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import Column, Insert, Select, Update, insert, update
+from sqlalchemy import Insert, Select, Update, insert, update
 from sqlalchemy.orm import FromStatement
 from sqlalchemy.orm.attributes import instance_state
-from sqlalchemy.sql import operators
 from sqlalchemy.sql.compiler import Compiled
-from sqlalchemy.sql.elements import (
-    BinaryExpression,
-    BindParameter,
-    BooleanClauseList,
-    ClauseElement,
-    Grouping,
-    Null,
-)
+from sqlalchemy.sql.elements import BindParameter, ClauseElement, Null
 from sqlalchemy.types import NullType
 from sqlalchemy.util import immutabledict
 
@@ -52,6 +44,7 @@ from sqlalchemy_envelope.orm.writing.flushes import (
 )
 from sqlalchemy_envelope.orm.writing.forms import (
     WRITE_IN_CTES,
+    equalities,
     in_from_statement,
     may_hold_ctes,
     plain,
@@ -60,9 +53,9 @@ from sqlalchemy_envelope.orm.writing.forms import (
     with_ctes,
 )
 from sqlalchemy_envelope.orm.writing.gate import check_compiled
-from sqlalchemy_envelope.orm.writing.links import check_links
 from sqlalchemy_envelope.orm.writing.marks import is_marked, mark, mark_lasting
 from sqlalchemy_envelope.orm.writing.missing_owner import names_of, new_owner, not_set, unnamed_owner
+from sqlalchemy_envelope.orm.writing.moves import check_moves
 from sqlalchemy_envelope.orm.writing.owner_columns import (
     default_beside,
     has_python_default,
@@ -74,7 +67,7 @@ from sqlalchemy_envelope.orm.writing.sole_owners import check_sole
 from sqlalchemy_envelope.orm.writing.twins import check_twin, is_twin
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from sqlalchemy import Connection
     from sqlalchemy.orm import InstanceState
@@ -124,14 +117,14 @@ def _encrypt_alone(
     connection: Connection, statement: Any, multiparams: Any, params: Any, options: Options
 ) -> tuple[Any, Any, Any]:
     target = target_of(statement)
-    check_links(connection, statement, target, multiparams, params)
     check_sole(connection, statement, target, multiparams, params)
+    moves = check_moves(connection, statement, target, multiparams, params)
     plan = plan_of_table(target)
     if plan is None:
         unseen = is_twin(target) and not is_marked(statement)  # the migration marks what it encrypted itself
         if unseen and check_twin(connection, target, statement, multiparams, params):
             statement = mark(statement)
-        return statement, multiparams, params
+        return mark_lasting(statement) if moves else statement, multiparams, params
     _check_schema(plan, connection, options)
     writer = _StatementWriter(plan, connection, statement, options)
     encrypted, multiparams, params = writer.write(multiparams, params)
@@ -280,8 +273,11 @@ class _StatementWriter:
         do so for all of them at once."""
         on_demand = [one for one in context.unlocked_sessions(self._session) if one.on_demand]
         for path, columns in self._plan.groups:
-            if not self._plan.has(path) or (path.is_self and self._inserts):
+            if path.is_self and self._inserts:
                 continue
+            if not self._plan.has(path):
+                keys = {self._identity(row) for row in rows if self._state(row) is None}
+                self._owners.load_bases(self._plan.table, path, [key for key in keys if None not in key])
             if not on_demand and path.is_direct:
                 continue
             named = {
@@ -311,7 +307,8 @@ class _StatementWriter:
             rows = [row for row in rows if row.get(only) is not None]
         else:
             rows = [row for row in rows if any([row.get(name) is not None for name in names])]  # noqa: C419
-        if len(path.keys) == 1 and path.is_direct and path.keys[0] not in literals:
+        only_key = len(path.keys) == 1 and path.is_direct and path.keys[0] not in literals
+        if only_key and self._plan.has(path):
             name = self._parameter(path.keys[0])
             return {(row.get(name),) for row in rows}
         return {self._says(path, columns[0], row, literals) for row in rows}
@@ -333,6 +330,8 @@ class _StatementWriter:
             if None not in values or (not path.is_direct and (self._inserts or told)):
                 return values
         state = self._state(row)
+        if state is None and not self._plan.has(path):
+            return self._owners.in_base(self._plan.table, path, self._identity(row))
         return None if state is None else owner_values(state, path, column.key)
 
     def _given(self, path: OwnerPath, row: Row, literals: Row) -> dict[str, Any]:
@@ -707,33 +706,13 @@ class _StatementWriter:
 
     def _is_pinned(self, path: OwnerPath, row: Row, literals: Row) -> bool:
         """Whether the WHERE takes only rows that have the very owner that the values name."""
-        pinned = dict(self._equalities(row))
+        pinned = dict(equalities(self._statement, self._statement.table, row))
         return all(
             column in pinned
             and pinned[column] is not None
             and pinned[column] == self._value(key, row, literals)
             for key, column in zip(path.keys, path.columns, strict=True)
         )
-
-    def _equalities(self, row: Row) -> Iterator[tuple[Any, Any]]:
-        """What the rows of an UPDATE have in common: the columns that its WHERE compares with a value."""
-        waiting = list(self._statement._where_criteria)
-        while waiting:
-            one = waiting.pop()
-            one = one.element if isinstance(one, Grouping) else one
-            if isinstance(one, BooleanClauseList) and one.operator is operators.and_:
-                waiting.extend(one.clauses)
-            elif isinstance(one, BinaryExpression) and one.operator is operators.eq:
-                for column, value in ((one.left, one.right), (one.right, one.left)):
-                    # An annotated table has the hash of the table itself; an alias is another row.
-                    if (
-                        isinstance(column, Column)
-                        and isinstance(value, BindParameter)
-                        and hash(column.table) == hash(self._statement.table)
-                    ):
-                        (base,) = column.base_columns
-                        default = None if value.required else value.effective_value
-                        yield base, row.get(value.key, default)
 
 
 _ABSENT = object()
