@@ -47,7 +47,6 @@ if TYPE_CHECKING:
     from sqlalchemy.engine import Inspector
 
 _by_name: dict[str, WeakSet[Table]] = {}
-_TEMPORARY = ("TEMP", "TEMPORARY")
 _asked: WeakKeyDictionary[Engine, dict[tuple[Any, ...], bool]] = WeakKeyDictionary()
 
 
@@ -232,23 +231,20 @@ def _is_here(connection: Connection, target: Any, name: str) -> bool:
     schema = _schema(connection, target)
     known = _asked.setdefault(connection.engine, {})
     place = (schema, target.name.lower(), name)
-    if known.get(place) is not False and _is_temporary(connection, target):
+    if known.get(place) is False:
         return False
+    if connection.schema_for_object(target) is None and _is_temporary(connection, target):
+        return False  # for now: nothing is known of the table behind it
     if place not in known:
         found = _look(connection, target, schema, name)
-        if not found and (found is None or _has_temporary(connection, target)):
-            return False  # there is no such table yet, or another one stands before it for now
+        if found is None:
+            return False  # there is no such table yet
         known[place] = found
     return known[place]
 
 
 def _is_temporary(connection: Connection, target: Any) -> bool:
-    """Whether this is a temporary table, which the database takes before any other of its name."""
-    declared = any(str(one).upper() in _TEMPORARY for one in getattr(target, "_prefixes", ()))
-    return declared and target.schema is None and _has_temporary(connection, target)
-
-
-def _has_temporary(connection: Connection, target: Any) -> bool:
+    """Whether a temporary table has this name: the database takes it before any other."""
     try:
         names = inspect(connection).get_temp_table_names()
     except NotImplementedError:
