@@ -20,7 +20,7 @@ from sqlalchemy.orm import aliased
 from sqlalchemy.sql.elements import BindParameter, ClauseElement
 from sqlalchemy.sql.selectable import TableClause
 
-from sqlalchemy_envelope.exceptions import StatementRefusedError
+from sqlalchemy_envelope.exceptions import ConfigurationError, StatementRefusedError
 from sqlalchemy_envelope.orm.columns.encrypted_type import EncryptedType
 from sqlalchemy_envelope.orm.tables.key_rows import chunks
 from sqlalchemy_envelope.orm.tables.owner_paths import among, linked_paths
@@ -205,11 +205,11 @@ def _configure(target: Any) -> None:
     if not isinstance(target, TableClause) or name is None:
         return
     for mapper in list(_expected):
-        tables = getattr(mapper.local_table, "metadata").tables.values()  # noqa: B009 - no FromClause's
-        if any(table.name.lower() == name.lower() for table in tables):
+        metadata = getattr(mapper.local_table, "metadata", None)
+        if metadata is not None and any(one.name.lower() == name.lower() for one in metadata.tables.values()):
             try:
                 mapper.attrs  # noqa: B018 - configures the mappers
-            except SQLAlchemyError:
+            except (SQLAlchemyError, ConfigurationError):
                 continue  # nothing can be written through them, and their own statements say why
 
 
