@@ -217,16 +217,17 @@ def _check_owner(
     """
     current = context.CURRENT.get()
     names = Names(state.session)
-    if current.only_class is None and not context.WATCHED[0]:
-        raise ConfigurationError(
-            "Rows cannot be compared with their owners as they are fetched: this version of SQLAlchemy is "
-            "not supported while several owners are unlocked."
-        )
     for attribute in plan:
         with_owner = read is None or not read.isdisjoint(attribute.owner_keys)
-        if current.only_class is None and (with_owner or not attribute.encrypted.path.columns):
-            continue
         key = attribute.key
+        if current.only_class is None and (with_owner or not attribute.encrypted.path.columns):
+            loaded = read is None or key in read
+            if loaded and not context.WATCHED[0] and state.dict.get(key) is not None:
+                raise ConfigurationError(
+                    "Rows cannot be compared with their owners as they are fetched: this version of "
+                    "SQLAlchemy is not supported while several owners are unlocked."
+                )
+            continue
         value = state.dict.get(key)
         if (
             value is None
