@@ -99,8 +99,8 @@ def _known(connection: Connection) -> _Known | None:
     info = connection.info
     root = connection.get_transaction()
     changed = info.get(_CHANGED)
-    is_told = changed is not None and changed is not _nothing and root is not None
-    if is_told and changed() is not root:
+    is_settled = changed is not None and changed is not _nothing and changed() is not root
+    if root is not None and is_settled:
         # The transaction of the change has ended, by a commit or by a rollback that took the change back.
         del info[_CHANGED]
         info.pop(_KNOWN, None)
