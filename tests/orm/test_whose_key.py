@@ -61,6 +61,8 @@ def _start(engine: Engine, using: Any) -> Application:
         session.add_all([using.Order(id=number, customer_id=number) for number in (1, 2, 3)])
         session.flush()
         session.add_all([using.Item(id=number, order_id=number) for number in (1, 2, 3)])
+        session.add_all([using.Document(id=number, user_id=number) for number in (1, 2, 3)])
+        session.add_all([using.Document(id=10 + number, team_id=number) for number in (1, 2, 3)])
         session.commit()
     return Application(engine, envelope)
 
@@ -216,7 +218,11 @@ def test_another_owners_value_is_refused(lite: Application, kind: Kind) -> None:
             f"UPDATE {name} SET text = (SELECT text FROM {name} WHERE id = {ROW}) WHERE id = {ROW + 1}"
         )
     with Session(lite.engine) as session, lite.serving(session):
-        kept = [*session.scalars(select(M.Order)), *session.scalars(select(M.Item).where(M.Item.id < ROW))]
+        kept = [
+            one
+            for each in (M.Order, M.Item, M.Document)
+            for one in session.scalars(select(each).where(each.id < ROW))
+        ]
         with pytest.raises(DecryptionError):
             print(session.get_one(model, ROW + 1).text, len(kept))
 

@@ -51,8 +51,9 @@ class KeyOwner:
     Its own `EncryptedType` columns are encrypted with its own key. Other tables refer to it by a foreign key.
 
     Class keywords:
-        sole: the class has one row, which owns whatever names no other owner: an application's own secrets,
-            the user of a program with one passphrase, a tenant with a schema of its own.
+        sole: the class has one row, and columns that name the class, `EncryptedType(..., owner=Vault)`, are
+            encrypted with its key: an application's own secrets, the user of a program with one passphrase,
+            a tenant with a schema of its own.
         key_tables: False to declare the tables yourself, as `KeyTable[Owner]` and `KeySlotTable[Owner]`.
         key_names: other names for the tables and their classes, `KeyNames(key_table="user_keys")`.
 

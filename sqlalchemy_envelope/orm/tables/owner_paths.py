@@ -31,7 +31,7 @@ class Seeker(Protocol):
     """Looks up owners that a row does not name itself; None where that cannot be told here."""
 
     def linked(self, path: LinkedPath, values: PrimaryKey) -> PrimaryKey | None:
-        """The owner behind the row that these values refer to."""
+        """What the row at the end of the path's steps says of its owner: its values of `path.last`."""
 
     def sole(self, owner_class: OwnerClass) -> PrimaryKey | None:
         """The one row of a class."""
@@ -84,47 +84,60 @@ class LinkedPath(OwnerPath):
 
     Attributes:
         steps: the relationships on the way, each many-to-one; the first is of the row's own class.
-        last: the attributes of the last step's class that hold the owner's primary key, in that key's order.
+        onward: from the row at the end of the steps to the owner: its own columns, or one of several of them.
+        last: the attributes of that row which `onward` takes.
     """
 
     is_direct = False
 
     def __init__(
         self,
-        owner_class: OwnerClass,
         columns: tuple[Column[Any], ...],
         steps: tuple[RelationshipProperty[Any], ...],
-        last: tuple[str, ...],
+        onward: OwnerPath,
     ) -> None:
-        super().__init__(owner_class, columns, is_self=False)
+        super().__init__(onward.owner_class, columns, is_self=False)
         self.steps = steps
-        self.last = last
+        self.onward = onward
+        self.last = tuple(steps[-1].mapper.get_property_by_column(one).key for one in onward.columns)
         self.remote: tuple[str, ...] = _attributes(steps[0], columns)
+
+    @property
+    def owner_classes(self) -> tuple[OwnerClass, ...]:
+        """Every class that an owner may be of."""
+        return self.onward.owner_classes
 
     @property
     def identity(self) -> tuple[Any, ...]:
         """Equal for two paths that lead every row to the same owner."""
-        return (self.owner_class.mapper, self.columns, self.steps, self.last)
+        return (self.columns, self.steps, self.onward.identity)
 
     def find(self, values: Sequence[Any], seeker: Seeker) -> Owner | None:
         """The owner behind the row that these values refer to."""
         if any(value is None for value in values):
             return None
         found = seeker.linked(self, tuple(values))
-        return None if found is None else (self.owner_class, found)
+        return None if found is None else self.onward.find(found, seeker)
+
+    def leads(self, last: Sequence[Any]) -> bool:
+        """Whether the row at the end of the steps names an owner by these values of `last`."""
+        return self.onward.find(last, _NOBODY) is not None
 
     def why_none(self, values: Sequence[Any]) -> str:
         """Why these values lead to no owner, for an error."""
         if any(value is None for value in values):
             return super().why_none(values)
         names = ".".join(step.key for step in self.steps)
+        if isinstance(self.onward, ChosenPath):
+            said = f"in that row not exactly one of {self.onward.names} is set"
+            return f"{names} has no row of this key, or {said}"
         return f"{names} has no row of this key, or that row leads to no {self.owner_class.name}"
 
     def along(self, columns: tuple[Column[Any], ...]) -> OwnerPath:
         """The same path for a copy of the table, whose columns these are."""
         copy = LinkedPath.__new__(LinkedPath)
         OwnerPath.__init__(copy, self.owner_class, columns, is_self=False)
-        copy.steps, copy.last, copy.remote = self.steps, self.last, self.remote
+        copy.steps, copy.onward, copy.last, copy.remote = self.steps, self.onward, self.last, self.remote
         return copy
 
     def query(self, links: Iterable[PrimaryKey]) -> Select[Any]:
@@ -204,10 +217,16 @@ class ChosenPath(OwnerPath):
 
     def why_none(self, values: Sequence[Any]) -> str:
         """Why these values lead to no owner, for an error."""
-        chosen, names = self.parts(values), " or ".join(", ".join(one.keys) for one in self.alternatives)
+        chosen = self.parts(values)
         if len(chosen) == 1:
             return chosen[0][0].why_none(chosen[0][1])
-        return f"exactly one of {names} must be set, and {len(chosen) or 'none'} of them {_are(len(chosen))}"
+        count = len(chosen) or "none"
+        return f"exactly one of {self.names} must be set, and {count} of them {_are(len(chosen))}"
+
+    @property
+    def names(self) -> str:
+        """The alternatives by their columns, for an error."""
+        return " or ".join(", ".join(one.keys) for one in self.alternatives)
 
     def along(self, columns: tuple[Column[Any], ...]) -> OwnerPath:
         """The same path for a copy of the table, whose columns these are."""
@@ -239,6 +258,19 @@ class SolePath(OwnerPath):
     def along(self, columns: tuple[Column[Any], ...]) -> OwnerPath:
         """The same path for a copy of the table."""
         return self
+
+
+class _Nobody:
+    """A seeker that looks nothing up."""
+
+    def linked(self, path: LinkedPath, values: PrimaryKey) -> None:
+        """Unknown."""
+
+    def sole(self, owner_class: OwnerClass) -> None:
+        """Unknown."""
+
+
+_NOBODY = _Nobody()
 
 
 def path_through(columns: tuple[Column[Any], ...]) -> OwnerPath | None:

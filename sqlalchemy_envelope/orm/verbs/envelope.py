@@ -13,6 +13,7 @@ from sqlalchemy_envelope.crypto.preparation import hide_secret, prepare_hidden
 from sqlalchemy_envelope.crypto.wrapping import wrong_secret
 from sqlalchemy_envelope.exceptions import ConfigurationError
 from sqlalchemy_envelope.keys.row_seals import RowSeals, realm_name
+from sqlalchemy_envelope.orm.current import context
 from sqlalchemy_envelope.orm.current.policy import Policy, note_policy
 from sqlalchemy_envelope.orm.current.providers import CachePolicy, make_providers
 from sqlalchemy_envelope.orm.sessions.server import ServerSession
@@ -151,8 +152,10 @@ class Envelope:
         `with`. Success with a secret is an authentication.
 
         Two queries and one key derivation, of some 0.2 s with the default profile; where there are grants,
-        one query more for each class of them and of the owners they lead to. A slot that falls short of the
-        policy is upgraded, and what was sealed meanwhile adopted, in the caller's transaction.
+        one query more for each class of them and of the owners they lead to. It writes nothing and waits for
+        nobody. What waits for the owner is settled with the first flush that writes, or by
+        `UnlockedSession.settle`: what was sealed is adopted, pending grants are fulfilled, a slot that falls
+        short of the policy is replaced, an epoch starts where somebody was removed.
 
         Args:
             secret: the owner's own.
@@ -179,6 +182,18 @@ class Envelope:
         return self.run(
             self.unlock_steps(plain_session(session), owner, hidden, provider, reason, authenticated)
         )
+
+    def settle(self, session: AnySession) -> None:
+        """Do now what waits for whoever is unlocked in this session, which the first write would do: as
+        `UnlockedSession.settle`. Never commits.
+
+        Raises:
+            LockedError: nothing is unlocked in it.
+        """
+        plain = plain_session(session)
+        if not any(one.home is plain for one in context.unlocked_sessions(plain)):
+            raise context.locked("What is to be settled", plain)
+        context.settle_unlocked(plain)
 
     def write_only(self, session: AnySession, *owners: object) -> WriteOnlySession:
         """Encrypt for owners who are locked: a webhook's events, a job's results. Inside, their values can be
@@ -237,6 +252,21 @@ class Envelope:
             ProviderError: the provider failed.
         """
         self.run(self.add_provider_steps(plain_session(session), owner, provider))
+
+    def add_secret(self, session: AnySession, owner: object, *, secret: str | bytes) -> None:
+        """Give a first secret to an owner who has none and is unlocked here, in server mode or by a provider.
+        The provider's slot stays. One key derivation. Never commits.
+
+        Raises:
+            LockedError: the owner is not unlocked here.
+            AlreadyEnrolledError: it has a secret: `change_secret`.
+            UnclaimedError: a campaign holds its keys: `enroll` claims them.
+            SecretError: the secret cannot be used.
+            UnlockBusyError: too many derivations at once.
+        """
+        hidden = hide_secret(secret)
+        del secret
+        self.run(self.add_secret_steps(plain_session(session), owner, hidden))
 
     def remove_provider(self, session: AnySession, owner: object, *, provider: str) -> None:
         """Take a provider's slots of an owner away and start a new epoch: what is written from now on, it
@@ -357,6 +387,10 @@ class Envelope:
     def add_provider_steps(self, session: Session, owner: object, provider: str) -> Steps[None]:
         """The steps of `add_provider`."""
         return slots.add_provider_steps(session, self.policy, owner, provider)
+
+    def add_secret_steps(self, session: Session, owner: object, secret: GivenSecret) -> Steps[None]:
+        """The steps of `add_secret`."""
+        return slots.add_secret_steps(session, self.policy, self.kdf_profile, owner, hide_secret(secret))
 
     def change_secret_steps(
         self, session: Session, owner: object, old: GivenSecret, new: GivenSecret

@@ -130,7 +130,7 @@ class FlushNotes:
 
     def __init__(self) -> None:
         self.links: dict[tuple[Any, tuple[Any, ...]], tuple[Any, ...]] = {}
-        """By path and what a row says, the primary key of its owner, where the objects know it."""
+        """By path and what a row says, what the end of the path says of its owner, where objects know it."""
         self._updated: dict[tuple[Table, tuple[Any, ...]], InstanceState[Any]] = {}
         self._inserted: dict[Table, list[InstanceState[Any]]] = {}
 
@@ -234,8 +234,8 @@ def _note_links(
 def owner_through_objects(
     state: InstanceState[Any], path: LinkedPath, values: tuple[Any, ...]
 ) -> tuple[Any, ...] | None:
-    """The owner's primary key, as the related objects hold it; None where one is not loaded, or is not the
-    one that the row refers to."""
+    """What the related object at the end of the path says of the owner; None where one on the way is not
+    loaded, or is not the one that the row refers to."""
     here, wanted = state, values
     for at, step in enumerate(path.steps):
         other = here.dict.get(step.key)
@@ -248,7 +248,7 @@ def owner_through_objects(
         here = there
         onward = path.last if at + 1 == len(path.steps) else referring(path.steps[at + 1])
         wanted = tuple(there.dict.get(key) for key in onward)
-    return None if None in wanted else wanted
+    return wanted if path.leads(wanted) else None
 
 
 def _linked(plan: Iterable[EncryptedAttribute]) -> list[tuple[LinkedPath, tuple[str, ...]]]:

@@ -1,4 +1,4 @@
-"""Rows between an encrypted value and its owner, and rows of sole owners: what may not be written to them.
+"""Rows between an encrypted value and its owner: what may not be written to them.
 
 A value is encrypted for the owner that its row leads to. Who makes a row on the way lead elsewhere would
 leave the values behind it under the former owner's key.
@@ -8,16 +8,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import Insert, Table, Update, event, literal, select
+from sqlalchemy import Table, Update, event
 from sqlalchemy.orm import attributes
 from sqlalchemy.orm.base import PASSIVE_NO_INITIALIZE
 
 from sqlalchemy_envelope.exceptions import StatementRefusedError
 from sqlalchemy_envelope.orm.tables.connections import session_of
 from sqlalchemy_envelope.orm.tables.owner_paths import linked_paths
-from sqlalchemy_envelope.orm.tables.owners import owner_class_of
 from sqlalchemy_envelope.orm.tables.records import records_of_table
-from sqlalchemy_envelope.orm.tables.sole import second_row, sole_key
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -62,60 +60,38 @@ def _before_update(entry: Any) -> Any:
 
 
 def check_links(connection: Connection, statement: Any, target: Any, multiparams: Any, params: Any) -> None:
-    """Refuse an UPDATE that moves rows to another owner from the middle of a path, and a second sole owner. A
-    flush is looked at object by object.
+    """Refuse an UPDATE that moves rows to another owner from the middle of a path. A flush is looked at
+    object by object.
 
     Raises:
-        StatementRefusedError, EnrollmentError: it does.
+        StatementRefusedError: it does.
     """
-    if not isinstance(target, Table):
-        return
-    watched = records_of_table(target).get(_LINKS) if isinstance(statement, Update) else None
-    owner_class = owner_class_of(target) if isinstance(statement, Insert) else None
-    if watched is None and (owner_class is None or not owner_class.is_sole):
+    watched = records_of_table(target).get(_LINKS) if isinstance(target, Table) else None
+    if watched is None or not isinstance(statement, Update):
         return
     session = session_of(connection)
     if session is not None and session._flushing:
         return
-    for _, mapper, keys, column in watched or ():
+    for _, mapper, keys, column in watched:
         names = {mapper.get_property(key).columns[0].key for key in keys} | set(keys)
         written = {getattr(key, "key", key) for key in statement._values or ()}
         for row in multiparams or (params,):
             written |= row.keys()
         if written & names:
-            raise _refusal(f"{target.name}.{min(written & names)}", column)
-    if owner_class is None or target != owner_class.primary_key[0].table:
-        return
-    if len(multiparams) > 1 or _has_row(connection, target):
-        raise second_row(owner_class.name)
+            raise _refusal(f"{target.name}.{min(written & names)}", column, is_statement=True)
 
 
-def insert_sole(mapper: Mapper[Any], connection: Connection, state: InstanceState[Any]) -> None:
-    """A sole owner is about to be inserted: give it the primary key that all of them have.
-
-    Raises:
-        EnrollmentError: there is one already.
-    """
-    session, instance = state.session, state.obj()
-    others = 0 if session is None else sum(isinstance(one, mapper.class_) for one in session.new)
-    replaces = session is not None and any(isinstance(one, mapper.class_) for one in session.deleted)
-    if others > 1 or (not replaces and _has_row(connection, mapper.local_table)):
-        raise second_row(mapper.class_.__name__)
-    for column in mapper.primary_key:
-        key = mapper.get_property_by_column(column).key
-        if state.dict.get(key) is None:
-            attributes.set_attribute(instance, key, sole_key(column))
-
-
-def _has_row(connection: Connection, table: Any) -> bool:
-    return connection.execute(select(literal(1)).select_from(table).limit(1)).first() is not None
-
-
-def _refusal(what: str, column: Any) -> StatementRefusedError:
+def _refusal(what: str, column: Any, *, is_statement: bool = False) -> StatementRefusedError:
     where = f"{column.table.name}.{column.key}"
+    # A statement is refused unseen; of an object it is asked what hangs on it.
+    objects = (
+        " Or change the objects in a session, which allows it where no such value hangs on the row."
+        if is_statement
+        else ""
+    )
     return StatementRefusedError(
         f"{what} leads to the owner of encrypted values in {where}, and moving it would leave them "
         f"under the former "
         f"owner's key. Give the rows of {column.table.name} another parent, or empty {where} first "
-        f"and write it anew."
+        f"and write it anew.{objects}"
     )

@@ -8,21 +8,26 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import insert, select
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy.exc import IntegrityError, UnboundExecutionError
 
 from sqlalchemy_envelope.exceptions import ConfigurationError
-from sqlalchemy_envelope.orm.current.context import unlocked_sessions
+from sqlalchemy_envelope.orm.columns.state import current_key
+from sqlalchemy_envelope.orm.current.context import realm_of, unlocked_sessions
 from sqlalchemy_envelope.orm.current.names import Names
-from sqlalchemy_envelope.orm.tables.key_rows import chunks
+from sqlalchemy_envelope.orm.current.sole_rows import known_in
+from sqlalchemy_envelope.orm.tables.databases import database_name
+from sqlalchemy_envelope.orm.tables.key_rows import chunks, insert_unless_there, shows_others_when_locked
+from sqlalchemy_envelope.orm.tables.location import bind_of
 from sqlalchemy_envelope.orm.tables.owner_paths import ChosenPath, LinkedPath, linked_paths
 from sqlalchemy_envelope.orm.tables.sole import sole_key
+from sqlalchemy_envelope.orm.writing.flushes import enrolling_in
+from sqlalchemy_envelope.orm.writing.sole_owners import give_sole_key, sole_row
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from sqlalchemy import Connection
-    from sqlalchemy.orm import Session
+    from sqlalchemy.orm import Mapper, Session
 
     from sqlalchemy_envelope.orm.tables.owner_paths import OwnerPath
     from sqlalchemy_envelope.orm.tables.owners import OwnerClass
@@ -35,7 +40,8 @@ class OwnerSeek(Names):
     """Finds the owners of one statement's rows.
 
     Args:
-        links: what the objects of a flush say: by path and values, the owner's primary key.
+        links: what the objects of a flush say: by path and values, what the end of the path says of the
+            owner.
     """
 
     __slots__ = ("_found", "_links", "_sole", "_writes")
@@ -64,7 +70,7 @@ class OwnerSeek(Names):
             self._load(linked, [values for values in wanted if self._at_hand(linked, values) is None])
 
     def linked(self, path: LinkedPath, values: Values) -> Values | None:
-        """The owner behind the row that these values refer to."""
+        """What the row at the end of the path says of its owner."""
         found = self._at_hand(path, values)
         if found is None and (path.identity, values) not in self._found:
             self._load(path, [values])
@@ -75,52 +81,99 @@ class OwnerSeek(Names):
         return known or super().linked(path, values)
 
     def _load(self, path: LinkedPath, wanted: list[Values]) -> None:
+        for step in path.steps:
+            self.require_here(step.mapper)
         width = len(path.remote)
         for some in chunks(wanted):
             self._found.update(dict.fromkeys(((path.identity, values) for values in some), None))
             for row in self._writes.execute(path.query(some)):
-                owner = tuple(row[width:])
-                if None not in owner:
-                    self._found[path.identity, tuple(row[:width])] = owner
+                last = tuple(row[width:])
+                if path.leads(last):
+                    self._found[path.identity, tuple(row[:width])] = last
 
     def sole(self, owner_class: OwnerClass) -> Values | None:
-        """The one row of a class; in server mode it is made where there is none.
+        """The one row of a class: the new one of this flush, else the one in the database. In server mode it
+        is made where there is none.
 
         Raises:
             ConfigurationError: it has several.
         """
         if owner_class not in self._sole:
-            found = super().sole(owner_class) or self._stored(owner_class)
-            if found is None and any(one.makes_keys for one in unlocked_sessions(self._session)):
-                self._make(owner_class)
-                found = self._stored(owner_class)
-            self._sole[owner_class] = found
+            self._sole[owner_class] = self._new_in_flush(owner_class) or self._in_database(owner_class)
         return self._sole[owner_class]
 
-    def _stored(self, owner_class: OwnerClass) -> Values | None:
-        rows = self._writes.execute(select(*owner_class.primary_key).limit(2)).all()
-        if len(rows) > 1:
-            raise ConfigurationError(
-                f"{owner_class.name} is declared sole=True and has several rows: whose key encrypts "
-                f"is not clear. "
-                "Delete all rows but the one whose keys are in use."
-            )
-        return tuple(rows[0]) if rows else None
+    def require_here(self, mapper: Mapper[Any]) -> None:
+        """Refuse a class whose rows the session has in another database than those that the statement writes.
 
-    def _make(self, owner_class: OwnerClass) -> None:
-        """Insert the sole row. Another process may do so at the same moment: both choose one primary key."""
-        keys = {column.key: sole_key(column) for column in owner_class.primary_key}
-        statement = insert(owner_class.primary_key[0].table).values(keys)
+        Raises:
+            ConfigurationError: it has.
+        """
+        if self._session is None:
+            return
         try:
-            with self._writes.begin_nested():
-                self._writes.execute(statement)
-        except IntegrityError as error:
-            if self._stored(owner_class) is None:
-                raise ConfigurationError(
-                    f"There is no {owner_class.name} yet, and one with default values cannot be made: "
-                    f"add it yourself, "
-                    "`session.add(...)`, before the first encrypted value is written."
-                ) from error
+            there = bind_of(self._session, mapper).engine
+        except UnboundExecutionError:
+            return
+        realm = realm_of(self._session)
+        if database_name(there, realm) != database_name(self._writes.engine, realm):
+            name = mapper.class_.__name__
+            raise ConfigurationError(
+                f"This session has {name} in another database than the rows that a statement encrypts, and "
+                "a row, its owner and what lies between them are looked for in one database. Put both behind "
+                f"one engine (`binds=`), or encrypt the rows for an owner of their own database: an `owner=` "
+                f"that does not lead to {name}."
+            )
+
+    def _new_in_flush(self, owner_class: OwnerClass) -> Values | None:
+        """The sole owner that is being enrolled: its row may be written after those that it owns."""
+        for one in enrolling_in(self._session).values():
+            if one.owner_class is owner_class:
+                give_sole_key(one.state)
+                return current_key(one.state)
+        return None
+
+    def _in_database(self, owner_class: OwnerClass) -> Values | None:
+        # Not by a key that is open here: the row may have been deleted since, and another one made.
+        session, where = self._session, self.where(owner_class)
+        known = {} if session is None else known_in(session)
+        if (owner_class, where) in known:
+            return known[owner_class, where]
+        self.require_here(owner_class.mapper)
+        connection = self._writes
+        found = sole_row(connection, owner_class)
+        if found is None and any(one.makes_keys for one in unlocked_sessions(session)):
+            found = _make(connection, owner_class)
+        if session is not None and found is not None:
+            known_in(session)[owner_class, where] = found
+        return found
+
+
+def _make(connection: Connection, owner_class: OwnerClass) -> Values:
+    """Insert the sole row. Another process may do so at the same moment: both choose one primary key.
+
+    Raises:
+        DBAPIError: that one committed after this transaction's snapshot was taken (SQLSTATE 40001).
+        ConfigurationError: it cannot be made with default values.
+    """
+    name = owner_class.name
+    table: Any = owner_class.primary_key[0].table
+    keys = {column.key: sole_key(column) for column in owner_class.primary_key}
+    statement = insert_unless_there(connection.dialect.name, table, owner_class.primary_key[0]).values(keys)
+    try:
+        with connection.begin_nested():
+            connection.execute(statement)
+    except IntegrityError as error:
+        raise ConfigurationError(
+            f"There is no {name} yet, and one with default values cannot be made: add it yourself, "
+            "`session.add(...)`, before the first encrypted value is written."
+        ) from error
+    found = sole_row(connection, owner_class, for_update=shows_others_when_locked(connection.dialect))
+    if found is None:
+        raise ConfigurationError(
+            f"The row of {name} was made, and this transaction does not see it: others delete it at this "
+            "moment, or a row policy of the database hides it. Run the transaction again."
+        )
+    return found
 
 
 def _part(path: OwnerPath, linked: LinkedPath, values: Values) -> Values | None:

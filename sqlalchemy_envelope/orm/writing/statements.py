@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Column, Insert, Select, Update, insert, update
 from sqlalchemy.orm import FromStatement
+from sqlalchemy.orm.attributes import instance_state
 from sqlalchemy.sql import operators
 from sqlalchemy.sql.compiler import Compiled
 from sqlalchemy.sql.elements import (
@@ -61,7 +62,9 @@ from sqlalchemy_envelope.orm.writing.forms import (
 from sqlalchemy_envelope.orm.writing.gate import check_compiled
 from sqlalchemy_envelope.orm.writing.links import check_links
 from sqlalchemy_envelope.orm.writing.marks import is_marked, mark, mark_lasting
+from sqlalchemy_envelope.orm.writing.missing_owner import names_of, new_owner, not_set, unnamed_owner
 from sqlalchemy_envelope.orm.writing.owner_seek import OwnerSeek
+from sqlalchemy_envelope.orm.writing.sole_owners import check_sole
 from sqlalchemy_envelope.orm.writing.twins import check_twin, is_twin
 
 if TYPE_CHECKING:
@@ -116,6 +119,7 @@ def _encrypt_alone(
 ) -> tuple[Any, Any, Any]:
     target = target_of(statement)
     check_links(connection, statement, target, multiparams, params)
+    check_sole(connection, statement, target, multiparams, params)
     plan = plan_of_table(target)
     if plan is None:
         unseen = is_twin(target) and not is_marked(statement)  # the migration marks what it encrypted itself
@@ -154,6 +158,7 @@ class _StatementWriter:
         self._owners = OwnerSeek(self._session, connection, options, notes.links if notes else None)
         self._statement: Any = statement
         self._inserts = isinstance(statement, Insert)
+        self._upserts = getattr(statement, "_post_values_clause", None) is not None
         ordered = getattr(statement, "_ordered_values", None)  # of `ordered_values()` in SQLAlchemy 2.0
         clauses = dict(ordered or statement._values or {})
         self._keys = {self._name(key): key for key in clauses}
@@ -463,10 +468,13 @@ class _StatementWriter:
             new = enrolling_row(self._session, path.owner_class, row, self._attributes())
             if new is not None:
                 return [self._column_cipher(new, b"", column) for column in columns]
-        owner_class, key = self._owner(row, literals, path, self._written(row, columns))
+        column_here = self._written(row, columns)
+        owner_class, key = self._owner(row, literals, path, column_here)
         owner = self._owners.owner(owner_class, key)
         new = enrolling_owner(self._session, owner)
         if new is None:
+            if path.is_self and self._inserts and not self._upserts:
+                raise new_owner(column_here)
             for unlocked in context.unlocked_sessions(self._session):
                 unlocked.prepare_write(self._session, owner_class, [key], 0 if self._told else len(columns))
         return [self._column_cipher(new, owner, column) for column in columns]
@@ -516,15 +524,20 @@ class _StatementWriter:
         raise self._unnamed_owner(path, column)
 
     def _unnamed_owner(self, path: OwnerPath, column: EncryptedColumn) -> StatementRefusedError:
-        using = "say whose rows these are: `with unlocked.using(owner): ...`"
-        name = f"name it in the values ({', '.join(path.keys)})"
-        # An UPDATE that names the owner moves the rows there, which is seldom what is meant.
-        cures = [name, using] if self._inserts else [using]
-        first, *others = [*cures, "load the objects and change them"]
-        return StatementRefusedError(
-            f"A statement writes {self._plan.table.name}.{column.key} and does not name the row's owner. "
-            f"{first[0].upper()}{first[1:]}, or {', or '.join(others)}."
-        )
+        if path.is_self and self._inserts:
+            return new_owner(column)
+        new = self._new_object() if self._inserts else None
+        if new is not None:
+            return not_set(new, path, column)
+        serves = any(one.makes_keys for one in context.unlocked_sessions(self._session))
+        return unnamed_owner(path, column, inserts=self._inserts, in_server_mode=serves)
+
+    def _new_object(self) -> InstanceState[Any] | None:
+        """An object whose row a flush inserts here."""
+        if self._session is None or not self._session._flushing:
+            return None
+        states = map(instance_state, self._session.new)
+        return next((one for one in states if self._plan.table in one.mapper.tables), None)
 
     def _cipher(self, new: Enrolling | None, owner: OwnerId, column: EncryptedColumn) -> ValueCipher:
         field = column.type.field
@@ -533,8 +546,10 @@ class _StatementWriter:
         else:
             cipher = context.find_writer(self._session, owner, column.scope, field)
         if cipher is None:
+            for owner_class in column.path.owner_classes:
+                self._owners.require_here(owner_class.mapper)
             raise context.locked(
-                f"{self._plan.table.name}.{column.key}, of this row's {_names_of(column.path)},",
+                f"{self._plan.table.name}.{column.key}, of this row's {names_of(column.path)},",
                 self._session,
                 column.path.owner_class,
                 column.scope,
@@ -644,10 +659,6 @@ class _StatementWriter:
                         (base,) = column.base_columns
                         default = None if value.required else value.effective_value
                         yield base, row.get(value.key, default)
-
-
-def _names_of(path: OwnerPath) -> str:
-    return " or ".join(one.name for one in path.owner_classes)
 
 
 _ABSENT = object()
