@@ -145,6 +145,29 @@ def test_several_originals_in_other_schemas_are_refused() -> None:
         path(schemas("s3"))
 
 
+def test_a_copy_is_no_original() -> None:
+    """A copy with the original's name in another schema stands in no other copy's way, and two tables that
+    name no owner are not each other's originals."""
+    base = models()
+    copy = base.User.__table__.to_metadata(base.metadata, schema="audit")
+    further = base.User.__table__.to_metadata(base.metadata, name="users_archive", schema="audit")
+    unclear = [
+        Table(
+            "notes",
+            base.metadata,
+            sa.Column("id", sa.Integer, primary_key=True),
+            sa.Column("v", EncryptedType(Text)),
+            schema=schema,
+        )
+        for schema in ("s1", "s2")
+    ]
+
+    assert path(copy) == path(further) == ("User", ("id",))
+    for table in unclear:
+        with pytest.raises(ConfigurationError, match="is not clear"):
+            path(table)
+
+
 def test_a_naming_convention_without_indexes() -> None:
     """The key tables' indexes have names where the application's convention names none."""
     base = models({"ck": "ck_%(table_name)s_%(constraint_name)s"})

@@ -285,21 +285,28 @@ def _original(label: str, table: Table) -> tuple[Table, OwnerPath] | None:
     """
     name, _, key = label.rpartition(".")
     found = [
-        other
+        (other, path)
         for other in table.metadata.tables.values()
         if other.name == name and other is not table and _has_label(other.columns.get(key), label)
+        for path in _path_without_copy(other.columns[key])
     ]
-    here = [other for other in found if other.schema == table.schema] or found
+    here = [one for one in found if one[0].schema == table.schema] or found
     if len(here) > 1:
-        names = " and ".join(sorted(other.fullname for other in here))
+        names = " and ".join(sorted(other.fullname for other, _ in here))
         raise ConfigurationError(
             f"{table.fullname} has a copy of the column {label!r}, which several tables have: {names}. "
             "Say whose key encrypts the copy: `owner=` with a foreign key, or "
             "`owner=OwnerColumn('user_id', of=User)`."
         )
-    plan = plan_of_table(here[0]) if here else None
-    columns = () if plan is None else plan.columns
-    return next(((here[0], one.path) for one in columns if one.column is here[0].columns[key]), None)
+    return here[0] if here else None
+
+
+def _path_without_copy(column: Column[Any]) -> Iterable[OwnerPath]:
+    """The path of a column that says itself whose key encrypts it; none where it does not, as in a copy."""
+    try:
+        yield path_of(column, _first_mapper(column.table), lambda *_: None)
+    except ConfigurationError:
+        return
 
 
 def _has_label(column: Column[Any] | None, label: str) -> bool:

@@ -32,7 +32,7 @@ _SCHEMA_OF = (
     "WHERE c.oid = to_regclass(quote_ident(convert_from(decode('NAME', 'hex'), 'UTF8'))))"
 )
 _MAX_TEXT = 10_000
-"""Longer text is not read, and counts as a change: asking once more is cheaper."""
+"""Longer text is not kept in memory, and is read each time."""
 
 
 class _Known(NamedTuple):
@@ -72,7 +72,8 @@ def default_schema(connection: Connection, tables: tuple[str, ...]) -> str:
         if are_there:  # a table that is not there may be created at any time
             known.schemas[tables] = found
     assert known is not None  # noqa: S101 - where nothing is known, it was asked
-    _last[connection] = known.schemas
+    if _last.get(connection) is not known.schemas:
+        _last[connection] = known.schemas
     return found
 
 
@@ -81,8 +82,9 @@ def on_statement(connection: Connection, sql: Any, compiled: Any) -> None:
     holds."""
     if connection.dialect.name not in _ASKS:
         return
-    changes = _text_may_change(sql) if compiled is None else _compiled_may_change(compiled)
-    if changes:
+    # What SQLAlchemy has compiled is the same text each time, without the values of an IN or of many rows.
+    read = sql if compiled is None else compiled.string
+    if not isinstance(read, str) or (_short_may_change if len(read) < _MAX_TEXT else may_change)(read):
         transaction = connection.get_transaction()
         connection.info[_CHANGED] = _nothing if transaction is None else ref(transaction)
         connection.info.pop(_KNOWN, None)
@@ -97,7 +99,8 @@ def _known(connection: Connection) -> _Known | None:
     info = connection.info
     root = connection.get_transaction()
     changed = info.get(_CHANGED)
-    if changed not in (None, _nothing) and root is not None and changed() is not root:
+    is_settled = changed is not None and changed is not _nothing and changed() is not root
+    if root is not None and is_settled:
         # The transaction of the change has ended, by a commit or by a rollback that took the change back.
         del info[_CHANGED]
         info.pop(_KNOWN, None)
@@ -202,22 +205,4 @@ def may_change(sql: str) -> bool:
     )
 
 
-@lru_cache(maxsize=256)
-def _short_text_may_change(sql: str) -> bool:
-    return may_change(sql)
-
-
-def _text_may_change(sql: Any) -> bool:
-    return not isinstance(sql, str) or len(sql) > _MAX_TEXT or _short_text_may_change(sql)
-
-
-_compiled: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()
-
-
-def _compiled_may_change(compiled: Any) -> bool:
-    """SQLAlchemy keeps compiled statements, and so each is read once; without the values of an IN or of many
-    rows."""
-    found = _compiled.get(compiled)
-    if found is None:
-        found = _compiled[compiled] = may_change(str(compiled.string))
-    return found
+_short_may_change = lru_cache(maxsize=512)(may_change)
