@@ -665,7 +665,7 @@ def test_prefixes() -> None:
     """`Insert._prefixes` holds what `prefix_with` put there; without it no INSERT is sent."""
     statement = sa.insert(Note).prefix_with("OR REPLACE")
 
-    assert ["OR REPLACE"] == [str(prefix) for prefix, _ in statement._prefixes]
+    assert [str(prefix) for prefix, _ in statement._prefixes] == ["OR REPLACE"]
 
 
 # All of them
