@@ -391,7 +391,7 @@ def test_inserts_without_an_owner(lite: Started) -> None:
     owner."""
     with unlock(lite.session, lite.ada) as unlocked:
         with statements_sent(lite.engine) as sent:
-            with pytest.raises(StatementRefusedError, match=r"Name it in the values \(user_id\)"):
+            with pytest.raises(StatementRefusedError, match=r"Name it in the values \(`user_id=`\)"):
                 lite.session.execute(insert(Note), [{"body": PLAIN}])
             with unlocked.using(lite.ada), pytest.raises(StatementRefusedError, match="`using` gives no row"):
                 lite.session.execute(insert(Note), [{"body": PLAIN}])

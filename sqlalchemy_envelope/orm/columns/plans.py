@@ -9,6 +9,7 @@ from weakref import ref
 from sqlalchemy import Column, Table
 from sqlalchemy.orm import Mapper
 
+from sqlalchemy_envelope.exceptions import ConfigurationError
 from sqlalchemy_envelope.orm.columns.encrypted_type import EncryptedType
 from sqlalchemy_envelope.orm.columns.previous import PREVIOUS, policy_of_column
 from sqlalchemy_envelope.orm.columns.sealed import Sealed, is_ciphertext
@@ -168,14 +169,15 @@ def note_mapper(mapper: Mapper[Any]) -> None:
     for table in mapper.tables:
         if isinstance(table, Table) and any(isinstance(c.type, EncryptedType) for c in table.columns):
             records = records_of_table(table)
-            first = _first_mapper(table)
+            first = mapper_of_table(table)
             # A table that was declared a second time has other columns than the first class.
             if first is None or not all(map(first.columns.contains_column, table.columns)):
                 records[_MAPPER] = ref(mapper)
             records.pop(_PLAN, None)
 
 
-def _first_mapper(table: Table) -> Mapper[Any] | None:
+def mapper_of_table(table: Table) -> Mapper[Any] | None:
+    """The most general mapper of a table with encrypted columns."""
     noted: ref[Mapper[Any]] | None = records_of_table(table).get(_MAPPER)
     return None if noted is None else noted()
 
@@ -206,7 +208,7 @@ def _plan_table(table: Table) -> TablePlan | None:
     encrypted = [column for column in table.columns if isinstance(column.type, EncryptedType)]
     if not encrypted:
         return None
-    mapper = _first_mapper(table)
+    mapper = mapper_of_table(table)
     groups: dict[tuple[Any, ...], tuple[OwnerPath, list[EncryptedColumn]]] = {}
     for column in encrypted:
         path = path_of(column, mapper, _original)
@@ -274,14 +276,31 @@ def _encrypted_type(column: Column[Any]) -> EncryptedType:
     return encrypted
 
 
-def _original(label: str, table: Table) -> OwnerPath | None:
-    """The path of the column with this label, if another table of the same MetaData has it."""
+def _original(label: str, table: Table) -> tuple[Table, OwnerPath] | None:
+    """The table whose column has this label, and the path from there; None if no other table of the same
+    MetaData is it. Several schemas may have one each: the copy's own comes first.
+
+    Raises:
+        ConfigurationError: there are several, all in other schemas.
+    """
     name, _, key = label.rpartition(".")
-    for other in table.metadata.tables.values():
-        if other.name == name and other is not table and key in other.columns:
-            type_ = other.columns[key].type
-            is_original = isinstance(type_, EncryptedType) and type_.label == label
-            plan = plan_of_table(other) if is_original else None
-            columns = () if plan is None else plan.columns
-            return next((one.path for one in columns if one.column is other.columns[key]), None)
-    return None
+    found = [
+        other
+        for other in table.metadata.tables.values()
+        if other.name == name and other is not table and _has_label(other.columns.get(key), label)
+    ]
+    here = [other for other in found if other.schema == table.schema] or found
+    if len(here) > 1:
+        names = " and ".join(sorted(other.fullname for other in here))
+        raise ConfigurationError(
+            f"{table.fullname} has a copy of the column {label!r}, which several tables have: {names}. "
+            "Say whose key encrypts the copy: `owner=` with a foreign key, or "
+            "`owner=OwnerColumn('user_id', of=User)`."
+        )
+    plan = plan_of_table(here[0]) if here else None
+    columns = () if plan is None else plan.columns
+    return next(((here[0], one.path) for one in columns if one.column is here[0].columns[key]), None)
+
+
+def _has_label(column: Column[Any] | None, label: str) -> bool:
+    return column is not None and isinstance(column.type, EncryptedType) and column.type.label == label

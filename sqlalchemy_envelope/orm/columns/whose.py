@@ -6,22 +6,25 @@
     "order.customer"                            relationships, one after the other
     OwnerColumn("user_id", of=User)             a column without a foreign key
     OneOf("user_id", "organisation_id")         exactly one of these is set in each row
+    OneOf("document.user", "document.team")     exactly one of these is set in the row that each refers to
     Vault                                       the sole owner: a class with one row
 
 A copy of an encrypted column in another table of the same MetaData, as a history table has it, keeps the
-label and takes the path of the original through the columns of the same names.
+label and takes the path of the original through the columns of the same names; but not through a primary key
+that the copy's rows may have of their own, nor where several originals have the label.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import permutations
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Table
 from sqlalchemy.orm import MANYTOONE, ColumnProperty, RelationshipProperty
 
 from sqlalchemy_envelope.exceptions import ConfigurationError
-from sqlalchemy_envelope.orm.columns.owner_advice import advice
+from sqlalchemy_envelope.orm.columns.owner_advice import advice, python_type
 from sqlalchemy_envelope.orm.tables.owner_paths import (
     ChosenPath,
     LinkedPath,
@@ -40,6 +43,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy_envelope.orm.tables.owners import OwnerClass
 
+Original = tuple[Table, OwnerPath]
 MAX_STEPS = 8
 """Most relationships between a row and its owner."""
 
@@ -71,7 +75,8 @@ class OwnerColumn:
 
 @dataclass(frozen=True)
 class OneOf:
-    """Alternatives: each row is a user's or an organisation's, and exactly one of these is set in it.
+    """Alternatives: each row is a user's or an organisation's, and exactly one of these is set in it, or in
+    the other row that they go through.
 
     Attributes:
         owners: each as `owner=` would have it.
@@ -110,12 +115,12 @@ def check_spec(owner: Any) -> None:
 
 
 def path_of(
-    column: Column[Any], mapper: Mapper[Any] | None, original: Callable[[str, Table], OwnerPath | None]
+    column: Column[Any], mapper: Mapper[Any] | None, original: Callable[[str, Table], Original | None]
 ) -> OwnerPath:
     """The path from the rows of an encrypted column to their owners.
 
     Args:
-        original: finds the path of the column with this label, in another table than this one.
+        original: finds the column with this label in another table than this one: that table, and the path.
 
     Raises:
         ConfigurationError: the declaration leads to no owner, or to several.
@@ -130,7 +135,7 @@ class _Resolver:
         self,
         column: Column[Any],
         mapper: Mapper[Any] | None,
-        original: Callable[[str, Table], OwnerPath | None],
+        original: Callable[[str, Table], Original | None],
     ) -> None:
         self._column = column
         self._table: Table = column.table
@@ -171,7 +176,9 @@ class _Resolver:
         columns = self._columns(names)
         path = path_through(columns) or self._copied(columns)
         if path is None:
-            raise self._error(owner, f"{self._leads(names, columns)}. {self._advice}")
+            bare = not any(one.foreign_keys for one in columns)
+            told = advice(self._table, self._mapper, (names, columns) if bare else None)
+            raise self._error(owner, f"{self._leads(names, columns)}. {told}")
         return path
 
     def _leads(self, names: Sequence[str], columns: Sequence[Column[Any]]) -> str:
@@ -190,13 +197,33 @@ class _Resolver:
     def _chosen(self, owner: OneOf) -> OwnerPath:
         paths = tuple(self._declared(one) for one in owner.owners)
         for one, path in zip(owner.owners, paths, strict=True):
-            if not path.columns or isinstance(path, ChosenPath) or path.is_self:
+            if not path.columns or isinstance(one, OneOf) or path.is_self:
                 raise self._error(
                     owner, f"{one!r} cannot be an alternative: no column of a row says that it is set"
                 )
         if len({path.identity for path in paths}) < len(paths):
             raise self._error(owner, "two of its alternatives are the same")
-        return ChosenPath(paths)
+        united = _united(paths)
+        self._check_told_apart(owner, united)
+        return united[0] if len(united) == 1 else ChosenPath(united)
+
+    def _check_told_apart(self, owner: OneOf, paths: Sequence[OwnerPath]) -> None:
+        """A row chooses by the columns that are set in it: no alternative may be set whenever another is."""
+        for one, other in permutations(paths, 2):
+            if not one.is_self and not set(one.columns) <= set(other.columns):
+                continue
+            classes = dict.fromkeys(of for each in owner.owners for of in self._declared(each).owner_classes)
+            columns = ", ".join(f"`{name}`" for of in classes for name in self._named_like(of))
+            mine, its = (" and ".join(each.keys) for each in (one, other))
+            raise self._error(
+                owner,
+                f"{mine} is set in every row where {its} is, so that no row says which of the two is meant. "
+                f"Give {self._table.name} a foreign key to each of these owners ({columns}), set one of them "
+                "in each row, and name those",
+            )
+        for path in paths:
+            if isinstance(path, LinkedPath) and isinstance(path.onward, ChosenPath):
+                self._check_told_apart(owner, path.onward.alternatives)
 
     def _by_columns(self, owner: OwnerColumn) -> OwnerPath:
         owner_class, columns = self._owner_class(owner, owner.of), self._columns(owner.names)
@@ -209,7 +236,7 @@ class _Resolver:
         if through is not None and through.owner_class is not owner_class:
             raise self._error(owner, f"a foreign key of these columns leads to {through.owner_class.name}")
         for mine, its in zip(columns, owner_class.primary_key, strict=True):
-            if _python_type(mine) is not _python_type(its):
+            if python_type(mine) is not python_type(its):
                 raise self._error(
                     owner,
                     f"{mine.name} holds {_told(mine)}, and {owner_class.name}.{its.key} holds {_told(its)}",
@@ -277,9 +304,8 @@ class _Resolver:
             raise self._error(
                 owner, f"{there} is not a reference to the primary key of a KeyOwner. {self._advice}"
             )
-        last = tuple(mapper.get_property_by_column(one).key for one in path.columns)
         here: Any = tuple(local for local, _ in steps[0].local_remote_pairs or ())
-        return LinkedPath(path.owner_class, here, tuple(steps), last)
+        return LinkedPath(here, tuple(steps), path)
 
     def _columns(self, names: Sequence[str]) -> tuple[Column[Any], ...]:
         columns: list[Column[Any]] = []
@@ -297,16 +323,43 @@ class _Resolver:
         return tuple(columns)
 
     def _copied(self, columns: tuple[Column[Any], ...] | None) -> OwnerPath | None:
-        """The path of the column that this one is a copy of, through columns of this table."""
-        original = self._original(self._type.label, self._table)
-        if original is None:
+        """The path of the column that this one is a copy of, through columns of this table.
+
+        Raises:
+            ConfigurationError: it would lead through a key that the copy's rows may have of their own.
+        """
+        found = self._original(self._type.label, self._table)
+        if found is None:
             return None
+        table, path = found
         if columns is None:
-            found = [self._table.columns.get(key) for key in original.keys]
-            if any(one is None for one in found):
+            same = [self._table.columns.get(key) for key in path.keys]
+            if any(one is None for one in same):
                 return None
-            columns = tuple(one for one in found if one is not None)
-        return original.along(columns) if len(columns) == len(original.columns) else None
+            columns = tuple(one for one in same if one is not None)
+            self._check_key(table, path, columns)
+        return path.along(columns) if len(columns) == len(path.columns) else None
+
+    def _check_key(self, original: Table, path: OwnerPath, columns: tuple[Column[Any], ...]) -> None:
+        """A version table keeps the original's key, with a version beside it. A copy whose own key is called
+        the same may number its rows itself, if another column is there to name the original."""
+        keys = [
+            mine
+            for mine, its in zip(columns, path.columns, strict=True)
+            if mine.primary_key and its.primary_key
+        ]
+        has_others = not set(self._table.columns.keys()) <= set(original.columns.keys())
+        is_own = set(self._table.primary_key.columns) <= set(keys) or any(map(_is_made, keys))
+        if not (keys and has_others and is_own):
+            return
+        names, owner = ", ".join(repr(one.key) for one in keys), path.owner_class.name
+        other = f"{original.name}_{keys[0].key}"
+        raise ConfigurationError(
+            f"{self._where} is a copy of {self._type.label}, whose owner is found by {names}; here that is "
+            f"the primary key, and may be a row's own. Say which column holds the key of the {owner}: "
+            f"`owner=OwnerColumn({other!r}, of={owner})`, or `owner=OwnerColumn({names}, of={owner})` if the "
+            "copy's rows have the keys of the original's."
+        )
 
     @property
     def _advice(self) -> str:
@@ -317,19 +370,31 @@ class _Resolver:
         return ConfigurationError(f"EncryptedType(owner={shown}) on {self._where}: {why.rstrip('.')}.")
 
 
+def _united(paths: Sequence[OwnerPath]) -> tuple[OwnerPath, ...]:
+    """Alternatives that go the same way to another row are one path, and the choice is made in that row."""
+    united: dict[object, list[OwnerPath]] = {}
+    for path in paths:
+        way = (path.columns, path.steps) if isinstance(path, LinkedPath) else path
+        united.setdefault(way, []).append(path)
+    return tuple(some[0] if len(some) == 1 else _choice_at_the_end(some) for some in united.values())
+
+
+def _choice_at_the_end(paths: Sequence[Any]) -> LinkedPath:
+    return LinkedPath(paths[0].columns, paths[0].steps, ChosenPath(tuple(one.onward for one in paths)))
+
+
 def _class_of(mapper: Mapper[Any] | None, table: Any) -> str:
     """The class that a table is mapped to, or the table's name."""
     mappers = [] if mapper is None else list(mapper.registry.mappers)
     return next((one.class_.__name__ for one in mappers if one.local_table is table), str(table.name))
 
 
-def _python_type(column: Column[Any]) -> Any:
-    try:
-        return column.type.python_type
-    except NotImplementedError:
-        return None
-
-
 def _told(column: Column[Any]) -> str:
-    found = _python_type(column)
+    found = python_type(column)
     return getattr(found, "__name__", str(column.type))
+
+
+def _is_made(column: Column[Any]) -> bool:
+    """Whether a column of a primary key gets a value of its own in each row."""
+    made = column.default, column.server_default, column.identity
+    return column.autoincrement is True or any(one is not None for one in made)

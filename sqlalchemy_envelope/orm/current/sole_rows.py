@@ -16,8 +16,7 @@ from sqlalchemy_envelope.orm.tables.owners import owner_class_of
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
 
-    from sqlalchemy_envelope.orm.tables.location import Location
-    from sqlalchemy_envelope.orm.tables.owners import OwnerClass
+    from sqlalchemy_envelope.orm.tables.owners import Location, OwnerClass
 
 _KNOWN = "sqlalchemy_envelope.sole_rows"
 

@@ -9,6 +9,8 @@ all rows at once.
 from __future__ import annotations
 
 from collections import Counter
+from contextlib import nullcontext
+from itertools import islice
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
@@ -24,11 +26,12 @@ from sqlalchemy_envelope.orm.columns.plans import encrypted_column_of
 from sqlalchemy_envelope.orm.columns.sealed import Unplaced
 from sqlalchemy_envelope.orm.current import context
 from sqlalchemy_envelope.orm.current.names import Names
-from sqlalchemy_envelope.orm.tables.connections import session_of
+from sqlalchemy_envelope.orm.tables.connections import lent_session, session_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from sqlalchemy import Connection
     from sqlalchemy.orm import Session
 
     from sqlalchemy_envelope.keys.keyring import OwnerId
@@ -72,7 +75,21 @@ def after_cursor_execute(
         if not isinstance(compiled, SQLCompiler) or compiled._ordered_columns:
             _plans[compiled] = plan
     if plan and execution.cursor is cursor:
-        execution.cursor = WatchedCursor(cursor, _Watch(session, here, plan, execution, cursor).look)
+        watched = WatchedCursor(cursor, _Watch(session, here, plan, execution, cursor).look)
+        fetches = session is None and any(one.on_demand for one in here)
+        if fetches and _is_read_out_of_reach(connection, cursor):
+            watched.fetch()
+        execution.cursor = watched
+
+
+def _is_read_out_of_reach(connection: Connection, cursor: Any) -> bool:
+    """Whether rows are read where no key can be fetched: an `AsyncConnection` hands on what the driver has
+    buffered, and its reader cannot wait for the database. An `AsyncSession` reads by itself."""
+    return (
+        connection.dialect.is_async
+        and cursor.description is not None
+        and not getattr(cursor, "server_side", False)
+    )
 
 
 def _make_plan(compiled: Any, description: Sequence[Any] = ()) -> tuple[_FetchedColumn, ...]:
@@ -133,6 +150,7 @@ class _Watch:
         cursor: Any,
     ) -> None:
         self._session = session
+        self._connection = execution.root_connection
         self._names = Names(session, execution.root_connection, execution.execution_options)
         self._demanding = [one for one in here if one.on_demand]
         self._owners: dict[bytes, OwnerId | None] = {}
@@ -189,9 +207,11 @@ class _Watch:
                 headers = by_class.setdefault(owner_class, {})
                 for header, count in counts.items():
                     headers[header] = headers.get(header, 0) + count
-        for owner_class, headers in by_class.items():
-            for demanding in self._demanding:
-                demanding.prepare_read(self._session, owner_class, headers)
+        session = self._session
+        with lent_session(self._connection) if session is None else nullcontext(session) as session:
+            for owner_class, headers in by_class.items():
+                for demanding in self._demanding:
+                    demanding.prepare_read(session, owner_class, headers)
         self._owners.clear()
 
     def _compare(
@@ -242,6 +262,11 @@ class WatchedCursor:
         self._cursor = cursor
         self._look = look
 
+    def fetch(self) -> None:
+        """Fetch all rows now, and look at them."""
+        self._cursor = _FetchedCursor(self._cursor, self.fetchall())
+        self._look = _seen
+
     def fetchone(self) -> Any:
         """One row, or None."""
         row = self._cursor.fetchone()
@@ -261,3 +286,29 @@ class WatchedCursor:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._cursor, name)
+
+
+class _FetchedCursor:
+    """A cursor whose rows are here already."""
+
+    __slots__ = ("_cursor", "_rows")
+
+    def __init__(self, cursor: Any, rows: Sequence[Any]) -> None:
+        self._cursor = cursor
+        self._rows = iter(rows)
+
+    def fetchone(self) -> Any:
+        return next(self._rows, None)
+
+    def fetchmany(self, size: int | None = None) -> list[Any]:
+        return list(islice(self._rows, self._cursor.arraysize if size is None else size))
+
+    def fetchall(self) -> list[Any]:
+        return list(self._rows)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._cursor, name)
+
+
+def _seen(rows: Sequence[Any]) -> Sequence[Any]:
+    return rows

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 from uuid import UUID
 from weakref import WeakKeyDictionary
 
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.util import concurrency
 
 from sqlalchemy_envelope.crypto.aead import HEADER_SIZE
@@ -22,6 +23,7 @@ from sqlalchemy_envelope.crypto.sealing import is_sealed
 from sqlalchemy_envelope.exceptions import (
     AlreadyEnrolledError,
     ConfigurationError,
+    EnrollmentError,
     EnvelopeError,
     ProviderError,
 )
@@ -43,6 +45,7 @@ from sqlalchemy_envelope.orm.sharing.rollbacks import note_end, note_enrolment
 from sqlalchemy_envelope.orm.sharing.roots import open_with_kek, renew
 from sqlalchemy_envelope.orm.sharing.settle import Opening, settle
 from sqlalchemy_envelope.orm.tables.cascades import in_greenlet, require_cascades
+from sqlalchemy_envelope.orm.tables.foreign_key_errors import is_foreign_key_error
 from sqlalchemy_envelope.orm.tables.key_rows import KeyStore, usable
 from sqlalchemy_envelope.orm.tables.owners import Place
 
@@ -66,6 +69,8 @@ T = TypeVar("T")
 
 _MOST_TURNS = 5
 """Most times that the same owners are looked for anew because others make or delete their keys."""
+_MOST_SHOWN = 5
+"""Most primary keys in an error."""
 _IN_USE = 5.0
 """Seconds for which an owner that was just needed is kept, whatever the limits say: another thread may be
 reading its rows."""
@@ -76,6 +81,8 @@ class ServerSession(UnlockedSession):
     (`everywhere`). Made by `Envelope.server_mode`."""
 
     on_demand = True
+    requires_cascades = True
+    """Whether keys are made only where deleting their owner deletes them."""
 
     def __init__(self, session: Session | None, policy: Policy, provider: str, reason: str) -> None:
         require_reason(reason)
@@ -379,7 +386,20 @@ class ServerSession(UnlockedSession):
             )
             for place in places
         ]
-        return self.write_new(session, owner_class, made, kek)
+        try:
+            return self.write_new(session, owner_class, made, kek)
+        except IntegrityError as error:
+            if not is_foreign_key_error(error):
+                raise
+            keys = [", ".join(map(repr, place.primary_key)) for place in places]
+            told = f"no {owner_class.name} has the key {keys[0]}"
+            if len(keys) > 1:
+                some = "; ".join(keys[:_MOST_SHOWN])
+                told = f"at least one of these keys is no {owner_class.name}'s: {some}"
+            raise EnrollmentError(
+                f"Rows name an owner who does not exist: {told}. "
+                f"Insert the {owner_class.name} before its rows."
+            ) from error
 
     def write_new(
         self,
@@ -391,7 +411,8 @@ class ServerSession(UnlockedSession):
         """Store the keys of new owners, all in three statements, and hold them: for this session alone until
         its transaction is committed. Those for whom others stored keys at the same moment are returned, and
         have none of these."""
-        require_cascades(session, owner_class.mapper)
+        if self.requires_cascades:
+            require_cascades(session, owner_class.mapper)
         store = KeyStore(session, owner_class, self.policy.seals)
         stored = store.insert_first_of(
             [

@@ -89,6 +89,11 @@ def note_commit(session: Session, what: object, committed: Callable[[], None]) -
     enrolment.what, enrolment.committed = what, committed
 
 
+def note_rollback(session: Session, undone: Callable[[], None]) -> None:
+    """Call this if the session's current transaction or savepoint is rolled back."""
+    _note(session, b"").undo = undone
+
+
 def _note(session: Session, owner: OwnerId) -> _Enrolment:
     if not event.contains(Session, "after_transaction_end", _ended):
         event.listen(Session, "after_commit", _committed)

@@ -24,7 +24,7 @@ from sqlalchemy_envelope.orm.sharing.rollbacks import note_enrolment, note_unrea
 from sqlalchemy_envelope.orm.tables.cascades import require_cascades
 from sqlalchemy_envelope.orm.tables.key_types import mistyped
 from sqlalchemy_envelope.orm.tables.owners import require_owner_class
-from sqlalchemy_envelope.orm.verbs.owner_keys import locate, usable_state
+from sqlalchemy_envelope.orm.verbs.owner_keys import how_opened, locate, usable_state
 from sqlalchemy_envelope.orm.verbs.steps import Derivation, Outside
 from sqlalchemy_envelope.orm.writing.flushes import ENROLLING_OWNER, Enrolling, enrolling, require_enrolling
 
@@ -62,10 +62,11 @@ def enroll_steps(
             "enroll it while one of its members-to-be is unlocked and add their grants in the same "
             "transaction."
         )
-    if state.key is not None and locate(session, owner, policy).load():
-        raise AlreadyEnrolledError(
-            f"This {owner_class.name} has keys already; unlock it, or change its secret."
-        )
+    located = None if state.key is None else locate(session, owner, policy)
+    rows = [] if located is None else located.load()
+    if located is not None and rows:
+        told = how_opened(located, [row.stored for row in rows])
+        raise AlreadyEnrolledError(f"This {owner_class.name} has keys already: {told}.")
     wrong = mistyped(owner_class.primary_key, current_key(state))
     if wrong is not None:
         raise ConfigurationError(f"This {owner_class.name} cannot get keys: {wrong}.")

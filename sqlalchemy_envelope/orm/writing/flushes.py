@@ -34,7 +34,7 @@ from sqlalchemy_envelope.orm.writing.owner_columns import has_python_default
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
-    from sqlalchemy import Connection, Table
+    from sqlalchemy import Column, Connection, Table
     from sqlalchemy.orm import InstanceState, Mapper, Session
 
     from sqlalchemy_envelope.keys.keyring import Keyring, OwnerId
@@ -131,7 +131,9 @@ class FlushNotes:
 
     def __init__(self) -> None:
         self.links: dict[tuple[Any, tuple[Any, ...]], tuple[Any, ...]] = {}
-        """By path and what a row says, the primary key of its owner, where the objects know it."""
+        """By path and what a row says, what the end of the path says of its owner, where objects know it."""
+        self.rewritten: dict[Column[Any], set[tuple[Any, ...]]] = {}
+        """By encrypted column, the primary keys of the rows that get a new value."""
         self._updated: dict[tuple[Table, tuple[Any, ...]], InstanceState[Any]] = {}
         self._inserted: dict[Table, list[InstanceState[Any]]] = {}
 
@@ -217,8 +219,12 @@ def insert_listener(mapper: Mapper[Any]) -> Callable[..., None]:
             require_enrolling(state)
         replaced = _replaced(mapper, state, instance)
         if replaced is not None:
+            notes, identity = _notes.setdefault(connection, FlushNotes()), current_key(state)
             for table in {attribute.encrypted.column.table for attribute in plan}:
-                _notes.setdefault(connection, FlushNotes()).updating(table, replaced)
+                notes.updating(table, replaced)
+            for attribute in plan:
+                if attribute.key in state.dict:
+                    notes.rewritten.setdefault(attribute.encrypted.column, set()).add(identity)
         for table in elsewhere:
             _notes.setdefault(connection, FlushNotes()).inserting(table, state)
         _note_links(connection, state, linked)
@@ -240,8 +246,8 @@ def _note_links(
 def owner_through_objects(
     state: InstanceState[Any], path: LinkedPath, values: tuple[Any, ...]
 ) -> tuple[Any, ...] | None:
-    """The owner's primary key, as the related objects hold it; None where one is not loaded, or is not the
-    one that the row refers to."""
+    """What the related object at the end of the path says of the owner; None where one on the way is not
+    loaded, or is not the one that the row refers to."""
     here, wanted = state, values
     for at, step in enumerate(path.steps):
         other = here.dict.get(step.key)
@@ -254,7 +260,7 @@ def owner_through_objects(
         here = there
         onward = path.last if at + 1 == len(path.steps) else referring(path.steps[at + 1])
         wanted = tuple(there.dict.get(key) for key in onward)
-    return None if None in wanted else wanted
+    return wanted if path.leads(wanted) else None
 
 
 def _linked(plan: Iterable[EncryptedAttribute]) -> list[tuple[LinkedPath, tuple[str, ...]]]:
@@ -349,7 +355,10 @@ def update_listener(mapper: Mapper[Any]) -> Callable[..., None]:
                 # Expired or deferred: loaded now, because the statement hook must not emit SQL.
                 for key in attribute.owner_keys:
                     getattr(instance, key)
-            _notes.setdefault(connection, FlushNotes()).updating(attribute.encrypted.column.table, state)
+            notes = _notes.setdefault(connection, FlushNotes())
+            notes.updating(attribute.encrypted.column.table, state)
+            if attribute.key in changed:
+                notes.rewritten.setdefault(attribute.encrypted.column, set()).add(tuple(identity[1]))
         _note_links(connection, state, linked)
 
     return before_update

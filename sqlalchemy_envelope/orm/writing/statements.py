@@ -9,18 +9,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import Column, Insert, Select, Update, insert, update
+from sqlalchemy import Insert, Select, Update, insert, update
 from sqlalchemy.orm import FromStatement
-from sqlalchemy.sql import operators
+from sqlalchemy.orm.attributes import instance_state
 from sqlalchemy.sql.compiler import Compiled
-from sqlalchemy.sql.elements import (
-    BinaryExpression,
-    BindParameter,
-    BooleanClauseList,
-    ClauseElement,
-    Grouping,
-    Null,
-)
+from sqlalchemy.sql.elements import BindParameter, ClauseElement, Null
 from sqlalchemy.types import NullType
 from sqlalchemy.util import immutabledict
 
@@ -51,6 +44,7 @@ from sqlalchemy_envelope.orm.writing.flushes import (
 )
 from sqlalchemy_envelope.orm.writing.forms import (
     WRITE_IN_CTES,
+    equalities,
     in_from_statement,
     may_hold_ctes,
     plain,
@@ -59,8 +53,9 @@ from sqlalchemy_envelope.orm.writing.forms import (
     with_ctes,
 )
 from sqlalchemy_envelope.orm.writing.gate import check_compiled
-from sqlalchemy_envelope.orm.writing.links import check_links
 from sqlalchemy_envelope.orm.writing.marks import is_marked, mark, mark_lasting
+from sqlalchemy_envelope.orm.writing.missing_owner import names_of, new_owner, not_set, unnamed_owner
+from sqlalchemy_envelope.orm.writing.moves import check_moves
 from sqlalchemy_envelope.orm.writing.owner_columns import (
     default_beside,
     has_python_default,
@@ -72,7 +67,7 @@ from sqlalchemy_envelope.orm.writing.sole_owners import check_sole
 from sqlalchemy_envelope.orm.writing.twins import check_twin, is_twin
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from sqlalchemy import Connection
     from sqlalchemy.orm import InstanceState
@@ -122,14 +117,14 @@ def _encrypt_alone(
     connection: Connection, statement: Any, multiparams: Any, params: Any, options: Options
 ) -> tuple[Any, Any, Any]:
     target = target_of(statement)
-    check_links(connection, statement, target, multiparams, params)
     check_sole(connection, statement, target, multiparams, params)
+    moves = check_moves(connection, statement, target, multiparams, params)
     plan = plan_of_table(target)
     if plan is None:
         unseen = is_twin(target) and not is_marked(statement)  # the migration marks what it encrypted itself
         if unseen and check_twin(connection, target, statement, multiparams, params):
             statement = mark(statement)
-        return statement, multiparams, params
+        return mark_lasting(statement) if moves else statement, multiparams, params
     _check_schema(plan, connection, options)
     writer = _StatementWriter(plan, connection, statement, options)
     encrypted, multiparams, params = writer.write(multiparams, params)
@@ -162,6 +157,7 @@ class _StatementWriter:
         self._owners = OwnerSeek(self._session, connection, options, notes.links if notes else None)
         self._statement: Any = statement
         self._inserts = isinstance(statement, Insert)
+        self._upserts = getattr(statement, "_post_values_clause", None) is not None
         ordered = getattr(statement, "_ordered_values", None)  # of `ordered_values()` in SQLAlchemy 2.0
         clauses = dict(ordered or statement._values or {})
         self._keys = {self._name(key): key for key in clauses}
@@ -277,8 +273,11 @@ class _StatementWriter:
         do so for all of them at once."""
         on_demand = [one for one in context.unlocked_sessions(self._session) if one.on_demand]
         for path, columns in self._plan.groups:
-            if not self._plan.has(path) or (path.is_self and self._inserts):
+            if path.is_self and self._inserts:
                 continue
+            if not self._plan.has(path):
+                keys = {self._identity(row) for row in rows if self._state(row) is None}
+                self._owners.load_bases(self._plan.table, path, [key for key in keys if None not in key])
             if not on_demand and path.is_direct:
                 continue
             named = {
@@ -308,7 +307,8 @@ class _StatementWriter:
             rows = [row for row in rows if row.get(only) is not None]
         else:
             rows = [row for row in rows if any([row.get(name) is not None for name in names])]  # noqa: C419
-        if len(path.keys) == 1 and path.is_direct and path.keys[0] not in literals:
+        only_key = len(path.keys) == 1 and path.is_direct and path.keys[0] not in literals
+        if only_key and self._plan.has(path):
             name = self._parameter(path.keys[0])
             return {(row.get(name),) for row in rows}
         return {self._says(path, columns[0], row, literals) for row in rows}
@@ -330,6 +330,8 @@ class _StatementWriter:
             if None not in values or (not path.is_direct and (self._inserts or told)):
                 return values
         state = self._state(row)
+        if state is None and not self._plan.has(path):
+            return self._owners.in_base(self._plan.table, path, self._identity(row))
         return None if state is None else owner_values(state, path, column.key)
 
     def _given(self, path: OwnerPath, row: Row, literals: Row) -> dict[str, Any]:
@@ -492,10 +494,13 @@ class _StatementWriter:
             new = enrolling_row(self._session, path.owner_class, row, self._attributes())
             if new is not None:
                 return [self._column_cipher(new, b"", column) for column in columns]
-        owner_class, key = self._owner(row, literals, path, self._written(row, columns))
+        column_here = self._written(row, columns)
+        owner_class, key = self._owner(row, literals, path, column_here)
         owner = self._owners.owner(owner_class, key)
         new = enrolling_owner(self._session, owner)
         if new is None:
+            if path.is_self and self._inserts and not self._upserts:
+                raise new_owner(column_here)
             for unlocked in context.unlocked_sessions(self._session):
                 unlocked.prepare_write(self._session, owner_class, [key], 0 if self._told else len(columns))
         return [self._column_cipher(new, owner, column) for column in columns]
@@ -560,17 +565,21 @@ class _StatementWriter:
     def _unnamed_owner(
         self, path: OwnerPath, column: EncryptedColumn, row: Row, literals: Row
     ) -> StatementRefusedError:
-        using = "say whose rows these are: `with unlocked.using(owner): ...`"
-        name = f"name it in the values ({', '.join(path.keys)})"
-        # An UPDATE that names the owner moves the rows there, which is seldom what is meant.
-        decides = self._decides_owner(path, row, literals)
-        cures = ([name] if self._inserts or decides else []) + ([] if decides else [using])
-        first, *others = [*cures, "load the objects and change them"]
-        return StatementRefusedError(
-            f"A statement writes {self._plan.table.name}.{column.key} and does not name the row's owner. "
-            f"{first[0].upper()}{first[1:]}, or {', or '.join(others)}."
-            + (" `using` gives no row its owner." if decides and context.USING.get() is not None else "")
-        )
+        if path.is_self and self._inserts:
+            return new_owner(column)
+        new = self._new_object() if self._inserts else None
+        if new is not None:
+            return not_set(new, path, column)
+        serves = any(one.makes_keys for one in context.unlocked_sessions(self._session))
+        using = None if self._decides_owner(path, row, literals) else ("server" if serves else "unlocked")
+        return unnamed_owner(path, column, inserts=self._inserts, using=using)
+
+    def _new_object(self) -> InstanceState[Any] | None:
+        """An object whose row a flush inserts here."""
+        if self._session is None or not self._session._flushing:
+            return None
+        states = map(instance_state, self._session.new)
+        return next((one for one in states if self._plan.table in one.mapper.tables), None)
 
     def _cipher(self, new: Enrolling | None, owner: OwnerId, column: EncryptedColumn) -> ValueCipher:
         field = column.type.field
@@ -579,8 +588,10 @@ class _StatementWriter:
         else:
             cipher = context.find_writer(self._session, owner, column.scope, field)
         if cipher is None:
+            for owner_class in column.path.owner_classes:
+                self._owners.require_here(owner_class.mapper)
             raise context.locked(
-                f"{self._plan.table.name}.{column.key}, of this row's {_names_of(column.path)},",
+                f"{self._plan.table.name}.{column.key}, of this row's {names_of(column.path)},",
                 self._session,
                 column.path.owner_class,
                 column.scope,
@@ -695,37 +706,13 @@ class _StatementWriter:
 
     def _is_pinned(self, path: OwnerPath, row: Row, literals: Row) -> bool:
         """Whether the WHERE takes only rows that have the very owner that the values name."""
-        pinned = dict(self._equalities(row))
+        pinned = dict(equalities(self._statement, self._statement.table, row))
         return all(
             column in pinned
             and pinned[column] is not None
             and pinned[column] == self._value(key, row, literals)
             for key, column in zip(path.keys, path.columns, strict=True)
         )
-
-    def _equalities(self, row: Row) -> Iterator[tuple[Any, Any]]:
-        """What the rows of an UPDATE have in common: the columns that its WHERE compares with a value."""
-        waiting = list(self._statement._where_criteria)
-        while waiting:
-            one = waiting.pop()
-            one = one.element if isinstance(one, Grouping) else one
-            if isinstance(one, BooleanClauseList) and one.operator is operators.and_:
-                waiting.extend(one.clauses)
-            elif isinstance(one, BinaryExpression) and one.operator is operators.eq:
-                for column, value in ((one.left, one.right), (one.right, one.left)):
-                    # An annotated table has the hash of the table itself; an alias is another row.
-                    if (
-                        isinstance(column, Column)
-                        and isinstance(value, BindParameter)
-                        and hash(column.table) == hash(self._statement.table)
-                    ):
-                        (base,) = column.base_columns
-                        default = None if value.required else value.effective_value
-                        yield base, row.get(value.key, default)
-
-
-def _names_of(path: OwnerPath) -> str:
-    return " or ".join(one.name for one in path.owner_classes)
 
 
 _ABSENT = object()
