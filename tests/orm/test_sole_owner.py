@@ -9,9 +9,11 @@ import sqlalchemy as sa
 from sqlalchemy import Engine, Text, delete, insert, literal, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import OperationalError
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
 from sqlalchemy_envelope import (
+    AsyncEnvelope,
     ConfigurationError,
     EncryptedType,
     EnrollmentError,
@@ -80,12 +82,9 @@ class Application:
         with self.engine.connect() as connection:
             raw = sa.table("credentials", sa.column("id"), sa.column("token", sa.LargeBinary))
             blob = connection.scalar(select(raw.c.token).where(raw.c.id == key))
-            keys = {
-                row[0].bytes: row[1]
-                for row in connection.execute(
-                    select(Vault.__key_class__.key_id, Vault.__key_class__.owner_id)
-                )  # type: ignore[attr-defined]
-            }
+            stored: Any = Vault.__key_class__
+            rows = connection.execute(select(stored.key_id, stored.owner_id))
+            keys = {row[0].bytes: row[1] for row in rows}
             return keys.get(bytes(blob or b"")[1:17])
 
 
@@ -395,3 +394,23 @@ def test_two_transactions_with_explicit_ids(postgres_engine: Engine) -> None:
             two.commit()
         with pytest.raises(ConfigurationError, match="several rows"):
             app.write()
+
+
+async def test_asynchronous_sessions(async_engine: AsyncEngine) -> None:
+    """The same through asyncio: made beside its values, deleted past the library, made again."""
+    async with async_engine.begin() as connection:
+        await connection.run_sync(Base.metadata.create_all)
+    envelope = AsyncEnvelope(Envelope(kdf_profile=KdfProfile.unsafe_for_tests(), server_keys=KEYS))
+    async with AsyncSession(async_engine) as session:
+        with envelope.server_mode(session, reason="test"):
+            session.add_all([Credential(id=1, token="first"), Vault(id=3)])
+            await session.commit()
+            async with async_engine.begin() as connection:
+                await connection.exec_driver_sql("DELETE FROM credentials")
+                await connection.exec_driver_sql("DELETE FROM vaults")
+            session.expunge_all()
+            session.add(Credential(id=2, token="second"))
+            await session.commit()
+
+            assert (await session.scalars(select(Vault.id))).all() == [1]
+            assert (await session.get_one(Credential, 2)).token == "second"

@@ -124,7 +124,7 @@ def _some_rows(
 
 def _is_upsert_of(there: tuple[Any, ...], statement: Any, row: Any, owner_class: OwnerClass) -> bool:
     """Whether an INSERT names this very row, and makes none where it is there."""
-    if getattr(statement, "_post_values_clause", None) is None and not statement._prefixes:
+    if getattr(statement, "_post_values_clause", None) is None:
         return False
     named = {getattr(key, "key", key): value for key, value in {**(statement._values or {}), **row}.items()}
     keys = [named.get(column.key) for column in owner_class.primary_key]
