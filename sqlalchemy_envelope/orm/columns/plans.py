@@ -304,7 +304,7 @@ def _original(label: str, table: Table) -> tuple[Table, OwnerPath] | None:
 def _path_without_copy(column: Column[Any]) -> Iterable[OwnerPath]:
     """The path of a column that says itself whose key encrypts it; none where it does not, as in a copy."""
     try:
-        yield path_of(column, _first_mapper(column.table), lambda *_: None)
+        yield path_of(column, mapper_of_table(column.table), lambda *_: None)
     except ConfigurationError:
         return
 
