@@ -18,8 +18,9 @@ PROJECT = Path(__file__).parent
 OLDER = ["tests/orm", "tests/alembic", "tests/migration/test_engine.py", "tests/migration/test_tracking.py"]
 """The tests that the line of SQLAlchemy makes a difference to; the older one runs these alone."""
 NEWER_ONLY = [
-    "access", "attackers", "bad_input", "claiming", "codecs", "fork_and_wipe", "isolation", "provider_unlock",
-    "row_seals", "scopes", "server_mode", "sharing", "sharing_attackers", "threat_table", "write_only_groups",
+    "access", "attackers", "bad_input", "claiming", "codecs", "fork_and_wipe", "found_keys", "isolation",
+    "key_races", "provider_unlock", "row_seals", "scopes", "server_mode", "sharing", "sharing_attackers",
+    "threat_table", "write_only_groups",
 ]  # fmt: skip
 """But for these of `tests/orm`: they are about keys and threads, or repeat at length what another has."""
 ALEMBIC = {"2.0": "alembic==1.18.0", "2.1": "alembic"}

@@ -24,5 +24,7 @@ nitpick_ignore_regex = [
     # Imported for type checkers alone, and so known to Sphinx by their bare names.
     ("py:class", r"(Any|AnySession|AnyAsyncSession|AsyncEngine|AsyncUnlocking|Engine|Executor|Session)"),
     ("py:class", r"(optional|scoped_session|str.*)"),
+    # Alembic adds them to the docstrings of its operations.
+    ("py:.*", r"(Column|Operations.*|TypeEngine)"),
     ("py:.*", r"(collections|contextlib|datetime|decimal|enum|os|typing|typing_extensions|uuid)\..*"),
 ]

@@ -251,10 +251,22 @@ class _Move:
 
     def _declared_path(self, modelled: Any) -> OwnerPath | None:
         """How the models lead a row to its owner, where no foreign key of the table itself does."""
-        plan = None if modelled is None or self.op.owner is not None else plan_of_table(modelled)
-        columns = () if plan is None else plan.columns
-        found = next((one.path for one in columns if one.column.name == self.op.column_name), None)
+        found = self._path_of_model(modelled) if self.op.owner is None else None
         return None if found is None or found.is_direct else found
+
+    def _path_of_model(self, modelled: Any) -> OwnerPath | None:
+        plan = None if modelled is None else plan_of_table(modelled)
+        columns = () if plan is None else plan.columns
+        return next((one.path for one in columns if one.column.name == self.op.column_name), None)
+
+    def _named_by_model(self, wanted: list[str]) -> OwnerPath | None:
+        """The columns that name the owners by what the models say: without a foreign key in the database."""
+        modelled = self.source.table(self.op.table_name, self.op.schema)
+        path = self._path_of_model(modelled)
+        if path is not None and path.is_direct and (not wanted or set(path.keys) == set(wanted)):
+            return path
+        columns = [] if modelled is None else [one for one in modelled.columns if one.name in wanted]
+        return path_through(tuple(columns)) if columns else None
 
     def _owner(self, keys: list[str]) -> tuple[Any, list[str], bool]:
         """The class of the rows' owners, the columns that name them in the order of its key, and whether they
@@ -274,12 +286,8 @@ class _Move:
             remote = dict(zip(key["referred_columns"] or primary, local, strict=True))
             if set(remote) == set(primary):
                 found.append((owner_class, [remote[name] for name in primary]))
-        if not found and wanted:
-            modelled = self.source.table(op.table_name, op.schema)
-            columns = [] if modelled is None else [one for one in modelled.columns if one.name in wanted]
-            path = path_through(tuple(columns)) if columns else None
-            if path is not None:
-                found = [(path.owner_class, [one.name for one in path.columns])]
+        if len(found) != 1 and (path := self._named_by_model(wanted)) is not None:
+            found = [(path.owner_class, [one.name for one in path.columns])]
         if len(found) != 1:
             raise ConfigurationError(
                 f"Whose keys encrypt {op.table_name}.{op.column_name} is not clear: {len(found)} foreign "
@@ -311,7 +319,9 @@ class _Move:
         """Go over all rows once, in the migration's own transaction; what it came to."""
         total = Step(None, full=False)
         with (
-            keys_at_hand(self.source.envelope, self.source.provider, f"migration: {self.op.tag}"),
+            keys_at_hand(
+                self.source.envelope, self.source.provider, f"migration: {self.op.tag}", cascades_off=True
+            ),
             # Its commits and rollbacks are those of savepoints: the migration goes on, or fails as a whole.
             Session(self.connection, join_transaction_mode="create_savepoint") as session,
         ):

@@ -230,6 +230,9 @@ def _names(migrator: Migrator, given: tuple[str, ...], *, forgotten: bool, none:
             names = sorted(one.name for one in columns)
     except ConfigurationError as error:
         raise click.BadParameter(str(error), param_hint="COLUMN") from None
+    early = [] if names or none else migrator.forgotten()
+    if early:
+        raise click.UsageError(migrator.put_back(early))
     if not names and not none:
         nothing()
     return names

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy_envelope.crypto.row_seal import SEAL_SIZE, row_key, row_mac
 from sqlalchemy_envelope.crypto.secret import KeyBytes, Uncopied
-from sqlalchemy_envelope.exceptions import RowSealError
+from sqlalchemy_envelope.exceptions import ConfigurationError, RowSealError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -16,6 +16,29 @@ if TYPE_CHECKING:
     from sqlalchemy_envelope.keys.providers.server import ServerKeyring
 
 Realm = str | Callable[[Any], str] | None
+
+
+def realm_name(realm: Any, database: Any) -> str:
+    """The name that a realm is, or that its function gives a database.
+
+    Raises:
+        ConfigurationError: that is no name.
+    """
+    name = realm(database) if callable(realm) else realm
+    if isinstance(name, str) and name.strip() and _is_utf8(name):
+        return name
+    raise ConfigurationError(
+        "Envelope(realm=...) is the name of a database: text that UTF-8 can hold, or a function that gives "
+        "an engine such a name."
+    )
+
+
+def _is_utf8(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 class RowSeals(Uncopied):
@@ -34,9 +57,7 @@ class RowSeals(Uncopied):
 
     def realm_of(self, database: Any) -> str:
         """The name of a database, empty if it has none."""
-        if callable(self.realm):
-            return self.realm(database)
-        return self.realm or ""
+        return "" if self.realm is None else realm_name(self.realm, database)
 
     @property
     def is_on(self) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import datetime as dt
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -54,6 +54,8 @@ if TYPE_CHECKING:
     from sqlalchemy_envelope.orm.verbs.envelope import Envelope
 
 _ORDER = list(Phase)
+_UNFINISHED = frozenset({Phase.TRACKING, Phase.BACKFILLED, Phase.VERIFIED, Phase.REVERSING})
+"""Phases in which the application reads and writes both columns."""
 
 
 @emptying_class
@@ -104,7 +106,35 @@ class Migrator:
         try:
             return column_named(known, name)
         except ConfigurationError:
+            pass
+        try:
             return column_named([*known, *self.leftovers()], name)
+        except ConfigurationError:
+            if name in self.forgotten():
+                raise ConfigurationError(self.put_back([name])) from None
+            raise
+
+    def forgotten(self) -> list[str]:
+        """The names of columns whose models have forgotten the previous one before the migration let them."""
+        undeclared = {one.name for one in encrypted_columns(self.base) if one.previous is None}
+        return sorted(undeclared & self._unfinished().keys())
+
+    def put_back(self, names: Iterable[str]) -> str:
+        """The cure for columns of `forgotten`."""
+        phases = self._unfinished()
+        told = [f"{name} is in the phase {str(phases[name])!r}" for name in names]
+        return (
+            f"{', '.join(told)}, and the models have no `previous=` any more: put `previous=` "
+            f"back, finish the "
+            "migration (cut over, guard), and remove `previous=` after that."
+        )
+
+    def _unfinished(self) -> dict[str, Phase]:
+        with Session(self.engine) as session:
+            if not self._has_state(session):
+                return {}
+            phases = {state.name: Phase(state.phase) for state in session.scalars(select(MigrationState))}
+        return {name: phase for name, phase in phases.items() if phase in _UNFINISHED}
 
     def leftovers(self) -> list[MigratingColumn]:
         """Columns whose models have forgotten the previous one, while the database still has it."""

@@ -32,11 +32,18 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def keys_at_hand(envelope: Envelope, provider: str | None, reason: str) -> Iterator[None]:
-    """Open owners with this provider from here on, if there is one."""
+def keys_at_hand(
+    envelope: Envelope, provider: str | None, reason: str, *, cascades_off: bool = False
+) -> Iterator[None]:
+    """Open owners with this provider from here on, if there is one.
+
+    Args:
+        cascades_off: on SQLite a batch operation of Alembic rebuilds tables with foreign keys switched off.
+    """
     with ExitStack() as stack:
         if provider is not None:
             server = envelope.server_mode(None, provider=provider, reason=reason)
+            server.requires_cascades = not cascades_off
             stack.enter_context(server)
         yield
 

@@ -10,23 +10,32 @@ from __future__ import annotations
 from typing import Any
 from weakref import WeakSet
 
-from sqlalchemy import Column, Connection, Engine, Select, event
-from sqlalchemy.orm import Mapper, Session
+from sqlalchemy import Column, Connection, Engine, Insert, Select, Update, event
+from sqlalchemy.orm import FromStatement, Mapper, Session
 
 from sqlalchemy_envelope.crypto.frames import empty_frames, emptying
 from sqlalchemy_envelope.orm.columns import leaving
 from sqlalchemy_envelope.orm.columns.checks import check_mapper, declare_column
-from sqlalchemy_envelope.orm.columns.plans import note_mapper
+from sqlalchemy_envelope.orm.columns.plans import note_mapper, plan_of_table
 from sqlalchemy_envelope.orm.columns.state import forget
-from sqlalchemy_envelope.orm.current import context
+from sqlalchemy_envelope.orm.current import context, sole_rows
 from sqlalchemy_envelope.orm.current.locks import note_locks, takes_locks
-from sqlalchemy_envelope.orm.reading import echo, objects, rows, selected_columns, two_columns
+from sqlalchemy_envelope.orm.reading import echo, objects, rows, schema_maps, selected_columns, two_columns
 from sqlalchemy_envelope.orm.sessions import server_flushes
-from sqlalchemy_envelope.orm.sharing import grant_flushes, membership
+from sqlalchemy_envelope.orm.sharing import deletions, grant_flushes, membership
 from sqlalchemy_envelope.orm.tables import connections, key_grant, key_owner
-from sqlalchemy_envelope.orm.tables.connections import session_of
-from sqlalchemy_envelope.orm.tables.default_schema import on_text
-from sqlalchemy_envelope.orm.writing import flushes, forms, gate, links, refusals, statements, twins
+from sqlalchemy_envelope.orm.tables.connections import lent_session, session_of
+from sqlalchemy_envelope.orm.tables.default_schema import on_statement
+from sqlalchemy_envelope.orm.writing import (
+    flushes,
+    forms,
+    gate,
+    moves,
+    refusals,
+    sole_owners,
+    statements,
+    twins,
+)
 
 _installed = False
 
@@ -59,10 +68,20 @@ def _install() -> None:
     event.listen(Session, "after_flush", flushes.clear_notes)
     event.listen(Session, "after_soft_rollback", flushes.clear_notes)
     event.listen(Session, "after_attach", _on_attach)
+    event.listen(Session, "before_flush", emptying(_settle_before_flush))
     event.listen(Session, "before_flush", emptying(server_flushes.before_flush))
     event.listen(Session, "after_flush", emptying(server_flushes.after_flush))
     event.listen(Session, "after_soft_rollback", server_flushes.after_soft_rollback)
     event.listen(Session, "after_soft_rollback", membership.forget_looks)
+    event.listen(Session, "after_soft_rollback", sole_rows.forget)
+
+
+def _settle_before_flush(session: Session, *_: object) -> None:
+    """A flush with something to write: what unlocks in this session left waiting goes with it."""
+    if not any(one.waits_in(session) for one in context.unlocked_sessions(session)):
+        return
+    if session.new or session.deleted or any(session.is_modified(one) for one in session.dirty):
+        context.settle_unlocked(session)
 
 
 def _before_execute(
@@ -81,11 +100,30 @@ def _before_execute(
             if takes_locks(statement):
                 note_locks(session)
             membership.on_statement(session, statement)
+            deletions.on_statement(session, statement)
+            sole_rows.on_statement(session, statement)
+        elif _needs_a_session(connection, statement):
+            if not connection.in_transaction():
+                connection.begin()  # as the statement would: what is stored for it belongs to its transaction
+            with lent_session(connection):
+                return statements.encrypt(connection, statement, multiparams, params, execution_options)
         return statements.encrypt(connection, statement, multiparams, params, execution_options)
     except BaseException as error:
         empty_frames(error)
         del statement, multiparams, params
         raise
+
+
+def _needs_a_session(connection: Connection, statement: Any) -> bool:
+    """Whether a statement on a connection without a session may write values whose keys are fetched, or made,
+    as they are needed: that takes a session."""
+    in_ctes = connection.dialect.name in forms.WRITE_IN_CTES and forms.may_hold_ctes(statement)
+    if not in_ctes and isinstance(statement, (Insert, Update)):
+        if plan_of_table(forms.target_of(statement)) is None:
+            return False
+    elif not in_ctes and not isinstance(statement, FromStatement):
+        return False
+    return any(one.on_demand for one in context.unlocked_sessions(None))
 
 
 _checked: WeakSet[Any] = WeakSet()
@@ -95,9 +133,12 @@ def _before_cursor_execute(
     connection: Connection, cursor: object, sql: str, parameters: object, execution: Any, executemany: bool
 ) -> None:
     """Refuse what must not be sent. SQLAlchemy keeps compiled statements, and so each is looked at once."""
-    on_text(connection, sql)
     compiled = getattr(execution, "compiled", None)
-    if compiled is None or compiled in _checked:
+    on_statement(connection, sql, compiled)
+    if compiled is None:
+        return
+    schema_maps.check(connection, compiled, execution)
+    if compiled in _checked:
         return
     elements = list(forms.elements_in(*gate.statements_of(compiled)))
     again = gate.check_writes(connection, compiled, elements)
@@ -117,13 +158,19 @@ def _on_mapper_constructed(mapper: Mapper[Any], cls: type[Any]) -> None:
     if key_grant.on_mapper(mapper, cls):
         _install_sharing()
         event.listen(mapper, "before_delete", grant_flushes.before_delete, raw=True, propagate=True)
+    if issubclass(cls, key_owner.KeyOwner):
+        event.listen(mapper, "after_delete", deletions.after_delete, raw=True)
     if key_owner.is_sole(mapper):
-        event.listen(mapper, "before_insert", links.insert_sole, raw=True, propagate=True)
+        event.listen(mapper, "before_insert", sole_owners.before_insert, raw=True, propagate=True)
     note_mapper(mapper)
+    moves.expect(mapper)
     two_columns.map_previous(mapper)
 
 
 def _on_mapper_configured(mapper: Mapper[Any], cls: type[Any]) -> None:
+    key_grant.refuse_secondaries(mapper)
+    if key_grant.grant_written_by(mapper) is not None:
+        event.listen(mapper, "before_insert", grant_flushes.refuse_other_class, raw=True)
     plan = check_mapper(mapper)
     if not plan:
         return
@@ -133,7 +180,7 @@ def _on_mapper_configured(mapper: Mapper[Any], cls: type[Any]) -> None:
         event.listen(
             instrumented, "set", _on_set, raw=True, retval=True
         )  # retval spares a wrapper for each value
-    links.watch_links(plan)
+    moves.watch(mapper, plan)
     listener = objects.load_listener(mapper)
     duals = two_columns.dual_attributes(mapper)
     # insert: ahead of Mutable's own listener, which must not meet a Sealed. raw: an

@@ -45,6 +45,7 @@ def models(body: Any = None, name: str = "body", **options: Any) -> MetaData:
         },
     )
     Base.metadata.info["base"] = Base
+    Base.metadata.info["classes"] = list(Base.__subclasses__())  # else they are gone with this function
     return Base.metadata
 
 
@@ -60,9 +61,9 @@ def checks(engine: Engine, table: str = "notes") -> set[str | None]:
 
 def write(engine: Engine, body: object, number: int = 1) -> None:
     """As a program does that knows nothing of the library."""
-    notes = sa.table("notes", sa.column("id"), sa.column("body"))
+    statement = sa.text("INSERT INTO notes (id, body) VALUES (:id, :body)")
     with engine.begin() as connection:
-        connection.execute(notes.insert().values(id=number, body=body))
+        connection.execute(statement, {"id": number, "body": body})
 
 
 def refuses_plaintext(engine: Engine) -> bool:

@@ -19,6 +19,7 @@ from sqlalchemy_envelope import (
     KdfProfile,
     KeyOwner,
     MigrationRefusedError,
+    OwnerColumn,
     ServerKeyring,
 )
 from sqlalchemy_envelope.alembic import KeySource
@@ -427,6 +428,13 @@ def declare_keys(*, encrypted: bool) -> tuple[Any, Any, Any, Any]:
         body: Mapped[str | None] = mapped_column(moved(sa.Text(), owner="author_id", bind="row"))
         price: Mapped[Any] = mapped_column(moved(sa.Numeric(10, 2), owner=("number", "org")), nullable=False)
         extra: Mapped[Any] = mapped_column(moved(sa.JSON(), owner="author_id", scope="x"), nullable=True)
+        editor_id: Mapped[uuid.UUID]  # without a foreign key
+        remark: Mapped[str | None] = mapped_column(
+            moved(sa.String(9), owner=OwnerColumn("editor_id", of="Author"))
+        )
+        note: Mapped[str | None] = mapped_column(
+            moved(sa.String(9), owner=OwnerColumn("editor_id", of="Author"))
+        )
 
     return Base, Author, Member, Page
 
@@ -440,7 +448,8 @@ def test_every_kind_of_key_and_value(environment: Environment, engine: Engine) -
         author = Author(id=uuid.uuid4(), name="Ada")
         session.add_all([author, Member(org="acm", number=1)])
         session.flush()
-        same = {"author_id": author.id, "org": "acm", "number": 1}
+        same = {"author_id": author.id, "org": "acm", "number": 1, "editor_id": author.id}
+        same |= {"remark": "r", "note": "n"}
         session.add(Page(**same, body="b", price=Decimal("12.50"), extra={"a": [1]}))
         session.add(Page(**same, body="c", price=Decimal(3), extra=None))
         session.commit()
@@ -455,12 +464,14 @@ def test_every_kind_of_key_and_value(environment: Environment, engine: Engine) -
         'op.encrypt_column("authors", "name", sa.String(9), bind="row")\n'
         'op.encrypt_column("pages", "body", sa.Text(), owner="author_id", bind="row")\n'
         'op.encrypt_column("pages", "extra", sa.JSON(), owner="author_id", scope="x")\n'
+        'op.encrypt_column("pages", "remark", sa.String(9))\n'
+        'op.encrypt_column("pages", "note", sa.String(9), owner="editor_id")\n'
         'with op.batch_alter_table("pages") as batch:\n'
         '    batch.encrypt_column("price", sa.Numeric(10, 2), owner=("number", "org"), nullable=False)',
     )
     command.upgrade(config, "head")
     with envelope.server_mode(reason="test"), Session(engine) as session:
-        read = [(page.body, page.price, page.extra) for page in session.query(Moved)]
+        read = [(page.body, page.price, page.extra, page.remark + page.note) for page in session.query(Moved)]
 
-    assert sorted(read) == [("b", Decimal("12.50"), {"a": [1]}), ("c", Decimal(3), None)]
+    assert sorted(read) == [("b", Decimal("12.50"), {"a": [1]}, "rn"), ("c", Decimal(3), None, "rn")]
     command.check(config)

@@ -126,6 +126,7 @@ class Old:
     def execute(self, sql: str, *parameters: Any) -> list[Any]:
         """Plain SQL on its SQLite file, as an old writer would."""
         with closing(sqlite3.connect(self.file, timeout=30)) as connection:
+            connection.execute("PRAGMA ignore_check_constraints = ON")
             found = connection.execute(sql, parameters).fetchall()
             connection.commit()
             return found

@@ -240,7 +240,7 @@ def _touch_data(clinic: Clinic) -> Report:
     """Let a change of secret rewrite two values."""
     clinic.execute(
         "CREATE TRIGGER touch AFTER UPDATE ON people_keyslot"
-        " BEGIN UPDATE people SET phone = zeroblob(60); END"
+        f" BEGIN UPDATE people SET phone = x'01{'00' * 59}'; END"
     )
     return Report("prepared", claims=[(True, "prepared")])
 

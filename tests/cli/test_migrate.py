@@ -204,6 +204,15 @@ def test_no_column_is_two(old: Old) -> None:
     assert "No column is being moved" in old.migrate("status", NOTES_POLICY="none", code=2).err
 
 
+@pytest.mark.parametrize("column", ["", BODY])
+def test_previous_removed_too_early_is_two(copied: Old, column: str) -> None:
+    """Where the models forgot the previous column before the cut-over, the error says how far it is."""
+    ran = copied.migrate("contract", *filter(None, [column]), "--yes", code=2, NOTES_POLICY="none")
+
+    assert f"{BODY} is in the phase 'verified'" in ran.err
+    assert "and the models have no `previous=` any more: put `previous=` back" in ran.err
+
+
 ADVICE = {
     "accept_locked=2624.": "--accept-locked 2624.",
     "accept the sample: accept_sample=True.": "accept the sample: --accept-sample.",

@@ -15,7 +15,7 @@ SECRET = "correct horse battery staple"
 envelope = Envelope(kdf_profile=KdfProfile.unsafe_for_tests())
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def models() -> Iterator[Any]:
     """A versioned class, declared as Continuum's first page does."""
     make_versioned(user_cls=None)

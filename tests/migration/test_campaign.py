@@ -127,11 +127,14 @@ class Site:
                 session.commit()
 
     def letters(self, owner: int) -> list[str | None]:
-        """What an owner reads who has a secret."""
+        """What an owner reads who has a secret, and settles as a log-in does."""
         with (
             Session(self.engine) as session,
-            self.envelope.unlock(session, session.get_one(Member, owner), secret=f"secret {owner}"),
+            self.envelope.unlock(
+                session, session.get_one(Member, owner), secret=f"secret {owner}"
+            ) as unlocked,
         ):
+            unlocked.settle()
             query = select(Letter.text).where(Letter.member_id == owner).order_by(Letter.id)
             found = list(session.scalars(query))
             session.commit()

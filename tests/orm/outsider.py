@@ -389,15 +389,16 @@ class Scene:
 
     @contextmanager
     def unlocked(self, user: int) -> Iterator[Session]:
-        """As the application does: unlock, and commit what the unlock put in order."""
+        """As the application does: unlock, settle what waits, and commit that."""
         with self.session() as session:
             unlocked = self.envelope.unlock(session, session.get_one(User, user), secret=SECRETS[user])
+            unlocked.settle()
             session.commit()
             with unlocked:
                 yield session
 
     def visit(self, *users: int) -> None:
-        """Unlock once: what was sealed is adopted."""
+        """Unlock and settle once: what was sealed is adopted."""
         for user in users:
             with self.unlocked(user):
                 pass

@@ -245,8 +245,10 @@ def write(engine: Engine, name: str, group_id: int, text: str) -> None:
 
 
 def read(engine: Engine, name: str, group_id: int | None = None) -> list[str]:
-    """The posts that this user reads, in a session and an unlock of their own."""
-    with Session(engine) as session, unlock(session, name):
+    """The posts that this user reads, in a session and an unlock of their own, which is settled as a log-in
+    does."""
+    with Session(engine) as session, unlock(session, name) as unlocked:
+        unlocked.settle()
         texts = read_here(session, group_id)
         session.commit()
     return texts

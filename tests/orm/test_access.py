@@ -2,13 +2,17 @@
 
 import os
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
 from sqlalchemy import Engine, ForeignKey, String, select, update
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
 from sqlalchemy_envelope import (
+    AlreadyEnrolledError,
+    AsyncEnvelope,
     AuditEvent,
     ConfigurationError,
     EncryptedType,
@@ -110,6 +114,111 @@ def test_a_provider_is_added_and_taken_away(envelope: Envelope, session: Session
         assert again.display_name == "Ada"
         with pytest.raises(LockedError):
             _ = again.diary
+
+
+@pytest.mark.parametrize("way", ["server mode", "provider"])
+def test_a_first_secret(envelope: Envelope, session: Session, way: str) -> None:
+    """An owner whom server mode made gets a secret while it is open; with the provider taken away, the secret
+    opens what was written before and after."""
+    events: list[AuditEvent] = []
+    with envelope.server_mode(session, reason="test"):
+        ada = User(email="ada", diary="written before")
+        session.add(ada)
+        session.commit()
+    with pytest.raises(LockedError):
+        envelope.add_secret(session, ada, secret=SECRET)
+    envelope = envelope_like(envelope, events.append)
+    opened: Any = (
+        envelope.server_mode(session, reason="test")
+        if way == "server mode"
+        else envelope.unlock(session, ada, provider="server", reason="asked for a secret")
+    )
+    with opened:
+        envelope.add_secret(session, ada, secret=SECRET)
+        session.commit()
+        ada.diary = "written after"
+        session.commit()
+
+    assert [one.owner_class for one in events if one.name == "secret_added"] == ["User"]
+    assert sorted(slot.kind for slot in envelope.slots(session, ada)) == ["provider", "secret"]
+    envelope.remove_provider(session, ada, provider="server")
+    session.commit()
+    session.expunge_all()
+    ada = session.get_one(User, ada.id)
+    with envelope.unlock(session, ada, secret=SECRET):
+        assert ada.diary == "written after"
+        session.commit()
+    envelope.change_secret(session, ada, old=SECRET, new="words that came later")
+    with envelope.unlock(session, ada, secret="words that came later"):
+        assert ada.diary == "written after"
+
+
+def envelope_like(envelope: Envelope, audit: Any) -> Envelope:
+    """The same server keys, for another process that listens."""
+    seals = {"server_keys": KEYS} if envelope.policy.seals.is_on else {"providers": {"server": KEYS}}
+    return Envelope(kdf_profile=KdfProfile.unsafe_for_tests(), audit=audit, **seals)  # type: ignore[arg-type]
+
+
+def test_a_secret_is_added_once(envelope: Envelope, session: Session) -> None:
+    """Who has a secret is told to change it; who has none, wherever one is asked for, how to get one."""
+    ada = user_of(envelope, session, "ada", "server")
+    with envelope.server_mode(session, reason="test"):
+        with pytest.raises(AlreadyEnrolledError, match=r"has a secret already: `envelope\.change_secret"):
+            envelope.add_secret(session, ada, secret="another secret")
+        ben = User(email="ben", diary="the server's")
+        session.add(ben)
+        session.commit()
+    cure = (
+        r"held by provider 'server' alone and has no secret\..*`envelope.add_secret\(session, owner, secret"
+    )
+    with pytest.raises(AlreadyEnrolledError, match=cure):
+        envelope.enroll(session, ben, secret=SECRET)
+    with pytest.raises(KeyNotFoundError, match=cure):
+        envelope.unlock(session, ben, secret=SECRET)
+    with pytest.raises(KeyNotFoundError, match=cure):
+        envelope.unlock(session, ben, secret=SECRET, authenticated=True)
+    with pytest.raises(KeyNotFoundError, match=cure):
+        envelope.change_secret(session, ben, old=SECRET, new="another secret")
+    with pytest.raises(AlreadyEnrolledError, match="unlock it, or change its secret"):
+        envelope.enroll(session, ada, secret=SECRET)
+
+
+def test_two_first_secrets_at_once(sqlite_engine: Engine) -> None:
+    """While one derives its key, another request gives the owner a secret: the first is refused then."""
+    envelope = Envelope(kdf_profile=KdfProfile.unsafe_for_tests(), server_keys=KEYS)
+    Base.metadata.create_all(sqlite_engine)
+    with Session(sqlite_engine) as session, envelope.server_mode(reason="test"):
+        ada = User(email="ada", diary="x")
+        session.add(ada)
+        session.commit()
+        steps = envelope.add_secret_steps(session, ada, "one secret")
+        work = next(steps)
+        session.rollback()
+        with Session(sqlite_engine) as other:
+            envelope.add_secret(other, other.get_one(User, ada.id), secret="the other secret")
+            other.commit()
+        with pytest.raises(AlreadyEnrolledError):
+            steps.send(envelope.perform(work))
+
+        assert len(envelope.slots(session, ada)) == 2
+
+
+async def test_a_first_secret_asynchronously(async_engine: AsyncEngine) -> None:
+    """The same with `await`."""
+    envelope = AsyncEnvelope(Envelope(kdf_profile=KdfProfile.unsafe_for_tests(), server_keys=KEYS))
+    async with async_engine.begin() as connection:
+        await connection.run_sync(Base.metadata.create_all)
+    async with AsyncSession(async_engine, expire_on_commit=False) as session:
+        ada = User(email="ada", diary="x")
+        with envelope.server_mode(session, reason="test"):
+            session.add(ada)
+            await session.commit()
+            await envelope.add_secret(session, ada, secret=SECRET)
+            await session.commit()
+        async with envelope.unlock(session, ada, secret=SECRET):
+            await session.refresh(ada)
+
+            assert ada.diary == "x"
 
 
 def test_a_removed_provider_needs_no_holder(envelope: Envelope, session: Session) -> None:

@@ -36,7 +36,7 @@ from sqlalchemy_envelope import (
 from sqlalchemy_envelope.crypto import argon2id
 from sqlalchemy_envelope.crypto.sealing import public_keys
 from sqlalchemy_envelope.crypto.secret import KeyBytes
-from tests.orm.models import Base, Note, Page, User, envelope
+from tests.orm.models import Base, Note, Page, User, envelope, unchecked
 
 pytestmark = pytest.mark.thorough
 
@@ -50,6 +50,7 @@ class Writer:
     def __init__(self, engine: Engine) -> None:
         self.engine = create_engine(engine.url, poolclass=NullPool)
         self.connection = self.engine.connect().execution_options(isolation_level="AUTOCOMMIT")
+        unchecked(self.connection)
         if engine.dialect.name == "postgresql":
             self.run("SET session_replication_role = replica")
 

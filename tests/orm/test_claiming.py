@@ -79,11 +79,12 @@ class Application:
             return user.id
 
     def note(self, owner: int, envelope: Envelope | None = None, **how: Any) -> str | None:
-        """The owner's first note, after an unlock that is committed."""
+        """The owner's first note, after an unlock that is settled and committed."""
         with (
             Session(self.engine) as session,
-            (envelope or self.envelope).unlock(session, session.get_one(User, owner), **how),
+            (envelope or self.envelope).unlock(session, session.get_one(User, owner), **how) as unlocked,
         ):
+            unlocked.settle()
             query = select(Note).where(Note.user_id == owner).order_by(Note.id)
             found = session.scalars(query).first()
             body = None if found is None else found.body

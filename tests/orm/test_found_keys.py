@@ -34,6 +34,8 @@ from tests.orm.models import Base, Note, User
 ROWS = int(os.environ.get("ENVELOPE_RACE_ROWS", "240"))
 THREADS, OWNERS = 6, 5
 TENANTS = ("acme", "zeta")
+FILES = ("file_acme", "file_zeta")
+WAYS = ("flush", "bulk", "core", "unlocked", "write only")
 Open = Callable[[str], Any]
 
 
@@ -102,7 +104,7 @@ def by_translation(engine: Engine) -> Open:
 def by_database(folder: Path) -> Open:
     """A file for each tenant."""
     engines = {}
-    for tenant in TENANTS:
+    for tenant in (*TENANTS, *FILES):
         engines[tenant] = create_engine(
             f"sqlite:///{folder / tenant}.db", connect_args={"timeout": 60}, poolclass=sa.NullPool
         )
@@ -111,9 +113,16 @@ def by_database(folder: Path) -> Open:
     return lambda tenant: Session(engines[tenant])
 
 
+def by_both(engine: Engine, folder: Path) -> Open:
+    """Two schemas of one database, and two other databases, in one process."""
+    schema, file = by_translation(engine), by_database(folder)
+    return lambda tenant: file(tenant) if tenant in FILES else schema(tenant)
+
+
 @pytest.fixture(
     params=[
         "by_database",
+        pytest.param("by_both", marks=pytest.mark.backend),
         *(
             pytest.param(name, marks=pytest.mark.backend)
             for name in ("by_search_path", "by_function", "by_translation")
@@ -124,15 +133,48 @@ def opened(request: pytest.FixtureRequest, tmp_path: Path) -> Open:
     """Opens a session on a tenant's tables; each tenant has users 1 to 5, without keys."""
     if request.param == "by_database":
         open_one = by_database(tmp_path)
+    elif request.param == "by_both":
+        open_one = by_both(request.getfixturevalue("postgres_engine"), tmp_path)
     else:
         make: Callable[[Engine], Open] = globals()[request.param]
         open_one = make(request.getfixturevalue("postgres_engine"))
-    for tenant in TENANTS:
+    for tenant in tenants_of(request):
         with open_one(tenant) as session:
             rows = [{"id": n, "email": f"{n}@{tenant}.example"} for n in range(1, OWNERS + 1)]
             session.execute(insert(User.__table__), rows)
             session.commit()
     return open_one
+
+
+def tenants_of(request: pytest.FixtureRequest) -> tuple[str, ...]:
+    """The tenants of a test: those of a file beside those of a schema where it has both."""
+    way = request.node.callspec.params.get("opened")
+    return (*TENANTS, *FILES) if way == "by_both" else TENANTS
+
+
+def put(session: Session, way: str, owners: list[int], bodies: list[str]) -> None:
+    """Write notes, in one of the ways there are."""
+    rows = [{"user_id": owner, "body": body} for owner, body in zip(owners, bodies, strict=True)]
+    if way == "bulk":
+        session.execute(insert(Note), rows)
+    elif way == "core":
+        for row in rows:
+            session.execute(insert(Note.__table__).values(row))
+    elif way == "write only":
+        with process().write_only(session):
+            session.add_all(Note(**row) for row in rows)
+            session.flush()
+    elif way == "unlocked":
+        for row in rows:
+            owner = session.get_one(User, row["user_id"])
+            with process().unlock(session, owner, provider="server", reason="test"):
+                session.add(Note(**row))
+                session.flush()
+    else:
+        session.add_all(Note(**row) for row in rows[:2])
+        session.flush()
+        session.add_all(Note(**row) for row in rows[2:])
+    session.commit()
 
 
 def foreign(opened: Open, tenant: str) -> int:
@@ -147,33 +189,36 @@ def foreign(opened: Open, tenant: str) -> int:
         return sum((user, bytes(value)[1:17]) not in held for user, value in values)
 
 
-def test_each_tenant_is_written_under_its_own_keys(opened: Open, serving: ServerSession) -> None:
-    """Six threads write for the owners of two tenants that have the same names: no value is under a key of
-    the other tenant, and each is read by its owner."""
-    expected: dict[str, set[str]] = {tenant: set() for tenant in TENANTS}
+def test_each_tenant_is_written_under_its_own_keys(
+    opened: Open, serving: ServerSession, request: pytest.FixtureRequest
+) -> None:
+    """Six threads write, in every way, for owners of several tenants that have the same names: no value is
+    under a key of another tenant, and each is read by its owner."""
+    tenants = tenants_of(request)
+    expected: dict[str, set[str]] = {tenant: set() for tenant in tenants}
+    for tenant in tenants:
+        with opened(tenant) as session:  # so that everybody has keys to be unlocked with
+            put(session, "flush", list(range(1, OWNERS + 1)), [f"{tenant} {n}" for n in range(OWNERS)])
+            expected[tenant].update(f"{tenant} {n}" for n in range(OWNERS))
     guard = threading.Lock()
 
     def write(number: int) -> list[str]:
         order, wrong = random.Random(number), []
         for turn in range(ROWS // THREADS // 3):
-            tenant = order.choice(TENANTS)
+            tenant, way = order.choice(tenants), order.choice(WAYS)
             owners = [order.randrange(OWNERS) + 1 for _ in range(3)]
             bodies = [f"{tenant} {owner} {number}-{turn}-{n}" for n, owner in enumerate(owners)]
             while True:
                 try:
                     with opened(tenant) as session:
-                        notes = [Note(user_id=o, body=b) for o, b in zip(owners, bodies, strict=True)]
-                        session.add_all(notes[:2])
-                        session.flush()
-                        session.add(notes[2])
-                        session.commit()
+                        put(session, way, owners, bodies)
                     break
                 except DBAPIError as error:
                     if not may_pass(error):
-                        wrong.append(f"{type(error).__name__}: {error}")
+                        wrong.append(f"{way}: {type(error).__name__}: {error}")
                         break
                 except Exception as error:  # noqa: BLE001 - every other one is a finding
-                    wrong.append(f"{type(error).__name__}: {error}")
+                    wrong.append(f"{way}: {type(error).__name__}: {error}")
                     break
             with guard:
                 expected[tenant].update(bodies)
@@ -184,8 +229,8 @@ def test_each_tenant_is_written_under_its_own_keys(opened: Open, serving: Server
     serving.stop()
 
     assert wrong == []
-    assert dict.fromkeys(TENANTS, 0) == {tenant: foreign(opened, tenant) for tenant in TENANTS}
-    for tenant in TENANTS:
+    assert dict.fromkeys(tenants, 0) == {tenant: foreign(opened, tenant) for tenant in tenants}
+    for tenant in tenants:
         with process().server_mode(reason="test"), opened(tenant) as session:
             assert expected[tenant] == {note.body for note in session.scalars(select(Note))}
 

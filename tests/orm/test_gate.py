@@ -24,11 +24,13 @@ from sqlalchemy import (
     union_all,
     update,
 )
+from sqlalchemy.dialects import mysql
 from sqlalchemy.ext.compiler import compiles
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 from sqlalchemy.sql.expression import ClauseElement, Executable
 
-from sqlalchemy_envelope import EnvelopeError, LockedError, StatementRefusedError
+from sqlalchemy_envelope import EncryptedType, EnvelopeError, KeyOwner, LockedError, StatementRefusedError
+from sqlalchemy_envelope.orm.writing.gate import check_writes
 from sqlalchemy_envelope.orm.writing.marks import mark
 from tests.orm.conftest import Started
 from tests.orm.models import Note, User, statements_sent, unlock
@@ -351,6 +353,148 @@ def test_what_another_table_object_may_write(lite: Started) -> None:
         assert read(lite) == [PLAIN, PLAIN, None]
 
 
+def made_of(type_: Any = sa.Text, **body: Any) -> Any:
+    """Another object of the table, whose column gets something from SQLAlchemy by itself."""
+    return sa.Table(
+        "notes",
+        sa.MetaData(),
+        *(sa.Column("id", sa.Integer, primary_key=True), sa.Column("user_id", sa.Integer)),
+        sa.Column("body", type_, **body),
+    )
+
+
+class Other(DeclarativeBase):
+    """Models of somebody who knows nothing of the encrypted column."""
+
+
+class OtherNote(Other):
+    __tablename__ = "notes"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    user_id: Mapped[int]
+    body: Mapped[str | None] = mapped_column(default=PLAIN, onupdate=PLAIN)
+
+
+ADDED: dict[str, Callable[[], Any]] = {
+    "default": lambda: insert(made_of(default=PLAIN)).values(user_id=1),
+    "called default": lambda: insert(made_of(default=lambda: PLAIN)).values(user_id=1),
+    "default of SQL": lambda: insert(made_of(default=sa.func.lower(PLAIN))).values(user_id=1),
+    "default under another key": lambda: insert(made_of(default=PLAIN, key="words")).values(user_id=1),
+    "default in one of two rows": lambda: insert(made_of(default=PLAIN)).values(
+        [{"user_id": 1, "body": None}, {"user_id": 1}]
+    ),
+    "default beside a select": lambda: insert(made_of(default=PLAIN)).from_select(
+        ["user_id"], select(literal(1))
+    ),
+    "default of a model": lambda: insert(OtherNote).values(user_id=1),
+    "onupdate": lambda: update(made_of(onupdate=PLAIN)).values(user_id=1),
+    "called onupdate": lambda: update(made_of(onupdate=lambda: PLAIN)).values(user_id=1),
+    "onupdate of SQL": lambda: update(made_of(onupdate=sa.func.lower(PLAIN))).values(user_id=1),
+    "onupdate of a model": lambda: update(OtherNote).values(user_id=1),
+}
+
+
+@pytest.mark.parametrize("form", ADDED)
+def test_what_sqlalchemy_adds(started: Started, form: str) -> None:
+    """A `default=` or `onupdate=` of another Table object is looked at as what the statement names, each
+    time."""
+    for _ in range(2):
+        with pytest.raises(StatementRefusedError, match="Table object") as caught:
+            started.session.execute(ADDED[form]())
+        started.session.rollback()
+
+        assert PLAIN not in str(caught.value)
+    assert bodies(started.engine) == []
+
+
+def test_an_object_of_another_model(started: Started) -> None:
+    """A flush adds a `default=` as well."""
+    started.session.add(OtherNote(user_id=1))
+    with pytest.raises(StatementRefusedError, match="Table object"):
+        started.session.flush()
+    started.session.rollback()
+
+    assert bodies(started.engine) == []
+
+
+@pytest.mark.backend
+@pytest.mark.parametrize("form", ["default", "onupdate", "default of SQL"])
+def test_what_sqlalchemy_adds_in_a_cte(postgres_engine: Engine, form: str) -> None:
+    """The same where the statement stands in a CTE."""
+    from tests.orm.conftest import _start
+
+    for started in _start(postgres_engine):
+        made = ADDED[form]().returning(literal(1)).cte("i")
+        with pytest.raises(StatementRefusedError, match="Table object"):
+            started.session.execute(select(literal(1)).add_cte(made))
+
+
+NOTHING_ADDED: dict[str, Callable[[], Any]] = {
+    "None for a default": lambda: insert(made_of(sa.LargeBinary, default=PLAIN)).values(user_id=1, body=None),
+    "None for a default in each row": lambda: insert(made_of(sa.LargeBinary, default=PLAIN)).values(
+        [{"user_id": 1, "body": None}] * 2
+    ),
+    "a default of NULL": lambda: insert(made_of(sa.LargeBinary, default=null())).values(user_id=1),
+    "a select without defaults": lambda: insert(made_of(sa.LargeBinary, default=PLAIN)).from_select(
+        ["user_id"], select(literal(1)), include_defaults=False
+    ),
+    "None for an onupdate": lambda: update(made_of(sa.LargeBinary, onupdate=PLAIN)).values(body=None),
+    "an onupdate at an INSERT": lambda: insert(made_of(sa.LargeBinary, onupdate=PLAIN)).values(user_id=1),
+    "a default at an UPDATE": lambda: update(made_of(sa.LargeBinary, default=PLAIN)).values(user_id=1),
+    "a selected NULL": lambda: insert(made_of(sa.LargeBinary)).from_select(
+        ["user_id", "body"], select(literal(1), null())
+    ),
+}
+
+
+@pytest.mark.parametrize("form", NOTHING_ADDED)
+def test_what_is_not_added(started: Started, form: str) -> None:
+    """A default that is not used, or is NULL, is in nobody's way."""
+    started.session.execute(NOTHING_ADDED[form]())
+    started.session.commit()
+
+    assert bodies(started.engine) == []
+
+
+def test_another_model_with_another_encrypted_column(lite: Started) -> None:
+    """A table with encrypted columns of its own is another object of the table all the same."""
+
+    class More(DeclarativeBase):
+        pass
+
+    class MoreUser(KeyOwner, More):
+        __tablename__ = "users"
+        id: Mapped[int] = mapped_column(primary_key=True)
+
+    class MoreNote(More):
+        __tablename__ = "notes"
+        id: Mapped[int] = mapped_column(primary_key=True)
+        user_id: Mapped[int] = mapped_column(sa.ForeignKey("users.id"))
+        title: Mapped[str | None] = mapped_column(EncryptedType(sa.String))
+        body: Mapped[str | None]
+
+    with (
+        unlock(lite.session, lite.ada),
+        pytest.raises(StatementRefusedError, match=r"notes\.body .* Table object"),
+    ):
+        lite.session.execute(insert(MoreNote).values(user_id=OWNER, body=PLAIN))
+    lite.session.rollback()
+
+    assert bodies(lite.engine) == []
+
+
+@pytest.mark.parametrize("value", [NOTES.c.title, literal(PLAIN)])
+def test_an_update_of_two_tables(lite: Started, value: Any) -> None:
+    """MariaDB updates two tables at once: the second one's encrypted column is found there."""
+    statement = update(User.__table__).where(User.id == NOTES.c.user_id).values({NOTES.c.body: value})
+    twin = made_of()
+    other = update(User.__table__).where(User.id == twin.c.user_id).values({twin.c.body: value})
+    with lite.engine.connect() as connection:
+        for one, said in ((statement, "another table"), (other, "Table object")):
+            compiled = one.compile(dialect=mysql.dialect())
+            with pytest.raises(StatementRefusedError, match=said):
+                check_writes(connection, compiled, [mark(one)])
+
+
 @pytest.mark.parametrize("type_", [sa.Text, sa.LargeBinary])
 def test_a_table_of_the_same_name_in_another_database(lite: Started, tmp_path: Path, type_: Any) -> None:
     """It is none of ours: whatever its columns hold passes."""
@@ -366,6 +510,40 @@ def test_a_table_of_the_same_name_in_another_database(lite: Started, tmp_path: P
 
         assert [value, value] == connection.scalars(select(other.c.body)).all()
     engine.dispose()
+
+
+def test_a_table_with_the_name_of_the_keys(lite: Started, tmp_path: Path) -> None:
+    """Somebody else's table may be called as ours with the keys is: it has other columns."""
+    engine = sa.create_engine(f"sqlite:///{tmp_path / 'other.db'}")
+    metadata = sa.MetaData()
+    other = sa.Table("notes", metadata, sa.Column("body", sa.LargeBinary))
+    sa.Table("users_key", metadata, sa.Column("id", sa.Integer))
+    metadata.create_all(engine)
+    with engine.begin() as connection:
+        connection.execute(insert(other).values(body=PLAIN.encode()))
+
+        assert [PLAIN.encode()] == connection.scalars(select(other.c.body)).all()
+    engine.dispose()
+
+
+@pytest.mark.parametrize("name", ["notes", "Notes"])
+def test_a_temporary_table(started: Started, name: str) -> None:
+    """It stands before the one with the encrypted column for as long as it is there, and no longer."""
+    if name != "notes" and started.engine.dialect.name != "sqlite":
+        pytest.skip("another name on PostgreSQL")
+    temporary = sa.Table(
+        name, sa.MetaData(), sa.Column("body", sa.LargeBinary), prefixes=["TEMPORARY"], quote=False
+    )
+    write = insert(temporary).values(body=PLAIN.encode())
+    schema = "temp" if started.engine.dialect.name == "sqlite" else "pg_temp"
+    with started.engine.begin() as connection:
+        temporary.create(connection, checkfirst=False)
+        connection.execute(write)
+        connection.execute(text(f"DROP TABLE {schema}.notes"))
+        with pytest.raises(StatementRefusedError, match="Table object"):
+            connection.execute(write)
+
+    assert bodies(started.engine) == []
 
 
 # INSERT .. FROM SELECT
@@ -397,7 +575,8 @@ COPIES = {
     ),
     "entities": lambda: select(Note.user_id, Note.body),
 }
-NO_COPIES = {
+NO_COPIES: dict[str, Callable[[], Any]] = {
+    "a NULL that may be another value": lambda: select(NOTES.c.user_id, literal(None)),
     "text": lambda: TYPED_TEXT,
     "text in a subquery": lambda: select(TYPED_TEXT.subquery()),
     "text in a CTE": lambda: select(TYPED_TEXT.cte()),
@@ -438,6 +617,40 @@ def test_not_copied(copied: Started, source: str) -> None:
 
     assert PLAIN not in str(caught.value)
     assert before == bodies(copied.engine)
+
+
+@pytest.mark.parametrize("nothing", [null(), null().label("body"), sa.cast(null(), sa.LargeBinary)])
+def test_null_is_copied(copied: Started, nothing: Any) -> None:
+    """A NULL belongs to every owner."""
+    before = bodies(copied.engine)
+    copied.session.execute(insert(Note).from_select(["user_id", "body"], select(NOTES.c.user_id, nothing)))
+    copied.session.commit()
+
+    assert before == bodies(copied.engine)
+    assert copied.session.scalar(select(sa.func.count(Note.id))) == 4
+
+
+@pytest.mark.skipif(not hasattr(sa.schema, "CreateTableAs"), reason="SQLAlchemy 2.1 has it")
+@pytest.mark.parametrize(
+    "source",
+    [
+        lambda: select(NOTES.c.body),
+        lambda: select(Note.id, Note.body.label("words")),
+        lambda: union_all(select(NOTES.c.title), select(sa.type_coerce(NOTES.c.body, sa.String))),
+        lambda: select(SAME.subquery()),
+    ],
+)
+def test_no_table_is_made_of_ciphertext(lite: Started, source: Callable[[], Any]) -> None:
+    """CREATE TABLE AS is refused as INSERT .. FROM SELECT into a plain column is."""
+    with pytest.raises(StatementRefusedError, match=r"into copies\.\w+, which is not encrypted"):
+        lite.session.execute(sa.schema.CreateTableAs(source(), "copies"))
+    lite.session.execute(sa.schema.CreateTableAs(select(NOTES.c.id, NOTES.c.title), "copies"))
+    lite.session.execute(sa.schema.CreateView(select(NOTES.c.id, NOTES.c.body), "seen"))
+
+    assert [one["name"] for one in sa.inspect(lite.session.connection()).get_columns("copies")] == [
+        "id",
+        "title",
+    ]
 
 
 PLAIN_TABLE = sa.Table("plain_notes", sa.MetaData(), sa.Column("data", sa.LargeBinary))
@@ -549,7 +762,7 @@ def test_bulk_update_of_one_column(lite: Started) -> None:
         note = Note(user_id=OWNER, body=PLAIN, size=1)
         lite.session.add(note)
         lite.session.commit()
-        with pytest.raises(StatementRefusedError, match=r"writes notes\.size .* Say whose"):
+        with pytest.raises(StatementRefusedError, match=r"writes notes\.size .* say whose"):
             lite.session.execute(update(Note), [{"id": note.id, "size": 4}])
         with pytest.raises(StatementRefusedError, match=r"leave user_id out of the values"):
             lite.session.execute(update(Note), [{"id": note.id, "size": 4, "user_id": OWNER}])

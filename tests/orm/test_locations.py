@@ -23,7 +23,7 @@ from sqlalchemy_envelope import (
     StatementRefusedError,
     enforce_foreign_keys,
 )
-from sqlalchemy_envelope.orm.tables.location import database_name
+from sqlalchemy_envelope.orm.tables.databases import database_name
 from tests.orm.models import SECRET, Base, Note, User, envelope
 
 PROFILE = KdfProfile.unsafe_for_tests()
@@ -287,6 +287,25 @@ def test_a_map_of_one_statement_is_refused(tenants: Engine) -> None:
                 insert(Note).values(user_id=1, body="x"),
                 execution_options={"schema_translate_map": {None: "bolt"}},
             )
+
+
+MAP: Any = {"schema_translate_map": {None: "bolt"}}
+READS: dict[str, Callable[[Session], Any]] = {
+    "objects": lambda session: session.scalars(select(User), execution_options=MAP).all(),
+    "columns": lambda session: session.execute(select(Note.body).execution_options(**MAP)).all(),
+    "Query": lambda session: session.query(User).execution_options(**MAP).all(),
+    "get": lambda session: session.get(User, 1, execution_options=MAP),
+}
+
+
+@pytest.mark.parametrize("read", READS.values(), ids=READS)
+def test_a_map_of_one_reading_statement_is_refused(tenants: Engine, read: Callable[[Session], Any]) -> None:
+    """Keys would be looked for in another schema than the rows; what reads nothing encrypted goes on."""
+    with Session(tenants) as session:
+        with pytest.raises(ConfigurationError, match=r"session\.connection\(execution_options="):
+            read(session)
+
+        assert session.execute(select(User.id), execution_options=MAP).all() == [(1,)]
 
 
 @pytest.mark.backend

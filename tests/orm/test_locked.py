@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
-from sqlalchemy import Engine, ForeignKey, inspect, select
+from sqlalchemy import JSON, DateTime, Engine, ForeignKey, LargeBinary, String, inspect, select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, attributes, base, defer, mapped_column, undefer
 
@@ -40,6 +40,7 @@ from sqlalchemy_envelope.crypto.aead import MAX_VALUE_SIZE
 from sqlalchemy_envelope.crypto.context import encode_reference
 from sqlalchemy_envelope.orm.columns import codecs
 from sqlalchemy_envelope.orm.columns.codecs import codec_for
+from sqlalchemy_envelope.orm.columns.format import ColumnFormat
 from tests.orm.conftest import Started
 from tests.orm.models import (
     SECRET,
@@ -53,6 +54,7 @@ from tests.orm.models import (
     unlock,
     without_checks,
 )
+from tests.plain_sql import update_of
 
 BODY: Any = Note.__table__.c.body  # type: ignore[attr-defined]
 PLAIN = "p1aintext"
@@ -786,6 +788,30 @@ def _opens(unlocked: Any, sealed: Sealed) -> bool:
     return True
 
 
+@pytest.mark.parametrize(
+    ("inner", "has", "has_not"),
+    [
+        (String(), ["upper", "encode", "startswith"], ["isoformat", "items", "nothing"]),
+        (LargeBinary(), ["hex", "decode"], ["upper_case"]),
+        (DateTime(), ["isoformat", "year"], ["upper"]),
+        (JSON(), ["items", "append", "upper", "bit_length"], ["isoformat"]),
+    ],
+    ids=lambda one: type(one).__name__,
+)
+def test_the_methods_of_a_sealed_value(inner: Any, has: list[str], has_not: list[str]) -> None:
+    """What the value's type has is a `LockedError`; what it has not, and what any object is asked for by
+    copies, pickles and debuggers, is an `AttributeError` as ever."""
+    sealed = Sealed(b"stored", ColumnFormat(inner, "t.c", "column"))
+
+    for name in has:
+        with pytest.raises(LockedError, match="is sealed and was used as if it were open"):
+            getattr(sealed, name)
+    for name in [*has_not, "__clause_element__", "__html__", "_sa_instance_state", "__deepcopy__"]:
+        assert not hasattr(sealed, name)
+    assert [sealed] * 3 == [copy.copy(sealed), copy.deepcopy(sealed), pickle.loads(pickle.dumps(sealed))]  # noqa: S301
+    assert not hasattr(Sealed.__new__(Sealed), "format")
+
+
 def test_sealed_shows_nothing(lite: Started) -> None:
     """A `Sealed` neither prints nor behaves as the value it hides."""
     note_id = note_of(lite, lite.ada)
@@ -911,9 +937,10 @@ def test_a_reader_that_is_warm_holds_to_the_limit(lite: Started, model: Any) -> 
         nonce, plaintext = bytes(12), bytes(MAX_VALUE_SIZE + 1)
         blob = cipher.header + nonce + cipher.seal(nonce, plaintext, cipher.aad_of(reference))
     table = column.table
+    stored_key = ids[1] if model is Note else ids[1].hex
     with lite.engine.begin() as connection:
-        raw = sa.table(table.name, sa.column("id", table.c.id.type), sa.column(column.name, sa.LargeBinary))
-        connection.execute(raw.update().where(raw.c.id == ids[1]).values({column.name: blob}))
+        planted = update_of(lite.engine.dialect, table.name, {column.name: blob}, {"id": stored_key})
+        connection.execute(planted)
     for first in ([], [ids[0]], [ids[0], ids[0]]):
         with lite.fresh() as session, unlock(session, session.get_one(User, 1)):
             for key in first:
@@ -927,11 +954,9 @@ def test_a_reader_that_is_warm_holds_to_the_limit(lite: Started, model: Any) -> 
 
 
 def _overwrite(started: Started, table: str, key: int, value: bytes | None, **other: Any) -> None:
-    raw = sa.table(
-        table, sa.column("id"), sa.column("body", sa.LargeBinary), *(sa.column(name) for name in other)
-    )
     with started.engine.begin() as connection:
-        connection.execute(raw.update().where(raw.c.id == key).values(body=value, **other))
+        planted = update_of(started.engine.dialect, table, {"body": value, **other}, {"id": key})
+        connection.execute(planted)
 
 
 @pytest.mark.parametrize("unlocked", [True, False])

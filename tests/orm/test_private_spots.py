@@ -26,6 +26,7 @@ from sqlalchemy_envelope.orm.columns.stored_value import EncryptedCheck
 from sqlalchemy_envelope.orm.current import locks
 from sqlalchemy_envelope.orm.reading import echo, objects, statement_plan
 from sqlalchemy_envelope.orm.reading import rows as reading_rows
+from sqlalchemy_envelope.orm.tables.databases import database_name
 from sqlalchemy_envelope.orm.writing import copies, forms, marks, refusals, statements
 from tests.orm.conftest import Started
 from tests.orm.models import Note, Page, User, stored, unlock
@@ -729,7 +730,26 @@ def test_a_constraint_that_is_bound_to_its_type() -> None:
     assert Note.__table__.c.body._copy().constraints == set()
 
 
+def test_prefixes() -> None:
+    """`Insert._prefixes` holds what `prefix_with` put there; without it no INSERT is sent."""
+    statement = sa.insert(Note).prefix_with("OR REPLACE")
+
+    assert [str(prefix) for prefix, _ in statement._prefixes] == ["OR REPLACE"]
+
+
 # All of them
+
+
+def test_an_engine_without_its_creator_is_a_database_of_its_own() -> None:
+    """What an engine passes to its driver is kept in `Pool._creator` alone; hidden, no URL is trusted."""
+    url = "postgresql+psycopg://db.example/app"
+    seen = [sa.create_engine(url, connect_args={"dbname": name}) for name in ("app", "app", "other")]
+    hidden = sa.create_engine(url)
+    hidden.pool = Hidden(hidden.pool, "_creator")
+    names = [database_name(engine, None) for engine in (*seen, hidden)]
+
+    assert names[0] == names[1]
+    assert len(set(names)) == 3
 
 
 def test_no_private_spot_without_a_canary() -> None:
@@ -738,6 +758,7 @@ def test_no_private_spot_without_a_canary() -> None:
     known = {
         "_annotate",
         "_annotations",
+        "_creator",
         "_distinct",
         "_extra_criteria",
         "_distinct_on",
@@ -754,6 +775,7 @@ def test_no_private_spot_without_a_canary() -> None:
         "_ordered_values",
         "_parent",
         "_post_values_clause",
+        "_prefixes",
         "_processors",
         "_proxies",
         "_raw_columns",

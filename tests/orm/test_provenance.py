@@ -3,6 +3,8 @@
 What moved values meet is in test_attackers.py; here it is proved that nothing honest is refused.
 """
 
+import subprocess
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -156,3 +158,44 @@ def test_merged_objects_are_not_asked_where_they_come_from(session: Session) -> 
     with_load = session.merge(post)
 
     assert values(without_load) == values(with_load) == written(1)
+
+
+FIRST_READ = """
+from sqlalchemy import ForeignKey, Text, create_engine
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
+from sqlalchemy_envelope import EncryptedType, Envelope, KeyOwner, ServerKeyring, enforce_foreign_keys
+
+class Base(DeclarativeBase):
+    pass
+
+class User(KeyOwner, Base):
+    __tablename__ = "users"
+    id: Mapped[int] = mapped_column(primary_key=True)
+
+class Note(Base):
+    __tablename__ = "notes"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    user_id: Mapped[int] = mapped_column(ForeignKey("users.id", ondelete="CASCADE"))
+    body: Mapped[str] = mapped_column(EncryptedType(Text))
+
+engine = create_engine("sqlite://")
+enforce_foreign_keys(engine)
+Base.metadata.create_all(engine)
+Envelope(server_keys=ServerKeyring([bytes(32)])).server_mode(reason="a test").everywhere()
+with Session(engine) as session:
+    session.add(User(id=1))
+    session.flush()
+    note = Note(user_id=1, body="x")
+    session.add(note)
+    session.commit()
+    note.body = "y"
+    session.commit()
+    print(note.body)
+"""
+
+
+def test_the_first_read_of_a_process_loads_no_value() -> None:
+    """A process whose first read loads only the owner's column, to write a value, works as any other."""
+    done = subprocess.run([sys.executable, "-c", FIRST_READ], capture_output=True, text=True, check=False)
+
+    assert (done.stdout, done.returncode) == ("y\n", 0), done.stderr[-500:]

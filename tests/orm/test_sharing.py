@@ -485,7 +485,8 @@ def test_a_joining_is_granted_by_a_provider() -> None:
         session.commit()
         with served.unlock(session, users[1], secret=secret_of("newcomer")):
             before = is_readable(group, "name")
-        with served.unlock(session, group, provider="server", reason="let newcomers in"):
+        with served.unlock(session, group, provider="server", reason="let newcomers in") as holder:
+            holder.settle()
             session.commit()
         with served.unlock(session, users[1], secret=secret_of("newcomer")):
             session.expire(group)
@@ -1126,7 +1127,8 @@ def test_adding_a_member_touches_no_data(engine: Engine) -> None:
         newcomer_id = newcomer.id
     with Session(engine) as session:
         founder = session.get_one(Reader, founder_id)
-        with envelope.unlock(session, founder, secret=secret_of("founder")):
+        with envelope.unlock(session, founder, secret=secret_of("founder")) as unlocked:
+            unlocked.settle()
             session.commit()
             with calls_sent(engine) as sent:
                 session.add(Seat(circle_id=circle_id, reader_id=newcomer_id))
@@ -1303,7 +1305,8 @@ def test_a_transaction_looks_once_before_it_writes(engine: Engine) -> None:
     founder_id, circle_id = _circle(engine, readers=1)
     with Session(engine) as session:
         founder = session.get_one(Reader, founder_id)
-        with envelope.unlock(session, founder, secret=secret_of("founder")):
+        with envelope.unlock(session, founder, secret=secret_of("founder")) as unlocked:
+            unlocked.settle()
             session.commit()
             sizes = []
             for _ in range(2):

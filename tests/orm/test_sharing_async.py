@@ -60,9 +60,9 @@ async def _posts(session: AsyncSession) -> list[str | None]:
 async def _read(engine: AsyncEngine, name: str) -> list[str | None]:
     async with AsyncSession(engine) as session:
         user = await _user(session, name)
-        keys = await aio.unlock(session, user, secret=secret_of(name))
-        await session.commit()
-        with keys:
+        with await aio.unlock(session, user, secret=secret_of(name)):
+            await aio.settle(session)
+            await session.commit()
             return await _posts(session)
 
 
@@ -139,7 +139,7 @@ async def test_who_left_reads_what_was_before_and_nothing_after(
 
 
 async def test_a_joining_waits_for_a_holder(async_engine: AsyncEngine) -> None:
-    """Added while nobody holds the key, a newcomer reads after the next holder's unlock."""
+    """Added while nobody holds the key, a newcomer reads after the next holder has settled."""
     group_id = await _start(async_engine)
     async with AsyncSession(async_engine) as session:
         newcomer = await _add_user(session, "newcomer")

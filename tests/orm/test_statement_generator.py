@@ -57,6 +57,24 @@ TYPED = sa.Table(
     sa.Column("id", sa.Integer, primary_key=True),
     *(sa.Column("user_id", sa.Integer), sa.Column("title", sa.Text), sa.Column("body", sa.Text)),
 )
+ADDED = ["scalar", "called", "SQL", "None"]
+
+
+def adding(kind: str, needle: str) -> Any:
+    """The same table, whose column is written where a statement does not name it."""
+    added: Any = {
+        "scalar": needle,
+        "called": lambda: needle,
+        "SQL": sa.func.lower(needle),
+        "None": sa.null(),
+    }[kind]
+    return sa.Table(
+        "notes",
+        sa.MetaData(),
+        sa.Column("id", sa.Integer, primary_key=True),
+        *(sa.Column("user_id", sa.Integer), sa.Column("title", sa.Text)),
+        sa.Column("body", sa.Text, default=added, onupdate=added),
+    )
 
 
 class Form:
@@ -104,7 +122,7 @@ VALUES = [
     *("cast", "type_coerce", "type_coerce to bytes", "type_coerce to the column"),
     *("function", "case", "concatenation", "subquery", "another column", "bytes", "number", "list"),
 ]
-TARGETS = ["entity", "table", "alias", "aliased entity", "light", "typed twin"]
+TARGETS = ["entity", "table", "alias", "aliased entity", "light", "typed twin", "adding twin"]
 HOW = [
     *("alone", "alone", "lambda", "lambda"),
     "lambda with more",
@@ -150,10 +168,19 @@ def forms(draw: st.DrawFn, dialect: str, start: int) -> Form:
         "aliased entity": aliased(Note),
         "light": LIGHT,
         "typed twin": TYPED,
+        "adding twin": None,
     }[name]
     value = value_of(kind, needle)
     names = [verb, kind, name, how]
-    if verb == "from_select":
+    leaves_out = name == "adding twin" and random.random() < 0.8
+    if name == "adding twin":
+        names.append(added := random.choice(ADDED))
+        target = adding(added, needle)
+    if leaves_out:
+        kind, value = "plain", None
+        statement = _left_out(verb, target, owner)
+        names.append("left out")
+    elif verb == "from_select":
         source = random.choice(SOURCES)
         names.append(source)
         statement = _from_select(target, source, needle, owner)
@@ -168,6 +195,7 @@ def forms(draw: st.DrawFn, dialect: str, start: int) -> Form:
         names.append("many" if (many := random.random() < 0.5) else "single")
         statement = insert(target) if verb == "insert" else statement
         row = {"user_id": owner, "body": needle, **parameters} if verb == "insert" else parameters
+        row = {"user_id": owner} if leaves_out and verb == "insert" else row
         parameters = [row, dict(row)] if many and row else row
     return Form(_wrapped(how, statement, target, value, owner), parameters, *names)
 
@@ -201,6 +229,17 @@ def _written(random: Random, verb: str, target: Any, owner: int, value: Any, dia
         pairs = [(columns.user_id, owner), (columns.body, value)]
         return changed.ordered_values(*(pairs if named else pairs[1:]))
     return changed.values(row if named else {"body": value})
+
+
+def _left_out(verb: str, target: Any, owner: int) -> Any:
+    """A statement that does not name the column, in any row or in the second one."""
+    if verb in ("update", "ordered values"):
+        return update(target).where(target.c.user_id == owner).values(user_id=owner)
+    if verb == "from_select":
+        return insert(target).from_select(["user_id"], select(literal(owner)))
+    if verb == "multi-values":
+        return insert(target).values([{"user_id": owner, "body": None}, {"user_id": owner}])
+    return insert(target).values(user_id=owner)
 
 
 def _from_select(target: Any, source: str, needle: str, owner: int) -> Any:

@@ -27,8 +27,16 @@ from sqlalchemy import (
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 from sqlalchemy.schema import CreateTable
 
-from sqlalchemy_envelope import EncryptedType, Envelope, KdfProfile, KeyOwner, PreviousColumn
+from sqlalchemy_envelope import (
+    EncryptedType,
+    Envelope,
+    KdfProfile,
+    KeyOwner,
+    PreviousColumn,
+    StatementRefusedError,
+)
 from sqlalchemy_envelope.orm.columns.stored_value import EncryptedCheck, check_name
+from tests.plain_sql import insert_of
 
 SECRET = "correct horse battery staple"
 
@@ -79,16 +87,11 @@ def mariadb() -> Iterator[Engine]:
     server.dispose()
 
 
-def light(name: str = "body") -> Any:
-    """The table as a program writes to it that knows nothing of the library: pandas, op.bulk_insert()."""
-    return sa.table("notes", sa.column("id"), sa.column(name))
-
-
 def is_refused(engine: Engine, value: object, name: str = "body") -> bool:
     """Whether the database itself refuses a value."""
     with engine.connect() as connection:
         try:
-            connection.execute(light(name).insert().values({"id": 1, name: value}))
+            connection.execute(insert_of(engine.dialect, "notes", {"id": 1, name: value}))
         except sa.exc.DBAPIError:
             return True
     return False
@@ -148,14 +151,10 @@ def test_on_mariadb(mariadb: Engine) -> None:
 
 
 def test_a_reflected_table(made: Engine) -> None:
-    """A program that reflects the table is refused by the database; it stores nothing."""
+    """A reflected table is recognised where the models are declared: nothing is sent."""
     reflected = Table("notes", MetaData(), autoload_with=made)
-    for value in (b"SECRET", b""):
-        with (
-            made.begin() as connection,
-            pytest.raises(sa.exc.IntegrityError, match="ck_notes_body_ciphertext"),
-        ):
-            connection.execute(reflected.insert().values(id=1, body=value))
+    with pytest.raises(StatementRefusedError), made.begin() as connection:
+        connection.execute(reflected.insert().values(id=1, body=b"SECRET"))
     with made.connect() as connection:
         assert connection.execute(sa.select(reflected)).all() == []
 

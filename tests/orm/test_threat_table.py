@@ -1,7 +1,9 @@
 """Lines of the table in docs/explanation/threat-model.md that the other suites of attacks have no place
-for: a whole owner planted, a write epoch planted, an old slot put back, slots deleted."""
+for: a whole owner planted, a write epoch planted, a grant planted beside its row, an old slot put back, slots
+deleted."""
 
 import os
+import uuid
 from typing import Any
 
 import pytest
@@ -9,7 +11,20 @@ from sqlalchemy import Engine
 
 from sqlalchemy_envelope import EnvelopeError, KeyNotFoundError, RowSealError, UnlockError
 from tests.orm import outsider as spec
-from tests.orm.outsider import BEN, CID, PLAIN, SEALED, SECRETS, USERS_KEY, USERS_SLOT, Event, Scene, User
+from tests.orm.outsider import (
+    ADA,
+    BEN,
+    CID,
+    EVE,
+    PLAIN,
+    SEALED,
+    SECRETS,
+    USERS_KEY,
+    USERS_SLOT,
+    Event,
+    Scene,
+    User,
+)
 
 
 @pytest.fixture(params=[PLAIN, SEALED], ids=["no server keys", "row seals"])
@@ -78,6 +93,24 @@ def test_a_planted_write_epoch(scene: Scene) -> None:
 
     with scene.unlocked(BEN) as session:
         assert session.query(Event).one().text == "from nobody"
+
+
+def test_a_grant_that_opens_nothing_beside_a_row_that_names_the_outsider(scene: Scene) -> None:
+    """With seals the next epoch is not sealed to the outsider. Without, not detected: the epoch that starts
+    over one grant more than was counted is sealed to the outsider too, and opens what was written before."""
+    out, row = scene.outsider, 9
+    eve, root = out.key_row(USERS_KEY, EVE), out.key_row(spec.GROUPS_KEY, spec.THEIRS)
+    out.insert(spec.Membership.__table__, id=row, group_id=spec.THEIRS, user_id=EVE)
+    blob = out.seal_grant(os.urandom(32), root, eve, spec.granting_row("memberships", row))
+    new = {"grant_id": uuid.uuid4(), "row_id": row, "recipient_key_id": eve.key_id}
+    out.copy(spec.GRANTS, out.one(spec.GRANTS, row_id=2), **new, state="sealed", wrapped=blob)
+    scene.visit(ADA)
+    read = scene.posts(ADA)
+    out.delete(spec.GRANTS, grant_id=new["grant_id"])  # it opens nothing
+    stolen = out.read_posts(out.open_grants(EVE, out.root_of_user(EVE)))
+
+    assert read == ["first"]
+    assert (stolen[0] == "first") is not scene.has_seals
 
 
 def test_an_old_slot_that_is_put_back(scene: Scene) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
-from sqlalchemy import Engine, ForeignKey, LargeBinary, Text, inspect, select
+from sqlalchemy import Engine, ForeignKey, Text, inspect, select
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, defer, mapped_column
 
@@ -25,6 +25,7 @@ from sqlalchemy_envelope import (
 )
 from tests.orm.conftest import Started
 from tests.orm.models import SECRET, Note, Page, User, envelope, stored, unchecked, unlock
+from tests.plain_sql import update_of
 
 BODY: Any = Note.__table__.c.body  # type: ignore[attr-defined]
 ADA, BEN = 1, 2
@@ -41,10 +42,9 @@ faults = pytest.mark.parametrize("fault", FAULTS)
 
 def plant(engine: Engine, key: int, value: Any, table: str = "notes", column: str = "body") -> None:
     """Write into an encrypted column past the library."""
-    raw = sa.table(table, sa.column("id"), sa.column(column, LargeBinary))
     with engine.begin() as connection:
         unchecked(connection)
-        connection.execute(raw.update().where(raw.c.id == key).values({column: value}))
+        connection.execute(update_of(engine.dialect, table, {column: value}, {"id": key}))
 
 
 def spoil(started: Started, fault: str) -> tuple[bytes, type[EnvelopeError], bool]:
@@ -167,12 +167,9 @@ def test_a_value_bound_to_its_row(started: Started, fault: str) -> None:
         session.add_all(pages)
         session.commit()
         key = pages[0].id
-    key_type: Any = Page.__table__.c.id.type  # type: ignore[attr-defined]
-    raw = sa.table("pages", sa.column("id", key_type), sa.column("text", LargeBinary))
-    with started.engine.begin() as connection:
-        unchecked(connection)
-        before = connection.scalar(select(raw.c.text).where(raw.c.id == key))
-        connection.execute(raw.update().where(raw.c.id == key).values(text=change(before)))
+    stored_key = key if started.engine.dialect.name == "postgresql" else key.hex
+    before = stored(started.engine, Page.__table__.c.text, key)  # type: ignore[attr-defined]
+    plant(started.engine, stored_key, change(before), "pages", "text")
     with started.fresh() as session, unlock(session, session.get_one(User, ADA)):
         found = {page.id: page for page in session.scalars(select(Page))}
 
@@ -271,9 +268,8 @@ def test_names_are_those_of_the_database(engine: Engine) -> None:
         with envelope.enroll(session, customer, secret=SECRET):
             session.add(Line(order_id=7, number=2, customer_id=1, text="x"))
             session.commit()
-        raw = sa.table("order_lines", sa.column("line_text", LargeBinary))
         unchecked(session.connection())
-        session.execute(raw.update().values(line_text=b"old"))
+        session.execute(update_of(engine.dialect, "order_lines", {"line_text": b"old"}, {}))
         session.commit()
         line = session.get_one(Line, (7, 2))
 
@@ -292,9 +288,9 @@ async def test_under_asyncio(async_engine: AsyncEngine) -> None:
         async with AsyncEnvelope(envelope).enroll(session, customer, secret=SECRET):
             session.add_all(Line(order_id=n, number=1, customer_id=1, text="x") for n in range(3))
             await session.commit()
-        raw = sa.table("order_lines", sa.column("order_id"), sa.column("line_text", LargeBinary))
         await (await session.connection()).run_sync(unchecked)
-        await session.execute(raw.update().where(raw.c.order_id == 1).values(line_text=b"old"))
+        planted = update_of(async_engine.dialect, "order_lines", {"line_text": b"old"}, {"order_id": 1})
+        await session.execute(planted)
         await session.commit()
         session.expunge_all()
         lines = (await session.scalars(select(Line).order_by(Line.order_id))).all()

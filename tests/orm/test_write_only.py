@@ -60,10 +60,11 @@ class Webhook:
             session.commit()
 
     def read(self, owner: int) -> list[str | None]:
-        """What a user reads who unlocks."""
+        """What a user reads who unlocks, and settles as a log-in does."""
         with Session(self.engine) as session:
             user = session.get_one(User, owner)
-            with self.envelope.unlock(session, user, secret=SECRET):
+            with self.envelope.unlock(session, user, secret=SECRET) as unlocked:
+                unlocked.settle()
                 bodies = [
                     note.body
                     for note in session.scalars(select(Note).where(Note.user_id == owner).order_by(Note.id))

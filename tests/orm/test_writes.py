@@ -387,10 +387,14 @@ def test_row_bound_inserts(started: Started) -> None:
 
 
 def test_inserts_without_an_owner(lite: Started) -> None:
-    """A row that does not say whose it is is refused, or takes the owner of `using`."""
-    with unlock(lite.session, lite.ada):
-        with statements_sent(lite.engine) as sent, pytest.raises(StatementRefusedError, match="using"):
-            lite.session.execute(insert(Note), [{"body": PLAIN}])
+    """A row that does not say whose it is is refused, also under `using`: it would be stored without that
+    owner."""
+    with unlock(lite.session, lite.ada) as unlocked:
+        with statements_sent(lite.engine) as sent:
+            with pytest.raises(StatementRefusedError, match=r"Name it in the values \(`user_id=`\)"):
+                lite.session.execute(insert(Note), [{"body": PLAIN}])
+            with unlocked.using(lite.ada), pytest.raises(StatementRefusedError, match="`using` gives no row"):
+                lite.session.execute(insert(Note), [{"body": PLAIN}])
 
         assert sent == []
 

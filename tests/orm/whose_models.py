@@ -44,6 +44,11 @@ KINDS = {
     "one of two: the user": Kind("Document", lambda n: {"user_id": n, "team_id": None}),
     "one of two: the team": Kind("Document", lambda n: {"user_id": None, "team_id": n}, owner="Team"),
     "one of two: through another row": Kind("Memo", lambda n: {"order_id": n, "team_id": None}),
+    "one of two of another row: the user": Kind("Draft", lambda n: {"document_id": n}),
+    "one of two of another row: the team": Kind("Draft", lambda n: {"document_id": 10 + n}, owner="Team"),
+    "one of two of another row, or of this one": Kind(
+        "Sketch", lambda n: {"document_id": None, "branch_region": "eu", "branch_number": n}, owner="Branch"
+    ),
     "the sole owner": Kind("Credential", lambda n: {}, owner="Vault", others=False),
     "a copy of another table's column": Kind("NoteHistory", lambda n: {"user_id": n, "version": n}),
 }
@@ -156,6 +161,7 @@ def models(*, previous: bool = False) -> Any:
         id: Mapped[int] = mapped_column(primary_key=True)
         user_id: Mapped[int | None] = user(nullable=True)
         team_id: Mapped[int | None] = mapped_column(ForeignKey("teams.id", ondelete="CASCADE"))
+        author: Mapped[User | None] = relationship()
         text: Mapped[str | None] = encrypted(OneOf("user_id", "team_id"))
 
     class Memo(Base):
@@ -165,6 +171,27 @@ def models(*, previous: bool = False) -> Any:
         team_id: Mapped[int | None] = mapped_column(ForeignKey("teams.id", ondelete="CASCADE"))
         order: Mapped[Order | None] = relationship()
         text: Mapped[str | None] = encrypted(OneOf("order.customer", "team_id"))
+
+    class Draft(Base):
+        __tablename__ = "drafts"
+        id: Mapped[int] = mapped_column(primary_key=True)
+        document_id: Mapped[int] = mapped_column(ForeignKey("documents.id"))
+        document: Mapped[Document] = relationship()
+        text: Mapped[str | None] = encrypted(OneOf("document.author", "document.team_id"))
+
+    class Sketch(Base):
+        __tablename__ = "sketches"
+        __table_args__ = (
+            ForeignKeyConstraint(["branch_region", "branch_number"], ["branches.region", "branches.number"]),
+        )
+        id: Mapped[int] = mapped_column(primary_key=True)
+        document_id: Mapped[int | None] = mapped_column(ForeignKey("documents.id"))
+        branch_region: Mapped[str | None] = mapped_column(Text)
+        branch_number: Mapped[int | None]
+        document: Mapped[Document | None] = relationship()
+        text: Mapped[str | None] = encrypted(
+            OneOf("document.user_id", "document.team_id", ("branch_region", "branch_number"))
+        )
 
     class Credential(Base):
         __tablename__ = "credentials"
@@ -180,5 +207,5 @@ def models(*, previous: bool = False) -> Any:
 
     configure_mappers()
     classes = [User, Team, Branch, Vault, Note, Message, Letter, Invoice, Order, Item, Parcel, Label, Setting]
-    classes += [Limit, Document, Memo, Credential, NoteHistory]
+    classes += [Limit, Document, Memo, Draft, Sketch, Credential, NoteHistory]
     return type("Models", (), {"Base": Base, **{one.__name__: one for one in classes}})

@@ -9,6 +9,7 @@ from weakref import ref
 from sqlalchemy import Column, Table
 from sqlalchemy.orm import Mapper
 
+from sqlalchemy_envelope.exceptions import ConfigurationError
 from sqlalchemy_envelope.orm.columns.encrypted_type import EncryptedType
 from sqlalchemy_envelope.orm.columns.previous import PREVIOUS, policy_of_column
 from sqlalchemy_envelope.orm.columns.sealed import Sealed, is_ciphertext
@@ -110,7 +111,9 @@ class TablePlan:
         self.converting = {one.key: one for one in self.columns if one.convert is not None}
         self.row_bound = any(column.row_bound for column in self.columns)
         keys = tuple(table.primary_key.columns) if self.row_bound else ()
-        self.has_defaults = any(one.default is not None for one in (*keys, *(c.column for c in self.columns)))
+        owners = {one for path, _ in self.groups if not path.is_self for one in path.columns}
+        made = (*keys, *owners, *(c.column for c in self.columns))
+        self.has_defaults = any(one.default is not None for one in made)
         self._here = {
             path for path, _ in self.groups if all(column.table is table for column in path.columns)
         }
@@ -157,14 +160,15 @@ def note_mapper(mapper: Mapper[Any]) -> None:
     for table in mapper.tables:
         if isinstance(table, Table) and any(isinstance(c.type, EncryptedType) for c in table.columns):
             records = records_of_table(table)
-            first = _first_mapper(table)
+            first = mapper_of_table(table)
             # A table that was declared a second time has other columns than the first class.
             if first is None or not all(map(first.columns.contains_column, table.columns)):
                 records[_MAPPER] = ref(mapper)
             records.pop(_PLAN, None)
 
 
-def _first_mapper(table: Table) -> Mapper[Any] | None:
+def mapper_of_table(table: Table) -> Mapper[Any] | None:
+    """The most general mapper of a table with encrypted columns."""
     noted: ref[Mapper[Any]] | None = records_of_table(table).get(_MAPPER)
     return None if noted is None else noted()
 
@@ -195,7 +199,7 @@ def _plan_table(table: Table) -> TablePlan | None:
     encrypted = [column for column in table.columns if isinstance(column.type, EncryptedType)]
     if not encrypted:
         return None
-    mapper = _first_mapper(table)
+    mapper = mapper_of_table(table)
     groups: dict[tuple[Any, ...], tuple[OwnerPath, list[EncryptedColumn]]] = {}
     for column in encrypted:
         path = path_of(column, mapper, _original)
@@ -263,14 +267,38 @@ def _encrypted_type(column: Column[Any]) -> EncryptedType:
     return encrypted
 
 
-def _original(label: str, table: Table) -> OwnerPath | None:
-    """The path of the column with this label, if another table of the same MetaData has it."""
+def _original(label: str, table: Table) -> tuple[Table, OwnerPath] | None:
+    """The table whose column has this label, and the path from there; None if no other table of the same
+    MetaData is it. Several schemas may have one each: the copy's own comes first.
+
+    Raises:
+        ConfigurationError: there are several, all in other schemas.
+    """
     name, _, key = label.rpartition(".")
-    for other in table.metadata.tables.values():
-        if other.name == name and other is not table and key in other.columns:
-            type_ = other.columns[key].type
-            is_original = isinstance(type_, EncryptedType) and type_.label == label
-            plan = plan_of_table(other) if is_original else None
-            columns = () if plan is None else plan.columns
-            return next((one.path for one in columns if one.column is other.columns[key]), None)
-    return None
+    found = [
+        (other, path)
+        for other in table.metadata.tables.values()
+        if other.name == name and other is not table and _has_label(other.columns.get(key), label)
+        for path in _path_without_copy(other.columns[key])
+    ]
+    here = [one for one in found if one[0].schema == table.schema] or found
+    if len(here) > 1:
+        names = " and ".join(sorted(other.fullname for other, _ in here))
+        raise ConfigurationError(
+            f"{table.fullname} has a copy of the column {label!r}, which several tables have: {names}. "
+            "Say whose key encrypts the copy: `owner=` with a foreign key, or "
+            "`owner=OwnerColumn('user_id', of=User)`."
+        )
+    return here[0] if here else None
+
+
+def _path_without_copy(column: Column[Any]) -> Iterable[OwnerPath]:
+    """The path of a column that says itself whose key encrypts it; none where it does not, as in a copy."""
+    try:
+        yield path_of(column, mapper_of_table(column.table), lambda *_: None)
+    except ConfigurationError:
+        return
+
+
+def _has_label(column: Column[Any] | None, label: str) -> bool:
+    return column is not None and isinstance(column.type, EncryptedType) and column.type.label == label

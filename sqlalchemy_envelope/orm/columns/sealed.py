@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from sqlalchemy import JSON
+
 from sqlalchemy_envelope.exceptions import EnvelopeError, LockedError
 from sqlalchemy_envelope.orm.current.context import server_hint
 
 if TYPE_CHECKING:
+    from sqlalchemy.types import TypeEngine
+
     from sqlalchemy_envelope.orm.columns.format import ColumnFormat
 
 
@@ -35,7 +39,8 @@ class Sealed:
     """A stored value that could not be opened where it was read: its key is locked, or the statement does
     not say whose row it is in, or which; `note` is what it does not say. `unlocked.decrypt(sealed)` opens
     it, with `primary_key=` if row-bound. `repr` shows nothing of the value; whatever would take it for the
-    value, `str` and `==` with anything that is not sealed among them, raises `LockedError`.
+    value, `str`, `==` with anything that is not sealed and the methods of the value's type among them, raises
+    `LockedError`. `json.dumps` takes it for no type that it knows, and raises its own `TypeError`.
 
     Or a stored value that cannot be read by anybody, since it is not what was written there; `why` is the
     error that whoever uses it gets."""
@@ -95,6 +100,13 @@ class Sealed:
     __mod__ = __rmod__ = __truediv__ = __rtruediv__ = __floordiv__ = __rfloordiv__ = _refuse
     __neg__ = __pos__ = __abs__ = _refuse
 
+    def __getattr__(self, name: str) -> NoReturn:
+        """Asked for what a `Sealed` has not: the methods of the value are refused as the value is."""
+        # Names with underscores are asked for by `copy`, `pickle`, debuggers and SQLAlchemy, of any object.
+        if not name.startswith("_") and name not in self.__slots__ and _is_of_value(self.format.inner, name):
+            raise self.error()
+        raise AttributeError(f"'Sealed' object has no attribute {name!r}", name=name, obj=self)
+
     def __eq__(self, other: object) -> bool:
         """Whether the stored bytes are the same; a value that is open equals nothing that is sealed, and the
         answer would be taken for one about the plaintext."""
@@ -105,3 +117,18 @@ class Sealed:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Sealed, (bytes(self.blob), self.format, self.why, self.note)
+
+
+_PLAIN = (str, bytes, int, float, bool, list, dict)
+"""What a value may be whose type does not say, as of a JSON column."""
+
+
+def _is_of_value(inner: TypeEngine[Any], name: str) -> bool:
+    """Whether the values of a type have this attribute."""
+    try:
+        types: tuple[type[Any], ...] = (inner.python_type,)
+    except NotImplementedError:
+        types = (object,)
+    if types == (object,) or isinstance(inner, JSON):
+        types = _PLAIN
+    return any(hasattr(one, name) for one in types)

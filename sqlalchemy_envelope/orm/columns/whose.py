@@ -6,26 +6,31 @@
     "order.customer"                            relationships, one after the other
     OwnerColumn("user_id", of=User)             a column without a foreign key
     OneOf("user_id", "organisation_id")         exactly one of these is set in each row
+    OneOf("document.user", "document.team")     exactly one of these is set in the row that each refers to
     Vault                                       the sole owner: a class with one row
 
 A copy of an encrypted column in another table of the same MetaData, as a history table has it, keeps the
-label and takes the path of the original through the columns of the same names.
+label and takes the path of the original through the columns of the same names; but not through a primary key
+that the copy's rows may have of their own, nor where several originals have the label.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import permutations
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Table
 from sqlalchemy.orm import MANYTOONE, ColumnProperty, RelationshipProperty
 
 from sqlalchemy_envelope.exceptions import ConfigurationError
+from sqlalchemy_envelope.orm.columns.owner_advice import advice, python_type
 from sqlalchemy_envelope.orm.tables.owner_paths import (
     ChosenPath,
     LinkedPath,
     OwnerPath,
     SolePath,
+    foreign_key_paths,
     path_through,
 )
 from sqlalchemy_envelope.orm.tables.owners import owner_class_of
@@ -38,6 +43,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy_envelope.orm.tables.owners import OwnerClass
 
+Original = tuple[Table, OwnerPath]
 MAX_STEPS = 8
 """Most relationships between a row and its owner."""
 
@@ -69,7 +75,8 @@ class OwnerColumn:
 
 @dataclass(frozen=True)
 class OneOf:
-    """Alternatives: each row is a user's or an organisation's, and exactly one of these is set in it.
+    """Alternatives: each row is a user's or an organisation's, and exactly one of these is set in it, or in
+    the other row that they go through.
 
     Attributes:
         owners: each as `owner=` would have it.
@@ -108,12 +115,12 @@ def check_spec(owner: Any) -> None:
 
 
 def path_of(
-    column: Column[Any], mapper: Mapper[Any] | None, original: Callable[[str, Table], OwnerPath | None]
+    column: Column[Any], mapper: Mapper[Any] | None, original: Callable[[str, Table], Original | None]
 ) -> OwnerPath:
     """The path from the rows of an encrypted column to their owners.
 
     Args:
-        original: finds the path of the column with this label, in another table than this one.
+        original: finds the column with this label in another table than this one: that table, and the path.
 
     Raises:
         ConfigurationError: the declaration leads to no owner, or to several.
@@ -128,7 +135,7 @@ class _Resolver:
         self,
         column: Column[Any],
         mapper: Mapper[Any] | None,
-        original: Callable[[str, Table], OwnerPath | None],
+        original: Callable[[str, Table], Original | None],
     ) -> None:
         self._column = column
         self._table: Table = column.table
@@ -143,7 +150,7 @@ class _Resolver:
         own = owner_class_of(self._table)
         if own is not None:
             return OwnerPath(own, tuple(self._table.primary_key.columns), is_self=True)
-        candidates = self._candidates()
+        candidates = foreign_key_paths(self._table, self._mapper)
         if len(candidates) == 1:
             return candidates[0]
         copied = self._copied(None) if not candidates else None
@@ -153,7 +160,7 @@ class _Resolver:
         raise ConfigurationError(
             f"{self._where} is encrypted, and whose key encrypts it is not clear: {self._table.name} "
             f"has {found} to "
-            f"a KeyOwner. {self._advice()}"
+            f"a KeyOwner. {self._advice}"
         )
 
     def _declared(self, owner: Any) -> OwnerPath:
@@ -169,7 +176,9 @@ class _Resolver:
         columns = self._columns(names)
         path = path_through(columns) or self._copied(columns)
         if path is None:
-            raise self._error(owner, f"{self._leads(names, columns)}. {self._advice()}")
+            bare = not any(one.foreign_keys for one in columns)
+            told = advice(self._table, self._mapper, (names, columns) if bare else None)
+            raise self._error(owner, f"{self._leads(names, columns)}. {told}")
         return path
 
     def _leads(self, names: Sequence[str], columns: Sequence[Column[Any]]) -> str:
@@ -188,13 +197,33 @@ class _Resolver:
     def _chosen(self, owner: OneOf) -> OwnerPath:
         paths = tuple(self._declared(one) for one in owner.owners)
         for one, path in zip(owner.owners, paths, strict=True):
-            if not path.columns or isinstance(path, ChosenPath) or path.is_self:
+            if not path.columns or isinstance(one, OneOf) or path.is_self:
                 raise self._error(
                     owner, f"{one!r} cannot be an alternative: no column of a row says that it is set"
                 )
         if len({path.identity for path in paths}) < len(paths):
             raise self._error(owner, "two of its alternatives are the same")
-        return ChosenPath(paths)
+        united = _united(paths)
+        self._check_told_apart(owner, united)
+        return united[0] if len(united) == 1 else ChosenPath(united)
+
+    def _check_told_apart(self, owner: OneOf, paths: Sequence[OwnerPath]) -> None:
+        """A row chooses by the columns that are set in it: no alternative may be set whenever another is."""
+        for one, other in permutations(paths, 2):
+            if not one.is_self and not set(one.columns) <= set(other.columns):
+                continue
+            classes = dict.fromkeys(of for each in owner.owners for of in self._declared(each).owner_classes)
+            columns = ", ".join(f"`{name}`" for of in classes for name in self._named_like(of))
+            mine, its = (" and ".join(each.keys) for each in (one, other))
+            raise self._error(
+                owner,
+                f"{mine} is set in every row where {its} is, so that no row says which of the two is meant. "
+                f"Give {self._table.name} a foreign key to each of these owners ({columns}), set one of them "
+                "in each row, and name those",
+            )
+        for path in paths:
+            if isinstance(path, LinkedPath) and isinstance(path.onward, ChosenPath):
+                self._check_told_apart(owner, path.onward.alternatives)
 
     def _by_columns(self, owner: OwnerColumn) -> OwnerPath:
         owner_class, columns = self._owner_class(owner, owner.of), self._columns(owner.names)
@@ -207,7 +236,7 @@ class _Resolver:
         if through is not None and through.owner_class is not owner_class:
             raise self._error(owner, f"a foreign key of these columns leads to {through.owner_class.name}")
         for mine, its in zip(columns, owner_class.primary_key, strict=True):
-            if _python_type(mine) is not _python_type(its):
+            if python_type(mine) is not python_type(its):
                 raise self._error(
                     owner,
                     f"{mine.name} holds {_told(mine)}, and {owner_class.name}.{its.key} holds {_told(its)}",
@@ -268,19 +297,15 @@ class _Resolver:
                 columns = (prop.columns[0],)
             else:
                 what = "is no relationship" if prop is not None else "is no attribute of it"
-                raise self._error(owner, f"{mapper.class_.__name__}: {name!r} {what}. {self._advice()}")
+                raise self._error(owner, f"{mapper.class_.__name__}: {name!r} {what}. {self._advice}")
         path = path_through(columns)
         if path is None:
             there = f"{mapper.class_.__name__}.{names[-1]}"
             raise self._error(
-                owner, f"{there} is not a reference to the primary key of a KeyOwner. {self._advice()}"
+                owner, f"{there} is not a reference to the primary key of a KeyOwner. {self._advice}"
             )
-        last = tuple(mapper.get_property_by_column(one).key for one in path.columns)
-        first = steps[0]
-        table = self._table
-        local: list[Any] = [one for one, _ in first.local_remote_pairs or ()]
-        here = tuple(table.columns.get(one.key, one) if one.table is not table else one for one in local)
-        return LinkedPath(path.owner_class, here, tuple(steps), last)
+        here: Any = tuple(local for local, _ in steps[0].local_remote_pairs or ())
+        return LinkedPath(here, tuple(steps), path)
 
     def _columns(self, names: Sequence[str]) -> tuple[Column[Any], ...]:
         columns: list[Column[Any]] = []
@@ -294,107 +319,68 @@ class _Resolver:
             elif name in self._table.columns:
                 columns.append(self._table.columns[name])
             else:
-                raise self._error(
-                    name, f"{self._table.name} has no such column or attribute. {self._advice()}"
-                )
+                raise self._error(name, f"{self._table.name} has no such column or attribute. {self._advice}")
         return tuple(columns)
 
     def _copied(self, columns: tuple[Column[Any], ...] | None) -> OwnerPath | None:
-        """The path of the column that this one is a copy of, through columns of this table."""
-        original = self._original(self._type.label, self._table)
-        if original is None:
+        """The path of the column that this one is a copy of, through columns of this table.
+
+        Raises:
+            ConfigurationError: it would lead through a key that the copy's rows may have of their own.
+        """
+        found = self._original(self._type.label, self._table)
+        if found is None:
             return None
+        table, path = found
         if columns is None:
-            found = [self._table.columns.get(key) for key in original.keys]
-            if any(one is None for one in found):
+            same = [self._table.columns.get(key) for key in path.keys]
+            if any(one is None for one in same):
                 return None
-            columns = tuple(one for one in found if one is not None)
-        return original.along(columns) if len(columns) == len(original.columns) else None
+            columns = tuple(one for one in same if one is not None)
+            self._check_key(table, path, columns)
+        return path.along(columns) if len(columns) == len(path.columns) else None
 
-    def _candidates(self) -> list[OwnerPath]:
-        mapper, tables = self._mapper, [self._table]
-        if mapper is not None:
-            tables = [one for one in mapper.tables if isinstance(one, Table)]
-        found: dict[tuple[Any, ...], OwnerPath] = {}
-        for one in tables:
-            for constraint in sorted(one.foreign_key_constraints, key=lambda each: list(each.column_keys)):
-                path = path_through(tuple(constraint.columns))
-                if path is not None:
-                    found.setdefault(path.columns, path)
-        return list(found.values())
-
-    def _advice(self) -> str:
-        """The lines that could be written, with the names of this application's own classes."""
-        lines = [f"`owner={shown}` ({name})" for shown, name in self._possible()]
-        if lines:
-            return f"Possible here: {', '.join(lines)}. Choose the owner whose key must open it."
-        owners = {mapper.class_.__name__: mapper for mapper in self._owner_mappers()}
-        if not owners:
-            return (
-                "Declare the class that its rows refer to `class User(KeyOwner, Base)`, and in this "
-                "table write "
-                "`user_id = mapped_column(ForeignKey('users.id', ondelete='CASCADE'))`."
-            )
-        name = min(owners)
+    def _check_key(self, original: Table, path: OwnerPath, columns: tuple[Column[Any], ...]) -> None:
+        """A version table keeps the original's key, with a version beside it. A copy whose own key is called
+        the same may number its rows itself, if another column is there to name the original."""
         keys = [
-            (f"{name.lower()}_{column.key}", f"{column.table.fullname}.{column.name}")
-            for column in owners[name].primary_key
+            mine
+            for mine, its in zip(columns, path.columns, strict=True)
+            if mine.primary_key and its.primary_key
         ]
-        written = " and ".join(
-            f"`{mine} = mapped_column(ForeignKey('{its}', ondelete='CASCADE'))`" for mine, its in keys
-        )
-        shown = ", ".join(repr(mine) for mine, _ in keys)
-        others = f" (or another of {', '.join(sorted(owners))})" if len(owners) > 1 else ""
-        return (
-            f"Refer to the {name}{others} of each row: {written}. Or name a column that has no foreign key: "
-            f"`owner=OwnerColumn({shown}, of={name})`."
+        has_others = not set(self._table.columns.keys()) <= set(original.columns.keys())
+        is_own = set(self._table.primary_key.columns) <= set(keys) or any(map(_is_made, keys))
+        if not (keys and has_others and is_own):
+            return
+        names, owner = ", ".join(repr(one.key) for one in keys), path.owner_class.name
+        other = f"{original.name}_{keys[0].key}"
+        raise ConfigurationError(
+            f"{self._where} is a copy of {self._type.label}, whose owner is found by {names}; here that is "
+            f"the primary key, and may be a row's own. Say which column holds the key of the {owner}: "
+            f"`owner=OwnerColumn({other!r}, of={owner})`, or `owner=OwnerColumn({names}, of={owner})` if the "
+            "copy's rows have the keys of the original's."
         )
 
-    def _owner_mappers(self) -> list[Mapper[Any]]:
-        if self._mapper is None:
-            return []
-        mappers = list(self._mapper.registry.mappers)
-        return [one for one in mappers if owner_class_of(one.local_table) is not None]
-
-    def _possible(self) -> list[tuple[str, str]]:
-        """Ways from here to an owner, by columns and by relationships, the shortest first."""
-        found = [
-            (repr(path.keys[0]) if len(path.keys) == 1 else repr(path.keys), path.owner_class.name)
-            for path in self._candidates()
-        ]
-        frontier: list[tuple[tuple[str, ...], Mapper[Any]]] = []
-        if self._mapper is not None:
-            frontier.append(((), self._mapper))
-        seen = set() if self._mapper is None else {self._mapper}
-        for _ in range(3):
-            reached: list[tuple[tuple[str, ...], Mapper[Any]]] = []
-            for names, mapper in frontier:
-                for prop in mapper.relationships:
-                    if prop.direction is not MANYTOONE or prop.mapper in seen:
-                        continue
-                    owner_class = owner_class_of(prop.mapper.local_table)
-                    if owner_class is None:
-                        seen.add(prop.mapper)
-                        reached.append(((*names, prop.key), prop.mapper))
-                    elif names:
-                        found.append((repr(".".join((*names, prop.key))), owner_class.name))
-            for names, mapper in reached:
-                found += [
-                    (repr(".".join((*names, mapper.get_property_by_column(one).key))), path.owner_class.name)
-                    for one in mapper.columns
-                    if isinstance(getattr(one, "table", None), Table) and one.foreign_keys
-                    if (path := path_through((one,))) is not None and not path.is_self
-                    if all(
-                        owner_class_of(p.mapper.local_table) is not path.owner_class
-                        for p in mapper.relationships
-                    )
-                ]
-            frontier = reached
-        return found
+    @property
+    def _advice(self) -> str:
+        return advice(self._table, self._mapper)
 
     def _error(self, owner: Any, why: str) -> ConfigurationError:
         shown = owner.__name__ if isinstance(owner, type) else repr(owner)
         return ConfigurationError(f"EncryptedType(owner={shown}) on {self._where}: {why.rstrip('.')}.")
+
+
+def _united(paths: Sequence[OwnerPath]) -> tuple[OwnerPath, ...]:
+    """Alternatives that go the same way to another row are one path, and the choice is made in that row."""
+    united: dict[object, list[OwnerPath]] = {}
+    for path in paths:
+        way = (path.columns, path.steps) if isinstance(path, LinkedPath) else path
+        united.setdefault(way, []).append(path)
+    return tuple(some[0] if len(some) == 1 else _choice_at_the_end(some) for some in united.values())
+
+
+def _choice_at_the_end(paths: Sequence[Any]) -> LinkedPath:
+    return LinkedPath(paths[0].columns, paths[0].steps, ChosenPath(tuple(one.onward for one in paths)))
 
 
 def _class_of(mapper: Mapper[Any] | None, table: Any) -> str:
@@ -403,13 +389,12 @@ def _class_of(mapper: Mapper[Any] | None, table: Any) -> str:
     return next((one.class_.__name__ for one in mappers if one.local_table is table), str(table.name))
 
 
-def _python_type(column: Column[Any]) -> Any:
-    try:
-        return column.type.python_type
-    except NotImplementedError:
-        return None
-
-
 def _told(column: Column[Any]) -> str:
-    found = _python_type(column)
+    found = python_type(column)
     return getattr(found, "__name__", str(column.type))
+
+
+def _is_made(column: Column[Any]) -> bool:
+    """Whether a column of a primary key gets a value of its own in each row."""
+    made = column.default, column.server_default, column.identity
+    return column.autoincrement is True or any(one is not None for one in made)

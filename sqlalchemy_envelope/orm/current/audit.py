@@ -18,7 +18,8 @@ class AuditEvent:
 
     Attributes:
         name: what was done: `provider_unlocked`, `server_opened`, `write_epoch_sealed`, `grant_sealed`,
-            `grant_pending`, `grant_adopted`, `grant_refused`, `epoch_started`, `kek_wrapped`, ...
+            `grant_pending`, `grant_adopted`, `grant_refused`, `grant_bypassed`, `epoch_started`,
+            `kek_wrapped`, ...
         owner_class: the name of the owners' class.
         count: how many of them, of rows or of keys.
         reason: what the application gave as its reason, where one is asked for.

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from sqlalchemy_envelope.exceptions import LockedError, SessionForkedError, SessionLeftError
 from sqlalchemy_envelope.orm.current.policy import has_server_keys, noted_policy, noted_realm
+from sqlalchemy_envelope.orm.tables.location import location_of
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping
@@ -65,9 +66,12 @@ class OpenKeys(Protocol):
     @property
     def makes_keys(self) -> bool:
         """Whether owners without keys get some here."""
+        ...
 
-    def sole(self, owner_class: OwnerClass, where: bytes) -> tuple[Any, ...] | None:
-        """The primary key of the sole owner of a class, in this database and schema, if it is open."""
+    def sole(self, owner_class: OwnerClass, where: bytes) -> set[tuple[Any, ...]]:
+        """The primary keys of the sole owners of a class, in this database and schema, that are open here:
+        several, if one was deleted and another one made."""
+        ...
 
     def keyring_for(self, owner: OwnerId, session: Session | None = None) -> Keyring | None:
         """The keyring that reaches the owner's root key."""
@@ -81,6 +85,15 @@ class OpenKeys(Protocol):
         self, session: Session | None, owner_class: OwnerClass, keys: Collection[tuple[Any, ...]], values: int
     ) -> None:
         """So many values of these owners, by primary key, are about to be encrypted."""
+
+    def waits_in(self, session: Session) -> bool:
+        """Whether an unlock in this session left something to be settled."""
+
+    def settle_for(self, session: Session, owner: OwnerId) -> None:
+        """A session is about to write under this owner's keys: what waits for them is put in order first."""
+
+    def settle_around(self, session: Session) -> None:
+        """The session writes: what unlocks in it left waiting is put in order first."""
 
     def remember(self, slot: object, header: bytes, cipher: ValueCipher, entry: tuple[Any, ...]) -> None:
         """Keep what opens the values of a column under one key, for the hot paths."""
@@ -96,6 +109,9 @@ class OpenKeys(Protocol):
 
     def drop(self, owner: OwnerId) -> None:
         """Forget an owner's keys."""
+
+    def forget_deleted(self, owner_classes: Collection[OwnerClass], owner: OwnerId | None = None) -> None:
+        """Owners of these classes may have been deleted, and this owner was: trust no key of theirs."""
 
 
 class NothingUnlocked:
@@ -155,6 +171,12 @@ def unlocked_sessions(session: Session | None) -> tuple[OpenKeys, ...]:
     return tuple(one for one in (bound, current) if one.is_open)  # type: ignore[misc]  # as above
 
 
+def settle_unlocked(session: Session) -> None:
+    """The session writes under the keys that are open here: what waits for them is put in order first."""
+    for unlocked in unlocked_sessions(session):
+        unlocked.settle_around(session)
+
+
 def find_reader(session: Session | None, header: bytes, field: Field) -> ValueCipher | None:
     """The cipher for a stored value, if an unlocked session here holds its key."""
     for unlocked in unlocked_sessions(session):
@@ -208,11 +230,31 @@ def locked(
         return LockedError(
             f"{what} is locked: unlock a {holders} whom a {names} gives the key around this, or its "
             f"{owner_class.name} if that has a secret. A {names} that was added while nobody with the key "
-            "was unlocked gives it after somebody with the key has unlocked and committed."
+            "was unlocked gives it after somebody with the key has unlocked and written, or called "
+            "envelope.settle(session)."
         )
     return LockedError(
         f"{what} is locked: unlock its owner around this, "
-        f"`with envelope.unlock(session, owner, secret=...):`.{server_hint(session)}"
+        f"`with envelope.unlock(session, owner, secret=...):`.{_place_hint(session, owner_class)}"
+        f"{server_hint(session)}"
+    )
+
+
+def _place_hint(session: Session | None, owner_class: OwnerClass | None) -> str:
+    """What an error adds where an owner of this class is unlocked in another database or schema."""
+    if session is None or owner_class is None:
+        return ""
+    there = {
+        place.where
+        for unlocked in unlocked_sessions(session)
+        for place in list(getattr(unlocked, "places", {}).values())
+        if place.owner_class is owner_class
+    }
+    if not there or location_of(session, owner_class.mapper, realm_of(session)) in there:
+        return ""
+    return (
+        f" What is unlocked is a {owner_class.name} in another database or schema. If two engines reach one "
+        "database, give it one name: `Envelope(realm='app')`."
     )
 
 

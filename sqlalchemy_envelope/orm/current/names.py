@@ -9,11 +9,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import inspect
+from sqlalchemy.orm.base import NO_VALUE
 
 from sqlalchemy_envelope.orm.current.context import realm_of, unlocked_sessions
-from sqlalchemy_envelope.orm.tables.location import LOCATION_SIZE, location_of, location_on
+from sqlalchemy_envelope.orm.current.sole_rows import known_in
+from sqlalchemy_envelope.orm.tables.location import location_of, location_on
 from sqlalchemy_envelope.orm.tables.owner_paths import referred, referring
-from sqlalchemy_envelope.orm.tables.owners import Place
+from sqlalchemy_envelope.orm.tables.owners import LOCATION_SIZE, Place
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -22,9 +24,8 @@ if TYPE_CHECKING:
     from sqlalchemy.orm import Session
 
     from sqlalchemy_envelope.keys.keyring import OwnerId
-    from sqlalchemy_envelope.orm.tables.location import Location
     from sqlalchemy_envelope.orm.tables.owner_paths import LinkedPath, OwnerPath
-    from sqlalchemy_envelope.orm.tables.owners import OwnerClass
+    from sqlalchemy_envelope.orm.tables.owners import Location, OwnerClass
 
 
 class Names:
@@ -70,7 +71,7 @@ class Names:
         return None if found is None else self.owner(*found)
 
     def linked(self, path: LinkedPath, values: tuple[Any, ...]) -> tuple[Any, ...] | None:
-        """The owner behind a row that the session has loaded."""
+        """What the row at the end of the path says of its owner, as far as the session has loaded the way."""
         session = self._session
         for at, step in enumerate(path.steps):
             mapper, names = step.mapper, path.remote if at == 0 else referred(step)
@@ -82,19 +83,23 @@ class Names:
             instance = session.identity_map.get(identity)
             onward = referring(path.steps[at + 1]) if at + 1 < len(path.steps) else path.last
             held = {} if instance is None else inspect(instance).dict
-            if any(held.get(key) is None for key in onward):
+            if any(key not in held for key in onward):
                 return None
             values = tuple(inspect(instance).committed_state.get(key, held[key]) for key in onward)
-        return values
+            if NO_VALUE in values:  # changed before it was loaded
+                return None
+            if at + 1 < len(path.steps) and None in values:
+                return None
+        return values if path.leads(values) else None
 
     def sole(self, owner_class: OwnerClass) -> tuple[Any, ...] | None:
-        """The sole owner, if its keys are open here."""
+        """The sole owner, if the transaction found it, or if the keys of a single one are open here: reading
+        asks no more than this. Writing looks in the database."""
         where = self.where(owner_class)
-        for unlocked in unlocked_sessions(self._session):
-            found = unlocked.sole(owner_class, where)
-            if found is not None:
-                return found
-        return None
+        if self._session is not None and (known := known_in(self._session).get((owner_class, where))):
+            return known
+        opened = {key for one in unlocked_sessions(self._session) for key in one.sole(owner_class, where)}
+        return opened.pop() if len(opened) == 1 else None
 
     def place(self, owner_class: OwnerClass, primary_key: tuple[Any, ...]) -> Place:
         """The owner with this primary key."""

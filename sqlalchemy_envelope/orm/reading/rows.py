@@ -12,6 +12,8 @@ for a value that nobody looks at.
 from __future__ import annotations
 
 from collections import Counter
+from contextlib import nullcontext
+from itertools import islice
 from types import CellType
 from typing import TYPE_CHECKING, Any
 
@@ -24,10 +26,12 @@ from sqlalchemy_envelope.orm.current import context
 from sqlalchemy_envelope.orm.reading.opener import LOCKED, open_stored
 from sqlalchemy_envelope.orm.reading.row_owners import RowOwners
 from sqlalchemy_envelope.orm.reading.statement_plan import plan_of_statement
-from sqlalchemy_envelope.orm.tables.connections import session_of
+from sqlalchemy_envelope.orm.tables.connections import lent_session, session_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+
+    from sqlalchemy import Connection
 
     from sqlalchemy_envelope.keys.keyring import OwnerId
     from sqlalchemy_envelope.orm.reading.statement_plan import PlannedRow, PlannedValue, StatementPlan
@@ -61,7 +65,20 @@ def after_cursor_execute(
     if executemany:
         _read_batches(connection, cursor, execution, plan)
     elif execution.cursor is cursor:
-        execution.cursor = OpeningCursor(cursor, _Opening(connection, cursor, execution, plan).open)
+        opening = _Opening(connection, cursor, execution, plan)
+        opened = OpeningCursor(cursor, opening.open)
+        out_of_reach = opening.fetches_keys() and _is_read_out_of_reach(connection, cursor)
+        execution.cursor = _FetchedCursor(cursor, opened.fetchall()) if out_of_reach else opened
+
+
+def _is_read_out_of_reach(connection: Connection, cursor: Any) -> bool:
+    """Whether rows are read where no key can be fetched: an `AsyncConnection` hands on what the driver has
+    buffered, and its reader cannot wait for the database. An `AsyncSession` reads by itself."""
+    return (
+        connection.dialect.is_async
+        and cursor.description is not None
+        and not getattr(cursor, "server_side", False)
+    )
 
 
 def _read_batches(connection: Any, cursor: Any, execution: Any, plan: StatementPlan) -> None:
@@ -109,6 +126,7 @@ class _Opening:
 
     def __init__(self, connection: Any, cursor: Any, execution: Any, plan: StatementPlan) -> None:
         self._session = session_of(connection)
+        self._connection = execution.root_connection
         self._plan = plan
         self._dialect = execution.dialect
         self._described = cursor.description or ()
@@ -116,6 +134,10 @@ class _Opening:
         self._processors: dict[tuple[int, ...], list[Any]] = {}
         self._here: tuple[context.OpenKeys, ...] = ()
         self._owners: dict[tuple[int, Any], OwnerId | None] = {}
+
+    def fetches_keys(self) -> bool:
+        """Whether keys are fetched for a connection that belongs to no session."""
+        return self._session is None and any(one.on_demand for one in context.unlocked_sessions(None))
 
     @emptying
     def open(self, rows: Sequence[Any]) -> Sequence[Any]:
@@ -155,9 +177,11 @@ class _Opening:
                 )
                 for owner_class in value.owner_classes:
                     by_class.setdefault(owner_class, Counter()).update(counts)
-        for owner_class, headers in by_class.items():
-            for one in demanding:
-                one.prepare_read(self._session, owner_class, headers)
+        session = self._session
+        with lent_session(self._connection) if session is None else nullcontext(session) as session:
+            for owner_class, headers in by_class.items():
+                for one in demanding:
+                    one.prepare_read(session, owner_class, headers)
 
     def _row(self, found: Any) -> tuple[Any, ...]:
         """One of a few rows."""
@@ -407,3 +431,25 @@ def _cut(columns: Sequence[Any], positions: tuple[int, ...], count: int) -> Sequ
         found: Sequence[Any] = columns[positions[0]]
         return found
     return list(zip(*[columns[one] for one in positions], strict=True)) or [()] * count
+
+
+class _FetchedCursor:
+    """A cursor whose rows are here already."""
+
+    __slots__ = ("_cursor", "_rows")
+
+    def __init__(self, cursor: Any, rows: Sequence[Any]) -> None:
+        self._cursor = cursor
+        self._rows = iter(rows)
+
+    def fetchone(self) -> Any:
+        return next(self._rows, None)
+
+    def fetchmany(self, size: int | None = None) -> list[Any]:
+        return list(islice(self._rows, self._cursor.arraysize if size is None else size))
+
+    def fetchall(self) -> list[Any]:
+        return list(self._rows)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._cursor, name)

@@ -11,8 +11,10 @@ import time
 from collections import OrderedDict
 from threading import Lock
 from typing import TYPE_CHECKING, Any, Self, TypeVar
+from uuid import UUID
 from weakref import WeakKeyDictionary
 
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.util import concurrency
 
 from sqlalchemy_envelope.crypto.aead import HEADER_SIZE
@@ -20,6 +22,7 @@ from sqlalchemy_envelope.crypto.sealing import is_sealed
 from sqlalchemy_envelope.exceptions import (
     AlreadyEnrolledError,
     ConfigurationError,
+    EnrollmentError,
     EnvelopeError,
     ProviderError,
 )
@@ -39,12 +42,13 @@ from sqlalchemy_envelope.orm.sharing.membership import looked_at
 from sqlalchemy_envelope.orm.sharing.rollbacks import note_end, note_enrolment
 from sqlalchemy_envelope.orm.sharing.roots import open_with_kek, renew
 from sqlalchemy_envelope.orm.sharing.settle import Opening, settle
-from sqlalchemy_envelope.orm.tables.cascades import in_greenlet
+from sqlalchemy_envelope.orm.tables.cascades import in_greenlet, require_cascades
+from sqlalchemy_envelope.orm.tables.foreign_key_errors import is_foreign_key_error
 from sqlalchemy_envelope.orm.tables.key_rows import KeyStore, usable
 from sqlalchemy_envelope.orm.tables.owners import Place
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
     from sqlalchemy.orm import Session
 
@@ -63,6 +67,8 @@ T = TypeVar("T")
 
 _MOST_TURNS = 5
 """Most times that the same owners are looked for anew because others make or delete their keys."""
+_MOST_SHOWN = 5
+"""Most primary keys in an error."""
 _IN_USE = 5.0
 """Seconds for which an owner that was just needed is kept, whatever the limits say: another thread may be
 reading its rows."""
@@ -73,6 +79,8 @@ class ServerSession(UnlockedSession):
     (`everywhere`). Made by `Envelope.server_mode`."""
 
     on_demand = True
+    requires_cascades = True
+    """Whether keys are made only where deleting their owner deletes them."""
 
     def __init__(self, session: Session | None, policy: Policy, provider: str, reason: str) -> None:
         require_reason(reason)
@@ -158,9 +166,22 @@ class ServerSession(UnlockedSession):
                     missing.append(header)
         if missing:
             store = KeyStore(session, owner_class, self.policy.seals)
-            self._take_in(session, owner_class, store.load_held(header[1:] for header in missing))
+            held = store.load_held(header[1:] for header in missing)
+            self._take_in(session, owner_class, held)
+            there = {data.stored.key_id for data, _, _ in held}
+            self._drop_deleted(
+                key_id for header in missing if (key_id := UUID(bytes=header[1:])) not in there
+            )
         for owner in stale & self._stale:
             self.drop(owner)  # no slot of the provider leads to its keys any more
+
+    def _drop_deleted(self, key_ids: Iterable[KeyId]) -> None:
+        """Forget keys that are in the database no more, though their owner has others."""
+        for key_id in key_ids:
+            owner = self._keyring.owner_of_key(key_id)
+            if owner and owner not in self._stale:
+                self._keyring.take_back(owner, [key_id], ())
+                self._clear_readers()
 
     def prepare_write(
         self, session: Session | None, owner_class: OwnerClass, keys: Collection[tuple[Any, ...]], values: int
@@ -363,7 +384,20 @@ class ServerSession(UnlockedSession):
             )
             for place in places
         ]
-        return self.write_new(session, owner_class, made, kek)
+        try:
+            return self.write_new(session, owner_class, made, kek)
+        except IntegrityError as error:
+            if not is_foreign_key_error(error):
+                raise
+            keys = [", ".join(map(repr, place.primary_key)) for place in places]
+            told = f"no {owner_class.name} has the key {keys[0]}"
+            if len(keys) > 1:
+                some = "; ".join(keys[:_MOST_SHOWN])
+                told = f"at least one of these keys is no {owner_class.name}'s: {some}"
+            raise EnrollmentError(
+                f"Rows name an owner who does not exist: {told}. "
+                f"Insert the {owner_class.name} before its rows."
+            ) from error
 
     def write_new(
         self,
@@ -375,6 +409,8 @@ class ServerSession(UnlockedSession):
         """Store the keys of new owners, all in three statements, and hold them: for this session alone until
         its transaction is committed. Those for whom others stored keys at the same moment are returned, and
         have none of these."""
+        if self.requires_cascades:
+            require_cascades(session, owner_class.mapper)
         store = KeyStore(session, owner_class, self.policy.seals)
         stored = store.insert_first_of(
             [
@@ -516,6 +552,14 @@ class ServerSession(UnlockedSession):
         self._stale.discard(owner)
         self.places.pop(owner, None)
         self._keyring.drop(owner)
+
+    def forget_deleted(self, owner_classes: Collection[OwnerClass], owner: OwnerId | None = None) -> None:
+        """Owners of these classes may have been deleted: load their keys anew before their next use."""
+        with self._guard:
+            due = {owner for owner, place in list(self.places.items()) if place.owner_class in owner_classes}
+            self._stale |= due
+            self._whole -= due
+        super().forget_deleted(owner_classes, owner)
 
     def drop(self, owner: OwnerId) -> None:
         """An owner's keys are not to be used again."""

@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import inspect
 
-from sqlalchemy_envelope.exceptions import AlreadyEnrolledError
+from sqlalchemy_envelope.exceptions import AlreadyEnrolledError, ConfigurationError
 from sqlalchemy_envelope.keys.hierarchy import bound_keys, new_keys
 from sqlalchemy_envelope.keys.keyring import Keyring
+from sqlalchemy_envelope.orm.columns.state import current_key
 from sqlalchemy_envelope.orm.current import context
 from sqlalchemy_envelope.orm.current.names import Names
 from sqlalchemy_envelope.orm.sessions.server import ServerSession
+from sqlalchemy_envelope.orm.tables.key_types import mistyped
 from sqlalchemy_envelope.orm.tables.owners import Place, owner_class_of
 from sqlalchemy_envelope.orm.writing.flushes import ENROLLING_OWNER, Enrolling, enrolling_in, note_enrolling
 
@@ -46,6 +48,9 @@ def before_flush(session: Session, *_: object) -> None:
             continue
         if owner_class.slot_class is None:
             continue
+        wrong = mistyped(owner_class.primary_key, current_key(state))
+        if wrong is not None:
+            raise ConfigurationError(f"A new {owner_class.name} cannot get keys: {wrong}.")
         keys = new_keys(owner_class.scopes, hybrid=server.policy.hybrid)
         keyring = Keyring()
         keyring.add(ENROLLING_OWNER, keys[1:])

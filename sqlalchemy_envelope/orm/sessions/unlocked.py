@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Any, NoReturn, Self, TypeVar
-from weakref import WeakKeyDictionary, WeakSet, finalize
+from weakref import WeakKeyDictionary, WeakMethod, WeakSet, finalize
 
 from sqlalchemy.orm import attributes
 
@@ -31,6 +31,8 @@ from sqlalchemy_envelope.orm.columns.state import unflushed
 from sqlalchemy_envelope.orm.current import context
 from sqlalchemy_envelope.orm.current.names import Names
 from sqlalchemy_envelope.orm.sharing.membership import freshen
+from sqlalchemy_envelope.orm.sharing.rollbacks import note_rollback
+from sqlalchemy_envelope.orm.tables.cascades import in_greenlet
 from sqlalchemy_envelope.orm.tables.owners import Place, require_owner_class
 
 if TYPE_CHECKING:
@@ -43,6 +45,7 @@ if TYPE_CHECKING:
     from sqlalchemy_envelope.keys.model import OpenedKey
     from sqlalchemy_envelope.orm.columns.plans import EncryptedAttribute
     from sqlalchemy_envelope.orm.current.policy import Policy
+    from sqlalchemy_envelope.orm.sharing.waiting import Waiting
     from sqlalchemy_envelope.orm.tables.owners import OwnerClass
 
 _live: WeakSet[UnlockedSession] = WeakSet()
@@ -63,12 +66,19 @@ class UnlockedSession(context.OpenKeys):
     """Whether keys are fetched or made as they are needed: it is told beforehand of the rows that come."""
 
     def __init__(
-        self, session: Session | None, policy: Policy, places: Sequence[Place], keyring: Keyring
+        self,
+        session: Session | None,
+        policy: Policy,
+        places: Sequence[Place],
+        keyring: Keyring,
+        waiting: Waiting | None = None,
     ) -> None:
         self.home = session
         self.policy = policy
         self.places: dict[OwnerId, Place] = {place.owner: place for place in places}
         self._keyring = keyring
+        self._waiting = waiting
+        self._settled = waiting is None
         self._parent: Any = None
         # Dictionaries, because a WeakSet cannot be listed while another thread adds to it.
         self._children: WeakKeyDictionary[UnlockedSession, None] = WeakKeyDictionary()
@@ -83,6 +93,8 @@ class UnlockedSession(context.OpenKeys):
         _live.add(self)
         # One that is never entered is left by nobody: its keys are wiped when it is forgotten.
         finalize(self, keyring.wipe).atexit = False
+        if waiting is not None:
+            finalize(self, waiting.wipe).atexit = False
 
     @emptying
     def __enter__(self) -> Self:
@@ -143,17 +155,76 @@ class UnlockedSession(context.OpenKeys):
             return self._keyring
         return self._parent.keyring_for(owner, session) if self._parent is not None else None
 
+    @emptying
+    def settle(self) -> None:
+        """Do now what the first write would do: adopt what was sealed to this owner, grant what is pending,
+        start a new epoch where somebody was removed. For a log-in whose requests only read. Never commits; a
+        rollback leaves it to the next write. With nothing left to do it does nothing.
+
+        Raises:
+            SessionLeftError, SessionForkedError: it was left already, or belongs to the parent process.
+            ConfigurationError: the session is an AsyncSession.
+        """
+        self._require_usable()
+        if self.home is None:
+            return
+        is_async = self._waiting is not None and self._waiting.is_async(self.home)
+        if is_async and not in_greenlet():
+            raise ConfigurationError(
+                "An AsyncSession is settled with `await AsyncEnvelope(envelope).settle(session)`."
+            )
+        self.settle_in(self.home)
+
+    def settle_in(self, session: Session) -> None:
+        """As `settle`, in the transaction of a session that is about to write under these keys."""
+        if self._settled or self._waiting is None or self.left is not None:
+            return
+        self._settled = True  # what it writes itself asks for nothing
+        try:
+            self.places.update(self._waiting.settle(session, self.policy, self._keyring))
+        except BaseException:
+            self._settled = False
+            raise
+        again = WeakMethod(self._settle_again)
+        note_rollback(session, lambda: (settle_again := again()) and settle_again())
+
+    def _settle_again(self) -> None:
+        self._settled = False
+
+    def settle_for(self, session: Session, owner: OwnerId) -> None:
+        """As `settle_in`, here or around this, of who holds this owner's keys."""
+        if self.is_open and not self._settled and owner in self._keyring:
+            self.settle_in(session)
+        if self._parent is not None:
+            self._parent.settle_for(session, owner)
+
+    def waits_in(self, session: Session) -> bool:
+        """Whether an unlock in this session, here or around this, left something to be settled."""
+        if self.home is session and self.is_open and not self._settled:
+            return True
+        return self._parent is not None and bool(self._parent.waits_in(session))
+
+    def settle_around(self, session: Session) -> None:
+        """Settle whatever was unlocked in this session, here and around this: it writes."""
+        if self.home is session and self.is_open:
+            self.settle_in(session)
+        if self._parent is not None:
+            self._parent.settle_around(session)
+
     @property
     def makes_keys(self) -> bool:
         """Whether owners without keys get some, here or around this."""
         return self._parent is not None and bool(self._parent.makes_keys)
 
-    def sole(self, owner_class: OwnerClass, where: bytes) -> tuple[Any, ...] | None:
-        """The primary key of the sole owner of a class, if it is open here."""
-        for place in list(self.places.values()):
-            if place.owner_class is owner_class and place.where == where and place.owner in self:
-                return place.primary_key
-        return self._parent.sole(owner_class, where) if self._parent is not None else None
+    def sole(self, owner_class: OwnerClass, where: bytes) -> set[tuple[Any, ...]]:
+        """The primary keys of the sole owners of a class that are open here: several, if one was deleted and
+        another one made."""
+        found = {
+            place.primary_key
+            for place in list(self.places.values())
+            if place.owner_class is owner_class and place.where == where and place.owner in self
+        }
+        return found | self._parent.sole(owner_class, where) if self._parent is not None else found
 
     def prepare_read(
         self, session: Session | None, owner_class: OwnerClass, headers: Mapping[bytes, int]
@@ -167,12 +238,20 @@ class UnlockedSession(context.OpenKeys):
         self, session: Session | None, owner_class: OwnerClass, keys: Collection[tuple[Any, ...]], values: int
     ) -> None:
         """So many values of these owners, by primary key, are about to be encrypted."""
+        writer = session or self.home
+        if self.is_open and not self._settled and writer is not None:
+            names = Names(writer)
+            if writer is self.home or any(names.owner(owner_class, key) in self._keyring for key in keys):
+                self.settle_in(writer)
         if self.is_open and session is not None and owner_class.grants_of:
             freshen(session, self.policy, self._keyring, self.places, owner_class, keys)
-        if self._parent is not None and session is not None:
+        if self._parent is None:
+            return
+        others = keys
+        if session is not None:
             names = Names(session)
             others = [key for key in keys if names.owner(owner_class, key) not in self._keyring]
-            self._parent.prepare_write(session, owner_class, others, values)
+        self._parent.prepare_write(session, owner_class, others, values)
 
     @emptying
     def __exit__(
@@ -198,7 +277,9 @@ class UnlockedSession(context.OpenKeys):
 
     @emptying
     def using(self, owner: object) -> AbstractContextManager[None]:
-        """Inside, statements that do not name the owner of their rows write for this one.
+        """Inside, an UPDATE that writes no column of its rows' owner is encrypted for this one. An INSERT
+        names the owner in its values; one into the table of a joined subclass, whose base has the owner's
+        column, is encrypted for this one too.
 
         Raises:
             LockedError: the owner is not unlocked here.
@@ -296,11 +377,20 @@ class UnlockedSession(context.OpenKeys):
         self.places.pop(owner, None)
         self._clear_readers()
 
+    def forget_deleted(self, owner_classes: Collection[OwnerClass], owner: OwnerId | None = None) -> None:
+        """Owners of these classes may have been deleted, and this owner was: forget its keys."""
+        if owner is not None and owner in self.places:
+            self.drop(owner)
+        if self._parent is not None:
+            self._parent.forget_deleted(owner_classes, owner)
+
     def __del__(self) -> None:
         # An unlock that was never entered, to authenticate and no more, leaves no key behind either.
         keyring = getattr(self, "_keyring", None)
-        if keyring is not None:
-            keyring.wipe()
+        waiting = getattr(self, "_waiting", None)
+        for one in (keyring, waiting):
+            if one is not None:
+                one.wipe()
 
     def __repr__(self) -> str:
         names = {place.owner_class.name for place in self.places.values()}
@@ -350,6 +440,8 @@ class UnlockedSession(context.OpenKeys):
         self.is_open = False
         self.left = why
         self._keyring.wipe()
+        if self._waiting is not None:
+            self._waiting.wipe()
         self._clear_readers()
         self._last_seen = None
 

@@ -22,12 +22,12 @@ from sqlalchemy_envelope.orm.sharing.epochs import Recipient, grant_to, start_ep
 from sqlalchemy_envelope.orm.sharing.membership import forget_looks
 from sqlalchemy_envelope.orm.tables.binds import bind_for
 from sqlalchemy_envelope.orm.tables.grant_rows import GrantStore
-from sqlalchemy_envelope.orm.tables.key_grant import grant_class_of, grants_can_circle
+from sqlalchemy_envelope.orm.tables.key_grant import grant_class_of, grant_written_by, grants_can_circle
 from sqlalchemy_envelope.orm.tables.key_rows import KeyStore, usable
 from sqlalchemy_envelope.orm.tables.owners import Place, owner_class_of
 
 if TYPE_CHECKING:
-    from sqlalchemy.orm import InstanceState, Session
+    from sqlalchemy.orm import InstanceState, Mapper, Session
 
     from sqlalchemy_envelope.keys.keyring import Keyring
     from sqlalchemy_envelope.orm.current.policy import Policy
@@ -71,6 +71,20 @@ def before_delete(mapper: object, connection: object, state: InstanceState[Any])
     if grant is not None and session is not None:
         place = _place_before(session, grant, state)
         session.info.setdefault(_LEAVING, set()).add((place, grant.scope))
+
+
+def refuse_other_class(mapper: Mapper[Any], connection: object, state: InstanceState[Any]) -> None:
+    """A class that is no grant, mapped to a grant's table, is about to insert a row.
+
+    Raises:
+        GrantError: always: the row would be there for everybody to see, and grant nothing.
+    """
+    grant = grant_written_by(mapper)
+    if grant is not None:
+        raise GrantError(
+            f"{mapper.class_.__name__} writes rows of {grant.table.name}, and only a "
+            f"{grant.mapper.class_.__name__} grants by them: add a {grant.mapper.class_.__name__}."
+        )
 
 
 def after_flush(session: Session, *_: object) -> None:
@@ -269,6 +283,7 @@ def _holder(session: Session, place: Place) -> Keyring | None:
     for unlocked in context.unlocked_sessions(session):
         if unlocked.on_demand:
             unlocked.prepare_write(session, place.owner_class, [place.primary_key], 0)
+        unlocked.settle_for(session, place.owner)
         keyring = unlocked.keyring_for(place.owner, session)
         if keyring is not None:
             return keyring

@@ -6,13 +6,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 from weakref import ref
 
-from sqlalchemy import Delete, TextClause, Update
+from sqlalchemy import Delete, Insert, TextClause, Update
 
+from sqlalchemy_envelope.exceptions import ConfigurationError
 from sqlalchemy_envelope.keys.model import Purpose
+from sqlalchemy_envelope.orm.current.audit import AuditEvent
+from sqlalchemy_envelope.orm.current.context import policy_of
 from sqlalchemy_envelope.orm.current.names import Names
 from sqlalchemy_envelope.orm.sharing.settle import Opening, follow_grants, load_owners, settle
 from sqlalchemy_envelope.orm.tables.grant_rows import count_grants
-from sqlalchemy_envelope.orm.tables.key_grant import has_grants
+from sqlalchemy_envelope.orm.tables.key_grant import grant_of, has_grants
 from sqlalchemy_envelope.orm.tables.key_rows import KeyStore
 from sqlalchemy_envelope.orm.tables.owners import owner_class_of
 
@@ -82,6 +85,10 @@ def forget_looks(session: Session, *_: object) -> None:
 
 def on_statement(session: Session, statement: object) -> None:
     """A statement that may remove or change granting rows past the unit of work comes: look again."""
+    if isinstance(statement, Insert):
+        if has_grants(statement.table) and not session._flushing:
+            _tell_bypassed(session, statement.table)
+        return
     if session.info.get(_LOOKED) is None:
         return
     if isinstance(statement, TextClause):
@@ -94,6 +101,15 @@ def on_statement(session: Session, statement: object) -> None:
         has_grants(statement.table) or owner_class_of(statement.table) is not None
     ):
         forget_looks(session)
+
+
+def _tell_bypassed(session: Session, table: Any) -> None:
+    """Granting rows are inserted that are no objects: they grant nothing, and nobody shall have to guess."""
+    try:
+        policy = policy_of(session)
+    except ConfigurationError:
+        return  # several envelopes, and nothing says whose log this is: no reason to refuse the statement
+    policy.emit(AuditEvent("grant_bypassed", grant_of(table).of.owner_class.name))
 
 
 def looked_at(session: Session) -> set[Any]:

@@ -39,6 +39,8 @@ class _Enrolment:
     holders: WeakSet[KeyHolder] = field(default_factory=WeakSet)
     committed: Callable[[], None] | None = None
     undo: Callable[[], None] | None = None
+    what: object = None
+    """What `committed` is called for, where that is asked for several times."""
 
 
 class KeyHolder(Protocol):
@@ -77,18 +79,38 @@ def note_end(session: Session, ended: Callable[[], None]) -> None:
     enrolment.committed = enrolment.undo = ended
 
 
+def note_commit(session: Session, what: object, committed: Callable[[], None]) -> None:
+    """Call this when what the session's current transaction did is committed for good; once for `what`."""
+    within = _around(session)
+    fresh = session.info.get(_FRESH, ())
+    if any(one.what == what and one.within == within for one in fresh):
+        return
+    enrolment = _note(session, b"")
+    enrolment.what, enrolment.committed = what, committed
+
+
+def note_rollback(session: Session, undone: Callable[[], None]) -> None:
+    """Call this if the session's current transaction or savepoint is rolled back."""
+    _note(session, b"").undo = undone
+
+
 def _note(session: Session, owner: OwnerId) -> _Enrolment:
     if not event.contains(Session, "after_transaction_end", _ended):
         event.listen(Session, "after_commit", _committed)
         event.listen(Session, "after_transaction_end", _ended)
+    enrolment = _Enrolment(owner, _around(session))
+    session.info.setdefault(_FRESH, []).append(enrolment)
+    return enrolment
+
+
+def _around(session: Session) -> list[SessionTransaction]:
+    """The session's current transaction and those around it, the innermost first."""
     within = []
     transaction = session.get_nested_transaction() or session.get_transaction()
     while transaction is not None:
         within.append(transaction)
         transaction = transaction.parent
-    enrolment = _Enrolment(owner, within)
-    session.info.setdefault(_FRESH, []).append(enrolment)
-    return enrolment
+    return within
 
 
 def note_unreachable(session: Session, policy: Policy, place: Place) -> None:

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from sqlalchemy_envelope.crypto.sealing import is_sealed
 from sqlalchemy_envelope.exceptions import EnvelopeError
-from sqlalchemy_envelope.keys.hierarchy import is_proven
+from sqlalchemy_envelope.keys.hierarchy import is_proven, short
 from sqlalchemy_envelope.keys.slots import adopted_slot, open_slot
+from sqlalchemy_envelope.orm.current.audit import AuditEvent
 from sqlalchemy_envelope.orm.sharing.epochs import start_epoch
 from sqlalchemy_envelope.orm.tables.key_rows import KeyStore
 
@@ -35,6 +36,8 @@ class OpenedRoot(NamedTuple):
     vouching: list[OpenedKey]
     """Those of them that nobody without the KEK can have put there."""
     trusted: bool
+    hardens: bool = False
+    """Not trusted because custodians have held it, by the policy."""
 
 
 def open_with_kek(
@@ -76,6 +79,9 @@ def renew(
     new root key."""
     vouching = max(found.vouching, key=lambda one: one.stored.epoch, default=None)
     start_epoch(session, policy, place, keyring, vouching=vouching)
+    if found.hardens:
+        key_id = short(found.root.stored)
+        policy.emit(AuditEvent("hardened", place.owner_class.name, key_id=key_id))
     root = keyring.root(place.owner)
     if root is None:
         return []

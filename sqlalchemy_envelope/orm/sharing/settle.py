@@ -1,8 +1,24 @@
-"""What an unlocked owner reaches beyond its own keys, and what is put in order on the way.
+"""What an unlocked owner reaches beyond its own keys, and how what waits for it is put in order.
 
 Grants lead from owner to owner: a user to its groups, a group to larger ones and to what its members share
 with it. They are followed level by level, one query for each class of grants and one for each class of
 owners, and no owner twice.
+
+**An unlock reads.** It sends no INSERT, UPDATE or DELETE, locks no row and waits for nobody: on a standby, in
+a read-only transaction, beside another transaction of the same owner. What is sealed is opened in memory, and
+read by. What waits in the rows is *settled*:
+
+- grants and write epochs that are sealed are adopted, and a sealed slot;
+- grants that are pending are fulfilled;
+- a slot that falls short of the policy is replaced;
+- scopes without a key get one;
+- an epoch starts where somebody was removed, or where the maker of the present one is not proven.
+
+Settling is part of a transaction that writes: of the first flush with anything to write in the session that
+was unlocked, of the first statement that encrypts a value of these owners, or of `unlocked.settle()`. It
+comes before anything is encrypted or sealed under these keys, so that nothing is ever written under a key
+that has to be replaced first. Rolled back, it waits again. Of rows that another transaction holds it leaves
+those that are only to be adopted or fulfilled: that one does the same.
 """
 
 from __future__ import annotations
@@ -117,8 +133,11 @@ def _grants(grant_class: GrantClass, key: StoredKey) -> bool:
     return key.purpose is Purpose.DATA and key.scope == grant_class.scope
 
 
-def load_owners(session: Session, policy: Policy, keyring: Keyring, places: list[Place]) -> None:
-    """Load every key of these owners, of one class, into the keyring, unopened."""
+def load_owners(
+    session: Session, policy: Policy, keyring: Keyring, places: list[Place], *, again: bool = False
+) -> None:
+    """Load every key of these owners, of one class, into the keyring, unopened; `again` if that was done
+    before, and whatever hangs on nothing was told then."""
     store = KeyStore(session, places[0].owner_class, policy.seals)
     by_owner: dict[OwnerId, list[OwnedKey]] = {}
     for one in store.load([place.primary_key for place in places]):
@@ -133,7 +152,7 @@ def load_owners(session: Session, policy: Policy, keyring: Keyring, places: list
         if error is not None:
             policy.emit(AuditEvent("keys_refused", places[0].owner_class.name))
             keyring.refuse(owner, error, altogether=True)
-        elif any(_hangs_on_nothing(row.stored, rows) for row in rows):
+        elif not again and any(_hangs_on_nothing(row.stored, rows) for row in rows):
             lost = KeyNotFoundError("A key is wrapped under a root key that its owner does not have.")
             keyring.refuse(owner, lost, altogether=False)
 
@@ -199,8 +218,12 @@ def _adopt_grants(
                 AuditEvent("grant_refused", grant_class.of.owner_class.name, key_id=grant.key_id.hex[:8])
             )
     for grant_class, grants in adopted.items():
-        GrantStore(session, grant_class, policy.seals).replace(grants)
-        policy.emit(AuditEvent("grant_adopted", grant_class.of.owner_class.name, count=len(grants)))
+        store = GrantStore(session, grant_class, policy.seals)
+        free = store.free([one.grant_id for one in grants])
+        mine = [one for one in grants if one.grant_id in free]
+        store.replace(mine)
+        if mine:
+            policy.emit(AuditEvent("grant_adopted", grant_class.of.owner_class.name, count=len(mine)))
     return unproven
 
 
@@ -223,10 +246,17 @@ def _adopted_before(keyring: Keyring, found: Opening, owner: OwnerId) -> list[Op
     return adopted
 
 
-def _settle_owner(session: Session, policy: Policy, keyring: Keyring, place: Place) -> None:
-    """An owner's own keys: what was sealed to its root key, what has no link to it, scopes without a key."""
-    owner, changed, unproven = place.owner, [], []
-    keys = keyring.keys_of(owner)
+class _Undone(NamedTuple):
+    """What waits among an owner's own keys: those sealed to its root key, those without a link to it, and the
+    scopes that have none."""
+
+    sealed: list[StoredKey]
+    unlinked: list[StoredKey]
+    missing: frozenset[str]
+
+
+def _undone(keyring: Keyring, place: Place) -> _Undone:
+    keys = keyring.keys_of(place.owner)
     sealed = [key for key in keys if key.wrapped is not None and is_sealed(key.wrapped)]
     shared = all(one.history == "shared" for one in place.owner_class.grants_of if one.scope is None)
     unlinked = [
@@ -235,28 +265,51 @@ def _settle_owner(session: Session, policy: Policy, keyring: Keyring, place: Pla
         if key.purpose is Purpose.ROOT and key.state is KeyState.RETIRED and key.wrapped is None and shared
     ]
     here = {key.scope for key in keys if key.purpose is Purpose.DATA}
-    missing = place.owner_class.scopes - here
+    return _Undone(sealed, unlinked, frozenset(place.owner_class.scopes - here))
+
+
+def is_left_undone(keyring: Keyring, found: Opening) -> bool:
+    """Whether anything waits, as far as the rows tell that were loaded."""
+    if any(grant.state is GrantState.SEALED for _, grant in found.grants):
+        return True
+    return any(any(_undone(keyring, place)) for place in found.places.values())
+
+
+def load_again(session: Session, policy: Policy, keyring: Keyring, places: Places) -> Opening:
+    """What these owners have and were granted, as it is now."""
+    for owner_class in {place.owner_class for place in places.values()}:
+        some = [place for place in places.values() if place.owner_class is owner_class]
+        load_owners(session, policy, keyring, some, again=True)
+    return follow_grants(session, policy, keyring, places.values())
+
+
+def _settle_owner(session: Session, policy: Policy, keyring: Keyring, place: Place) -> None:
+    """An owner's own keys: what was sealed to its root key, what has no link to it, scopes without a key."""
+    owner, changed, unproven = place.owner, [], []
+    sealed, unlinked, missing = _undone(keyring, place)
     if not (sealed or unlinked or missing):
         return
     root = keyring.root(owner)
     if root is None:
         return
+    store = KeyStore(session, place.owner_class, policy.seals)
+    free = store.free([key.key_id for key in (*sealed, *unlinked)])
     for key in sealed:
         opened = keyring.open(key.key_id)
         if opened is None:
             continue
         # With the row as it is now: it may have been opened when it was still active.
-        changed.append(wrap_under_root(OpenedKey(key, opened.key), root))
+        if key.key_id in free:
+            changed.append(wrap_under_root(OpenedKey(key, opened.key), root))
         if key.purpose is Purpose.DATA and key.state is KeyState.ACTIVE and not policy.seals.is_on:
             unproven.append(key.scope)
     for key in unlinked:
         older = keyring.open(key.key_id)
-        if older is not None:
+        if older is not None and key.key_id in free:
             changed.append(link_to_newer_root(OpenedKey(key, older.key), root))
-    store = KeyStore(session, place.owner_class, policy.seals)
     store.replace_keys(changed)
     keyring.add_stored(owner, changed)
-    writes = sum(key.purpose is Purpose.WRITE for key in sealed)
+    writes = sum(key.purpose is Purpose.WRITE for key in changed)
     if writes:
         policy.emit(AuditEvent("write_epoch_adopted", place.owner_class.name, count=writes))
     # A destroyed key is in no keyring, and its epoch is taken.
@@ -301,12 +354,18 @@ def _settle_grants(session: Session, policy: Policy, keyring: Keyring, places: P
         for key in keyring.keys_of(owner)
         if key.state is KeyState.ACTIVE and key.purpose in (Purpose.ROOT, Purpose.DATA)
     }
+    # As it is now, and only of keys that are still active: others may have granted or retired them since.
+    made: dict[KeyId, int] = {}
+    for owner_class in {place.owner_class for place, _ in granted.values()}:
+        mine = [key_id for key_id, (place, _) in granted.items() if place.owner_class is owner_class]
+        made |= KeyStore(session, owner_class, policy.seals).load_granted(mine)
+    granted = {key_id: one for key_id, one in granted.items() if key_id in made}
     counts = count_grants(session, classes, granted)
     renewed: set[OwnerId] = set()
     # Root keys first: a new one brings new data keys.
     for place, key in sorted(granted.values(), key=lambda one: one[1].purpose is not Purpose.ROOT):
         count = counts.get(key.key_id, GrantCounts(0, 0, 0))
-        is_left = count.rows != key.granted or count.stale > 0
+        is_left = count.rows != made[key.key_id] or count.stale > 0
         if not (is_left or count.pending) or place.owner in renewed:
             continue
         try:
@@ -336,10 +395,10 @@ def grant_pending(session: Session, policy: Policy, keyring: Keyring, place: Pla
         waiting = store.load_of([key.key_id], GrantState.PENDING)
         to = [Recipient(grant_class, row_key, recipient) for _, row_key, recipient in waiting]
         roots = roots_of(session, policy, to, strict=False)
-        sealed = []
-        for (grant, _, recipient), _ in zip(waiting, to, strict=True):
+        sealed, free = [], store.free([grant.grant_id for grant, _, _ in waiting])
+        for grant, _, recipient in waiting:
             root = roots.get((grant_class.to.owner_class, recipient))
-            if root is not None:
+            if root is not None and grant.grant_id in free:
                 made = sealed_grant(opened, grant.granting_row, root, grant.grant_id)
                 sealed.append(replace(made, recipient=grant.recipient))
         store.replace(sealed)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary, ref
 
+from sqlalchemy.orm import Session
+
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from sqlalchemy import Connection, Engine
-    from sqlalchemy.orm import Session
 
 _CONNECTIONS = "sqlalchemy_envelope.connections"
 _sessions: WeakKeyDictionary[Connection, ref[Session]] = WeakKeyDictionary()
@@ -30,3 +34,19 @@ def connection_of(session: Session, engine: Engine) -> Connection | None:
     schema the session works in."""
     found: Connection | None = session.info.get(_CONNECTIONS, {}).get(engine.dialect)
     return found
+
+
+@contextmanager
+def lent_session(connection: Connection) -> Iterator[Session]:
+    """A session for the keys of a statement on a connection that belongs to none. It works in the
+    connection's transaction, and ends nothing there: neither commits nor rolls back what is not its own."""
+    session, before = Session(connection, join_transaction_mode="rollback_only"), _sessions.get(connection)
+    _sessions[connection] = ref(session)
+    try:
+        yield session
+    finally:
+        session.close()
+        if before is None:
+            del _sessions[connection]
+        else:
+            _sessions[connection] = before

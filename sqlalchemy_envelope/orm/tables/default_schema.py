@@ -1,54 +1,149 @@
-"""Which schema a table without one is in, on one connection: `SET search_path` and `USE` change it.
+"""In which schema a table without one is found, on one connection: `SET search_path`, `SET ROLE` and `USE`
+change it.
 
-PostgreSQL 18 reports its search path with each change, so that asking costs no statement. Elsewhere it is
-asked once for each connection to the database, and again in each transaction once a statement has changed it.
+Only the database knows: a name of a search path may not exist, may not hold the table, or may be the role's
+own. So the database is asked. Its answer holds until a statement that may change it is sent, or until the
+driver reports another search path (PostgreSQL 18 tells it). A plain SELECT, INSERT, UPDATE or DELETE changes
+nothing, unless it calls a function that is not known here. What is sent past SQLAlchemy, on the driver's own
+cursor, is not seen; where a pool has listeners that may do so, an answer holds for one transaction.
 """
 
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Any
-from weakref import WeakKeyDictionary
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, NamedTuple
+from weakref import WeakKeyDictionary, ref
 
 from sqlalchemy_envelope.orm.tables.cascades import in_greenlet
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from sqlalchemy import Connection
 
 _KNOWN = "sqlalchemy_envelope.default_schema"
-_CHANGES = "sqlalchemy_envelope.default_schema_changes"
-_QUERIES = {
-    "postgresql": "SELECT current_schema()",
-    "mysql": "SELECT DATABASE()",
-    "mariadb": "SELECT DATABASE()",
-}
-_FIRST = re.compile(r'\s*(?:"((?:[^"]|"")*)"|([^,\s]*))')
-_SETS = re.compile(r"search_path|^\s*use\s", re.IGNORECASE)
-_last: WeakKeyDictionary[Connection, str] = WeakKeyDictionary()
+_CHANGED = "sqlalchemy_envelope.default_schema_changed"
+_ASKS = frozenset({"postgresql", "mysql", "mariadb"})
+# Hexadecimal: drivers differ in what they make of a quote or a percent sign.
+_SCHEMA_OF = (
+    "(SELECT n.nspname FROM pg_catalog.pg_class AS c JOIN pg_catalog.pg_namespace AS n "
+    "ON n.oid = c.relnamespace "
+    "WHERE c.oid = to_regclass(quote_ident(convert_from(decode('NAME', 'hex'), 'UTF8'))))"
+)
+_MAX_TEXT = 10_000
+"""Longer text is not kept in memory, and is read each time."""
+
+
+class _Known(NamedTuple):
+    """What the database answered.
+
+    Attributes:
+        schemas: what `default_schema` found for tables of these names.
+        path: the search path that the driver reported then; None if it reports none.
+        transaction: the one that the answer holds in; None if it holds until a change.
+    """
+
+    schemas: dict[tuple[str, ...], str]
+    path: str | None
+    transaction: Callable[[], Any] | None
+
+
+_last: WeakKeyDictionary[Connection, dict[tuple[str, ...], str]] = WeakKeyDictionary()
 """What was found last: a connection that is closed says nothing more, and its session's objects are still
 asked."""
 
 
-def default_schema(connection: Connection) -> str:
-    """The schema of this connection's tables that name none; empty for the one that the database gives by
-    default."""
-    if connection.dialect.name not in _QUERIES:
-        return ""
+def default_schema(connection: Connection, tables: tuple[str, ...]) -> str:
+    """The schema in which this connection finds tables of these names; a name for all, where they differ."""
+    default = connection.dialect.default_schema_name or ""
+    if connection.dialect.name not in _ASKS:
+        return default
     if connection.closed or connection.invalidated:
-        return _last.get(connection, "")
-    path = _reported(connection)
-    found = _asked(connection) if path is None else _first_of(path)
-    if found == connection.dialect.default_schema_name:
-        found = ""
-    _last[connection] = found
+        return _last.get(connection, {}).get(tables, default)
+    known = _known(connection)
+    found = None if known is None else known.schemas.get(tables)
+    if found is None and connection.dialect.is_async and not in_greenlet():
+        # An attribute is read where no statement can be awaited. Nothing is written here.
+        return _last.get(connection, {}).get(tables, default)
+    if found is None:
+        found, are_there = _asked(connection, tables)
+        known = _known(connection) or _note(connection)
+        if are_there:  # a table that is not there may be created at any time
+            known.schemas[tables] = found
+    assert known is not None  # noqa: S101 - where nothing is known, it was asked
+    if _last.get(connection) is not known.schemas:
+        _last[connection] = known.schemas
     return found
 
 
-def on_text(connection: Connection, statement: str) -> None:
-    """A statement is about to be sent: if it sets the default schema, what is known of it no longer holds."""
-    if ("search_path" in statement or statement[:4].upper() == "USE ") and _SETS.search(statement):
-        connection.info[_CHANGES] = True
+def on_statement(connection: Connection, sql: Any, compiled: Any) -> None:
+    """A statement is about to be sent: if it may change where tables are found, what is known no longer
+    holds."""
+    if connection.dialect.name not in _ASKS:
+        return
+    # What SQLAlchemy has compiled is the same text each time, without the values of an IN or of many rows.
+    read = sql if compiled is None else compiled.string
+    if not isinstance(read, str) or (_short_may_change if len(read) < _MAX_TEXT else may_change)(read):
+        transaction = connection.get_transaction()
+        connection.info[_CHANGED] = _nothing if transaction is None else ref(transaction)
         connection.info.pop(_KNOWN, None)
+
+
+def _nothing() -> None:
+    """What a reference to nothing gives."""
+
+
+def _known(connection: Connection) -> _Known | None:
+    """What is known and still holds."""
+    info = connection.info
+    root = connection.get_transaction()
+    changed = info.get(_CHANGED)
+    is_settled = changed is not None and changed is not _nothing and changed() is not root
+    if root is not None and is_settled:
+        # The transaction of the change has ended, by a commit or by a rollback that took the change back.
+        del info[_CHANGED]
+        info.pop(_KNOWN, None)
+    known: _Known | None = info.get(_KNOWN)
+    if known is None or known.path != _reported(connection):
+        return None
+    if known.transaction is not None:
+        holds_in = known.transaction()
+        return known if holds_in is not None and holds_in is _innermost(connection) else None
+    return None if _has_pool_listeners(connection) else known
+
+
+def _note(connection: Connection) -> _Known:
+    """A place for answers that hold from here on, for a transaction or until a change."""
+    transaction: Callable[[], Any] | None = None
+    if _CHANGED in connection.info or _has_pool_listeners(connection):
+        # A rollback takes `SET` back, also one to a savepoint.
+        innermost = _innermost(connection)
+        transaction = _nothing if innermost is None else ref(innermost)
+    known = connection.info[_KNOWN] = _Known({}, _reported(connection), transaction)
+    return known
+
+
+def _innermost(connection: Connection) -> Any:
+    return connection.get_nested_transaction() or connection.get_transaction()
+
+
+def _has_pool_listeners(connection: Connection) -> bool:
+    """Whether each checkout may run statements that no event of a connection tells of."""
+    listeners = connection.engine.pool.dispatch
+    return bool(listeners.checkout or listeners.checkin or listeners.reset)
+
+
+def _asked(connection: Connection, tables: tuple[str, ...]) -> tuple[str, bool]:
+    """The schema of these tables, and whether they are there; else a name for where they were looked for."""
+    if connection.dialect.name != "postgresql":
+        return connection.exec_driver_sql("SELECT DATABASE()").scalar() or "", True
+    schemas = [_SCHEMA_OF.replace("NAME", name.encode().hex()) for name in tables]
+    query = ", ".join(["SELECT CAST(current_schemas(false) AS TEXT)", *schemas])
+    path, *found = connection.exec_driver_sql(query).one()
+    if None in found:
+        return f"none of {path}", False
+    return "\0".join(dict.fromkeys(found)), True
 
 
 def _reported(connection: Connection) -> str | None:
@@ -64,35 +159,50 @@ def _reported(connection: Connection) -> str | None:
             return found
         if hasattr(driver, "get_parameter_status"):  # psycopg2
             return str(found) if (found := driver.get_parameter_status("search_path")) is not None else None
-    except Exception:  # noqa: BLE001 - a driver that does not say; the database is asked
+    except Exception:  # noqa: BLE001 - a driver that does not say
         return None
     return None
 
 
-def _first_of(path: str) -> str:
-    """The first schema of a search path; empty where it is the role's own or the default."""
-    found = _FIRST.match(path)
-    if found is None or "$user" in path:
-        return ""
-    quoted, plain = found.groups()
-    return quoted.replace('""', '"') if quoted is not None else plain or ""
+# Which statements may change it
 
 
-def _asked(connection: Connection) -> str:
-    if connection.dialect.is_async and not in_greenlet():
-        return _last.get(connection, "")  # an attribute is touched where no statement can be awaited
-    info = connection.info
-    if info.get(_CHANGES):
-        # A rollback takes `SET` back too: what was found holds for one transaction at most.
-        transaction = connection.get_nested_transaction() or connection.get_transaction()
-        known = info.get(_KNOWN)
-        if known is not None and known[0] is transaction:
-            return str(known[1])
-        answer = connection.exec_driver_sql(_QUERIES[connection.dialect.name]).scalar() or ""
-        info[_KNOWN] = connection.get_nested_transaction() or connection.get_transaction(), answer
-        return str(answer)
-    known = info.get(_KNOWN)
-    if known is None:
-        answer = connection.exec_driver_sql(_QUERIES[connection.dialect.name]).scalar() or ""
-        known = info[_KNOWN] = None, answer
-    return str(known[1])
+_NAME = r'"(?:[^"]|"")*"|`[^`]*`|[\w$]+'
+_PLAIN = re.compile(r"[\s(]*(?:select|insert|update|delete|with|values|savepoint|release)\b", re.IGNORECASE)
+_UNREADABLE = re.compile(r";\s*\S|/\*|--|(?<!insert\s)\binto\b", re.IGNORECASE)
+_INSERT = re.compile(rf"\binsert\s+into\s+(?:{_NAME})(?:\.(?:{_NAME}))*\s*\(", re.IGNORECASE)
+_CALL = re.compile(rf"(\bas\s+|\.)?({_NAME})\s*\(", re.IGNORECASE)
+_WORDS = (
+    # what stands before a bracket and is no function
+    "all and any array as between bit by case char conflict distinct else end except exists filter float "
+    "from group having in intersect is join key lateral like ilike limit materialized not nullif numeric "
+    "decimal offset on or over partition returning row select set similar some then time timestamp union "
+    "unique using values varchar when where with within "
+    # functions that the databases bring along
+    "abs array_agg array_length array_position avg btrim cardinality cast ceil ceiling char_length "
+    "character_length coalesce concat concat_ws convert_from count cume_dist current_schema "
+    "current_schemas database date date_part date_trunc decode dense_rank encode exp extract first_value "
+    "floor format gen_random_uuid generate_series greatest group_concat hashtext ifnull initcap json_agg "
+    "json_array_length json_build_object json_extract json_object_agg jsonb_agg jsonb_array_elements "
+    "jsonb_array_length jsonb_build_object jsonb_object_agg lag last_value lead least left length ln log "
+    "lower lpad ltrim make_date max md5 min mod now ntile octet_length percent_rank pg_advisory_lock "
+    "pg_advisory_unlock pg_advisory_xact_lock pg_try_advisory_lock pg_try_advisory_xact_lock position "
+    "power quote_ident random rank regexp_replace repeat replace reverse right round row_number rpad "
+    "rtrim sign split_part sqrt string_agg strpos substr substring sum to_char to_date to_json to_jsonb "
+    "to_number to_regclass to_timestamp to_tsquery to_tsvector plainto_tsquery websearch_to_tsquery "
+    "ts_rank translate trim trunc unnest upper uuid nextval currval setval lastval version"
+)
+_HARMLESS = frozenset(_WORDS.split())
+
+
+def may_change(sql: str) -> bool:
+    """Whether a statement may change where tables are found, as far as its text tells."""
+    if not _PLAIN.match(sql) or _UNREADABLE.search(sql):
+        return True
+    return any(
+        prefix == "." or (not prefix and name.lower() not in _HARMLESS)
+        for prefix, name in _CALL.findall(_INSERT.sub("values (", sql))
+    )
+
+
+_short_may_change = lru_cache(maxsize=512)(may_change)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import UniqueConstraint
 from sqlalchemy.orm import MappedColumn
+from sqlalchemy.schema import conv
 
 from sqlalchemy_envelope.exceptions import ConfigurationError
 from sqlalchemy_envelope.orm.tables.records import records_of_table
@@ -153,3 +154,10 @@ def _make_room(table: Table, base: type[Any], cls: type[Any], name: Name) -> Non
     for constraint in list(existing.constraints):
         if isinstance(constraint, UniqueConstraint):
             existing.constraints.discard(constraint)
+
+
+def name_indexes(table: Table) -> None:
+    """Name the indexes of a table of ours that a naming convention without "ix" leaves nameless."""
+    for index in table.indexes:
+        if index.name is None:
+            index.name = conv("_".join(("ix", table.name, *index.columns.keys())))

@@ -11,6 +11,7 @@ from sqlalchemy_envelope.keys.model import GrantState, KeyState, StoredGrant
 from sqlalchemy_envelope.orm.tables.key_rows import KeyStore, Rows, chunks, matches, raw, stored_bytes
 
 if TYPE_CHECKING:
+    import uuid
     from collections.abc import Iterable, Sequence
 
     from sqlalchemy.orm import Session
@@ -87,6 +88,10 @@ class GrantStore(Rows):
         ]
         if rows:
             self._execute(insert(self._table), rows)
+
+    def free(self, grant_ids: Sequence[uuid.UUID]) -> set[uuid.UUID]:
+        """Those of these grants whose rows no other transaction holds; they are held here from now on."""
+        return self._free(self._table.c.grant_id, grant_ids)
 
     def replace(self, grants: Sequence[StoredGrant]) -> None:
         """Replace grants that were sealed or adopted."""

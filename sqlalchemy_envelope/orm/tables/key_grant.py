@@ -20,20 +20,21 @@ from sqlalchemy import (
     String,
     Table,
     UniqueConstraint,
+    event,
 )
 from sqlalchemy.exc import ArgumentError, InvalidRequestError
 from sqlalchemy.orm import Mapped, mapped_column
 from sqlalchemy.schema import conv
 
 from sqlalchemy_envelope.exceptions import ConfigurationError
-from sqlalchemy_envelope.orm.tables.generated import GrantNames, Name, fill_in, generate
+from sqlalchemy_envelope.orm.tables.generated import GrantNames, Name, fill_in, generate, name_indexes
 from sqlalchemy_envelope.orm.tables.owner_paths import path_through
 from sqlalchemy_envelope.orm.tables.owners import KEY_UUID, GrantClass, History
 from sqlalchemy_envelope.orm.tables.records import records_of_mapper, records_of_table
 
 if TYPE_CHECKING:
     from sqlalchemy import Column
-    from sqlalchemy.orm import Mapper
+    from sqlalchemy.orm import Mapper, RelationshipProperty
 
     from sqlalchemy_envelope.orm.tables.owner_paths import OwnerPath
     from sqlalchemy_envelope.orm.tables.owners import OwnerClass
@@ -89,6 +90,7 @@ class KeyGrant:
 _GRANT = "grant"
 _complete_grants: WeakKeyDictionary[Mapper[Any], None] = WeakKeyDictionary()
 _waiting: WeakKeyDictionary[Mapper[Any], None] = WeakKeyDictionary()
+_secondaries: WeakKeyDictionary[RelationshipProperty[Any], None] = WeakKeyDictionary()
 
 
 def grant_class_of(mapper: Mapper[Any]) -> GrantClass | None:
@@ -110,6 +112,12 @@ def grants_can_circle(grant: GrantClass) -> bool:
 def has_grants(table: object) -> bool:
     """Whether the rows of this table grant keys."""
     return isinstance(table, Table) and _GRANT in records_of_table(table)
+
+
+def grant_of(table: Table) -> GrantClass:
+    """The grant whose rows this table holds."""
+    found: GrantClass = records_of_table(table)[_GRANT]
+    return found
 
 
 def on_mapper(mapper: Mapper[Any], cls: type[Any]) -> bool:
@@ -135,7 +143,8 @@ def check_all() -> None:
     """Mappers are configured: a grant that is still waiting will never be complete.
 
     Raises:
-        ConfigurationError: what it refers to is no key owner, has no such scope, or histories differ.
+        ConfigurationError: what it refers to is no key owner, has no such scope, or histories differ; or a
+            relationship writes its rows past the objects.
     """
     # Registries are configured one by one: what belongs to another may not be yet.
     for mapper in [one for one in list(_waiting) if one.configured]:
@@ -148,6 +157,8 @@ def check_all() -> None:
         grant: GrantClass = records_of_mapper(mapper)[_GRANT]
         if mapper.configured and grant.of.owner_class.mapper.configured:
             _check(grant)
+    for relation in list(_secondaries):
+        _refuse_secondary(relation)
 
 
 def _check(grant: GrantClass) -> None:
@@ -164,6 +175,61 @@ def _check(grant: GrantClass) -> None:
             f"{names} all grant the key of {owner_class.name}; give them one history, 'shared' or "
             "'from_join'."
         )
+
+
+def refuse_secondaries(mapper: Mapper[Any]) -> None:
+    """A mapper is configured: none of its relationships may write granting rows as a `secondary`. Those whose
+    grant is not known yet are asked again by `check_all`.
+
+    Raises:
+        ConfigurationError: one does.
+    """
+    for relation in mapper.relationships:
+        if isinstance(relation.secondary, Table) and not relation.viewonly:
+            if records_of_table(relation.secondary).get(_GRANT) is None:
+                _secondaries[relation] = None
+                continue
+            # SQLAlchemy calls a mapper configured all the same, and whoever catches this would go on.
+            for write in ("before_insert", "before_update"):
+                event.listen(mapper, write, lambda *_, refused=relation: _refuse_secondary(refused))
+            _refuse_secondary(relation)
+
+
+def _refuse_secondary(relation: RelationshipProperty[Any]) -> None:
+    """The rows that a relationship writes into its `secondary` are no objects: no flush would grant by them,
+    and who is a member for everybody to see would read nothing."""
+    table = relation.secondary
+    grant: GrantClass | None = records_of_table(table).get(_GRANT) if isinstance(table, Table) else None
+    if grant is None:
+        return
+    owner, name, granting = relation.parent.class_.__name__, relation.key, grant.mapper.class_.__name__
+    link, rows = _link_to(grant, relation.mapper), f"{name}_rows"
+    raise ConfigurationError(
+        f"{owner}.{name} writes rows of {grant.table.name}, and only a {granting} that is added as an object "
+        "grants its key. To read through it, say relationship(..., viewonly=True). To add and remove, write "
+        f"`{rows}: Mapped[list[{granting}]] = relationship(cascade='all, delete-orphan', "
+        f"passive_deletes=True)` and `{name} = association_proxy('{rows}', '{link}', creator=lambda one: "
+        f"{granting}({link}=one))` in {owner}, and `{link}: Mapped[{relation.mapper.class_.__name__}] = "
+        f"relationship()` in {granting}."
+    )
+
+
+def _link_to(grant: GrantClass, target: Mapper[Any]) -> str:
+    """The relationship of a grant's class that leads to this end, or the name to give it."""
+    for relation in grant.mapper.relationships:
+        if relation.mapper is target and not relation.uselist:
+            key: str = relation.key
+            return key
+    return target.class_.__name__.lower()
+
+
+def grant_written_by(mapper: Mapper[Any]) -> GrantClass | None:
+    """The grant whose rows this mapper writes, though it is not the grant's own."""
+    if grant_class_of(mapper) is not None:
+        return None
+    grants = (records_of_table(one).get(_GRANT) for one in mapper.tables if isinstance(one, Table))
+    found: GrantClass | None = next((one for one in grants if one is not None), None)
+    return found
 
 
 def _paths(mapper: Mapper[Any]) -> tuple[OwnerPath, OwnerPath] | None:
@@ -255,4 +321,5 @@ def _companion(
         UniqueConstraint(*columns, companion.c.key_id, name=conv(f"uq_{companion.name}"))
     )
     Index(conv(f"ix_{companion.name}_row"), *columns)
+    name_indexes(companion)
     return companion, columns

@@ -26,7 +26,14 @@ from sqlalchemy.schema import conv
 
 from sqlalchemy_envelope.exceptions import ConfigurationError
 from sqlalchemy_envelope.keys.model import KeyState
-from sqlalchemy_envelope.orm.tables.generated import KeyNames, Name, fill_in, generate, note_table
+from sqlalchemy_envelope.orm.tables.generated import (
+    KeyNames,
+    Name,
+    fill_in,
+    generate,
+    name_indexes,
+    note_table,
+)
 from sqlalchemy_envelope.orm.tables.owners import KEY_UUID, OwnerClass, owner_class_of, register
 from sqlalchemy_envelope.orm.tables.sole import sole_key
 
@@ -44,8 +51,9 @@ class KeyOwner:
     Its own `EncryptedType` columns are encrypted with its own key. Other tables refer to it by a foreign key.
 
     Class keywords:
-        sole: the class has one row, which owns whatever names no other owner: an application's own secrets,
-            the user of a program with one passphrase, a tenant with a schema of its own.
+        sole: the class has one row, and columns that name the class, `EncryptedType(..., owner=Vault)`, are
+            encrypted with its key: an application's own secrets, the user of a program with one passphrase,
+            a tenant with a schema of its own.
         key_tables: False to declare the tables yourself, as `KeyTable[Owner]` and `KeySlotTable[Owner]`.
         key_names: other names for the tables and their classes, `KeyNames(key_table="user_keys")`.
 
@@ -254,6 +262,7 @@ def _complete(mapper: Mapper[Any], cls: type[Any]) -> None:
     owner_class: OwnerClass = cls.__owner_class__
     owner: Any = owner_class.mapper.class_
     note_table(table, beside=owner_class.primary_key[0].table)
+    name_indexes(table)
     if issubclass(cls, KeySlotTable):
         owner_class.slot_class = owner.__slot_class__ = cls
         return

@@ -49,8 +49,7 @@ if TYPE_CHECKING:
     from sqlalchemy_envelope.keys.keyring import OwnerId
     from sqlalchemy_envelope.keys.model import KeyId
     from sqlalchemy_envelope.keys.row_seals import RowSeals
-    from sqlalchemy_envelope.orm.tables.location import Location
-    from sqlalchemy_envelope.orm.tables.owners import OwnerClass
+    from sqlalchemy_envelope.orm.tables.owners import Location, OwnerClass
 
     PrimaryKey = tuple[Any, ...]
 
@@ -98,6 +97,23 @@ class Rows:
             # SQLite stores anything in any column: what SQLAlchemy's own types choke on comes here.
             raise TamperedKeyError("A stored key or slot holds what its columns cannot hold.") from None
 
+    def _free(self, column: Any, ids: Sequence[uuid.UUID]) -> set[uuid.UUID]:
+        """Those of these rows that are there and no other transaction holds: they are this one's from now on.
+        Where the database cannot pass over the others, or locks the whole of itself to write, all of them."""
+        if not ids or not _skips_locked(self._dialect):
+            return set(ids)
+        found: set[uuid.UUID] = set()
+        for some in chunks(ids):
+            query = select(column).where(column.in_(some))
+            # As an UPDATE locks that leaves the key alone: whoever refers to the row is not in the way.
+            query = query.with_for_update(skip_locked=True, key_share=True)
+            found.update(row[0] for row in self._rows(query, locks=True))
+        return found
+
+    @property
+    def _dialect(self) -> Dialect:
+        return self._session.connection(bind_arguments=bind_for(self._session, self._mapper)).dialect
+
 
 class KeyStore(Rows):
     """The key and slot rows of one class of owners."""
@@ -117,12 +133,12 @@ class KeyStore(Rows):
     @property
     def dialect(self) -> Dialect:
         """The dialect of the database that these tables are in."""
-        return self._session.connection(bind_arguments=bind_for(self._session, self._mapper)).dialect
+        return self._dialect
 
     @property
     def shows_others_when_locked(self) -> bool:
         """Whether a locking read alone shows what others committed after the transaction's first read."""
-        return self.dialect.name in ("mysql", "mariadb")
+        return shows_others_when_locked(self.dialect)
 
     def load(self, primary_keys: Sequence[PrimaryKey], *, for_update: bool = False) -> list[OwnedKey]:
         """Every key of these owners, oldest first. One query for some thousands of owners."""
@@ -201,6 +217,14 @@ class KeyStore(Rows):
         for slot in found:
             self._seals.check(slot.seal, self._class.label, slot.sealed_fields(), self._realm)
         return found
+
+    def free(self, key_ids: Sequence[KeyId]) -> set[KeyId]:
+        """Those of these keys whose rows no other transaction holds; they are held here from now on."""
+        return self._free(self.key_id, key_ids)
+
+    def free_slots(self, slot_ids: Sequence[uuid.UUID]) -> set[uuid.UUID]:
+        """As `free`, of slots."""
+        return self._free(self._slots.c.slot_id, slot_ids)
 
     def insert_keys(self, keys: Sequence[tuple[PrimaryKey, StoredKey]]) -> None:
         """Write new key rows, a root before what it wraps."""
@@ -349,7 +373,7 @@ class KeyStore(Rows):
             return set()
         (id_column,) = table.primary_key.columns
         dialect = self.dialect
-        statement = _unless_there(dialect.name, table, id_column) if unless_there else insert(table)
+        statement = insert_unless_there(dialect.name, table, id_column) if unless_there else insert(table)
         ids = [row[id_column.key] for row in rows]
         # psycopg sends many statements in a pipeline, and logs it twice when one fails: here it gets a single
         # one with many rows.
@@ -420,7 +444,12 @@ class KeyStore(Rows):
         return OwnedKey(owner, primary_key, stored, error)
 
 
-def _unless_there(dialect: str, table: Table, id_column: Any) -> Any:
+def shows_others_when_locked(dialect: Dialect) -> bool:
+    """Whether a locking read alone shows what others committed after the transaction's first read."""
+    return dialect.name in ("mysql", "mariadb")
+
+
+def insert_unless_there(dialect: str, table: Table, id_column: Any) -> Any:
     """An INSERT that leaves out what a unique constraint stands against, and nothing else."""
     # The engine's own dialect, imported already: another one takes a quarter of a second to import.
     dialects = import_module(f"sqlalchemy.dialects.{'mysql' if dialect == 'mariadb' else dialect}")
@@ -449,6 +478,14 @@ def _parsed(keys: Iterable[OwnedKey]) -> Iterator[OwnedKey]:
         if isinstance(one.error, TamperedKeyError):
             raise one.error
         yield one
+
+
+def _skips_locked(dialect: Dialect) -> bool:
+    """Whether a locking read can pass over the rows that others hold."""
+    if dialect.name in ("mysql", "mariadb"):
+        version = dialect.server_version_info or ()
+        return version >= ((10, 6) if getattr(dialect, "is_mariadb", False) else (8, 0, 1))
+    return dialect.name == "postgresql"
 
 
 def chunks(values: Sequence[Any]) -> Iterator[Sequence[Any]]:

@@ -3,41 +3,31 @@
 Primary keys repeat: every tenant's database and schema has a user 1. So an owner's name in memory begins with
 its location, and keys that are open for one location serve no other.
 
-A database is told apart by the name that the application gives it (`Envelope(realm=...)`), else by the URL of
-its engine. A schema is the one that a statement reaches: translated by `schema_translate_map`, or the first
-in the connection's `search_path`.
+`databases` tells databases apart. A schema is the one that a statement reaches: translated by
+`schema_translate_map`, or the one in which the database finds the owner's table and that of its keys.
 """
 
 from __future__ import annotations
 
 from hashlib import sha256
-from itertools import count
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from weakref import WeakKeyDictionary
 
 from sqlalchemy import Connection, Engine
 
 from sqlalchemy_envelope.crypto.context import encode_context
 from sqlalchemy_envelope.orm.tables.binds import bind_for
 from sqlalchemy_envelope.orm.tables.connections import connection_of
+from sqlalchemy_envelope.orm.tables.databases import database_name
 from sqlalchemy_envelope.orm.tables.default_schema import default_schema
+from sqlalchemy_envelope.orm.tables.owners import LOCATION_SIZE, Location, owner_class_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from sqlalchemy import URL
-    from sqlalchemy.engine import Dialect
+    from sqlalchemy import Table
     from sqlalchemy.orm import Mapper, Session
 
     from sqlalchemy_envelope.keys.row_seals import Realm
-
-
-Location = bytes
-"""16 bytes that stand for a database and a schema in it."""
-LOCATION_SIZE = 16
-_numbers = count(1)
-_names: WeakKeyDictionary[Dialect, str] = WeakKeyDictionary()
 
 
 def location_of(session: Session, mapper: Mapper[Any], realm: Realm) -> Location:
@@ -85,44 +75,17 @@ def _location(
     schema = table.schema
     if translate and schema in translate:
         schema = translate[schema]
-    if schema is None:
-        schema = default_schema(connection) if connection is not None else ""
-    elif schema == engine.dialect.default_schema_name:
-        schema = ""
+    if schema is None and connection is not None:
+        schema = default_schema(connection, _tables(table))
+    elif schema is None:
+        schema = engine.dialect.default_schema_name or ""
     named = encode_context("location", database_name(engine, realm).encode(), schema.encode())
     return sha256(named).digest()[:LOCATION_SIZE]
 
 
-def database_name(engine: Engine, realm: Realm) -> str:
-    """The name of an engine's database: the application's, else one made of its URL."""
-    if realm is not None:
-        return f"realm {realm if isinstance(realm, str) else realm(engine)}"
-    dialect = engine.dialect
-    known = _names.get(dialect)
-    if known is None:
-        # What a URL does not tell from others, in memory or opened by a function, is told by its engine.
-        name = f"url {_address(engine.url)}" if _is_told(engine.url) else f"engine {next(_numbers)}"
-        known = _names[dialect] = name
-    return known
-
-
-def _is_told(url: URL) -> bool:
-    if url.get_backend_name() == "sqlite":
-        return (
-            bool(url.database)
-            and ":memory:" not in str(url.database)
-            and "mode=memory" not in str(url.database)
-        )
-    return bool(url.host or url.database or url.query)
-
-
-def _address(url: URL) -> str:
-    """Host, port and database, without driver, user and options: several roles and drivers reach one
-    database."""
-    database = url.database or ""
-    if url.get_backend_name() == "sqlite":
-        path = database.removeprefix("file:").partition("?")[0]
-        return f"sqlite {Path(path).resolve()}"
-    host = url.host or url.query.get("host") or ""
-    port = url.port or url.query.get("port") or ""
-    return f"{url.get_backend_name()} {host}:{port}/{database or url.query.get('dbname') or ''}"
+def _tables(table: Table) -> tuple[str, ...]:
+    """The names of an owner class's tables: its own, and that of its keys."""
+    owner_class = owner_class_of(table)
+    if owner_class is None or owner_class.key_class is None:
+        return (table.name,)
+    return table.name, owner_class.key_class.__table__.name

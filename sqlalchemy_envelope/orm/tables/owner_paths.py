@@ -10,9 +10,10 @@ from __future__ import annotations
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Protocol
 
-from sqlalchemy import and_, inspect, literal, select, tuple_
+from sqlalchemy import Table, and_, inspect, select, tuple_
 from sqlalchemy.orm import aliased
 
+from sqlalchemy_envelope.orm.tables.key_types import kinds_of, mistyped_for
 from sqlalchemy_envelope.orm.tables.owners import owner_class_of
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ class Seeker(Protocol):
     """Looks up owners that a row does not name itself; None where that cannot be told here."""
 
     def linked(self, path: LinkedPath, values: PrimaryKey) -> PrimaryKey | None:
-        """The owner behind the row that these values refer to."""
+        """What the row at the end of the path's steps says of its owner: its values of `path.last`."""
 
     def sole(self, owner_class: OwnerClass) -> PrimaryKey | None:
         """The one row of a class."""
@@ -53,6 +54,11 @@ class OwnerPath:
         self.columns = columns
         self.is_self = is_self
         self.keys: tuple[str, ...] = tuple(column.key for column in columns)
+        self._kinds = kinds_of(columns)
+
+    def mistyped(self, values: Sequence[Any]) -> str | None:
+        """Which of these values of `keys` is of another type than its column, in words; None if all fit."""
+        return mistyped_for(self.columns, self._kinds, values)
 
     @property
     def owner_classes(self) -> tuple[OwnerClass, ...]:
@@ -84,60 +90,75 @@ class LinkedPath(OwnerPath):
 
     Attributes:
         steps: the relationships on the way, each many-to-one; the first is of the row's own class.
-        last: the attributes of the last step's class that hold the owner's primary key, in that key's order.
+        onward: from the row at the end of the steps to the owner: its own columns, or one of several of them.
+        last: the attributes of that row which `onward` takes.
     """
 
     is_direct = False
 
     def __init__(
         self,
-        owner_class: OwnerClass,
         columns: tuple[Column[Any], ...],
         steps: tuple[RelationshipProperty[Any], ...],
-        last: tuple[str, ...],
+        onward: OwnerPath,
     ) -> None:
-        super().__init__(owner_class, columns, is_self=False)
+        super().__init__(onward.owner_class, columns, is_self=False)
         self.steps = steps
-        self.last = last
+        self.onward = onward
+        self.last = tuple(steps[-1].mapper.get_property_by_column(one).key for one in onward.columns)
         self.remote: tuple[str, ...] = _attributes(steps[0], columns)
+
+    @property
+    def owner_classes(self) -> tuple[OwnerClass, ...]:
+        """Every class that an owner may be of."""
+        return self.onward.owner_classes
 
     @property
     def identity(self) -> tuple[Any, ...]:
         """Equal for two paths that lead every row to the same owner."""
-        return (self.owner_class.mapper, self.columns, self.steps, self.last)
+        return (self.columns, self.steps, self.onward.identity)
 
     def find(self, values: Sequence[Any], seeker: Seeker) -> Owner | None:
         """The owner behind the row that these values refer to."""
         if any(value is None for value in values):
             return None
         found = seeker.linked(self, tuple(values))
-        return None if found is None else (self.owner_class, found)
+        return None if found is None else self.onward.find(found, seeker)
+
+    def leads(self, last: Sequence[Any]) -> bool:
+        """Whether the row at the end of the steps names an owner by these values of `last`."""
+        return self.onward.find(last, _NOBODY) is not None
 
     def why_none(self, values: Sequence[Any]) -> str:
         """Why these values lead to no owner, for an error."""
         if any(value is None for value in values):
             return super().why_none(values)
         names = ".".join(step.key for step in self.steps)
+        if isinstance(self.onward, ChosenPath):
+            said = f"in that row not exactly one of {self.onward.names} is set"
+            return f"{names} has no row of this key, or {said}"
         return f"{names} has no row of this key, or that row leads to no {self.owner_class.name}"
 
     def along(self, columns: tuple[Column[Any], ...]) -> OwnerPath:
         """The same path for a copy of the table, whose columns these are."""
         copy = LinkedPath.__new__(LinkedPath)
         OwnerPath.__init__(copy, self.owner_class, columns, is_self=False)
-        copy.steps, copy.last, copy.remote = self.steps, self.last, self.remote
+        copy.steps, copy.onward, copy.last, copy.remote = self.steps, self.onward, self.last, self.remote
         return copy
 
     def query(self, links: Iterable[PrimaryKey]) -> Select[Any]:
-        """The primary keys of the rows that these values refer to, each with its owner's behind it."""
+        """The primary keys of the rows that these values refer to, each with its owner's behind it. The rows
+        are locked, as by a foreign key that refers to them: they lead there until the transaction ends."""
         entities = [aliased(step.mapper) for step in self.steps]
         remote = [getattr(entities[0], key) for key in self.remote]
         owner = [getattr(entities[-1], key) for key in self.last]
-        statement = select(*remote, *owner).select_from(entities[0])
+        statement: Any = select(*remote, *owner).select_from(entities[0])
         for (near, far), step in zip(pairwise(entities), self.steps[1:], strict=True):
             statement = statement.join(far, _on(step, near, far))
-        if len(remote) == 1:
-            return statement.where(remote[0].in_([link[0] for link in links]))
-        return statement.where(tuple_(*remote).in_(list(links)))
+        found: Select[Any] = statement.where(among(remote, links)).with_for_update(
+            read=True, key_share=True, of=entities
+        )
+        return found
 
     def links(self) -> Iterable[tuple[Mapper[Any], tuple[str, ...]]]:
         """Each class on the way, with its attributes that lead on: who changes those moves other rows."""
@@ -145,23 +166,21 @@ class LinkedPath(OwnerPath):
             yield here.mapper, tuple(here.mapper.get_property_by_column(c).key for c in onward.local_columns)
         yield self.steps[-1].mapper, self.last
 
-    def dependents(self, mapper: Mapper[Any], primary_key: PrimaryKey, column: Any) -> Select[Any]:
-        """Whether a value in this encrypted column hangs on a row on the way."""
-        entities: list[Any] = []
-        statement = select(literal(1)).select_from(column.table)
-        for step in self.steps:
+    def join(self, statement: Any, row: Any, mapper: Mapper[Any], steps: int) -> tuple[Any, Any]:
+        """A SELECT from rows of the path's own class, joined to the class so many steps on, and that class as
+        it stands there."""
+        here = row
+        for at, step in enumerate(self.steps[:steps]):
             far = aliased(step.mapper)
-            if entities:
-                on = _on(step, entities[-1], far)
+            if at:
+                on = _on(step, here, far)
             else:
-                on = and_(*(c == getattr(far, key) for c, key in zip(self.columns, self.remote, strict=True)))
+                names = [mapper.get_property_by_column(column).key for column in self.columns]
+                pairs = zip(names, self.remote, strict=True)
+                on = and_(*(getattr(row, mine) == getattr(far, its) for mine, its in pairs))
             statement = statement.join(far, on)
-            entities.append(far)
-            if step.mapper is mapper:
-                break
-        keys = [getattr(entities[-1], mapper.get_property_by_column(c).key) for c in mapper.primary_key]
-        same = (key == value for key, value in zip(keys, primary_key, strict=True))
-        return statement.where(column.is_not(None), *same).limit(1)
+            here = far
+        return statement, here
 
 
 class ChosenPath(OwnerPath):
@@ -202,10 +221,16 @@ class ChosenPath(OwnerPath):
 
     def why_none(self, values: Sequence[Any]) -> str:
         """Why these values lead to no owner, for an error."""
-        chosen, names = self.parts(values), " or ".join(", ".join(one.keys) for one in self.alternatives)
+        chosen = self.parts(values)
         if len(chosen) == 1:
             return chosen[0][0].why_none(chosen[0][1])
-        return f"exactly one of {names} must be set, and {len(chosen) or 'none'} of them {_are(len(chosen))}"
+        count = len(chosen) or "none"
+        return f"exactly one of {self.names} must be set, and {count} of them {_are(len(chosen))}"
+
+    @property
+    def names(self) -> str:
+        """The alternatives by their columns, for an error."""
+        return " or ".join(", ".join(one.keys) for one in self.alternatives)
 
     def along(self, columns: tuple[Column[Any], ...]) -> OwnerPath:
         """The same path for a copy of the table, whose columns these are."""
@@ -239,6 +264,19 @@ class SolePath(OwnerPath):
         return self
 
 
+class _Nobody:
+    """A seeker that looks nothing up."""
+
+    def linked(self, path: LinkedPath, values: PrimaryKey) -> None:
+        """Unknown."""
+
+    def sole(self, owner_class: OwnerClass) -> None:
+        """Unknown."""
+
+
+_NOBODY = _Nobody()
+
+
 def path_through(columns: tuple[Column[Any], ...]) -> OwnerPath | None:
     """The path to the owner class that these columns refer to, in the order of its primary key."""
     own = owner_class_of(columns[0].table) if columns else None
@@ -253,6 +291,18 @@ def path_through(columns: tuple[Column[Any], ...]) -> OwnerPath | None:
     return None
 
 
+def foreign_key_paths(table: Table, mapper: Mapper[Any] | None) -> list[OwnerPath]:
+    """The paths by foreign keys of a table and of the other tables of its class, such as an inherited one."""
+    tables = [table] if mapper is None else [one for one in mapper.tables if isinstance(one, Table)]
+    found: dict[tuple[Any, ...], OwnerPath] = {}
+    for one in tables:
+        for constraint in sorted(one.foreign_key_constraints, key=lambda each: list(each.column_keys)):
+            path = path_through(tuple(constraint.columns))
+            if path is not None:
+                found.setdefault(path.columns, path)
+    return list(found.values())
+
+
 def linked_paths(path: OwnerPath) -> tuple[LinkedPath, ...]:
     """The paths in this one that go through other rows."""
     if isinstance(path, LinkedPath):
@@ -260,6 +310,13 @@ def linked_paths(path: OwnerPath) -> tuple[LinkedPath, ...]:
     if isinstance(path, ChosenPath):
         return tuple(found for one in path.alternatives for found in linked_paths(one))
     return ()
+
+
+def among(columns: Sequence[Any], keys: Iterable[PrimaryKey]) -> Any:
+    """That these columns hold one of these keys."""
+    wanted = list(keys)
+    one = len(columns) == 1
+    return columns[0].in_([key[0] for key in wanted]) if one else tuple_(*columns).in_(wanted)
 
 
 def referred(step: RelationshipProperty[Any]) -> tuple[str, ...]:

@@ -18,7 +18,10 @@ if TYPE_CHECKING:
     from sqlalchemy.orm import InstanceState, Mapper
 
     from sqlalchemy_envelope.keys.keyring import OwnerId
-    from sqlalchemy_envelope.orm.tables.location import Location
+
+Location = bytes
+"""16 bytes that stand for a database and a schema in it."""
+LOCATION_SIZE = 16
 
 
 @dataclass(eq=False)

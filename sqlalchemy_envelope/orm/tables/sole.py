@@ -42,3 +42,24 @@ def second_row(name: str) -> EnrollmentError:
         f"{name} is declared sole=True and has its row already: load it, "
         f"`session.scalars(select({name})).one()`."
     )
+
+
+def two_at_once(name: str) -> EnrollmentError:
+    """The error for several new rows of such a class."""
+    return EnrollmentError(f"{name} is declared sole=True: it has a single row, and several are being added.")
+
+
+def may_be_several(name: str) -> EnrollmentError:
+    """The error for rows that a SELECT gives."""
+    return EnrollmentError(
+        f"{name} is declared sole=True: it has a single row, and how many a SELECT gives is not known. Add "
+        f"it by itself: `session.add({name}())`."
+    )
+
+
+def several_rows(name: str) -> ConfigurationError:
+    """The error where such a class has several rows already."""
+    return ConfigurationError(
+        f"{name} is declared sole=True and has several rows: whose key encrypts is not clear. Delete all but "
+        "the row whose keys are in use."
+    )

@@ -71,6 +71,10 @@ class AsyncEnvelope:
             lambda plain: self.envelope.unlock_steps(plain, owner, hidden, provider, reason, authenticated),
         )
 
+    async def settle(self, session: AnyAsyncSession) -> None:
+        """As `Envelope.settle`."""
+        await _plain(session).run_sync(self.envelope.settle)
+
     def write_only(self, session: AnyAsyncSession, *owners: object) -> WriteOnlySession:
         """As `Envelope.write_only`, for a plain `with`: entering it waits for nothing."""
         return self.envelope.write_only(_plain(session).sync_session, *owners)
@@ -90,6 +94,12 @@ class AsyncEnvelope:
     async def add_provider(self, session: AnyAsyncSession, owner: object, *, provider: str) -> None:
         """As `Envelope.add_provider`."""
         await self.run(session, lambda plain: self.envelope.add_provider_steps(plain, owner, provider))
+
+    async def add_secret(self, session: AnyAsyncSession, owner: object, *, secret: str | bytes) -> None:
+        """As `Envelope.add_secret`."""
+        hidden = hide_secret(secret)
+        del secret
+        await self.run(session, lambda plain: self.envelope.add_secret_steps(plain, owner, hidden))
 
     async def remove_provider(self, session: AnyAsyncSession, owner: object, *, provider: str) -> None:
         """As `Envelope.remove_provider`."""

@@ -187,6 +187,7 @@ def _claim(
         own = OpenedRoot(reached.root, mine[0][0], kek, reached.older, mine, [], not harden)
         # Untrusted, it is renewed: a new root key and new data keys, under the secret alone.
         unlocked = unlock.unlocked_owner(session, policy, located, found.keys, own)
+        unlocked.settle()  # a claim writes
         if harden:
             policy.emit(_event("hardened", found, name))
         return unlocked

@@ -9,20 +9,22 @@ from sqlalchemy import inspect
 from sqlalchemy_envelope.crypto.argon2id import KdfSalt
 from sqlalchemy_envelope.crypto.preparation import prepare_hidden
 from sqlalchemy_envelope.crypto.secret import KeyBytes
-from sqlalchemy_envelope.exceptions import AlreadyEnrolledError, EnrollmentError
+from sqlalchemy_envelope.exceptions import AlreadyEnrolledError, ConfigurationError, EnrollmentError
 from sqlalchemy_envelope.keys.hierarchy import bound_keys, new_keys
 from sqlalchemy_envelope.keys.keyring import Keyring
 from sqlalchemy_envelope.keys.model import OpenedKey
 from sqlalchemy_envelope.keys.slots import provider_slot, secret_slot
 from sqlalchemy_envelope.orm.columns.plans import plan_of_mapper
+from sqlalchemy_envelope.orm.columns.state import current_key
 from sqlalchemy_envelope.orm.current import context
 from sqlalchemy_envelope.orm.current.locks import require_no_locks
 from sqlalchemy_envelope.orm.current.policy import note_policy
 from sqlalchemy_envelope.orm.sessions.unlocked import UnlockedSession
 from sqlalchemy_envelope.orm.sharing.rollbacks import note_enrolment, note_unreachable
 from sqlalchemy_envelope.orm.tables.cascades import require_cascades
+from sqlalchemy_envelope.orm.tables.key_types import mistyped
 from sqlalchemy_envelope.orm.tables.owners import require_owner_class
-from sqlalchemy_envelope.orm.verbs.owner_keys import locate, usable_state
+from sqlalchemy_envelope.orm.verbs.owner_keys import how_opened, locate, usable_state
 from sqlalchemy_envelope.orm.verbs.steps import Derivation, Outside
 from sqlalchemy_envelope.orm.writing.flushes import ENROLLING_OWNER, Enrolling, enrolling, require_enrolling
 
@@ -60,10 +62,14 @@ def enroll_steps(
             "enroll it while one of its members-to-be is unlocked and add their grants in the same "
             "transaction."
         )
-    if state.key is not None and locate(session, owner, policy).load():
-        raise AlreadyEnrolledError(
-            f"This {owner_class.name} has keys already; unlock it, or change its secret."
-        )
+    located = None if state.key is None else locate(session, owner, policy)
+    rows = [] if located is None else located.load()
+    if located is not None and rows:
+        told = how_opened(located, [row.stored for row in rows])
+        raise AlreadyEnrolledError(f"This {owner_class.name} has keys already: {told}.")
+    wrong = mistyped(owner_class.primary_key, current_key(state))
+    if wrong is not None:
+        raise ConfigurationError(f"This {owner_class.name} cannot get keys: {wrong}.")
     _refuse_unenrolled_others(session, state)
     kek = None if provider is None else (yield from kek_for_new(session, policy, provider))
     salt = KdfSalt.generate(profile)

@@ -12,7 +12,8 @@ from sqlalchemy_envelope.crypto.frames import emptying_class
 from sqlalchemy_envelope.crypto.preparation import hide_secret, prepare_hidden
 from sqlalchemy_envelope.crypto.wrapping import wrong_secret
 from sqlalchemy_envelope.exceptions import ConfigurationError
-from sqlalchemy_envelope.keys.row_seals import RowSeals
+from sqlalchemy_envelope.keys.row_seals import RowSeals, realm_name
+from sqlalchemy_envelope.orm.current import context
 from sqlalchemy_envelope.orm.current.policy import Policy, note_policy
 from sqlalchemy_envelope.orm.current.providers import CachePolicy, make_providers
 from sqlalchemy_envelope.orm.sessions.server import ServerSession
@@ -53,8 +54,10 @@ class Envelope:
             and they are the provider `"server"`.
         realm: the name of the application's database, or a function that tells the name of an engine's. Rows
             that are sealed in one realm are refused in another. Left out, seals name no database, and in
-            memory databases are told apart by their URL: name the realm where one database has several
-            URLs (a leader and its replicas), or where several databases have one server key.
+            memory databases are told apart by host, port and database, in the URL or in `connect_args`. An
+            engine with `creator=` or a `do_connect` listener is a database of its own. Name the realm where
+            several engines reach one database in different ways (a leader and its replicas), or where
+            several databases have one server key.
         providers: other outside holders of keys, by the name that slots store: `{"kms": AwsKms(...)}`.
         provider_timeout: seconds that one call to a provider may take.
         provider_retries: how often a call is made again after a failure that may pass.
@@ -149,8 +152,10 @@ class Envelope:
         `with`. Success with a secret is an authentication.
 
         Two queries and one key derivation, of some 0.2 s with the default profile; where there are grants,
-        one query more for each class of them and of the owners they lead to. A slot that falls short of the
-        policy is upgraded, and what was sealed meanwhile adopted, in the caller's transaction.
+        one query more for each class of them and of the owners they lead to. It writes nothing and waits for
+        nobody. What waits for the owner is settled with the first flush that writes, or by
+        `UnlockedSession.settle`: what was sealed is adopted, pending grants are fulfilled, a slot that falls
+        short of the policy is replaced, an epoch starts where somebody was removed.
 
         Args:
             secret: the owner's own.
@@ -177,6 +182,18 @@ class Envelope:
         return self.run(
             self.unlock_steps(plain_session(session), owner, hidden, provider, reason, authenticated)
         )
+
+    def settle(self, session: AnySession) -> None:
+        """Do now what waits for whoever is unlocked in this session, which the first write would do: as
+        `UnlockedSession.settle`. Never commits.
+
+        Raises:
+            LockedError: nothing is unlocked in it.
+        """
+        plain = plain_session(session)
+        if not any(one.home is plain for one in context.unlocked_sessions(plain)):
+            raise context.locked("What is to be settled", plain)
+        context.settle_unlocked(plain)
 
     def write_only(self, session: AnySession, *owners: object) -> WriteOnlySession:
         """Encrypt for owners who are locked: a webhook's events, a job's results. Inside, their values can be
@@ -235,6 +252,21 @@ class Envelope:
             ProviderError: the provider failed.
         """
         self.run(self.add_provider_steps(plain_session(session), owner, provider))
+
+    def add_secret(self, session: AnySession, owner: object, *, secret: str | bytes) -> None:
+        """Give a first secret to an owner who has none and is unlocked here, in server mode or by a provider.
+        The provider's slot stays. One key derivation. Never commits.
+
+        Raises:
+            LockedError: the owner is not unlocked here.
+            AlreadyEnrolledError: it has a secret: `change_secret`.
+            UnclaimedError: a campaign holds its keys: `enroll` claims them.
+            SecretError: the secret cannot be used.
+            UnlockBusyError: too many derivations at once.
+        """
+        hidden = hide_secret(secret)
+        del secret
+        self.run(self.add_secret_steps(plain_session(session), owner, hidden))
 
     def remove_provider(self, session: AnySession, owner: object, *, provider: str) -> None:
         """Take a provider's slots of an owner away and start a new epoch: what is written from now on, it
@@ -356,6 +388,10 @@ class Envelope:
         """The steps of `add_provider`."""
         return slots.add_provider_steps(session, self.policy, owner, provider)
 
+    def add_secret_steps(self, session: Session, owner: object, secret: GivenSecret) -> Steps[None]:
+        """The steps of `add_secret`."""
+        return slots.add_secret_steps(session, self.policy, self.kdf_profile, owner, hide_secret(secret))
+
     def change_secret_steps(
         self, session: Session, owner: object, old: GivenSecret, new: GivenSecret
     ) -> Steps[None]:
@@ -390,8 +426,4 @@ def checked_realm(realm: Any) -> Any:
     Raises:
         ConfigurationError: it is neither text nor a function.
     """
-    if realm is None or callable(realm) or (isinstance(realm, str) and realm.strip()):
-        return realm
-    raise ConfigurationError(
-        "Envelope(realm=...) is the name of a database: text, or a function of its engine."
-    )
+    return realm if realm is None or callable(realm) else realm_name(realm, None)

@@ -14,7 +14,7 @@ from sqlalchemy_envelope.exceptions import (
     OwnerMismatchError,
 )
 from sqlalchemy_envelope.keys.hierarchy import check_generations
-from sqlalchemy_envelope.keys.model import KeyState, Purpose
+from sqlalchemy_envelope.keys.model import KeyState, Purpose, SlotKind
 from sqlalchemy_envelope.orm.current.context import server_hint
 from sqlalchemy_envelope.orm.tables.cascades import require_cascades
 from sqlalchemy_envelope.orm.tables.key_rows import KeyStore, OwnedKey, usable
@@ -92,6 +92,22 @@ def active_root(located: LocatedOwner, keys: Sequence[StoredKey]) -> StoredKey:
         if key.purpose is Purpose.ROOT and key.state is KeyState.ACTIVE:
             return key
     raise KeyNotFoundError(f"This {located.name} has keys and no active root key to open them with.")
+
+
+def how_opened(located: LocatedOwner, keys: Sequence[StoredKey]) -> str:
+    """What an error says of keys that the caller did not expect: who opens them, and what to call."""
+    slots = located.store.load_slots([key.key_id for key in keys if key.purpose is Purpose.ROOT])
+    if any(slot.kind is SlotKind.SECRET for slot in slots):
+        return "unlock it, or change its secret"
+    providers = sorted({(slot.provider_ref or "").partition(" ")[0] for slot in slots})
+    if not providers:
+        return "it is opened by whom they are granted to"
+    names = " and ".join(repr(one) for one in providers)
+    return (
+        f"it is held by provider {names} alone and has no secret. Open it in server mode or with "
+        f"`envelope.unlock(session, owner, provider={providers[0]!r}, reason=...)`; inside of that, "
+        "`envelope.add_secret(session, owner, secret=...)` gives it one"
+    )
 
 
 def load_keys(located: LocatedOwner, *, moved: bool = False) -> list[StoredKey]:

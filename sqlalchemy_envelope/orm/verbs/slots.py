@@ -1,13 +1,16 @@
-"""Who can open an owner's keys, told from the rows; and a provider given or taken that ability."""
+"""Who can open an owner's keys, told from the rows; and slots that are given or taken later: of a provider,
+and of a first secret."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy_envelope.exceptions import KeyNotFoundError
+from sqlalchemy_envelope.crypto.argon2id import KdfSalt
+from sqlalchemy_envelope.crypto.preparation import prepare_hidden
+from sqlalchemy_envelope.exceptions import AlreadyEnrolledError, KeyNotFoundError, UnclaimedError
 from sqlalchemy_envelope.keys.model import KeyState, Purpose, SlotKind
-from sqlalchemy_envelope.keys.slots import is_waiting, provider_slot
+from sqlalchemy_envelope.keys.slots import is_waiting, provider_slot, secret_slot
 from sqlalchemy_envelope.orm.current import context
 from sqlalchemy_envelope.orm.current.audit import AuditEvent
 from sqlalchemy_envelope.orm.current.names import Names
@@ -19,14 +22,19 @@ from sqlalchemy_envelope.orm.tables.key_rows import KeyStore
 from sqlalchemy_envelope.orm.tables.owners import Place
 from sqlalchemy_envelope.orm.verbs.enroll import kek_for_new
 from sqlalchemy_envelope.orm.verbs.owner_keys import active_root, load_keys, locate_enrolled
+from sqlalchemy_envelope.orm.verbs.steps import Derivation, wiping
+from sqlalchemy_envelope.orm.verbs.unlock import is_unclaimed
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from sqlalchemy.orm import Session
 
-    from sqlalchemy_envelope.keys.model import StoredKey, StoredSlot
+    from sqlalchemy_envelope.crypto.argon2id import KdfProfile
+    from sqlalchemy_envelope.crypto.preparation import HiddenSecret
+    from sqlalchemy_envelope.keys.model import OpenedKey, StoredKey, StoredSlot
     from sqlalchemy_envelope.orm.current.policy import Policy
+    from sqlalchemy_envelope.orm.verbs.owner_keys import LocatedOwner
     from sqlalchemy_envelope.orm.verbs.steps import Steps
 
 
@@ -104,17 +112,9 @@ def add_provider_steps(session: Session, policy: Policy, owner: object, provider
     """The steps of `Envelope.add_provider`."""
     located = locate_enrolled(session, owner, policy)
     note_policy(session, policy)
+    context.settle_unlocked(session)
     root = active_root(located, load_keys(located))
-    opened = next(
-        (
-            keyring.open(root.key_id)
-            for unlocked in context.unlocked_sessions(session)
-            if (keyring := unlocked.keyring_for(located.place.owner, session)) is not None
-        ),
-        None,
-    )
-    if opened is None:
-        raise context.locked(f"This {located.name}", session)
+    opened = _opened(session, located, root)
     kek = yield from kek_for_new(session, policy, provider)
     mine = [slot for slot in _provider_slots(located.store, [root]) if _name(slot) == provider]
     if not mine:
@@ -122,10 +122,65 @@ def add_provider_steps(session: Session, policy: Policy, owner: object, provider
         policy.emit(AuditEvent("provider_added", located.name, provider=provider))
 
 
+def add_secret_steps(
+    session: Session, policy: Policy, profile: KdfProfile, owner: object, secret: HiddenSecret
+) -> Steps[None]:
+    """The steps of `Envelope.add_secret`."""
+    prepared = prepare_hidden(secret, new=True)
+    located = locate_enrolled(session, owner, policy)
+    note_policy(session, policy)
+    keys = load_keys(located)
+    _require_no_secret(located, policy, keys)
+    opened = _opened(session, located, active_root(located, keys))
+    salt = KdfSalt.generate(profile)
+    kek = yield Derivation(prepared, salt)
+    with wiping(kek):
+        # A derivation takes long, and somebody else may have given it one: its rows are locked now, and read
+        # again, since what waited for a lock sees no rows that are new.
+        located.store.load([located.place.primary_key], for_update=True)
+        keys = load_keys(located)
+        _require_no_secret(located, policy, keys)
+        if active_root(located, keys).key_id != opened.stored.key_id:
+            opened = _opened(session, located, active_root(located, keys))
+        located.store.insert_slots([secret_slot(opened, kek, salt)])
+    policy.emit(AuditEvent("secret_added", located.name))
+
+
+def _opened(session: Session, located: LocatedOwner, root: StoredKey) -> OpenedKey:
+    """A root key of an owner who is unlocked here.
+
+    Raises:
+        LockedError: nobody here has it.
+    """
+    for unlocked in context.unlocked_sessions(session):
+        if unlocked.on_demand:  # a server opens owners as they are needed
+            unlocked.prepare_write(session, located.place.owner_class, [located.place.primary_key], 0)
+        keyring = unlocked.keyring_for(located.place.owner, session)
+        opened = None if keyring is None else keyring.open(root.key_id)
+        if opened is not None:
+            return opened
+    raise context.locked(f"This {located.name}", session)
+
+
+def _require_no_secret(located: LocatedOwner, policy: Policy, keys: Sequence[StoredKey]) -> None:
+    roots = [key.key_id for key in keys if key.purpose is Purpose.ROOT]
+    if is_unclaimed(located, policy, roots):
+        raise UnclaimedError(
+            f"This {located.name} has keys that wait to be claimed: `envelope.enroll(session, owner, "
+            "secret=...)` claims them with its first secret."
+        )
+    if located.store.load_slots(roots, SlotKind.SECRET):
+        raise AlreadyEnrolledError(
+            f"This {located.name} has a secret already: `envelope.change_secret(session, owner, old=..., "
+            "new=...)` puts another in its place."
+        )
+
+
 def remove_provider(session: Session, policy: Policy, owner: object, provider: str) -> None:
     """Take a provider's slots away, and start a new epoch that it never held."""
     located = locate_enrolled(session, owner, policy)
     note_policy(session, policy)
+    context.settle_unlocked(session)
     roots = [key for key in load_keys(located) if key.purpose is Purpose.ROOT]
     slots = _provider_slots(located.store, roots)
     mine = [slot for slot in slots if _name(slot) == provider]

@@ -20,7 +20,6 @@ from sqlalchemy_envelope.keys.hierarchy import link_to_newer_root, wrap_under_ro
 from sqlalchemy_envelope.keys.keyring import Keyring
 from sqlalchemy_envelope.keys.model import KeyState, OpenedKey, Purpose, SlotKind
 from sqlalchemy_envelope.keys.slots import (
-    adopted_slot,
     is_waiting,
     opens_waiting,
     sealed_slot,
@@ -33,9 +32,10 @@ from sqlalchemy_envelope.orm.sessions.unlocked import UnlockedSession
 from sqlalchemy_envelope.orm.sharing.epochs import start_epoch
 from sqlalchemy_envelope.orm.sharing.rollbacks import note_unlock
 from sqlalchemy_envelope.orm.sharing.roots import OpenedRoot, open_with_kek, renew
-from sqlalchemy_envelope.orm.sharing.settle import follow_grants, settle
+from sqlalchemy_envelope.orm.sharing.settle import follow_grants
+from sqlalchemy_envelope.orm.sharing.waiting import Waiting
 from sqlalchemy_envelope.orm.tables.key_rows import MAX_SLOTS
-from sqlalchemy_envelope.orm.verbs.owner_keys import active_root, load_keys, locate_enrolled
+from sqlalchemy_envelope.orm.verbs.owner_keys import active_root, how_opened, load_keys, locate_enrolled
 from sqlalchemy_envelope.orm.verbs.steps import Derivation, Outside, wiping
 
 if TYPE_CHECKING:
@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from sqlalchemy_envelope.crypto.secret import Hidden, KeyBytes
     from sqlalchemy_envelope.keys.model import KeyId, StoredKey, StoredSlot
     from sqlalchemy_envelope.orm.current.policy import Policy
+    from sqlalchemy_envelope.orm.sharing.waiting import SlotChange
     from sqlalchemy_envelope.orm.verbs.owner_keys import LocatedOwner
     from sqlalchemy_envelope.orm.verbs.steps import Steps
 
@@ -66,14 +67,22 @@ def unlock_steps(
         raise
     found, salt = yield from _open_with_secret(located, policy, profile, keys, prepared)
     with wiping(found.kek):
+        stronger: list[SlotChange] = []
         if profile.exceeds(salt.profile) and found.trusted:
-            stronger = KdfSalt.generate(profile)
-            kek = yield Derivation(prepared, stronger)
-            # A lost race is no loss: whoever won has upgraded or changed the slot.
-            with wiping(kek):
-                for slot, root in found.slots:
-                    located.store.replace_slot(slot, secret_slot(root, kek, stronger, slot.slot_id))
-        return unlocked_owner(session, policy, located, keys, found)
+            stronger = yield from _stronger_slots(profile, found, prepared)
+        return unlocked_owner(session, policy, located, keys, found, stronger)
+
+
+def _stronger_slots(
+    profile: KdfProfile, found: OpenedRoot, prepared: Hidden[bytes]
+) -> Steps[list[SlotChange]]:
+    """The slots that a secret opened, as they are to be under the present profile: ciphertext, to be stored
+    with the first write. Derived now, so that no secret is kept, and no derivation runs while rows are
+    locked."""
+    salt = KdfSalt.generate(profile)
+    kek = yield Derivation(prepared, salt)
+    with wiping(kek):
+        return [(slot, secret_slot(root, kek, salt, slot.slot_id)) for slot, root in found.slots]
 
 
 def unlock_with_provider_steps(
@@ -199,11 +208,10 @@ def _open_with_secret(
             f"This {located.name} has keys that wait to be claimed, and no secret yet: authenticate as "
             "before, then call enroll() with the secret, or unlock(..., authenticated=True)."
         )
-    if not slots or len(slots) > MAX_SLOTS:
-        raise KeyNotFoundError(
-            f"This {located.name} has {'too many' if slots else 'no'} secret slots; 1 to {MAX_SLOTS} are "
-            "accepted."
-        )
+    if not slots:
+        raise KeyNotFoundError(f"No secret opens this {located.name}: {how_opened(located, [root])}.")
+    if len(slots) > MAX_SLOTS:
+        raise KeyNotFoundError(f"This {located.name} has more than {MAX_SLOTS} secret slots.")
     refused: UnlockError | None = None
     for slot in slots:
         salt = KdfSalt.parse(slot.kdf, policy=profile)
@@ -214,8 +222,7 @@ def _open_with_secret(
             found = open_with_kek(policy, keys, root, slot, loaded, kek)
             if policy.harden_claims and is_sealed(slot.wrapped) and not found.vouching:
                 # An enrolment wraps, and an epoch leaves a wrapped slot behind: this one custodians released.
-                found = found._replace(trusted=False)
-                policy.emit(AuditEvent("hardened", located.name, key_id=root.key_id.hex[:8]))
+                found = found._replace(trusted=False, hardens=True)
             return found, salt
         except UnlockError as error:
             kek.wipe()
@@ -259,15 +266,15 @@ def unlocked_owner(
     located: LocatedOwner,
     keys: Sequence[StoredKey],
     found: OpenedRoot,
+    stronger: Sequence[SlotChange] = (),
 ) -> UnlockedSession:
-    """The unlocked session of an owner whose root key was reached, with all that leads to."""
+    """The unlocked session of an owner whose root key was reached, with all that leads to. It reads alone:
+    what waits is left to be settled."""
     keyring = Keyring()
     owner = located.place.owner
     try:
         keyring.add_stored(owner, keys)
         keyring.add(owner, [found.root, *found.older])
-        if is_sealed(found.slot.wrapped) and found.trusted:
-            located.store.replace_slot(found.slot, adopted_slot(found.slot, found.root, found.kek))
         # One's own keys are tried now, so that an altered one is told at once; what was granted waits until
         # it is needed.
         for key in keys:
@@ -277,13 +284,11 @@ def unlocked_owner(
                     f"Key {key.key_id.hex[:8]} is wrapped under a root key that is not here."
                 )
         reached = follow_grants(session, policy, keyring, [located.place])
-        if not found.trusted:
-            renew(session, policy, located.place, keyring, found)
-        settle(session, policy, keyring, reached)
+        waiting = Waiting(keyring, located.place, found, reached, stronger)
     except BaseException:
         keyring.wipe()
         raise
-    unlocked = UnlockedSession(session, policy, list(reached.places.values()), keyring)
+    unlocked = UnlockedSession(session, policy, list(reached.places.values()), keyring, waiting)
     for reached_owner in keyring:
         note_unlock(session, reached_owner, unlocked)
     return unlocked

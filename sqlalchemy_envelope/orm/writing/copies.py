@@ -5,14 +5,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from sqlalchemy import Column, CompoundSelect, Label, Table, TypeCoerce
+from sqlalchemy import Column, Label, Table, TypeCoerce, schema
 from sqlalchemy.sql.elements import ColumnClause, ColumnElement, Grouping
-from sqlalchemy.sql.selectable import ScalarSelect, SelectStatementGrouping, TextualSelect
+from sqlalchemy.sql.selectable import ScalarSelect, TextualSelect
 
 from sqlalchemy_envelope.exceptions import StatementRefusedError
 from sqlalchemy_envelope.orm.columns.encrypted_type import EncryptedType
 from sqlalchemy_envelope.orm.columns.plans import plan_of_table
-from sqlalchemy_envelope.orm.writing.forms import assigned_by_upsert
+from sqlalchemy_envelope.orm.writing.forms import assigned_by_upsert, is_null, parts_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -21,11 +21,11 @@ if TYPE_CHECKING:
 
 
 def check_from_select(plan: TablePlan, statement: Any, name_of: Callable[[Any], str]) -> None:
-    """INSERT .. FROM SELECT may copy ciphertext between columns of one label, and nothing else."""
+    """INSERT .. FROM SELECT may copy ciphertext between columns of one label, or NULL, and nothing else."""
     if statement.select is None:
         return
     names = [name_of(name) for name in statement._select_names or ()]
-    for part in _parts(statement.select):
+    for part in parts_of(statement.select):
         sources = list(part.selected_columns)
         if len(names) != len(sources):  # a textual select without `columns()`: what goes where cannot be told
             raise StatementRefusedError(
@@ -48,6 +48,8 @@ def _check_copies(plan: TablePlan, copied: Mapping[str, Any], *, typed: bool) ->
         if target is None:
             if holds_ciphertext(source):
                 raise _into_the_clear(f"{plan.table.name}.{name}")
+        elif is_null(source):
+            continue
         elif typed or target.row_bound or not _copies_owner(target, source, copied):
             owner = " and ".join(target.path.keys)
             raise StatementRefusedError(
@@ -66,17 +68,40 @@ def check_plain_target(statement: Any) -> None:
     if statement.select is None:
         return
     names = [getattr(name, "key", name) for name in statement._select_names or ()]
-    for part in _parts(statement.select):
+    for part in parts_of(statement.select):
         for position, source in enumerate(part.selected_columns):
             if holds_ciphertext(source):
                 name = names[position] if position < len(names) else "?"
                 raise _into_the_clear(f"{getattr(statement.table, 'name', '?')}.{name}")
 
 
+# SQLAlchemy 2.1
+_MADE_BY_SELECT = tuple(
+    getattr(schema, name) for name in ("CreateTableAs", "CreateView") if hasattr(schema, name)
+)
+
+
+def check_made_by_select(element: Any) -> None:
+    """CREATE TABLE AS may not copy ciphertext, nor may a materialized view: another one copies nothing.
+
+    Raises:
+        StatementRefusedError: it does.
+    """
+    if not isinstance(element, _MADE_BY_SELECT) or not getattr(element, "materialized", True):
+        return
+    for part in parts_of(element.selectable):
+        for source in part.selected_columns:
+            if holds_ciphertext(source):
+                name = getattr(source, "key", "?")
+                raise _into_the_clear(f"{element.table_name}.{name}")
+
+
 def holds_ciphertext(source: Any) -> bool:
     """Whether a value is what an encrypted column holds, by whatever type it goes."""
     if isinstance(source, ScalarSelect):
-        return any(holds_ciphertext(one) for part in _parts(source.element) for one in part.selected_columns)
+        return any(
+            holds_ciphertext(one) for part in parts_of(source.element) for one in part.selected_columns
+        )
     if isinstance(source, (Label, Grouping)):
         return holds_ciphertext(source.element)
     if not isinstance(source, ColumnElement):
@@ -181,15 +206,6 @@ def _trace(column: Any, way: tuple[Any, ...] = ()) -> list[_Source | None]:
         return [None]
     proxies = getattr(column, "_proxies", ())
     return [one for proxy in proxies for one in _trace(proxy, way)] or [None]
-
-
-def _parts(select: Any) -> list[Any]:
-    """The SELECTs that a UNION consists of; a SELECT alone is its only part."""
-    if isinstance(select, CompoundSelect):
-        return [part for one in select.selects for part in _parts(one)]
-    if isinstance(select, SelectStatementGrouping):
-        return _parts(select.element)
-    return [select]
 
 
 def _into_the_clear(where: str) -> StatementRefusedError:

@@ -29,11 +29,12 @@ from sqlalchemy_envelope.orm.current.names import Names
 from sqlalchemy_envelope.orm.tables.connections import session_of
 from sqlalchemy_envelope.orm.tables.owner_paths import linked_paths, referred, referring
 from sqlalchemy_envelope.orm.writing.orphans import refuse_orphan
+from sqlalchemy_envelope.orm.writing.owner_columns import has_python_default
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
-    from sqlalchemy import Connection, Table
+    from sqlalchemy import Column, Connection, Table
     from sqlalchemy.orm import InstanceState, Mapper, Session
 
     from sqlalchemy_envelope.keys.keyring import Keyring, OwnerId
@@ -130,7 +131,9 @@ class FlushNotes:
 
     def __init__(self) -> None:
         self.links: dict[tuple[Any, tuple[Any, ...]], tuple[Any, ...]] = {}
-        """By path and what a row says, the primary key of its owner, where the objects know it."""
+        """By path and what a row says, what the end of the path says of its owner, where objects know it."""
+        self.rewritten: dict[Column[Any], set[tuple[Any, ...]]] = {}
+        """By encrypted column, the primary keys of the rows that get a new value."""
         self._updated: dict[tuple[Table, tuple[Any, ...]], InstanceState[Any]] = {}
         self._inserted: dict[Table, list[InstanceState[Any]]] = {}
 
@@ -185,9 +188,9 @@ class _NoContext:
 
     def __getattr__(self, name: str) -> NoReturn:
         raise ConfigurationError(
-            "A default of an encrypted column, or of a row-bound one's primary key, reads the statement's "
-            "context, which does not exist yet when values are encrypted. Use a default= function without "
-            "arguments."
+            "A default of an encrypted column, of its owner's column, or of a row-bound one's primary key "
+            "reads the statement's context, which does not exist yet when values are encrypted. Use a "
+            "default= function without arguments, or give the value."
         )
 
 
@@ -205,14 +208,23 @@ def insert_listener(mapper: Mapper[Any]) -> Callable[..., None]:
             column = attribute.encrypted.column
             if attribute.key not in state.dict and column.default is not None:
                 attributes.set_attribute(instance, attribute.key, client_default(column))
+            if attribute.encrypted.path.is_self or attribute.is_nothing(state.dict.get(attribute.key)):
+                continue
+            for key, owner in zip(attribute.owner_keys, attribute.encrypted.path.columns, strict=False):
+                if state.dict.get(key) is None and has_python_default(owner):
+                    attributes.set_attribute(instance, key, client_default(owner))
         if row_bound:
             _make_primary_key(mapper, state, instance)
         if is_owner:
             require_enrolling(state)
         replaced = _replaced(mapper, state, instance)
         if replaced is not None:
+            notes, identity = _notes.setdefault(connection, FlushNotes()), current_key(state)
             for table in {attribute.encrypted.column.table for attribute in plan}:
-                _notes.setdefault(connection, FlushNotes()).updating(table, replaced)
+                notes.updating(table, replaced)
+            for attribute in plan:
+                if attribute.key in state.dict:
+                    notes.rewritten.setdefault(attribute.encrypted.column, set()).add(identity)
         for table in elsewhere:
             _notes.setdefault(connection, FlushNotes()).inserting(table, state)
         _note_links(connection, state, linked)
@@ -234,8 +246,8 @@ def _note_links(
 def owner_through_objects(
     state: InstanceState[Any], path: LinkedPath, values: tuple[Any, ...]
 ) -> tuple[Any, ...] | None:
-    """The owner's primary key, as the related objects hold it; None where one is not loaded, or is not the
-    one that the row refers to."""
+    """What the related object at the end of the path says of the owner; None where one on the way is not
+    loaded, or is not the one that the row refers to."""
     here, wanted = state, values
     for at, step in enumerate(path.steps):
         other = here.dict.get(step.key)
@@ -248,7 +260,7 @@ def owner_through_objects(
         here = there
         onward = path.last if at + 1 == len(path.steps) else referring(path.steps[at + 1])
         wanted = tuple(there.dict.get(key) for key in onward)
-    return None if None in wanted else wanted
+    return wanted if path.leads(wanted) else None
 
 
 def _linked(plan: Iterable[EncryptedAttribute]) -> list[tuple[LinkedPath, tuple[str, ...]]]:
@@ -343,7 +355,10 @@ def update_listener(mapper: Mapper[Any]) -> Callable[..., None]:
                 # Expired or deferred: loaded now, because the statement hook must not emit SQL.
                 for key in attribute.owner_keys:
                     getattr(instance, key)
-            _notes.setdefault(connection, FlushNotes()).updating(attribute.encrypted.column.table, state)
+            notes = _notes.setdefault(connection, FlushNotes())
+            notes.updating(attribute.encrypted.column.table, state)
+            if attribute.key in changed:
+                notes.rewritten.setdefault(attribute.encrypted.column, set()).add(tuple(identity[1]))
         _note_links(connection, state, linked)
 
     return before_update

@@ -5,16 +5,23 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import Column, Insert, Table, Update
+from sqlalchemy import Cast, Column, CompoundSelect, Insert, Label, Null, Table, TypeCoerce, Update
 from sqlalchemy.orm import FromStatement
-from sqlalchemy.sql import visitors
+from sqlalchemy.sql import operators, visitors
 from sqlalchemy.sql.dml import UpdateBase
-from sqlalchemy.sql.elements import ClauseElement, ColumnClause
+from sqlalchemy.sql.elements import (
+    BinaryExpression,
+    BindParameter,
+    BooleanClauseList,
+    ClauseElement,
+    ColumnClause,
+    Grouping,
+)
 from sqlalchemy.sql.lambdas import LambdaElement, NullLambdaStatement
-from sqlalchemy.sql.selectable import CTE, AliasedReturnsRows
+from sqlalchemy.sql.selectable import CTE, AliasedReturnsRows, SelectStatementGrouping
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Collection, Iterator, Mapping
 
 WRITE_IN_CTES = ("postgresql", "mssql")
 """The databases that take an INSERT or UPDATE in a CTE."""
@@ -34,10 +41,58 @@ def target_of(statement: Any) -> Any:
     # A bulk statement on a joined subclass comes once for each of its tables, which only a mark names.
     marks = statement._annotations
     target = marks.get("_emit_insert_table", marks.get("_emit_update_table"))
-    target = statement.table if target is None else target
-    while isinstance(target, AliasedReturnsRows) and not isinstance(target, CTE):
-        target = target.element
-    return target
+    return _unaliased(statement.table if target is None else target)
+
+
+def table_of(column: Any) -> Any:
+    """The table that a column belongs to, by whatever alias."""
+    return _unaliased(column.table)
+
+
+def _unaliased(table: Any) -> Any:
+    while isinstance(table, AliasedReturnsRows) and not isinstance(table, CTE):
+        table = table.element
+    return table
+
+
+def beside(statement: Any) -> list[Any]:
+    """The columns of other tables that an UPDATE writes: MySQL and MariaDB take them."""
+    target = target_of(statement)
+    found = [key for row in named_by(statement) for key in row if isinstance(key, ColumnClause)]
+    # An annotated copy has the hash of what it copies.
+    return [one for one in found if one.table is not None and hash(table_of(one)) != hash(target)]
+
+
+def named_by(statement: Any) -> list[Collection[Any]]:
+    """The columns that a statement itself names, or their keys: for each row, if it has several."""
+    if isinstance(statement, Insert) and statement._multi_values:
+        return [row.keys() for row in rows_of(statement)]
+    assigned = dict(getattr(statement, "_ordered_values", None) or statement._values or {})
+    names = [*assigned, *(getattr(statement, "_select_names", None) or ())]
+    return [names] if names else []
+
+
+def parts_of(select: Any) -> list[Any]:
+    """The SELECTs that a UNION consists of; a SELECT alone is its only part."""
+    if isinstance(select, CompoundSelect):
+        return [part for one in select.selects for part in parts_of(one)]
+    if isinstance(select, SelectStatementGrouping):
+        return parts_of(select.element)
+    return [select]
+
+
+def source_of(output: Any) -> Any:
+    """What a SELECT puts out, without its label."""
+    while isinstance(output, (Label, Grouping)):
+        output = output.element
+    return output
+
+
+def is_null(value: Any) -> bool:
+    """Whether an expression is NULL in every execution, by whatever type it goes."""
+    while isinstance(value, (Cast, TypeCoerce, Label, Grouping)):
+        value = value.element if isinstance(value, (Label, Grouping)) else value.clause
+    return isinstance(value, Null)
 
 
 def elements_in(*roots: Any) -> Iterator[Any]:
@@ -84,6 +139,27 @@ def assigned_by_upsert(statement: Any) -> dict[Any, Any]:
     clause = getattr(statement, "_post_values_clause", None)
     updates = getattr(clause, "update_values_to_set", None) or getattr(clause, "update", None) or {}
     return dict(updates.items() if hasattr(updates, "items") else updates)
+
+
+def equalities(statement: Any, target: Any, row: Mapping[str, Any]) -> Iterator[tuple[Any, Any]]:
+    """What the rows of an UPDATE have in common: the columns that its WHERE compares with a value."""
+    waiting = list(statement._where_criteria)
+    while waiting:
+        one = waiting.pop()
+        one = one.element if isinstance(one, Grouping) else one
+        if isinstance(one, BooleanClauseList) and one.operator is operators.and_:
+            waiting.extend(one.clauses)
+        elif isinstance(one, BinaryExpression) and one.operator is operators.eq:
+            for column, value in ((one.left, one.right), (one.right, one.left)):
+                # An annotated table has the hash of the table itself; an alias is another row.
+                if (
+                    isinstance(column, Column)
+                    and isinstance(value, BindParameter)
+                    and hash(column.table) == hash(target)
+                ):
+                    (base,) = column.base_columns
+                    default = None if value.required else value.effective_value
+                    yield base, row.get(value.key, default)
 
 
 def in_from_statement(statement: FromStatement[Any], encrypted: Any) -> FromStatement[Any]:

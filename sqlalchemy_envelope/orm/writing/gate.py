@@ -16,10 +16,16 @@ from sqlalchemy.types import NullType
 from sqlalchemy_envelope.exceptions import StatementRefusedError
 from sqlalchemy_envelope.orm.columns.encrypted_type import EncryptedType
 from sqlalchemy_envelope.orm.columns.plans import plan_of_table
-from sqlalchemy_envelope.orm.writing.copies import check_plain_target
-from sqlalchemy_envelope.orm.writing.forms import WRITE_IN_CTES, rows_of, target_of
+from sqlalchemy_envelope.orm.writing.copies import check_made_by_select, check_plain_target
+from sqlalchemy_envelope.orm.writing.forms import WRITE_IN_CTES, beside, rows_of, table_of, target_of
 from sqlalchemy_envelope.orm.writing.marks import is_marked
-from sqlalchemy_envelope.orm.writing.twins import is_twin, refuse_twin
+from sqlalchemy_envelope.orm.writing.moves import may_move, unseen_move
+from sqlalchemy_envelope.orm.writing.twins import (
+    refuse_beside,
+    refuse_defaults,
+    refuse_twin,
+    unknown_columns,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -51,12 +57,38 @@ def check_writes(connection: Connection, compiled: Any, elements: Iterable[Any])
             plan = plan_of_table(target)
             if plan is not None:
                 _check_marked(connection, plan, element)
-            elif not is_marked(element) and is_twin(target):
-                refuse_twin(connection, element, compiled.column_keys or ())
-                again = True  # the same compiled form may be sent to another database
+            if unknown_columns(target):
+                # The same compiled form may be sent to another database.
+                again |= refuse_defaults(connection, element, compiled.column_keys or ())
+                if plan is not None or not is_marked(element):  # its values were not looked at
+                    refuse_twin(connection, element, compiled.column_keys)
+                    again = True
+            unseen = plan is None and not is_marked(element)
+            if unseen and may_move(element, target, compiled.column_keys or ()):
+                raise unseen_move(target)
             if plan is None and isinstance(element, Insert):
                 check_plain_target(element)
+            if isinstance(element, Update):
+                again |= _check_beside(connection, element)
+        else:
+            check_made_by_select(element)
     return again
+
+
+def _check_beside(connection: Connection, statement: Update) -> bool:
+    """An UPDATE of two tables at once writes no encrypted column of the second; tells whether that is one of
+    another Table object."""
+    twins = False
+    for column in beside(statement):
+        if isinstance(column.type, EncryptedType):
+            raise StatementRefusedError(
+                f"An UPDATE of {target_of(statement).name} writes {column}, an encrypted column of "
+                "another table; nothing was sent. Update each table by a statement of its own."
+            )
+        if unknown_columns(table_of(column)):
+            refuse_beside(connection, column)
+            twins = True
+    return twins
 
 
 def check_compiled(compiled: Any) -> None:
@@ -66,7 +98,11 @@ def check_compiled(compiled: Any) -> None:
         StatementRefusedError: it writes to a table with encrypted columns.
     """
     for statement in statements_of(compiled):
-        if isinstance(statement, (Insert, Update)) and plan_of_table(target_of(statement)) is not None:
+        if not isinstance(statement, (Insert, Update)):
+            continue
+        if may_move(statement, target_of(statement), compiled.column_keys or ()):
+            raise unseen_move(target_of(statement))
+        if plan_of_table(target_of(statement)) is not None:
             raise StatementRefusedError(
                 f"A compiled statement writes to {target_of(statement).name}, which has encrypted columns, "
                 "and its values can no longer be encrypted. Execute the statement itself; SQLAlchemy keeps "

@@ -34,9 +34,11 @@ def refuse_orphan(state: InstanceState[Any], attribute: EncryptedAttribute) -> N
     if not lost or policy_of_column(attribute.encrypted.column) == "both" or not _holds(state, attribute):
         return
     child, owner = state.class_.__name__, " or ".join(one.name for one in path.owner_classes)
+    are = "is" if len(lost) == 1 else "are"
     what = (
-        f"{child}.{', '.join(lost)} is set to NULL, and {child}.{attribute.key} is encrypted with the key of "
-        f"its {owner}."
+        f"{child}.{' and '.join(lost)} {are} set to NULL, and {child}.{attribute.key} is "
+        f"encrypted with the key "
+        f"of its {owner}."
     )
     causes = sorted(set(_without_cascade(state, lost)))
     if causes:
@@ -51,7 +53,9 @@ def refuse_orphan(state: InstanceState[Any], attribute: EncryptedAttribute) -> N
             f"collection, because {names} cascade. Write {lines}, or delete the {child} itself."
         )
     raise StatementRefusedError(
-        f"{what} Give it another {owner}, delete it, or set {child}.{attribute.key} to None with it."
+        f"{what} Give it another {owner}, delete it, or set {child}.{attribute.key} to None with it. If it "
+        f"gets another {owner} further on, a query between the two flushed it too early: put both into "
+        "`with session.no_autoflush:`."
     )
 
 

@@ -1,28 +1,35 @@
 """Whose rows a statement writes, where the rows do not say it themselves.
 
-What lies between a row and its owner is looked for in the objects of the flush, then among the objects that
-the session has loaded, and at last in the database: one query for all rows of a statement.
+What lies between a row and its owner is looked for in the database, with one query for all rows of a
+statement: a loaded object may be older than its row, and an UPDATE of the same flush was sent before.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import insert, select
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy import select
+from sqlalchemy.exc import IntegrityError, UnboundExecutionError
 
 from sqlalchemy_envelope.exceptions import ConfigurationError
-from sqlalchemy_envelope.orm.current.context import unlocked_sessions
+from sqlalchemy_envelope.orm.columns.plans import mapper_of_table
+from sqlalchemy_envelope.orm.columns.state import current_key
+from sqlalchemy_envelope.orm.current.context import realm_of, unlocked_sessions
 from sqlalchemy_envelope.orm.current.names import Names
-from sqlalchemy_envelope.orm.tables.key_rows import chunks
-from sqlalchemy_envelope.orm.tables.owner_paths import ChosenPath, LinkedPath, linked_paths
+from sqlalchemy_envelope.orm.current.sole_rows import known_in
+from sqlalchemy_envelope.orm.tables.databases import database_name
+from sqlalchemy_envelope.orm.tables.key_rows import chunks, insert_unless_there, shows_others_when_locked
+from sqlalchemy_envelope.orm.tables.location import bind_of
+from sqlalchemy_envelope.orm.tables.owner_paths import ChosenPath, LinkedPath, among, linked_paths
 from sqlalchemy_envelope.orm.tables.sole import sole_key
+from sqlalchemy_envelope.orm.writing.flushes import enrolling_in
+from sqlalchemy_envelope.orm.writing.sole_owners import give_sole_key, sole_row
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from sqlalchemy import Connection
-    from sqlalchemy.orm import Session
+    from sqlalchemy import Connection, Table
+    from sqlalchemy.orm import Mapper, Session
 
     from sqlalchemy_envelope.orm.tables.owner_paths import OwnerPath
     from sqlalchemy_envelope.orm.tables.owners import OwnerClass
@@ -35,10 +42,11 @@ class OwnerSeek(Names):
     """Finds the owners of one statement's rows.
 
     Args:
-        links: what the objects of a flush say: by path and values, the owner's primary key.
+        links: what the objects of a flush say: by path and values, what the end of the path says of the
+            owner.
     """
 
-    __slots__ = ("_found", "_links", "_sole", "_writes")
+    __slots__ = ("_bases", "_found", "_links", "_sole", "_writes")
 
     def __init__(
         self,
@@ -51,6 +59,7 @@ class OwnerSeek(Names):
         self._writes = connection
         self._links: Links = links or {}
         self._found: dict[tuple[Any, Values], Values | None] = {}
+        self._bases: dict[tuple[Any, Values], Values] = {}
         self._sole: dict[OwnerClass, Values | None] = {}
 
     def load(self, path: OwnerPath, rows: Iterable[Values]) -> None:
@@ -61,66 +70,133 @@ class OwnerSeek(Names):
                 mine = _part(path, linked, values)
                 if mine is not None and (linked.identity, mine) not in self._found:
                     wanted.add(mine)
-            self._load(linked, [values for values in wanted if self._at_hand(linked, values) is None])
+            self._load(linked, list(wanted))
 
     def linked(self, path: LinkedPath, values: Values) -> Values | None:
-        """The owner behind the row that these values refer to."""
-        found = self._at_hand(path, values)
-        if found is None and (path.identity, values) not in self._found:
+        """What the row at the end of the path says of its owner, by the database. A row that is not there yet
+        is taken from the objects of the flush."""
+        at = (path.identity, values)
+        if at not in self._found:
             self._load(path, [values])
-        return found or self._found[path.identity, values]
-
-    def _at_hand(self, path: LinkedPath, values: Values) -> Values | None:
-        known = self._found.get((path.identity, values)) or self._links.get((path.identity, values))
-        return known or super().linked(path, values)
+        return self._found[at] or self._links.get(at)
 
     def _load(self, path: LinkedPath, wanted: list[Values]) -> None:
+        for step in path.steps:
+            self.require_here(step.mapper)
         width = len(path.remote)
         for some in chunks(wanted):
             self._found.update(dict.fromkeys(((path.identity, values) for values in some), None))
             for row in self._writes.execute(path.query(some)):
-                owner = tuple(row[width:])
-                if None not in owner:
-                    self._found[path.identity, tuple(row[:width])] = owner
+                last = tuple(row[width:])
+                if path.leads(last):
+                    self._found[path.identity, tuple(row[:width])] = last
+
+    def load_bases(self, table: Table, path: OwnerPath, keys: Iterable[Values]) -> None:
+        """Look up together what rows of a joined subclass say of their owners in the table that it extends.
+        The rows there are locked as those between a row and its owner are."""
+        mapper, bases = mapper_of_table(table), {column.table for column in path.columns}
+        if mapper is None or len(bases) != 1:
+            return
+        (base,) = bases
+        own = table.primary_key
+        same = [c for one in own for c in mapper.get_property_by_column(one).columns if c.table is base]
+        if len(same) != len(own):
+            return
+        for some in chunks(list(keys)):
+            query: Any = select(*same, *path.columns).where(among(same, some))
+            for row in self._writes.execute(query.with_for_update(read=True, key_share=True, of=base)):
+                self._bases[path.identity, tuple(row[: len(same)])] = tuple(row[len(same) :])
+
+    def in_base(self, table: Table, path: OwnerPath, key: Values) -> Values | None:
+        """What a row of a joined subclass says of its owner in the table that it extends."""
+        at = (path.identity, key)
+        if at not in self._bases and None not in key:
+            self.load_bases(table, path, [key])
+        return self._bases.get(at)
 
     def sole(self, owner_class: OwnerClass) -> Values | None:
-        """The one row of a class; in server mode it is made where there is none.
+        """The one row of a class: the new one of this flush, else the one in the database. In server mode it
+        is made where there is none.
 
         Raises:
             ConfigurationError: it has several.
         """
         if owner_class not in self._sole:
-            found = super().sole(owner_class) or self._stored(owner_class)
-            if found is None and any(one.makes_keys for one in unlocked_sessions(self._session)):
-                self._make(owner_class)
-                found = self._stored(owner_class)
-            self._sole[owner_class] = found
+            self._sole[owner_class] = self._new_in_flush(owner_class) or self._in_database(owner_class)
         return self._sole[owner_class]
 
-    def _stored(self, owner_class: OwnerClass) -> Values | None:
-        rows = self._writes.execute(select(*owner_class.primary_key).limit(2)).all()
-        if len(rows) > 1:
-            raise ConfigurationError(
-                f"{owner_class.name} is declared sole=True and has several rows: whose key encrypts "
-                f"is not clear. "
-                "Delete all rows but the one whose keys are in use."
-            )
-        return tuple(rows[0]) if rows else None
+    def require_here(self, mapper: Mapper[Any]) -> None:
+        """Refuse a class whose rows the session has in another database than those that the statement writes.
 
-    def _make(self, owner_class: OwnerClass) -> None:
-        """Insert the sole row. Another process may do so at the same moment: both choose one primary key."""
-        keys = {column.key: sole_key(column) for column in owner_class.primary_key}
-        statement = insert(owner_class.primary_key[0].table).values(keys)
+        Raises:
+            ConfigurationError: it has.
+        """
+        if self._session is None:
+            return
         try:
-            with self._writes.begin_nested():
-                self._writes.execute(statement)
-        except IntegrityError as error:
-            if self._stored(owner_class) is None:
-                raise ConfigurationError(
-                    f"There is no {owner_class.name} yet, and one with default values cannot be made: "
-                    f"add it yourself, "
-                    "`session.add(...)`, before the first encrypted value is written."
-                ) from error
+            there = bind_of(self._session, mapper).engine
+        except UnboundExecutionError:
+            return
+        realm = realm_of(self._session)
+        if database_name(there, realm) != database_name(self._writes.engine, realm):
+            name = mapper.class_.__name__
+            raise ConfigurationError(
+                f"This session has {name} in another database than the rows that a statement encrypts, and "
+                "a row, its owner and what lies between them are looked for in one database. Put both behind "
+                f"one engine (`binds=`), or encrypt the rows for an owner of their own database: an `owner=` "
+                f"that does not lead to {name}."
+            )
+
+    def _new_in_flush(self, owner_class: OwnerClass) -> Values | None:
+        """The sole owner that is being enrolled: its row may be written after those that it owns."""
+        for one in enrolling_in(self._session).values():
+            if one.owner_class is owner_class:
+                give_sole_key(one.state)
+                return current_key(one.state)
+        return None
+
+    def _in_database(self, owner_class: OwnerClass) -> Values | None:
+        # Not by a key that is open here: the row may have been deleted since, and another one made.
+        session, where = self._session, self.where(owner_class)
+        known = {} if session is None else known_in(session)
+        if (owner_class, where) in known:
+            return known[owner_class, where]
+        self.require_here(owner_class.mapper)
+        connection = self._writes
+        found = sole_row(connection, owner_class)
+        if found is None and any(one.makes_keys for one in unlocked_sessions(session)):
+            found = _make(connection, owner_class)
+        if session is not None and found is not None:
+            known_in(session)[owner_class, where] = found
+        return found
+
+
+def _make(connection: Connection, owner_class: OwnerClass) -> Values:
+    """Insert the sole row. Another process may do so at the same moment: both choose one primary key.
+
+    Raises:
+        DBAPIError: that one committed after this transaction's snapshot was taken (SQLSTATE 40001).
+        ConfigurationError: it cannot be made with default values.
+    """
+    name = owner_class.name
+    table: Any = owner_class.primary_key[0].table
+    keys = {column.key: sole_key(column) for column in owner_class.primary_key}
+    statement = insert_unless_there(connection.dialect.name, table, owner_class.primary_key[0]).values(keys)
+    try:
+        with connection.begin_nested():
+            connection.execute(statement)
+    except IntegrityError as error:
+        raise ConfigurationError(
+            f"There is no {name} yet, and one with default values cannot be made: add it yourself, "
+            "`session.add(...)`, before the first encrypted value is written."
+        ) from error
+    found = sole_row(connection, owner_class, for_update=shows_others_when_locked(connection.dialect))
+    if found is None:
+        raise ConfigurationError(
+            f"The row of {name} was made, and this transaction does not see it: others delete it at this "
+            "moment, or a row policy of the database hides it. Run the transaction again."
+        )
+    return found
 
 
 def _part(path: OwnerPath, linked: LinkedPath, values: Values) -> Values | None:

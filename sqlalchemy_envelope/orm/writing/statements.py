@@ -9,18 +9,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import Column, Insert, Select, Update, insert, update
-from sqlalchemy.engine.interfaces import Compiled
+from sqlalchemy import Insert, Select, Update, insert, update
 from sqlalchemy.orm import FromStatement
-from sqlalchemy.sql import operators
-from sqlalchemy.sql.elements import (
-    BinaryExpression,
-    BindParameter,
-    BooleanClauseList,
-    ClauseElement,
-    Grouping,
-    Null,
-)
+from sqlalchemy.orm.attributes import instance_state
+from sqlalchemy.sql.compiler import Compiled
+from sqlalchemy.sql.elements import BindParameter, ClauseElement, Null
 from sqlalchemy.types import NullType
 from sqlalchemy.util import immutabledict
 
@@ -51,6 +44,7 @@ from sqlalchemy_envelope.orm.writing.flushes import (
 )
 from sqlalchemy_envelope.orm.writing.forms import (
     WRITE_IN_CTES,
+    equalities,
     in_from_statement,
     may_hold_ctes,
     plain,
@@ -59,13 +53,21 @@ from sqlalchemy_envelope.orm.writing.forms import (
     with_ctes,
 )
 from sqlalchemy_envelope.orm.writing.gate import check_compiled
-from sqlalchemy_envelope.orm.writing.links import check_links
 from sqlalchemy_envelope.orm.writing.marks import is_marked, mark, mark_lasting
+from sqlalchemy_envelope.orm.writing.missing_owner import names_of, new_owner, not_set, unnamed_owner
+from sqlalchemy_envelope.orm.writing.moves import check_moves
+from sqlalchemy_envelope.orm.writing.owner_columns import (
+    default_beside,
+    has_python_default,
+    left_out_by_the_first,
+    why_unknown,
+)
 from sqlalchemy_envelope.orm.writing.owner_seek import OwnerSeek
+from sqlalchemy_envelope.orm.writing.sole_owners import check_sole
 from sqlalchemy_envelope.orm.writing.twins import check_twin, is_twin
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from sqlalchemy import Connection
     from sqlalchemy.orm import InstanceState
@@ -115,13 +117,14 @@ def _encrypt_alone(
     connection: Connection, statement: Any, multiparams: Any, params: Any, options: Options
 ) -> tuple[Any, Any, Any]:
     target = target_of(statement)
-    check_links(connection, statement, target, multiparams, params)
+    check_sole(connection, statement, target, multiparams, params)
+    moves = check_moves(connection, statement, target, multiparams, params)
     plan = plan_of_table(target)
     if plan is None:
         unseen = is_twin(target) and not is_marked(statement)  # the migration marks what it encrypted itself
         if unseen and check_twin(connection, target, statement, multiparams, params):
             statement = mark(statement)
-        return statement, multiparams, params
+        return mark_lasting(statement) if moves else statement, multiparams, params
     _check_schema(plan, connection, options)
     writer = _StatementWriter(plan, connection, statement, options)
     encrypted, multiparams, params = writer.write(multiparams, params)
@@ -154,6 +157,7 @@ class _StatementWriter:
         self._owners = OwnerSeek(self._session, connection, options, notes.links if notes else None)
         self._statement: Any = statement
         self._inserts = isinstance(statement, Insert)
+        self._upserts = getattr(statement, "_post_values_clause", None) is not None
         ordered = getattr(statement, "_ordered_values", None)  # of `ordered_values()` in SQLAlchemy 2.0
         clauses = dict(ordered or statement._values or {})
         self._keys = {self._name(key): key for key in clauses}
@@ -269,11 +273,18 @@ class _StatementWriter:
         do so for all of them at once."""
         on_demand = [one for one in context.unlocked_sessions(self._session) if one.on_demand]
         for path, columns in self._plan.groups:
-            if not self._plan.has(path) or (path.is_self and self._inserts):
+            if path.is_self and self._inserts:
                 continue
+            if not self._plan.has(path):
+                keys = {self._identity(row) for row in rows if self._state(row) is None}
+                self._owners.load_bases(self._plan.table, path, [key for key in keys if None not in key])
             if not on_demand and path.is_direct:
                 continue
-            named = {one for one in self._named(path, columns, rows, literals) if one is not None}
+            named = {
+                one
+                for one in self._named(path, columns, rows, literals)
+                if one is not None and path.mistyped(one) is None
+            }
             if not path.is_direct:
                 self._owners.load(path, named)
             by_class: dict[OwnerClass, set[tuple[Any, ...]]] = {}
@@ -296,7 +307,8 @@ class _StatementWriter:
             rows = [row for row in rows if row.get(only) is not None]
         else:
             rows = [row for row in rows if any([row.get(name) is not None for name in names])]  # noqa: C419
-        if len(path.keys) == 1 and path.is_direct and path.keys[0] not in literals:
+        only_key = len(path.keys) == 1 and path.is_direct and path.keys[0] not in literals
+        if only_key and self._plan.has(path):
             name = self._parameter(path.keys[0])
             return {(row.get(name),) for row in rows}
         return {self._says(path, columns[0], row, literals) for row in rows}
@@ -308,16 +320,37 @@ class _StatementWriter:
         if not path.keys:
             return ()
         if self._plan.has(path):
-            names = [self._parameter(key) for key in path.keys]
-            values = tuple([self._value(key, row, literals) for key in path.keys])
-            # An INSERT leaves NULL what it does not name; an UPDATE leaves what is there.
-            told = all([name in row or key in literals for name, key in zip(names, path.keys, strict=True)])  # noqa: C419
+            given = self._given(path, row, literals)
+            if why_unknown(path, given, inserts=self._inserts) is not None:
+                return None
+            values = tuple([given.get(key) for key in path.keys])
+            # What an INSERT does not name is NULL: defaults are in the row by now. An UPDATE leaves what is
+            # there.
+            told = len(given) == len(path.keys)
             if None not in values or (not path.is_direct and (self._inserts or told)):
                 return values
         state = self._state(row)
+        if state is None and not self._plan.has(path):
+            return self._owners.in_base(self._plan.table, path, self._identity(row))
         return None if state is None else owner_values(state, path, column.key)
 
+    def _given(self, path: OwnerPath, row: Row, literals: Row) -> dict[str, Any]:
+        """What the statement gives the owner's columns, as far as it names them."""
+        given = {}
+        for key in path.keys:
+            name = self._parameter(key)
+            if name in row:
+                given[key] = _literal_value(row[name])
+            elif key in literals:
+                given[key] = literals[key]
+            elif key in self._assigned:
+                given[key] = _literal_value(self._assigned[key])
+        return given
+
     def _rows(self, rows: Sequence[Row], literals: Row) -> list[dict[str, Any]]:
+        if self._inserts:
+            rows = self._with_defaults(rows, literals) if self._plan.has_defaults else rows
+            self._require_uniform(rows)
         if len(rows) > 1:
             self._prepare(rows, literals)
         else:
@@ -342,8 +375,6 @@ class _StatementWriter:
 
     def _row(self, row: Row, literals: Row, batch: Batch) -> dict[str, Any]:
         encrypted = dict(row)
-        if self._inserts and self._plan.has_defaults:
-            self._make_defaults(encrypted, literals)
         if self._plan.dual:
             self._add_previous(encrypted)
         if self._plan.converting:
@@ -463,10 +494,13 @@ class _StatementWriter:
             new = enrolling_row(self._session, path.owner_class, row, self._attributes())
             if new is not None:
                 return [self._column_cipher(new, b"", column) for column in columns]
-        owner_class, key = self._owner(row, literals, path, self._written(row, columns))
+        column_here = self._written(row, columns)
+        owner_class, key = self._owner(row, literals, path, column_here)
         owner = self._owners.owner(owner_class, key)
         new = enrolling_owner(self._session, owner)
         if new is None:
+            if path.is_self and self._inserts and not self._upserts:
+                raise new_owner(column_here)
             for unlocked in context.unlocked_sessions(self._session):
                 unlocked.prepare_write(self._session, owner_class, [key], 0 if self._told else len(columns))
         return [self._column_cipher(new, owner, column) for column in columns]
@@ -497,14 +531,17 @@ class _StatementWriter:
     ) -> tuple[OwnerClass, tuple[Any, ...]]:
         """Class and primary key of a row's owner."""
         values = self._says(path, column, row, literals)
+        where = f"{self._plan.table.name}.{column.key}"
+        wrong = None if values is None else path.mistyped(values)
+        if wrong is not None:
+            raise StatementRefusedError(f"{where}: the row's owner is not known, because {wrong}.")
         found = None if values is None else path.find(values, self._owners)
         if found is not None:
             return found
-        using = context.USING.get()
+        using = None if self._decides_owner(path, row, literals) else context.USING.get()
         fits = using is not None and self._state(row) is None and using.owner_class in path.owner_classes
         if using is not None and fits and using.where == self._owners.where(using.owner_class):
             return using.owner_class, using.primary_key
-        where = f"{self._plan.table.name}.{column.key}"
         if isinstance(path, SolePath):
             name = path.owner_class.name
             raise NotEnrolledError(
@@ -512,19 +549,37 @@ class _StatementWriter:
                 f"`envelope.enroll(session, {name}(), secret=...)`."
             )
         if values is not None and not path.is_direct:
-            raise StatementRefusedError(f"{where}: the row leads to no owner: {path.why_none(values)}.")
-        raise self._unnamed_owner(path, column)
+            why = path.why_none(values) + (default_beside(path) if self._inserts else "")
+            raise StatementRefusedError(f"{where}: the row leads to no owner: {why}.")
+        if self._plan.has(path):
+            unknown = why_unknown(path, self._given(path, row, literals), inserts=self._inserts)
+            if unknown is not None:
+                raise StatementRefusedError(f"{where}: the row's owner is not known, because {unknown}.")
+        raise self._unnamed_owner(path, column, row, literals)
 
-    def _unnamed_owner(self, path: OwnerPath, column: EncryptedColumn) -> StatementRefusedError:
-        using = "say whose rows these are: `with unlocked.using(owner): ...`"
-        name = f"name it in the values ({', '.join(path.keys)})"
-        # An UPDATE that names the owner moves the rows there, which is seldom what is meant.
-        cures = [name, using] if self._inserts else [using]
-        first, *others = [*cures, "load the objects and change them"]
-        return StatementRefusedError(
-            f"A statement writes {self._plan.table.name}.{column.key} and does not name the row's owner. "
-            f"{first[0].upper()}{first[1:]}, or {', or '.join(others)}."
-        )
+    def _decides_owner(self, path: OwnerPath, row: Row, literals: Row) -> bool:
+        """Whether the statement itself says whose the row will be: then `using` does not. A row that an
+        INSERT gives no owner would be stored without the one that `using` names."""
+        return self._plan.has(path) and (self._inserts or bool(self._given(path, row, literals)))
+
+    def _unnamed_owner(
+        self, path: OwnerPath, column: EncryptedColumn, row: Row, literals: Row
+    ) -> StatementRefusedError:
+        if path.is_self and self._inserts:
+            return new_owner(column)
+        new = self._new_object() if self._inserts else None
+        if new is not None:
+            return not_set(new, path, column)
+        serves = any(one.makes_keys for one in context.unlocked_sessions(self._session))
+        using = None if self._decides_owner(path, row, literals) else ("server" if serves else "unlocked")
+        return unnamed_owner(path, column, inserts=self._inserts, using=using)
+
+    def _new_object(self) -> InstanceState[Any] | None:
+        """An object whose row a flush inserts here."""
+        if self._session is None or not self._session._flushing:
+            return None
+        states = map(instance_state, self._session.new)
+        return next((one for one in states if self._plan.table in one.mapper.tables), None)
 
     def _cipher(self, new: Enrolling | None, owner: OwnerId, column: EncryptedColumn) -> ValueCipher:
         field = column.type.field
@@ -533,8 +588,10 @@ class _StatementWriter:
         else:
             cipher = context.find_writer(self._session, owner, column.scope, field)
         if cipher is None:
+            for owner_class in column.path.owner_classes:
+                self._owners.require_here(owner_class.mapper)
             raise context.locked(
-                f"{self._plan.table.name}.{column.key}, of this row's {_names_of(column.path)},",
+                f"{self._plan.table.name}.{column.key}, of this row's {names_of(column.path)},",
                 self._session,
                 column.path.owner_class,
                 column.scope,
@@ -570,8 +627,40 @@ class _StatementWriter:
             parts.append(part)
         return encode_reference(parts)
 
+    def _with_defaults(self, rows: Sequence[Row], literals: Row) -> list[dict[str, Any]]:
+        """The rows with the Python-side defaults that a value depends on: its own, its owner's columns, and
+        the row-bound primary key."""
+        made = [dict(row) for row in rows]
+        for row in made:
+            self._make_defaults(row, literals)
+        for path, columns in self._plan.groups:
+            names = [self._parameter(one.key) for one in columns]
+            if path.is_self or not self._plan.has(path):
+                continue
+            if all([row.get(name) is None for row in made for name in names]):  # noqa: C419
+                continue
+            for column in filter(has_python_default, path.columns):
+                for row in made:  # in every one: SQLAlchemy takes the columns from the first
+                    if column.key not in self._given(path, row, literals):
+                        row[column.key] = client_default(column)
+        return made
+
+    def _require_uniform(self, rows: Sequence[Row]) -> None:
+        """Refuse rows of which the first leaves out an owner's column: SQLAlchemy would write it in none."""
+        if len(rows) < 2 or self._statement._multi_values:
+            return
+        for path, columns in self._plan.groups:
+            names = [self._parameter(key) for key in path.keys if key not in self._assigned]
+            if path.is_self or not self._plan.has(path) or not left_out_by_the_first(names, rows):
+                continue
+            written = [self._parameter(one.key) for one in columns]
+            if any([row.get(name) is not None for row in rows for name in written]):  # noqa: C419
+                raise StatementRefusedError(
+                    f"Rows for {self._plan.table.name} do not all name {', '.join(path.keys)}, which leads "
+                    "to their owner: name it in each of them."
+                )
+
     def _make_defaults(self, row: dict[str, Any], literals: Row) -> None:
-        """Evaluate Python-side defaults that a value depends on: its own, and the row-bound primary key."""
         for column in self._plan.columns:
             if column.column.default is not None and column.key not in row and column.key not in literals:
                 row[column.key] = client_default(column.column)
@@ -617,37 +706,13 @@ class _StatementWriter:
 
     def _is_pinned(self, path: OwnerPath, row: Row, literals: Row) -> bool:
         """Whether the WHERE takes only rows that have the very owner that the values name."""
-        pinned = dict(self._equalities(row))
+        pinned = dict(equalities(self._statement, self._statement.table, row))
         return all(
             column in pinned
             and pinned[column] is not None
             and pinned[column] == self._value(key, row, literals)
             for key, column in zip(path.keys, path.columns, strict=True)
         )
-
-    def _equalities(self, row: Row) -> Iterator[tuple[Any, Any]]:
-        """What the rows of an UPDATE have in common: the columns that its WHERE compares with a value."""
-        waiting = list(self._statement._where_criteria)
-        while waiting:
-            one = waiting.pop()
-            one = one.element if isinstance(one, Grouping) else one
-            if isinstance(one, BooleanClauseList) and one.operator is operators.and_:
-                waiting.extend(one.clauses)
-            elif isinstance(one, BinaryExpression) and one.operator is operators.eq:
-                for column, value in ((one.left, one.right), (one.right, one.left)):
-                    # An annotated table has the hash of the table itself; an alias is another row.
-                    if (
-                        isinstance(column, Column)
-                        and isinstance(value, BindParameter)
-                        and hash(column.table) == hash(self._statement.table)
-                    ):
-                        (base,) = column.base_columns
-                        default = None if value.required else value.effective_value
-                        yield base, row.get(value.key, default)
-
-
-def _names_of(path: OwnerPath) -> str:
-    return " or ".join(one.name for one in path.owner_classes)
 
 
 _ABSENT = object()

@@ -4,28 +4,47 @@ by the bulk inserts of Alembic and pandas. Nothing in them tells that a column i
 They are known by name. A table of another database may have the same name, and so the database is asked, once
 for each engine and table, whether the column holds bytes and the owner's keys are stored beside it. Stored
 bytes pass: a program that copies rows has them.
+
+What a statement names is looked at with its values, before it is compiled. What SQLAlchemy adds when it
+compiles, the `default=` and `onupdate=` of columns that are not named, is looked at afterwards.
 """
 
 from __future__ import annotations
 
+from types import NoneType
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary, WeakSet
 
-from sqlalchemy import Column, Table, inspect
+from sqlalchemy import Column, Insert, Table, inspect
 from sqlalchemy.exc import NoSuchTableError
 from sqlalchemy.sql.elements import BindParameter, ClauseElement, ColumnClause, Null
-from sqlalchemy.sql.selectable import Alias, ScalarSelect, TableClause
+from sqlalchemy.sql.selectable import Alias, ScalarSelect, TableClause, TextualSelect
 
 from sqlalchemy_envelope.crypto.aead import check_value
-from sqlalchemy_envelope.exceptions import FormatError, StatementRefusedError, TruncatedError
+from sqlalchemy_envelope.exceptions import (
+    ConfigurationError,
+    FormatError,
+    StatementRefusedError,
+    TruncatedError,
+)
 from sqlalchemy_envelope.orm.columns.encrypted_type import EncryptedType
 from sqlalchemy_envelope.orm.columns.plans import plan_of_table
-from sqlalchemy_envelope.orm.writing.forms import assigned_by_upsert, rows_of, target_of
+from sqlalchemy_envelope.orm.writing.forms import (
+    assigned_by_upsert,
+    is_null,
+    named_by,
+    parts_of,
+    rows_of,
+    source_of,
+    table_of,
+    target_of,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Collection, Iterable, Iterator, Sequence
 
     from sqlalchemy import Connection, Engine
+    from sqlalchemy.engine import Inspector
 
 _by_name: dict[str, WeakSet[Table]] = {}
 _asked: WeakKeyDictionary[Engine, dict[tuple[Any, ...], bool]] = WeakKeyDictionary()
@@ -52,20 +71,60 @@ def check_twin(connection: Connection, target: Any, statement: Any, multiparams:
     return True
 
 
-def refuse_twin(connection: Connection, statement: Any, column_keys: Iterable[str]) -> None:
-    """Refuse to write an encrypted column at all: the statement stands inside another, and its values are not
-    known here.
+def refuse_twin(connection: Connection, statement: Any, column_keys: Collection[str] | None) -> None:
+    """Refuse to write an encrypted column at all: the statement stands inside another, or was compiled by the
+    application, and its values are not known here.
 
     Raises:
         StatementRefusedError: it does.
     """
     target = target_of(statement)
+    if column_keys is None and not named_by(statement):
+        column_keys = target.columns.keys()  # compiled without parameters: it takes all of them
+    keys = [key for key, _ in _written(statement, [dict.fromkeys(column_keys or ())])]
+    _refuse(connection, target, [_column_name(target, key) for key in keys])
+
+
+def refuse_defaults(connection: Connection, statement: Any, column_keys: Iterable[str]) -> bool:
+    """Refuse a value that SQLAlchemy adds for a column which the statement does not name; tells whether there
+    is such a column.
+
+    Raises:
+        StatementRefusedError: it is an encrypted one.
+    """
+    target = target_of(statement)
+    when = "default" if isinstance(statement, Insert) else "onupdate"
+    added = [column for column in target.columns if _adds(getattr(column, when, None))]
+    selects = isinstance(statement, Insert) and statement.select is not None
+    if not added or (selects and not statement.include_insert_from_select_defaults):
+        return False
+    # Each row of a multiple VALUES leaves out what it likes.
+    rows = [{_column_name(target, key) for key in row} for row in named_by(statement) or [()]]
+    given = set.intersection(*rows) | {_column_name(target, key) for key in column_keys}
+    names = ({column.name.lower() for column in added} - given) & unknown_columns(target)
+    _refuse(connection, target, names)
+    return bool(names)
+
+
+def refuse_beside(connection: Connection, column: Any) -> None:
+    """Refuse to write a column of another table than the one that an UPDATE is of.
+
+    Raises:
+        StatementRefusedError: it is an encrypted one.
+    """
+    _refuse(connection, table_of(column), [column.name.lower()])
+
+
+def _refuse(connection: Connection, target: Any, written: Iterable[str]) -> None:
     names = _encrypted_names(connection, target)
-    keys = [key for key, _ in _written(statement, [dict.fromkeys(column_keys)])]
-    for key in keys:
-        name = _column_name(target, key)
+    for name in written:
         if name in names and _is_here(connection, target, name):
             raise _refusal(target, names[name])
+
+
+def _adds(default: Any) -> bool:
+    """Whether a `default=` or `onupdate=` may write anything but NULL."""
+    return default is not None and not isinstance(getattr(default, "arg", default), (NoneType, Null))
 
 
 def is_twin(target: Any) -> bool:
@@ -74,17 +133,29 @@ def is_twin(target: Any) -> bool:
     return isinstance(target, TableClause) and name is not None and name.lower() in _by_name
 
 
+def unknown_columns(target: Any) -> set[str]:
+    """The columns that another table with this name has encrypted, in whichever schema, and this one has
+    not, by what they are called in the database."""
+    name = getattr(target, "name", None)
+    tables = tuple(_by_name.get(name.lower(), ())) if name is not None else ()
+    others = [table for table in tables if table is not target]
+    return {name for table in others for name in _encrypted_in(table)} - _encrypted_in(target).keys()
+
+
 def _encrypted_names(connection: Connection, target: Any) -> dict[str, Column[Any]]:
-    """The encrypted columns of the tables with this name and schema, by what they are called in the
-    database."""
-    schema = _schema(connection, target)
+    """The columns that another table with this name and schema has encrypted, and this one has not."""
+    schema, own = _schema(connection, target), _encrypted_in(target)
     return {
-        column.name.lower(): column
+        name: column
         for table in tuple(_by_name.get(target.name.lower(), ()))
         if table is not target and _schema(connection, table) == schema
-        for column in table.columns
-        if isinstance(column.type, EncryptedType)
+        for name, column in _encrypted_in(table).items()
+        if name not in own
     }
+
+
+def _encrypted_in(table: Any) -> dict[str, Column[Any]]:
+    return {column.name.lower(): column for column in table.columns if isinstance(column.type, EncryptedType)}
 
 
 def _schema(connection: Connection, table: Any) -> str | None:
@@ -93,8 +164,7 @@ def _schema(connection: Connection, table: Any) -> str | None:
 
 def _column_name(target: Any, key: Any) -> str:
     column = key if isinstance(key, ClauseElement) else target.columns.get(key)
-    name: str = getattr(column, "name", key)
-    return name.lower()
+    return str(getattr(column, "name", key)).lower()
 
 
 def _written(statement: Any, parameters: Sequence[Any]) -> Iterator[tuple[Any, Any]]:
@@ -104,10 +174,20 @@ def _written(statement: Any, parameters: Sequence[Any]) -> Iterator[tuple[Any, A
     for row in (assigned, *rows, assigned_by_upsert(statement)):
         for key, value in row.items():
             yield from ((key, one) for one in _given(value, parameters))
-    for key in getattr(statement, "_select_names", None) or ():
-        yield key, statement.select
+    for key, value in _selected(statement):
+        yield from ((key, one) for one in _given(value, parameters))
     for row in parameters:
         yield from row.items()
+
+
+def _selected(statement: Any) -> Iterator[tuple[Any, Any]]:
+    """What an INSERT .. FROM SELECT writes."""
+    names = getattr(statement, "_select_names", None) or ()
+    for part in parts_of(statement.select) if names else ():
+        sources = [source_of(one) for one in part.selected_columns]
+        if len(names) != len(sources) or isinstance(part, TextualSelect):
+            sources = [part] * len(names)  # what goes where, and what it is, cannot be told
+        yield from zip(names, sources, strict=True)
 
 
 def _given(value: Any, parameters: Sequence[Any]) -> list[Any]:
@@ -121,7 +201,7 @@ def _given(value: Any, parameters: Sequence[Any]) -> list[Any]:
 def _is_stored(target: Any, name: str, value: Any) -> bool:
     """Whether a value is nothing, or what this library stored: the column itself (`body = body`), also of
     another row, the row that an upsert was to insert (`excluded.body`, looked at there), or bytes."""
-    if value is None or isinstance(value, Null):
+    if value is None or is_null(value):
         return True
     if isinstance(value, ScalarSelect):
         columns = list(value.element.selected_columns)
@@ -151,12 +231,25 @@ def _is_here(connection: Connection, target: Any, name: str) -> bool:
     schema = _schema(connection, target)
     known = _asked.setdefault(connection.engine, {})
     place = (schema, target.name.lower(), name)
+    if known.get(place) is False:
+        return False
+    if connection.schema_for_object(target) is None and _is_temporary(connection, target):
+        return False  # for now: nothing is known of the table behind it
     if place not in known:
         found = _look(connection, target, schema, name)
         if found is None:
             return False  # there is no such table yet
         known[place] = found
     return known[place]
+
+
+def _is_temporary(connection: Connection, target: Any) -> bool:
+    """Whether a temporary table has this name: the database takes it before any other."""
+    try:
+        names = inspect(connection).get_temp_table_names()
+    except NotImplementedError:
+        return False
+    return target.name.lower() in [one.lower() for one in names]
 
 
 def _look(connection: Connection, target: Any, schema: str | None, name: str) -> bool | None:
@@ -168,8 +261,18 @@ def _look(connection: Connection, target: Any, schema: str | None, name: str) ->
     types = [one["type"] for one in columns if one["name"].lower() == name]
     if not any(_holds_bytes(one) for one in types):
         return False
-    keys = [table for table in map(_key_table, tuple(_by_name[target.name.lower()])) if table is not None]
-    return any(inspector.has_table(one.name, schema=connection.schema_for_object(one)) for one in keys)
+    keys = [one for table in tuple(_by_name[target.name.lower()]) for one in _key_tables(table)]
+    return any(_stores_keys(connection, inspector, one) for one in keys)
+
+
+def _stores_keys(connection: Connection, inspector: Inspector, table: Table) -> bool:
+    """Whether this is a table of keys here too: somebody else may use its name."""
+    try:
+        found = inspector.get_columns(table.name, schema=connection.schema_for_object(table))
+    except NoSuchTableError:
+        return False
+    names = {one["name"].lower() for one in found}
+    return all(column.name.lower() in names for column in table.primary_key)
 
 
 def _holds_bytes(type_: Any) -> bool:
@@ -179,10 +282,14 @@ def _holds_bytes(type_: Any) -> bool:
         return False
 
 
-def _key_table(table: Table) -> Table | None:
-    plan = plan_of_table(table)
-    key_class = None if plan is None else plan.groups[0][0].owner_class.key_class
-    return getattr(key_class, "__table__", None)
+def _key_tables(table: Table) -> list[Table]:
+    """The tables of the keys that encrypt a table's columns."""
+    try:
+        plan = plan_of_table(table)
+    except ConfigurationError:
+        return []  # nothing can be encrypted in it, and its own statements say why
+    classes = [one for path, _ in plan.groups for one in path.owner_classes] if plan is not None else []
+    return [one.key_class.__table__ for one in classes if one.key_class is not None]
 
 
 def _refusal(target: Any, column: Column[Any]) -> StatementRefusedError:

@@ -1,0 +1,40 @@
+"""A `schema_translate_map` of one statement: its rows come from another schema than their keys would.
+
+Keys are looked for where the session's connection looks for tables, also later, when an attribute is read and
+nothing is left of the statement. So such a statement may read no encrypted column.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy.sql.compiler import SQLCompiler
+
+from sqlalchemy_envelope.exceptions import ConfigurationError
+from sqlalchemy_envelope.orm.columns.encrypted_type import EncryptedType
+
+if TYPE_CHECKING:
+    from sqlalchemy import Connection
+
+_MAP = "schema_translate_map"
+
+
+def check(connection: Connection, compiled: Any, execution: Any) -> None:
+    """Refuse a statement that reads encrypted columns with a map of its own.
+
+    Raises:
+        ConfigurationError: it does.
+    """
+    mine, its = connection.get_execution_options().get(_MAP), execution.execution_options.get(_MAP)
+    if its is mine or its == mine or not isinstance(compiled, SQLCompiler):
+        return
+    labels = sorted(
+        {str(entry.type.label) for entry in compiled._result_columns if isinstance(entry.type, EncryptedType)}
+    )
+    if labels:
+        raise ConfigurationError(
+            f"A statement reads {', '.join(labels)} with a {_MAP} of its own, and the keys of its rows would "
+            f"be looked for in another schema. Set it on the engine, "
+            f"`engine.execution_options({_MAP}=...)`, or on the connection, "
+            f"`session.connection(execution_options={{'{_MAP}': ...}})`."
+        )

@@ -1,0 +1,108 @@
+"""What an unlock found and left: it reads, and the first write settles.
+
+Kept are the grants that were followed, the slots as they will be stored, which are ciphertext already, and
+the KEK of a slot whose root key has to be replaced. No secret is kept: what a stronger slot needs was derived
+at the unlock, while no row was locked and off the event loop.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from sqlalchemy_envelope.crypto.sealing import is_sealed
+from sqlalchemy_envelope.crypto.secret import KeyBytes
+from sqlalchemy_envelope.exceptions import EnvelopeError
+from sqlalchemy_envelope.keys.model import Purpose
+from sqlalchemy_envelope.keys.slots import adopted_slot, open_slot
+from sqlalchemy_envelope.orm.sharing.roots import renew
+from sqlalchemy_envelope.orm.sharing.settle import is_left_undone, load_again, settle
+from sqlalchemy_envelope.orm.tables.key_rows import KeyStore
+from sqlalchemy_envelope.orm.tables.location import bind_of
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from sqlalchemy.orm import Session
+
+    from sqlalchemy_envelope.keys.keyring import Keyring
+    from sqlalchemy_envelope.keys.model import StoredSlot
+    from sqlalchemy_envelope.orm.current.policy import Policy
+    from sqlalchemy_envelope.orm.sharing.roots import OpenedRoot
+    from sqlalchemy_envelope.orm.sharing.settle import Opening, Places
+    from sqlalchemy_envelope.orm.tables.owners import Place
+
+SlotChange = tuple["StoredSlot", "StoredSlot"]
+"""A slot as it is stored, and as it is to be."""
+
+
+class Waiting:
+    """What waits in the database for an owner who was unlocked.
+
+    Args:
+        keyring: its keys, as they were loaded.
+        place: the owner.
+        root: its root key, with the slot and the KEK that led to it.
+        found: what it was granted.
+        stronger: its slots under the present key derivation policy, where they fall short of it.
+    """
+
+    def __init__(
+        self,
+        keyring: Keyring,
+        place: Place,
+        root: OpenedRoot,
+        found: Opening,
+        stronger: Sequence[SlotChange] = (),
+    ) -> None:
+        self._place = place
+        self._found = found
+        # The unlock wipes its KEK, and a provider keeps one for others.
+        self._root = root if root.trusted else root._replace(kek=KeyBytes(root.kek.buffer))
+        # Asked now: after a rollback the keyring says what was to be, and not what is.
+        self._is_left = not root.trusted or is_left_undone(keyring, found)
+        self._slots = list(stronger)
+        if root.trusted and not stronger and is_sealed(root.slot.wrapped):
+            self._slots = [(root.slot, adopted_slot(root.slot, root.root, root.kek))]
+
+    def wipe(self) -> None:
+        """Forget the KEK: what waits will be found by the next unlock."""
+        if not self._root.trusted:
+            self._root.kek.wipe()
+
+    def is_async(self, session: Session) -> bool:
+        """Whether the owner's database is reached through asyncio."""
+        return bind_of(session, self._place.owner_class.mapper).dialect.is_async
+
+    def settle(self, session: Session, policy: Policy, keyring: Keyring) -> Places:
+        """Do what waits, in the session's transaction; whom the keyring reaches now."""
+        found, store = self._found, KeyStore(session, self._place.owner_class, policy.seals)
+        if self._is_left:
+            # Another unlock of this owner may have done it meanwhile.
+            found = load_again(session, policy, keyring, found.places)
+        free = store.free_slots([old.slot_id for old, _ in self._slots])
+        for old, new in self._slots:
+            if old.slot_id in free:
+                store.replace_slot(old, new)  # a lost race is no loss: whoever won did the same, or more
+        if not self._root.trusted and not self._is_renewed(session, policy, keyring):
+            renew(session, policy, self._place, keyring, self._root)
+        settle(session, policy, keyring, found)
+        return found.places
+
+    def _is_renewed(self, session: Session, policy: Policy, keyring: Keyring) -> bool:
+        """Whether another unlock put a new root key in place of this one, and it is reached the same way."""
+        current, slot = keyring.current(self._place.owner, Purpose.ROOT), self._root.slot
+        if current is None or current.key_id == self._root.root.stored.key_id:
+            return False
+        store = KeyStore(session, self._place.owner_class, policy.seals)
+        for one in store.load_slots([current.key_id], slot.kind):
+            if is_sealed(one.wrapped) or (one.kdf, one.recipient_public_key) != (
+                slot.kdf,
+                slot.recipient_public_key,
+            ):
+                continue
+            try:
+                keyring.add(self._place.owner, [open_slot(one, current, self._root.kek)])
+                return True
+            except EnvelopeError:
+                continue
+        return False

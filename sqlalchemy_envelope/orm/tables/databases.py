@@ -1,0 +1,103 @@
+"""Which database an engine reaches, by a name in memory: two engines with one name share what is unlocked.
+
+The application names it (`Envelope(realm=...)`). Else two engines reach one database if they say the same
+host, port and database, in the URL or in `connect_args`. An engine that chooses by a function, `creator=` or
+a `do_connect` listener, says nothing: it is a database of its own.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from inspect import getclosurevars
+from itertools import count
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
+
+from sqlalchemy_envelope.keys.row_seals import realm_name
+
+if TYPE_CHECKING:
+    from sqlalchemy import Engine
+    from sqlalchemy.engine import Dialect
+
+    from sqlalchemy_envelope.keys.row_seals import Realm
+
+_numbers = count(1)
+_names: WeakKeyDictionary[Dialect, tuple[str, str]] = WeakKeyDictionary()
+"""By an engine's dialect, which `engine.execution_options()` shares: its name by address, and by number."""
+_ADDRESS = frozenset(
+    {
+        "host",
+        "hostaddr",
+        "port",
+        "database",
+        "service",
+        "servicefile",
+        "unix_socket",
+        "read_default_file",
+        "read_default_group",
+        "options",
+    }
+)
+_SAME = {"dbname": "database", "db": "database"}
+_WHOLE = frozenset({"dsn", "conninfo"})
+"""Arguments that are a whole address of their own, and may hold a password."""
+_SETTINGS = re.compile(r"(?:\s*(?:-c\s*|--)[\w.]+=(?:\\.|[^\s\\])*)*\s*")
+"""`options` that set parameters of a PostgreSQL session. Others may choose a database behind a proxy."""
+
+
+def database_name(engine: Engine, realm: Realm) -> str:
+    """The name of an engine's database."""
+    if realm is not None:
+        return f"realm {realm_name(realm, engine)}"
+    dialect = engine.dialect
+    known = _names.get(dialect)
+    if known is None:
+        number = f"engine {next(_numbers)}"
+        known = _names[dialect] = _address(engine) or number, number
+    # A listener may be added at any time.
+    return known[1] if dialect.dispatch.do_connect else known[0]
+
+
+def _address(engine: Engine) -> str | None:
+    """What an engine says of its database, without driver, user and password: several roles and drivers reach
+    one. None if it does not say enough."""
+    arguments = _arguments(engine)
+    if arguments is None or arguments.keys() & _WHOLE:
+        return None
+    if engine.url.get_backend_name() == "sqlite":
+        return _file(engine.url.database or "")
+    parts = {"host": engine.url.host, "port": engine.url.port, "database": engine.url.database}
+    for name, value in (*engine.url.query.items(), *arguments.items()):
+        part = _SAME.get(name, name)
+        is_settings = part == "options" and isinstance(value, str) and _SETTINGS.fullmatch(value)
+        if part in _ADDRESS and not is_settings:
+            parts[part] = value
+    said = sorted(f"{name}={value}" for name, value in parts.items() if value)
+    if not any(parts[name] for name in parts.keys() - {"port", "options"}):
+        return None
+    return f"url {engine.url.get_backend_name()} {' '.join(said)}"
+
+
+def _file(database: str) -> str | None:
+    """The file of an SQLite URL; None for a database in memory."""
+    if not database or ":memory:" in database or "mode=memory" in database:
+        return None
+    return f"url sqlite {Path(database.removeprefix('file:').partition('?')[0]).resolve()}"
+
+
+def _arguments(engine: Engine) -> Mapping[str, Any] | None:
+    """What an engine passes to its driver beside what its URL says, `connect_args` as a rule. None if the
+    application opens connections itself.
+
+    SQLAlchemy keeps these in its own function alone, which an engine calls that was given no other.
+    """
+    creator: Any = getattr(engine.pool, "_creator", None)
+    if getattr(creator, "__module__", None) != "sqlalchemy.engine.create":
+        return None
+    found = getclosurevars(creator).nonlocals.get("cparams")
+    if not isinstance(found, Mapping):
+        return None
+    _, by_url = engine.dialect.create_connect_args(engine.url)
+    return {name: value for name, value in found.items() if name not in by_url or by_url[name] != value}

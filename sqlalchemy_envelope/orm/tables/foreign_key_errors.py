@@ -1,0 +1,21 @@
+"""Which errors of a database say that a row refers to another one that is not there."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sqlalchemy.exc import IntegrityError
+
+_STATE = "23503"
+_SQLITE_NAME = "SQLITE_CONSTRAINT_FOREIGNKEY"
+_MYSQL_CODES = frozenset({1216, 1452})
+
+
+def is_foreign_key_error(error: IntegrityError) -> bool:
+    """Whether a foreign key was broken; never told from the text, which is in the server's language."""
+    original: Any = error.orig
+    state = getattr(original, "sqlstate", None) or getattr(original, "pgcode", None)
+    if state is not None or hasattr(original, "sqlite_errorname"):
+        return state == _STATE or getattr(original, "sqlite_errorname", None) == _SQLITE_NAME
+    return next(iter(original.args), None) in _MYSQL_CODES

@@ -1,0 +1,68 @@
+"""What errors say about a row that is written without its owner: what is missing, and the line to write."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy_envelope.exceptions import StatementRefusedError
+
+if TYPE_CHECKING:
+    from sqlalchemy.orm import InstanceState
+
+    from sqlalchemy_envelope.orm.columns.plans import EncryptedColumn
+    from sqlalchemy_envelope.orm.tables.owner_paths import OwnerPath
+
+
+def not_set(state: InstanceState[Any], path: OwnerPath, column: EncryptedColumn) -> StatementRefusedError:
+    """A new object has no owner when it is flushed."""
+    name, columns = state.class_.__name__, set(path.columns)
+    keys = {one.key for one in state.mapper.column_attrs if columns & set(one.columns)} or set(path.keys)
+    attributes = " and ".join(f"{name}.{key}" for key in sorted(keys))
+    related = [f"{name}.{one.key}" for one in state.mapper.relationships if set(one.local_columns) == columns]
+    are = "is" if len(keys) == 1 else "are"
+    return StatementRefusedError(
+        f"{attributes} {are} not set, and {name}.{column.key} is encrypted with the key of its "
+        f"{names_of(path)}. Set {' or '.join([*related, attributes])} before the {name} is flushed; a query "
+        "flushes too, but not in `with session.no_autoflush:`."
+    )
+
+
+def new_owner(column: EncryptedColumn) -> StatementRefusedError:
+    """A statement inserts an owner with encrypted values of its own: its keys could be stored behind its row
+    alone."""
+    name, where = column.path.owner_class.name, f"{column.column.table.name}.{column.key}"
+    return StatementRefusedError(
+        f"A statement inserts a new {name} with {where}, which is encrypted with the key of that {name}, and "
+        f"bulk operations and Core statements make no keys. Add the {name} as an object: in server mode "
+        f"`session.add_all([{name}(...), ...])`, else `envelope.enroll(session, {name}(...), secret=...)`."
+    )
+
+
+def unnamed_owner(
+    path: OwnerPath, column: EncryptedColumn, *, inserts: bool, using: str | None
+) -> StatementRefusedError:
+    """A statement does not say whose the rows are that it writes.
+
+    Args:
+        using: what has the `using` that could say it, "unlocked" or "server"; None if it could not.
+    """
+    named = f"name it in the values ({', '.join(f'`{key}=`' for key in path.keys)})"
+    objects = "add objects to a session" if inserts else "load the objects and change them"
+    if using is None:
+        cures = f"{named[0].upper()}{named[1:]}, or {objects}; `using` gives no row its owner."
+    else:
+        opened_by = "server_mode" if using == "server" else "unlock"
+        said = (
+            f"say whose rows these are: `with {using}.using(owner): ...`, where `{using}` is what "
+            f"`envelope.{opened_by}(...)` returned"
+        )
+        # In the values of an UPDATE the owner would be given the rows, which is seldom what is meant.
+        cures = f"Name it in the values, or {said}" if inserts else f"A WHERE does not count: {said}"
+        cures += f", or {objects}."
+    where = f"{column.column.table.name}.{column.key}"
+    return StatementRefusedError(f"A statement writes {where} and does not name the row's owner. {cures}")
+
+
+def names_of(path: OwnerPath) -> str:
+    """The classes that an owner may be of."""
+    return " or ".join(one.name for one in path.owner_classes)

@@ -1,0 +1,368 @@
+"""Columns that decide whose key encrypts a value in another table, and the statements that change them.
+
+Such a column stands in a row on a dotted path, or in the base table of a joined subclass. Who changes it
+moves the values behind it to another owner, and they stay under the former owner's key. So each statement
+that can change one is looked at before it is sent, whoever sends it: the rows that it moves are locked, and
+then asked for encrypted values. It is refused if there are some, unless its flush writes them anew.
+
+Whoever encrypts a value for a row's owner holds a weaker lock on the rows that decide the owner
+(`owner_seek`): of a move and a new value, one waits for the other.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary, WeakSet
+
+from sqlalchemy import Insert, Table, inspect, or_, select
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.orm import aliased
+from sqlalchemy.sql.elements import BindParameter, ClauseElement
+from sqlalchemy.sql.selectable import TableClause
+
+from sqlalchemy_envelope.exceptions import ConfigurationError, StatementRefusedError
+from sqlalchemy_envelope.orm.columns.encrypted_type import EncryptedType
+from sqlalchemy_envelope.orm.tables.key_rows import chunks
+from sqlalchemy_envelope.orm.tables.owner_paths import among, linked_paths
+from sqlalchemy_envelope.orm.tables.records import records_of_table
+from sqlalchemy_envelope.orm.writing.flushes import notes_of
+from sqlalchemy_envelope.orm.writing.forms import assigned_by_upsert, equalities
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+
+    from sqlalchemy import Column, Connection, Engine, Select
+    from sqlalchemy.orm import Mapper
+
+    from sqlalchemy_envelope.orm.columns.plans import EncryptedAttribute
+    from sqlalchemy_envelope.orm.tables.owner_paths import LinkedPath
+
+    Key = tuple[Any, ...]
+
+_DECIDERS = "deciders"
+_tables: dict[str, WeakSet[Table]] = {}
+_asked: WeakKeyDictionary[Engine, dict[tuple[Any, ...], bool]] = WeakKeyDictionary()
+_expected: WeakSet[Mapper[Any]] = WeakSet()
+
+
+class Decider:
+    """Columns of a table that decide the owner of an encrypted column's values.
+
+    Attributes:
+        table, columns: where they stand.
+        names: what statements call them: by key, name and attribute; and the key of each.
+        encrypted: the encrypted column.
+        hanging: the primary keys of the rows with a value that hang on rows with these primary keys.
+    """
+
+    def __init__(
+        self,
+        table: Table,
+        columns: frozenset[Column[Any]],
+        names: dict[str, str],
+        encrypted: Column[Any],
+        hanging: Callable[[Sequence[Key]], Select[Any]],
+    ) -> None:
+        self.table = table
+        self.columns = columns
+        self.names = names
+        self.encrypted = encrypted
+        self.hanging = hanging
+
+    def is_like(self, other: Decider) -> bool:
+        """Whether another one watches the same for the same."""
+        return self.columns == other.columns and self.encrypted is other.encrypted
+
+
+def expect(mapper: Mapper[Any]) -> None:
+    """Before this mapper is configured, nobody knows what decides the owners of its values."""
+    types = [one.type for one in mapper.local_table.columns if isinstance(one.type, EncryptedType)]
+    if types and (mapper.inherits is not None or any(one.owner is not None for one in types)):
+        _expected.add(mapper)
+
+
+def watch(mapper: Mapper[Any], plan: Sequence[EncryptedAttribute]) -> None:
+    """Watch what decides, in other tables, the owners of these attributes."""
+    _expected.discard(mapper)
+    for attribute in plan:
+        column = attribute.encrypted.column
+        owning = [one for one in mapper.iterate_to_root() if column.table in one.tables]
+        if not owning or len(attribute.owner_keys) != len(attribute.encrypted.path.columns):
+            continue  # a mapped subquery: its tables have mappers of their own
+        for decider in _deciders(owning[-1], attribute):
+            known = records_of_table(decider.table).setdefault(_DECIDERS, [])
+            if not any(decider.is_like(one) for one in known):
+                known.append(decider)
+                _tables.setdefault(decider.table.name.lower(), WeakSet()).add(decider.table)
+
+
+def _deciders(mapper: Mapper[Any], attribute: EncryptedAttribute) -> Iterator[Decider]:
+    """What decides an attribute's owner in the tables beside its own: first of its class, then on the way."""
+    path, column = attribute.encrypted.path, attribute.encrypted.column
+    for table, columns in _by_table(path.columns):
+        if table is not column.table:
+            yield Decider(
+                table,
+                columns,
+                _names(mapper, columns),
+                column,
+                _hanging(mapper, attribute, table, None, 0),
+            )
+    for linked in linked_paths(path):
+        for at, (there, keys) in enumerate(linked.links()):
+            mapped = [one for key in keys for one in there.attrs[key].columns]
+            for table, columns in _by_table(mapped):
+                hanging = _hanging(mapper, attribute, table, linked, at + 1)
+                yield Decider(table, columns, _names(there, columns), column, hanging)
+
+
+def _by_table(columns: Iterable[Any]) -> list[tuple[Table, frozenset[Column[Any]]]]:
+    found: dict[Table, set[Column[Any]]] = {}
+    for column in columns:
+        if isinstance(column.table, Table):
+            found.setdefault(column.table, set()).add(column)
+    return [(table, frozenset(some)) for table, some in found.items()]
+
+
+def _names(mapper: Mapper[Any], columns: Iterable[Column[Any]]) -> dict[str, str]:
+    return {
+        name: column.key
+        for column in columns
+        for name in (column.key, column.name, mapper.get_property_by_column(column).key)
+    }
+
+
+def _hanging(
+    mapper: Mapper[Any], attribute: EncryptedAttribute, table: Table, path: LinkedPath | None, steps: int
+) -> Callable[[Sequence[Key]], Select[Any]]:
+    def hanging(keys: Sequence[Key]) -> Select[Any]:
+        row: Any = aliased(mapper)
+        own = [_of_column(row, mapper, one) for one in attribute.encrypted.column.table.primary_key]
+        statement: Any = select(*own).select_from(row)
+        there, its = row, mapper
+        if path is not None:
+            statement, there = path.join(statement, row, mapper, steps)
+            its = path.steps[steps - 1].mapper
+        names = [_of_column(there, its, one) for one in table.primary_key]
+        value = _of_column(row, mapper, attribute.encrypted.column)
+        found: Select[Any] = statement.where(value.is_not(None), among(names, keys))
+        return found
+
+    return hanging
+
+
+def _of_column(entity: Any, mapper: Mapper[Any], column: Any) -> Any:
+    return getattr(entity, mapper.get_property_by_column(column).key)
+
+
+def check_moves(connection: Connection, statement: Any, target: Any, multiparams: Any, params: Any) -> bool:
+    """Refuse a statement that moves encrypted values to another owner; tells whether it was looked at.
+
+    Raises:
+        StatementRefusedError: it does.
+    """
+    if isinstance(statement, Insert) and not _replaces(statement):
+        return False
+    if _expected:
+        _configure(target)
+    deciders, is_twin = _watched(connection, target)
+    if not deciders:
+        return False
+    rows, looked = list(multiparams) or [params or {}], False
+    for decider in deciders:
+        written = _written(decider, statement, rows)
+        if not written or (is_twin and not _is_here(connection, decider)):
+            continue
+        if is_twin or isinstance(statement, Insert):
+            raise _unknown(decider, min(written), is_twin=is_twin)
+        moved = _moved_rows(connection, decider, statement, rows, written)
+        if moved:
+            _check_hanging(connection, decider, moved, min(written))
+        looked = True
+    return looked
+
+
+def may_move(statement: Any, target: Any, keys: Iterable[str]) -> bool:
+    """Whether a statement with these parameters changes a column that decides owners in another table."""
+    if isinstance(statement, Insert) and not _replaces(statement):
+        return False
+    rows = [dict.fromkeys(keys)]
+    known = records_of_table(target).get(_DECIDERS, ()) if isinstance(target, Table) else ()
+    return any(_written(decider, statement, rows) for decider in known)
+
+
+def _replaces(statement: Any) -> bool:
+    """Whether an INSERT may change a row that is there."""
+    if getattr(statement, "_post_values_clause", None) is not None:
+        return True
+    prefixes = statement._prefixes
+    return bool(prefixes) and any("REPLACE" in str(prefix).upper() for prefix, _ in prefixes)
+
+
+def _configure(target: Any) -> None:
+    """The first statement may come before the first class is used, and paths are declared by classes."""
+    name = getattr(target, "name", None)
+    if not isinstance(target, TableClause) or name is None:
+        return
+    for mapper in list(_expected):
+        metadata = getattr(mapper.local_table, "metadata", None)
+        if metadata is not None and any(one.name.lower() == name.lower() for one in metadata.tables.values()):
+            try:
+                mapper.attrs  # noqa: B018 - configures the mappers
+            except (SQLAlchemyError, ConfigurationError):
+                continue  # nothing can be written through them, and their own statements say why
+
+
+def _watched(connection: Connection, target: Any) -> tuple[list[Decider], bool]:
+    """What is decided in this table; and whether it is another `Table` object for the one that decides."""
+    name = getattr(target, "name", None)
+    if not isinstance(target, TableClause) or name is None or name.lower() not in _tables:
+        return [], False
+    known = records_of_table(target).get(_DECIDERS) if isinstance(target, Table) else None
+    if known is not None:
+        return list(known), False
+    schema = _schema(connection, target)
+    others = [one for one in tuple(_tables[name.lower()]) if _schema(connection, one) == schema]
+    return [decider for one in others for decider in records_of_table(one)[_DECIDERS]], True
+
+
+def _schema(connection: Connection, table: Any) -> str | None:
+    return connection.schema_for_object(table) or connection.dialect.default_schema_name
+
+
+def _is_here(connection: Connection, decider: Decider) -> bool:
+    """Whether this database has the table of the encrypted values, and not only a table of the same name as
+    the one that decides."""
+    known, table = _asked.setdefault(connection.engine, {}), decider.encrypted.table
+    place = (_schema(connection, table), table.name, decider.encrypted.name)
+    if not known.get(place):
+        inspector = inspect(connection)
+        known[place] = inspector.has_table(table.name, schema=place[0]) and any(
+            one["name"] == place[2] for one in inspector.get_columns(table.name, schema=place[0])
+        )
+    return known[place]
+
+
+def _written(decider: Decider, statement: Any, rows: Sequence[Any]) -> dict[str, Any]:
+    """The deciding columns that a statement changes, by key: what it sets them to, or None where the rows of
+    its parameters say so."""
+    names = decider.names
+    if isinstance(statement, Insert):
+        clause = getattr(statement, "_post_values_clause", None)
+        if clause is None:  # REPLACE takes the whole row's place
+            return dict.fromkeys((column.key for column in decider.columns), statement)
+        assigned = assigned_by_upsert(statement)
+    else:
+        assigned = dict(getattr(statement, "_ordered_values", None) or statement._values or {})
+    found = {names[name]: None for row in rows for name in names.keys() & row.keys()}
+    if isinstance(statement, Insert):
+        found = {}
+    for key, value in assigned.items():
+        for name in (getattr(key, "key", key), getattr(key, "name", key)):
+            if name in names:
+                found[names[name]] = value
+    return found
+
+
+def _moved_rows(
+    connection: Connection, decider: Decider, statement: Any, rows: Sequence[Any], written: Mapping[str, Any]
+) -> list[Key]:
+    """The primary keys of the rows whose deciding columns get other values, locked from here on."""
+    key, table = list(decider.table.primary_key), decider.table
+    columns = [table.columns[name] for name in sorted(written)]
+    wanted: dict[Key, list[dict[str, Any]]] = {}
+    found: list[Key] = []
+    for row in rows:
+        new = {name: _value(name, clause, row) for name, clause in written.items()}
+        pinned = dict(equalities(statement, table, row))
+        at = tuple(pinned.get(column) for column in key)
+        if None not in at:
+            wanted.setdefault(at, []).append(new)
+            continue
+        changes = or_(*(column.is_distinct_from(new[column.key]) for column in columns))
+        query: Any = select(*key).select_from(table).where(*statement._where_criteria, changes)
+        found += map(tuple, connection.execute(query.with_for_update(of=table), row).all())
+    for some in chunks(list(wanted)):
+        query = select(*key, *columns).where(among(key, some)).with_for_update(of=table)
+        for one in connection.execute(query):
+            at, before = tuple(one[: len(key)]), dict(zip(sorted(written), one[len(key) :], strict=True))
+            # What the database gives may be of another type than what the statement says: then it is moved.
+            if any(_differ(before, new) for new in wanted.get(at, [{}])):
+                found.append(at)
+    return found
+
+
+def _value(name: str, clause: Any, row: Mapping[str, Any]) -> Any:
+    if isinstance(clause, BindParameter):
+        return row.get(clause.key, clause.effective_value)
+    return row.get(name) if clause is None else clause
+
+
+def _differ(before: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
+    if not new:
+        return True
+    return any(isinstance(one, ClauseElement) or one != before[name] for name, one in new.items())
+
+
+def _check_hanging(connection: Connection, decider: Decider, moved: Sequence[Key], name: str) -> None:
+    notes, dialect = notes_of(connection), connection.dialect.name
+    anew = notes.rewritten.get(decider.encrypted, set()) if notes is not None else set()
+    for some in chunks(list(dict.fromkeys(moved))):
+        query = decider.hanging(some).limit(len(anew) + 1)
+        if dialect in ("mysql", "mariadb"):
+            query = query.with_for_update(
+                read=True
+            )  # else it reads what was there when the transaction began
+        if any(tuple(row) not in anew for row in connection.execute(query)):
+            raise _refusal(decider, name)
+    if dialect == "postgresql" and connection.get_isolation_level() == "REPEATABLE READ":
+        raise _unseen(decider, name)
+
+
+def unseen_move(table: Any) -> StatementRefusedError:
+    """Why a statement is refused that changes a deciding column in a form that nobody looked at."""
+    return StatementRefusedError(
+        f"A statement changes what leads from {table.name} to the owner of encrypted values, in a form that "
+        "was not looked at before it was compiled; nothing was sent. Execute `update(...)` by itself, or "
+        "change the objects in a session."
+    )
+
+
+def _what(decider: Decider, name: str) -> tuple[str, str]:
+    encrypted = decider.encrypted
+    return f"{decider.table.name}.{name}", f"{encrypted.table.name}.{encrypted.key}"
+
+
+def _refusal(decider: Decider, name: str) -> StatementRefusedError:
+    what, where = _what(decider, name)
+    table = decider.encrypted.table
+    inherits = any(key.references(one) for key in table.primary_key for one in decider.table.primary_key)
+    cure = "Change the objects in a session" if inherits else f"Give the rows of {table.name} another parent"
+    return StatementRefusedError(
+        f"{what} leads to the owner of encrypted values in {where}, and a statement moves rows that have "
+        f"some: they would stay under the former owner's key. {cure}, or empty {where} first and write it "
+        "anew."
+    )
+
+
+def _unknown(decider: Decider, name: str, *, is_twin: bool) -> StatementRefusedError:
+    what, where = _what(decider, name)
+    statement = (
+        f"A statement writes {what} through another Table object than the model's"
+        if is_twin
+        else f"An upsert or REPLACE writes {what}"
+    )
+    return StatementRefusedError(
+        f"{statement}. The column leads to the owner of encrypted values in {where}, and which rows move to "
+        "another owner is not known before the statement is sent. Leave the column out of what it sets, "
+        "write `update(...)` with the model, or change the objects in a session."
+    )
+
+
+def _unseen(decider: Decider, name: str) -> StatementRefusedError:
+    what, where = _what(decider, name)
+    return StatementRefusedError(
+        f"{what} leads to the owner of encrypted values in {where}. A transaction at REPEATABLE READ does "
+        "not see the values that others have written since it began, and they would stay under the former "
+        "owner's key. Move these rows at READ COMMITTED or SERIALIZABLE."
+    )

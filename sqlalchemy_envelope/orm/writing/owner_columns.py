@@ -1,0 +1,69 @@
+"""How the columns that lead to a row's owner get their values, where a statement leaves them out.
+
+A value is encrypted before its row is sent. So a default in Python is evaluated then, once, and is written
+with the statement. What the database makes is not known in time.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy.sql.elements import BindParameter, ClauseElement, Null
+
+from sqlalchemy_envelope.orm.tables.owner_paths import ChosenPath
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping, Sequence
+
+    from sqlalchemy import Column
+
+    from sqlalchemy_envelope.orm.tables.owner_paths import OwnerPath
+
+
+def has_python_default(column: Column[Any]) -> bool:
+    """Whether Python makes the value: from a constant, or by a function."""
+    default: Any = column.default
+    return default is not None and (default.is_scalar or default.is_callable)
+
+
+def is_made_by_database(column: Column[Any]) -> bool:
+    """Whether the database makes the value: by a default of its own, or from an SQL expression."""
+    made = (column.server_default, column.computed, column.identity)
+    return any(one is not None for one in made) or (
+        column.default is not None and not has_python_default(column)
+    )
+
+
+def is_expression(value: Any) -> bool:
+    """Whether the database computes a value that a statement gives."""
+    return isinstance(value, ClauseElement) and not isinstance(value, (BindParameter, Null))
+
+
+def why_unknown(path: OwnerPath, given: Mapping[str, Any], *, inserts: bool) -> str | None:
+    """Why a statement does not tell whose a row is before the database has it; None if it does.
+
+    Args:
+        given: what the statement gives, by column.
+    """
+    for column in path.columns:
+        if is_expression(given.get(column.key)):
+            return f"{column.key} is an SQL expression. Give it a value"
+        if inserts and column.key not in given and is_made_by_database(column):
+            return f"the database makes {column.key}. Give it a value" + _or_null(path)
+    return None
+
+
+def default_beside(path: OwnerPath) -> str:
+    """A hint for rows with several of a row's possible owners: a default may have set one."""
+    defaults = [column.key for column in path.columns if has_python_default(column)]
+    return f" ({' and '.join(defaults)} has a default{_or_null(path)})" if defaults else ""
+
+
+def _or_null(path: OwnerPath) -> str:
+    return ": for none, give `sqlalchemy.null()`" if isinstance(path, ChosenPath) else ""
+
+
+def left_out_by_the_first(names: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> Collection[str]:
+    """The parameters that the first of many rows leaves out and others have: SQLAlchemy writes no column that
+    the first row does not name."""
+    return {name for name in names if name not in rows[0] and any([name in row for row in rows])}  # noqa: C419
