@@ -438,7 +438,7 @@ def test_an_owner_that_the_database_computes(lite: Application, model: Any, stat
         {"user_id": 1, "team_id": 1},
         {"user_id": null(), "team_id": OTHER},
     ],
-    ids=str,
+    ids=["other", "none", "team", "both", "team alone"],
 )
 def test_using_gives_an_update_that_moves_no_owner(lite: Application, values: dict[str, Any]) -> None:
     """An UPDATE that writes an owner's column says itself whose the rows are; if not all of it, it is
