@@ -47,12 +47,27 @@ class RowOwners(Names):
                 and (linked.identity, one) not in self._found
                 and super(RowOwners, self).linked(linked, one) is None
             ]
-            width = len(linked.remote)
-            for some in chunks(wanted):
-                self._found.update(dict.fromkeys(((linked.identity, one) for one in some), None))
-                for row in self._reads.execute(linked.query(some)):
-                    if None not in row:
-                        self._found[linked.identity, tuple(row[:width])] = tuple(row[width:])
+            self._ask(linked, wanted)
+
+    def ask_again(self, path: OwnerPath, values: Values) -> bool:
+        """Ask the database where an object that the session has loaded, which may be stale, told the owner of
+        a row; tells whether the database says otherwise."""
+        otherwise = False
+        for linked in linked_paths(path):
+            part = _part(path, linked, values)
+            if part is not None and (linked.identity, part) not in self._found:
+                self._ask(linked, [part])
+                otherwise |= self._found[linked.identity, part] != super().linked(linked, part)
+        return otherwise
+
+    def _ask(self, linked: LinkedPath, wanted: list[Values]) -> None:
+        width = len(linked.remote)
+        for some in chunks(wanted):
+            self._found.update(dict.fromkeys(((linked.identity, one) for one in some), None))
+            for row in self._reads.execute(linked.query(some)):
+                last = tuple(row[width:])
+                if linked.leads(last):
+                    self._found[linked.identity, tuple(row[:width])] = last
 
     def linked(self, path: LinkedPath, values: Values) -> Values | None:
         """The owner behind the row that these values refer to."""

@@ -304,7 +304,16 @@ class _Opening:
             return None
         return None
 
-    def _one(self, row: PlannedRow, value: PlannedValue, stored: Any, raw: Any, tail: bytes | None) -> Any:
+    def _one(
+        self,
+        row: PlannedRow,
+        value: PlannedValue,
+        stored: Any,
+        raw: Any,
+        tail: bytes | None,
+        *,
+        asked: bool = False,
+    ) -> Any:
         """Any one value: the first under its key, or one that is locked, moved or wrong."""
         form = value.formats[0]
         blob = bytes(stored) if isinstance(stored, _BYTES) else b""
@@ -321,6 +330,8 @@ class _Opening:
                 return Sealed(blob, form, note=None if value.for_entity else _NO_KEY)
             opened = self._opened(value, stored, owner, b"" if tail is None else tail[4:])
         except (DecryptionError, FormatError) as error:
+            if not asked and self._was_stale(row, raw):
+                return self._one(row, value, stored, raw, tail, asked=True)
             return Sealed(blob, form).unreadable(error)
         except ConfigurationError:
             return Sealed(blob, form)  # of a type that is in no table
@@ -329,6 +340,16 @@ class _Opening:
         if value.slot is not None and row.path is not None:
             self._remember(row, value, blob, raw)
         return opened
+
+    def _was_stale(self, row: PlannedRow, raw: Any) -> bool:
+        """Whether the owner was told by an object that another transaction has changed since."""
+        if row.path is None or row.path.is_direct:
+            return False
+        values = raw if len(row.owners) != 1 else (raw,)
+        if not self._names.ask_again(row.path, self._processed(row.owners, row.owner_types, values)):
+            return False
+        self._owners.pop((id(row), raw), None)
+        return True
 
     def _opened(self, value: PlannedValue, stored: Any, owner: Any, reference: bytes) -> Any:
         failed: DecryptionError | FormatError | None = None

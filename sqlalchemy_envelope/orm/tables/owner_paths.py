@@ -146,19 +146,21 @@ class LinkedPath(OwnerPath):
         copy.steps, copy.onward, copy.last, copy.remote = self.steps, self.onward, self.last, self.remote
         return copy
 
-    def query(self, links: Iterable[PrimaryKey]) -> Select[Any]:
-        """The primary keys of the rows that these values refer to, each with its owner's behind it. The rows
-        are locked, as by a foreign key that refers to them: they lead there until the transaction ends."""
+    def query(self, links: Iterable[PrimaryKey], *, locks: bool = False) -> Select[Any]:
+        """The primary keys of the rows that these values refer to, each with what it says of its owner.
+
+        Args:
+            locks: for a writer: the rows are locked, as by a foreign key that refers to them, and lead there
+                until the transaction ends.
+        """
         entities = [aliased(step.mapper) for step in self.steps]
         remote = [getattr(entities[0], key) for key in self.remote]
         owner = [getattr(entities[-1], key) for key in self.last]
         statement: Any = select(*remote, *owner).select_from(entities[0])
         for (near, far), step in zip(pairwise(entities), self.steps[1:], strict=True):
             statement = statement.join(far, _on(step, near, far))
-        found: Select[Any] = statement.where(among(remote, links)).with_for_update(
-            read=True, key_share=True, of=entities
-        )
-        return found
+        found: Select[Any] = statement.where(among(remote, links))
+        return found.with_for_update(read=True, key_share=True, of=entities) if locks else found
 
     def links(self) -> Iterable[tuple[Mapper[Any], tuple[str, ...]]]:
         """Each class on the way, with its attributes that lead on: who changes those moves other rows."""

@@ -86,7 +86,7 @@ class OwnerSeek(Names):
         width = len(path.remote)
         for some in chunks(wanted):
             self._found.update(dict.fromkeys(((path.identity, values) for values in some), None))
-            for row in self._writes.execute(path.query(some)):
+            for row in self._writes.execute(path.query(some, locks=True)):
                 last = tuple(row[width:])
                 if path.leads(last):
                     self._found[path.identity, tuple(row[:width])] = last
