@@ -319,9 +319,7 @@ class _Move:
         """Go over all rows once, in the migration's own transaction; what it came to."""
         total = Step(None, full=False)
         with (
-            keys_at_hand(
-                self.source.envelope, self.source.provider, f"migration: {self.op.tag}", cascades_off=True
-            ),
+            keys_at_hand(self.source.envelope, self.source.provider, f"migration: {self.op.tag}"),
             # Its commits and rollbacks are those of savepoints: the migration goes on, or fails as a whole.
             Session(self.connection, join_transaction_mode="create_savepoint") as session,
         ):

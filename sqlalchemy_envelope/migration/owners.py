@@ -32,18 +32,13 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def keys_at_hand(
-    envelope: Envelope, provider: str | None, reason: str, *, cascades_off: bool = False
-) -> Iterator[None]:
-    """Open owners with this provider from here on, if there is one.
-
-    Args:
-        cascades_off: on SQLite a batch operation of Alembic rebuilds tables with foreign keys switched off.
-    """
+def keys_at_hand(envelope: Envelope, provider: str | None, reason: str) -> Iterator[None]:
+    """Open owners with this provider from here on, if there is one. A migration deletes no owner, and SQLite's
+    foreign keys may be off for it: a batch operation of Alembic rebuilds tables without them."""
     with ExitStack() as stack:
         if provider is not None:
             server = envelope.server_mode(None, provider=provider, reason=reason)
-            server.requires_cascades = not cascades_off
+            server.requires_cascades = False
             stack.enter_context(server)
         yield
 
