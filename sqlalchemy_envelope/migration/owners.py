@@ -33,8 +33,8 @@ if TYPE_CHECKING:
 
 @contextmanager
 def keys_at_hand(envelope: Envelope, provider: str | None, reason: str) -> Iterator[None]:
-    """Open owners with this provider from here on, if there is one. A migration deletes no owner, and SQLite's
-    foreign keys may be off for it: a batch operation of Alembic rebuilds tables without them."""
+    """Open owners with this provider from here on, if there is one. Foreign keys may be off on SQLite, as
+    while Alembic rebuilds a table: a migration deletes no owner."""
     with ExitStack() as stack:
         if provider is not None:
             server = envelope.server_mode(None, provider=provider, reason=reason)
