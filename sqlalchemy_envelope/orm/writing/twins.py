@@ -289,7 +289,9 @@ def _key_tables(table: Table) -> list[Table]:
     except ConfigurationError:
         return []  # nothing can be encrypted in it, and its own statements say why
     classes = [one for path, _ in plan.groups for one in path.owner_classes] if plan is not None else []
-    return [one.key_class.__table__ for one in classes if one.key_class is not None]
+    # The classes of a registry that was disposed of have no tables any more.
+    tables = [getattr(one.key_class, "__table__", None) for one in classes]
+    return [one for one in tables if one is not None]
 
 
 def _refusal(target: Any, column: Column[Any]) -> StatementRefusedError:
