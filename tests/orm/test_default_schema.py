@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from sqlalchemy import Engine, event, insert, text
+from sqlalchemy import Engine, create_engine, event, insert, text
 from sqlalchemy.orm import Session
 
 from sqlalchemy_envelope import LockedError
@@ -138,12 +138,13 @@ def test_the_schema_is_asked_for_once(tenants: Engine) -> None:
         if "pg_namespace" in statement:
             asked.append(statement)
 
-    with Session(tenants) as session:
+    engine = create_engine(tenants.url, pool_size=1, max_overflow=0)
+    with Session(engine) as session:
         session.execute(text("SET search_path TO acme"))
         session.commit()
         with unlocked(session):
             session.commit()
-            event.listen(tenants, "before_cursor_execute", note)
+            event.listen(engine, "before_cursor_execute", note)
             counts = []
             for statement in (None, None, text("SELECT 1"), text("SET search_path TO acme"), None, None):
                 if statement is not None:
@@ -155,7 +156,8 @@ def test_the_schema_is_asked_for_once(tenants: Engine) -> None:
                     session.execute(insert(Note), [{"user_id": 1, "body": "y"}])
                 session.commit()
                 counts.append(len(asked))
-            event.remove(tenants, "before_cursor_execute", note)
+            event.remove(engine, "before_cursor_execute", note)
+    engine.dispose()
 
     assert counts[:3] == [0, 0, 0]
     assert counts[3] > 0
