@@ -5,15 +5,14 @@ What no other suite proves is proved below.
 """
 
 import ast
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
-import sqlalchemy as sa
-from sqlalchemy import Engine, ForeignKey, MetaData, Text, create_engine, event, select, text
+from sqlalchemy import Engine, ForeignKey, MetaData, Text, create_engine, select, text
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
 from sqlalchemy_envelope import (
@@ -30,8 +29,6 @@ from sqlalchemy_envelope import (
     enforce_foreign_keys,
 )
 from sqlalchemy_envelope.migration import Migrator
-from sqlalchemy_envelope.orm.tables import default_schema
-from sqlalchemy_envelope.orm.tables.default_schema import default_schema as schema_of
 
 ROOT = Path(__file__).parent.parent
 SECRET = "correct horse battery staple"
@@ -277,8 +274,8 @@ APART: list[Claim] = [
     ),
     (
         TENANTS,
-        "What changes the path past SQLAlchemy is seen only before that first question",
-        ["test_claims.py::test_a_path_that_is_set_past_sqlalchemy"],
+        "where the pool has listeners, in each transaction.",
+        ["orm/test_default_schema.py::test_a_checkout_listener_may_change_the_schema"],
     ),
     (
         TENANTS,
@@ -488,50 +485,3 @@ def test_the_rows_of_another_database(tmp_path: Path, realms: tuple[Any, Any]) -
             else:
                 with pytest.raises(RowSealError):
                     envelope.unlock(session, user, secret="secret of 0")
-
-
-def by_statement(engine: Engine, path: list[str]) -> Callable[[Session], object]:
-    return lambda session: session.execute(text(f"SET search_path TO {path[0]}"))
-
-
-def by_pool(engine: Engine, path: list[str]) -> Callable[[Session], object]:
-    def checkout(connection: Any, *_: object) -> None:
-        with connection.cursor() as cursor:
-            cursor.execute(f"SET search_path TO {path[0]}")
-        connection.commit()
-
-    event.listen(engine, "checkout", checkout)
-    return lambda session: None
-
-
-@pytest.mark.backend
-@pytest.mark.parametrize("reports", [True, False], ids=["from 18 on", "before 18"])
-@pytest.mark.parametrize("how", [by_statement, by_pool])
-def test_a_path_that_is_set_past_sqlalchemy(
-    postgres_engine: Engine,
-    monkeypatch: pytest.MonkeyPatch,
-    how: Callable[[Engine, list[str]], Callable[[Session], object]],
-    reports: bool,
-) -> None:
-    """A function of the pool that sets the path is seen where the server reports it, and elsewhere before the
-    first question alone; a statement is seen in both."""
-    if not reports:  # an older server says nothing
-        monkeypatch.setattr(default_schema, "_reported", lambda _: None)
-    engine = create_engine(postgres_engine.url, pool_size=1, max_overflow=0)
-    path = [""]
-    prepare = how(engine, path)
-    seen = []
-    for path[0] in ("acme", "bolt"):
-        with engine.begin() as connection:
-            connection.execute(sa.schema.CreateSchema(path[0], if_not_exists=True))
-        with Session(engine) as session:
-            prepare(session)
-            seen.append((schema_of(session.connection()), session.scalar(text("SELECT current_schema()"))))
-            session.commit()
-    engine.dispose()
-    with postgres_engine.begin() as connection:
-        for name in ("acme", "bolt"):
-            connection.execute(sa.schema.DropSchema(name, cascade=True))
-
-    assert [real for _, real in seen] == ["acme", "bolt"]
-    assert [found == real for found, real in seen] == [True, reports or how is by_statement]

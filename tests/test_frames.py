@@ -698,7 +698,7 @@ def value_of_another_owner(at: Scene) -> None:
     at.session.commit()
     at.raw("UPDATE notes SET user_id = 2")
     with at.unlock(), at.envelope.unlock(at.session, ben, secret=NEW):
-        at.session.scalars(select(Note)).all()
+        assert [one.body for one in at.session.scalars(select(Note))]
 
 
 @raises(exceptions.DecryptionError)
@@ -708,7 +708,7 @@ def value_of_another_owner_with_one_unlocked(at: Scene) -> None:
     at.session.commit()
     at.raw("UPDATE notes SET user_id = 2")
     with at.unlock():
-        at.session.scalars(select(Note)).all()
+        assert [one.body for one in at.session.scalars(select(Note))]
 
 
 @raises(exceptions.PlaintextRefusedError)

@@ -393,7 +393,7 @@ def test_bulk_statements_on_a_joined_subclass(shop: Shop) -> None:
         session.execute(update(Letter), [{"id": 1, "text": "c"}, {"id": 8, "text": "d"}])
         session.commit()
 
-        assert [one.text for one in session.scalars(select(Letter).order_by(Letter.id))] == ["c", "d", "b"]
+        assert list(session.scalars(select(Letter.text).order_by(Letter.id))) == ["c", "d", "b"]
     assert shop.stored("letters") == {1: (1, 1), 8: (2, 2), 9: (2, 2)}
 
 

@@ -262,7 +262,7 @@ def _execute_returning_sorted(session: Session, rows: list[dict[str, Any]]) -> N
 
 
 def _execute_returning_columns(session: Session, rows: list[dict[str, Any]]) -> None:
-    made = session.execute(insert(Note).returning(Note.id, Note.body), rows).all()
+    made = session.execute(insert(Note).returning(Note.user_id, Note.body), rows).all()
     assert sorted(body for _, body in made) == sorted(row["body"] for row in rows)
 
 
@@ -321,7 +321,12 @@ def _core_one_other_name(session: Session, rows: list[dict[str, Any]]) -> None:
 
 
 def _core_returning(session: Session, rows: list[dict[str, Any]]) -> None:
-    made = session.connection().execute(NOTES.insert().returning(NOTES.c.body), rows).scalars().all()
+    made = (
+        session.connection()
+        .execute(NOTES.insert().returning(NOTES.c.body, NOTES.c.user_id), rows)
+        .scalars()
+        .all()
+    )
     assert sorted(made) == sorted(row["body"] for row in rows)
 
 

@@ -122,6 +122,7 @@ def _make_plan(compiled: Any, entries: Sequence[Any]) -> StatementPlan:
     columns = [None if entry is None else _column_in(entry) for entry in entries]
     origins = _origins(compiled, columns)
     entities, selected = _entities(compiled)
+    homes = _homes(compiled, columns)
     rows: dict[Any, PlannedRow] = {}
     for position, entry in enumerate(entries):
         form = None if entry is None else format_in(entry.type)
@@ -131,8 +132,8 @@ def _make_plan(compiled: Any, entries: Sequence[Any]) -> StatementPlan:
         for_entity = entities and column is not None and hash(column) not in selected
         classes = _owner_classes(origins[position])
         encrypted = _encrypted(origins[position])
-        owners = _owners(position, columns, origins, encrypted)
-        keys = _keys(position, columns, origins, encrypted)
+        owners = _owners(position, homes, origins, encrypted)
+        keys = _keys(position, homes, origins, encrypted)
         path = None if owners is None else encrypted[0].path
         kept = encrypted[0].slot if path is not None and path.is_direct and len(encrypted) == 1 else None
         formats = _formats(origins[position]) or (form,)
@@ -236,7 +237,7 @@ def _encrypted(origins: list[Origin] | None) -> list[EncryptedColumn]:
 
 def _owners(
     position: int,
-    columns: Sequence[Any],
+    homes: Sequence[Any],
     origins: Sequence[list[Origin] | None],
     encrypted: Sequence[EncryptedColumn],
 ) -> Way | None:
@@ -244,12 +245,12 @@ def _owners(
     if not encrypted or any(not _alike(one.path, encrypted[0].path) for one in encrypted):
         return None
     wanted = [one.path.columns for one in encrypted]
-    return _positions(position, columns, origins, list(zip(*wanted, strict=True)))
+    return _positions(position, homes, origins, list(zip(*wanted, strict=True)))
 
 
 def _keys(
     position: int,
-    columns: Sequence[Any],
+    homes: Sequence[Any],
     origins: Sequence[list[Origin] | None],
     encrypted: Sequence[EncryptedColumn],
 ) -> Way:
@@ -259,7 +260,7 @@ def _keys(
     wanted = [tuple(one.column.table.primary_key.columns) for one in encrypted]
     if len({len(one) for one in wanted}) != 1:
         return ()
-    return _positions(position, columns, origins, list(zip(*wanted, strict=True))) or ()
+    return _positions(position, homes, origins, list(zip(*wanted, strict=True))) or ()
 
 
 def _alike(one: OwnerPath, other: OwnerPath) -> bool:
@@ -270,7 +271,7 @@ def _alike(one: OwnerPath, other: OwnerPath) -> bool:
 
 def _positions(
     position: int,
-    columns: Sequence[Any],
+    homes: Sequence[Any],
     origins: Sequence[list[Origin] | None],
     wanted: Sequence[Sequence[Column[Any]]],
 ) -> Way | None:
@@ -278,7 +279,7 @@ def _positions(
     found = []
     for each in wanted:
         for other, theirs in enumerate(origins):
-            if theirs and _beside(columns[position], origins[position] or [], columns[other], theirs, each):
+            if theirs and _beside(homes[position], origins[position] or [], homes[other], theirs, each):
                 found.append(other)
                 break
         else:
@@ -287,10 +288,9 @@ def _positions(
 
 
 def _beside(
-    column: Any, mine: list[Origin], other: Any, theirs: list[Origin], wanted: Sequence[Column[Any]]
+    home: Any, mine: list[Origin], other: Any, theirs: list[Origin], wanted: Sequence[Column[Any]]
 ) -> bool:
-    entity = getattr(column, "_annotations", {}).get("parententity")
-    same = entity is not None and entity is getattr(other, "_annotations", {}).get("parententity")
+    same = home is not None and home is other
     return all(
         any(_is_there(way, base, one, same_entity=same, wanted=each) for one in theirs)
         for (way, base), each in zip(mine, wanted, strict=True)
@@ -305,6 +305,23 @@ def _is_there(way: Way, base: Column[Any], other: Origin, *, same_entity: bool, 
     if not same_entity or their_base.table is base.table:
         return False
     return their_base in wanted.base_columns or any(one.column is their_base for one in wanted.foreign_keys)
+
+
+def _homes(compiled: Any, columns: Sequence[Any]) -> list[Any]:
+    """The entity that each column is of; None if it is of none."""
+    selected: dict[int, Any] = {}
+    waiting = list(getattr(compiled.compile_state, "_entities", None) or ())
+    for one in waiting:  # grows while it is walked: a bundle has entities of its own
+        waiting += getattr(one, "_entities", ())
+        column = getattr(one, "column", None)
+        if column is not None:
+            selected[hash(_bare(column))] = getattr(one, "entity_zero", None)
+    return [
+        None
+        if column is None
+        else getattr(column, "_annotations", {}).get("parententity") or selected.get(hash(column))
+        for column in columns
+    ]
 
 
 def _entities(compiled: Any) -> tuple[bool, frozenset[int]]:
