@@ -346,7 +346,7 @@ def test_a_connection_that_is_cut_at_every_statement(postgres_engine: Engine) ->
     cut: list[int] = []
 
     def terminate(number: int, connection: Any, _: str) -> None:
-        if number % 5 == 0 and len(cut) < 25:
+        if number % 7 == 0 and len(cut) < 25:
             cut.append(number)
             pid = connection.connection.dbapi_connection.info.backend_pid
             with killer.connect() as other:
