@@ -467,6 +467,7 @@ class Traffic:
         self._stretches: list[tuple[str, int, int]] = []
         self.engine = connect(url)
         self.outcome = Outcome(self.engine.dialect.name, scale.rows)
+        self.declared: list[SimpleNamespace] = []
 
     def migrate(self) -> Outcome:
         """From start to contract, and the reckoning."""
@@ -518,7 +519,9 @@ class Traffic:
 
     def _migrator(self, release: str) -> Migrator:
         pace = Pace(chunk_seconds=self.scale.chunk_seconds)
-        return Migrator(self.engine, envelope(), models(release).Base, provider="server", pace=pace)
+        declared = models(release)
+        self.declared.append(declared)  # SQLAlchemy holds no class that nobody else holds
+        return Migrator(self.engine, envelope(), declared.Base, provider="server", pace=pace)
 
     def _each(self, what: str, step: Callable[[str], Any]) -> None:
         began = time.monotonic()

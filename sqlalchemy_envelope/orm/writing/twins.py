@@ -29,6 +29,7 @@ from sqlalchemy_envelope.exceptions import (
 )
 from sqlalchemy_envelope.orm.columns.encrypted_type import EncryptedType
 from sqlalchemy_envelope.orm.columns.plans import plan_of_table
+from sqlalchemy_envelope.orm.columns.previous import previous_of
 from sqlalchemy_envelope.orm.writing.forms import (
     assigned_by_upsert,
     is_null,
@@ -139,12 +140,12 @@ def unknown_columns(target: Any) -> set[str]:
     name = getattr(target, "name", None)
     tables = tuple(_by_name.get(name.lower(), ())) if name is not None else ()
     others = [table for table in tables if table is not target]
-    return {name for table in others for name in _encrypted_in(table)} - _encrypted_in(target).keys()
+    return {name for table in others for name in _encrypted_in(table)} - _known_in(target)
 
 
 def _encrypted_names(connection: Connection, target: Any) -> dict[str, Column[Any]]:
     """The columns that another table with this name and schema has encrypted, and this one has not."""
-    schema, own = _schema(connection, target), _encrypted_in(target)
+    schema, own = _schema(connection, target), _known_in(target)
     return {
         name: column
         for table in tuple(_by_name.get(target.name.lower(), ()))
@@ -152,6 +153,13 @@ def _encrypted_names(connection: Connection, target: Any) -> dict[str, Column[An
         for name, column in _encrypted_in(table).items()
         if name not in own
     }
+
+
+def _known_in(table: Any) -> set[str]:
+    """The columns of a table that it knows for what they are: encrypted, or the previous one of such."""
+    encrypted = _encrypted_in(table)
+    previous = [previous_of(column) for column in encrypted.values()]
+    return encrypted.keys() | {one.name.lower() for one in previous if one is not None}
 
 
 def _encrypted_in(table: Any) -> dict[str, Column[Any]]:
