@@ -88,6 +88,7 @@ class OpenKeys(Protocol):
 
     def waits_in(self, session: Session) -> bool:
         """Whether an unlock in this session left something to be settled."""
+        ...
 
     def settle_for(self, session: Session, owner: OwnerId) -> None:
         """A session is about to write under this owner's keys: what waits for them is put in order first."""
