@@ -135,7 +135,7 @@ def test_the_schema_is_asked_for_once(tenants: Engine) -> None:
     asked: list[str] = []
 
     def note(_: Any, cursor: Any, statement: str, *rest: Any) -> None:
-        if "pg_namespace" in statement:
+        if "current_schemas" in statement:
             asked.append(statement)
 
     engine = create_engine(tenants.url, pool_size=1, max_overflow=0)

@@ -1296,8 +1296,18 @@ def test_without_grants_nothing_is_asked_for_them(engine: Engine) -> None:
             session.add(plain.Note(user_id=user_id, body="more"))
             session.commit()
 
+    # Other tests' models have a table of this name too: a new engine is asked once which of them it has.
+    of_catalogue = (
+        "PRAGMA",
+        "SELECT pg_catalog",
+        "SELECT name FROM",
+        "SELECT sql FROM",
+        "SELECT current_schema",
+    )
+    sent = [one for one, _ in writing if not one.lstrip().startswith(of_catalogue)]
+
     assert len([statement for statement, _ in unlocking if not statement.startswith("PRAGMA")]) == 2
-    assert [statement[:17] for statement, _ in writing] == ["INSERT INTO notes"] * 2
+    assert [statement[:17] for statement in sent] == ["INSERT INTO notes"] * 2
 
 
 def test_a_transaction_looks_once_before_it_writes(engine: Engine) -> None:
