@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from weakref import WeakSet
 
 import pytest
 import sqlalchemy as sa
@@ -30,6 +31,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 from sqlalchemy.sql.expression import ClauseElement, Executable
 
 from sqlalchemy_envelope import EncryptedType, EnvelopeError, KeyOwner, LockedError, StatementRefusedError
+from sqlalchemy_envelope.orm.writing import twins
 from sqlalchemy_envelope.orm.writing.gate import check_writes
 from sqlalchemy_envelope.orm.writing.marks import mark
 from tests.orm.conftest import Started
@@ -495,6 +497,15 @@ def test_an_update_of_two_tables(lite: Started, value: Any) -> None:
                 check_writes(connection, compiled, [mark(one)])
 
 
+@pytest.fixture
+def of_one_application(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that has the models of one application: the other tests have tables of these names too, some
+    with keys in tables as bare as somebody else's."""
+    own: Any = Note.__table__
+    monkeypatch.setitem(twins._by_name, "notes", WeakSet([own]))
+
+
+@pytest.mark.usefixtures("of_one_application")
 @pytest.mark.parametrize("type_", [sa.Text, sa.LargeBinary])
 def test_a_table_of_the_same_name_in_another_database(lite: Started, tmp_path: Path, type_: Any) -> None:
     """It is none of ours: whatever its columns hold passes."""
@@ -512,6 +523,7 @@ def test_a_table_of_the_same_name_in_another_database(lite: Started, tmp_path: P
     engine.dispose()
 
 
+@pytest.mark.usefixtures("of_one_application")
 def test_a_table_with_the_name_of_the_keys(lite: Started, tmp_path: Path) -> None:
     """Somebody else's table may be called as ours with the keys is: it has other columns."""
     engine = sa.create_engine(f"sqlite:///{tmp_path / 'other.db'}")
