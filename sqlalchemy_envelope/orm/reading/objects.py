@@ -130,6 +130,10 @@ def _owner(
     """Whose row it is. Where it does not tell, nobody's but the only one's who is unlocked here."""
     if session is not None:
         named = owner_of_row(state, attribute, Names(session))
+        if named is None and any(state.committed_state.get(key) is NO_VALUE for key in attribute.owner_keys):
+            # The application gave the row another owner before the former one was loaded. It is about to be
+            # written anew for that one, by whoever holds the key that it is under.
+            return context.owner_of(session, bytes(sealed.blob[:HEADER_SIZE]))
         return named or context.only_owner(context.unlocked_sessions(session))
     holder = context.owner_of(None, bytes(sealed.blob[:HEADER_SIZE]))
     if holder is not None and not is_row_of(state, attribute, holder):
