@@ -15,7 +15,7 @@ from pathlib import Path
 
 import psycopg
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 from psycopg import sql
 from pytest_postgresql.config import get_config
 from pytest_postgresql.janitor import DatabaseJanitor
@@ -26,7 +26,7 @@ BOTH_DATABASES = ["sqlite", pytest.param("postgres", marks=pytest.mark.backend)]
 BOTH_ASYNC_DRIVERS = ["aiosqlite", pytest.param("asyncpg", marks=pytest.mark.backend)]
 
 # A shared machine is slow now and then; that is no finding about the code.
-settings.register_profile("unhurried", deadline=None)
+settings.register_profile("unhurried", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("unhurried")
 
 
