@@ -20,7 +20,15 @@ from sqlalchemy_envelope.orm.columns.plans import note_mapper, plan_of_table
 from sqlalchemy_envelope.orm.columns.state import forget
 from sqlalchemy_envelope.orm.current import context, sole_rows
 from sqlalchemy_envelope.orm.current.locks import note_locks, takes_locks
-from sqlalchemy_envelope.orm.reading import echo, objects, rows, schema_maps, selected_columns, two_columns
+from sqlalchemy_envelope.orm.reading import (
+    echo,
+    objects,
+    results,
+    schema_maps,
+    selected_columns,
+    settling,
+    two_columns,
+)
 from sqlalchemy_envelope.orm.sessions import server_flushes
 from sqlalchemy_envelope.orm.sharing import deletions, grant_flushes, membership
 from sqlalchemy_envelope.orm.tables import connections, key_grant, key_owner
@@ -62,7 +70,8 @@ def _install() -> None:
     event.listen(Engine, "engine_connect", echo.on_connect)
     event.listen(Engine, "before_execute", _before_execute, retval=True)
     event.listen(Engine, "before_cursor_execute", emptying(_before_cursor_execute))
-    event.listen(Engine, "after_cursor_execute", emptying(rows.after_cursor_execute))
+    event.listen(Engine, "after_cursor_execute", emptying(results.after_cursor_execute))
+    event.listen(Engine, "after_execute", results.after_execute)
     event.listen(Session, "do_orm_execute", emptying(selected_columns.do_orm_execute))
     event.listen(Session, "after_begin", connections.after_begin)
     event.listen(Session, "after_flush", flushes.clear_notes)
@@ -185,7 +194,10 @@ def _on_mapper_configured(mapper: Mapper[Any], cls: type[Any]) -> None:
     duals = two_columns.dual_attributes(mapper)
     # insert: ahead of Mutable's own listener, which must not meet a Sealed. raw: an
     # object may be dead already.
-    event.listen(cls, "load", listener, insert=True, raw=True)
+    if duals:
+        event.listen(cls, "load", listener, insert=True, raw=True)
+    else:
+        settling.make_settling(plan, mapper)
     # Where there is a previous column, one that was left out may have to be read after all.
     event.listen(cls, "refresh", listener, insert=True, raw=True, restore_load_context=bool(duals))
     event.listen(cls, "expire", forget, raw=True)

@@ -15,6 +15,7 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy import Engine, func, insert, literal, select, union_all, update
 from sqlalchemy.dialects.sqlite import insert as upsert
+from sqlalchemy.engine.cursor import CursorFetchStrategy
 from sqlalchemy.ext.mutable import MutableDict
 from sqlalchemy.orm import Mapped, Session, load_only, mapped_column, query_expression, with_expression
 
@@ -22,10 +23,10 @@ from sqlalchemy_envelope import EnvelopeError, LockedError, Sealed, StatementRef
 from sqlalchemy_envelope.orm import hooks
 from sqlalchemy_envelope.orm.columns import leaving
 from sqlalchemy_envelope.orm.columns.codecs import codec_for
+from sqlalchemy_envelope.orm.columns.encrypted_type import is_ours
 from sqlalchemy_envelope.orm.columns.stored_value import EncryptedCheck
 from sqlalchemy_envelope.orm.current import locks
-from sqlalchemy_envelope.orm.reading import echo, objects, statement_plan
-from sqlalchemy_envelope.orm.reading import rows as reading_rows
+from sqlalchemy_envelope.orm.reading import echo, objects, results, statement_plan
 from sqlalchemy_envelope.orm.tables.databases import database_name
 from sqlalchemy_envelope.orm.writing import copies, forms, marks, refusals, statements
 from tests.orm.conftest import Started
@@ -590,7 +591,7 @@ def test_what_a_compiled_statement_says_of_its_result(lite: Started) -> None:
     assert (ordered._loose_column_name_matching, in_order._loose_column_name_matching) == (False, False)
     assert by_name._loose_column_name_matching
     plan = statement_plan._make_plan(ordered, ordered._result_columns)
-    assert [one.position for row in plan for one in row.values] == [1]
+    assert [one.position for row in plan.rows for one in row.values] == [1]
 
 
 @pytest.mark.parametrize(
@@ -614,7 +615,7 @@ def test_a_result_that_does_not_say_is_not_fetched(
         return genuine(hidden, description)
 
     with unlock(lite.session, lite.ada):
-        monkeypatch.setattr(reading_rows, "plan_of_statement", of_hidden)
+        monkeypatch.setattr(results, "plan_of_statement", of_hidden)
         with pytest.raises(AttributeError, match=name):
             lite.session.execute(statement).all()
         monkeypatch.undo()
@@ -628,9 +629,9 @@ def test_a_result_that_passes_the_place_of_reading_by_gives_no_value(
     Core alike; an object, which knows its row, opens them for that."""
     a_note(lite, lite.ada)
     if passed_by == "no plan":
-        monkeypatch.setattr(reading_rows, "plan_of_statement", lambda *_: ())
+        monkeypatch.setattr(results, "plan_of_statement", lambda *_: statement_plan.StatementPlan(()))
     else:
-        monkeypatch.setattr(reading_rows, "OpeningCursor", lambda cursor, _: cursor)
+        monkeypatch.setattr(results, "OpeningCursor", lambda cursor, _: cursor)
     with unlock(lite.session, lite.ada) as unlocked:
         (by_orm,) = lite.session.execute(select(Note.user_id, Note.body)).all()
         (by_core,) = lite.session.connection().execute(select(Note.__table__)).all()
@@ -639,6 +640,92 @@ def test_a_result_that_passes_the_place_of_reading_by_gives_no_value(
         assert [Sealed, Sealed] == [type(by_orm.body), type(by_core.body)]
         assert "its row was not looked at" in str(by_orm.body.error())
         assert note.body == unlocked.decrypt(by_core.body)
+
+
+READ_WAYS = {
+    "objects": lambda session: [one.body for one in session.scalars(select(Note).order_by(Note.id))],
+    "columns": lambda session: session.scalars(select(Note.body).order_by(Note.id)).all(),
+    "core": lambda session: [
+        one.body for one in session.connection().execute(select(Note.__table__).order_by(Note.__table__.c.id))
+    ],
+    "stream": lambda session: [
+        one.body
+        for one in session.execute(select(Note).order_by(Note.id), execution_options={"stream_results": True})
+        .scalars()
+        .yield_per(2)
+    ],
+    "text": lambda session: session.scalars(
+        sa.text("SELECT body, user_id, id FROM notes ORDER BY id").columns(
+            Note.__table__.c.body, Note.user_id
+        )
+    ).all(),
+}
+
+
+@pytest.mark.parametrize("way", list(READ_WAYS))
+def test_a_result_that_fetches_from_the_place_of_reading_has_no_processor_of_ours(
+    lite: Started, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    """`CursorResult._metadata`, `_tuplefilter`, `_reset_memoizations` and the first row of a stream, in
+    `_rowbuffer`: the result takes opened values as they are, and what SQLAlchemy keeps has the processor."""
+    rows = [{"user_id": lite.ada.id, "body": f"text {number}"} for number in range(5)]
+    results_seen: list[Any] = []
+    with unlock(lite.session, lite.ada):
+        lite.session.execute(sa.insert(Note), rows)
+        sa.event.listen(lite.engine, "after_execute", lambda *arguments: results_seen.append(arguments[-1]))
+        read = READ_WAYS[way](lite.session)
+
+    result = results_seen[-1]
+    kept = result.context.compiled._cached_metadata
+    assert [row["body"] for row in rows] == list(read)
+    assert not any(map(is_ours, result._metadata._processors))
+    assert any(map(is_ours, kept._processors))
+
+
+@pytest.mark.parametrize("unlike", ["cursor", "way of fetching"])
+def test_a_result_that_fetches_otherwise_keeps_its_processors(lite: Started, unlike: str) -> None:
+    """A plugin's own cursor around the place of reading, or its own way of fetching, is no way past it."""
+    a_note(lite, lite.ada)
+
+    class Around:
+        def __init__(self, cursor: Any) -> None:
+            self.cursor = cursor
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self.cursor, name)
+
+    class OwnFetching(CursorFetchStrategy):
+        pass
+
+    def take_over(*arguments: Any) -> None:
+        execution = arguments[-2]
+        if unlike == "cursor":
+            execution.cursor = Around(execution.cursor)
+        else:
+            execution.cursor_fetch_strategy = OwnFetching()
+
+    results_seen: list[Any] = []
+    sa.event.listen(lite.engine, "after_execute", lambda *arguments: results_seen.append(arguments[-1]))
+    sa.event.listen(lite.engine, "after_cursor_execute", take_over)
+    with unlock(lite.session, lite.ada):
+        (body,) = lite.session.scalars(select(Note.body)).all()
+
+    assert body == "hello"
+    assert any(map(is_ours, results_seen[-1]._metadata._processors))
+
+
+def test_the_first_encrypted_property_is_asked_for_what_fills_objects(lite: Started) -> None:
+    """`memoized_populators` and `populators["new"]` of SQLAlchemy's loading: what is locked is put aside as
+    objects are filled, without a `load` event."""
+    a_note(lite, lite.ada)
+    lite.session.expunge_all()
+    note = lite.session.scalars(select(Note)).one()
+
+    listeners = list(sa.inspect(Note).class_manager.dispatch.load)
+    assert not [one for one in listeners if one.__module__.startswith("sqlalchemy_envelope")]
+    assert "body" not in note.__dict__
+    with pytest.raises(LockedError):
+        note.body  # noqa: B018 - reading it is what raises
 
 
 @pytest.mark.parametrize("many", [1, 3])
@@ -769,6 +856,7 @@ def test_no_private_spot_without_a_canary() -> None:
         "_keymap",
         "_label",
         "_loose_column_name_matching",
+        "_metadata",
         "_multi_values",
         "_order_by_clauses",
         "_ordered_columns",
@@ -779,13 +867,16 @@ def test_no_private_spot_without_a_canary() -> None:
         "_processors",
         "_proxies",
         "_raw_columns",
+        "_reset_memoizations",
         "_resolved",
         "_result_columns",
         "_returning",
+        "_rowbuffer",
         "_select_names",
         "_set_memoized_attribute",
         "_supplemental_returning",
         "_textual_ordered_columns",
+        "_tuplefilter",
         "_values",
         "_variant_mapping",
         "_where_criteria",

@@ -52,8 +52,7 @@ _NEW: Any = object()
 
 
 def load_listener(mapper: Mapper[Any]) -> Callable[..., None]:
-    """The listener for `load` and `refresh` of one mapper. It runs for every row: what
-    is asked first is cheap."""
+    """The listener for `refresh` of one mapper; for `load` too if a value may stand in two columns."""
     listener = _load_listener(mapper)
     duals = two_columns.dual_attributes(mapper)
     return two_columns.load_listener(listener, duals, forget) if duals else listener
@@ -62,40 +61,37 @@ def load_listener(mapper: Mapper[Any]) -> Callable[..., None]:
 def _load_listener(mapper: Mapper[Any]) -> Callable[..., None]:
     plan = plan_of_mapper(mapper)
     keys = tuple(attribute.key for attribute in plan)
-    sealed_type = Sealed
 
     def on_load(state: InstanceState[Any], query_context: Any, read: Any = _NEW) -> None:
         instance = state.obj()
         if instance is None:
             return
         values = instance.__dict__
-        for key in keys:
-            if key in values and type(values[key]) is sealed_type:
-                try:
-                    _settle(state, values, query_context, plan)
-                except BaseException as error:  # not by `emptying`, which would cost a call for each row
-                    empty_frames(error)
-                    del instance, values
-                    raise
-                break
+        try:
+            put_aside(state, values, query_context, plan)
+        except BaseException as error:
+            empty_frames(error)
+            del instance, values
+            raise
         if read is not _NEW and "info" in state.__dict__:
             forget(state, [key for key in keys if key in values and (read is None or key in read)])
 
     return on_load
 
 
-def _settle(
+def put_aside(
     state: InstanceState[Any], values: dict[str, Any], query_context: Any, plan: Iterable[EncryptedAttribute]
 ) -> None:
     """Open what came without its row, now that the object tells which it is; put the rest aside."""
+    sealed_type = Sealed
+    found = [one for one in plan if one.key in values and type(values[one.key]) is sealed_type]
+    if not found:
+        return
     session = query_context.session if query_context is not None else state.session
     for unlocked in context.unlocked_sessions(session):
         unlocked.saw(session)
-    for attribute in plan:
-        sealed = values.get(attribute.key)
-        if type(sealed) is not Sealed:
-            continue
-        del values[attribute.key]
+    for attribute in found:
+        sealed = values.pop(attribute.key)
         try:
             opened = _open(state, attribute, sealed, session)
         except (DecryptionError, FormatError) as error:

@@ -1,9 +1,8 @@
-"""The one place of reading: a result's rows are opened as they come from the driver.
+"""The one place of reading: where a row is whole, its encrypted values are opened.
 
-Here a row is whole. The statement's plan says where its encrypted values are, and beside them its owner and
-primary key; each value is opened for that owner and that row, whether one owner is unlocked, several, or a
-server fetches keys as they are needed. What was opened is handed on in a cell, which the result processor of
-its column takes it out of: bytes that came by another way are never taken for a value.
+The statement's plan says where they are, and beside them their owner and primary key. Each value is opened
+for that owner and that row, whether one owner is unlocked, several, or a server fetches keys as they are
+needed.
 
 A value that cannot be opened is handed on as a `Sealed`, which tells why where it is used. So no row is lost
 for a value that nobody looks at.
@@ -13,7 +12,7 @@ from __future__ import annotations
 
 from collections import Counter
 from contextlib import nullcontext
-from itertools import islice
+from itertools import repeat
 from types import CellType
 from typing import TYPE_CHECKING, Any
 
@@ -25,13 +24,10 @@ from sqlalchemy_envelope.orm.columns.sealed import Sealed
 from sqlalchemy_envelope.orm.current import context
 from sqlalchemy_envelope.orm.reading.opener import LOCKED, open_stored
 from sqlalchemy_envelope.orm.reading.row_owners import RowOwners
-from sqlalchemy_envelope.orm.reading.statement_plan import plan_of_statement
 from sqlalchemy_envelope.orm.tables.connections import lent_session, session_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-
-    from sqlalchemy import Connection
+    from collections.abc import Mapping, Sequence
 
     from sqlalchemy_envelope.keys.keyring import OwnerId
     from sqlalchemy_envelope.orm.reading.statement_plan import PlannedRow, PlannedValue, StatementPlan
@@ -52,85 +48,30 @@ _NO_OWNER = (
 _NO_KEY = "it is bound to its row, which came without its primary key. Select that beside it, or the entity"
 
 
-def after_cursor_execute(
-    connection: Any, cursor: Any, statement: str, parameters: object, execution: Any, executemany: bool
-) -> None:
-    """Put the place of reading between the driver's cursor and SQLAlchemy, if the rows have encrypted
-    values."""
-    if execution.compiled is None:
-        return
-    plan = plan_of_statement(execution, cursor.description or ())
-    if not plan:
-        return
-    if executemany:
-        _read_batches(connection, cursor, execution, plan)
-    elif execution.cursor is cursor:
-        opening = _Opening(connection, cursor, execution, plan)
-        opened = OpeningCursor(cursor, opening.open)
-        out_of_reach = opening.fetches_keys() and _is_read_out_of_reach(connection, cursor)
-        execution.cursor = _FetchedCursor(cursor, opened.fetchall()) if out_of_reach else opened
+class RowOpener:
+    """Opens the rows of one result.
 
+    Attributes:
+        plan: where the encrypted values are.
+        bare: the positions whose values are handed on as they are. Every other value is handed on in a cell,
+            which the result processor of its column takes it out of.
+        met_sealed: whether a value was met that could not be opened.
+    """
 
-def _is_read_out_of_reach(connection: Connection, cursor: Any) -> bool:
-    """Whether rows are read where no key can be fetched: an `AsyncConnection` hands on what the driver has
-    buffered, and its reader cannot wait for the database. An `AsyncSession` reads by itself."""
-    return (
-        connection.dialect.is_async
-        and cursor.description is not None
-        and not getattr(cursor, "server_side", False)
-    )
-
-
-def _read_batches(connection: Any, cursor: Any, execution: Any, plan: StatementPlan) -> None:
-    """The rows of `INSERT .. RETURNING` for many rows are fetched batch by batch, past the execution's
-    cursor."""
-    if "fetchall_for_returning" in vars(execution):
-        return
-    opening = _Opening(connection, cursor, execution, plan)
-    fetch = execution.fetchall_for_returning
-
-    def fetchall_for_returning(of: Any) -> Any:
-        return opening.open(fetch(of))
-
-    execution.fetchall_for_returning = fetchall_for_returning
-
-
-class OpeningCursor:
-    """A driver's cursor whose rows are opened as they are fetched."""
-
-    __slots__ = ("_cursor", "_open")
-
-    def __init__(self, cursor: Any, open_: Callable[[Sequence[Any]], Sequence[Any]]) -> None:
-        self._cursor = cursor
-        self._open = open_
-
-    def fetchone(self) -> Any:
-        """One row, or None."""
-        row = self._cursor.fetchone()
-        return None if row is None else self._open([row])[0]
-
-    def fetchmany(self, *size: int) -> Any:
-        """Some rows."""
-        return self._open(self._cursor.fetchmany(*size))
-
-    def fetchall(self) -> Any:
-        """All rows that are left."""
-        return self._open(self._cursor.fetchall())
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._cursor, name)
-
-
-class _Opening:
-    """Opens the rows of one result."""
+    __slots__ = (
+        "_connection", "_described", "_dialect", "_here", "_names", "_owners", "_processors", "_session",
+        "bare", "met_sealed", "plan",
+    )  # fmt: skip
 
     def __init__(self, connection: Any, cursor: Any, execution: Any, plan: StatementPlan) -> None:
+        self.plan = plan
+        self.bare: frozenset[int] = frozenset()
+        self.met_sealed = False
         self._session = session_of(connection)
         self._connection = execution.root_connection
-        self._plan = plan
         self._dialect = execution.dialect
         self._described = cursor.description or ()
-        self._names = RowOwners(self._session, execution.root_connection, execution.execution_options)
+        self._names = RowOwners(self._session, self._connection, execution.execution_options)
         self._processors: dict[tuple[int, ...], list[Any]] = {}
         self._here: tuple[context.OpenKeys, ...] = ()
         self._owners: dict[tuple[int, Any], OwnerId | None] = {}
@@ -161,14 +102,14 @@ class _Opening:
     def _demand(self, rows: Sequence[Any]) -> None:
         """Have what these rows need fetched for all of them together: keys, and the rows that lead to an
         owner."""
-        for row in self._plan:
+        for row in self.plan.rows:
             if row.path is not None and not row.path.is_direct:
                 self._names.load(row.path, {self._values(row.owners, row.owner_types, one) for one in rows})
         demanding = [one for one in self._here if one.on_demand]
         if not demanding:
             return
         by_class: dict[OwnerClass, Counter[bytes]] = {}
-        for row in self._plan:
+        for row in self.plan.rows:
             for value in row.values:
                 counts = Counter(
                     bytes(one[value.position][_HEADER])
@@ -185,41 +126,25 @@ class _Opening:
 
     def _row(self, found: Any) -> tuple[Any, ...]:
         """One of a few rows."""
-        readers = self._here[0].readers if self._here else {}
         values = list(found)
-        for row in self._plan:
-            raw = where = tail = None
-            if row.path is not None:
-                raw = (
-                    found[row.owners[0]] if len(row.owners) == 1 else tuple([found[at] for at in row.owners])
-                )
-                where = self._names.where(row.path.owner_class) if self._here else None
-            if row.keys:
-                (tail,) = self._tails(row, [(one,) for one in found])
+        for row in self.plan.rows:
+            raw = None if row.path is None else _cut_row(found, row.owners)
+            (tail,) = self._tails(row, [(one,) for one in found]) if row.keys else (None,)
             for value in row.values:
-                stored = found[value.position]
-                if stored is None:
-                    continue
-                end = tail if value.row_bound else _COLUMN_TAIL
-                try:
-                    open_, aad, owner, there = readers[value.slot][stored[_HEADER]]
-                    if owner == raw and there == where and end and len(stored) <= MAX_STORED_SIZE:
-                        plain = open_(stored[_NONCE], stored[_BODY], aad + end)
-                        values[value.position] = CellType(value.decode(plain))
-                        continue
-                except Exception:  # noqa: BLE001, S110 - the first of its key, locked or wrong
-                    pass
-                values[value.position] = CellType(self._one(row, value, stored, raw, tail))
+                at = value.position
+                opened = self._known(row, value, found[at], raw, tail)
+                values[at] = opened if at in self.bare else CellType(opened)
         return tuple(values)
 
     def _chunk(self, rows: Sequence[Any]) -> list[Any]:
         columns: list[Any] = list(zip(*rows, strict=True))
-        for row in self._plan:
-            owners = None if row.path is None else _cut(columns, row.owners, len(rows))
-            tails = self._tails(row, columns) if row.keys else None
+        for row in self.plan.rows:
+            owners = [None] * len(rows) if row.path is None else _cut(columns, row.owners, len(rows))
+            tails = self._tails(row, columns) if row.keys else [None] * len(rows)
             for value in row.values:
-                stored = columns[value.position]
-                columns[value.position] = self._column(row, value, stored, owners, tails)
+                at = value.position
+                opened = self._column(row, value, columns[at], owners, tails)
+                columns[at] = opened if at in self.bare else list(map(CellType, opened))
         return list(zip(*columns, strict=True))
 
     def _column(
@@ -227,82 +152,58 @@ class _Opening:
         row: PlannedRow,
         value: PlannedValue,
         stored: Sequence[Any],
-        owners: Sequence[Any] | None,
-        tails: Sequence[bytes] | None,
-    ) -> list[Any]:
-        """One column of some rows. First as if all were of one owner and under one key, as they are most
-        often; what is not falls to `_one`."""
-        one_by_one = self._one
-
-        def slowly(index: int, found: Any) -> Any:
-            whose = None if owners is None else owners[index]
-            return CellType(one_by_one(row, value, found, whose, None if tails is None else tails[index]))
-
-        ready = self._ready(row, value, stored, owners, slowly) if owners and value.slot else None
-        if ready is None or (value.row_bound and tails is None):
-            return [None if found is None else slowly(at, found) for at, found in enumerate(stored)]
-        header, open_, aad, owner = ready
-        assert owners is not None  # noqa: S101 - without them nothing is ready
-        ends = tails if value.row_bound and tails is not None else None
-        try:
-            if owners.count(owner) == len(owners) and max(map(_size, stored)) <= MAX_STORED_SIZE:
-                return _all(stored, header, open_, aad, ends, value.decode)
-        except Exception:  # noqa: BLE001, S110 - told for each by itself
-            pass
-        return self._mixed(value, stored, owners, ends or [_COLUMN_TAIL] * len(stored), slowly)
-
-    def _mixed(
-        self,
-        value: PlannedValue,
-        stored: Sequence[Any],
         owners: Sequence[Any],
-        tails: Sequence[bytes],
-        slowly: Callable[[int, Any], Any],
-    ) -> list[Any]:
-        """Values of several owners, or one among them that does not open."""
-        readers = self._here[0].readers.get(value.slot, {})
-        opened: list[Any] = []
-        for index, found in enumerate(stored):
-            if found is None:
-                opened.append(None)
-                continue
-            try:
-                open_, aad, owner, where = readers[found[_HEADER]]
-                if owner == owners[index] and where == self._where and len(found) <= MAX_STORED_SIZE:
-                    plain = open_(found[_NONCE], found[_BODY], aad + tails[index])
-                    opened.append(CellType(value.decode(plain)))
-                    continue
-            except Exception:  # noqa: BLE001, S110 - the first of its key, locked or wrong
-                pass
-            opened.append(slowly(index, found))
-        return opened
+        tails: Sequence[Any],
+    ) -> Sequence[Any]:
+        """One column of some rows. First as if all were under one key, as they are most often; then by each
+        value's key; then value by value, which tells what is locked or wrong."""
+        if None in stored:
+            return self._column_with_nulls(row, value, stored, owners, tails)
+        if self._here and row.path is not None and value.slot is not None:
+            where = self._names.where(row.path.owner_class)
+            readers = self._here[0].readers.setdefault(value.slot, {})
+            if stored[0][_HEADER] not in readers:
+                self._known(row, value, stored[0], owners[0], tails[0])
+            for open_all in (_under_one_key, _under_several):
+                try:
+                    return open_all(value, stored, owners, tails, where, readers)
+                except Exception:  # noqa: BLE001, S110 - told below, for each value by itself
+                    pass
+        return [self._known(row, value, *each) for each in zip(stored, owners, tails, strict=True)]
 
-    def _ready(
+    def _column_with_nulls(
         self,
         row: PlannedRow,
         value: PlannedValue,
         stored: Sequence[Any],
         owners: Sequence[Any],
-        slowly: Callable[[int, Any], Any],
-    ) -> tuple[bytes, Any, bytes, Any] | None:
-        """Header, cipher, AAD and owner of the first value, once it was compared with its row."""
-        if not self._here or row.path is None:
-            return None
-        self._where = self._names.where(row.path.owner_class)
-        for index, found in enumerate(stored):
-            if found is None:
-                continue
-            if not isinstance(found, _BYTES):
-                return None
-            header = bytes(found[_HEADER])
-            for again in (False, True):
-                entry = self._here[0].readers.get(value.slot, {}).get(header)
-                if entry is not None and entry[2] == owners[index] and entry[3] == self._where:
-                    return header, entry[0], entry[1], entry[2]
-                if not again:
-                    slowly(index, found)
-            return None
-        return None
+        tails: Sequence[Any],
+    ) -> Sequence[Any]:
+        there = [at for at, one in enumerate(stored) if one is not None]
+        opened = [value.null() if one is None else one for one in stored]
+        if there:
+            found = self._column(
+                row, value, *[[each[at] for at in there] for each in (stored, owners, tails)]
+            )
+            for at, one in zip(there, found, strict=True):
+                opened[at] = one
+        return opened
+
+    def _known(self, row: PlannedRow, value: PlannedValue, stored: Any, raw: Any, tail: bytes | None) -> Any:
+        """One value, most likely under a key that has opened one before."""
+        if stored is None:
+            return value.null()
+        end = tail if value.row_bound else _COLUMN_TAIL
+        try:
+            open_, aad, owner, there = self._here[0].readers[value.slot][stored[_HEADER]]
+            where = self._names.where(row.path.owner_class)  # type: ignore[union-attr]  # what has a slot has a path
+            if owner == raw and there == where and end and len(stored) <= MAX_STORED_SIZE:
+                return value.decode(open_(stored[_NONCE], stored[_BODY], aad + end))
+        except Exception:  # noqa: BLE001, S110 - the first under its key, locked or wrong
+            pass
+        opened = self._one(row, value, stored, raw, tail)
+        self.met_sealed |= type(opened) is Sealed
+        return opened
 
     def _one(
         self,
@@ -409,42 +310,59 @@ class _Opening:
         return [_COLUMN_TAIL if None in key else row_tail(encode_reference(key)) for key in keys]
 
 
-def _all(
+def _under_one_key(
+    value: PlannedValue,
     stored: Sequence[Any],
-    header: bytes,
-    open_: Callable[[bytes, bytes, bytes], bytes],
-    aad: bytes,
-    tails: Sequence[bytes] | None,
-    decode: Callable[[bytes], Any],
+    owners: Sequence[Any],
+    tails: Sequence[Any],
+    where: Any,
+    readers: Mapping[bytes, Any],
 ) -> list[Any]:
     """Values of one owner under one key. The hot path of every load.
 
     Raises:
         Exception: of any kind; one of them is of another key, or does not open.
     """
-    if None in stored:
-        ends = [_COLUMN_TAIL] * len(stored) if tails is None else tails
-        return [
-            None
-            if one is None
-            else CellType(
-                decode(open_(one[_NONCE], one[_BODY], aad + end if one[_HEADER] == header else b""))
-            )
-            for one, end in zip(stored, ends, strict=True)
+    header = stored[0][_HEADER]
+    open_, aad, owner, there = readers[header]
+    if owners.count(owner) != len(owners) or there != where or max(map(len, stored)) > MAX_STORED_SIZE:
+        raise ValueError
+    if value.row_bound:
+        plain = [
+            open_(one[_NONCE], one[_BODY], aad + tail if one[_HEADER] == header else b"")
+            for one, tail in zip(stored, tails, strict=True)
         ]
-    if tails is None:
+    else:
         aad += _COLUMN_TAIL
         plain = [open_(one[_NONCE], one[_BODY], aad if one[_HEADER] == header else b"") for one in stored]
-    else:
-        plain = [
-            open_(one[_NONCE], one[_BODY], aad + end if one[_HEADER] == header else b"")
-            for one, end in zip(stored, tails, strict=True)
-        ]
-    return list(map(CellType, map(decode, plain)))
+    return list(map(value.decode, plain))
 
 
-def _size(stored: Any) -> int:
-    return 0 if stored is None else len(stored)
+def _under_several(
+    value: PlannedValue,
+    stored: Sequence[Any],
+    owners: Sequence[Any],
+    tails: Sequence[Any],
+    where: Any,
+    readers: Mapping[bytes, Any],
+) -> list[Any]:
+    """Values of several owners, or under several keys, each of which has opened one before.
+
+    Raises:
+        Exception: of any kind; as above.
+    """
+    entries = [readers[one[_HEADER]] for one in stored]
+    same_owners = [entry[2] for entry in entries] == list(owners)
+    if not same_owners or {entry[3] for entry in entries} != {where}:
+        raise ValueError
+    if max(map(len, stored)) > MAX_STORED_SIZE:
+        raise ValueError
+    ends = tails if value.row_bound else repeat(_COLUMN_TAIL)
+    plain = [
+        entry[0](one[_NONCE], one[_BODY], entry[1] + end)
+        for one, entry, end in zip(stored, entries, ends, strict=False)
+    ]
+    return list(map(value.decode, plain))
 
 
 def _cut(columns: Sequence[Any], positions: tuple[int, ...], count: int) -> Sequence[Any]:
@@ -454,23 +372,5 @@ def _cut(columns: Sequence[Any], positions: tuple[int, ...], count: int) -> Sequ
     return list(zip(*[columns[one] for one in positions], strict=True)) or [()] * count
 
 
-class _FetchedCursor:
-    """A cursor whose rows are here already."""
-
-    __slots__ = ("_cursor", "_rows")
-
-    def __init__(self, cursor: Any, rows: Sequence[Any]) -> None:
-        self._cursor = cursor
-        self._rows = iter(rows)
-
-    def fetchone(self) -> Any:
-        return next(self._rows, None)
-
-    def fetchmany(self, size: int | None = None) -> list[Any]:
-        return list(islice(self._rows, self._cursor.arraysize if size is None else size))
-
-    def fetchall(self) -> list[Any]:
-        return list(self._rows)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._cursor, name)
+def _cut_row(row: Sequence[Any], positions: tuple[int, ...]) -> Any:
+    return row[positions[0]] if len(positions) == 1 else tuple([row[at] for at in positions])

@@ -15,7 +15,7 @@ from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.elements import ColumnClause, ColumnElement, Grouping
 from sqlalchemy.sql.selectable import SelectStatementGrouping
 
-from sqlalchemy_envelope.orm.columns.encrypted_type import format_in
+from sqlalchemy_envelope.orm.columns.encrypted_type import format_in, is_ours
 from sqlalchemy_envelope.orm.columns.plans import encrypted_column_of
 
 if TYPE_CHECKING:
@@ -41,7 +41,16 @@ class PlannedValue:
         for_entity: whether an object is made of it, which knows its row better.
     """
 
-    __slots__ = ("decode", "for_entity", "formats", "owner_classes", "position", "row_bound", "slot")
+    __slots__ = (
+        "_read_null",
+        "decode",
+        "for_entity",
+        "formats",
+        "owner_classes",
+        "position",
+        "row_bound",
+        "slot",
+    )
 
     def __init__(
         self,
@@ -59,6 +68,11 @@ class PlannedValue:
         self.decode = formats[0].codec.decode
         self.row_bound = formats[0].bind == "row"
         self.for_entity = for_entity
+        self._read_null = formats[0].codec.read_null
+
+    def null(self) -> Any:
+        """What NULL is read as."""
+        return None if self._read_null is None else self._read_null()
 
 
 class PlannedRow:
@@ -82,7 +96,37 @@ class PlannedRow:
         self.values: list[PlannedValue] = []
 
 
-StatementPlan = tuple[PlannedRow, ...]
+class StatementPlan:
+    """Where in a statement's rows encrypted values are.
+
+    Attributes:
+        rows: the rows of tables that each of its rows is made of; none if nothing in them is encrypted.
+    """
+
+    __slots__ = ("_processors", "rows")
+
+    def __init__(self, rows: tuple[PlannedRow, ...]) -> None:
+        self.rows = rows
+        self._processors: tuple[Any, list[Any], frozenset[int]] = (None, [], frozenset())
+
+    def without_processors(self, metadata: Any) -> tuple[Any, frozenset[int]]:
+        """A copy of a result's metadata without our processors, and the positions they were at. An
+        application's own type around ours keeps its processor."""
+        known, processors, bare = self._processors
+        if metadata._processors is not known:
+            known = metadata._processors
+            places = [value.position for row in self.rows for value in row.values]
+            bare = frozenset(at for at in places if is_ours(known[at]))
+            processors = [None if at in bare else one for at, one in enumerate(known)]
+            self._processors = known, processors, bare
+        copy = type(metadata).__new__(type(metadata))
+        for name in type(metadata).__slots__:
+            setattr(copy, name, getattr(metadata, name))
+        copy._processors = processors
+        return copy, bare
+
+
+_NOTHING = StatementPlan(())
 _plans: WeakKeyDictionary[Any, StatementPlan] = WeakKeyDictionary()
 
 
@@ -93,12 +137,11 @@ def plan_of_statement(execution: Any, description: Sequence[Any]) -> StatementPl
     if known is not None:
         return known
     if not isinstance(compiled, SQLCompiler):
-        return ()
+        return _NOTHING
     entries: Sequence[Any] = compiled._result_columns
     if not any(format_in(entry.type) for entry in entries):
-        plan: StatementPlan = ()
-        _plans[compiled] = plan
-        return plan
+        _plans[compiled] = _NOTHING
+        return _NOTHING
     textual = compiled._textual_ordered_columns
     by_driver = execution.execution_options.get("driver_column_names", False)
     if textual or (compiled._ordered_columns and len(entries) == len(description) and not by_driver):
@@ -140,7 +183,7 @@ def _make_plan(compiled: Any, entries: Sequence[Any]) -> StatementPlan:
         where = (None if path is None else path.identity, owners, keys)
         row = rows.setdefault(where, PlannedRow(path, owners or (), keys, entries))
         row.values.append(PlannedValue(position, formats, kept, classes, for_entity=for_entity))
-    return tuple(rows.values())
+    return StatementPlan(tuple(rows.values()))
 
 
 def _column_in(entry: Any) -> ColumnClause[Any] | None:

@@ -1,0 +1,156 @@
+"""How a result's rows reach the place of reading: it stands between the driver's cursor and SQLAlchemy.
+
+What was opened is handed on in a cell, which the result processor of its column takes it out of: bytes that
+came by another way are never taken for a value. A processor costs as much as opening the value does. So once
+a result is seen to fetch from that cursor and from nowhere else, it is given metadata without our
+processors, and the values as they are. That is seen anew for each result: what SQLAlchemy keeps of a
+statement always has the processors.
+"""
+
+from __future__ import annotations
+
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy.engine.cursor import BufferedRowCursorFetchStrategy, CursorFetchStrategy
+
+from sqlalchemy_envelope.orm.reading.rows import RowOpener
+from sqlalchemy_envelope.orm.reading.statement_plan import plan_of_statement
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from sqlalchemy import Connection, CursorResult
+
+    from sqlalchemy_envelope.orm.reading.statement_plan import StatementPlan
+
+
+def after_cursor_execute(
+    connection: Any, cursor: Any, statement: str, parameters: object, execution: Any, executemany: bool
+) -> None:
+    """Put the place of reading between the driver's cursor and SQLAlchemy, if the rows have encrypted
+    values."""
+    if execution.compiled is None:
+        return
+    plan = plan_of_statement(execution, cursor.description or ())
+    if not plan.rows:
+        return
+    if executemany:
+        _read_batches(connection, cursor, execution, plan)
+    elif execution.cursor is cursor:
+        opener = RowOpener(connection, cursor, execution, plan)
+        opened = OpeningCursor(cursor, opener)
+        out_of_reach = opener.fetches_keys() and _is_read_out_of_reach(connection, cursor)
+        execution.cursor = _FetchedCursor(cursor, opened.fetchall()) if out_of_reach else opened
+
+
+def after_execute(
+    connection: object, statement: object, multiparams: object, params: object, options: object, result: Any
+) -> None:
+    """Let the result take opened values as they are, if it fetches from the place of reading."""
+    cursor = getattr(result, "cursor", None)
+    if type(cursor) is OpeningCursor:
+        cursor.hand_to(result)
+
+
+def opener_of(result: Any) -> RowOpener | None:
+    """What opens the rows of a result as it fetches them; None if they came by another way."""
+    cursor = getattr(result, "cursor", None)
+    return cursor.opener if type(cursor) is OpeningCursor else None
+
+
+def _is_read_out_of_reach(connection: Connection, cursor: Any) -> bool:
+    """Whether rows are read where no key can be fetched: an `AsyncConnection` hands on what the driver has
+    buffered, and its reader cannot wait for the database. An `AsyncSession` reads by itself."""
+    return (
+        connection.dialect.is_async
+        and cursor.description is not None
+        and not getattr(cursor, "server_side", False)
+    )
+
+
+def _read_batches(connection: Any, cursor: Any, execution: Any, plan: StatementPlan) -> None:
+    """The rows of `INSERT .. RETURNING` for many rows are fetched batch by batch, past the execution's
+    cursor."""
+    if "fetchall_for_returning" in vars(execution):
+        return
+    opener = RowOpener(connection, cursor, execution, plan)
+    fetch = execution.fetchall_for_returning
+
+    def fetchall_for_returning(of: Any) -> Any:
+        return opener.open(fetch(of))
+
+    execution.fetchall_for_returning = fetchall_for_returning
+
+
+class OpeningCursor:
+    """A driver's cursor whose rows are opened as they are fetched."""
+
+    __slots__ = ("_cursor", "_fetched", "opener")
+
+    def __init__(self, cursor: Any, opener: RowOpener) -> None:
+        self._cursor = cursor
+        self._fetched = 0
+        self.opener = opener
+
+    def fetchone(self) -> Any:
+        """One row, or None."""
+        row = self._cursor.fetchone()
+        return None if row is None else self._open([row])[0]
+
+    def fetchmany(self, *size: int) -> Any:
+        """Some rows."""
+        return self._open(self._cursor.fetchmany(*size))
+
+    def fetchall(self) -> Any:
+        """All rows that are left."""
+        return self._open(self._cursor.fetchall())
+
+    def _open(self, rows: Sequence[Any]) -> Sequence[Any]:
+        self._fetched += len(rows)
+        return self.opener.open(rows)
+
+    def hand_to(self, result: CursorResult[Any]) -> None:
+        """Give the result values as they are from here on, and metadata without our processors."""
+        strategy, metadata = result.cursor_strategy, result._metadata
+        streams = type(strategy) is BufferedRowCursorFetchStrategy
+        if not streams and type(strategy) is not CursorFetchStrategy:
+            return
+        # A stream has fetched its first row by now.
+        held: Any = strategy._rowbuffer if streams else ()  # type: ignore[attr-defined]
+        if len(held) != self._fetched or metadata._tuplefilter is not None:
+            return
+        result._metadata, self.opener.bare = self.opener.plan.without_processors(metadata)
+        result._reset_memoizations()
+        for _ in range(len(held)):
+            held.append(
+                tuple(
+                    one.cell_contents if at in self.opener.bare else one
+                    for at, one in enumerate(held.popleft())
+                )
+            )
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._cursor, name)
+
+
+class _FetchedCursor:
+    """A cursor whose rows are here already."""
+
+    __slots__ = ("_cursor", "_rows")
+
+    def __init__(self, cursor: Any, rows: Sequence[Any]) -> None:
+        self._cursor = cursor
+        self._rows = iter(rows)
+
+    def fetchone(self) -> Any:
+        return next(self._rows, None)
+
+    def fetchmany(self, size: int | None = None) -> list[Any]:
+        return list(islice(self._rows, self._cursor.arraysize if size is None else size))
+
+    def fetchall(self) -> list[Any]:
+        return list(self._rows)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._cursor, name)

@@ -1,0 +1,87 @@
+"""Values that could not be opened are put aside as their row becomes an object.
+
+SQLAlchemy asks each property of a mapper for what fills an object from a row. The property of the first
+encrypted column answers for all of them. A `load` listener could do this too, but SQLAlchemy's dispatch to
+one costs for each object as much as opening a value does; this asks whether anything is locked, no more.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy_envelope.crypto.frames import empty_frames
+from sqlalchemy_envelope.orm.columns.plans import plan_of_mapper
+from sqlalchemy_envelope.orm.reading.objects import put_aside
+from sqlalchemy_envelope.orm.reading.results import opener_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from sqlalchemy.orm import InstanceState, Mapper
+
+    from sqlalchemy_envelope.orm.columns.plans import EncryptedAttribute
+
+_SETTLES = "sqlalchemy_envelope.settles"
+"""Stands where SQLAlchemy keeps the name of the attribute that is filled. No attribute is called this."""
+
+
+class _Settling:
+    """Mixed into the property's own class."""
+
+    __slots__ = ()
+    inherit_cache = True
+
+    def setup(self, *arguments: Any, memoized_populators: dict[Any, Any], **named: Any) -> None:
+        super().setup(  # type: ignore[misc]  # of the class it is mixed into
+            *arguments, memoized_populators=memoized_populators, **named
+        )
+        memoized_populators.pop(self, None)  # a property that is in it is not asked for what fills an object
+
+    def create_row_processor(
+        self,
+        context: Any,
+        query_entity: Any,
+        path: Any,
+        mapper: Mapper[Any],
+        result: Any,
+        adapter: Any,
+        populators: dict[str, list[tuple[str, Any]]],
+    ) -> None:
+        super().create_row_processor(  # type: ignore[misc]  # of the class it is mixed into
+            context, query_entity, path, mapper, result, adapter, populators
+        )
+        fill = populators["new"]
+        if all(key != _SETTLES for key, _ in fill):
+            fill.append((_SETTLES, _settler(mapper, context, result)))
+
+
+def _settler(mapper: Mapper[Any], query_context: Any, result: Any) -> Callable[..., None]:
+    plan = plan_of_mapper(mapper)
+    opener = opener_of(result)
+
+    def settle(state: InstanceState[Any], values: dict[str, Any], row: object) -> None:
+        if opener is not None and not opener.met_sealed:
+            return
+        try:
+            put_aside(state, values, query_context, plan)
+        except BaseException as error:
+            empty_frames(error)
+            del values, row
+            raise
+
+    return settle
+
+
+_settling: dict[type, type] = {}
+
+
+def make_settling(plan: tuple[EncryptedAttribute, ...], mapper: Mapper[Any]) -> None:
+    """Let the first encrypted property of a mapper put aside what could not be opened."""
+    prop: Any = mapper.attrs[plan[0].key]
+    base = type(prop)
+    if not issubclass(base, _Settling):
+        if base not in _settling:
+            _settling[base] = type(
+                base.__name__, (_Settling, base), {"__slots__": (), "__module__": base.__module__}
+            )
+        prop.__class__ = _settling[base]
