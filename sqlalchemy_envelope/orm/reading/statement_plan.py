@@ -119,8 +119,9 @@ class StatementPlan:
             bare = frozenset(at for at in places if is_ours(known[at]))
             processors = [None if at in bare else one for at, one in enumerate(known)]
             self._processors = known, processors, bare
-        copy = type(metadata).__new__(type(metadata))
-        for name in type(metadata).__slots__:
+        kind: Any = type(metadata)
+        copy = kind.__new__(kind)
+        for name in kind.__slots__:
             setattr(copy, name, getattr(metadata, name))
         copy._processors = processors
         return copy, bare
