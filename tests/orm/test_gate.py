@@ -524,6 +524,39 @@ def test_a_table_of_the_same_name_in_another_database(lite: Started, tmp_path: P
 
 
 @pytest.mark.usefixtures("of_one_application")
+def test_a_table_of_the_same_name_whose_keys_are_in_a_database_that_is_not_attached(
+    lite: Started, tmp_path: Path
+) -> None:
+    """Another registry has a table of this name with keys in a schema that SQLite does not know here: that is
+    nobody's error."""
+
+    class Base(DeclarativeBase):
+        pass
+
+    class Owner(KeyOwner, Base):
+        __tablename__ = "vault_owners"
+        __table_args__ = ({"schema": "vault"},)
+        id: Mapped[int] = mapped_column(primary_key=True)
+
+    class OtherNote(Base):
+        __tablename__ = "notes"
+        id: Mapped[int] = mapped_column(primary_key=True)
+        owner_id: Mapped[int] = mapped_column(sa.ForeignKey("vault.vault_owners.id", ondelete="CASCADE"))
+        body: Mapped[str] = mapped_column(EncryptedType(sa.String))
+
+    sa.orm.configure_mappers()
+    engine = sa.create_engine(f"sqlite:///{tmp_path / 'other.db'}")
+    other = sa.Table("notes", sa.MetaData(), sa.Column("body", sa.LargeBinary))
+    other.create(engine)
+    with engine.begin() as connection:
+        connection.execute(insert(other).values(body=b"of somebody else"))
+
+        assert connection.scalars(select(other.c.body)).all() == [b"of somebody else"]
+    engine.dispose()
+    Base.registry.dispose()
+
+
+@pytest.mark.usefixtures("of_one_application")
 def test_a_table_with_the_name_of_the_keys(lite: Started, tmp_path: Path) -> None:
     """Somebody else's table may be called as ours with the keys is: it has other columns."""
     engine = sa.create_engine(f"sqlite:///{tmp_path / 'other.db'}")

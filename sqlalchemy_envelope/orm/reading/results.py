@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy.engine.cursor import BufferedRowCursorFetchStrategy, CursorFetchStrategy
 
-from sqlalchemy_envelope.orm.reading.rows import RowOpener
+from sqlalchemy_envelope.orm.reading.rows import CHUNK, RowOpener
 from sqlalchemy_envelope.orm.reading.statement_plan import plan_of_statement
 
 if TYPE_CHECKING:
@@ -103,8 +103,14 @@ class OpeningCursor:
         return self._open(self._cursor.fetchmany(*size))
 
     def fetchall(self) -> Any:
-        """All rows that are left."""
-        return self._open(self._cursor.fetchall())
+        """All rows that are left. They are fetched and opened piece by piece: stored values are gone again
+        before they have left the processor's cache."""
+        if self.opener.needs_all_rows():
+            return self._open(self._cursor.fetchall())
+        opened: list[Any] = []
+        while rows := self._cursor.fetchmany(CHUNK):
+            opened += self._open(rows)
+        return opened
 
     def _open(self, rows: Sequence[Any]) -> Sequence[Any]:
         self._fetched += len(rows)

@@ -31,13 +31,13 @@ if TYPE_CHECKING:
 
     from sqlalchemy_envelope.keys.keyring import OwnerId
     from sqlalchemy_envelope.orm.reading.statement_plan import PlannedRow, PlannedValue, StatementPlan
-    from sqlalchemy_envelope.orm.tables.owners import OwnerClass
+    from sqlalchemy_envelope.orm.tables.owners import Location, OwnerClass
 
 _HEADER, _NONCE, _BODY = slice(HEADER_SIZE), slice(HEADER_SIZE, 29), slice(29, None)
 _BYTES = (bytes, bytearray, memoryview)
 _COLUMN_TAIL = row_tail(b"")
 _INT_TAILS = [(5 + size).to_bytes(4, "big") + b"i" + size.to_bytes(4, "big") for size in range(24)]
-_CHUNK = 256
+CHUNK = 256
 """Rows that are opened at a time: what they take fits into the processor's cache."""
 _FEW = 8
 """So few rows are opened value by value: a column's tight loop would cost more than it saves."""
@@ -76,6 +76,11 @@ class RowOpener:
         self._here: tuple[context.OpenKeys, ...] = ()
         self._owners: dict[tuple[int, Any], OwnerId | None] = {}
 
+    def needs_all_rows(self) -> bool:
+        """Whether something is fetched for all rows of a result together."""
+        linked = any(row.path is not None and not row.path.is_direct for row in self.plan.rows)
+        return linked or any(one.on_demand for one in context.unlocked_sessions(self._session))
+
     def fetches_keys(self) -> bool:
         """Whether keys are fetched for a connection that belongs to no session."""
         return self._session is None and any(one.on_demand for one in context.unlocked_sessions(None))
@@ -91,12 +96,12 @@ class RowOpener:
         if self._here:
             self._demand(rows)
         if len(rows) <= _FEW:
-            return [self._row(row) for row in rows]
-        if len(rows) <= _CHUNK:
+            return self._few(rows)
+        if len(rows) <= CHUNK:
             return self._chunk(rows)
         opened: list[Any] = []
-        for start in range(0, len(rows), _CHUNK):
-            opened += self._chunk(rows[start : start + _CHUNK])
+        for start in range(0, len(rows), CHUNK):
+            opened += self._chunk(rows[start : start + CHUNK])
         return opened
 
     def _demand(self, rows: Sequence[Any]) -> None:
@@ -124,26 +129,28 @@ class RowOpener:
                 for one in demanding:
                     one.prepare_read(session, owner_class, headers)
 
-    def _row(self, found: Any) -> tuple[Any, ...]:
-        """One of a few rows."""
-        values = list(found)
+    def _few(self, rows: Sequence[Any]) -> list[Any]:
+        opened = [list(row) for row in rows]
         for row in self.plan.rows:
-            raw = None if row.path is None else _cut_row(found, row.owners)
-            (tail,) = self._tails(row, [(one,) for one in found]) if row.keys else (None,)
-            for value in row.values:
-                at = value.position
-                opened = self._known(row, value, found[at], raw, tail)
-                values[at] = opened if at in self.bare else CellType(opened)
-        return tuple(values)
+            where = self._where(row)
+            for found, values in zip(rows, opened, strict=True):
+                raw = None if row.path is None else _cut_row(found, row.owners)
+                (tail,) = self._tails(row, [_cut_row(found, row.keys)]) if row.keys else (None,)
+                for value in row.values:
+                    at = value.position
+                    plain = self._known(row, value, found[at], raw, tail, where)
+                    values[at] = plain if at in self.bare else CellType(plain)
+        return list(map(tuple, opened))
 
     def _chunk(self, rows: Sequence[Any]) -> list[Any]:
         columns: list[Any] = list(zip(*rows, strict=True))
         for row in self.plan.rows:
             owners = [None] * len(rows) if row.path is None else _cut(columns, row.owners, len(rows))
-            tails = self._tails(row, columns) if row.keys else [None] * len(rows)
+            tails = self._tails(row, _cut(columns, row.keys, len(rows))) if row.keys else [None] * len(rows)
+            where = self._where(row)
             for value in row.values:
                 at = value.position
-                opened = self._column(row, value, columns[at], owners, tails)
+                opened = self._column(row, value, columns[at], owners, tails, where)
                 columns[at] = opened if at in self.bare else list(map(CellType, opened))
         return list(zip(*columns, strict=True))
 
@@ -154,22 +161,28 @@ class RowOpener:
         stored: Sequence[Any],
         owners: Sequence[Any],
         tails: Sequence[Any],
+        where: Location | None,
     ) -> Sequence[Any]:
         """One column of some rows. First as if all were under one key, as they are most often; then by each
         value's key; then value by value, which tells what is locked or wrong."""
         if None in stored:
-            return self._column_with_nulls(row, value, stored, owners, tails)
-        if self._here and row.path is not None and value.slot is not None:
-            where = self._names.where(row.path.owner_class)
-            readers = self._here[0].readers.setdefault(value.slot, {})
-            if stored[0][_HEADER] not in readers:
-                self._known(row, value, stored[0], owners[0], tails[0])
+            return self._column_with_nulls(row, value, stored, owners, tails, where)
+        if where is not None and value.slot is not None:
+            readers: Mapping[bytes, Any] = self._here[0].readers.get(value.slot, {})
+            first = stored[0]
+            if isinstance(first, _BYTES) and bytes(first[_HEADER]) not in readers:
+                # The first under its key. Once it is opened, its key is known.
+                self._known(row, value, first, owners[0], tails[0], where)
+                readers = self._here[0].readers.get(value.slot, {})
             for open_all in (_under_one_key, _under_several):
                 try:
                     return open_all(value, stored, owners, tails, where, readers)
                 except Exception:  # noqa: BLE001, S110 - told below, for each value by itself
                     pass
-        return [self._known(row, value, *each) for each in zip(stored, owners, tails, strict=True)]
+        return [
+            self._known(row, value, one, raw, tail, where)
+            for one, raw, tail in zip(stored, owners, tails, strict=True)
+        ]
 
     def _column_with_nulls(
         self,
@@ -178,32 +191,45 @@ class RowOpener:
         stored: Sequence[Any],
         owners: Sequence[Any],
         tails: Sequence[Any],
+        where: Location | None,
     ) -> Sequence[Any]:
         there = [at for at, one in enumerate(stored) if one is not None]
         opened = [value.null() if one is None else one for one in stored]
         if there:
-            found = self._column(
-                row, value, *[[each[at] for at in there] for each in (stored, owners, tails)]
-            )
+            stored, owners, tails = ([one[at] for at in there] for one in (stored, owners, tails))
+            found = self._column(row, value, stored, owners, tails, where)
             for at, one in zip(there, found, strict=True):
                 opened[at] = one
         return opened
 
-    def _known(self, row: PlannedRow, value: PlannedValue, stored: Any, raw: Any, tail: bytes | None) -> Any:
+    def _known(
+        self,
+        row: PlannedRow,
+        value: PlannedValue,
+        stored: Any,
+        raw: Any,
+        tail: bytes | None,
+        where: Location | None,
+    ) -> Any:
         """One value, most likely under a key that has opened one before."""
         if stored is None:
             return value.null()
-        end = tail if value.row_bound else _COLUMN_TAIL
         try:
             open_, aad, owner, there = self._here[0].readers[value.slot][stored[_HEADER]]
-            where = self._names.where(row.path.owner_class)  # type: ignore[union-attr]  # what has a slot has a path
-            if owner == raw and there == where and end and len(stored) <= MAX_STORED_SIZE:
+            if owner == raw and there == where and len(stored) <= MAX_STORED_SIZE:
+                end: Any = tail if value.row_bound else _COLUMN_TAIL
                 return value.decode(open_(stored[_NONCE], stored[_BODY], aad + end))
         except Exception:  # noqa: BLE001, S110 - the first under its key, locked or wrong
             pass
         opened = self._one(row, value, stored, raw, tail)
         self.met_sealed |= type(opened) is Sealed
         return opened
+
+    def _where(self, row: PlannedRow) -> Location | None:
+        """Where the owners of these rows lie; None if that is of no use."""
+        if row.path is None or not self._here:
+            return None
+        return self._names.where(row.path.owner_class)
 
     def _one(
         self,
@@ -299,14 +325,13 @@ class RowOpener:
             for value, process in zip(values, processors, strict=True)
         )
 
-    def _tails(self, row: PlannedRow, columns: Sequence[Any]) -> list[bytes]:
+    def _tails(self, row: PlannedRow, found: Sequence[Any]) -> list[bytes]:
         """The end of each row's AAD, which says which row it is."""
         if len(row.keys) == 1:
-            values = columns[row.keys[0]]
-            if set(map(type, values)) == {int}:
-                return [_INT_TAILS[len(digits)] + digits for digits in [b"%d" % one for one in values]]
-        cut = zip(*[columns[one] for one in row.keys], strict=True)
-        keys = [self._processed(row.keys, row.key_types, one) for one in cut]
+            if set(map(type, found)) == {int}:
+                return [_INT_TAILS[len(digits)] + digits for digits in [b"%d" % one for one in found]]
+            found = [(one,) for one in found]
+        keys = [self._processed(row.keys, row.key_types, one) for one in found]
         return [_COLUMN_TAIL if None in key else row_tail(encode_reference(key)) for key in keys]
 
 

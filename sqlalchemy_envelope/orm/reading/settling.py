@@ -29,7 +29,6 @@ class _Settling:
     """Mixed into the property's own class."""
 
     __slots__ = ()
-    inherit_cache = True
 
     def setup(self, *arguments: Any, memoized_populators: dict[Any, Any], **named: Any) -> None:
         super().setup(  # type: ignore[misc]  # of the class it is mixed into
@@ -81,7 +80,6 @@ def make_settling(plan: tuple[EncryptedAttribute, ...], mapper: Mapper[Any]) -> 
     base = type(prop)
     if not issubclass(base, _Settling):
         if base not in _settling:
-            _settling[base] = type(
-                base.__name__, (_Settling, base), {"__slots__": (), "__module__": base.__module__}
-            )
+            own = {"__slots__": (), "__module__": base.__module__, "inherit_cache": True}
+            _settling[base] = type(base.__name__, (_Settling, base), own)
         prop.__class__ = _settling[base]

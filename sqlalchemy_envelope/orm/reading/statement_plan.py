@@ -103,27 +103,25 @@ class StatementPlan:
         rows: the rows of tables that each of its rows is made of; none if nothing in them is encrypted.
     """
 
-    __slots__ = ("_processors", "rows")
+    __slots__ = ("_bare", "rows")
 
     def __init__(self, rows: tuple[PlannedRow, ...]) -> None:
         self.rows = rows
-        self._processors: tuple[Any, list[Any], frozenset[int]] = (None, [], frozenset())
+        self._bare: tuple[Any, Any, frozenset[int]] = (None, None, frozenset())
 
     def without_processors(self, metadata: Any) -> tuple[Any, frozenset[int]]:
         """A copy of a result's metadata without our processors, and the positions they were at. An
         application's own type around ours keeps its processor."""
-        known, processors, bare = self._processors
-        if metadata._processors is not known:
-            known = metadata._processors
+        known, copy, bare = self._bare
+        if metadata is not known:
             places = [value.position for row in self.rows for value in row.values]
-            bare = frozenset(at for at in places if is_ours(known[at]))
-            processors = [None if at in bare else one for at, one in enumerate(known)]
-            self._processors = known, processors, bare
-        kind: Any = type(metadata)
-        copy = kind.__new__(kind)
-        for name in kind.__slots__:
-            setattr(copy, name, getattr(metadata, name))
-        copy._processors = processors
+            bare = frozenset(at for at in places if is_ours(metadata._processors[at]))
+            kind: Any = type(metadata)
+            copy = kind.__new__(kind)
+            for name in kind.__slots__:
+                setattr(copy, name, getattr(metadata, name))
+            copy._processors = [None if at in bare else one for at, one in enumerate(metadata._processors)]
+            self._bare = metadata, copy, bare
         return copy, bare
 
 

@@ -9,6 +9,7 @@ its location, and keys that are open for one location serve no other.
 
 from __future__ import annotations
 
+from functools import lru_cache
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
@@ -79,7 +80,12 @@ def _location(
         schema = default_schema(connection, _tables(table))
     elif schema is None:
         schema = engine.dialect.default_schema_name or ""
-    named = encode_context("location", database_name(engine, realm).encode(), schema.encode())
+    return _name(database_name(engine, realm), schema)
+
+
+@lru_cache(maxsize=4096)  # asked for each result; a tenant is a schema or a database
+def _name(database: str, schema: str) -> Location:
+    named = encode_context("location", database.encode(), schema.encode())
     return sha256(named).digest()[:LOCATION_SIZE]
 
 

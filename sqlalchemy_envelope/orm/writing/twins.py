@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary, WeakSet
 
 from sqlalchemy import Column, Insert, Table, inspect
-from sqlalchemy.exc import NoSuchTableError
 from sqlalchemy.sql.elements import BindParameter, ClauseElement, ColumnClause, Null
 from sqlalchemy.sql.selectable import Alias, ScalarSelect, TableClause, TextualSelect
 
@@ -145,14 +144,21 @@ def unknown_columns(target: Any) -> set[str]:
 
 def _encrypted_names(connection: Connection, target: Any) -> dict[str, Column[Any]]:
     """The columns that another table with this name and schema has encrypted, and this one has not."""
-    schema, own = _schema(connection, target), _known_in(target)
+    own = _known_in(target)
     return {
         name: column
-        for table in tuple(_by_name.get(target.name.lower(), ()))
-        if table is not target and _schema(connection, table) == schema
+        for table in _namesakes(connection, target)
+        if table is not target
         for name, column in _encrypted_in(table).items()
         if name not in own
     }
+
+
+def _namesakes(connection: Connection, target: Any) -> list[Table]:
+    """The tables with encrypted columns that have this name, and here this schema."""
+    schema = _schema(connection, target)
+    named = tuple(_by_name.get(target.name.lower(), ()))
+    return [table for table in named if _schema(connection, table) == schema]
 
 
 def _known_in(table: Any) -> set[str]:
@@ -262,25 +268,27 @@ def _is_temporary(connection: Connection, target: Any) -> bool:
 
 def _look(connection: Connection, target: Any, schema: str | None, name: str) -> bool | None:
     inspector = inspect(connection)
-    try:
-        columns = inspector.get_columns(target.name, schema=schema)
-    except NoSuchTableError:
+    columns = _columns_here(inspector, target.name, schema)
+    if columns is None:
         return None
     types = [one["type"] for one in columns if one["name"].lower() == name]
     if not any(_holds_bytes(one) for one in types):
         return False
-    keys = [one for table in tuple(_by_name[target.name.lower()]) for one in _key_tables(table)]
+    keys = [one for table in _namesakes(connection, target) for one in _key_tables(table)]
     return any(_stores_keys(connection, inspector, one) for one in keys)
 
 
 def _stores_keys(connection: Connection, inspector: Inspector, table: Table) -> bool:
     """Whether this is a table of keys here too: somebody else may use its name."""
-    try:
-        found = inspector.get_columns(table.name, schema=connection.schema_for_object(table))
-    except NoSuchTableError:
-        return False
-    names = {one["name"].lower() for one in found}
+    found = _columns_here(inspector, table.name, connection.schema_for_object(table))
+    names = {one["name"].lower() for one in found or ()}
     return all(column.name.lower() in names for column in table.primary_key)
+
+
+def _columns_here(inspector: Inspector, name: str, schema: str | None) -> Sequence[Any] | None:
+    """The columns of a table, as the database tells them; None if it is not there."""
+    # Asked first: SQLite raises for the columns of a table in a database that is not attached.
+    return inspector.get_columns(name, schema=schema) if inspector.has_table(name, schema=schema) else None
 
 
 def _holds_bytes(type_: Any) -> bool:
