@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy.engine.cursor import BufferedRowCursorFetchStrategy, CursorFetchStrategy
 
-from sqlalchemy_envelope.orm.reading.rows import CHUNK, RowOpener
+from sqlalchemy_envelope.orm.reading.rows import RowOpener
 from sqlalchemy_envelope.orm.reading.statement_plan import plan_of_statement
 
 if TYPE_CHECKING:
@@ -49,7 +49,8 @@ def after_execute(
 ) -> None:
     """Let the result take opened values as they are, if it fetches from the place of reading."""
     cursor = getattr(result, "cursor", None)
-    if type(cursor) is OpeningCursor:
+    # For one object or two it costs more than it saves.
+    if type(cursor) is OpeningCursor and cursor.opener.plan.gave_many:
         cursor.hand_to(result)
 
 
@@ -103,14 +104,9 @@ class OpeningCursor:
         return self._open(self._cursor.fetchmany(*size))
 
     def fetchall(self) -> Any:
-        """All rows that are left. They are fetched and opened piece by piece: stored values are gone again
-        before they have left the processor's cache."""
-        if self.opener.needs_all_rows():
-            return self._open(self._cursor.fetchall())
-        opened: list[Any] = []
-        while rows := self._cursor.fetchmany(CHUNK):
-            opened += self._open(rows)
-        return opened
+        """All rows that are left."""
+        self._fetched += 1
+        return self.opener.open_all()
 
     def _open(self, rows: Sequence[Any]) -> Sequence[Any]:
         self._fetched += len(rows)

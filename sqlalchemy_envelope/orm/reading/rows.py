@@ -11,6 +11,7 @@ for a value that nobody looks at.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from contextlib import nullcontext
 from itertools import repeat
 from types import CellType
@@ -25,9 +26,10 @@ from sqlalchemy_envelope.orm.current import context
 from sqlalchemy_envelope.orm.reading.opener import LOCKED, open_stored
 from sqlalchemy_envelope.orm.reading.row_owners import RowOwners
 from sqlalchemy_envelope.orm.tables.connections import lent_session, session_of
+from sqlalchemy_envelope.orm.tables.location import location_on
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     from sqlalchemy_envelope.keys.keyring import OwnerId
     from sqlalchemy_envelope.orm.reading.statement_plan import PlannedRow, PlannedValue, StatementPlan
@@ -39,6 +41,8 @@ _COLUMN_TAIL = row_tail(b"")
 _INT_TAILS = [(5 + size).to_bytes(4, "big") + b"i" + size.to_bytes(4, "big") for size in range(24)]
 CHUNK = 256
 """Rows that are opened at a time: what they take fits into the processor's cache."""
+_NONE: frozenset[int] = frozenset()
+_NO_READERS: Mapping[object, Mapping[bytes, Any]] = {}
 _FEW = 8
 """So few rows are opened value by value: a column's tight loop would cost more than it saves."""
 _NO_OWNER = (
@@ -59,27 +63,36 @@ class RowOpener:
     """
 
     __slots__ = (
-        "_connection", "_described", "_dialect", "_here", "_names", "_owners", "_processors", "_session",
+        "_connection", "_cursor", "_execution", "_here", "_owners", "_processors", "_row_owners", "_session",
         "bare", "met_sealed", "plan",
     )  # fmt: skip
 
     def __init__(self, connection: Any, cursor: Any, execution: Any, plan: StatementPlan) -> None:
         self.plan = plan
-        self.bare: frozenset[int] = frozenset()
+        self.bare: frozenset[int] = _NONE
         self.met_sealed = False
         self._session = session_of(connection)
         self._connection = execution.root_connection
-        self._dialect = execution.dialect
-        self._described = cursor.description or ()
-        self._names = RowOwners(self._session, self._connection, execution.execution_options)
+        self._execution = execution
+        self._cursor = cursor
+        # Made when they are needed: most results have a row or two, of an owner who is known.
+        self._row_owners: RowOwners | None = None
         self._processors: dict[tuple[int, ...], list[Any]] = {}
-        self._here: tuple[context.OpenKeys, ...] = ()
         self._owners: dict[tuple[int, Any], OwnerId | None] = {}
 
-    def needs_all_rows(self) -> bool:
-        """Whether something is fetched for all rows of a result together."""
-        linked = any(row.path is not None and not row.path.is_direct for row in self.plan.rows)
-        return linked or any(one.on_demand for one in context.unlocked_sessions(self._session))
+    @emptying
+    def open_all(self) -> Sequence[Any]:
+        """All rows that are left. They are fetched and opened piece by piece: stored values are gone again
+        before they have left the processor's cache."""
+        here = context.unlocked_sessions(self._session)
+        if self._demands(here):
+            return self._open(self._cursor.fetchall(), here)
+        opened = self._open(self._cursor.fetchmany(CHUNK), here)
+        if len(opened) == CHUNK:
+            opened = list(opened)
+            while rows := self._cursor.fetchmany(CHUNK):
+                opened += self._open(rows, context.unlocked_sessions(self._session))
+        return opened
 
     def fetches_keys(self) -> bool:
         """Whether keys are fetched for a connection that belongs to no session."""
@@ -88,15 +101,19 @@ class RowOpener:
     @emptying
     def open(self, rows: Sequence[Any]) -> Sequence[Any]:
         """The rows, with each encrypted value opened as far as it can be."""
+        # Asked for each fetch: a result may be read when its unlocked session was left.
+        return self._open(rows, context.unlocked_sessions(self._session))
+
+    def _open(self, rows: Sequence[Any], here: tuple[context.OpenKeys, ...]) -> Sequence[Any]:
         if not rows:
             return rows
-        # Asked for each fetch: a result may be read when its unlocked session was left.
-        self._here = context.unlocked_sessions(self._session)
+        self._here = here
         self._owners.clear()
-        if self._here:
+        if self._demands(here):
             self._demand(rows)
         if len(rows) <= _FEW:
             return self._few(rows)
+        self.plan.gave_many = True
         if len(rows) <= CHUNK:
             return self._chunk(rows)
         opened: list[Any] = []
@@ -104,10 +121,16 @@ class RowOpener:
             opened += self._chunk(rows[start : start + CHUNK])
         return opened
 
+    def _demands(self, here: tuple[context.OpenKeys, ...]) -> bool:
+        """Whether something is fetched for all rows of a result together."""
+        if not here:
+            return False
+        return self.plan.linked or here[0].on_demand or (len(here) > 1 and here[1].on_demand)
+
     def _demand(self, rows: Sequence[Any]) -> None:
         """Have what these rows need fetched for all of them together: keys, and the rows that lead to an
         owner."""
-        for row in self.plan.rows:
+        for row in self.plan.rows if self.plan.linked else ():
             if row.path is not None and not row.path.is_direct:
                 self._names.load(row.path, {self._values(row.owners, row.owner_types, one) for one in rows})
         demanding = [one for one in self._here if one.on_demand]
@@ -131,15 +154,16 @@ class RowOpener:
 
     def _few(self, rows: Sequence[Any]) -> list[Any]:
         opened = [list(row) for row in rows]
+        readers, bare = self._here[0].readers if self._here else _NO_READERS, self.bare
         for row in self.plan.rows:
             where = self._where(row)
             for found, values in zip(rows, opened, strict=True):
                 raw = None if row.path is None else _cut_row(found, row.owners)
-                (tail,) = self._tails(row, [_cut_row(found, row.keys)]) if row.keys else (None,)
+                tail = self._tails(row, [_cut_row(found, row.keys)])[0] if row.keys else None
                 for value in row.values:
                     at = value.position
-                    plain = self._known(row, value, found[at], raw, tail, where)
-                    values[at] = plain if at in self.bare else CellType(plain)
+                    plain = self._known(row, value, found[at], raw, tail, where, readers)
+                    values[at] = plain if at in bare else CellType(plain)
         return list(map(tuple, opened))
 
     def _chunk(self, rows: Sequence[Any]) -> list[Any]:
@@ -167,20 +191,20 @@ class RowOpener:
         value's key; then value by value, which tells what is locked or wrong."""
         if None in stored:
             return self._column_with_nulls(row, value, stored, owners, tails, where)
+        readers = self._here[0].readers if self._here else _NO_READERS
         if where is not None and value.slot is not None:
-            readers: Mapping[bytes, Any] = self._here[0].readers.get(value.slot, {})
-            first = stored[0]
-            if isinstance(first, _BYTES) and bytes(first[_HEADER]) not in readers:
+            first, known = stored[0], readers.get(value.slot, {})
+            if isinstance(first, _BYTES) and bytes(first[_HEADER]) not in known:
                 # The first under its key. Once it is opened, its key is known.
-                self._known(row, value, first, owners[0], tails[0], where)
-                readers = self._here[0].readers.get(value.slot, {})
+                self._known(row, value, first, owners[0], tails[0], where, readers)
+                known = readers.get(value.slot, {})
             for open_all in (_under_one_key, _under_several):
                 try:
-                    return open_all(value, stored, owners, tails, where, readers)
+                    return open_all(value, stored, owners, tails, where, known)
                 except Exception:  # noqa: BLE001, S110 - told below, for each value by itself
                     pass
         return [
-            self._known(row, value, one, raw, tail, where)
+            self._known(row, value, one, raw, tail, where, readers)
             for one, raw, tail in zip(stored, owners, tails, strict=True)
         ]
 
@@ -210,12 +234,13 @@ class RowOpener:
         raw: Any,
         tail: bytes | None,
         where: Location | None,
+        readers: Mapping[object, Mapping[bytes, Any]],
     ) -> Any:
         """One value, most likely under a key that has opened one before."""
         if stored is None:
             return value.null()
         try:
-            open_, aad, owner, there = self._here[0].readers[value.slot][stored[_HEADER]]
+            open_, aad, owner, there = readers[value.slot][stored[_HEADER]]
             if owner == raw and there == where and len(stored) <= MAX_STORED_SIZE:
                 end: Any = tail if value.row_bound else _COLUMN_TAIL
                 return value.decode(open_(stored[_NONCE], stored[_BODY], aad + end))
@@ -229,7 +254,14 @@ class RowOpener:
         """Where the owners of these rows lie; None if that is of no use."""
         if row.path is None or not self._here:
             return None
-        return self._names.where(row.path.owner_class)
+        realm, options = self._here[0].policy.seals.realm, self._execution.execution_options
+        return location_on(self._connection, row.path.owner_class.mapper, realm, options)
+
+    @property
+    def _names(self) -> RowOwners:
+        if self._row_owners is None:
+            self._row_owners = RowOwners(self._session, self._connection, self._execution.execution_options)
+        return self._row_owners
 
     def _one(
         self,
@@ -316,8 +348,9 @@ class RowOpener:
         """What the driver gave, as the application has it."""
         processors = self._processors.get(positions)
         if processors is None:
+            dialect, described = self._execution.dialect, self._cursor.description
             processors = self._processors[positions] = [
-                type_.dialect_impl(self._dialect).result_processor(self._dialect, self._described[at][1])
+                type_.dialect_impl(dialect).result_processor(dialect, described[at][1])
                 for at, type_ in zip(positions, types, strict=True)
             ]
         return tuple(

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from sqlalchemy.orm import InstanceState, Mapper
 
     from sqlalchemy_envelope.orm.columns.plans import EncryptedAttribute
+    from sqlalchemy_envelope.orm.reading.rows import RowOpener
 
 _SETTLES = "sqlalchemy_envelope.settles"
 """Stands where SQLAlchemy keeps the name of the attribute that is filled. No attribute is called this."""
@@ -46,23 +47,26 @@ class _Settling:
         adapter: Any,
         populators: dict[str, list[tuple[str, Any]]],
     ) -> None:
-        super().create_row_processor(  # type: ignore[misc]  # of the class it is mixed into
-            context, query_entity, path, mapper, result, adapter, populators
-        )
-        fill = populators["new"]
-        if all(key != _SETTLES for key, _ in fill):
-            fill.append((_SETTLES, _settler(mapper, context, result)))
+        key, attributes = (_SETTLES, mapper, self), context.compile_state.attributes
+        fills = path.get(attributes, key, None)
+        if fills is None:  # the same for each result of a statement
+            own: dict[str, list[tuple[str, Any]]] = {name: [] for name in populators}
+            super().create_row_processor(  # type: ignore[misc]  # of the class it is mixed into
+                context, query_entity, path, mapper, result, adapter, own
+            )
+            fills = [(name, found) for name, found in own.items() if found]
+            path.set(attributes, key, fills)
+        for name, found in fills:
+            populators[name] += found
+        populators["new"].append((_SETTLES, _settler(mapper, context, opener_of(result))))
 
 
-def _settler(mapper: Mapper[Any], query_context: Any, result: Any) -> Callable[..., None]:
-    plan = plan_of_mapper(mapper)
-    opener = opener_of(result)
-
+def _settler(mapper: Mapper[Any], query_context: Any, opener: RowOpener | None) -> Callable[..., None]:
     def settle(state: InstanceState[Any], values: dict[str, Any], row: object) -> None:
         if opener is not None and not opener.met_sealed:
             return
         try:
-            put_aside(state, values, query_context, plan)
+            put_aside(state, values, query_context, plan_of_mapper(mapper))
         except BaseException as error:
             empty_frames(error)
             del values, row

@@ -101,12 +101,16 @@ class StatementPlan:
 
     Attributes:
         rows: the rows of tables that each of its rows is made of; none if nothing in them is encrypted.
+        linked: whether the owner of one of them is found in other rows.
+        gave_many: whether a result of it had many rows.
     """
 
-    __slots__ = ("_bare", "rows")
+    __slots__ = ("_bare", "gave_many", "linked", "rows")
 
     def __init__(self, rows: tuple[PlannedRow, ...]) -> None:
         self.rows = rows
+        self.linked = any(row.path is not None and not row.path.is_direct for row in rows)
+        self.gave_many = False
         self._bare: tuple[Any, Any, frozenset[int]] = (None, None, frozenset())
 
     def without_processors(self, metadata: Any) -> tuple[Any, frozenset[int]]:

@@ -20,7 +20,7 @@ from sqlalchemy_envelope.orm.tables.cascades import in_greenlet
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from sqlalchemy import Connection
+    from sqlalchemy import Connection, Dialect
 
 _KNOWN = "sqlalchemy_envelope.default_schema"
 _CHANGED = "sqlalchemy_envelope.default_schema_changed"
@@ -54,10 +54,15 @@ _last: WeakKeyDictionary[Connection, dict[tuple[str, ...], str]] = WeakKeyDictio
 asked."""
 
 
+def may_differ(dialect: Dialect) -> bool:
+    """Whether connections of one engine may find tables in different schemas."""
+    return dialect.name in _ASKS
+
+
 def default_schema(connection: Connection, tables: tuple[str, ...]) -> str:
     """The schema in which this connection finds tables of these names; a name for all, where they differ."""
     default = connection.dialect.default_schema_name or ""
-    if connection.dialect.name not in _ASKS:
+    if not may_differ(connection.dialect):
         return default
     if connection.closed or connection.invalidated:
         return _last.get(connection, {}).get(tables, default)
@@ -80,7 +85,7 @@ def default_schema(connection: Connection, tables: tuple[str, ...]) -> str:
 def on_statement(connection: Connection, sql: Any, compiled: Any) -> None:
     """A statement is about to be sent: if it may change where tables are found, what is known no longer
     holds."""
-    if connection.dialect.name not in _ASKS:
+    if not may_differ(connection.dialect):
         return
     # What SQLAlchemy has compiled is the same text each time, without the values of an IN or of many rows.
     read = sql if compiled is None else compiled.string

@@ -19,7 +19,7 @@ from sqlalchemy_envelope.crypto.context import encode_context
 from sqlalchemy_envelope.orm.tables.binds import bind_for
 from sqlalchemy_envelope.orm.tables.connections import connection_of
 from sqlalchemy_envelope.orm.tables.databases import database_name
-from sqlalchemy_envelope.orm.tables.default_schema import default_schema
+from sqlalchemy_envelope.orm.tables.default_schema import default_schema, may_differ
 from sqlalchemy_envelope.orm.tables.owners import LOCATION_SIZE, Location, owner_class_of
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ def _location(
     schema = table.schema
     if translate and schema in translate:
         schema = translate[schema]
-    if schema is None and connection is not None:
+    if schema is None and connection is not None and may_differ(engine.dialect):
         schema = default_schema(connection, _tables(table))
     elif schema is None:
         schema = engine.dialect.default_schema_name or ""
