@@ -715,7 +715,7 @@ def test_a_result_that_fetches_otherwise_keeps_its_processors(lite: Started, unl
     with unlock(lite.session, lite.ada):
         read = lite.session.scalars(select(Note.body)).all()
 
-    assert ["hello"] * 20 == list(read)
+    assert list(read) == ["hello"] * 20
     assert any(map(is_ours, results_seen[-1]._metadata._processors))
 
 

@@ -87,30 +87,24 @@ def _read_batches(connection: Any, cursor: Any, execution: Any, plan: StatementP
 class OpeningCursor:
     """A driver's cursor whose rows are opened as they are fetched."""
 
-    __slots__ = ("_cursor", "_fetched", "opener")
+    __slots__ = ("_cursor", "opener")
 
     def __init__(self, cursor: Any, opener: RowOpener) -> None:
         self._cursor = cursor
-        self._fetched = 0
         self.opener = opener
 
     def fetchone(self) -> Any:
         """One row, or None."""
         row = self._cursor.fetchone()
-        return None if row is None else self._open([row])[0]
+        return None if row is None else self.opener.open([row])[0]
 
     def fetchmany(self, *size: int) -> Any:
         """Some rows."""
-        return self._open(self._cursor.fetchmany(*size))
+        return self.opener.open(self._cursor.fetchmany(*size))
 
     def fetchall(self) -> Any:
         """All rows that are left."""
-        self._fetched += 1
         return self.opener.open_all()
-
-    def _open(self, rows: Sequence[Any]) -> Sequence[Any]:
-        self._fetched += len(rows)
-        return self.opener.open(rows)
 
     def hand_to(self, result: CursorResult[Any]) -> None:
         """Give the result values as they are from here on, and metadata without our processors."""
@@ -120,7 +114,7 @@ class OpeningCursor:
             return
         # A stream has fetched its first row by now.
         held: Any = strategy._rowbuffer if streams else ()  # type: ignore[attr-defined]
-        if len(held) != self._fetched or metadata._tuplefilter is not None:
+        if len(held) != self.opener.fetched or metadata._tuplefilter is not None:
             return
         result._metadata, self.opener.bare = self.opener.plan.without_processors(metadata)
         result._reset_memoizations()

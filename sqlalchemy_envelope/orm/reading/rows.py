@@ -41,7 +41,7 @@ _COLUMN_TAIL = row_tail(b"")
 _INT_TAILS = [(5 + size).to_bytes(4, "big") + b"i" + size.to_bytes(4, "big") for size in range(24)]
 CHUNK = 256
 """Rows that are opened at a time: what they take fits into the processor's cache."""
-_NONE: frozenset[int] = frozenset()
+_NOTHING: Any = object()
 _NO_READERS: Mapping[object, Mapping[bytes, Any]] = {}
 _FEW = 8
 """So few rows are opened value by value: a column's tight loop would cost more than it saves."""
@@ -59,18 +59,20 @@ class RowOpener:
         plan: where the encrypted values are.
         bare: the positions whose values are handed on as they are. Every other value is handed on in a cell,
             which the result processor of its column takes it out of.
+        fetched: how many rows were opened.
         met_sealed: whether a value was met that could not be opened.
     """
 
     __slots__ = (
-        "_connection", "_cursor", "_execution", "_here", "_owners", "_processors", "_row_owners", "_session",
-        "bare", "met_sealed", "plan",
+        "_connection", "_cursor", "_execution", "_here", "_located", "_owners", "_processors", "_row_owners",
+        "_session", "bare", "fetched", "met_sealed", "plan",
     )  # fmt: skip
 
     def __init__(self, connection: Any, cursor: Any, execution: Any, plan: StatementPlan) -> None:
         self.plan = plan
-        self.bare: frozenset[int] = _NONE
+        self.bare: frozenset[int] = frozenset()
         self.met_sealed = False
+        self.fetched = 0
         self._session = session_of(connection)
         self._connection = execution.root_connection
         self._execution = execution
@@ -79,6 +81,7 @@ class RowOpener:
         self._row_owners: RowOwners | None = None
         self._processors: dict[tuple[int, ...], list[Any]] = {}
         self._owners: dict[tuple[int, Any], OwnerId | None] = {}
+        self._located: dict[OwnerClass, Location] = {}
 
     @emptying
     def open_all(self) -> Sequence[Any]:
@@ -111,9 +114,11 @@ class RowOpener:
         self._owners.clear()
         if self._demands(here):
             self._demand(rows)
+        self.fetched += len(rows)
+        if self.fetched > _FEW:
+            self.plan.gave_many = True
         if len(rows) <= _FEW:
             return self._few(rows)
-        self.plan.gave_many = True
         if len(rows) <= CHUNK:
             return self._chunk(rows)
         opened: list[Any] = []
@@ -153,6 +158,7 @@ class RowOpener:
                     one.prepare_read(session, owner_class, headers)
 
     def _few(self, rows: Sequence[Any]) -> list[Any]:
+        """A few rows, most often of an owner whose keys have opened values before."""
         opened = [list(row) for row in rows]
         readers, bare = self._here[0].readers if self._here else _NO_READERS, self.bare
         for row in self.plan.rows:
@@ -162,7 +168,17 @@ class RowOpener:
                 tail = self._tails(row, [_cut_row(found, row.keys)])[0] if row.keys else None
                 for value in row.values:
                     at = value.position
-                    plain = self._known(row, value, found[at], raw, tail, where, readers)
+                    stored = found[at]
+                    plain = _NOTHING
+                    try:
+                        open_, aad, owner, there = readers[value.slot][stored[_HEADER]]
+                        if owner == raw and there == where and len(stored) <= MAX_STORED_SIZE:
+                            end: Any = tail if value.row_bound else _COLUMN_TAIL
+                            plain = value.decode(open_(stored[_NONCE], stored[_BODY], aad + end))
+                    except Exception:  # noqa: BLE001, S110 - NULL, the first under its key, locked or wrong
+                        pass
+                    if plain is _NOTHING:
+                        plain = self._one(row, value, stored, raw, tail)
                     values[at] = plain if at in bare else CellType(plain)
         return list(map(tuple, opened))
 
@@ -191,22 +207,25 @@ class RowOpener:
         value's key; then value by value, which tells what is locked or wrong."""
         if None in stored:
             return self._column_with_nulls(row, value, stored, owners, tails, where)
-        readers = self._here[0].readers if self._here else _NO_READERS
+        readers: Mapping[bytes, Any] = {}
         if where is not None and value.slot is not None:
-            first, known = stored[0], readers.get(value.slot, {})
-            if isinstance(first, _BYTES) and bytes(first[_HEADER]) not in known:
+            readers = self._here[0].readers.setdefault(value.slot, {})
+            first = stored[0]
+            if isinstance(first, _BYTES) and bytes(first[_HEADER]) not in readers:
                 # The first under its key. Once it is opened, its key is known.
-                self._known(row, value, first, owners[0], tails[0], where, readers)
-                known = readers.get(value.slot, {})
+                self._one(row, value, first, owners[0], tails[0])
             for open_all in (_under_one_key, _under_several):
                 try:
-                    return open_all(value, stored, owners, tails, where, known)
+                    return open_all(value, stored, owners, tails, where, readers)
                 except Exception:  # noqa: BLE001, S110 - told below, for each value by itself
                     pass
-        return [
-            self._known(row, value, one, raw, tail, where, readers)
-            for one, raw, tail in zip(stored, owners, tails, strict=True)
-        ]
+        opened = []
+        for one, raw, tail in zip(stored, owners, tails, strict=True):
+            try:
+                opened += _under_one_key(value, [one], [raw], [tail], where, readers)
+            except Exception:  # noqa: BLE001 - the first under its key, locked or wrong
+                opened.append(self._one(row, value, one, raw, tail))
+        return opened
 
     def _column_with_nulls(
         self,
@@ -226,36 +245,16 @@ class RowOpener:
                 opened[at] = one
         return opened
 
-    def _known(
-        self,
-        row: PlannedRow,
-        value: PlannedValue,
-        stored: Any,
-        raw: Any,
-        tail: bytes | None,
-        where: Location | None,
-        readers: Mapping[object, Mapping[bytes, Any]],
-    ) -> Any:
-        """One value, most likely under a key that has opened one before."""
-        if stored is None:
-            return value.null()
-        try:
-            open_, aad, owner, there = readers[value.slot][stored[_HEADER]]
-            if owner == raw and there == where and len(stored) <= MAX_STORED_SIZE:
-                end: Any = tail if value.row_bound else _COLUMN_TAIL
-                return value.decode(open_(stored[_NONCE], stored[_BODY], aad + end))
-        except Exception:  # noqa: BLE001, S110 - the first under its key, locked or wrong
-            pass
-        opened = self._one(row, value, stored, raw, tail)
-        self.met_sealed |= type(opened) is Sealed
-        return opened
-
     def _where(self, row: PlannedRow) -> Location | None:
         """Where the owners of these rows lie; None if that is of no use."""
         if row.path is None or not self._here:
             return None
-        realm, options = self._here[0].policy.seals.realm, self._execution.execution_options
-        return location_on(self._connection, row.path.owner_class.mapper, realm, options)
+        found = self._located.get(row.path.owner_class)
+        if found is None:
+            realm, options = self._here[0].policy.seals.realm, self._execution.execution_options
+            found = location_on(self._connection, row.path.owner_class.mapper, realm, options)
+            self._located[row.path.owner_class] = found
+        return found
 
     @property
     def _names(self) -> RowOwners:
@@ -263,7 +262,15 @@ class RowOpener:
             self._row_owners = RowOwners(self._session, self._connection, self._execution.execution_options)
         return self._row_owners
 
-    def _one(
+    def _one(self, row: PlannedRow, value: PlannedValue, stored: Any, raw: Any, tail: bytes | None) -> Any:
+        """Any one value: NULL, the first under its key, or one that is locked, moved or wrong."""
+        if stored is None:
+            return value.null()
+        opened = self._opened_or_sealed(row, value, stored, raw, tail)
+        self.met_sealed |= type(opened) is Sealed
+        return opened
+
+    def _opened_or_sealed(
         self,
         row: PlannedRow,
         value: PlannedValue,
@@ -273,7 +280,6 @@ class RowOpener:
         *,
         asked: bool = False,
     ) -> Any:
-        """Any one value: the first under its key, or one that is locked, moved or wrong."""
         form = value.formats[0]
         blob = bytes(stored) if isinstance(stored, _BYTES) else b""
         try:
@@ -290,7 +296,7 @@ class RowOpener:
             opened = self._opened(value, stored, owner, b"" if tail is None else tail[4:])
         except (DecryptionError, FormatError) as error:
             if not asked and self._was_stale(row, raw):
-                return self._one(row, value, stored, raw, tail, asked=True)
+                return self._opened_or_sealed(row, value, stored, raw, tail, asked=True)
             return Sealed(blob, form).unreadable(error)
         except ConfigurationError:
             return Sealed(blob, form)  # of a type that is in no table
