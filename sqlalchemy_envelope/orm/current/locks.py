@@ -21,9 +21,9 @@ def takes_locks(statement: object) -> bool:
     if isinstance(statement, Select):
         asked = statement._for_update_arg
         return asked is not None and not (asked.read and asked.key_share)
-    if isinstance(statement, TextClause):
-        return statement.text.lstrip()[:6].upper() != "SELECT"
-    return isinstance(statement, UpdateBase)
+    if isinstance(statement, UpdateBase):
+        return True
+    return isinstance(statement, TextClause) and statement.text.lstrip()[:6].upper() != "SELECT"
 
 
 def note_locks(session: Session) -> None:
