@@ -68,8 +68,8 @@ def require_cascades(session: Session, mapper: Mapper[Any]) -> None:
 def deleted_with(table: Table) -> frozenset[OwnerClass]:
     """The classes whose owners a DELETE from this table may delete."""
     records, size = records_of_table(table), len(table.metadata.tables)
-    known: tuple[int, frozenset[OwnerClass]] = records.get(_DELETED_WITH, (0, frozenset()))
-    if known[0] != size:  # another table was declared since
+    known: tuple[int, frozenset[OwnerClass]] | None = records.get(_DELETED_WITH)
+    if known is None or known[0] != size:  # another table was declared since
         owner_classes = [owner_class_of(one) for one in _reached_from(table)]
         known = size, frozenset(one for one in owner_classes if one is not None)
         records[_DELETED_WITH] = known

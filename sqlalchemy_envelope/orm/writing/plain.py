@@ -21,9 +21,7 @@ if TYPE_CHECKING:
 def is_plain(connection: Connection, statement: Any) -> bool:
     """Whether a statement is a SELECT, or writes to a table that is not watched and deletes no owners; and
     shows no CTE that may write."""
-    if not isinstance(statement, Select):
-        if not isinstance(statement, UpdateBase):
-            return False
+    if isinstance(statement, UpdateBase):
         table: Any = statement.table
         if is_watched(table):
             return False
@@ -31,4 +29,6 @@ def is_plain(connection: Connection, statement: Any) -> bool:
             return False
         if statement.is_delete and deleted_with(table):
             return False
+    elif not isinstance(statement, Select):
+        return False
     return connection.dialect.name not in WRITE_IN_CTES or not may_hold_ctes(statement)
