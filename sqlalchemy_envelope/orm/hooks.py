@@ -70,7 +70,7 @@ def _install() -> None:
     event.listen(Engine, "engine_connect", echo.on_connect)
     event.listen(Engine, "before_execute", _before_execute, retval=True)
     event.listen(Engine, "before_cursor_execute", _before_cursor_execute, retval=True)
-    event.listen(Engine, "after_cursor_execute", emptying(results.after_cursor_execute))
+    event.listen(Engine, "after_cursor_execute", _after_cursor_execute)
     event.listen(Engine, "after_execute", results.after_execute)
     event.listen(Session, "do_orm_execute", emptying(selected_columns.do_orm_execute))
     event.listen(Session, "after_begin", connections.after_begin)
@@ -175,6 +175,17 @@ def _check(connection: Connection, sql: str, compiled: Any, execution: Any) -> N
     refusals.check(compiled, elements)
     if not again:
         setattr(compiled, _PASSES, not changes_schema and not schema_maps.labels_read(compiled))
+
+
+_read = emptying(results.after_cursor_execute)
+
+
+def _after_cursor_execute(
+    connection: Connection, cursor: object, sql: str, parameters: object, execution: Any, executemany: bool
+) -> None:
+    """Open the rows of a statement that reads encrypted columns."""
+    if not getattr(getattr(execution, "compiled", None), _PASSES, False):
+        _read(connection, cursor, sql, parameters, execution, executemany)
 
 
 def _install_sharing() -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy.sql.compiler import SQLCompiler
 
 from sqlalchemy_envelope.exceptions import ConfigurationError
-from sqlalchemy_envelope.orm.columns.encrypted_type import EncryptedType
+from sqlalchemy_envelope.orm.columns.encrypted_type import format_in
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
@@ -41,4 +41,5 @@ def check(connection: Connection, compiled: Any, execution: Any) -> None:
 def labels_read(compiled: Any) -> list[str]:
     """The encrypted columns that a compiled statement reads, by their labels."""
     entries = compiled._result_columns if isinstance(compiled, SQLCompiler) else ()
-    return sorted({str(entry.type.label) for entry in entries if isinstance(entry.type, EncryptedType)})
+    formats = [format_in(entry.type) for entry in entries]
+    return sorted({str(one.label) for one in formats if one is not None})

@@ -25,7 +25,7 @@ from sqlalchemy_envelope.orm.columns.encrypted_type import EncryptedType
 from sqlalchemy_envelope.orm.tables.key_rows import chunks
 from sqlalchemy_envelope.orm.tables.owner_paths import among, linked_paths
 from sqlalchemy_envelope.orm.tables.records import records_of_table
-from sqlalchemy_envelope.orm.tables.watched import EXPECTED, watch_name
+from sqlalchemy_envelope.orm.tables.watched import EXPECTED, expected_for, watch_name
 from sqlalchemy_envelope.orm.writing.flushes import notes_of
 from sqlalchemy_envelope.orm.writing.forms import assigned_by_upsert, equalities
 
@@ -205,13 +205,11 @@ def _configure(target: Any) -> None:
     name = getattr(target, "name", None)
     if not isinstance(target, TableClause) or name is None:
         return
-    for mapper in filter(None, [one() for one in tuple(EXPECTED)]):
-        metadata = getattr(mapper.local_table, "metadata", None)
-        if metadata is not None and any(one.name.lower() == name.lower() for one in metadata.tables.values()):
-            try:
-                mapper.attrs  # noqa: B018 - configures the mappers
-            except (SQLAlchemyError, ConfigurationError):
-                continue  # nothing can be written through them, and their own statements say why
+    for mapper in expected_for(str.lower(name)):
+        try:
+            mapper.attrs  # noqa: B018 - configures the mappers
+        except (SQLAlchemyError, ConfigurationError):
+            continue  # nothing can be written through them, and their own statements say why
 
 
 def _watched(connection: Connection, target: Any) -> tuple[list[Decider], bool]:
