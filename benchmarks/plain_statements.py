@@ -110,15 +110,17 @@ def compare(session: Session, run: Run, count: int, round_count: int) -> tuple[f
     engine = session.connection().engine
     over, ratios = [], []
     for number in range(-1, round_count):
-        sums = dict.fromkeys((OURS, NOTHING, NONE), 0.0)
+        took: dict[str, list[float]] = {OURS: [], NOTHING: [], NONE: []}
         with no_collector():
             for _ in range(count // SOME):
-                for variant in sample(list(sums), len(sums)):
+                for variant in sample(list(took), len(took)):
                     with listeners(engine, variant):
-                        sums[variant] += processor_time(run)
+                        run()  # the first one after a change of listeners is slower
+                        took[variant].append(processor_time(run))
         if number >= 0:  # the round before is for warming up
-            over.append((sums[OURS] - sums[NOTHING]) / (count // SOME * SOME) * 1e6)
-            ratios.append(sums[OURS] / sums[NONE])
+            ours, nothing, none = (median(took[variant]) for variant in (OURS, NOTHING, NONE))
+            over.append((ours - nothing) / SOME * 1e6)
+            ratios.append(ours / none)
     return median(over), median(ratios)
 
 
