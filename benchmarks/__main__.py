@@ -10,7 +10,7 @@ from pathlib import Path
 from rich.console import Console
 from sqlalchemy import Engine
 
-from benchmarks import bench_migration, groups, locked_writes, rotation, serving, several
+from benchmarks import bench_migration, groups, locked_writes, plain_statements, rotation, serving, several
 from benchmarks.databases import DATABASES, database, unlocked_owner
 from benchmarks.measure import Series, measure
 from benchmarks.report import Results, as_json, machine, markdown, print_tables
@@ -20,7 +20,7 @@ from benchmarks.variants import variants
 from sqlalchemy_envelope import Envelope
 
 HOT, UNLOCK = "values", "unlock"
-SHARING = [module.NAME for module in (groups, locked_writes, serving, several, rotation)]
+SHARING = [module.NAME for module in (groups, locked_writes, serving, several, rotation, plain_statements)]
 PARTS = [HOT, UNLOCK, *SHARING, bench_migration.NAME]
 ROWS, MIGRATION_ROWS = 20_000, 1_000_000
 
@@ -83,7 +83,8 @@ def run(options: argparse.Namespace, progress: Callable[[str], None]) -> Results
 
 
 def measure_sharing(part: str, engine: Engine, options: argparse.Namespace) -> Finding:
-    """One benchmark of sharing, at the size that its goal names or, with `--quick`, at a small one."""
+    """One benchmark of sharing or of plain statements, at the size that its goal names or, with `--quick`, at
+    a small one."""
     rounds, quick = options.rounds, options.quick
     if part == groups.NAME:
         sizes = groups.Sizes(5, 3, rounds) if quick else groups.Sizes(50, 20, rounds)
@@ -94,6 +95,8 @@ def measure_sharing(part: str, engine: Engine, options: argparse.Namespace) -> F
         return serving.measure_serving(engine, 500 if quick else 10_000, rounds)
     if part == several.NAME:
         return several.measure_several(engine, options.rows, rounds)
+    if part == plain_statements.NAME:
+        return plain_statements.measure_plain_statements(engine, 400 if quick else 4_000, rounds)
     members, rows = (20, 1_000) if quick else (1_000, 100_000)
     return rotation.measure_rotation(engine, members, rows, rounds)
 

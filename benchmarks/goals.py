@@ -113,6 +113,10 @@ LIMITS = [
     ),
     Limit("one joins a group with many rows: data rows touched", 0, "rotation", "data rows touched, joining"),
     *(
+        Limit(f"a plain {verb}: µs of the library", 1, "plain-statements", f"µs, {verb}, nobody unlocked")
+        for verb in ("SELECT", "INSERT", "UPDATE", "DELETE")
+    ),
+    *(
         Limit("migration: rows a second", limit, MIGRATION, "rows a second", at_least=True, database=database)
         for database, limit in (("sqlite", 60_000), ("postgresql", 30_000))
     ),

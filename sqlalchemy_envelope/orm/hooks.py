@@ -8,9 +8,8 @@ this package registers none.
 from __future__ import annotations
 
 from typing import Any
-from weakref import WeakSet
 
-from sqlalchemy import Column, Connection, Engine, Insert, Select, Update, event
+from sqlalchemy import Column, Connection, Engine, Insert, Update, event
 from sqlalchemy.orm import FromStatement, Mapper, Session
 
 from sqlalchemy_envelope.crypto.frames import empty_frames, emptying
@@ -44,6 +43,7 @@ from sqlalchemy_envelope.orm.writing import (
     statements,
     twins,
 )
+from sqlalchemy_envelope.orm.writing.plain import is_plain
 
 _installed = False
 
@@ -69,8 +69,8 @@ def _install() -> None:
     _installed = True
     event.listen(Engine, "engine_connect", echo.on_connect)
     event.listen(Engine, "before_execute", _before_execute, retval=True)
-    event.listen(Engine, "before_cursor_execute", emptying(_before_cursor_execute))
-    event.listen(Engine, "after_cursor_execute", emptying(results.after_cursor_execute))
+    event.listen(Engine, "before_cursor_execute", _before_cursor_execute, retval=True)
+    event.listen(Engine, "after_cursor_execute", _after_cursor_execute)
     event.listen(Engine, "after_execute", results.after_execute)
     event.listen(Session, "do_orm_execute", emptying(selected_columns.do_orm_execute))
     event.listen(Session, "after_begin", connections.after_begin)
@@ -98,16 +98,14 @@ def _before_execute(
 ) -> tuple[Any, Any, Any]:
     """What is done before a statement, in this order; the last step encrypts its parameters."""
     try:
-        # Most statements are a SELECT: what comes seldom is not looked for in one.
-        if not isinstance(statement, Select) and isinstance(statement, forms.LAMBDAS):
-            statement = forms.plain(statement)
         session = session_of(connection)
+        if is_plain(connection, statement):
+            if session is not None:
+                _note(session, statement)
+            return statement, multiparams, params
+        statement = forms.plain(statement)
         if session is not None:
-            current = context.CURRENT.get()
-            if current.is_open:
-                current.begin_statement(session)
-            if takes_locks(statement):
-                note_locks(session)
+            _note(session, statement)
             membership.on_statement(session, statement)
             deletions.on_statement(session, statement)
             sole_rows.on_statement(session, statement)
@@ -123,6 +121,16 @@ def _before_execute(
         raise
 
 
+def _note(session: Session, statement: Any) -> None:
+    """What a session notes of every statement, whichever table it is on."""
+    current = context.CURRENT.get()
+    if current.is_open:
+        current.begin_statement(session)
+    if takes_locks(statement):
+        note_locks(session)
+        sole_rows.on_statement(session, statement)
+
+
 def _needs_a_session(connection: Connection, statement: Any) -> bool:
     """Whether a statement on a connection without a session may write values whose keys are fetched, or made,
     as they are needed: that takes a session."""
@@ -135,25 +143,49 @@ def _needs_a_session(connection: Connection, statement: Any) -> bool:
     return any(one.on_demand for one in context.unlocked_sessions(None))
 
 
-_checked: WeakSet[Any] = WeakSet()
+_PASSES = "_sqlalchemy_envelope_passes"
+"""An attribute of a compiled statement that was looked at; whether nothing is to be asked of it again."""
 
 
 def _before_cursor_execute(
-    connection: Connection, cursor: object, sql: str, parameters: object, execution: Any, executemany: bool
-) -> None:
+    connection: Connection, cursor: object, sql: str, parameters: Any, execution: Any, executemany: bool
+) -> tuple[str, Any]:
     """Refuse what must not be sent. SQLAlchemy keeps compiled statements, and so each is looked at once."""
     compiled = getattr(execution, "compiled", None)
-    on_statement(connection, sql, compiled)
+    if getattr(compiled, _PASSES, False):
+        return sql, parameters
+    try:
+        _check(connection, sql, compiled, execution)
+    except BaseException as error:
+        empty_frames(error)
+        del sql, parameters, execution, compiled
+        raise
+    return sql, parameters
+
+
+def _check(connection: Connection, sql: str, compiled: Any, execution: Any) -> None:
+    changes_schema = on_statement(connection, sql, compiled)
     if compiled is None:
         return
     schema_maps.check(connection, compiled, execution)
-    if compiled in _checked:
+    if hasattr(compiled, _PASSES):
         return
     elements = list(forms.elements_in(*gate.statements_of(compiled)))
     again = gate.check_writes(connection, compiled, elements)
     refusals.check(compiled, elements)
     if not again:
-        _checked.add(compiled)
+        setattr(compiled, _PASSES, not changes_schema and not schema_maps.labels_read(compiled))
+
+
+_read = emptying(results.after_cursor_execute)
+
+
+def _after_cursor_execute(
+    connection: Connection, cursor: object, sql: str, parameters: object, execution: Any, executemany: bool
+) -> None:
+    """Open the rows of a statement that reads encrypted columns."""
+    if not getattr(getattr(execution, "compiled", None), _PASSES, False):
+        _read(connection, cursor, sql, parameters, execution, executemany)
 
 
 def _install_sharing() -> None:

@@ -7,7 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import Engine, MetaData, StaticPool, create_engine, insert, select, text
+from sqlalchemy import (
+    Engine,
+    MetaData,
+    StaticPool,
+    String,
+    TypeDecorator,
+    create_engine,
+    insert,
+    select,
+    text,
+)
 from sqlalchemy.ext.horizontal_shard import ShardedSession
 from sqlalchemy.orm import Session, sessionmaker
 from sqlalchemy.sql import Delete, Update
@@ -15,6 +25,7 @@ from sqlalchemy.sql import Delete, Update
 from sqlalchemy_envelope import (
     ConfigurationError,
     DecryptionError,
+    EncryptedType,
     Envelope,
     KdfProfile,
     LockedError,
@@ -289,12 +300,21 @@ def test_a_map_of_one_statement_is_refused(tenants: Engine) -> None:
             )
 
 
+class Stripped(TypeDecorator[str]):
+    """An application's decorator around ours."""
+
+    impl = EncryptedType
+    cache_ok = True
+
+
+TYPED = text("SELECT body FROM notes").columns(body=Stripped(String, label="notes.body"))
 MAP: Any = {"schema_translate_map": {None: "bolt"}}
 READS: dict[str, Callable[[Session], Any]] = {
     "objects": lambda session: session.scalars(select(User), execution_options=MAP).all(),
     "columns": lambda session: session.execute(select(Note.body).execution_options(**MAP)).all(),
     "Query": lambda session: session.query(User).execution_options(**MAP).all(),
     "get": lambda session: session.get(User, 1, execution_options=MAP),
+    "a decorator": lambda session: session.execute(TYPED, execution_options=MAP).all(),
 }
 
 

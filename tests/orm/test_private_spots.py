@@ -516,7 +516,7 @@ def test_without_a_part_of_a_select(lite: Started, monkeypatch: pytest.MonkeyPat
             super()._select(Hidden(statement, name))
 
     monkeypatch.setattr(refusals, "_Walk", Blinded)
-    monkeypatch.setattr(hooks, "_checked", type(hooks._checked)())
+    monkeypatch.setattr(hooks, "_PASSES", "_of_this_test")
     sent: list[str] = []
     sa.event.listen(lite.engine, "do_execute", lambda cursor, statement, *_: sent.append(statement))
 
@@ -543,7 +543,7 @@ def test_without_what_an_update_returns(lite: Started, monkeypatch: pytest.Monke
     a_note(lite, lite.ada)
     before = rows(lite.engine)
     monkeypatch.setattr(refusals, "_Walk", Blinded)
-    monkeypatch.setattr(hooks, "_checked", type(hooks._checked)())
+    monkeypatch.setattr(hooks, "_PASSES", "_of_this_test")
     with pytest.raises(AttributeError), lite.engine.begin() as connection:
         connection.execute(update(Note.__table__).values(title=func.upper("x")))
 

@@ -18,12 +18,12 @@ _LOCKING = "sqlalchemy_envelope.locking"
 def takes_locks(statement: object) -> bool:
     """Whether a statement makes its transaction hold locks. Of SQL in text, all that does not begin with
     SELECT. A FOR KEY SHARE holds up only who deletes a row or changes its key, as each foreign key does."""
+    if isinstance(statement, UpdateBase):
+        return True
     if isinstance(statement, Select):
         asked = statement._for_update_arg
         return asked is not None and not (asked.read and asked.key_share)
-    if isinstance(statement, TextClause):
-        return statement.text.lstrip()[:6].upper() != "SELECT"
-    return isinstance(statement, UpdateBase)
+    return isinstance(statement, TextClause) and statement.text.lstrip()[:6].upper() != "SELECT"
 
 
 def note_locks(session: Session) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy.sql.compiler import SQLCompiler
 
 from sqlalchemy_envelope.exceptions import ConfigurationError
-from sqlalchemy_envelope.orm.columns.encrypted_type import EncryptedType
+from sqlalchemy_envelope.orm.columns.encrypted_type import format_in
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
@@ -26,11 +26,9 @@ def check(connection: Connection, compiled: Any, execution: Any) -> None:
         ConfigurationError: it does.
     """
     mine, its = connection.get_execution_options().get(_MAP), execution.execution_options.get(_MAP)
-    if its is mine or its == mine or not isinstance(compiled, SQLCompiler):
+    if its is mine or its == mine:
         return
-    labels = sorted(
-        {str(entry.type.label) for entry in compiled._result_columns if isinstance(entry.type, EncryptedType)}
-    )
+    labels = labels_read(compiled)
     if labels:
         raise ConfigurationError(
             f"A statement reads {', '.join(labels)} with a {_MAP} of its own, and the keys of its rows would "
@@ -38,3 +36,10 @@ def check(connection: Connection, compiled: Any, execution: Any) -> None:
             f"`engine.execution_options({_MAP}=...)`, or on the connection, "
             f"`session.connection(execution_options={{'{_MAP}': ...}})`."
         )
+
+
+def labels_read(compiled: Any) -> list[str]:
+    """The encrypted columns that a compiled statement reads, by their labels."""
+    entries = compiled._result_columns if isinstance(compiled, SQLCompiler) else ()
+    formats = [format_in(entry.type) for entry in entries]
+    return sorted({str(one.label) for one in formats if one is not None})

@@ -502,7 +502,7 @@ class ServerSession(UnlockedSession):
 
     def begin_statement(self, session: Session) -> None:
         """Let go of what is over a limit."""
-        super().begin_statement(session)
+        self.saw(session)
         now = time.monotonic()
         if now - self._swept > 1.0 or len(self._used) > self._providers.cache.keys:
             self._swept = now

@@ -18,8 +18,8 @@ from sqlalchemy.orm import object_session
 from sqlalchemy_envelope.orm.current import context
 from sqlalchemy_envelope.orm.current.names import Names
 from sqlalchemy_envelope.orm.sharing.rollbacks import note_commit
+from sqlalchemy_envelope.orm.tables.cascades import deleted_with
 from sqlalchemy_envelope.orm.tables.owners import owner_class_of
-from sqlalchemy_envelope.orm.tables.records import records_of_table
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
@@ -27,8 +27,6 @@ if TYPE_CHECKING:
 
     from sqlalchemy_envelope.keys.keyring import OwnerId
     from sqlalchemy_envelope.orm.tables.owners import OwnerClass
-
-_DELETED_WITH = "deleted_with"
 
 
 def on_statement(session: Session, statement: object) -> None:
@@ -46,33 +44,6 @@ def after_delete(mapper: Mapper[Any], connection: Connection, state: InstanceSta
         return
     owner = Names(session).owner(owner_class, tuple(state.key[1]))
     note_commit(session, owner, lambda: _forget(session, frozenset(), owner))
-
-
-def deleted_with(table: Table) -> frozenset[OwnerClass]:
-    """The classes whose owners a DELETE from this table may delete."""
-    records, size = records_of_table(table), len(table.metadata.tables)
-    known: tuple[int, frozenset[OwnerClass]] = records.get(_DELETED_WITH, (0, frozenset()))
-    if known[0] != size:  # another table was declared since
-        owner_classes = [owner_class_of(one) for one in _cascading(table)]
-        known = size, frozenset(one for one in owner_classes if one is not None)
-        records[_DELETED_WITH] = known
-    return known[1]
-
-
-def _cascading(table: Table) -> list[Table]:
-    """This table, and those whose rows the database deletes with its rows."""
-    reached = [table.primary_key.table]  # a statement of the ORM has an annotated copy
-    for one in reached:  # grows while it is walked
-        reached += [
-            other
-            for other in table.metadata.tables.values()
-            if other not in reached
-            and any(
-                (foreign.ondelete or "").upper() == "CASCADE" and foreign.referred_table is one
-                for foreign in other.foreign_key_constraints
-            )
-        ]
-    return reached
 
 
 def _forget(session: Session, classes: frozenset[OwnerClass], owner: OwnerId | None = None) -> None:

@@ -1,4 +1,5 @@
-"""SQLite enforces foreign keys only when told, and deleting an owner must delete its keys."""
+"""What is deleted with a row: with an owner its keys, which SQLite does only when told; and owners with the
+rows that they belong to."""
 
 from __future__ import annotations
 
@@ -10,12 +11,18 @@ from sqlalchemy.util import concurrency
 
 from sqlalchemy_envelope.exceptions import ConfigurationError
 from sqlalchemy_envelope.orm.tables.binds import bind_for
+from sqlalchemy_envelope.orm.tables.owners import owner_class_of
+from sqlalchemy_envelope.orm.tables.records import records_of_table
 
 if TYPE_CHECKING:
+    from sqlalchemy import Table
     from sqlalchemy.ext.asyncio import AsyncEngine
     from sqlalchemy.orm import Mapper, Session
 
+    from sqlalchemy_envelope.orm.tables.owners import OwnerClass
+
 _cascading: WeakSet[Engine] = WeakSet()
+_DELETED_WITH = "deleted_with"
 
 
 def enforce_foreign_keys(engine: Engine | AsyncEngine) -> None:
@@ -56,6 +63,33 @@ def require_cascades(session: Session, mapper: Mapper[Any]) -> None:
             "connections that were opened before are not covered."
         )
     _cascading.add(engine)
+
+
+def deleted_with(table: Table) -> frozenset[OwnerClass]:
+    """The classes whose owners a DELETE from this table may delete."""
+    records, size = records_of_table(table), len(table.metadata.tables)
+    known: tuple[int, frozenset[OwnerClass]] | None = records.get(_DELETED_WITH)
+    if known is None or known[0] != size:  # another table was declared since
+        owner_classes = [owner_class_of(one) for one in _reached_from(table)]
+        known = size, frozenset(one for one in owner_classes if one is not None)
+        records[_DELETED_WITH] = known
+    return known[1]
+
+
+def _reached_from(table: Table) -> list[Table]:
+    """This table, and those whose rows the database deletes with its rows."""
+    reached = [table.primary_key.table]  # a statement of the ORM has an annotated copy
+    for one in reached:  # grows while it is walked
+        reached += [
+            other
+            for other in table.metadata.tables.values()
+            if other not in reached
+            and any(
+                (foreign.ondelete or "").upper() == "CASCADE" and foreign.referred_table is one
+                for foreign in other.foreign_key_constraints
+            )
+        ]
+    return reached
 
 
 def in_greenlet() -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
-from weakref import WeakKeyDictionary, ref
+from weakref import ref
 
 from sqlalchemy.orm import Session
 
@@ -14,18 +14,18 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection, Engine
 
 _CONNECTIONS = "sqlalchemy_envelope.connections"
-_sessions: WeakKeyDictionary[Connection, ref[Session]] = WeakKeyDictionary()
+_SESSION = "_sqlalchemy_envelope_session"  # on the connection itself: each statement asks
 
 
 def after_begin(session: Session, transaction: object, connection: Connection) -> None:
     """A session uses a connection from here on; later ones of the same connection take over."""
-    _sessions[connection] = ref(session)
+    setattr(connection, _SESSION, ref(session))
     session.info.setdefault(_CONNECTIONS, {})[connection.engine.dialect] = connection
 
 
 def session_of(connection: Connection) -> Session | None:
     """The session whose statements run on this connection."""
-    found = _sessions.get(connection)
+    found: ref[Session] | None = getattr(connection, _SESSION, None)
     return found() if found is not None else None
 
 
@@ -40,13 +40,11 @@ def connection_of(session: Session, engine: Engine) -> Connection | None:
 def lent_session(connection: Connection) -> Iterator[Session]:
     """A session for the keys of a statement on a connection that belongs to none. It works in the
     connection's transaction, and ends nothing there: neither commits nor rolls back what is not its own."""
-    session, before = Session(connection, join_transaction_mode="rollback_only"), _sessions.get(connection)
-    _sessions[connection] = ref(session)
+    session = Session(connection, join_transaction_mode="rollback_only")
+    before = getattr(connection, _SESSION, None)
+    setattr(connection, _SESSION, ref(session))
     try:
         yield session
     finally:
         session.close()
-        if before is None:
-            del _sessions[connection]
-        else:
-            _sessions[connection] = before
+        setattr(connection, _SESSION, before)

@@ -82,17 +82,19 @@ def default_schema(connection: Connection, tables: tuple[str, ...]) -> str:
     return found
 
 
-def on_statement(connection: Connection, sql: Any, compiled: Any) -> None:
+def on_statement(connection: Connection, sql: Any, compiled: Any) -> bool:
     """A statement is about to be sent: if it may change where tables are found, what is known no longer
-    holds."""
+    holds. Tells whether it may; a compiled one may each time, or never."""
     if not may_differ(connection.dialect):
-        return
+        return False
     # What SQLAlchemy has compiled is the same text each time, without the values of an IN or of many rows.
     read = sql if compiled is None else compiled.string
     if not isinstance(read, str) or (_short_may_change if len(read) < _MAX_TEXT else may_change)(read):
         transaction = connection.get_transaction()
         connection.info[_CHANGED] = _nothing if transaction is None else ref(transaction)
         connection.info.pop(_KNOWN, None)
+        return True
+    return False
 
 
 def _nothing() -> None:

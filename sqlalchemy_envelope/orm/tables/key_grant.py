@@ -31,6 +31,7 @@ from sqlalchemy_envelope.orm.tables.generated import GrantNames, Name, fill_in, 
 from sqlalchemy_envelope.orm.tables.owner_paths import path_through
 from sqlalchemy_envelope.orm.tables.owners import KEY_UUID, GrantClass, History
 from sqlalchemy_envelope.orm.tables.records import records_of_mapper, records_of_table
+from sqlalchemy_envelope.orm.tables.watched import watch_name
 
 if TYPE_CHECKING:
     from sqlalchemy import Column
@@ -258,6 +259,7 @@ def _complete(mapper: Mapper[Any], of: OwnerPath, to: OwnerPath) -> None:
         mapper, cls.__grant_label__ or table.name, of, to, scope, history, companion, row_columns
     )
     records_of_mapper(mapper)[_GRANT] = records_of_table(table)[_GRANT] = grant
+    watch_name(table)
     _complete_grants[mapper] = None
     for known in (of.owner_class.grants_of, to.owner_class.grants_to):
         # A class that is made a second time takes the place of the first one.

@@ -10,6 +10,7 @@ from sqlalchemy import Table, Uuid
 from sqlalchemy_envelope.crypto.context import encode_context, encode_reference, owner_reference
 from sqlalchemy_envelope.exceptions import ConfigurationError, EnrollmentError
 from sqlalchemy_envelope.orm.tables.records import records_of_table
+from sqlalchemy_envelope.orm.tables.watched import watch_name
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -145,6 +146,7 @@ def register(table: Any, owner_class: OwnerClass) -> None:
     """Note whose table this is."""
     if isinstance(table, Table):  # a class can be mapped to a subquery
         records_of_table(table)[_OWNER_CLASS] = owner_class
+        watch_name(table)
 
 
 def owner_class_of(table: Any) -> OwnerClass | None:

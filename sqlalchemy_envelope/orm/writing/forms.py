@@ -38,10 +38,14 @@ def plain(statement: Any) -> Any:
 
 def target_of(statement: Any) -> Any:
     """The table that an INSERT or UPDATE writes to."""
-    # A bulk statement on a joined subclass comes once for each of its tables, which only a mark names.
+    return _unaliased(emitted_table(statement, statement.table))
+
+
+def emitted_table(statement: Any, table: Any) -> Any:
+    """The table that a bulk statement on a joined subclass writes to: it comes once for each of the class's
+    tables, and only a mark names that. `table` is the answer for any other statement."""
     marks = statement._annotations
-    target = marks.get("_emit_insert_table", marks.get("_emit_update_table"))
-    return _unaliased(statement.table if target is None else target)
+    return marks.get("_emit_insert_table", marks.get("_emit_update_table", table))
 
 
 def table_of(column: Any) -> Any:

@@ -12,7 +12,7 @@ Whoever encrypts a value for a row's owner holds a weaker lock on the rows that 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
-from weakref import WeakKeyDictionary, WeakSet
+from weakref import WeakKeyDictionary, WeakSet, ref
 
 from sqlalchemy import Insert, Table, inspect, or_, select
 from sqlalchemy.exc import SQLAlchemyError
@@ -25,6 +25,7 @@ from sqlalchemy_envelope.orm.columns.encrypted_type import EncryptedType
 from sqlalchemy_envelope.orm.tables.key_rows import chunks
 from sqlalchemy_envelope.orm.tables.owner_paths import among, linked_paths
 from sqlalchemy_envelope.orm.tables.records import records_of_table
+from sqlalchemy_envelope.orm.tables.watched import EXPECTED, expected_for, watch_name
 from sqlalchemy_envelope.orm.writing.flushes import notes_of
 from sqlalchemy_envelope.orm.writing.forms import assigned_by_upsert, equalities
 
@@ -42,7 +43,6 @@ if TYPE_CHECKING:
 _DECIDERS = "deciders"
 _tables: dict[str, WeakSet[Table]] = {}
 _asked: WeakKeyDictionary[Engine, dict[tuple[Any, ...], bool]] = WeakKeyDictionary()
-_expected: WeakSet[Mapper[Any]] = WeakSet()
 
 
 class Decider:
@@ -78,12 +78,12 @@ def expect(mapper: Mapper[Any]) -> None:
     """Before this mapper is configured, nobody knows what decides the owners of its values."""
     types = [one.type for one in mapper.local_table.columns if isinstance(one.type, EncryptedType)]
     if types and (mapper.inherits is not None or any(one.owner is not None for one in types)):
-        _expected.add(mapper)
+        EXPECTED.add(ref(mapper, EXPECTED.discard))
 
 
 def watch(mapper: Mapper[Any], plan: Sequence[EncryptedAttribute]) -> None:
     """Watch what decides, in other tables, the owners of these attributes."""
-    _expected.discard(mapper)
+    EXPECTED.discard(ref(mapper))
     for attribute in plan:
         column = attribute.encrypted.column
         owning = [one for one in mapper.iterate_to_root() if column.table in one.tables]
@@ -94,6 +94,7 @@ def watch(mapper: Mapper[Any], plan: Sequence[EncryptedAttribute]) -> None:
             if not any(decider.is_like(one) for one in known):
                 known.append(decider)
                 _tables.setdefault(decider.table.name.lower(), WeakSet()).add(decider.table)
+                watch_name(decider.table)
 
 
 def _deciders(mapper: Mapper[Any], attribute: EncryptedAttribute) -> Iterator[Decider]:
@@ -163,7 +164,7 @@ def check_moves(connection: Connection, statement: Any, target: Any, multiparams
     """
     if isinstance(statement, Insert) and not _replaces(statement):
         return False
-    if _expected:
+    if EXPECTED:
         _configure(target)
     deciders, is_twin = _watched(connection, target)
     if not deciders:
@@ -204,13 +205,11 @@ def _configure(target: Any) -> None:
     name = getattr(target, "name", None)
     if not isinstance(target, TableClause) or name is None:
         return
-    for mapper in list(_expected):
-        metadata = getattr(mapper.local_table, "metadata", None)
-        if metadata is not None and any(one.name.lower() == name.lower() for one in metadata.tables.values()):
-            try:
-                mapper.attrs  # noqa: B018 - configures the mappers
-            except (SQLAlchemyError, ConfigurationError):
-                continue  # nothing can be written through them, and their own statements say why
+    for mapper in expected_for(str.lower(name)):
+        try:
+            mapper.attrs  # noqa: B018 - configures the mappers
+        except (SQLAlchemyError, ConfigurationError):
+            continue  # nothing can be written through them, and their own statements say why
 
 
 def _watched(connection: Connection, target: Any) -> tuple[list[Decider], bool]:

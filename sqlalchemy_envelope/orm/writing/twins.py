@@ -29,6 +29,7 @@ from sqlalchemy_envelope.exceptions import (
 from sqlalchemy_envelope.orm.columns.encrypted_type import EncryptedType
 from sqlalchemy_envelope.orm.columns.plans import plan_of_table
 from sqlalchemy_envelope.orm.columns.previous import previous_of
+from sqlalchemy_envelope.orm.tables.watched import watch_name
 from sqlalchemy_envelope.orm.writing.forms import (
     assigned_by_upsert,
     is_null,
@@ -53,6 +54,7 @@ _asked: WeakKeyDictionary[Engine, dict[tuple[Any, ...], bool]] = WeakKeyDictiona
 def note_table(table: Table) -> None:
     """Remember the name of a table with encrypted columns."""
     _by_name.setdefault(table.name.lower(), WeakSet()).add(table)
+    watch_name(table)
 
 
 def check_twin(connection: Connection, target: Any, statement: Any, multiparams: Any, params: Any) -> bool:

@@ -1,0 +1,53 @@
+"""The tables whose statements this library looks at: with encrypted columns, of owners and of grants, and
+those that lead to an owner.
+
+They are known by name, without a schema, because another `Table` object of one of them counts too: reflected,
+made by hand, or an annotated copy. A name too many costs a statement some microseconds and nothing else, and
+so it stays when its table is gone.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary, ref
+
+from sqlalchemy import MetaData, Table
+
+if TYPE_CHECKING:
+    from sqlalchemy.orm import Mapper
+
+EXPECTED: set[ref[Mapper[Any]]] = set()
+"""Mappers that are not configured yet: which tables lead to the owners of their values is not known."""
+
+_names: set[str] = set()
+_names_by_metadata: WeakKeyDictionary[MetaData, tuple[int, frozenset[str]]] = WeakKeyDictionary()
+
+
+def watch_name(table: Table) -> None:
+    """Look at the statements on tables of this name from here on."""
+    _names.add(str.lower(table.name))
+
+
+def is_watched(table: Any) -> bool:
+    """Whether this table's statements are looked at; so are those on an alias, or whatever is no `Table`."""
+    if not isinstance(table, Table):
+        return True
+    name = str.lower(table.name)  # `table.name.lower()` leaves a quoted name as it is
+    return name in _names or (bool(EXPECTED) and bool(expected_for(name)))
+
+
+def expected_for(name: str) -> list[Mapper[Any]]:
+    """The mappers that are not configured yet, and whose MetaData has a table of this name: it may lead to
+    the owners of their values. Another part of the application may never use its classes."""
+    mappers = filter(None, [one() for one in tuple(EXPECTED)])
+    return [one for one in mappers if name in _names_in(getattr(one.local_table, "metadata", None))]
+
+
+def _names_in(metadata: MetaData | None) -> frozenset[str]:
+    if metadata is None:
+        return frozenset()
+    known = _names_by_metadata.get(metadata)
+    if known is None or known[0] != len(metadata.tables):
+        names = frozenset(str.lower(one.name) for one in metadata.tables.values())
+        known = _names_by_metadata[metadata] = len(metadata.tables), names
+    return known[1]

@@ -1,0 +1,34 @@
+"""Plain statements: nothing is to be done for them before they are compiled.
+
+This is asked first, and once for all who look at a statement by its form: most statements are on tables that
+have nothing to do with encryption. What is compiled passes the gate all the same.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import Select, UpdateBase
+
+from sqlalchemy_envelope.orm.tables.cascades import deleted_with
+from sqlalchemy_envelope.orm.tables.watched import is_watched
+from sqlalchemy_envelope.orm.writing.forms import WRITE_IN_CTES, emitted_table, may_hold_ctes
+
+if TYPE_CHECKING:
+    from sqlalchemy import Connection
+
+
+def is_plain(connection: Connection, statement: Any) -> bool:
+    """Whether a statement is a SELECT, or writes to a table that is not watched and deletes no owners; and
+    shows no CTE that may write."""
+    if isinstance(statement, UpdateBase):
+        table: Any = statement.table
+        if is_watched(table):
+            return False
+        if statement._annotations and is_watched(emitted_table(statement, table)):
+            return False
+        if statement.is_delete and deleted_with(table):
+            return False
+    elif not isinstance(statement, Select):
+        return False
+    return connection.dialect.name not in WRITE_IN_CTES or not may_hold_ctes(statement)
