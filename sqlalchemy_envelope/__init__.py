@@ -53,6 +53,7 @@ from sqlalchemy_envelope.orm.columns.sealed import Sealed
 from sqlalchemy_envelope.orm.columns.whose import OneOf, OwnerColumn
 from sqlalchemy_envelope.orm.current.audit import AuditEvent
 from sqlalchemy_envelope.orm.current.providers import CachePolicy
+from sqlalchemy_envelope.orm.reading.binary_results import binary_results
 from sqlalchemy_envelope.orm.sessions.server import ServerSession
 from sqlalchemy_envelope.orm.sessions.unlocked import UnlockedSession
 from sqlalchemy_envelope.orm.sessions.write_only import WriteOnlySession
@@ -129,5 +130,6 @@ __all__ = [
     "ValueTooLargeError",
     "VaultTransit",
     "WriteOnlySession",
+    "binary_results",
     "enforce_foreign_keys",
 ]
