@@ -31,7 +31,7 @@ def arguments() -> argparse.Namespace:
         "--rows", type=int, help=f"rows per table (default: {ROWS:,}; to migrate {MIGRATION_ROWS:,})"
     )
     parser.add_argument("--rounds", type=int, default=9, help="rounds per database (default: 9)")
-    parser.add_argument("--databases", default="sqlite,postgresql", help="any of sqlite, postgresql")
+    parser.add_argument("--databases", default="sqlite,postgresql", help=f"any of {', '.join(DATABASES)}")
     parser.add_argument("--only", default=",".join(PARTS), help=f"any of {', '.join(PARTS)}")
     parser.add_argument("--quick", action="store_true", help="few rows, 3 rounds, SQLite: does it run at all")
     parser.add_argument(
@@ -70,7 +70,9 @@ def run(options: argparse.Namespace, progress: Callable[[str], None]) -> Results
                 unlock = measure_unlock(engine, envelope, options.rounds)
             if HOT in options.only:
                 with unlocked_owner(engine, envelope) as user_id:
-                    series.append(measure(engine, measured, options.rows, options.rounds, user_id, progress))
+                    series.append(
+                        measure(name, engine, measured, options.rows, options.rounds, user_id, progress)
+                    )
             for part in SHARING:
                 if part in options.only:
                     progress(f"{name}: {part}")

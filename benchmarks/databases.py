@@ -12,7 +12,7 @@ from sqlalchemy import Engine, create_engine, event
 from sqlalchemy.orm import Session
 
 from benchmarks.variants import Base, User
-from sqlalchemy_envelope import Envelope, enforce_foreign_keys
+from sqlalchemy_envelope import Envelope, binary_results, enforce_foreign_keys
 
 SECRET = "correct horse battery staple"
 
@@ -43,8 +43,19 @@ def postgresql() -> Iterator[Engine]:
         engine.dispose()
 
 
+@contextmanager
+def postgresql_binary() -> Iterator[Engine]:
+    with postgresql() as engine:
+        binary_results(engine)
+        yield engine
+
+
 Opener = Callable[[], AbstractContextManager[Engine]]
-DATABASES: dict[str, Opener] = {"sqlite": sqlite, "postgresql": postgresql}
+DATABASES: dict[str, Opener] = {
+    "sqlite": sqlite,
+    "postgresql": postgresql,
+    "postgresql-binary": postgresql_binary,
+}
 
 
 @contextmanager

@@ -20,7 +20,6 @@ from sqlalchemy import Engine
 from benchmarks.operations import (
     BARE_LOOP,
     BULK_INSERT,
-    CORE_SELECT,
     FLUSH,
     OPERATIONS,
     BareCipher,
@@ -98,6 +97,7 @@ def timed(action: Callable[[], object]) -> Timing:
 
 
 def measure(
+    database: str,
     engine: Engine,
     variants: list[Variant],
     row_count: int,
@@ -106,7 +106,7 @@ def measure(
     progress: Callable[[str], None],
 ) -> Series:
     """Measure every variant on one database."""
-    series = Series(engine.dialect.name, row_count)
+    series = Series(database, row_count)
     bare = BareCipher(5 * row_count, next(f"{v.table.name}.c1" for v in variants if v.name == OURS_BY_COLUMN))
     rows = {count: make_rows(row_count, [f"c{n}" for n in range(1, count + 1)], user_id) for count in (1, 5)}
     for variant in variants:
@@ -134,8 +134,6 @@ def warm_up(engine: Engine, variant: Variant, rows: Rows, series: Series) -> Non
 
 def measure_variant(engine: Engine, variant: Variant, rows: Rows, series: Series) -> None:
     for name, operation in OPERATIONS.items():
-        if name == CORE_SELECT and not variant.opens_in_core:
-            continue
         if name in (FLUSH, BULK_INSERT):
             empty(engine, variant)
         timing = timed(partial(operation, engine, variant, rows))

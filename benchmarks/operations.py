@@ -80,8 +80,7 @@ def empty(engine: Engine, variant: Variant) -> None:
 def check(engine: Engine, variant: Variant, rows: Rows) -> None:
     """What was written comes back, whichever way it is read: nobody is timed doing something else."""
     expected = sorted(tuple(row[column] for column in variant.columns) for row in rows)
-    loaders = [orm_load, core_select] if variant.opens_in_core else [orm_load]
-    for load in loaders:
+    for load in (orm_load, core_select):
         assert expected == sorted(tuple(values) for values in load(engine, variant, rows)), variant.name
 
 

@@ -108,8 +108,8 @@ def goals_sheet(results: Results) -> Sheet:
         [
             f"{goal.name}, {DATABASE_NAMES[series.database]}",
             f"{found:.2f}",
-            f"{goal.limit:g}",
-            goal.verdict(found),
+            f"{goal.limit(series.database):g}",
+            goal.verdict(series.database, found),
         ]
         for series in results.series
         for goal in GOALS

@@ -44,8 +44,6 @@ class Variant:
     column_count: int
     # Turns what an attribute or a result row gives into a `str`, where the library hands out a wrapper.
     plain: Callable[[Any], str] | None = None
-    # A row-bound value cannot be opened by a select that does not know it selects rows.
-    opens_in_core: bool = True
 
     @property
     def columns(self) -> list[str]:
@@ -91,7 +89,7 @@ def our_variants(count: int) -> Iterator[Variant]:
     by_column = partial(EncryptedType, String, owner="user_id")
     yield Variant(OURS_BY_COLUMN, note_model("column", count, by_column), count)
     by_row = partial(EncryptedType, String, owner="user_id", bind="row")
-    yield Variant(OURS_BY_ROW, note_model("row", count, by_row), count, opens_in_core=False)
+    yield Variant(OURS_BY_ROW, note_model("row", count, by_row), count)
 
 
 def sqlalchemy_utils_variants(count: int) -> list[Variant]:
