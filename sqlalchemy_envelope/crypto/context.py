@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from sqlalchemy_envelope.exceptions import ConfigurationError
 
 _PREFIX = b"sqlalchemy-envelope/v1/"
+_SIZES = tuple(size.to_bytes(4, "big") for size in range(256))
 
 
 def encode_context(label: str, *fields: bytes) -> bytes:
@@ -20,7 +21,8 @@ def encode_context(label: str, *fields: bytes) -> bytes:
         raise ValueError("a context label holds no NUL")
     parts = [_PREFIX, name, b"\0", bytes([len(fields)])]
     for field in fields:
-        parts += (len(field).to_bytes(4, "big"), field)
+        size = len(field)
+        parts += (_SIZES[size] if size < 256 else size.to_bytes(4, "big"), field)
     return b"".join(parts)
 
 

@@ -36,6 +36,11 @@ def subkey(key: KeyBytes, purpose: str, *fields: bytes) -> KeyBytes:
     return KeyBytes(expand(key, encode_context(purpose, *fields)))
 
 
+def wrapping_key(key: KeyBytes) -> KeyBytes:
+    """What wraps other keys under `key`; never that itself."""
+    return subkey(key, "wrap")
+
+
 def commitment(key: KeyBytes) -> bytes:
     """32 public bytes that fix which key this is."""
     return expand(key, encode_context("key-commitment"))

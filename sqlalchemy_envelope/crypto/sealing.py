@@ -32,6 +32,7 @@ FORMAT_HYBRID = 0x13
 SEALED_SIZE = 81
 HYBRID_SIZE = 1169
 MLKEM_PUBLIC_SIZE = 1184
+_SEALED = (bytes([FORMAT_SEALED]), bytes([FORMAT_HYBRID]))
 _X25519 = Suite(KEM.X25519, KDF.HKDF_SHA256, AEAD.AES_256_GCM)
 _HYBRID = Suite(KEM.MLKEM768_X25519, KDF.HKDF_SHA256, AEAD.AES_256_GCM)
 
@@ -68,7 +69,7 @@ def seal_key(key: KeyBytes, to: PublicKeys, context: bytes) -> bytes:
 
 def is_sealed(blob: bytes) -> bool:
     """Whether a stored key says that it is sealed, and not wrapped."""
-    return blob[:1] in (bytes([FORMAT_SEALED]), bytes([FORMAT_HYBRID]))
+    return blob[:1] in _SEALED
 
 
 def open_key(blob: bytes, recipient: KeyBytes, context: bytes) -> KeyBytes:
@@ -82,8 +83,8 @@ def open_key(blob: bytes, recipient: KeyBytes, context: bytes) -> KeyBytes:
     check_frame(blob, FORMAT_HYBRID if hybrid else FORMAT_SEALED, HYBRID_SIZE if hybrid else SEALED_SIZE)
     try:
         if not hybrid:
-            return KeyBytes(_X25519.decrypt(blob[1:], x25519_private(recipient), info=context))
-        pair = MLKEM768X25519PrivateKey(_mlkem_private(recipient), x25519_private(recipient))
+            return KeyBytes(_X25519.decrypt(blob[1:], recipient.derived(x25519_private), info=context))
+        pair = MLKEM768X25519PrivateKey(recipient.derived(_mlkem_private), recipient.derived(x25519_private))
         return KeyBytes(_HYBRID.decrypt(blob[1:], pair, info=context))
     except InvalidTag:
         raise UnlockError(

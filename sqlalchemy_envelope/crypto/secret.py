@@ -11,7 +11,7 @@ read, and the key would be 32 zeros.
 import os
 from collections.abc import Callable
 from hmac import compare_digest
-from typing import Generic, NoReturn, TypeVar
+from typing import Generic, NoReturn, TypeVar, cast
 
 T = TypeVar("T")
 
@@ -50,13 +50,14 @@ class KeyBytes(Uncopied):
     """32 secret bytes in a buffer of their own. `bytes(key)` does not exist; `.buffer`
     is for `crypto` alone."""
 
-    __slots__ = ("_held",)
+    __slots__ = ("_derived", "_held")
 
     def __init__(self, data: bytes | bytearray) -> None:
         if len(data) != KEY_SIZE:
             del data
             raise ValueError(f"a key has {KEY_SIZE} bytes")
         self._held = _holding(bytearray(data))
+        self._derived: dict[Callable[[KeyBytes], object], object] = {}
 
     @property
     def buffer(self) -> bytearray:
@@ -68,9 +69,22 @@ class KeyBytes(Uncopied):
         """A fresh, uniformly random key."""
         return cls(os.urandom(KEY_SIZE))
 
+    def derived(self, derive: Callable[["KeyBytes"], T]) -> T:
+        """What `derive` makes of this key: made once, and gone when the key is wiped."""
+        found = self._derived.get(derive)
+        if found is None:
+            found = self._derived[derive] = derive(self)
+            if not any(self.buffer):  # wiped by another thread since it was read
+                self.wipe()
+        return cast("T", found)
+
     def wipe(self) -> None:
-        """Overwrite the bytes with zeros."""
+        """Overwrite the bytes with zeros, and those of the keys that were derived from them."""
         self.buffer[:] = bytes(KEY_SIZE)
+        for derive in tuple(self._derived):
+            derived = self._derived.pop(derive, None)
+            if isinstance(derived, KeyBytes):
+                derived.wipe()  # what is not one is an object of OpenSSL, which cleanses it when it is freed
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, KeyBytes) and compare_digest(self.buffer, other.buffer)

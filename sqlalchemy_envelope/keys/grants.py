@@ -47,8 +47,8 @@ def way_through(grant: StoredGrant, key: StoredKey) -> Wrap | None:
         raise TamperedKeyError("A stored grant does not fit the key that it grants.")
     if grant.wrapped is None or grant.recipient_key_id is None:
         return None
-    context = _context(key, grant.granting_row, grant.recipient_key_id)
-    return Wrap(grant.recipient_key_id, grant.wrapped, context, sealed=grant.state is GrantState.SEALED)
+    sealed = grant.state is GrantState.SEALED
+    return Wrap(grant.recipient_key_id, grant.wrapped, "grant", grant.granting_row, sealed=sealed)
 
 
 def _context(key: StoredKey, granting_row: bytes, recipient: KeyId) -> bytes:

@@ -12,7 +12,7 @@ from sqlalchemy_envelope.crypto import kdf
 from sqlalchemy_envelope.crypto.sealing import is_sealed, open_key, public_keys, seal_key
 from sqlalchemy_envelope.crypto.secret import KeyBytes
 from sqlalchemy_envelope.crypto.wrapping import unwrap, wrap
-from sqlalchemy_envelope.exceptions import TamperedKeyError, UnlockError
+from sqlalchemy_envelope.exceptions import LockedError, TamperedKeyError, UnlockError
 from sqlalchemy_envelope.keys.model import KeyState, OpenedKey, Purpose, StoredKey, Wrap
 
 
@@ -64,14 +64,18 @@ def verify(key: KeyBytes, stored: StoredKey) -> OpenedKey:
         TamperedKeyError: it is not; the bytes were altered or exchanged.
     """
     commitment = kdf.commitment(key)
-    public = public_keys(key, hybrid=stored.mlkem_public_key is not None)
     # One by one: joined, bytes could move from one column of the row to the next and still compare equal.
-    same = (
+    same = [
         compare_digest(commitment, stored.commitment),
         compare_digest(kdf.key_id_of(commitment).bytes, stored.key_id.bytes),
-        compare_digest(public.x25519, stored.public_key),
-        compare_digest(public.mlkem768 or b"", stored.mlkem_public_key or b""),
-    )
+    ]
+    # Of active root keys alone: nothing is sealed to another key, and the pair costs more than all the rest.
+    if stored.purpose is Purpose.ROOT and stored.state is KeyState.ACTIVE:
+        public = public_keys(key, hybrid=stored.mlkem_public_key is not None)
+        same += [
+            compare_digest(public.x25519, stored.public_key),
+            compare_digest(public.mlkem768 or b"", stored.mlkem_public_key or b""),
+        ]
     if not all(same):
         raise TamperedKeyError(f"Key {short(stored)} opened, but is not the key that its row describes.")
     return OpenedKey(stored, key)
@@ -130,15 +134,19 @@ def wrap_of(stored: StoredKey) -> Wrap | None:
         return None
     under = stored.wrapping_key_id
     if stored.purpose is Purpose.ROOT:
-        return Wrap(under, stored.wrapped, stored.wrap_context("previous", recipient=under.bytes))
+        return Wrap(under, stored.wrapped, "previous")
     if is_sealed(stored.wrapped):
-        return Wrap(under, stored.wrapped, stored.wrap_context("sealed", recipient=under.bytes), sealed=True)
-    return Wrap(under, stored.wrapped, stored.wrap_context("root"))
+        return Wrap(under, stored.wrapped, "sealed", sealed=True)
+    return Wrap(under, stored.wrapped, "root")
 
 
 def wrap_under(key: KeyBytes, wrapping: OpenedKey, context: bytes) -> bytes:
     """Wrap any key under a root key."""
-    return wrap(key, kdf.subkey(wrapping.key, "wrap"), context)
+    wrapped = wrap(key, wrapping.key.derived(kdf.wrapping_key), context)
+    if not any(wrapping.key.buffer):
+        # By another thread, which does not wait: under 32 zeros anybody would open it.
+        raise LockedError(f"Key {short(wrapping.stored)} was wiped at the same moment; nothing was wrapped.")
+    return wrapped
 
 
 def open_wrap(stored: StoredKey, way: Wrap, parent: OpenedKey) -> OpenedKey:
@@ -148,13 +156,17 @@ def open_wrap(stored: StoredKey, way: Wrap, parent: OpenedKey) -> OpenedKey:
         FormatError, TruncatedError: sealed where it must be wrapped, the other way about, or no stored key.
         TamperedKeyError: altered, or moved here from another owner, scope, epoch or grant.
     """
+    context = way.context(stored)
     try:
         # Told by the way and not by the blob: anybody can seal, and what is trusted for having been wrapped
         # must not open when it was sealed.
         if way.sealed:
-            key = open_key(way.blob, parent.key, way.context)
+            key = open_key(way.blob, parent.key, context)
         else:
-            key = unwrap(way.blob, kdf.subkey(parent.key, "wrap"), way.context)
+            # A recipient opens a thousand grants, an owner its few data keys: those keep no subkey in memory.
+            many = way.kind == "grant"
+            wrapping = parent.key.derived(kdf.wrapping_key) if many else kdf.wrapping_key(parent.key)
+            key = unwrap(way.blob, wrapping, context)
     except UnlockError:
         # The root key is right beyond doubt, so this is no wrong secret.
         raise TamperedKeyError(

@@ -198,11 +198,18 @@ class Wrap:
 
     Attributes:
         under: the id of that other key, a root key.
-        context: what the wrap is bound to.
+        kind: what kind of wrap it is (wire format, section 4).
+        granter: of a grant, the granting row.
         sealed: whether it must be sealed, and so may be anybody's; else only a holder of `under` made it.
     """
 
     under: KeyId
     blob: bytes = field(repr=False)
-    context: bytes = field(repr=False)
+    kind: str
+    granter: bytes = field(default=b"", repr=False)
     sealed: bool = False
+
+    def context(self, stored: StoredKey) -> bytes:
+        """What the wrap of this key is bound to. Worked out when it is opened: most never are."""
+        recipient = b"" if self.kind == "root" else self.under.bytes
+        return stored.wrap_context(self.kind, recipient=recipient, granter=self.granter)

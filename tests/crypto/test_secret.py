@@ -151,6 +151,40 @@ def test_a_key_that_nobody_names_keeps_its_bytes() -> None:
     assert not hasattr(KeyBytes, "__del__")
 
 
+def test_what_is_derived_is_made_once_and_goes_with_the_key() -> None:
+    """A subkey that is kept beside its key is the same each time; its bytes are zeros once the key's are, and
+    an object of OpenSSL is let go of."""
+    key = KeyBytes(RAW)
+    wrapping, private = key.derived(kdf.wrapping_key), key.derived(kdf.x25519_private)
+    assert wrapping == kdf.subkey(key, "wrap")
+    assert wrapping is key.derived(kdf.wrapping_key)
+    assert private is key.derived(kdf.x25519_private)
+    held = wrapping.buffer
+    key.wipe()
+
+    assert bytes(held) == ZEROS
+    assert key._derived == {}
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_what_is_derived_while_its_key_is_wiped_is_wiped_too(when: str) -> None:
+    """A signal handler or another thread wipes without waiting: no subkey is left that nobody wipes."""
+    key, made = KeyBytes(RAW), []
+
+    def derive(of: KeyBytes) -> KeyBytes:
+        if when == "before":
+            key.wipe()
+        made.append(kdf.wrapping_key(of))
+        if when == "after":
+            assert any(made[0].buffer)
+            key.wipe()
+        return made[0]
+
+    assert key.derived(derive) is made[0]
+    assert bytes(made[0].buffer) == ZEROS
+    assert key._derived == {}
+
+
 def test_no_subkey_is_zero() -> None:
     """Every derivation in one expression gives its key's bytes; once a temporary key wiped itself before."""
     key = KeyBytes(RAW)

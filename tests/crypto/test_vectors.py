@@ -344,7 +344,7 @@ def context_of_row(case: Case) -> bytes:
         under = recipient or uuid.UUID(int=0)
         found = hierarchy.wrap_of(replace(stored, wrapping_key_id=under, wrapped=blob))
     assert found is not None
-    return found.context
+    return found.context(stored)
 
 
 @pytest.mark.parametrize("name", ["wrap", "sealed", "hybrid"])

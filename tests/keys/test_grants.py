@@ -2,16 +2,19 @@
 recipient adopts it, wrapped from then on."""
 
 import uuid
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
 
+from sqlalchemy_envelope.crypto import kdf
 from sqlalchemy_envelope.crypto.sealing import HYBRID_SIZE, SEALED_SIZE
 from sqlalchemy_envelope.crypto.secret import KeyBytes
 from sqlalchemy_envelope.crypto.wrapping import WRAPPED_SIZE
 from sqlalchemy_envelope.exceptions import EnvelopeError, FormatError, TamperedKeyError, TruncatedError
 from sqlalchemy_envelope.keys.grants import adopted_grant, pending_grant, sealed_grant, way_through
 from sqlalchemy_envelope.keys.hierarchy import describe, open_wrap
+from sqlalchemy_envelope.keys.keyring import Keyring
 from sqlalchemy_envelope.keys.model import GrantState, OpenedKey, Purpose, StoredGrant, StoredKey
 
 GROUP, ADA, BEN = b"owner reference of the group", b"ada", b"ben"
@@ -56,6 +59,26 @@ def test_a_grant_is_sealed_to_who_is_away_and_adopted(key: OpenedKey, recipient:
     assert sealed == replace(adopted, state=sealed.state, wrapped=sealed.wrapped)
     assert key == open_grant(sealed, key.stored, recipient) == open_grant(adopted, key.stored, recipient)
     assert (sealed.key_id, sealed.recipient_key_id) == (key.stored.key_id, recipient.stored.key_id)
+
+
+@pytest.mark.parametrize("leave", [lambda ring: ring.drop(ADA), Keyring.wipe], ids=["drop", "wipe"])
+def test_what_opens_many_grants_is_wiped_with_the_root_key(leave: Callable[[Keyring], None]) -> None:
+    """The subkey that grants are wrapped under and the pair that they are sealed to are kept beside their
+    recipient's root key, and nothing of them is left when the keyring forgets that."""
+    root, ring = OpenedKey(MEMBER.stored, KeyBytes(MEMBER.key.buffer)), Keyring()
+    ring.add(ADA, [root])
+    ring.add_stored(GROUP, [ROOT.stored, PROFILE.stored])
+    for grant, key in ((ADOPTED, ROOT), (sealed_grant(PROFILE, ROW, MEMBER.stored), PROFILE)):
+        way = way_through(grant, key.stored)
+        assert way is not None
+        ring.add_way(key.stored.key_id, way)
+        assert ring.open(key.stored.key_id) == key
+    subkey = root.key.derived(kdf.wrapping_key)
+    assert {kdf.wrapping_key, kdf.x25519_private} == root.key._derived.keys()
+    leave(ring)
+
+    assert not any(subkey.buffer)
+    assert root.key._derived == {}
 
 
 def test_a_grant_has_its_own_id_or_the_one_it_is_given() -> None:

@@ -479,7 +479,7 @@ def test_planted_ways_cost_no_more_than_there_are_keys(monkeypatch: pytest.Monke
     for key in roots:
         ring.add_stored(key.stored.owner_reference, [key.stored])
         for other in roots:
-            ring.add_way(key.stored.key_id, Wrap(other.stored.key_id, bytes(105), b""))
+            ring.add_way(key.stored.key_id, Wrap(other.stored.key_id, bytes(105), "root"))
     looked: list[uuid.UUID] = []
     plain = Keyring._open
 

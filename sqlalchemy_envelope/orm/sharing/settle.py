@@ -152,15 +152,20 @@ def load_owners(
         if error is not None:
             policy.emit(AuditEvent("keys_refused", places[0].owner_class.name))
             keyring.refuse(owner, error, altogether=True)
-        elif not again and any(_hangs_on_nothing(row.stored, rows) for row in rows):
+        elif not again and _hangs_on_nothing(rows):
             lost = KeyNotFoundError("A key is wrapped under a root key that its owner does not have.")
             keyring.refuse(owner, lost, altogether=False)
 
 
-def _hangs_on_nothing(key: StoredKey, rows: Iterable[OwnedKey]) -> bool:
-    if key.purpose is Purpose.ROOT or key.state is KeyState.DESTROYED:
-        return False
-    return key.wrapped is None or all(key.wrapping_key_id != row.stored.key_id for row in rows)
+def _hangs_on_nothing(rows: Iterable[OwnedKey]) -> bool:
+    """Whether one of an owner's keys is wrapped under none of the others."""
+    keys = [row.stored for row in rows]
+    ids = {key.key_id for key in keys}
+    return any(
+        key.wrapped is None or key.wrapping_key_id not in ids
+        for key in keys
+        if key.purpose is not Purpose.ROOT and key.state is not KeyState.DESTROYED
+    )
 
 
 def settle(session: Session, policy: Policy, keyring: Keyring, found: Opening) -> None:
@@ -191,6 +196,10 @@ def _adopt_grants(
     adopted: dict[GrantClass, list[StoredGrant]] = {}
     trusted: dict[OwnerId, list[OpenedKey]] = {}
     unproven: dict[OwnerId, tuple[KeyId, OpenedKey]] = {}
+    adopted_before: dict[OwnerId, list[StoredGrant]] = {}
+    for grant_class, grant in found.grants:
+        if grant_class.scope is None and grant.state is GrantState.ADOPTED:
+            adopted_before.setdefault(keyring.owner_of_key(grant.key_id), []).append(grant)
     sealed = [one for one in found.grants if one[1].state is GrantState.SEALED]
     # The older first: each epoch vouches for the next.
     for grant_class, grant in sorted(sealed, key=lambda one: keyring.epoch_of(one[1].key_id)):
@@ -201,7 +210,7 @@ def _adopt_grants(
                 continue
             if key.stored.purpose is Purpose.ROOT and not policy.seals.is_on:
                 if owner not in trusted:
-                    trusted[owner] = _adopted_before(keyring, found, owner)
+                    trusted[owner] = _opened(keyring, adopted_before.get(owner, ()))
                 known = trusted[owner]
                 is_known = not known or any(one.stored.key_id == key.stored.key_id for one in known)
                 # By the newest alone: an older one is known to those who were removed since.
@@ -227,23 +236,22 @@ def _adopt_grants(
     return unproven
 
 
-def _adopted_before(keyring: Keyring, found: Opening, owner: OwnerId) -> list[OpenedKey]:
-    """The root keys of an owner that were adopted at an earlier unlock. Nobody but their recipient can have
+def _opened(keyring: Keyring, adopted: Iterable[StoredGrant]) -> list[OpenedKey]:
+    """The root keys in grants that were adopted at an earlier unlock. Nobody but their recipient can have
     wrapped them so; what is sealed, anybody can have made."""
-    adopted = []
-    for grant_class, grant in found.grants:
+    opened = []
+    for grant in adopted:
         stored = keyring.stored(grant.key_id)
-        mine = grant_class.scope is None and grant.state is GrantState.ADOPTED
-        if not mine or stored is None or keyring.owner_of_key(grant.key_id) != owner:
+        if stored is None:
             continue
         try:
             # Through this very grant: what another way opens says nothing about who wrote this row.
             way, parent = way_through(grant, stored), keyring.open(grant.recipient_key_id)
             if way is not None and parent is not None:
-                adopted.append(open_wrap(stored, way, parent))
+                opened.append(open_wrap(stored, way, parent))
         except EnvelopeError:
             continue
-    return adopted
+    return opened
 
 
 class _Undone(NamedTuple):

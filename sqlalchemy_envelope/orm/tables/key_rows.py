@@ -124,6 +124,7 @@ class KeyStore(Rows):
         self._keys: Table = owner_class.key_class.__table__
         self.key_id = self._keys.c.key_id
         self._slots: Table = owner_class.slot_class.__table__
+        self._references: dict[PrimaryKey, OwnerId] = {}
 
     @cached_property
     def where(self) -> Location:
@@ -418,7 +419,9 @@ class KeyStore(Rows):
         """One row of `select_keys`, checked."""
         end = _KEY_WIDTH + len(self._class.owner_columns)
         primary_key = tuple(row[_KEY_WIDTH:end])
-        reference = self._class.reference_of(primary_key)
+        reference = self._references.get(primary_key)  # an owner has a key for each epoch
+        if reference is None:
+            reference = self._references[primary_key] = self._class.reference_of(primary_key)
         owner = self.where + reference
         try:
             stored = _stored_key(row)
