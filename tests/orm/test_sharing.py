@@ -1397,10 +1397,11 @@ class WhoReads(RuleBasedStateMachine):
 
     @rule(name=st.sampled_from(names))
     def keep_unlocked(self, name: str) -> None:
-        """Somebody unlocks and stays so."""
+        """Somebody logs in and stays unlocked."""
         if name not in self.kept:
             session = Session(self.engine)
             unlocked = unlock(session, name)
+            unlocked.settle()
             session.commit()
             self._unlocks(name)
             self.kept[name] = _Kept(session, unlocked, self._readable(name), name in self.since)
