@@ -19,6 +19,7 @@ from sqlalchemy import types as sa
 from sqlalchemy.engine.default import DefaultDialect
 
 from sqlalchemy_envelope.exceptions import ConfigurationError
+from sqlalchemy_envelope.orm.tables.python_types import python_type_of
 
 _NEUTRAL = DefaultDialect()
 """The dialect that a `TypeDecorator` is asked with, whatever the database: its answers decide the bytes."""
@@ -124,18 +125,12 @@ def _check_variant(inner: Any, codec: Codec, variant: Any, dialect: str) -> None
     """Refuse a variant that takes or gives other values than the type itself."""
     other = codec_for(variant)
     converts = [one.convert or one.read_null for one in (codec, other)]
-    if (other.tag, _python_type(variant)) == (codec.tag, _python_type(inner)) and not any(converts):
+    if (other.tag, python_type_of(variant)) == (codec.tag, python_type_of(inner)) and not any(converts):
         return
     raise ConfigurationError(
         f"EncryptedType({type(inner).__name__}().with_variant({type(variant).__name__}(), {dialect!r})): an "
         "encrypted value is the same on every database. Leave the variant out."
     )
-
-
-def _python_type(inner: Any) -> Any:
-    with suppress(NotImplementedError):
-        return inner.python_type
-    return None
 
 
 def _decorated(inner: sa.TypeDecorator[Any]) -> Codec:

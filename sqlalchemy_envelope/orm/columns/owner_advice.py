@@ -9,6 +9,7 @@ from sqlalchemy.orm import MANYTOONE
 
 from sqlalchemy_envelope.orm.tables.owner_paths import foreign_key_paths, path_through
 from sqlalchemy_envelope.orm.tables.owners import owner_class_of
+from sqlalchemy_envelope.orm.tables.python_types import python_type_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -55,11 +56,11 @@ def _by_sole(owners: Iterable[str]) -> Iterator[tuple[str, str]]:
 
 def _of_written(names: Sequence[str], columns: Sequence[Column[Any]], owners: dict[str, Mapper[Any]]) -> str:
     """What makes an owner of the columns that were written; nothing if they can hold no owner's key."""
-    types = [python_type(one) for one in columns]
+    types = [python_type_of(one.type) for one in columns]
     fits = [
         name
         for name, one in sorted(owners.items())
-        if types == [python_type(key) for key in _owner_class(one).primary_key]
+        if types == [python_type_of(key.type) for key in _owner_class(one).primary_key]
     ]
     if not fits:
         return ""
@@ -164,14 +165,6 @@ def _owner_class(mapper: Mapper[Any]) -> OwnerClass:
     found = owner_class_of(mapper.local_table)
     assert found is not None  # noqa: S101 - of owners alone
     return found
-
-
-def python_type(column: Column[Any]) -> Any:
-    """The type of a column's Python values; None if it does not say."""
-    try:
-        return column.type.python_type
-    except NotImplementedError:
-        return None
 
 
 def _owner_mappers(mapper: Mapper[Any] | None) -> dict[str, Mapper[Any]]:

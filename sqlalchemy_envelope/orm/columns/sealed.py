@@ -8,6 +8,7 @@ from sqlalchemy import JSON
 
 from sqlalchemy_envelope.exceptions import EnvelopeError, LockedError
 from sqlalchemy_envelope.orm.current.context import server_hint
+from sqlalchemy_envelope.orm.tables.python_types import python_type_of
 
 if TYPE_CHECKING:
     from sqlalchemy.types import TypeEngine
@@ -125,10 +126,6 @@ _PLAIN = (str, bytes, int, float, bool, list, dict)
 
 def _is_of_value(inner: TypeEngine[Any], name: str) -> bool:
     """Whether the values of a type have this attribute."""
-    try:
-        types: tuple[type[Any], ...] = (inner.python_type,)
-    except NotImplementedError:
-        types = (object,)
-    if types == (object,) or isinstance(inner, JSON):
-        types = _PLAIN
+    python_type = python_type_of(inner) or object
+    types = _PLAIN if python_type is object or isinstance(inner, JSON) else (python_type,)
     return any(hasattr(one, name) for one in types)

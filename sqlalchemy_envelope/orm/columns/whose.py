@@ -24,7 +24,7 @@ from sqlalchemy import Table
 from sqlalchemy.orm import MANYTOONE, ColumnProperty, RelationshipProperty
 
 from sqlalchemy_envelope.exceptions import ConfigurationError
-from sqlalchemy_envelope.orm.columns.owner_advice import advice, python_type
+from sqlalchemy_envelope.orm.columns.owner_advice import advice
 from sqlalchemy_envelope.orm.tables.owner_paths import (
     ChosenPath,
     LinkedPath,
@@ -34,6 +34,7 @@ from sqlalchemy_envelope.orm.tables.owner_paths import (
     path_through,
 )
 from sqlalchemy_envelope.orm.tables.owners import owner_class_of
+from sqlalchemy_envelope.orm.tables.python_types import python_type_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -236,7 +237,7 @@ class _Resolver:
         if through is not None and through.owner_class is not owner_class:
             raise self._error(owner, f"a foreign key of these columns leads to {through.owner_class.name}")
         for mine, its in zip(columns, owner_class.primary_key, strict=True):
-            if python_type(mine) is not python_type(its):
+            if python_type_of(mine.type) is not python_type_of(its.type):
                 raise self._error(
                     owner,
                     f"{mine.name} holds {_told(mine)}, and {owner_class.name}.{its.key} holds {_told(its)}",
@@ -390,7 +391,7 @@ def _class_of(mapper: Mapper[Any] | None, table: Any) -> str:
 
 
 def _told(column: Column[Any]) -> str:
-    found = python_type(column)
+    found = python_type_of(column.type)
     return getattr(found, "__name__", str(column.type))
 
 

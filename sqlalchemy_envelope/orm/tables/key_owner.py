@@ -35,6 +35,7 @@ from sqlalchemy_envelope.orm.tables.generated import (
     note_table,
 )
 from sqlalchemy_envelope.orm.tables.owners import KEY_UUID, OwnerClass, owner_class_of, register
+from sqlalchemy_envelope.orm.tables.python_types import python_type_of
 from sqlalchemy_envelope.orm.tables.sole import sole_key
 
 if TYPE_CHECKING:
@@ -245,10 +246,9 @@ def _names(cls: type[KeyOwner], table: str) -> tuple[Name, Name]:
 
 
 def _check_key_type(cls: type[Any], column: Column[Any]) -> None:
-    try:
-        python_type = column.type.python_type
-    except NotImplementedError:
-        return  # a type that does not say; its values are checked when they are bound to
+    python_type = python_type_of(column.type)
+    if python_type is None:
+        return  # its values are checked when they are bound to
     if python_type is bool or not issubclass(python_type, (int, str, uuid.UUID, bytes, dt.date)):
         raise ConfigurationError(
             f"{cls.__name__}.{column.key}: a key owner's primary key is made of int, str, UUID, bytes or "

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import TypeDecorator
 
+from sqlalchemy_envelope.orm.tables.python_types import python_type_of
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
@@ -43,8 +45,5 @@ def kinds_of(columns: Iterable[Column[Any]]) -> tuple[type[Any] | None, ...]:
 def _kind_of(column: Column[Any]) -> type[Any] | None:
     if isinstance(column.type, TypeDecorator):
         return None
-    try:
-        python_type = column.type.python_type
-    except NotImplementedError:
-        return None
+    python_type = python_type_of(column.type) or object
     return next((kind for kind in _KINDS if issubclass(python_type, kind)), None)

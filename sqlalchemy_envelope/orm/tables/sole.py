@@ -11,6 +11,7 @@ import uuid
 from typing import Any
 
 from sqlalchemy_envelope.exceptions import ConfigurationError, EnrollmentError
+from sqlalchemy_envelope.orm.tables.python_types import python_type_of
 
 _SOLE_KEYS: dict[type[Any], Any] = {
     int: 1,
@@ -23,15 +24,11 @@ _SOLE_KEYS: dict[type[Any], Any] = {
 
 def sole_key(column: Any) -> Any:
     """The value of a sole row's primary key column."""
-    try:
-        python_type = column.type.python_type
-    except NotImplementedError:
-        python_type = None
+    python_type = python_type_of(column.type)
     if python_type not in _SOLE_KEYS:
         raise ConfigurationError(
-            f"{column.table.name}.{column.name}: a sole owner's primary key is made of int, str, "
-            f"UUID, bytes or date "
-            "columns."
+            f"{column.table.name}.{column.name}: a sole owner's primary key is made of int, str, UUID, bytes "
+            "or date columns."
         )
     return _SOLE_KEYS[python_type]
 

@@ -29,6 +29,7 @@ from sqlalchemy_envelope.exceptions import (
 from sqlalchemy_envelope.orm.columns.encrypted_type import EncryptedType
 from sqlalchemy_envelope.orm.columns.plans import plan_of_table
 from sqlalchemy_envelope.orm.columns.previous import previous_of
+from sqlalchemy_envelope.orm.tables.python_types import python_type_of
 from sqlalchemy_envelope.orm.tables.watched import watch_name
 from sqlalchemy_envelope.orm.writing.forms import (
     assigned_by_upsert,
@@ -274,7 +275,7 @@ def _look(connection: Connection, target: Any, schema: str | None, name: str) ->
     if columns is None:
         return None
     types = [one["type"] for one in columns if one["name"].lower() == name]
-    if not any(_holds_bytes(one) for one in types):
+    if not any(python_type_of(one) is bytes for one in types):
         return False
     keys = [one for table in _namesakes(connection, target) for one in _key_tables(table)]
     return any(_stores_keys(connection, inspector, one) for one in keys)
@@ -291,13 +292,6 @@ def _columns_here(inspector: Inspector, name: str, schema: str | None) -> Sequen
     """The columns of a table, as the database tells them; None if it is not there."""
     # Asked first: SQLite raises for the columns of a table in a database that is not attached.
     return inspector.get_columns(name, schema=schema) if inspector.has_table(name, schema=schema) else None
-
-
-def _holds_bytes(type_: Any) -> bool:
-    try:
-        return type_.python_type is bytes
-    except NotImplementedError:
-        return False
 
 
 def _key_tables(table: Table) -> list[Table]:

@@ -1,0 +1,14 @@
+"""The Python type of a column's values, as far as its SQLAlchemy type says."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def python_type_of(type_: Any) -> type[Any] | None:
+    """The type of the Python values; None where an application's own type does not say."""
+    try:
+        found: type[Any] = type_.python_type
+    except NotImplementedError:
+        return None
+    return found
