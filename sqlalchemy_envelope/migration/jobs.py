@@ -12,7 +12,14 @@ from uuid import uuid4
 
 from sqlalchemy import and_, func
 
-from sqlalchemy_envelope.crypto.aead import HEADER_SIZE, MAX_VALUE_SIZE, OVERHEAD, Batch
+from sqlalchemy_envelope.crypto.aead import (
+    HEADER_SIZE,
+    MAX_VALUE_SIZE,
+    NO_ROW,
+    OVERHEAD,
+    Batch,
+    row_tail,
+)
 from sqlalchemy_envelope.crypto.context import encode_reference
 from sqlalchemy_envelope.exceptions import (
     DecryptionError,
@@ -343,13 +350,13 @@ def encrypt_rows(
     """
     encode, row_bound = column.plan.encode, column.plan.row_bound
     bound = {owner: [cipher.bind("value", encode, column)] for owner, cipher in ciphers.items()}
-    batch, made = Batch(len(parts), None), []
+    batch, made = Batch(len(parts)), []
     for position, owner, typed, exact, _ in parts:
         cipher = bound.get(owner)
         if cipher is None:
             continue
         row = {"value": typed}
-        failed = batch.encrypt(row, cipher, encode_reference(position) if row_bound else b"")
+        failed = batch.encrypt(row, cipher, row_tail(encode_reference(position)) if row_bound else NO_ROW)
         if failed is not None:
             size = 0 if failed[2] is None else len(failed[2])
             raise MigrationStoppedError(

@@ -116,7 +116,7 @@ def test_a_new_table_without_it(environment: Environment, engine: Engine) -> Non
     [
         (
             "sqlite",
-            "body IS NULL OR (typeof(body) = 'blob' AND length(body) >= 45 AND substr(body, 1, 1) = x'01')",
+            "body IS NULL OR (body >= x'01' AND body < x'02' AND length(body) >= 45)",
         ),
         ("postgresql", "octet_length(body) >= 45 AND substr(body, 1, 1) = decode('01', 'hex')"),
         ("mysql", "length(body) >= 45 AND left(body, 1) = x'01'"),

@@ -15,6 +15,7 @@ from sqlalchemy_envelope.crypto.aead import (
     HEADER_SIZE,
     MAX_STORED_SIZE,
     MAX_VALUE_SIZE,
+    NO_ROW,
     NONCE_SIZE,
     OVERHEAD,
     Batch,
@@ -253,7 +254,7 @@ def test_a_batch_encrypts_what_each_cipher_opens(as_bytearray: bool) -> None:
         {"id": 7, "body": None}
     ]
 
-    assert [batch.encrypt(row, ciphers, reference) for row in rows] == [None] * 21
+    assert [batch.encrypt(row, ciphers, row_tail(reference)) for row in rows] == [None] * 21
     for n, row in enumerate(rows[:20]):
         (mark, body), (_, page) = row["body"], row["page"]
         assert mark is MARK
@@ -271,7 +272,7 @@ def test_a_batch_never_uses_a_nonce_twice() -> None:
     rows = [{"body": "same"} for _ in range(4000)]
     for batch, part in ((Batch(1, MARK), rows[:2000]), (Batch(2000, MARK), rows[2000:])):
         for row in part:
-            batch.encrypt(row, ciphers)
+            batch.encrypt(row, ciphers, NO_ROW)
 
     assert len({bytes(row["body"][1][17:29]) for row in rows}) == 4000
 
@@ -282,8 +283,8 @@ def test_a_batch_gives_back_what_it_cannot_encrypt() -> None:
     ciphers = [CIPHER.bind("body", str.encode, "source")]
     wrong, large = {"body": 5}, {"body": "x" * (MAX_VALUE_SIZE + 1)}
 
-    assert Batch(1, MARK).encrypt(wrong, ciphers) == ("source", 5, None)
-    failed = Batch(1, MARK).encrypt(large, ciphers)
+    assert Batch(1, MARK).encrypt(wrong, ciphers, NO_ROW) == ("source", 5, None)
+    failed = Batch(1, MARK).encrypt(large, ciphers, NO_ROW)
     assert failed is not None
     assert failed[:2] == ("source", large["body"])
     assert failed[2] is not None

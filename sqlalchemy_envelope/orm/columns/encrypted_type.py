@@ -162,13 +162,16 @@ class EncryptedType(TypeDecorator[Any]):
         """Pass on what the statement hook encrypted; refuse everything else."""
         label = self.label
 
-        def process(value: Any) -> bytes | None:
-            if type(value) is tuple and len(value) == 2 and value[0] is CIPHERTEXT:
-                ciphertext: bytes = value[1]
-                return ciphertext
+        def process(value: Any) -> Any:
             if value is None:
                 return None
-            del value
+            try:
+                mark, ciphertext = value
+            except Exception:  # noqa: BLE001 - it is no pair, whatever it says of that
+                mark = ciphertext = None
+            if mark is CIPHERTEXT:
+                return ciphertext
+            del value, mark, ciphertext
             raise StatementRefusedError(
                 f"A value for {label!r} reached the database driver unencrypted and was refused: this form "
                 "of statement is not supported on an encrypted column. Write through the ORM, or a plain "

@@ -7,7 +7,8 @@ it does not understand it leaves alone and unmarked, and the gate refuses it.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from itertools import repeat
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sqlalchemy import Insert, Select, Update, insert, update
 from sqlalchemy.orm import FromStatement
@@ -17,7 +18,7 @@ from sqlalchemy.sql.elements import BindParameter, ClauseElement, Null
 from sqlalchemy.types import NullType
 from sqlalchemy.util import immutabledict
 
-from sqlalchemy_envelope.crypto.aead import MAX_VALUE_SIZE, OVERHEAD, Batch
+from sqlalchemy_envelope.crypto.aead import MAX_VALUE_SIZE, NO_ROW, OVERHEAD, Batch, row_tail, row_tails
 from sqlalchemy_envelope.crypto.context import encode_reference
 from sqlalchemy_envelope.exceptions import (
     LockedError,
@@ -144,6 +145,36 @@ def _check_schema(plan: TablePlan, connection: Connection, options: Options) -> 
         )
 
 
+_CHUNK = 256
+"""Rows that are encrypted at a time: what they take fits into the processor's cache."""
+_FEW = 4
+"""So many rows of one owner are encrypted row by row: columns have a cost of their own."""
+
+
+class _OwnedRows:
+    """Rows of one owner, and what encrypts them."""
+
+    __slots__ = ("ciphers", "rows")
+
+    def __init__(self, ciphers: list[BoundCipher]) -> None:
+        self.ciphers = ciphers
+        self.rows: list[dict[str, Any]] = []
+
+
+class _Group(NamedTuple):
+    """Encrypted columns of one path to their owner.
+
+    Attributes:
+        owner_key: the parameter that says who it is, if a single one does.
+        known: what it said so far, and what encrypts the rows that say so.
+    """
+
+    path: OwnerPath
+    columns: Sequence[EncryptedColumn]
+    owner_key: str | None
+    known: dict[Any, _OwnedRows]
+
+
 class _StatementWriter:
     """Encrypts the parameters of one statement."""
 
@@ -176,10 +207,8 @@ class _StatementWriter:
         # What a literal for them may become: None.
         self._may_be_null = plan.dual.keys() | plan.converting.keys()
         self._key_names = [self._parameter(column.key) for column in plan.table.primary_key]
-        self._groups: list[
-            tuple[OwnerPath, Sequence[EncryptedColumn], str | None, dict[Any, list[BoundCipher]]]
-        ] = [
-            (
+        self._groups = [
+            _Group(
                 path,
                 columns,
                 self._parameter(path.keys[0])
@@ -356,55 +385,91 @@ class _StatementWriter:
         else:
             self._told = False  # a single row's owner is told when it is known
         batch = Batch(len(rows) * len(self._plan.columns), CIPHERTEXT)
-        plan = self._plan
-        more = plan.has_defaults or plan.row_bound or plan.dual or plan.converting
-        if not self._inserts or more or len(self._groups) > 1:
-            return [self._row(row, literals, batch) for row in rows]
-        # Most bulk inserts: nothing to make or check but each row's owner.
-        ((_, _, owner_key, known),) = self._groups
-        encrypted = []
-        for row in rows:
-            ciphers = known.get(row.get(owner_key)) if owner_key is not None else None
-            if ciphers is None:
-                encrypted.append(self._row(row, literals, batch))
-            else:
-                copy = dict(row)
-                _encrypt(batch, copy, ciphers)
-                encrypted.append(copy)
+        encrypted: list[dict[str, Any]] = []
+        for start in range(0, len(rows), _CHUNK):
+            chunk = [dict(row) for row in rows[start : start + _CHUNK]]
+            if not self._inserts or self._plan.dual or self._plan.converting:
+                for row in chunk:
+                    self._make_ready(row, literals)
+            owned = [one for group in self._groups for one in self._by_owner(chunk, literals, group)]
+            for mine in owned:
+                self._encrypt(batch, mine, literals)
+            encrypted += chunk
         return encrypted
 
-    def _row(self, row: Row, literals: Row, batch: Batch) -> dict[str, Any]:
-        encrypted = dict(row)
+    def _by_owner(self, rows: list[dict[str, Any]], literals: Row, group: _Group) -> list[_OwnedRows]:
+        """The rows, by what encrypts them."""
+        name = group.owner_key
+        owners = [None if name is None else row.get(name) for row in rows]
+        mine = group.known.get(owners[0])
+        if mine is not None and owners.count(owners[0]) == len(owners):  # as most are
+            mine.rows = rows
+            return [mine]
+        found: list[_OwnedRows] = []
+        for row, owner in zip(rows, owners, strict=True):
+            mine = group.known.get(owner) or self._owned_rows(row, literals, group)
+            if mine is None:
+                continue
+            if not mine.rows:
+                found.append(mine)
+            mine.rows.append(row)
+        return found
+
+    def _make_ready(self, row: dict[str, Any], literals: Row) -> None:
+        """What is done to a row, and looked at in it, before it is encrypted."""
         if self._plan.dual:
-            self._add_previous(encrypted)
+            self._add_previous(row)
         if self._plan.converting:
-            self._convert(encrypted)
+            self._convert(row)
         if not self._inserts:
-            self._check_move(encrypted, literals)
-        for path, columns, owner_key, known in self._groups:
-            # Rows of one owner stand together more often than not: its ciphers are kept for the statement.
-            ciphers = known.get(encrypted.get(owner_key)) if owner_key is not None else None
-            if ciphers is None:
-                if all([encrypted.get(self._parameter(one.key)) is None for one in columns]):  # noqa: C419
-                    continue
-                if self._plan.dual:
-                    ciphers = self._ciphers_or_pending(encrypted, literals, path, columns)
-                else:
-                    columns_here = self._of_scopes(encrypted, columns)
-                    ciphers = self._ciphers_for(encrypted, literals, path, columns_here)
-                all_here = len(ciphers) == len(columns)
-                if all_here and owner_key is not None and encrypted.get(owner_key) is not None:
-                    known[encrypted[owner_key]] = ciphers
-            reference = b""
-            # An UPDATE of many rows that leaves row-bound columns alone needs no row named.
-            if self._plan.row_bound and (
-                self._inserts
-                # A list costs less than a generator, for each row.
-                or any([one[5] and encrypted.get(one[0]) is not None for one in ciphers])  # noqa: C419
-            ):
-                reference = self._row_reference(encrypted, literals)
-            _encrypt(batch, encrypted, ciphers, reference)
-        return encrypted
+            self._check_move(row, literals)
+
+    def _owned_rows(self, row: dict[str, Any], literals: Row, group: _Group) -> _OwnedRows | None:
+        """What encrypts a row and others of its owner; None if there is nothing in it."""
+        columns = group.columns
+        if all([row.get(self._parameter(one.key)) is None for one in columns]):  # noqa: C419
+            return None
+        if self._plan.dual:
+            ciphers = self._ciphers_or_pending(row, literals, group.path, columns)
+        else:
+            ciphers = self._ciphers_for(row, literals, group.path, self._of_scopes(row, columns))
+        mine = _OwnedRows(ciphers)
+        # Rows of one owner stand together more often than not: its ciphers are kept for the statement.
+        if len(ciphers) == len(columns) and group.owner_key is not None:
+            owner = row.get(group.owner_key)
+            if owner is not None:
+                group.known[owner] = mine
+        return mine
+
+    def _encrypt(self, batch: Batch, mine: _OwnedRows, literals: Row) -> None:
+        """Encrypt the rows of one owner, in place."""
+        rows, mine.rows = mine.rows, []
+        tails = self._tails(mine.ciphers, rows, literals)
+        if len(rows) > _FEW and batch.encrypt_rows(rows, mine.ciphers, tails):
+            return
+        for row, tail in zip(rows, tails or repeat(NO_ROW), strict=False):
+            failed = batch.encrypt(row, mine.ciphers, tail)
+            if failed is not None:
+                error = _unencodable(*failed)
+                del rows, row, failed
+                raise error
+
+    def _tails(self, ciphers: list[BoundCipher], rows: list[dict[str, Any]], literals: Row) -> list[bytes]:
+        """What the AADs of values that are bound to their rows end in; nothing if there are none."""
+        bound = [one[0] for one in ciphers if one[5]]
+        if not bound:
+            return []
+        if self._inserts and len(self._key_names) == 1:
+            keys = [row.get(self._key_names[0]) for row in rows]
+            if None not in keys:
+                return row_tails(keys)
+        # An UPDATE that leaves row-bound columns alone needs no row named.
+        return [
+            row_tail(self._row_reference(row, literals))
+            if any([row.get(name) is not None for name in bound])  # noqa: C419 - less than a generator costs
+            else NO_ROW
+            for row in rows
+        ]
 
     def _add_previous(self, row: dict[str, Any]) -> None:
         """What the row's previous columns get: the same value while both are written, else nothing."""
@@ -716,15 +781,6 @@ class _StatementWriter:
 
 
 _ABSENT = object()
-
-
-def _encrypt(batch: Batch, row: dict[str, Any], ciphers: list[BoundCipher], reference: bytes = b"") -> None:
-    """Encrypt the columns of one owner in one row, in place."""
-    failed = batch.encrypt(row, ciphers, reference)
-    if failed is not None:
-        error = _unencodable(*failed)
-        del row, failed
-        raise error
 
 
 _IN_WORDS = {
