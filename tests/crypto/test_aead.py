@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import uuid
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -25,6 +26,7 @@ from sqlalchemy_envelope.crypto.aead import (
     check_value,
     fresh_nonces,
     row_tail,
+    row_tails,
 )
 from sqlalchemy_envelope.crypto.context import encode_reference
 from sqlalchemy_envelope.crypto.kdf import commitment, key_id_of
@@ -266,15 +268,55 @@ def test_a_batch_encrypts_what_each_cipher_opens(as_bytearray: bool) -> None:
     assert rows[20] == {"id": 7, "body": None}
 
 
+def test_a_batch_encrypts_many_rows_as_it_does_each() -> None:
+    """Column by column or row by row: every value is marked and opens in its own column and row; NULL stays
+    NULL, and what a row leaves out stays out."""
+    ciphers = [one.bind(name, str.encode, name) for name, one in (("body", CIPHER), ("page", ROW_CIPHER))]
+    rows: list[dict[str, Any]] = [{"id": n, "body": f"text {n}", "page": f"page {n}"} for n in range(20)]
+    rows += [{"id": 20, "body": None, "page": "page 20"}, {"id": 21}]
+
+    assert Batch(3, MARK).encrypt_rows(rows, ciphers, row_tails(range(22)))
+    for n, row in enumerate(rows[:20]):
+        assert [row[name][0] for name in ("body", "page")] == [MARK, MARK]
+        assert CIPHER.decrypt(row["body"][1]) == f"text {n}".encode()
+        assert ROW_CIPHER.decrypt(row["page"][1], encode_reference((n,))) == f"page {n}".encode()
+    assert rows[20]["body"] is None
+    assert ROW_CIPHER.decrypt(rows[20]["page"][1], encode_reference((20,))) == b"page 20"
+    assert rows[21] == {"id": 21}
+
+
 def test_a_batch_never_uses_a_nonce_twice() -> None:
-    """Thousands of values of one batch, and of another, have each a nonce of its own."""
+    """Thousands of values of one batch, row by row and column by column, and of another, have each a nonce of
+    its own."""
     ciphers = [CIPHER.bind("body", str.encode, None)]
     rows = [{"body": "same"} for _ in range(4000)]
     for batch, part in ((Batch(1, MARK), rows[:2000]), (Batch(2000, MARK), rows[2000:])):
-        for row in part:
+        batch.encrypt_rows(part[:1000], ciphers, ())
+        for row in part[1000:]:
             batch.encrypt(row, ciphers, NO_ROW)
 
     assert len({bytes(row["body"][1][17:29]) for row in rows}) == 4000
+
+
+@pytest.mark.parametrize("value", [5, "x" * (MAX_VALUE_SIZE + 1)], ids=["wrong", "large"])
+def test_rows_of_which_one_cannot_be_encrypted_stay_as_they_are(value: Any) -> None:
+    """A value that does not encode, or is too large, in the last column of the last row: nothing is
+    changed, so that row by row the same value is found."""
+    ciphers = [CIPHER.bind(name, str.encode, name) for name in ("first", "last")]
+    rows = [{"first": "a", "last": "b"}, {"first": "c", "last": value}]
+    before = [dict(row) for row in rows]
+
+    assert not Batch(4, MARK).encrypt_rows(rows, ciphers, ())
+    assert before == rows
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [[0, 7, -12, 10**18], [10**40, 1], ["a", "b"], [uuid.UUID(int=5), 3], [True + 1, b"x"]],
+)
+def test_the_tails_of_many_rows(keys: list[Any]) -> None:
+    """Whatever the primary keys are, each row's tail is the one that it has alone."""
+    assert [row_tail(encode_reference((key,))) for key in keys] == row_tails(keys)
 
 
 def test_a_batch_gives_back_what_it_cannot_encrypt() -> None:

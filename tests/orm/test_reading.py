@@ -42,6 +42,8 @@ from sqlalchemy_envelope import (
     ServerKeyring,
     enforce_foreign_keys,
 )
+from sqlalchemy_envelope.crypto.aead import Batch
+from sqlalchemy_envelope.orm.sessions.unlocked import UnlockedSession
 
 envelope = Envelope(kdf_profile=KdfProfile.unsafe_for_tests(), server_keys=ServerKeyring([bytes(32)]))
 
@@ -535,29 +537,60 @@ def test_a_row_that_was_moved_while_its_value_waited(opened: tuple[str, Session]
 
 @pytest.mark.parametrize("opened", ["nobody"], indirect=True)
 @pytest.mark.parametrize("moved", [False], indirect=True)
+@pytest.mark.parametrize("where", ["encrypt", "expire"])
 def test_leaving_is_finished_when_it_is_interrupted(
-    opened: tuple[str, Session], monkeypatch: pytest.MonkeyPatch
+    opened: tuple[str, Session], monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
-    """A `KeyboardInterrupt` in the middle of leaving goes on to the caller, and leaves no value."""
+    """A `KeyboardInterrupt` in the middle of leaving, while values are encrypted or when one is closed,
+    goes on to the caller, and leaves no value."""
     _, session = opened
     notes = session.scalars(select(Note).where(Note.user_id == 1)).all()
     pages = session.scalars(select(Page).where(Page.user_id == 1)).all()
-    genuine, calls = Session.expire, iter((KeyboardInterrupt(),))
 
-    def interrupted(*of: Any) -> None:
-        for error in calls:
-            raise error
-        genuine(*of)
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
 
     unlocked = envelope.unlock(session, session.get_one(User, 1), secret="s1")
     unlocked.__enter__()
     seen = [one.body for one in (*notes, *pages)]
-    monkeypatch.setattr(Session, "expire", interrupted)
+    if where == "expire":
+        sa.event.listen(Note, "expire", interrupt, once=True)
+    else:
+        monkeypatch.setattr(Batch, "encrypt_column", interrupt)
     with pytest.raises(KeyboardInterrupt):
         unlocked.__exit__(None, None, None)
 
     assert seen == ["word 1", "word 1"]
     assert "word 1" not in repr([one.__dict__ for one in session.identity_map.values()])
+
+
+@pytest.mark.parametrize("opened", ["nobody"], indirect=True)
+@pytest.mark.parametrize("moved", [False], indirect=True)
+@pytest.mark.parametrize("model", [Note, Page])
+def test_many_objects_are_closed_together(
+    opened: tuple[str, Session], monkeypatch: pytest.MonkeyPatch, model: Any
+) -> None:
+    """However many objects of an owner are closed, their key is looked up once for hundreds of them and each
+    value is encrypted once; an application's listener hears of each; the next unlock opens them all."""
+    _, session = opened
+    user, heard, asked, sealed = session.get_one(User, 1), [], [], []
+    writer, encrypt = UnlockedSession._cipher, Batch.encrypt_column
+    monkeypatch.setattr(UnlockedSession, "_cipher", lambda *of: asked.append(of) or writer(*of))
+    monkeypatch.setattr(Batch, "encrypt_column", lambda *of: sealed.extend(of[1]) or encrypt(*of))
+    with envelope.unlock(session, user, secret="s1"):
+        rows = [{"id": n, "user_id": 1, "body": f"text {n}"} for n in range(2000, 2300)]
+        session.execute(insert(model), rows)
+        held = session.scalars(select(model).where(model.id >= 2000)).all()
+        sealed.clear()
+        hears = lambda one, keys: heard.append((one.id, *keys))  # noqa: E731 - an event's listener
+        sa.event.listen(model, "expire", hears)
+    sa.event.remove(model, "expire", hears)
+
+    assert 300 == len(sealed) == len(set(sealed)) == len(heard)
+    assert len(asked) <= 4
+    assert {"body"} == {key for _, key in heard}
+    with envelope.unlock(session, user, secret="s1"):
+        assert [row["body"] for row in rows] == [one.body for one in held]
 
 
 def test_a_second_unlock_under_asyncio(made: dict[str, bytes], tmp_path: Path) -> None:

@@ -8,10 +8,12 @@ expired: expressions, and dictionaries whose keys did.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy.orm import attributes
 
+from sqlalchemy_envelope.crypto.aead import Batch, row_tail, row_tails
 from sqlalchemy_envelope.crypto.context import encode_reference
 from sqlalchemy_envelope.orm.columns.encrypted_type import format_in
 from sqlalchemy_envelope.orm.columns.plans import plan_of_mapper
@@ -22,7 +24,7 @@ from sqlalchemy_envelope.orm.current.names import Names
 from sqlalchemy_envelope.orm.tables.records import records_of_mapper
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Collection, Iterable
 
     from sqlalchemy.orm import InstanceState, Mapper, Session
 
@@ -32,6 +34,9 @@ if TYPE_CHECKING:
 
     Writer = Callable[[OwnerId, EncryptedAttribute], ValueCipher | None]
 
+_CHUNK = 256
+"""Objects that are closed at a time: until a chunk is encrypted, it is held twice."""
+_ABSENT: Any = object()
 _DERIVED = "derived_attributes"
 _EXPRESSIONS = "sqlalchemy_envelope.expressions"
 
@@ -57,17 +62,20 @@ def forget_plaintext(
     """
     failed: BaseException | None = None
     leaving = _Leaving(session, stays_open, writer)
+    states = session.identity_map.all_states()
     for step in (leaving.close, leaving.drop_dictionaries):
-        for state in session.identity_map.all_states():
+        for start in range(0, len(states), _CHUNK):
+            chunk = states[start : start + _CHUNK]
             try:
-                step(state)
+                step(chunk)
             except BaseException as error:  # noqa: BLE001 - raised below, when nothing is left
                 leaving.writer = None
                 failed = failed or error
-                try:
-                    step(state)  # interrupted in the middle, by a signal perhaps
-                except BaseException:  # noqa: BLE001, S110 - as above
-                    pass
+                for state in chunk:
+                    try:
+                        step([state])  # interrupted in the middle, by a signal perhaps
+                    except BaseException:  # noqa: BLE001, S110 - as above
+                        pass
     if failed is not None:
         raise failed
 
@@ -83,6 +91,33 @@ def on_pickle(state: InstanceState[Any], pickled: dict[str, Any]) -> None:
         pickled["info"] = {**info, SEALED: kept, WIPED: wiped}
 
 
+@dataclass(frozen=True, eq=False)
+class _MapperPlan:
+    """What is looked at in the objects of a mapper.
+
+    Attributes:
+        owner_keys: the attributes that tell whose all encrypted ones are; None if it takes more than these.
+        relations: those whose collection may be a dictionary with keys of plaintext.
+    """
+
+    attributes: tuple[EncryptedAttribute, ...]
+    owner_keys: tuple[str, ...] | None
+    expressions: tuple[str, ...]
+    relations: tuple[str, ...]
+
+
+class _Closing:
+    """What is to be closed in objects that are alike: of one mapper, and of one owner."""
+
+    __slots__ = ("attributes", "expressions")
+
+    def __init__(
+        self, attributes: list[tuple[EncryptedAttribute, OwnerId | None]], expressions: tuple[str, ...]
+    ) -> None:
+        self.attributes = attributes
+        self.expressions = expressions
+
+
 class _Leaving:
     def __init__(
         self, session: Session, stays_open: Callable[[OwnerId | None], bool], writer: Writer | None
@@ -92,48 +127,103 @@ class _Leaving:
         self._stays_open = stays_open
         self._filled: set[tuple[type, str]] = session.info.get(_EXPRESSIONS, set())
         self._names = Names(session)
+        self._batch = Batch(_CHUNK)
+        self._plans: dict[Mapper[Any], _MapperPlan] = {}
+        self._alike: dict[tuple[Any, ...], _Closing] = {}
         self._known: dict[Any, tuple[OwnerId | None, bool]] = {}
 
-    def close(self, state: InstanceState[Any]) -> None:
-        """Close the attributes of one object."""
-        plan, (expressions, _) = plan_of_mapper(state.mapper), derived_attributes(state.mapper)
-        if self._filled:
-            filled = [key for cls, key in self._filled if issubclass(state.class_, cls)]
-            expressions = (*expressions, *filled)
-        if not plan and not expressions:
-            return
-        instance = state.obj()
-        if instance is None:
-            return
-        values = state.dict
-        keys = [key for key in expressions if not isinstance(values.get(key), (Sealed, type(None)))]
-        sealed: dict[str, Sealed] = {}
-        wiped: list[str] = []
-        marked = state.info.get(FROM_PREVIOUS, ()) if "info" in state.__dict__ else ()
-        for attribute in plan:
-            key = attribute.key
-            if key not in values or attribute.is_nothing(values[key]) or key in marked:
-                continue
-            owner, stays = self._owner(state, attribute)
-            if stays or waits(state, attribute):
-                continue
-            keys.append(key)
-            stored = self._seal(state, attribute, owner, values[key])
-            if stored is not None:
-                sealed[key] = stored
-            elif policy_of_column(attribute.encrypted.column) != "both":
-                wiped.append(key)  # locked, it may still be read from the previous column otherwise
-        if not keys:
-            return
-        self.session.expire(instance, keys)
-        if sealed:
-            state.info.setdefault(SEALED, {}).update(sealed)
-        if wiped:
-            state.info.setdefault(WIPED, {}).update(dict.fromkeys(wiped, True))
+    def close(self, states: Iterable[InstanceState[Any]]) -> None:
+        """Close the attributes of some objects."""
+        found: dict[_Closing, list[InstanceState[Any]]] = {}
+        for state in states:
+            plan = self._plan(state.mapper)
+            if plan.attributes or plan.expressions:
+                found.setdefault(self._closing(state, plan), []).append(state)
+        for closing, alike in found.items():
+            self._close(closing, alike)
 
-    def drop_dictionaries(self, state: InstanceState[Any]) -> None:
+    def _close(self, closing: _Closing, states: list[InstanceState[Any]]) -> None:
+        rows = [state.dict for state in states]
+        closed: list[dict[str, Sealed]] = [{} for _ in states]
+        wiped: dict[int, list[str]] = {}
+        for attribute, owner in closing.attributes:
+            key, form = attribute.key, attribute.type.format
+            nothing = None if attribute.encrypted.convert is None else _ABSENT  # see `is_nothing`
+            here = [at for at, values in enumerate(rows) if values.get(key, nothing) is not nothing]
+            held = [rows[at][key] for at in here]
+            stored = self._encrypt(attribute, owner, held, [states[at] for at in here])
+            for at, blob in zip(here, stored, strict=True):
+                if blob is not None:
+                    closed[at][key] = Sealed(blob, form)
+                else:
+                    wiped.setdefault(at, []).append(key)
+        for at, state in enumerate(states):
+            if at in wiped:
+                self._wipe(state, rows[at], wiped[at])
+            if closed[at]:
+                _expire(state, rows[at], list(closed[at]))
+                state.info.setdefault(SEALED, {}).update(closed[at])
+            if closing.expressions:
+                self._expire_filled(state, closing.expressions)
+
+    def _wipe(self, state: InstanceState[Any], values: dict[str, Any], keys: list[str]) -> None:
+        """Close attributes whose stored value is not kept."""
+        _expire(state, values, keys)
+        # Locked, it may still be read from the previous column otherwise.
+        by_key = {attribute.key: attribute.encrypted.column for attribute in plan_of_mapper(state.mapper)}
+        read_again = [key for key in keys if policy_of_column(by_key[key]) != "both"]
+        if read_again:
+            state.info.setdefault(WIPED, {}).update(dict.fromkeys(read_again, True))
+
+    def _expire_filled(self, state: InstanceState[Any], expressions: tuple[str, ...]) -> None:
+        values, instance = state.dict, state.obj()
+        keys = [key for key in expressions if not isinstance(values.get(key), (Sealed, type(None)))]
+        if keys and instance is not None:
+            self.session.expire(instance, keys)
+
+    def _plan(self, mapper: Mapper[Any]) -> _MapperPlan:
+        plan = self._plans.get(mapper)
+        if plan is None:
+            attributes, (expressions, relations) = plan_of_mapper(mapper), derived_attributes(mapper)
+            filled = [key for cls, key in self._filled if issubclass(mapper.class_, cls)]
+            direct = all(attribute.encrypted.path.is_direct for attribute in attributes)
+            keys = tuple(dict.fromkeys([key for one in attributes for key in one.owner_keys]))
+            plan = _MapperPlan(attributes, keys if direct else None, (*expressions, *filled), relations)
+            self._plans[mapper] = plan
+        return plan
+
+    def _closing(self, state: InstanceState[Any], plan: _MapperPlan) -> _Closing:
+        """What is closed in an object."""
+        marked = state.info.get(FROM_PREVIOUS, ()) if "info" in state.__dict__ else ()
+        if state.committed_state or marked or plan.owner_keys is None:
+            to_close = [one for one in plan.attributes if self._is_left(state, one, marked)]
+            return _Closing([(one, self._owner(state, one)[0]) for one in to_close], plan.expressions)
+        # Asked once for all objects of an owner: its name costs more than all the rest.
+        values = state.dict
+        named = (plan, *[values.get(key) for key in plan.owner_keys])
+        closing = self._alike.get(named)
+        if closing is None:
+            owners = [(one, *self._owner(state, one)) for one in plan.attributes]
+            closing = _Closing([(one, owner) for one, owner, stays in owners if not stays], plan.expressions)
+            self._alike[named] = closing
+        return closing
+
+    def _is_left(
+        self, state: InstanceState[Any], attribute: EncryptedAttribute, marked: Collection[str]
+    ) -> bool:
+        """Whether an attribute with changes about it is closed all the same."""
+        if attribute.key not in state.dict or attribute.key in marked:
+            return False
+        return not self._owner(state, attribute)[1] and not waits(state, attribute)
+
+    def drop_dictionaries(self, states: Iterable[InstanceState[Any]]) -> None:
         """Expire collections whose keys are plaintext of what was closed."""
-        _, relations = derived_attributes(state.mapper)
+        for state in states:
+            relations = self._plan(state.mapper).relations
+            if relations:
+                self._drop_dictionaries(state, relations)
+
+    def _drop_dictionaries(self, state: InstanceState[Any], relations: tuple[str, ...]) -> None:
         for key in relations:
             held = state.dict.get(key)
             if not isinstance(held, dict) or not held or key in state.committed_state:
@@ -147,7 +237,6 @@ class _Leaving:
                 self.session.expire(instance, [key])
 
     def _owner(self, state: InstanceState[Any], attribute: EncryptedAttribute) -> tuple[OwnerId | None, bool]:
-        # Asked once for each owner and not for each value: its name costs more than all the rest.
         values = state.dict
         named = None
         if not state.committed_state and attribute.encrypted.path.is_direct:
@@ -163,21 +252,55 @@ class _Leaving:
     def _is_open(self, state: InstanceState[Any]) -> bool:
         return all(self._owner(state, attribute)[1] for attribute in plan_of_mapper(state.mapper))
 
-    def _seal(
-        self, state: InstanceState[Any], attribute: EncryptedAttribute, owner: OwnerId | None, value: Any
-    ) -> Sealed | None:
-        """The value as it would be stored; None where it has to be read again."""
-        if self.writer is None or owner is None or previous_of(attribute.encrypted.column) is not None:
-            return None
-        try:
-            cipher = self.writer(owner, attribute)
-            if cipher is None:
-                return None
-            reference = encode_reference(state.key[1]) if attribute.row_bound and state.key else b""
-            stored = cipher.encrypt(attribute.encrypted.encode(value), reference)
-        except Exception:  # noqa: BLE001 - a value that was changed in place to one that cannot be stored
-            return None
-        return Sealed(stored, attribute.type.format)
+    def _encrypt(
+        self,
+        attribute: EncryptedAttribute,
+        owner: OwnerId | None,
+        values: list[Any],
+        states: list[InstanceState[Any]],
+    ) -> list[bytes | None]:
+        """The values as they would be stored; None for each that has to be read again."""
+        encrypted = attribute.encrypted
+        nothing: list[bytes | None] = [None] * len(values)
+        if self.writer is None or owner is None or previous_of(encrypted.column) is not None:
+            return nothing
+        cipher = self.writer(owner, attribute)
+        if cipher is None:
+            return nothing
+        bound = cipher.bind(attribute.key, encrypted.encode, None)
+        stored = self._batch.encrypt_column(values, bound, _tails(states) if attribute.row_bound else ())
+        if stored is not None and None not in stored:
+            return stored
+        return [
+            _encrypt_alone(cipher, attribute, value, state)
+            for value, state in zip(values, states, strict=True)
+        ]
+
+
+def _tails(states: list[InstanceState[Any]]) -> list[bytes]:
+    keys = [state.key[1] if state.key else () for state in states]
+    if all([len(key) == 1 for key in keys]):  # noqa: C419 - less than a generator costs
+        return row_tails([one for (one,) in keys])
+    return [row_tail(encode_reference(key)) for key in keys]
+
+
+def _encrypt_alone(
+    cipher: ValueCipher, attribute: EncryptedAttribute, value: Any, state: InstanceState[Any]
+) -> bytes | None:
+    try:
+        reference = encode_reference(state.key[1]) if attribute.row_bound and state.key else b""
+        return cipher.encrypt(attribute.encrypted.encode(value), reference)
+    except Exception:  # noqa: BLE001 - a value that was changed in place to one that cannot be stored
+        return None
+
+
+def _expire(state: InstanceState[Any], values: dict[str, Any], keys: list[str]) -> None:
+    """`session.expire` of attributes that hold values, without what it does for all other kinds."""
+    state.expired_attributes.update(keys)  # first: interrupted after it, they are read again
+    for key in keys:
+        values.pop(key, None)
+        state.committed_state.pop(key, None)
+    state.manager.dispatch.expire(state, keys)
 
 
 def derived_attributes(mapper: Mapper[Any]) -> tuple[tuple[str, ...], tuple[str, ...]]:
