@@ -87,6 +87,7 @@ def _install() -> None:
 
 def _settle_before_flush(session: Session, *_: object) -> None:
     """A flush with something to write: what unlocks in this session left waiting goes with it."""
+    flushes.clear_notes(session)  # of one whose rollback failed
     if not any(one.waits_in(session) for one in context.unlocked_sessions(session)):
         return
     if session.new or session.deleted or any(session.is_modified(one) for one in session.dirty):
@@ -216,11 +217,7 @@ def _on_mapper_configured(mapper: Mapper[Any], cls: type[Any]) -> None:
     if not plan:
         return
     for attribute in plan:
-        instrumented = getattr(cls, attribute.key)
-        objects.make_locked_aware(instrumented.impl)
-        event.listen(
-            instrumented, "set", _on_set, raw=True, retval=True
-        )  # retval spares a wrapper for each value
+        objects.make_locked_aware(getattr(cls, attribute.key).impl)
     moves.watch(mapper, plan)
     listener = objects.load_listener(mapper)
     duals = two_columns.dual_attributes(mapper)
@@ -238,19 +235,6 @@ def _on_mapper_configured(mapper: Mapper[Any], cls: type[Any]) -> None:
         event.listen(cls, "expire", two_columns.expire_listener(duals), raw=True)
     event.listen(mapper, "before_insert", emptying(flushes.insert_listener(mapper)), raw=True)
     event.listen(mapper, "before_update", emptying(flushes.update_listener(mapper)), raw=True)
-
-
-# A session that was only written to counts too: leaving has to find the values that wait in it. One that is
-# bound to its unlocked session is known there; the context's is told.
-
-
-def _on_set(state: Any, value: Any, old: Any, initiator: Any) -> Any:
-    if "info" in state.__dict__:
-        forget(state, (initiator.key,))
-    current = context.CURRENT.get()
-    if current.is_open:
-        current.saw(state.session)
-    return value
 
 
 def _on_attach(session: Session, instance: object) -> None:

@@ -48,6 +48,7 @@ from sqlalchemy_envelope import (
     NotEnrolledError,
     StatementRefusedError,
     UnflushedError,
+    ValueEncodingError,
 )
 from tests.orm.conftest import Started
 from tests.orm.models import (
@@ -1356,6 +1357,36 @@ def test_many_rows_of_many_owners_at_once(lite: Started) -> None:
         made = lite.session.scalars(insert(Note).returning(Note), rows).all()
 
         assert {(note.user_id, note.body) for note in made} == {(row["user_id"], row["body"]) for row in rows}
+
+
+def test_many_rows_of_each_kind_at_once(lite: Started) -> None:
+    """Rows of two owners, in runs and in turn, with and without a value, more than are encrypted at a time:
+    each value opens in its own row, for its owner, whether it was inserted or updated."""
+    with both(lite):
+        ids = [uuid.UUID(int=n) for n in range(300)]
+        rows = [
+            {"id": one, "user_id": 1 + (n // 100 if n < 200 else n) % 2, "text": f"{n}" if n % 7 else None}
+            for n, one in enumerate(ids)
+        ]
+        lite.session.bulk_insert_mappings(Page.__mapper__, rows)
+        inserted = dict(lite.session.execute(select(Page.id, Page.text)).tuples().all())
+        changes = [{**row, "text": f"new {row['text']}"} for row in rows]
+        lite.session.execute(update(Page), changes)
+
+        assert {row["id"]: row["text"] for row in rows} == inserted
+        assert {row["id"]: row["text"] for row in changes} == {
+            page.id: page.text for page in lite.session.scalars(select(Page))
+        }
+
+
+def test_the_first_of_many_rows_that_cannot_be_written(lite: Started) -> None:
+    """One value among many that its column cannot hold refuses them all and names the column."""
+    rows: list[dict[str, Any]] = [{"user_id": 1 + n % 2, "body": f"{n}", "size": n} for n in range(300)]
+    rows[270]["size"] = "many"
+    with both(lite), pytest.raises(ValueEncodingError, match=r"notes\.size holds 'int' values; this str "):
+        lite.session.execute(insert(Note), rows)
+
+    assert not lite.session.scalars(select(Note)).all()
 
 
 def test_a_hook_that_changes_the_owner(lite: Started) -> None:

@@ -196,6 +196,7 @@ class _LockedAware:
     def set(self, state: InstanceState[Any], dict_: Any, value: Any, *arguments: Any, **named: Any) -> None:
         if not self.active_history or self.key in dict_:
             super().set(state, dict_, value, *arguments, **named)  # type: ignore[misc]  # as above
+            self._was_set(state)
             return
         # The history of the attribute asks for the old value, and goes without one that is locked here:
         # `write_only` replaces what it cannot read.
@@ -205,6 +206,16 @@ class _LockedAware:
             super().set(state, dict_, value, *arguments, **named)  # type: ignore[misc]  # as above
         finally:
             state.info[REPLACED] = around
+        self._was_set(state)
+
+    def _was_set(self, state: InstanceState[Any]) -> None:
+        # Here and not in a listener, which would cost each value five times as much.
+        if "info" in state.__dict__:
+            forget(state, (self.key,))
+        # A session that was only written to counts too: leaving has to find the values that wait in it. One
+        # that is bound to its unlocked session is known there; the context's is told.
+        if state.session_id is not None:
+            context.CURRENT.get().saw(state.session)
 
     @emptying
     def delete(self, state: InstanceState[Any], dict_: Any) -> None:

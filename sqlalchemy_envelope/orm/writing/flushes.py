@@ -157,6 +157,8 @@ class FlushNotes:
 
 
 _notes: WeakKeyDictionary[Connection, FlushNotes] = WeakKeyDictionary()
+_only_adding: set[Any] = set()
+"""The sessions (`state.session_id`) whose flush deletes nothing: asked once for all its rows."""
 
 
 def notes_of(connection: Connection) -> FlushNotes | None:
@@ -166,6 +168,7 @@ def notes_of(connection: Connection) -> FlushNotes | None:
 
 def clear_notes(session: Session, *_: object) -> None:
     """The flush is over, or was rolled back."""
+    _only_adding.discard(session.hash_key)
     session.info.pop(_UNWRITTEN, None)
     session.info.pop(_NAMED, None)
     if _notes:
@@ -201,23 +204,29 @@ def insert_listener(mapper: Mapper[Any]) -> Callable[..., None]:
     is_owner = any(attribute.encrypted.path.is_self for attribute in plan)
     linked = _linked(plan)
     elsewhere = {a.encrypted.column.table for a in plan if not _names_owner(a.encrypted)}
+    defaults = [attribute for attribute in plan if attribute.encrypted.column.default is not None]
+    owner_defaults = [
+        (attribute, key, owner)
+        for attribute in plan
+        if not attribute.encrypted.path.is_self
+        for key, owner in zip(attribute.owner_keys, attribute.encrypted.path.columns, strict=False)
+        if has_python_default(owner)
+    ]
 
     def before_insert(_: Mapper[Any], connection: Connection, state: InstanceState[Any]) -> None:
         instance: Any = state.obj()
-        for attribute in plan:
-            column = attribute.encrypted.column
-            if attribute.key not in state.dict and column.default is not None:
-                attributes.set_attribute(instance, attribute.key, client_default(column))
-            if attribute.encrypted.path.is_self or attribute.is_nothing(state.dict.get(attribute.key)):
-                continue
-            for key, owner in zip(attribute.owner_keys, attribute.encrypted.path.columns, strict=False):
-                if state.dict.get(key) is None and has_python_default(owner):
-                    attributes.set_attribute(instance, key, client_default(owner))
+        for attribute in defaults:
+            if attribute.key not in state.dict:
+                attributes.set_attribute(instance, attribute.key, client_default(attribute.encrypted.column))
+        for attribute, key, owner in owner_defaults:
+            written = not attribute.is_nothing(state.dict.get(attribute.key))
+            if written and state.dict.get(key) is None:
+                attributes.set_attribute(instance, key, client_default(owner))
         if row_bound:
             _make_primary_key(mapper, state, instance)
         if is_owner:
             require_enrolling(state)
-        replaced = _replaced(mapper, state, instance)
+        replaced = None if state.session_id in _only_adding else _replaced(mapper, state, instance)
         if replaced is not None:
             notes, identity = _notes.setdefault(connection, FlushNotes()), current_key(state)
             for table in {attribute.encrypted.column.table for attribute in plan}:
@@ -280,7 +289,10 @@ def _replaced(mapper: Mapper[Any], state: InstanceState[Any], instance: Any) -> 
     """The object that is deleted in this flush and whose row a new one takes over: SQLAlchemy makes an UPDATE
     of the two, which leaves what the new object does not set."""
     session = state.session
-    if session is None or not session.deleted:
+    if session is None:
+        return None
+    if not session.deleted:
+        _only_adding.add(session.hash_key)
         return None
     other = session.identity_map.get(mapper.identity_key_from_instance(instance))
     if other is None or other not in session.deleted:
