@@ -1369,7 +1369,8 @@ def test_many_rows_of_each_kind_at_once(lite: Started) -> None:
             for n, one in enumerate(ids)
         ]
         lite.session.bulk_insert_mappings(Page.__mapper__, rows)
-        inserted = dict(lite.session.execute(select(Page.id, Page.text)).tuples().all())
+        inserted = {page.id: page.text for page in lite.session.scalars(select(Page))}
+        lite.session.expire_all()
         changes = [{**row, "text": f"new {row['text']}"} for row in rows]
         lite.session.execute(update(Page), changes)
 
