@@ -9,11 +9,12 @@ expired: expressions, and dictionaries whose keys did.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import repeat
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy.orm import attributes
 
-from sqlalchemy_envelope.crypto.aead import Batch, row_tail, row_tails
+from sqlalchemy_envelope.crypto.aead import NO_ROW, Batch, row_tail, row_tails
 from sqlalchemy_envelope.crypto.context import encode_reference
 from sqlalchemy_envelope.orm.columns.encrypted_type import format_in
 from sqlalchemy_envelope.orm.columns.plans import plan_of_mapper
@@ -146,12 +147,14 @@ class _Leaving:
         rows = [state.dict for state in states]
         closed: list[dict[str, Sealed]] = [{} for _ in states]
         wiped: dict[int, list[str]] = {}
+        tails = _tails(states) if any(one.row_bound for one, _ in closing.attributes) else []
         for attribute, owner in closing.attributes:
             key, form = attribute.key, attribute.type.format
             nothing = None if attribute.encrypted.convert is None else _ABSENT  # see `is_nothing`
             here = [at for at, values in enumerate(rows) if values.get(key, nothing) is not nothing]
             held = [rows[at][key] for at in here]
-            stored = self._encrypt(attribute, owner, held, [states[at] for at in here])
+            ends = [tails[at] for at in here] if attribute.row_bound else []
+            stored = self._encrypt(attribute, owner, held, ends)
             for at, blob in zip(here, stored, strict=True):
                 if blob is not None:
                     closed[at][key] = Sealed(blob, form)
@@ -253,11 +256,7 @@ class _Leaving:
         return all(self._owner(state, attribute)[1] for attribute in plan_of_mapper(state.mapper))
 
     def _encrypt(
-        self,
-        attribute: EncryptedAttribute,
-        owner: OwnerId | None,
-        values: list[Any],
-        states: list[InstanceState[Any]],
+        self, attribute: EncryptedAttribute, owner: OwnerId | None, values: list[Any], tails: list[bytes]
     ) -> list[bytes | None]:
         """The values as they would be stored; None for each that has to be read again."""
         encrypted = attribute.encrypted
@@ -268,13 +267,11 @@ class _Leaving:
         if cipher is None:
             return nothing
         bound = cipher.bind(attribute.key, encrypted.encode, None)
-        stored = self._batch.encrypt_column(values, bound, _tails(states) if attribute.row_bound else ())
+        stored = self._batch.encrypt_column(values, bound, tails)
         if stored is not None and None not in stored:
             return stored
-        return [
-            _encrypt_alone(cipher, attribute, value, state)
-            for value, state in zip(values, states, strict=True)
-        ]
+        ends = tails or repeat(NO_ROW)
+        return [_encrypt_alone(cipher, encrypted.encode, *one) for one in zip(values, ends, strict=False)]
 
 
 def _tails(states: list[InstanceState[Any]]) -> list[bytes]:
@@ -285,11 +282,10 @@ def _tails(states: list[InstanceState[Any]]) -> list[bytes]:
 
 
 def _encrypt_alone(
-    cipher: ValueCipher, attribute: EncryptedAttribute, value: Any, state: InstanceState[Any]
+    cipher: ValueCipher, encode: Callable[[Any], bytes], value: Any, tail: bytes
 ) -> bytes | None:
     try:
-        reference = encode_reference(state.key[1]) if attribute.row_bound and state.key else b""
-        return cipher.encrypt(attribute.encrypted.encode(value), reference)
+        return cipher.encrypt(encode(value), tail[4:])  # the reference itself
     except Exception:  # noqa: BLE001 - a value that was changed in place to one that cannot be stored
         return None
 
