@@ -17,7 +17,14 @@ from itertools import repeat
 from types import CellType
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy_envelope.crypto.aead import HEADER_SIZE, MAX_STORED_SIZE, check_value, row_tail
+from sqlalchemy_envelope.crypto.aead import (
+    HEADER_SIZE,
+    MAX_STORED_SIZE,
+    NO_ROW,
+    check_value,
+    row_tail,
+    row_tails,
+)
 from sqlalchemy_envelope.crypto.context import encode_reference
 from sqlalchemy_envelope.crypto.frames import emptying
 from sqlalchemy_envelope.exceptions import ConfigurationError, DecryptionError, FormatError
@@ -37,8 +44,6 @@ if TYPE_CHECKING:
 
 _HEADER, _NONCE, _BODY = slice(HEADER_SIZE), slice(HEADER_SIZE, 29), slice(29, None)
 _BYTES = (bytes, bytearray, memoryview)
-_COLUMN_TAIL = row_tail(b"")
-_INT_TAILS = [(5 + size).to_bytes(4, "big") + b"i" + size.to_bytes(4, "big") for size in range(24)]
 CHUNK = 256
 """Rows that are opened at a time: what they take fits into the processor's cache."""
 _NOTHING: Any = object()
@@ -173,7 +178,7 @@ class RowOpener:
                     try:
                         open_, aad, owner, there = readers[value.slot][stored[_HEADER]]
                         if owner == raw and there == where and len(stored) <= MAX_STORED_SIZE:
-                            end: Any = tail if value.row_bound else _COLUMN_TAIL
+                            end: Any = tail if value.row_bound else NO_ROW
                             plain = value.decode(open_(stored[_NONCE], stored[_BODY], aad + end))
                     except Exception:  # noqa: BLE001, S110 - NULL, the first under its key, locked or wrong
                         pass
@@ -368,10 +373,10 @@ class RowOpener:
         """The end of each row's AAD, which says which row it is."""
         if len(row.keys) == 1:
             if set(map(type, found)) == {int}:
-                return [_INT_TAILS[len(digits)] + digits for digits in [b"%d" % one for one in found]]
+                return row_tails(found)
             found = [(one,) for one in found]
         keys = [self._processed(row.keys, row.key_types, one) for one in found]
-        return [_COLUMN_TAIL if None in key else row_tail(encode_reference(key)) for key in keys]
+        return [NO_ROW if None in key else row_tail(encode_reference(key)) for key in keys]
 
 
 def _under_one_key(
@@ -397,7 +402,7 @@ def _under_one_key(
             for one, tail in zip(stored, tails, strict=True)
         ]
     else:
-        aad += _COLUMN_TAIL
+        aad += NO_ROW
         plain = [open_(one[_NONCE], one[_BODY], aad if one[_HEADER] == header else b"") for one in stored]
     return list(map(value.decode, plain))
 
@@ -421,7 +426,7 @@ def _under_several(
         raise ValueError
     if max(map(len, stored)) > MAX_STORED_SIZE:
         raise ValueError
-    ends = tails if value.row_bound else repeat(_COLUMN_TAIL)
+    ends = tails if value.row_bound else repeat(NO_ROW)
     plain = [
         entry[0](one[_NONCE], one[_BODY], entry[1] + end)
         for one, entry, end in zip(stored, entries, ends, strict=False)
