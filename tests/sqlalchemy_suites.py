@@ -21,11 +21,11 @@ from xml.etree import ElementTree
 import sqlalchemy
 
 FOLDERS = ("orm", "ext", "sql", "engine")
-Outcomes = dict[tuple[str, str], list[str]]
+Outcomes = dict[tuple[str, str, str], list[str]]
 
 
 def main() -> int:
-    """Run them twice and compare; the number of tests that are lost."""
+    """Run them with the library, and then those files without it in which a test did not pass."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
         "folders", nargs="*", default=FOLDERS, metavar="FOLDER", help="of SQLAlchemy's `test`"
@@ -34,15 +34,15 @@ def main() -> int:
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         source = download(Path(name))
-        before = run(source, arguments, "without")
-        after = run(source, arguments, "with", "-p", "tests.sqlalchemy_suites")
-    passed = sum(outcomes.count("passed") for outcomes in before.values())
-    lost = [one for one, outcomes in before.items() if _passed(outcomes) > _passed(after.get(one, []))]
-    print(
-        f"SQLAlchemy {sqlalchemy.__version__}: {passed} passed without the library, {len(lost)} of them lost"
-    )
+        folders = [f"test/{one}" for one in arguments.folders]
+        found = run(source, "with", folders, "-n", arguments.workers, "-p", "tests.sqlalchemy_suites")
+        doubtful = sorted({one[0] for one, outcomes in found.items() if set(outcomes) != {"passed"}})
+        without = run(source, "without", doubtful, "-n", arguments.workers) if doubtful else {}
+    lost = [one for one, outcomes in without.items() if _passed(outcomes) > _passed(found.get(one, []))]
+    passed = sum(map(_passed, found.values()))
+    print(f"SQLAlchemy {sqlalchemy.__version__}: {passed} tests pass with the library, {len(lost)} are lost")
     for one in lost:
-        print("lost:", *one, after.get(one, ["was not run"]))
+        print("lost:", *one, found.get(one, ["was not run"]))
     return min(len(lost), 1) if passed else 2
 
 
@@ -56,31 +56,17 @@ def download(folder: Path) -> Path:
     return next(one for one in folder.iterdir() if one.is_dir())
 
 
-def run(source: Path, arguments: argparse.Namespace, name: str, *options: str) -> Outcomes:
-    """What becomes of each test."""
-    report, project = source.parent / f"{name}.xml", Path(__file__).parents[1]
+def run(source: Path, name: str, what: list[str], *options: str) -> Outcomes:
+    """What becomes of each test, by its file, class and name."""
+    report, log = source.parent / f"{name}.xml", source.parent / f"{name}.log"
+    project = str(Path(__file__).parents[1])
     # With -s they use the SQLAlchemy that is installed, and not the source beside them.
-    command = [
-        sys.executable,
-        "-s",
-        "-m",
-        "pytest",
-        "-n",
-        arguments.workers,
-        "--maxfail=0",
-        "-p",
-        "no:randomly",
-    ]
-    folders = [f"test/{one}" for one in arguments.folders]
-    environment = os.environ | {
-        "PYTHONPATH": os.pathsep.join([str(project), os.environ.get("PYTHONPATH", "")])
-    }
-    log = source.parent / f"{name}.log"
+    command = [sys.executable, "-s", "-m", "pytest", "--maxfail=0", "-p", "no:randomly", *options]
     with log.open("w") as output:
         subprocess.run(
-            [*command, *options, f"--junitxml={report}", *folders],
+            [*command, "-o", "junit_family=xunit1", f"--junitxml={report}", *what],
             cwd=source,
-            env=environment,
+            env=os.environ | {"PYTHONPATH": os.pathsep.join([project, os.environ.get("PYTHONPATH", "")])},
             stdout=output,
             stderr=subprocess.STDOUT,
             check=False,
@@ -89,7 +75,8 @@ def run(source: Path, arguments: argparse.Namespace, name: str, *options: str) -
     found: Outcomes = defaultdict(list)
     for case in ElementTree.parse(report).iter("testcase"):  # noqa: S314 - written in the lines above
         wrong = [one.tag for one in case if one.tag in ("failure", "error", "skipped")]
-        found[case.get("classname", ""), case.get("name", "")].append(wrong[0] if wrong else "passed")
+        test = case.get("file", ""), case.get("classname", ""), case.get("name", "")
+        found[test].append(wrong[0] if wrong else "passed")
     return found
 
 
