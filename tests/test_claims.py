@@ -91,7 +91,10 @@ STORED: list[Claim] = [
     (
         THREATS,
         "Nobody is shown another person's value",
-        ["orm/test_reading_table.py::test_the_table", "orm/test_reading_stress.py::test_many_readers_at_once"],
+        [
+            "orm/test_reading_table.py::test_the_table",
+            "orm/test_reading_stress.py::test_many_readers_at_once",
+        ],
     ),
     (
         README,
