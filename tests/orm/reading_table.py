@@ -498,6 +498,11 @@ def _numbered(kind: Kind) -> Any:
     return select(*kind.parts, func.row_number().over(order_by=kind.model.id))
 
 
+def _lambda(kind: Kind) -> Any:
+    model = kind.model
+    return sa.lambda_stmt(lambda: select(model.id, model.body))
+
+
 def _with_user(kind: Kind) -> Any:
     return select(*kind.parts[:2], User.id).join(User, User.id == kind.model.user_id)
 
@@ -775,6 +780,7 @@ COLUMNS = [
         _execute(lambda kind: select(kind.model.id, kind.model.body.label("x"))),
         ADDS_OWNER,
     ),
+    Way("columns without it, in a lambda", _execute(_lambda), UNPLACED, KEY_ALONE),
     Way("a join, the owner's key in place of the row's column", _execute(_with_user), ADDS_OWNER),
     Way("a join, the owner of another alias", _execute(_of_another), ADDS_OWNER),
     Way("GROUP BY with the owner", _execute(lambda kind: select(*kind.parts).group_by(kind.model.id))),
