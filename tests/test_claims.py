@@ -78,8 +78,7 @@ STORED: list[Claim] = [
     ),
     (
         README,
-        "A value that was moved to another owner's row is an error wherever the row says whose it is: in every "
-        "object, and in a select that names the owner.",
+        "A value that was moved to another owner's row is an error wherever the row says whose it is",
         [
             "orm/test_reading_table.py::test_the_table",
             "orm/test_reading_table.py::test_on_postgresql",

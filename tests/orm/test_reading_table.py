@@ -13,7 +13,7 @@ import pytest
 from sqlalchemy import URL, Engine, create_engine, select, text
 from sqlalchemy.exc import MissingGreenlet, StatementError
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
-from sqlalchemy.orm import Session, defaultload, joinedload
+from sqlalchemy.orm import Session
 
 from sqlalchemy_envelope import DecryptionError, LockedError, Sealed, enforce_foreign_keys
 from tests.orm.reading_table import (
@@ -310,18 +310,6 @@ async def test_a_touch_under_asyncio(made: dict[int, Engine]) -> None:
     gc.collect()
 
     assert found in (VALUE, SEALED)
-
-
-@pytest.mark.xfail(
-    strict=True, raises=TypeError, reason="an option without a strategy is asked for its strategy"
-)
-@pytest.mark.parametrize(
-    "load", [defaultload, lambda key: joinedload(key, User.notes)], ids=["alone", "of two"]
-)
-def test_an_option_without_a_strategy(made: dict[int, Engine], load: Any) -> None:
-    """`defaultload` says how nothing is loaded, and leads to what is; a list of attributes begins with it."""
-    with Session(made[FEW]) as session:
-        assert session.scalars(select(Note).options(load(Note.user))).unique().all()
 
 
 BY_COLUMN = {
