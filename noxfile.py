@@ -109,7 +109,7 @@ def bench(session: nox.Session) -> None:
 def suites(session: nox.Session) -> None:
     """SQLAlchemy's own tests, with this library loaded and without; arguments are folders of them. It takes
     an hour, and runs on request alone."""
-    install(session, "-e", ".[asyncio]", "pytest>=9", "pytest-xdist>=3.8", "aiosqlite>=0.20")
+    install(session, "-e", ".[asyncio]", "pytest>=9", "aiosqlite>=0.20")
     session.run("python", "-m", "tests.sqlalchemy_suites", *session.posargs)
 
 

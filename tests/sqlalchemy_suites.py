@@ -25,25 +25,26 @@ Outcomes = dict[tuple[str, str, str], list[str]]
 
 
 def main() -> int:
-    """Run them with the library, and then those files without it in which a test failed. What is skipped is
-    skipped for what it needs of the database."""
+    """Run them with the library, and the files in which a test failed without it too. What is skipped is so for
+    what it needs of the database."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
         "folders", nargs="*", default=FOLDERS, metavar="FOLDER", help="of SQLAlchemy's `test`"
     )
-    parser.add_argument("--workers", default="2", help="processes that run them at once")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         source = download(Path(name))
-        folders = [f"test/{one}" for one in arguments.folders]
-        found = run(source, "with", folders, "-n", arguments.workers, "-p", "tests.sqlalchemy_suites")
-        doubtful = sorted({one[0] for one, outcomes in found.items() if {"failure", "error"} & set(outcomes)})
-        without = run(source, "without", doubtful, "-n", arguments.workers) if doubtful else {}
-    lost = [one for one, outcomes in without.items() if _passed(outcomes) > _passed(found.get(one, []))]
-    passed = sum(map(_passed, found.values()))
+        files = [file for one in arguments.folders for file in files_of(source, one)]
+        found = run(source, files, "-p", "tests.sqlalchemy_suites")
+        failed = [one for one, outcomes in found.items() if {"failure", "error"} & set(outcomes)]
+        files = sorted({file for file, _, _ in failed})
+        without = run(source, files)
+    # One that did not run without the library counts as lost: it may have passed.
+    lost = [one for one in failed if "passed" in without.get(one, ["passed"])]
+    passed = sum(outcomes.count("passed") for outcomes in found.values())
     print(f"SQLAlchemy {sqlalchemy.__version__}: {passed} tests pass with the library, {len(lost)} are lost")
     for one in lost:
-        print("lost:", *one, found.get(one, ["was not run"]))
+        print("lost:", *one)
     return min(len(lost), 1) if passed else 2
 
 
@@ -57,32 +58,38 @@ def download(folder: Path) -> Path:
     return next(one for one in folder.iterdir() if one.is_dir())
 
 
-def run(source: Path, name: str, what: list[str], *options: str) -> Outcomes:
-    """What becomes of each test, by its file, class and name."""
-    report, log = source.parent / f"{name}.xml", source.parent / f"{name}.log"
-    project = str(Path(__file__).parents[1])
+def files_of(source: Path, name: str) -> list[str]:
+    """The files of tests in a folder, or one file."""
+    where = source / "test" / name
+    found = sorted(where.rglob("test_*.py")) if where.is_dir() else [where]
+    return [str(one.relative_to(source)) for one in found]
+
+
+def run(source: Path, files: list[str], *options: str) -> Outcomes:
+    """What becomes of each test, by its file, class and name. Each file has a process of its own: some remove
+    every listener there is, the library's too."""
+    report, project = source.parent / "report.xml", str(Path(__file__).parents[1])
     # With -s they use the SQLAlchemy that is installed, and not the source beside them.
     command = [sys.executable, "-s", "-m", "pytest", "--maxfail=0", "-p", "no:randomly", *options]
-    with log.open("w") as output:
+    found: Outcomes = defaultdict(list)
+    for file in files:
+        report.unlink(missing_ok=True)
         subprocess.run(
-            [*command, "-o", "junit_family=xunit1", f"--junitxml={report}", *what],
+            [*command, f"--junitxml={report}", file],
             cwd=source,
             env=os.environ | {"PYTHONPATH": os.pathsep.join([project, os.environ.get("PYTHONPATH", "")])},
-            stdout=output,
-            stderr=subprocess.STDOUT,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
             check=False,
         )
-    print(f"{name} the library:", log.read_text().strip().rpartition("\n")[2], flush=True)
-    found: Outcomes = defaultdict(list)
-    for case in ElementTree.parse(report).iter("testcase"):  # noqa: S314 - written in the lines above
-        wrong = [one.tag for one in case if one.tag in ("failure", "error", "skipped")]
-        test = case.get("file", ""), case.get("classname", ""), case.get("name", "")
-        found[test].append(wrong[0] if wrong else "passed")
+        if not report.exists():
+            found[file, "", "the whole file"].append("error")
+            continue
+        for case in ElementTree.parse(report).iter("testcase"):  # noqa: S314 - written in the lines above
+            wrong = [one.tag for one in case if one.tag in ("failure", "error", "skipped")]
+            test = file, case.get("classname", ""), case.get("name", "")
+            found[test].append(wrong[0] if wrong else "passed")
     return found
-
-
-def _passed(outcomes: list[str]) -> int:
-    return outcomes.count("passed")
 
 
 # As a plugin of pytest: what "with the library" is
