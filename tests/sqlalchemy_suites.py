@@ -25,8 +25,8 @@ Outcomes = dict[tuple[str, str, str], list[str]]
 
 
 def main() -> int:
-    """Run them with the library, and the files in which a test failed without it too. What is skipped is so for
-    what it needs of the database."""
+    """Run them with the library, and the files in which a test failed without it too. What is skipped lacks
+    something of the database."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
         "folders", nargs="*", default=FOLDERS, metavar="FOLDER", help="of SQLAlchemy's `test`"
