@@ -105,6 +105,14 @@ def bench(session: nox.Session) -> None:
     session.run("python", "-m", "benchmarks", *session.posargs)
 
 
+@nox.session
+def suites(session: nox.Session) -> None:
+    """SQLAlchemy's own tests, with this library loaded and without; arguments are folders of them. It takes
+    an hour, and runs on request alone."""
+    install(session, "-e", ".[asyncio]", "pytest>=9", "aiosqlite>=0.20")
+    session.run("python", "-m", "tests.sqlalchemy_suites", *session.posargs)
+
+
 def project_dependencies(extra: str | None = None) -> list[str]:
     """What [project] of pyproject.toml asks for, or one of its extras, as it is written there."""
     project = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]

@@ -78,11 +78,21 @@ STORED: list[Claim] = [
     ),
     (
         README,
-        "A value that was moved to another owner's row is an error in that row's object",
+        "A value that was moved to another owner's row is an error wherever the row says whose it is",
         [
+            "orm/test_reading_table.py::test_the_table",
+            "orm/test_reading_table.py::test_on_postgresql",
             "orm/test_attackers.py::test_another_owners_value_does_not_open_in_my_row",
             "orm/test_whose_key.py::test_another_owners_value_is_refused",
             "orm/test_server_mode.py::test_a_value_moved_to_another_owners_row_is_found",
+        ],
+    ),
+    (
+        THREATS,
+        "Nobody is shown another person's value",
+        [
+            "orm/test_reading_table.py::test_the_table",
+            "orm/test_reading_stress.py::test_many_readers_at_once",
         ],
     ),
     (
