@@ -161,9 +161,6 @@ PAST_A_TRIGGER = WAYS["PostgreSQL"][-1]
 ON_POSTGRES = [*WAYS["PostgreSQL"], OBJECTS[0], COLUMNS[0], *RETURNED[:4], *RETURNED[5:]]
 BUFFERED = next(way for way in ASYNC if way.name == "`AsyncConnection.execute`")
 IN_SESSIONS = [way for way in ASYNC if way is not BUFFERED]
-_NO_COLUMN = pytest.mark.xfail(
-    strict=True, raises=KeyError, reason="what the owner is read beside is not known by its column"
-)
 NOT_AWAITED = pytest.mark.filterwarnings(
     "ignore::pytest.PytestUnraisableExceptionWarning", "ignore:coroutine"
 )
@@ -257,7 +254,6 @@ def test_what_was_loaded_before(made: dict[int, Engine], mode: str) -> None:
     assert wrong == []
 
 
-@pytest.mark.xfail(strict=True, reason="a label in a subquery is traced on two ways: its row is unknown")
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
 def test_a_label_in_a_subquery(made: dict[int, Engine], kind: Kind) -> None:
     """The value is compared with the owner beside it, as without the label."""
@@ -267,9 +263,6 @@ def test_a_label_in_a_subquery(made: dict[int, Engine], kind: Kind) -> None:
         assert list(compare(TRACED_TWICE, kind, "several", TRACED_TWICE.read(session, kind))) == []
 
 
-@pytest.mark.xfail(
-    strict=True, reason="rows that the session has not loaded are not asked for, if one is unlocked"
-)
 @pytest.mark.parametrize("way", [one for one in OBJECTS if one.name in LATE], ids=lambda way: way.name)
 def test_a_value_that_is_loaded_by_itself(made: dict[int, Engine], way: Way) -> None:
     """Where other rows lead to the owner, it is compared as one that is loaded with its object."""
@@ -280,7 +273,6 @@ def test_a_value_that_is_loaded_by_itself(made: dict[int, Engine], way: Way) -> 
 
 
 @NOT_AWAITED
-@pytest.mark.xfail(strict=True, reason="keys and rows on the way are asked for where nothing can be sent")
 @pytest.mark.parametrize(("mode", "kind"), [("server", COLUMN), ("several", LINKED)])
 async def test_an_async_connection_of_a_session(made: dict[int, Engine], mode: str, kind: Kind) -> None:
     """`(await session.connection()).execute(...)` gives what `session.execute` gives."""
@@ -292,7 +284,6 @@ async def test_an_async_connection_of_a_session(made: dict[int, Engine], mode: s
 
 
 @NOT_AWAITED
-@pytest.mark.xfail(strict=True, reason="rows on the way are asked for where nothing can be sent")
 async def test_a_touch_under_asyncio(made: dict[int, Engine]) -> None:
     """An object that was loaded before the unlock opens, or says in an error of this library what to do."""
     engine = create_async_engine(made[FEW].url.set(drivername="sqlite+aiosqlite"))
@@ -320,9 +311,7 @@ BY_COLUMN = {
 }
 
 
-@pytest.mark.parametrize(
-    "mode", ["one", pytest.param("several", marks=_NO_COLUMN), pytest.param("server", marks=_NO_COLUMN)]
-)
+@pytest.mark.parametrize("mode", ["one", "several", "server"])
 @pytest.mark.parametrize("form", BY_COLUMN)
 def test_a_value_by_its_column(made: dict[int, Engine], mode: str, form: str) -> None:
     """A column is found in its row by the attribute that was selected, whoever is unlocked."""

@@ -47,7 +47,8 @@ def note_expressions(session: Session, options: Iterable[Any]) -> None:
     say so."""
     for option in options:
         for element in getattr(option, "context", ()):
-            criteria = element._extra_criteria if ("query_expression", True) in element.strategy else ()
+            fills = ("query_expression", True) in (element.strategy or ())
+            criteria = element._extra_criteria if fills else ()
             if any(format_in(one.type) for one in criteria):
                 prop = element.path.path[-1]
                 session.info.setdefault(_EXPRESSIONS, set()).add((prop.parent.class_, prop.key))

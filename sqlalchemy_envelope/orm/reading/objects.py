@@ -123,14 +123,17 @@ def _open(
 def _owner(
     state: InstanceState[Any], attribute: EncryptedAttribute, sealed: Sealed, session: Session | None
 ) -> OwnerId | None:
-    """Whose row it is. Where it does not tell, nobody's but the only one's who is unlocked here."""
+    """Whose row it is. Where it does not tell, nobody's but the only one's who is unlocked here; where other
+    rows tell, they are looked for when the value is touched."""
     if session is not None:
         named = owner_of_row(state, attribute, Names(session))
         if named is None and any(state.committed_state.get(key) is NO_VALUE for key in attribute.owner_keys):
             # The application gave the row another owner before the former one was loaded. It is about to be
             # written anew for that one, by whoever holds the key that it is under.
             return context.owner_of(session, bytes(sealed.blob[:HEADER_SIZE]))
-        return named or context.only_owner(context.unlocked_sessions(session))
+        if named is not None or not attribute.encrypted.path.is_direct:
+            return named
+        return context.only_owner(context.unlocked_sessions(session))
     holder = context.owner_of(None, bytes(sealed.blob[:HEADER_SIZE]))
     if holder is not None and not is_row_of(state, attribute, holder):
         raise moved(attribute.type.field)
@@ -281,15 +284,18 @@ def _fetch_key(state: InstanceState[Any], attribute: EncryptedAttribute, sealed:
     in a greenlet of its."""
     session = state.session
     demanding = [one for one in context.unlocked_sessions(session) if one.on_demand]
-    if session is None or not demanding:
-        return
-    if session.get_bind(state.mapper).dialect.is_async and not in_greenlet():
+    if session is None or not demanding or not _may_wait(state, session):
         return
     header = bytes(sealed.blob[:HEADER_SIZE])
     with session.no_autoflush:
         for owner_class in attribute.encrypted.path.owner_classes:
             for one in demanding:
                 one.prepare_read(session, owner_class, {header: 1})
+
+
+def _may_wait(state: InstanceState[Any], session: Session) -> bool:
+    """Whether a statement can be sent here: under asyncio, in a greenlet of SQLAlchemy's alone."""
+    return not session.get_bind(state.mapper).dialect.is_async or in_greenlet()
 
 
 def _find_owner(state: InstanceState[Any], attribute: EncryptedAttribute, sealed: Sealed) -> bool:
@@ -300,6 +306,14 @@ def _find_owner(state: InstanceState[Any], attribute: EncryptedAttribute, sealed
         return False
     if owner_of_row(state, attribute) is not None:
         return False
+    linked_by = [linked.steps[0].key for linked in linked_paths(path)]
+    if linked_by and not _may_wait(state, session):
+        name = state.class_.__name__
+        raise LockedError(
+            f"{name}.{attribute.key} is locked: the rows that lead to its owner are not loaded, and an "
+            f"attribute cannot wait for them. Load them with it, `selectinload({name}.{linked_by[0]})`, or "
+            f"`await session.refresh(instance, {linked_by})` before."
+        )
     instance: Any = state.obj()
     with session.no_autoflush:
         values: Any = instance

@@ -40,7 +40,7 @@ def after_cursor_execute(
     elif execution.cursor is cursor:
         opener = RowOpener(connection, cursor, execution, plan)
         opened = OpeningCursor(cursor, opener)
-        out_of_reach = opener.fetches_keys() and _is_read_out_of_reach(connection, cursor)
+        out_of_reach = opener.fetches_more() and _is_read_out_of_reach(connection, cursor)
         execution.cursor = _FetchedCursor(cursor, opened.fetchall()) if out_of_reach else opened
 
 
@@ -61,8 +61,8 @@ def opener_of(result: Any) -> RowOpener | None:
 
 
 def _is_read_out_of_reach(connection: Connection, cursor: Any) -> bool:
-    """Whether rows are read where no key can be fetched: an `AsyncConnection` hands on what the driver has
-    buffered, and its reader cannot wait for the database. An `AsyncSession` reads by itself."""
+    """Whether rows may be read where nothing can be fetched: an `AsyncConnection` hands on what the driver
+    has buffered, and its reader cannot wait for the database."""
     return (
         connection.dialect.is_async
         and cursor.description is not None

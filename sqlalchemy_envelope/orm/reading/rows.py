@@ -102,9 +102,9 @@ class RowOpener:
                 opened += self._open(rows, context.unlocked_sessions(self._session))
         return opened
 
-    def fetches_keys(self) -> bool:
-        """Whether keys are fetched for a connection that belongs to no session."""
-        return self._session is None and any(one.on_demand for one in context.unlocked_sessions(None))
+    def fetches_more(self) -> bool:
+        """Whether something is fetched for the rows before they can be opened."""
+        return self._demands(context.unlocked_sessions(self._session))
 
     @emptying
     def open(self, rows: Sequence[Any]) -> Sequence[Any]:

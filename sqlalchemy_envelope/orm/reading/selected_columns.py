@@ -1,7 +1,8 @@
 """Columns, and not objects, read through a `Session`: `select(User.phone)`.
 
-What it takes to open a value is read beside it and comes out with it as one value under the same name: the
-previous column while values are moved, and the row's owner where several are unlocked.
+What it takes to open a value is read beside it: the previous column while values are moved, which comes out
+with it as one value under the same name, and the row's owner where several are unlocked, which is left out
+again.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from sqlalchemy_envelope.orm.reading.two_columns import dual_attributes, refused
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from sqlalchemy import Result
     from sqlalchemy.orm import ORMExecuteState, Session
 
 
@@ -57,37 +59,30 @@ class DualBundle(Bundle[Any]):
         return merge
 
 
-class OwnedBundle(Bundle[Any]):
-    """An encrypted column and the columns that say whose row it is in: read beside it, and left out again."""
-
-    inherit_cache = True
-
-    def create_row_processor(
-        self, query: Any, procs: Sequence[Any], labels: Sequence[str]
-    ) -> Callable[[Any], Any]:
-        """What gives the first of them."""
-        first: Callable[[Any], Any] = procs[0]
-        return first
-
-
-def do_orm_execute(state: ORMExecuteState) -> None:
+def do_orm_execute(state: ORMExecuteState) -> Result[Any] | None:
     """Read with each encrypted column that is selected by itself what it takes to open it: its previous
     column, and where several owners are unlocked its row's owner."""
     statement: Any = state.statement
     if not isinstance(statement, Select) or state.is_relationship_load or state.is_column_load:
-        return
-    columns = statement._raw_columns
-    if any(isinstance(getattr(one, "type", None), EncryptedType) for one in columns):
-        beside = _needs_owner(state.session, statement)
-        new = [_with_more(one, columns, beside=beside) for one in columns]
-        if any(one is not other for one, other in zip(new, columns, strict=True)):
-            statement = state.statement = statement.with_only_columns(*new)
+        return None
     if getattr(statement, "_with_options", ()):
         note_expressions(state.session, statement._with_options)
         # `load_only` would leave the previous column out, and the owner.
         options = [undefer(one) for one in _attributes_beside(statement)]
         if options:
-            state.statement = statement.options(*options)
+            statement = state.statement = statement.options(*options)
+    columns = statement._raw_columns
+    if not any(isinstance(getattr(one, "type", None), EncryptedType) for one in columns):
+        return None
+    owners = _owners_beside(columns) if _needs_owner(state.session, statement) else []
+    new = [_with_previous(one) for one in columns]
+    if any(one is not other for one, other in zip(new, columns, strict=True)):
+        statement = state.statement = statement.with_only_columns(*new)
+    if not owners:
+        return None
+    # They are at the end, and are left out again: what was asked for keeps its place and its name.
+    whole = state.invoke_statement(statement.add_columns(*owners))
+    return whole.columns(*range(len(new)))
 
 
 def _needs_owner(session: Session, statement: Any) -> bool:
@@ -99,37 +94,53 @@ def _needs_owner(session: Session, statement: Any) -> bool:
     return not (statement._distinct or statement._distinct_on or statement._group_by_clauses)
 
 
-def _with_more(output: Any, columns: Sequence[Any], *, beside: bool) -> Any:
-    """An output, or the columns that are read in its place."""
-    name: Any = getattr(output, "_annotations", {}).get("proxy_key")
+def _with_previous(output: Any) -> Any:
+    """An output, or in its place the two columns that its value may stand in."""
+    found = _entity_and_column(output)
+    previous = previous_of(found[1]) if found is not None and is_moving(found[1]) else None
+    if found is None or previous is None:
+        return output
+    name = output.name if isinstance(output, Label) else output._annotations.get("proxy_key", found[1].key)
+    return DualBundle(name, found[1], previous)
+
+
+def _entity_and_column(output: Any) -> tuple[Any, Any] | None:
+    """The entity and the encrypted column that an output is of, whatever its name is there; None if it is no
+    such column."""
     column: Any = output
     while isinstance(column, (Label, Grouping)):
-        name = column.name if isinstance(column, Label) else name
         column = column.element
     entity = getattr(column, "_annotations", {}).get("parententity")
     if entity is None or not isinstance(getattr(column, "type", None), EncryptedType):
-        return output
-    previous = previous_of(column) if is_moving(column) else None
-    owners = _owners_beside(column, entity, columns) if beside else []
-    if previous is not None:
-        return DualBundle(name or column.key, column, previous, *owners)
-    return OwnedBundle(name or column.key, column, *owners) if owners else output
+        return None
+    return entity, column
 
 
-def _owners_beside(column: Any, entity: Any, columns: Sequence[Any]) -> list[Any]:
-    """The attributes that say whose row a column is in; none if they are selected already."""
+def _owners_beside(columns: Sequence[Any]) -> list[Any]:
+    """The attributes that say whose rows the encrypted columns among these are in, as far as they are not
+    selected already."""
+    found = filter(None, map(_entity_and_column, columns))
+    owners = {
+        hash(owner.__clause_element__()): owner
+        for entity, column in found
+        if not any(_is_whole(one, entity) for one in columns)
+        for owner in _owners_of(entity, column)
+    }
+    there = {hash(one) for one in columns}
+    return [owner for key, owner in owners.items() if key not in there]
+
+
+def _is_whole(output: Any, entity: Any) -> bool:
+    """Whether this is the entity itself."""
+    mine = getattr(output, "_annotations", {}).get("parententity") is entity
+    return mine and not isinstance(output, ColumnElement)
+
+
+def _owners_of(entity: Any, column: Any) -> list[Any]:
     encrypted = encrypted_column_of(column)
-    if encrypted is None:
-        return []
-    owners = [
-        getattr(entity.entity, prop.key)
-        for wanted in encrypted.path.columns
-        if (prop := _property_of(entity.mapper, wanted)) is not None
-    ]
-    mine = [one for one in columns if getattr(one, "_annotations", {}).get("parententity") is entity]
-    there = {hash(one) for one in mine}
-    whole = any(not isinstance(one, ColumnElement) for one in mine)
-    return [] if whole or all(hash(one.__clause_element__()) in there for one in owners) else owners
+    wanted = encrypted.path.columns if encrypted is not None else ()
+    found = [_property_of(entity.mapper, one) for one in wanted]
+    return [getattr(entity.entity, prop.key) for prop in found if prop is not None]
 
 
 def _property_of(mapper: Any, column: Any) -> Any:

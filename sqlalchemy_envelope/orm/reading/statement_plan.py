@@ -252,7 +252,7 @@ def _trace(output: Any) -> list[Origin] | None:
     if not isinstance(column, ColumnClause) or column.table is None:
         return None
     here = hash(column.table)
-    proxies = column._proxies
+    proxies = _proxies(column)
     if not proxies:
         return [((here,), column)] if isinstance(column, Column) else None
     found: list[Origin] = []
@@ -262,6 +262,12 @@ def _trace(output: Any) -> list[Origin] | None:
             return None
         found += [((here, number, *way), base) for way, base in traced]
     return found
+
+
+def _proxies(column: Any) -> list[Any]:
+    """What a column of a subquery stands for. For a label SQLAlchemy names both it and its element."""
+    labelled = {hash(_bare(one)) for one in column._proxies if isinstance(one, Label)}
+    return [one for one in column._proxies if isinstance(one, Label) or hash(one) not in labelled]
 
 
 def _formats(origins: list[Origin] | None) -> tuple[ColumnFormat, ...]:

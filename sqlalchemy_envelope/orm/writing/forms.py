@@ -30,9 +30,12 @@ LAMBDAS = (LambdaElement, NullLambdaStatement)
 
 
 def plain(statement: Any) -> Any:
-    """The statement that a lambda stands for, with the values that its variables have now."""
+    """The statement that a lambda stands for, with the values that its variables have now, and with what the
+    ORM has noted on the lambda."""
     while isinstance(statement, LAMBDAS):
-        statement = statement._resolved
+        noted, statement = statement._annotations, statement._resolved
+        if noted:
+            statement = statement._annotate(noted)
     return statement
 
 
