@@ -12,6 +12,7 @@ import uuid
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
@@ -19,7 +20,7 @@ from hypothesis import HealthCheck, settings
 from psycopg import sql
 from pytest_postgresql.config import get_config
 from pytest_postgresql.janitor import DatabaseJanitor
-from sqlalchemy import URL, Engine, create_engine, make_url
+from sqlalchemy import URL, Engine, Pool, create_engine, event, make_url
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 BOTH_DATABASES = ["sqlite", pytest.param("postgres", marks=pytest.mark.backend)]
@@ -28,6 +29,15 @@ BOTH_ASYNC_DRIVERS = ["aiosqlite", pytest.param("asyncpg", marks=pytest.mark.bac
 # A shared machine is slow now and then; that is no finding about the code.
 settings.register_profile("unhurried", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("unhurried")
+
+
+@event.listens_for(Pool, "connect")
+def _wait_for_no_disk(connection: Any, _: object) -> None:
+    """SQLite files of tests are written without fsync: that saves from a power cut, not from a kill."""
+    if "sqlite" in type(connection).__module__:
+        cursor = connection.cursor()
+        cursor.execute("PRAGMA synchronous = OFF")
+        cursor.close()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
