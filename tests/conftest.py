@@ -5,6 +5,7 @@ test wants it, its database emptied after each; `pytest --postgresql-host=localh
 already. Tests that need PostgreSQL carry the marker `backend`: `pytest -m "not backend"` leaves them out.
 """
 
+import gc
 import io
 import logging
 import subprocess
@@ -38,6 +39,13 @@ def _wait_for_no_disk(connection: Any, _: object) -> None:
         cursor = connection.cursor()
         cursor.execute("PRAGMA synchronous = OFF")
         cursor.close()
+
+
+def pytest_collection_finish() -> None:
+    """What the collected modules hold stays to the end: neither the garbage collector nor a test that looks
+    through the memory for what is new there goes over it again."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
