@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
+from weakref import WeakSet
 
 import psycopg
 import pytest
@@ -24,6 +25,8 @@ from pytest_postgresql.janitor import DatabaseJanitor
 from sqlalchemy import URL, Engine, Pool, create_engine, event, make_url
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
+from tests.prepared import drop_templates
+
 BOTH_DATABASES = ["sqlite", pytest.param("postgres", marks=pytest.mark.backend)]
 BOTH_ASYNC_DRIVERS = ["aiosqlite", pytest.param("asyncpg", marks=pytest.mark.backend)]
 
@@ -32,10 +35,16 @@ settings.register_profile("unhurried", deadline=None, suppress_health_check=[Hea
 settings.load_profile("unhurried")
 
 
+_connections: WeakSet[psycopg.Connection[Any]] = WeakSet()
+
+
 @event.listens_for(Pool, "connect")
-def _wait_for_no_disk(connection: Any, _: object) -> None:
-    """SQLite files of tests are written without fsync: that saves from a power cut, not from a kill."""
-    if "sqlite" in type(connection).__module__:
+def _on_connect(connection: Any, _: object) -> None:
+    """SQLite files of tests are written without fsync, which saves from a power cut and not from a kill.
+    Connections to PostgreSQL are remembered, so that none outlives its test."""
+    if isinstance(connection, psycopg.Connection):
+        _connections.add(connection)
+    elif "sqlite" in type(connection).__module__:
         cursor = connection.cursor()
         cursor.execute("PRAGMA synchronous = OFF")
         cursor.close()
@@ -87,13 +96,17 @@ def postgres_database(request: pytest.FixtureRequest) -> Iterator[URL]:
         name = f"envelope_{uuid.uuid4().hex}"
         stack.enter_context(DatabaseJanitor(user=user, password=password, host=host, port=port, dbname=name))
         # As a query, because a host may be the folder of a socket.
-        yield URL.create("postgresql", user, password, database=name, query={"host": host, "port": port})
+        url = URL.create("postgresql", user, password, database=name, query={"host": host, "port": port})
+        stack.callback(drop_templates, url)
+        yield url
 
 
 @pytest.fixture
 def postgres_url(postgres_database: URL) -> Iterator[URL]:
     """The address of an empty PostgreSQL database."""
     yield postgres_database
+    for connection in tuple(_connections):
+        connection.close()
     # Emptying takes a few milliseconds where making a database anew takes two hundred.
     address = postgres_database.render_as_string(hide_password=False)
     with psycopg.connect(address, autocommit=True) as connection:

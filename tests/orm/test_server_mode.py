@@ -52,6 +52,7 @@ from sqlalchemy_envelope.orm.current.names import Names
 from sqlalchemy_envelope.orm.tables.owners import require_owner_class
 from tests.orm import models
 from tests.orm.models import SECRET, Base, Note, Page, User, statements_sent, stored
+from tests.prepared import tables_of
 
 KEY = b"\x07" * 32
 OWNERS = int(os.environ.get("ENVELOPE_OWNERS", "2000"))
@@ -183,14 +184,14 @@ class Serving:
 @pytest.fixture
 def serving(engine: Engine) -> Serving:
     """The application, on SQLite and on PostgreSQL."""
-    Base.metadata.create_all(engine)
+    tables_of(Base.metadata, engine)
     return Serving(engine)
 
 
 @pytest.fixture
 def lite(sqlite_engine: Engine) -> Serving:
     """The application, on SQLite."""
-    Base.metadata.create_all(sqlite_engine)
+    tables_of(Base.metadata, sqlite_engine)
     return Serving(sqlite_engine)
 
 

@@ -77,6 +77,7 @@ from tests.orm.sharing_models import (
     unlock,
     write,
 )
+from tests.prepared import prepared
 
 FIRST = "the first post"
 MEMBERSHIP_GRANTS = Base.metadata.tables["memberships_keygrant"]
@@ -95,10 +96,13 @@ def lite(sqlite_engine: Engine) -> Engine:
 
 
 def _with_users(engine: Engine, *names: str) -> Engine:
-    Base.metadata.create_all(engine)
-    with Session(engine) as session:
-        for name in names:
-            add_user(session, name)
+    def make() -> None:
+        Base.metadata.create_all(engine)
+        with Session(engine) as session:
+            for name in names:
+                add_user(session, name)
+
+    prepared(engine, ("users of sharing", *names), make)
     return engine
 
 
