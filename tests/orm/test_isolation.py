@@ -47,6 +47,7 @@ from sqlalchemy_envelope.keys.model import OpenedKey, Purpose
 from sqlalchemy_envelope.orm.current import context
 
 UNLOCKS = int(os.environ.get("ENVELOPE_UNLOCKS", "320"))
+"""How many unlocks the tasks share, and the threads; 10,000 take some minutes."""
 WORKERS = 8
 TASKS = 40
 USERS = 24
@@ -185,7 +186,7 @@ async def shared_memory() -> AsyncIterator[AsyncEngine]:
 
 @pytest.mark.thorough
 async def test_many_unlocks_in_tasks(shared_memory: AsyncEngine) -> None:
-    """40 tasks unlock 24 people thousands of times, giving way in between: each sees its own
+    """40 tasks unlock 24 people hundreds of times, giving way in between: each sees its own
     person's values alone."""
     engine = shared_memory
     asynchronous = AsyncEnvelope(envelope)
