@@ -4,7 +4,12 @@
 """
 
 import hashlib
+import os
+import shutil
+import tempfile
 import tomllib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import nox
@@ -71,15 +76,31 @@ def tests(session: nox.Session, sqlalchemy: str) -> None:
     install(session, "-e", ".[all]", "--group", "test", f"sqlalchemy=={sqlalchemy}.*", ALEMBIC[sqlalchemy])
     if sqlalchemy == "2.0":
         left_out = [f"--ignore=tests/orm/test_{name}.py" for name in NEWER_ONLY]
-        session.run(
-            "pytest", "-n", "2", "-m", "not thorough and not backend", *left_out, *(session.posargs or OLDER)
-        )
+        run_pytest(session, "-m", "not thorough and not backend", *left_out, *(session.posargs or OLDER))
     elif session.posargs:
-        session.run("pytest", "-n", "2", *session.posargs)
+        run_pytest(session, *session.posargs)
     else:
         # Apart: with all that the migration's tests import, those that look for keys in memory take longer.
-        session.run("pytest", "-n", "2", "--ignore=tests/migration")
-        session.run("pytest", "-n", "2", "tests/migration")
+        run_pytest(session, "--ignore=tests/migration")
+        run_pytest(session, "tests/migration")
+
+
+def run_pytest(session: nox.Session, *arguments: str) -> None:
+    """Two test processes. They and the programs that they start find compiled modules, whatever the
+    environment says, and have their databases in memory where there is room for them."""
+    with quick_folder() as folder:
+        env = {"PYTHONDONTWRITEBYTECODE": "", "TMPDIR": str(folder)}
+        session.run("pytest", "-n", "2", *arguments, env=env)
+
+
+@contextmanager
+def quick_folder() -> Iterator[Path]:
+    """A folder for temporary files, removed afterwards: in memory if 4 GB are free there, or on disk."""
+    memory = Path("/dev/shm")  # noqa: S108   the folder in it has a random name
+    roomy = os.access(memory, os.W_OK) and shutil.disk_usage(memory).free >= 4 * 2**30
+    with tempfile.TemporaryDirectory(dir=memory if roomy else None, ignore_cleanup_errors=True) as folder:
+        Path(folder).chmod(0o755)  # PostgreSQL runs as another account
+        yield Path(folder)
 
 
 @nox.session
@@ -88,7 +109,7 @@ def lowest(session: nox.Session) -> None:
     asked = [*project_dependencies(), *project_dependencies("alembic")]
     pinned = [requirement.replace(">=", "==") for requirement in asked]
     install(session, "-e", ".[all]", "--group", "test", *pinned)
-    session.run("pytest", "-n", "2", *session.posargs)
+    run_pytest(session, *session.posargs)
 
 
 @nox.session

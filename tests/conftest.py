@@ -5,6 +5,7 @@ test wants it, its database emptied after each; `pytest --postgresql-host=localh
 already. Tests that need PostgreSQL carry the marker `backend`: `pytest -m "not backend"` leaves them out.
 """
 
+import gc
 import io
 import logging
 import subprocess
@@ -12,6 +13,8 @@ import uuid
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
+from weakref import WeakSet
 
 import psycopg
 import pytest
@@ -19,8 +22,10 @@ from hypothesis import HealthCheck, settings
 from psycopg import sql
 from pytest_postgresql.config import get_config
 from pytest_postgresql.janitor import DatabaseJanitor
-from sqlalchemy import URL, Engine, create_engine, make_url
+from sqlalchemy import URL, Engine, Pool, create_engine, event, make_url
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+
+from tests.prepared import drop_templates
 
 BOTH_DATABASES = ["sqlite", pytest.param("postgres", marks=pytest.mark.backend)]
 BOTH_ASYNC_DRIVERS = ["aiosqlite", pytest.param("asyncpg", marks=pytest.mark.backend)]
@@ -28,6 +33,28 @@ BOTH_ASYNC_DRIVERS = ["aiosqlite", pytest.param("asyncpg", marks=pytest.mark.bac
 # A shared machine is slow now and then; that is no finding about the code.
 settings.register_profile("unhurried", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("unhurried")
+
+
+_connections: WeakSet[psycopg.Connection[Any]] = WeakSet()
+
+
+@event.listens_for(Pool, "connect")
+def _on_connect(connection: Any, _: object) -> None:
+    """SQLite files of tests are written without fsync, which saves from a power cut and not from a kill.
+    Connections to PostgreSQL are remembered, so that none outlives its test."""
+    if isinstance(connection, psycopg.Connection):
+        _connections.add(connection)
+    elif "sqlite" in type(connection).__module__:
+        cursor = connection.cursor()
+        cursor.execute("PRAGMA synchronous = OFF")
+        cursor.close()
+
+
+def pytest_collection_finish() -> None:
+    """What the collected modules hold stays to the end: neither the garbage collector nor a test that looks
+    through the memory for what is new there goes over it again."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -69,13 +96,17 @@ def postgres_database(request: pytest.FixtureRequest) -> Iterator[URL]:
         name = f"envelope_{uuid.uuid4().hex}"
         stack.enter_context(DatabaseJanitor(user=user, password=password, host=host, port=port, dbname=name))
         # As a query, because a host may be the folder of a socket.
-        yield URL.create("postgresql", user, password, database=name, query={"host": host, "port": port})
+        url = URL.create("postgresql", user, password, database=name, query={"host": host, "port": port})
+        stack.callback(drop_templates, url)
+        yield url
 
 
 @pytest.fixture
 def postgres_url(postgres_database: URL) -> Iterator[URL]:
     """The address of an empty PostgreSQL database."""
     yield postgres_database
+    for connection in tuple(_connections):
+        connection.close()
     # Emptying takes a few milliseconds where making a database anew takes two hundred.
     address = postgres_database.render_as_string(hide_password=False)
     with psycopg.connect(address, autocommit=True) as connection:

@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import json
+import os
 import random
 import re
 from base64 import b64encode
@@ -18,6 +19,8 @@ from sqlalchemy_envelope.crypto.aead import ValueCipher
 from sqlalchemy_envelope.crypto.secret import KeyBytes
 
 USERS = 20
+ROUNDS = int(os.environ.get("ENVELOPE_ROUNDS", "23"))
+"""How many requests each user sends, beside signing up and a last look."""
 MARK = re.compile(r"user\d\d")
 """Every plaintext and every secret holds its owner's."""
 

@@ -29,9 +29,9 @@ from sqlalchemy_envelope.migration.owners import OwnerCiphers
 from tests.migration.engine_models import SERVER_KEY, Trial, migrate, new_envelope, notes
 from tests.throwaway_postgres import QUIET, runnable_binaries, throwaway_postgres, unprivileged_account
 
-KILLS = int(os.environ.get("ENVELOPE_KILLS", "50"))
-SERVER_KILLS = int(os.environ.get("ENVELOPE_SERVER_KILLS", "5"))
-ROWS = int(os.environ.get("ENVELOPE_KILL_ROWS", "20000"))
+KILLS = int(os.environ.get("ENVELOPE_KILLS", "20"))
+SERVER_KILLS = int(os.environ.get("ENVELOPE_SERVER_KILLS", "3"))
+ROWS = int(os.environ.get("ENVELOPE_KILL_ROWS", "8000"))
 CHANCE = random.Random(int(os.environ.get("ENVELOPE_KILL_SEED", "4")))
 NAME = "notes.body"
 

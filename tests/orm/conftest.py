@@ -8,6 +8,7 @@ from sqlalchemy import Engine
 from sqlalchemy.orm import Session
 
 from tests.orm.models import Base, User, new_user
+from tests.prepared import prepared
 
 
 @dataclass
@@ -25,9 +26,16 @@ class Started:
 
 
 def _start(engine: Engine) -> Iterator[Started]:
-    Base.metadata.create_all(engine)
+    def make() -> list[int]:
+        Base.metadata.create_all(engine)
+        with Session(engine) as session:
+            return [new_user(session, name).id for name in ("ada", "ben")]
+
+    ids = prepared(engine, "started", make)
     with Session(engine) as session:
-        yield Started(engine, session, new_user(session, "ada"), new_user(session, "ben"))
+        ada, ben = (session.get_one(User, one) for one in ids)
+        session.commit()
+        yield Started(engine, session, ada, ben)
 
 
 @pytest.fixture

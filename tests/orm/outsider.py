@@ -26,6 +26,7 @@ from sqlalchemy.pool import NullPool
 
 from sqlalchemy_envelope import EncryptedType, Envelope, KdfProfile, KeyGrant, KeyOwner
 from sqlalchemy_envelope.keys.providers import ServerKeyring
+from tests.prepared import prepared
 
 SERVER_KEY = b"\x07" * 32
 PLAIN = Envelope(kdf_profile=KdfProfile.unsafe_for_tests())
@@ -443,22 +444,26 @@ class Scene:
 
 def set_scene(engine: Engine, envelope: Envelope) -> Scene:
     """Four users, two groups, and everything adopted that was sealed."""
-    Base.metadata.create_all(engine)
     scene = Scene(engine, envelope, Outsider(engine))
-    with scene.session() as session:
-        for user, name in ((ADA, "ada"), (BEN, "ben"), (EVE, "eve"), (CID, "cid")):
-            one = User(id=user, name=name, display_name=f"{name}'s name", diary=f"{name}'s diary")
-            envelope.enroll(session, one, secret=SECRETS[user])
-            session.commit()
-        for founder, group, members in ((ADA, THEIRS, (ADA, BEN)), (EVE, HERS, (EVE,))):
-            with envelope.unlock(session, session.get_one(User, founder), secret=SECRETS[founder]):
-                one = Group(id=group, name=f"group {group}")
-                envelope.enroll(session, one)
-                session.add_all([Membership(group_id=group, user_id=user) for user in members])
-                if founder == ADA:
-                    session.add(ProfileShare(user_id=ADA, group_id=group))
+
+    def make() -> None:
+        Base.metadata.create_all(engine)
+        with scene.session() as session:
+            for user, name in ((ADA, "ada"), (BEN, "ben"), (EVE, "eve"), (CID, "cid")):
+                one = User(id=user, name=name, display_name=f"{name}'s name", diary=f"{name}'s diary")
+                envelope.enroll(session, one, secret=SECRETS[user])
                 session.commit()
-                session.add(Post(group_id=group, text="first"))
-                session.commit()
-    scene.visit(ADA, BEN, EVE)
+            for founder, group, members in ((ADA, THEIRS, (ADA, BEN)), (EVE, HERS, (EVE,))):
+                with envelope.unlock(session, session.get_one(User, founder), secret=SECRETS[founder]):
+                    one = Group(id=group, name=f"group {group}")
+                    envelope.enroll(session, one)
+                    session.add_all([Membership(group_id=group, user_id=user) for user in members])
+                    if founder == ADA:
+                        session.add(ProfileShare(user_id=ADA, group_id=group))
+                    session.commit()
+                    session.add(Post(group_id=group, text="first"))
+                    session.commit()
+        scene.visit(ADA, BEN, EVE)
+
+    prepared(engine, ("scene", envelope), make)
     return scene

@@ -13,6 +13,7 @@ from sqlalchemy.ext.mutable import MutableDict
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, configure_mappers, mapped_column, relationship
 
 from sqlalchemy_envelope import EncryptedType, Envelope, KdfProfile, KeyOwner, PreviousColumn
+from tests.prepared import prepared
 
 SECRET = "correct horse battery staple"
 Policy = Literal["both", "read", "refuse"]
@@ -169,9 +170,13 @@ class Moving:
 
 def start(engine: Engine, policy: Policy) -> Moving:
     """The tables, with one owner."""
-    models(policy).Base.metadata.create_all(engine)
-    with Session(engine) as session:
-        user = models(policy).User(email="ada@example.org")
-        envelope.enroll(session, user, secret=SECRET)
-        session.commit()
-        return Moving(engine, policy, user.id)
+
+    def make() -> int:
+        models(policy).Base.metadata.create_all(engine)
+        with Session(engine) as session:
+            user = models(policy).User(email="ada@example.org")
+            envelope.enroll(session, user, secret=SECRET)
+            session.commit()
+            return int(user.id)
+
+    return Moving(engine, policy, prepared(engine, ("previous", policy), make))

@@ -28,6 +28,7 @@ from sqlalchemy_envelope import (
     UnlockError,
 )
 from tests.orm.sharing_models import Base, Group, Membership, Post, ProfileShare, User
+from tests.prepared import tables_of
 
 SECRET = "correct horse battery staple"
 KEYS = ServerKeyring([os.urandom(32)])
@@ -45,7 +46,7 @@ def envelope(request: pytest.FixtureRequest) -> Envelope:
 @pytest.fixture
 def session(engine: Engine) -> Iterator[Session]:
     """An empty database."""
-    Base.metadata.create_all(engine)
+    tables_of(Base.metadata, engine)
     with Session(engine, expire_on_commit=False) as session:
         yield session
 

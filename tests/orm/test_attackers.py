@@ -37,6 +37,7 @@ from sqlalchemy_envelope.crypto import argon2id
 from sqlalchemy_envelope.crypto.sealing import public_keys
 from sqlalchemy_envelope.crypto.secret import KeyBytes
 from tests.orm.models import Base, Note, Page, User, envelope, unchecked
+from tests.prepared import prepared
 
 pytestmark = pytest.mark.thorough
 
@@ -118,16 +119,19 @@ class Scene:
 
 
 def _scene(engine: Engine) -> Iterator[Scene]:
-    Base.metadata.create_all(engine)
-    with Session(engine) as session:
-        for owner_id, secret, whose in ((1, ADA, "ada's "), (2, BEN, "ben's ")):
-            user = User(id=owner_id, email=f"{owner_id}@example.org", phone=PHONE)
-            with envelope.enroll(session, user, secret=secret):
-                session.add(
-                    Note(id=owner_id, user=user, title="t", body=whose + "diary", size=7, tags=[whose])
-                )
-                session.add(Page(id=uuid.UUID(int=owner_id), user=user, text=whose + "page"))
-                session.commit()
+    def make() -> None:
+        Base.metadata.create_all(engine)
+        with Session(engine) as session:
+            for owner_id, secret, whose in ((1, ADA, "ada's "), (2, BEN, "ben's ")):
+                user = User(id=owner_id, email=f"{owner_id}@example.org", phone=PHONE)
+                with envelope.enroll(session, user, secret=secret):
+                    session.add(
+                        Note(id=owner_id, user=user, title="t", body=whose + "diary", size=7, tags=[whose])
+                    )
+                    session.add(Page(id=uuid.UUID(int=owner_id), user=user, text=whose + "page"))
+                    session.commit()
+
+    prepared(engine, "attackers", make)
     writer = Writer(engine)
     yield Scene(engine, writer)
     writer.close()

@@ -45,6 +45,7 @@ from sqlalchemy_envelope.orm.tables.key_rows import KeyStore
 from sqlalchemy_envelope.orm.verbs.owner_keys import locate
 from tests.orm import sharing_models as sharing
 from tests.orm.models import SECRET, Base, Note, User, stored
+from tests.prepared import tables_of
 
 WAIT = 20
 """Seconds after which a thread that does not come is given up."""
@@ -126,21 +127,21 @@ class Application:
 @pytest.fixture
 def app(engine: Engine, tmp_path: Path) -> Application:
     """The application, on SQLite and on PostgreSQL."""
-    Base.metadata.create_all(engine)
+    tables_of(Base.metadata, engine)
     return Application(engine, tmp_path)
 
 
 @pytest.fixture
 def lite(sqlite_engine: Engine, tmp_path: Path) -> Application:
     """The application, on SQLite."""
-    Base.metadata.create_all(sqlite_engine)
+    tables_of(Base.metadata, sqlite_engine)
     return Application(sqlite_engine, tmp_path)
 
 
 @pytest.fixture
 def sealed(sqlite_engine: Engine, tmp_path: Path) -> Application:
     """The application with row seals, on SQLite."""
-    Base.metadata.create_all(sqlite_engine)
+    tables_of(Base.metadata, sqlite_engine)
     app = Application(sqlite_engine, tmp_path)
     app.restart(server_keys=ServerKeyring([b"\x51" * 32]))
     return app

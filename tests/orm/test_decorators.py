@@ -23,6 +23,7 @@ from sqlalchemy_envelope import (
     ValueEncodingError,
 )
 from tests.orm.models import SECRET, envelope, unlock
+from tests.prepared import tables_of
 
 
 class Decorator(sa.TypeDecorator[Any]):
@@ -186,7 +187,7 @@ class Defaulted(Base):
 @pytest.fixture
 def session(engine: Engine) -> Iterator[Session]:
     """An unlocked owner, on SQLite and on PostgreSQL."""
-    Base.metadata.create_all(engine)
+    tables_of(Base.metadata, engine)
     with Session(engine) as session:
         owner = Owner(id=1)
         session.add(owner)

@@ -9,7 +9,7 @@ from sqlalchemy.orm import Session
 
 from sqlalchemy_envelope import LockedError
 from sqlalchemy_envelope.orm.tables.default_schema import may_change
-from tests.orm.models import SECRET, Base, Note, User, envelope
+from tests.orm.lone_models import Base, Hermit, Saying, new_hermit, unlock
 
 TENANTS = ("acme", "bolt")
 
@@ -35,8 +35,7 @@ def tenants(postgres_engine: Engine) -> Iterator[Engine]:
     for name in TENANTS:
         with Session(postgres_engine) as session:
             session.execute(text(f"SET LOCAL search_path TO {name}"))
-            envelope.enroll(session, User(email=f"{name}@example.org"), secret=SECRET)
-            session.commit()
+            new_hermit(session, f"{name}@example.org")
     yield postgres_engine
     postgres_engine.dispose()
     with postgres_engine.begin() as connection:
@@ -46,7 +45,7 @@ def tenants(postgres_engine: Engine) -> Iterator[Engine]:
 
 
 def unlocked(session: Session) -> Any:
-    return envelope.unlock(session, session.get_one(User, 1), secret=SECRET)
+    return unlock(session, session.get_one(Hermit, 1))
 
 
 WAYS = {
@@ -68,17 +67,17 @@ def test_whatever_changes_the_schema_is_noticed(tenants: Engine) -> None:
         with Session(tenants) as session:
             session.execute(text(way.format("acme")))
             with unlocked(session):
-                session.add(Note(user_id=1, body=name))
+                session.add(Saying(hermit_id=1, body=name))
                 session.flush()
                 session.execute(text("RESET ALL"))
                 session.execute(text("RESET ROLE"))
                 session.execute(text("RESET SESSION AUTHORIZATION"))
                 session.execute(text(way.format("bolt")))
                 with pytest.raises(LockedError, match="another database or schema"):
-                    session.execute(insert(Note), [{"user_id": 1, "body": name}])
+                    session.execute(insert(Saying), [{"hermit_id": 1, "body": name}])
                 session.rollback()
     with tenants.connect() as connection:
-        assert connection.scalar(text("SELECT count(*) FROM bolt.notes")) == 0
+        assert connection.scalar(text("SELECT count(*) FROM bolt.sayings")) == 0
 
 
 @pytest.mark.backend
@@ -88,21 +87,21 @@ def test_a_rollback_takes_the_schema_back(tenants: Engine) -> None:
         session.execute(text("SET search_path TO acme"))
         session.commit()
         with unlocked(session):
-            session.add(Note(user_id=1, body="one"))
+            session.add(Saying(hermit_id=1, body="one"))
             session.flush()
             savepoint = session.begin_nested()
             session.execute(text("SET search_path TO bolt"))
             with pytest.raises(LockedError):
-                session.execute(insert(Note), [{"user_id": 1, "body": "x"}])
+                session.execute(insert(Saying), [{"hermit_id": 1, "body": "x"}])
             savepoint.rollback()
-            session.execute(insert(Note), [{"user_id": 1, "body": "two"}])
+            session.execute(insert(Saying), [{"hermit_id": 1, "body": "two"}])
             session.commit()
             session.execute(text("SET LOCAL search_path TO bolt"))
             session.rollback()
-            session.execute(insert(Note), [{"user_id": 1, "body": "three"}])
+            session.execute(insert(Saying), [{"hermit_id": 1, "body": "three"}])
             session.commit()
     with tenants.connect() as connection:
-        assert connection.scalar(text("SELECT count(*) FROM acme.notes")) == 3
+        assert connection.scalar(text("SELECT count(*) FROM acme.sayings")) == 3
 
 
 @pytest.mark.backend
@@ -117,15 +116,15 @@ def test_a_checkout_listener_may_change_the_schema(tenants: Engine) -> None:
 
     event.listen(tenants, "checkout", work_as)
     with Session(tenants) as session, unlocked(session):
-        session.add(Note(user_id=1, body="acme's"))
+        session.add(Saying(hermit_id=1, body="acme's"))
         session.commit()
         tenant = "bolt"
         with pytest.raises(LockedError):
-            session.execute(insert(Note), [{"user_id": 1, "body": "x"}])
+            session.execute(insert(Saying), [{"hermit_id": 1, "body": "x"}])
         session.rollback()
         tenant = "acme"
     with Session(tenants) as session, unlocked(session):
-        assert session.query(Note).one().body == "acme's"
+        assert session.query(Saying).one().body == "acme's"
     event.remove(tenants, "checkout", work_as)
 
 
@@ -149,11 +148,11 @@ def test_the_schema_is_asked_for_once(tenants: Engine) -> None:
             for statement in (None, None, text("SELECT 1"), text("SET search_path TO acme"), None, None):
                 if statement is not None:
                     session.execute(statement)
-                session.add(Note(user_id=1, body="x"))
+                session.add(Saying(hermit_id=1, body="x"))
                 session.commit()
-                session.query(Note).order_by(Note.id.desc()).first()
+                session.query(Saying).order_by(Saying.id.desc()).first()
                 with session.begin_nested():
-                    session.execute(insert(Note), [{"user_id": 1, "body": "y"}])
+                    session.execute(insert(Saying), [{"hermit_id": 1, "body": "y"}])
                 session.commit()
                 counts.append(len(asked))
             event.remove(engine, "before_cursor_execute", note)

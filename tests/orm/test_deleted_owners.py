@@ -19,6 +19,7 @@ from sqlalchemy_envelope import (
     ServerKeyring,
     ServerSession,
 )
+from tests.prepared import tables_of
 
 SECRET = "correct horse battery staple"
 
@@ -54,7 +55,7 @@ def server_mode() -> ServerSession:
 @pytest.fixture
 def users(engine: Engine) -> Engine:
     """Two users of one company with a setting each, which server mode wrote."""
-    Base.metadata.create_all(engine)
+    tables_of(Base.metadata, engine)
     with Session(engine) as session, session.begin():
         session.add(Company(id=1))
         session.flush()

@@ -25,6 +25,7 @@ from sqlalchemy_envelope import (
     ServerKeyring,
     StatementRefusedError,
 )
+from tests.prepared import prepared
 
 
 class Base(DeclarativeBase):
@@ -115,17 +116,21 @@ class Shop:
 
 @pytest.fixture
 def shop(engine: Engine) -> Shop:
-    Base.metadata.create_all(engine)
     envelope = Envelope(kdf_profile=KdfProfile.unsafe_for_tests(), server_keys=ServerKeyring([b"k" * 32]))
-    made = Shop(engine, envelope)
-    with made.session() as session:
-        session.add_all([User(id=1), User(id=2)])
-        session.flush()
-        session.add_all([Order(id=1, customer_id=1), Order(id=2, customer_id=2)])
-        session.flush()
-        session.add_all([Item(id=1, order_id=1, text="item"), Letter(id=1, user_id=1, text="letter")])
-        session.commit()
-    return made
+    shop = Shop(engine, envelope)
+
+    def make() -> None:
+        Base.metadata.create_all(engine)
+        with shop.session() as session:
+            session.add_all([User(id=1), User(id=2)])
+            session.flush()
+            session.add_all([Order(id=1, customer_id=1), Order(id=2, customer_id=2)])
+            session.flush()
+            session.add_all([Item(id=1, order_id=1, text="item"), Letter(id=1, user_id=1, text="letter")])
+            session.commit()
+
+    prepared(engine, "shop", make)
+    return shop
 
 
 def upsert(session: Session, model: Any) -> Any:

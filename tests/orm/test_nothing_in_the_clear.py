@@ -78,6 +78,7 @@ from sqlalchemy_envelope.keys.slots import ProviderKek
 from sqlalchemy_envelope.orm.columns.sealed import CIPHERTEXT
 from sqlalchemy_envelope.orm.verbs.steps import Derivation
 from tests.conftest import LogCapture
+from tests.prepared import tables_of
 
 SECRET, NEW_SECRET, WRONG = "canary-first-secret", "canary-second-secret", "canary-wrong-secret"
 PLAIN = "CanaryPlaintext"
@@ -221,7 +222,7 @@ def needles(monkeypatch: pytest.MonkeyPatch) -> Needles:
 @pytest.fixture
 def lite(sqlite_engine: Engine) -> Engine:
     """The tables, on SQLite."""
-    Base.metadata.create_all(sqlite_engine)
+    tables_of(Base.metadata, sqlite_engine)
     return sqlite_engine
 
 

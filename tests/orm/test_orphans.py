@@ -9,6 +9,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, rela
 
 from sqlalchemy_envelope import EncryptedType, KeyOwner, StatementRefusedError
 from tests.orm.models import SECRET, envelope, unlock
+from tests.prepared import tables_of
 
 LINE = 'relationship(..., cascade="all, delete-orphan", passive_deletes=True)'
 
@@ -50,7 +51,7 @@ class DiaryPage(Base):
 @pytest.fixture
 def persons(engine: Engine) -> Engine:
     """One owner with one row of each kind."""
-    Base.metadata.create_all(engine)
+    tables_of(Base.metadata, engine)
     with Session(engine) as session, envelope.enroll(session, Person(id=1), secret=SECRET):
         session.add(Letter(id=1, writer_id=1, text="x"))
         session.add(Draft(id=1, person_id=1, text="x"))

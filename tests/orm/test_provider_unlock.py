@@ -30,6 +30,7 @@ from sqlalchemy_envelope import (
     UnlockError,
 )
 from tests.orm.models import SECRET, Base, Note, User
+from tests.prepared import tables_of
 
 WAIT = 10
 """Seconds after which a thread that does not come is given up."""
@@ -111,14 +112,14 @@ class Application:
 @pytest.fixture
 def app(engine: Engine) -> Application:
     """The application, on SQLite and on PostgreSQL."""
-    Base.metadata.create_all(engine)
+    tables_of(Base.metadata, engine)
     return Application(engine)
 
 
 @pytest.fixture
 def lite(sqlite_engine: Engine) -> Application:
     """The application, on SQLite."""
-    Base.metadata.create_all(sqlite_engine)
+    tables_of(Base.metadata, sqlite_engine)
     return Application(sqlite_engine)
 
 

@@ -23,6 +23,7 @@ from tests.orm.sharing_models import (
     secret_of,
     unlock,
 )
+from tests.prepared import prepared
 
 KEYS = Base.metadata.tables["users_key"]
 SHARES = Base.metadata.tables["profile_shares_keygrant"]
@@ -31,10 +32,14 @@ SHARES = Base.metadata.tables["profile_shares_keygrant"]
 @pytest.fixture
 def shared(engine: Engine) -> Engine:
     """A database with three enrolled users, on SQLite and on PostgreSQL."""
-    Base.metadata.create_all(engine)
-    with Session(engine) as session:
-        for name in ("founder", "member", "newcomer"):
-            add_user(session, name)
+
+    def make() -> None:
+        Base.metadata.create_all(engine)
+        with Session(engine) as session:
+            for name in ("founder", "member", "newcomer"):
+                add_user(session, name)
+
+    prepared(engine, "scopes", make)
     return engine
 
 

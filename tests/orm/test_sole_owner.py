@@ -24,6 +24,7 @@ from sqlalchemy_envelope import (
     ServerKeyring,
     StatementRefusedError,
 )
+from tests.prepared import tables_of
 
 KEYS = ServerKeyring([b"k" * 32])
 
@@ -90,7 +91,7 @@ class Application:
 
 @pytest.fixture
 def app(engine: Engine) -> Iterator[Application]:
-    Base.metadata.create_all(engine)
+    tables_of(Base.metadata, engine)
     envelope = Envelope(kdf_profile=KdfProfile.unsafe_for_tests(), server_keys=KEYS)
     serving = envelope.server_mode(reason="test").everywhere()
     yield Application(engine, envelope)

@@ -29,6 +29,7 @@ from sqlalchemy_envelope import (
 )
 from tests.orm.conftest import Started
 from tests.orm.models import SECRET, Note, envelope, unlock
+from tests.prepared import tables_of
 
 
 class Base(DeclarativeBase):
@@ -149,7 +150,7 @@ for _name, (_type, _) in TYPES.items():
 @pytest.fixture
 def owner(engine: Engine) -> Iterator[Owner]:
     """An unlocked owner of values, on SQLite and on PostgreSQL."""
-    Base.metadata.create_all(engine)
+    tables_of(Base.metadata, engine)
     with Session(engine) as session:
         owner = Owner()
         with envelope.enroll(session, owner, secret=SECRET):
@@ -250,7 +251,7 @@ def test_arbitrary_values_round_trip(
 @pytest.fixture
 def sqlite_owner(sqlite_engine: Engine) -> Iterator[Owner]:
     """An unlocked owner of values, on SQLite."""
-    Base.metadata.create_all(sqlite_engine)
+    tables_of(Base.metadata, sqlite_engine)
     with Session(sqlite_engine) as session:
         owner = Owner()
         with envelope.enroll(session, owner, secret=SECRET):

@@ -35,6 +35,7 @@ from tests.orm.sharing_models import (
     secret_of,
     unlock,
 )
+from tests.prepared import prepared
 
 KEYS: sa.Table = Base.metadata.tables["users_key"]
 SLOTS: sa.Table = Base.metadata.tables["users_keyslot"]
@@ -109,11 +110,15 @@ def scene(engine: Engine) -> Engine:
 
 def make_scene(engine: Engine) -> Engine:
     """Four users, three of them in a group."""
-    Base.metadata.create_all(engine)
-    with Session(engine) as session:
-        for name in ("founder", "member", "newcomer", "leaver"):
-            add_user(session, name)
-        assert found_group(session, "founder", "member", "leaver") == GROUP
+
+    def make() -> None:
+        Base.metadata.create_all(engine)
+        with Session(engine) as session:
+            for name in ("founder", "member", "newcomer", "leaver"):
+                add_user(session, name)
+            assert found_group(session, "founder", "member", "leaver") == GROUP
+
+    prepared(engine, "four users", make)
     return engine
 
 

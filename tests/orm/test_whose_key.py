@@ -20,6 +20,7 @@ from sqlalchemy_envelope import (
 )
 from sqlalchemy_envelope.migration.migrator import Migrator
 from tests.orm.whose_models import KINDS, Kind, models
+from tests.prepared import prepared
 
 M = models()
 MOVING = models(previous=True)
@@ -50,8 +51,13 @@ class Application:
 
 
 def _start(engine: Engine, using: Any) -> Application:
-    using.Base.metadata.create_all(engine)
     envelope = Envelope(kdf_profile=KdfProfile.unsafe_for_tests(), server_keys=ServerKeyring([b"k" * 32]))
+    prepared(engine, using.Base.metadata, lambda: _fill(engine, using, envelope))
+    return Application(engine, envelope)
+
+
+def _fill(engine: Engine, using: Any, envelope: Envelope) -> None:
+    using.Base.metadata.create_all(engine)
     with Session(engine) as session, envelope.server_mode(session, reason="test"):
         for number in (1, 2, 3):
             session.add_all(
@@ -64,7 +70,6 @@ def _start(engine: Engine, using: Any) -> Application:
         session.add_all([using.Document(id=number, user_id=number) for number in (1, 2, 3)])
         session.add_all([using.Document(id=10 + number, team_id=number) for number in (1, 2, 3)])
         session.commit()
-    return Application(engine, envelope)
 
 
 @pytest.fixture

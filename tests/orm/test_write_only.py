@@ -23,6 +23,7 @@ from sqlalchemy_envelope import (
     SessionLeftError,
 )
 from tests.orm.models import OVERHEAD, SECRET, Base, Note, Page, User, stored
+from tests.prepared import tables_of
 
 KEYS: sa.Table = Base.metadata.tables["users_key"]
 
@@ -87,14 +88,14 @@ class Webhook:
 @pytest.fixture
 def webhook(engine: Engine) -> Webhook:
     """The application, on SQLite and on PostgreSQL."""
-    Base.metadata.create_all(engine)
+    tables_of(Base.metadata, engine)
     return Webhook(engine)
 
 
 @pytest.fixture
 def lite(sqlite_engine: Engine) -> Webhook:
     """The application, on SQLite."""
-    Base.metadata.create_all(sqlite_engine)
+    tables_of(Base.metadata, sqlite_engine)
     return Webhook(sqlite_engine)
 
 

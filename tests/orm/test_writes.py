@@ -191,7 +191,7 @@ def _note(started: Started, **values: Any) -> int:
 
 def test_nothing_is_stored_while_locked(started: Started) -> None:
     """A flush without the owner's key is refused before a statement is sent, and the session works on."""
-    started.session.connection()
+    new_user(started.session, "eve")  # PostgreSQL has said in which schema this connection works
     user_id = started.ada.id
     note = Note(user_id=user_id, body=PLAIN)
     started.session.add(note)
