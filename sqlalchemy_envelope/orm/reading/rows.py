@@ -95,11 +95,9 @@ class RowOpener:
         here = context.unlocked_sessions(self._session)
         if self._demands(here):
             return self._open(self._cursor.fetchall(), here)
-        opened = self._open(self._cursor.fetchmany(CHUNK), here)
-        if len(opened) == CHUNK:
-            opened = list(opened)
-            while rows := self._cursor.fetchmany(CHUNK):
-                opened += self._open(rows, context.unlocked_sessions(self._session))
+        opened: list[Any] = []
+        while rows := self._cursor.fetchmany(CHUNK):
+            opened += self._open(rows, here)
         return opened
 
     def fetches_more(self) -> bool:
