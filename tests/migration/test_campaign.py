@@ -253,8 +253,8 @@ def test_half_of_the_owners_claim_and_the_campaign_is_closed(lite: Site, tmp_pat
 
 @pytest.mark.thorough
 def test_many_owners(lite: Site, tmp_path: Path) -> None:
-    """The same with more owners than one statement takes; `ENVELOPE_OWNERS=10000` for as many as you like."""
-    check_whole_campaign(int(os.environ.get("ENVELOPE_OWNERS", "1000")), lite, tmp_path)
+    """The same with more owners than one batch takes; `ENVELOPE_OWNERS=10000` for as many as you like."""
+    check_whole_campaign(int(os.environ.get("ENVELOPE_OWNERS", "600")), lite, tmp_path)
 
 
 # ---------------------------------------------------------------- keys for everybody

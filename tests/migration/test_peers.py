@@ -537,7 +537,10 @@ def test_pgcrypto_key_is_shown_nowhere(pgcrypto: Database, capture_logs: Any) ->
     query = sa.select(notes.c.body)
     with echoing.connect() as connection:
         assert connection.execute(query).scalar_one() == "one"
-        connection.execute(notes.insert(), {"id": 5, "body": "five"})
+        # Of a name that no other test's models have encrypted: this would be taken for a table of theirs.
+        connection.exec_driver_sql("CREATE TABLE scraps (id INTEGER, body BYTEA)")
+        scraps = sa.table("scraps", sa.column("id"), sa.column("body", type_))
+        connection.execute(scraps.insert(), {"id": 5, "body": "five"})
         broken = sa.select(notes.c.body, sa.literal_column("nowhere"))
         with pytest.raises(sa.exc.ProgrammingError) as raised:
             connection.execute(broken)
