@@ -97,8 +97,12 @@ def run_pytest(session: nox.Session, *arguments: str) -> None:
 def quick_folder() -> Iterator[Path]:
     """A folder for temporary files, removed afterwards: in memory if 4 GB are free there, or on disk."""
     memory = Path("/dev/shm")  # noqa: S108   the folder in it has a random name
-    roomy = os.access(memory, os.W_OK) and shutil.disk_usage(memory).free >= 4 * 2**30
-    with tempfile.TemporaryDirectory(dir=memory if roomy else None, ignore_cleanup_errors=True) as folder:
+    usable = (
+        os.access(memory, os.W_OK)
+        and shutil.disk_usage(memory).free >= 4 * 2**30
+        and not os.statvfs(memory).f_flag & os.ST_NOEXEC  # PostgreSQL's programs may be copied there
+    )
+    with tempfile.TemporaryDirectory(dir=memory if usable else None, ignore_cleanup_errors=True) as folder:
         Path(folder).chmod(0o755)  # PostgreSQL runs as another account
         yield Path(folder)
 
