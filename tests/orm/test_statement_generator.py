@@ -42,7 +42,7 @@ from tests.orm.conftest import Started
 from tests.orm.models import Base, Note, unlock
 
 pytestmark = pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SAWarning", "ignore::DeprecationWarning")
-COUNT = int(os.environ.get("STATEMENT_EXAMPLES", "500"))
+COUNT = int(os.environ.get("STATEMENT_EXAMPLES", "1000"))
 """How many statements are tried on SQLite; 20,000 take some minutes."""
 
 NEEDLE = "needle-7f3a"

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
 from sqlalchemy import event
-from sqlalchemy.ext.asyncio import AsyncEngine
 
 from sqlalchemy_envelope.exceptions import ConfigurationError
 from sqlalchemy_envelope.orm.reading.statement_plan import plan_of_statement
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine
+    from sqlalchemy.ext.asyncio import AsyncEngine
 
 _BINARY = 1
 """`psycopg.pq.Format.BINARY`; a number, so that psycopg need not be there."""
@@ -45,7 +45,8 @@ def binary_results(engine: Engine | AsyncEngine) -> None:
     Raises:
         ConfigurationError: the engine's driver is not psycopg.
     """
-    target = engine.sync_engine if isinstance(engine, AsyncEngine) else engine
+    either: Any = engine
+    target: Engine = getattr(either, "sync_engine", either)
     if target.dialect.driver not in ("psycopg", "psycopg_async"):
         raise ConfigurationError(
             f"binary_results() is for psycopg, and this engine's driver is {target.dialect.driver}."
