@@ -784,9 +784,12 @@ COLUMNS = [
     Way("a join, the owner's key in place of the row's column", _execute(_with_user), ADDS_OWNER),
     Way("a join, the owner of another alias", _execute(_of_another), ADDS_OWNER),
     Way("GROUP BY with the owner", _execute(lambda kind: select(*kind.parts).group_by(kind.model.id))),
-    Way("DISTINCT with the owner", _execute(lambda kind: select(*kind.parts).distinct())),
+    Way("DISTINCT with the primary key and the owner", _execute(lambda kind: select(*kind.parts).distinct())),
     Way(
-        "DISTINCT without it", _execute(lambda kind: select(*kind.parts[:2]).distinct()), UNPLACED, KEY_ALONE
+        "DISTINCT with the primary key alone",
+        _execute(lambda kind: select(*kind.parts[:2]).distinct()),
+        UNPLACED,
+        KEY_ALONE,
     ),
     Way("a subquery with the owner", _subquery(lambda inner: inner.subquery())),
     Way("a subquery of a subquery", _subquery(lambda inner: select(inner.subquery()).subquery())),
@@ -917,6 +920,7 @@ every value.
 Not in the tables is what SQLAlchemy does not know to be an encrypted column: `text("SELECT ...")` without
 `.columns(...)`, `exec_driver_sql`, a driver's own cursor and `type_coerce(Note.body, String)` give the stored bytes.
 What would compute on those, as `func.max(Note.body)` or `case`, is [refused](errors.md#statement-refused) before it is sent.
+So is what would compare them, DISTINCT or a UNION of values: with the primary key among the columns it compares rows.
 
 ## Bound to its column
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from itertools import product
@@ -301,6 +302,27 @@ async def test_a_touch_under_asyncio(made: dict[int, Engine]) -> None:
     gc.collect()
 
     assert found in (VALUE, SEALED)
+
+
+async def test_a_second_unlock_under_asyncio(made: dict[int, Engine]) -> None:
+    """A value that was read and closed, and whose owner other rows lead to, is not read by an attribute: the
+    error says what to load, and that opens it."""
+    engine = create_async_engine(made[FEW].url.set(drivername="sqlite+aiosqlite"))
+    enforce_foreign_keys(engine.sync_engine)
+    async with AsyncSession(engine) as session:
+        with ExitStack() as stack:
+            await session.run_sync(unlock, "one", stack)
+            line = await session.get_one(LINKED.model, 1)
+            first = line.body
+        with ExitStack() as stack:
+            await session.run_sync(unlock, "one", stack)
+            with pytest.raises(LockedError, match="selectinload") as caught:
+                line.body  # noqa: B018 - reading it is what raises
+            await session.refresh(line, [*re.findall(r"'(\w+)'", str(caught.value))])
+            second = line.body
+    await engine.dispose()
+
+    assert first == second
 
 
 BY_COLUMN = {

@@ -264,8 +264,9 @@ def server_hint(session: Session | None = None) -> str:
     if unlocked_sessions(session) or not has_server_keys(session):
         return ""
     return (
-        " This process has server keys and no server mode: if the server is to open keys here, call "
-        "`envelope.server_mode(reason=...).everywhere()` when the process starts."
+        " This process has server keys and no server mode: if this owner has a slot of the server, and the "
+        "server is to open it here, call `envelope.server_mode(reason=...).everywhere()` when the process "
+        "starts."
     )
 
 

@@ -38,9 +38,10 @@ _ALIKE = frozenset(
 def binary_results(engine: Engine | AsyncEngine) -> None:
     """Have psycopg read encrypted columns in binary, which is faster.
 
-    Call it once, right after `create_engine()`. It changes statements that read encrypted columns and have no
-    other columns than of the types above: `psycopg` reads those alike in both forms, unless the application
-    has registered loaders of its own for text. asyncpg reads in binary anyway.
+    Call it once, right after `create_engine()`. It changes statements that read encrypted columns, if all of
+    their columns are bytes, text, numbers but NUMERIC, booleans, dates and times, or UUIDs: psycopg reads
+    these alike in both forms, unless the application has registered loaders of its own for text. asyncpg
+    reads in binary anyway.
 
     Raises:
         ConfigurationError: the engine's driver is not psycopg.

@@ -181,9 +181,11 @@ class _LockedAware:
             waiting = state.info.get(WAITING, {}).get(self.key)
             if waiting is not None:
                 return two_columns.read_waiting(state, waiting, passive, forget)
-            if self.key in state.info.get(WIPED, ()) and passive & SQL_OK and not _may_open(state, self.key):
-                # No SQL: under asyncio there is no greenlet here to run it in.
-                raise _locked(state, self.key)
+            if self.key in state.info.get(WIPED, ()) and passive & SQL_OK:
+                if not _may_open(state, self.key):
+                    raise _locked(state, self.key)
+                if state.session is not None and not _may_wait(state, state.session):
+                    raise _cannot_wait(state, self.key)
         try:
             return super().get(state, dict_, passive)  # type: ignore[misc]  # of the class it is mixed into
         except KeyError:
@@ -235,6 +237,23 @@ def _locked(state: InstanceState[Any], key: str) -> LockedError:
     encrypted = attribute.encrypted
     name = f"{state.class_.__name__}.{key}"
     return context.locked(name, state.session, encrypted.path.owner_class, encrypted.scope)
+
+
+def _cannot_wait(state: InstanceState[Any], key: str) -> LockedError:
+    """The error for a value that takes a statement to be opened, in an attribute under asyncio."""
+    attribute = next(one for one in plan_of_mapper(state.mapper) if one.key == key)
+    linked_by = [linked.steps[0].key for linked in linked_paths(attribute.encrypted.path)]
+    name = state.class_.__name__
+    if linked_by:
+        return LockedError(
+            f"{name}.{key} is locked: the rows that lead to its owner are not loaded, and an attribute "
+            f"cannot wait for them. Load them with it, `selectinload({name}.{linked_by[0]})`, or read it "
+            f"anew, `await session.refresh(instance, {[*linked_by, key]})`."
+        )
+    return LockedError(
+        f"{name}.{key} is locked: it was closed when its unlocked session was left, and an attribute cannot "
+        f"wait for it to be read anew. `await session.refresh(instance, [{key!r}])` reads it."
+    )
 
 
 def _may_open(state: InstanceState[Any], key: str) -> bool:
@@ -306,14 +325,8 @@ def _find_owner(state: InstanceState[Any], attribute: EncryptedAttribute, sealed
         return False
     if owner_of_row(state, attribute) is not None:
         return False
-    linked_by = [linked.steps[0].key for linked in linked_paths(path)]
-    if linked_by and not _may_wait(state, session):
-        name = state.class_.__name__
-        raise LockedError(
-            f"{name}.{attribute.key} is locked: the rows that lead to its owner are not loaded, and an "
-            f"attribute cannot wait for them. Load them with it, `selectinload({name}.{linked_by[0]})`, or "
-            f"`await session.refresh(instance, {linked_by})` before."
-        )
+    if linked_paths(path) and not _may_wait(state, session):
+        raise _cannot_wait(state, attribute.key)
     instance: Any = state.obj()
     with session.no_autoflush:
         values: Any = instance
