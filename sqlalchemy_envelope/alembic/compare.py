@@ -31,6 +31,7 @@ from sqlalchemy_envelope.alembic.ops import (
     ContractEncryptedColumnOp,
     CreateEncryptedCheckOp,
     DropEncryptedCheckOp,
+    EncryptColumnOp,
     ExpandEncryptedColumnOp,
 )
 from sqlalchemy_envelope.alembic.render import NEW_TABLE, AfterTheirs
@@ -40,6 +41,7 @@ from sqlalchemy_envelope.migration.tracking import Tracked
 from sqlalchemy_envelope.orm.columns.encrypted_type import EncryptedType
 from sqlalchemy_envelope.orm.columns.previous import REPLACED_BY
 from sqlalchemy_envelope.orm.columns.stored_value import check_condition, check_name_of
+from sqlalchemy_envelope.orm.tables.python_types import python_type_of
 
 _LAST: dict[str, Any] = (
     {"priority": priorities.LAST} if (priorities := getattr(util, "DispatchPriority", None)) else {}
@@ -204,6 +206,8 @@ def _becomes_step(
         step = _expand(autogen_context, operation.column, table) or _add(operation.column, table)
     elif isinstance(operation, DropColumnOp):
         step = _contract(autogen_context, operation, table)
+    elif isinstance(operation, AlterColumnOp):
+        step = _encrypt(operation, table)
     if step is None:
         return False
     steps.append(step)
@@ -222,6 +226,32 @@ def _expand(
         return None
     check = column.type.check is not False
     return ExpandEncryptedColumnOp(table.name, declared.name, column.name, check=check, schema=table.schema)
+
+
+def _encrypt(operation: AlterColumnOp, table: Table) -> EncryptColumnOp | None:
+    """A column of plaintext is encrypted in the model: a change of type alone would leave plaintext in it."""
+    column = table.columns.get(operation.column_name)
+    there, type_ = operation.existing_type, getattr(column, "type", None)
+    if column is None or not isinstance(type_, EncryptedType) or type_.previous is not None:
+        return None
+    if there is None or operation.modify_type is None or python_type_of(there) is bytes:
+        return None
+    named = type_.owner if isinstance(type_.owner, (str, tuple)) else None
+    columns = [named] if isinstance(named, str) else named or ()
+    own = all(one in table.columns for one in columns)  # a path is taken from the models
+    label = type_.label if type_.label != f"{table.name}.{column.name}" else None
+    return EncryptColumnOp(
+        table.name,
+        column.name,
+        there,
+        owner=named if own else None,
+        label=label,
+        bind=type_.bind,
+        scope=type_.scope,
+        nullable=bool(column.nullable),
+        check=type_.check is not False,
+        schema=table.schema,
+    )
 
 
 def _add(column: Column[Any], table: Table) -> AddEncryptedColumnOp | None:

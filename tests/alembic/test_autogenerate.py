@@ -176,7 +176,7 @@ def test_the_prefix_of_sqlalchemy_is_that_of_the_application(
 
 
 def test_a_column_added_later_and_one_that_was_text(environment: Environment, engine: Engine) -> None:
-    """Adding an encrypted column is plain; a text column that becomes one is noticed, and shown as binary."""
+    """Adding an encrypted column is plain; a text column that becomes one is noticed, and is encrypted."""
     with engine.begin() as connection:
         plain.Base.metadata.create_all(connection)
         connection.execute(sa.text("ALTER TABLE notes DROP COLUMN body"))
@@ -186,7 +186,8 @@ def test_a_column_added_later_and_one_that_was_text(environment: Environment, en
 
     column = "sa.Column('body', sa.LargeBinary(), nullable=False)"
     assert f"op.add_encrypted_column('notes', {column})" in text
-    assert "type_=sa.LargeBinary()" in text
+    assert re.search(r"op\.encrypt_column\('notes', 'title', sa\.VARCHAR\(length=40\)", text)
+    assert "type_=sa.LargeBinary()" not in text
 
 
 def test_what_mysql_makes_of_the_key_tables_is_no_difference() -> None:
@@ -366,3 +367,49 @@ def test_the_command_line_with_one_import(tmp_path: Path, template: str) -> None
     assert "sa.Column('body', sa.LargeBinary(), nullable=False)" in text
     assert "sqlalchemy_envelope" not in text
     assert SECRET not in text
+
+
+@pytest.mark.parametrize("batch", [False, True])
+def test_plaintext_becomes_a_step_that_encrypts_it(sqlite_engine: Engine, batch: bool) -> None:
+    """Where a column of text is encrypted in the model, autogenerate writes `op.encrypt_column`, in a batch
+    too: a change of type alone would leave plaintext where ciphertext is expected."""
+
+    class Base(DeclarativeBase):
+        pass
+
+    class Person(KeyOwner, Base):
+        __tablename__ = "persons"
+        id: Mapped[int] = mapped_column(primary_key=True)
+        phone: Mapped[str | None] = mapped_column(EncryptedType(String))
+
+    class Letter(Base):
+        __tablename__ = "letters"
+        id: Mapped[int] = mapped_column(primary_key=True)
+        person_id: Mapped[int] = mapped_column(sa.ForeignKey("persons.id", ondelete="CASCADE"))
+        body: Mapped[str] = mapped_column(EncryptedType(String, owner="person_id", label="x.y"))
+
+    sa.orm.configure_mappers()
+    with sqlite_engine.begin() as connection:
+        connection.execute(sa.text("CREATE TABLE persons (id INTEGER PRIMARY KEY, phone VARCHAR(20))"))
+        connection.execute(
+            sa.text(
+                "CREATE TABLE letters (id INTEGER PRIMARY KEY, person_id INTEGER NOT NULL, "
+                "body TEXT NOT NULL)"
+            )
+        )
+        context = MigrationContext.configure(
+            connection,
+            opts={"target_metadata": Base.metadata, "compare_type": True, "render_as_batch": batch},
+        )
+        written = render_python_code(
+            produce_migrations(context, Base.metadata).upgrade_ops,
+            render_as_batch=batch,
+            migration_context=context,
+        )
+
+    assert "op.encrypt_column('persons', 'phone', sa.VARCHAR(length=20))" in written
+    assert (
+        "op.encrypt_column('letters', 'body', sa.TEXT(), owner='person_id', label='x.y', nullable=False)"
+        in written
+    )
+    assert "alter_column" not in written
