@@ -412,4 +412,4 @@ def test_plaintext_becomes_a_step_that_encrypts_it(sqlite_engine: Engine, batch:
         "op.encrypt_column('letters', 'body', sa.TEXT(), owner='person_id', label='x.y', nullable=False)"
         in written
     )
-    assert "alter_column" not in written
+    assert "type_=" not in written

@@ -347,3 +347,11 @@ def test_an_older_table(engine: Engine) -> None:
             session.commit()
 
             assert session.get_one(Note, 1).body == "hello"
+
+
+def test_a_table_and_a_column_can_be_printed() -> None:
+    """`repr` of a table shows the CHECK by its name: debuggers, loggers and Alembic's comparison print it."""
+    table = sa.Table("t", sa.MetaData(), sa.Column("body", EncryptedType(sa.Text)))
+
+    assert "EncryptedCheck('body', name='ck_t_body_ciphertext')" in repr(table)
+    assert "EncryptedCheck('body', name='ck_t_body_ciphertext')" in repr(table.c.body)

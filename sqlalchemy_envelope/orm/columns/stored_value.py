@@ -90,6 +90,9 @@ class EncryptedCheck(CheckConstraint):
         self.parent = column
         column.constraints.add(self)
 
+    def __repr__(self) -> str:
+        return f"EncryptedCheck({self.column_name!r}, name={str(self.name)!r})"
+
 
 @compiles(EncryptedCheck)
 def _compile_check(constraint: EncryptedCheck, compiler: Any, **_: Any) -> str:
