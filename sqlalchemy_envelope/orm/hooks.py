@@ -77,6 +77,7 @@ def _install() -> None:
     event.listen(Session, "after_flush", flushes.clear_notes)
     event.listen(Session, "after_soft_rollback", flushes.clear_notes)
     event.listen(Session, "after_attach", _on_attach)
+    event.listen(Session, "persistent_to_deleted", leaving.note_deleted)
     event.listen(Session, "before_flush", emptying(_settle_before_flush))
     event.listen(Session, "before_flush", emptying(server_flushes.before_flush))
     event.listen(Session, "after_flush", emptying(server_flushes.after_flush))
@@ -225,8 +226,7 @@ def _on_mapper_configured(mapper: Mapper[Any], cls: type[Any]) -> None:
     # object may be dead already.
     if duals:
         event.listen(cls, "load", listener, insert=True, raw=True)
-    else:
-        settling.make_settling(plan, mapper)
+    settling.make_settling(plan, mapper)
     # Where there is a previous column, one that was left out may have to be read after all.
     event.listen(cls, "refresh", listener, insert=True, raw=True, restore_load_context=bool(duals))
     event.listen(cls, "expire", forget, raw=True)

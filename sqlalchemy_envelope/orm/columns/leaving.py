@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from itertools import repeat
 from typing import TYPE_CHECKING, Any
+from weakref import WeakSet
 
 from sqlalchemy.orm import attributes
 
@@ -40,6 +41,15 @@ _CHUNK = 256
 _ABSENT: Any = object()
 _DERIVED = "derived_attributes"
 _EXPRESSIONS = "sqlalchemy_envelope.expressions"
+_DELETED = "sqlalchemy_envelope.deleted"
+
+
+def note_deleted(session: Session, instance: object) -> None:
+    """Remember an object whose deletion was flushed: it is in the identity map no more, and comes back to it
+    with a rollback."""
+    state: InstanceState[Any] = attributes.instance_state(instance)
+    if plan_of_mapper(state.mapper) or derived_attributes(state.mapper)[0]:
+        session.info.setdefault(_DELETED, WeakSet()).add(state)
 
 
 def note_expressions(session: Session, options: Iterable[Any]) -> None:
@@ -64,7 +74,7 @@ def forget_plaintext(
     """
     failed: BaseException | None = None
     leaving = _Leaving(session, stays_open, writer)
-    states = session.identity_map.all_states()
+    states = [*session.identity_map.all_states(), *session.info.get(_DELETED, ())]
     for step in (leaving.close, leaving.drop_dictionaries):
         for start in range(0, len(states), _CHUNK):
             chunk = states[start : start + _CHUNK]

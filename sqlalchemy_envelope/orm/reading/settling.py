@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy_envelope.crypto.frames import empty_frames
 from sqlalchemy_envelope.orm.columns.plans import plan_of_mapper
+from sqlalchemy_envelope.orm.columns.state import forget
+from sqlalchemy_envelope.orm.reading import two_columns
 from sqlalchemy_envelope.orm.reading.objects import put_aside
 from sqlalchemy_envelope.orm.reading.results import opener_of
 
@@ -58,15 +60,21 @@ class _Settling:
             path.set(attributes, key, fills)
         for name, found in fills:
             populators[name] += found
-        populators["new"].append((_SETTLES, _settler(mapper, context, opener_of(result))))
+        settle = _settler(mapper, context, opener_of(result))
+        populators["new"].append((_SETTLES, settle))
+        # An object that stands at several places of a row is filled anew for each; SQLAlchemy asks by name.
+        populators["existing"] += [(attribute.key, settle) for attribute in plan_of_mapper(mapper)]
 
 
 def _settler(mapper: Mapper[Any], query_context: Any, opener: RowOpener | None) -> Callable[..., None]:
+    duals = two_columns.dual_attributes(mapper)
+
     def settle(state: InstanceState[Any], values: dict[str, Any], row: object) -> None:
-        if opener is not None and not opener.met_sealed:
+        if opener is not None and not opener.met_sealed and not duals:
             return
         try:
             put_aside(state, values, query_context, plan_of_mapper(mapper))
+            two_columns.seen_again(state, duals, forget)
         except BaseException as error:
             empty_frames(error)
             del values, row

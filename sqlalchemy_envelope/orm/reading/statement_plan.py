@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 from sqlalchemy import Column, CompoundSelect, Label, Null
+from sqlalchemy.orm.exc import UnmappedColumnError
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.elements import ColumnClause, ColumnElement, Grouping
 from sqlalchemy.sql.selectable import SelectStatementGrouping
@@ -342,21 +343,32 @@ def _positions(
 def _beside(
     home: Any, mine: list[Origin], other: Any, theirs: list[Origin], wanted: Sequence[Column[Any]]
 ) -> bool:
-    same = home is not None and home is other
+    mapper = home.mapper if _is_same_entity(home, other) else None
     return all(
-        any(_is_there(way, base, one, same_entity=same, wanted=each) for one in theirs)
+        any(_is_there(way, base, one, mapper=mapper, wanted=each) for one in theirs)
         for (way, base), each in zip(mine, wanted, strict=True)
     )
 
 
-def _is_there(way: Way, base: Column[Any], other: Origin, *, same_entity: bool, wanted: Column[Any]) -> bool:
+def _is_same_entity(one: Any, other: Any) -> bool:
+    """Whether both are one entity, or parts of one `with_polymorphic`, which have its selectable."""
+    if one is None or other is None:
+        return False
+    aliases = one.is_aliased_class and other.is_aliased_class
+    return one is other or (aliases and one.selectable is other.selectable)
+
+
+def _is_there(way: Way, base: Column[Any], other: Origin, *, mapper: Any, wanted: Column[Any]) -> bool:
     their_way, their_base = other
     if their_base in wanted.base_columns and their_way == way:
         return True
-    # Joined inheritance: the columns of one entity are in several tables.
-    if not same_entity or their_base.table is base.table:
+    # Joined inheritance: the columns of one entity are in several tables, and one attribute is over several.
+    if mapper is None or their_base.table is base.table:
         return False
-    return their_base in wanted.base_columns or any(one.column is their_base for one in wanted.foreign_keys)
+    try:
+        return mapper.get_property_by_column(wanted) is mapper.get_property_by_column(their_base)
+    except UnmappedColumnError:
+        return False
 
 
 def _homes(compiled: Any, columns: Sequence[Any]) -> list[Any]:

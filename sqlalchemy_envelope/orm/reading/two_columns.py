@@ -96,6 +96,21 @@ def load_listener(
     return on_load
 
 
+def seen_again(
+    state: InstanceState[Any], duals: Sequence[DualAttribute], forget: Callable[..., None]
+) -> None:
+    """A row fills an object for another place that it has in it, once it was loaded: what was left out of it
+    then is there again."""
+    for dual in duals:
+        if dual.previous not in state.dict and dual.key not in state.dict:
+            continue
+        # What stands in the object is the previous value, and nothing is to be said of it anew.
+        if not ("info" in state.__dict__ and dual.key in state.info.get(FROM_PREVIOUS, ())):
+            _settle(state, dual, forget)
+        if dual.previous not in state.committed_state:
+            state.dict.pop(dual.previous, None)
+
+
 def _settle(state: InstanceState[Any], dual: DualAttribute, forget: Callable[..., None]) -> bool:
     """Say what the attribute's value is, now that its encrypted column was read; False if the previous column
     would have to be read with it."""

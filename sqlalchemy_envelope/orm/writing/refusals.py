@@ -29,7 +29,7 @@ from sqlalchemy_envelope.exceptions import StatementRefusedError
 from sqlalchemy_envelope.orm.columns.encrypted_type import EncryptedType
 from sqlalchemy_envelope.orm.columns.previous import is_moving, policy_of_column, previous_of
 from sqlalchemy_envelope.orm.writing.copies import holds_ciphertext
-from sqlalchemy_envelope.orm.writing.forms import assigned_by_upsert, rows_of, target_of
+from sqlalchemy_envelope.orm.writing.forms import assigned_by_upsert, is_null, rows_of, target_of
 
 
 def check(compiled: Any, elements: Iterable[Any]) -> None:
@@ -150,7 +150,7 @@ class _Walk:
     def _compound(self, compound: CompoundSelect[Any]) -> None:
         columns = [list(select.selected_columns) for select in compound.selects]
         for position in zip(*columns, strict=False):
-            labels = {one.type.label if _is_encrypted(one) else None for one in position}
+            labels = {one.type.label if _is_encrypted(one) else None for one in position if not is_null(one)}
             if len(labels) > 1:
                 raise StatementRefusedError(
                     "A UNION mixes columns bound to different labels "
