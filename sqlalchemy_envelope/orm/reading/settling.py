@@ -17,12 +17,13 @@ from sqlalchemy_envelope.orm.reading.objects import put_aside
 from sqlalchemy_envelope.orm.reading.results import opener_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from sqlalchemy.orm import InstanceState, Mapper
 
     from sqlalchemy_envelope.orm.columns.plans import EncryptedAttribute
     from sqlalchemy_envelope.orm.reading.rows import RowOpener
+    from sqlalchemy_envelope.orm.reading.two_columns import DualAttribute
 
 _SETTLES = "sqlalchemy_envelope.settles"
 """Stands where SQLAlchemy keeps the name of the attribute that is filled. No attribute is called this."""
@@ -60,15 +61,17 @@ class _Settling:
             path.set(attributes, key, fills)
         for name, found in fills:
             populators[name] += found
-        settle = _settler(mapper, context, opener_of(result))
-        populators["new"].append((_SETTLES, settle))
+        duals = two_columns.dual_attributes(mapper)
+        settle = _settler(mapper, duals, context, opener_of(result))
+        if not duals:  # values in two columns have their `load` listener
+            populators["new"].append((_SETTLES, settle))
         # An object that stands at several places of a row is filled anew for each; SQLAlchemy asks by name.
         populators["existing"] += [(attribute.key, settle) for attribute in plan_of_mapper(mapper)]
 
 
-def _settler(mapper: Mapper[Any], query_context: Any, opener: RowOpener | None) -> Callable[..., None]:
-    duals = two_columns.dual_attributes(mapper)
-
+def _settler(
+    mapper: Mapper[Any], duals: Sequence[DualAttribute], query_context: Any, opener: RowOpener | None
+) -> Callable[..., None]:
     def settle(state: InstanceState[Any], values: dict[str, Any], row: object) -> None:
         if opener is not None and not opener.met_sealed and not duals:
             return
