@@ -64,6 +64,8 @@ from sqlalchemy_envelope.orm.tables.key_grant import KeyGrant
 from sqlalchemy_envelope.orm.tables.key_owner import KeyOwner, KeySlotTable, KeyTable
 from sqlalchemy_envelope.orm.verbs.async_envelope import AsyncEnvelope
 from sqlalchemy_envelope.orm.verbs.envelope import Envelope
+from sqlalchemy_envelope.orm.verbs.grant_status import GrantStanding, GrantStatus, OwnerName
+from sqlalchemy_envelope.orm.verbs.lock_answer import WhyLocked
 from sqlalchemy_envelope.orm.verbs.slots import KeySlot, KeySlots
 
 _hooks.register()
@@ -85,6 +87,8 @@ __all__ = [
     "FormatError",
     "GrantError",
     "GrantNames",
+    "GrantStanding",
+    "GrantStatus",
     "KdfParametersError",
     "KdfProfile",
     "KeyGrant",
@@ -107,6 +111,7 @@ __all__ = [
     "OneOf",
     "OwnerColumn",
     "OwnerMismatchError",
+    "OwnerName",
     "Pkcs11",
     "PlaintextRefusedError",
     "PreviousColumn",
@@ -131,6 +136,7 @@ __all__ = [
     "ValueEncodingError",
     "ValueTooLargeError",
     "VaultTransit",
+    "WhyLocked",
     "WriteOnlySession",
     "binary_results",
     "enforce_foreign_keys",
