@@ -12,6 +12,7 @@ from sqlalchemy_envelope.exceptions import (
     KdfParametersError,
     KeyNotFoundError,
     LockedError,
+    LockReason,
     MigrationError,
     MigrationRefusedError,
     MigrationStoppedError,
@@ -63,6 +64,8 @@ from sqlalchemy_envelope.orm.tables.key_grant import KeyGrant
 from sqlalchemy_envelope.orm.tables.key_owner import KeyOwner, KeySlotTable, KeyTable
 from sqlalchemy_envelope.orm.verbs.async_envelope import AsyncEnvelope
 from sqlalchemy_envelope.orm.verbs.envelope import Envelope
+from sqlalchemy_envelope.orm.verbs.grant_status import GrantStanding, GrantStatus, OwnerName
+from sqlalchemy_envelope.orm.verbs.lock_answer import WhyLocked
 from sqlalchemy_envelope.orm.verbs.slots import KeySlot, KeySlots
 
 _hooks.register()
@@ -84,6 +87,8 @@ __all__ = [
     "FormatError",
     "GrantError",
     "GrantNames",
+    "GrantStanding",
+    "GrantStatus",
     "KdfParametersError",
     "KdfProfile",
     "KeyGrant",
@@ -96,6 +101,7 @@ __all__ = [
     "KeySlots",
     "KeyTable",
     "LockedError",
+    "LockReason",
     "MigrationError",
     "MigrationRefusedError",
     "MigrationStoppedError",
@@ -105,6 +111,7 @@ __all__ = [
     "OneOf",
     "OwnerColumn",
     "OwnerMismatchError",
+    "OwnerName",
     "Pkcs11",
     "PlaintextRefusedError",
     "PreviousColumn",
@@ -129,6 +136,7 @@ __all__ = [
     "ValueEncodingError",
     "ValueTooLargeError",
     "VaultTransit",
+    "WhyLocked",
     "WriteOnlySession",
     "binary_results",
     "enforce_foreign_keys",

@@ -5,7 +5,8 @@ that is shown. Every error mixes in SQLAlchemy's `DontWrapMixin`; without it one
 bound would reach the caller as a `StatementError` with the plaintext parameters printed in it.
 """
 
-from typing import ClassVar
+from enum import StrEnum
+from typing import ClassVar, Self
 
 from sqlalchemy.exc import DontWrapMixin
 
@@ -28,22 +29,66 @@ class ConfigurationError(EnvelopeError):
     code = "configuration"
 
 
+class LockReason(StrEnum):
+    """Why an encrypted value does not open here."""
+
+    NOTHING_UNLOCKED = "nothing-unlocked"
+    """Nobody is unlocked here."""
+    LEFT = "left"
+    """The unlocked session was left."""
+    FORKED = "forked"
+    """The unlocked session belongs to the parent process."""
+    OTHER_DATABASE = "other-database"
+    """Who is unlocked is an owner in another database or schema."""
+    NO_OWNER = "no-owner"
+    """The row leads to no owner."""
+    NOT_ENROLLED = "not-enrolled"
+    """The owner has no keys."""
+    NO_RIGHT = "no-right"
+    """No granting row leads from who is unlocked here to the owner."""
+    VOID = "void"
+    """A granting row leads there and grants nothing; no flush added it, or it named somebody else then."""
+    PENDING = "pending"
+    """A granting row gives the right; the key waits to be sealed by somebody who holds it."""
+    OTHER_EPOCH = "other-epoch"
+    """Keys of the owner are held, and the value is under an earlier or a later one."""
+    UNLOCKED_EARLIER = "unlocked-earlier"
+    """The key was granted or made after the unlock; another unlock opens it."""
+    SHREDDED = "shredded"
+    """The key of the value is destroyed, or not in the database any more."""
+    UNREADABLE = "unreadable"
+    """The stored value, or a key that leads to it, is not what was written there."""
+
+
 class LockedError(EnvelopeError):
-    """Encrypted data was touched without the key of its owner."""
+    """Encrypted data was touched without the key of its owner.
+
+    Attributes:
+        reason: why, as far as it is known without asking the database; None where only that can tell.
+            `Envelope.why_locked` asks it.
+    """
 
     code = "locked"
+    reason: LockReason | None = None
+
+    def because(self, reason: LockReason | None) -> Self:
+        """The same error, with its reason."""
+        self.reason = reason
+        return self
 
 
 class SessionLeftError(LockedError):
     """An unlocked session was used after it was left."""
 
     code = "session-left"
+    reason = LockReason.LEFT
 
 
 class SessionForkedError(LockedError):
     """An unlocked session was used in a forked child; keys do not cross a fork."""
 
     code = "session-forked"
+    reason = LockReason.FORKED
 
 
 class UnlockError(EnvelopeError):

@@ -15,14 +15,14 @@ import pytest
 from sqlalchemy.exc import DontWrapMixin
 
 import sqlalchemy_envelope
-from sqlalchemy_envelope import EnvelopeError, exceptions
+from sqlalchemy_envelope import EnvelopeError, LockedError, LockReason, exceptions
 
 PACKAGE = Path(sqlalchemy_envelope.__file__).parent
 REFERENCE = Path(__file__).parent.parent / "docs" / "reference" / "errors.md"
 CLASSES: list[type[EnvelopeError]] = [
     value
     for value in vars(exceptions).values()
-    if inspect.isclass(value) and value.__module__ == exceptions.__name__
+    if inspect.isclass(value) and value.__module__ == exceptions.__name__ and value is not LockReason
 ]
 each = pytest.mark.parametrize("error", CLASSES, ids=lambda error: error.__name__)
 
@@ -101,6 +101,14 @@ def test_every_error_is_public(error: type[EnvelopeError]) -> None:
     """Each class can be imported from the package itself."""
     assert error is getattr(sqlalchemy_envelope, error.__name__)
     assert error.__name__ in sqlalchemy_envelope.__all__
+
+
+def test_a_reason_survives_pickling() -> None:
+    """Why something is locked crosses a process with its error; an error without a reason has none."""
+    arrived = pickle.loads(pickle.dumps(LockedError("What happened.").because(LockReason.LEFT)))  # noqa: S301
+
+    assert arrived.reason is LockReason.LEFT
+    assert LockedError("What happened.").reason is None
 
 
 @each

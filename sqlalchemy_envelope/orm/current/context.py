@@ -9,7 +9,7 @@ from __future__ import annotations
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Protocol
 
-from sqlalchemy_envelope.exceptions import LockedError, SessionForkedError, SessionLeftError
+from sqlalchemy_envelope.exceptions import LockedError, LockReason, SessionForkedError, SessionLeftError
 from sqlalchemy_envelope.orm.current.policy import has_server_keys, noted_policy, noted_realm
 from sqlalchemy_envelope.orm.tables.location import location_of
 
@@ -221,6 +221,11 @@ def locked(
         return SessionForkedError(f"{what} is locked: keys do not cross a fork; unlock again in the child.")
     if left is SessionLeftError:
         return SessionLeftError(f"{what} is locked: its unlocked session was left; unlock again.")
+    hint = _place_hint(session, owner_class)
+    reason = LockReason.OTHER_DATABASE if hint else None
+    if not unlocked_sessions(session):
+        reason = LockReason.NOTHING_UNLOCKED
+    tell = " `envelope.why_locked(session, instance)` tells what is missing." if reason is None else ""
     grants = (
         [] if owner_class is None else [one for one in owner_class.grants_of if one.scope in (None, scope)]
     )
@@ -232,13 +237,12 @@ def locked(
             f"{what} is locked: unlock a {holders} whom a {names} gives the key around this, or its "
             f"{owner_class.name} if that has a secret. A {names} that was added while nobody with the key "
             "was unlocked gives it after somebody with the key has unlocked and written, or called "
-            "envelope.settle(session)."
-        )
+            f"envelope.settle(session).{hint}{tell}"
+        ).because(reason)
     return LockedError(
         f"{what} is locked: unlock its owner around this, "
-        f"`with envelope.unlock(session, owner, secret=...):`.{_place_hint(session, owner_class)}"
-        f"{server_hint(session)}"
-    )
+        f"`with envelope.unlock(session, owner, secret=...):`.{hint}{server_hint(session)}"
+    ).because(reason)
 
 
 def _place_hint(session: Session | None, owner_class: OwnerClass | None) -> str:

@@ -14,7 +14,7 @@ from sqlalchemy_envelope.orm.verbs.envelope import Envelope
 from sqlalchemy_envelope.orm.verbs.threads import perform
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator
+    from collections.abc import Callable, Generator, Iterable
 
     from sqlalchemy.ext.asyncio import AsyncSession, async_scoped_session
     from sqlalchemy.orm import Session
@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from sqlalchemy_envelope.orm.sessions.server import ServerSession
     from sqlalchemy_envelope.orm.sessions.unlocked import UnlockedSession
     from sqlalchemy_envelope.orm.sessions.write_only import WriteOnlySession
+    from sqlalchemy_envelope.orm.tables.key_grant import KeyGrant
+    from sqlalchemy_envelope.orm.verbs.grant_status import GrantStatus
+    from sqlalchemy_envelope.orm.verbs.lock_answer import WhyLocked
     from sqlalchemy_envelope.orm.verbs.slots import KeySlots
     from sqlalchemy_envelope.orm.verbs.steps import Steps
 
@@ -89,6 +92,29 @@ class AsyncEnvelope:
     async def slots(self, session: AnyAsyncSession, owner: object) -> KeySlots:
         """As `Envelope.slots`."""
         found: KeySlots = await _plain(session).run_sync(lambda plain: self.envelope.slots(plain, owner))
+        return found
+
+    async def why_locked(
+        self,
+        session: AnyAsyncSession,
+        instance: object,
+        attribute: str | None = None,
+        *,
+        reader: object | None = None,
+    ) -> WhyLocked | None:
+        """As `Envelope.why_locked`."""
+        why: WhyLocked | None = await _plain(session).run_sync(
+            lambda plain: self.envelope.why_locked(plain, instance, attribute, reader=reader)
+        )
+        return why
+
+    async def grant_states(
+        self, session: AnyAsyncSession, grants: type[KeyGrant] | Iterable[KeyGrant]
+    ) -> list[GrantStatus]:
+        """As `Envelope.grant_states`."""
+        found: list[GrantStatus] = await _plain(session).run_sync(
+            lambda plain: self.envelope.grant_states(plain, grants)
+        )
         return found
 
     async def add_provider(self, session: AnyAsyncSession, owner: object, *, provider: str) -> None:

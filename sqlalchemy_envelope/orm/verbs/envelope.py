@@ -20,11 +20,13 @@ from sqlalchemy_envelope.orm.sessions.server import ServerSession
 from sqlalchemy_envelope.orm.sessions.write_only import WriteOnlySession
 from sqlalchemy_envelope.orm.tables.owners import owner_class_of
 from sqlalchemy_envelope.orm.verbs import claim, slots, unlock
+from sqlalchemy_envelope.orm.verbs.grant_status import grant_states
 from sqlalchemy_envelope.orm.verbs.owner_keys import locate_enrolled
 from sqlalchemy_envelope.orm.verbs.steps import Derivation, Outside
+from sqlalchemy_envelope.orm.verbs.why_locked import why_locked
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
     from sqlalchemy import Engine
 
@@ -33,6 +35,9 @@ if TYPE_CHECKING:
     from sqlalchemy_envelope.keys.providers.server import ServerKeyring
     from sqlalchemy_envelope.orm.current.audit import AuditEvent
     from sqlalchemy_envelope.orm.sessions.unlocked import UnlockedSession
+    from sqlalchemy_envelope.orm.tables.key_grant import KeyGrant
+    from sqlalchemy_envelope.orm.verbs.grant_status import GrantStatus
+    from sqlalchemy_envelope.orm.verbs.lock_answer import WhyLocked
     from sqlalchemy_envelope.orm.verbs.slots import KeySlots
     from sqlalchemy_envelope.orm.verbs.steps import Steps
 
@@ -243,6 +248,45 @@ class Envelope:
             NotEnrolledError: the owner is not in the database.
         """
         return slots.slots_of(plain_session(session), self.policy, owner)
+
+    def why_locked(
+        self,
+        session: AnySession,
+        instance: object,
+        attribute: str | None = None,
+        *,
+        reader: object | None = None,
+    ) -> WhyLocked | None:
+        """Why an encrypted attribute of an object does not open here; None if it does. It sends SELECTs
+        alone, locks nothing and needs no key.
+
+        Args:
+            instance: an object of the session. What it has changed and not flushed does not count; of one
+                that is not flushed yet: why it cannot be.
+            attribute: which; left out, the first one that does not open.
+            reader: why this owner could not read it, whether unlocked or not; left out, who is unlocked here.
+
+        Raises:
+            ConfigurationError: it has no such encrypted attribute.
+        """
+        return why_locked(plain_session(session), self.policy, instance, attribute, reader)
+
+    def grant_states(
+        self, session: AnySession, grants: type[KeyGrant] | Iterable[KeyGrant]
+    ) -> list[GrantStatus]:
+        """Where granting rows stand: granted, pending or void, since when, and who can fulfil what is
+        pending. It sends SELECTs alone, as many for a thousand rows as for one, and needs no key.
+
+        Args:
+            grants: a class, for all of its rows; or objects, of any classes. Those that are in the database
+                no more are left out.
+
+        Raises:
+            ConfigurationError: it is no `KeyGrant`, or not in the database yet.
+        """
+        plain = plain_session(session)
+        note_policy(plain, self.policy)
+        return grant_states(plain, self.policy, grants)
 
     def add_provider(self, session: AnySession, owner: object, *, provider: str) -> None:
         """Let a provider open an owner who is unlocked here. Never commits.

@@ -1,0 +1,140 @@
+"""Which keys of an owner others can open, by the rows alone.
+
+As an unlock follows wraps, and without a key: a wrap that is there leads from the key that it is under to the
+key that it holds. Beside the wraps the granting rows are followed, so that what stands in the way is found: a
+right whose wrap is missing, or is not of the key in question.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from sqlalchemy_envelope.keys.model import KeyState, Purpose
+from sqlalchemy_envelope.orm.sharing.settle import MAX_LEVELS
+from sqlalchemy_envelope.orm.tables.key_rows import KeyStore
+from sqlalchemy_envelope.orm.verbs.grant_status import RightStore
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable, Mapping, Sequence
+
+    from sqlalchemy.orm import Session
+
+    from sqlalchemy_envelope.keys.keyring import OwnerId
+    from sqlalchemy_envelope.keys.model import KeyId, StoredKey
+    from sqlalchemy_envelope.orm.current.names import Names
+    from sqlalchemy_envelope.orm.current.policy import Policy
+    from sqlalchemy_envelope.orm.tables.owners import GrantClass, OwnerClass, Place
+    from sqlalchemy_envelope.orm.verbs.grant_status import Right
+
+    Held = Mapping[Place, Collection[KeyId]]
+
+
+class Way(NamedTuple):
+    """A way by granting rows to an owner.
+
+    Attributes:
+        right: the last row on it.
+        opens: the owner's keys that it opens.
+        blocked: the first row on it that opens nothing.
+    """
+
+    right: Right
+    opens: frozenset[KeyId]
+    blocked: Right | None
+
+
+def ways_to(
+    session: Session, policy: Policy, names: Names, held: Held, target: Place, scope: str
+) -> list[Way]:
+    """Every way from owners, of whom these keys are held, to another one's key of a scope. A query for each
+    class of grants and of owners on each level."""
+    found: list[Way] = []
+    leading = _leading_to(target.owner_class)
+    seen: dict[OwnerId, bool] = {place.owner: True for place in held}
+    frontier: dict[Place, tuple[frozenset[KeyId], Right | None]]
+    frontier = {place: (frozenset(opens), None) for place, opens in held.items() if place != target}
+    for _ in range(MAX_LEVELS):
+        reached: dict[Place, list[Way]] = {}
+        for grant in _grants_to(frontier):
+            if grant.of.owner_class not in leading:
+                continue
+            mine = {one.primary_key: one for one in frontier if one.owner_class is grant.to.owner_class}
+            for right in RightStore(session, grant, policy.seals).load_rights(list(mine)):
+                of = names.place(grant.of.owner_class, right.of)
+                way = _along(right, *frontier[mine[right.to]])
+                if of == target and grant.scope in (None, scope):
+                    found.append(way)
+                elif grant.scope is None and of != target and _is_news(way, seen.get(of.owner)):
+                    reached.setdefault(of, []).append(way)
+        frontier = _opened(session, policy, reached)
+        seen.update((place.owner, blocked is None) for place, (_, blocked) in frontier.items())
+        if not frontier:
+            break
+    return found
+
+
+def _is_news(way: Way, was_open: bool | None) -> bool:
+    """Whether a way leads further than what led to the same owner before."""
+    return was_open is None or (not was_open and bool(way.opens))
+
+
+def _leading_to(target: OwnerClass) -> set[OwnerClass]:
+    """The classes through whose keys grants may lead to an owner of this class, itself among them."""
+    leading, frontier = {id(target): target}, [target]
+    while frontier:
+        onward = [one.to.owner_class for way in frontier for one in way.grants_of]
+        frontier = [one for one in onward if id(one) not in leading]
+        leading.update((id(one), one) for one in frontier)
+    return set(leading.values())
+
+
+def _grants_to(frontier: Iterable[Place]) -> list[GrantClass]:
+    return list({id(grant): grant for place in frontier for grant in place.owner_class.grants_to}.values())
+
+
+def _along(right: Right, opens: frozenset[KeyId], blocked: Right | None) -> Way:
+    if blocked is not None:
+        return Way(right, frozenset(), blocked)
+    mine = frozenset(
+        one.key_id for one in right.wraps if not one.is_pending and one.recipient_key_id in opens
+    )
+    return Way(right, mine, None if mine else right)
+
+
+def _opened(
+    session: Session, policy: Policy, reached: Mapping[Place, list[Way]]
+) -> dict[Place, tuple[frozenset[KeyId], Right | None]]:
+    """What the ways to these owners open of them together; where that is nothing, the row in the way."""
+    found: dict[Place, tuple[frozenset[KeyId], Right | None]] = {}
+    for owner_class in {place.owner_class for place in reached}:
+        some = [place for place in reached if place.owner_class is owner_class]
+        rows: dict[OwnerId, list[StoredKey]] = {}
+        for one in KeyStore(session, owner_class, policy.seals).load([place.primary_key for place in some]):
+            if one.error is None:
+                rows.setdefault(one.owner, []).append(one.stored)
+        for place in some:
+            granted = {key_id for way in reached[place] for key_id in way.opens}
+            opens = closure(rows.get(place.owner, ()), granted)
+            blocked = None if opens else next(way.blocked or way.right for way in reached[place])
+            found[place] = opens, blocked
+    return found
+
+
+def closure(keys: Sequence[StoredKey], opens: Iterable[KeyId]) -> frozenset[KeyId]:
+    """Which of an owner's keys are open where these are: their own rows say what each is wrapped under."""
+    there = {key.key_id: key for key in keys if key.state is not KeyState.DESTROYED}
+    found = {key_id for key_id in opens if key_id in there}
+    more: set[Any] = found
+    while more:
+        more = {
+            key.key_id
+            for key in there.values()
+            if key.key_id not in found and key.wrapped is not None and key.wrapping_key_id in found
+        }
+        found |= more
+    return frozenset(found)
+
+
+def active_roots(keys: Iterable[StoredKey]) -> list[KeyId]:
+    """The id of an owner's active root key, which whoever is that owner opens."""
+    return [key.key_id for key in keys if key.purpose is Purpose.ROOT and key.state is KeyState.ACTIVE]

@@ -1,0 +1,331 @@
+"""Why an encrypted attribute does not open here: what is missing on the way to its key, since when, and who
+can help.
+
+It reads, locks nothing and needs no key: rows of keys and grants tell enough. Keys that happen to be open are
+asked whether the value opens after all.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy_envelope.crypto.aead import HEADER_SIZE, check_value
+from sqlalchemy_envelope.exceptions import (
+    DecryptionError,
+    EnvelopeError,
+    FormatError,
+    KeyNotFoundError,
+    LockReason,
+    OwnerMismatchError,
+    TamperedKeyError,
+)
+from sqlalchemy_envelope.keys.model import KeyState, Purpose, SlotKind
+from sqlalchemy_envelope.orm.current import context
+from sqlalchemy_envelope.orm.current.names import Names, reference_in
+from sqlalchemy_envelope.orm.current.policy import note_policy
+from sqlalchemy_envelope.orm.reading.opener import open_bytes
+from sqlalchemy_envelope.orm.sessions.server import ServerSession
+from sqlalchemy_envelope.orm.sessions.write_only import WriteOnlySession
+from sqlalchemy_envelope.orm.tables.key_rows import KeyStore
+from sqlalchemy_envelope.orm.verbs.asked_values import asked_for, values_of
+from sqlalchemy_envelope.orm.verbs.grant_status import GrantStanding, KindStore, OwnerName, statuses_of
+from sqlalchemy_envelope.orm.verbs.key_reach import active_roots, closure, ways_to
+from sqlalchemy_envelope.orm.verbs.lock_answer import WhyLocked
+from sqlalchemy_envelope.orm.verbs.owner_keys import locate_enrolled
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from sqlalchemy.orm import Session
+
+    from sqlalchemy_envelope.keys.model import KeyId, StoredKey
+    from sqlalchemy_envelope.orm.current.policy import Policy
+    from sqlalchemy_envelope.orm.sessions.unlocked import UnlockedSession
+    from sqlalchemy_envelope.orm.tables.owners import Place
+    from sqlalchemy_envelope.orm.verbs.asked_values import AskedValue
+    from sqlalchemy_envelope.orm.verbs.grant_status import GrantStatus
+    from sqlalchemy_envelope.orm.verbs.key_reach import Way
+
+_MOST_NAMED = 3
+"""Most owners that are named as unlocked."""
+
+
+def why_locked(
+    session: Session, policy: Policy, instance: object, attribute: str | None, reader: object | None
+) -> WhyLocked | None:
+    """Why an attribute does not open; of several, why the first one that does not. None if each does."""
+    note_policy(session, policy)
+    state, plan = asked_for(instance, attribute)
+    with session.no_autoflush:
+        search = _Search(session, policy, reader)
+        reasons = (search.why(value) for value in values_of(session, state, plan))
+        return next((why for why in reasons if why is not None), None)
+
+
+class _Search:
+    """Finds the reasons for the values of one object: an owner's keys are loaded once.
+
+    Args:
+        reader: for whom; left out, for who is unlocked here.
+    """
+
+    def __init__(self, session: Session, policy: Policy, reader: object | None) -> None:
+        self._session = session
+        self._policy = policy
+        self._names = Names(session)
+        self._reader = None if reader is None else locate_enrolled(session, reader, policy).place
+        self._loaded: dict[Place, tuple[list[StoredKey], EnvelopeError | None]] = {}
+
+    def why(self, value: AskedValue) -> WhyLocked | None:
+        """The reason, or None if there is none."""
+        try:
+            if value.stored is not None and self._opens(value):
+                return None
+        except (
+            DecryptionError,
+            FormatError,
+            TamperedKeyError,
+            OwnerMismatchError,
+            KeyNotFoundError,
+        ) as error:
+            return _because(value, LockReason.UNREADABLE, f"cannot be read: {error.args[0]}")
+        if value.owner is None:
+            said = f"is locked: its row leads to no owner, since {value.why_none}."
+            return _because(value, LockReason.NO_OWNER, said)
+        return self._why_of_keys(value, value.owner) or self._why_of_reader(value, value.owner)
+
+    def _opens(self, value: AskedValue) -> bool:
+        """Whether the stored value is one, and opens with the keys that are open here.
+
+        Raises:
+            EnvelopeError: it is not what was written there.
+        """
+        field = value.attribute.type.field
+        check_value(value.stored, field.label)
+        if self._reader is not None:
+            return False
+        here = context.unlocked_sessions(self._session)
+        header = bytes(value.stored[:HEADER_SIZE])
+        for unlocked in here:
+            for owner_class in value.attribute.encrypted.path.owner_classes if unlocked.on_demand else ():
+                unlocked.prepare_read(self._session, owner_class, {header: 1})
+        owner = context.only_owner(here) if value.owner is None else value.owner.owner
+        holder = context.owner_of(self._session, header)
+        # A copy of a database has the same keys, and what is unlocked there is nobody here.
+        if owner is None or (
+            holder != owner and holder is not None and reference_in(holder) == reference_in(owner)
+        ):
+            return False
+        return open_bytes(self._session, field, value.stored, owner, value.reference) is not None
+
+    def _keys(self, place: Place) -> tuple[list[StoredKey], EnvelopeError | None]:
+        """An owner's keys, and why they must not be used, if they must not."""
+        if place not in self._loaded:
+            rows = KeyStore(self._session, place.owner_class, self._policy.seals).load([place.primary_key])
+            error = next((row.error for row in rows if row.error is not None), None)
+            self._loaded[place] = [row.stored for row in rows], error
+        return self._loaded[place]
+
+    def _why_of_keys(self, value: AskedValue, place: Place) -> WhyLocked | None:
+        """What keeps the value from everybody: its owner's keys."""
+        (keys, error), owner = self._keys(place), _name(place)
+        if error is not None:
+            return _because(value, LockReason.UNREADABLE, f"cannot be read: {error.args[0]}")
+        if not keys:
+            said = f"is locked: {owner} has no keys. `envelope.enroll(session, owner, ...)` makes them."
+            return _because(value, LockReason.NOT_ENROLLED, said)
+        if value.key_id is None:
+            return None
+        key = next((one for one in keys if one.key_id == value.key_id), None)
+        if key is not None and key.state is not KeyState.DESTROYED:
+            return None
+        if key is None and self._is_stored(value):
+            said = f"cannot be read: it is under the key of another owner than {owner}: it was moved here."
+            return _because(value, LockReason.UNREADABLE, said)
+        gone = "is destroyed" if key is not None else "is in the database no more"
+        said = f"cannot be read again: the key of {owner} that it was written under {gone}."
+        return _because(value, LockReason.SHREDDED, said)
+
+    def _is_stored(self, value: AskedValue) -> bool:
+        """Whether any owner that the value could be of has its key."""
+        assert value.key_id is not None  # noqa: S101 - asked before
+        classes = value.attribute.encrypted.path.owner_classes
+        stores = (KindStore(self._session, one, self._policy.seals) for one in classes)
+        return any(store.is_stored(value.key_id) for store in stores)
+
+    def _why_of_reader(self, value: AskedValue, place: Place) -> WhyLocked | None:
+        """What keeps the value from who is unlocked here, or from the reader."""
+        keys, _ = self._keys(place)
+        if self._reader is not None:
+            mine, _ = self._keys(self._reader)
+            held = {self._reader: closure(mine, active_roots(mine))}
+        else:
+            held, elsewhere = self._held(place)
+            if not held:
+                return self._why_nobody(value, place, elsewhere)
+        wanted, here = _key_of(value, keys), held.get(place, frozenset())
+        ways = ways_to(self._session, self._policy, self._names, held, place, value.scope)
+        if not any(wanted in closure(keys, opens) for opens in (here, *(way.opens for way in ways))):
+            return self._why_no_way(value, place, ways, held)
+        if self._reader is not None or value.stored is None:
+            return None
+        said = "is locked: its key was granted or made after the unlock here. Unlock again."
+        return _because(value, LockReason.UNLOCKED_EARLIER, said)
+
+    def _why_no_way(
+        self, value: AskedValue, place: Place, ways: Sequence[Way], held: Mapping[Place, frozenset[KeyId]]
+    ) -> WhyLocked:
+        """Which of the ways leads furthest, and where it ends."""
+        keys, _ = self._keys(place)
+        who, wanted = " and ".join(sorted(map(_name, held))[:_MOST_NAMED]), _key_of(value, keys)
+        grants = statuses_of(self._session, self._policy, [way.blocked or way.right for way in ways])
+        for way, grant in zip(ways, grants, strict=True):
+            if grant.standing is GrantStanding.PENDING and _would_open(way, keys, wanted, value.scope):
+                said = f"is locked: {grant}. {_how_fulfilled(grant)}"
+                return _because(value, LockReason.PENDING, said, grant=grant)
+        opens = closure(keys, held.get(place, frozenset()).union(*(way.opens for way in ways)))
+        there = next((one for one in grants if one.standing is not GrantStanding.VOID), None)
+        if opens or there is not None:
+            epoch, epochs = _epochs(keys, wanted, opens)
+            holds = f"those of epoch {', '.join(map(str, epochs))}" if epochs else "none of its kind"
+            right = "no row gives a right any more" if there is None else "its row gives no right to this one"
+            said = (
+                f"is locked: its key is of epoch {epoch} of {_name(place)}. {who} holds {holds}, and {right}."
+            )
+            return _because(value, LockReason.OTHER_EPOCH, said, grant=there, epoch=epoch, epochs=epochs)
+        if grants:
+            said = (
+                f"is locked: {grants[0]}. No flush added that row, or it named somebody else when it was "
+                "added. Delete it, and add it as an object."
+            )
+            return _because(value, LockReason.VOID, said, grant=grants[0])
+        classes = [one for one in place.owner_class.grants_of if one.scope in (None, value.scope)]
+        names = " or ".join(sorted({one.mapper.class_.__name__ for one in classes}))
+        said = f"is locked: no {names} gives the key of {_name(place)} to {who}, directly or through others."
+        if not classes:
+            said = f"is locked: {_name(place)} shares its key with nobody, and {who} is another owner."
+        return _because(value, LockReason.NO_RIGHT, said)
+
+    def _held(self, target: Place) -> tuple[dict[Place, frozenset[KeyId]], bool]:
+        """The owners of whom keys are open here, in this database, with these keys; and whether some are open
+        in another one alone."""
+        held: dict[Place, frozenset[KeyId]] = {}
+        elsewhere = False
+        for unlocked in self._reading():
+            keyring = unlocked.keyring
+            for place in list(unlocked.places.values()):
+                roots = [key for key in keyring.keys_of(place.owner) if key.purpose is Purpose.ROOT]
+                opened = _open_among(unlocked, roots)
+                if self._names.where(place.owner_class) != place.where:
+                    elsewhere = True
+                elif opened:
+                    held[place] = held.get(place, frozenset()) | opened
+            opened = _open_among(unlocked, keyring.keys_of(target.owner))
+            if opened:
+                held[target] = held.get(target, frozenset()) | opened
+        return held, elsewhere
+
+    def _reading(self) -> Iterator[UnlockedSession]:
+        """The unlocked sessions here that hold owners' keys to read with, and those around them."""
+        for innermost in context.unlocked_sessions(self._session):
+            unlocked: Any = innermost
+            while unlocked is not None:
+                if not isinstance(unlocked, (ServerSession, WriteOnlySession)):
+                    yield unlocked
+                unlocked = unlocked._parent
+
+    def _why_nobody(self, value: AskedValue, place: Place, elsewhere: bool) -> WhyLocked:
+        """Nobody in this database is unlocked here."""
+        if elsewhere:
+            said = (
+                "is locked: who is unlocked here is in another database or schema than this session's. If "
+                "two engines reach one database, give it one name: `Envelope(realm='app')`."
+            )
+            return _because(value, LockReason.OTHER_DATABASE, said)
+        here = context.unlocked_sessions(self._session)
+        server = next((one for one in here if isinstance(one, ServerSession)), None)
+        if server is not None:
+            keys, _ = self._keys(place)
+            slots = KeyStore(self._session, place.owner_class, self._policy.seals).load_slots(
+                active_roots(keys), SlotKind.PROVIDER
+            )
+            names = {(slot.provider_ref or "").partition(" ")[0] for slot in slots}
+            by = " or ".join(sorted(names)) or "no provider"
+            said = (
+                f"is locked: server mode opens what its provider holds, and {_name(place)} is held by {by}."
+            )
+            return _because(value, LockReason.NO_RIGHT, said)
+        error = context.locked(value.name, self._session, place.owner_class, value.scope)
+        said = error.args[0].removeprefix(value.name).lstrip()
+        return _because(value, error.reason or LockReason.NOTHING_UNLOCKED, said)
+
+
+def _because(value: AskedValue, reason: LockReason, said: str, **more: Any) -> WhyLocked:
+    owner = None if value.owner is None else _owner_name(value.owner)
+    return WhyLocked(value.name, reason, f"{value.name} {said}", owner, value.scope, **more)
+
+
+def _owner_name(place: Place) -> OwnerName:
+    return OwnerName(place.owner_class.name, tuple(place.primary_key))
+
+
+def _name(place: Place) -> str:
+    return str(_owner_name(place))
+
+
+def _open_among(unlocked: UnlockedSession, keys: Sequence[StoredKey]) -> frozenset[KeyId]:
+    """Those of these keys that an unlocked session can open."""
+    found = set()
+    for key in keys:
+        try:
+            if unlocked.keyring.open(key.key_id) is not None:
+                found.add(key.key_id)
+        except EnvelopeError:
+            continue  # refused: it opens nothing
+    return frozenset(found)
+
+
+def _key_of(value: AskedValue, keys: Sequence[StoredKey]) -> KeyId | None:
+    """The key that a value is under, or would be."""
+    return value.key_id or _active(keys, value.scope) or next(iter(active_roots(keys)), None)
+
+
+def _active(keys: Sequence[StoredKey], scope: str) -> KeyId | None:
+    """The active data key of a scope."""
+    mine = (one for one in keys if one.purpose is Purpose.DATA and one.scope == scope)
+    return next((one.key_id for one in mine if one.state is KeyState.ACTIVE), None)
+
+
+def _would_open(way: Way, keys: Sequence[StoredKey], wanted: KeyId | None, scope: str) -> bool:
+    """Whether what is pending on a way opens the key, once it is fulfilled."""
+    if way.blocked not in (None, way.right) or way.right.grant.history == "shared":
+        return True
+    due = {one.key_id for one in way.right.wraps if one.is_pending}
+    whole = way.right.grant.scope is None
+    due.update(active_roots(keys) if whole else filter(None, [_active(keys, scope)]))
+    return wanted in closure(keys, due)
+
+
+def _how_fulfilled(grant: GrantStatus) -> str:
+    if not grant.is_enrolled:
+        return "Its keys come with `envelope.enroll(session, owner, ...)`; the grant is fulfilled after that."
+    return "The next write of one of these fulfils it, or `envelope.settle(session)` while they are unlocked."
+
+
+def _epochs(
+    keys: Sequence[StoredKey], wanted: KeyId | None, opens: frozenset[KeyId]
+) -> tuple[int | None, tuple[int, ...]]:
+    """The epoch of a key, and those of its kind that are open. The epochs of write keys are no numbers to
+    compare: the root key that one hangs on has its epoch."""
+    there = {key.key_id: key for key in keys}
+    key = there.get(wanted) if wanted is not None else None
+    if key is not None and key.purpose is Purpose.WRITE and key.wrapping_key_id is not None:
+        key = there.get(key.wrapping_key_id)
+    if key is None:
+        return None, ()
+    same = {
+        one.epoch
+        for one in keys
+        if one.key_id in opens and (one.purpose, one.scope) == (key.purpose, key.scope)
+    }
+    return key.epoch, tuple(sorted(same))

@@ -1,0 +1,671 @@
+"""Why a value does not open here is told in one value, by SELECTs alone and without a key; and where each
+granting row stands."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+from sqlalchemy import Engine, create_engine, delete, insert, select, update
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
+from sqlalchemy.orm import Session
+
+from sqlalchemy_envelope import (
+    AsyncEnvelope,
+    ConfigurationError,
+    Envelope,
+    GrantStanding,
+    KdfProfile,
+    LockedError,
+    LockReason,
+    OwnerName,
+    WhyLocked,
+    enforce_foreign_keys,
+)
+from sqlalchemy_envelope.keys.providers import ServerKeyring
+from tests.orm.sharing_models import (
+    Affiliation,
+    Base,
+    Club,
+    ClubMembership,
+    Group,
+    KeysBase,
+    Membership,
+    Minute,
+    Organisation,
+    Post,
+    ProfileShare,
+    Team,
+    TeamPlace,
+    Tenant,
+    User,
+    add_user,
+    calls_sent,
+    envelope,
+    found_group,
+    secret_of,
+    unlock,
+)
+from tests.prepared import prepared
+
+FOUNDER, MEMBER, OUTSIDER = 1, 2, 3
+GROUP = 1
+GRANTS: sa.Table = Base.metadata.tables["memberships_keygrant"]
+KEYS: sa.Table = Base.metadata.tables["groups_key"]
+
+
+@pytest.fixture
+def scene(sqlite_engine: Engine) -> Engine:
+    """A group of a founder and a member, with one post; and an outsider."""
+    return make_scene(sqlite_engine)
+
+
+@pytest.fixture
+def both(engine: Engine) -> Engine:
+    """The same, on SQLite and on PostgreSQL."""
+    return make_scene(engine)
+
+
+def make_scene(engine: Engine) -> Engine:
+    """Three users, two of them in a group with one post."""
+
+    def make() -> None:
+        Base.metadata.create_all(engine)
+        with Session(engine) as session:
+            for name in ("founder", "member", "outsider"):
+                add_user(session, name)
+            assert found_group(session, "founder", "member") == GROUP
+
+    prepared(engine, "a group and an outsider", make)
+    return engine
+
+
+def add_pending(engine: Engine, user_id: int = OUTSIDER) -> None:
+    """A membership that is added while nobody holds the key."""
+    with Session(engine) as session:
+        envelope.attach(session)
+        session.add(Membership(group_id=GROUP, user_id=user_id))
+        session.commit()
+
+
+@contextmanager
+def as_user(engine: Engine, name: str) -> Iterator[Session]:
+    """A session in which this user is unlocked."""
+    with Session(engine) as session, unlock(session, name):
+        yield session
+
+
+def why(session: Session, model: type[Any] = Post, attribute: str | None = None) -> WhyLocked:
+    """Why the first object of a class is locked; it is."""
+    found = envelope.why_locked(session, session.scalars(select(model)).first(), attribute)
+    assert found is not None
+    return found
+
+
+def short_form(session: Session, model: type[Any] = Post, attribute: str = "text") -> LockReason | None:
+    """The reason that the error carries when the attribute is touched."""
+    instance = session.scalars(select(model)).first()
+    with pytest.raises(LockedError) as raised:
+        getattr(instance, attribute)
+    return raised.value.reason
+
+
+# ---------------------------------------------------------------- each reason
+
+
+def test_what_opens_is_not_locked(scene: Engine) -> None:
+    """There is no reason where the value opens."""
+    with as_user(scene, "member") as session:
+        assert envelope.why_locked(session, session.scalars(select(Post)).one()) is None
+
+
+def test_nobody_is_unlocked(scene: Engine) -> None:
+    """Without an unlock that is the reason, and the error says the same."""
+    with Session(scene) as session:
+        found = why(session)
+
+        assert LockReason.NOTHING_UNLOCKED is found.reason is short_form(session)
+        assert ("Post.text", OwnerName("Group", (GROUP,))) == (found.attribute, found.owner)
+
+
+def test_the_unlocked_session_was_left(scene: Engine) -> None:
+    """After leaving, that is the reason."""
+    with Session(scene) as session, unlock(session, "member") as unlocked:
+        unlocked.lock()
+
+        assert LockReason.LEFT is why(session).reason is short_form(session)
+
+
+def test_there_is_no_right(scene: Engine) -> None:
+    """No granting row leads from the outsider to the group; the error cannot know without a query."""
+    with as_user(scene, "outsider") as session:
+        found = why(session)
+
+        assert LockReason.NO_RIGHT is found.reason
+        assert short_form(session) is None
+        assert "no Affiliation or" not in found.message
+        assert "gives the key of Group 1 to User 3" in found.message
+
+
+def test_an_owners_own_values_are_shared_with_nobody(scene: Engine) -> None:
+    """The scope counts: of another user nothing is shared here."""
+    with as_user(scene, "outsider") as session:
+        found = why(session, User, "diary")
+
+    assert (LockReason.NO_RIGHT, OwnerName("User", (FOUNDER,)), "") == (
+        found.reason,
+        found.owner,
+        found.scope,
+    )
+
+
+def test_a_right_is_pending(both: Engine) -> None:
+    """The answer says since when, by which row, and who can fulfil it; after one of them did, it opens."""
+    add_pending(both)
+    with Session(both) as session:
+        session.connection(execution_options={"postgresql_readonly": True})
+        with unlock(session, "outsider"):
+            found = why(session)
+        assert found.grant is not None
+        assert found.grant.since is not None
+
+        assert LockReason.PENDING is found.reason
+        assert (found.grant.grant, found.grant.row) == ("Membership", (GROUP, OUTSIDER))
+        assert {OwnerName("User", (FOUNDER,)), OwnerName("User", (MEMBER,))} == set(found.grant.holders)
+        assert found.grant.since.tzinfo is not None
+    with as_user(both, "member") as session:
+        envelope.settle(session)
+        session.commit()
+    with as_user(both, "outsider") as session:
+        assert envelope.why_locked(session, session.scalars(select(Post)).one()) is None
+
+
+def test_a_right_behind_a_pending_one_is_pending(scene: Engine) -> None:
+    """The row in the way is named, however far from the value."""
+    with as_user(scene, "founder") as session:
+        organisation = Organisation(name="all")
+        envelope.enroll(session, organisation)
+        session.add(Affiliation(organisation_id=organisation.id, group_id=GROUP))
+        session.commit()
+    add_pending(scene)
+    with as_user(scene, "outsider") as session:
+        found = why(session, Organisation)
+
+    assert (LockReason.PENDING, OwnerName("Organisation", (1,))) == (found.reason, found.owner)
+    assert found.grant is not None
+    assert found.grant.grant == "Membership"
+
+
+def test_a_pending_scope(scene: Engine) -> None:
+    """A scope that is shared while its owner is away is pending, and the owner can fulfil it."""
+    with Session(scene) as session:
+        envelope.attach(session)
+        session.add(ProfileShare(user_id=OUTSIDER, group_id=GROUP))
+        session.commit()
+    with as_user(scene, "member") as session:
+        found = envelope.why_locked(session, session.get_one(User, OUTSIDER), "display_name")
+        diary = envelope.why_locked(session, session.get_one(User, OUTSIDER), "diary")
+
+    assert found is not None
+    assert diary is not None
+    assert found.grant is not None
+    assert (found.reason, found.scope) == (LockReason.PENDING, "profile")
+    assert (OwnerName("User", (OUTSIDER,)),) == found.grant.holders
+    assert LockReason.NO_RIGHT is diary.reason
+
+
+def test_a_row_that_no_flush_added_is_void(scene: Engine) -> None:
+    """An INSERT grants nothing, and the answer says so."""
+    with scene.begin() as connection:
+        connection.execute(insert(Membership.__table__).values(group_id=GROUP, user_id=OUTSIDER))
+    with as_user(scene, "outsider") as session:
+        found = why(session)
+
+    assert LockReason.VOID is found.reason
+    assert found.grant is not None
+    assert GrantStanding.VOID is found.grant.standing
+
+
+def test_who_joined_later_holds_later_epochs(scene: Engine) -> None:
+    """With `history="from_join"` what was before is of another epoch, and the answer says which are held."""
+    with as_user(scene, "founder") as session:
+        club = Club(motto="slowly")
+        envelope.enroll(session, club)
+        session.add(ClubMembership(club_id=club.id, user_id=FOUNDER))
+        session.add(Minute(club_id=club.id, text="before"))
+        session.commit()
+        session.add(ClubMembership(club_id=club.id, user_id=MEMBER))
+        session.commit()
+    with as_user(scene, "member") as session:
+        found = why(session, Minute)
+
+    assert (found.reason, found.epoch, found.epochs) == (LockReason.OTHER_EPOCH, 1, (2,))
+    assert found.grant is not None
+
+
+def test_who_was_removed_meanwhile_holds_earlier_epochs(both: Engine) -> None:
+    """An unlocked session that outlives its member's removal holds earlier keys alone."""
+    with as_user(both, "member") as session:
+        session.rollback()
+        with both.begin() as connection:
+            connection.execute(delete(Membership.__table__).where(Membership.__table__.c.user_id == MEMBER))
+        with Session(both) as other, unlock(other, "founder"):
+            other.add(Post(group_id=GROUP, text="after"))
+            other.commit()
+        later = session.scalars(select(Post).order_by(Post.id.desc())).first()
+        found = envelope.why_locked(session, later)
+
+    assert found is not None
+    assert (found.reason, found.epoch, found.epochs, found.grant) == (LockReason.OTHER_EPOCH, 2, (1,), None)
+
+
+def test_a_grant_after_the_unlock(scene: Engine) -> None:
+    """Who was added after the unlock is told to unlock again."""
+    with as_user(scene, "outsider") as session:
+        session.rollback()
+        with Session(scene) as other, unlock(other, "founder"):
+            other.add(Membership(group_id=GROUP, user_id=OUTSIDER))
+            other.commit()
+        found = why(session)
+
+    assert LockReason.UNLOCKED_EARLIER is found.reason
+
+
+def test_an_owner_without_keys(scene: Engine) -> None:
+    """A new object of an owner that is not enrolled cannot be flushed, and the answer says why."""
+    with scene.begin() as connection:
+        connection.execute(insert(Group.__table__).values(id=9))
+    with as_user(scene, "member") as session:
+        found = envelope.why_locked(session, Post(group_id=9, text="new"))
+
+    assert found is not None
+    assert (LockReason.NOT_ENROLLED, OwnerName("Group", (9,))) == (found.reason, found.owner)
+
+
+def test_a_new_object_that_could_be_flushed(scene: Engine) -> None:
+    """A new object of a group that is held has no reason not to be."""
+    with as_user(scene, "member") as session:
+        assert envelope.why_locked(session, Post(group_id=GROUP, text="new")) is None
+        group = session.get_one(Group, GROUP)
+        with session.no_autoflush:
+            assert envelope.why_locked(session, Post(group=group, text="new")) is None
+
+
+def test_a_row_without_an_owner(scene: Engine) -> None:
+    """A new object that names no owner is told so."""
+    with as_user(scene, "member") as session:
+        found = envelope.why_locked(session, Post(text="new"))
+
+    assert found is not None
+    assert LockReason.NO_OWNER is found.reason
+
+
+def destroy(engine: Engine) -> None:
+    """The group's data keys are destroyed."""
+    with engine.begin() as connection:
+        connection.execute(
+            update(KEYS).where(KEYS.c.purpose == "data").values(state="destroyed", wrapped=None)
+        )
+
+
+def remove(engine: Engine) -> None:
+    """The rows of the group's data keys are deleted."""
+    with engine.begin() as connection:
+        connection.execute(delete(KEYS).where(KEYS.c.purpose == "data"))
+
+
+@pytest.mark.parametrize("shred", [destroy, remove])
+def test_a_shredded_key(scene: Engine, shred: Callable[[Engine], None]) -> None:
+    """A key that is destroyed or gone is told, whoever is unlocked."""
+    shred(scene)
+    with Session(scene) as session:
+        found = why(session)
+
+    assert LockReason.SHREDDED is found.reason
+
+
+def alter(engine: Engine) -> None:
+    """The last byte of the post is altered."""
+    with engine.begin() as connection:
+        stored = connection.scalar(sa.text("SELECT text FROM posts"))
+        altered = stored[:-1] + bytes([stored[-1] ^ 1])
+        connection.execute(sa.text("UPDATE posts SET text = :altered"), {"altered": altered})
+
+
+def move(engine: Engine) -> None:
+    """The post is moved to another group."""
+    with Session(engine) as session:
+        other = found_group(session, "outsider")
+        session.connection().execute(sa.text(f"UPDATE posts SET group_id = {other} WHERE id = 1"))
+        session.commit()
+
+
+@pytest.mark.parametrize("tamper", [alter, move])
+def test_a_value_that_is_not_what_was_written(scene: Engine, tamper: Callable[[Engine], None]) -> None:
+    """An altered value is told to who could read it, and a moved one to everybody."""
+    tamper(scene)
+    with as_user(scene, "member") as session:
+        assert LockReason.UNREADABLE is why(session).reason
+
+
+def test_keys_that_were_altered(scene: Engine) -> None:
+    """Keys that say they belong to another owner open nothing, and the answer says why."""
+    with scene.begin() as connection:
+        connection.execute(update(KEYS).values(owner_reference=b"another"))
+    with Session(scene) as session:
+        found = why(session)
+
+    assert LockReason.UNREADABLE is found.reason
+    assert "another owner" in found.message
+
+
+def test_another_database(scene: Engine, tmp_path: Any) -> None:
+    """Who is unlocked in one database is nobody in another one."""
+    engine = create_engine(f"sqlite:///{tmp_path / 'other.db'}")
+    enforce_foreign_keys(engine)
+    make_scene(engine)
+    with as_user(engine, "member"), Session(scene) as session:
+        found = why(session)
+
+    engine.dispose()
+
+    assert found.reason is LockReason.OTHER_DATABASE
+
+
+def test_server_mode_without_a_slot(scene: Engine) -> None:
+    """A server that holds no slot of the owner is told who does."""
+    served = Envelope(
+        kdf_profile=KdfProfile.unsafe_for_tests(),
+        providers={"staff": ServerKeyring.from_text(ServerKeyring.generate_key())},
+    )
+    with Session(scene) as session, served.server_mode(session, provider="staff", reason="a test"):
+        found = served.why_locked(session, session.scalars(select(Post)).one())
+
+    assert found is not None
+    assert LockReason.NO_RIGHT is found.reason
+    assert "no provider" in found.message
+
+
+def test_write_only_reads_nothing(scene: Engine) -> None:
+    """Inside `write_only` nobody is unlocked who could read."""
+    with Session(scene) as session, envelope.write_only(session):
+        assert LockReason.NOTHING_UNLOCKED is why(session).reason
+
+
+# ---------------------------------------------------------------- how it is asked
+
+
+def test_a_reader_who_is_away(scene: Engine) -> None:
+    """Asked for another owner, nobody has to be unlocked."""
+    with Session(scene) as session:
+        post = session.scalars(select(Post)).one()
+        member, outsider = session.get_one(User, MEMBER), session.get_one(User, OUTSIDER)
+        found = envelope.why_locked(session, post, reader=outsider)
+
+        assert envelope.why_locked(session, post, reader=member) is None
+        assert found is not None
+        assert LockReason.NO_RIGHT is found.reason
+    with as_user(scene, "founder") as session:
+        found = envelope.why_locked(
+            session, session.scalars(select(Post)).one(), reader=session.get_one(User, OUTSIDER)
+        )
+
+        assert found is not None
+
+
+def test_of_several_attributes_the_first_that_is_locked(scene: Engine) -> None:
+    """Without a name, what opens is passed over."""
+    with as_user(scene, "founder") as session:
+        session.add(ProfileShare(user_id=FOUNDER, group_id=GROUP))
+        session.commit()
+    with as_user(scene, "member") as session:
+        found = envelope.why_locked(session, session.get_one(User, FOUNDER))
+
+        assert found is not None
+        assert found.attribute == "User.diary"
+        assert envelope.why_locked(session, session.get_one(User, FOUNDER), "display_name") is None
+
+
+@pytest.mark.parametrize(
+    ("what", "attribute"), [(Post(), "name"), (Membership(), None), ("a text", None), (Post, None)]
+)
+def test_what_has_no_such_attribute(scene: Engine, what: object, attribute: str | None) -> None:
+    """The error names the encrypted attributes that there are."""
+    with Session(scene) as session, pytest.raises(ConfigurationError, match="tells of encrypted attributes"):
+        envelope.why_locked(session, what, attribute)
+
+
+def test_it_sends_selects_alone(scene: Engine) -> None:
+    """A pending answer takes eight SELECTs that lock nothing, and what waits for a flush is left waiting."""
+    add_pending(scene)
+    with as_user(scene, "outsider") as session:
+        post = session.scalars(select(Post)).one()
+        session.add(Post(text="waits"))
+        with calls_sent(scene) as sent:
+            found = envelope.why_locked(session, post)
+        session.expunge_all()
+
+    assert found is not None
+    assert LockReason.PENDING is found.reason
+    assert {"SELECT"} == {statement.split()[0] for statement, _ in sent}
+    assert not [statement for statement, _ in sent if "FOR UPDATE" in statement or "FOR NO KEY" in statement]
+    assert len(sent) == 8
+
+
+def test_an_answer_holds_no_key(scene: Engine) -> None:
+    """Neither the text nor the representation of an answer has bytes of a key, a wrap or a value in it."""
+    add_pending(scene)
+    with as_user(scene, "outsider") as session:
+        found = why(session)
+    shown = f"{found} {found!r}"
+    with scene.connect() as connection:
+        stored = [
+            value
+            for table in (KEYS, GRANTS, Base.metadata.tables["users_key"])
+            for row in connection.execute(select(table))
+            for value in row
+            if isinstance(value, bytes)
+        ]
+    assert stored
+
+    assert not [one for one in stored if one.hex() in shown or repr(one)[2:-1] in shown]
+    assert "the first post" not in shown
+
+
+# ---------------------------------------------------------------- where granting rows stand
+
+
+def standings(engine: Engine, grants: Any = Membership) -> dict[tuple[Any, ...], GrantStanding]:
+    """By granting row, without anybody unlocked."""
+    with Session(engine) as session:
+        return {one.row: one.standing for one in envelope.grant_states(session, grants)}
+
+
+def test_each_row_says_where_it_stands(both: Engine) -> None:
+    """Granted, pending and void, of a whole class."""
+    with Session(both) as session:
+        session.add(User(id=7, email="no keys", diary=None, display_name=None))
+        add_user(session, "typed")
+        session.commit()
+        typed = session.scalars(select(User.id).where(User.email == "typed")).one()
+    add_pending(both)
+    add_pending(both, 7)
+    with both.begin() as connection:
+        connection.execute(insert(Membership.__table__).values(group_id=GROUP, user_id=typed))
+
+    assert {
+        (GROUP, FOUNDER): GrantStanding.GRANTED,
+        (GROUP, MEMBER): GrantStanding.GRANTED,
+        (GROUP, OUTSIDER): GrantStanding.PENDING,
+        (GROUP, 7): GrantStanding.PENDING,
+        (GROUP, typed): GrantStanding.VOID,
+    } == standings(both)
+    with Session(both) as session:
+        found = {one.row[1]: one for one in envelope.grant_states(session, Membership)}
+
+        assert (found[OUTSIDER].is_enrolled, found[7].is_enrolled) == (True, False)
+        assert "for User 1, User 2 to fulfil" in str(found[OUTSIDER])
+        assert "User 7 has no keys yet" in str(found[7])
+
+
+def test_a_row_that_was_pointed_at_somebody_else_is_void(scene: Engine) -> None:
+    """The wrap is the former member's, and the row says another one now."""
+    with scene.begin() as connection:
+        table = Membership.__table__
+        connection.execute(update(table).where(table.c.user_id == MEMBER).values(user_id=OUTSIDER))
+
+    assert GrantStanding.VOID is standings(scene)[GROUP, OUTSIDER]
+
+
+def test_a_provider_can_fulfil(sqlite_engine: Engine) -> None:
+    """A provider that holds a slot of the group is named beside its members."""
+    staffed = Envelope(
+        kdf_profile=KdfProfile.unsafe_for_tests(),
+        providers={"staff": ServerKeyring.from_text(ServerKeyring.generate_key())},
+    )
+    Base.metadata.create_all(sqlite_engine)
+    with Session(sqlite_engine) as session:
+        user, group = add_user(session, "newcomer"), Group(name="a group")
+        staffed.enroll(session, group, provider="staff")
+        session.commit()
+        session.add(Membership(group=group, user=user))
+        session.commit()
+        (found,) = staffed.grant_states(session, Membership)
+
+    assert (found.standing, found.holders, found.providers) == (GrantStanding.PENDING, (), ("staff",))
+    assert "for provider 'staff' to fulfil" in str(found)
+
+
+def test_a_row_that_an_epoch_left_out_is_pending(scene: Engine) -> None:
+    """Who has earlier epochs and not the present one waits for a holder."""
+    with as_user(scene, "founder") as session:
+        session.add(Membership(group_id=GROUP, user_id=OUTSIDER))
+        session.commit()
+        session.delete(session.get_one(Membership, (GROUP, MEMBER)))
+        session.commit()
+    newest = select(KEYS.c.key_id).where(KEYS.c.purpose == "root", KEYS.c.state == "active")
+    with scene.begin() as connection:
+        mine = GRANTS.c.key_id.in_(newest), GRANTS.c.row_user_id == OUTSIDER
+        connection.execute(delete(GRANTS).where(*mine))
+
+    assert GrantStanding.PENDING is standings(scene)[GROUP, OUTSIDER]
+
+
+def test_objects_of_several_classes(scene: Engine) -> None:
+    """Objects are answered in their order."""
+    with as_user(scene, "founder") as session:
+        session.add(ProfileShare(user_id=FOUNDER, group_id=GROUP))
+        session.commit()
+        rows = [session.get_one(Membership, (GROUP, MEMBER)), session.scalars(select(ProfileShare)).one()]
+        found = envelope.grant_states(session, [*rows, session.get_one(Membership, (GROUP, FOUNDER))])
+
+    assert [(one.grant, one.scope) for one in found] == [
+        ("Membership", None),
+        ("ProfileShare", "profile"),
+        ("Membership", None),
+    ]
+    assert {GrantStanding.GRANTED} == {one.standing for one in found}
+
+
+@pytest.mark.parametrize("grants", [User, [User()], [Membership(group_id=1, user_id=1)], [None]])
+def test_what_is_no_granting_row(scene: Engine, grants: Any) -> None:
+    """Only rows of a KeyGrant that are in the database stand anywhere."""
+    with Session(scene) as session, pytest.raises(ConfigurationError):
+        envelope.grant_states(session, grants)
+
+
+def test_a_row_without_its_seal_is_void(sqlite_engine: Engine) -> None:
+    """Where server keys are configured, a grant that somebody planted counts for nothing."""
+    sealed = Envelope(
+        kdf_profile=KdfProfile.unsafe_for_tests(),
+        server_keys=ServerKeyring.from_text(ServerKeyring.generate_key()),
+    )
+    Base.metadata.create_all(sqlite_engine)
+    with Session(sqlite_engine) as session:
+        user, group = User(email="one"), Group(name="a group")
+        with sealed.enroll(session, user, secret=secret_of("one")):
+            sealed.enroll(session, group)
+            session.add(Membership(group=group, user=user))
+            session.commit()
+        before = sealed.grant_states(session, Membership)
+        session.execute(update(GRANTS).values(wrapped=b"planted"))
+        after = sealed.grant_states(session, Membership)
+
+    assert [one.standing for one in before] == [GrantStanding.GRANTED]
+    assert [one.standing for one in after] == [GrantStanding.VOID]
+
+
+def test_keys_of_several_columns(sqlite_engine: Engine) -> None:
+    """Owners and rows with composite primary keys and UUIDs are found and named."""
+    KeysBase.metadata.create_all(sqlite_engine)
+    secret = secret_of("tenants")
+    with Session(sqlite_engine) as session:
+        one, two = (Tenant(region="eu", number=number) for number in (1, 2))
+        envelope.enroll(session, two, secret=secret)
+        with envelope.enroll(session, one, secret=secret):
+            team = Team(name="a team")
+            envelope.enroll(session, team)
+            session.add(TeamPlace(team_id=team.id, tenant_region="eu", tenant_number=1))
+            session.commit()
+        session.add(TeamPlace(team_id=team.id, tenant_region="eu", tenant_number=2))
+        session.commit()
+        with envelope.unlock(session, two, secret=secret):
+            found = envelope.why_locked(session, team)
+        states = envelope.grant_states(session, session.scalars(select(TeamPlace)).all())
+        named = OwnerName("Team", (team.id,))
+
+    assert found is not None
+    assert (found.reason, found.owner) == (LockReason.PENDING, named)
+    assert found.grant is not None
+    assert found.grant.holders == (OwnerName("Tenant", ("eu", 1)),)
+    assert {(one.to.primary_key, one.standing) for one in states} == {
+        (("eu", 1), GrantStanding.GRANTED),
+        (("eu", 2), GrantStanding.PENDING),
+    }
+
+
+def test_a_thousand_rows_cost_as_many_statements_as_one(scene: Engine) -> None:
+    """The number of statements depends on the classes alone."""
+    counts = []
+    for extra in (0, 30):
+        with Session(scene) as session:
+            envelope.attach(session)
+            session.add_all([User(id=100 + at, email=f"user {at}") for at in range(extra)])
+            session.flush()
+            session.add_all([Membership(group_id=GROUP, user_id=100 + at) for at in range(extra)])
+            if not extra:
+                session.add(Membership(group_id=GROUP, user_id=OUTSIDER))
+            session.commit()
+        with Session(scene) as session, calls_sent(scene) as sent:
+            found = envelope.grant_states(session, Membership)
+        counts.append((len(found), len(sent)))
+
+    assert counts == [(3, 6), (33, 6)]
+
+
+async def test_async(async_engine: AsyncEngine) -> None:
+    """The asynchronous face answers the same."""
+    aio = AsyncEnvelope(envelope)
+
+    def make(connection: Any) -> None:
+        Base.metadata.create_all(connection)
+
+    async with async_engine.begin() as connection:
+        await connection.run_sync(make)
+    async with AsyncSession(async_engine) as session:
+        await session.run_sync(lambda plain: (add_user(plain, "founder"), add_user(plain, "outsider")))
+        await session.run_sync(lambda plain: found_group(plain, "founder"))
+        await session.commit()
+        outsider = (await session.scalars(select(User).where(User.email == "outsider"))).one()
+        session.add(Membership(group_id=GROUP, user_id=outsider.id))
+        await session.commit()
+        outsider = (await session.scalars(select(User).where(User.email == "outsider"))).one()
+        async with aio.unlock(session, outsider, secret=secret_of("outsider")):
+            post = (await session.scalars(select(Post))).one()
+            found = await aio.why_locked(session, post)
+            states = await aio.grant_states(session, Membership)
+
+    assert found is not None
+    assert LockReason.PENDING is found.reason
+    assert [one.standing for one in states] == [GrantStanding.GRANTED, GrantStanding.PENDING]
