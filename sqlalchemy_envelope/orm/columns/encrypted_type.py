@@ -124,7 +124,7 @@ class EncryptedType(TypeDecorator[Any]):
         self.label = label
         if not isinstance(scope, str) or len(scope) > 64:
             raise ConfigurationError("EncryptedType(scope=...): a name of at most 64 characters.")
-        self.bind = bind
+        self.bind: Literal["column", "row"] = bind
         self.scope = scope
         self.previous = previous
         self.check = check
