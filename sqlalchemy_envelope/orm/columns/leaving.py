@@ -286,7 +286,7 @@ class _Leaving:
 
 
 def _tails(states: list[InstanceState[Any]]) -> list[bytes]:
-    keys = [state.key[1] if state.key else () for state in states]
+    keys: list[tuple[Any, ...]] = [state.key[1] if state.key else () for state in states]
     if all([len(key) == 1 for key in keys]):  # noqa: C419 - less than a generator costs
         return row_tails([key[0] for key in keys])
     return [row_tail(encode_reference(key)) for key in keys]
