@@ -20,6 +20,7 @@ from sqlalchemy_envelope import (
     KeyOwner,
     LockedError,
     PreviousColumn,
+    StatementRefusedError,
     ValueEncodingError,
 )
 from tests.orm.models import SECRET, envelope, unlock
@@ -499,3 +500,17 @@ def test_unique_rows_of_values_that_cannot_be_hashed(session: Session, key: str)
     session.flush()
     with pytest.raises(InvalidRequestError, match="non-hashable"):
         session.scalars(select(getattr(MODELS["json_variant"], key))).unique().all()
+
+
+def test_a_type_around_the_encrypted_one(sqlite_engine: Engine) -> None:
+    """A decorator around `EncryptedType` writes nothing, and its error says to put it inside."""
+
+    class Around(sa.TypeDecorator[str]):
+        impl = EncryptedType
+        cache_ok = True
+
+    table = sa.Table("around", sa.MetaData(), sa.Column("value", Around(sa.String)))
+    table.create(sqlite_engine)
+    refused = pytest.raises(StatementRefusedError, match=r"EncryptedType\(YourType\)")
+    with sqlite_engine.connect() as connection, refused:
+        connection.execute(table.insert().values(value="x"))

@@ -172,6 +172,11 @@ class EncryptedType(TypeDecorator[Any]):
             if mark is CIPHERTEXT:
                 return ciphertext
             del value, mark, ciphertext
+            if label is None:
+                raise StatementRefusedError(
+                    "A value for an EncryptedType that is in no column reached the database driver and was "
+                    "refused. A type of your own goes inside: EncryptedType(YourType), and not around it."
+                )
             raise StatementRefusedError(
                 f"A value for {label!r} reached the database driver unencrypted and was refused: this form "
                 "of statement is not supported on an encrypted column. Write through the ORM, or a plain "

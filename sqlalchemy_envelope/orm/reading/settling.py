@@ -73,7 +73,8 @@ def _settler(
     mapper: Mapper[Any], duals: Sequence[DualAttribute], query_context: Any, opener: RowOpener | None
 ) -> Callable[..., None]:
     def settle(state: InstanceState[Any], values: dict[str, Any], row: object) -> None:
-        if opener is not None and not opener.met_sealed and not duals:
+        # Rows that came past the opener were fetched by none of its ways.
+        if opener is not None and opener.fetched and not opener.met_sealed and not duals:
             return
         try:
             put_aside(state, values, query_context, plan_of_mapper(mapper))
