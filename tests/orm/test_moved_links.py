@@ -62,11 +62,22 @@ class Label(Base):
     text: Mapped[str | None] = mapped_column(EncryptedType(Text, owner="item.order.customer"))
 
 
+class Node(Base):
+    __tablename__ = "nodes"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    parent_id: Mapped[int | None] = mapped_column(ForeignKey("nodes.id"))
+    user_id: Mapped[int | None] = mapped_column(ForeignKey("users.id"))
+    parent: Mapped["Node | None"] = relationship(remote_side="Node.id")
+    user: Mapped[User | None] = relationship()
+    text: Mapped[str | None] = mapped_column(EncryptedType(Text, owner="parent.user"))
+
+
 class Doc(Base):
     __tablename__ = "docs"
     id: Mapped[int] = mapped_column(primary_key=True)
     kind: Mapped[str]
     user_id: Mapped[int] = mapped_column(ForeignKey("users.id"))
+    user: Mapped[User] = relationship(post_update=True)
     __mapper_args__: ClassVar[Any] = {"polymorphic_on": "kind", "polymorphic_identity": "doc"}
 
 
@@ -81,6 +92,7 @@ OWNERS = {
     "items": "SELECT i.id, o.customer_id, i.text FROM items i LEFT JOIN orders o ON o.id = i.order_id",
     "labels": "SELECT l.id, o.customer_id, l.text FROM labels l JOIN items i ON i.id = l.item_id "
     "LEFT JOIN orders o ON o.id = i.order_id",
+    "nodes": "SELECT n.id, p.user_id, n.text FROM nodes n JOIN nodes p ON p.id = n.parent_id",
     "letters": "SELECT l.id, d.user_id, l.text FROM letters l JOIN docs d ON d.id = l.id",
 }
 ISOLATION = ["READ COMMITTED", "REPEATABLE READ", "SERIALIZABLE"]
@@ -88,7 +100,8 @@ ISOLATION = ["READ COMMITTED", "REPEATABLE READ", "SERIALIZABLE"]
 
 @dataclass
 class Shop:
-    """Users 1 and 2; order 1 of user 1 with an item, order 2 of user 2 without, letter 1 of user 1."""
+    """Users 1 and 2; order 1 of user 1 with an item, order 2 of user 2 without, letter 1 of user 1; node 2
+    of user 1, with a value behind it in the nodes 1 and 3."""
 
     engine: Engine
     envelope: Envelope
@@ -127,6 +140,11 @@ def shop(engine: Engine) -> Shop:
             session.add_all([Order(id=1, customer_id=1), Order(id=2, customer_id=2)])
             session.flush()
             session.add_all([Item(id=1, order_id=1, text="item"), Letter(id=1, user_id=1, text="letter")])
+            session.add(Node(id=4, user_id=1))
+            session.flush()
+            session.add(Node(id=2, user_id=1, parent_id=4))
+            session.flush()
+            session.add_all([Node(id=at, parent_id=2, text=f"node {at}") for at in (1, 3)])
             session.commit()
 
     prepared(engine, "shop", make)
@@ -195,11 +213,61 @@ def _in_a_cte(session: Session) -> None:
     session.execute(select(moving.c.id))
 
 
+def _nodes(session: Session) -> tuple[Node, ...]:
+    return tuple(session.get_one(Node, at) for at in (1, 2, 3))
+
+
+def _written_before(session: Session) -> None:
+    first, parent, last = _nodes(session)
+    parent.user_id, first.text, last.text = 2, "new", None
+    session.flush()
+
+
+def _written_after(session: Session) -> None:
+    first, parent, last = _nodes(session)
+    parent.user_id, first.text, last.text = 2, None, "new"
+    session.flush()
+
+
+def _written_with_it(session: Session) -> None:
+    first, parent, last = _nodes(session)
+    last.text = None
+    session.flush()
+    for node in (first, parent):
+        node.user_id, node.text = 2, "new"
+    session.flush()
+
+
+def _moved_at_the_end(session: Session) -> None:
+    letter = session.get_one(Letter, 1)
+    letter.text, letter.user = "new", session.get_one(User, 2)
+    session.flush()
+
+
+def _moved_by_a_listener(session: Session) -> None:
+    moving = update(Doc.__table__).where(Doc.__table__.c.id == 1).values(user_id=2)
+
+    def move(_: Any, connection: Any, target: Any) -> None:
+        connection.execute(moving)
+
+    sa.event.listen(Letter, "before_update", move)
+    try:
+        session.get_one(Letter, 1).text = "new"
+        session.flush()
+    finally:
+        sa.event.remove(Letter, "before_update", move)
+
+
 MOVES: dict[str, Callable[[Session], Any]] = {
     "a flush": _flush_order,
     "a flush that empties": _empty_customer,
     "merge": lambda s: (s.merge(Order(id=1, customer_id=2)), s.flush()),
     "another row in its place": _switch_order,
+    "a flush that wrote the value before": _written_before,
+    "a flush that writes the value after": _written_after,
+    "a flush that writes the value with it": _written_with_it,
+    "a flush that moves the row at its end": _moved_at_the_end,
+    "a listener of a flush": _moved_by_a_listener,
     "bulk_update_mappings": lambda s: s.bulk_update_mappings(Order, [{"id": 1, "customer_id": 2}]),  # type: ignore[arg-type]
     "a list of rows": lambda s: s.execute(update(Order), [{"id": 1, "customer_id": 2}]),
     "update": lambda s: s.execute(update(Order).where(Order.id == 1).values(customer_id=2)),
@@ -248,6 +316,13 @@ def test_a_move_that_leaves_values_behind_is_refused(shop: Shop, move: Callable[
 
     assert shop.is_sound()
     assert {1: (1, 1)} == shop.stored("items") == shop.stored("letters")
+    assert shop.stored("nodes") == {1: (1, 1), 3: (1, 1)}
+
+
+def _switch_letter_with_value(session: Session, **values: Any) -> None:
+    session.delete(session.get_one(Letter, 1))
+    session.add(Letter(id=1, text="new", **values))
+    session.flush()
 
 
 HARMLESS: dict[str, Callable[[Session], Any]] = {
@@ -264,6 +339,8 @@ HARMLESS: dict[str, Callable[[Session], Any]] = {
         .values(id=1, customer_id=2, total=1)
         .on_conflict_do_update(index_elements=["id"], set_={"total": 3})
     ),
+    "another letter in its place": lambda s: _switch_letter_with_value(s, user_id=2),
+    "another letter in its place, of the same user": _switch_letter_with_value,
     "an object of a joined subclass": lambda s: (setattr(s.get_one(Letter, 1), "user_id", 2), s.flush()),
 }
 

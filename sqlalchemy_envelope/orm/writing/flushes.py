@@ -23,7 +23,7 @@ from sqlalchemy_envelope.exceptions import (
 )
 from sqlalchemy_envelope.orm.columns.plans import plan_of_mapper, plan_of_table
 from sqlalchemy_envelope.orm.columns.previous import policy_of_column
-from sqlalchemy_envelope.orm.columns.state import current_key, written
+from sqlalchemy_envelope.orm.columns.state import current_key, waits, written
 from sqlalchemy_envelope.orm.current.context import server_hint
 from sqlalchemy_envelope.orm.current.names import Names
 from sqlalchemy_envelope.orm.tables.connections import session_of
@@ -41,6 +41,8 @@ if TYPE_CHECKING:
     from sqlalchemy_envelope.orm.columns.plans import EncryptedAttribute, EncryptedColumn
     from sqlalchemy_envelope.orm.tables.owner_paths import LinkedPath
     from sqlalchemy_envelope.orm.tables.owners import OwnerClass
+
+    Key = tuple[Any, ...]
 
 _ENROLLING = "sqlalchemy_envelope.enrolling"
 _UNWRITTEN = "sqlalchemy_envelope.enrolling_unwritten"
@@ -132,8 +134,11 @@ class FlushNotes:
     def __init__(self) -> None:
         self.links: dict[tuple[Any, tuple[Any, ...]], tuple[Any, ...]] = {}
         """By path and what a row says, what the end of the path says of its owner, where objects know it."""
-        self.rewritten: dict[Column[Any], set[tuple[Any, ...]]] = {}
-        """By encrypted column, the primary keys of the rows that get a new value."""
+        self.to_rewrite: dict[Column[Any], set[tuple[Any, ...]]] = {}
+        """By encrypted column of a joined subclass, the primary keys of the rows whose new value is still to
+        be sent."""
+        self.replacing: dict[InstanceState[Any], InstanceState[Any]] = {}
+        """By deleted object, the new one that takes its row over."""
         self._updated: dict[tuple[Table, tuple[Any, ...]], InstanceState[Any]] = {}
         self._inserted: dict[Table, list[InstanceState[Any]]] = {}
 
@@ -145,6 +150,16 @@ class FlushNotes:
         """Note a changed row."""
         if state.key is not None:
             self._updated[table, tuple(state.key[1])] = state
+
+    def rewriting(self, state: InstanceState[Any], attribute: EncryptedAttribute, key: Key) -> None:
+        """Note that the object's row gets a new value, if it does: SQLAlchemy leaves out what is equal."""
+        if waits(state, attribute):
+            self.to_rewrite.setdefault(attribute.encrypted.column, set()).add(key)
+
+    def sent(self, columns: Iterable[EncryptedColumn], keys: Iterable[Key]) -> None:
+        """Note that these rows got their values: what moves them from here on leaves the values behind."""
+        for column in columns:
+            self.to_rewrite.get(column.column, set()).difference_update(keys)
 
     def find(self, table: Table, primary_key: tuple[Any, ...]) -> InstanceState[Any] | None:
         """The object whose row this is."""
@@ -203,7 +218,8 @@ def insert_listener(mapper: Mapper[Any]) -> Callable[..., None]:
     row_bound = any(attribute.encrypted.row_bound for attribute in plan)
     is_owner = any(attribute.encrypted.path.is_self for attribute in plan)
     linked = _linked(plan)
-    elsewhere = {a.encrypted.column.table for a in plan if not _names_owner(a.encrypted)}
+    in_base = [attribute for attribute in plan if not _names_owner(attribute.encrypted)]
+    elsewhere = {attribute.encrypted.column.table for attribute in in_base}
     defaults = [attribute for attribute in plan if attribute.encrypted.column.default is not None]
     owner_defaults = [
         (attribute, key, owner)
@@ -229,11 +245,13 @@ def insert_listener(mapper: Mapper[Any]) -> Callable[..., None]:
         replaced = None if state.session_id in _only_adding else _replaced(mapper, state, instance)
         if replaced is not None:
             notes, identity = _notes.setdefault(connection, FlushNotes()), current_key(state)
+            notes.replacing[replaced] = state
             for table in {attribute.encrypted.column.table for attribute in plan}:
                 notes.updating(table, replaced)
-            for attribute in plan:
+            for attribute in in_base:
+                _take_owner_over(state, replaced, attribute)
                 if attribute.key in state.dict:
-                    notes.rewritten.setdefault(attribute.encrypted.column, set()).add(identity)
+                    notes.rewriting(state, attribute, identity)
         for table in elsewhere:
             _notes.setdefault(connection, FlushNotes()).inserting(table, state)
         _note_links(connection, state, linked)
@@ -305,6 +323,15 @@ def _replaced(mapper: Mapper[Any], state: InstanceState[Any], instance: Any) -> 
     return attributes.instance_state(other)
 
 
+def _take_owner_over(
+    state: InstanceState[Any], replaced: InstanceState[Any], attribute: EncryptedAttribute
+) -> None:
+    """Let a new object that takes a row over know what it leaves as it is in the owner's columns."""
+    for key in attribute.owner_keys:
+        if key not in state.dict:
+            attributes.set_committed_value(state.obj(), key, getattr(replaced.obj(), key))
+
+
 def _names_owner(encrypted: EncryptedColumn) -> bool:
     plan = plan_of_table(encrypted.column.table)
     return plan is not None and plan.has(encrypted.path)
@@ -345,6 +372,7 @@ def update_listener(mapper: Mapper[Any]) -> Callable[..., None]:
     plan = plan_of_mapper(mapper)
     key_names = [mapper.get_property_by_column(column).key for column in mapper.primary_key]
     linked = _linked(plan)
+    in_base = {attribute for attribute in plan if not _names_owner(attribute.encrypted)}
 
     def before_update(_: Mapper[Any], connection: Connection, state: InstanceState[Any]) -> None:
         instance: Any = state.obj()
@@ -369,8 +397,8 @@ def update_listener(mapper: Mapper[Any]) -> Callable[..., None]:
                     getattr(instance, key)
             notes = _notes.setdefault(connection, FlushNotes())
             notes.updating(attribute.encrypted.column.table, state)
-            if attribute.key in changed:
-                notes.rewritten.setdefault(attribute.encrypted.column, set()).add(tuple(identity[1]))
+            if attribute in in_base and attribute.key in changed:
+                notes.rewriting(state, attribute, tuple(identity[1]))
         _note_links(connection, state, linked)
 
     return before_update

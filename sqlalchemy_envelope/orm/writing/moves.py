@@ -3,7 +3,12 @@
 Such a column stands in a row on a dotted path, or in the base table of a joined subclass. Who changes it
 moves the values behind it to another owner, and they stay under the former owner's key. So each statement
 that can change one is looked at before it is sent, whoever sends it: the rows that it moves are locked, and
-then asked for encrypted values. It is refused if there are some, unless its flush writes them anew.
+then asked for encrypted values. It is refused if there are some.
+
+One thing moves and takes its values along: an object of a joined subclass, whose flush writes them after the
+row in the base table. A row on the way does not, also if its flush writes all values behind it: which of them
+are written before it and which after depends on primary keys and relationships, and nobody could tell why
+it is refused today.
 
 Whoever encrypts a value for a row's owner holds a weaker lock on the rows that decide the owner
 (`owner_seek`): of a move and a new value, one waits for the other.
@@ -52,6 +57,7 @@ class Decider:
         table, columns: where they stand.
         names: what statements call them: by key, name and attribute; and the key of each.
         encrypted: the encrypted column.
+        is_own: they belong to the object that has the value, and not to a row on the way.
         hanging: the primary keys of the rows with a value that hang on rows with these primary keys.
     """
 
@@ -62,16 +68,20 @@ class Decider:
         names: dict[str, str],
         encrypted: Column[Any],
         hanging: Callable[[Sequence[Key]], Select[Any]],
+        *,
+        is_own: bool,
     ) -> None:
         self.table = table
         self.columns = columns
         self.names = names
         self.encrypted = encrypted
         self.hanging = hanging
+        self.is_own = is_own
 
     def is_like(self, other: Decider) -> bool:
         """Whether another one watches the same for the same."""
-        return self.columns == other.columns and self.encrypted is other.encrypted
+        same = self.columns == other.columns and self.encrypted is other.encrypted
+        return same and self.is_own == other.is_own
 
 
 def expect(mapper: Mapper[Any]) -> None:
@@ -108,13 +118,14 @@ def _deciders(mapper: Mapper[Any], attribute: EncryptedAttribute) -> Iterator[De
                 _names(mapper, columns),
                 column,
                 _hanging(mapper, attribute, table, None, 0),
+                is_own=True,
             )
     for linked in linked_paths(path):
         for at, (there, keys) in enumerate(linked.links()):
             mapped = [one for key in keys for one in there.attrs[key].columns]
             for table, columns in _by_table(mapped):
                 hanging = _hanging(mapper, attribute, table, linked, at + 1)
-                yield Decider(table, columns, _names(there, columns), column, hanging)
+                yield Decider(table, columns, _names(there, columns), column, hanging, is_own=False)
 
 
 def _by_table(columns: Iterable[Any]) -> list[tuple[Table, frozenset[Column[Any]]]]:
@@ -265,12 +276,13 @@ def _written(decider: Decider, statement: Any, rows: Sequence[Any]) -> dict[str,
 
 def _moved_rows(
     connection: Connection, decider: Decider, statement: Any, rows: Sequence[Any], written: Mapping[str, Any]
-) -> list[Key]:
-    """The primary keys of the rows whose deciding columns get other values, locked from here on."""
+) -> dict[Key, list[dict[str, Any]]]:
+    """The primary keys of the rows whose deciding columns get other values, locked from here on; each with
+    what it gets, as far as that is known."""
     key, table = list(decider.table.primary_key), decider.table
     columns = [table.columns[name] for name in sorted(written)]
     wanted: dict[Key, list[dict[str, Any]]] = {}
-    found: list[Key] = []
+    found: dict[Key, list[dict[str, Any]]] = {}
     for row in rows:
         new = {name: _value(name, clause, row) for name, clause in written.items()}
         pinned = dict(equalities(statement, table, row))
@@ -280,14 +292,15 @@ def _moved_rows(
             continue
         changes = or_(*(column.is_distinct_from(new[column.key]) for column in columns))
         query: Any = select(*key).select_from(table).where(*statement._where_criteria, changes)
-        found += map(tuple, connection.execute(query.with_for_update(of=table), row).all())
+        moved = connection.execute(query.with_for_update(of=table), row).all()
+        found.update((tuple(one), []) for one in moved)
     for some in chunks(list(wanted)):
         query = select(*key, *columns).where(among(key, some)).with_for_update(of=table)
         for one in connection.execute(query):
             at, before = tuple(one[: len(key)]), dict(zip(sorted(written), one[len(key) :], strict=True))
             # What the database gives may be of another type than what the statement says: then it is moved.
             if any(_differ(before, new) for new in wanted.get(at, [{}])):
-                found.append(at)
+                found.setdefault(at, wanted.get(at, []))
     return found
 
 
@@ -303,10 +316,28 @@ def _differ(before: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
     return any(isinstance(one, ClauseElement) or one != before[name] for name, one in new.items())
 
 
-def _check_hanging(connection: Connection, decider: Decider, moved: Sequence[Key], name: str) -> None:
-    notes, dialect = notes_of(connection), connection.dialect.name
-    anew = notes.rewritten.get(decider.encrypted, set()) if notes is not None else set()
-    for some in chunks(list(dict.fromkeys(moved))):
+def _follows(connection: Connection, decider: Decider, key: Key, new: Mapping[str, Any]) -> bool:
+    """Whether the flush of an object of a joined subclass writes its value after this, for the owner that its
+    row gets here."""
+    notes, encrypted = notes_of(connection), decider.encrypted
+    if notes is None or key not in notes.to_rewrite.get(encrypted, ()):
+        return False
+    state = notes.find(encrypted.table, key)
+    if state is None:
+        return False
+    says, mapper = notes.replacing.get(state, state).dict, state.mapper
+    mine = {one.key: says.get(mapper.get_property_by_column(one).key) for one in decider.columns}
+    return not _differ(mine, new)
+
+
+def _check_hanging(
+    connection: Connection, decider: Decider, moved: Mapping[Key, Sequence[dict[str, Any]]], name: str
+) -> None:
+    dialect = connection.dialect.name
+    anew = set()
+    if decider.is_own:
+        anew = {key for key, new in moved.items() if new and _follows(connection, decider, key, new[-1])}
+    for some in chunks(list(moved)):
         query = decider.hanging(some).limit(len(anew) + 1)
         if dialect in ("mysql", "mariadb"):
             query = query.with_for_update(
@@ -339,8 +370,8 @@ def _refusal(decider: Decider, name: str) -> StatementRefusedError:
     cure = "Change the objects in a session" if inherits else f"Give the rows of {table.name} another parent"
     return StatementRefusedError(
         f"{what} leads to the owner of encrypted values in {where}, and a statement moves rows that have "
-        f"some: they would stay under the former owner's key. {cure}, or empty {where} first and write it "
-        "anew."
+        f"some: they would stay under the former owner's key. {cure}, or empty {where} and write it anew: "
+        "each in a flush of its own."
     )
 
 

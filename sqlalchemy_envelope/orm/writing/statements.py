@@ -361,7 +361,7 @@ class _StatementWriter:
         state = self._state(row)
         if state is None and not self._plan.has(path):
             return self._owners.in_base(self._plan.table, path, self._identity(row))
-        return None if state is None else owner_values(state, path, column.key)
+        return None if state is None else owner_values(self._new_state(state), path, column.key)
 
     def _given(self, path: OwnerPath, row: Row, literals: Row) -> dict[str, Any]:
         """What the statement gives the owner's columns, as far as it names them."""
@@ -380,6 +380,8 @@ class _StatementWriter:
         if self._inserts:
             rows = self._with_defaults(rows, literals) if self._plan.has_defaults else rows
             self._require_uniform(rows)
+        elif (notes := notes_of(self._connection)) is not None and notes.to_rewrite:
+            notes.sent(self._plan.columns, [self._identity(row) for row in rows])
         if len(rows) > 1:
             self._prepare(rows, literals)
         else:
@@ -667,6 +669,11 @@ class _StatementWriter:
         """The object whose row this is, during a flush."""
         notes = notes_of(self._connection)
         return notes.find(self._plan.table, self._identity(row)) if notes is not None else None
+
+    def _new_state(self, state: InstanceState[Any]) -> InstanceState[Any]:
+        """The object that takes the row of another one over, if one does."""
+        notes = notes_of(self._connection)
+        return state if notes is None else notes.replacing.get(state, state)
 
     def _identity(self, row: Row) -> tuple[Any, ...]:
         """The row's primary key as the statement names it: an INSERT by column, a flush's
