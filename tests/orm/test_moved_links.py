@@ -195,6 +195,12 @@ def _reflected(session: Session) -> None:
     session.execute(update(orders).where(orders.c.id == 1).values(customer_id=2))
 
 
+def _changed_unnamed(session: Session) -> None:
+    columns = (sa.Column("id", sa.Integer, primary_key=True), sa.Column("total", sa.Integer))
+    orders = Table("orders", MetaData(), *columns, sa.Column("customer_id", sa.Integer, onupdate=2))
+    session.execute(update(orders).values(total=1))
+
+
 def _lightweight(session: Session) -> None:
     orders = table("orders", sa.column("id"), sa.column("customer_id"))
     session.execute(update(orders).where(orders.c.id == 1).values(customer_id=2))
@@ -288,6 +294,7 @@ MOVES: dict[str, Callable[[Session], Any]] = {
     "a CTE": _in_a_cte,
     "an upsert": _upsert_order,
     "a reflected table": _reflected,
+    "another table's onupdate": _changed_unnamed,
     "a lightweight table": _lightweight,
     "the base: update": lambda s: s.execute(update(Doc).where(Doc.id == 1).values(user_id=2)),
     "the base: a list of rows": lambda s: s.execute(update(Doc), [{"id": 1, "user_id": 2}]),

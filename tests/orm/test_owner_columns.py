@@ -6,7 +6,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import sqlalchemy as sa
@@ -374,6 +374,102 @@ def test_one_of_two_and_a_default_for_the_other(lite: Application, model: Any, m
             session.commit()
 
     assert lite.stored(model) == [(None, 1, ("Team", 1))] * 2
+
+
+# Columns that an UPDATE changes without naming them
+
+BY_ITSELF: dict[str, dict[str, Any]] = {
+    "a function": {"onupdate": current_tenant},
+    "a constant": {"onupdate": 2},
+    "SQL": {"onupdate": sa.text("2")},
+    "a trigger": {"server_onupdate": sa.FetchedValue()},
+}
+
+
+def declare(where: str, options: dict[str, Any], owner: Any, bind: Any = "column") -> Any:
+    """A page of a book of a person, with these options for one column."""
+
+    class Local(DeclarativeBase):
+        pass
+
+    def column(name: str, *arguments: Any, **named: Any) -> Any:
+        return mapped_column(*arguments, **named, **(options if name == where else {}))
+
+    class Person(KeyOwner, Local):
+        __tablename__ = "people"
+        id: Mapped[int] = mapped_column(primary_key=True)
+
+    class Book(Local):
+        __tablename__ = "books"
+        id: Mapped[int] = mapped_column(primary_key=True)
+        kind: Mapped[str]
+        person_id: Mapped[int] = column("books.person_id", ForeignKey("people.id"))
+        person: Mapped[Person] = relationship()
+        __mapper_args__: ClassVar[Any] = {"polymorphic_on": "kind", "polymorphic_identity": "book"}
+
+    class Atlas(Book):
+        __tablename__ = "atlases"
+        id: Mapped[int] = mapped_column(ForeignKey("books.id"), primary_key=True)
+        map: Mapped[str | None] = text("person_id")
+        __mapper_args__: ClassVar[Any] = {"polymorphic_identity": "atlas"}
+
+    class Page(Local):
+        __tablename__ = "pages"
+        id: Mapped[int] = column("pages.id", primary_key=True, default=1)
+        account: Mapped[int] = column("pages.account")
+        person_id: Mapped[int | None] = column("pages.person_id", ForeignKey("people.id"))
+        book_id: Mapped[int | None] = column("pages.book_id", ForeignKey("books.id"))
+        book: Mapped[Book | None] = relationship()
+        text: Mapped[str | None] = mapped_column(EncryptedType(Text, owner, bind=bind))
+
+    return Local
+
+
+@pytest.mark.parametrize("options", BY_ITSELF.values(), ids=BY_ITSELF)
+@pytest.mark.parametrize(
+    ("where", "owner", "bind"),
+    [
+        ("pages.person_id", "person_id", "column"),
+        ("pages.person_id", OneOf("person_id", "book.person"), "column"),
+        ("pages.account", OwnerColumn("account", of="Person"), "column"),
+        ("pages.book_id", "book.person", "column"),
+        ("books.person_id", "book.person", "column"),
+        ("books.person_id", "person_id", "column"),
+        ("pages.id", "person_id", "row"),
+    ],
+    ids=["own", "one of two", "without a foreign key", "the first step", "on the way", "base", "row"],
+)
+def test_a_column_that_an_update_changes_unnamed(
+    where: str, owner: Any, bind: str, options: dict[str, Any]
+) -> None:
+    """It would give a row to another owner, or another primary key, and leave its value behind: refused where
+    mappers are configured, wherever it stands between the row and its owner."""
+    base = declare(where, options, owner, bind)
+    with pytest.raises(ConfigurationError, match=rf"{where}.* has `(server_)?onupdate=`.*Remove it"):
+        base.registry.configure()
+    base.registry.dispose()
+
+
+def test_other_columns_may_change_unnamed() -> None:
+    """`onupdate=` is refused only where it changes a row's owner."""
+    base = declare("pages.account", {"onupdate": 2}, "book.person")
+    base.registry.configure()
+
+    assert base.metadata.tables["pages"].c.account.onupdate.arg == 2
+
+
+@pytest.mark.parametrize(
+    ("made", "how"),
+    [((), "onupdate="), ((sa.Computed("2"),), r"Computed\(\.\.\.\)")],
+    ids=["Python", "database"],
+)
+def test_a_table_without_a_class(lite: Application, made: Any, how: str) -> None:
+    """A table that Core alone writes is refused with its first statement."""
+    options = {} if made else {"onupdate": 2}
+    owner = sa.Column("user_id", ForeignKey(User.__table__.c.id), *made, **options)
+    notes = sa.Table("core_notes", sa.MetaData(), owner, sa.Column("text", EncryptedType(Text)))
+    with lite.engine.begin() as connection, pytest.raises(ConfigurationError, match=f"has `{how}`"):
+        connection.execute(update(notes).values(text="t", user_id=1))
 
 
 # `using`

@@ -9,6 +9,7 @@ from sqlalchemy import Column, Table, UniqueConstraint
 
 from sqlalchemy_envelope.exceptions import ConfigurationError
 from sqlalchemy_envelope.orm.columns.encrypted_type import EncryptedType
+from sqlalchemy_envelope.orm.columns.owner_updates import changed_by_itself
 from sqlalchemy_envelope.orm.columns.plans import plan_of_mapper
 from sqlalchemy_envelope.orm.columns.previous import attach_previous
 from sqlalchemy_envelope.orm.columns.stored_value import attach_check
@@ -98,6 +99,12 @@ def _check_row_bound(column: Column[Any], mapper: Mapper[Any]) -> None:
     if set(mapper.primary_key) != set(base.primary_key.columns):
         raise ConfigurationError(f"{where} is bound to its row: map its table's own primary key.")
     for key in base.primary_key.columns:
+        how = changed_by_itself(key)
+        if how is not None:
+            raise ConfigurationError(
+                f"{where} is bound to its row, and {base.name}.{key.name} has {how}: a value does not open "
+                "in a row with another primary key. Remove it."
+            )
         made_by_client = key.default is not None and (key.default.is_scalar or key.default.is_callable)
         if not made_by_client and (key is base.autoincrement_column or key.server_default is not None):
             raise ConfigurationError(

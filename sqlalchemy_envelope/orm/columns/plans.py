@@ -11,6 +11,7 @@ from sqlalchemy.orm import Mapper
 
 from sqlalchemy_envelope.exceptions import ConfigurationError
 from sqlalchemy_envelope.orm.columns.encrypted_type import EncryptedType
+from sqlalchemy_envelope.orm.columns.owner_updates import refuse_owner_updates
 from sqlalchemy_envelope.orm.columns.previous import PREVIOUS, policy_of_column
 from sqlalchemy_envelope.orm.columns.sealed import Sealed, is_ciphertext
 from sqlalchemy_envelope.orm.columns.whose import path_of
@@ -203,6 +204,7 @@ def _plan_table(table: Table) -> TablePlan | None:
     groups: dict[tuple[Any, ...], tuple[OwnerPath, list[EncryptedColumn]]] = {}
     for column in encrypted:
         path = path_of(column, mapper, _original)
+        refuse_owner_updates(column, path)
         path, members = groups.setdefault(path.identity, (path, []))
         members.append(EncryptedColumn(column, _encrypted_type(column), path))
         for owner_class in path.owner_classes:

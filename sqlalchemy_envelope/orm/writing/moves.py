@@ -19,7 +19,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary, WeakSet, ref
 
-from sqlalchemy import Insert, Table, inspect, or_, select
+from sqlalchemy import Insert, Table, Update, inspect, or_, select
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import aliased
 from sqlalchemy.sql.elements import BindParameter, ClauseElement
@@ -183,6 +183,8 @@ def check_moves(connection: Connection, statement: Any, target: Any, multiparams
     rows, looked = list(multiparams) or [params or {}], False
     for decider in deciders:
         written = _written(decider, statement, rows)
+        if is_twin and isinstance(statement, Update):
+            written |= _changed_unnamed(decider, target)
         if not written or (is_twin and not _is_here(connection, decider)):
             continue
         if is_twin or isinstance(statement, Insert):
@@ -272,6 +274,13 @@ def _written(decider: Decider, statement: Any, rows: Sequence[Any]) -> dict[str,
             if name in names:
                 found[names[name]] = value
     return found
+
+
+def _changed_unnamed(decider: Decider, twin: Any) -> dict[str, Any]:
+    """The deciding columns that an UPDATE through another Table object changes without naming them. Those of
+    the model have no `onupdate=`."""
+    columns = [one for one in twin.columns if getattr(one, "onupdate", None) is not None]
+    return {decider.names[one.key]: None for one in columns if one.key in decider.names}
 
 
 def _moved_rows(
