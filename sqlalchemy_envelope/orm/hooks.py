@@ -38,6 +38,7 @@ from sqlalchemy_envelope.orm.writing import (
     forms,
     gate,
     moves,
+    object_copies,
     refusals,
     sole_owners,
     statements,
@@ -219,6 +220,7 @@ def _on_mapper_configured(mapper: Mapper[Any], cls: type[Any]) -> None:
         return
     for attribute in plan:
         objects.make_locked_aware(getattr(cls, attribute.key).impl)
+        object_copies.make_carrying(mapper.get_property(attribute.key))
     moves.watch(mapper, plan)
     listener = objects.load_listener(mapper)
     duals = two_columns.dual_attributes(mapper)

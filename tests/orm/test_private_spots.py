@@ -17,7 +17,15 @@ from sqlalchemy import Engine, func, insert, literal, select, union_all, update
 from sqlalchemy.dialects.sqlite import insert as upsert
 from sqlalchemy.engine.cursor import CursorFetchStrategy
 from sqlalchemy.ext.mutable import MutableDict
-from sqlalchemy.orm import Mapped, Session, load_only, mapped_column, query_expression, with_expression
+from sqlalchemy.orm import (
+    ColumnProperty,
+    Mapped,
+    Session,
+    load_only,
+    mapped_column,
+    query_expression,
+    with_expression,
+)
 
 from sqlalchemy_envelope import EnvelopeError, LockedError, Sealed, StatementRefusedError
 from sqlalchemy_envelope.orm import hooks
@@ -28,7 +36,7 @@ from sqlalchemy_envelope.orm.columns.stored_value import EncryptedCheck
 from sqlalchemy_envelope.orm.current import locks
 from sqlalchemy_envelope.orm.reading import echo, objects, results, statement_plan
 from sqlalchemy_envelope.orm.tables.databases import database_name
-from sqlalchemy_envelope.orm.writing import copies, forms, marks, refusals, statements
+from sqlalchemy_envelope.orm.writing import copies, forms, marks, object_copies, refusals, statements
 from tests.orm.conftest import Started
 from tests.orm.models import Note, Page, User, stored, unlock
 
@@ -356,6 +364,16 @@ def test_an_attribute_changes_its_class() -> None:
     assert isinstance(implementation, objects._LockedAware)
     assert "ScalarAttributeImpl" in bases
     assert not hasattr(implementation, "__dict__")
+
+
+def test_a_mapped_column_changes_its_class() -> None:
+    """`prop.__class__` can be set, and `merge`, which SQLAlchemy documents, runs for every column of an
+    object that is merged: `test_object_copies` holds what it carries."""
+    prop: Any = Note.__mapper__.get_property("body")
+
+    assert isinstance(prop, object_copies._Carrying)
+    assert isinstance(prop, ColumnProperty)
+    assert "merge" in vars(ColumnProperty)
 
 
 def test_an_attribute_that_does_not_change_its_class() -> None:

@@ -185,9 +185,8 @@ class _Leaving:
         _expire(state, values, keys)
         # Locked, it may still be read from the previous column otherwise.
         by_key = {attribute.key: attribute.encrypted.column for attribute in plan_of_mapper(state.mapper)}
-        read_again = [key for key in keys if policy_of_column(by_key[key]) != "both"]
-        if read_again:
-            state.info.setdefault(WIPED, {}).update(dict.fromkeys(read_again, True))
+        needs_key = {key: policy_of_column(by_key[key]) != "both" for key in keys}
+        state.info.setdefault(WIPED, {}).update(needs_key)
 
     def _expire_filled(self, state: InstanceState[Any], expressions: tuple[str, ...]) -> None:
         values, instance = state.dict, state.obj()

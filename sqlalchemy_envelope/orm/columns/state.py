@@ -23,7 +23,8 @@ SEALED = "sqlalchemy_envelope.sealed"
 attribute."""
 WIPED = "sqlalchemy_envelope.wiped"
 """In `state.info`: attributes that were decrypted once and forgotten on leaving, of which no stored value is
-kept; read again from the database."""
+kept; read again from the database. Each with whether that takes a key: none where the previous column is
+read too."""
 WAITING = "sqlalchemy_envelope.waiting"
 """In `state.info`: attributes whose value is in the previous column alone, where it is refused or locked."""
 FROM_PREVIOUS = "sqlalchemy_envelope.from_previous"

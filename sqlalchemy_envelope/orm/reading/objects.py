@@ -28,6 +28,7 @@ from sqlalchemy_envelope.orm.columns.state import (
     SEALED,
     WAITING,
     WIPED,
+    current_key,
     forget,
     is_row_of,
     owner_of_row,
@@ -116,8 +117,15 @@ def _open(
     if owner is None:
         check_value(sealed.blob, attribute.type.field.label)
         return LOCKED
-    reference = encode_reference(state.key[1]) if attribute.row_bound and state.key is not None else b""
-    return open_stored(session, attribute.type.format, sealed.blob, owner, reference)
+    return open_stored(session, attribute.type.format, sealed.blob, owner, _reference(state, attribute))
+
+
+def _reference(state: InstanceState[Any], attribute: EncryptedAttribute) -> bytes:
+    """The row that a value is bound to; of an object without a row, the row that it is going to be."""
+    if not attribute.row_bound:
+        return b""
+    key = state.key[1] if state.key is not None else current_key(state)
+    return b"" if None in key else encode_reference(key)
 
 
 def _owner(
@@ -181,7 +189,7 @@ class _LockedAware:
             waiting = state.info.get(WAITING, {}).get(self.key)
             if waiting is not None:
                 return two_columns.read_waiting(state, waiting, passive, forget)
-            if self.key in state.info.get(WIPED, ()) and passive & SQL_OK:
+            if state.info.get(WIPED, {}).get(self.key) and passive & SQL_OK:
                 if not _may_open(state, self.key):
                     raise _locked(state, self.key)
                 if state.session is not None and not _may_wait(state, state.session):

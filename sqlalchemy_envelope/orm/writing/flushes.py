@@ -28,6 +28,7 @@ from sqlalchemy_envelope.orm.current.context import server_hint
 from sqlalchemy_envelope.orm.current.names import Names
 from sqlalchemy_envelope.orm.tables.connections import session_of
 from sqlalchemy_envelope.orm.tables.owner_paths import linked_paths, referred, referring
+from sqlalchemy_envelope.orm.writing.object_copies import open_carried
 from sqlalchemy_envelope.orm.writing.orphans import refuse_orphan
 from sqlalchemy_envelope.orm.writing.owner_columns import has_python_default
 
@@ -231,6 +232,7 @@ def insert_listener(mapper: Mapper[Any]) -> Callable[..., None]:
 
     def before_insert(_: Mapper[Any], connection: Connection, state: InstanceState[Any]) -> None:
         instance: Any = state.obj()
+        open_carried(state, plan)
         for attribute in defaults:
             if attribute.key not in state.dict:
                 attributes.set_attribute(instance, attribute.key, client_default(attribute.encrypted.column))

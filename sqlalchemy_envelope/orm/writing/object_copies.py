@@ -1,0 +1,105 @@
+"""Objects that become another row than the one they were read from: by `make_transient`, after they were
+pickled, or by `merge` where their row is not there.
+
+A value that was locked is not in the object's `__dict__`: SQLAlchemy would store NULL for it and say nothing.
+So it is opened before the INSERT, or the flush is refused.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy.orm import attributes
+
+from sqlalchemy_envelope.exceptions import DecryptionError, LockedError, StatementRefusedError
+from sqlalchemy_envelope.orm.columns.state import SEALED, WAITING, WIPED
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from sqlalchemy.orm import InstanceState
+
+    from sqlalchemy_envelope.orm.columns.plans import EncryptedAttribute
+
+
+def open_carried(state: InstanceState[Any], plan: Iterable[EncryptedAttribute]) -> None:
+    """Open the values that a new row's object carries and has not opened.
+
+    Raises:
+        LockedError: a key is not here, or a value was not kept.
+        StatementRefusedError: a value is bound to the row that the object was read from.
+    """
+    if "info" not in state.__dict__:
+        return
+    for attribute in plan:
+        key = attribute.key
+        if key in state.dict:
+            continue
+        if key in state.info.get(WIPED, ()):
+            raise LockedError(
+                f"{_name(state, key)} was closed when its unlocked session was left, and its object becomes "
+                f"another row: {_STORED_WITHOUT}"
+            )
+        if key in state.info.get(SEALED, ()) or key in state.info.get(WAITING, ()):
+            _open(state, attribute)
+
+
+_STORED_WITHOUT = "it would be stored without this value. Read it before, or set it."
+
+
+def _open(state: InstanceState[Any], attribute: EncryptedAttribute) -> None:
+    instance: Any = state.obj()
+    try:
+        getattr(instance, attribute.key)
+    except LockedError as error:
+        raise type(error)(f"{error.args[0]} The object becomes another row: {_STORED_WITHOUT}") from None
+    except DecryptionError:
+        if not attribute.row_bound:
+            raise
+        raise StatementRefusedError(
+            f"{_name(state, attribute.key)} is bound to the row that it was read from, and its object "
+            f"becomes another row: {_STORED_WITHOUT}"
+        ) from None
+    attributes.flag_modified(instance, attribute.key)
+
+
+def _name(state: InstanceState[Any], key: str) -> str:
+    return f"{state.class_.__name__}.{key}"
+
+
+class _Carrying:
+    """Mixed into a mapped column's own class: a new object that `Session.merge` makes carries the values
+    that are locked in the one it is made from."""
+
+    __slots__ = ()
+    key: str
+
+    def merge(
+        self,
+        session: Any,
+        source_state: InstanceState[Any],
+        source_dict: Any,
+        dest_state: InstanceState[Any],
+        *arguments: Any,
+        **named: Any,
+    ) -> None:
+        super().merge(session, source_state, source_dict, dest_state, *arguments, **named)  # type: ignore[misc]  # of the class it is mixed into
+        if self.key in source_dict or dest_state.has_identity or "info" not in source_state.__dict__:
+            return
+        for mark in (SEALED, WIPED, WAITING):
+            carried = source_state.info.get(mark, {})
+            if self.key in carried:
+                dest_state.info.setdefault(mark, {})[self.key] = carried[self.key]
+
+
+_carrying: dict[type, type] = {}
+
+
+def make_carrying(prop: Any) -> None:
+    """Let `merge` carry what is locked in one mapped column."""
+    base = type(prop)
+    if not issubclass(base, _Carrying):
+        if base not in _carrying:
+            names = {"__slots__": (), "inherit_cache": True}
+            _carrying[base] = type("Encrypted" + base.__name__, (_Carrying, base), names)
+        prop.__class__ = _carrying[base]
