@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy.orm import attributes
 
-from sqlalchemy_envelope.exceptions import DecryptionError, LockedError, StatementRefusedError
+from sqlalchemy_envelope.exceptions import DecryptionError, LockedError, LockReason, StatementRefusedError
 from sqlalchemy_envelope.orm.columns.state import SEALED, WAITING, WIPED
 
 if TYPE_CHECKING:
@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from sqlalchemy.orm import InstanceState
 
     from sqlalchemy_envelope.orm.columns.plans import EncryptedAttribute
+
+
+_STORED_WITHOUT = "it would be stored without this value. Read it before, or set it."
 
 
 def open_carried(state: InstanceState[Any], plan: Iterable[EncryptedAttribute]) -> None:
@@ -39,12 +42,9 @@ def open_carried(state: InstanceState[Any], plan: Iterable[EncryptedAttribute]) 
             raise LockedError(
                 f"{_name(state, key)} was closed when its unlocked session was left, and its object becomes "
                 f"another row: {_STORED_WITHOUT}"
-            )
+            ).because(LockReason.LEFT)
         if key in state.info.get(SEALED, ()) or key in state.info.get(WAITING, ()):
             _open(state, attribute)
-
-
-_STORED_WITHOUT = "it would be stored without this value. Read it before, or set it."
 
 
 def _open(state: InstanceState[Any], attribute: EncryptedAttribute) -> None:
@@ -52,7 +52,8 @@ def _open(state: InstanceState[Any], attribute: EncryptedAttribute) -> None:
     try:
         getattr(instance, attribute.key)
     except LockedError as error:
-        raise type(error)(f"{error.args[0]} The object becomes another row: {_STORED_WITHOUT}") from None
+        told = type(error)(f"{error.args[0]} The object becomes another row: {_STORED_WITHOUT}")
+        raise told.because(error.reason) from None
     except DecryptionError:
         if not attribute.row_bound:
             raise
