@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 import pytest
 import sqlalchemy as sa
-from sqlalchemy import Engine, ForeignKey, Text, insert, literal, null, select, update
+from sqlalchemy import Engine, ForeignKey, Text, bindparam, insert, literal, null, select, update
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, relationship
 
 from sqlalchemy_envelope import (
@@ -523,6 +523,23 @@ def test_an_owner_that_the_database_computes(lite: Application, model: Any, stat
         values = {"order_id": OTHER} if model is Item else {"account": OTHER}
         values = {"user_id": OTHER} if model in (Plain, Either) else values
         refused(lite, lambda other: by_flush(other, model, {**values, "text": "needle"}), ".", model)
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        insert(Plain).values(user_id=bindparam("who"), text="needle"),
+        insert(Plain).values([{"user_id": bindparam("who"), "text": "needle"}]),
+        insert(Either).values(user_id=bindparam("who"), team_id=1, text="needle"),
+        update(Plain).where(Plain.id == 1).values(user_id=bindparam("who"), text="needle"),
+    ],
+    ids=str,
+)
+def test_an_owner_in_a_parameter_that_is_not_given(lite: Application, statement: Any) -> None:
+    """A `bindparam()` without a value names no owner, and none is taken from elsewhere."""
+    with Session(lite.engine) as session, lite.server.using(session.get_one(User, 1)):
+        model = Either if "either" in str(statement).lower() else Plain
+        refused(lite, lambda other: other.execute(statement), "the parameter 'who'", model)
 
 
 @pytest.mark.parametrize(

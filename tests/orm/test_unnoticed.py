@@ -5,7 +5,19 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from sqlalchemy import Engine, ForeignKey, String, delete, lambda_stmt, select, update
+from sqlalchemy import (
+    Column,
+    Engine,
+    ForeignKey,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    delete,
+    lambda_stmt,
+    select,
+    update,
+)
 from sqlalchemy.orm import (
     DeclarativeBase,
     Mapped,
@@ -13,6 +25,7 @@ from sqlalchemy.orm import (
     defaultload,
     joinedload,
     mapped_column,
+    registry,
     relationship,
 )
 
@@ -77,3 +90,11 @@ def test_a_delete_in_a_lambda(session: Session) -> None:
     session.execute(statement, execution_options={"synchronize_session": "fetch"})
 
     assert tag not in session
+
+
+def test_a_mapped_column_gets_no_info() -> None:
+    """`Column.info` makes a dictionary when it is read: mapping a column that is not encrypted reads none."""
+    table = Table("things", MetaData(), Column("id", Integer, primary_key=True), Column("name", String))
+    registry().map_imperatively(type("Thing", (), {}), table)
+
+    assert [column.name for column in table.columns if "info" in column.__dict__] == []

@@ -405,15 +405,18 @@ def test_inserts_without_an_owner(lite: Started) -> None:
         assert sent == []
 
 
-def test_a_literal_beside_rows_is_refused(lite: Started) -> None:
-    """`values(body=...)` with a list of rows cannot be encrypted for each row."""
+@pytest.mark.parametrize("several", [False, True], ids=["one row", "several rows"])
+def test_a_literal_beside_rows_is_refused(lite: Started, several: bool) -> None:
+    """`values(body=...)` with a list of rows cannot be encrypted for each row. SQLAlchemy's error over
+    several rows in `values()` would print the list."""
+    values: Any = [{"user_id": 1, "body": PLAIN}] * 2 if several else {"body": PLAIN}
+    statement = NOTES.insert().values(values).returning(NOTES.c.id)
     with unlock(lite.session, lite.ada):
-        with statements_sent(lite.engine) as sent, pytest.raises(StatementRefusedError):
-            lite.session.connection().execute(
-                NOTES.insert().values(body=PLAIN), [{"user_id": 1}, {"user_id": 1}]
-            )
+        with statements_sent(lite.engine) as sent, pytest.raises(StatementRefusedError) as caught:
+            lite.session.connection().execute(statement, [{"user_id": 1, "words": PLAIN}] * 2)
 
         assert sent == []
+        assert PLAIN not in str(caught.value)
 
 
 # Updates

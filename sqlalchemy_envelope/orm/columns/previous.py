@@ -122,7 +122,7 @@ def _null_for_none(type_: Any) -> Any:
 def previous_of(column: Any) -> Any:
     """The previous column beside an encrypted one, of the same table or alias; None if it has none."""
     base = _base(column)
-    if base is None or PREVIOUS not in base.info:
+    if base is None or not has_previous(base):
         return None
     previous = base.table.c.get(base.info[PREVIOUS])
     entity = column._annotations.get("parententity")
@@ -140,7 +140,13 @@ def previous_of(column: Any) -> Any:
 def is_moving(column: Any) -> bool:
     """Whether a column, of a table or of what is selected from one, has a previous one."""
     base = _base(column)
-    return base is not None and PREVIOUS in base.info
+    return base is not None and has_previous(base)
+
+
+def has_previous(column: Column[Any]) -> bool:
+    """Whether a column of a table has a previous one. Its type is asked first: to read `Column.info` makes
+    one, and a column that is not encrypted is left as it is."""
+    return policy_of_column(column) is not None and PREVIOUS in column.info
 
 
 def _base(column: Any) -> Any | None:

@@ -15,7 +15,7 @@ from sqlalchemy.orm.base import PASSIVE_NO_RESULT, SQL_OK
 
 from sqlalchemy_envelope.exceptions import PlaintextRefusedError
 from sqlalchemy_envelope.orm.columns.plans import plan_of_mapper
-from sqlalchemy_envelope.orm.columns.previous import PREVIOUS, policy_of_column, previous_of
+from sqlalchemy_envelope.orm.columns.previous import has_previous, policy_of_column, previous_of
 from sqlalchemy_envelope.orm.columns.state import FROM_PREVIOUS, WAITING, is_sealed, is_unreadable
 from sqlalchemy_envelope.orm.tables.records import records_of_mapper
 
@@ -63,7 +63,7 @@ def _find(mapper: Mapper[Any]) -> Iterable[DualAttribute]:
 def map_previous(mapper: Mapper[Any]) -> None:
     """Map the previous columns that SQLAlchemy left out: those that a class adds to its parent's table."""
     for column in list(mapper.columns):
-        if isinstance(column, Column) and PREVIOUS in column.info and isinstance(column.table, Table):
+        if isinstance(column, Column) and isinstance(column.table, Table) and has_previous(column):
             previous: Any = previous_of(column)
             if not mapper.columns.contains_column(previous):
                 mapper.add_property(previous.key, previous)

@@ -46,8 +46,13 @@ def why_unknown(path: OwnerPath, given: Mapping[str, Any], *, inserts: bool) -> 
         given: what the statement gives, by column.
     """
     for column in path.columns:
-        if is_expression(given.get(column.key)):
+        value = given.get(column.key)
+        if is_expression(value):
             return f"{column.key} is an SQL expression. Give it a value"
+        if isinstance(value, BindParameter):
+            return (
+                f"{column.key} is the parameter {value.key!r}, which has no value in the row. Give it a value"
+            )
         if inserts and column.key not in given and is_made_by_database(column):
             return f"the database makes {column.key}. Give it a value" + _or_null(path)
     return None

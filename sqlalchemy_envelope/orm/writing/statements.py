@@ -228,14 +228,10 @@ class _StatementWriter:
                 statement = self._statement = upsert_previous(self._plan, statement, self._name)
             check_upsert(self._plan, statement, self._name)
             if statement._multi_values:
-                return self._write_multiple_values(), multiparams, params
+                return self._write_multiple_values(multiparams), multiparams, params
         literals = self._literals()
         if multiparams:
-            if self._plan.keys & literals.keys():
-                raise StatementRefusedError(
-                    f"A literal for an encrypted column of {self._plan.table.name} beside a list of rows: "
-                    "put the value into each row instead."
-                )
+            self._refuse_beside_rows(literals)
             return statement, self._rows(multiparams, literals), params
         if literals:
             before = {**literals, **params}
@@ -271,11 +267,22 @@ class _StatementWriter:
             statement._values = immutabledict({**(statement._values or {}), **made})
         return statement
 
-    def _write_multiple_values(self) -> Any:
+    def _refuse_beside_rows(self, literals: Row) -> None:
+        if self._plan.keys & literals.keys():
+            raise StatementRefusedError(
+                f"A literal for an encrypted column of {self._plan.table.name} beside a list of rows: "
+                "put the value into each row instead."
+            )
+
+    def _write_multiple_values(self, multiparams: Any) -> Any:
         rows = [
             {self._name(key): _literal_value(value) for key, value in row.items()}
             for row in rows_of(self._statement)
         ]
+        if multiparams:
+            # SQLAlchemy refuses some of these, and its error prints the list.
+            for row in rows:
+                self._refuse_beside_rows(row)
         statement = self._statement._clone()
         statement._multi_values = ()
         return statement.values(self._rows(rows, {}))
@@ -823,8 +830,6 @@ def _is_placeholder(clause: Any) -> bool:
 
 
 def _literal_value(value: Any) -> Any:
-    if isinstance(value, Null):
-        return None
     if isinstance(value, Null):
         return None
     return value.effective_value if isinstance(value, BindParameter) and not _is_placeholder(value) else value
