@@ -19,6 +19,7 @@ from sqlalchemy_envelope.orm.current import context
 from sqlalchemy_envelope.orm.current.audit import AuditEvent
 from sqlalchemy_envelope.orm.current.names import Names
 from sqlalchemy_envelope.orm.sharing.epochs import Recipient, grant_to, start_epoch, start_scope_epoch
+from sqlalchemy_envelope.orm.sharing.first_grants import grant_first
 from sqlalchemy_envelope.orm.sharing.membership import forget_looks
 from sqlalchemy_envelope.orm.tables.binds import bind_for
 from sqlalchemy_envelope.orm.tables.grant_rows import GrantStore
@@ -124,7 +125,7 @@ def after_flush(session: Session, *_: object) -> None:
         shared: dict[tuple[GrantClass, Place], list[Recipient]] = {}
         for grant, place, recipient in joined:
             shared.setdefault((grant, place), []).append(recipient)
-        for (grant, place), recipients in shared.items():
+        for (grant, place), recipients in grant_first(session, policy, shared).items():
             _join(session, policy, grant, place, recipients)
     forget_looks(session)
 

@@ -10,11 +10,12 @@ from sqlalchemy_envelope.crypto.frames import emptying, emptying_class
 from sqlalchemy_envelope.crypto.preparation import hide_secret
 from sqlalchemy_envelope.crypto.wrapping import wrong_secret
 from sqlalchemy_envelope.exceptions import ConfigurationError
+from sqlalchemy_envelope.orm.verbs.enroll import asked_for
 from sqlalchemy_envelope.orm.verbs.envelope import Envelope
 from sqlalchemy_envelope.orm.verbs.threads import perform
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Iterable
+    from collections.abc import Callable, Generator, Iterable, Mapping
 
     from sqlalchemy.ext.asyncio import AsyncSession, async_scoped_session
     from sqlalchemy.orm import Session
@@ -45,14 +46,14 @@ class AsyncEnvelope:
         session: AnyAsyncSession,
         owner: object,
         *,
-        secret: str | bytes | None = None,
+        secret: str | bytes | Mapping[Any, str | bytes] | None = None,
         provider: str | None = None,
     ) -> AsyncUnlocking:
         """As `Envelope.enroll`; `await` it, or unlock the owner at once with `async with`."""
-        hidden = hide_secret(secret)
+        asked = asked_for(owner, secret)
         del secret
         return AsyncUnlocking(
-            self, session, lambda plain: self.envelope.enroll_steps(plain, owner, hidden, provider)
+            self, session, lambda plain: self.envelope.enroll_steps(plain, owner, asked, provider)
         )
 
     def unlock(

@@ -20,6 +20,7 @@ from sqlalchemy_envelope.orm.sessions.server import ServerSession
 from sqlalchemy_envelope.orm.sessions.write_only import WriteOnlySession
 from sqlalchemy_envelope.orm.tables.owners import owner_class_of
 from sqlalchemy_envelope.orm.verbs import claim, slots, unlock
+from sqlalchemy_envelope.orm.verbs.enroll import Asked, asked_for
 from sqlalchemy_envelope.orm.verbs.grant_status import grant_states
 from sqlalchemy_envelope.orm.verbs.owner_keys import locate_enrolled
 from sqlalchemy_envelope.orm.verbs.steps import Derivation, Outside
@@ -116,7 +117,7 @@ class Envelope:
         session: AnySession,
         owner: object,
         *,
-        secret: str | bytes | None = None,
+        secret: str | bytes | Mapping[Any, str | bytes] | None = None,
         provider: str | None = None,
     ) -> UnlockedSession:
         """Make an owner's keys, opened by `secret`, by an outside `provider`, or by both, and flush the owner
@@ -128,6 +129,10 @@ class Envelope:
         Adds the owner to the session if it is not in it. The owner is unlocked while the
         result is used in a `with`.
 
+        A list of owners is enrolled in as many statements as one owner, for some thousands: all of them, or
+        with an error none. Secrets of a list are a mapping, `secret={owner: its secret}`, and cost one key
+        derivation each.
+
         An owner whose keys a campaign made while it was away *claims* them so: the secret opens them from now
         on, and the campaign's key does no more. With an offline key, which nobody here can open, the secret
         waits for its custodians, and the owner stays locked until then.
@@ -135,13 +140,13 @@ class Envelope:
         Raises:
             AlreadyEnrolledError: it has keys that are claimed, or were claimed at the same moment.
             EnrollmentError: nothing would open its keys.
-            SecretError: the secret cannot be used.
+            SecretError: the secret cannot be used, or is one for a list.
             ConfigurationError: it is no `KeyOwner`, or its database would not delete its keys with it.
             ProviderError: the provider failed.
         """
-        hidden = hide_secret(secret)
+        asked = asked_for(owner, secret)
         del secret
-        return self.run(self.enroll_steps(plain_session(session), owner, hidden, provider))
+        return self.run(self.enroll_steps(plain_session(session), owner, asked, provider))
 
     def unlock(
         self,
@@ -402,11 +407,15 @@ class Envelope:
         return self.limit.derive(work.secret, work.salt)
 
     def enroll_steps(
-        self, session: Session, owner: object, secret: GivenSecret | None, provider: str | None
+        self,
+        session: Session,
+        owner: object,
+        secret: GivenSecret | Mapping[Any, GivenSecret] | Asked | None,
+        provider: str | None,
     ) -> Steps[UnlockedSession]:
         """The steps of `enroll`."""
-        hidden = hide_secret(secret)
-        return claim.enroll_steps(session, self.policy, self.kdf_profile, owner, hidden, provider)
+        asked = asked_for(owner, secret)
+        return claim.enroll_steps(session, self.policy, self.kdf_profile, asked, provider)
 
     def unlock_steps(
         self,
