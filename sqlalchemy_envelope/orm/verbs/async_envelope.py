@@ -12,6 +12,7 @@ from sqlalchemy_envelope.crypto.wrapping import wrong_secret
 from sqlalchemy_envelope.exceptions import ConfigurationError
 from sqlalchemy_envelope.orm.verbs.enroll import asked_for
 from sqlalchemy_envelope.orm.verbs.envelope import Envelope
+from sqlalchemy_envelope.orm.verbs.settle_all import AsyncSettling, batch_steps, job
 from sqlalchemy_envelope.orm.verbs.threads import perform
 
 if TYPE_CHECKING:
@@ -78,6 +79,19 @@ class AsyncEnvelope:
     async def settle(self, session: AnyAsyncSession) -> None:
         """As `Envelope.settle`."""
         await _plain(session).run_sync(self.envelope.settle)
+
+    def settle_all(
+        self,
+        session: AnyAsyncSession,
+        owner_class: type[Any],
+        *,
+        provider: str,
+        reason: str,
+        batch: int = 500,
+    ) -> AsyncSettling:
+        """As `Envelope.settle_all`, for `async for`."""
+        work = job(self.envelope.policy, owner_class, provider, reason, batch)
+        return AsyncSettling(lambda so_far: self.run(session, lambda plain: batch_steps(plain, work, so_far)))
 
     def write_only(self, session: AnyAsyncSession, *owners: object) -> WriteOnlySession:
         """As `Envelope.write_only`, for a plain `with`: entering it waits for nothing."""

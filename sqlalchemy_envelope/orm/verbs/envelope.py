@@ -23,6 +23,7 @@ from sqlalchemy_envelope.orm.verbs import claim, slots, unlock
 from sqlalchemy_envelope.orm.verbs.enroll import Asked, asked_for
 from sqlalchemy_envelope.orm.verbs.grant_status import grant_states
 from sqlalchemy_envelope.orm.verbs.owner_keys import locate_enrolled
+from sqlalchemy_envelope.orm.verbs.settle_all import Settling, batch_steps, job
 from sqlalchemy_envelope.orm.verbs.steps import Derivation, Outside
 from sqlalchemy_envelope.orm.verbs.why_locked import why_locked
 
@@ -204,6 +205,34 @@ class Envelope:
         if not any(one.home is plain for one in context.unlocked_sessions(plain)):
             raise context.locked("What is to be settled", plain)
         context.settle_unlocked(plain)
+
+    def settle_all(
+        self, session: AnySession, owner_class: type[Any], *, provider: str, reason: str, batch: int = 500
+    ) -> Settling:
+        """Settle each owner of a class that this provider holds a slot of: fulfil their pending grants, adopt
+        what is sealed, start an epoch where somebody was removed. For a job; each turn of a loop over it does
+        one batch and tells how far it has come, and the loop commits:
+
+            for so_far in envelope.settle_all(session, Group, provider="staff", reason="nightly"):
+                session.commit()
+
+        In a fixed number of statements for each batch, and some more for each owner whom somebody left. Never
+        commits, and never waits for owners that another transaction holds: they are skipped. Begun again, it
+        finds what is left.
+
+        Args:
+            session: a session of the job's own: between two batches its transaction ends.
+            owner_class: the class of the owners.
+            provider: the outside holder of their slots. Owners without one are passed over.
+            reason: why, for the audit events.
+            batch: how many owners are looked at in one turn, at most, and so in one transaction.
+
+        Raises:
+            ConfigurationError: no class of key owners, no such provider, or no reason.
+            ProviderError: the provider failed, or is the public half of an offline key.
+        """
+        plain, work = plain_session(session), job(self.policy, owner_class, provider, reason, batch)
+        return Settling(lambda so_far: self.run(batch_steps(plain, work, so_far)))
 
     def write_only(self, session: AnySession, *owners: object) -> WriteOnlySession:
         """Encrypt for owners who are locked: a webhook's events, a job's results. Inside, their values can be
