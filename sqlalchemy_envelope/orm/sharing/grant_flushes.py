@@ -20,6 +20,7 @@ from sqlalchemy_envelope.orm.current.audit import AuditEvent
 from sqlalchemy_envelope.orm.current.names import Names
 from sqlalchemy_envelope.orm.sharing.epochs import Recipient, grant_to, start_epoch, start_scope_epoch
 from sqlalchemy_envelope.orm.sharing.first_grants import grant_first
+from sqlalchemy_envelope.orm.sharing.following import follow
 from sqlalchemy_envelope.orm.sharing.membership import forget_looks
 from sqlalchemy_envelope.orm.tables.binds import bind_for
 from sqlalchemy_envelope.orm.tables.grant_rows import GrantStore
@@ -116,6 +117,9 @@ def after_flush(session: Session, *_: object) -> None:
             GrantStore(session, grant, context.policy_of(session).seals).delete([recipient.row_key])
             left.add((place_before, grant.scope))
             joined.append((grant, place, recipient))
+    followed = follow(session, joined)
+    left |= followed.left
+    joined += followed.joined
     if not left and not joined:
         return
     policy = context.policy_of(session)

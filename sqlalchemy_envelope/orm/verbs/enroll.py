@@ -31,6 +31,7 @@ from sqlalchemy_envelope.orm.current.locks import require_no_locks
 from sqlalchemy_envelope.orm.current.policy import note_policy
 from sqlalchemy_envelope.orm.sessions.unlocked import UnlockedSession
 from sqlalchemy_envelope.orm.sharing.first_grants import note_first_keys
+from sqlalchemy_envelope.orm.sharing.following import grant_existing
 from sqlalchemy_envelope.orm.sharing.reachable import note_unreachable
 from sqlalchemy_envelope.orm.sharing.rollbacks import note_enrolment
 from sqlalchemy_envelope.orm.tables.cascades import require_cascades
@@ -212,6 +213,8 @@ def _write(
     if new:
         _flush_owners(session, new)
     _store(session, policy, others, kek, are_many=are_many, alone=False)
+    with session.no_autoflush:
+        grant_existing(session, policy, {one.place: one.keys for one in there if one.place is not None})
 
 
 def _flush_owners(session: Session, new: Sequence[_New]) -> None:
