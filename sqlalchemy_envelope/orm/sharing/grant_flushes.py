@@ -95,8 +95,8 @@ def after_flush(session: Session, *_: object) -> None:
     before: dict[InstanceState[Any], Place] = session.info.pop(_BEFORE, {})
     deleted = {inspect(one).key: inspect(one) for one in session.deleted}
     joined: list[tuple[GrantClass, Place, Recipient]] = []
-    names = Names(session)
-    for instance in [*session.dirty, *session.new]:
+    names, new = Names(session), session.new  # a set of its own each time that it is asked for
+    for instance in [*session.dirty, *new]:
         state: InstanceState[Any] = inspect(instance)
         grant = grant_class_of(state.mapper)
         if grant is None:
@@ -104,11 +104,11 @@ def after_flush(session: Session, *_: object) -> None:
         place, recipient = _ends(names, grant, state)
         # SQLAlchemy makes one UPDATE of a row that is deleted and a new one of the same primary key.
         replaced = deleted.get(state.mapper.identity_key_from_instance(instance))
-        if replaced is not None and instance in session.new:
+        if replaced is not None and instance in new:
             place_before = _place_before(session, grant, replaced)
             to_before = grant.values(replaced, grant.to.columns)
             is_moved = (place_before, to_before) != (place, recipient.primary_key)
-        elif instance in session.new:
+        elif instance in new:
             joined.append((grant, place, recipient))
             continue
         else:
