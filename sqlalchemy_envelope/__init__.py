@@ -66,6 +66,7 @@ from sqlalchemy_envelope.orm.verbs.async_envelope import AsyncEnvelope
 from sqlalchemy_envelope.orm.verbs.envelope import Envelope
 from sqlalchemy_envelope.orm.verbs.grant_status import GrantStanding, GrantStatus, OwnerName
 from sqlalchemy_envelope.orm.verbs.lock_answer import WhyLocked
+from sqlalchemy_envelope.orm.verbs.settle_all import RefusedOwner, Settled
 from sqlalchemy_envelope.orm.verbs.slots import KeySlot, KeySlots
 
 _hooks.register()
@@ -118,6 +119,7 @@ __all__ = [
     "PreviousValueError",
     "ProviderError",
     "ProviderTimeoutError",
+    "RefusedOwner",
     "RowSealError",
     "Sealed",
     "ServerKeyring",
@@ -125,6 +127,7 @@ __all__ = [
     "SecretError",
     "SessionForkedError",
     "SessionLeftError",
+    "Settled",
     "StatementRefusedError",
     "TamperedKeyError",
     "TruncatedError",

@@ -91,6 +91,10 @@ class Keyring(Uncopied):
         known = self._refused.get(owner)
         self._refused[owner] = (error, altogether or (known is not None and known[1]))
 
+    def refusal(self, owner: OwnerId) -> EnvelopeError | None:
+        """Why keys of this owner are refused, if some are."""
+        return self._refused.get(owner, (None, False))[0]
+
     def add(self, owner: OwnerId, keys: Iterable[OpenedKey]) -> None:
         """Take an owner's opened keys in."""
         with self._lock:

@@ -29,7 +29,7 @@ from sqlalchemy_envelope.orm.reading import (
     two_columns,
 )
 from sqlalchemy_envelope.orm.sessions import server_flushes
-from sqlalchemy_envelope.orm.sharing import deletions, grant_flushes, membership
+from sqlalchemy_envelope.orm.sharing import deletions, following, grant_flushes, membership
 from sqlalchemy_envelope.orm.tables import connections, key_grant, key_owner
 from sqlalchemy_envelope.orm.tables.connections import lent_session, session_of
 from sqlalchemy_envelope.orm.tables.default_schema import on_statement
@@ -193,6 +193,7 @@ def _after_cursor_execute(
 
 def _install_sharing() -> None:
     if not event.contains(Session, "after_flush", grant_flushes.after_flush):
+        event.listen(Session, "before_flush", following.before_flush)
         event.listen(Session, "before_flush", grant_flushes.before_flush)
         event.listen(Session, "after_flush", grant_flushes.after_flush)
 
@@ -202,6 +203,8 @@ def _on_mapper_constructed(mapper: Mapper[Any], cls: type[Any]) -> None:
     if key_grant.on_mapper(mapper, cls):
         _install_sharing()
         event.listen(mapper, "before_delete", grant_flushes.before_delete, raw=True, propagate=True)
+        event.listen(mapper, "before_delete", following.before_delete, raw=True, propagate=True)
+        event.listen(mapper, "before_update", following.before_update, raw=True, propagate=True)
     if issubclass(cls, key_owner.KeyOwner):
         event.listen(mapper, "after_delete", deletions.after_delete, raw=True)
     if key_owner.is_sole(mapper):

@@ -38,6 +38,7 @@ from sqlalchemy_envelope.orm.current.policy import require_reason
 from sqlalchemy_envelope.orm.current.threads import off_loop
 from sqlalchemy_envelope.orm.sessions.found_keys import FoundKeys
 from sqlalchemy_envelope.orm.sessions.unlocked import UnlockedSession
+from sqlalchemy_envelope.orm.sharing.first_use import trusting_first_use
 from sqlalchemy_envelope.orm.sharing.membership import looked_at
 from sqlalchemy_envelope.orm.sharing.rollbacks import note_end, note_enrolment
 from sqlalchemy_envelope.orm.sharing.roots import open_with_kek, renew
@@ -291,7 +292,7 @@ class ServerSession(UnlockedSession):
                 return False
             kek = self._kek(session, slot)
             mine = [one for key in keys for one in slots.get(key.key_id, ())]
-            reached = open_with_kek(self.policy, keys, root, slot, mine, kek)
+            reached = trusting_first_use(open_with_kek(self.policy, keys, root, slot, mine, kek), keys)
             keyring.add(place.owner, [reached.root, *reached.older])
             keyring.add_stored(place.owner, keys)
             if not reached.trusted:

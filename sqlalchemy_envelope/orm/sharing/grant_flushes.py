@@ -19,6 +19,8 @@ from sqlalchemy_envelope.orm.current import context
 from sqlalchemy_envelope.orm.current.audit import AuditEvent
 from sqlalchemy_envelope.orm.current.names import Names
 from sqlalchemy_envelope.orm.sharing.epochs import Recipient, grant_to, start_epoch, start_scope_epoch
+from sqlalchemy_envelope.orm.sharing.first_grants import grant_first
+from sqlalchemy_envelope.orm.sharing.following import follow
 from sqlalchemy_envelope.orm.sharing.membership import forget_looks
 from sqlalchemy_envelope.orm.tables.binds import bind_for
 from sqlalchemy_envelope.orm.tables.grant_rows import GrantStore
@@ -93,8 +95,8 @@ def after_flush(session: Session, *_: object) -> None:
     before: dict[InstanceState[Any], Place] = session.info.pop(_BEFORE, {})
     deleted = {inspect(one).key: inspect(one) for one in session.deleted}
     joined: list[tuple[GrantClass, Place, Recipient]] = []
-    names = Names(session)
-    for instance in [*session.dirty, *session.new]:
+    names, new = Names(session), session.new  # a set of its own each time that it is asked for
+    for instance in [*session.dirty, *new]:
         state: InstanceState[Any] = inspect(instance)
         grant = grant_class_of(state.mapper)
         if grant is None:
@@ -102,11 +104,11 @@ def after_flush(session: Session, *_: object) -> None:
         place, recipient = _ends(names, grant, state)
         # SQLAlchemy makes one UPDATE of a row that is deleted and a new one of the same primary key.
         replaced = deleted.get(state.mapper.identity_key_from_instance(instance))
-        if replaced is not None and instance in session.new:
+        if replaced is not None and instance in new:
             place_before = _place_before(session, grant, replaced)
             to_before = grant.values(replaced, grant.to.columns)
             is_moved = (place_before, to_before) != (place, recipient.primary_key)
-        elif instance in session.new:
+        elif instance in new:
             joined.append((grant, place, recipient))
             continue
         else:
@@ -115,6 +117,9 @@ def after_flush(session: Session, *_: object) -> None:
             GrantStore(session, grant, context.policy_of(session).seals).delete([recipient.row_key])
             left.add((place_before, grant.scope))
             joined.append((grant, place, recipient))
+    followed = follow(session, joined)
+    left |= followed.left
+    joined += followed.joined
     if not left and not joined:
         return
     policy = context.policy_of(session)
@@ -124,7 +129,7 @@ def after_flush(session: Session, *_: object) -> None:
         shared: dict[tuple[GrantClass, Place], list[Recipient]] = {}
         for grant, place, recipient in joined:
             shared.setdefault((grant, place), []).append(recipient)
-        for (grant, place), recipients in shared.items():
+        for (grant, place), recipients in grant_first(session, policy, shared).items():
             _join(session, policy, grant, place, recipients)
     forget_looks(session)
 

@@ -13,10 +13,6 @@ from weakref import WeakSet
 from sqlalchemy import event
 from sqlalchemy.orm import Session
 
-from sqlalchemy_envelope.exceptions import EnrollmentError
-from sqlalchemy_envelope.orm.tables.grant_rows import count_grants
-from sqlalchemy_envelope.orm.tables.key_rows import KeyStore
-
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
@@ -24,10 +20,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy_envelope.keys.keyring import Keyring, OwnerId
     from sqlalchemy_envelope.keys.model import StoredKey
-    from sqlalchemy_envelope.orm.current.policy import Policy
-    from sqlalchemy_envelope.orm.tables.owners import Place
 
-_UNREACHABLE = "sqlalchemy_envelope.unreachable"
 _FRESH = "sqlalchemy_envelope.fresh"
 
 
@@ -113,32 +106,6 @@ def _around(session: Session) -> list[SessionTransaction]:
     return within
 
 
-def note_unreachable(session: Session, policy: Policy, place: Place) -> None:
-    """This owner was enrolled without a slot: somebody has to be granted its key before the commit."""
-    if not event.contains(Session, "before_commit", _require_reachable):
-        event.listen(Session, "before_commit", _require_reachable)
-    session.info.setdefault(_UNREACHABLE, []).append((place, policy))
-
-
-def _require_reachable(session: Session) -> None:
-    waiting = session.info.pop(_UNREACHABLE, ())
-    if not waiting:
-        return
-    session.flush()
-    for place, policy in waiting:
-        store = KeyStore(session, place.owner_class, policy.seals)
-        roots = [one.stored.key_id for one in store.load_active_roots([place.primary_key]).values()]
-        counts = (
-            count_grants(session, place.owner_class.grants_of, roots) if place.owner_class.grants_of else {}
-        )
-        if roots and not any(count.rows > count.pending for count in counts.values()):
-            session.info.setdefault(_UNREACHABLE, []).append((place, policy))
-            raise EnrollmentError(
-                f"Nobody could open the keys of a new {place.owner_class.name} after this commit: add a "
-                "grant of it to somebody who is enrolled, or enroll it with `secret=` or `provider=`."
-            )
-
-
 def note_unlock(session: Session, owner: OwnerId, unlocked: KeyHolder) -> None:
     """An owner was unlocked; if its enrolment has not been committed yet, its keys may still go."""
     for enrolment in session.info.get(_FRESH, ()):
@@ -167,6 +134,4 @@ def _ended(session: Session, transaction: SessionTransaction) -> None:
             for unlocked in list(enrolment.holders):
                 unlocked.drop(enrolment.owner)
             enrolment.within.clear()
-            waiting = session.info.get(_UNREACHABLE, [])
-            waiting[:] = [one for one in waiting if one[0].owner != enrolment.owner]
     fresh[:] = [enrolment for enrolment in fresh if enrolment.within]

@@ -21,12 +21,14 @@ from sqlalchemy import (
     Table,
     UniqueConstraint,
     event,
+    inspect,
 )
 from sqlalchemy.exc import ArgumentError, InvalidRequestError
 from sqlalchemy.orm import Mapped, mapped_column
 from sqlalchemy.schema import conv
 
 from sqlalchemy_envelope.exceptions import ConfigurationError
+from sqlalchemy_envelope.orm.tables.followed import check_following, follow
 from sqlalchemy_envelope.orm.tables.generated import GrantNames, Name, fill_in, generate, name_indexes
 from sqlalchemy_envelope.orm.tables.owner_paths import path_through
 from sqlalchemy_envelope.orm.tables.owners import KEY_UUID, GrantClass, History
@@ -55,6 +57,8 @@ class KeyGrant:
         scope: grant this scope's data key alone; left out, the owner's root key and so every scope.
         history: "shared", and who joins reads what was written before; or "from_join", and each join
             starts a new epoch.
+        follows: a class of memberships, which gives the key of a group to this one's owner: each membership
+            that is added or deleted by a flush has its row here with it, which hangs on it by a foreign key.
         grant_names: other names for the companion table and its class, `GrantNames(table="member_keys")`.
 
     Class attributes:
@@ -64,6 +68,7 @@ class KeyGrant:
 
     __grant_label__: ClassVar[str | None] = None
     __grant_names__: ClassVar[GrantNames] = GrantNames()
+    __grant_follows__: ClassVar[type[KeyGrant] | None] = None
     if TYPE_CHECKING:
         __grant_class__: ClassVar[type[KeyGrantTable]]
     __grant_options__: ClassVar[tuple[str | tuple[str, ...], str | tuple[str, ...], str | None, History]]
@@ -74,11 +79,18 @@ class KeyGrant:
         to: str | tuple[str, ...] | None = None,
         scope: str | None = None,
         history: History = "shared",
+        follows: type[KeyGrant] | None = None,
         grant_names: GrantNames | None = None,
         **kwargs: Any,
     ) -> None:
         if grant_names is not None:
             cls.__grant_names__ = grant_names
+        if follows is not None:
+            if not (isinstance(follows, type) and issubclass(follows, KeyGrant)):
+                raise ConfigurationError(
+                    f"{cls.__name__}: follows= takes a class of memberships, a KeyGrant."
+                )
+            cls.__grant_follows__ = follows
         if history not in ("shared", "from_join"):
             raise ConfigurationError(f"{cls.__name__}: history={history!r}; use 'shared' or 'from_join'.")
         if of is not None and to is not None:
@@ -163,6 +175,7 @@ def check_all() -> None:
 
 
 def _check(grant: GrantClass) -> None:
+    check_following(grant)
     owner_class, name = grant.of.owner_class, grant.mapper.class_.__name__
     if grant.scope is not None and grant.scope not in owner_class.scopes:
         raise ConfigurationError(
@@ -243,6 +256,9 @@ def _paths(mapper: Mapper[Any]) -> tuple[OwnerPath, OwnerPath] | None:
         return None
     if any(path.owner_class.key_class is None for path in (paths[0], paths[1])):
         return None
+    follows = mapper.class_.__grant_follows__
+    if follows is not None and grant_class_of(inspect(follows)) is None:
+        return None
     return paths[0], paths[1]
 
 
@@ -261,6 +277,10 @@ def _complete(mapper: Mapper[Any], of: OwnerPath, to: OwnerPath) -> None:
     records_of_mapper(mapper)[_GRANT] = records_of_table(table)[_GRANT] = grant
     watch_name(table)
     _complete_grants[mapper] = None
+    if cls.__grant_follows__ is not None:
+        leader = grant_class_of(inspect(cls.__grant_follows__))
+        assert leader is not None  # noqa: S101 - asked by `_paths`
+        follow(grant, leader)
     for known in (of.owner_class.grants_of, to.owner_class.grants_to):
         # A class that is made a second time takes the place of the first one.
         known[:] = [*(one for one in known if one.table is not table), grant]

@@ -17,6 +17,7 @@ from sqlalchemy import (
     bindparam,
     func,
     insert,
+    literal,
     select,
     tuple_,
     type_coerce,
@@ -219,6 +220,22 @@ class KeyStore(Rows):
             self._seals.check(slot.seal, self._class.label, slot.sealed_fields(), self._realm)
         return found
 
+    def load_held_by(self, provider: str, after: PrimaryKey | None, limit: int) -> list[PrimaryKey]:
+        """The owners whose active root key has a slot of this provider, in the order of their primary keys;
+        so many after this one."""
+        keys, slots, columns = self._keys.c, self._slots.c, self._class.owner_columns
+        query = select(*columns).distinct().join(self._slots, slots.key_id == keys.key_id)
+        query = query.where(
+            keys.purpose == Purpose.ROOT,
+            keys.state == KeyState.ACTIVE,
+            slots.kind == SlotKind.PROVIDER,
+            slots.provider_ref.startswith(f"{provider} ", autoescape=True),
+        )
+        if after is not None:
+            here = [literal(part, column.type) for part, column in zip(after, columns, strict=True)]
+            query = query.where(columns[0] > here[0] if len(here) == 1 else tuple_(*columns) > tuple_(*here))
+        return [tuple(row) for row in self._rows(query.order_by(*columns).limit(limit))]
+
     def free(self, key_ids: Sequence[KeyId]) -> set[KeyId]:
         """Those of these keys whose rows no other transaction holds; they are held here from now on."""
         return self._free(self.key_id, key_ids)
@@ -296,6 +313,17 @@ class KeyStore(Rows):
             )
         )
         return bool(result.rowcount == 1)
+
+    def replace_slots(self, slots: Sequence[tuple[StoredSlot, StoredSlot]]) -> None:
+        """Replace the wraps of slots, each unless somebody else did in the meantime."""
+        c = self._slots.c
+        statement = update(self._slots).where(c.slot_id == bindparam("this"), c.wrapped == bindparam("old"))
+        rows = [
+            {"this": old.slot_id, "old": old.wrapped, "new": new.wrapped, "new_seal": self._seal(new)}
+            for old, new in slots
+        ]
+        if rows:
+            self._execute(statement.values(wrapped=bindparam("new"), seal=bindparam("new_seal")), rows)
 
     def replace_keys(self, keys: Sequence[StoredKey]) -> None:
         """Replace what may change of key rows: what they are bound to, their state and their wrap."""

@@ -10,11 +10,13 @@ from sqlalchemy_envelope.crypto.frames import emptying, emptying_class
 from sqlalchemy_envelope.crypto.preparation import hide_secret
 from sqlalchemy_envelope.crypto.wrapping import wrong_secret
 from sqlalchemy_envelope.exceptions import ConfigurationError
+from sqlalchemy_envelope.orm.verbs.enroll import asked_for
 from sqlalchemy_envelope.orm.verbs.envelope import Envelope
+from sqlalchemy_envelope.orm.verbs.settle_all import AsyncSettling, batch_steps, job
 from sqlalchemy_envelope.orm.verbs.threads import perform
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Iterable
+    from collections.abc import Callable, Generator, Iterable, Mapping
 
     from sqlalchemy.ext.asyncio import AsyncSession, async_scoped_session
     from sqlalchemy.orm import Session
@@ -45,14 +47,14 @@ class AsyncEnvelope:
         session: AnyAsyncSession,
         owner: object,
         *,
-        secret: str | bytes | None = None,
+        secret: str | bytes | Mapping[Any, str | bytes] | None = None,
         provider: str | None = None,
     ) -> AsyncUnlocking:
         """As `Envelope.enroll`; `await` it, or unlock the owner at once with `async with`."""
-        hidden = hide_secret(secret)
+        asked = asked_for(owner, secret)
         del secret
         return AsyncUnlocking(
-            self, session, lambda plain: self.envelope.enroll_steps(plain, owner, hidden, provider)
+            self, session, lambda plain: self.envelope.enroll_steps(plain, owner, asked, provider)
         )
 
     def unlock(
@@ -77,6 +79,19 @@ class AsyncEnvelope:
     async def settle(self, session: AnyAsyncSession) -> None:
         """As `Envelope.settle`."""
         await _plain(session).run_sync(self.envelope.settle)
+
+    def settle_all(
+        self,
+        session: AnyAsyncSession,
+        owner_class: type[Any],
+        *,
+        provider: str,
+        reason: str,
+        batch: int = 500,
+    ) -> AsyncSettling:
+        """As `Envelope.settle_all`, for `async for`."""
+        work = job(self.envelope.policy, owner_class, provider, reason, batch)
+        return AsyncSettling(lambda so_far: self.run(session, lambda plain: batch_steps(plain, work, so_far)))
 
     def write_only(self, session: AnyAsyncSession, *owners: object) -> WriteOnlySession:
         """As `Envelope.write_only`, for a plain `with`: entering it waits for nothing."""

@@ -69,18 +69,15 @@ class _Unclaimed(NamedTuple):
 
 
 def enroll_steps(
-    session: Session,
-    policy: Policy,
-    profile: KdfProfile,
-    owner: object,
-    secret: HiddenSecret | None,
-    provider: str | None,
+    session: Session, policy: Policy, profile: KdfProfile, asked: enroll.Asked, provider: str | None
 ) -> Steps[UnlockedSession]:
-    """The steps of `Envelope.enroll`: a claim, if a campaign holds the owner's keys."""
+    """The steps of `Envelope.enroll`: a claim, if a campaign holds the owner's keys. Owners of a list do not
+    claim: each has authenticated by itself."""
+    secret = None if asked.are_many else asked.secrets[0]
     prepared = None if secret is None else prepare_hidden(secret, new=True)
-    found = None if prepared is None else _unclaimed(session, policy, owner)
+    found = None if prepared is None else _unclaimed(session, policy, asked.owners[0])
     if prepared is None or found is None:
-        return (yield from enroll.enroll_steps(session, policy, profile, owner, secret, provider))
+        return (yield from enroll.enroll_steps(session, policy, profile, asked, provider))
     return (yield from _claim_or_wait(session, policy, profile, found, prepared, provider))
 
 
@@ -94,7 +91,8 @@ def unlock_steps(
         return (yield from _claim_or_wait(session, policy, profile, found, prepared, None))
     owner_class = require_owner_class(owner)
     if usable_state(owner, owner_class).key is None or not locate(session, owner, policy).load():
-        return (yield from enroll.enroll_steps(session, policy, profile, owner, secret, None))
+        asked = enroll.asked_for(owner, secret)
+        return (yield from enroll.enroll_steps(session, policy, profile, asked, None))
     return (yield from unlock.unlock_steps(session, policy, profile, owner, secret))
 
 

@@ -1,18 +1,28 @@
-"""Enrolment: an owner's keys are made, and its row is flushed with its own encrypted columns under them."""
+"""Enrolment: owners' keys are made, and their rows are flushed with their own columns encrypted under them.
+
+One owner or ten thousand: one flush, and one INSERT each for root keys, data keys and slots of some
+thousands.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sqlalchemy import inspect
 
 from sqlalchemy_envelope.crypto.argon2id import KdfSalt
-from sqlalchemy_envelope.crypto.preparation import prepare_hidden
-from sqlalchemy_envelope.crypto.secret import KeyBytes
-from sqlalchemy_envelope.exceptions import AlreadyEnrolledError, ConfigurationError, EnrollmentError
+from sqlalchemy_envelope.crypto.frames import emptying
+from sqlalchemy_envelope.crypto.preparation import hide_secret, prepare_hidden
+from sqlalchemy_envelope.exceptions import (
+    AlreadyEnrolledError,
+    ConfigurationError,
+    EnrollmentError,
+    SecretError,
+)
 from sqlalchemy_envelope.keys.hierarchy import bound_keys, new_keys
 from sqlalchemy_envelope.keys.keyring import Keyring
-from sqlalchemy_envelope.keys.model import OpenedKey
 from sqlalchemy_envelope.keys.slots import provider_slot, secret_slot
 from sqlalchemy_envelope.orm.columns.plans import plan_of_mapper
 from sqlalchemy_envelope.orm.columns.state import current_key
@@ -20,101 +30,133 @@ from sqlalchemy_envelope.orm.current import context
 from sqlalchemy_envelope.orm.current.locks import require_no_locks
 from sqlalchemy_envelope.orm.current.policy import note_policy
 from sqlalchemy_envelope.orm.sessions.unlocked import UnlockedSession
-from sqlalchemy_envelope.orm.sharing.rollbacks import note_enrolment, note_unreachable
+from sqlalchemy_envelope.orm.sharing.first_grants import note_first_keys
+from sqlalchemy_envelope.orm.sharing.following import grant_existing
+from sqlalchemy_envelope.orm.sharing.reachable import note_unreachable
+from sqlalchemy_envelope.orm.sharing.rollbacks import note_enrolment
 from sqlalchemy_envelope.orm.tables.cascades import require_cascades
+from sqlalchemy_envelope.orm.tables.key_rows import KeyStore
 from sqlalchemy_envelope.orm.tables.key_types import mistyped
 from sqlalchemy_envelope.orm.tables.owners import require_owner_class
-from sqlalchemy_envelope.orm.verbs.owner_keys import how_opened, locate, usable_state
+from sqlalchemy_envelope.orm.verbs.owner_keys import how_opened, locate, named, usable_state
 from sqlalchemy_envelope.orm.verbs.steps import Derivation, Outside
-from sqlalchemy_envelope.orm.writing.flushes import ENROLLING_OWNER, Enrolling, enrolling, require_enrolling
+from sqlalchemy_envelope.orm.writing.flushes import (
+    ENROLLING_OWNER,
+    Enrolling,
+    enrolling_in,
+    note_enrolling,
+    require_enrolling,
+)
 
 if TYPE_CHECKING:
+    from collections.abc import Collection, Sequence
+
     from sqlalchemy.orm import InstanceState, Session
 
     from sqlalchemy_envelope.crypto.argon2id import KdfProfile
-    from sqlalchemy_envelope.crypto.preparation import HiddenSecret
-    from sqlalchemy_envelope.keys.model import StoredSlot
+    from sqlalchemy_envelope.crypto.preparation import GivenSecret, HiddenSecret
+    from sqlalchemy_envelope.crypto.secret import Hidden, KeyBytes
+    from sqlalchemy_envelope.keys.model import OpenedKey, StoredSlot
     from sqlalchemy_envelope.keys.slots import ProviderKek
+    from sqlalchemy_envelope.orm.current.context import OpenKeys
     from sqlalchemy_envelope.orm.current.policy import Policy
-    from sqlalchemy_envelope.orm.tables.owners import OwnerClass
-    from sqlalchemy_envelope.orm.verbs.owner_keys import LocatedOwner
+    from sqlalchemy_envelope.orm.tables.owners import OwnerClass, Place
     from sqlalchemy_envelope.orm.verbs.steps import Steps
 
 
+class Asked(NamedTuple):
+    """Whom to enroll, each with the secret that opens it, if one does."""
+
+    owners: list[object]
+    secrets: list[HiddenSecret | None]
+    are_many: bool
+    """Whether a list was given, be it of one."""
+
+
+@emptying
+def asked_for(owner: object, secret: GivenSecret | Mapping[Any, GivenSecret] | Asked | None) -> Asked:
+    """What `enroll` was called with, secrets hidden. An owner that is in a list twice is enrolled once.
+
+    Raises:
+        SecretError: one secret for a list, or a mapping that does not name each owner of the list.
+    """
+    if isinstance(secret, Asked):
+        return secret
+    if not isinstance(owner, (list, tuple, set, frozenset)):
+        return Asked([owner], [hide_secret(secret)], False)  # type: ignore[arg-type]  # refused as no secret
+    owners = list({id(one): one for one in owner}.values())
+    if secret is None:
+        return Asked(owners, [None] * len(owners), True)
+    if not isinstance(secret, Mapping):
+        raise SecretError(
+            "One secret would open every owner of the list: give each its own, `secret={owner: its secret}`."
+        )
+    by_owner = {id(one): hide_secret(each) for one, each in secret.items()}
+    if by_owner.keys() != {id(one) for one in owners}:
+        raise SecretError("`secret=` has to name each owner of the list, and nobody else.")
+    return Asked(owners, [by_owner[id(one)] for one in owners], True)
+
+
+@dataclass(eq=False)
+class _New:
+    """An owner that gets its first keys."""
+
+    owner: object
+    owner_class: OwnerClass
+    state: InstanceState[Any]
+    prepared: Hidden[bytes] | None = field(repr=False)
+    salt: KdfSalt | None = None
+    derived: KeyBytes | None = field(default=None, repr=False)
+    keys: list[OpenedKey] = field(default_factory=list, repr=False)
+    """Its root key, then a data key for each scope; bound to their owner once its primary key is known."""
+    place: Place | None = None
+
+
 def enroll_steps(
-    session: Session,
-    policy: Policy,
-    profile: KdfProfile,
-    owner: object,
-    secret: HiddenSecret | None,
-    provider: str | None,
+    session: Session, policy: Policy, profile: KdfProfile, asked: Asked, provider: str | None
 ) -> Steps[UnlockedSession]:
     """The steps of `Envelope.enroll`."""
-    prepared = None if secret is None else prepare_hidden(secret, new=True)
-    owner_class = require_owner_class(owner)
-    state = usable_state(owner, owner_class)
-    require_cascades(session, owner_class.mapper)
+    prepared = [None if one is None else prepare_hidden(one, new=True) for one in asked.secrets]
+    new = [_newcomer(owner, secret) for owner, secret in zip(asked.owners, prepared, strict=True)]
+    for mapper in {one.owner_class.mapper for one in new}:
+        require_cascades(session, mapper)
     note_policy(session, policy)
     around = context.unlocked_sessions(session)
-    if secret is None and provider is None and not around:
-        raise EnrollmentError(
-            f"Nothing would open the keys of this {owner_class.name}: give `secret=` or `provider=`, or "
-            "enroll it while one of its members-to-be is unlocked and add their grants in the same "
-            "transaction."
-        )
-    located = None if state.key is None else locate(session, owner, policy)
-    rows = [] if located is None else located.load()
-    if located is not None and rows:
-        told = how_opened(located, [row.stored for row in rows])
-        raise AlreadyEnrolledError(f"This {owner_class.name} has keys already: {told}.")
-    wrong = mistyped(owner_class.primary_key, current_key(state))
-    if wrong is not None:
-        raise ConfigurationError(f"This {owner_class.name} cannot get keys: {wrong}.")
-    _refuse_unenrolled_others(session, state)
-    kek = None if provider is None else (yield from kek_for_new(session, policy, provider))
-    salt = KdfSalt.generate(profile)
-    derived: KeyBytes | None = None if prepared is None else (yield Derivation(prepared, salt))
-
-    made = new_keys(owner_class.scopes, hybrid=policy.hybrid)
-    # Who is there already gets its keys first: others may enroll it at this moment, and nothing of it may be
-    # written under keys that are not stored. Of a new one, nobody else knows.
-    keys_first = _has_place(state)
-    try:
-        if not keys_first:
-            _flush_owner(session, owner, state, owner_class, made[1:])
-        with session.no_autoflush:
-            located = locate(session, owner, policy)
-            opened = bound_keys(made, located.reference)
-        slots: list[StoredSlot] = []
-        if derived is not None:
-            slots.append(secret_slot(opened[0], derived, salt))
-        if kek is not None:
-            slots.append(provider_slot(opened[0], kek))
-        if not _insert(located, opened, slots):
-            if not keys_first:
-                session.rollback()  # its own columns were written under these keys
-            raise AlreadyEnrolledError(
-                f"This {owner_class.name} was enrolled by somebody else at the same moment; roll back and "
-                "unlock it."
+    for one in new:
+        if one.prepared is None and provider is None and not around:
+            raise EnrollmentError(
+                f"Nothing would open the keys of this {one.owner_class.name}: give `secret=` or `provider=`, "
+                "or enroll it while one of its members-to-be is unlocked and add their grants in the same "
+                "transaction."
             )
-        if keys_first:
-            _flush_owner(session, owner, state, owner_class, made[1:])
+    _refuse_enrolled(session, policy, new, are_many=asked.are_many)
+    for one in new:
+        wrong = mistyped(one.owner_class.primary_key, current_key(one.state))
+        if wrong is not None:
+            raise ConfigurationError(f"This {one.owner_class.name} cannot get keys: {wrong}.")
+    _refuse_unenrolled_others(session, {one.state for one in new})
+    kek = None if provider is None or not new else (yield from kek_for_new(session, policy, provider))
+    try:
+        for one in new:
+            if one.prepared is not None:
+                one.salt = KdfSalt.generate(profile)
+                one.derived = yield Derivation(one.prepared, one.salt)
+            one.keys = new_keys(one.owner_class.scopes, hybrid=policy.hybrid)
+        _write(session, policy, new, kek, are_many=asked.are_many)
     except BaseException:
-        for one in made:
-            one.key.wipe()
+        for key in (key for one in new for key in one.keys):
+            key.key.wipe()
         raise
     finally:
-        if derived is not None:
-            derived.wipe()
-    keyring = Keyring()
-    keyring.add(located.place.owner, opened)
-    unlocked = UnlockedSession(session, policy, [located.place], keyring)
-    note_enrolment(session, located.place.owner, unlocked)
-    if not slots:
-        around[0].admit(located.place, keyring.copy_of(located.place.owner))
-        note_enrolment(session, located.place.owner, around[0])
-        note_unreachable(session, policy, located.place)
-    return unlocked
+        for one in new:
+            if one.derived is not None:
+                one.derived.wipe()
+    return _unlocked(session, policy, new, around, is_held=kek is not None)
+
+
+def _newcomer(owner: object, prepared: Hidden[bytes] | None) -> _New:
+    owner_class = require_owner_class(owner)
+    return _New(owner, owner_class, usable_state(owner, owner_class), prepared)
 
 
 def kek_for_new(session: Session, policy: Policy, provider: str) -> Steps[ProviderKek]:
@@ -129,27 +171,64 @@ def kek_for_new(session: Session, policy: Policy, provider: str) -> Steps[Provid
     return made
 
 
-def _refuse_unenrolled_others(session: Session, state: InstanceState[object]) -> None:
+def _refuse_enrolled(session: Session, policy: Policy, new: Sequence[_New], *, are_many: bool) -> None:
+    """Raises AlreadyEnrolledError for the first of those in the database who has keys."""
+    for store, some in _by_class(session, policy, [one for one in new if one.state.key is not None]):
+        located = {}
+        for one in some:
+            found = locate(session, one.owner, policy, store)
+            located[found.place.owner] = found
+        rows = store.load([one.place.primary_key for one in located.values()])
+        if rows:
+            first = located[rows[0].owner]
+            told = how_opened(first, [row.stored for row in rows if row.owner == rows[0].owner])
+            raise AlreadyEnrolledError(f"{named(first, are_many)} has keys already: {told}.")
+
+
+def _by_class(session: Session, policy: Policy, new: Collection[_New]) -> list[tuple[KeyStore, list[_New]]]:
+    """These owners by class; the classes in one order, so that two transactions do not wait in a circle."""
+    classes = sorted({one.owner_class for one in new}, key=lambda one: one.label)
+    return [
+        (KeyStore(session, of, policy.seals), [one for one in new if one.owner_class is of]) for of in classes
+    ]
+
+
+def _refuse_unenrolled_others(session: Session, states: Collection[InstanceState[Any]]) -> None:
     """Before the flush, and not in it: a failed flush would roll the caller's transaction back."""
     for instance in session.new:
         other: InstanceState[object] = inspect(instance)
-        if other is not state and any(a.encrypted.path.is_self for a in plan_of_mapper(other.mapper)):
+        if other not in states and any(a.encrypted.path.is_self for a in plan_of_mapper(other.mapper)):
             require_enrolling(other)
 
 
-def _flush_owner(
-    session: Session,
-    owner: object,
-    state: InstanceState[object],
-    owner_class: OwnerClass,
-    data: list[OpenedKey],
+def _write(
+    session: Session, policy: Policy, new: Sequence[_New], kek: ProviderKek | None, *, are_many: bool
 ) -> None:
-    """Write the owner's row, with its own encrypted columns under keys that are not stored yet."""
-    keyring = Keyring()
-    keyring.add(ENROLLING_OWNER, data)
-    with enrolling(session, Enrolling(state, owner_class, keyring)):
-        session.add(owner)
+    # Who is there already gets its keys first: others may enroll it at this moment, and nothing of it may be
+    # written under keys that are not stored. Of a new one, nobody else knows.
+    there = {one: None for one in new if _has_place(one.state)}
+    others = [one for one in new if one not in there]
+    alone = len(new) == len(there) == 1  # if it is lost, nothing was written
+    _store(session, policy, there, kek, are_many=are_many, alone=alone)
+    if new:
+        _flush_owners(session, new)
+    _store(session, policy, others, kek, are_many=are_many, alone=False)
+    with session.no_autoflush:
+        grant_existing(session, policy, {one.place: one.keys for one in there if one.place is not None})
+
+
+def _flush_owners(session: Session, new: Sequence[_New]) -> None:
+    """Write the owners' rows, with their own encrypted columns under keys that may not be stored yet."""
+    try:
+        for one in new:
+            keyring = Keyring()
+            keyring.add(ENROLLING_OWNER, one.keys[1:])
+            note_enrolling(session, Enrolling(one.state, one.owner_class, keyring))
+            session.add(one.owner)
         session.flush()
+    finally:
+        for one in new:
+            enrolling_in(session).pop(one.state, None)
 
 
 def _has_place(state: InstanceState[object]) -> bool:
@@ -158,7 +237,75 @@ def _has_place(state: InstanceState[object]) -> bool:
     return state.key is not None and not any(name in state.committed_state for name in names)
 
 
-def _insert(located: LocatedOwner, keys: list[OpenedKey], slots: list[StoredSlot]) -> bool:
-    """Store an owner's first keys; false if it has some that another transaction stored."""
-    first = (located.place.primary_key, [one.stored for one in keys], slots)
-    return bool(located.store.insert_first_of([first]))
+def _store(
+    session: Session,
+    policy: Policy,
+    new: Collection[_New],
+    kek: ProviderKek | None,
+    *,
+    are_many: bool,
+    alone: bool,
+) -> None:
+    """Store owners' first keys, and what opens them.
+
+    Raises:
+        AlreadyEnrolledError: one has keys that another transaction stored.
+    """
+    for store, some in _by_class(session, policy, new):
+        rows, owners = [], []
+        with session.no_autoflush:
+            for one in some:
+                located = locate(session, one.owner, policy, store)
+                one.place, one.keys = located.place, bound_keys(one.keys, located.reference)
+                owners.append(located)
+                stored = [key.stored for key in one.keys]
+                rows.append((one.place.primary_key, stored, _slots(one, kek)))
+        made = store.insert_first_of(rows)
+        written = [one.keys[0].stored.key_id in made for one in some]
+        lost = [located for located, is_there in zip(owners, written, strict=True) if not is_there]
+        if lost:
+            if not alone:
+                session.rollback()  # the others have keys, or its own columns were written under these
+            raise AlreadyEnrolledError(
+                f"{named(lost[0], are_many)} was enrolled by somebody else at the same moment; roll back and "
+                "unlock it."
+            )
+
+
+def _slots(new: _New, kek: ProviderKek | None) -> list[StoredSlot]:
+    slots = []
+    if new.derived is not None and new.salt is not None:
+        slots.append(secret_slot(new.keys[0], new.derived, new.salt))
+    if kek is not None:
+        slots.append(provider_slot(new.keys[0], kek))
+    return slots
+
+
+def _unlocked(
+    session: Session,
+    policy: Policy,
+    new: Sequence[_New],
+    around: Sequence[OpenKeys],
+    *,
+    is_held: bool,
+) -> UnlockedSession:
+    """The unlocked session of these owners. Whoever enrolls an owner without a secret holds its keys too,
+    until the end of their own unlock: they found a group, and go on to grant it."""
+    keyring, places, unreachable = Keyring(), [], []
+    for one in new:
+        assert one.place is not None  # noqa: S101 - each was stored
+        places.append(one.place)
+        keyring.add(one.place.owner, one.keys)
+    unlocked = UnlockedSession(session, policy, places, keyring)
+    # A server opens what its provider holds, as it opens any other: in its own time.
+    holders = around if not is_held else [one for one in around if not one.on_demand]
+    for one, place in zip(new, places, strict=True):
+        note_enrolment(session, place.owner, unlocked)
+        if one.prepared is None and holders:
+            holders[0].admit(place, keyring.copy_of(place.owner))
+            note_enrolment(session, place.owner, holders[0])
+        if one.prepared is None and not is_held:
+            unreachable.append(place)
+    note_first_keys(session, places)
+    note_unreachable(session, policy, unreachable)
+    return unlocked

@@ -20,8 +20,10 @@ from sqlalchemy_envelope.orm.sessions.server import ServerSession
 from sqlalchemy_envelope.orm.sessions.write_only import WriteOnlySession
 from sqlalchemy_envelope.orm.tables.owners import owner_class_of
 from sqlalchemy_envelope.orm.verbs import claim, slots, unlock
+from sqlalchemy_envelope.orm.verbs.enroll import Asked, asked_for
 from sqlalchemy_envelope.orm.verbs.grant_status import grant_states
 from sqlalchemy_envelope.orm.verbs.owner_keys import locate_enrolled
+from sqlalchemy_envelope.orm.verbs.settle_all import Settling, batch_steps, job
 from sqlalchemy_envelope.orm.verbs.steps import Derivation, Outside
 from sqlalchemy_envelope.orm.verbs.why_locked import why_locked
 
@@ -116,7 +118,7 @@ class Envelope:
         session: AnySession,
         owner: object,
         *,
-        secret: str | bytes | None = None,
+        secret: str | bytes | Mapping[Any, str | bytes] | None = None,
         provider: str | None = None,
     ) -> UnlockedSession:
         """Make an owner's keys, opened by `secret`, by an outside `provider`, or by both, and flush the owner
@@ -128,6 +130,10 @@ class Envelope:
         Adds the owner to the session if it is not in it. The owner is unlocked while the
         result is used in a `with`.
 
+        A list of owners is enrolled in as many statements as one owner, for some thousands: all of them, or
+        with an error none. Secrets of a list are a mapping, `secret={owner: its secret}`, and cost one key
+        derivation each.
+
         An owner whose keys a campaign made while it was away *claims* them so: the secret opens them from now
         on, and the campaign's key does no more. With an offline key, which nobody here can open, the secret
         waits for its custodians, and the owner stays locked until then.
@@ -135,13 +141,13 @@ class Envelope:
         Raises:
             AlreadyEnrolledError: it has keys that are claimed, or were claimed at the same moment.
             EnrollmentError: nothing would open its keys.
-            SecretError: the secret cannot be used.
+            SecretError: the secret cannot be used, or is one for a list.
             ConfigurationError: it is no `KeyOwner`, or its database would not delete its keys with it.
             ProviderError: the provider failed.
         """
-        hidden = hide_secret(secret)
+        asked = asked_for(owner, secret)
         del secret
-        return self.run(self.enroll_steps(plain_session(session), owner, hidden, provider))
+        return self.run(self.enroll_steps(plain_session(session), owner, asked, provider))
 
     def unlock(
         self,
@@ -199,6 +205,34 @@ class Envelope:
         if not any(one.home is plain for one in context.unlocked_sessions(plain)):
             raise context.locked("What is to be settled", plain)
         context.settle_unlocked(plain)
+
+    def settle_all(
+        self, session: AnySession, owner_class: type[Any], *, provider: str, reason: str, batch: int = 500
+    ) -> Settling:
+        """Settle each owner of a class that this provider holds a slot of: fulfil their pending grants, adopt
+        what is sealed, start an epoch where somebody was removed. For a job; each turn of a loop over it does
+        one batch and tells how far it has come, and the loop commits:
+
+            for so_far in envelope.settle_all(session, Group, provider="staff", reason="nightly"):
+                session.commit()
+
+        In a fixed number of statements for each batch, and some more for each owner whom somebody left. Never
+        commits, and never waits for owners that another transaction holds: they are skipped. Begun again, it
+        finds what is left.
+
+        Args:
+            session: a session of the job's own: between two batches its transaction ends.
+            owner_class: the class of the owners.
+            provider: the outside holder of their slots. Owners without one are passed over.
+            reason: why, for the audit events.
+            batch: how many owners are looked at in one turn, at most, and so in one transaction.
+
+        Raises:
+            ConfigurationError: no class of key owners, no such provider, or no reason.
+            ProviderError: the provider failed, or is the public half of an offline key.
+        """
+        plain, work = plain_session(session), job(self.policy, owner_class, provider, reason, batch)
+        return Settling(lambda so_far: self.run(batch_steps(plain, work, so_far)))
 
     def write_only(self, session: AnySession, *owners: object) -> WriteOnlySession:
         """Encrypt for owners who are locked: a webhook's events, a job's results. Inside, their values can be
@@ -402,11 +436,15 @@ class Envelope:
         return self.limit.derive(work.secret, work.salt)
 
     def enroll_steps(
-        self, session: Session, owner: object, secret: GivenSecret | None, provider: str | None
+        self,
+        session: Session,
+        owner: object,
+        secret: GivenSecret | Mapping[Any, GivenSecret] | Asked | None,
+        provider: str | None,
     ) -> Steps[UnlockedSession]:
         """The steps of `enroll`."""
-        hidden = hide_secret(secret)
-        return claim.enroll_steps(session, self.policy, self.kdf_profile, owner, hidden, provider)
+        asked = asked_for(owner, secret)
+        return claim.enroll_steps(session, self.policy, self.kdf_profile, asked, provider)
 
     def unlock_steps(
         self,

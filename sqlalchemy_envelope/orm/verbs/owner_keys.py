@@ -59,11 +59,11 @@ def usable_state(owner: object, owner_class: OwnerClass) -> InstanceState[Any]:
     return state
 
 
-def locate(session: Session, owner: object, policy: Policy) -> LocatedOwner:
-    """An owner that is in the database."""
+def locate(session: Session, owner: object, policy: Policy, store: KeyStore | None = None) -> LocatedOwner:
+    """An owner that is in the database; `store` is that of its class, where several of them are located."""
     owner_class = require_owner_class(owner)
     identity: Any = inspect(owner).key
-    store = KeyStore(session, owner_class, policy.seals)
+    store = store or KeyStore(session, owner_class, policy.seals)
     return LocatedOwner(owner, Place(owner_class, tuple(identity[1]), store.where), store)
 
 
@@ -80,6 +80,13 @@ def locate_enrolled(session: Session, owner: object, policy: Policy) -> LocatedO
         )
     require_cascades(session, owner_class.mapper)
     return locate(session, owner, policy)
+
+
+def named(located: LocatedOwner, among_others: bool) -> str:
+    """How an error speaks of an owner: by its primary key, if it is one of several."""
+    if not among_others:
+        return f"This {located.name}"
+    return f"{located.name} {', '.join(map(str, located.place.primary_key))}"
 
 
 def active_root(located: LocatedOwner, keys: Sequence[StoredKey]) -> StoredKey:

@@ -30,6 +30,7 @@ from sqlalchemy_envelope.orm.current.locks import require_no_locks
 from sqlalchemy_envelope.orm.current.policy import note_policy, require_reason
 from sqlalchemy_envelope.orm.sessions.unlocked import UnlockedSession
 from sqlalchemy_envelope.orm.sharing.epochs import start_epoch
+from sqlalchemy_envelope.orm.sharing.first_use import trusting_first_use
 from sqlalchemy_envelope.orm.sharing.rollbacks import note_unlock
 from sqlalchemy_envelope.orm.sharing.roots import OpenedRoot, open_with_kek, renew
 from sqlalchemy_envelope.orm.sharing.settle import follow_grants
@@ -108,7 +109,7 @@ def unlock_with_provider_steps(
         if not providers.is_local(provider):
             require_no_locks(session, provider)
         kek = yield Outside(lambda: providers.open(slot))
-    found = open_with_kek(policy, keys, root, slot, mine, kek)
+    found = trusting_first_use(open_with_kek(policy, keys, root, slot, mine, kek), keys)
     policy.emit(
         AuditEvent(
             "provider_unlocked", located.name, reason=reason, provider=provider, key_id=root.key_id.hex[:8]

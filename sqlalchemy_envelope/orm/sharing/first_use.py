@@ -1,0 +1,34 @@
+"""Trust on first use, by an outside key.
+
+A slot that is sealed to an outside key may be anybody's, and without server keys nothing else says whose it
+is. Where the key has adopted none of an owner's root keys, it takes the first of them for genuine, as whoever
+is granted a key for the first time does, and each later one whose maker proves that they held one before.
+What it took is adopted, wrapped under the outside key: from then on a root key that is not proven is
+replaced.
+
+Without that, each owner whose slot was made where only the public half of a key is would start a needless
+epoch when the other half first writes. Whoever could plant the first root key could plant the slots and
+grants of its next epoch too, so that this epoch would shut nobody out.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from sqlalchemy_envelope.keys.hierarchy import is_proven
+from sqlalchemy_envelope.keys.model import Purpose
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from sqlalchemy_envelope.keys.model import StoredKey
+    from sqlalchemy_envelope.orm.sharing.roots import OpenedRoot
+
+
+def trusting_first_use(found: OpenedRoot, keys: Iterable[StoredKey]) -> OpenedRoot:
+    """What a provider's slot led to; trusted, if it is the first that the provider sees of this owner. If it
+    is not, the older root keys vouch for the one that takes its place, to those who know them."""
+    if found.trusted or found.vouching:
+        return found
+    is_first = sum(key.purpose is Purpose.ROOT for key in keys) == 1
+    return found._replace(trusted=is_first or is_proven(found.root.stored, found.older), vouching=found.older)

@@ -1,0 +1,166 @@
+"""Shares that follow a membership are written with it: by the same flush, in the same transaction.
+
+Their rows are made by statements and not as objects: nothing orders two unrelated objects in a flush, and the
+share's foreign key needs the membership first. What a flush deletes the database deletes with it; here it is
+noted, so that an epoch starts. What is deleted in another way is found missing, as with any grant.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from sqlalchemy import insert, select
+
+from sqlalchemy_envelope.keys.model import Purpose
+from sqlalchemy_envelope.orm.current import context
+from sqlalchemy_envelope.orm.current.names import Names
+from sqlalchemy_envelope.orm.sharing.epochs import Recipient, grant_to
+from sqlalchemy_envelope.orm.tables.binds import bind_for
+from sqlalchemy_envelope.orm.tables.followed import followers_of, leader_of
+from sqlalchemy_envelope.orm.tables.grant_rows import GrantStore
+from sqlalchemy_envelope.orm.tables.key_grant import grant_class_of
+from sqlalchemy_envelope.orm.tables.key_rows import KeyStore, chunks, matches
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from sqlalchemy import Column
+    from sqlalchemy.orm import InstanceState, Session
+
+    from sqlalchemy_envelope.keys.model import OpenedKey
+    from sqlalchemy_envelope.keys.row_seals import RowSeals
+    from sqlalchemy_envelope.orm.current.policy import Policy
+    from sqlalchemy_envelope.orm.tables.owners import GrantClass, Place
+
+    PrimaryKey = tuple[Any, ...]
+    Ends = tuple[PrimaryKey, PrimaryKey]
+    """Of a share: whose key, and to whom."""
+    Joined = tuple[GrantClass, Place, Recipient]
+
+_LEFT = "sqlalchemy_envelope.shares_left"
+
+
+class Followed(NamedTuple):
+    """What became of shares in a flush: who left, and who joined."""
+
+    left: set[tuple[Place, str | None]]
+    joined: list[Joined]
+
+
+def before_flush(session: Session, *_: object) -> None:
+    """Forget what a flush noted that failed."""
+    session.info.pop(_LEFT, None)
+
+
+def before_delete(mapper: object, connection: object, state: InstanceState[Any]) -> None:
+    """A membership is about to be deleted, and the shares that follow it with it."""
+    leader, session = grant_class_of(state.mapper), state.session
+    followers = [] if leader is None else followers_of(leader)
+    if leader is None or session is None or not followers:
+        return
+    session.info.setdefault(_LEFT, set()).update((share, _ends_before(leader, state)) for share in followers)
+
+
+def before_update(mapper: object, connection: object, state: InstanceState[Any]) -> None:
+    """A membership is about to be made one of somebody else's; the foreign key takes its shares along."""
+    leader, session = grant_class_of(state.mapper), state.session
+    followers = [] if leader is None else followers_of(leader)
+    if leader is None or session is None or not followers:
+        return
+    before = _ends_before(leader, state)
+    if before != _ends(leader, state):
+        session.info.setdefault(_LEFT, set()).update((share, before) for share in followers)
+
+
+def follow(session: Session, joined: Iterable[Joined]) -> Followed:
+    """The shares that follow the memberships that a flush has written."""
+    left: set[tuple[GrantClass, Ends]] = session.info.pop(_LEFT, set())
+    wanted: dict[GrantClass, list[Ends]] = {}
+    given: set[tuple[GrantClass, Ends]] = set()
+    for grant, place, recipient in joined:
+        given.add((grant, (place.primary_key, recipient.primary_key)))
+        for share in followers_of(grant):
+            wanted.setdefault(share, []).append((recipient.primary_key, place.primary_key))
+    if not wanted and not left:
+        return Followed(set(), [])
+    names, seals = Names(session), context.policy_of(session).seals
+    more: list[Joined] = []
+    with session.no_autoflush:
+        for share, ends in wanted.items():
+            # Whoever adds the share as an object as well has it granted as one.
+            for row_key, (of, to) in _add(
+                session, seals, share, [e for e in ends if (share, e) not in given]
+            ):
+                more.append((share, names.place(share.of.owner_class, of), Recipient(share, row_key, to)))
+    return Followed({(names.place(one.of.owner_class, of), one.scope) for one, (of, _) in left}, more)
+
+
+def grant_existing(session: Session, policy: Policy, owners: Mapping[Place, Sequence[OpenedKey]]) -> None:
+    """Owners who had no keys until now may be members already: grant what follows that."""
+    for owner_class in {place.owner_class for place in owners}:
+        keys = {place.primary_key: some for place, some in owners.items() if place.owner_class is owner_class}
+        store = KeyStore(session, owner_class, policy.seals)
+        for share in [one for one in owner_class.grants_of if leader_of(one) is not None]:
+            to_whom: dict[PrimaryKey, list[Recipient]] = {}
+            for row_key, (of, to) in _rows(session, share, share.of.columns, list(keys)):
+                to_whom.setdefault(of, []).append(Recipient(share, row_key, to))
+            for of, recipients in to_whom.items():
+                for key in keys[of]:
+                    if key.stored.purpose is Purpose.DATA and key.stored.scope == share.scope:
+                        grant_to(session, policy, store, key, recipients)
+
+
+def _add(
+    session: Session, seals: RowSeals, share: GrantClass, ends: Sequence[Ends]
+) -> list[tuple[PrimaryKey, Ends]]:
+    """The rows of new memberships, inserted where the foreign key did not take them along; those to be
+    granted, of owners who have keys. The others' are granted when they are enrolled."""
+    columns = (*share.of.columns, *share.to.columns)
+    together = [(*of, *to) for of, to in ends]
+    there = _rows(session, share, columns, together)
+    # What was granted by a row that was taken along is another owner's key.
+    GrantStore(session, share, seals).delete([row_key for row_key, _ in there])
+    missing = [one for one in ends if one not in {found for _, found in there}]
+    if missing:
+        values = [dict(zip((one.key for one in columns), (*of, *to), strict=True)) for of, to in missing]
+        statement = insert(share.table)
+        session.execute(statement, values, bind_arguments=bind_for(session, share.mapper, statement))
+        there = _rows(session, share, columns, together)
+    owners = list({of for _, (of, _) in there})
+    roots = KeyStore(session, share.of.owner_class, seals).load_active_roots(owners)
+    enrolled = {one.primary_key for one in roots.values()}
+    return [one for one in there if one[1][0] in enrolled]
+
+
+def _rows(
+    session: Session, share: GrantClass, columns: Sequence[Column[Any]], keys: Sequence[PrimaryKey]
+) -> list[tuple[PrimaryKey, Ends]]:
+    """The shares whose rows have these values in these columns."""
+    found: list[tuple[PrimaryKey, Ends]] = []
+    first, second = len(share.row_key), len(share.row_key) + len(share.of.columns)
+    for some in chunks(keys):
+        query = select(*share.row_key, *share.of.columns, *share.to.columns).where(matches(columns, some))
+        for row in session.execute(query, bind_arguments=bind_for(session, share.mapper, query)):
+            parts = tuple(row)
+            found.append((parts[:first], (parts[first:second], parts[second:])))
+    return found
+
+
+def _ends(leader: GrantClass, state: InstanceState[Any]) -> Ends:
+    return leader.values(state, leader.to.columns), leader.values(state, leader.of.columns)
+
+
+def _ends_before(leader: GrantClass, state: InstanceState[Any]) -> Ends:
+    """What a membership says in the database."""
+    known = dict(zip(leader.row_key, state.key[1], strict=True)) if state.key is not None else {}
+    instance: Any = state.obj()
+
+    def before(column: Column[Any]) -> Any:
+        if column in known:
+            return known[column]
+        key = leader.mapper.get_property_by_column(column).key
+        if key not in state.dict:
+            getattr(instance, key)  # expired
+        return state.committed_state.get(key, state.dict.get(key))
+
+    return tuple(map(before, leader.to.columns)), tuple(map(before, leader.of.columns))

@@ -1,0 +1,112 @@
+"""Shares that follow a membership: by declaration, each row of the one has a row of the other.
+
+    class ProfileShare(KeyGrant, Base, of="user_id", to="group_id", scope="profile", follows=Membership)
+
+What a user shares with a group hangs on the membership by a foreign key: however the membership goes, the
+share goes with it.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import ForeignKeyConstraint, UniqueConstraint
+
+from sqlalchemy_envelope.exceptions import ConfigurationError
+from sqlalchemy_envelope.orm.tables.records import records_of_table
+
+if TYPE_CHECKING:
+    from sqlalchemy import Column
+
+    from sqlalchemy_envelope.orm.tables.owners import GrantClass
+
+_FOLLOWERS = "followers"
+_FOLLOWS = "follows"
+
+
+def follow(share: GrantClass, leader: GrantClass) -> None:
+    """Note that a share follows a membership, and tie its table to the other's. What cannot be is told by
+    `check_following`, when mappers are configured."""
+    records_of_table(share.table)[_FOLLOWS] = leader
+    key = _key(share, leader)
+    if key is None:
+        return
+    columns = [_pairs(share, leader)[column] for column in key]
+    # Whoever declares the foreign key, with a name of their own, has it.
+    if not any(list(one.columns) == columns for one in share.table.foreign_key_constraints):
+        share.table.append_constraint(
+            ForeignKeyConstraint(columns, key, ondelete="CASCADE", onupdate="CASCADE")
+        )
+    followers = followers_of(leader)
+    followers[:] = [*(one for one in followers if one.table is not share.table), share]
+
+
+def followers_of(leader: GrantClass) -> list[GrantClass]:
+    """The shares that follow these memberships."""
+    found: list[GrantClass] = records_of_table(leader.table).setdefault(_FOLLOWERS, [])
+    return found
+
+
+def leader_of(share: GrantClass) -> GrantClass | None:
+    """The memberships that a share follows."""
+    found: GrantClass | None = records_of_table(share.table).get(_FOLLOWS)
+    return found
+
+
+def check_following(share: GrantClass) -> None:
+    """Whether a share can follow its membership.
+
+    Raises:
+        ConfigurationError: it cannot, with what to write.
+    """
+    leader = leader_of(share)
+    if leader is None:
+        return
+    name, followed = share.mapper.class_.__name__, leader.mapper.class_.__name__
+    member, group = leader.to.owner_class, leader.of.owner_class
+    if (share.of.owner_class, share.to.owner_class) != (member, group):
+        raise ConfigurationError(
+            f"{name} follows {followed}, which gives a {member.name} the key of a {group.name}: the share "
+            f"goes the other way, of= the {member.name} to= the {group.name}."
+        )
+    if share.scope is None:
+        raise ConfigurationError(
+            f"{name} follows {followed} and grants the whole key of a {member.name}: with the key of the "
+            f"{group.name} in the other direction neither could shut anybody out. Name a scope=."
+        )
+    if _key(share, leader) is None:
+        names = ", ".join(repr(column.key) for column in (*leader.of.columns, *leader.to.columns))
+        raise ConfigurationError(
+            f"{name} follows {followed}, and its rows refer to those by whose key is given to whom: make "
+            f"this the primary key of {leader.table.name}, or add UniqueConstraint({names}) to it."
+        )
+    needed = [column.key for column in share.table.columns if _is_needed(column, share)]
+    if needed:
+        raise ConfigurationError(
+            f"{name} follows {followed}, so that its rows are made without you: give {', '.join(needed)} a "
+            "default, or let it be empty."
+        )
+
+
+def _is_needed(column: Column[Any], share: GrantClass) -> bool:
+    given = {*share.of.columns, *share.to.columns}
+    generated = column is share.table.autoincrement_column or column.computed is not None
+    return not (column in given or column.nullable or column.default or column.server_default or generated)
+
+
+def _pairs(share: GrantClass, leader: GrantClass) -> dict[Column[Any], Column[Any]]:
+    """Which column of the share refers to which one of the membership."""
+    pairs = dict(zip(leader.of.columns, share.to.columns, strict=False))
+    return pairs | dict(zip(leader.to.columns, share.of.columns, strict=False))
+
+
+def _key(share: GrantClass, leader: GrantClass) -> tuple[Column[Any], ...] | None:
+    """The columns that name a membership by both of its ends, as a key of its table has them in order."""
+    wanted = set(_pairs(share, leader))
+    keys = [leader.table.primary_key, *leader.table.constraints]
+    for one in keys:
+        if one is leader.table.primary_key or isinstance(one, UniqueConstraint):
+            columns = tuple(one.columns)
+            if set(columns) == wanted:
+                return columns
+    return None
