@@ -17,7 +17,15 @@ from sqlalchemy_envelope.exceptions import StatementRefusedError
 from sqlalchemy_envelope.orm.columns.encrypted_type import EncryptedType
 from sqlalchemy_envelope.orm.columns.plans import plan_of_table
 from sqlalchemy_envelope.orm.writing.copies import check_made_by_select, check_plain_target
-from sqlalchemy_envelope.orm.writing.forms import WRITE_IN_CTES, beside, rows_of, table_of, target_of
+from sqlalchemy_envelope.orm.writing.forms import (
+    WRITE_IN_CTES,
+    assigned_by,
+    beside,
+    column_key,
+    rows_of,
+    table_of,
+    target_of,
+)
 from sqlalchemy_envelope.orm.writing.marks import is_marked
 from sqlalchemy_envelope.orm.writing.moves import may_move, unseen_move
 from sqlalchemy_envelope.orm.writing.twins import (
@@ -113,12 +121,11 @@ def check_compiled(compiled: Any) -> None:
 def _check_marked(connection: Connection, plan: TablePlan, statement: Any) -> None:
     if not is_marked(statement):
         raise _unseen(plan, statement, connection.dialect.name in WRITE_IN_CTES)
-    assigned = dict(getattr(statement, "_ordered_values", None) or statement._values or {})
     rows = rows_of(statement) if getattr(statement, "_multi_values", None) else []
-    for row in (assigned, *rows):
+    for row in (assigned_by(statement), *rows):
         for key, value in row.items():
-            name = getattr(key, "key", key)
-            if plan.names.get(name, name) in plan.keys and not _is_guarded(value):
+            name = column_key(key)
+            if name in plan.keys and not _is_guarded(value):
                 raise StatementRefusedError(
                     f"A value for the encrypted column {plan.table.name}.{name} would reach the database "
                     "unencrypted; nothing was sent. Write through the ORM, or a plain insert() or update()."
@@ -134,7 +141,7 @@ def _is_guarded(value: Any) -> bool:
 
 
 def _unseen(plan: TablePlan, statement: Any, in_ctes: bool) -> StatementRefusedError:
-    written = [name for name in map(_key, statement._values or ()) if plan.names.get(name, name) in plan.keys]
+    written = [name for name in map(column_key, assigned_by(statement)) if name in plan.keys]
     where = f"{plan.table.name}.{written[0]}" if written else plan.table.name
     verb = "INSERT" if isinstance(statement, Insert) else "UPDATE"
     cte = f", or as a CTE: `statement.add_cte({verb.lower()}(...).returning(...).cte())`" if in_ctes else ""
@@ -143,8 +150,3 @@ def _unseen(plan: TablePlan, statement: Any, in_ctes: bool) -> StatementRefusedE
         f"encrypted; nothing was sent. Run the two one after the other: "
         f"`session.execute({verb.lower()}(...))`{cte}."
     )
-
-
-def _key(column: Any) -> str:
-    key: str = getattr(column, "key", column)
-    return key

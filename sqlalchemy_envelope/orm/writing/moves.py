@@ -32,7 +32,12 @@ from sqlalchemy_envelope.orm.tables.owner_paths import among, linked_paths
 from sqlalchemy_envelope.orm.tables.records import records_of_table
 from sqlalchemy_envelope.orm.tables.watched import EXPECTED, expected_for, watch_name
 from sqlalchemy_envelope.orm.writing.flushes import notes_of
-from sqlalchemy_envelope.orm.writing.forms import assigned_by_upsert, equalities
+from sqlalchemy_envelope.orm.writing.forms import (
+    assigned_by,
+    assigned_by_upsert,
+    column_key,
+    equalities,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -55,7 +60,7 @@ class Decider:
 
     Attributes:
         table, columns: where they stand.
-        names: what statements call them: by key, name and attribute; and the key of each.
+        keys: the key of each, by its name in the database: another `Table` object may have other keys.
         encrypted: the encrypted column.
         is_own: they belong to the object that has the value, and not to a row on the way.
         hanging: the primary keys of the rows with a value that hang on rows with these primary keys.
@@ -65,7 +70,6 @@ class Decider:
         self,
         table: Table,
         columns: frozenset[Column[Any]],
-        names: dict[str, str],
         encrypted: Column[Any],
         hanging: Callable[[Sequence[Key]], Select[Any]],
         *,
@@ -73,7 +77,7 @@ class Decider:
     ) -> None:
         self.table = table
         self.columns = columns
-        self.names = names
+        self.keys = {column.name.lower(): column.key for column in columns}
         self.encrypted = encrypted
         self.hanging = hanging
         self.is_own = is_own
@@ -115,7 +119,6 @@ def _deciders(mapper: Mapper[Any], attribute: EncryptedAttribute) -> Iterator[De
             yield Decider(
                 table,
                 columns,
-                _names(mapper, columns),
                 column,
                 _hanging(mapper, attribute, table, None, 0),
                 is_own=True,
@@ -125,7 +128,7 @@ def _deciders(mapper: Mapper[Any], attribute: EncryptedAttribute) -> Iterator[De
             mapped = [one for key in keys for one in there.attrs[key].columns]
             for table, columns in _by_table(mapped):
                 hanging = _hanging(mapper, attribute, table, linked, at + 1)
-                yield Decider(table, columns, _names(there, columns), column, hanging, is_own=False)
+                yield Decider(table, columns, column, hanging, is_own=False)
 
 
 def _by_table(columns: Iterable[Any]) -> list[tuple[Table, frozenset[Column[Any]]]]:
@@ -134,14 +137,6 @@ def _by_table(columns: Iterable[Any]) -> list[tuple[Table, frozenset[Column[Any]
         if isinstance(column.table, Table):
             found.setdefault(column.table, set()).add(column)
     return [(table, frozenset(some)) for table, some in found.items()]
-
-
-def _names(mapper: Mapper[Any], columns: Iterable[Column[Any]]) -> dict[str, str]:
-    return {
-        name: column.key
-        for column in columns
-        for name in (column.key, column.name, mapper.get_property_by_column(column).key)
-    }
 
 
 def _hanging(
@@ -182,7 +177,7 @@ def check_moves(connection: Connection, statement: Any, target: Any, multiparams
         return False
     rows, looked = list(multiparams) or [params or {}], False
     for decider in deciders:
-        written = _written(decider, statement, rows)
+        written = _written(decider, statement, target, rows)
         if is_twin and isinstance(statement, Update):
             written |= _changed_unnamed(decider, target)
         if not written or (is_twin and not _is_here(connection, decider)):
@@ -202,7 +197,7 @@ def may_move(statement: Any, target: Any, keys: Iterable[str]) -> bool:
         return False
     rows = [dict.fromkeys(keys)]
     known = records_of_table(target).get(_DECIDERS, ()) if isinstance(target, Table) else ()
-    return any(_written(decider, statement, rows) for decider in known)
+    return any(_written(decider, statement, target, rows) for decider in known)
 
 
 def _replaces(statement: Any) -> bool:
@@ -255,32 +250,30 @@ def _is_here(connection: Connection, decider: Decider) -> bool:
     return known[place]
 
 
-def _written(decider: Decider, statement: Any, rows: Sequence[Any]) -> dict[str, Any]:
+def _written(decider: Decider, statement: Any, target: Any, rows: Sequence[Any]) -> dict[str, Any]:
     """The deciding columns that a statement changes, by key: what it sets them to, or None where the rows of
     its parameters say so."""
-    names = decider.names
     if isinstance(statement, Insert):
         clause = getattr(statement, "_post_values_clause", None)
         if clause is None:  # REPLACE takes the whole row's place
             return dict.fromkeys((column.key for column in decider.columns), statement)
         assigned = assigned_by_upsert(statement)
+        rows = ()
     else:
-        assigned = dict(getattr(statement, "_ordered_values", None) or statement._values or {})
-    found = {names[name]: None for row in rows for name in names.keys() & row.keys()}
-    if isinstance(statement, Insert):
-        found = {}
-    for key, value in assigned.items():
-        for name in (getattr(key, "key", key), getattr(key, "name", key)):
-            if name in names:
-                found[names[name]] = value
-    return found
+        assigned = assigned_by(statement)
+    keys = {
+        one.key: decider.keys[one.name.lower()] for one in target.columns if one.name.lower() in decider.keys
+    }
+    found: dict[str, Any] = {keys[key]: None for row in rows for key in keys.keys() & row.keys()}
+    named = {column_key(one): value for one, value in assigned.items()}
+    return found | {keys[key]: named[key] for key in keys.keys() & named.keys()}
 
 
 def _changed_unnamed(decider: Decider, twin: Any) -> dict[str, Any]:
     """The deciding columns that an UPDATE through another Table object changes without naming them. Those of
     the model have no `onupdate=`."""
     columns = [one for one in twin.columns if getattr(one, "onupdate", None) is not None]
-    return {decider.names[one.key]: None for one in columns if one.key in decider.names}
+    return {decider.keys[one.name.lower()]: None for one in columns if one.name.lower() in decider.keys}
 
 
 def _moved_rows(

@@ -32,6 +32,7 @@ from sqlalchemy_envelope.orm.columns.previous import previous_of
 from sqlalchemy_envelope.orm.tables.python_types import python_type_of
 from sqlalchemy_envelope.orm.tables.watched import watch_name
 from sqlalchemy_envelope.orm.writing.forms import (
+    assigned_by,
     assigned_by_upsert,
     is_null,
     named_by,
@@ -186,9 +187,8 @@ def _column_name(target: Any, key: Any) -> str:
 
 def _written(statement: Any, parameters: Sequence[Any]) -> Iterator[tuple[Any, Any]]:
     """What a statement writes: column or its key, and the value."""
-    assigned = dict(getattr(statement, "_ordered_values", None) or statement._values or {})
     rows = rows_of(statement) if getattr(statement, "_multi_values", None) else []
-    for row in (assigned, *rows, assigned_by_upsert(statement)):
+    for row in (assigned_by(statement), *rows, assigned_by_upsert(statement)):
         for key, value in row.items():
             yield from ((key, one) for one in _given(value, parameters))
     for key, value in _selected(statement):
