@@ -36,7 +36,7 @@ from sqlalchemy_envelope.orm.writing.twins import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
     from sqlalchemy import Connection
 
@@ -52,8 +52,13 @@ def statements_of(compiled: Any) -> list[Any]:
     return [one for one in roots if isinstance(one, ClauseElement)]
 
 
-def check_writes(connection: Connection, compiled: Any, elements: Iterable[Any]) -> bool:
+def check_writes(
+    connection: Connection, compiled: Any, elements: Iterable[Any], options: Mapping[str, Any]
+) -> bool:
     """Refuse what goes past the hook; tells whether this has to be asked again for the next execution.
+
+    Args:
+        options: the execution options: they may send the same compiled form to another schema.
 
     Raises:
         StatementRefusedError: an encrypted column would get a value that nobody has encrypted.
@@ -67,9 +72,9 @@ def check_writes(connection: Connection, compiled: Any, elements: Iterable[Any])
                 _check_marked(connection, plan, element)
             if unknown_columns(target):
                 # The same compiled form may be sent to another database.
-                again |= refuse_defaults(connection, element, compiled.column_keys or ())
+                again |= refuse_defaults(connection, element, compiled.column_keys or (), options)
                 if plan is not None or not is_marked(element):  # its values were not looked at
-                    refuse_twin(connection, element, compiled.column_keys)
+                    refuse_twin(connection, element, compiled.column_keys, options)
                     again = True
             unseen = plan is None and not is_marked(element)
             if unseen and may_move(element, target, compiled.column_keys or ()):
@@ -77,13 +82,13 @@ def check_writes(connection: Connection, compiled: Any, elements: Iterable[Any])
             if plan is None and isinstance(element, Insert):
                 check_plain_target(element)
             if isinstance(element, Update):
-                again |= _check_beside(connection, element)
+                again |= _check_beside(connection, element, options)
         else:
             check_made_by_select(element)
     return again
 
 
-def _check_beside(connection: Connection, statement: Update) -> bool:
+def _check_beside(connection: Connection, statement: Update, options: Mapping[str, Any]) -> bool:
     """An UPDATE of two tables at once writes no encrypted column of the second; tells whether that is one of
     another Table object."""
     twins = False
@@ -94,7 +99,7 @@ def _check_beside(connection: Connection, statement: Update) -> bool:
                 "another table; nothing was sent. Update each table by a statement of its own."
             )
         if unknown_columns(table_of(column)):
-            refuse_beside(connection, column)
+            refuse_beside(connection, column, options)
             twins = True
     return twins
 

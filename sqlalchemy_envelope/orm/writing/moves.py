@@ -27,8 +27,10 @@ from sqlalchemy.sql.selectable import TableClause
 
 from sqlalchemy_envelope.exceptions import ConfigurationError, StatementRefusedError
 from sqlalchemy_envelope.orm.columns.encrypted_type import EncryptedType
+from sqlalchemy_envelope.orm.tables.default_schema import schema_of, schemas_beside
 from sqlalchemy_envelope.orm.tables.key_rows import chunks
 from sqlalchemy_envelope.orm.tables.owner_paths import among, linked_paths
+from sqlalchemy_envelope.orm.tables.python_types import python_type_of
 from sqlalchemy_envelope.orm.tables.records import records_of_table
 from sqlalchemy_envelope.orm.tables.watched import EXPECTED, expected_for, watch_name
 from sqlalchemy_envelope.orm.writing.flushes import notes_of
@@ -49,6 +51,7 @@ if TYPE_CHECKING:
     from sqlalchemy_envelope.orm.tables.owner_paths import LinkedPath
 
     Key = tuple[Any, ...]
+    Options = Mapping[str, Any]
 
 _DECIDERS = "deciders"
 _tables: dict[str, WeakSet[Table]] = {}
@@ -162,7 +165,9 @@ def _of_column(entity: Any, mapper: Mapper[Any], column: Any) -> Any:
     return getattr(entity, mapper.get_property_by_column(column).key)
 
 
-def check_moves(connection: Connection, statement: Any, target: Any, multiparams: Any, params: Any) -> bool:
+def check_moves(
+    connection: Connection, statement: Any, target: Any, multiparams: Any, params: Any, options: Options
+) -> bool:
     """Refuse a statement that moves encrypted values to another owner; tells whether it was looked at.
 
     Raises:
@@ -172,7 +177,7 @@ def check_moves(connection: Connection, statement: Any, target: Any, multiparams
         return False
     if EXPECTED:
         _configure(target)
-    deciders, is_twin = _watched(connection, target)
+    deciders, is_twin = _watched(target)
     if not deciders:
         return False
     rows, looked = list(multiparams) or [params or {}], False
@@ -180,7 +185,7 @@ def check_moves(connection: Connection, statement: Any, target: Any, multiparams
         written = _written(decider, statement, target, rows)
         if is_twin and isinstance(statement, Update):
             written |= _changed_unnamed(decider, target)
-        if not written or (is_twin and not _is_here(connection, decider)):
+        if not written or (is_twin and not _is_here(connection, target, decider, options)):
             continue
         if is_twin or isinstance(statement, Insert):
             raise _unknown(decider, min(written), is_twin=is_twin)
@@ -220,32 +225,37 @@ def _configure(target: Any) -> None:
             continue  # nothing can be written through them, and their own statements say why
 
 
-def _watched(connection: Connection, target: Any) -> tuple[list[Decider], bool]:
-    """What is decided in this table; and whether it is another `Table` object for the one that decides."""
+def _watched(target: Any) -> tuple[list[Decider], bool]:
+    """What is decided in this table; and whether it may be another `Table` object for the one that decides,
+    in whichever schema: a tenant's has what the model's has."""
     name = getattr(target, "name", None)
     if not isinstance(target, TableClause) or name is None or name.lower() not in _tables:
         return [], False
     known = records_of_table(target).get(_DECIDERS) if isinstance(target, Table) else None
     if known is not None:
         return list(known), False
-    schema = _schema(connection, target)
-    others = [one for one in tuple(_tables[name.lower()]) if _schema(connection, one) == schema]
+    others = tuple(_tables[name.lower()])
     return [decider for one in others for decider in records_of_table(one)[_DECIDERS]], True
 
 
-def _schema(connection: Connection, table: Any) -> str | None:
-    return connection.schema_for_object(table) or connection.dialect.default_schema_name
+def _is_here(connection: Connection, target: Any, decider: Decider, options: Options) -> bool:
+    """Whether the encrypted values are stored beside the table that a statement reaches, and it has not only
+    the name of the one that decides."""
+    schema, table = schema_of(connection, target, options), decider.encrypted.table
+    places = schemas_beside(connection, decider.table, schema, table, options)
+    return any(_stores(connection, decider.encrypted, place) for place in places)
 
 
-def _is_here(connection: Connection, decider: Decider) -> bool:
-    """Whether this database has the table of the encrypted values, and not only a table of the same name as
-    the one that decides."""
-    known, table = _asked.setdefault(connection.engine, {}), decider.encrypted.table
-    place = (_schema(connection, table), table.name, decider.encrypted.name)
-    if not known.get(place):
+def _stores(connection: Connection, column: Column[Any], schema: str) -> bool:
+    known, table = _asked.setdefault(connection.engine, {}), column.table.name
+    place = (schema, table, column.name)
+    if place not in known:
         inspector = inspect(connection)
-        known[place] = inspector.has_table(table.name, schema=place[0]) and any(
-            one["name"] == place[2] for one in inspector.get_columns(table.name, schema=place[0])
+        if not inspector.has_table(table, schema=schema):
+            return False  # there is none yet
+        known[place] = any(
+            one["name"] == column.name and python_type_of(one["type"]) is bytes
+            for one in inspector.get_columns(table, schema=schema)
         )
     return known[place]
 

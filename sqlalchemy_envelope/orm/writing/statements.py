@@ -121,11 +121,11 @@ def _encrypt_alone(
 ) -> tuple[Any, Any, Any]:
     target = target_of(statement)
     check_sole(connection, statement, target, multiparams, params)
-    moves = check_moves(connection, statement, target, multiparams, params)
+    moves = check_moves(connection, statement, target, multiparams, params, options)
     plan = plan_of_table(target)
     if plan is None:
         unseen = is_twin(target) and not is_marked(statement)  # the migration marks what it encrypted itself
-        if unseen and check_twin(connection, target, statement, multiparams, params):
+        if unseen and check_twin(connection, target, statement, multiparams, params, options):
             statement = mark(statement)
         return mark_lasting(statement) if moves else statement, multiparams, params
     _check_schema(plan, connection, options)
