@@ -174,7 +174,7 @@ def _check(connection: Connection, sql: str, compiled: Any, execution: Any) -> N
     if hasattr(compiled, _PASSES):
         return
     elements = list(forms.elements_in(*gate.statements_of(compiled)))
-    again = gate.check_writes(connection, compiled, elements)
+    again = gate.check_writes(connection, compiled, elements, execution.execution_options)
     refusals.check(compiled, elements)
     if not again:
         setattr(compiled, _PASSES, not changes_schema and not schema_maps.labels_read(compiled))

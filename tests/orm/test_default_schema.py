@@ -1,13 +1,27 @@
 """The schema of an owner is the one in which the database finds the owner's tables."""
 
 from collections.abc import Iterator
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
-from sqlalchemy import Engine, create_engine, event, insert, text
+from sqlalchemy import (
+    Column,
+    Engine,
+    Integer,
+    LargeBinary,
+    MetaData,
+    Table,
+    column,
+    create_engine,
+    event,
+    insert,
+    table,
+    text,
+)
 from sqlalchemy.orm import Session
 
-from sqlalchemy_envelope import LockedError
+from sqlalchemy_envelope import LockedError, StatementRefusedError
 from sqlalchemy_envelope.orm.tables.default_schema import may_change
 from tests.orm.lone_models import Base, Hermit, Saying, new_hermit, unlock
 
@@ -78,6 +92,47 @@ def test_whatever_changes_the_schema_is_noticed(tenants: Engine) -> None:
                 session.rollback()
     with tenants.connect() as connection:
         assert connection.scalar(text("SELECT count(*) FROM bolt.sayings")) == 0
+
+
+BODY = {"hermit_id": 1, "body": b"plain"}
+
+
+def light_table(**where: Any) -> Any:
+    return table("sayings", column("hermit_id"), column("body"), **where)
+
+
+@pytest.mark.backend
+def test_another_table_object_in_a_schema(tenants: Engine) -> None:
+    """It is known in each tenant's schema, however a statement comes there; not in one that holds no keys."""
+    named = Table("sayings", MetaData(), schema="bolt", autoload_with=tenants)
+    mapped = Table("sayings", MetaData(), Column("hermit_id", Integer), Column("body", LargeBinary))
+    light = light_table()
+    to_bolt: Any = {"schema_translate_map": {None: "bolt"}}
+    to_acme: Any = {"schema_translate_map": {None: "acme"}}
+    with tenants.connect() as connection:
+        connection.execute(text("CREATE TABLE shared.sayings (hermit_id int, body bytea)"))
+        connection.commit()
+        for path, target, options, passes in (
+            ("public", named, {}, False),
+            ("acme", named, {}, False),
+            ("public", named, to_acme, False),
+            ("bolt", light, {}, False),
+            ("shared, bolt", light, {}, True),
+            ("bolt, shared", light, {}, False),
+            ("shared", light, to_bolt, True),  # a lightweight table is not translated
+            ("shared", mapped, to_bolt, False),
+            ("shared", mapped, {}, True),
+            ("bolt", light_table(schema="shared"), {}, True),
+            ("shared", light_table(schema="bolt"), {}, False),
+        ):
+            connection.execute(text(f"SET LOCAL search_path TO {path}"))
+            for statement in (insert(target).values(BODY), insert(target).values([BODY])):
+                with nullcontext() if passes else pytest.raises(StatementRefusedError, match="Table object"):
+                    connection.execute(statement, execution_options=options)
+        connection.commit()
+        counts = [connection.scalar(text(f"SELECT count(*) FROM {one}.sayings")) for one in TENANTS]
+
+        assert [*counts, 8] == [0, 0, connection.scalar(text("SELECT count(*) FROM shared.sayings"))]
 
 
 @pytest.mark.backend

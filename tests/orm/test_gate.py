@@ -25,7 +25,7 @@ from sqlalchemy import (
     union_all,
     update,
 )
-from sqlalchemy.dialects import mysql
+from sqlalchemy.dialects import mysql, sqlite
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 from sqlalchemy.sql.expression import ClauseElement, Executable
@@ -355,6 +355,53 @@ def test_what_another_table_object_may_write(lite: Started) -> None:
         assert read(lite) == [PLAIN, PLAIN, None]
 
 
+@pytest.mark.parametrize("name", ["excluded", "inserted", "new"])
+def test_a_source_with_the_name_of_an_upserts_row(lite: Started, name: str) -> None:
+    """Only an alias of the table itself holds what is stored in it: a table, an alias, a subquery or a CTE
+    may have any name."""
+    twin = twins(lite.engine)["lightweight"]
+    rows = select(literal(1).label("user_id"), literal(PLAIN).label("body"))
+    sources: list[Any] = [
+        sa.table(name, sa.column("user_id"), sa.column("body")),
+        sa.table("staging", sa.column("user_id"), sa.column("body")).alias(name),
+        rows.subquery(name),
+        rows.cte(name),
+    ]
+    two: Any = union_all(select(twin.c.body), select(literal(PLAIN))).scalar_subquery()
+    statements: list[Any] = [update(twin).values(body=two)]
+    for source in sources:
+        copied = select(source.c.user_id, source.c.body)
+        statements += [
+            insert(twin).from_select(["user_id", "body"], copied),
+            update(twin).values(body=source.c.body),
+            update(twin).values(body=select(source.c.body).scalar_subquery()),
+        ]
+    with lite.engine.begin() as connection:
+        for statement in statements:
+            with pytest.raises(StatementRefusedError, match="Table object"):
+                connection.execute(statement)
+
+    assert bodies(lite.engine) == []
+
+
+def test_an_upsert_by_another_table_object(lite: Started) -> None:
+    """Stored bytes of the row that was to be inserted, and of any other row, are copied."""
+    with unlock(lite.session, lite.ada):
+        lite.session.add(Note(id=1, user_id=OWNER, body=PLAIN))
+        lite.session.commit()
+        (stored,) = bodies(lite.engine)
+        twin = sa.table("notes", *(sa.column(one) for one in ("id", "user_id", "body")))
+        proposed = sqlite.insert(twin).values(id=1, user_id=OWNER, body=stored)
+        other = twin.alias()
+        with lite.engine.begin() as connection:
+            connection.execute(
+                proposed.on_conflict_do_update(index_elements=["id"], set_={"body": proposed.excluded.body})
+            )
+            connection.execute(update(twin).values(body=other.c.body).where(other.c.id == twin.c.id))
+
+        assert read(lite) == [PLAIN]
+
+
 def made_of(type_: Any = sa.Text, **body: Any) -> Any:
     """Another object of the table, whose column gets something from SQLAlchemy by itself."""
     return sa.Table(
@@ -494,7 +541,7 @@ def test_an_update_of_two_tables(lite: Started, value: Any) -> None:
         for one, said in ((statement, "another table"), (other, "Table object")):
             compiled = one.compile(dialect=mysql.dialect())
             with pytest.raises(StatementRefusedError, match=said):
-                check_writes(connection, compiled, [mark(one)])
+                check_writes(connection, compiled, [mark(one)], {})
 
 
 @pytest.fixture

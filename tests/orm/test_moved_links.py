@@ -524,6 +524,23 @@ def test_another_database_with_a_table_of_that_name(shop: Shop, tmp_path: Any) -
         assert connection.scalar(select(orders.c.customer_id)) == 2
 
 
+def test_a_table_of_that_name_in_another_schema() -> None:
+    """It leads to owners where encrypted values are stored beside it, as in a tenant's schema."""
+    engine = sa.create_engine("sqlite://")
+    tenant, other = (table("orders", sa.column("customer_id"), schema=one) for one in ("tenant", "other"))
+    with engine.begin() as connection:
+        for schema, kind in (("tenant", "blob"), ("other", "varchar")):
+            connection.exec_driver_sql(f"attach ':memory:' as {schema}")
+            connection.exec_driver_sql(f"create table {schema}.orders (customer_id integer)")
+            connection.exec_driver_sql(f"create table {schema}.items (text {kind})")
+        connection.execute(insert(other).values(customer_id=1))
+        connection.execute(update(other).values(customer_id=2))
+        with pytest.raises(StatementRefusedError, match="another Table object"):
+            connection.execute(update(tenant).values(customer_id=2))
+
+        assert connection.scalar(select(other.c.customer_id)) == 2
+
+
 # Two transactions at a time. Each step of the second waits for a lock of the first at most half a second.
 
 

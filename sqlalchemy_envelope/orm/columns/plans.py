@@ -86,9 +86,8 @@ class TablePlan:
     """The encrypted columns of a table, grouped by the path to their owner.
 
     Attributes:
-        names: mapped attribute names that differ from their column's, for
-            `insert(Model).values(attribute=...)`.
-        keys: the names of the encrypted columns.
+        attributes: by the key of a column, the attribute that it is mapped by, if that has another name.
+        keys: the keys of the encrypted columns.
         dual: those with a previous column: its name, and whether it is written too.
         converting: those whose inner type converts values itself.
     """
@@ -97,11 +96,11 @@ class TablePlan:
         self,
         table: Table,
         groups: Iterable[tuple[OwnerPath, Sequence[EncryptedColumn]]],
-        names: dict[str, str],
+        attributes: dict[str, str],
     ) -> None:
         self.table = table
         self.groups = tuple((path, tuple(columns)) for path, columns in groups)
-        self.names = names
+        self.attributes = attributes
         self.columns = tuple(column for _, columns in self.groups for column in columns)
         self.keys = frozenset(column.key for column in self.columns)
         self.dual = {
@@ -209,17 +208,17 @@ def _plan_table(table: Table) -> TablePlan | None:
         members.append(EncryptedColumn(column, _encrypted_type(column), path))
         for owner_class in path.owner_classes:
             owner_class.scopes.add(_encrypted_type(column).scope)
-    names = (
+    attributes = (
         {}
         if mapper is None
         else {
-            prop.key: column.key
+            column.key: prop.key
             for prop in mapper.column_attrs
             for column in prop.columns
             if isinstance(column, Column) and column.table is table and column.key != prop.key
         }
     )
-    return TablePlan(table, groups.values(), names)
+    return TablePlan(table, groups.values(), attributes)
 
 
 def _plan_attributes(mapper: Mapper[Any]) -> Iterable[EncryptedAttribute]:

@@ -15,10 +15,12 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 from weakref import WeakKeyDictionary, ref
 
+from sqlalchemy import Table
+
 from sqlalchemy_envelope.orm.tables.cascades import in_greenlet
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from sqlalchemy import Connection, Dialect
 
@@ -80,6 +82,26 @@ def default_schema(connection: Connection, tables: tuple[str, ...]) -> str:
     if _last.get(connection) is not known.schemas:
         _last[connection] = known.schemas
     return found
+
+
+def schema_of(connection: Connection, table: Any, options: Mapping[str, Any] | None = None) -> str:
+    """The schema in which a statement with these execution options finds a table. A lightweight `table()` is
+    not translated."""
+    options = connection.get_execution_options() if options is None else options
+    translate: Any = options.get("schema_translate_map") if isinstance(table, Table) else None
+    schema: str | None = translate.get(table.schema, table.schema) if translate else table.schema
+    return schema or default_schema(connection, (str(table.name),))
+
+
+def schemas_beside(
+    connection: Connection, table: Any, schema: str, other: Any, options: Mapping[str, Any] | None = None
+) -> tuple[str, ...]:
+    """Where to look for another table, if the first is in this schema, which need not be its own: each
+    tenant's schema has both."""
+    if other.schema == table.schema:
+        return (schema,)
+    own = schema_of(connection, other, options)
+    return (own,) if other.schema is not None else (schema, own)
 
 
 def on_statement(connection: Connection, sql: Any, compiled: Any) -> bool:

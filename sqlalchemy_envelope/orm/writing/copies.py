@@ -12,19 +12,25 @@ from sqlalchemy.sql.selectable import ScalarSelect, TextualSelect
 from sqlalchemy_envelope.exceptions import StatementRefusedError
 from sqlalchemy_envelope.orm.columns.encrypted_type import EncryptedType
 from sqlalchemy_envelope.orm.columns.plans import plan_of_table
-from sqlalchemy_envelope.orm.writing.forms import assigned_by_upsert, is_null, parts_of
+from sqlalchemy_envelope.orm.writing.forms import (
+    assigned_by_upsert,
+    column_key,
+    is_null,
+    is_proposed,
+    parts_of,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
 
     from sqlalchemy_envelope.orm.columns.plans import EncryptedColumn, TablePlan
 
 
-def check_from_select(plan: TablePlan, statement: Any, name_of: Callable[[Any], str]) -> None:
+def check_from_select(plan: TablePlan, statement: Any) -> None:
     """INSERT .. FROM SELECT may copy ciphertext between columns of one label, or NULL, and nothing else."""
     if statement.select is None:
         return
-    names = [name_of(name) for name in statement._select_names or ()]
+    names = list(statement._select_names or ())
     for part in parts_of(statement.select):
         sources = list(part.selected_columns)
         if len(names) != len(sources):  # a textual select without `columns()`: what goes where cannot be told
@@ -46,7 +52,8 @@ def _check_copies(plan: TablePlan, copied: Mapping[str, Any], *, typed: bool) ->
     for name, source in copied.items():
         target = next((one for one in plan.columns if one.key == name), None)
         if target is None:
-            if holds_ciphertext(source):
+            # SQLAlchemy knows no other name, and says so.
+            if name in plan.table.columns and holds_ciphertext(source):
                 raise _into_the_clear(f"{plan.table.name}.{name}")
         elif is_null(source):
             continue
@@ -111,26 +118,27 @@ def holds_ciphertext(source: Any) -> bool:
     return any(isinstance(one.type, EncryptedType) for one in (source, *source.base_columns))
 
 
-def check_upsert(plan: TablePlan, statement: Any, name_of: Callable[[Any], str]) -> None:
+def check_upsert(plan: TablePlan, statement: Any) -> None:
     """An upsert may set `excluded.<same column>` only, and only where the row's owner is settled too."""
     pairs = assigned_by_upsert(statement)
     if not pairs:
         return
     clause = statement._post_values_clause
-    sets = {name_of(key): value for key, value in pairs.items()}
-    targets = {name_of(one) for one in getattr(clause, "inferred_target_elements", None) or ()}
+    sets = {column_key(key): value for key, value in pairs.items()}
+    named = getattr(clause, "inferred_target_elements", None) or ()
+    targets = {_key_of_target(plan, one) for one in named}
     row_key = {key.key for key in plan.table.primary_key}
     for name, value in sets.items():
         if name not in plan.keys and holds_ciphertext(value):
             raise _into_the_clear(f"{plan.table.name}.{name}")
     for path, columns in plan.groups:
         moves = not path.is_self and not sets.keys().isdisjoint(path.keys)
-        settled = all(key in targets or _is_proposed(sets.get(key), key) for key in path.keys)
+        settled = all(key in targets or _is_proposed(statement, sets.get(key), key) for key in path.keys)
         for column in columns:
             rekeys = column.row_bound and not sets.keys().isdisjoint(row_key)
             if column.key not in sets and not moves and not rekeys:
                 continue
-            proposed = _is_proposed(sets.get(column.key), column.key)
+            proposed = _is_proposed(statement, sets.get(column.key), column.key)
             if not proposed or not settled or (column.row_bound and targets != row_key):
                 raise StatementRefusedError(
                     f"This upsert sets {plan.table.name}.{column.key} or its row's owner, and a "
@@ -140,7 +148,7 @@ def check_upsert(plan: TablePlan, statement: Any, name_of: Callable[[Any], str])
                 )
 
 
-def upsert_previous(plan: TablePlan, statement: Any, name_of: Callable[[Any], str]) -> Any:
+def upsert_previous(plan: TablePlan, statement: Any) -> Any:
     """The upsert, setting the previous column from the proposed row wherever it sets the encrypted one."""
     clause = getattr(statement, "_post_values_clause", None)
     attribute = "update_values_to_set" if hasattr(clause, "update_values_to_set") else "update"
@@ -148,7 +156,7 @@ def upsert_previous(plan: TablePlan, statement: Any, name_of: Callable[[Any], st
     if not updates:
         return statement
     pairs = dict(updates.items() if hasattr(updates, "items") else updates)
-    names = {name_of(key) for key in pairs}
+    names = set(map(column_key, assigned_by_upsert(statement)))
     proposed = getattr(statement, "excluded", None)
     proposed = statement.inserted if proposed is None else proposed
     added = {previous: proposed[previous] for key, (previous, _) in plan.dual.items() if key in names}
@@ -215,11 +223,13 @@ def _into_the_clear(where: str) -> StatementRefusedError:
     )
 
 
-def _is_proposed(value: Any, key: str) -> bool:
+def _key_of_target(plan: TablePlan, named: Any) -> str:
+    """The key of a column that an upsert's conflict is about: text there is its name in the database."""
+    if not isinstance(named, str):
+        return column_key(named)
+    return next((column.key for column in plan.table.columns if column.name == named), named)
+
+
+def _is_proposed(statement: Any, value: Any, key: str) -> bool:
     """Whether an upsert's value is this column of the row that was to be inserted."""
-    source = getattr(value, "table", None)
-    named = (
-        getattr(source, "name", None) in ("excluded", "new")
-        or getattr(source, "description", None) == "inserted"
-    )
-    return named and getattr(value, "key", None) == key
+    return is_proposed(statement.table, value) and value.key == key

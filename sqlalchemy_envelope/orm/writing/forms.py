@@ -1,5 +1,11 @@
 """The forms that an INSERT or UPDATE comes in: by itself, in a lambda, in `from_statement()`, in a CTE. It is
-taken out of what is around it here, and put back when it is encrypted."""
+taken out of what is around it here, and put back when it is encrypted.
+
+What a statement writes is named by the keys of columns, whether it is of a table or of a mapped class.
+SQLAlchemy translates the names of attributes before a statement comes here: `values()` at once, a bulk
+statement for each of the class's tables. They must not be translated again: an attribute may have the name of
+another column.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +24,7 @@ from sqlalchemy.sql.elements import (
     Grouping,
 )
 from sqlalchemy.sql.lambdas import LambdaElement, NullLambdaStatement
-from sqlalchemy.sql.selectable import CTE, AliasedReturnsRows, SelectStatementGrouping
+from sqlalchemy.sql.selectable import CTE, Alias, AliasedReturnsRows, SelectStatementGrouping
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Mapping
@@ -74,8 +80,7 @@ def named_by(statement: Any) -> list[Collection[Any]]:
     """The columns that a statement itself names, or their keys: for each row, if it has several."""
     if isinstance(statement, Insert) and statement._multi_values:
         return [row.keys() for row in rows_of(statement)]
-    assigned = dict(getattr(statement, "_ordered_values", None) or statement._values or {})
-    names = [*assigned, *(getattr(statement, "_select_names", None) or ())]
+    names = [*assigned_by(statement), *(getattr(statement, "_select_names", None) or ())]
     return [names] if names else []
 
 
@@ -141,11 +146,56 @@ def _values_in(element: Any) -> list[Any]:
     return [one for one in found if isinstance(one, ClauseElement)]
 
 
+def column_key(named: Any) -> str:
+    """The key of the column that a statement names, by the column or by its key."""
+    key: str = getattr(named, "key", named)
+    return key
+
+
+def assigned_by(statement: Any) -> dict[Any, Any]:
+    """What a statement itself sets, by column or its key."""
+    # `ordered_values()` in SQLAlchemy 2.0
+    assigned = dict(getattr(statement, "_ordered_values", None) or statement._values or {})
+    target = emitted_table(statement, None)
+    if target is None or not assigned:
+        return assigned
+    # A bulk statement on a joined subclass: each table gets what is its own.
+    return {key: value for key, value in assigned.items() if _is_in(target, key)}
+
+
+def _is_in(target: Any, named: Any) -> bool:
+    table = getattr(named, "table", None)
+    return table is None or hash(_unaliased(table)) == hash(target)
+
+
 def assigned_by_upsert(statement: Any) -> dict[Any, Any]:
-    """What an upsert sets where the row exists, by column."""
+    """What an upsert sets where the row exists, by column or its key."""
     clause = getattr(statement, "_post_values_clause", None)
     updates = getattr(clause, "update_values_to_set", None) or getattr(clause, "update", None) or {}
-    return dict(updates.items() if hasattr(updates, "items") else updates)
+    pairs = updates.items() if hasattr(updates, "items") else updates
+    return {named_by_upsert(statement, key): value for key, value in pairs}
+
+
+def named_by_upsert(statement: Any, named: Any) -> Any:
+    """The column that an upsert names, or its key. SQLAlchemy takes what is no key for a name in the
+    database, and leaves attributes as they are in MySQL's."""
+    if hasattr(named, "__clause_element__"):
+        return named.__clause_element__()
+    columns = statement.table.columns
+    if not isinstance(named, str) or named in columns:
+        return named
+    return next((column.key for column in columns if column.name == named), named)
+
+
+def is_proposed(statement_table: Any, value: Any) -> bool:
+    """Whether a value is a column of the row that an upsert was to insert: `excluded.body`. Another table may
+    have that name; this one is an alias of the target."""
+    table = getattr(value, "table", None)
+    return (
+        isinstance(table, Alias)
+        and table.name in ("excluded", "inserted")
+        and hash(_unaliased(table)) == hash(_unaliased(statement_table))
+    )
 
 
 def equalities(statement: Any, target: Any, row: Mapping[str, Any]) -> Iterator[tuple[Any, Any]]:

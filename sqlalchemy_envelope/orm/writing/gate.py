@@ -17,7 +17,15 @@ from sqlalchemy_envelope.exceptions import StatementRefusedError
 from sqlalchemy_envelope.orm.columns.encrypted_type import EncryptedType
 from sqlalchemy_envelope.orm.columns.plans import plan_of_table
 from sqlalchemy_envelope.orm.writing.copies import check_made_by_select, check_plain_target
-from sqlalchemy_envelope.orm.writing.forms import WRITE_IN_CTES, beside, rows_of, table_of, target_of
+from sqlalchemy_envelope.orm.writing.forms import (
+    WRITE_IN_CTES,
+    assigned_by,
+    beside,
+    column_key,
+    rows_of,
+    table_of,
+    target_of,
+)
 from sqlalchemy_envelope.orm.writing.marks import is_marked
 from sqlalchemy_envelope.orm.writing.moves import may_move, unseen_move
 from sqlalchemy_envelope.orm.writing.twins import (
@@ -28,7 +36,7 @@ from sqlalchemy_envelope.orm.writing.twins import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
     from sqlalchemy import Connection
 
@@ -44,8 +52,13 @@ def statements_of(compiled: Any) -> list[Any]:
     return [one for one in roots if isinstance(one, ClauseElement)]
 
 
-def check_writes(connection: Connection, compiled: Any, elements: Iterable[Any]) -> bool:
+def check_writes(
+    connection: Connection, compiled: Any, elements: Iterable[Any], options: Mapping[str, Any]
+) -> bool:
     """Refuse what goes past the hook; tells whether this has to be asked again for the next execution.
+
+    Args:
+        options: the execution options: they may send the same compiled form to another schema.
 
     Raises:
         StatementRefusedError: an encrypted column would get a value that nobody has encrypted.
@@ -59,9 +72,9 @@ def check_writes(connection: Connection, compiled: Any, elements: Iterable[Any])
                 _check_marked(connection, plan, element)
             if unknown_columns(target):
                 # The same compiled form may be sent to another database.
-                again |= refuse_defaults(connection, element, compiled.column_keys or ())
+                again |= refuse_defaults(connection, element, compiled.column_keys or (), options)
                 if plan is not None or not is_marked(element):  # its values were not looked at
-                    refuse_twin(connection, element, compiled.column_keys)
+                    refuse_twin(connection, element, compiled.column_keys, options)
                     again = True
             unseen = plan is None and not is_marked(element)
             if unseen and may_move(element, target, compiled.column_keys or ()):
@@ -69,13 +82,13 @@ def check_writes(connection: Connection, compiled: Any, elements: Iterable[Any])
             if plan is None and isinstance(element, Insert):
                 check_plain_target(element)
             if isinstance(element, Update):
-                again |= _check_beside(connection, element)
+                again |= _check_beside(connection, element, options)
         else:
             check_made_by_select(element)
     return again
 
 
-def _check_beside(connection: Connection, statement: Update) -> bool:
+def _check_beside(connection: Connection, statement: Update, options: Mapping[str, Any]) -> bool:
     """An UPDATE of two tables at once writes no encrypted column of the second; tells whether that is one of
     another Table object."""
     twins = False
@@ -86,7 +99,7 @@ def _check_beside(connection: Connection, statement: Update) -> bool:
                 "another table; nothing was sent. Update each table by a statement of its own."
             )
         if unknown_columns(table_of(column)):
-            refuse_beside(connection, column)
+            refuse_beside(connection, column, options)
             twins = True
     return twins
 
@@ -113,12 +126,11 @@ def check_compiled(compiled: Any) -> None:
 def _check_marked(connection: Connection, plan: TablePlan, statement: Any) -> None:
     if not is_marked(statement):
         raise _unseen(plan, statement, connection.dialect.name in WRITE_IN_CTES)
-    assigned = dict(getattr(statement, "_ordered_values", None) or statement._values or {})
     rows = rows_of(statement) if getattr(statement, "_multi_values", None) else []
-    for row in (assigned, *rows):
+    for row in (assigned_by(statement), *rows):
         for key, value in row.items():
-            name = getattr(key, "key", key)
-            if plan.names.get(name, name) in plan.keys and not _is_guarded(value):
+            name = column_key(key)
+            if name in plan.keys and not _is_guarded(value):
                 raise StatementRefusedError(
                     f"A value for the encrypted column {plan.table.name}.{name} would reach the database "
                     "unencrypted; nothing was sent. Write through the ORM, or a plain insert() or update()."
@@ -134,7 +146,7 @@ def _is_guarded(value: Any) -> bool:
 
 
 def _unseen(plan: TablePlan, statement: Any, in_ctes: bool) -> StatementRefusedError:
-    written = [name for name in map(_key, statement._values or ()) if plan.names.get(name, name) in plan.keys]
+    written = [name for name in map(column_key, assigned_by(statement)) if name in plan.keys]
     where = f"{plan.table.name}.{written[0]}" if written else plan.table.name
     verb = "INSERT" if isinstance(statement, Insert) else "UPDATE"
     cte = f", or as a CTE: `statement.add_cte({verb.lower()}(...).returning(...).cte())`" if in_ctes else ""
@@ -143,8 +155,3 @@ def _unseen(plan: TablePlan, statement: Any, in_ctes: bool) -> StatementRefusedE
         f"encrypted; nothing was sent. Run the two one after the other: "
         f"`session.execute({verb.lower()}(...))`{cte}."
     )
-
-
-def _key(column: Any) -> str:
-    key: str = getattr(column, "key", column)
-    return key

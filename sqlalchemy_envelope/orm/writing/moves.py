@@ -27,12 +27,19 @@ from sqlalchemy.sql.selectable import TableClause
 
 from sqlalchemy_envelope.exceptions import ConfigurationError, StatementRefusedError
 from sqlalchemy_envelope.orm.columns.encrypted_type import EncryptedType
+from sqlalchemy_envelope.orm.tables.default_schema import schema_of, schemas_beside
 from sqlalchemy_envelope.orm.tables.key_rows import chunks
 from sqlalchemy_envelope.orm.tables.owner_paths import among, linked_paths
+from sqlalchemy_envelope.orm.tables.python_types import python_type_of
 from sqlalchemy_envelope.orm.tables.records import records_of_table
 from sqlalchemy_envelope.orm.tables.watched import EXPECTED, expected_for, watch_name
 from sqlalchemy_envelope.orm.writing.flushes import notes_of
-from sqlalchemy_envelope.orm.writing.forms import assigned_by_upsert, equalities
+from sqlalchemy_envelope.orm.writing.forms import (
+    assigned_by,
+    assigned_by_upsert,
+    column_key,
+    equalities,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -44,6 +51,7 @@ if TYPE_CHECKING:
     from sqlalchemy_envelope.orm.tables.owner_paths import LinkedPath
 
     Key = tuple[Any, ...]
+    Options = Mapping[str, Any]
 
 _DECIDERS = "deciders"
 _tables: dict[str, WeakSet[Table]] = {}
@@ -55,7 +63,7 @@ class Decider:
 
     Attributes:
         table, columns: where they stand.
-        names: what statements call them: by key, name and attribute; and the key of each.
+        keys: the key of each, by its name in the database: another `Table` object may have other keys.
         encrypted: the encrypted column.
         is_own: they belong to the object that has the value, and not to a row on the way.
         hanging: the primary keys of the rows with a value that hang on rows with these primary keys.
@@ -65,7 +73,6 @@ class Decider:
         self,
         table: Table,
         columns: frozenset[Column[Any]],
-        names: dict[str, str],
         encrypted: Column[Any],
         hanging: Callable[[Sequence[Key]], Select[Any]],
         *,
@@ -73,7 +80,7 @@ class Decider:
     ) -> None:
         self.table = table
         self.columns = columns
-        self.names = names
+        self.keys = {column.name.lower(): column.key for column in columns}
         self.encrypted = encrypted
         self.hanging = hanging
         self.is_own = is_own
@@ -115,7 +122,6 @@ def _deciders(mapper: Mapper[Any], attribute: EncryptedAttribute) -> Iterator[De
             yield Decider(
                 table,
                 columns,
-                _names(mapper, columns),
                 column,
                 _hanging(mapper, attribute, table, None, 0),
                 is_own=True,
@@ -125,7 +131,7 @@ def _deciders(mapper: Mapper[Any], attribute: EncryptedAttribute) -> Iterator[De
             mapped = [one for key in keys for one in there.attrs[key].columns]
             for table, columns in _by_table(mapped):
                 hanging = _hanging(mapper, attribute, table, linked, at + 1)
-                yield Decider(table, columns, _names(there, columns), column, hanging, is_own=False)
+                yield Decider(table, columns, column, hanging, is_own=False)
 
 
 def _by_table(columns: Iterable[Any]) -> list[tuple[Table, frozenset[Column[Any]]]]:
@@ -134,14 +140,6 @@ def _by_table(columns: Iterable[Any]) -> list[tuple[Table, frozenset[Column[Any]
         if isinstance(column.table, Table):
             found.setdefault(column.table, set()).add(column)
     return [(table, frozenset(some)) for table, some in found.items()]
-
-
-def _names(mapper: Mapper[Any], columns: Iterable[Column[Any]]) -> dict[str, str]:
-    return {
-        name: column.key
-        for column in columns
-        for name in (column.key, column.name, mapper.get_property_by_column(column).key)
-    }
 
 
 def _hanging(
@@ -167,7 +165,9 @@ def _of_column(entity: Any, mapper: Mapper[Any], column: Any) -> Any:
     return getattr(entity, mapper.get_property_by_column(column).key)
 
 
-def check_moves(connection: Connection, statement: Any, target: Any, multiparams: Any, params: Any) -> bool:
+def check_moves(
+    connection: Connection, statement: Any, target: Any, multiparams: Any, params: Any, options: Options
+) -> bool:
     """Refuse a statement that moves encrypted values to another owner; tells whether it was looked at.
 
     Raises:
@@ -177,15 +177,15 @@ def check_moves(connection: Connection, statement: Any, target: Any, multiparams
         return False
     if EXPECTED:
         _configure(target)
-    deciders, is_twin = _watched(connection, target)
+    deciders, is_twin = _watched(target)
     if not deciders:
         return False
     rows, looked = list(multiparams) or [params or {}], False
     for decider in deciders:
-        written = _written(decider, statement, rows)
+        written = _written(decider, statement, target, rows)
         if is_twin and isinstance(statement, Update):
             written |= _changed_unnamed(decider, target)
-        if not written or (is_twin and not _is_here(connection, decider)):
+        if not written or (is_twin and not _is_here(connection, target, decider, options)):
             continue
         if is_twin or isinstance(statement, Insert):
             raise _unknown(decider, min(written), is_twin=is_twin)
@@ -202,7 +202,7 @@ def may_move(statement: Any, target: Any, keys: Iterable[str]) -> bool:
         return False
     rows = [dict.fromkeys(keys)]
     known = records_of_table(target).get(_DECIDERS, ()) if isinstance(target, Table) else ()
-    return any(_written(decider, statement, rows) for decider in known)
+    return any(_written(decider, statement, target, rows) for decider in known)
 
 
 def _replaces(statement: Any) -> bool:
@@ -225,62 +225,65 @@ def _configure(target: Any) -> None:
             continue  # nothing can be written through them, and their own statements say why
 
 
-def _watched(connection: Connection, target: Any) -> tuple[list[Decider], bool]:
-    """What is decided in this table; and whether it is another `Table` object for the one that decides."""
+def _watched(target: Any) -> tuple[list[Decider], bool]:
+    """What is decided in this table; and whether it may be another `Table` object for the one that decides,
+    in whichever schema: a tenant's has what the model's has."""
     name = getattr(target, "name", None)
     if not isinstance(target, TableClause) or name is None or name.lower() not in _tables:
         return [], False
     known = records_of_table(target).get(_DECIDERS) if isinstance(target, Table) else None
     if known is not None:
         return list(known), False
-    schema = _schema(connection, target)
-    others = [one for one in tuple(_tables[name.lower()]) if _schema(connection, one) == schema]
+    others = tuple(_tables[name.lower()])
     return [decider for one in others for decider in records_of_table(one)[_DECIDERS]], True
 
 
-def _schema(connection: Connection, table: Any) -> str | None:
-    return connection.schema_for_object(table) or connection.dialect.default_schema_name
+def _is_here(connection: Connection, target: Any, decider: Decider, options: Options) -> bool:
+    """Whether the encrypted values are stored beside the table that a statement reaches, and it has not only
+    the name of the one that decides."""
+    schema, table = schema_of(connection, target, options), decider.encrypted.table
+    places = schemas_beside(connection, decider.table, schema, table, options)
+    return any(_stores(connection, decider.encrypted, place) for place in places)
 
 
-def _is_here(connection: Connection, decider: Decider) -> bool:
-    """Whether this database has the table of the encrypted values, and not only a table of the same name as
-    the one that decides."""
-    known, table = _asked.setdefault(connection.engine, {}), decider.encrypted.table
-    place = (_schema(connection, table), table.name, decider.encrypted.name)
-    if not known.get(place):
+def _stores(connection: Connection, column: Column[Any], schema: str) -> bool:
+    known, table = _asked.setdefault(connection.engine, {}), column.table.name
+    place = (schema, table, column.name)
+    if place not in known:
         inspector = inspect(connection)
-        known[place] = inspector.has_table(table.name, schema=place[0]) and any(
-            one["name"] == place[2] for one in inspector.get_columns(table.name, schema=place[0])
+        if not inspector.has_table(table, schema=schema):
+            return False  # there is none yet
+        known[place] = any(
+            one["name"] == column.name and python_type_of(one["type"]) is bytes
+            for one in inspector.get_columns(table, schema=schema)
         )
     return known[place]
 
 
-def _written(decider: Decider, statement: Any, rows: Sequence[Any]) -> dict[str, Any]:
+def _written(decider: Decider, statement: Any, target: Any, rows: Sequence[Any]) -> dict[str, Any]:
     """The deciding columns that a statement changes, by key: what it sets them to, or None where the rows of
     its parameters say so."""
-    names = decider.names
     if isinstance(statement, Insert):
         clause = getattr(statement, "_post_values_clause", None)
         if clause is None:  # REPLACE takes the whole row's place
             return dict.fromkeys((column.key for column in decider.columns), statement)
         assigned = assigned_by_upsert(statement)
+        rows = ()
     else:
-        assigned = dict(getattr(statement, "_ordered_values", None) or statement._values or {})
-    found = {names[name]: None for row in rows for name in names.keys() & row.keys()}
-    if isinstance(statement, Insert):
-        found = {}
-    for key, value in assigned.items():
-        for name in (getattr(key, "key", key), getattr(key, "name", key)):
-            if name in names:
-                found[names[name]] = value
-    return found
+        assigned = assigned_by(statement)
+    keys = {
+        one.key: decider.keys[one.name.lower()] for one in target.columns if one.name.lower() in decider.keys
+    }
+    found: dict[str, Any] = {keys[key]: None for row in rows for key in keys.keys() & row.keys()}
+    named = {column_key(one): value for one, value in assigned.items()}
+    return found | {keys[key]: named[key] for key in keys.keys() & named.keys()}
 
 
 def _changed_unnamed(decider: Decider, twin: Any) -> dict[str, Any]:
     """The deciding columns that an UPDATE through another Table object changes without naming them. Those of
     the model have no `onupdate=`."""
     columns = [one for one in twin.columns if getattr(one, "onupdate", None) is not None]
-    return {decider.names[one.key]: None for one in columns if one.key in decider.names}
+    return {decider.keys[one.name.lower()]: None for one in columns if one.name.lower() in decider.keys}
 
 
 def _moved_rows(

@@ -24,7 +24,7 @@ from sqlalchemy_envelope.orm.tables.sole import (
     sole_key,
     two_at_once,
 )
-from sqlalchemy_envelope.orm.writing.forms import rows_of
+from sqlalchemy_envelope.orm.writing.forms import assigned_by, column_key, rows_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -91,7 +91,7 @@ def check_sole(
             connection, statement, rows_of(statement) if statement._multi_values else rows, owner_class
         )
         return
-    written = {getattr(key, "key", key) for key in statement._values or ()}.union(*rows)
+    written = set(map(column_key, assigned_by(statement))).union(*rows)
     for column in owner_class.primary_key:
         if column.key in written:
             raise StatementRefusedError(

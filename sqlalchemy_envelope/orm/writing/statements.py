@@ -45,6 +45,8 @@ from sqlalchemy_envelope.orm.writing.flushes import (
 )
 from sqlalchemy_envelope.orm.writing.forms import (
     WRITE_IN_CTES,
+    assigned_by,
+    column_key,
     equalities,
     in_from_statement,
     may_hold_ctes,
@@ -119,11 +121,11 @@ def _encrypt_alone(
 ) -> tuple[Any, Any, Any]:
     target = target_of(statement)
     check_sole(connection, statement, target, multiparams, params)
-    moves = check_moves(connection, statement, target, multiparams, params)
+    moves = check_moves(connection, statement, target, multiparams, params, options)
     plan = plan_of_table(target)
     if plan is None:
         unseen = is_twin(target) and not is_marked(statement)  # the migration marks what it encrypted itself
-        if unseen and check_twin(connection, target, statement, multiparams, params):
+        if unseen and check_twin(connection, target, statement, multiparams, params, options):
             statement = mark(statement)
         return mark_lasting(statement) if moves else statement, multiparams, params
     _check_schema(plan, connection, options)
@@ -189,10 +191,9 @@ class _StatementWriter:
         self._statement: Any = statement
         self._inserts = isinstance(statement, Insert)
         self._upserts = getattr(statement, "_post_values_clause", None) is not None
-        ordered = getattr(statement, "_ordered_values", None)  # of `ordered_values()` in SQLAlchemy 2.0
-        clauses = dict(ordered or statement._values or {})
-        self._keys = {self._name(key): key for key in clauses}
-        self._assigned = {self._name(key): clause for key, clause in clauses.items()}
+        clauses = assigned_by(statement)
+        self._keys = {column_key(named): named for named in clauses}
+        self._assigned = {column_key(named): clause for named, clause in clauses.items()}
         self._names = {
             key: clause.key for key, clause in self._assigned.items() if _is_placeholder(clause)
         }  # column -> parameter, for `values(body=bindparam("other"))`
@@ -223,10 +224,10 @@ class _StatementWriter:
         """The statement and its parameters, encrypted."""
         statement = self._statement
         if self._inserts:
-            check_from_select(self._plan, statement, self._name)
+            check_from_select(self._plan, statement)
             if self._plan.dual:
-                statement = self._statement = upsert_previous(self._plan, statement, self._name)
-            check_upsert(self._plan, statement, self._name)
+                statement = self._statement = upsert_previous(self._plan, statement)
+            check_upsert(self._plan, statement)
             if statement._multi_values:
                 return self._write_multiple_values(multiparams), multiparams, params
         literals = self._literals()
@@ -276,7 +277,7 @@ class _StatementWriter:
 
     def _write_multiple_values(self, multiparams: Any) -> Any:
         rows = [
-            {self._name(key): _literal_value(value) for key, value in row.items()}
+            {column_key(named): _literal_value(value) for named, value in row.items()}
             for row in rows_of(self._statement)
         ]
         if multiparams:
@@ -285,11 +286,11 @@ class _StatementWriter:
                 self._refuse_beside_rows(row)
         statement = self._statement._clone()
         statement._multi_values = ()
-        return statement.values(self._rows(rows, {}))
-
-    def _name(self, key: Any) -> str:
-        name: str = getattr(key, "key", key)
-        return self._plan.names.get(name, name)
+        # Columns: of a mapped class, `values()` takes text for the names of attributes.
+        columns = self._plan.table.columns
+        return statement.values(
+            [{columns.get(key, key): value for key, value in row.items()} for row in self._rows(rows, {})]
+        )
 
     def _literals(self) -> dict[str, Any]:
         """Values that stand in the statement itself; expressions are refused for encrypted columns."""
@@ -585,7 +586,7 @@ class _StatementWriter:
 
     def _attributes(self) -> dict[str, str]:
         """The attributes that columns are mapped by, which tell one new owner's row from another's."""
-        shown = {column: attribute for attribute, column in self._plan.names.items()}
+        shown = self._plan.attributes
         return {
             column.key: shown.get(column.key, column.key)
             for column in self._plan.table.columns

@@ -1,9 +1,10 @@
 """Other `Table` objects of a table with encrypted columns: reflected, `table("notes", column("body"))`, made
 by the bulk inserts of Alembic and pandas. Nothing in them tells that a column is encrypted.
 
-They are known by name. A table of another database may have the same name, and so the database is asked, once
-for each engine and table, whether the column holds bytes and the owner's keys are stored beside it. Stored
-bytes pass: a program that copies rows has them.
+They are known by name, in whichever schema: a tenant's schema has what the model's has. A table of another
+database or schema may have the same name, and so the database is asked, once for each engine, schema and
+table, whether the column holds bytes and the owner's keys are stored beside it. Stored bytes pass: a program
+that copies rows has them.
 
 What a statement names is looked at with its values, before it is compiled. What SQLAlchemy adds when it
 compiles, the `default=` and `onupdate=` of columns that are not named, is looked at afterwards.
@@ -17,7 +18,7 @@ from weakref import WeakKeyDictionary, WeakSet
 
 from sqlalchemy import Column, Insert, Table, inspect
 from sqlalchemy.sql.elements import BindParameter, ClauseElement, ColumnClause, Null
-from sqlalchemy.sql.selectable import Alias, ScalarSelect, TableClause, TextualSelect
+from sqlalchemy.sql.selectable import ScalarSelect, TableClause, TextualSelect
 
 from sqlalchemy_envelope.crypto.aead import check_value
 from sqlalchemy_envelope.exceptions import (
@@ -29,9 +30,11 @@ from sqlalchemy_envelope.exceptions import (
 from sqlalchemy_envelope.orm.columns.encrypted_type import EncryptedType
 from sqlalchemy_envelope.orm.columns.plans import plan_of_table
 from sqlalchemy_envelope.orm.columns.previous import previous_of
+from sqlalchemy_envelope.orm.tables.default_schema import schema_of, schemas_beside
 from sqlalchemy_envelope.orm.tables.python_types import python_type_of
 from sqlalchemy_envelope.orm.tables.watched import watch_name
 from sqlalchemy_envelope.orm.writing.forms import (
+    assigned_by,
     assigned_by_upsert,
     is_null,
     named_by,
@@ -43,10 +46,12 @@ from sqlalchemy_envelope.orm.writing.forms import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Iterator, Sequence
+    from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
     from sqlalchemy import Connection, Engine
     from sqlalchemy.engine import Inspector
+
+    Options = Mapping[str, Any]
 
 _by_name: dict[str, WeakSet[Table]] = {}
 _asked: WeakKeyDictionary[Engine, dict[tuple[Any, ...], bool]] = WeakKeyDictionary()
@@ -58,23 +63,29 @@ def note_table(table: Table) -> None:
     watch_name(table)
 
 
-def check_twin(connection: Connection, target: Any, statement: Any, multiparams: Any, params: Any) -> bool:
+def check_twin(
+    connection: Connection, target: Any, statement: Any, multiparams: Any, params: Any, options: Options
+) -> bool:
     """Refuse anything but stored bytes for an encrypted column; tells whether there was something to look at.
 
     Raises:
         StatementRefusedError: the statement would store plaintext.
     """
-    names = _encrypted_names(connection, target)
+    names = _encrypted_names(connection, target, options)
     if not names:
         return False
     for key, value in _written(statement, multiparams or ([params] if params else [])):
         name = _column_name(target, key)
-        if name in names and not _is_stored(target, name, value) and _is_here(connection, target, name):
+        if name not in names or _is_stored(target, name, value):
+            continue
+        if _is_here(connection, target, name, options):
             raise _refusal(target, names[name])
     return True
 
 
-def refuse_twin(connection: Connection, statement: Any, column_keys: Collection[str] | None) -> None:
+def refuse_twin(
+    connection: Connection, statement: Any, column_keys: Collection[str] | None, options: Options
+) -> None:
     """Refuse to write an encrypted column at all: the statement stands inside another, or was compiled by the
     application, and its values are not known here.
 
@@ -85,10 +96,12 @@ def refuse_twin(connection: Connection, statement: Any, column_keys: Collection[
     if column_keys is None and not named_by(statement):
         column_keys = target.columns.keys()  # compiled without parameters: it takes all of them
     keys = [key for key, _ in _written(statement, [dict.fromkeys(column_keys or ())])]
-    _refuse(connection, target, [_column_name(target, key) for key in keys])
+    _refuse(connection, target, [_column_name(target, key) for key in keys], options)
 
 
-def refuse_defaults(connection: Connection, statement: Any, column_keys: Iterable[str]) -> bool:
+def refuse_defaults(
+    connection: Connection, statement: Any, column_keys: Iterable[str], options: Options
+) -> bool:
     """Refuse a value that SQLAlchemy adds for a column which the statement does not name; tells whether there
     is such a column.
 
@@ -105,23 +118,23 @@ def refuse_defaults(connection: Connection, statement: Any, column_keys: Iterabl
     rows = [{_column_name(target, key) for key in row} for row in named_by(statement) or [()]]
     given = set.intersection(*rows) | {_column_name(target, key) for key in column_keys}
     names = ({column.name.lower() for column in added} - given) & unknown_columns(target)
-    _refuse(connection, target, names)
+    _refuse(connection, target, names, options)
     return bool(names)
 
 
-def refuse_beside(connection: Connection, column: Any) -> None:
+def refuse_beside(connection: Connection, column: Any, options: Options) -> None:
     """Refuse to write a column of another table than the one that an UPDATE is of.
 
     Raises:
         StatementRefusedError: it is an encrypted one.
     """
-    _refuse(connection, table_of(column), [column.name.lower()])
+    _refuse(connection, table_of(column), [column.name.lower()], options)
 
 
-def _refuse(connection: Connection, target: Any, written: Iterable[str]) -> None:
-    names = _encrypted_names(connection, target)
+def _refuse(connection: Connection, target: Any, written: Iterable[str], options: Options) -> None:
+    names = _encrypted_names(connection, target, options)
     for name in written:
-        if name in names and _is_here(connection, target, name):
+        if name in names and _is_here(connection, target, name, options):
             raise _refusal(target, names[name])
 
 
@@ -145,23 +158,25 @@ def unknown_columns(target: Any) -> set[str]:
     return {name for table in others for name in _encrypted_in(table)} - _known_in(target)
 
 
-def _encrypted_names(connection: Connection, target: Any) -> dict[str, Column[Any]]:
-    """The columns that another table with this name and schema has encrypted, and this one has not."""
+def _encrypted_names(connection: Connection, target: Any, options: Options) -> dict[str, Column[Any]]:
+    """The columns that another table with this name has encrypted, and this one has not."""
     own = _known_in(target)
     return {
         name: column
-        for table in _namesakes(connection, target)
-        if table is not target
+        for table in _namesakes(connection, target, options)
         for name, column in _encrypted_in(table).items()
         if name not in own
     }
 
 
-def _namesakes(connection: Connection, target: Any) -> list[Table]:
-    """The tables with encrypted columns that have this name, and here this schema."""
-    schema = _schema(connection, target)
-    named = tuple(_by_name.get(target.name.lower(), ()))
-    return [table for table in named if _schema(connection, table) == schema]
+def _namesakes(connection: Connection, target: Any, options: Options) -> list[Table]:
+    """The other tables with encrypted columns that have this name. A table with some of its own knows what is
+    encrypted in its schema: then those of another schema do not count."""
+    others = [table for table in tuple(_by_name.get(target.name.lower(), ())) if table is not target]
+    if not others or not _encrypted_in(target):
+        return others
+    schema = schema_of(connection, target, options)
+    return [table for table in others if schema_of(connection, table, options) == schema]
 
 
 def _known_in(table: Any) -> set[str]:
@@ -175,10 +190,6 @@ def _encrypted_in(table: Any) -> dict[str, Column[Any]]:
     return {column.name.lower(): column for column in table.columns if isinstance(column.type, EncryptedType)}
 
 
-def _schema(connection: Connection, table: Any) -> str | None:
-    return connection.schema_for_object(table) or connection.dialect.default_schema_name
-
-
 def _column_name(target: Any, key: Any) -> str:
     column = key if isinstance(key, ClauseElement) else target.columns.get(key)
     return str(getattr(column, "name", key)).lower()
@@ -186,9 +197,8 @@ def _column_name(target: Any, key: Any) -> str:
 
 def _written(statement: Any, parameters: Sequence[Any]) -> Iterator[tuple[Any, Any]]:
     """What a statement writes: column or its key, and the value."""
-    assigned = dict(getattr(statement, "_ordered_values", None) or statement._values or {})
     rows = rows_of(statement) if getattr(statement, "_multi_values", None) else []
-    for row in (assigned, *rows, assigned_by_upsert(statement)):
+    for row in (assigned_by(statement), *rows, assigned_by_upsert(statement)):
         for key, value in row.items():
             yield from ((key, one) for one in _given(value, parameters))
     for key, value in _selected(statement):
@@ -217,15 +227,14 @@ def _given(value: Any, parameters: Sequence[Any]) -> list[Any]:
 
 def _is_stored(target: Any, name: str, value: Any) -> bool:
     """Whether a value is nothing, or what this library stored: the column itself (`body = body`), also of
-    another row, the row that an upsert was to insert (`excluded.body`, looked at there), or bytes."""
+    another row or of the row that an upsert was to insert (`excluded.body`, looked at there), or bytes."""
     if value is None or is_null(value):
         return True
     if isinstance(value, ScalarSelect):
-        columns = list(value.element.selected_columns)
-        return len(columns) == 1 and _is_same_column(target, name, columns[0])
+        parts = [list(one.selected_columns) for one in parts_of(value.element)]
+        return all(len(columns) == 1 and _is_same_column(target, name, columns[0]) for columns in parts)
     if isinstance(value, ColumnClause):
-        proposed = getattr(value.table, "name", None) in ("excluded", "new", "inserted")
-        return (proposed or value.table is target) and value.name.lower() == name
+        return _is_same_column(target, name, value)
     try:
         check_value(value, name)
     except (FormatError, TruncatedError):
@@ -234,26 +243,28 @@ def _is_stored(target: Any, name: str, value: Any) -> bool:
 
 
 def _is_same_column(target: Any, name: str, column: Any) -> bool:
-    """Whether a subquery gives this very column of the table, or of an alias of it."""
+    """Whether this is the very column of the table, or of an alias of it, or of a table that has it
+    encrypted."""
     if not isinstance(column, ColumnClause) or column.name.lower() != name:
         return False
-    table: Any = column.table
-    while isinstance(table, Alias):
-        table = table.element
-    return isinstance(table, TableClause) and table.name.lower() == target.name.lower()
+    table = table_of(column)
+    if not isinstance(table, TableClause) or table.name.lower() != target.name.lower():
+        return False
+    return hash(table) == hash(target) or name in _encrypted_in(table)  # an annotated copy has the same hash
 
 
-def _is_here(connection: Connection, target: Any, name: str) -> bool:
-    """Whether the table of this database is the one with the encrypted column."""
-    schema = _schema(connection, target)
+def _is_here(connection: Connection, target: Any, name: str, options: Options) -> bool:
+    """Whether the table that a statement reaches is one with the encrypted column."""
+    schema = schema_of(connection, target, options)
     known = _asked.setdefault(connection.engine, {})
-    place = (schema, target.name.lower(), name)
+    keys = _key_tables(connection, target, schema, name, options)
+    place = (schema, target.name.lower(), name, *sorted(keys.keys()))
     if known.get(place) is False:
         return False
-    if connection.schema_for_object(target) is None and _is_temporary(connection, target):
+    if target.schema is None and _is_temporary(connection, target):
         return False  # for now: nothing is known of the table behind it
     if place not in known:
-        found = _look(connection, target, schema, name)
+        found = _look(connection, target, schema, name, keys.values())
         if found is None:
             return False  # there is no such table yet
         known[place] = found
@@ -269,7 +280,9 @@ def _is_temporary(connection: Connection, target: Any) -> bool:
     return target.name.lower() in [one.lower() for one in names]
 
 
-def _look(connection: Connection, target: Any, schema: str | None, name: str) -> bool | None:
+def _look(
+    connection: Connection, target: Any, schema: str, name: str, keys: Iterable[tuple[Table, str]]
+) -> bool | None:
     inspector = inspect(connection)
     columns = _columns_here(inspector, target.name, schema)
     if columns is None:
@@ -277,13 +290,12 @@ def _look(connection: Connection, target: Any, schema: str | None, name: str) ->
     types = [one["type"] for one in columns if one["name"].lower() == name]
     if not any(python_type_of(one) is bytes for one in types):
         return False
-    keys = [one for table in _namesakes(connection, target) for one in _key_tables(table)]
-    return any(_stores_keys(connection, inspector, one) for one in keys)
+    return any(_stores_keys(inspector, *one) for one in keys)
 
 
-def _stores_keys(connection: Connection, inspector: Inspector, table: Table) -> bool:
+def _stores_keys(inspector: Inspector, table: Table, schema: str) -> bool:
     """Whether this is a table of keys here too: somebody else may use its name."""
-    found = _columns_here(inspector, table.name, connection.schema_for_object(table))
+    found = _columns_here(inspector, table.name, schema)
     names = {one["name"].lower() for one in found or ()}
     return all(column.name.lower() in names for column in table.primary_key)
 
@@ -294,14 +306,27 @@ def _columns_here(inspector: Inspector, name: str, schema: str | None) -> Sequen
     return inspector.get_columns(name, schema=schema) if inspector.has_table(name, schema=schema) else None
 
 
-def _key_tables(table: Table) -> list[Table]:
-    """The tables of the keys that encrypt a table's columns."""
+def _key_tables(
+    connection: Connection, target: Any, schema: str, name: str, options: Options
+) -> dict[tuple[str, str], tuple[Table, str]]:
+    """The tables of the keys that encrypt a column, and the schemas in which they may be, by the names of
+    both."""
+    return {
+        (key.name, place): (key, place)
+        for table in _namesakes(connection, target, options)
+        for key in _keys_of(table, name)
+        for place in schemas_beside(connection, table, schema, key, options)
+    }
+
+
+def _keys_of(table: Table, name: str) -> list[Table]:
     try:
         plan = plan_of_table(table)
     except ConfigurationError:
         return []  # nothing can be encrypted in it, and its own statements say why
-    classes = [one for path, _ in plan.groups for one in path.owner_classes] if plan is not None else []
+    paths = [one.path for one in plan.columns if one.column.name.lower() == name] if plan is not None else []
     # The classes of a registry that was disposed of have no tables any more.
+    classes = [one for path in paths for one in path.owner_classes]
     tables = [getattr(one.key_class, "__table__", None) for one in classes]
     return [one for one in tables if one is not None]
 
