@@ -6,7 +6,7 @@ one is let go on after a moment. What must hold afterwards is asked by `check`.
 """
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -25,11 +25,12 @@ from sqlalchemy_envelope.orm.current.names import Names
 from sqlalchemy_envelope.orm.sharing.invariants import violations
 from sqlalchemy_envelope.orm.sharing.settle import follow_grants
 from sqlalchemy_envelope.orm.tables.key_rows import KeyStore
-from sqlalchemy_envelope.orm.tables.owners import owner_class_of
+from sqlalchemy_envelope.orm.tables.owners import require_owner_class
 from tests.orm.sharing_models import (
     Base,
     Group,
     Membership,
+    Organisation,
     Post,
     User,
     add_user,
@@ -45,7 +46,7 @@ PATIENCE = 0.3
 NAMES = ["founder", "member", "first", "second", "leaver", "quitter", "moved", "shifted", "away", "absent"]
 FOUNDER, MEMBER, FIRST, SECOND, LEAVER, QUITTER, MOVED, SHIFTED, AWAY, ABSENT = range(1, 11)
 GROUP = 1
-OWNERS = [owner_class_of(User.__table__), owner_class_of(Group.__table__)]
+OWNERS = [require_owner_class(model()) for model in (User, Group, Organisation)]
 
 
 def build(engine: Engine) -> None:
@@ -270,13 +271,18 @@ def interleave(
 
 
 class Kept:
-    """What those who may be removed kept in memory from before: all that they could open."""
+    """What users who may be removed kept in memory from before: all that they could open.
 
-    def __init__(self, engine: Engine) -> None:
+    Args:
+        engine: where.
+        numbers: the users, by primary key.
+    """
+
+    def __init__(self, engine: Engine, numbers: Sequence[int] = (LEAVER, QUITTER, MOVED, SHIFTED)) -> None:
         self._keys: dict[int, list[tuple[bytes, OpenedKey]]] = {}
         with Session(engine) as session:
-            for number in (LEAVER, QUITTER, MOVED, SHIFTED):
-                unlocked = unlock(session, NAMES[number - 1])
+            for number in numbers:
+                unlocked = unlock(session, session.get_one(User, number).email)
                 keyring, mine = unlocked.keyring, []
                 for owner in keyring:
                     for key in keyring.keys_of(owner):
@@ -285,20 +291,18 @@ class Kept:
                             mine.append((owner, OpenedKey(opened.stored, KeyBytes(opened.key.buffer))))
                 self._keys[number] = mine
 
-    def opens(self, session: Session, number: int) -> set[KeyId]:
-        """The group's active keys that one of them opens, with what they kept and all that the tables
+    def opens(self, session: Session, number: int, *owners: tuple[type[Any], int]) -> set[KeyId]:
+        """The active keys of these owners that one of them opens, with what they kept and all that the tables
         hold."""
-        keyring = Keyring()
+        keyring, policy, names, active = Keyring(), envelope.policy, Names(session), []
         for owner, key in self._keys[number]:
             keyring.add(owner, [OpenedKey(key.stored, KeyBytes(key.key.buffer))])
-        policy, names = envelope.policy, Names(session)
-        group, user = owner_class_of(Group.__table__), owner_class_of(User.__table__)
-        assert group is not None
-        assert user is not None
-        rows = KeyStore(session, group, policy.seals).load([(GROUP,)])
-        keyring.add_stored(names.owner(group, (GROUP,)), [one.stored for one in rows])
-        follow_grants(session, policy, keyring, [names.place(user, (number,))])
-        active = [one.stored.key_id for one in rows if one.stored.state is KeyState.ACTIVE]
+        for model, primary_key in owners:
+            owner_class = require_owner_class(model())
+            rows = KeyStore(session, owner_class, policy.seals).load([(primary_key,)])
+            keyring.add_stored(names.owner(owner_class, (primary_key,)), [one.stored for one in rows])
+            active += [one.stored.key_id for one in rows if one.stored.state is KeyState.ACTIVE]
+        follow_grants(session, policy, keyring, [names.place(require_owner_class(User()), (number,))])
         found = {key_id for key_id in active if keyring.open(key_id) is not None}
         keyring.wipe()
         return found
@@ -319,8 +323,8 @@ def check(engine: Engine, kept: Kept) -> list[str]:
         members = session.scalars(select(Membership.user_id).where(Membership.group_id == GROUP)).all()
         for number in (LEAVER, QUITTER, MOVED, SHIFTED):
             if number not in members and there:
-                removed |= kept.opens(session, number)
-        found += violations(session, [one for one in OWNERS if one is not None], removed=removed)
+                removed |= kept.opens(session, number, (Group, GROUP))
+        found += violations(session, OWNERS, removed=removed)
         posts = session.scalar(select(sa.func.count()).select_from(Post).where(Post.group_id == GROUP))
     for number in set(members) & {FOUNDER, MEMBER, FIRST, SECOND}:
         with Session(engine) as session, unlock(session, NAMES[number - 1]):

@@ -20,7 +20,6 @@ from sqlalchemy import Engine, Table, create_engine, select
 from sqlalchemy.orm import Session
 
 from sqlalchemy_envelope import (
-    DecryptionError,
     Envelope,
     EnvelopeError,
     FormatError,

@@ -59,6 +59,7 @@ def start_epoch(
     vouching: OpenedKey | None = None,
     *,
     instead_of: KeyId | None = None,
+    for_nobody: bool = False,
 ) -> bool:
     """A new root key, and a new data key for each scope, for those who hold grants and slots of the old one.
 
@@ -66,8 +67,8 @@ def start_epoch(
     it: some members may have adopted the one and some the other.
 
     Four statements read, four write, whatever the number of members. Does nothing for an owner without keys,
-    or whose keys nobody could open afterwards, or where another epoch was started already than the one
-    `instead_of` which this one is to be. Tells whether it was started.
+    or whose keys nobody could open afterwards, unless it is `for_nobody`, or where another epoch was started
+    already than the one `instead_of` which this one is to be. Tells whether it was started.
     """
     lock_groups(session, policy, [place])
     store = KeyStore(session, place.owner_class, policy.seals)
@@ -79,7 +80,7 @@ def start_epoch(
     roots = [key for key in keys if key.purpose is Purpose.ROOT]
     members = [*_recipients(session, policy, full, old, roots), *joining]
     slots = [slot for slot in store.load_slots([old.key_id]) if slot.recipient_public_key is not None]
-    if not members and not slots:
+    if not members and not slots and not for_nobody:
         return False
     held = keyring.open(old.key_id) if keyring is not None else None
     root = describe(
@@ -283,8 +284,9 @@ def _next(old: StoredKey, keys: Sequence[StoredKey], key: KeyBytes) -> OpenedKey
 def _vouches(policy: Policy, granted: StoredKey, missing: StoredKey) -> bool:
     """Whether who was granted one generation of a key is to have another one too.
 
-    With server keys a grant of an older generation says nothing of a newer one: it may have been put back with its
-    row, and nobody else can make one. Without, whoever writes the tables can plant a pending grant as well.
+    With server keys a grant of an older generation says nothing of a newer one: it may have been put back
+    with its row, and nobody else can make one. Without, whoever writes the tables can plant a pending grant
+    as well.
     """
     return granted.epoch > missing.epoch or not policy.seals.is_on
 

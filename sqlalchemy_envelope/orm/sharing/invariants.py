@@ -170,7 +170,8 @@ def _keys(session: Session, owner_class: OwnerClass) -> _Keys:
 
 
 def _grants(session: Session, grant: GrantClass) -> _GrantsOf:
-    c, found = grant.companion.c, {}
+    c = grant.companion.c
+    found: _GrantsOf = {}
     query = select(c.key_id, c.recipient_key_id, c.state, c.wrapped.is_(None), *grant.row_columns)
     for key_id, recipient, state, is_empty, *row in _read(session, grant.mapper, query):
         found.setdefault(key_id, []).append(_Grant(tuple(row), recipient, state, bool(is_empty)))

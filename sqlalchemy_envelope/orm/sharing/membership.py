@@ -120,8 +120,12 @@ def on_statement(session: Session, statement: object) -> None:
         if not text.startswith("SELECT") or "SET_CONFIG" in text:
             forget_looks(session)
     elif isinstance(statement, (Delete, Update)) and (
-        # Of recipients too: their grants go with them.
-        has_grants(statement.table) or owner_class_of(statement.table) is not None
+        # Of recipients too: their grants go with them. What a flush writes of them moves no grant.
+        has_grants(statement.table)
+        or (
+            owner_class_of(statement.table) is not None
+            and not (isinstance(statement, Update) and session._flushing)
+        )
     ):
         forget_looks(session)
 

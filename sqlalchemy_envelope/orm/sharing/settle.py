@@ -57,7 +57,7 @@ from sqlalchemy_envelope.orm.tables.key_rows import KeyStore, usable
 from sqlalchemy_envelope.orm.tables.owners import Place
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from sqlalchemy.orm import Session
 
@@ -371,9 +371,8 @@ def _settle_grants(session: Session, policy: Policy, keyring: Keyring, places: P
     beyond = _left_beyond(session, held)
     if left or beyond:
         lock_groups(session, policy, [*left, *beyond])
-        for place in reversed(_left_beyond(session, held)):
-            with _refusing(keyring, policy, place):
-                start_epoch(session, policy, place, keyring if place.owner in keyring else None)
+        if beyond:
+            renew_beyond(session, policy, keyring, lambda: _left_beyond(session, held))
         # As they are under the lock: those who are reached through one of these are stale by now.
         load_again(session, policy, keyring, places)
         _start_epochs(session, policy, keyring, shared)
@@ -470,8 +469,28 @@ def _refusing(keyring: Keyring, policy: Policy, place: Place, key: StoredKey | N
         yield
     except EnvelopeError as error:
         keyring.refuse(place.owner, error, altogether=False)
-        key_id = None if key is None else short(key)
-        policy.emit(AuditEvent("grant_refused", place.owner_class.name, key_id=key_id))
+        policy.emit(AuditEvent("grant_refused", place.owner_class.name, key_id=short(key)))
+
+
+def renew_beyond(
+    session: Session, policy: Policy, keyring: Keyring | None, find: Callable[[], list[Place]]
+) -> None:
+    """Start epochs of those who reach a key and whom somebody left, the farthest first: each makes stale what
+    the next one on the way was sealed to, until nobody is left."""
+    for _ in range(MAX_LEVELS):
+        found = find()
+        if not found:
+            return
+        lock_groups(session, policy, found)
+        for place in reversed(found):
+            holds = keyring is not None and place.owner in keyring
+            try:
+                # Whom nobody is in any more gets a key too that nobody has: the old one leads on.
+                start_epoch(session, policy, place, keyring if holds else None, for_nobody=True)
+            except EnvelopeError as error:
+                if keyring is not None:
+                    keyring.refuse(place.owner, error, altogether=False)
+                policy.emit(AuditEvent("grant_refused", place.owner_class.name))
 
 
 def find_left(session: Session, owner_class: OwnerClass, key_ids: Iterable[KeyId]) -> list[Place]:
