@@ -120,8 +120,13 @@ def moves(engine: Engine, stopped: bool) -> None:
 
 def writes(engine: Engine, stopped: bool) -> None:
     """A member writes."""
-    with Session(engine) as session, unlock(session, "member"):
-        session.add(Post(group_id=GROUP, text="written meanwhile"))
+    writes_as(engine, "member", GROUP)
+
+
+def writes_as(engine: Engine, name: str, group: int) -> None:
+    """Somebody writes in a group."""
+    with Session(engine) as session, unlock(session, name):
+        session.add(Post(group_id=group, text="written later"))
         session.commit()
 
 

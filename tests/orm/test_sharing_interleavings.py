@@ -5,12 +5,16 @@ member reads everything, and nobody who was removed opens what is written later 
 """
 
 import os
+import threading
 
 import pytest
-from sqlalchemy import Engine
+from sqlalchemy import Engine, create_engine
+from sqlalchemy.orm import Session
 
+from sqlalchemy_envelope import enforce_foreign_keys
 from tests.orm import interleavings as machine
 from tests.orm.interleavings import REQUESTS, Kept, Outcome, interleave, try_check
+from tests.orm.sharing_models import Base, Membership, add_user, found_group, read, unlock
 from tests.prepared import prepared
 
 ALL = os.environ.get("ENVELOPE_INTERLEAVINGS") == "all"
@@ -55,13 +59,55 @@ def pairs() -> list[tuple[object, object]]:
 
 def test_on_sqlite(sqlite_engine: Engine) -> None:
     """With the one writer of an SQLite file."""
-    assert run(sqlite_engine, None, pairs(), 1 if ALL else 3).failures == []
+    assert run(sqlite_engine, None, pairs(), 1 if ALL else 4).failures == []
 
 
 @pytest.mark.backend
 @pytest.mark.parametrize("level", LEVELS)
 def test_on_postgresql(postgres_engine: Engine, level: str) -> None:
     """At each isolation level."""
-    some = pairs() if ALL or level == LEVELS[0] else pairs()[:2]
+    some = pairs() if ALL or level == LEVELS[0] else pairs()[1:3]
 
-    assert run(postgres_engine, level, some, 1 if ALL else 3).failures == []
+    assert run(postgres_engine, level, some, 1 if ALL else 4).failures == []
+
+
+# Many at once
+
+
+def test_eight_add_a_member_at_once(engine: Engine) -> None:
+    """One member's requests, each in a thread of its own: everybody reads what is written later, on SQLite and
+    on PostgreSQL."""
+    names = [f"user {number}" for number in range(8)]
+    Base.metadata.create_all(engine)
+    with Session(engine) as session:
+        ids = [add_user(session, name).id for name in ["founder", *names]][1:]
+        group = found_group(session, "founder")
+    other, begin = create_engine(engine.url, pool_size=8), threading.Barrier(8)
+    if engine.dialect.name == "sqlite":
+        enforce_foreign_keys(other)
+
+    def add(number: int) -> None:
+        with Session(other) as session, unlock(session, "founder"):
+            session.commit()
+            begin.wait(20)
+            session.add(Membership(group_id=group, user_id=number))
+            session.commit()
+
+    failed: list[BaseException] = []
+
+    def request(number: int) -> None:
+        try:
+            add(number)
+        except BaseException as error:  # noqa: BLE001 - told below
+            failed.append(error)
+
+    threads = [threading.Thread(target=request, args=(number,)) for number in ids]
+    for one in threads:
+        one.start()
+    for one in threads:
+        one.join()
+    other.dispose()
+    machine.writes_as(engine, "founder", group)
+
+    assert failed == []
+    assert {name: len(read(engine, name)) for name in names} == dict.fromkeys(names, 2)

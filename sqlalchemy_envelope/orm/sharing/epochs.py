@@ -30,7 +30,7 @@ from sqlalchemy_envelope.orm.tables.grant_rows import GrantStore
 from sqlalchemy_envelope.orm.tables.key_rows import KeyStore, usable
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Collection, Iterable, Sequence
 
     from sqlalchemy.orm import Session
 
@@ -202,31 +202,41 @@ def load_locked(store: KeyStore, place: Place) -> list[StoredKey]:
 def put_in(session: Session, policy: Policy, place: Place, keyring: Keyring, keys: Iterable[KeyId]) -> None:
     """Grant these keys of an owner to the members whom they were not granted to: who was granted another
     generation of the same key, and has a row that says so still."""
+    wanted, store = set(keys), KeyStore(session, place.owner_class, policy.seals)
+    if not _missing(session, policy, place, keyring.keys_of(place.owner), wanted):
+        return  # rows that no flush added: nobody waits for a lock because of them
     lock_groups(session, policy, [place])
-    store = KeyStore(session, place.owner_class, policy.seals)
     there = load_locked(store, place)
     keyring.add_stored(place.owner, there)
-    for key in [one for one in there if one.key_id in set(keys)]:
+    for key, missing in _missing(session, policy, place, there, wanted):
         opened = keyring.open(key.key_id)
+        if opened is not None:
+            stored = grant_to(session, policy, store, OpenedKey(key, opened.key), missing, strict=False)
+            keyring.add_stored(place.owner, [stored])
+
+
+def _missing(
+    session: Session, policy: Policy, place: Place, there: Sequence[StoredKey], wanted: Collection[KeyId]
+) -> list[tuple[StoredKey, list[Recipient]]]:
+    """The wanted keys of an owner who has these, each with the members whom it was not granted to."""
+    found = []
+    for key in there:
+        is_root, is_active = key.purpose is Purpose.ROOT, key.state is KeyState.ACTIVE
+        if key.key_id not in wanted or (is_root and not is_active):
+            continue
         alike = [
             one
             for one in there
             if (one.purpose, one.scope) == (key.purpose, key.scope) and _vouches(policy, one, key)
         ]
-        if opened is None or (key.purpose is Purpose.ROOT and key.state is not KeyState.ACTIVE):
-            continue
+        missing: list[Recipient] = []
         for grant_class in place.owner_class.grants_of:
-            if (grant_class.scope is None) != (key.purpose is Purpose.ROOT) or grant_class.scope not in (
-                None,
-                key.scope,
-            ):
-                continue
-            if key.state is not KeyState.ACTIVE and grant_class.history != "shared":
-                continue
-            missing = _rows_of(session, policy, grant_class, alike, without=key)
-            if missing:
-                stored = grant_to(session, policy, store, OpenedKey(key, opened.key), missing, strict=False)
-                keyring.add_stored(place.owner, [stored])
+            is_of_it = grant_class.scope is None if is_root else grant_class.scope == key.scope
+            if is_of_it and (is_active or grant_class.history == "shared"):
+                missing += _rows_of(session, policy, grant_class, alike, without=key)
+        if missing:
+            found.append((key, missing))
+    return found
 
 
 GrantsToWrite = list[tuple["GrantClass", "PrimaryKey", "StoredGrant"]]

@@ -72,7 +72,12 @@ def before_flush(session: Session, *_: object) -> None:
     session.info[_LEAVING] = leaving
     # Those that are deleted note themselves when they are: one may become an UPDATE.
     removed = [left for one in session.deleted for left in _left_by(session, inspect(one))]
-    places = [place for place, _ in (*leaving, *removed)] + [*before.values()]
+    moved = [
+        place
+        for state, place in before.items()
+        if (of := grant_class_of(state.mapper)) is not None and _moved(of, state)
+    ]
+    places = [*(place for place, _ in (*leaving, *removed)), *moved]
     if places:
         lock_groups(session, context.policy_of(session), places)
 

@@ -463,7 +463,7 @@ def _put_in_missing(
 
 
 @contextmanager
-def _refusing(keyring: Keyring, policy: Policy, place: Place, key: StoredKey | None = None) -> Iterator[None]:
+def _refusing(keyring: Keyring, policy: Policy, place: Place, key: StoredKey) -> Iterator[None]:
     """What is wrong with the keys of one owner is told to who asks for them, and stops nobody else's."""
     try:
         yield
