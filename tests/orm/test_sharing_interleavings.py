@@ -75,8 +75,8 @@ def test_on_postgresql(postgres_engine: Engine, level: str) -> None:
 
 
 def test_eight_add_a_member_at_once(engine: Engine) -> None:
-    """One member's requests, each in a thread of its own: everybody reads what is written later, on SQLite and
-    on PostgreSQL."""
+    """One member's requests, each in a thread of its own: everybody reads what is written later, on SQLite
+    and on PostgreSQL."""
     names = [f"user {number}" for number in range(8)]
     Base.metadata.create_all(engine)
     with Session(engine) as session:
