@@ -59,8 +59,8 @@ def broken(engine: Engine) -> list[str]:
 
 @pytest.mark.parametrize("by", ["settling", "leaving", "joining"])
 def test_a_member_who_was_left_out_of_an_epoch(scene: Engine, by: str) -> None:
-    """As older releases left them: there is a row, a grant of the epoch before, and none of this one. The next
-    who settles puts them in, and the next epoch has them too."""
+    """As older releases left them: there is a row, a grant of the epoch before, and none of this one. Who
+    settles next puts them in, and the next epoch has them too."""
     newest = select(KEYS.c.key_id).where(KEYS.c.purpose == "root", KEYS.c.state == "active")
     with scene.begin() as connection:
         connection.execute(GRANTS.delete().where(GRANTS.c.row_user_id == BOB, GRANTS.c.key_id.in_(newest)))
@@ -79,10 +79,10 @@ def test_a_member_who_was_left_out_of_an_epoch(scene: Engine, by: str) -> None:
                 session.add(Membership(group_id=1, user_id=CLEO))
             session.commit()
     write(scene, "ada", 1, "for all")
-    read(scene, "ada")  # what she shares with the group follows
 
     assert before == ["(a) the root key 2 of Group 1 is not granted through row (1, 2) of memberships"]
     assert read(scene, "bob") == ["the first post", "for all"]
+    read(scene, "ada")  # what she shares with the group follows
     assert broken(scene) == []
 
 

@@ -397,30 +397,45 @@ def _left_beyond(session: Session, held: Mapping[KeyId, tuple[Place, StoredKey]]
 
 
 def _start_epochs(session: Session, policy: Policy, keyring: Keyring, places: Places) -> None:
-    """New epochs of those whom somebody left, unless another transaction was faster."""
-    held_keys = _shared_keys(keyring, places)
-    counts = count_grants(session, _grants_of(places.values()), held_keys)
-    due = [place for place in places.values() if _is_left(keyring, place, counts)]
-    lock_groups(session, policy, due)
-    for place in due:
-        renewed = False
-        # The root key first: a new one brings new data keys.
-        for key in sorted(keyring.keys_of(place.owner), key=lambda one: one.purpose is not Purpose.ROOT):
-            if renewed or key.key_id not in counts or not counts[key.key_id].is_left:
+    """New epochs of those whom somebody left, unless another transaction was faster. Then of those whose keys
+    are stale because of these, one after the other: what is sealed to a group comes after the group's own
+    epoch."""
+    done: set[OwnerId] = set()
+    while True:
+        counts = count_grants(session, _grants_of(places.values()), _shared_keys(keyring, places))
+        due = [one for one in places.values() if one.owner not in done and _is_left(keyring, one, counts)]
+        due = [one for one in due if _is_left(keyring, one, counts, removed=True)] or due
+        if not due:
+            return
+        lock_groups(session, policy, due)
+        for place in due:
+            done.add(place.owner)
+            _renew(session, policy, keyring, place, counts)
+
+
+def _renew(
+    session: Session, policy: Policy, keyring: Keyring, place: Place, counts: Mapping[KeyId, GrantCounts]
+) -> None:
+    # The root key first: a new one brings new data keys.
+    for key in sorted(keyring.keys_of(place.owner), key=lambda one: one.purpose is not Purpose.ROOT):
+        if key.key_id not in counts or not counts[key.key_id].is_left:
+            continue
+        with _refusing(keyring, policy, place, key):
+            if keyring.open(key.key_id) is None:
                 continue
-            with _refusing(keyring, policy, place, key):
-                if keyring.open(key.key_id) is None:
-                    continue
-                if key.purpose is Purpose.ROOT:
-                    renewed = start_epoch(session, policy, place, keyring, instead_of=key.key_id)
-                else:
-                    start_scope_epoch(session, policy, place, key.scope, keyring, instead_of=key.key_id)
+            if key.purpose is not Purpose.ROOT:
+                start_scope_epoch(session, policy, place, key.scope, keyring, instead_of=key.key_id)
+            elif start_epoch(session, policy, place, keyring, instead_of=key.key_id):
+                return
 
 
-def _is_left(keyring: Keyring, place: Place, counts: Mapping[KeyId, GrantCounts]) -> bool:
-    """Whether an epoch is due, or was started elsewhere."""
+def _is_left(
+    keyring: Keyring, place: Place, counts: Mapping[KeyId, GrantCounts], *, removed: bool = False
+) -> bool:
+    """Whether an epoch is due; if `removed`, because there are fewer grants than were made."""
     keys = [key for key in keyring.keys_of(place.owner) if key.state is KeyState.ACTIVE]
-    return any(key.key_id in counts and counts[key.key_id].is_left for key in keys)
+    mine = [counts[key.key_id] for key in keys if key.key_id in counts]
+    return any(one.is_left and not (removed and one.rows == one.granted) for one in mine)
 
 
 def _shared_keys(keyring: Keyring, places: Places) -> dict[KeyId, tuple[Place, StoredKey]]:
