@@ -329,9 +329,9 @@ def _rows_of(
     keys: Sequence[StoredKey],
     without: StoredKey | None = None,
 ) -> list[Recipient]:
-    """The granting rows through which any of these keys is granted, each once."""
+    """The granting rows through which any of these keys is granted, each once; they are held."""
     rows = GrantStore(session, grant_class, policy.seals).load_of(
-        [key.key_id for key in keys], without=None if without is None else without.key_id
+        [key.key_id for key in keys], without=None if without is None else without.key_id, held=True
     )
     return list({row_key: Recipient(grant_class, row_key, to) for _, row_key, to in rows}.values())
 

@@ -324,7 +324,7 @@ def _settle_owner(session: Session, policy: Policy, keyring: Keyring, place: Pla
         older = keyring.open(key.key_id)
         if older is not None and key.key_id in free:
             changed.append(link_to_newer_root(OpenedKey(key, older.key), root))
-    store.replace_keys(changed)
+    store.replace_keys(changed, in_their_state=True)
     keyring.add_stored(owner, changed)
     writes = sum(key.purpose is Purpose.WRITE for key in changed)
     if writes:

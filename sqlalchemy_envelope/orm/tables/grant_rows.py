@@ -60,7 +60,12 @@ class GrantStore(Rows):
         return found
 
     def load_of(
-        self, key_ids: Iterable[KeyId], state: GrantState | None = None, *, without: KeyId | None = None
+        self,
+        key_ids: Iterable[KeyId],
+        state: GrantState | None = None,
+        *,
+        without: KeyId | None = None,
+        held: bool = False,
     ) -> list[tuple[StoredGrant, PrimaryKey, PrimaryKey]]:
         """The grants of these keys, with the primary key of each one's row and of its recipient. What was
         planted is left out: a row without its seal, and one whose granting row names somebody else now.
@@ -69,6 +74,7 @@ class GrantStore(Rows):
             key_ids: of one class of owners.
             state: those in this state alone.
             without: those alone through whose granting row this key is not granted.
+            held: hold the granting rows, so that a grant can be added to each: nobody deletes one meanwhile.
         """
         table, found, grant = self._grant.table, [], self._grant
         to_keys = grant.to.owner_class.key_class.__table__.alias()
@@ -88,7 +94,10 @@ class GrantStore(Rows):
                 query = query.where(self._table.c.state == state)
             if without is not None:
                 query = query.where(~self._is_granted(without))
-            for row in self._rows(query):
+            if held:
+                # As the foreign key of a new grant does: whoever reads or changes the row is not in the way.
+                query = query.with_for_update(of=table, read=True, key_share=True)
+            for row in self._rows(query, locks=held):
                 row_key = tuple(row[self._width - len(grant.row_key) : self._width])
                 named = tuple(row[self._width : end])
                 one, error = self._stored(row[: self._width], grant.to.owner_class.reference_of(named))

@@ -175,12 +175,13 @@ class KeyStore(Rows):
             query = select(c.key_id).where(mine, or_(c.epoch == 1, c.state == KeyState.ACTIVE))
             query = query.order_by(*self._class.owner_columns, c.epoch)
             if dialect.name == "postgresql":
-                # The owner's row first, as whoever deletes it does; nobody else waits for this lock.
+                # The owner's row first, as whoever deletes it does; nobody else waits for this lock. An outer
+                # join, for a row policy may hide the row from whoever would lock it.
                 owners = select(*self._class.primary_key).where(matches(self._class.primary_key, some))
                 owners = owners.order_by(*self._class.primary_key)
                 held = owners.with_for_update(read=True, key_share=True).cte("owners")
                 pairs = zip(self._class.owner_columns, held.c, strict=True)
-                query = query.join(held, and_(*(a == b for a, b in pairs)))
+                query = query.outerjoin(held, and_(*(a == b for a, b in pairs)))
             self._rows(query.with_for_update(of=self._keys, key_share=True), locks=True)
 
     def load_active_roots(self, primary_keys: Sequence[PrimaryKey]) -> dict[OwnerId, OwnedKey]:
@@ -321,8 +322,9 @@ class KeyStore(Rows):
         )
         return bool(result.rowcount == 1)
 
-    def replace_keys(self, keys: Sequence[StoredKey]) -> None:
-        """Replace what may change of key rows: what they are bound to, their state and their wrap."""
+    def replace_keys(self, keys: Sequence[StoredKey], *, in_their_state: bool = False) -> None:
+        """Replace what may change of key rows: what they are bound to, their state and their wrap; if
+        `in_their_state`, not of those that were retired meanwhile."""
         statement = (
             update(self._keys)
             .where(self._keys.c.key_id == bindparam("this_key"))
@@ -335,6 +337,8 @@ class KeyStore(Rows):
                 seal=bindparam("seal"),
             )
         )
+        if in_their_state:
+            statement = statement.where(self._keys.c.state == bindparam("state"))
         now = dt.datetime.now(dt.UTC)
         rows = [
             {
