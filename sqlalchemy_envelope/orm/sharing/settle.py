@@ -82,6 +82,22 @@ class Opening(NamedTuple):
 
 def follow_grants(session: Session, policy: Policy, keyring: Keyring, start: Iterable[Place]) -> Opening:
     """Load everything that these owners were granted, and what that leads to, into the keyring, unopened."""
+    first = list(start)
+    found = _follow_all(session, policy, keyring, first)
+    beyond = found.places.keys() - {place.owner for place in first}
+    if any(_is_ahead(keyring, owner) for owner in beyond):
+        found = _follow_all(session, policy, keyring, first)
+    return found
+
+
+def _is_ahead(keyring: Keyring, owner: OwnerId) -> bool:
+    """Whether a grant led to an owner, and none to its active root key: an epoch was committed after the
+    grants were read, and before the keys were."""
+    root = keyring.current(owner, Purpose.ROOT)
+    return root is not None and not keyring.is_open(root.key_id) and not keyring.has_way(root.key_id)
+
+
+def _follow_all(session: Session, policy: Policy, keyring: Keyring, start: list[Place]) -> Opening:
     found = Opening({place.owner: place for place in start}, [])
     frontier = list(found.places.values())
     for _ in range(MAX_LEVELS):
