@@ -176,6 +176,10 @@ class Keyring(Uncopied):
         """Whether this key was opened already."""
         return key_id in self._opened
 
+    def has_way(self, key_id: KeyId) -> bool:
+        """Whether something stored leads to this key; what a slot opened is here without."""
+        return bool(self._ways.get(key_id))
+
     def owner_of_key(self, key_id: KeyId) -> OwnerId:
         """Whose key this is; the empty name if it is not known here."""
         found = self._stored.get(key_id)

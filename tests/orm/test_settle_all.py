@@ -282,7 +282,9 @@ def test_sealed_write_epochs_are_adopted(lite: Engine, settled: bool) -> None:
         assert session.get_one(User, 1).diary == "by a webhook"
         web.settle(session)
 
-    assert bool([one for one, _ in sent if one.startswith("UPDATE users_key ")]) is not settled
+    locks = "SET granted=users_key.granted"  # what holds the keys of a group on SQLite; it changes nothing
+    writes = [one for one, _ in sent if one.startswith("UPDATE users_key ") and locks not in one]
+    assert bool(writes) is not settled
 
 
 def test_what_another_transaction_holds_is_skipped(postgres_engine: Engine) -> None:

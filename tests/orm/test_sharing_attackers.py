@@ -20,7 +20,6 @@ from sqlalchemy import Engine, Table, create_engine, select
 from sqlalchemy.orm import Session
 
 from sqlalchemy_envelope import (
-    DecryptionError,
     Envelope,
     EnvelopeError,
     FormatError,
@@ -284,7 +283,7 @@ def test_a_grant_of_another_groups_key(scene: Scene) -> None:
     raw = spec.sql_table("posts", spec.sql_column("id"), spec.sql_column("text", spec.LargeBinary))
     out.run(raw.update().where(raw.c.id == 1).values(text=second))
 
-    with scene.unlocked(BEN) as session, pytest.raises((DecryptionError, expected(scene, DecryptionError))):
+    with scene.unlocked(BEN) as session, pytest.raises(LockedError):
         first_post(session, THEIRS)
 
 
@@ -822,7 +821,8 @@ def test_an_epoch_that_starts_elsewhere_while_a_member_is_unlocked(scene: Scene)
 @pytest.mark.parametrize("with_row", [False, True], ids=["without the membership", "with the membership"])
 def test_an_old_grant_that_is_put_back_after_a_removal(scene: Scene, with_row: bool) -> None:
     """Not detected: whoever left reads again what they could read before, and nothing that was written after;
-    no new epoch is sealed to them."""
+    no new epoch is sealed to them. Without server keys the grant and its membership together are as good as a
+    pending grant: whoever settles next takes them for a member who was left out."""
     out = scene.outsider
     grant, member = out.one(GRANTS, row_id=2), out.one(MEMBERSHIPS, id=2)
     scene.leave(ADA, BEN)
@@ -837,6 +837,9 @@ def test_an_old_grant_that_is_put_back_after_a_removal(scene: Scene, with_row: b
     scene.post(ADA, "last")
 
     stolen = out.open_grants(BEN, out.root_of_user(BEN))
+    if with_row and not scene.has_seals:
+        assert out.read_posts(stolen) == ["first", None, "after", "later", "last"]
+        return
     assert out.read_posts(stolen) == ["first", None, None, None, None]
     with scene.unlocked(BEN) as session:
         texts = session.scalars(select(Post).filter_by(group_id=THEIRS).order_by(Post.id)).all()

@@ -93,6 +93,10 @@ class OpenKeys(Protocol):
     def settle_for(self, session: Session, owner: OwnerId) -> None:
         """A session is about to write under this owner's keys: what waits for them is put in order first."""
 
+    def places_for(self, owner: OwnerId) -> Mapping[OwnerId, Place]:
+        """Whom the keys that this owner's are among reach."""
+        ...
+
     def settle_around(self, session: Session) -> None:
         """The session writes: what unlocks in it left waiting is put in order first."""
 

@@ -198,6 +198,14 @@ class UnlockedSession(context.OpenKeys):
         if self._parent is not None:
             self._parent.settle_for(session, owner)
 
+    def places_for(self, owner: OwnerId) -> Mapping[OwnerId, Place]:
+        """Whom the keyring reaches, of this unlocked session or one around it, that this owner's keys are
+        in."""
+        if self._parent is None or (self.is_open and owner in self._keyring):
+            return self.places
+        found: Mapping[OwnerId, Place] = self._parent.places_for(owner)
+        return found
+
     def waits_in(self, session: Session) -> bool:
         """Whether an unlock in this session, here or around this, left something to be settled."""
         if self.home is session and self.is_open and not self._settled:

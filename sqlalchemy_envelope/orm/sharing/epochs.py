@@ -1,8 +1,9 @@
 """New epochs: a fresh key in place of one that somebody was shut out from.
 
-It takes nobody's secret. The new key is sealed to the public keys of those who stay, and to each key slot's;
-a retired key stays, for what was written under it. Who holds the old key adds what only a holder can: the
-proof that they did, and the link through which newcomers read what was before.
+Whoever starts one locks the group first, and seals the new key to all who are there then: to those who were
+left out of the old one too. It takes nobody's secret. The new key is sealed to the public keys of those who
+stay, and to each key slot's; a retired key stays, for what was written under it. Who holds the old key adds
+what only a holder can: the proof that they did, and the link through which newcomers read what was before.
 """
 
 from __future__ import annotations
@@ -23,17 +24,18 @@ from sqlalchemy_envelope.keys.hierarchy import (
 from sqlalchemy_envelope.keys.model import GrantState, KeyState, OpenedKey, Purpose
 from sqlalchemy_envelope.keys.slots import sealed_slot
 from sqlalchemy_envelope.orm.current.audit import AuditEvent
+from sqlalchemy_envelope.orm.sharing.locking import lock_groups
 from sqlalchemy_envelope.orm.sharing.rollbacks import note_new_keys
 from sqlalchemy_envelope.orm.tables.grant_rows import GrantStore
 from sqlalchemy_envelope.orm.tables.key_rows import KeyStore, usable
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Collection, Iterable, Sequence
 
     from sqlalchemy.orm import Session
 
     from sqlalchemy_envelope.keys.keyring import Keyring
-    from sqlalchemy_envelope.keys.model import StoredGrant, StoredKey
+    from sqlalchemy_envelope.keys.model import KeyId, StoredGrant, StoredKey, StoredSlot
     from sqlalchemy_envelope.orm.current.policy import Policy
     from sqlalchemy_envelope.orm.tables.owners import GrantClass, OwnerClass, Place
 
@@ -55,25 +57,31 @@ def start_epoch(
     keyring: Keyring | None,
     joining: Iterable[Recipient] = (),
     vouching: OpenedKey | None = None,
-) -> None:
+    *,
+    instead_of: KeyId | None = None,
+    for_nobody: bool = False,
+) -> bool:
     """A new root key, and a new data key for each scope, for those who hold grants and slots of the old one.
 
     Where the active root key is not proven, `vouching`, an earlier one that is, speaks for the new one beside
     it: some members may have adopted the one and some the other.
 
-    Three statements read, four write, whatever the number of members. Does nothing for an owner without keys,
-    or whose keys nobody could open afterwards.
+    Four statements read, four write, whatever the number of members. Does nothing for an owner without keys,
+    or whose keys nobody could open afterwards, unless it is `for_nobody`, or where another epoch was started
+    already than the one `instead_of` which this one is to be. Tells whether it was started.
     """
+    lock_groups(session, policy, [place])
     store = KeyStore(session, place.owner_class, policy.seals)
-    keys = [one.stored for one in usable(store.load([place.primary_key], for_update=True))]
+    keys = load_locked(store, place)
     old = next((key for key in keys if _is_active(key, Purpose.ROOT)), None)
-    if old is None:
-        return
+    if old is None or instead_of not in (None, old.key_id):
+        return False
     full = [one for one in place.owner_class.grants_of if one.scope is None]
-    members = [*_recipients(session, policy, full, [old]), *joining]
+    roots = [key for key in keys if key.purpose is Purpose.ROOT]
+    members = [*_recipients(session, policy, full, old, roots), *joining]
     slots = [slot for slot in store.load_slots([old.key_id]) if slot.recipient_public_key is not None]
-    if not members and not slots:
-        return
+    if not members and not slots and not for_nobody:
+        return False
     held = keyring.open(old.key_id) if keyring is not None else None
     root = describe(
         KeyBytes.generate(),
@@ -97,7 +105,7 @@ def start_epoch(
         grants = _seal_to_all(session, policy, root, members)
         for child, of in zip(wrapped, before, strict=True):
             scoped = [one for one in place.owner_class.grants_of if one.scope == of.scope]
-            to = _recipients(session, policy, scoped, [of]) if scoped else []
+            to = _recipients(session, policy, scoped, of, _of_scope(keys, of.scope)) if scoped else []
             grants += _seal_to_all(session, policy, child, to)
         new = _write(session, policy, store, place, new, grants)
         store.insert_slots([sealed_slot(root, slot) for slot in slots])
@@ -111,14 +119,27 @@ def start_epoch(
     policy.emit(
         AuditEvent("epoch_started", place.owner_class.name, count=len(members), key_id=short(root.stored))
     )
-    if keyring is None or held is None:
+    keeps = keyring is not None and held is not None and _reaches(keyring, old, root, grants, slots)
+    if not keeps:
         _wipe(*new)
     if keyring is not None:
-        keyring.add_stored(place.owner, retired)
-        if held is not None:
+        made = [one.stored for one in new]
+        keyring.add_stored(place.owner, [*retired, *made])
+        if keeps:
             keyring.add(place.owner, new)
-        made = [one.stored for one in new] if held is not None else []
         note_new_keys(session, keyring, place.owner, made, [*before, old])
+    return True
+
+
+def _reaches(
+    keyring: Keyring, old: StoredKey, root: OpenedKey, grants: GrantsToWrite, slots: Sequence[StoredSlot]
+) -> bool:
+    """Whether a keyring that holds the old root key may hold the new one: its owner may be the very one who
+    was removed. Through a grant of the new one it may, and where a slot led to the old one."""
+    if slots and not keyring.has_way(old.key_id):
+        return True
+    sealed_to = (one.recipient_key_id for _, _, one in grants if one.key_id == root.stored.key_id)
+    return any(one is not None and keyring.open(one) is not None for one in sealed_to)
 
 
 def start_scope_epoch(
@@ -128,20 +149,24 @@ def start_scope_epoch(
     scope: str,
     keyring: Keyring | None,
     joining: Iterable[Recipient] = (),
-) -> None:
-    """A new data key for one scope, wrapped under the owner's root key if that is open here, else sealed."""
+    *,
+    instead_of: KeyId | None = None,
+) -> bool:
+    """A new data key for one scope, wrapped under the owner's root key if that is open here, else sealed; as
+    `start_epoch`."""
+    lock_groups(session, policy, [place])
     store = KeyStore(session, place.owner_class, policy.seals)
-    keys = [one.stored for one in usable(store.load([place.primary_key], for_update=True))]
+    keys = load_locked(store, place)
     old = next((key for key in keys if _is_active(key, Purpose.DATA) and key.scope == scope), None)
     root = next((key for key in keys if _is_active(key, Purpose.ROOT)), None)
-    if old is None or root is None:
-        return
+    if old is None or root is None or instead_of not in (None, old.key_id):
+        return False
     held = keyring.open(root.key_id) if keyring is not None else None
     child = _next(old, keys, KeyBytes.generate())
     stored = wrap_under_root(child, held) if held is not None else seal_to_root(child, root)
     child = OpenedKey(stored, child.key)
     scoped = [one for one in place.owner_class.grants_of if one.scope == scope]
-    to = [*_recipients(session, policy, scoped, [old]), *joining]
+    to = [*_recipients(session, policy, scoped, old, _of_scope(keys, scope)), *joining]
     retired = replace(old, state=KeyState.RETIRED)
     try:
         store.replace_keys([retired])
@@ -155,20 +180,80 @@ def start_scope_epoch(
     if keyring is None or held is None:
         _wipe(child)
     if keyring is not None:
-        keyring.add_stored(place.owner, [retired])
+        keyring.add_stored(place.owner, [retired, child.stored])
         if held is not None:
             keyring.add(place.owner, [child])
-        note_new_keys(session, keyring, place.owner, [child.stored] if held is not None else [], [old])
+        note_new_keys(session, keyring, place.owner, [child.stored], [old])
+    return True
+
+
+def load_locked(store: KeyStore, place: Place) -> list[StoredKey]:
+    """The keys of an owner who is locked, as they are now.
+
+    Raises:
+        RowSealError, OwnerMismatchError: one was altered.
+    """
+    return [
+        one.stored
+        for one in usable(store.load([place.primary_key], for_update=store.shows_others_when_locked))
+    ]
+
+
+def put_in(session: Session, policy: Policy, place: Place, keyring: Keyring, keys: Iterable[KeyId]) -> None:
+    """Grant these keys of an owner to the members whom they were not granted to: who was granted another
+    generation of the same key, and has a row that says so still."""
+    wanted, store = set(keys), KeyStore(session, place.owner_class, policy.seals)
+    if not _missing(session, policy, place, keyring.keys_of(place.owner), wanted):
+        return  # rows that no flush added: nobody waits for a lock because of them
+    lock_groups(session, policy, [place])
+    there = load_locked(store, place)
+    keyring.add_stored(place.owner, there)
+    for key, missing in _missing(session, policy, place, there, wanted):
+        opened = keyring.open(key.key_id)
+        if opened is not None:
+            stored = grant_to(session, policy, store, OpenedKey(key, opened.key), missing, strict=False)
+            keyring.add_stored(place.owner, [stored])
+
+
+def _missing(
+    session: Session, policy: Policy, place: Place, there: Sequence[StoredKey], wanted: Collection[KeyId]
+) -> list[tuple[StoredKey, list[Recipient]]]:
+    """The wanted keys of an owner who has these, each with the members whom it was not granted to."""
+    found = []
+    for key in there:
+        is_root, is_active = key.purpose is Purpose.ROOT, key.state is KeyState.ACTIVE
+        if key.key_id not in wanted or (is_root and not is_active):
+            continue
+        alike = [
+            one
+            for one in there
+            if (one.purpose, one.scope) == (key.purpose, key.scope) and _vouches(policy, one, key)
+        ]
+        missing: list[Recipient] = []
+        for grant_class in place.owner_class.grants_of:
+            is_of_it = grant_class.scope is None if is_root else grant_class.scope == key.scope
+            if is_of_it and (is_active or grant_class.history == "shared"):
+                missing += _rows_of(session, policy, grant_class, alike, without=key)
+        if missing:
+            found.append((key, missing))
+    return found
 
 
 GrantsToWrite = list[tuple["GrantClass", "PrimaryKey", "StoredGrant"]]
 
 
 def grant_to(
-    session: Session, policy: Policy, store: KeyStore, key: OpenedKey, to: Sequence[Recipient]
+    session: Session,
+    policy: Policy,
+    store: KeyStore,
+    key: OpenedKey,
+    to: Sequence[Recipient],
+    *,
+    strict: bool = True,
 ) -> StoredKey:
-    """Grant one key to these recipients, pending for those without keys; the key's row as it is now."""
-    grants = _seal_to_all(session, policy, key, to, strict=True)
+    """Grant one key to these recipients, pending for those without keys, and, unless `strict`, for those
+    whose keys were altered; the key's row as it is now."""
+    grants = _seal_to_all(session, policy, key, to, strict=strict)
     _insert_rows(session, policy, grants)
     store.add_granted([(key.stored.key_id, len(grants))])
     return replace(key.stored, granted=key.stored.granted + len(grants))
@@ -206,14 +291,49 @@ def _next(old: StoredKey, keys: Sequence[StoredKey], key: KeyBytes) -> OpenedKey
     return describe(key, old.owner_reference, old.purpose, scope=old.scope, epoch=max(epochs) + 1)
 
 
+def _vouches(policy: Policy, granted: StoredKey, missing: StoredKey) -> bool:
+    """Whether who was granted one generation of a key is to have another one too.
+
+    With server keys a grant of an older generation says nothing of a newer one: it may have been put back
+    with its row, and nobody else can make one. Without, whoever writes the tables can plant a pending grant
+    as well.
+    """
+    return granted.epoch > missing.epoch or not policy.seals.is_on
+
+
+def _of_scope(keys: Iterable[StoredKey], scope: str) -> list[StoredKey]:
+    return [key for key in keys if key.purpose is Purpose.DATA and key.scope == scope]
+
+
 def _recipients(
-    session: Session, policy: Policy, grants: Sequence[GrantClass], keys: Sequence[StoredKey]
+    session: Session,
+    policy: Policy,
+    grants: Sequence[GrantClass],
+    key: StoredKey,
+    generations: Sequence[StoredKey],
 ) -> list[Recipient]:
-    found = []
+    """Who has a key now, and who has another generation of it and was left out of this one."""
+    others = [one for one in generations if one.key_id != key.key_id and _vouches(policy, one, key)]
+    found: list[Recipient] = []
     for grant_class in grants:
-        rows = GrantStore(session, grant_class, policy.seals).load_of([key.key_id for key in keys])
-        found += [Recipient(grant_class, row_key, to) for _, row_key, to in rows]
+        found += _rows_of(session, policy, grant_class, [key])
+        if others:
+            found += _rows_of(session, policy, grant_class, others, without=key)
     return found
+
+
+def _rows_of(
+    session: Session,
+    policy: Policy,
+    grant_class: GrantClass,
+    keys: Sequence[StoredKey],
+    without: StoredKey | None = None,
+) -> list[Recipient]:
+    """The granting rows through which any of these keys is granted, each once; they are held."""
+    rows = GrantStore(session, grant_class, policy.seals).load_of(
+        [key.key_id for key in keys], without=None if without is None else without.key_id, held=True
+    )
+    return list({row_key: Recipient(grant_class, row_key, to) for _, row_key, to in rows}.values())
 
 
 def _seal_to_all(

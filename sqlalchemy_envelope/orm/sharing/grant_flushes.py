@@ -1,6 +1,8 @@
 """Flushes of granting rows: joining seals a key to the newcomer, leaving starts a new epoch for the rest.
 
-It happens after the flush has written its rows, when their keys are known, in the same transaction.
+It happens after the flush has written its rows, when their keys are known, in the same transaction: the group
+is locked, its keys are read as they are now, and those are sealed. Before the flush deletes a row, the group
+is locked.
 """
 
 from __future__ import annotations
@@ -21,7 +23,8 @@ from sqlalchemy_envelope.orm.current.names import Names
 from sqlalchemy_envelope.orm.sharing.epochs import Recipient, grant_to, start_epoch, start_scope_epoch
 from sqlalchemy_envelope.orm.sharing.first_grants import grant_first
 from sqlalchemy_envelope.orm.sharing.following import follow
-from sqlalchemy_envelope.orm.sharing.membership import forget_looks
+from sqlalchemy_envelope.orm.sharing.locking import lock_groups
+from sqlalchemy_envelope.orm.sharing.membership import catch_up, forget_looks
 from sqlalchemy_envelope.orm.tables.binds import bind_for
 from sqlalchemy_envelope.orm.tables.grant_rows import GrantStore
 from sqlalchemy_envelope.orm.tables.key_grant import grant_class_of, grant_written_by, grants_can_circle
@@ -29,10 +32,14 @@ from sqlalchemy_envelope.orm.tables.key_rows import KeyStore, usable
 from sqlalchemy_envelope.orm.tables.owners import Place, owner_class_of
 
 if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable, Sequence
+
     from sqlalchemy.orm import InstanceState, Mapper, Session
 
     from sqlalchemy_envelope.keys.keyring import Keyring
+    from sqlalchemy_envelope.keys.model import StoredKey
     from sqlalchemy_envelope.orm.current.policy import Policy
+    from sqlalchemy_envelope.orm.tables.key_rows import OwnedKey
     from sqlalchemy_envelope.orm.tables.owners import GrantClass
 
 _LEAVING = "sqlalchemy_envelope.leaving"
@@ -65,14 +72,32 @@ def before_flush(session: Session, *_: object) -> None:
                 rows = session.execute(query, bind_arguments=bind_for(session, grant.mapper, query)).all()
             leaving |= {(names.place(grant.of.owner_class, tuple(row)), grant.scope) for row in rows}
     session.info[_LEAVING] = leaving
+    # Those that are deleted note themselves when they are: one may become an UPDATE.
+    removed = [left for one in session.deleted for left in _left_by(session, inspect(one))]
+    moved = [
+        place
+        for state, place in before.items()
+        if (of := grant_class_of(state.mapper)) is not None and _moved(of, state)
+    ]
+    places = [*(place for place, _ in (*leaving, *removed)), *moved]
+    if places:
+        lock_groups(session, context.policy_of(session), places)
 
 
 def before_delete(mapper: object, connection: object, state: InstanceState[Any]) -> None:
     """A granting row is about to be deleted, be it as an orphan, which is in no list of the session's."""
-    grant, session = grant_class_of(state.mapper), state.session
-    if grant is not None and session is not None:
-        place = _place_before(session, grant, state)
-        session.info.setdefault(_LEAVING, set()).add((place, grant.scope))
+    session = state.session
+    if session is not None:
+        left = _left_by(session, state)
+        session.info.setdefault(_LEAVING, set()).update(left)
+        if left:
+            lock_groups(session, context.policy_of(session), [place for place, _ in left])
+
+
+def _left_by(session: Session, state: InstanceState[Any]) -> set[Shared]:
+    """What a granting row granted that is about to be deleted."""
+    grant = grant_class_of(state.mapper)
+    return set() if grant is None else {(_place_before(session, grant, state), grant.scope)}
 
 
 def refuse_other_class(mapper: Mapper[Any], connection: object, state: InstanceState[Any]) -> None:
@@ -124,14 +149,30 @@ def after_flush(session: Session, *_: object) -> None:
         return
     policy = context.policy_of(session)
     with session.no_autoflush:
+        places = {place for place, _ in left} | {place for _, place, _ in joined}
+        lock_groups(session, policy, places)
+        forget_looks(session)  # what was looked at before the lock
+        stored = _load(session, policy, places)
         for place, scope in left:
-            _leave(session, policy, place, scope)
+            _leave(session, policy, place, scope, stored.get(place, []))
         shared: dict[tuple[GrantClass, Place], list[Recipient]] = {}
         for grant, place, recipient in joined:
             shared.setdefault((grant, place), []).append(recipient)
         for (grant, place), recipients in grant_first(session, policy, shared).items():
-            _join(session, policy, grant, place, recipients)
+            _join(session, policy, grant, place, recipients, stored.get(place, []))
     forget_looks(session)
+
+
+def _load(session: Session, policy: Policy, places: Collection[Place]) -> dict[Place, list[OwnedKey]]:
+    """The keys of these owners, who are locked, as they are now."""
+    found: dict[Place, list[OwnedKey]] = {}
+    for owner_class in {place.owner_class for place in places}:
+        some = {place.owner: place for place in places if place.owner_class is owner_class}
+        store = KeyStore(session, owner_class, policy.seals)
+        keys = [place.primary_key for place in some.values() if None not in place.primary_key]
+        for one in store.load(keys, for_update=store.shows_others_when_locked):
+            found.setdefault(some[one.owner], []).append(one)
+    return found
 
 
 def _ends(names: Names, grant: GrantClass, state: InstanceState[Any]) -> tuple[Place, Recipient]:
@@ -174,22 +215,42 @@ def _moved(grant: GrantClass, state: InstanceState[Any]) -> bool:
     return any(attributes.get_history(instance, key, PASSIVE_NO_INITIALIZE).has_changes() for key in keys)
 
 
-def _leave(session: Session, policy: Policy, place: Place, scope: str | None) -> None:
+def _leave(
+    session: Session, policy: Policy, place: Place, scope: str | None, stored: Sequence[OwnedKey]
+) -> None:
     if None in place.primary_key:
         return
-    keyring = _holder(session, place)
+    purpose = Purpose.ROOT if scope is None else Purpose.DATA
+    key = _active(usable(stored), purpose, scope)
+    if key is None:
+        return
+    keyring = _holder(session, policy, place, stored)
+    # In its place alone: a server that opened the group in this transaction has seen that somebody left.
     if scope is None:
-        start_epoch(session, policy, place, keyring)
+        start_epoch(session, policy, place, keyring, instead_of=key.key_id)
     else:
-        start_scope_epoch(session, policy, place, scope, keyring)
+        start_scope_epoch(session, policy, place, scope, keyring, instead_of=key.key_id)
+
+
+def _active(keys: Iterable[OwnedKey], purpose: Purpose, scope: str | None) -> StoredKey | None:
+    """The key of this kind that new values are written under."""
+    kind = purpose, scope or "", KeyState.ACTIVE
+    return next(
+        (one.stored for one in keys if (one.stored.purpose, one.stored.scope, one.stored.state) == kind), None
+    )
 
 
 def _join(
-    session: Session, policy: Policy, grant: GrantClass, place: Place, recipients: list[Recipient]
+    session: Session,
+    policy: Policy,
+    grant: GrantClass,
+    place: Place,
+    recipients: list[Recipient],
+    stored: Sequence[OwnedKey],
 ) -> None:
     if grant.scope is None and grants_can_circle(grant):
         _refuse_circles(session, place, recipients)
-    keyring = _holder(session, place)
+    keyring = _holder(session, policy, place, stored)
     store = KeyStore(session, place.owner_class, policy.seals)
     if grant.history == "from_join" and not _is_nobodys(store, grant, place, keyring):
         if grant.scope is None:
@@ -258,16 +319,7 @@ def _note_pending(
     recipients: list[Recipient],
 ) -> None:
     purpose = Purpose.ROOT if grant.scope is None else Purpose.DATA
-    key = next(
-        (
-            one.stored
-            for one in usable(store.load([place.primary_key]))
-            if one.stored.purpose is purpose
-            and one.stored.state is KeyState.ACTIVE
-            and one.stored.scope == (grant.scope or "")
-        ),
-        None,
-    )
+    key = _active(usable(store.load([place.primary_key])), purpose, grant.scope)
     if key is None:
         raise NotEnrolledError(
             f"A {grant.mapper.class_.__name__} grants the key of a {place.owner_class.name} that has none; "
@@ -283,13 +335,17 @@ def _note_pending(
     policy.emit(AuditEvent("grant_pending", place.owner_class.name, count=len(rows)))
 
 
-def _holder(session: Session, place: Place) -> Keyring | None:
-    """The keyring here that reaches the owner's root key."""
+def _holder(session: Session, policy: Policy, place: Place, stored: Sequence[OwnedKey]) -> Keyring | None:
+    """The keyring here that reaches the owner's root key, with the owner's keys as they are now."""
     for unlocked in context.unlocked_sessions(session):
         if unlocked.on_demand:
             unlocked.prepare_write(session, place.owner_class, [place.primary_key], 0)
         unlocked.settle_for(session, place.owner)
         keyring = unlocked.keyring_for(place.owner, session)
-        if keyring is not None:
-            return keyring
+        if keyring is None or (
+            not unlocked.on_demand
+            and not catch_up(session, policy, keyring, unlocked.places_for(place.owner), place, stored)
+        ):
+            continue
+        return keyring
     return None

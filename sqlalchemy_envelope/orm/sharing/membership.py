@@ -1,5 +1,7 @@
 """Keys that others share change hands: before an unlocked session writes under one, it looks whether somebody
-was removed since, or a new epoch was started elsewhere. Once in each transaction, with two queries."""
+was removed since, or a new epoch was started elsewhere: from the owner that it writes for, or from another
+that reaches this one's key through any number of grants. Once in each transaction, with one statement for
+each class of grants on the way."""
 
 from __future__ import annotations
 
@@ -13,19 +15,21 @@ from sqlalchemy_envelope.keys.model import Purpose
 from sqlalchemy_envelope.orm.current.audit import AuditEvent
 from sqlalchemy_envelope.orm.current.context import policy_of
 from sqlalchemy_envelope.orm.current.names import Names
-from sqlalchemy_envelope.orm.sharing.settle import Opening, follow_grants, load_owners, settle
+from sqlalchemy_envelope.orm.sharing.locking import lock_groups
+from sqlalchemy_envelope.orm.sharing.settle import Opening, find_left, follow_grants, load_owners, settle
 from sqlalchemy_envelope.orm.tables.grant_rows import count_grants
 from sqlalchemy_envelope.orm.tables.key_grant import grant_of, has_grants
-from sqlalchemy_envelope.orm.tables.key_rows import KeyStore
+from sqlalchemy_envelope.orm.tables.key_rows import usable
 from sqlalchemy_envelope.orm.tables.owners import owner_class_of
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
+    from collections.abc import Collection, Mapping, Sequence
 
     from sqlalchemy.orm import Session
 
     from sqlalchemy_envelope.keys.keyring import Keyring, OwnerId
     from sqlalchemy_envelope.orm.current.policy import Policy
+    from sqlalchemy_envelope.orm.tables.key_rows import OwnedKey
     from sqlalchemy_envelope.orm.tables.owners import OwnerClass, Place
 
 _LOOKED = "sqlalchemy_envelope.looked"
@@ -57,25 +61,44 @@ def freshen(
         for key in keyring.keys_of(owner):
             if keyring.current(owner, key.purpose, key.scope) == key:
                 known[key.key_id] = owner
-    store = KeyStore(session, owner_class, policy.seals)
-    granted = store.load_granted(known)
     counts = count_grants(session, owner_class.grants_of, known)
     due = {
         owner
         for key_id, owner in known.items()
-        if granted.get(key_id) is None
-        or key_id in keyring.distrusted
-        or granted[key_id] != (counts[key_id].rows if key_id in counts else 0)
-        or (key_id in counts and counts[key_id].stale)
+        if key_id in keyring.distrusted
+        or (count := counts.get(key_id)) is None
+        or not count.is_active
+        or count.is_left
     }
+    # Those who are not due are if somebody left whom their keys are sealed to.
+    if len(due) < len(waiting) and find_left(session, owner_class, known):
+        due = set(waiting)
     if not due:
         return
     with session.no_autoflush:
         start = [place for owner, place in waiting.items() if owner in due]
+        lock_groups(session, policy, start)
         load_owners(session, policy, keyring, start)
         everybody = list(known_places.values())
         found = follow_grants(session, policy, keyring, everybody)
         settle(session, policy, keyring, Opening({p.owner: p for p in start}, found.grants))
+
+
+def catch_up(
+    session: Session,
+    policy: Policy,
+    keyring: Keyring,
+    known_places: Mapping[OwnerId, Place],
+    place: Place,
+    stored: Sequence[OwnedKey],
+) -> bool:
+    """Take in the keys of an owner who is locked, as they are now; tells whether the active root key
+    opens."""
+    keyring.add_stored(place.owner, [one.stored for one in usable(stored)])
+    if keyring.root(place.owner) is None:
+        # An epoch was started elsewhere: it was granted to whoever is unlocked here too.
+        follow_grants(session, policy, keyring, known_places.values())
+    return keyring.root(place.owner) is not None
 
 
 def forget_looks(session: Session, *_: object) -> None:
@@ -97,8 +120,12 @@ def on_statement(session: Session, statement: object) -> None:
         if not text.startswith("SELECT") or "SET_CONFIG" in text:
             forget_looks(session)
     elif isinstance(statement, (Delete, Update)) and (
-        # Of recipients too: their grants go with them.
-        has_grants(statement.table) or owner_class_of(statement.table) is not None
+        # Of recipients too: their grants go with them. What a flush writes of them moves no grant.
+        has_grants(statement.table)
+        or (
+            owner_class_of(statement.table) is not None
+            and not (isinstance(statement, Update) and session._flushing)
+        )
     ):
         forget_looks(session)
 

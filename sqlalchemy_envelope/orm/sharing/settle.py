@@ -23,6 +23,7 @@ those that are only to be adopted or fulfilled: that one does the same.
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -42,14 +43,21 @@ from sqlalchemy_envelope.keys.hierarchy import (
 from sqlalchemy_envelope.keys.model import GrantState, KeyState, OpenedKey, Purpose
 from sqlalchemy_envelope.orm.current.audit import AuditEvent
 from sqlalchemy_envelope.orm.current.names import Names
-from sqlalchemy_envelope.orm.sharing.epochs import Recipient, roots_of, start_epoch, start_scope_epoch
+from sqlalchemy_envelope.orm.sharing.epochs import (
+    Recipient,
+    put_in,
+    roots_of,
+    start_epoch,
+    start_scope_epoch,
+)
+from sqlalchemy_envelope.orm.sharing.locking import lock_groups
 from sqlalchemy_envelope.orm.sharing.rollbacks import note_new_keys
-from sqlalchemy_envelope.orm.tables.grant_rows import GrantCounts, GrantStore, count_grants
+from sqlalchemy_envelope.orm.tables.grant_rows import GrantCounts, GrantStore, count_grants, recipients_of
 from sqlalchemy_envelope.orm.tables.key_rows import KeyStore, usable
 from sqlalchemy_envelope.orm.tables.owners import Place
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from sqlalchemy.orm import Session
 
@@ -57,7 +65,7 @@ if TYPE_CHECKING:
     from sqlalchemy_envelope.keys.model import KeyId, StoredGrant, StoredKey
     from sqlalchemy_envelope.orm.current.policy import Policy
     from sqlalchemy_envelope.orm.tables.key_rows import OwnedKey
-    from sqlalchemy_envelope.orm.tables.owners import GrantClass
+    from sqlalchemy_envelope.orm.tables.owners import GrantClass, OwnerClass
 
 MAX_LEVELS = 8
 """Most grants from an unlocked owner to another: groups in groups in groups."""
@@ -74,6 +82,22 @@ class Opening(NamedTuple):
 
 def follow_grants(session: Session, policy: Policy, keyring: Keyring, start: Iterable[Place]) -> Opening:
     """Load everything that these owners were granted, and what that leads to, into the keyring, unopened."""
+    first = list(start)
+    found = _follow_all(session, policy, keyring, first)
+    beyond = found.places.keys() - {place.owner for place in first}
+    if any(_is_ahead(keyring, owner) for owner in beyond):
+        found = _follow_all(session, policy, keyring, first)
+    return found
+
+
+def _is_ahead(keyring: Keyring, owner: OwnerId) -> bool:
+    """Whether a grant led to an owner, and none to its active root key: an epoch was committed after the
+    grants were read, and before the keys were."""
+    root = keyring.current(owner, Purpose.ROOT)
+    return root is not None and not keyring.is_open(root.key_id) and not keyring.has_way(root.key_id)
+
+
+def _follow_all(session: Session, policy: Policy, keyring: Keyring, start: list[Place]) -> Opening:
     found = Opening({place.owner: place for place in start}, [])
     frontier = list(found.places.values())
     for _ in range(MAX_LEVELS):
@@ -176,7 +200,8 @@ def settle(session: Session, policy: Policy, keyring: Keyring, found: Opening) -
     for owner, (key_id, vouching) in unproven.items():
         keyring.distrusted.add(key_id)
         if owner in found.places:
-            start_epoch(session, policy, found.places[owner], keyring, vouching=vouching)
+            place = found.places[owner]
+            start_epoch(session, policy, place, keyring, vouching=vouching, instead_of=key_id)
     for owner, place in found.places.items():
         root = keyring.current(owner, Purpose.ROOT)
         if root is not None and (owner not in unproven or root.key_id != unproven[owner][0]):
@@ -310,12 +335,12 @@ def _settle_owner(session: Session, policy: Policy, keyring: Keyring, place: Pla
         if key.key_id in free:
             changed.append(wrap_under_root(OpenedKey(key, opened.key), root))
         if key.purpose is Purpose.DATA and key.state is KeyState.ACTIVE and not policy.seals.is_on:
-            unproven.append(key.scope)
+            unproven.append(key)
     for key in unlinked:
         older = keyring.open(key.key_id)
         if older is not None and key.key_id in free:
             changed.append(link_to_newer_root(OpenedKey(key, older.key), root))
-    store.replace_keys(changed)
+    store.replace_keys(changed, in_their_state=True)
     keyring.add_stored(owner, changed)
     writes = sum(key.purpose is Purpose.WRITE for key in changed)
     if writes:
@@ -347,48 +372,184 @@ def _settle_owner(session: Session, policy: Policy, keyring: Keyring, place: Pla
                 one.key.wipe()
         there = usable(store.load([place.primary_key], for_update=True))
         keyring.add_stored(owner, [one.stored for one in there])
-    for scope in unproven:
-        start_scope_epoch(session, policy, place, scope, keyring)
+    for key in unproven:
+        start_scope_epoch(session, policy, place, key.scope, keyring, instead_of=key.key_id)
 
 
 def _settle_grants(session: Session, policy: Policy, keyring: Keyring, places: Places) -> None:
-    classes = list({grant for place in places.values() for grant in place.owner_class.grants_of})
-    if not classes:
+    """Grant what is pending, put in who was left out, and start an epoch where somebody left."""
+    shared = {owner: place for owner, place in places.items() if place.owner_class.grants_of}
+    if not shared:
         return
-    granted = {
-        key.key_id: (place, key)
-        for owner, place in places.items()
-        if place.owner_class.grants_of
-        for key in keyring.keys_of(owner)
-        if key.state is KeyState.ACTIVE and key.purpose in (Purpose.ROOT, Purpose.DATA)
-    }
-    # As it is now, and only of keys that are still active: others may have granted or retired them since.
-    made: dict[KeyId, int] = {}
-    for owner_class in {place.owner_class for place, _ in granted.values()}:
-        mine = [key_id for key_id, (place, _) in granted.items() if place.owner_class is owner_class]
-        made |= KeyStore(session, owner_class, policy.seals).load_granted(mine)
-    granted = {key_id: one for key_id, one in granted.items() if key_id in made}
-    counts = count_grants(session, classes, granted)
-    renewed: set[OwnerId] = set()
-    # Root keys first: a new one brings new data keys.
-    for place, key in sorted(granted.values(), key=lambda one: one[1].purpose is not Purpose.ROOT):
-        count = counts.get(key.key_id, GrantCounts(0, 0, 0))
-        is_left = count.rows != made[key.key_id] or count.stale > 0
-        if not (is_left or count.pending) or place.owner in renewed:
+    held = _shared_keys(keyring, shared)
+    counts = count_grants(session, _grants_of(shared.values()), held)
+    left = [place for owner, place in shared.items() if _is_left(keyring, place, counts)]
+    beyond = _left_beyond(session, held)
+    if left or beyond:
+        lock_groups(session, policy, [*left, *beyond])
+        if beyond:
+            renew_beyond(session, policy, keyring, lambda: _left_beyond(session, held))
+        # As they are under the lock: those who are reached through one of these are stale by now.
+        load_again(session, policy, keyring, places)
+        _start_epochs(session, policy, keyring, shared)
+        held = _shared_keys(keyring, shared)
+        counts = count_grants(session, _grants_of(shared.values()), held)
+    _put_in_missing(session, policy, keyring, held)
+    for key_id, (place, key) in held.items():
+        if key_id in counts and counts[key_id].pending:
+            with _refusing(keyring, policy, place, key):
+                grant_pending(session, policy, keyring, place, key)
+
+
+def _left_beyond(session: Session, held: Mapping[KeyId, tuple[Place, StoredKey]]) -> list[Place]:
+    active = [(place, key) for place, key in held.values() if key.state is KeyState.ACTIVE]
+    return [
+        found
+        for owner_class in {place.owner_class for place, _ in active}
+        for found in find_left(
+            session, owner_class, [key.key_id for place, key in active if place.owner_class is owner_class]
+        )
+    ]
+
+
+def _start_epochs(session: Session, policy: Policy, keyring: Keyring, places: Places) -> None:
+    """New epochs of those whom somebody left, unless another transaction was faster. Then of those whose keys
+    are stale because of these, one after the other: what is sealed to a group comes after the group's own
+    epoch."""
+    done: set[OwnerId] = set()
+    while True:
+        counts = count_grants(session, _grants_of(places.values()), _shared_keys(keyring, places))
+        due = [one for one in places.values() if one.owner not in done and _is_left(keyring, one, counts)]
+        due = [one for one in due if _is_left(keyring, one, counts, removed=True)] or due
+        if not due:
+            return
+        lock_groups(session, policy, due)
+        for place in due:
+            done.add(place.owner)
+            _renew(session, policy, keyring, place, counts)
+
+
+def _renew(
+    session: Session, policy: Policy, keyring: Keyring, place: Place, counts: Mapping[KeyId, GrantCounts]
+) -> None:
+    # The root key first: a new one brings new data keys.
+    for key in sorted(keyring.keys_of(place.owner), key=lambda one: one.purpose is not Purpose.ROOT):
+        if key.key_id not in counts or not counts[key.key_id].is_left:
             continue
-        try:
+        with _refusing(keyring, policy, place, key):
             if keyring.open(key.key_id) is None:
                 continue
-            if not is_left:
-                grant_pending(session, policy, keyring, place, key)
-            elif key.purpose is Purpose.ROOT:
-                start_epoch(session, policy, place, keyring)
-                renewed.add(place.owner)
-            else:
-                start_scope_epoch(session, policy, place, key.scope, keyring)
-        except EnvelopeError as error:
-            keyring.refuse(place.owner, error, altogether=False)
-            policy.emit(AuditEvent("grant_refused", place.owner_class.name, key_id=short(key)))
+            if key.purpose is not Purpose.ROOT:
+                start_scope_epoch(session, policy, place, key.scope, keyring, instead_of=key.key_id)
+            elif start_epoch(session, policy, place, keyring, instead_of=key.key_id):
+                return
+
+
+def _is_left(
+    keyring: Keyring, place: Place, counts: Mapping[KeyId, GrantCounts], *, removed: bool = False
+) -> bool:
+    """Whether an epoch is due; if `removed`, because there are fewer grants than were made."""
+    keys = [key for key in keyring.keys_of(place.owner) if key.state is KeyState.ACTIVE]
+    mine = [counts[key.key_id] for key in keys if key.key_id in counts]
+    return any(one.is_left and not (removed and one.rows == one.granted) for one in mine)
+
+
+def _shared_keys(keyring: Keyring, places: Places) -> dict[KeyId, tuple[Place, StoredKey]]:
+    """The keys that grants of these owners are of: the active ones, and the older ones of a scope that is
+    granted with its past."""
+    found = {}
+    for owner, place in places.items():
+        past = {one.scope for one in place.owner_class.grants_of if one.history == "shared"}
+        for key in keyring.keys_of(owner):
+            is_data = key.purpose is Purpose.DATA
+            if key.state is KeyState.ACTIVE:
+                if is_data or key.purpose is Purpose.ROOT:
+                    found[key.key_id] = place, key
+            elif is_data and key.scope in past:
+                found[key.key_id] = place, key
+    return found
+
+
+def _grants_of(places: Iterable[Place]) -> list[GrantClass]:
+    return list({grant for place in places for grant in place.owner_class.grants_of})
+
+
+def _put_in_missing(
+    session: Session, policy: Policy, keyring: Keyring, held: Mapping[KeyId, tuple[Place, StoredKey]]
+) -> None:
+    """Grant keys to members who were left out of them: nobody else may ever do it."""
+    missing: dict[OwnerId, set[KeyId]] = {}
+    for grant_class in _grants_of(place for place, _ in held.values()):
+        mine = [
+            key_id
+            for key_id, (place, key) in held.items()
+            if place.owner_class is grant_class.of.owner_class and _grants(grant_class, key)
+        ]
+        for key_id in GrantStore(session, grant_class, policy.seals).keys_with_missing(mine):
+            missing.setdefault(held[key_id][0].owner, set()).add(key_id)
+    for key_ids in missing.values():
+        place, key = held[next(iter(key_ids))]
+        with _refusing(keyring, policy, place, key):
+            put_in(session, policy, place, keyring, key_ids)
+
+
+@contextmanager
+def _refusing(keyring: Keyring, policy: Policy, place: Place, key: StoredKey) -> Iterator[None]:
+    """What is wrong with the keys of one owner is told to who asks for them, and stops nobody else's."""
+    try:
+        yield
+    except EnvelopeError as error:
+        keyring.refuse(place.owner, error, altogether=False)
+        policy.emit(AuditEvent("grant_refused", place.owner_class.name, key_id=short(key)))
+
+
+def renew_beyond(
+    session: Session, policy: Policy, keyring: Keyring | None, find: Callable[[], list[Place]]
+) -> None:
+    """Start epochs of those who reach a key and whom somebody left, the farthest first: each makes stale what
+    the next one on the way was sealed to, until nobody is left."""
+    for _ in range(MAX_LEVELS):
+        found = find()
+        if not found:
+            return
+        lock_groups(session, policy, found)
+        for place in reversed(found):
+            holds = keyring is not None and place.owner in keyring
+            try:
+                # Whom nobody is in any more gets a key too that nobody has: the old one leads on.
+                start_epoch(session, policy, place, keyring if holds else None, for_nobody=True)
+            except EnvelopeError as error:
+                if keyring is not None:
+                    keyring.refuse(place.owner, error, altogether=False)
+                policy.emit(AuditEvent("grant_refused", place.owner_class.name))
+
+
+def find_left(session: Session, owner_class: OwnerClass, key_ids: Iterable[KeyId]) -> list[Place]:
+    """Of the owners that these keys of one class are granted to, directly or through others, those from whom
+    somebody was removed: until they have a new epoch, who left reaches these keys through the old one. The
+    nearest first. One statement for each class of grants on the way that leads on."""
+    found: dict[OwnerId, Place] = {}
+    names, frontier = Names(session), {owner_class: set(key_ids)}
+    seen = set(frontier[owner_class])
+    for _ in range(MAX_LEVELS):
+        reached: dict[OwnerClass, set[KeyId]] = {}
+        for of, keys in frontier.items():
+            for grant in of.grants_of if keys else ():
+                to = grant.to.owner_class
+                whole = [one for one in to.grants_of if one.scope is None]
+                if not whole:
+                    continue
+                for key_id, count in count_grants(session, whole, recipients_of(grant, keys)).items():
+                    if count.is_left:
+                        place = names.place(to, count.owner)
+                        found[place.owner] = place
+                    if key_id not in seen:
+                        reached.setdefault(to, set()).add(key_id)
+        frontier = reached
+        seen.update(*reached.values())
+        if not frontier:
+            break
+    return list(found.values())
 
 
 def grant_pending(session: Session, policy: Policy, keyring: Keyring, place: Place, key: StoredKey) -> None:

@@ -14,6 +14,7 @@ from sqlalchemy_envelope.crypto.secret import KeyBytes
 from sqlalchemy_envelope.exceptions import EnvelopeError
 from sqlalchemy_envelope.keys.model import Purpose
 from sqlalchemy_envelope.keys.slots import adopted_slot, open_slot
+from sqlalchemy_envelope.orm.sharing.locking import lock_groups
 from sqlalchemy_envelope.orm.sharing.roots import renew
 from sqlalchemy_envelope.orm.sharing.settle import is_left_undone, load_again, settle
 from sqlalchemy_envelope.orm.tables.key_rows import KeyStore
@@ -76,6 +77,8 @@ class Waiting:
     def settle(self, session: Session, policy: Policy, keyring: Keyring) -> Places:
         """Do what waits, in the session's transaction; whom the keyring reaches now."""
         found, store = self._found, KeyStore(session, self._place.owner_class, policy.seals)
+        if not self._root.trusted or (store.locks_as_a_whole and (self._is_left or self._slots)):
+            lock_groups(session, policy, [self._place])  # before anything is read that is written by
         if self._is_left:
             # Another unlock of this owner may have done it meanwhile.
             found = load_again(session, policy, keyring, found.places)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from sqlalchemy import and_, bindparam, case, func, insert, select, union_all, update
+from sqlalchemy import Select, and_, bindparam, case, exists, func, insert, or_, select, union_all, update
 
 from sqlalchemy_envelope.exceptions import EnvelopeError, RowSealError, TamperedKeyError
 from sqlalchemy_envelope.keys.model import GrantState, KeyState, StoredGrant
@@ -37,7 +37,8 @@ class GrantStore(Rows):
         self, recipients: Sequence[PrimaryKey]
     ) -> list[tuple[StoredGrant, EnvelopeError | None, OwnedKey]]:
         """What these owners were granted, whatever root key it was sealed to, with the rows of the keys that
-        were granted. One query for some thousands of owners."""
+        were granted. One query for some thousands of owners. The granting row says whose key it is and for
+        whom, as it is now: a grant that was made when it said something else is void."""
         of = KeyStore(self._session, self._grant.of.owner_class, self._seals)
         to_class = self._grant.to.owner_class
         to_keys = to_class.key_class.__table__.alias()
@@ -47,6 +48,10 @@ class GrantStore(Rows):
             query = of.select_keys(*self._columns(), *owner_columns)
             query = query.join(self._table, self._table.c.key_id == of.key_id)
             query = query.join(to_keys, to_keys.c.key_id == self._table.c.recipient_key_id)
+            query = query.join(self._grant.table, self._on_row()).where(
+                *_pairs(self._grant.of.columns, self._grant.of.owner_class.owner_columns),
+                *_pairs(self._grant.to.columns, owner_columns),
+            )
             for row in self._rows(query.where(matches(owner_columns, some))):
                 cut = len(row) - len(owner_columns)
                 recipient = to_class.reference_of(tuple(row[cut:]))
@@ -55,29 +60,71 @@ class GrantStore(Rows):
         return found
 
     def load_of(
-        self, key_ids: Iterable[KeyId], state: GrantState | None = None
+        self,
+        key_ids: Iterable[KeyId],
+        state: GrantState | None = None,
+        *,
+        without: KeyId | None = None,
+        held: bool = False,
     ) -> list[tuple[StoredGrant, PrimaryKey, PrimaryKey]]:
         """The grants of these keys, with the primary key of each one's row and of its recipient. What was
-        planted is left out: a row without its seal, and one whose granting row names somebody else now."""
-        table, found, to = self._grant.table, [], self._grant.to
-        rows, key = self._grant.row_columns, self._grant.row_key
-        on = and_(*(a == b for a, b in zip(rows, key, strict=True)))
-        to_keys = to.owner_class.key_class.__table__.alias()
-        sealed_to = [to_keys.c[column.key] for column in to.owner_class.owner_columns]
-        both = self._table.join(table, on).outerjoin(
-            to_keys, to_keys.c.key_id == self._table.c.recipient_key_id
+        planted is left out: a row without its seal, and one whose granting row names somebody else now.
+
+        Args:
+            key_ids: of one class of owners.
+            state: those in this state alone.
+            without: those alone through whose granting row this key is not granted.
+            held: hold the granting rows, so that a grant can be added to each: nobody deletes one meanwhile.
+        """
+        table, found, grant = self._grant.table, [], self._grant
+        to_keys = grant.to.owner_class.key_class.__table__.alias()
+        keys = grant.of.owner_class.key_class.__table__.alias()
+        sealed_to = [to_keys.c[column.key] for column in grant.to.owner_class.owner_columns]
+        owners = [keys.c[column.key] for column in grant.of.owner_class.owner_columns]
+        both = (
+            self._table.join(table, self._on_row())
+            .join(keys, and_(keys.c.key_id == self._table.c.key_id, *_pairs(grant.of.columns, owners)))
+            .outerjoin(to_keys, to_keys.c.key_id == self._table.c.recipient_key_id)
         )
         end = self._width + len(sealed_to)
         for some in chunks(list(key_ids)):
-            query = select(*self._columns(), *to.columns, *sealed_to).select_from(both)
+            query = select(*self._columns(), *grant.to.columns, *sealed_to).select_from(both)
             query = query.where(self._table.c.key_id.in_(some))
-            for row in self._rows(query if state is None else query.where(self._table.c.state == state)):
-                row_key = tuple(row[self._width - len(key) : self._width])
+            if state is not None:
+                query = query.where(self._table.c.state == state)
+            if without is not None:
+                query = query.where(~self._is_granted(without))
+            if held:
+                # As the foreign key of a new grant does: whoever reads or changes the row is not in the way.
+                query = query.with_for_update(of=table, read=True, key_share=True)
+            for row in self._rows(query, locks=held):
+                row_key = tuple(row[self._width - len(grant.row_key) : self._width])
                 named = tuple(row[self._width : end])
-                grant, error = self._stored(row[: self._width], to.owner_class.reference_of(named))
-                if error is None and (grant.recipient_key_id is None or tuple(row[end:]) == named):
-                    found.append((grant, row_key, named))
+                one, error = self._stored(row[: self._width], grant.to.owner_class.reference_of(named))
+                if error is None and (one.recipient_key_id is None or tuple(row[end:]) == named):
+                    found.append((one, row_key, named))
         return found
+
+    def keys_with_missing(self, key_ids: Iterable[KeyId]) -> set[KeyId]:
+        """Those of these keys that are not granted through each row that says so. A row that no flush added
+        is among them: it grants nothing."""
+        keys = self._grant.of.owner_class.key_class.__table__
+        found: set[KeyId] = set()
+        owners = self._grant.of.owner_class.owner_columns
+        for some in chunks(list(key_ids)):
+            query = select(keys.c.key_id).where(keys.c.key_id.in_(some), ~self._is_granted(keys.c.key_id))
+            query = query.join(self._grant.table, and_(*_pairs(self._grant.of.columns, owners))).distinct()
+            found.update(row[0] for row in self._rows(query))
+        return found
+
+    def _is_granted(self, key_id: Any) -> Any:
+        """Whether a key is granted through a granting row, of a statement that reads those."""
+        there = self._table.alias()
+        rows = [there.c[column.key] for column in self._grant.row_columns]
+        return exists().where(there.c.key_id == key_id, *_pairs(rows, self._grant.row_key))
+
+    def _on_row(self) -> Any:
+        return and_(*_pairs(self._grant.row_columns, self._grant.row_key))
 
     def insert(self, grants: Sequence[tuple[PrimaryKey, StoredGrant]]) -> None:
         """Write new grants, in one statement."""
@@ -128,8 +175,7 @@ class GrantStore(Rows):
         """Seal every row anew under the active server key, whatever seal it has; how many."""
         unchecked = GrantStore(self._session, self._grant, type(self._seals)())
         to = self._grant.to
-        on = zip(self._grant.row_columns, self._grant.row_key, strict=True)
-        joined = self._table.join(self._grant.table, and_(*(a == b for a, b in on)))
+        joined = self._table.join(self._grant.table, self._on_row())
         grants = []
         for row in self._rows(select(*self._columns(), *to.columns).select_from(joined)):
             recipient = to.owner_class.reference_of(tuple(row[self._width :]))
@@ -181,40 +227,88 @@ class GrantStore(Rows):
 
 
 class GrantCounts(NamedTuple):
-    """What there is of the grants of one key."""
+    """What there is of one key and its grants, at one moment."""
 
-    rows: int
-    pending: int
-    stale: int
-    """Sealed to, or wrapped under, a key of the recipient that was retired since."""
+    granted: int
+    """How many were made."""
+    is_active: bool
+    owner: PrimaryKey
+    rows: int = 0
+    pending: int = 0
+    stale: int = 0
+    """Sealed to, or wrapped under, a key of the recipient that was retired since; or void, because the
+    granting row names somebody else now."""
+
+    @property
+    def is_left(self) -> bool:
+        """Whether somebody may have this key who has no right to what is written from now on."""
+        return self.is_active and (self.rows != self.granted or self.stale > 0)
 
 
 def count_grants(
-    session: Session, grants: Sequence[GrantClass], key_ids: Iterable[KeyId]
+    session: Session, grants: Sequence[GrantClass], key_ids: Iterable[KeyId] | Select[Any]
 ) -> dict[KeyId, GrantCounts]:
-    """The grants of these keys, counted over all classes of grants. One query for some thousands of keys."""
+    """These keys with their grants, counted over all classes of grants. One statement for some thousands of
+    keys: how many there should be and how many there are is read at one moment.
+
+    Args:
+        session: where.
+        grants: of the classes of owners whose keys they are.
+        key_ids: the keys, or a query for them.
+    """
     counts: dict[KeyId, GrantCounts] = {}
-    for some in chunks(list(key_ids)):
-        queries = []
-        for grant in grants:
-            c, to_keys = grant.companion.c, grant.to.owner_class.key_class.__table__
-            retired = case((to_keys.c.state != KeyState.ACTIVE, 1), else_=0)
-            queries.append(
-                select(
-                    c.key_id,
-                    func.count().label("rows"),
-                    func.sum(case((c.state == GrantState.PENDING, 1), else_=0)).label("pending"),
-                    func.sum(retired).label("stale"),
-                )
-                .select_from(grant.companion.outerjoin(to_keys, to_keys.c.key_id == c.recipient_key_id))
-                .where(c.key_id.in_(some))
-                .group_by(c.key_id)
-            )
-        rows = Rows(session, grants[0].mapper, None)._rows(union_all(*queries))  # type: ignore[arg-type]
-        for key_id, count, pending, stale in rows:
-            sums = (int(count), int(pending or 0), int(stale or 0))
-            counts[key_id] = GrantCounts(*map(sum, zip(counts.get(key_id, (0, 0, 0)), sums, strict=True)))
+    for some in [key_ids] if isinstance(key_ids, Select) else chunks(list(key_ids)):
+        queries = [_count(grant, some) for grant in grants]
+        query = queries[0] if len(queries) == 1 else union_all(*queries)
+        for key_id, state, granted, rows, pending, stale, *owner in Rows(
+            session,
+            grants[0].mapper,
+            None,  # type: ignore[arg-type]  # nothing of it is sealed
+        )._rows(query):
+            known = counts.get(key_id, GrantCounts(granted, state == KeyState.ACTIVE, tuple(owner)))
+            sums = (known.rows + int(rows), known.pending + int(pending or 0), known.stale + int(stale or 0))
+            counts[key_id] = known._replace(rows=sums[0], pending=sums[1], stale=sums[2])
     return counts
+
+
+def _count(grant: GrantClass, key_ids: Any) -> Any:
+    c, of, to = grant.companion.c, grant.of.owner_class, grant.to.owner_class
+    keys, to_keys = of.key_class.__table__.alias(), to.key_class.__table__.alias()
+    owners = [keys.c[column.key] for column in of.owner_columns]
+    others = [
+        *(a != b for a, b in zip(grant.of.columns, owners, strict=True)),
+        *(a != to_keys.c[b.key] for a, b in zip(grant.to.columns, to.owner_columns, strict=True)),
+    ]
+    stale = case((or_(to_keys.c.state != KeyState.ACTIVE, *others), 1), else_=0)
+    read = (
+        keys.outerjoin(grant.companion, c.key_id == keys.c.key_id)
+        .outerjoin(grant.table, and_(*_pairs(grant.row_columns, grant.row_key)))
+        .outerjoin(to_keys, to_keys.c.key_id == c.recipient_key_id)
+    )
+    return (
+        select(
+            keys.c.key_id,
+            keys.c.state,
+            keys.c.granted,
+            func.count(c.grant_id),
+            func.sum(case((c.state == GrantState.PENDING, 1), else_=0)),
+            func.sum(stale),
+            *owners,
+        )
+        .select_from(read)
+        .where(keys.c.key_id.in_(key_ids))
+        .group_by(keys.c.key_id, keys.c.state, keys.c.granted, *owners)
+    )
+
+
+def recipients_of(grant: GrantClass, key_ids: Iterable[KeyId]) -> Select[Any]:
+    """A query for the root keys that these keys are sealed to, or wrapped under."""
+    c = grant.companion.c
+    return select(c.recipient_key_id).where(c.key_id.in_(list(key_ids)), c.recipient_key_id.is_not(None))
+
+
+def _pairs(some: Sequence[Any], others: Sequence[Any]) -> list[Any]:
+    return [a == b for a, b in zip(some, others, strict=True)]
 
 
 def _grant_values(grant: StoredGrant) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from sqlalchemy import (
     func,
     insert,
     literal,
+    or_,
     select,
     tuple_,
     type_coerce,
@@ -142,6 +143,11 @@ class KeyStore(Rows):
         """Whether a locking read alone shows what others committed after the transaction's first read."""
         return shows_others_when_locked(self.dialect)
 
+    @property
+    def locks_as_a_whole(self) -> bool:
+        """Whether the database has one lock for whoever writes, and none for rows."""
+        return self.dialect.name == "sqlite"
+
     def load(self, primary_keys: Sequence[PrimaryKey], *, for_update: bool = False) -> list[OwnedKey]:
         """Every key of these owners, oldest first. One query for some thousands of owners."""
         found: list[OwnedKey] = []
@@ -150,6 +156,34 @@ class KeyStore(Rows):
             query = query.with_for_update(of=self._keys) if for_update else query
             found += self._owned(query, locks=for_update)
         return found
+
+    def lock_roots(self, primary_keys: Sequence[PrimaryKey]) -> None:
+        """Hold the root keys of these owners until the transaction ends. What was read before may be old by
+        now.
+
+        The first root key of each and the active one. The first is there as long as its owner, so that
+        whoever waits for it holds the same row as whoever comes after an epoch was started; every change
+        writes the row of the active one, which tells a transaction whose snapshot is older (SQLSTATE 40001).
+        """
+        c, dialect = self._keys.c, self.dialect
+        for some in chunks(primary_keys):
+            mine = and_(matches(self._class.owner_columns, some), c.purpose == Purpose.ROOT)
+            if self.locks_as_a_whole:
+                # It locks the whole database for whoever writes first.
+                statement = update(self._keys).where(mine, c.state == KeyState.ACTIVE)
+                self._execute(statement.values(granted=c.granted))
+                continue
+            query = select(c.key_id).where(mine, or_(c.epoch == 1, c.state == KeyState.ACTIVE))
+            query = query.order_by(*self._class.owner_columns, c.epoch)
+            if dialect.name == "postgresql":
+                # The owner's row first, as whoever deletes it does; nobody else waits for this lock. An outer
+                # join, for a row policy may hide the row from whoever would lock it.
+                owners = select(*self._class.primary_key).where(matches(self._class.primary_key, some))
+                owners = owners.order_by(*self._class.primary_key)
+                held = owners.with_for_update(read=True, key_share=True).cte("owners")
+                pairs = zip(self._class.owner_columns, held.c, strict=True)
+                query = query.outerjoin(held, and_(*(a == b for a, b in pairs)))
+            self._rows(query.with_for_update(of=self._keys, key_share=True), locks=True)
 
     def load_active_roots(self, primary_keys: Sequence[PrimaryKey]) -> dict[OwnerId, OwnedKey]:
         """The active root key of each of these owners that has one; its public key is what others seal to."""
@@ -185,15 +219,6 @@ class KeyStore(Rows):
         c = self._keys.c
         mine = matches(self._class.owner_columns, [primary_key])
         return bool(self._rows(select(c.key_id).where(c.key_id == key_id, mine)))
-
-    def load_granted(self, key_ids: Iterable[KeyId]) -> dict[KeyId, int]:
-        """How many grants were made of these keys, of those that are still active."""
-        c = self._keys.c
-        found: dict[KeyId, int] = {}
-        for some in chunks(list(key_ids)):
-            query = select(c.key_id, c.granted).where(c.key_id.in_(some), c.state == KeyState.ACTIVE)
-            found.update(tuple(row) for row in self._rows(query))
-        return found
 
     def load_slots(
         self,
@@ -325,8 +350,9 @@ class KeyStore(Rows):
         if rows:
             self._execute(statement.values(wrapped=bindparam("new"), seal=bindparam("new_seal")), rows)
 
-    def replace_keys(self, keys: Sequence[StoredKey]) -> None:
-        """Replace what may change of key rows: what they are bound to, their state and their wrap."""
+    def replace_keys(self, keys: Sequence[StoredKey], *, in_their_state: bool = False) -> None:
+        """Replace what may change of key rows: what they are bound to, their state and their wrap; if
+        `in_their_state`, not of those that were retired meanwhile."""
         statement = (
             update(self._keys)
             .where(self._keys.c.key_id == bindparam("this_key"))
@@ -339,6 +365,8 @@ class KeyStore(Rows):
                 seal=bindparam("seal"),
             )
         )
+        if in_their_state:
+            statement = statement.where(self._keys.c.state == bindparam("state"))
         now = dt.datetime.now(dt.UTC)
         rows = [
             {

@@ -30,7 +30,7 @@ def check_from_select(plan: TablePlan, statement: Any) -> None:
     """INSERT .. FROM SELECT may copy ciphertext between columns of one label, or NULL, and nothing else."""
     if statement.select is None:
         return
-    names = list(statement._select_names or ())
+    names: list[str] = list(statement._select_names or ())
     for part in parts_of(statement.select):
         sources = list(part.selected_columns)
         if len(names) != len(sources):  # a textual select without `columns()`: what goes where cannot be told

@@ -287,7 +287,7 @@ class _StatementWriter:
         statement = self._statement._clone()
         statement._multi_values = ()
         # Columns: of a mapped class, `values()` takes text for the names of attributes.
-        columns = self._plan.table.columns
+        columns: Any = self._plan.table.columns
         return statement.values(
             [{columns.get(key, key): value for key, value in row.items()} for row in self._rows(rows, {})]
         )

@@ -1,0 +1,200 @@
+"""What always holds of the keys that are shared, asked of the raw rows: no key is needed to check it.
+
+(a) Each granting row that grants at all has a wrap of every key that it gives a right to, or is visibly
+pending.
+(b) A pending grant is fulfilled by whoever next holds the key and writes or settles.
+(c) The key that new values are written under is in the hands of nobody who is in no row, through any number
+of
+    grants.
+(d) An owner has one active key of each kind and scope.
+
+A granting row that no flush added grants nothing, and is no violation. The page `docs/explanation/groups.md`
+says what the rules mean; the tests of interleavings ask for them after each.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from sqlalchemy import select
+
+from sqlalchemy_envelope.keys.model import GrantState, KeyState, Purpose
+from sqlalchemy_envelope.orm.tables.key_rows import Rows
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable, Sequence
+
+    from sqlalchemy.orm import Session
+
+    from sqlalchemy_envelope.keys.model import KeyId
+    from sqlalchemy_envelope.orm.tables.owners import GrantClass, OwnerClass
+
+
+class _Key(NamedTuple):
+    owner: tuple[Any, ...]
+    purpose: str
+    scope: str
+    epoch: int
+    state: str
+    granted: int
+
+
+class _Grant(NamedTuple):
+    row: tuple[Any, ...]
+    recipient_key_id: KeyId | None
+    state: str
+    is_empty: bool
+
+
+_Keys = dict["KeyId", _Key]
+_GrantsOf = dict["KeyId", list[_Grant]]
+
+
+def violations(
+    session: Session,
+    owner_classes: Iterable[OwnerClass],
+    *,
+    settled: bool = True,
+    removed: Collection[KeyId] = (),
+) -> list[str]:
+    """What does not hold, in plain words; nothing, if all is right.
+
+    Args:
+        session: on the database; it is read alone.
+        owner_classes: those whose keys are looked at.
+        settled: whether somebody who holds the keys has settled since the last change. Until then a removal
+        that no
+            flush saw waits for its epoch, and a pending grant for its wrap.
+        removed: the keys that somebody opens who is in no row any more.
+    """
+    found = []
+    for owner_class in owner_classes:
+        keys = _keys(session, owner_class)
+        found += _several_active(owner_class, keys)
+        found += [
+            f"(c) somebody who was removed opens the active {_name(owner_class, key)}"
+            for key_id, key in keys.items()
+            if key_id in removed and key.state == KeyState.ACTIVE
+        ]
+        rows: dict[KeyId, int] = {}
+        for grant in owner_class.grants_of:
+            grants = _grants(session, grant)
+            for key_id, some in grants.items():
+                rows[key_id] = rows.get(key_id, 0) + len(some)
+            found += _of_grant(session, grant, keys, grants, settled=settled)
+        if settled and owner_class.grants_of:
+            found += [
+                f"(c) the {_name(owner_class, key)} was granted {key.granted} times, and "
+                f"{rows.get(key_id, 0)} grants are there: no epoch was started"
+                for key_id, key in keys.items()
+                if key.state == KeyState.ACTIVE and key.granted != rows.get(key_id, 0)
+            ]
+    return found
+
+
+def _several_active(owner_class: OwnerClass, keys: _Keys) -> list[str]:
+    active: dict[tuple[Any, ...], list[_Key]] = {}
+    for key in keys.values():
+        if key.state == KeyState.ACTIVE:
+            active.setdefault((key.owner, key.purpose, key.scope), []).append(key)
+    several = [
+        f"(d) {len(some)} are active of the {_name(owner_class, some[0])}"
+        for some in active.values()
+        if len(some) > 1
+    ]
+    owners = {key.owner for key in keys.values() if key.state != KeyState.DESTROYED}
+    rootless = owners - {owner for owner, purpose, _ in active if purpose == Purpose.ROOT}
+    return several + [f"(d) {owner_class.name} {owner} has no active root key" for owner in rootless]
+
+
+def _of_grant(
+    session: Session, grant: GrantClass, keys: _Keys, grants: _GrantsOf, *, settled: bool
+) -> list[str]:
+    to = _keys(session, grant.to.owner_class)
+    with_keys = {one.owner for one in to.values() if (one.purpose, one.state) == ("root", "active")}
+    rows, found = _granting_rows(session, grant), []
+    rights: dict[tuple[Any, ...], set[tuple[Any, ...]]] = {}
+    genuine: set[tuple[KeyId, tuple[Any, ...]]] = set()
+    for key_id, some in grants.items():
+        key = keys.get(key_id)
+        for one in some:
+            of, named = rows[one.row]
+            told = f"row {one.row} of {grant.table.name}"
+            if key is None:
+                found.append(f"(a) a grant through {told} is of a key that is not there")
+                continue
+            sealed_to = to.get(one.recipient_key_id) if one.recipient_key_id is not None else None
+            if (one.state == GrantState.PENDING) != one.is_empty:
+                found.append(f"(a) a grant through {told} says {one.state} and is not")
+            void = of != key.owner or (sealed_to is not None and sealed_to.owner != named)
+            if not void:
+                genuine.add((key_id, one.row))
+                rights.setdefault((key.owner, key.purpose, key.scope), set()).add(one.row)
+            if not settled or key.state != KeyState.ACTIVE:
+                continue
+            what = _name(grant.of.owner_class, key)
+            if void:
+                found.append(f"(c) the active {what} is in the hands of somebody whom {told} does not name")
+            elif sealed_to is not None and sealed_to.state != KeyState.ACTIVE:
+                found.append(f"(c) the active {what} is under a retired key of who is named by {told}")
+            elif sealed_to is None and named in with_keys:
+                found.append(f"(b) the active {what} is pending through {told}, whose recipient has keys")
+    for key_id, key in keys.items():
+        if not _is_due(grant, key):
+            continue
+        for row in rights.get((key.owner, key.purpose, key.scope), ()):
+            if (key_id, row) not in genuine and settled:
+                what = _name(grant.of.owner_class, key)
+                found.append(f"(a) the {what} is not granted through row {row} of {grant.table.name}")
+    return found
+
+
+def _is_due(grant: GrantClass, key: _Key) -> bool:
+    """Whether every member has a right to this very key: older root keys are reached through newer ones."""
+    if grant.scope is None:
+        return (key.purpose, key.state) == (Purpose.ROOT, KeyState.ACTIVE)
+    if (key.purpose, key.scope) != (Purpose.DATA, grant.scope) or key.state == KeyState.DESTROYED:
+        return False
+    return key.state == KeyState.ACTIVE or grant.history == "shared"
+
+
+def _keys(session: Session, owner_class: OwnerClass) -> _Keys:
+    c, width = owner_class.key_class.__table__.c, len(owner_class.owner_columns)
+    query = select(
+        c.key_id, *owner_class.owner_columns, c.purpose, c.scope, c.epoch, c.state, c.granted
+    ).where(c.purpose.in_([Purpose.ROOT, Purpose.DATA]))
+    return {
+        row[0]: _Key(tuple(row[1 : width + 1]), *row[width + 1 :])
+        for row in _read(session, owner_class.mapper, query)
+    }
+
+
+def _grants(session: Session, grant: GrantClass) -> _GrantsOf:
+    c = grant.companion.c
+    found: _GrantsOf = {}
+    query = select(c.key_id, c.recipient_key_id, c.state, c.wrapped.is_(None), *grant.row_columns)
+    for key_id, recipient, state, is_empty, *row in _read(session, grant.mapper, query):
+        found.setdefault(key_id, []).append(_Grant(tuple(row), recipient, state, bool(is_empty)))
+    return found
+
+
+def _granting_rows(
+    session: Session, grant: GrantClass
+) -> dict[tuple[Any, ...], tuple[tuple[Any, ...], tuple[Any, ...]]]:
+    """What each granting row says: whose key, and for whom."""
+    width, end = len(grant.row_key), len(grant.row_key) + len(grant.of.columns)
+    query = select(*grant.row_key, *grant.of.columns, *grant.to.columns)
+    return {
+        tuple(row[:width]): (tuple(row[width:end]), tuple(row[end:]))
+        for row in _read(session, grant.mapper, query)
+    }
+
+
+def _read(session: Session, mapper: Any, query: Any) -> Sequence[Any]:
+    return Rows(session, mapper, None)._rows(query)  # type: ignore[arg-type]  # no seal is looked at
+
+
+def _name(owner_class: OwnerClass, key: _Key) -> str:
+    owner = ", ".join(map(str, key.owner))
+    scope = f" of scope {key.scope!r}" if key.scope else ""
+    return f"{key.purpose} key {key.epoch} of {owner_class.name} {owner}{scope}"

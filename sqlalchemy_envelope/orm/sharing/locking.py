@@ -1,0 +1,59 @@
+"""One change of a group at a time: who changes it locks it first, and reads it then.
+
+A change adds a member, removes one, starts an epoch, or puts in who was missing. What was read before the
+lock is not used after it: another change may have come in between.
+
+The order is fixed, so that two changes never wait for each other: classes of owners by their label; in a
+class first the owners' rows, which whoever deletes an owner locks first too, then their root keys; both by
+primary key. A granting row is deleted after the lock, and inserted before it, because only then is it known
+whose it is.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+from weakref import ref
+
+from sqlalchemy_envelope.orm.tables.key_rows import KeyStore
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from sqlalchemy.orm import Session
+
+    from sqlalchemy_envelope.keys.keyring import OwnerId
+    from sqlalchemy_envelope.orm.current.policy import Policy
+    from sqlalchemy_envelope.orm.tables.owners import Place
+
+_LOCKED = "sqlalchemy_envelope.locked_groups"
+
+
+def lock_groups(session: Session, policy: Policy, places: Iterable[Place]) -> None:
+    """Hold the keys of these owners until the transaction ends: nobody else changes who has them. One
+    statement for each class, and none for what is held already.
+
+    Raises:
+        DBAPIError: they were changed after this transaction's snapshot was taken (SQLSTATE 40001), or, on
+        SQLite,
+            the database is locked. Nothing of the change is done yet: run the transaction again.
+    """
+    held = _held(session)
+    waiting = {place.owner: place for place in places if None not in place.primary_key}
+    new = [place for owner, place in waiting.items() if owner not in held]
+    for owner_class in sorted({place.owner_class for place in new}, key=lambda one: one.label):
+        keys = [place.primary_key for place in new if place.owner_class is owner_class]
+        KeyStore(session, owner_class, policy.seals).lock_roots(keys)
+    # Noted last: what failed is not held.
+    _held(session).update(place.owner for place in new)
+
+
+def _held(session: Session) -> set[OwnerId]:
+    """Those whom this transaction holds. A savepoint counts for itself: rolled back, it lets go of its
+    own."""
+    within = session.get_nested_transaction() or session.get_transaction()
+    noted = session.info.get(_LOCKED)
+    if noted is None or within is None or noted[0]() is not within:
+        noted = (ref(within) if within is not None else lambda: None, set())
+        session.info[_LOCKED] = noted
+    held: set[OwnerId] = noted[1]
+    return held
