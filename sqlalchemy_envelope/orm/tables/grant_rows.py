@@ -271,7 +271,7 @@ def count_grants(
     return counts
 
 
-def _count(grant: GrantClass, key_ids: Any) -> Any:
+def _count(grant: GrantClass, key_ids: Any) -> Select[Any]:
     c, of, to = grant.companion.c, grant.of.owner_class, grant.to.owner_class
     keys, to_keys = of.key_class.__table__.alias(), to.key_class.__table__.alias()
     owners = [keys.c[column.key] for column in of.owner_columns]
@@ -285,7 +285,7 @@ def _count(grant: GrantClass, key_ids: Any) -> Any:
         .outerjoin(grant.table, and_(*_pairs(grant.row_columns, grant.row_key)))
         .outerjoin(to_keys, to_keys.c.key_id == c.recipient_key_id)
     )
-    return (
+    counted: Any = (
         select(
             keys.c.key_id,
             keys.c.state,
@@ -299,6 +299,7 @@ def _count(grant: GrantClass, key_ids: Any) -> Any:
         .where(keys.c.key_id.in_(key_ids))
         .group_by(keys.c.key_id, keys.c.state, keys.c.granted, *owners)
     )
+    return counted  # type: ignore[no-any-return]  # with as many columns as there are
 
 
 def recipients_of(grant: GrantClass, key_ids: Iterable[KeyId]) -> Select[Any]:
