@@ -22,7 +22,10 @@ napoleon_custom_sections = [("Class keywords", "params_style"), ("Class attribut
 nitpick_ignore_regex = [
     ("py:.*", r"(sqlalchemy|alembic)\..*"),
     # Imported for type checkers alone, and so known to Sphinx by their bare names.
-    ("py:class", r"(Any|AnySession|AnyAsyncSession|AsyncEngine|AsyncUnlocking|Engine|Executor|Session)"),
+    (
+        "py:class",
+        r"(Any|AnySession|AnyAsyncSession|AsyncEngine|AsyncSettling|AsyncUnlocking|Engine|Executor|PrimaryKey|Session|Settling)",
+    ),
     ("py:class", r"(optional|scoped_session|str.*)"),
     # Alembic adds them to the docstrings of its operations.
     ("py:.*", r"(Column|Operations.*|TypeEngine)"),
