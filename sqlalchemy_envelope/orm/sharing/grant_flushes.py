@@ -149,16 +149,17 @@ def after_flush(session: Session, *_: object) -> None:
         return
     policy = context.policy_of(session)
     with session.no_autoflush:
-        places = {place for place, _ in left} | {place for _, place, _ in joined}
+        shared: dict[tuple[GrantClass, Place], list[Recipient]] = {}
+        for grant, place, recipient in joined:
+            shared.setdefault((grant, place), []).append(recipient)
+        shared = grant_first(session, policy, shared)
+        places = {place for place, _ in left} | {place for _, place in shared}
         lock_groups(session, policy, places)
         forget_looks(session)  # what was looked at before the lock
         stored = _load(session, policy, places)
         for place, scope in left:
             _leave(session, policy, place, scope, stored.get(place, []))
-        shared: dict[tuple[GrantClass, Place], list[Recipient]] = {}
-        for grant, place, recipient in joined:
-            shared.setdefault((grant, place), []).append(recipient)
-        for (grant, place), recipients in grant_first(session, policy, shared).items():
+        for (grant, place), recipients in shared.items():
             _join(session, policy, grant, place, recipients, stored.get(place, []))
     forget_looks(session)
 
