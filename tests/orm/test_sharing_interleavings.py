@@ -18,7 +18,7 @@ from tests.orm.sharing_models import Base, Membership, add_user, found_group, re
 from tests.prepared import prepared
 
 ALL = os.environ.get("ENVELOPE_INTERLEAVINGS") == "all"
-EVERY = 1 if ALL else 6
+EVERY = 1 if ALL else 9
 """Of the statements that the first is stopped before, each of so many."""
 LEVELS = ["READ COMMITTED", "REPEATABLE READ", "SERIALIZABLE"]
 QUICK = [
