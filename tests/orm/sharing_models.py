@@ -287,11 +287,13 @@ def epochs(engine: Engine, owner: type[Any], key: Any) -> int:
 
 @contextmanager
 def calls_sent(engine: Engine) -> Iterator[list[tuple[str, int]]]:
-    """What reaches the database driver: each statement, with its number of rows of parameters."""
+    """What reaches the database driver: each statement, with its number of rows of parameters; but for the
+    question in which schema a table is, since other tests' models have tables of these names too."""
     sent: list[tuple[str, int]] = []
 
     def one(cursor: object, statement: str, *_: object) -> None:
-        sent.append((statement, 1))
+        if "current_schemas(" not in statement:
+            sent.append((statement, 1))
 
     def many(cursor: object, statement: str, parameters: Any, *_: object) -> None:
         sent.append((statement, len(parameters)))
