@@ -275,7 +275,7 @@ def _is_temporary(connection: Connection, target: Any) -> bool:
     """Whether a temporary table has this name: the database takes it before any other."""
     try:
         names = inspect(connection).get_temp_table_names()
-    except NotImplementedError:
+    except NotImplementedError:  # a dialect that tells of no temporary tables
         return False
     return target.name.lower() in [one.lower() for one in names]
 
