@@ -422,6 +422,8 @@ def declare(where: str, options: dict[str, Any], owner: Any, bind: Any = "column
         book: Mapped[Book | None] = relationship()
         text: Mapped[str | None] = mapped_column(EncryptedType(Text, owner, bind=bind))
 
+    # A base holds its classes weakly: without this the garbage collector may take them before `configure`.
+    Local.metadata.info["classes"] = [Person, Book, Atlas, Page]
     return Local
 
 
