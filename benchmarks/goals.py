@@ -136,7 +136,7 @@ LIMITS = [
     ),
     Limit("one joins a group with many rows: data rows touched", 0, "rotation", "data rows touched, joining"),
     *(
-        Limit(f"a plain {verb}: µs of the library", 1, "plain-statements", f"µs, {verb}, nobody unlocked")
+        Limit(f"a plain {verb}: µs of the gate", 1, "plain-statements", f"µs, gate, {verb}, nobody unlocked")
         for verb in ("SELECT", "INSERT", "UPDATE", "DELETE")
     ),
     *(

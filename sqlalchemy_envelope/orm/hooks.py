@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import Column, Connection, Engine, Insert, Update, event
+from sqlalchemy import Column, Connection, Engine, Insert, Select, Update, event
 from sqlalchemy.orm import FromStatement, Mapper, Session
 
 from sqlalchemy_envelope.crypto.frames import empty_frames, emptying
@@ -18,7 +18,7 @@ from sqlalchemy_envelope.orm.columns.checks import check_mapper, declare_column
 from sqlalchemy_envelope.orm.columns.plans import note_mapper, plan_of_table
 from sqlalchemy_envelope.orm.columns.state import forget
 from sqlalchemy_envelope.orm.current import context, sole_rows
-from sqlalchemy_envelope.orm.current.locks import note_locks, takes_locks
+from sqlalchemy_envelope.orm.current.locks import takes_locks
 from sqlalchemy_envelope.orm.reading import (
     echo,
     objects,
@@ -31,7 +31,7 @@ from sqlalchemy_envelope.orm.reading import (
 from sqlalchemy_envelope.orm.sessions import server_flushes
 from sqlalchemy_envelope.orm.sharing import deletions, following, grant_flushes, membership
 from sqlalchemy_envelope.orm.tables import connections, key_grant, key_owner
-from sqlalchemy_envelope.orm.tables.connections import lent_session, session_of
+from sqlalchemy_envelope.orm.tables.connections import USE, Use, lent_session
 from sqlalchemy_envelope.orm.tables.default_schema import on_statement
 from sqlalchemy_envelope.orm.writing import (
     flushes,
@@ -100,15 +100,17 @@ def _before_execute(
     connection: Connection, statement: Any, multiparams: Any, params: Any, execution_options: Any
 ) -> tuple[Any, Any, Any]:
     """What is done before a statement, in this order; the last step encrypts its parameters."""
+    use: Use | None = getattr(connection, USE, None)
     try:
-        session = session_of(connection)
         if is_plain(connection, statement):
-            if session is not None:
-                _note(session, statement)
+            if use is not None:
+                _note(use, statement)
             return statement, multiparams, params
         statement = forms.plain(statement)
+        if use is not None:
+            _note(use, statement)
+        session = None if use is None else use.session()
         if session is not None:
-            _note(session, statement)
             membership.on_statement(session, statement)
             deletions.on_statement(session, statement)
             sole_rows.on_statement(session, statement)
@@ -124,14 +126,14 @@ def _before_execute(
         raise
 
 
-def _note(session: Session, statement: Any) -> None:
-    """What a session notes of every statement, whichever table it is on."""
+def _note(use: Use, statement: Any) -> None:
+    """What is noted of every statement of a session, whichever table it is on."""
+    # A SELECT that is not FOR UPDATE, the most frequent statement, is not asked further.
+    if (type(statement) is not Select or statement._for_update_arg is not None) and takes_locks(statement):
+        use.holds_locks = True
     current = context.CURRENT.get()
     if current.is_open:
-        current.begin_statement(session)
-    if takes_locks(statement):
-        note_locks(session)
-        sole_rows.on_statement(session, statement)
+        current.begin_statement(use.session())
 
 
 def _needs_a_session(connection: Connection, statement: Any) -> bool:

@@ -103,7 +103,7 @@ class OpenKeys(Protocol):
     def remember(self, slot: object, header: bytes, cipher: ValueCipher, entry: tuple[Any, ...]) -> None:
         """Keep what opens the values of a column under one key, for the hot paths."""
 
-    def begin_statement(self, session: Session) -> None:
+    def begin_statement(self, session: Session | None) -> None:
         """A session runs a statement here."""
 
     def saw(self, session: Session | None) -> None:
@@ -134,7 +134,7 @@ class NothingUnlocked:
     def remember(self, *_: object) -> None:
         """Nothing opened, so there is nothing to keep."""
 
-    def begin_statement(self, session: Session) -> None:
+    def begin_statement(self, session: Session | None) -> None:
         """Nothing is noted here, so there is nothing to let go."""
 
     def saw(self, session: Session | None) -> None:

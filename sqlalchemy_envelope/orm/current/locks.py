@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
-from weakref import ref
 
 from sqlalchemy import Select, TextClause, UpdateBase
 
 from sqlalchemy_envelope.exceptions import ProviderError
+from sqlalchemy_envelope.orm.tables.connections import holds_locks
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
-
-_LOCKING = "sqlalchemy_envelope.locking"
 
 
 def takes_locks(statement: object) -> bool:
@@ -26,21 +24,13 @@ def takes_locks(statement: object) -> bool:
     return isinstance(statement, TextClause) and statement.text.lstrip()[:6].upper() != "SELECT"
 
 
-def note_locks(session: Session) -> None:
-    """The session's transaction holds locks from here on: something was written in it."""
-    transaction = session.get_transaction()
-    session.info[_LOCKING] = None if transaction is None else ref(transaction)
-
-
 def require_no_locks(session: Session, name: str) -> None:
     """Refuse to wait for the network while others wait for this transaction.
 
     Raises:
-        ProviderError: the transaction has written something.
+        ProviderError: a transaction of the session holds locks.
     """
-    noted = session.info.get(_LOCKING)
-    transaction = session.get_transaction()
-    if transaction is not None and noted is not None and noted() is transaction:
+    if holds_locks(session):
         raise ProviderError(
             f"Provider {name!r} would be called inside a transaction that holds locks. Unlock, enroll or "
             "load before the first write, or commit before."

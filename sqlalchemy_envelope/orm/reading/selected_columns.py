@@ -72,7 +72,10 @@ def do_orm_execute(state: ORMExecuteState) -> Result[Any] | None:
         if options:
             statement = state.statement = statement.options(*options)
     columns = statement._raw_columns
-    if not any(isinstance(getattr(one, "type", None), EncryptedType) for one in columns):
+    for one in columns:  # most selects leave here: `any` would make a generator for each
+        if isinstance(getattr(one, "type", None), EncryptedType):
+            break
+    else:
         return None
     owners = _owners_beside(columns) if _needs_owner(state.session, statement) else []
     new = [_with_previous(one) for one in columns]

@@ -501,7 +501,7 @@ class ServerSession(UnlockedSession):
             return fresh.keyring
         return super().keyring_for(owner, session)
 
-    def begin_statement(self, session: Session) -> None:
+    def begin_statement(self, session: Session | None) -> None:
         """Let go of what is over a limit."""
         self.saw(session)
         now = time.monotonic()

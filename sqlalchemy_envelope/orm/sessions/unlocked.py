@@ -366,7 +366,7 @@ class UnlockedSession(context.OpenKeys):
         if self.reader(header, cipher.field) is not cipher:
             self.readers.pop(slot, None)  # left by another thread meanwhile; this would have outlived its key
 
-    def begin_statement(self, session: Session) -> None:
+    def begin_statement(self, session: Session | None) -> None:
         """A session runs a statement here."""
         self.saw(session)
 

@@ -14,19 +14,51 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection, Engine
 
 _CONNECTIONS = "sqlalchemy_envelope.connections"
-_SESSION = "_sqlalchemy_envelope_session"  # on the connection itself: each statement asks
+USE = "_sqlalchemy_envelope_use"
+"""An attribute of a connection: its `Use`. Each statement asks for it, and so it is on the connection itself."""
+
+
+class Use:
+    """A session's use of a connection.
+
+    Attributes:
+        holds_locks: whether a statement of the connection's present transaction took locks.
+    """
+
+    __slots__ = ("holds_locks", "session", "transaction")
+
+    def __init__(self, session: Session, connection: Connection) -> None:
+        transaction = connection.get_transaction()
+        before: Use | None = getattr(connection, USE, None)
+        self.session = ref(session)
+        self.transaction = ref(transaction) if transaction is not None else _nothing
+        self.holds_locks: bool = before is not None and before.locks_in(connection)
+
+    def locks_in(self, connection: Connection) -> bool:
+        """Whether the transaction that the connection is in now holds locks."""
+        return self.holds_locks and self.transaction() is connection.get_transaction() is not None
+
+
+def _nothing() -> None:
+    return None
 
 
 def after_begin(session: Session, transaction: object, connection: Connection) -> None:
     """A session uses a connection from here on; later ones of the same connection take over."""
-    setattr(connection, _SESSION, ref(session))
+    setattr(connection, USE, Use(session, connection))
     session.info.setdefault(_CONNECTIONS, {})[connection.engine.dialect] = connection
 
 
 def session_of(connection: Connection) -> Session | None:
     """The session whose statements run on this connection."""
-    found: ref[Session] | None = getattr(connection, _SESSION, None)
-    return found() if found is not None else None
+    use: Use | None = getattr(connection, USE, None)
+    return use.session() if use is not None else None
+
+
+def holds_locks(session: Session) -> bool:
+    """Whether a transaction of the session holds locks, on any of its connections."""
+    connections: dict[object, Connection] = session.info.get(_CONNECTIONS, {})
+    return any(getattr(one, USE).locks_in(one) for one in connections.values())
 
 
 def connection_of(session: Session, engine: Engine) -> Connection | None:
@@ -41,10 +73,10 @@ def lent_session(connection: Connection) -> Iterator[Session]:
     """A session for the keys of a statement on a connection that belongs to none. It works in the
     connection's transaction, and ends nothing there: neither commits nor rolls back what is not its own."""
     session = Session(connection, join_transaction_mode="rollback_only")
-    before = getattr(connection, _SESSION, None)
-    setattr(connection, _SESSION, ref(session))
+    before = getattr(connection, USE, None)
+    setattr(connection, USE, Use(session, connection))
     try:
         yield session
     finally:
         session.close()
-        setattr(connection, _SESSION, before)
+        setattr(connection, USE, before)
