@@ -1,8 +1,8 @@
 """Statements on a table that has nothing to do with encryption: what the library's listeners add to each.
 
 SQLAlchemy calls listeners at some cost of its own, whatever they do. So the same statements run on the same
-connection with the library's listeners, with the gate for writing alone, with listeners that do nothing in their
-places, and with none.
+connection with the library's listeners, with the gate for writing alone, with listeners that do nothing in
+their places, and with none.
 """
 
 from __future__ import annotations
@@ -108,8 +108,8 @@ def runs(session: Session) -> dict[str, Run]:
 
 
 def compare(session: Session, run: Run, count: int, round_count: int) -> tuple[float, float, float]:
-    """Microseconds that all listeners take, and the gate, over as many that do nothing; and the whole statement's
-    ratio to itself without any listener."""
+    """Microseconds that all listeners take, and the gate, over as many that do nothing; and the whole
+    statement's ratio to itself without any listener."""
     engine = session.connection().engine
     all_over, gate_over, ratios = [], [], []
     for number in range(-1, round_count):

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 _CONNECTIONS = "sqlalchemy_envelope.connections"
 USE = "_sqlalchemy_envelope_use"
-"""An attribute of a connection: its `Use`. Each statement asks for it, and so it is on the connection itself."""
+"""An attribute of a connection: its `Use`. It is on the connection itself, because each statement asks."""
 
 
 class Use:
