@@ -149,7 +149,8 @@ def _needs_a_session(connection: Connection, statement: Any) -> bool:
 
 
 _PASSES = "_sqlalchemy_envelope_passes"
-"""An attribute of a compiled statement that was looked at; whether nothing is to be asked of it again."""
+"""An attribute of a compiled statement that was looked at: what is asked before each execution, or True if
+nothing is."""
 
 
 def _before_cursor_execute(
@@ -157,10 +158,11 @@ def _before_cursor_execute(
 ) -> tuple[str, Any]:
     """Refuse what must not be sent. SQLAlchemy keeps compiled statements, and so each is looked at once."""
     compiled = getattr(execution, "compiled", None)
-    if getattr(compiled, _PASSES, False):
+    passes = getattr(compiled, _PASSES, _check)
+    if passes is True:
         return sql, parameters
     try:
-        _check(connection, sql, compiled, execution)
+        passes(connection, sql, compiled, execution)
     except BaseException as error:
         empty_frames(error)
         del sql, parameters, execution, compiled
@@ -172,14 +174,25 @@ def _check(connection: Connection, sql: str, compiled: Any, execution: Any) -> N
     changes_schema = on_statement(connection, sql, compiled)
     if compiled is None:
         return
-    schema_maps.check(connection, compiled, execution)
-    if hasattr(compiled, _PASSES):
-        return
+    schema_maps.check(connection, sql, compiled, execution)
     elements = list(forms.elements_in(*gate.statements_of(compiled)))
     again = gate.check_writes(connection, compiled, elements, execution.execution_options)
     refusals.check(compiled, elements)
-    if not again:
-        setattr(compiled, _PASSES, not changes_schema and not schema_maps.labels_read(compiled))
+    if again:
+        return
+    if changes_schema:
+        passes: Any = _follow
+    elif schema_maps.labels_read(compiled):
+        passes = schema_maps.check
+    else:
+        passes = True
+    setattr(compiled, _PASSES, passes)
+
+
+def _follow(connection: Connection, sql: str, compiled: Any, execution: Any) -> None:
+    """Of a statement that may change the schema in which tables are found."""
+    on_statement(connection, sql, compiled)
+    schema_maps.check(connection, sql, compiled, execution)
 
 
 _read = emptying(results.after_cursor_execute)
@@ -189,7 +202,7 @@ def _after_cursor_execute(
     connection: Connection, cursor: object, sql: str, parameters: object, execution: Any, executemany: bool
 ) -> None:
     """Open the rows of a statement that reads encrypted columns."""
-    if not getattr(getattr(execution, "compiled", None), _PASSES, False):
+    if getattr(getattr(execution, "compiled", None), _PASSES, None) is not True:
         _read(connection, cursor, sql, parameters, execution, executemany)
 
 

@@ -40,7 +40,7 @@ def after_cursor_execute(
     elif execution.cursor is cursor:
         opener = RowOpener(connection, cursor, execution, plan)
         opened = OpeningCursor(cursor, opener)
-        out_of_reach = opener.fetches_more() and _is_read_out_of_reach(connection, cursor)
+        out_of_reach = _is_read_out_of_reach(connection, cursor) and opener.fetches_more()
         execution.cursor = _FetchedCursor(cursor, opened.fetchall()) if out_of_reach else opened
 
 

@@ -33,7 +33,6 @@ from sqlalchemy_envelope.orm.current import context
 from sqlalchemy_envelope.orm.reading.opener import LOCKED, open_stored
 from sqlalchemy_envelope.orm.reading.row_owners import RowOwners
 from sqlalchemy_envelope.orm.tables.connections import lent_session, session_of
-from sqlalchemy_envelope.orm.tables.location import location_on
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -69,7 +68,7 @@ class RowOpener:
     """
 
     __slots__ = (
-        "_connection", "_cursor", "_execution", "_here", "_located", "_owners", "_processors", "_row_owners",
+        "_connection", "_cursor", "_execution", "_here", "_owners", "_processors", "_row_owners",
         "_session", "bare", "fetched", "met_sealed", "plan",
     )  # fmt: skip
 
@@ -86,18 +85,21 @@ class RowOpener:
         self._row_owners: RowOwners | None = None
         self._processors: dict[tuple[int, ...], list[Any]] = {}
         self._owners: dict[tuple[int, Any], OwnerId | None] = {}
-        self._located: dict[OwnerClass, Location] = {}
 
     @emptying
     def open_all(self) -> Sequence[Any]:
         """All rows that are left. They are fetched and opened piece by piece: stored values are gone again
         before they have left the processor's cache."""
         here = context.unlocked_sessions(self._session)
+        rows = self._cursor.fetchmany(CHUNK)
+        if len(rows) < CHUNK:
+            return self._open(rows, here)
         if self._demands(here):
-            return self._open(self._cursor.fetchall(), here)
+            return self._open([*rows, *self._cursor.fetchall()], here)
         opened: list[Any] = []
-        while rows := self._cursor.fetchmany(CHUNK):
+        while rows:
             opened += self._open(rows, here)
+            rows = self._cursor.fetchmany(CHUNK)
         return opened
 
     def fetches_more(self) -> bool:
@@ -111,21 +113,24 @@ class RowOpener:
         return self._open(rows, context.unlocked_sessions(self._session))
 
     def _open(self, rows: Sequence[Any], here: tuple[context.OpenKeys, ...]) -> Sequence[Any]:
-        if not rows:
+        count = len(rows)
+        if not count:
             return rows
         self._here = here
-        self._owners.clear()
-        if self._demands(here):
+        if self._owners:
+            self._owners.clear()
+        if here and self._demands(here):
             self._demand(rows)
-        self.fetched += len(rows)
-        if self.fetched > _FEW:
-            self.plan.gave_many = True
-        if len(rows) <= _FEW:
+        self.fetched += count
+        if count <= _FEW:
+            if self.fetched > _FEW:
+                self.plan.gave_many = True
             return self._few(rows)
-        if len(rows) <= CHUNK:
+        self.plan.gave_many = True
+        if count <= CHUNK:
             return self._chunk(rows)
         opened: list[Any] = []
-        for start in range(0, len(rows), CHUNK):
+        for start in range(0, count, CHUNK):
             opened += self._chunk(rows[start : start + CHUNK])
         return opened
 
@@ -160,7 +165,7 @@ class RowOpener:
                 for one in demanding:
                     one.prepare_read(session, owner_class, headers)
 
-    def _few(self, rows: Sequence[Any]) -> list[Any]:
+    def _few(self, rows: Sequence[Any]) -> Sequence[Any]:
         """A few rows, most often of an owner whose keys have opened values before."""
         opened = [list(row) for row in rows]
         readers, bare = self._here[0].readers if self._here else _NO_READERS, self.bare
@@ -169,20 +174,16 @@ class RowOpener:
             for found, values in zip(rows, opened, strict=True):
                 raw = None if row.path is None else _cut_row(found, row.owners)
                 tail = self._tails(row, [_cut_row(found, row.keys)])[0] if row.keys else None
-                for value in row.values:
-                    at = value.position
+                for value, at, slot, decode, row_bound in row.few:
                     stored = found[at]
-                    plain = _NOTHING
                     try:
-                        open_, aad, owner, there = readers[value.slot][stored[_HEADER]]
-                        if owner == raw and there == where and len(stored) <= MAX_STORED_SIZE:
-                            end: Any = tail if value.row_bound else NO_ROW
-                            plain = value.decode(open_(stored[_NONCE], stored[_BODY], aad + end))
-                    except Exception:  # noqa: BLE001, S110 - NULL, the first under its key, locked or wrong
-                        pass
-                    if plain is _NOTHING:
+                        open_, aad, owner, there = readers[slot][stored[_HEADER]]
+                        if owner != raw or there != where or len(stored) > MAX_STORED_SIZE:
+                            raise ValueError
+                        plain = decode(open_(stored[_NONCE], stored[_BODY], aad + tail if row_bound else aad))
+                    except Exception:  # noqa: BLE001 - NULL, the first under its key, locked or wrong
                         plain = self._one(row, value, stored, raw, tail)
-                    values[at] = plain if at in bare else CellType(plain)
+                    values[at] = plain if bare and at in bare else CellType(plain)
         return list(map(tuple, opened))
 
     def _chunk(self, rows: Sequence[Any]) -> list[Any]:
@@ -250,14 +251,10 @@ class RowOpener:
 
     def _where(self, row: PlannedRow) -> Location | None:
         """Where the owners of these rows lie; None if that is of no use."""
-        if row.path is None or not self._here:
+        if row.location is None or not self._here:
             return None
-        found = self._located.get(row.path.owner_class)
-        if found is None:
-            realm, options = self._here[0].policy.seals.realm, self._execution.execution_options
-            found = location_on(self._connection, row.path.owner_class.mapper, realm, options)
-            self._located[row.path.owner_class] = found
-        return found
+        realm = self._here[0].policy.seals.realm
+        return row.location.on(self._connection, realm, self._execution.execution_options)
 
     @property
     def _names(self) -> RowOwners:
@@ -336,7 +333,8 @@ class RowOpener:
         cipher = context.find_reader(self._session, header, field)
         if cipher is not None and raw is not None:
             where = self._names.where(row.path.owner_class)
-            self._here[0].remember(value.slot, header, cipher, (cipher.open, cipher.row_aad, raw, where))
+            aad = cipher.row_aad if value.row_bound else cipher.aad
+            self._here[0].remember(value.slot, header, cipher, (cipher.open, aad, raw, where))
 
     def _owner(self, row: PlannedRow, raw: Any) -> OwnerId | None:
         assert row.path is not None  # noqa: S101 - asked before
@@ -400,7 +398,6 @@ def _under_one_key(
             for one, tail in zip(stored, tails, strict=True)
         ]
     else:
-        aad += NO_ROW
         plain = [open_(one[_NONCE], one[_BODY], aad if one[_HEADER] == header else b"") for one in stored]
     return list(map(value.decode, plain))
 
@@ -424,7 +421,7 @@ def _under_several(
         raise ValueError
     if max(map(len, stored)) > MAX_STORED_SIZE:
         raise ValueError
-    ends = tails if value.row_bound else repeat(NO_ROW)
+    ends = tails if value.row_bound else repeat(b"")
     plain = [
         entry[0](one[_NONCE], one[_BODY], entry[1] + end)
         for one, entry, end in zip(stored, entries, ends, strict=False)

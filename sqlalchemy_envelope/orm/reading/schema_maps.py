@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 _MAP = "schema_translate_map"
 
 
-def check(connection: Connection, compiled: Any, execution: Any) -> None:
+def check(connection: Connection, sql: str, compiled: Any, execution: Any) -> None:
     """Refuse a statement that reads encrypted columns with a map of its own.
 
     Raises:

@@ -7,6 +7,7 @@ one costs for each object as much as opening a value does; this asks whether any
 
 from __future__ import annotations
 
+from itertools import repeat
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy_envelope.crypto.frames import empty_frames
@@ -51,22 +52,23 @@ class _Settling:
         populators: dict[str, list[tuple[str, Any]]],
     ) -> None:
         key, attributes = (_SETTLES, mapper, self), context.compile_state.attributes
-        fills = path.get(attributes, key, None)
-        if fills is None:  # the same for each result of a statement
+        known = path.get(attributes, key, None)
+        if known is None:  # the same for each result of a statement
             own: dict[str, list[tuple[str, Any]]] = {name: [] for name in populators}
             super().create_row_processor(  # type: ignore[misc]  # of the class it is mixed into
                 context, query_entity, path, mapper, result, adapter, own
             )
             fills = [(name, found) for name, found in own.items() if found]
-            path.set(attributes, key, fills)
+            known = fills, two_columns.dual_attributes(mapper), [one.key for one in plan_of_mapper(mapper)]
+            path.set(attributes, key, known)
+        fills, duals, keys = known
         for name, found in fills:
             populators[name] += found
-        duals = two_columns.dual_attributes(mapper)
         settle = _settler(mapper, duals, context, opener_of(result))
         if not duals:  # values in two columns have their `load` listener
             populators["new"].append((_SETTLES, settle))
         # An object that stands at several places of a row is filled anew for each; SQLAlchemy asks by name.
-        populators["existing"] += [(attribute.key, settle) for attribute in plan_of_mapper(mapper)]
+        populators["existing"] += zip(keys, repeat(settle))
 
 
 def _settler(

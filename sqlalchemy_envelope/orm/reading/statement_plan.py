@@ -18,6 +18,7 @@ from sqlalchemy.sql.selectable import SelectStatementGrouping
 
 from sqlalchemy_envelope.orm.columns.encrypted_type import format_in, is_ours
 from sqlalchemy_envelope.orm.columns.plans import encrypted_column_of
+from sqlalchemy_envelope.orm.tables.location import LastLocation
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -83,10 +84,12 @@ class PlannedRow:
         path: how it leads to its owner; None if it has no place.
         owners, owner_types: where the values are that say so.
         keys, key_types: where its primary key is; empty if it is not there, or nothing is bound to it.
+        location: where the owners are; None without a path.
         values: its encrypted values.
+        few: the same, with what each row's loop asks of them.
     """
 
-    __slots__ = ("key_types", "keys", "owner_types", "owners", "path", "values")
+    __slots__ = ("few", "key_types", "keys", "location", "owner_types", "owners", "path", "values")
 
     def __init__(self, path: OwnerPath | None, owners: Way, keys: Way, entries: Sequence[Any]) -> None:
         self.path = path
@@ -94,7 +97,14 @@ class PlannedRow:
         self.owner_types = tuple(entries[one].type for one in owners)
         self.keys = keys
         self.key_types = tuple(entries[one].type for one in keys)
+        self.location = None if path is None else LastLocation(path.owner_class)
         self.values: list[PlannedValue] = []
+        self.few: list[tuple[PlannedValue, int, object, Any, bool]] = []
+
+    def add(self, value: PlannedValue) -> None:
+        """Take in a value."""
+        self.values.append(value)
+        self.few.append((value, value.position, value.slot, value.decode, value.row_bound))
 
 
 class StatementPlan:
@@ -186,7 +196,7 @@ def _make_plan(compiled: Any, entries: Sequence[Any]) -> StatementPlan:
         formats = _formats(origins[position]) or (form,)
         where = (None if path is None else path.identity, owners, keys)
         row = rows.setdefault(where, PlannedRow(path, owners or (), keys, entries))
-        row.values.append(PlannedValue(position, formats, kept, classes, for_entity=for_entity))
+        row.add(PlannedValue(position, formats, kept, classes, for_entity=for_entity))
     return StatementPlan(tuple(rows.values()))
 
 

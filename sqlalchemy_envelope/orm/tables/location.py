@@ -12,6 +12,7 @@ from __future__ import annotations
 from functools import lru_cache
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any
+from weakref import ref
 
 from sqlalchemy import Connection, Engine
 
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from sqlalchemy.orm import Mapper, Session
 
     from sqlalchemy_envelope.keys.row_seals import Realm
+    from sqlalchemy_envelope.orm.tables.owners import OwnerClass
 
 
 def location_of(session: Session, mapper: Mapper[Any], realm: Realm) -> Location:
@@ -54,6 +56,28 @@ def location_on(
     options = connection.get_execution_options() if options is None else options
     translate = options.get("schema_translate_map")
     return _location(connection.engine, connection, mapper, realm, translate)
+
+
+class LastLocation:
+    """Where a statement found the owners of a class last: most often it finds them there again."""
+
+    __slots__ = ("_found", "_owner_class")
+
+    def __init__(self, owner_class: OwnerClass) -> None:
+        self._owner_class = owner_class
+        self._found: tuple[Any, Realm, Any, bool, Location] | None = None
+
+    def on(self, connection: Connection, realm: Realm, options: Mapping[str, Any]) -> Location:
+        """As `location_on`."""
+        engine, translate = connection.engine, options.get("schema_translate_map")
+        chosen = bool(engine.dialect.dispatch.do_connect)  # a listener may be added at any time
+        found = self._found
+        if found is not None and found[0]() is engine and found[1:4] == (realm, translate, chosen):
+            return found[4]
+        location = location_on(connection, self._owner_class.mapper, realm, options)
+        if not may_differ(engine.dialect):
+            self._found = ref(engine), realm, translate and dict(translate), chosen, location
+        return location
 
 
 def bind_of(session: Session, mapper: Mapper[Any]) -> Engine | Connection:
