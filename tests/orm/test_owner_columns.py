@@ -1,16 +1,30 @@
 """What a statement says of its rows' owner: columns with defaults, expressions, `using`, values of another
 type. A value is stored under the key of its row's owner, or it is refused and nothing is sent."""
 
+import datetime as dt
 import enum
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from itertools import product
 from typing import Any, ClassVar
 
 import pytest
 import sqlalchemy as sa
-from sqlalchemy import Engine, ForeignKey, Text, bindparam, insert, literal, null, select, update
+from sqlalchemy import (
+    Engine,
+    ForeignKey,
+    StaticPool,
+    Text,
+    bindparam,
+    create_engine,
+    insert,
+    literal,
+    null,
+    select,
+    update,
+)
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, relationship
 
 from sqlalchemy_envelope import (
@@ -23,6 +37,7 @@ from sqlalchemy_envelope import (
     OwnerColumn,
     ServerKeyring,
     StatementRefusedError,
+    enforce_foreign_keys,
 )
 from tests.orm.models import statements_sent
 
@@ -159,6 +174,7 @@ class Reading(Base):
 
 
 DEVICE = uuid.UUID(int=7)
+DAY = dt.date(2026, 1, 2)
 
 
 @dataclass
@@ -629,6 +645,94 @@ def test_a_new_owner_of_another_type(app: Application) -> None:
         session.add(User(id="9"))
         with pytest.raises(ConfigurationError, match=r"users\.id takes int values, .* of the type str"):
             session.flush()
+
+
+class Guid(sa.TypeDecorator[uuid.UUID]):
+    """As SQLAlchemy's documentation has it: it takes a UUID and its text, and gives a UUID back."""
+
+    impl = sa.CHAR(32)
+    cache_ok = True
+
+    def process_bind_param(self, value: Any, dialect: Any) -> str | None:
+        return None if value is None else (value if isinstance(value, uuid.UUID) else uuid.UUID(value)).hex
+
+    def process_result_value(self, value: str | None, dialect: Any) -> uuid.UUID | None:
+        return None if value is None else uuid.UUID(value)
+
+
+class Lower(sa.TypeDecorator[str]):
+    impl = sa.String(40)
+    cache_ok = True
+
+    def process_bind_param(self, value: Any, dialect: Any) -> Any:
+        return value.lower()
+
+
+def keyed(type_: Any) -> tuple[Any, Any, Any]:
+    """A person whose key is of this type, a page of that person, and a leaf that is bound to its own key."""
+
+    class Local(DeclarativeBase):
+        pass
+
+    class Person(KeyOwner, Local):
+        __tablename__ = "people"
+        id: Mapped[Any] = mapped_column(type_, primary_key=True)
+
+    class Page(Local):
+        __tablename__ = "pages"
+        id: Mapped[int] = mapped_column(primary_key=True)
+        person_id: Mapped[Any] = mapped_column(type_, ForeignKey("people.id"))
+        text: Mapped[str | None] = mapped_column(EncryptedType(Text))
+
+    class Leaf(Local):
+        __tablename__ = "leaves"
+        id: Mapped[Any] = mapped_column(type_, primary_key=True, autoincrement=False)
+        person_id: Mapped[Any] = mapped_column(type_, ForeignKey("people.id"))
+        text: Mapped[str | None] = mapped_column(EncryptedType(Text, bind="row"))
+
+    return Person, Page, Leaf
+
+
+@pytest.mark.parametrize(
+    ("type_", "read", "other", "match"),
+    [
+        (Guid(), DEVICE, str(DEVICE), "reads UUID values, and was given a value of the type str"),
+        (Lower(), "ada", "Ada", "reads another value than it was given"),
+        (sa.Integer(), 7, "7", "takes int values, and was given a value of the type str"),
+        (sa.Date(), DAY, dt.datetime(2026, 1, 2, 3), "takes date values, .* of the type datetime"),
+    ],
+    ids=["decorator", "decorator that changes", "int", "date"],
+)
+def test_a_key_in_another_form_than_it_is_read_in(type_: Any, read: Any, other: Any, match: str) -> None:
+    """What is encrypted for a key, or bound to it, is found by the form that is read: any other is refused by
+    every way of writing, and the one that is read goes on as before."""
+    person, page, leaf = keyed(type_)
+    engine = create_engine("sqlite://", poolclass=StaticPool)
+    enforce_foreign_keys(engine)
+    person.metadata.create_all(engine)
+    envelope = Envelope(server_keys=ServerKeyring.from_text(ServerKeyring.generate_key()))
+    wrong = [(page, {"person_id": other}), (leaf, {"id": other, "person_id": read})]
+
+    def store(write: Any, model: Any, values: dict[str, Any]) -> None:
+        write(session, model, {**values, "text": "needle"})
+        session.flush()
+
+    with Session(engine) as session, envelope.server_mode(session, reason="test"):
+        session.add(person(id=other))
+        with pytest.raises(ConfigurationError, match=match):
+            session.flush()
+        session.rollback()
+        session.add(person(id=read))
+        session.commit()
+        for write, (model, values) in product(EVERY_WAY, wrong):
+            with pytest.raises(StatementRefusedError, match=match):
+                store(write, model, values)
+            session.rollback()
+        session.add_all([page(person_id=read, text="page"), leaf(id=read, person_id=read, text="leaf")])
+        session.commit()
+        session.expunge_all()
+
+        assert [session.scalars(select(one)).one().text for one in (page, leaf)] == ["page", "leaf"]
 
 
 class Number(enum.IntEnum):

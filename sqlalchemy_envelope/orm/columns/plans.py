@@ -15,6 +15,7 @@ from sqlalchemy_envelope.orm.columns.owner_updates import refuse_owner_updates
 from sqlalchemy_envelope.orm.columns.previous import PREVIOUS, policy_of_column
 from sqlalchemy_envelope.orm.columns.sealed import Sealed, is_ciphertext
 from sqlalchemy_envelope.orm.columns.whose import path_of
+from sqlalchemy_envelope.orm.tables.key_types import kinds_of
 from sqlalchemy_envelope.orm.tables.owner_paths import OwnerPath
 from sqlalchemy_envelope.orm.tables.records import records_of_mapper, records_of_table
 
@@ -90,6 +91,7 @@ class TablePlan:
         keys: the keys of the encrypted columns.
         dual: those with a previous column: its name, and whether it is written too.
         converting: those whose inner type converts values itself.
+        key_kinds: the types of the primary key's values, as `key_types` has them.
     """
 
     def __init__(
@@ -111,6 +113,7 @@ class TablePlan:
         self.converting = {one.key: one for one in self.columns if one.convert is not None}
         self.row_bound = any(column.row_bound for column in self.columns)
         keys = tuple(table.primary_key.columns) if self.row_bound else ()
+        self.key_kinds = kinds_of(keys)
         owners = {one for path, _ in self.groups if not path.is_self for one in path.columns}
         made = (*keys, *owners, *(c.column for c in self.columns))
         self.has_defaults = any(one.default is not None for one in made)

@@ -11,4 +11,4 @@ def python_type_of(type_: Any) -> type[Any] | None:
         found: type[Any] = type_.python_type
     except NotImplementedError:
         return None
-    return found
+    return None if found is object else found  # which SQLAlchemy 2.1 says of a decorator that does not tell

@@ -34,6 +34,7 @@ from sqlalchemy_envelope.orm.columns.sealed import CIPHERTEXT, Sealed, is_cipher
 from sqlalchemy_envelope.orm.columns.state import holds_nothing, owner_values, stays
 from sqlalchemy_envelope.orm.current import context
 from sqlalchemy_envelope.orm.tables.connections import session_of
+from sqlalchemy_envelope.orm.tables.key_types import mistyped_for
 from sqlalchemy_envelope.orm.tables.owner_paths import SolePath
 from sqlalchemy_envelope.orm.writing.copies import check_from_select, check_upsert, upsert_previous
 from sqlalchemy_envelope.orm.writing.flushes import (
@@ -472,6 +473,9 @@ class _StatementWriter:
         if self._inserts and len(self._key_names) == 1:
             keys = [row.get(self._key_names[0]) for row in rows]
             if None not in keys:
+                if set(map(type, keys)) != set(self._plan.key_kinds):
+                    for key in keys:
+                        self._require_as_read([key])
                 return row_tails(keys)
         # An UPDATE that leaves row-bound columns alone needs no row named.
         return [
@@ -694,7 +698,7 @@ class _StatementWriter:
     def _row_reference(self, row: Row, literals: Row) -> bytes:
         parts = [row.get(name) for name in self._key_names] if self._inserts else [None]
         if None not in parts:
-            return encode_reference(parts)
+            return self._encoded(parts)
         parts = []
         for column, now in zip(self._plan.table.primary_key.columns, self._identity(row), strict=True):
             part = now if self._inserts else row.get(self._parameter(column.key), now)
@@ -705,7 +709,23 @@ class _StatementWriter:
                     f"row's {column.key}. Load and change the objects instead."
                 )
             parts.append(part)
+        return self._encoded(parts)
+
+    def _encoded(self, parts: Sequence[Any]) -> bytes:
+        if tuple(map(type, parts)) != self._plan.key_kinds:
+            self._require_as_read(parts)
         return encode_reference(parts)
+
+    def _require_as_read(self, parts: Sequence[Any]) -> None:
+        """Refuse a primary key in another form than it is read in: a value bound to that would never open.
+
+        Raises:
+            StatementRefusedError: the row's key is `"1"`, and its column has numbers.
+        """
+        columns: Any = self._plan.table.primary_key.columns
+        wrong = mistyped_for(columns, self._plan.key_kinds, parts)
+        if wrong is not None:
+            raise StatementRefusedError(f"A row-bound value would never open again: {wrong}.")
 
     def _with_defaults(self, rows: Sequence[Row], literals: Row) -> list[dict[str, Any]]:
         """The rows with the Python-side defaults that a value depends on: its own, its owner's columns, and
