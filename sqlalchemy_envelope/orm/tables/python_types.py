@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from sqlalchemy import TypeDecorator
+
 
 def python_type_of(type_: Any) -> type[Any] | None:
     """The type of the Python values; None where an application's own type does not say."""
@@ -11,4 +13,5 @@ def python_type_of(type_: Any) -> type[Any] | None:
         found: type[Any] = type_.python_type
     except NotImplementedError:
         return None
-    return None if found is object else found  # which SQLAlchemy 2.1 says of a decorator that does not tell
+    # SQLAlchemy 2.1 says `object` for a decorator that does not tell.
+    return None if found is object and isinstance(type_, TypeDecorator) else found
