@@ -22,7 +22,13 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from sqlalchemy_envelope.crypto.context import encode_context, encode_reference
 from sqlalchemy_envelope.crypto.kdf import subkey
 from sqlalchemy_envelope.crypto.secret import KeyBytes, Uncopied
-from sqlalchemy_envelope.exceptions import DecryptionError, FormatError, TruncatedError, ValueTooLargeError
+from sqlalchemy_envelope.exceptions import (
+    DOCUMENTATION,
+    DecryptionError,
+    FormatError,
+    TruncatedError,
+    ValueTooLargeError,
+)
 
 FORMAT_VALUE = 0x01
 HEADER_SIZE = 17
@@ -233,6 +239,12 @@ def check_size(plaintext: bytes) -> None:
         )
 
 
+_ENCRYPT = (
+    "Encrypt what is stored with a migration, which a new type of the column does not do: "
+    f"{DOCUMENTATION}/how-to/alembic.html."
+)
+
+
 def check_value(blob: object, label: str) -> None:
     """Whether these bytes can be a stored value of this column at all; told before any key is looked for.
 
@@ -240,10 +252,14 @@ def check_value(blob: object, label: str) -> None:
         FormatError, TruncatedError: they cannot.
     """
     if not isinstance(blob, (bytes, bytearray, memoryview)):
-        raise FormatError(f"A value of {label!r} is stored as {type(blob).__name__}, and not as bytes.")
+        raise FormatError(
+            f"A value of {label!r} is stored as {type(blob).__name__}, and not as bytes: it looks like "
+            f"plaintext from before the column was encrypted. {_ENCRYPT}"
+        )
     if len(blob) == 0 or blob[0] != FORMAT_VALUE:
         raise FormatError(
-            f"A value of {label!r} is bytes that this library did not write; not taken for plaintext."
+            f"A value of {label!r} is bytes that this library did not write; not taken for plaintext. If it "
+            f"is from before the column was encrypted: {_ENCRYPT[0].lower()}{_ENCRYPT[1:]}"
         )
     if len(blob) < OVERHEAD:
         raise TruncatedError(

@@ -218,6 +218,31 @@ async def test_a_forgotten_unlock_is_423(app: FastAPI, server: Server) -> None:
     assert (answer.status_code, answer.json()) == (423, {"detail": "This is locked."})
 
 
+async def test_a_locked_value_handed_to_the_encoder_is_423(app: FastAPI, server: Server) -> None:
+    """FastAPI's own encoder takes a sealed value apart; the error that it meets reaches the handler."""
+
+    @app.get("/columns")
+    async def columns(session: DbAsync):  # type: ignore[no-untyped-def]  # with a type, pydantic is asked
+        return (await session.scalars(select(Note.body))).all()
+
+    answer = await server.client.get("/columns")
+
+    assert (answer.status_code, answer.json()) == (423, {"detail": "This is locked."})
+
+
+async def test_a_locked_object_handed_to_the_encoder_loses_the_value(app: FastAPI, server: Server) -> None:
+    """Without a response model the encoder takes what an object has loaded, and a locked value is not."""
+
+    @app.get("/objects")
+    async def objects(session: DbAsync):  # type: ignore[no-untyped-def]  # as above
+        return (await session.scalars(select(Note))).all()
+
+    answer = await server.client.get("/objects")
+
+    assert answer.status_code == 200
+    assert {True} == {"id" in one and "body" not in one for one in answer.json()}
+
+
 async def test_a_locked_row_handed_to_a_response_model_is_500(app: FastAPI, server: Server) -> None:
     """pydantic turns the LockedError into its own; still nothing leaks. Read attributes in the endpoint."""
 

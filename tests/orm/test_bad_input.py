@@ -16,6 +16,7 @@ from sqlalchemy.orm import (
     make_transient,
     mapped_column,
     relationship,
+    sessionmaker,
 )
 
 from sqlalchemy_envelope import (
@@ -27,6 +28,7 @@ from sqlalchemy_envelope import (
     EnvelopeError,
     KeyOwner,
     LockedError,
+    LockReason,
     NotEnrolledError,
     SecretError,
     SessionLeftError,
@@ -34,6 +36,7 @@ from sqlalchemy_envelope import (
     UnlockError,
     ValueEncodingError,
     ValueTooLargeError,
+    enforce_foreign_keys,
 )
 from sqlalchemy_envelope.exceptions import DOCUMENTATION
 from tests.orm.conftest import Started
@@ -187,7 +190,8 @@ def test_an_owner_that_was_not_enrolled(started: Started) -> None:
     session.add(Note(user=eve, body="p1aintext"))
     with pytest.raises(LockedError) as locked:
         session.flush()
-    assert_helpful(locked.value, says="unlock", hides="p1aintext")
+    assert_helpful(locked.value, says="its User has no keys yet", hides="p1aintext")
+    assert locked.value.reason is LockReason.NOT_ENROLLED
     session.rollback()
     eve.phone = "p1aintext"
     with pytest.raises(LockedError):
@@ -434,14 +438,24 @@ def test_sqlite_without_foreign_keys(tmp_path: Any) -> None:
     engine.dispose()
 
 
-def test_tables_that_were_not_created(sqlite_engine: Engine) -> None:
-    """Key tables that a migration forgot show as SQLAlchemy's own error, and nothing is enrolled."""
-    User.__table__.create(sqlite_engine)  # type: ignore[attr-defined]
-    with Session(sqlite_engine) as session:
-        with pytest.raises(sa.exc.OperationalError, match="users_key"):
+def test_tables_that_were_not_created(engine: Engine) -> None:
+    """Key tables that a migration forgot are named, with what makes them, and nothing is enrolled."""
+    User.__table__.create(engine)  # type: ignore[attr-defined]
+    with Session(engine) as session:
+        with pytest.raises(ConfigurationError) as caught:
             envelope.enroll(session, User(email="eve@example.org"), secret=SECRET)
+        assert_helpful(caught.value, says="no table users_key, which holds keys")
+        assert "users_key" in str(caught.value.__cause__)
         session.rollback()
         assert session.scalar(select(func.count()).select_from(User)) == 0
+
+
+@pytest.mark.parametrize("wrong", ["sqlite://", sessionmaker(), None])
+def test_what_is_no_engine(wrong: Any) -> None:
+    """Foreign keys are enforced on an engine, and nothing else is taken for one."""
+    with pytest.raises(ConfigurationError) as caught:
+        enforce_foreign_keys(wrong)
+    assert_helpful(caught.value, says="takes the engine that create_engine()")
 
 
 # Declarations

@@ -33,6 +33,21 @@ class Customer(KeyOwner, Base):
     name: Mapped[str | None] = mapped_column(EncryptedType(Text))
 
 
+class Vault(KeyOwner, Base, sole=True):
+    """The one owner of what is nobody's."""
+
+    __tablename__ = "vaults"
+    id: Mapped[int] = mapped_column(primary_key=True)
+
+
+class Credential(Base):
+    """A row of the vault's."""
+
+    __tablename__ = "credentials"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    token: Mapped[str] = mapped_column(EncryptedType(Text, owner=Vault))
+
+
 @pytest.fixture
 def session(lite: Started) -> Iterator[Session]:
     """A database of customers."""
@@ -85,3 +100,24 @@ def test_server_mode_is_not_asked_for_twice(session: Session) -> None:
         _ = session.scalars(select(Customer)).one().name
 
     assert LINE not in str(reading.value)
+
+
+@pytest.mark.parametrize("has_keys", [True, False])
+def test_a_sole_owner_that_is_not_there(session: Session, has_keys: bool) -> None:
+    """In an empty database server mode is named first, which then makes the owner; a secret would keep it
+    from the server. Without server keys it is the secret."""
+    keys = ServerKeyring.from_text(ServerKeyring.generate_key())
+    envelope = _envelope(server_keys=keys) if has_keys else _envelope()
+    envelope.attach(session)
+    session.add(Credential(token="t"))
+    with pytest.raises(NotEnrolledError) as adding:
+        session.flush()
+    session.rollback()
+    words = str(adding.value)
+    if has_keys:
+        with envelope.server_mode(session, reason="test"):
+            session.add(Credential(token="t"))
+            session.commit()
+
+    assert has_keys == (0 < words.find(LINE) < words.find("envelope.enroll(session, Vault(), secret=...)"))
+    assert has_keys or "Make it: `envelope.enroll(session, Vault(), secret=...)`." in words

@@ -5,7 +5,15 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine, ForeignKey, Text, create_engine, func, insert, select, text, update
 from sqlalchemy.exc import IntegrityError
-from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, relationship, sessionmaker
+from sqlalchemy.orm import (
+    DeclarativeBase,
+    Mapped,
+    Session,
+    configure_mappers,
+    mapped_column,
+    relationship,
+    sessionmaker,
+)
 
 from sqlalchemy_envelope import (
     ConfigurationError,
@@ -308,3 +316,58 @@ def test_an_owner_in_another_database(in_server_mode: bool) -> None:
 
     assert "This session has Customer in another database" in str(caught.value)
     assert "`binds=`" in str(caught.value)
+
+
+@pytest.mark.parametrize("others", [False, True])
+def test_a_class_without_key_owner_is_named_first(others: bool) -> None:
+    """Where `KeyOwner` was forgotten on the very class, that is the first cure, and not a reference of the
+    table to itself."""
+
+    class Base(DeclarativeBase):
+        pass
+
+    if others:
+
+        class Group(KeyOwner, Base):
+            __tablename__ = "groups"
+            id: Mapped[int] = mapped_column(primary_key=True)
+
+    class User(Base):
+        __tablename__ = "users"
+        id: Mapped[int] = mapped_column(primary_key=True)
+        phone: Mapped[str] = mapped_column(EncryptedType(Text))
+
+    with pytest.raises(ConfigurationError) as caught:
+        configure_mappers()
+    Base.registry.dispose()
+    words = str(caught.value)
+
+    assert (
+        "no foreign key to a KeyOwner. If each User has a key of its own, declare "
+        "`class User(KeyOwner, Base)`. " in words
+    )
+    assert "users.id" not in words
+    assert others == ("ForeignKey('groups.id'" in words)
+
+
+def test_a_class_that_is_referred_to_is_named() -> None:
+    """Where `KeyOwner` was forgotten on the class that the row belongs to, the error names that."""
+
+    class Base(DeclarativeBase):
+        pass
+
+    class User(Base):
+        __tablename__ = "users"
+        id: Mapped[int] = mapped_column(primary_key=True)
+
+    class Note(Base):
+        __tablename__ = "notes"
+        id: Mapped[int] = mapped_column(primary_key=True)
+        user_id: Mapped[int] = mapped_column(ForeignKey("users.id"))
+        body: Mapped[str] = mapped_column(EncryptedType(Text))
+
+    with pytest.raises(ConfigurationError) as caught:
+        configure_mappers()
+    Base.registry.dispose()
+
+    assert "has its key an owner: `class User(KeyOwner, Base)`." in str(caught.value)

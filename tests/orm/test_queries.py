@@ -718,3 +718,24 @@ def test_pages_too(written: Started) -> None:
             session.execute(select(Page).order_by(Page.text))
         with pytest.raises(StatementRefusedError):
             session.execute(select(func.max(Page.text)))
+
+
+@pytest.mark.parametrize(
+    ("make", "written"),
+    [
+        (lambda: Note.body == "x", "`==`"),
+        (lambda: Note.body > "x", "`>`"),
+        (lambda: Note.body + "x", "`+`"),
+        (lambda: Note.body.desc(), "`.desc()`"),
+        (lambda: Note.body.in_(["x"]), "`.in_()`"),
+        (lambda: Note.body.not_in(["x"]), "`.not_in()`"),
+        (lambda: Note.body.ilike("x"), "`.ilike()`"),
+        (lambda: Note.body.op("<->")("x"), "`.op('<->')`"),
+    ],
+)
+def test_an_operator_is_named_as_it_is_written(make: Callable[[], Any], written: str) -> None:
+    """The error shows the operator of the application's own line."""
+    with pytest.raises(StatementRefusedError) as caught:
+        make()
+
+    assert str(caught.value).startswith(f"{written} cannot work on the encrypted column 'notes.body'")

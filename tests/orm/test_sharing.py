@@ -1517,3 +1517,23 @@ def test_what_a_locked_value_of_a_group_is_told_as(lite: Engine) -> None:
         assert "or its Group if that has a secret" in told[name]
         assert "secret=" not in told[name]
     assert "User.diary is locked: unlock its owner around this" in told["own"]
+
+
+def test_what_a_group_that_was_not_enrolled_is_told(lite: Engine) -> None:
+    """A group has no secret: who forgot to enroll it is told of a member and a grant instead; of a class
+    without grants, nothing is told of members."""
+    with Session(lite) as session:
+        session.add(Group(name="g"))
+        with pytest.raises(NotEnrolledError) as adding:
+            session.flush()
+        session.rollback()
+        told = []
+        for owner in (Group(name="g"), User(email="eve")):
+            with pytest.raises(EnrollmentError) as enrolling:
+                envelope.enroll(session, owner)
+            told.append(str(enrolling.value))
+
+    assert "While a member-to-be is unlocked, call envelope.enroll(session, owner) in" in str(adding.value)
+    assert "add the Membership or Nesting that gives" in str(adding.value)
+    assert "secret=" not in str(adding.value)
+    assert ["members-to-be" in one for one in told] == [True, False]

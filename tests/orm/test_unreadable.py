@@ -188,6 +188,8 @@ def test_a_value_of_another_type(lite: Started) -> None:
         with pytest.raises(FormatError, match="stored as str") as caught:
             note.body  # noqa: B018 - reading it is the point
 
+        assert "it looks like plaintext from before the column was encrypted" in str(caught.value)
+        assert "/how-to/alembic.html" in str(caught.value)
         assert "script" not in str(caught.value)
         assert "script" not in repr(session.scalars(select(Note.body).where(Note.id == BAD)).one())
 

@@ -79,7 +79,10 @@ class ServerKeyring(Uncopied):
     def from_environment(cls, name: str = "ENVELOPE_SERVER_KEYS") -> Self:
         """The keys of an environment variable: base64, separated by commas or white space, active first."""
         if name not in os.environ:
-            raise ConfigurationError(f"The environment variable {name} is not set; it holds the server keys.")
+            raise ConfigurationError(
+                f"The environment variable {name} is not set; it holds the server keys. "
+                "ServerKeyring.generate_key() makes the text of one."
+            )
         return cls.from_text(os.environ[name], source=f"the environment variable {name}")
 
     @classmethod

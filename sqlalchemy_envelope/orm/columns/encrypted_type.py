@@ -8,6 +8,7 @@ in its row out of its cell, and makes a `Sealed` of everything else.
 
 from collections.abc import Callable
 from functools import cached_property
+from keyword import iskeyword
 from typing import Any, Literal, NoReturn
 
 from sqlalchemy import ColumnClause, Label, LargeBinary, Null, String, and_, or_
@@ -64,13 +65,46 @@ def _null_test(column: Any, op: Any, tested: Any) -> Any:
     return or_(tested, previous.is_not(None))
 
 
+_SYMBOLS = {
+    "eq": "==",
+    "ne": "!=",
+    "lt": "<",
+    "le": "<=",
+    "gt": ">",
+    "ge": ">=",
+    "add": "+",
+    "concat": "+",
+    "sub": "-",
+    "neg": "-",
+    "mul": "*",
+    "truediv": "/",
+    "floordiv": "//",
+    "mod": "%",
+    "getitem": "[]",
+    "json_getitem": "[]",
+    "and": "&",
+    "or": "|",
+    "inv": "~",
+}
+
+
+def shown_operator(op: Any) -> str:
+    """An operator as it is written: `==`, `.desc()`."""
+    custom = getattr(op, "opstring", None)
+    if custom is not None:
+        return f"`.op({custom!r})`"
+    name = getattr(op, "__name__", str(op)).removesuffix("_op")
+    symbol = _SYMBOLS.get(name.strip("_"))
+    method = f"{name}_" if iskeyword(name) else name
+    return f"`.{method}()`" if symbol is None else f"`{symbol}`"
+
+
 def refused(column: Any, op: Any) -> StatementRefusedError:
     """The error for an operator that cannot work on ciphertext."""
-    name = getattr(op, "__name__", str(op)).rstrip("_").removesuffix("_op")
     return StatementRefusedError(
-        f"{name!r} cannot work on the encrypted column {str(column)!r}: equal values are stored as different "
-        "bytes. Only `is_(None)` and `is_not(None)` do; load the rows of one owner and compare the decrypted "
-        "values."
+        f"{shown_operator(op)} cannot work on the encrypted column {str(column)!r}: equal values are stored "
+        "as different bytes. Only `is_(None)` and `is_not(None)` do; load the rows of one owner and compare "
+        "the decrypted values."
     )
 
 

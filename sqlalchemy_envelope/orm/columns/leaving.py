@@ -22,6 +22,7 @@ from sqlalchemy_envelope.orm.columns.plans import plan_of_mapper
 from sqlalchemy_envelope.orm.columns.previous import policy_of_column, previous_of
 from sqlalchemy_envelope.orm.columns.sealed import Sealed
 from sqlalchemy_envelope.orm.columns.state import FROM_PREVIOUS, SEALED, WIPED, owner_of_row, waits
+from sqlalchemy_envelope.orm.current.context import note_left
 from sqlalchemy_envelope.orm.current.names import Names
 from sqlalchemy_envelope.orm.tables.records import records_of_mapper
 
@@ -72,6 +73,7 @@ def forget_plaintext(
     Args:
         writer: gives what encrypts a value for an owner; without it, values are expired.
     """
+    note_left(session)
     failed: BaseException | None = None
     leaving = _Leaving(session, stays_open, writer)
     states = [*session.identity_map.all_states(), *session.info.get(_DELETED, ())]
@@ -90,6 +92,12 @@ def forget_plaintext(
                         pass
     if failed is not None:
         raise failed
+
+
+def was_closed(state: InstanceState[Any], key: str) -> bool:
+    """Whether an attribute was open, and was closed when its unlocked session was left."""
+    info = state.info
+    return key in info.get(WIPED, ()) or (key in info.get(SEALED, ()) and key in state.expired_attributes)
 
 
 def on_pickle(state: InstanceState[Any], pickled: dict[str, Any]) -> None:

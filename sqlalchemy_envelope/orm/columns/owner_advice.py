@@ -41,12 +41,35 @@ def advice(
     lines = [f"`owner={shown}` ({why})" for shown, why in [*_by_sole(sole), *here]]
     possible = f"Possible here: {', '.join(lines)}. Choose the owner whose key must open it." if lines else ""
     if not owners:
-        return (
-            "Declare the class that its rows refer to `class User(KeyOwner, Base)`, and in this table write "
-            "`user_id = mapped_column(ForeignKey('users.id', ondelete='CASCADE'))`."
-        )
+        return _by_new_owners(table, mapper)
     new = _by_new_columns(many) if many and not here and not named else ""
-    return " ".join(filter(None, (named, possible, new)))
+    return " ".join(filter(None, (named, possible, _by_itself(mapper) if new else "", new)))
+
+
+def _by_new_owners(table: Table, mapper: Mapper[Any] | None) -> str:
+    """No class is an owner yet: which to declare so, the likeliest first."""
+    mappers = [] if mapper is None else list(mapper.registry.mappers)
+    referred = {one.column.table for one in table.foreign_keys} - {table}
+    names = sorted({one.class_.__name__ for one in mappers if one.local_table in referred})
+    if names:
+        shown = " or ".join(f"`class {name}(KeyOwner, Base)`" for name in names)
+        return f"Declare the class of which each row has its key an owner: {shown}."
+    itself, other = _by_itself(mapper), "User"
+    if mapper is not None and mapper.class_.__name__ == other:
+        other = "Owner"
+    return (
+        f"{itself}{' Otherwise declare' if itself else 'Declare'} the class that its rows refer to "
+        f"`class {other}(KeyOwner, Base)`, and in this table write `{other.lower()}_id = "
+        f"mapped_column(ForeignKey('{other.lower()}s.id', ondelete='CASCADE'))`."
+    )
+
+
+def _by_itself(mapper: Mapper[Any] | None) -> str:
+    """The class with the encrypted column may be the one that `KeyOwner` was forgotten on."""
+    if mapper is None:
+        return ""
+    name = mapper.class_.__name__
+    return f"If each {name} has a key of its own, declare `class {name}(KeyOwner, Base)`."
 
 
 def _by_sole(owners: Iterable[str]) -> Iterator[tuple[str, str]]:

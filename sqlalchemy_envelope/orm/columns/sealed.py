@@ -11,6 +11,8 @@ from sqlalchemy_envelope.orm.current.context import server_hint
 from sqlalchemy_envelope.orm.tables.python_types import python_type_of
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from sqlalchemy.types import TypeEngine
 
     from sqlalchemy_envelope.orm.columns.format import ColumnFormat
@@ -34,6 +36,21 @@ times as long to make."""
 def is_ciphertext(value: object) -> bool:
     """Whether the statement hook made this."""
     return type(value) is tuple and len(value) == 2 and value[0] is CIPHERTEXT
+
+
+class _Refusing(dict[str, Any]):
+    """The attributes of a `Sealed`, for whoever takes it apart."""
+
+    __slots__ = ("_refuse",)
+
+    def __init__(self, refuse: Callable[..., NoReturn]) -> None:
+        super().__init__()
+        self._refuse = refuse
+
+    def keys(self) -> NoReturn:
+        self._refuse()
+
+    values = items = keys
 
 
 class Sealed:
@@ -107,6 +124,13 @@ class Sealed:
         if not name.startswith("_") and name not in self.__slots__ and _is_of_value(self.format.inner, name):
             raise self.error()
         raise AttributeError(f"'Sealed' object has no attribute {name!r}", name=name, obj=self)
+
+    @property
+    def __dict__(self) -> dict[str, Any]:  # type: ignore[override]  # a slotted class has none
+        """FastAPI makes JSON of `dict(value)`, then of `vars(value)`, and turns an error of both into a
+        `ValueError`, past the application's handler of `LockedError`. So `vars` succeeds, and what it gives
+        refuses."""
+        return _Refusing(self._refuse)
 
     def __eq__(self, other: object) -> bool:
         """Whether the stored bytes are the same; a value that is open equals nothing that is sealed, and the

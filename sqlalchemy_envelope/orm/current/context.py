@@ -9,7 +9,13 @@ from __future__ import annotations
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Protocol
 
-from sqlalchemy_envelope.exceptions import LockedError, LockReason, SessionForkedError, SessionLeftError
+from sqlalchemy_envelope.exceptions import (
+    LockedError,
+    LockReason,
+    NotEnrolledError,
+    SessionForkedError,
+    SessionLeftError,
+)
 from sqlalchemy_envelope.orm.current.policy import has_server_keys, noted_policy, noted_realm
 from sqlalchemy_envelope.orm.tables.location import location_of
 
@@ -26,6 +32,9 @@ if TYPE_CHECKING:
     from sqlalchemy_envelope.orm.tables.owners import OwnerClass, Place
 
 BOUND = "sqlalchemy_envelope.unlocked"
+_LEFT = "sqlalchemy_envelope.left"
+_MOST_NAMED = 3
+"""Most owners that an error names as unlocked."""
 
 
 class OpenKeys(Protocol):
@@ -214,21 +223,43 @@ def owner_of(session: Session | None, header: bytes) -> OwnerId | None:
     return None
 
 
+def note_left(session: Session) -> None:
+    """What was unlocked in a session was left: errors tell it from a session that was never unlocked."""
+    session.info[_LEFT] = True
+
+
 def locked(
-    what: str, session: Session | None = None, owner_class: OwnerClass | None = None, scope: str = ""
+    what: str,
+    session: Session | None = None,
+    owner_class: OwnerClass | None = None,
+    scope: str = "",
+    *,
+    was_open: bool = False,
 ) -> LockedError:
-    """The error for `what` being locked here; it says so if the unlocked session was left or forked away, and
-    who else than the owner may open this scope of its keys."""
+    """The error for `what` being locked here: what was unlocked was left or forked away, somebody else is
+    unlocked, or nobody is; and who else than the owner may open this scope of its keys.
+
+    Args:
+        was_open: whether it was open, and was closed when its unlocked session was left.
+    """
     bound = session.info.get(BOUND) if session is not None else None
     left = next((one.left for one in (bound, CURRENT.get()) if one is not None and one.left), None)
     if left is SessionForkedError:
         return SessionForkedError(f"{what} is locked: keys do not cross a fork; unlock again in the child.")
     if left is SessionLeftError:
         return SessionLeftError(f"{what} is locked: its unlocked session was left; unlock again.")
+    here = unlocked_sessions(session)
+    if was_open or (not here and session is not None and session.info.get(_LEFT)):
+        return LockedError(
+            f"{what} is locked: it is used after the `with` of its unlock has ended. Read and write inside "
+            f"the `with`, or unlock again.{server_hint(session)}"
+        ).because(LockReason.LEFT)
     hint = _place_hint(session, owner_class)
     reason = LockReason.OTHER_DATABASE if hint else None
-    if not unlocked_sessions(session):
+    if not here:
         reason = LockReason.NOTHING_UNLOCKED
+    others = _named(here)
+    else_ = f"{others} unlocked here, which does not open it: " if others else ""
     tell = " `envelope.why_locked(session, instance)` tells what is missing." if reason is None else ""
     grants = (
         [] if owner_class is None else [one for one in owner_class.grants_of if one.scope in (None, scope)]
@@ -238,15 +269,47 @@ def locked(
         holders = " or ".join(sorted({one.to.owner_class.name for one in grants}))
         names = " or ".join(sorted({one.mapper.class_.__name__ for one in grants}))
         return LockedError(
-            f"{what} is locked: unlock a {holders} whom a {names} gives the key around this, or its "
+            f"{what} is locked: {else_}unlock a {holders} whom a {names} gives the key around this, or its "
             f"{owner_class.name} if that has a secret. A {names} that was added while nobody with the key "
             "was unlocked gives it after somebody with the key has unlocked and written, or called "
             f"envelope.settle(session).{hint}{tell}"
         ).because(reason)
     return LockedError(
-        f"{what} is locked: unlock its owner around this, "
-        f"`with envelope.unlock(session, owner, secret=...):`.{hint}{server_hint(session)}"
+        f"{what} is locked: {else_}unlock its owner around this, "
+        f"`with envelope.unlock(session, owner, secret=...):`.{hint}{tell}{server_hint(session)}"
     ).because(reason)
+
+
+def no_keys(what: str, owner: str, session: Session | None) -> LockedError:
+    """The error for a value that is to be written, and whose owner has no keys."""
+    return LockedError(
+        f"{what} cannot be encrypted: its {owner} has no keys yet. Make them, "
+        f"`envelope.enroll(session, owner, ...)`.{server_hint(session)}"
+    ).because(LockReason.NOT_ENROLLED)
+
+
+def _named(here: Iterable[OpenKeys]) -> str:
+    """Who is unlocked, for an error: "User 2 is"; nothing where no owner is."""
+    places = [place for one in here for place in list(getattr(one, "places", {}).values())]
+    names = sorted(f"{one.owner_class.name} {', '.join(map(str, one.primary_key))}" for one in places)
+    more = " and others" if len(names) > _MOST_NAMED else ""
+    verb = "is" if len(names) == 1 else "are"
+    return f"{' and '.join(names[:_MOST_NAMED])}{more} {verb}" if names else ""
+
+
+def no_sole(what: str, name: str, session: Session | None) -> NotEnrolledError:
+    """The error for a value that is to be written under the key of a sole owner that is not there. Where
+    there are server keys, server mode makes it; a secret would keep it from the server."""
+    served = has_server_keys(session) and not unlocked_sessions(session)
+    first = (
+        "This process has server keys and no server mode: call "
+        "`envelope.server_mode(reason=...).everywhere()` when the process starts, which makes it. To open it "
+        f"with a secret instead: `envelope.enroll(session, {name}(), secret=...)`."
+    )
+    cure = first if served else f"Make it: `envelope.enroll(session, {name}(), secret=...)`."
+    return NotEnrolledError(
+        f"{what} is encrypted with the key of the sole {name}, and there is none yet. {cure}"
+    )
 
 
 def _place_hint(session: Session | None, owner_class: OwnerClass | None) -> str:

@@ -21,6 +21,7 @@ from sqlalchemy_envelope.crypto.aead import HEADER_SIZE, check_value
 from sqlalchemy_envelope.crypto.context import encode_reference
 from sqlalchemy_envelope.crypto.frames import empty_frames, emptying
 from sqlalchemy_envelope.exceptions import DecryptionError, FormatError, LockedError, PlaintextRefusedError
+from sqlalchemy_envelope.orm.columns.leaving import was_closed
 from sqlalchemy_envelope.orm.columns.plans import EncryptedAttribute, plan_of_mapper
 from sqlalchemy_envelope.orm.columns.sealed import Sealed
 from sqlalchemy_envelope.orm.columns.state import (
@@ -244,7 +245,8 @@ def _locked(state: InstanceState[Any], key: str) -> LockedError:
     attribute = next(one for one in plan_of_mapper(state.mapper) if one.key == key)
     encrypted = attribute.encrypted
     name = f"{state.class_.__name__}.{key}"
-    return context.locked(name, state.session, encrypted.path.owner_class, encrypted.scope)
+    was_open = was_closed(state, key)
+    return context.locked(name, state.session, encrypted.path.owner_class, encrypted.scope, was_open=was_open)
 
 
 def _cannot_wait(state: InstanceState[Any], key: str) -> LockedError:

@@ -31,9 +31,17 @@ def enforce_foreign_keys(engine: Engine | AsyncEngine) -> None:
 
     Without the second (`PRAGMA secure_delete`) the wrapped keys of a deleted owner stay in the file's free
     pages, and open with the owner's secret.
+
+    Raises:
+        ConfigurationError: it is no engine.
     """
     either: Any = engine
     sync_engine: Engine = getattr(either, "sync_engine", either)
+    if not isinstance(sync_engine, Engine):
+        raise ConfigurationError(
+            "enforce_foreign_keys() takes the engine that create_engine() or create_async_engine() gave; "
+            f"this is of the type {type(engine).__name__}."
+        )
     if sync_engine.dialect.name == "sqlite":
         event.listen(sync_engine, "connect", _switch_on)
 

@@ -24,6 +24,7 @@ from sqlalchemy import (
     type_coerce,
     update,
 )
+from sqlalchemy.exc import DBAPIError
 
 from sqlalchemy_envelope.exceptions import (
     EnvelopeError,
@@ -41,6 +42,7 @@ from sqlalchemy_envelope.keys.model import (
 )
 from sqlalchemy_envelope.orm.tables.binds import bind_for
 from sqlalchemy_envelope.orm.tables.location import bind_of, location_of
+from sqlalchemy_envelope.orm.tables.missing_tables import missing_tables
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -87,8 +89,14 @@ class Rows:
     def _execute(self, statement: Any, *rows: Any, locks: bool = False) -> Any:
         bind = bind_for(self._session, self._mapper, statement, locks=locks)
         # No autoflush: values may be waiting for the very key that is being unlocked.
-        with self._session.no_autoflush:
-            return self._session.execute(statement, *rows, bind_arguments=bind)
+        try:
+            with self._session.no_autoflush:
+                return self._session.execute(statement, *rows, bind_arguments=bind)
+        except DBAPIError as error:
+            missing = missing_tables(error, statement)
+            if missing is None:
+                raise
+            raise missing from error.orig
 
     def _rows(self, query: Any, *, locks: bool = False) -> Sequence[Any]:
         result = self._execute(query, locks=locks)

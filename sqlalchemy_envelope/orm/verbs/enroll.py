@@ -124,11 +124,7 @@ def enroll_steps(
     around = context.unlocked_sessions(session)
     for one in new:
         if one.prepared is None and provider is None and not around:
-            raise EnrollmentError(
-                f"Nothing would open the keys of this {one.owner_class.name}: give `secret=` or `provider=`, "
-                "or enroll it while one of its members-to-be is unlocked and add their grants in the same "
-                "transaction."
-            )
+            raise _unopened(one.owner_class)
     _refuse_enrolled(session, policy, new, are_many=asked.are_many)
     for one in new:
         wrong = mistyped(one.owner_class.primary_key, current_key(one.state))
@@ -152,6 +148,17 @@ def enroll_steps(
             if one.derived is not None:
                 one.derived.wipe()
     return _unlocked(session, policy, new, around, is_held=kek is not None)
+
+
+def _unopened(owner_class: OwnerClass) -> EnrollmentError:
+    """The error for an owner whose keys nothing would open."""
+    said = f"Nothing would open the keys of this {owner_class.name}: give `secret=` or `provider=`"
+    if not any(one.scope is None for one in owner_class.grants_of):
+        return EnrollmentError(f"{said}.")
+    return EnrollmentError(
+        f"{said}, or enroll it while one of its members-to-be is unlocked and add their grants in the same "
+        "transaction."
+    )
 
 
 def _newcomer(owner: object, prepared: Hidden[bytes] | None) -> _New:

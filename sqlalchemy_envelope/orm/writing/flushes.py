@@ -28,6 +28,7 @@ from sqlalchemy_envelope.orm.current.context import server_hint
 from sqlalchemy_envelope.orm.current.names import Names
 from sqlalchemy_envelope.orm.tables.connections import session_of
 from sqlalchemy_envelope.orm.tables.owner_paths import linked_paths, referred, referring
+from sqlalchemy_envelope.orm.tables.owners import owner_class_of
 from sqlalchemy_envelope.orm.writing.object_copies import open_carried
 from sqlalchemy_envelope.orm.writing.orphans import refuse_orphan
 from sqlalchemy_envelope.orm.writing.owner_columns import has_python_default
@@ -362,6 +363,16 @@ def require_enrolling(state: InstanceState[Any]) -> None:
         and policy_of_column(a.encrypted.column) != "both"  # left for the migration, in the previous column
         for a in plan_of_mapper(state.mapper)
     ):
+        owner_class = owner_class_of(state.mapper.local_table)
+        grants = () if owner_class is None else [one for one in owner_class.grants_of if one.scope is None]
+        if grants:
+            # A group has no secret of its own, as a rule.
+            rows = " or ".join(sorted({one.mapper.class_.__name__ for one in grants}))
+            raise NotEnrolledError(
+                f"A new {state.class_.__name__} has encrypted values and no keys. While a member-to-be is "
+                "unlocked, call envelope.enroll(session, owner) in place of session.add(owner), and add the "
+                f"{rows} that gives them its key in the same transaction.{server_hint(state.session)}"
+            )
         raise NotEnrolledError(
             f"A new {state.class_.__name__} has encrypted values and no keys. Call envelope.enroll(session, "
             "owner, secret=...) in place of session.add(owner), for each new owner before the next is "

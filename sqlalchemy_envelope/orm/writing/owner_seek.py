@@ -125,6 +125,14 @@ class OwnerSeek(Names):
             self._sole[owner_class] = self._new_in_flush(owner_class) or self._in_database(owner_class)
         return self._sole[owner_class]
 
+    def has_keys(self, owner_class: OwnerClass, key: Values) -> bool:
+        """Whether an owner has keys in the database: asked for an error alone."""
+        keys = owner_class.key_class
+        if keys is None:
+            return True
+        query: Any = select(keys.__table__.c.key_id).where(among(owner_class.owner_columns, [key])).limit(1)
+        return self._writes.execute(query).first() is not None
+
     def require_here(self, mapper: Mapper[Any]) -> None:
         """Refuse a class whose rows the session has in another database than those that the statement writes.
 

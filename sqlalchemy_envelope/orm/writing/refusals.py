@@ -26,7 +26,7 @@ from sqlalchemy.sql.elements import (
 from sqlalchemy.sql.selectable import FromClause, ScalarSelect, SelectBase
 
 from sqlalchemy_envelope.exceptions import StatementRefusedError
-from sqlalchemy_envelope.orm.columns.encrypted_type import EncryptedType
+from sqlalchemy_envelope.orm.columns.encrypted_type import EncryptedType, shown_operator
 from sqlalchemy_envelope.orm.columns.previous import is_moving, policy_of_column, previous_of
 from sqlalchemy_envelope.orm.writing.copies import holds_ciphertext
 from sqlalchemy_envelope.orm.writing.forms import assigned_by_upsert, is_null, rows_of, target_of
@@ -292,8 +292,7 @@ def _check_distinct(select: Any, place: str = "DISTINCT") -> None:
 
 def _name_of(element: Any) -> str:
     operator = getattr(element, "operator", None) or getattr(element, "modifier", None)
-    name: str = getattr(operator, "__name__", element.__visit_name__)
-    return name.strip("_").removesuffix("_op")
+    return str(element.__visit_name__) if operator is None else shown_operator(operator)
 
 
 def _refusal(column: Any, place: str) -> StatementRefusedError:

@@ -582,7 +582,14 @@ class _StatementWriter:
                 raise new_owner(column_here)
             for unlocked in context.unlocked_sessions(self._session):
                 unlocked.prepare_write(self._session, owner_class, [key], 0 if self._told else len(columns))
-        return [self._column_cipher(new, owner, column) for column in columns]
+        try:
+            return [self._column_cipher(new, owner, column) for column in columns]
+        except LockedError:
+            # While values are moved, many rows wait for their owner: asked of each, this would cost a query.
+            if self._plan.dual or self._owners.has_keys(owner_class, key):
+                raise
+        where = f"{self._plan.table.name}.{column_here.key}"
+        raise context.no_keys(where, owner_class.name, self._session)
 
     def _written(self, row: Row, columns: Sequence[EncryptedColumn]) -> EncryptedColumn:
         """The column that an error about this row is to name."""
@@ -622,11 +629,7 @@ class _StatementWriter:
         if using is not None and fits and using.where == self._owners.where(using.owner_class):
             return using.owner_class, using.primary_key
         if isinstance(path, SolePath):
-            name = path.owner_class.name
-            raise NotEnrolledError(
-                f"{where} is encrypted with the key of the sole {name}, and there is none yet: "
-                f"`envelope.enroll(session, {name}(), secret=...)`."
-            )
+            raise context.no_sole(where, path.owner_class.name, self._session)
         if values is not None and not path.is_direct:
             why = path.why_none(values) + (default_beside(path) if self._inserts else "")
             raise StatementRefusedError(f"{where}: the row leads to no owner: {why}.")

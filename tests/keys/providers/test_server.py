@@ -237,7 +237,9 @@ def test_a_missing_variable_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without its variable, the keyring says which one it looked for."""
     monkeypatch.delenv("ENVELOPE_SERVER_KEYS", raising=False)
 
-    assert "ENVELOPE_SERVER_KEYS is not set" in refused(ServerKeyring.from_environment)
+    words = refused(ServerKeyring.from_environment)
+    assert "ENVELOPE_SERVER_KEYS is not set" in words
+    assert "ServerKeyring.generate_key() makes the text of one." in words
 
 
 @pytest.mark.parametrize(

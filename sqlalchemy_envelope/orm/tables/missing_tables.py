@@ -1,0 +1,43 @@
+"""Which errors of a database say that a table is not there, and what to do where it is one of keys."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import Table
+from sqlalchemy.sql.visitors import iterate
+
+from sqlalchemy_envelope.exceptions import ConfigurationError
+from sqlalchemy_envelope.orm.tables.owners import owner_class_of
+
+if TYPE_CHECKING:
+    from sqlalchemy.exc import DBAPIError
+
+_STATE = "42P01"
+_MYSQL_CODE = 1146
+_SQLITE_WORDS = "no such table: "
+
+
+def missing_tables(error: DBAPIError, statement: Any) -> ConfigurationError | None:
+    """The error for tables of keys that are not in the database; None if that is not what went wrong."""
+    if not _is_no_table(error.orig):
+        return None
+    told = str(error.orig)
+    tables = {one for one in iterate(statement) if isinstance(one, Table) and owner_class_of(one) is None}
+    names = sorted(one.fullname for one in tables if one.name in told)
+    if not names:
+        return None
+    return ConfigurationError(
+        f"The database has no table {' or '.join(names)}, which holds keys. Tables of keys are in the "
+        "metadata of your models: make them as you make your own, with `Base.metadata.create_all(engine)` or "
+        "a revision of Alembic (`alembic revision --autogenerate`, `alembic upgrade head`)."
+    )
+
+
+def _is_no_table(original: Any) -> bool:
+    state = getattr(original, "sqlstate", None) or getattr(original, "pgcode", None)
+    if state is not None:
+        return bool(state == _STATE)
+    first = next(iter(getattr(original, "args", ())), None)
+    # SQLite has no code of its own for this, and says it in English wherever it runs.
+    return first == _MYSQL_CODE or str(first).startswith(_SQLITE_WORDS)

@@ -1,0 +1,154 @@
+"""A `LockedError` tells its four causes apart: nobody is unlocked, somebody else is, the `with` has ended,
+the owner has no keys. Its reason says the same."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from sqlalchemy import insert, select
+from sqlalchemy.orm import Session
+
+from sqlalchemy_envelope import EnvelopeError, LockedError, LockReason
+from tests.orm.conftest import Started
+from tests.orm.models import SECRET, Note, User, envelope, unlock
+
+
+@pytest.fixture
+def scene(lite: Started) -> Started:
+    """Two owners with a value of their own."""
+    for owner in (lite.ada, lite.ben):
+        with unlock(lite.session, owner):
+            owner.phone = "1"
+            lite.session.commit()
+    return lite
+
+
+def told(call: Callable[[], Any]) -> LockedError:
+    """The error that a call raises."""
+    with pytest.raises(LockedError) as caught:
+        call()
+    return caught.value
+
+
+def touch(session: Session, user: User) -> dict[str, Callable[[], Any]]:
+    """Ways to need the key of a user: a value is read, an object and a statement are written."""
+
+    def add() -> None:
+        with session.begin_nested():
+            session.add(Note(user_id=user.id, body="x", title="t"))
+
+    return {
+        "read": lambda: user.phone,
+        "add": add,
+        "insert": lambda: session.execute(insert(Note).values(user_id=user.id, body="x", title="t")),
+    }
+
+
+@pytest.mark.parametrize("way", ["read", "add", "insert"])
+def test_nobody_is_unlocked(scene: Started, way: str) -> None:
+    """Where nobody is unlocked, the error says what to write."""
+    ada = scene.ada
+    with scene.fresh() as session:
+        error = told(touch(session, session.get_one(User, ada.id))[way])
+
+    assert error.reason is LockReason.NOTHING_UNLOCKED
+    assert (
+        "locked: unlock its owner around this, `with envelope.unlock(session, owner, secret=...):`."
+        in str(error)
+    )
+
+
+@pytest.mark.parametrize("way", ["read", "add", "insert"])
+def test_somebody_else_is_unlocked(scene: Started, way: str) -> None:
+    """Where somebody else is unlocked, the error says who, and what tells more."""
+    ada, eve = scene.ada, scene.ben
+    with scene.fresh() as session, unlock(session, session.get_one(User, eve.id)):
+        error = told(touch(session, session.get_one(User, ada.id))[way])
+
+    assert error.reason is None
+    assert f"User {eve.id} is unlocked here, which does not open it: unlock its owner" in str(error)
+    assert "`envelope.why_locked(session, instance)` tells what is missing." in str(error)
+
+
+@pytest.mark.parametrize("way", ["read", "add", "insert"])
+def test_the_block_has_ended(scene: Started, way: str) -> None:
+    """After the `with` of the unlock, the error says that it has ended; inside the next all is well."""
+    ada = scene.ada
+    with scene.fresh() as session:
+        ada = session.get_one(User, ada.id)
+        with unlock(session, ada):
+            assert ada.phone is not None
+        error = told(touch(session, ada)[way])
+        session.rollback()
+        with unlock(session, ada):
+            touch(session, ada)[way]()
+
+    assert error.reason is LockReason.LEFT
+    assert "locked: it is used after the `with` of its unlock has ended." in str(error)
+
+
+def test_the_session_has_ended_too(scene: Started) -> None:
+    """An object that a function returned from both blocks still knows that it was open; one that was never
+    open does not say so, whatever its session was for."""
+    ada, eve = scene.ada, scene.ben
+    with scene.fresh() as session, unlock(session, session.get_one(User, ada.id)):
+        opened, locked = session.get_one(User, ada.id), session.get_one(User, eve.id)
+        assert opened.phone is not None
+
+    assert told(lambda: opened.phone).reason is LockReason.LEFT
+    assert told(lambda: locked.phone).reason is LockReason.NOTHING_UNLOCKED
+
+
+def test_an_inner_block_has_ended(scene: Started) -> None:
+    """What an inner unlock opened tells of its end, though somebody else is unlocked around it."""
+    ada, eve = scene.ada, scene.ben
+    with scene.fresh() as session:
+        ada, eve = session.get_one(User, ada.id), session.get_one(User, eve.id)
+        with unlock(session, eve):
+            with unlock(session, ada):
+                assert ada.phone is not None
+            error = told(lambda: ada.phone)
+
+    assert error.reason is LockReason.LEFT
+
+
+@pytest.mark.parametrize("way", ["add", "insert"])
+@pytest.mark.parametrize("around", [False, True])
+def test_the_owner_has_no_keys(scene: Started, way: str, around: bool) -> None:
+    """Whoever writes for an owner without keys is told to enroll it, whoever else is unlocked."""
+    ada, eve = scene.ada, User(email="eve@example.org")
+    scene.session.add(eve)
+    scene.session.commit()
+    with scene.fresh() as session:
+        eve = session.get_one(User, eve.id)
+        if around:
+            with unlock(session, session.get_one(User, ada.id)):
+                error = told(touch(session, eve)[way])
+        else:
+            error = told(touch(session, eve)[way])
+        session.rollback()
+        with envelope.enroll(session, eve, secret=SECRET):
+            touch(session, eve)[way]()
+
+    assert error.reason is LockReason.NOT_ENROLLED
+    assert (
+        "notes.body cannot be encrypted: its User has no keys yet. Make them, `envelope.enroll(session, "
+        "owner, ...)`." in str(error)
+    )
+
+
+def test_a_sealed_value_taken_apart(scene: Started) -> None:
+    """What takes a value apart that it does not know, as FastAPI's encoder does, ends in the error itself;
+    what only looks is let."""
+    ada = scene.ada
+    with scene.fresh() as session:
+        sealed = session.scalars(select(User.phone).where(User.id == ada.id)).one()
+
+    def as_json(value: Any) -> list[Any]:
+        try:
+            return [*dict(value).items()]
+        except EnvelopeError:
+            return [*vars(value).items()]
+
+    assert told(lambda: as_json(sealed)).reason is None
+    assert isinstance(dir(sealed), list)
