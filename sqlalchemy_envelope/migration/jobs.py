@@ -6,6 +6,7 @@ sweep, and a chunk that is done twice changes nothing the second time.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 from uuid import uuid4
@@ -13,6 +14,7 @@ from uuid import uuid4
 from sqlalchemy import and_, func
 
 from sqlalchemy_envelope.crypto.aead import (
+    FORMAT_VALUE,
     HEADER_SIZE,
     MAX_VALUE_SIZE,
     NO_ROW,
@@ -355,6 +357,14 @@ def encrypt_rows(
         cipher = bound.get(owner)
         if cipher is None:
             continue
+        if _is_encrypted(typed, cipher[0][2]):
+            raise MigrationStoppedError(
+                f"{column.name}: the previous value of the row {position!r} is ciphertext already. A release "
+                "that encrypts wrote it before its revision had run: run the revision first, and start the "
+                "release then. It is not encrypted a second time. Put the bytes into the encrypted column by "
+                "hand (of text, PostgreSQL's `decode(substr(value, 3), 'hex')`), and NULL in their place, or "
+                "restore the plaintext; and run again."
+            )
         row = {"value": typed}
         failed = batch.encrypt(row, cipher, row_tail(encode_reference(position)) if row_bound else NO_ROW)
         if failed is not None:
@@ -372,6 +382,18 @@ def encrypt_rows(
         if row["value"] is not typed:
             made.append((position, owner, exact, row["value"][1]))
     return made
+
+
+_ENCRYPTED_TEXT = re.compile(rf"\\x{FORMAT_VALUE:02x}(?:[0-9a-f]{{2}}){{{OVERHEAD - 1},}}")
+"""A stored value as PostgreSQL writes bytes into a column of text."""
+
+
+def _is_encrypted(value: object, header: bytes | bytearray) -> bool:
+    """Whether a previous value is one of ours. Bytes may begin as ours do: they are if they name the key of
+    their row's owner."""
+    if isinstance(value, str):
+        return _ENCRYPTED_TEXT.fullmatch(value) is not None
+    return isinstance(value, bytes) and len(value) >= OVERHEAD and value.startswith(bytes(header))
 
 
 def open_stored(

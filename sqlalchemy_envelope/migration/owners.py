@@ -16,6 +16,7 @@ from sqlalchemy_envelope.exceptions import NotEnrolledError
 from sqlalchemy_envelope.keys.model import KeyId
 from sqlalchemy_envelope.orm.current import context
 from sqlalchemy_envelope.orm.reading.opener import open_bytes
+from sqlalchemy_envelope.orm.tables.cascades import without_cascades
 from sqlalchemy_envelope.orm.tables.key_rows import chunks
 from sqlalchemy_envelope.orm.writing.owner_seek import OwnerSeek
 
@@ -36,10 +37,9 @@ def keys_at_hand(envelope: Envelope, provider: str | None, reason: str) -> Itera
     """Open owners with this provider from here on, if there is one. Foreign keys may be off on SQLite, as
     while Alembic rebuilds a table: a migration deletes no owner."""
     with ExitStack() as stack:
+        stack.enter_context(without_cascades())
         if provider is not None:
-            server = envelope.server_mode(None, provider=provider, reason=reason)
-            server.requires_cascades = False
-            stack.enter_context(server)
+            stack.enter_context(envelope.server_mode(None, provider=provider, reason=reason))
         yield
 
 

@@ -19,6 +19,7 @@ from sqlalchemy_envelope import (
     KdfProfile,
     KeyOwner,
     MigrationRefusedError,
+    MigrationStoppedError,
     OwnerColumn,
     ServerKeyring,
 )
@@ -104,6 +105,24 @@ def test_up_and_down_and_up(made: Made, engine: Engine) -> None:
 
     command.upgrade(config, "head")
     assert shown(engine) == without_token(before)
+
+
+def test_what_was_encrypted_before_the_revision(made: Made, engine: Engine) -> None:
+    """A release that is started before its revision stores ciphertext in the old column, which PostgreSQL
+    turns into text: that is not taken for plaintext and encrypted once more."""
+    config = made(ENCRYPT, DECRYPT)
+    fill(engine)
+    early = declare("in place")
+    early.Base.metadata.create_all(engine)
+    with envelope.server_mode(reason="test"), Session(engine) as session:
+        first = sa.update(early.Note).filter_by(user_id=1, number=1)
+        session.execute(first.values(user_id=1, body="early"))
+        session.commit()
+    before = stored(engine, "notes", "body")
+    with pytest.raises(MigrationStoppedError, match="is ciphertext already"):
+        command.upgrade(config, "head")
+
+    assert stored(engine, "notes", "body") == before
 
 
 def test_autogenerate_finds_nothing_afterwards(made: Made, environment: Environment, engine: Engine) -> None:
@@ -224,6 +243,26 @@ def test_sqlite_is_not_rebuilt_with_foreign_keys(
         command.upgrade(config, "head")
 
     assert values(sqlite_engine, "plaintext") == before
+
+
+def test_a_batch_beside_server_mode_for_the_process(
+    environment: Environment, sqlite_engine: Engine, batch: tuple[str, str]
+) -> None:
+    """An `env.py` imports the application, which may have started server mode: keys that a migration makes
+    need no foreign keys, whoever makes them."""
+    source = KeySource(envelope, declare("in place").Base)
+    config = environment(sqlite_engine, declare("plaintext").Base.metadata, envelope=source)
+    config.attributes["engine"] = sa.create_engine(sqlite_engine.url)
+    declare("plaintext").Base.metadata.create_all(sqlite_engine)
+    fill(sqlite_engine)
+    by_hand(config, *batch)
+    server = envelope.server_mode(reason="application").everywhere()
+    try:
+        command.upgrade(config, "head")
+    finally:
+        server.stop()
+
+    assert all(isinstance(one, bytes) or one is None for one in stored(sqlite_engine, "notes", "body"))
 
 
 def test_sqlite_needs_a_batch_for_not_null(environment: Environment, sqlite_engine: Engine) -> None:

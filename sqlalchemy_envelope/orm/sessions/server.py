@@ -80,8 +80,6 @@ class ServerSession(UnlockedSession):
     (`everywhere`). Made by `Envelope.server_mode`."""
 
     on_demand = True
-    requires_cascades = True
-    """Whether keys are made only where deleting their owner deletes them."""
 
     def __init__(self, session: Session | None, policy: Policy, provider: str, reason: str) -> None:
         require_reason(reason)
@@ -410,8 +408,7 @@ class ServerSession(UnlockedSession):
         """Store the keys of new owners, all in three statements, and hold them: for this session alone until
         its transaction is committed. Those for whom others stored keys at the same moment are returned, and
         have none of these."""
-        if self.requires_cascades:
-            require_cascades(session, owner_class.mapper)
+        require_cascades(session, owner_class.mapper)
         store = KeyStore(session, owner_class, self.policy.seals)
         stored = store.insert_first_of(
             [

@@ -3,6 +3,8 @@ rows that they belong to."""
 
 from __future__ import annotations
 
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
@@ -15,6 +17,8 @@ from sqlalchemy_envelope.orm.tables.owners import owner_class_of
 from sqlalchemy_envelope.orm.tables.records import records_of_table
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from sqlalchemy import Table
     from sqlalchemy.ext.asyncio import AsyncEngine
     from sqlalchemy.orm import Mapper, Session
@@ -22,6 +26,7 @@ if TYPE_CHECKING:
     from sqlalchemy_envelope.orm.tables.owners import OwnerClass
 
 _cascading: WeakSet[Engine] = WeakSet()
+_needs_none: ContextVar[bool] = ContextVar("needs_no_cascades", default=False)
 _DELETED_WITH = "deleted_with"
 
 
@@ -53,6 +58,16 @@ def _switch_on(connection: Any, _: object) -> None:
     cursor.close()
 
 
+@contextmanager
+def without_cascades() -> Iterator[None]:
+    """Foreign keys may be off inside, whoever makes keys: nothing here deletes an owner."""
+    before = _needs_none.set(True)
+    try:
+        yield
+    finally:
+        _needs_none.reset(before)
+
+
 def require_cascades(session: Session, mapper: Mapper[Any]) -> None:
     """Refuse an engine of this mapper on which deleting an owner would silently leave its keys. Asked once
     for each engine.
@@ -60,6 +75,8 @@ def require_cascades(session: Session, mapper: Mapper[Any]) -> None:
     Raises:
         ConfigurationError: SQLite with `PRAGMA foreign_keys` off.
     """
+    if _needs_none.get():
+        return
     connection = session.connection(bind_arguments=bind_for(session, mapper))
     engine = connection.engine
     if engine in _cascading:
