@@ -652,7 +652,7 @@ def test_a_table_that_is_encrypted_later(lite: Started, tmp_path: Path) -> None:
         with pytest.raises(StatementRefusedError, match="Table object"):
             connection.execute(write)
 
-        assert [] == connection.scalars(select(light.c.body)).all()
+        assert connection.scalars(select(light.c.body)).all() == []
     engine.dispose()
 
 
@@ -668,7 +668,7 @@ def test_a_table_in_an_attached_file(lite: Started, tmp_path: Path) -> None:
         with pytest.raises(StatementRefusedError, match="Table object"):
             connection.execute(insert(light).values(user_id=1, body=PLAIN))
 
-        assert [] == connection.scalars(text("SELECT body FROM acme.notes")).all()
+        assert connection.scalars(text("SELECT body FROM acme.notes")).all() == []
     engine.dispose()
 
 

@@ -586,7 +586,8 @@ class _StatementWriter:
             return [self._column_cipher(new, owner, column) for column in columns]
         except LockedError:
             # While values are moved, many rows wait for their owner: asked of each, this would cost a query.
-            if self._plan.dual or self._owners.has_keys(owner_class, key):
+            # A connection without a session may be in no transaction, and the question would begin one.
+            if self._plan.dual or self._session is None or self._owners.has_keys(owner_class, key):
                 raise
         where = f"{self._plan.table.name}.{column_here.key}"
         raise context.no_keys(where, owner_class.name, self._session)
