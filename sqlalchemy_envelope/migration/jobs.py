@@ -384,8 +384,11 @@ def encrypt_rows(
     return made
 
 
-_ENCRYPTED_TEXT = re.compile(rf"\\x{FORMAT_VALUE:02x}(?:[0-9a-f]{{2}}){{{OVERHEAD - 1},}}")
-"""A stored value as PostgreSQL writes bytes into a column of text."""
+_ENCRYPTED_TEXT = re.compile(
+    rf"\\x{FORMAT_VALUE:02x}(?:[0-9a-f]{{2}}){{{OVERHEAD - 1},}}"
+    rf"|\\{FORMAT_VALUE:03o}(?:\\[0-7]{{3}}|\\\\|[^\\]){{{OVERHEAD - 1},}}"
+)
+"""A stored value as PostgreSQL writes bytes into a column of text, by its setting `bytea_output`."""
 
 
 def _is_encrypted(value: object, header: bytes | bytearray) -> bool:
