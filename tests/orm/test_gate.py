@@ -638,24 +638,6 @@ def test_a_temporary_table(started: Started, name: str) -> None:
     assert bodies(started.engine) == []
 
 
-def test_a_table_that_is_encrypted_later(lite: Started, tmp_path: Path) -> None:
-    """That a table of this name is a plain one holds until somebody encrypts it, as the next revision may, in
-    the same transaction too."""
-    engine = sa.create_engine(f"sqlite:///{tmp_path / 'later.db'}")
-    light = sa.table("notes", sa.column("user_id"), sa.column("body"))
-    write = insert(light).values(user_id=1, body=PLAIN)
-    with engine.begin() as connection:
-        connection.execute(text("CREATE TABLE notes (user_id INTEGER, body TEXT)"))
-        connection.execute(write)
-        connection.execute(text("DROP TABLE notes"))
-        NOTES.metadata.create_all(connection)
-        with pytest.raises(StatementRefusedError, match="Table object"):
-            connection.execute(write)
-
-        assert connection.scalars(select(light.c.body)).all() == []
-    engine.dispose()
-
-
 def test_a_table_in_an_attached_file(lite: Started, tmp_path: Path) -> None:
     """SQLite looks for a name without a schema in attached files too, and so does the gate."""
     engine = sa.create_engine("sqlite://", poolclass=sa.StaticPool)

@@ -54,7 +54,7 @@ if TYPE_CHECKING:
     Options = Mapping[str, Any]
 
 _by_name: dict[str, WeakSet[Table]] = {}
-_asked: WeakKeyDictionary[Engine, set[tuple[Any, ...]]] = WeakKeyDictionary()
+_asked: WeakKeyDictionary[Engine, dict[tuple[Any, ...], bool]] = WeakKeyDictionary()
 
 
 def note_table(table: Table) -> None:
@@ -256,21 +256,21 @@ def _is_same_column(target: Any, name: str, column: Any) -> bool:
 def _is_here(connection: Connection, target: Any, name: str, options: Options) -> bool:
     """Whether the table that a statement reaches is one with the encrypted column."""
     schema = schema_of(connection, target, options)
-    known = _asked.setdefault(connection.engine, set())
+    known = _asked.setdefault(connection.engine, {})
     keys = _key_tables(connection, target, schema, name, options)
     place = (schema, target.name.lower(), name, *sorted(keys.keys()))
+    if known.get(place) is False:
+        return False
     if target.schema is None and _is_temporary(connection, target):
         return False  # for now: nothing is known of the table behind it
-    if place in known:
-        return True
-    found = _look(connection, target, schema, name, keys.values())
-    if found is None and connection.dialect.name == "sqlite":
-        found = _is_attached(connection, target, name, [key for key, _ in keys.values()])
-    if found:
-        known.add(
-            place
-        )  # only this is kept: a table of the same name may be encrypted later, or take its place
-    return bool(found)
+    if place not in known:
+        found = _look(connection, target, schema, name, keys.values())
+        if found is None:  # there is no such table yet
+            return connection.dialect.name == "sqlite" and _is_attached(
+                connection, target, name, [key for key, _ in keys.values()]
+            )
+        known[place] = found
+    return known[place]
 
 
 def _is_attached(connection: Connection, target: Any, name: str, keys: Sequence[Table]) -> bool:
