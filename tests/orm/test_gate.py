@@ -488,7 +488,7 @@ NOTHING_ADDED: dict[str, Callable[[], Any]] = {
     ),
     "None for an onupdate": lambda: update(made_of(sa.LargeBinary, onupdate=PLAIN)).values(body=None),
     "an onupdate at an INSERT": lambda: insert(made_of(sa.LargeBinary, onupdate=PLAIN)).values(user_id=1),
-    "a default at an UPDATE": lambda: update(made_of(sa.LargeBinary, default=PLAIN)).values(user_id=1),
+    "a default at an UPDATE": lambda: update(made_of(sa.LargeBinary, default=PLAIN)).values(id=1),
     "a selected NULL": lambda: insert(made_of(sa.LargeBinary)).from_select(
         ["user_id", "body"], select(literal(1), null())
     ),
@@ -533,12 +533,15 @@ def test_another_model_with_another_encrypted_column(lite: Started) -> None:
 
 @pytest.mark.parametrize("value", [NOTES.c.title, literal(PLAIN)])
 def test_an_update_of_two_tables(lite: Started, value: Any) -> None:
-    """MariaDB updates two tables at once: the second one's encrypted column is found there."""
+    """MariaDB updates two tables at once: the second one's encrypted column is found there, and the column
+    that says whose it is."""
     statement = update(User.__table__).where(User.id == NOTES.c.user_id).values({NOTES.c.body: value})
     twin = made_of()
     other = update(User.__table__).where(User.id == twin.c.user_id).values({twin.c.body: value})
     with lite.engine.connect() as connection:
-        for one, said in ((statement, "another table"), (other, "Table object")):
+        of_both = update(User.__table__).where(User.id == NOTES.c.user_id, User.id == twin.c.user_id)
+        moves = [of_both.values({NOTES.c.user_id: 2}), of_both.values({twin.c.user_id: 2})]
+        for one, said in zip((statement, other, *moves), ("another table", "Table object") * 2, strict=True):
             compiled = one.compile(dialect=mysql.dialect())
             with pytest.raises(StatementRefusedError, match=said):
                 check_writes(connection, compiled, [mark(one)], {})

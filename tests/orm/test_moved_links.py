@@ -15,7 +15,7 @@ import sqlalchemy as sa
 from sqlalchemy import Engine, ForeignKey, MetaData, Table, Text, insert, select, table, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import DBAPIError
-from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, relationship, synonym
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, foreign, mapped_column, relationship, synonym
 
 from sqlalchemy_envelope import (
     EncryptedType,
@@ -650,3 +650,94 @@ def test_items_beside_a_changed_total(contested: Shop) -> None:
     server.stop()
 
     assert contested.is_sound()
+
+
+# A row on the way that is found by something other than a foreign key
+
+
+class Coded(DeclarativeBase):
+    pass
+
+
+class Member(KeyOwner, Coded):
+    __tablename__ = "coded_members"
+    id: Mapped[int] = mapped_column(primary_key=True)
+
+
+class Code(Coded):
+    __tablename__ = "codes"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    code: Mapped[str] = mapped_column(Text, unique=True)
+    member_id: Mapped[int] = mapped_column(ForeignKey("coded_members.id"))
+    member: Mapped[Member] = relationship()
+
+
+class Leaf(Coded):
+    __tablename__ = "leaves"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    code: Mapped[str] = mapped_column(Text)
+    by_code: Mapped[Code] = relationship(primaryjoin=lambda: foreign(Leaf.code) == Code.code)
+    text: Mapped[str | None] = mapped_column(EncryptedType(Text, owner="by_code.member"))
+
+
+class Later(Coded):
+    """Its foreign key is looked at when the transaction ends, and two rows may change places before."""
+
+    __tablename__ = "laters"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    code_id: Mapped[int] = mapped_column(ForeignKey("codes.id", deferrable=True, initially="DEFERRED"))
+    by_id: Mapped[Code] = relationship()
+    text: Mapped[str | None] = mapped_column(EncryptedType(Text, owner="by_id.member"))
+
+
+def _renamed_object(session: Session) -> None:
+    session.get_one(Code, 1).code = "new"
+    session.flush()
+
+
+CODES: dict[str, Callable[[Session], object]] = {
+    "an object": _renamed_object,
+    "an update": lambda session: session.execute(update(Code).values(code="new").where(Code.id == 1)),
+    "an update by what it changes": lambda session: session.execute(
+        update(Code).values(code="new").where(Code.code == "a")
+    ),
+    "rows": lambda session: session.execute(update(Code), [{"id": 2, "code": "c"}, {"id": 1, "code": "d"}]),
+    "another Table object": lambda session: session.execute(
+        update(table("codes", sa.column("code"))).values(code="new")
+    ),
+    "a key that is held at the end alone": lambda session: session.execute(
+        update(Code.__table__).where(Code.id == 1).values(id=7)
+    ),
+}
+
+
+@pytest.mark.parametrize("how", CODES)
+def test_what_a_row_is_found_by(engine: Engine, how: str) -> None:
+    """A row on the way to the owner keeps what it is found by while encrypted values hang on it, where no
+    foreign key sees to that; without such values it changes freely."""
+    Coded.metadata.create_all(engine)
+    envelope = Envelope(kdf_profile=KdfProfile.unsafe_for_tests(), server_keys=ServerKeyring([b"k" * 32]))
+    with Session(engine) as session, envelope.server_mode(session, reason="test"):
+        session.add_all([Member(id=1), Member(id=2)])
+        session.flush()
+        session.add_all([Code(id=1, code="a", member_id=1), Code(id=2, code="b", member_id=2)])
+        session.flush()
+        session.add_all([Leaf(id=1, code="a", text="of 1"), Later(id=1, code_id=1, text="of 1")])
+        session.commit()
+        with pytest.raises(StatementRefusedError, match=r"leads to the owner"):
+            CODES[how](session)
+        session.rollback()
+        session.execute(update(Code).where(Code.id == 2).values(code="free"))
+        session.commit()
+
+        assert session.get_one(Leaf, 1).text == session.get_one(Later, 1).text == "of 1"
+
+
+def test_a_key_that_a_foreign_key_holds_changes_freely(shop: Shop) -> None:
+    """A foreign key that is looked at at once sees to it that no row leads elsewhere: nobody else asks."""
+    with shop.session() as session:
+        session.execute(insert(Order).values(id=8, customer_id=1))
+        session.execute(update(Order).where(Order.id == 8).values(id=9))
+        session.commit()
+
+    assert shop.is_sound()

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 from sqlalchemy import Engine, insert, select, update
+from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
 from sqlalchemy_envelope import (
@@ -177,6 +178,78 @@ def test_an_update_that_names_no_owner_takes_using(app: Application, kind: Kind)
 
         assert session.get_one(model, key).text == "second"
     assert app.owner_of_stored(kind, key) == expected(kind, 2)
+
+
+@pytest.mark.parametrize("kind", [one for one in KINDS.values() if one.others], ids=lambda one: one.model)
+def test_using_takes_no_row_of_others(app: Application, kind: Kind) -> None:
+    """An UPDATE under `using` whose WHERE takes another owner's row as well is refused, as one of that row
+    alone is; the row of the owner itself is written."""
+    model, owner_class = getattr(M, kind.model), getattr(M, kind.owner)
+    table = model.__table__
+    with Session(app.engine) as session, app.serving(session) as server:
+        session.add_all([model(**row(kind, 1, "of 1")), model(**row(kind, 2, "of 2", ROW + 1))])
+        session.commit()
+        owner = session.get_one(owner_class, ("eu", 2) if kind.owner == "Branch" else 2)
+        both = update(table).where(table.c.id >= ROW).values(text="taken")
+        other = update(table).where(table.c.id == sa.bindparam("at")).values(text=sa.bindparam("new"))
+        with server.using(owner):
+            for statement, rows in (
+                (both, None),
+                (other, {"at": ROW, "new": "taken"}),
+                (other, [{"at": ROW + 1, "new": "mine"}, {"at": ROW, "new": "taken"}]),
+                (update(model), [{"id": ROW + 1, "text": "mine"}, {"id": ROW, "text": "taken"}]),
+            ):
+                with pytest.raises(StatementRefusedError, match="rows of others"):
+                    session.execute(statement, rows)
+            session.execute(other, [{"at": ROW + 1, "new": "mine"}])
+        session.commit()
+        read = session.execute(select(model.text).where(model.id >= ROW).order_by(model.id)).scalars().all()
+
+        assert read == ["of 1", "mine"]
+
+
+@pytest.mark.parametrize("kind", [one for one in KINDS.values() if one.others], ids=lambda one: one.model)
+def test_another_table_object_moves_no_row(app: Application, kind: Kind) -> None:
+    """What leads to the owner is not changed through another `Table` object while the value stays: by an
+    UPDATE with its values or with parameters, alone or with other columns, by `onupdate=`, or an upsert."""
+    model = getattr(M, kind.model)
+    with Session(app.engine) as session, app.serving(session):
+        session.add(model(**row(kind, 2, "stays")))
+        session.commit()
+    to = {name: value for name, value in kind.names(1).items() if value != kind.names(2)[name]}
+    first = next(iter(to))
+    light = sa.table(model.__tablename__, *(sa.column(one.name) for one in model.__table__.columns))
+    reflected = sa.Table(model.__tablename__, sa.MetaData(), autoload_with=app.engine)
+    made = sa.Table(
+        model.__tablename__,
+        sa.MetaData(),
+        *(sa.Column(name, onupdate=value) for name, value in to.items()),
+        sa.Column("id", sa.Integer, primary_key=True),
+        sa.Column("other", sa.Text, key="text_key"),
+    )
+    dialect: Any = sqlite if app.engine.dialect.name == "sqlite" else postgresql
+    upsert = dialect.insert(light).values({"id": ROW, **kind.names(2)})
+    statements: list[tuple[Any, Any]] = [
+        (update(light).where(light.c.id == ROW).values(to), None),
+        (update(light).where(light.c.id == sa.bindparam("at")), {"at": ROW, **to}),
+        (update(light).where(light.c.id == sa.bindparam("at")), [{"at": ROW, **to}, {"at": 1, **to}]),
+        (update(reflected).values({first: reflected.c.id}), None),
+        (update(reflected.alias()).values(to), None),
+        (update(made).values(text_key="new"), None),
+        (upsert.on_conflict_do_update(index_elements=["id"], set_={first: to[first]}), None),
+    ]
+    for statement, parameters in statements:
+        with (
+            app.engine.begin() as connection,
+            pytest.raises(StatementRefusedError, match=r"Table object|not looked at"),
+        ):
+            connection.execute(statement, parameters)
+
+    assert app.owner_of_stored(kind, ROW) == expected(kind, 2)
+    if kind.model in ("Item", "Document"):  # these lead to owners of other rows as well
+        return
+    with app.engine.begin() as connection:  # with its value it is a copy, as of a whole row
+        connection.execute(update(light).where(light.c.id == ROW).values(**to, text=None))
 
 
 @every_kind

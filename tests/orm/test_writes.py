@@ -733,7 +733,7 @@ def test_refused_upserts(started: Started, which: int) -> None:
         with statements_sent(started.engine) as sent, pytest.raises(StatementRefusedError):
             started.session.execute(statement)
 
-        assert sent == []
+        assert not any("INSERT" in one for one in sent)
 
 
 def test_upsert_of_a_row_bound_column(started: Started) -> None:

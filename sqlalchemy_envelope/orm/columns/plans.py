@@ -125,6 +125,13 @@ class TablePlan:
         """Whether the owner's columns are in this very table (a joined subclass has them in its base)."""
         return path in self._here
 
+    def decided_by(self, encrypted: EncryptedColumn) -> list[Column[Any]]:
+        """The columns of this table that a value is encrypted for: those that say whose it is, and the
+        primary key if it is bound to its row."""
+        path = encrypted.path
+        found = [] if path.is_self else [one for one in path.columns if one.table is self.table]
+        return found + (list(self.table.primary_key) if encrypted.row_bound else [])
+
 
 class EncryptedAttribute:
     """One mapped attribute over an encrypted column.
@@ -174,6 +181,17 @@ def mapper_of_table(table: Table) -> Mapper[Any] | None:
     """The most general mapper of a table with encrypted columns."""
     noted: ref[Mapper[Any]] | None = records_of_table(table).get(_MAPPER)
     return None if noted is None else noted()
+
+
+def key_in_base(table: Table, path: OwnerPath) -> list[Column[Any]]:
+    """The primary key of a joined subclass's table, as the table that it extends has it, with the columns of
+    a path in it; empty if there is no such table."""
+    mapper, bases = mapper_of_table(table), {column.table for column in path.columns}
+    if mapper is None or len(bases) != 1:
+        return []
+    (base,), own = bases, table.primary_key
+    same = [c for one in own for c in mapper.get_property_by_column(one).columns if c.table is base]
+    return same if len(same) == len(own) else []
 
 
 def plan_of_table(table: Any) -> TablePlan | None:

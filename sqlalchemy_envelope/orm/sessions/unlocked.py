@@ -285,9 +285,10 @@ class UnlockedSession(context.OpenKeys):
 
     @emptying
     def using(self, owner: object) -> AbstractContextManager[None]:
-        """Inside, an UPDATE that writes no column of its rows' owner is encrypted for this one. An INSERT
-        names the owner in its values; one into the table of a joined subclass, whose base has the owner's
-        column, is encrypted for this one too.
+        """Inside, an UPDATE that writes no column of its rows' owner is encrypted for this one. A query asks
+        whether its WHERE takes rows of others, and then it is a `StatementRefusedError`. An INSERT names the
+        owner in its values; one into the table of a joined subclass, whose base has the owner's column, is
+        encrypted for this one too.
 
         Raises:
             LockedError: the owner is not unlocked here.

@@ -10,7 +10,7 @@ from __future__ import annotations
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Protocol
 
-from sqlalchemy import Table, and_, inspect, select, tuple_
+from sqlalchemy import Table, and_, inspect, or_, select, tuple_
 from sqlalchemy.orm import aliased
 
 from sqlalchemy_envelope.orm.tables.key_types import kinds_of, mistyped_for
@@ -19,7 +19,7 @@ from sqlalchemy_envelope.orm.tables.owners import owner_class_of
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from sqlalchemy import Column, Select
+    from sqlalchemy import Column, ColumnElement, Select
     from sqlalchemy.orm import Mapper, RelationshipProperty
 
     from sqlalchemy_envelope.orm.tables.owners import OwnerClass
@@ -79,6 +79,13 @@ class OwnerPath:
         """Why these values lead to no owner, for an error."""
         missing = [key for key, value in zip(self.keys, values, strict=False) if value is None]
         return f"{' and '.join(missing or self.keys)} is not set"
+
+    def belongs(
+        self, columns: Sequence[Any], owner_class: OwnerClass, key: PrimaryKey
+    ) -> ColumnElement[bool]:
+        """In SQL: that a row, with these columns for the path's own, is this owner's. NULL where the row
+        leads to nobody."""
+        return and_(*(column == value for column, value in zip(columns, key, strict=True)))
 
     def along(self, columns: tuple[Column[Any], ...]) -> OwnerPath:
         """The same path for a copy of the table, whose columns these are."""
@@ -156,11 +163,27 @@ class LinkedPath(OwnerPath):
         entities = [aliased(step.mapper) for step in self.steps]
         remote = [getattr(entities[0], key) for key in self.remote]
         owner = [getattr(entities[-1], key) for key in self.last]
-        statement: Any = select(*remote, *owner).select_from(entities[0])
-        for (near, far), step in zip(pairwise(entities), self.steps[1:], strict=True):
-            statement = statement.join(far, _on(step, near, far))
+        statement = self._select(entities, [*remote, *owner])
         found: Select[Any] = statement.where(among(remote, links))
         return found.with_for_update(read=True, key_share=True, of=entities) if locks else found
+
+    def belongs(
+        self, columns: Sequence[Any], owner_class: OwnerClass, key: PrimaryKey
+    ) -> ColumnElement[bool]:
+        """In SQL: that a row, with these columns for the path's own, is this owner's."""
+        entities = [aliased(step.mapper) for step in self.steps]
+        remote = [getattr(entities[0], name) for name in self.remote]
+        last = [getattr(entities[-1], name) for name in self.last]
+        leading = self._select(entities, remote).where(self.onward.belongs(last, owner_class, key))
+        only = columns[0] if len(columns) == 1 else tuple_(*columns)
+        found: ColumnElement[bool] = only.in_(leading)
+        return found
+
+    def _select(self, entities: Sequence[Any], columns: Sequence[Any]) -> Any:
+        statement: Any = select(*columns).select_from(entities[0])
+        for (near, far), step in zip(pairwise(entities), self.steps[1:], strict=True):
+            statement = statement.join(far, _on(step, near, far))
+        return statement
 
     def links(self) -> Iterable[tuple[Mapper[Any], tuple[str, ...]]]:
         """Each class on the way, with its attributes that lead on: who changes those moves other rows."""
@@ -228,6 +251,18 @@ class ChosenPath(OwnerPath):
             return chosen[0][0].why_none(chosen[0][1])
         count = len(chosen) or "none"
         return f"exactly one of {self.names} must be set, and {count} of them {_are(len(chosen))}"
+
+    def belongs(
+        self, columns: Sequence[Any], owner_class: OwnerClass, key: PrimaryKey
+    ) -> ColumnElement[bool]:
+        """In SQL: that a row, with these columns for the path's own, is this owner's."""
+        cut = [[columns[place] for place in places] for places in self._places]
+        ways = []
+        for at, one in enumerate(self.alternatives):
+            if owner_class in one.owner_classes:
+                others = [or_(*(each.is_(None) for each in mine)) for mine in cut[:at] + cut[at + 1 :]]
+                ways.append(and_(one.belongs(cut[at], owner_class, key), *others))
+        return or_(*ways)
 
     @property
     def names(self) -> str:

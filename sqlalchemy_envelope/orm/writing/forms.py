@@ -200,13 +200,8 @@ def is_proposed(statement_table: Any, value: Any) -> bool:
 
 def equalities(statement: Any, target: Any, row: Mapping[str, Any]) -> Iterator[tuple[Any, Any]]:
     """What the rows of an UPDATE have in common: the columns that its WHERE compares with a value."""
-    waiting = list(statement._where_criteria)
-    while waiting:
-        one = waiting.pop()
-        one = one.element if isinstance(one, Grouping) else one
-        if isinstance(one, BooleanClauseList) and one.operator is operators.and_:
-            waiting.extend(one.clauses)
-        elif isinstance(one, BinaryExpression) and one.operator is operators.eq:
+    for one in conditions(statement):
+        if isinstance(one, BinaryExpression) and one.operator is operators.eq:
             for column, value in ((one.left, one.right), (one.right, one.left)):
                 # An annotated table has the hash of the table itself; an alias is another row.
                 if (
@@ -217,6 +212,18 @@ def equalities(statement: Any, target: Any, row: Mapping[str, Any]) -> Iterator[
                     (base,) = column.base_columns
                     default = None if value.required else value.effective_value
                     yield base, row.get(value.key, default)
+
+
+def conditions(statement: Any) -> Iterator[Any]:
+    """Each condition that the WHERE of an UPDATE joins by AND."""
+    waiting = list(statement._where_criteria)
+    while waiting:
+        one = waiting.pop()
+        one = one.element if isinstance(one, Grouping) else one
+        if isinstance(one, BooleanClauseList) and one.operator is operators.and_:
+            waiting.extend(one.clauses)
+        else:
+            yield one
 
 
 def in_from_statement(statement: FromStatement[Any], encrypted: Any) -> FromStatement[Any]:

@@ -27,7 +27,7 @@ from sqlalchemy_envelope.orm.writing.forms import (
     target_of,
 )
 from sqlalchemy_envelope.orm.writing.marks import is_marked
-from sqlalchemy_envelope.orm.writing.moves import may_move, unseen_move
+from sqlalchemy_envelope.orm.writing.moves import may_move, may_move_beside, unseen_move
 from sqlalchemy_envelope.orm.writing.twins import (
     refuse_beside,
     refuse_defaults,
@@ -89,19 +89,28 @@ def check_writes(
 
 
 def _check_beside(connection: Connection, statement: Update, options: Mapping[str, Any]) -> bool:
-    """An UPDATE of two tables at once writes no encrypted column of the second; tells whether that is one of
-    another Table object."""
+    """An UPDATE of two tables at once writes no encrypted column of the second, and none that decides whose
+    such values are; tells whether that is one of another Table object."""
     twins = False
     for column in beside(statement):
+        table = table_of(column)
         if isinstance(column.type, EncryptedType):
-            raise StatementRefusedError(
-                f"An UPDATE of {target_of(statement).name} writes {column}, an encrypted column of "
-                "another table; nothing was sent. Update each table by a statement of its own."
-            )
-        if unknown_columns(table_of(column)):
+            raise _two_tables(statement, f"{column}, an encrypted column")
+        plan = plan_of_table(table)
+        deciding = [one for each in plan.columns for one in plan.decided_by(each)] if plan is not None else []
+        if any(one.key == column.key for one in deciding) or may_move_beside(connection, column, options):
+            raise _two_tables(statement, f"{column}, which decides whose encrypted values are, a column")
+        if unknown_columns(table):
             refuse_beside(connection, column, options)
             twins = True
     return twins
+
+
+def _two_tables(statement: Update, written: str) -> StatementRefusedError:
+    return StatementRefusedError(
+        f"An UPDATE of {target_of(statement).name} writes {written} of another table; nothing was sent. "
+        "Update each table by a statement of its own."
+    )
 
 
 def check_compiled(compiled: Any) -> None:

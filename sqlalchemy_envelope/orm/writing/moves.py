@@ -1,6 +1,7 @@
 """Columns that decide whose key encrypts a value in another table, and the statements that change them.
 
-Such a column stands in a row on a dotted path, or in the base table of a joined subclass. Who changes it
+Such a column stands in a row on a dotted path, or in the base table of a joined subclass: it leads on to the
+owner, or it is what the row before finds this one by, and no foreign key holds it. Who changes it
 moves the values behind it to another owner, and they stay under the former owner's key. So each statement
 that can change one is looked at before it is sent, whoever sends it: the rows that it moves are locked, and
 then asked for encrypted values. It is refused if there are some.
@@ -39,13 +40,14 @@ from sqlalchemy_envelope.orm.writing.forms import (
     assigned_by_upsert,
     column_key,
     equalities,
+    table_of,
 )
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
-    from sqlalchemy import Column, Connection, Engine, Select
-    from sqlalchemy.orm import Mapper
+    from sqlalchemy import Column, Connection, Engine, ForeignKey, Select
+    from sqlalchemy.orm import Mapper, RelationshipProperty
 
     from sqlalchemy_envelope.orm.columns.plans import EncryptedAttribute
     from sqlalchemy_envelope.orm.tables.owner_paths import LinkedPath
@@ -132,6 +134,20 @@ def _deciders(mapper: Mapper[Any], attribute: EncryptedAttribute) -> Iterator[De
             for table, columns in _by_table(mapped):
                 hanging = _hanging(mapper, attribute, table, linked, at + 1)
                 yield Decider(table, columns, column, hanging, is_own=False)
+            for table, columns in _by_table(_found_by(linked.steps[at])):
+                hanging = _hanging(mapper, attribute, table, linked, at + 1)
+                yield Decider(table, columns, column, hanging, is_own=False)
+
+
+def _found_by(step: RelationshipProperty[Any]) -> list[Any]:
+    """The columns by which a row on the way is found, as far as the database lets them change while other
+    rows refer to them: without a foreign key, or with one that is looked at when the transaction ends."""
+    pairs = step.local_remote_pairs or ()
+    return [far for near, far in pairs if not any(_holds(one, far) for one in near.foreign_keys)]
+
+
+def _holds(key: ForeignKey, column: Any) -> bool:
+    return key.column is column and key.constraint is not None and not key.constraint.deferrable
 
 
 def _by_table(columns: Iterable[Any]) -> list[tuple[Table, frozenset[Column[Any]]]]:
@@ -203,6 +219,16 @@ def may_move(statement: Any, target: Any, keys: Iterable[str]) -> bool:
     rows = [dict.fromkeys(keys)]
     known = records_of_table(target).get(_DECIDERS, ()) if isinstance(target, Table) else ()
     return any(_written(decider, statement, target, rows) for decider in known)
+
+
+def may_move_beside(connection: Connection, column: Any, options: Options) -> bool:
+    """Whether a column that an UPDATE of another table writes decides owners in a third."""
+    deciders, is_twin = _watched(table_of(column))
+    return any(
+        column.name.lower() in one.keys
+        and (not is_twin or _is_here(connection, table_of(column), one, options))
+        for one in deciders
+    )
 
 
 def _replaces(statement: Any) -> bool:

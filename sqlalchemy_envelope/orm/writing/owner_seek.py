@@ -12,7 +12,7 @@ from sqlalchemy import select
 from sqlalchemy.exc import IntegrityError, UnboundExecutionError
 
 from sqlalchemy_envelope.exceptions import ConfigurationError
-from sqlalchemy_envelope.orm.columns.plans import mapper_of_table
+from sqlalchemy_envelope.orm.columns.plans import key_in_base
 from sqlalchemy_envelope.orm.columns.state import current_key
 from sqlalchemy_envelope.orm.current.context import realm_of, unlocked_sessions
 from sqlalchemy_envelope.orm.current.names import Names
@@ -94,14 +94,10 @@ class OwnerSeek(Names):
     def load_bases(self, table: Table, path: OwnerPath, keys: Iterable[Values]) -> None:
         """Look up together what rows of a joined subclass say of their owners in the table that it extends.
         The rows there are locked as those between a row and its owner are."""
-        mapper, bases = mapper_of_table(table), {column.table for column in path.columns}
-        if mapper is None or len(bases) != 1:
+        same = key_in_base(table, path)
+        if not same:
             return
-        (base,) = bases
-        own = table.primary_key
-        same = [c for one in own for c in mapper.get_property_by_column(one).columns if c.table is base]
-        if len(same) != len(own):
-            return
+        base = same[0].table
         for some in chunks(list(keys)):
             query: Any = select(*same, *path.columns).where(among(same, some))
             for row in self._writes.execute(query.with_for_update(read=True, key_share=True, of=base)):

@@ -69,6 +69,7 @@ from sqlalchemy_envelope.orm.writing.owner_columns import (
 from sqlalchemy_envelope.orm.writing.owner_seek import OwnerSeek
 from sqlalchemy_envelope.orm.writing.sole_owners import check_sole
 from sqlalchemy_envelope.orm.writing.twins import check_twin, is_twin
+from sqlalchemy_envelope.orm.writing.using_rows import of_owner
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -206,6 +207,7 @@ class _StatementWriter:
                     "default."
                 )
         self._told = True
+        self._under_using: set[OwnerPath] = set()
         # What a literal for them may become: None.
         self._may_be_null = plan.dual.keys() | plan.converting.keys()
         self._key_names = [self._parameter(column.key) for column in plan.table.primary_key]
@@ -232,6 +234,15 @@ class _StatementWriter:
             if statement._multi_values:
                 return self._write_multiple_values(multiparams), multiparams, params
         literals = self._literals()
+        statement, multiparams, params = self._write_rows(multiparams, params, literals)
+        using = context.USING.get()
+        if self._under_using and using is not None:
+            rows = multiparams or [params]
+            statement = of_owner(self._connection, statement, rows, self._plan, self._under_using, using)
+        return statement, multiparams, params
+
+    def _write_rows(self, multiparams: Any, params: Any, literals: Row) -> tuple[Any, Any, Any]:
+        statement = self._statement
         if multiparams:
             self._refuse_beside_rows(literals)
             return statement, self._rows(multiparams, literals), params
@@ -628,6 +639,8 @@ class _StatementWriter:
         using = None if self._decides_owner(path, row, literals) else context.USING.get()
         fits = using is not None and self._state(row) is None and using.owner_class in path.owner_classes
         if using is not None and fits and using.where == self._owners.where(using.owner_class):
+            if not self._inserts:
+                self._under_using.add(path)
             return using.owner_class, using.primary_key
         if isinstance(path, SolePath):
             raise context.no_sole(where, path.owner_class.name, self._session)

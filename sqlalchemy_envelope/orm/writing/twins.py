@@ -66,20 +66,23 @@ def note_table(table: Table) -> None:
 def check_twin(
     connection: Connection, target: Any, statement: Any, multiparams: Any, params: Any, options: Options
 ) -> bool:
-    """Refuse anything but stored bytes for an encrypted column; tells whether there was something to look at.
+    """Refuse anything but stored bytes for an encrypted column, and a row's move away from its value; tells
+    whether there was something to look at.
 
     Raises:
-        StatementRefusedError: the statement would store plaintext.
+        StatementRefusedError: the statement would store plaintext, or move rows to another owner.
     """
     names = _encrypted_names(connection, target, options)
     if not names:
         return False
-    for key, value in _written(statement, multiparams or ([params] if params else [])):
+    rows = multiparams or ([params] if params else [])
+    for key, value in _written(statement, rows):
         name = _column_name(target, key)
         if name not in names or _is_stored(target, name, value):
             continue
         if _is_here(connection, target, name, options):
             raise _refusal(target, names[name])
+    _refuse_moves(connection, target, _changed(statement, target, rows), options)
     return True
 
 
@@ -95,8 +98,10 @@ def refuse_twin(
     target = target_of(statement)
     if column_keys is None and not named_by(statement):
         column_keys = target.columns.keys()  # compiled without parameters: it takes all of them
-    keys = [key for key, _ in _written(statement, [dict.fromkeys(column_keys or ())])]
+    rows = [dict.fromkeys(column_keys or ())]
+    keys = [key for key, _ in _written(statement, rows)]
     _refuse(connection, target, [_column_name(target, key) for key in keys], options)
+    _refuse_moves(connection, target, _changed(statement, target, rows), options)
 
 
 def refuse_defaults(
@@ -129,6 +134,7 @@ def refuse_beside(connection: Connection, column: Any, options: Options) -> None
         StatementRefusedError: it is an encrypted one.
     """
     _refuse(connection, table_of(column), [column.name.lower()], options)
+    _refuse_moves(connection, table_of(column), {column.name.lower()}, options)
 
 
 def _refuse(connection: Connection, target: Any, written: Iterable[str], options: Options) -> None:
@@ -136,6 +142,33 @@ def _refuse(connection: Connection, target: Any, written: Iterable[str], options
     for name in written:
         if name in names and _is_here(connection, target, name, options):
             raise _refusal(target, names[name])
+
+
+def _changed(statement: Any, target: Any, rows: Sequence[Any]) -> set[str]:
+    """The columns that a statement changes in rows that are there."""
+    if isinstance(statement, Insert):
+        return {_column_name(target, key) for key in assigned_by_upsert(statement)}
+    made = {one.name.lower() for one in target.columns if _adds(getattr(one, "onupdate", None))}
+    return made | {_column_name(target, key) for row in (assigned_by(statement), *rows) for key in row}
+
+
+def _refuse_moves(connection: Connection, target: Any, changed: set[str], options: Options) -> None:
+    """Refuse to change what an encrypted value was written for, and to leave the value as it is."""
+    known = _known_in(target) | changed  # to a stored value, which somebody copies with its row
+    found = [_encrypted_in(table).items() for table in _namesakes(connection, target, options)]
+    for name, column in (one for items in found for one in items if one[0] not in known):
+        for decides in _decided_by(column):
+            if decides.lower() in changed and _is_here(connection, target, name, options):
+                raise _move(column, decides)
+
+
+def _decided_by(column: Column[Any]) -> list[str]:
+    try:
+        plan = plan_of_table(column.table)
+    except ConfigurationError:
+        return []  # nothing can be encrypted in it, and its own statements say why
+    found = [plan.decided_by(one) for one in plan.columns if one.column is column] if plan is not None else []
+    return [one.name for columns in found for one in columns]
 
 
 def _adds(default: Any) -> bool:
@@ -345,4 +378,13 @@ def _refusal(target: Any, column: Column[Any]) -> StatementRefusedError:
         f"{where} is encrypted, and this statement writes it through another Table object, which does not "
         "know that: the value would be stored as it is. Write through the model, or through its own table: "
         f"`insert(Model)`, `Model.__table__`, or `metadata.tables[{column.table.key!r}]`."
+    )
+
+
+def _move(column: Column[Any], decides: str) -> StatementRefusedError:
+    table = column.table
+    return StatementRefusedError(
+        f"A statement writes {table.name}.{decides} through another Table object than the model's, and rows "
+        f"that move to another owner or key would leave {column.name} encrypted for where it was. Load the "
+        f"objects and change them; or leave {decides} out of what the statement sets."
     )

@@ -1,0 +1,84 @@
+"""An UPDATE under `using(owner)` does not say whose its rows are: the application does. The database is asked
+before the values are encrypted for that owner, because in another owner's row nobody could read them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import literal_column, not_, or_, select, tuple_
+from sqlalchemy.sql.dml import UpdateBase
+
+from sqlalchemy_envelope.exceptions import StatementRefusedError
+from sqlalchemy_envelope.orm.columns.plans import key_in_base
+from sqlalchemy_envelope.orm.tables.key_rows import chunks
+from sqlalchemy_envelope.orm.tables.owner_paths import SolePath, among
+from sqlalchemy_envelope.orm.writing.forms import conditions, elements_in, equalities
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from sqlalchemy import ColumnElement, Connection, Table
+
+    from sqlalchemy_envelope.orm.columns.plans import TablePlan
+    from sqlalchemy_envelope.orm.tables.owner_paths import OwnerPath
+    from sqlalchemy_envelope.orm.tables.owners import Place
+
+    Row = Mapping[str, Any]
+
+
+def of_owner(
+    connection: Connection,
+    statement: Any,
+    rows: Sequence[Row],
+    plan: TablePlan,
+    paths: Iterable[OwnerPath],
+    owner: Place,
+) -> Any:
+    """The UPDATE, which takes this owner's rows alone, also if one moves at this moment.
+
+    Raises:
+        StatementRefusedError: it would take rows of others.
+    """
+    for path in paths:
+        mine = _belongs(plan, path, owner)
+        if mine is None:
+            continue
+        if _takes_others(connection, statement, rows, plan.table, mine):
+            name, where = owner.owner_class.name, plan.table.name
+            raise StatementRefusedError(
+                f"`using` names the {name} whose rows an UPDATE of {where} writes, and its WHERE takes rows "
+                f"of others as well, in which nobody could read the values. Let the WHERE take rows of this "
+                f"{name} alone, or load the objects and change them."
+            )
+        statement = statement.where(mine)
+    return statement
+
+
+def _belongs(plan: TablePlan, path: OwnerPath, owner: Place) -> ColumnElement[bool] | None:
+    """That a row of the table is the owner's; None if every row is."""
+    if isinstance(path, SolePath):
+        return None
+    mine = path.belongs(path.columns, owner.owner_class, owner.primary_key)
+    if plan.has(path):
+        return mine
+    own, same = list(plan.table.primary_key), key_in_base(plan.table, path)
+    only: Any = own[0] if len(own) == 1 else tuple_(*own)
+    found: ColumnElement[bool] = only.in_(select(*same).where(mine))
+    return found
+
+
+def _takes_others(
+    connection: Connection, statement: Any, rows: Sequence[Row], table: Table, mine: ColumnElement[bool]
+) -> bool:
+    if any(isinstance(one, UpdateBase) for one in elements_in(*statement._where_criteria)):
+        return False  # asking would write; the condition is in the UPDATE all the same
+    key = list(table.primary_key)
+    query: Any = (
+        select(literal_column("1")).select_from(table).where(or_(mine.is_(None), not_(mine))).limit(1)
+    )
+    by_key = [tuple(dict(equalities(statement, table, row)).get(one) for one in key) for row in rows]
+    if len(list(conditions(statement))) == len(key) and all([None not in one for one in by_key]):  # noqa: C419
+        asked: Iterable[Any] = ((query.where(among(key, some)), {}) for some in chunks(by_key))
+    else:
+        asked = ((query.where(*statement._where_criteria), row) for row in rows)
+    return any(connection.execute(one, row).first() is not None for one, row in asked)
