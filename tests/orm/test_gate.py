@@ -351,6 +351,8 @@ def test_what_another_table_object_may_write(lite: Started) -> None:
             connection.execute(insert(twin).values(user_id=OWNER, body=stored, title="a copy"))
             connection.execute(insert(twin).values(user_id=OWNER, body=None))
             connection.execute(update(twin).values(body=twin.c.body, title="t"))
+            connection.execute(update(twin).values(user_id=twin.c.user_id, title="t"))
+            connection.execute(update(NOTES).values(user_id=NOTES.c.user_id, title="t"))
 
         assert read(lite) == [PLAIN, PLAIN, None]
 

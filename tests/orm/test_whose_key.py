@@ -253,6 +253,32 @@ def test_another_table_object_moves_no_row(app: Application, kind: Kind) -> None
 
 
 @every_kind
+def test_copies_of_the_tables(app: Application, kind: Kind) -> None:
+    """What `to_metadata()` makes of the models' tables writes and reads as those do."""
+    copied = sa.MetaData()
+    for one in M.Base.metadata.sorted_tables:
+        one.to_metadata(copied)
+    model, owner_class = getattr(M, kind.model), getattr(M, kind.owner)
+    table = copied.tables[model.__tablename__]
+    with Session(app.engine) as session, app.serving(session) as server:
+        session.add(model(**row(kind, 2, "by the model")))
+        session.commit()
+        owner = session.get_one(owner_class, ("eu", 2) if kind.owner == "Branch" else expected(kind, 2))
+        found = session.execute(select(table).where(table.c.id == key_of(kind, 2))).mappings().one()
+        assert found["text"] == "by the model"
+        with server.using(owner):
+            session.execute(update(table).where(table.c.id == key_of(kind, 2)).values(text="by the copy"))
+        if kind.model != "User":
+            session.execute(insert(table), [row(kind, 1, "new", ROW + 1)])
+        session.commit()
+
+        assert session.get_one(model, key_of(kind, 2)).text == "by the copy"
+    assert app.owner_of_stored(kind, key_of(kind, 2)) == expected(kind, 2)
+    if kind.model != "User":
+        assert app.owner_of_stored(kind, ROW + 1) == expected(kind, 1)
+
+
+@every_kind
 def test_a_changed_object_stays_its_owners(app: Application, kind: Kind) -> None:
     """An UPDATE of the value alone, which names no owner in SQL, is encrypted for the object's owner."""
     model = getattr(M, kind.model)

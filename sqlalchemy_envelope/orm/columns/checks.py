@@ -9,6 +9,7 @@ from sqlalchemy import Column, Table, UniqueConstraint
 
 from sqlalchemy_envelope.exceptions import ConfigurationError
 from sqlalchemy_envelope.orm.columns.encrypted_type import EncryptedType
+from sqlalchemy_envelope.orm.columns.origin import note_origin
 from sqlalchemy_envelope.orm.columns.owner_updates import changed_by_itself
 from sqlalchemy_envelope.orm.columns.plans import plan_of_mapper
 from sqlalchemy_envelope.orm.columns.previous import attach_previous
@@ -32,6 +33,7 @@ def declare_column(column: Column[Any], table: Any) -> bool:
     if column.type.label is None:
         column.type = column.type.labelled(f"{table.name}.{column.name}")
     _check_column(column, table)
+    note_origin(column)
     attach_check(column, table)
     attach_previous(column, table)
     return True

@@ -11,6 +11,7 @@ from sqlalchemy.orm import Mapper
 
 from sqlalchemy_envelope.exceptions import ConfigurationError
 from sqlalchemy_envelope.orm.columns.encrypted_type import EncryptedType
+from sqlalchemy_envelope.orm.columns.origin import origin_of
 from sqlalchemy_envelope.orm.columns.owner_updates import refuse_owner_updates
 from sqlalchemy_envelope.orm.columns.previous import PREVIOUS, policy_of_column
 from sqlalchemy_envelope.orm.columns.sealed import Sealed, is_ciphertext
@@ -223,7 +224,7 @@ def _plan_table(table: Table) -> TablePlan | None:
     mapper = mapper_of_table(table)
     groups: dict[tuple[Any, ...], tuple[OwnerPath, list[EncryptedColumn]]] = {}
     for column in encrypted:
-        path = path_of(column, mapper, _original)
+        path = (_path_of_copy(column) if mapper is None else None) or path_of(column, mapper, _original)
         refuse_owner_updates(column, path)
         path, members = groups.setdefault(path.identity, (path, []))
         members.append(EncryptedColumn(column, _encrypted_type(column), path))
@@ -282,6 +283,16 @@ def _attribute_keys(mapper: Mapper[Any], columns: Sequence[Column[Any]]) -> tupl
             return ()
         keys.append(key)
     return tuple(keys)
+
+
+def _path_of_copy(column: Column[Any]) -> OwnerPath | None:
+    """The path of a column that `Table.to_metadata()` made, which is that of the column it was made of."""
+    origin = origin_of(column)
+    encrypted = None if origin is None else encrypted_column_of(origin)
+    if encrypted is None or any(one.table is not encrypted.column.table for one in encrypted.path.columns):
+        return None
+    columns: Any = column.table.columns
+    return encrypted.path.along(tuple(columns[key] for key in encrypted.path.keys))
 
 
 def _encrypted_type(column: Column[Any]) -> EncryptedType:

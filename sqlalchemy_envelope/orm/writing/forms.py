@@ -168,6 +168,20 @@ def _is_in(target: Any, named: Any) -> bool:
     return table is None or hash(_unaliased(table)) == hash(target)
 
 
+def changed_by(statement: Any) -> dict[Any, Any]:
+    """What an UPDATE itself changes, by column or its key: not what it sets to what is there."""
+    target = target_of(statement)
+    return {
+        named: value for named, value in assigned_by(statement).items() if not _stays(target, named, value)
+    }
+
+
+def _stays(target: Any, named: Any, value: Any) -> bool:
+    if not isinstance(value, ColumnClause) or value.table is None or value.key != column_key(named):
+        return False
+    return hash(value.table) == hash(target)  # an alias of it is another row
+
+
 def assigned_by_upsert(statement: Any) -> dict[Any, Any]:
     """What an upsert sets where the row exists, by column or its key."""
     clause = getattr(statement, "_post_values_clause", None)

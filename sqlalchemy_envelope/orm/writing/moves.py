@@ -36,8 +36,8 @@ from sqlalchemy_envelope.orm.tables.records import records_of_table
 from sqlalchemy_envelope.orm.tables.watched import EXPECTED, expected_for, watch_name
 from sqlalchemy_envelope.orm.writing.flushes import notes_of
 from sqlalchemy_envelope.orm.writing.forms import (
-    assigned_by,
     assigned_by_upsert,
+    changed_by,
     column_key,
     equalities,
     table_of,
@@ -296,7 +296,7 @@ def _written(decider: Decider, statement: Any, target: Any, rows: Sequence[Any])
         assigned = assigned_by_upsert(statement)
         rows = ()
     else:
-        assigned = assigned_by(statement)
+        assigned = changed_by(statement)
     keys = {
         one.key: decider.keys[one.name.lower()] for one in target.columns if one.name.lower() in decider.keys
     }

@@ -47,6 +47,7 @@ from sqlalchemy_envelope.orm.writing.flushes import (
 from sqlalchemy_envelope.orm.writing.forms import (
     WRITE_IN_CTES,
     assigned_by,
+    changed_by,
     column_key,
     equalities,
     in_from_statement,
@@ -206,6 +207,8 @@ class _StatementWriter:
                     f"{plan.table.name}.{key} is encrypted: give its bindparam() neither a type nor a "
                     "default."
                 )
+        changed = () if self._inserts else changed_by(statement)
+        self._changed = {column_key(named) for named in changed}
         self._told = True
         self._under_using: set[OwnerPath] = set()
         # What a literal for them may become: None.
@@ -792,12 +795,12 @@ class _StatementWriter:
         for path, columns in self._plan.groups:
             moves = (
                 not path.is_self
-                and any(key in row or key in self._assigned for key in path.keys)
+                and any(key in row or key in self._changed for key in path.keys)
                 and not self._is_pinned(path, row, literals)
             )
             for column in columns:
                 rekeys = column.row_bound and any(
-                    k.key in row or k.key in self._assigned for k in self._plan.table.primary_key
+                    k.key in row or k.key in self._changed for k in self._plan.table.primary_key
                 )
                 name = self._parameter(column.key)
                 if not (moves or rekeys) or name in row or name in literals:

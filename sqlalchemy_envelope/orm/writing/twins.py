@@ -36,6 +36,7 @@ from sqlalchemy_envelope.orm.tables.watched import watch_name
 from sqlalchemy_envelope.orm.writing.forms import (
     assigned_by,
     assigned_by_upsert,
+    changed_by,
     is_null,
     named_by,
     parts_of,
@@ -149,7 +150,7 @@ def _changed(statement: Any, target: Any, rows: Sequence[Any]) -> set[str]:
     if isinstance(statement, Insert):
         return {_column_name(target, key) for key in assigned_by_upsert(statement)}
     made = {one.name.lower() for one in target.columns if _adds(getattr(one, "onupdate", None))}
-    return made | {_column_name(target, key) for row in (assigned_by(statement), *rows) for key in row}
+    return made | {_column_name(target, key) for row in (changed_by(statement), *rows) for key in row}
 
 
 def _refuse_moves(connection: Connection, target: Any, changed: set[str], options: Options) -> None:
