@@ -34,6 +34,7 @@ from sqlalchemy_envelope.orm.tables import connections, key_grant, key_owner
 from sqlalchemy_envelope.orm.tables.connections import USE, Use, lent_session
 from sqlalchemy_envelope.orm.tables.default_schema import on_statement
 from sqlalchemy_envelope.orm.writing import (
+    answers,
     flushes,
     forms,
     gate,
@@ -172,13 +173,16 @@ def _before_cursor_execute(
 
 def _check(connection: Connection, sql: str, compiled: Any, execution: Any) -> None:
     changes_schema = on_statement(connection, sql, compiled)
+    changes_tables = answers.may_change_tables(sql, compiled)
+    if changes_tables:
+        answers.tables_change(connection)
     if compiled is None:
         return
     schema_maps.check(connection, sql, compiled, execution)
     elements = list(forms.elements_in(*gate.statements_of(compiled)))
     again = gate.check_writes(connection, compiled, elements, execution.execution_options)
     refusals.check(compiled, elements)
-    if again:
+    if again or changes_tables:
         return
     if changes_schema:
         passes: Any = _follow

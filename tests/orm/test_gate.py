@@ -340,6 +340,41 @@ def test_another_table_object(started: Started, kind: str, form: str) -> None:
     assert bodies(started.engine) == []
 
 
+@pytest.mark.parametrize("own_engine", [True, False])
+def test_a_table_that_becomes_an_encrypted_one(tmp_path: Path, own_engine: bool) -> None:
+    """A light table of a column that was plain when it was written through first, and is encrypted by a later
+    revision of the same process, on the same engine or on one of its own."""
+
+    class Fresh(DeclarativeBase):
+        pass
+
+    class Owner(KeyOwner, Fresh):
+        __tablename__ = "becoming_owners"
+        id: Mapped[int] = mapped_column(primary_key=True)
+
+    class Becoming(Fresh):
+        __tablename__ = "becoming"
+        id: Mapped[int] = mapped_column(primary_key=True)
+        owner_id: Mapped[int] = mapped_column(sa.ForeignKey("becoming_owners.id"))
+        body: Mapped[str | None] = mapped_column(EncryptedType(sa.Text, check=False))
+
+    engine = sa.create_engine(f"sqlite:///{tmp_path / 'a.db'}")
+    revisions = sa.create_engine(engine.url) if own_engine else engine
+    light = sa.table("becoming", sa.column("owner_id"), sa.column("body"))
+    with revisions.begin() as connection:
+        connection.exec_driver_sql("CREATE TABLE becoming (id INTEGER PRIMARY KEY, owner_id INT, body TEXT)")
+    with engine.begin() as connection:
+        connection.execute(insert(light).values(owner_id=1, body="plain as yet"))
+    with revisions.begin() as connection:
+        connection.execute(sa.text("  DROP TABLE becoming"))
+        Fresh.metadata.create_all(connection)
+    with engine.begin() as connection, pytest.raises(StatementRefusedError, match="Table object"):
+        connection.execute(insert(light).values(owner_id=1, body=PLAIN))
+
+    for one in (engine, revisions):
+        one.dispose()
+
+
 def test_what_another_table_object_may_write(lite: Started) -> None:
     """Stored bytes, NULL, the column itself, and all other columns."""
     with unlock(lite.session, lite.ada):

@@ -18,7 +18,7 @@ Whoever encrypts a value for a row's owner holds a weaker lock on the rows that 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
-from weakref import WeakKeyDictionary, WeakSet, ref
+from weakref import WeakSet, ref
 
 from sqlalchemy import Insert, Table, Update, inspect, or_, select
 from sqlalchemy.exc import SQLAlchemyError
@@ -34,6 +34,7 @@ from sqlalchemy_envelope.orm.tables.owner_paths import among, linked_paths
 from sqlalchemy_envelope.orm.tables.python_types import python_type_of
 from sqlalchemy_envelope.orm.tables.records import records_of_table
 from sqlalchemy_envelope.orm.tables.watched import EXPECTED, expected_for, watch_name
+from sqlalchemy_envelope.orm.writing.answers import answer, keep_answer
 from sqlalchemy_envelope.orm.writing.flushes import notes_of
 from sqlalchemy_envelope.orm.writing.forms import (
     assigned_by_upsert,
@@ -46,7 +47,7 @@ from sqlalchemy_envelope.orm.writing.forms import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
-    from sqlalchemy import Column, Connection, Engine, ForeignKey, Select
+    from sqlalchemy import Column, Connection, ForeignKey, Select
     from sqlalchemy.orm import Mapper, RelationshipProperty
 
     from sqlalchemy_envelope.orm.columns.plans import EncryptedAttribute
@@ -57,7 +58,6 @@ if TYPE_CHECKING:
 
 _DECIDERS = "deciders"
 _tables: dict[str, WeakSet[Table]] = {}
-_asked: WeakKeyDictionary[Engine, dict[tuple[Any, ...], bool]] = WeakKeyDictionary()
 
 
 class Decider:
@@ -273,17 +273,20 @@ def _is_here(connection: Connection, target: Any, decider: Decider, options: Opt
 
 
 def _stores(connection: Connection, column: Column[Any], schema: str) -> bool:
-    known, table = _asked.setdefault(connection.engine, {}), column.table.name
-    place = (schema, table, column.name)
-    if place not in known:
-        inspector = inspect(connection)
-        if not inspector.has_table(table, schema=schema):
-            return False  # there is none yet
-        known[place] = any(
-            one["name"] == column.name and python_type_of(one["type"]) is bytes
-            for one in inspector.get_columns(table, schema=schema)
-        )
-    return known[place]
+    table = column.table.name
+    place = ("values", schema, table, column.name)
+    known = answer(connection, place)
+    if known is not None:
+        return known
+    inspector = inspect(connection)
+    if not inspector.has_table(table, schema=schema):
+        return False  # there is none yet
+    found = any(
+        one["name"] == column.name and python_type_of(one["type"]) is bytes
+        for one in inspector.get_columns(table, schema=schema)
+    )
+    keep_answer(connection, place, found)
+    return found
 
 
 def _written(decider: Decider, statement: Any, target: Any, rows: Sequence[Any]) -> dict[str, Any]:

@@ -3,8 +3,8 @@ by the bulk inserts of Alembic and pandas. Nothing in them tells that a column i
 
 They are known by name, in whichever schema: a tenant's schema has what the model's has. A table of another
 database or schema may have the same name, and so the database is asked, once for each engine, schema and
-table, whether the column holds bytes and the owner's keys are stored beside it. Stored bytes pass: a program
-that copies rows has them.
+table (`answers`), whether the column holds bytes and the owner's keys are stored beside it. Stored bytes
+pass: a program that copies rows has them.
 
 What a statement names is looked at with its values, before it is compiled. What SQLAlchemy adds when it
 compiles, the `default=` and `onupdate=` of columns that are not named, is looked at afterwards.
@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from types import NoneType
 from typing import TYPE_CHECKING, Any
-from weakref import WeakKeyDictionary, WeakSet
+from weakref import WeakSet
 
 from sqlalchemy import Column, Insert, Table, inspect
 from sqlalchemy.sql.elements import BindParameter, ClauseElement, ColumnClause, Null
@@ -33,6 +33,7 @@ from sqlalchemy_envelope.orm.columns.previous import previous_of
 from sqlalchemy_envelope.orm.tables.default_schema import schema_of, schemas_beside
 from sqlalchemy_envelope.orm.tables.python_types import python_type_of
 from sqlalchemy_envelope.orm.tables.watched import watch_name
+from sqlalchemy_envelope.orm.writing.answers import answer, keep_answer
 from sqlalchemy_envelope.orm.writing.forms import (
     assigned_by,
     assigned_by_upsert,
@@ -49,13 +50,12 @@ from sqlalchemy_envelope.orm.writing.forms import (
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
-    from sqlalchemy import Connection, Engine
+    from sqlalchemy import Connection
     from sqlalchemy.engine import Inspector
 
     Options = Mapping[str, Any]
 
 _by_name: dict[str, WeakSet[Table]] = {}
-_asked: WeakKeyDictionary[Engine, dict[tuple[Any, ...], bool]] = WeakKeyDictionary()
 
 
 def note_table(table: Table) -> None:
@@ -290,21 +290,22 @@ def _is_same_column(target: Any, name: str, column: Any) -> bool:
 def _is_here(connection: Connection, target: Any, name: str, options: Options) -> bool:
     """Whether the table that a statement reaches is one with the encrypted column."""
     schema = schema_of(connection, target, options)
-    known = _asked.setdefault(connection.engine, {})
     keys = _key_tables(connection, target, schema, name, options)
     place = (schema, target.name.lower(), name, *sorted(keys.keys()))
-    if known.get(place) is False:
+    known = answer(connection, place)
+    if known is False:
         return False
     if target.schema is None and _is_temporary(connection, target):
         return False  # for now: nothing is known of the table behind it
-    if place not in known:
-        found = _look(connection, target, schema, name, keys.values())
-        if found is None:  # there is no such table yet
-            return connection.dialect.name == "sqlite" and _is_attached(
-                connection, target, name, [key for key, _ in keys.values()]
-            )
-        known[place] = found
-    return known[place]
+    if known is True:
+        return True
+    found = _look(connection, target, schema, name, keys.values())
+    if found is None:  # there is no such table yet
+        return connection.dialect.name == "sqlite" and _is_attached(
+            connection, target, name, [key for key, _ in keys.values()]
+        )
+    keep_answer(connection, place, found)
+    return found
 
 
 def _is_attached(connection: Connection, target: Any, name: str, keys: Sequence[Table]) -> bool:

@@ -1,0 +1,48 @@
+"""What a database answered when it was asked whether a table is one with encrypted values. An answer holds
+until a statement of this process may change tables: a revision encrypts a column that was a plain one.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary, WeakSet
+
+if TYPE_CHECKING:
+    from sqlalchemy import Connection, Engine, RootTransaction
+
+    Place = tuple[Any, ...]
+
+_known: WeakKeyDictionary[Engine, dict[Place, bool]] = WeakKeyDictionary()
+_changing: WeakSet[RootTransaction] = WeakSet()
+"""Transactions that change tables: until they end, others may see the tables as they were."""
+_SPACE = r"(?:\s|--[^\n]*\n|/\*.*?\*/)*"
+_CHANGE = re.compile(rf"{_SPACE}(?:create|alter|drop|rename|attach|detach|do)\b", re.IGNORECASE | re.DOTALL)
+
+
+def answer(connection: Connection, place: Place) -> bool | None:
+    """What is known of a table and column; None if the database has to be asked."""
+    return _known.get(connection.engine, {}).get(place)
+
+
+def keep_answer(connection: Connection, place: Place, found: bool) -> None:
+    """Keep what the database answered, as long as it holds."""
+    if not any(one.is_active for one in tuple(_changing)):
+        _known.setdefault(connection.engine, {})[place] = found
+
+
+def may_change_tables(sql: Any, compiled: Any) -> bool:
+    """Whether a statement may change tables: it is DDL, or text that is."""
+    if compiled is not None and not getattr(compiled, "isplaintext", False):
+        return bool(getattr(compiled, "is_ddl", False))
+    if not isinstance(sql, str):
+        return True  # a driver's own object: nobody knows
+    return _CHANGE.match(sql) is not None or (";" in sql and any(map(_CHANGE.match, sql.split(";"))))
+
+
+def tables_change(connection: Connection) -> None:
+    """Forget the answers of every engine: a migration has one of its own."""
+    _known.clear()
+    transaction: Any = connection.get_transaction()
+    if transaction is not None:
+        _changing.add(transaction)
