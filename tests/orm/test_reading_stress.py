@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from itertools import count
 from random import Random
 from typing import Any
 
@@ -225,10 +226,18 @@ def judge(model: Any, number: int, found: Any, *, is_open: bool) -> str:
     return "value" if is_open else "a value whose owner is locked"
 
 
+def until(end: float) -> Iterator[None]:
+    """Rounds until the end, and three at least: a busy machine may be late."""
+    for number in count():
+        if number >= 3 and time.monotonic() >= end:
+            return
+        yield
+
+
 def run_thread(engine: Engine, seed: int, end: float) -> Counter[str]:
     """Read until the end, each time in a Session of its own."""
     reader = Reader(seed)
-    while time.monotonic() < end:
+    for _ in until(end):
         users = reader.open_next()
         with Session(engine) as session:
             reader.look(session)
@@ -253,7 +262,7 @@ def run_thread(engine: Engine, seed: int, end: float) -> Counter[str]:
 async def run_task(engine: Any, seed: int, end: float) -> Counter[str]:
     """The same as a task."""
     reader, both = Reader(seed), AsyncEnvelope(envelope)
-    while time.monotonic() < end:
+    for _ in until(end):
         users = reader.open_next()
         async with AsyncSession(engine) as session:
             await session.run_sync(reader.look)
