@@ -209,3 +209,44 @@ def test_a_group_that_nobody_is_in_any_more(scene: Engine) -> None:
 
     assert after == set()
     assert is_read
+
+
+def _with_organisations(engine: Engine, many: int) -> list[int]:
+    """So many more organisations of Bob's group."""
+    with Session(engine) as session, unlock(session, "cleo"):
+        new = [Organisation(name="before") for _ in range(many)]
+        envelope.enroll(session, new)
+        session.flush()
+        session.add_all([Affiliation(organisation_id=one.id, group_id=NEAR) for one in new])
+        session.commit()
+        return [one.id for one in new]
+
+
+@pytest.mark.parametrize("many", [2, 20])
+def test_a_removal_costs_the_same_whatever_the_group_owns(scene: Engine, many: int) -> None:
+    """The next log-in settles a group that somebody was removed from with as many statements for 20 that the
+    group owns as for 2. Each of these has an epoch of its own with the next value that is written for it, and
+    that value opens to nobody who was removed."""
+    owned = _with_organisations(scene, many)
+    read(scene, "cleo")  # as after any log-in
+    kept = Kept(scene, [BOB])
+    by_sql(scene, NEAR, BOB)
+    with Session(scene) as session, unlock(session, "cleo") as unlocked:
+        with calls_sent(scene) as sent:
+            unlocked.settle()
+        session.commit()
+    before = [epochs(scene, Organisation, one) for one in owned]
+    with Session(scene) as session, unlock(session, "cleo"):
+        session.get_one(Organisation, owned[0]).name = "after"
+        session.commit()
+    with Session(scene) as session:
+        opened = kept.opens(session, BOB, (Organisation, owned[0]))
+
+    assert len(sent) == 42
+    assert before == [1] * many
+    assert [epochs(scene, Organisation, one) for one in owned] == [2] + [1] * (many - 1)
+    assert opened == set()
+    with Session(scene) as session, unlock(session, "cleo"):
+        names = session.scalars(select(Organisation.name).where(Organisation.id.in_(owned))).all()
+
+    assert sorted(names) == ["after"] + ["before"] * (many - 1)

@@ -55,6 +55,7 @@ def violations(
     owner_classes: Iterable[OwnerClass],
     *,
     settled: bool = True,
+    written: bool = False,
     removed: Collection[KeyId] = (),
 ) -> list[str]:
     """What does not hold, in plain words; nothing, if all is right.
@@ -63,8 +64,9 @@ def violations(
         session: on the database; it is read alone.
         owner_classes: those whose keys are looked at.
         settled: whether somebody who holds the keys has settled since the last change. Until then a removal
-        that no
-            flush saw waits for its epoch, and a pending grant for its wrap.
+            that no flush saw waits for its epoch, and a pending grant for its wrap.
+        written: whether something was written for each of these owners, too. Until then an owner whose key
+            was granted to a group that somebody left waits for an epoch.
         removed: the keys that somebody opens who is in no row any more.
     """
     found = []
@@ -81,7 +83,7 @@ def violations(
             grants = _grants(session, grant)
             for key_id, some in grants.items():
                 rows[key_id] = rows.get(key_id, 0) + len(some)
-            found += _of_grant(session, grant, keys, grants, settled=settled)
+            found += _of_grant(session, grant, keys, grants, settled=settled, written=written)
         if settled and owner_class.grants_of:
             found += [
                 f"(c) the {_name(owner_class, key)} was granted {key.granted} times, and "
@@ -108,7 +110,7 @@ def _several_active(owner_class: OwnerClass, keys: _Keys) -> list[str]:
 
 
 def _of_grant(
-    session: Session, grant: GrantClass, keys: _Keys, grants: _GrantsOf, *, settled: bool
+    session: Session, grant: GrantClass, keys: _Keys, grants: _GrantsOf, *, settled: bool, written: bool
 ) -> list[str]:
     to = _keys(session, grant.to.owner_class)
     with_keys = {one.owner for one in to.values() if (one.purpose, one.state) == ("root", "active")}
@@ -135,7 +137,7 @@ def _of_grant(
             what = _name(grant.of.owner_class, key)
             if void:
                 found.append(f"(c) the active {what} is in the hands of somebody whom {told} does not name")
-            elif sealed_to is not None and sealed_to.state != KeyState.ACTIVE:
+            elif written and sealed_to is not None and sealed_to.state != KeyState.ACTIVE:
                 found.append(f"(c) the active {what} is under a retired key of who is named by {told}")
             elif sealed_to is None and named in with_keys:
                 found.append(f"(b) the active {what} is pending through {told}, whose recipient has keys")

@@ -81,7 +81,7 @@ def freshen(
         load_owners(session, policy, keyring, start)
         everybody = list(known_places.values())
         found = follow_grants(session, policy, keyring, everybody)
-        settle(session, policy, keyring, Opening({p.owner: p for p in start}, found.grants))
+        settle(session, policy, keyring, Opening({p.owner: p for p in start}, found.grants), writes=True)
 
 
 def catch_up(

@@ -12,7 +12,8 @@ read by. What waits in the rows is *settled*:
 - grants that are pending are fulfilled;
 - a slot that falls short of the policy is replaced;
 - scopes without a key get one;
-- an epoch starts where somebody was removed, or where the maker of the present one is not proven.
+- an epoch starts where somebody was removed, or where the maker of the present one is not proven. Whose key
+  was granted to an owner that has a new epoch for that gets one with the next value that is written.
 
 Settling is part of a transaction that writes: of the first flush with anything to write in the session that
 was unlocked, of the first statement that encrypts a value of these owners, or of `unlocked.settle()`. It
@@ -192,9 +193,19 @@ def _hangs_on_nothing(rows: Iterable[OwnedKey]) -> bool:
     )
 
 
-def settle(session: Session, policy: Policy, keyring: Keyring, found: Opening) -> None:
+def settle(
+    session: Session, policy: Policy, keyring: Keyring, found: Opening, *, writes: bool = False
+) -> None:
     """Put in order what waited for a holder of these keys: adopt what was sealed, grant what is pending, and
-    start new epochs where somebody was removed or where an epoch's maker is not proven."""
+    start new epochs where somebody was removed or where an epoch's maker is not proven.
+
+    Args:
+        session, policy, keyring: where, how, and by which keys.
+        found: whose keys, and what was granted.
+        writes: values are about to be written for these owners. Else an epoch that an owner is due because
+            somebody was removed from another one, whom its key was granted to, waits until then: a group may
+            own any number of them.
+    """
     unproven = _adopt_grants(session, policy, keyring, found)
     # Before anything else: an older root key that is linked to one that somebody planted would be theirs.
     for owner, (key_id, vouching) in unproven.items():
@@ -210,7 +221,7 @@ def settle(session: Session, policy: Policy, keyring: Keyring, found: Opening) -
             except EnvelopeError as error:
                 keyring.refuse(owner, error, altogether=True)
                 policy.emit(AuditEvent("keys_refused", place.owner_class.name))
-    _settle_grants(session, policy, keyring, found.places)
+    _settle_grants(session, policy, keyring, found.places, writes=writes)
 
 
 def _adopt_grants(
@@ -376,14 +387,16 @@ def _settle_owner(session: Session, policy: Policy, keyring: Keyring, place: Pla
         start_scope_epoch(session, policy, place, key.scope, keyring, instead_of=key.key_id)
 
 
-def _settle_grants(session: Session, policy: Policy, keyring: Keyring, places: Places) -> None:
+def _settle_grants(
+    session: Session, policy: Policy, keyring: Keyring, places: Places, *, writes: bool
+) -> None:
     """Grant what is pending, put in who was left out, and start an epoch where somebody left."""
     shared = {owner: place for owner, place in places.items() if place.owner_class.grants_of}
     if not shared:
         return
     held = _shared_keys(keyring, shared)
     counts = count_grants(session, _grants_of(shared.values()), held)
-    left = [place for owner, place in shared.items() if _is_left(keyring, place, counts)]
+    left = [place for owner, place in shared.items() if _is_left(keyring, place, counts, removed=not writes)]
     beyond = _left_beyond(session, held)
     if left or beyond:
         lock_groups(session, policy, [*left, *beyond])
@@ -391,7 +404,7 @@ def _settle_grants(session: Session, policy: Policy, keyring: Keyring, places: P
             renew_beyond(session, policy, keyring, lambda: _left_beyond(session, held))
         # As they are under the lock: those who are reached through one of these are stale by now.
         load_again(session, policy, keyring, places)
-        _start_epochs(session, policy, keyring, shared)
+        _start_epochs(session, policy, keyring, shared, writes=writes)
         held = _shared_keys(keyring, shared)
         counts = count_grants(session, _grants_of(shared.values()), held)
     _put_in_missing(session, policy, keyring, held)
@@ -412,15 +425,18 @@ def _left_beyond(session: Session, held: Mapping[KeyId, tuple[Place, StoredKey]]
     ]
 
 
-def _start_epochs(session: Session, policy: Policy, keyring: Keyring, places: Places) -> None:
-    """New epochs of those whom somebody left, unless another transaction was faster. Then of those whose keys
-    are stale because of these, one after the other: what is sealed to a group comes after the group's own
-    epoch."""
+def _start_epochs(
+    session: Session, policy: Policy, keyring: Keyring, places: Places, *, writes: bool
+) -> None:
+    """New epochs of those whom somebody left, unless another transaction was faster. Then, if their keys are
+    about to be written by, of those whose keys are stale because of these, one after the other: what is
+    sealed to a group comes after the group's own epoch."""
     done: set[OwnerId] = set()
     while True:
         counts = count_grants(session, _grants_of(places.values()), _shared_keys(keyring, places))
         due = [one for one in places.values() if one.owner not in done and _is_left(keyring, one, counts)]
-        due = [one for one in due if _is_left(keyring, one, counts, removed=True)] or due
+        removed = [one for one in due if _is_left(keyring, one, counts, removed=True)]
+        due = removed or (due if writes else [])
         if not due:
             return
         lock_groups(session, policy, due)
@@ -448,10 +464,10 @@ def _renew(
 def _is_left(
     keyring: Keyring, place: Place, counts: Mapping[KeyId, GrantCounts], *, removed: bool = False
 ) -> bool:
-    """Whether an epoch is due; if `removed`, because there are fewer grants than were made."""
+    """Whether an epoch is due; if `removed`, because somebody was removed from this very owner."""
     keys = [key for key in keyring.keys_of(place.owner) if key.state is KeyState.ACTIVE]
     mine = [counts[key.key_id] for key in keys if key.key_id in counts]
-    return any(one.is_left and not (removed and one.rows == one.granted) for one in mine)
+    return any(one.is_removed if removed else one.is_left for one in mine)
 
 
 def _shared_keys(keyring: Keyring, places: Places) -> dict[KeyId, tuple[Place, StoredKey]]:

@@ -236,13 +236,19 @@ class GrantCounts(NamedTuple):
     rows: int = 0
     pending: int = 0
     stale: int = 0
-    """Sealed to, or wrapped under, a key of the recipient that was retired since; or void, because the
-    granting row names somebody else now."""
+    """Sealed to, or wrapped under, a key of the recipient that was retired since."""
+    void: int = 0
+    """Of a granting row that names somebody else now."""
 
     @property
     def is_left(self) -> bool:
         """Whether somebody may have this key who has no right to what is written from now on."""
-        return self.is_active and (self.rows != self.granted or self.stale > 0)
+        return self.is_removed or (self.is_active and self.stale > 0)
+
+    @property
+    def is_removed(self) -> bool:
+        """Whether somebody was removed from this key's owner, and not from one that it was granted to."""
+        return self.is_active and (self.rows != self.granted or self.void > 0)
 
 
 def count_grants(
@@ -260,14 +266,18 @@ def count_grants(
     for some in [key_ids] if isinstance(key_ids, Select) else chunks(list(key_ids)):
         queries = [_count(grant, some) for grant in grants]
         query = queries[0] if len(queries) == 1 else union_all(*queries)
-        for key_id, state, granted, rows, pending, stale, *owner in Rows(
+        for key_id, state, granted, rows, pending, stale, void, *owner in Rows(
             session,
             grants[0].mapper,
             None,  # type: ignore[arg-type]  # nothing of it is sealed
         )._rows(query):
             known = counts.get(key_id, GrantCounts(granted, state == KeyState.ACTIVE, tuple(owner)))
-            sums = (known.rows + int(rows), known.pending + int(pending or 0), known.stale + int(stale or 0))
-            counts[key_id] = known._replace(rows=sums[0], pending=sums[1], stale=sums[2])
+            counts[key_id] = known._replace(
+                rows=known.rows + int(rows),
+                pending=known.pending + int(pending or 0),
+                stale=known.stale + int(stale or 0),
+                void=known.void + int(void or 0),
+            )
     return counts
 
 
@@ -279,7 +289,6 @@ def _count(grant: GrantClass, key_ids: Any) -> Select[Any]:
         *(a != b for a, b in zip(grant.of.columns, owners, strict=True)),
         *(a != to_keys.c[b.key] for a, b in zip(grant.to.columns, to.owner_columns, strict=True)),
     ]
-    stale = case((or_(to_keys.c.state != KeyState.ACTIVE, *others), 1), else_=0)
     read = (
         keys.outerjoin(grant.companion, c.key_id == keys.c.key_id)
         .outerjoin(grant.table, and_(*_pairs(grant.row_columns, grant.row_key)))
@@ -292,7 +301,8 @@ def _count(grant: GrantClass, key_ids: Any) -> Select[Any]:
             keys.c.granted,
             func.count(c.grant_id),
             func.sum(case((c.state == GrantState.PENDING, 1), else_=0)),
-            func.sum(stale),
+            func.sum(case((to_keys.c.state != KeyState.ACTIVE, 1), else_=0)),
+            func.sum(case((or_(*others), 1), else_=0)),
             *owners,
         )
         .select_from(read)
