@@ -13,7 +13,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy_envelope.crypto.secret import KeyBytes
-from sqlalchemy_envelope.exceptions import LockedError, NotEnrolledError
+from sqlalchemy_envelope.exceptions import NotEnrolledError, TransactionConflictError
 from sqlalchemy_envelope.keys.hierarchy import describe, seal_to_root, short
 from sqlalchemy_envelope.keys.keyring import Keyring
 from sqlalchemy_envelope.keys.model import KeyState, OpenedKey, Purpose
@@ -200,4 +200,6 @@ def _root_of(session: Session, policy: Policy, place: Place) -> StoredKey:
             find = partial(find_left, session, place.owner_class, [root.key_id])
             renew_beyond(session, policy, None, find)
         start_epoch(session, policy, place, None, instead_of=root.key_id)
-    raise LockedError(f"The members of this {place.owner_class.name} change at this moment; try again.")
+    raise TransactionConflictError(
+        f"The members of this {place.owner_class.name} change at this moment. Run the transaction again."
+    )
