@@ -116,7 +116,7 @@ class TransactionConflictError(EnvelopeError):
 
     @property
     def orig(self) -> Self:
-        """This error: what retries transactions looks for a SQLSTATE in `error.orig`, the driver's error."""
+        """The error itself. What retries transactions looks for a SQLSTATE in the `orig` of an error."""
         return self
 
 

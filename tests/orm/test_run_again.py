@@ -192,6 +192,31 @@ def test_somebody_else_writes_in_the_file(sqlite_engine: Engine, journal: str) -
     assert everybody_reads(sqlite_engine)
 
 
+def test_an_unlock_that_is_kept(sqlite_engine: Engine) -> None:
+    """What is run again inside of an unlock goes on with its keys, and sees what changed meanwhile."""
+    prepared(sqlite_engine, "run again", lambda: build(sqlite_engine))
+    with beside(sqlite_engine, connect_args={"timeout": 0}) as quick, Session(quick) as session:
+        session.connection().exec_driver_sql("PRAGMA journal_mode=wal")
+        session.close()
+        begin_at_once(quick)
+        quick.dispose()
+        with unlock(session, "ada"):
+            session.commit()
+
+            def join(turn: int) -> None:
+                with session.begin():
+                    assert session.scalar(select(func.count(Membership.user_id))) == turn
+                    if turn == 1:
+                        add_member(sqlite_engine, BEN)
+                    session.add(Membership(group_id=GROUP, user_id=CLEO))
+
+            tries = Tries(join)
+            run_again(tries)
+
+    assert [str(error.orig) for error in tries.errors] == ["database is locked"]
+    assert everybody_reads(sqlite_engine)
+
+
 async def test_through_asyncio(async_url: URL) -> None:
     """The asynchronous function, with what asyncpg and aiosqlite raise."""
     is_postgres = async_url.get_backend_name() == "postgresql"
