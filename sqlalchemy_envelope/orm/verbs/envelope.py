@@ -249,6 +249,7 @@ class Envelope:
 
         Raises (when the first value is written):
             NotEnrolledError: an owner has no keys.
+            EnrollmentError: it is a group, and has no member left.
             RowSealError: a public key was not written by the application.
         """
         plain = plain_session(session)
