@@ -3,7 +3,9 @@ nowhere else: by what the databases say and what the library says itself, and th
 """
 
 import re
+import threading
 from collections.abc import Awaitable, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -160,6 +162,43 @@ def test_two_that_read_what_the_other_writes(postgres_engine: Engine) -> None:
 
     assert [error.orig.sqlstate for error in tries.errors] == ["40001"]
     assert read(postgres_engine, "ada") == ["the first post", "after 1", "after 2"]
+
+
+@pytest.mark.backend
+def test_two_that_wait_for_each_other(postgres_engine: Engine) -> None:
+    """Of two that lock a row of the application and a group in two orders, one is run again."""
+    prepared(postgres_engine, "run again", lambda: build(postgres_engine))
+    both_hold = threading.Barrier(2, timeout=20)
+
+    def add_and_greet(turn: int) -> None:
+        with Session(quick) as session, unlock(session, "ada"):
+            session.add(Membership(group_id=GROUP, user_id=CLEO))
+            session.flush()
+            if turn == 1:
+                both_hold.wait()
+            session.execute(sa.update(User).where(User.id == BEN).values(email="greeted"))
+            session.commit()
+
+    def greet_and_add(turn: int) -> None:
+        with Session(quick) as session, unlock(session, "ada"):
+            session.execute(sa.update(User).where(User.id == BEN).values(email="ben"))
+            if turn == 1:
+                both_hold.wait()
+            session.add(Membership(group_id=GROUP, user_id=BEN))
+            session.commit()
+
+    tries = [Tries(add_and_greet), Tries(greet_and_add)]
+    with (
+        beside(postgres_engine, connect_args={"options": "-c deadlock_timeout=20ms"}) as quick,
+        ThreadPoolExecutor(2) as threads,
+    ):
+        for done in [threads.submit(run_again, one) for one in tries]:
+            done.result(30)
+    with postgres_engine.begin() as connection:
+        connection.execute(sa.update(User.__table__).where(User.id == BEN).values(email="ben"))  # type: ignore[arg-type]
+
+    assert [error.orig.sqlstate for one in tries for error in one.errors] == ["40P01"]
+    assert everybody_reads(postgres_engine)
 
 
 @pytest.mark.parametrize("journal", ["wal", "delete"])
