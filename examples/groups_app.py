@@ -14,7 +14,7 @@ from fastapi.responses import JSONResponse
 from fastapi.security import HTTPBasic, HTTPBasicCredentials
 from pydantic import BaseModel
 from sqlalchemy import URL, ForeignKey, String, Text, create_engine, select
-from sqlalchemy.exc import DBAPIError, IntegrityError
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sessionmaker
 
 from sqlalchemy_envelope import (
@@ -29,6 +29,7 @@ from sqlalchemy_envelope import (
     UnlockedSession,
     UnlockError,
     enforce_foreign_keys,
+    should_retry,
 )
 
 T = TypeVar("T")
@@ -81,15 +82,14 @@ class PostText(BaseModel):
 
 # [again]
 def run_again(work: Callable[[], T], attempts: int = 5) -> T:
-    """Run a whole transaction, and once more when the database says that another came first."""
+    """Run a whole transaction, and once more each time that another one came first."""
     for attempt in range(1, attempts):
         try:
             return work()
-        except DBAPIError as error:
-            state = getattr(error.orig, "sqlstate", None)
-            if state not in {"40001", "40P01"} and "is locked" not in str(error.orig):
+        except Exception as error:
+            if not should_retry(error):
                 raise
-        time.sleep(random.uniform(0, 0.05 * attempt))  # noqa: S311 - so that the same two do not meet again
+        time.sleep(random.uniform(0, 0.05 * attempt))  # so that the same two do not meet again
     return work()
 
 

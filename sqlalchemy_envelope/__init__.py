@@ -28,6 +28,7 @@ from sqlalchemy_envelope.exceptions import (
     SessionLeftError,
     StatementRefusedError,
     TamperedKeyError,
+    TransactionConflictError,
     TruncatedError,
     UnclaimedError,
     UnflushedError,
@@ -59,6 +60,7 @@ from sqlalchemy_envelope.orm.sessions.server import ServerSession
 from sqlalchemy_envelope.orm.sessions.unlocked import UnlockedSession
 from sqlalchemy_envelope.orm.sessions.write_only import WriteOnlySession
 from sqlalchemy_envelope.orm.tables.cascades import enforce_foreign_keys
+from sqlalchemy_envelope.orm.tables.conflict_errors import should_retry
 from sqlalchemy_envelope.orm.tables.generated import GrantNames, KeyNames
 from sqlalchemy_envelope.orm.tables.key_grant import KeyGrant
 from sqlalchemy_envelope.orm.tables.key_owner import KeyOwner, KeySlotTable, KeyTable
@@ -130,6 +132,7 @@ __all__ = [
     "Settled",
     "StatementRefusedError",
     "TamperedKeyError",
+    "TransactionConflictError",
     "TruncatedError",
     "UnclaimedError",
     "UnflushedError",
@@ -143,4 +146,5 @@ __all__ = [
     "WriteOnlySession",
     "binary_results",
     "enforce_foreign_keys",
+    "should_retry",
 ]

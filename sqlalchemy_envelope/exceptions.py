@@ -103,6 +103,23 @@ class UnlockBusyError(EnvelopeError):
     code = "unlock-busy"
 
 
+class TransactionConflictError(EnvelopeError):
+    """Others changed the same keys at the same moment: roll back, and run the whole transaction again.
+
+    Attributes:
+        sqlstate, pgcode: "40001", that of a serialization failure.
+    """
+
+    code = "transaction-conflict"
+    sqlstate: ClassVar[str] = "40001"
+    pgcode: ClassVar[str] = "40001"
+
+    @property
+    def orig(self) -> Self:
+        """The error itself. What retries transactions looks for a SQLSTATE in the `orig` of an error."""
+        return self
+
+
 class SecretError(EnvelopeError):
     """A secret that cannot be used: empty, too long, or with characters that cannot be typed again."""
 

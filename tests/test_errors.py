@@ -15,7 +15,7 @@ import pytest
 from sqlalchemy.exc import DontWrapMixin
 
 import sqlalchemy_envelope
-from sqlalchemy_envelope import EnvelopeError, LockedError, LockReason, exceptions
+from sqlalchemy_envelope import EnvelopeError, LockedError, LockReason, TransactionConflictError, exceptions
 
 PACKAGE = Path(sqlalchemy_envelope.__file__).parent
 REFERENCE = Path(__file__).parent.parent / "docs" / "reference" / "errors.md"
@@ -154,6 +154,24 @@ def test_an_error_holds_its_message_alone() -> None:
     assert len(places) > 30
     assert odd == []
     assert not any("__init__" in vars(error) for error in CLASSES)
+
+
+def test_a_conflict_says_what_to_do() -> None:
+    """Each message of a lost race tells to run the transaction again."""
+    told = {
+        where: text_of(call.args[0])
+        for where, call in raised()
+        if getattr(call.func, "id", "") == TransactionConflictError.__name__
+    }
+
+    assert len(told) > 5
+    assert [where for where, text in told.items() if "un the transaction again" not in text] == []
+
+
+def text_of(message: ast.expr) -> str:
+    """What is fixed of a message."""
+    parts = [node.value for node in ast.walk(message) if isinstance(node, ast.Constant)]
+    return "".join(part for part in parts if isinstance(part, str))
 
 
 # ---------------------------------------------------------------- what importing costs

@@ -249,6 +249,18 @@ def wrong_secret_to_rebind(at: Scene) -> None:
     at.envelope.rebind(at.session, at.ada, secret=WRONG)
 
 
+@raises(exceptions.TransactionConflictError)
+def changed_by_two(at: Scene) -> None:
+    waiting = ["UPDATE users_keyslot SET wrapped = x'00'"]
+
+    def before(_: object, __: object, statement: str, *___: object) -> None:
+        if statement.startswith("UPDATE users_keyslot") and waiting:
+            at.raw(waiting.pop())
+
+    sa.event.listen(at.engine, "before_cursor_execute", before)
+    at.envelope.change_secret(at.session, at.ada, old=RIGHT, new=NEW)
+
+
 @raises(exceptions.SecretError)
 def control_character(at: Scene) -> None:
     at.unlock(RIGHT + "\n")

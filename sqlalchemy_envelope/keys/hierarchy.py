@@ -12,7 +12,7 @@ from sqlalchemy_envelope.crypto import kdf
 from sqlalchemy_envelope.crypto.sealing import is_sealed, open_key, public_keys, seal_key
 from sqlalchemy_envelope.crypto.secret import KeyBytes
 from sqlalchemy_envelope.crypto.wrapping import unwrap, wrap
-from sqlalchemy_envelope.exceptions import LockedError, TamperedKeyError, UnlockError
+from sqlalchemy_envelope.exceptions import TamperedKeyError, TransactionConflictError, UnlockError
 from sqlalchemy_envelope.keys.model import KeyState, OpenedKey, Purpose, StoredKey, Wrap
 
 
@@ -145,7 +145,10 @@ def wrap_under(key: KeyBytes, wrapping: OpenedKey, context: bytes) -> bytes:
     wrapped = wrap(key, wrapping.key.derived(kdf.wrapping_key), context)
     if not any(wrapping.key.buffer):
         # By another thread, which does not wait: under 32 zeros anybody would open it.
-        raise LockedError(f"Key {short(wrapping.stored)} was wiped at the same moment; nothing was wrapped.")
+        raise TransactionConflictError(
+            f"Key {short(wrapping.stored)} was wiped at the same moment; nothing was wrapped. Run the "
+            "transaction again."
+        )
     return wrapped
 
 

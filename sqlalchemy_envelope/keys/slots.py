@@ -13,7 +13,7 @@ from sqlalchemy_envelope.crypto.kdf import x25519_public
 from sqlalchemy_envelope.crypto.sealing import FORMAT_SEALED, PublicKeys, open_key, seal_key
 from sqlalchemy_envelope.crypto.secret import KeyBytes
 from sqlalchemy_envelope.crypto.wrapping import unwrap, wrap
-from sqlalchemy_envelope.exceptions import ProviderError, TamperedKeyError
+from sqlalchemy_envelope.exceptions import ProviderError, TamperedKeyError, TransactionConflictError
 from sqlalchemy_envelope.keys.hierarchy import verify
 from sqlalchemy_envelope.keys.model import OpenedKey, SlotKind, StoredKey, StoredSlot
 
@@ -124,7 +124,9 @@ def _wrap_in_slot(root: OpenedKey, slot: StoredSlot, kek: KeyBytes) -> bytes:
     wrapped = wrap(root.key, kek, root.stored.wrap_context(slot.kind, slot.kdf))
     if not any(kek.buffer):
         # A campaign was closed by another thread meanwhile: under 32 zeros anybody would open it.
-        raise ProviderError("The key of a slot was wiped at the same moment; nothing was changed.")
+        raise TransactionConflictError(
+            "The key of a slot was wiped at the same moment; nothing was changed. Run the transaction again."
+        )
     return wrapped
 
 

@@ -17,6 +17,7 @@ from sqlalchemy_envelope.exceptions import (
     MigrationRefusedError,
     MigrationStoppedError,
     ProviderError,
+    TransactionConflictError,
 )
 from sqlalchemy_envelope.keys.hierarchy import bound_keys, new_keys
 from sqlalchemy_envelope.keys.model import GrantState, KeyState, Purpose, SlotKind
@@ -133,7 +134,7 @@ class Campaign:
                 with self._sessions() as session, session.begin():
                     found = self._without_keys(session, owner_class, after, batch)
                     count = self._make(session, owner_class, found, kek)
-            except DBAPIError as error:
+            except (DBAPIError, TransactionConflictError) as error:
                 # Somebody deleted one of them: now it is not among them any more. Or a lock, or a conflict.
                 if not (may_pass(error) or collided(error)):
                     raise
@@ -291,6 +292,7 @@ class Campaign:
         Raises:
             MigrationRefusedError: there are no server keys, and so no row seals.
             ConfigurationError: the private half is not here.
+            TransactionConflictError: one of them chose another secret at the same moment.
         """
         if not self.policy.seals.is_on and not unsafe_without_row_seals:
             raise MigrationRefusedError(
@@ -319,7 +321,7 @@ class Campaign:
                         done += claim.release(
                             self.policy, store, _usable_keys(keys), _usable_slots(slots), self.provider
                         )
-                    except ProviderError:
+                    except (ProviderError, TransactionConflictError):
                         raise
                     except EnvelopeError:
                         refused += 1
@@ -419,7 +421,7 @@ class Campaign:
                             self.policy, store, _usable_keys(keys), _usable_slots(slots), self.provider, kek
                         )
                         done += 1
-                    except ProviderError:
+                    except (ProviderError, TransactionConflictError):
                         raise
                     except EnvelopeError:
                         self.policy.emit(self._event("rewrap_refused", owner_class.name, 1))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import sqlite3
-from typing import Any
 
 from sqlalchemy.exc import (
     DataError,
@@ -17,10 +16,10 @@ from sqlalchemy.exc import (
 )
 
 from sqlalchemy_envelope.exceptions import EnvelopeError
+from sqlalchemy_envelope.orm.tables.conflict_errors import error_number, should_retry, sql_state
 
-_AGAIN_STATES = {"40001", "40P01", "55P03", "57014"}  # serialization, deadlock, lock not available, time-out
+_TIMED_OUT = "57014"  # by `statement_timeout`, as a rule
 _FULL_STATES = {"53100", "53200", "54000"}
-_AGAIN_NUMBERS = {1205, 1213, 1020}  # MySQL: lock wait time-out, deadlock, row changed since
 _FULL_NUMBERS = {1021, 1114, 28}
 _SHORT_NUMBERS = {1406, 1264, 1265}
 _VALUE_NUMBERS = {1048, 1062, 1366, 3819, 4025} | _SHORT_NUMBERS
@@ -36,13 +35,7 @@ _THERE_NUMBERS = {1050, 1060, 1359}
 
 def may_pass(error: Exception) -> bool:
     """Whether the same chunk may succeed when it is done again."""
-    if not isinstance(error, DBAPIError):
-        return False
-    state, number = sql_state(error), _number(error)
-    if state in _AGAIN_STATES or number in _AGAIN_NUMBERS:
-        return True
-    text = str(error.orig).lower()
-    return isinstance(error.orig, sqlite3.OperationalError) and ("locked" in text or "busy" in text)
+    return should_retry(error) or (isinstance(error, DBAPIError) and sql_state(error) == _TIMED_OUT)
 
 
 def collided(error: Exception) -> bool:
@@ -52,7 +45,7 @@ def collided(error: Exception) -> bool:
     if not isinstance(error, DBAPIError):
         return False
     state, text = sql_state(error), str(error.orig).lower()
-    if state in _THERE_STATES or _number(error) in _THERE_NUMBERS:
+    if state in _THERE_STATES or error_number(error) in _THERE_NUMBERS:
         return True
     if state == "XX000":
         return "concurrently" in text
@@ -66,7 +59,7 @@ def is_lost(error: Exception) -> bool:
         return False
     state = sql_state(error) or ""
     lost = error.connection_invalidated or state.startswith(("08", "57P"))
-    return lost or _number(error) in _LOST_NUMBERS or _refused(error)
+    return lost or error_number(error) in _LOST_NUMBERS or _refused(error)
 
 
 def _refused(error: DBAPIError) -> bool:
@@ -80,7 +73,7 @@ def refuses_value(error: Exception) -> bool:
     if isinstance(error, DBAPIError):
         if may_pass(error) or is_lost(error):
             return False
-        by_state = (sql_state(error) or "").startswith(("22", "23")) or _number(error) in _VALUE_NUMBERS
+        by_state = (sql_state(error) or "").startswith(("22", "23")) or error_number(error) in _VALUE_NUMBERS
         return by_state or isinstance(error, (DataError, IntegrityError))
     # A StatementError is what a type raised; what a driver raises by itself is none of SQLAlchemy's.
     others = (SQLAlchemyError, EnvelopeError, MemoryError, OSError)
@@ -92,7 +85,7 @@ def why_refused(error: Exception) -> str:
     if not isinstance(error, DBAPIError):
         text = str(error.orig if isinstance(error, StatementError) else error)
         return _NUL if "NUL" in text else "its type cannot write it"
-    text, state, number = str(error.orig), sql_state(error), _number(error)
+    text, state, number = str(error.orig), sql_state(error), error_number(error)
     if state == "22001" or number == 1406:
         return "it is too long"
     if state == "22003" or number == 1264:
@@ -118,12 +111,12 @@ def advice(error: Exception) -> str:
     """What to do, in a sentence; without a word of the statement or its parameters."""
     if isinstance(error, DBAPIError):
         text = str(error.orig).lower()
-        if sql_state(error) in _FULL_STATES or _number(error) in _FULL_NUMBERS or "disk is full" in text:
+        if sql_state(error) in _FULL_STATES or error_number(error) in _FULL_NUMBERS or "disk is full" in text:
             return (
                 "The database is out of space: the encrypted column needs 45 bytes a value beside the "
                 "plaintext. Make room"
             )
-        if _number(error) in _SHORT_NUMBERS or sql_state(error) in ("22001", "01004"):
+        if error_number(error) in _SHORT_NUMBERS or sql_state(error) in ("22001", "01004"):
             return (
                 "The encrypted column is too short for what is stored in it: make it larger (LONGBLOB on "
                 "MySQL)"
@@ -152,21 +145,6 @@ def advice(error: Exception) -> str:
 
 
 def _named(error: DBAPIError) -> str:
-    state, number = sql_state(error), _number(error)
+    state, number = sql_state(error), error_number(error)
     code = f"SQLSTATE {state}" if state else f"error {number}" if number else ""
     return f"{type(error.orig).__name__}{', ' + code if code else ''}"
-
-
-def sql_state(error: DBAPIError) -> str | None:
-    """The SQLSTATE of a driver's error, if it has one."""
-    original: Any = error.orig
-    for name in ("sqlstate", "pgcode"):
-        state = getattr(original, name, None)
-        if isinstance(state, str):
-            return state
-    return None
-
-
-def _number(error: DBAPIError) -> int | None:
-    arguments = getattr(error.orig, "args", ())
-    return arguments[0] if arguments and isinstance(arguments[0], int) else None

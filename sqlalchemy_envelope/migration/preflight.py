@@ -14,9 +14,9 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.types import TypeDecorator
 
 from sqlalchemy_envelope.exceptions import EnvelopeError, PreviousValueError
-from sqlalchemy_envelope.migration.faults import sql_state
 from sqlalchemy_envelope.migration.foreign_types import check_of, is_decrypted_by_database
 from sqlalchemy_envelope.orm.columns.encrypted_type import EncryptedType
+from sqlalchemy_envelope.orm.tables.conflict_errors import sql_state
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

@@ -15,10 +15,10 @@ from sqlalchemy.orm import Session
 
 from sqlalchemy_envelope.crypto.frames import emptying
 from sqlalchemy_envelope.exceptions import (
-    AlreadyEnrolledError,
     EnvelopeError,
     MigrationStoppedError,
     ProviderError,
+    TransactionConflictError,
 )
 from sqlalchemy_envelope.migration.faults import advice, collided, is_lost, may_pass
 from sqlalchemy_envelope.migration.owners import keys_at_hand
@@ -210,7 +210,7 @@ class Runner:
                     warmed = True
                     self._warm(error)
                     continue
-                except AlreadyEnrolledError as lost:
+                except TransactionConflictError as lost:
                     failed: EnvelopeError = lost
                     again = tries < _MOST_COLLISIONS
                 except EnvelopeError:

@@ -15,8 +15,8 @@ from sqlalchemy_envelope.crypto.wrapping import wrap
 from sqlalchemy_envelope.exceptions import (
     EnvelopeError,
     FormatError,
-    LockedError,
     TamperedKeyError,
+    TransactionConflictError,
     TruncatedError,
 )
 from sqlalchemy_envelope.keys.hierarchy import (
@@ -243,7 +243,7 @@ def test_nothing_is_wrapped_under_a_key_that_was_wiped() -> None:
     """Another thread wipes without waiting: what was wrapped under zeros is handed to nobody."""
     root = OpenedKey(ROOT.stored, KeyBytes(ROOT.key.buffer))
     root.key.wipe()
-    with pytest.raises(LockedError, match="wiped"):
+    with pytest.raises(TransactionConflictError, match="wiped"):
         wrap_under_root(DATA, root)
 
 

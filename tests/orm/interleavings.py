@@ -17,7 +17,13 @@ from sqlalchemy.exc import DBAPIError, IntegrityError, NoResultFound
 from sqlalchemy.orm import Session
 from sqlalchemy.orm.exc import StaleDataError
 
-from sqlalchemy_envelope import EnvelopeError, LockedError, NotEnrolledError, enforce_foreign_keys
+from sqlalchemy_envelope import (
+    EnvelopeError,
+    LockedError,
+    NotEnrolledError,
+    enforce_foreign_keys,
+    should_retry,
+)
 from sqlalchemy_envelope.crypto.secret import KeyBytes
 from sqlalchemy_envelope.keys.keyring import Keyring
 from sqlalchemy_envelope.keys.model import KeyId, KeyState, OpenedKey
@@ -175,14 +181,6 @@ REQUESTS: list[Callable[[Engine, bool], None]] = [
 # The machine
 
 
-def says_again(error: BaseException) -> bool:
-    """Whether an error asks for the transaction to be run again."""
-    if not isinstance(error, DBAPIError):
-        return False
-    state = getattr(error.orig, "sqlstate", None)
-    return state in ("40001", "40P01") or "database is locked" in str(error.orig)
-
-
 GONE = (NoResultFound, IntegrityError, StaleDataError, LockedError, NotEnrolledError)
 """What a request is told whose group was deleted meanwhile."""
 
@@ -210,7 +208,7 @@ class _Run(threading.Thread):
             try:
                 self.request(self.engine, self.stopped)
             except BaseException as error:  # noqa: BLE001 - told by the main thread
-                if says_again(error):
+                if should_retry(error):
                     self.again += 1
                     continue
                 self.error = error

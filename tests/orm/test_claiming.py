@@ -29,6 +29,7 @@ from sqlalchemy_envelope import (
     ProviderError,
     RowSealError,
     ServerKeyring,
+    TransactionConflictError,
     UnclaimedError,
     UnlockError,
 )
@@ -371,7 +372,7 @@ def test_two_claims_at_the_same_moment(app: Application) -> None:
             except StopIteration:
                 session.commit()
                 answers[secret] = "claimed"
-            except (AlreadyEnrolledError, OperationalError) as error:
+            except (TransactionConflictError, OperationalError) as error:
                 session.rollback()
                 answers[secret] = type(error).__name__
 
@@ -381,7 +382,7 @@ def test_two_claims_at_the_same_moment(app: Application) -> None:
     for thread in threads:
         thread.join(WAIT)
 
-    assert sorted(answers.values()) == ["AlreadyEnrolledError", "claimed"]
+    assert sorted(answers.values()) == ["TransactionConflictError", "claimed"]
     (winner,) = [secret for secret, answer in answers.items() if answer == "claimed"]
     assert app.note(owner, secret=winner) == "of ada"
     assert set(app.kinds()) == {"secret"}

@@ -21,6 +21,7 @@ from sqlalchemy_envelope import (
     KdfProfile,
     ServerKeyring,
     ServerSession,
+    TransactionConflictError,
     enforce_foreign_keys,
 )
 from tests.conftest import LogCapture
@@ -238,6 +239,25 @@ def test_two_requests_enroll_the_same_user(bare: Engine) -> None:
         session.commit()
         with process().unlock(session, user, secret=SECRET):
             assert user.phone == "first"
+
+
+def test_two_first_logins_of_the_same_user(bare: Engine) -> None:
+    """The second is told to run its transaction again, and then it unlocks."""
+
+    def login(engine: Engine) -> None:
+        with Session(engine) as session:
+            process().unlock(session, session.get_one(User, 2), secret=SECRET, authenticated=True)
+            session.commit()
+
+    def first() -> None:
+        with another(bare) as elsewhere:
+            login(elsewhere)
+
+    with before_insert(bare, "users_key", first), pytest.raises(TransactionConflictError):
+        login(bare)
+    login(bare)
+
+    assert active_roots(bare) == [1]
 
 
 def test_an_enrolment_that_fails_for_another_cause_says_so(bare: Engine) -> None:

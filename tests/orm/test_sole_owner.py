@@ -23,6 +23,7 @@ from sqlalchemy_envelope import (
     LockedError,
     ServerKeyring,
     StatementRefusedError,
+    TransactionConflictError,
 )
 from tests.prepared import tables_of
 
@@ -379,6 +380,16 @@ def test_another_process_makes_it_after_the_snapshot(postgres_engine: Engine, le
     assert getattr(failed.value.orig, "sqlstate", None) == "40001"
     assert app.vaults() == [1]
     assert app.owner_of_stored(99) == 1
+
+
+def test_the_row_is_gone_as_soon_as_it_is_made(sqlite_engine: Engine) -> None:
+    """Others delete it at the same moment: the transaction is to be run again."""
+    Base.metadata.create_all(sqlite_engine)
+    app = Application(sqlite_engine, Envelope(kdf_profile=KdfProfile.unsafe_for_tests(), server_keys=KEYS))
+    with sqlite_engine.begin() as connection:
+        connection.exec_driver_sql("CREATE TRIGGER gone AFTER INSERT ON vaults BEGIN DELETE FROM vaults; END")
+    with app.envelope.server_mode(reason="test"), pytest.raises(TransactionConflictError):
+        app.write()
 
 
 def test_two_transactions_with_explicit_ids(postgres_engine: Engine) -> None:

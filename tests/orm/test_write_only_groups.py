@@ -9,7 +9,7 @@ import sqlalchemy as sa
 from sqlalchemy import Engine, select
 from sqlalchemy.orm import Session
 
-from sqlalchemy_envelope import AuditEvent, Envelope, KdfProfile, LockedError, ServerKeyring
+from sqlalchemy_envelope import AuditEvent, EnrollmentError, Envelope, KdfProfile, LockedError, ServerKeyring
 from tests.orm.sharing_models import Base, Group, Membership, Post, User
 
 SECRET = "correct horse battery staple"
@@ -116,6 +116,23 @@ def test_what_is_written_after_somebody_was_removed_is_not_theirs(app: Applicati
 
     assert app.read(ada) == ["before", "after"]
     assert app.read(ben) == [None, None]
+
+
+def test_nothing_is_written_for_nobody(app: Application) -> None:
+    """For a group whose last member left, `write_only` asks for a member, and not for another try; who is
+    added reads what is written then."""
+    ada, ben = app.user("ada"), app.user("ben")
+    group = app.group(ada)
+    app.remove(ada)
+    with pytest.raises(EnrollmentError, match="Nobody is left who could read what is written for this Group"):
+        app.write(group, "lost")
+    with Session(app.engine) as session:
+        app.envelope.attach(session)
+        session.add(Membership(group_id=group, user_id=ben))
+        session.commit()
+    app.write(group, "kept")
+
+    assert app.read(ben) == ["kept"]
 
 
 def test_server_mode_starts_an_epoch_for_a_group_too(app: Application) -> None:

@@ -20,9 +20,11 @@ from sqlalchemy_envelope import (
     KeySlotTable,
     KeyTable,
     LockedError,
+    TransactionConflictError,
     UnlockedSession,
     UnlockError,
     enforce_foreign_keys,
+    should_retry,
 )
 
 
@@ -151,3 +153,10 @@ def one_parent_for_all_errors(session: Session, user: User) -> str:
     except (LockedError, EnvelopeError) as error:
         return str(error)
     return ""
+
+
+def what_to_run_again(error: BaseException) -> bool:
+    if isinstance(error, TransactionConflictError):
+        assert_type(error.sqlstate, str)
+        assert_type(error.orig, TransactionConflictError)
+    return assert_type(should_retry(error), bool)

@@ -20,11 +20,11 @@ from sqlalchemy.util import concurrency
 from sqlalchemy_envelope.crypto.aead import HEADER_SIZE
 from sqlalchemy_envelope.crypto.sealing import is_sealed
 from sqlalchemy_envelope.exceptions import (
-    AlreadyEnrolledError,
     ConfigurationError,
     EnrollmentError,
     EnvelopeError,
     ProviderError,
+    TransactionConflictError,
 )
 from sqlalchemy_envelope.keys.hierarchy import bound_keys, check_generations, new_keys
 from sqlalchemy_envelope.keys.keyring import Keyring
@@ -231,7 +231,7 @@ class ServerSession(UnlockedSession):
             if not places:
                 return
             locking = store.shows_others_when_locked
-        raise AlreadyEnrolledError(
+        raise TransactionConflictError(
             f"Keys of this {owner_class.name} are in {owner_class.key_class.__table__.name}, and this "
             "transaction does not see them: others make and delete them at this moment, or a row policy of "
             "the database hides them. Run the transaction again."
@@ -297,7 +297,7 @@ class ServerSession(UnlockedSession):
                 renew(session, self.policy, place, keyring, reached)
             elif is_sealed(slot.wrapped):
                 store.replace_slot(slot, adopted_slot(slot, reached.root, kek))
-        except (ProviderError, ConfigurationError):
+        except (ProviderError, ConfigurationError, TransactionConflictError):
             raise
         except EnvelopeError as error:
             keyring.drop(place.owner)

@@ -13,7 +13,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy_envelope.crypto.secret import KeyBytes
-from sqlalchemy_envelope.exceptions import LockedError, NotEnrolledError
+from sqlalchemy_envelope.exceptions import EnrollmentError, NotEnrolledError, TransactionConflictError
 from sqlalchemy_envelope.keys.hierarchy import describe, seal_to_root, short
 from sqlalchemy_envelope.keys.keyring import Keyring
 from sqlalchemy_envelope.keys.model import KeyState, OpenedKey, Purpose
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy_envelope.crypto.aead import Field, ValueCipher
     from sqlalchemy_envelope.keys.keyring import OwnerId
-    from sqlalchemy_envelope.keys.model import StoredKey
+    from sqlalchemy_envelope.keys.model import KeyId, StoredKey
     from sqlalchemy_envelope.orm.columns.plans import EncryptedAttribute
     from sqlalchemy_envelope.orm.current.policy import Policy
     from sqlalchemy_envelope.orm.tables.owners import OwnerClass
@@ -178,8 +178,15 @@ class WriteOnlySession(UnlockedSession):
 
 
 def _root_of(session: Session, policy: Policy, place: Place) -> StoredKey:
-    """The root key to seal to, of which nobody was removed."""
+    """The root key to seal to, of which nobody was removed.
+
+    Raises:
+        NotEnrolledError: there is none.
+        EnrollmentError: nobody is left who would open it.
+        TransactionConflictError: somebody was removed while this was being seen to.
+    """
     store = KeyStore(session, place.owner_class, policy.seals)
+    before: KeyId | None = None
     for _ in range(2):
         found = store.load_active_roots([place.primary_key]).get(place.owner)
         if found is None:
@@ -195,9 +202,17 @@ def _root_of(session: Session, policy: Policy, place: Place) -> StoredKey:
         beyond = find_left(session, place.owner_class, [root.key_id])
         if count is not None and not count.is_left and not beyond:
             return root
+        if root.key_id == before:
+            raise EnrollmentError(
+                f"Nobody is left who could read what is written for this {place.owner_class.name}: its last "
+                "member is gone. Add one, who reads what is written from then on."
+            )
+        before = root.key_id
         lock_groups(session, policy, [place, *beyond])
         if beyond:
             find = partial(find_left, session, place.owner_class, [root.key_id])
             renew_beyond(session, policy, None, find)
         start_epoch(session, policy, place, None, instead_of=root.key_id)
-    raise LockedError(f"The members of this {place.owner_class.name} change at this moment; try again.")
+    raise TransactionConflictError(
+        f"The members of this {place.owner_class.name} change at this moment. Run the transaction again."
+    )

@@ -30,7 +30,12 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from sqlalchemy_envelope.crypto.sealing import is_sealed
 from sqlalchemy_envelope.crypto.secret import KeyBytes
-from sqlalchemy_envelope.exceptions import EnvelopeError, KeyNotFoundError, TamperedKeyError
+from sqlalchemy_envelope.exceptions import (
+    EnvelopeError,
+    KeyNotFoundError,
+    TamperedKeyError,
+    TransactionConflictError,
+)
 from sqlalchemy_envelope.keys.grants import adopted_grant, sealed_grant, way_through
 from sqlalchemy_envelope.keys.hierarchy import (
     check_generations,
@@ -218,6 +223,8 @@ def settle(
         if root is not None and (owner not in unproven or root.key_id != unproven[owner][0]):
             try:
                 _settle_owner(session, policy, keyring, place)
+            except TransactionConflictError:
+                raise
             except EnvelopeError as error:
                 keyring.refuse(owner, error, altogether=True)
                 policy.emit(AuditEvent("keys_refused", place.owner_class.name))
@@ -257,6 +264,8 @@ def _adopt_grants(
                     continue
                 trusted[owner].append(key)
             adopted.setdefault(grant_class, []).append(adopted_grant(grant, key, recipient))
+        except TransactionConflictError:
+            raise
         except EnvelopeError as error:
             keyring.refuse(owner, error, altogether=False)
             policy.emit(
@@ -514,6 +523,8 @@ def _refusing(keyring: Keyring, policy: Policy, place: Place, key: StoredKey) ->
     """What is wrong with the keys of one owner is told to who asks for them, and stops nobody else's."""
     try:
         yield
+    except TransactionConflictError:
+        raise
     except EnvelopeError as error:
         keyring.refuse(place.owner, error, altogether=False)
         policy.emit(AuditEvent("grant_refused", place.owner_class.name, key_id=short(key)))
@@ -534,6 +545,8 @@ def renew_beyond(
             try:
                 # Whom nobody is in any more gets a key too that nobody has: the old one leads on.
                 start_epoch(session, policy, place, keyring if holds else None, for_nobody=True)
+            except TransactionConflictError:
+                raise
             except EnvelopeError as error:
                 if keyring is not None:
                     keyring.refuse(place.owner, error, altogether=False)

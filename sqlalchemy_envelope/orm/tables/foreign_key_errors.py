@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from sqlalchemy_envelope.orm.tables.conflict_errors import error_number, sql_state
 
 if TYPE_CHECKING:
     from sqlalchemy.exc import IntegrityError
@@ -14,8 +16,7 @@ _MYSQL_CODES = frozenset({1216, 1452})
 
 def is_foreign_key_error(error: IntegrityError) -> bool:
     """Whether a foreign key was broken; never told from the text, which is in the server's language."""
-    original: Any = error.orig
-    state = getattr(original, "sqlstate", None) or getattr(original, "pgcode", None)
+    state, original = sql_state(error), error.orig
     if state is not None or hasattr(original, "sqlite_errorname"):
         return state == _STATE or getattr(original, "sqlite_errorname", None) == _SQLITE_NAME
-    return next(iter(original.args), None) in _MYSQL_CODES
+    return error_number(error) in _MYSQL_CODES

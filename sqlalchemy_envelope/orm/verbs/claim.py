@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from sqlalchemy_envelope.crypto.argon2id import KdfSalt
 from sqlalchemy_envelope.crypto.preparation import prepare_hidden
-from sqlalchemy_envelope.exceptions import AlreadyEnrolledError, EnrollmentError
+from sqlalchemy_envelope.exceptions import AlreadyEnrolledError, EnrollmentError, TransactionConflictError
 from sqlalchemy_envelope.keys.hierarchy import check_generations
 from sqlalchemy_envelope.keys.keyring import Keyring
 from sqlalchemy_envelope.keys.model import Purpose, SlotKind
@@ -92,7 +92,14 @@ def unlock_steps(
     owner_class = require_owner_class(owner)
     if usable_state(owner, owner_class).key is None or not locate(session, owner, policy).load():
         asked = enroll.asked_for(owner, secret)
-        return (yield from enroll.enroll_steps(session, policy, profile, asked, None))
+        try:
+            return (yield from enroll.enroll_steps(session, policy, profile, asked, None))
+        except AlreadyEnrolledError:
+            lost = TransactionConflictError(
+                f"This {owner_class.name} was enrolled by somebody else at the same moment. Run the "
+                "transaction again: it unlocks."
+            )
+        raise lost
     return (yield from unlock.unlock_steps(session, policy, profile, owner, secret))
 
 
@@ -240,10 +247,10 @@ def _exchange(found: _Unclaimed, new: Sequence[StoredSlot]) -> None:
         store.delete_slots(rest)
 
 
-def _lost(found: _Unclaimed) -> AlreadyEnrolledError:
-    return AlreadyEnrolledError(
+def _lost(found: _Unclaimed) -> TransactionConflictError:
+    return TransactionConflictError(
         f"The keys of this {found.located.name} were claimed or changed by somebody else at the same moment; "
-        "nothing was changed here. Unlock it."
+        "nothing was changed here. Run the transaction again."
     )
 
 
@@ -263,6 +270,7 @@ def release(
 
     Raises:
         EnrollmentError: it cannot be told which secret is meant.
+        TransactionConflictError: its owner chose another one at the same moment.
         EnvelopeError: the rows are not as the application wrote them.
     """
     check_generations(keys)
@@ -280,7 +288,9 @@ def release(
             raise EnrollmentError("A secret waits for keys that this campaign does not hold.")
         for slot in waiting:
             if not store.replace_slot(slot, released_slot(by_key[slot.key_id], slot)):
-                raise EnrollmentError("A waiting secret was changed at the same moment.")
+                raise TransactionConflictError(
+                    "A waiting secret was changed at the same moment. Run the transaction again."
+                )
         store.delete_slots([slot for slot, _ in opened])
         return True
     finally:

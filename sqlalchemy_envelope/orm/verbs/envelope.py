@@ -139,7 +139,8 @@ class Envelope:
         waits for its custodians, and the owner stays locked until then.
 
         Raises:
-            AlreadyEnrolledError: it has keys that are claimed, or were claimed at the same moment.
+            AlreadyEnrolledError: it has keys that are claimed, or was enrolled at the same moment.
+            TransactionConflictError: its keys were claimed or changed at the same moment.
             EnrollmentError: nothing would open its keys.
             SecretError: the secret cannot be used, or is one for a list.
             ConfigurationError: it is no `KeyOwner`, or its database would not delete its keys with it.
@@ -181,6 +182,7 @@ class Envelope:
                 waits.
             UnlockError: the secret is wrong, or its slot was altered. Which of the two cannot be told.
             NotEnrolledError: the owner has no keys.
+            TransactionConflictError: its keys were made, claimed or changed at the same moment.
             KeyNotFoundError: it has no slot of this provider.
             TamperedKeyError, RowSealError, OwnerMismatchError, KdfParametersError: stored keys were altered.
                 Certain.
@@ -247,6 +249,7 @@ class Envelope:
 
         Raises (when the first value is written):
             NotEnrolledError: an owner has no keys.
+            EnrollmentError: it is a group, and has no member left.
             RowSealError: a public key was not written by the application.
         """
         plain = plain_session(session)
@@ -378,7 +381,8 @@ class Envelope:
         """Put a new secret in place of the old one. One row changes and no data is touched. Never commits.
 
         Raises: as `unlock`, and
-            UnlockError: the old secret is wrong, or somebody else changed it at the same moment.
+            UnlockError: the old secret is wrong.
+            TransactionConflictError: somebody else changed a slot of it at the same moment.
         """
         hidden, hidden_new = hide_secret(old), hide_secret(new)
         del old, new
@@ -408,7 +412,7 @@ class Envelope:
         The cure for `OwnerMismatchError` when the primary key was changed on purpose, and only then: keys
         that were moved here from another owner open with that owner's secret alone.
 
-        Raises: as `unlock`.
+        Raises: as `change_secret`.
         """
         hidden = hide_secret(secret)
         del secret

@@ -19,7 +19,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from sqlalchemy_envelope.crypto.frames import emptying
 from sqlalchemy_envelope.crypto.sealing import is_sealed
-from sqlalchemy_envelope.exceptions import ConfigurationError, EnvelopeError, ProviderError
+from sqlalchemy_envelope.exceptions import (
+    ConfigurationError,
+    EnvelopeError,
+    ProviderError,
+    TransactionConflictError,
+)
 from sqlalchemy_envelope.keys.grants import sealed_grant
 from sqlalchemy_envelope.keys.hierarchy import check_generations
 from sqlalchemy_envelope.keys.keyring import Keyring
@@ -379,6 +384,8 @@ class _Look:
         for owner in [one for one in self.places if not self._roots[one].trusted]:
             try:
                 renew(self.session, self.job.policy, self.places[owner], self.keyring, self._roots[owner])
+            except TransactionConflictError:
+                raise
             except EnvelopeError as error:
                 self._refuse(owner, error)
         fulfilled = self._fulfil()

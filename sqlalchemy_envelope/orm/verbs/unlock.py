@@ -13,6 +13,7 @@ from sqlalchemy_envelope.exceptions import (
     EnvelopeError,
     KeyNotFoundError,
     NotEnrolledError,
+    TransactionConflictError,
     UnclaimedError,
     UnlockError,
 )
@@ -170,7 +171,7 @@ def rebind_steps(
         _replace(located, found.slot, new_slot)
         # Others' slots are closed to us: what they hold is sealed to them anew.
         for slot in located.store.load_slots([new_root.stored.key_id], SlotKind.PROVIDER):
-            located.store.replace_slot(slot, replace(sealed_slot(new_root, slot), slot_id=slot.slot_id))
+            _replace(located, slot, replace(sealed_slot(new_root, slot), slot_id=slot.slot_id))
         located.store.replace_keys([new_root.stored, *moved])
         if located.place.owner_class.grants_of or not found.trusted:
             start_epoch(session, policy, located.place, keyring)
@@ -297,6 +298,7 @@ def unlocked_owner(
 
 def _replace(located: LocatedOwner, old: StoredSlot, new: StoredSlot) -> None:
     if not located.store.replace_slot(old, new):
-        raise UnlockError(
-            "The secret was changed by somebody else at the same moment; nothing was changed here."
+        raise TransactionConflictError(
+            f"A key slot of this {located.name} was changed by somebody else at the same moment. Run the "
+            "transaction again."
         )

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import select
 from sqlalchemy.exc import IntegrityError, UnboundExecutionError
 
-from sqlalchemy_envelope.exceptions import ConfigurationError
+from sqlalchemy_envelope.exceptions import ConfigurationError, TransactionConflictError
 from sqlalchemy_envelope.orm.columns.plans import key_in_base
 from sqlalchemy_envelope.orm.columns.state import current_key
 from sqlalchemy_envelope.orm.current.context import realm_of, unlocked_sessions
@@ -180,6 +180,7 @@ def _make(connection: Connection, owner_class: OwnerClass) -> Values:
 
     Raises:
         DBAPIError: that one committed after this transaction's snapshot was taken (SQLSTATE 40001).
+        TransactionConflictError: it is gone again.
         ConfigurationError: it cannot be made with default values.
     """
     name = owner_class.name
@@ -196,7 +197,7 @@ def _make(connection: Connection, owner_class: OwnerClass) -> Values:
         ) from error
     found = sole_row(connection, owner_class, for_update=shows_others_when_locked(connection.dialect))
     if found is None:
-        raise ConfigurationError(
+        raise TransactionConflictError(
             f"The row of {name} was made, and this transaction does not see it: others delete it at this "
             "moment, or a row policy of the database hides it. Run the transaction again."
         )

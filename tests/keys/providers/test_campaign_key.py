@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from sqlalchemy_envelope import ConfigurationError, ProviderError, ServerKeyring
+from sqlalchemy_envelope import ConfigurationError, ProviderError, ServerKeyring, TransactionConflictError
 from sqlalchemy_envelope.crypto.kdf import x25519_public
 from sqlalchemy_envelope.crypto.secret import KeyBytes
 from sqlalchemy_envelope.keys.hierarchy import describe
@@ -214,7 +214,7 @@ def test_nothing_is_wrapped_under_a_key_that_was_wiped() -> None:
 
     kek.wipe()
 
-    with pytest.raises(ProviderError, match="wiped"):
+    with pytest.raises(TransactionConflictError, match="wiped"):
         provider_slot(root, shared)
 
 
