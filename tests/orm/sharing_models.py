@@ -5,7 +5,7 @@ share with groups, and the same with other histories and other primary keys.
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, ClassVar
 
 import sqlalchemy as sa
 from sqlalchemy import Engine, ForeignKey, ForeignKeyConstraint, String, Text, Uuid, event, select
@@ -25,7 +25,7 @@ envelope = Envelope(kdf_profile=KdfProfile.unsafe_for_tests())
 
 
 class Base(DeclarativeBase):
-    pass
+    type_annotation_map: ClassVar[Any] = {str: String(80)}  # MariaDB asks for a length
 
 
 class User(KeyOwner, Base):
