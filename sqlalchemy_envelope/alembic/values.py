@@ -31,6 +31,7 @@ from sqlalchemy_envelope.crypto.frames import emptying
 from sqlalchemy_envelope.exceptions import ConfigurationError, MigrationRefusedError
 from sqlalchemy_envelope.migration import schema
 from sqlalchemy_envelope.migration.columns import MigratingColumn
+from sqlalchemy_envelope.migration.early_ciphertext import IN_PLACE
 from sqlalchemy_envelope.migration.jobs import Backfill, Reverse, Step, Verify
 from sqlalchemy_envelope.migration.owners import keys_at_hand
 from sqlalchemy_envelope.migration.rows import Rows
@@ -63,7 +64,7 @@ def _encrypt(operations: Operations, op: ops.EncryptColumnOp) -> None:
             f"{unowned} values of {column.name} have no owner whose key could encrypt them: give those rows "
             "an owner, or delete them, before."
         )
-    move.sweep(rows, Backfill())
+    move.sweep(rows, Backfill(IN_PLACE))
     pending = move.count_pending(rows)
     if pending:
         raise MigrationRefusedError(

@@ -269,6 +269,14 @@ def check_value(blob: object, label: str) -> None:
         raise FormatError(f"A value of {label!r} has {len(blob)} bytes, more than any that is written.")
 
 
+def may_be_value(blob: bytes) -> bool:
+    """Whether bytes have the outside of a stored value: its format, its least length, and the UUIDv8 that
+    every key id is. One in 16,384 other strings that begin with this format has it by chance."""
+    if len(blob) < OVERHEAD or blob[0] != FORMAT_VALUE:
+        return False
+    return uuid.UUID(bytes=bytes(blob[1:HEADER_SIZE])).version == 8
+
+
 _CUTS = [slice(start, start + NONCE_SIZE) for start in range(0, 256 * NONCE_SIZE, NONCE_SIZE)]
 _CUT_BATCH: Callable[[bytes], tuple[bytes, ...]] = itemgetter(*_CUTS)
 _CUT_FEW: Callable[[bytes], tuple[bytes, ...]] = itemgetter(*_CUTS[:8])

@@ -6,7 +6,6 @@ sweep, and a chunk that is done twice changes nothing the second time.
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 from uuid import uuid4
@@ -14,7 +13,6 @@ from uuid import uuid4
 from sqlalchemy import and_, func
 
 from sqlalchemy_envelope.crypto.aead import (
-    FORMAT_VALUE,
     HEADER_SIZE,
     MAX_VALUE_SIZE,
     NO_ROW,
@@ -29,6 +27,7 @@ from sqlalchemy_envelope.exceptions import (
     FormatError,
     MigrationStoppedError,
 )
+from sqlalchemy_envelope.migration.early_ciphertext import BESIDE, Advice, refuse_ciphertext
 from sqlalchemy_envelope.migration.faults import refuses_value, why_refused
 from sqlalchemy_envelope.migration.owners import OwnerCiphers
 from sqlalchemy_envelope.migration.preflight import check_read, find_unreadable, is_of_the_value, unreadable
@@ -92,11 +91,18 @@ class Work(Protocol):
 
 
 class Backfill:
-    """Encrypt previous values for their rows' owners."""
+    """Encrypt previous values for their rows' owners.
+
+    Args:
+        advice: what an error says to do about a previous value that is ciphertext already.
+    """
 
     job = Job.BACKFILL
     part = ""
     sampled: bool | None = None
+
+    def __init__(self, advice: Advice = BESIDE) -> None:
+        self._advice = advice
 
     def due(self, rows: Rows) -> ColumnElement[bool]:
         """Pending rows that have an owner."""
@@ -119,7 +125,9 @@ class Backfill:
         step = Step(parts[-1][0], len(found) == size)
         parts = [part for part in open_previous(session, rows, parts) if part[2] is not LOCKED]
         step.locked = len(found) - len(parts)
-        ciphers = OwnerCiphers(session, rows.column).writers({owner for _, owner, *_ in parts}, len(parts))
+        keys = OwnerCiphers(session, rows.column)
+        refuse_ciphertext(rows.column, keys, parts, self._advice)
+        ciphers = keys.writers({owner for _, owner, *_ in parts}, len(parts))
         step.rows = rows.write_encrypted(connection, encrypt_rows(rows.column, ciphers, parts))
         return step
 
@@ -357,14 +365,6 @@ def encrypt_rows(
         cipher = bound.get(owner)
         if cipher is None:
             continue
-        if _is_encrypted(typed, cipher[0][2]):
-            raise MigrationStoppedError(
-                f"{column.name}: the previous value of the row {position!r} is ciphertext already. A release "
-                "that encrypts wrote it before its revision had run: run the revision first, and start the "
-                "release then. It is not encrypted a second time. Put the bytes into the encrypted column by "
-                "hand (of text, PostgreSQL's `decode(substr(value, 3), 'hex')`), and NULL in their place, or "
-                "restore the plaintext; and run again."
-            )
         row = {"value": typed}
         failed = batch.encrypt(row, cipher, row_tail(encode_reference(position)) if row_bound else NO_ROW)
         if failed is not None:
@@ -382,21 +382,6 @@ def encrypt_rows(
         if row["value"] is not typed:
             made.append((position, owner, exact, row["value"][1]))
     return made
-
-
-_ENCRYPTED_TEXT = re.compile(
-    rf"\\x{FORMAT_VALUE:02x}(?:[0-9a-f]{{2}}){{{OVERHEAD - 1},}}"
-    rf"|\\{FORMAT_VALUE:03o}(?:\\[0-7]{{3}}|\\\\|[^\\]){{{OVERHEAD - 1},}}"
-)
-"""A stored value as PostgreSQL writes bytes into a column of text, by its setting `bytea_output`."""
-
-
-def _is_encrypted(value: object, header: bytes | bytearray) -> bool:
-    """Whether a previous value is one of ours. Bytes may begin as ours do: they are if they name the key of
-    their row's owner."""
-    if isinstance(value, str):
-        return _ENCRYPTED_TEXT.fullmatch(value) is not None
-    return isinstance(value, bytes) and len(value) >= OVERHEAD and value.startswith(bytes(header))
 
 
 def open_stored(

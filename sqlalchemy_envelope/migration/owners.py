@@ -21,7 +21,7 @@ from sqlalchemy_envelope.orm.tables.key_rows import chunks
 from sqlalchemy_envelope.orm.writing.owner_seek import OwnerSeek
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator, Sequence
+    from collections.abc import Collection, Iterable, Iterator, Sequence
 
     from sqlalchemy.orm import Session
 
@@ -138,7 +138,21 @@ class OwnerCiphers:
     def strangers(self, values: Sequence[tuple[bytes, tuple[Any, ...]]]) -> list[bool]:
         """Which of these stored values, each with its row's owner, name a key that is not there any more, or
         is another owner's: nobody will open them again."""
-        named = {KeyId(bytes=header[1:HEADER_SIZE]) for header, _ in values if len(header) >= HEADER_SIZE}
+        holders = self._holders([header for header, _ in values])
+        found = self._find({owner for _, owner in values})
+        return [
+            (holder := holders.get(header[1:HEADER_SIZE])) is None
+            or ((mine := found[owner]) is not None and holder != mine)
+            for header, owner in values
+        ]
+
+    def has_key(self, header: bytes) -> bool:
+        """Whether a value header names a key that the database has, of any owner of these classes."""
+        return bool(self._holders([header]))
+
+    def _holders(self, headers: Iterable[bytes]) -> dict[bytes, tuple[Any, tuple[Any, ...]]]:
+        """Class and primary key of the owners whose keys these headers name, by key id."""
+        named = {KeyId(bytes=header[1:HEADER_SIZE]) for header in headers if len(header) >= HEADER_SIZE}
         holders: dict[bytes, tuple[Any, tuple[Any, ...]]] = {}
         for owner_class in self._column.path.owner_classes:
             key_id = owner_class.key_class.__table__.c.key_id
@@ -146,12 +160,7 @@ class OwnerCiphers:
                 query = select(key_id, *owner_class.owner_columns).where(key_id.in_(some))
                 rows = self._session.execute(query, bind_arguments={"mapper": owner_class.mapper})
                 holders |= {row[0].bytes: (owner_class, tuple(row[1:])) for row in rows}
-        found = self._find({owner for _, owner in values})
-        return [
-            (holder := holders.get(header[1:HEADER_SIZE])) is None
-            or ((mine := found[owner]) is not None and holder != mine)
-            for header, owner in values
-        ]
+        return holders
 
     def are_of(self, header: bytes, owner: tuple[Any, ...]) -> bool:
         """Whether the key that a stored value names is this owner's, as far as is known here."""
