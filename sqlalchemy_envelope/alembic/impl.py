@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any
 
 from alembic.operations import Operations
@@ -19,7 +20,7 @@ from sqlalchemy_envelope.migration.tracking import Tracked, quoter
 from sqlalchemy_envelope.orm.columns.stored_value import check_condition, check_name
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from sqlalchemy import Connection
 
@@ -193,7 +194,8 @@ def require_rebuildable(
         moving: the triggers of the migration are to go in any case.
 
     Raises:
-        MigrationRefusedError: foreign keys are enforced, or there are triggers or CHECKs that are not ours.
+        MigrationRefusedError: foreign keys are enforced; or there are triggers, CHECKs that are not ours, or
+            what SQLAlchemy does not reflect.
     """
     if connection.exec_driver_sql("PRAGMA foreign_keys").scalar():
         raise MigrationRefusedError(
@@ -211,11 +213,41 @@ def require_rebuildable(
     ours = {check_condition("sqlite", quoter(connection.dialect)(name)) for name in names}
     checks = inspector.get_check_constraints(table, schema)
     lost += [str(one["name"]) for one in checks if one["name"] is None or one["sqltext"] not in ours]
+    lost += _not_reflected(connection, table, schema)
     if lost:
         raise MigrationRefusedError(
-            f"{why}, and would lose its triggers and CHECK constraints: {', '.join(lost)}. Write "
-            "a batch of your own, which makes them again."
+            f"{why}, and the new table would be without what Alembic does not carry over, or may not: "
+            f"{', '.join(lost)}. Drop triggers, CHECK constraints and indexes before, and make them again "
+            "after; what belongs to the table or its columns needs a batch of your own, which says it again."
         )
+
+
+_QUOTED = re.compile(r"'(?:[^']|'')*'|\"(?:[^\"]|\"\")*\"|`[^`]*`|\[[^\]]*\]|--[^\n]*|/\*.*?\*/", re.DOTALL)
+_UNSEEN = re.compile(r"\b(AUTOINCREMENT|COLLATE\s+\w+|ON\s+CONFLICT\s+\w+)", re.IGNORECASE)
+
+
+def _not_reflected(connection: Connection, table: str, schema: str | None) -> Iterator[str]:
+    """What a table of SQLite has that SQLAlchemy does not see when it reflects the table."""
+    quote = connection.dialect.identifier_preparer.quote
+    of_schema = f"{quote(schema)}." if schema else ""
+
+    def ask(pragma: str, name: str) -> Any:
+        return connection.exec_driver_sql(f"PRAGMA {of_schema}{pragma}({quote(name)})").all()
+
+    query = f"SELECT sql FROM {of_schema}sqlite_master WHERE type = 'table' AND name = ?"  # noqa: S608 - quoted
+    created = _QUOTED.sub("''", str(connection.exec_driver_sql(query, (table,)).scalar_one()))
+    yield from _UNSEEN.findall(created)
+    for _, name, _, origin, *_ in ask("index_list", table):
+        keys = [part for part in ask("index_xinfo", name) if part.key]
+        if origin == "c" and any(one.cid < 0 or one.desc or one.coll != "BINARY" for one in keys):
+            yield f"the index {name}"
+    # It sees the actions of a foreign key that stands by itself, and none of one within its column.
+    reflected = inspect(connection).get_foreign_keys(table, schema)
+    seen = {column: one["options"] for one in reflected for column in one["constrained_columns"]}
+    for one in ask("foreign_key_list", table):
+        for when, does in (("DELETE", one.on_delete), ("UPDATE", one.on_update)):
+            if does != "NO ACTION" and f"on{when.lower()}" not in seen.get(one[3], {}):
+                yield f"ON {when} {does} of {one[3]}"
 
 
 @Operations.implementation_for(ops.UndoContractEncryptedColumnOp)

@@ -105,8 +105,8 @@ class _Move:
 
     def __init__(self, operations: Operations, op: ops.ValuesOp, beside: Any) -> None:
         batch: Any = operations.impl
-        self.in_batch = isinstance(batch, BatchOperationsImpl)
-        if self.in_batch:
+        in_batch = isinstance(batch, BatchOperationsImpl)
+        if in_batch:
             operations = batch.operations
         connection = online(operations)
         if connection is None:
@@ -118,7 +118,7 @@ class _Move:
         self.operations, self.op, self.connection = operations, op, connection
         self.beside = f"{op.column_name[:40]}__{op.tag.split('_')[0]}ing"
         self._beside_type = beside
-        if self.in_batch:
+        if in_batch:
             _settle(batch)
         self._check_column()
         self._check = checked(operations, op.table_name, op.column_name, op.schema)
@@ -173,16 +173,10 @@ class _Move:
     def _check_rebuild(self) -> None:
         """SQLite makes a column NOT NULL, or drops one with a CHECK, by building its table anew: that has to
         lose nothing."""
-        op, connection, table = self.op, self.connection, self.op.table_name
+        op = self.op
         what = "has a CHECK that goes" if op.nullable else "is to be NOT NULL"
-        why = f"{table}.{op.column_name} {what}, for which SQLite's table is built anew"
-        if not self.in_batch:
-            raise MigrationRefusedError(
-                f"{why}. Write it in a batch: `with op.batch_alter_table({table!r}) as batch: "
-                f"batch.{op.tag}({op.column_name!r}, ...)`"
-                + ("." if op.nullable else "; or allow NULL, and SQLite changes it in place.")
-            )
-        require_rebuildable(connection, table, op.schema, why)
+        why = f"{op.table_name}.{op.column_name} {what}, for which SQLite's table is built anew"
+        require_rebuildable(self.connection, op.table_name, op.schema, why)
 
     def is_empty(self) -> bool:
         """Whether there is no value to move: on a fresh database a migration needs no keys."""

@@ -2,6 +2,7 @@
 
 import uuid
 from collections.abc import Callable
+from contextlib import nullcontext
 from decimal import Decimal
 from typing import Any
 
@@ -24,7 +25,7 @@ from sqlalchemy_envelope import (
     ServerKeyring,
 )
 from sqlalchemy_envelope.alembic import KeySource
-from tests.alembic.environments import Environment, by_hand, script
+from tests.alembic.environments import Environment, by_hand, migration, revisions, script
 from tests.alembic.moving_models import SERVER_KEY, declare, envelope, fill, values
 
 ENCRYPT = """
@@ -269,13 +270,82 @@ def test_a_batch_beside_server_mode_for_the_process(
     assert all(isinstance(one, bytes) or one is None for one in stored(sqlite_engine, "notes", "body"))
 
 
-def test_sqlite_needs_a_batch_for_not_null(environment: Environment, sqlite_engine: Engine) -> None:
-    """Outside of a batch nothing is built anew; the error says how to write it."""
-    config = environment(sqlite_engine, declare("plaintext").Base.metadata)
-    declare("plaintext").Base.metadata.create_all(config.attributes["engine"])
-    by_hand(config, PHONE.replace("))", "), nullable=False)"))
-    with pytest.raises(MigrationRefusedError, match="batch_alter_table"):
+def declare_letters(*, encrypted: bool) -> Any:
+    """The base of persons and their letters; in plaintext nobody owns keys."""
+
+    def moved(inner: Any, **options: Any) -> Any:
+        return mapped_column(EncryptedType(inner) if encrypted else inner, **options)
+
+    class Base(DeclarativeBase):
+        pass
+
+    bases = (KeyOwner, Base) if encrypted else (Base,)
+    columns = {"id": mapped_column(sa.Integer, primary_key=True), "phone": moved(sa.String(20))}
+    person = type("Person", bases, {"__tablename__": "persons", **columns})
+    letter = type(
+        "Letter",
+        (Base,),
+        {
+            "__tablename__": "letters",
+            "id": mapped_column(sa.Integer, primary_key=True),
+            "person_id": mapped_column(sa.ForeignKey("persons.id", ondelete="CASCADE"), nullable=False),
+            "body": moved(sa.Text(), nullable=False),
+            "remark": moved(sa.Text(), nullable=True),
+        },
+    )
+    Base.registry._kept = (person, letter)  # type: ignore[attr-defined]  # else they go with this function
+    return Base
+
+
+LETTERS = [(1, 1, "Dear Ada", "first"), (2, 1, "", None), (3, 2, "Dear Ben", "")]
+
+
+def letters(engine: Engine, base: Any) -> list[tuple[Any, ...]]:
+    """The letters as the application reads them."""
+    Letter = base.registry._kept[1]  # noqa: N806
+    with envelope.server_mode(reason="test"), Session(engine) as session:
+        found = session.query(Letter.id, Letter.person_id, Letter.body, Letter.remark).order_by(Letter.id)
+        return [tuple(one) for one in found]
+
+
+@pytest.mark.parametrize("batch", [False, True])
+def test_what_autogenerate_writes_runs_as_it_is(
+    environment: Environment, engine: Engine, batch: bool
+) -> None:
+    """NOT NULL columns are encrypted and decrypted by the revision as it was written, on SQLite too, where
+    their table is built anew: every row is the same, up, down and up again."""
+    plain, after = declare_letters(encrypted=False), declare_letters(encrypted=True)
+    sqlite = engine.dialect.name == "sqlite"
+    config = environment(engine, plain.metadata, foreign_keys_off=sqlite, render_as_batch=batch)
+    migration(config, "plaintext")
+    command.upgrade(config, "head")
+    with engine.begin() as connection:
+        connection.execute(sa.text("INSERT INTO persons (id, phone) VALUES (1, '+44'), (2, NULL)"))
+        table = plain.metadata.tables["letters"]
+        connection.execute(table.insert().values(LETTERS))
+    config.attributes["options"] |= {
+        "target_metadata": after.metadata,
+        "envelope": KeySource(envelope, after),
+    }
+    migration(config, "encrypted")
+    for _ in range(2):
         command.upgrade(config, "head")
+
+        assert letters(engine, after) == LETTERS
+        assert all(isinstance(one, bytes) for one in stored(engine, "letters", "body"))
+        assert columns(engine, "letters")["body"]["nullable"] is False
+
+        command.check(config)
+        command.downgrade(config, "-1")
+
+        assert letters(engine, plain) == LETTERS
+        assert set(stored(engine, "persons", "phone")) == {"+44", None}
+        assert columns(engine, "letters")["body"]["nullable"] is False
+
+    first, second = revisions(config)
+    for down, way in ((False, (first, second)), (True, (second, first))):
+        with pytest.raises(MigrationRefusedError, match="none in a SQL script"):
+            script(config, *way, down=down)
 
 
 def test_sqlite_is_not_rebuilt_where_a_trigger_would_go(
@@ -290,6 +360,46 @@ def test_sqlite_is_not_rebuilt_where_a_trigger_would_go(
         )
     by_hand(config, batch[0])
     with pytest.raises(MigrationRefusedError, match="audit"):
+        command.upgrade(config, "head")
+
+
+CARRIED_OVER = (
+    "t (id INTEGER PRIMARY KEY, \"collate x\" TEXT DEFAULT 'AUTOINCREMENT', u INT, body TEXT, "
+    "FOREIGN KEY (u) REFERENCES users (id) ON DELETE CASCADE); CREATE INDEX i ON t (u) WHERE u > 1"
+)
+
+
+@pytest.mark.filterwarnings("ignore:Skipped unsupported reflection of expression-based index")
+@pytest.mark.parametrize(
+    ("created", "lost"),
+    [
+        ("t (id INTEGER PRIMARY KEY AUTOINCREMENT, body TEXT)", "AUTOINCREMENT"),
+        ("t (id INTEGER PRIMARY KEY, name TEXT COLLATE NOCASE, body TEXT)", "COLLATE NOCASE"),
+        ("t (id INTEGER PRIMARY KEY, name TEXT UNIQUE ON CONFLICT IGNORE, body TEXT)", "ON CONFLICT IGNORE"),
+        (
+            "t (id INTEGER PRIMARY KEY, u INT REFERENCES users ON DELETE CASCADE, body TEXT)",
+            "ON DELETE CASCADE",
+        ),
+        ("t (id INTEGER PRIMARY KEY, n TEXT, body TEXT); CREATE INDEX i ON t (lower(n))", "the index i"),
+        ("t (id INTEGER PRIMARY KEY, n TEXT, body TEXT); CREATE INDEX i ON t (n DESC)", "the index i"),
+        (CARRIED_OVER, ""),
+    ],
+)
+def test_sqlite_is_not_rebuilt_where_alembic_loses_something(
+    environment: Environment, sqlite_engine: Engine, created: str, lost: str
+) -> None:
+    """What the new table would be without is named; where there is nothing of it, the table is built."""
+    config = environment(sqlite_engine, declare("plaintext").Base.metadata, foreign_keys_off=True)
+    declare("plaintext").Base.metadata.create_all(config.attributes["engine"])
+    with sqlite_engine.begin() as connection:
+        for statement in f"CREATE TABLE {created}".split("; "):
+            connection.exec_driver_sql(statement)
+    by_hand(config, 'op.encrypt_column("t", "body", sa.Text(), owner="u", nullable=False)')
+    with (
+        pytest.raises(MigrationRefusedError, match=f"does not carry over, or may not: {lost}")
+        if lost
+        else nullcontext()
+    ):
         command.upgrade(config, "head")
 
 
