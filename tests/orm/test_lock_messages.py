@@ -5,10 +5,20 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from sqlalchemy import insert, select
-from sqlalchemy.orm import Session
+from sqlalchemy import Text, create_engine, insert, select
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
-from sqlalchemy_envelope import EnvelopeError, LockedError, LockReason
+from sqlalchemy_envelope import (
+    EncryptedType,
+    Envelope,
+    EnvelopeError,
+    KdfProfile,
+    KeyOwner,
+    LockedError,
+    LockReason,
+    ServerKeyring,
+    enforce_foreign_keys,
+)
 from tests.orm.conftest import Started
 from tests.orm.models import SECRET, Note, User, envelope, unlock
 
@@ -60,14 +70,53 @@ def test_nobody_is_unlocked(scene: Started, way: str) -> None:
 
 @pytest.mark.parametrize("way", ["read", "add", "insert"])
 def test_somebody_else_is_unlocked(scene: Started, way: str) -> None:
-    """Where somebody else is unlocked, the error says who, and what tells more."""
+    """Where somebody else is unlocked, the error says so without a name, and what tells more."""
     ada, eve = scene.ada, scene.ben
     with scene.fresh() as session, unlock(session, session.get_one(User, eve.id)):
         error = told(touch(session, session.get_one(User, ada.id))[way])
 
     assert error.reason is None
-    assert f"User {eve.id} is unlocked here, which does not open it: unlock its owner" in str(error)
+    assert "1 owner of class User is unlocked here, which does not open it: unlock its owner" in str(error)
     assert "`envelope.why_locked(session, instance)` tells what is missing." in str(error)
+
+
+def test_others_are_counted_by_class() -> None:
+    """Who else is unlocked is told by class and number: a primary key may be an address."""
+
+    class Base(DeclarativeBase):
+        pass
+
+    class Account(KeyOwner, Base):
+        __tablename__ = "accounts"
+        email: Mapped[str] = mapped_column(primary_key=True)
+        phone: Mapped[str | None] = mapped_column(EncryptedType(Text))
+
+    class Team(KeyOwner, Base):
+        __tablename__ = "teams"
+        email: Mapped[str] = mapped_column(primary_key=True)
+        phone: Mapped[str | None] = mapped_column(EncryptedType(Text))
+
+    engine = create_engine("sqlite://")
+    enforce_foreign_keys(engine)
+    Base.metadata.create_all(engine)
+    server = Envelope(kdf_profile=KdfProfile.unsafe_for_tests(), server_keys=ServerKeyring([b"k" * 32]))
+    with Session(engine) as session, server.server_mode(reason="test"):
+        server.enroll(session, Account(email="ada@example.org", phone="1"), secret=SECRET)
+        session.add(Account(email="ben@example.org", phone="2"))
+        session.commit()
+        alone = told(lambda: session.get_one(Account, "ada@example.org").phone)
+        session.add_all(
+            [Account(email="eve@example.org", phone="3"), Team(email="us@example.org", phone="4")]
+        )
+        session.commit()
+        several = told(lambda: session.get_one(Account, "ada@example.org").phone)
+
+    assert "1 owner of class Account is unlocked here, which does not open it: " in str(alone)
+    assert (
+        "2 owners of class Account and 1 owner of class Team are unlocked here, which do not open it: "
+        in str(several)
+    )
+    assert "example.org" not in f"{alone}{several}"
 
 
 @pytest.mark.parametrize("way", ["read", "add", "insert"])

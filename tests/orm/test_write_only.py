@@ -3,6 +3,7 @@ seal, nothing of them can be read back, and their owner reads them after the nex
 """
 
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -456,6 +457,31 @@ def test_an_owner_without_keys(webhook: Webhook) -> None:
                 session.rollback()
 
     assert webhook.seals == 0
+
+
+@pytest.mark.parametrize("served", [False, True])
+def test_the_error_about_an_owner_without_keys(lite: Webhook, served: bool) -> None:
+    """It names what makes keys: server mode only where there are server keys, and both cures work."""
+    envelope = lite.restart(**({"server_keys": ServerKeyring([b"k" * 32])} if served else {}))
+    with Session(lite.engine) as session:
+        user = User(email="bare")
+        session.add(user)
+        session.commit()
+        with envelope.write_only(session), pytest.raises(NotEnrolledError) as caught:
+            session.execute(insert(Note).values(user_id=user.id, body="no"))
+
+        assert "has no keys to write under, and write_only makes none. Make them, `envelope.enroll(" in str(
+            caught.value
+        )
+        assert ("let server mode make them with the first value" in str(caught.value)) is served
+
+        with ExitStack() as stack:
+            if served:
+                stack.enter_context(envelope.server_mode(reason="test"))
+            else:
+                envelope.enroll(session, user, secret=SECRET)
+            stack.enter_context(envelope.write_only(session))
+            session.execute(insert(Note).values(user_id=user.id, body="yes"))
 
 
 def test_post_quantum(webhook: Webhook) -> None:

@@ -6,6 +6,7 @@ another context than the one that unlocked: a synchronous generator dependency o
 
 from __future__ import annotations
 
+from collections import Counter
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -33,8 +34,6 @@ if TYPE_CHECKING:
 
 BOUND = "sqlalchemy_envelope.unlocked"
 _LEFT = "sqlalchemy_envelope.left"
-_MOST_NAMED = 3
-"""Most owners that an error names as unlocked."""
 
 
 class OpenKeys(Protocol):
@@ -258,8 +257,7 @@ def locked(
     reason = LockReason.OTHER_DATABASE if hint else None
     if not here:
         reason = LockReason.NOTHING_UNLOCKED
-    others = _named(here)
-    else_ = f"{others} unlocked here, which does not open it: " if others else ""
+    else_ = _others(here)
     tell = " `envelope.why_locked(session, instance)` tells what is missing." if reason is None else ""
     grants = (
         [] if owner_class is None else [one for one in owner_class.grants_of if one.scope in (None, scope)]
@@ -288,13 +286,16 @@ def no_keys(what: str, owner: str, session: Session | None) -> LockedError:
     ).because(LockReason.NOT_ENROLLED)
 
 
-def _named(here: Iterable[OpenKeys]) -> str:
-    """Who is unlocked, for an error: "User 2 is"; nothing where no owner is."""
-    places = [place for one in here for place in list(getattr(one, "places", {}).values())]
-    names = sorted(f"{one.owner_class.name} {', '.join(map(str, one.primary_key))}" for one in places)
-    more = " and others" if len(names) > _MOST_NAMED else ""
-    verb = "is" if len(names) == 1 else "are"
-    return f"{' and '.join(names[:_MOST_NAMED])}{more} {verb}" if names else ""
+def _others(here: Iterable[OpenKeys]) -> str:
+    """Who is unlocked in place of the owner, for an error; nothing where nobody is. By number: a primary key
+    may be a name or an address, and errors go into logs."""
+    places = {place.owner: place for one in here for place in list(getattr(one, "places", {}).values())}
+    if not places:
+        return ""
+    counts = sorted(Counter(place.owner_class.name for place in places.values()).items())
+    shown = [f"{count} {'owner' if count == 1 else 'owners'} of class {name}" for name, count in counts]
+    are, do = ("is", "does") if len(places) == 1 else ("are", "do")
+    return f"{' and '.join(shown)} {are} unlocked here, which {do} not open it: "
 
 
 def no_sole(what: str, name: str, session: Session | None) -> NotEnrolledError:

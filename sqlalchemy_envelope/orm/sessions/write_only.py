@@ -190,9 +190,7 @@ def _root_of(session: Session, policy: Policy, place: Place) -> StoredKey:
     for _ in range(2):
         found = store.load_active_roots([place.primary_key]).get(place.owner)
         if found is None:
-            raise NotEnrolledError(
-                f"This {place.owner_class.name} has no keys to write under; enroll it first."
-            )
+            raise _without_keys(place.owner_class, policy)
         if found.error is not None:
             raise found.error
         root = found.stored
@@ -216,3 +214,21 @@ def _root_of(session: Session, policy: Policy, place: Place) -> StoredKey:
     raise TransactionConflictError(
         f"The members of this {place.owner_class.name} change at this moment. Run the transaction again."
     )
+
+
+def _without_keys(owner_class: OwnerClass, policy: Policy) -> NotEnrolledError:
+    """The error for an owner who is to be written to and has no keys. Server mode makes them, where it knows
+    what to bind them to."""
+    name, grants = owner_class.name, [one for one in owner_class.grants_of if one.scope is None]
+    secret = "" if grants else ", secret=..."
+    cure = f"Make them, `envelope.enroll(session, owner{secret})`"
+    if grants:  # a group has no secret of its own, as a rule
+        rows = " or ".join(sorted({one.mapper.class_.__name__ for one in grants}))
+        cure += f", while a member-to-be is unlocked, and add the {rows} that gives them its key"
+    if policy.seals.is_on and owner_class.reference_attribute is None:
+        cure += (
+            ". Or, if the server is to hold them, let server mode make them with the first value: write "
+            "inside `with envelope.server_mode(reason=...):`, or call "
+            "`envelope.server_mode(reason=...).everywhere()` when the process starts"
+        )
+    return NotEnrolledError(f"This {name} has no keys to write under, and write_only makes none. {cure}.")
