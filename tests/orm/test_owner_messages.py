@@ -3,7 +3,19 @@
 from typing import Any
 
 import pytest
-from sqlalchemy import Engine, ForeignKey, Text, create_engine, func, insert, select, text, update
+from sqlalchemy import (
+    Engine,
+    ForeignKey,
+    Text,
+    bindparam,
+    create_engine,
+    func,
+    insert,
+    select,
+    text,
+    update,
+)
+from sqlalchemy.dialects import sqlite
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import (
     DeclarativeBase,
@@ -12,6 +24,7 @@ from sqlalchemy.orm import (
     configure_mappers,
     mapped_column,
     relationship,
+    selectinload,
     sessionmaker,
 )
 
@@ -22,6 +35,7 @@ from sqlalchemy_envelope import (
     Envelope,
     KdfProfile,
     KeyOwner,
+    LockedError,
     OneOf,
     OwnerColumn,
     ServerKeyring,
@@ -151,6 +165,33 @@ class Document(Base):
     customer_id: Mapped[int | None] = mapped_column(ForeignKey("customers.id"))
     company_id: Mapped[int | None] = mapped_column(ForeignKey("companies.id"))
     body: Mapped[str | None] = mapped_column(EncryptedType(Text, owner=OneOf("customer_id", "company_id")))
+
+
+class Line(Base):
+    __tablename__ = "lines"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    order_id: Mapped[int] = mapped_column(ForeignKey("orders.id"))
+    order: Mapped[Order] = relationship(lazy="raise")
+    text: Mapped[str] = mapped_column(EncryptedType(Text, owner="order.customer"))
+
+
+class Remark(Base):
+    __tablename__ = "remarks"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    line_id: Mapped[int] = mapped_column(ForeignKey("lines.id"))
+    line: Mapped[Line] = relationship()
+    text: Mapped[str] = mapped_column(EncryptedType(Text, owner="line.order.customer"))
+
+
+class Vault(KeyOwner, Base, sole=True):
+    __tablename__ = "vaults"
+    id: Mapped[int] = mapped_column(primary_key=True)
+
+
+class Token(Base):
+    __tablename__ = "tokens"
+    name: Mapped[str] = mapped_column(primary_key=True)
+    token: Mapped[str] = mapped_column(EncryptedType(Text, owner=Vault))
 
 
 class Setting(Base):
@@ -371,3 +412,108 @@ def test_a_class_that_is_referred_to_is_named() -> None:
     Base.registry.dispose()
 
     assert "has its key an owner: `class User(KeyOwner, Base)`." in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("model", "loads", "forbidden"),
+    [
+        (Line, selectinload(Line.order), "Line.order"),
+        (Remark, selectinload(Remark.line).selectinload(Line.order), "Line.order"),
+    ],
+    ids=["one step", "two steps"],
+)
+def test_a_way_to_the_owner_that_may_not_be_loaded(
+    sqlite_engine: Engine, model: Any, loads: Any, forbidden: str
+) -> None:
+    """A value that was loaded locked, behind a relationship with `raiseload`, names that, and how to load the
+    way: both cures open it."""
+    Base.metadata.create_all(sqlite_engine)
+    with Session(sqlite_engine) as session, envelope.server_mode(reason="test"):
+        order = Order(id=1, customer=Customer(id=1))
+        line = Line(id=1, order=order, text="x")
+        session.add(line if model is Line else Remark(id=1, line=line, text="x"))
+        session.commit()
+    with Session(sqlite_engine) as session:
+        one = session.get_one(model, 1)
+        with envelope.server_mode(reason="test"):
+            with pytest.raises(LockedError) as caught:
+                _ = one.text
+            session.refresh(one)
+
+            assert one.text == "x"
+
+    way = "".join(f"selectinload({step})." for step in ("Remark.line", "Line.order")[model is Line :])[:-1]
+    assert f"and {forbidden} is not to be loaded by itself (raiseload). Load them with it, `{way}`" in str(
+        caught.value
+    )
+    with Session(sqlite_engine) as session:
+        one = session.get_one(model, 1, options=[loads])
+        with envelope.server_mode(reason="test"):
+            assert one.text == "x"
+
+
+def test_an_owner_in_a_parameter_inside_of_values(shop: Engine) -> None:
+    """A parameter in a list of `values()` has its value too late, though it is given: told, and the two ways
+    that work are named."""
+    listed = insert(Order).values([{"customer_id": bindparam("who"), "address": "x"}])
+    advice = refused(shop, lambda session: session.execute(listed, {"who": 1}))
+
+    assert "customer_id is the parameter 'who', which has no value when the row is encrypted" in advice
+    assert (
+        "it stands inside of `values([...])`. Write the value itself in its place, or give the rows" in advice
+    )
+    with Session(shop) as session, envelope.server_mode(reason="test"):
+        session.execute(insert(Order).values([{"customer_id": 1, "address": "y"}]))
+        session.execute(insert(Order), [{"customer_id": 1, "address": "z"}])
+
+
+def upsert_of(model: Any, index: str, row: dict[str, Any], **sets: str) -> Any:
+    """An INSERT of a row that sets these columns where it is there: to another column of the new row, or to
+    the very text."""
+    statement = sqlite.insert(model).values(row)
+    proposed = {key: getattr(statement.excluded, value[1:]) for key, value in sets.items() if value[0] == "."}
+    return statement.on_conflict_do_update(index_elements=[index], set_=sets | proposed)
+
+
+ORDER = {"id": 1, "customer_id": 1, "address": "x"}
+
+
+@pytest.mark.parametrize(
+    ("statement", "why", "cure"),
+    [
+        (
+            upsert_of(Token, "name", {"name": "a", "token": "x"}, token="y"),
+            "This upsert sets tokens.token to a value that is in no row",
+            "Put the value into the row, and set token from `excluded.token`. [",
+        ),
+        (
+            upsert_of(Order, "id", ORDER, address=".address"),
+            "orders.address is encrypted for the row that was to be inserted, and the row that is there",
+            "Set address from `excluded.address`, with customer_id from `excluded.customer_id`. [",
+        ),
+        (
+            upsert_of(Setting, "customer_id", {"customer_id": 1, "theme": "x"}, theme="y"),
+            "This upsert sets settings.theme to a value that is in no row",
+            "Put the value into the row, and set theme from `excluded.theme`. [",
+        ),
+        (
+            upsert_of(Document, "id", {"id": 1, "customer_id": 1, "body": "x"}, customer_id=".customer_id"),
+            "This upsert gives a row that is there another owner or key, and leaves its body",
+            "Set body from `excluded.body`, with customer_id from `excluded.customer_id`, with company_id ",
+        ),
+    ],
+    ids=["sole", "unsettled", "a value of its own", "left behind"],
+)
+def test_an_upsert_names_what_it_has_to_set(
+    sqlite_engine: Engine, statement: Any, why: str, cure: str
+) -> None:
+    """Cause and cure name the columns that there are: a sole owner's rows have none for it."""
+    Base.metadata.create_all(sqlite_engine)
+    with Session(sqlite_engine) as session, envelope.server_mode(reason="test"):
+        session.add_all([Customer(id=1), Vault()])
+        session.commit()
+    told = refused(sqlite_engine, lambda session: session.execute(statement))
+
+    assert f"{why}" in told
+    assert f"nothing was sent. {cure}" in told
+    assert "  " not in told

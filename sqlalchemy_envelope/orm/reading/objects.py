@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from sqlalchemy.exc import InvalidRequestError
 from sqlalchemy.orm import attributes
 from sqlalchemy.orm.base import CALLABLES_OK, INIT_OK, NO_VALUE, PASSIVE_NO_RESULT, PASSIVE_OFF, SQL_OK
 
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
     from sqlalchemy.orm import InstanceState, Mapper, Session
 
     from sqlalchemy_envelope.keys.keyring import OwnerId
+    from sqlalchemy_envelope.orm.tables.owner_paths import LinkedPath
 
 
 _NEW: Any = object()
@@ -252,17 +254,33 @@ def _locked(state: InstanceState[Any], key: str) -> LockedError:
 def _cannot_wait(state: InstanceState[Any], key: str) -> LockedError:
     """The error for a value that takes a statement to be opened, in an attribute under asyncio."""
     attribute = next(one for one in plan_of_mapper(state.mapper) if one.key == key)
-    linked_by = [linked.steps[0].key for linked in linked_paths(attribute.encrypted.path)]
-    name = state.class_.__name__
-    if linked_by:
-        return LockedError(
-            f"{name}.{key} is locked: the rows that lead to its owner are not loaded, and an attribute "
-            f"cannot wait for them. Load them with it, `selectinload({name}.{linked_by[0]})`, or read it "
-            f"anew, `await session.refresh(instance, {[*linked_by, key]})`."
-        )
+    if linked_paths(attribute.encrypted.path):
+        return _not_loaded(state, attribute, "an attribute cannot wait for them", "await ")
     return LockedError(
-        f"{name}.{key} is locked: it was closed when its unlocked session was left, and an attribute cannot "
-        f"wait for it to be read anew. `await session.refresh(instance, [{key!r}])` reads it."
+        f"{state.class_.__name__}.{key} is locked: it was closed when its unlocked session was left, and "
+        "an attribute cannot wait for it to be read anew. "
+        f"`await session.refresh(instance, [{key!r}])` reads it."
+    )
+
+
+def _not_loaded(
+    state: InstanceState[Any], attribute: EncryptedAttribute, why: str, wait: str = ""
+) -> LockedError:
+    """The error for a value whose owner other rows tell, where those may not be loaded for it.
+
+    Args:
+        wait: what stands before a call that reads: "await " under asyncio.
+    """
+    loads = " and ".join(
+        "`"
+        + ".".join(f"selectinload({step.parent.class_.__name__}.{step.key})" for step in linked.steps)
+        + "`"
+        for linked in linked_paths(attribute.encrypted.path)
+    )
+    return LockedError(
+        f"{state.class_.__name__}.{attribute.key} is locked: it was loaded before its owner was unlocked, "
+        f"the rows that lead to its owner are not loaded, and {why}. Load them with it, {loads}, or read it "
+        f"anew inside the unlocked session, `{wait}session.refresh(instance)`."
     )
 
 
@@ -337,15 +355,25 @@ def _find_owner(state: InstanceState[Any], attribute: EncryptedAttribute, sealed
         return False
     if linked_paths(path) and not _may_wait(state, session):
         raise _cannot_wait(state, attribute.key)
-    instance: Any = state.obj()
+    refused = ""
     with session.no_autoflush:
-        values: Any = instance
         for key in attribute.owner_keys:
-            getattr(instance, key)
+            getattr(state.obj(), key)
         for linked in linked_paths(path):
-            for step in linked.steps:
-                values = getattr(values, step.key, None)
+            refused = refused or _load_along(state.obj(), linked)
+    if refused and owner_of_row(state, attribute) is None:
+        raise _not_loaded(state, attribute, f"{refused} is not to be loaded by itself (raiseload)")
     return owner_of_row(state, attribute) is not None
+
+
+def _load_along(instance: Any, path: LinkedPath) -> str:
+    """Have the rows loaded that a path goes through; the relationship that forbids it, if one does."""
+    for step in path.steps:
+        try:
+            instance = getattr(instance, step.key, None)
+        except InvalidRequestError:
+            return f"{step.parent.class_.__name__}.{step.key}"
+    return ""
 
 
 _locked_aware: dict[type, type] = {}

@@ -140,12 +140,47 @@ def check_upsert(plan: TablePlan, statement: Any) -> None:
                 continue
             proposed = _is_proposed(statement, sets.get(column.key), column.key)
             if not proposed or not settled or (column.row_bound and targets != row_key):
-                raise StatementRefusedError(
-                    f"This upsert sets {plan.table.name}.{column.key} or its row's owner, and a "
-                    "value is encrypted for the row that was to be inserted. Set it from "
-                    f"`excluded.{column.key}` and {', '.join(path.keys)} with it"
-                    + (", on the primary key alone." if column.row_bound else ".")
-                )
+                sets_it = None if column.key not in sets else proposed
+                raise _upsert_refusal(plan, statement, column, sets_it, targets, settled=settled)
+
+
+def _upsert_refusal(
+    plan: TablePlan,
+    statement: Any,
+    column: EncryptedColumn,
+    sets_it: bool | None,
+    targets: set[str],
+    *,
+    settled: bool,
+) -> StatementRefusedError:
+    """The error for an upsert whose value does not belong to the row that is there.
+
+    Args:
+        sets_it: whether it takes the value from the row that was to be inserted; None if it leaves it.
+        targets: the columns whose conflict it is about, where the database has them named.
+        settled: whether the rows get the owner for whom the value is encrypted.
+    """
+    name, path = f"{plan.table.name}.{column.key}", column.path
+    row = "excluded" if hasattr(statement, "excluded") else "inserted"
+    encrypted = f"{name} is encrypted for the row that was to be inserted"
+    if sets_it is None:
+        why = f"This upsert gives a row that is there another owner or key, and leaves its {column.key}"
+    elif not sets_it:
+        why = f"This upsert sets {name} to a value that is in no row, and values are encrypted for their rows"
+    elif not settled:
+        why = f"{encrypted}, and the row that is there may have another owner"
+    else:
+        why = f"{encrypted}, and the row that is there may have another primary key"
+    put = "Set" if sets_it is not False else "Put the value into the row, and set"
+    cure = f"{put} {column.key} from `{row}.{column.key}`"
+    if column.row_bound and row == "inserted":  # MySQL does not say which key the conflict is about
+        cure = "Load the rows and change the objects"
+    elif row == "excluded" and (column.row_bound or path.is_self):
+        keys = " and ".join(one.key for one in plan.table.primary_key)
+        cure += f", and let the conflict be about {keys} alone"
+    if not path.is_self:
+        cure += "".join(f", with {key} from `{row}.{key}`" for key in path.keys if key not in targets)
+    return StatementRefusedError(f"{why}; nothing was sent. {cure}.")
 
 
 def upsert_previous(plan: TablePlan, statement: Any) -> Any:

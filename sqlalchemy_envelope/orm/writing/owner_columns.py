@@ -50,8 +50,11 @@ def why_unknown(path: OwnerPath, given: Mapping[str, Any], *, inserts: bool) -> 
         if is_expression(value):
             return f"{column.key} is an SQL expression. Give it a value"
         if isinstance(value, BindParameter):
+            rows = ", or give the rows beside the statement: `execute(insert(...), [{...}, ...])`"
             return (
-                f"{column.key} is the parameter {value.key!r}, which has no value in the row. Give it a value"
+                f"{column.key} is the parameter {value.key!r}, which has no value when the row is encrypted: "
+                "none was given, or it stands inside of `values([...])`. Write the value itself in its place"
+                f"{rows if inserts else ''}"
             )
         if inserts and column.key not in given and is_made_by_database(column):
             return f"the database makes {column.key}. Give it a value" + _or_null(path)
