@@ -187,7 +187,7 @@ class ProviderTimeoutError(ProviderError):
 
 
 class GrantError(EnvelopeError):
-    """A grant that cannot be made, or that leads in a circle or too deep."""
+    """A grant that cannot be made, or that is too many steps from any key that is open."""
 
     code = "grant"
 

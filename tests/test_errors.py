@@ -96,6 +96,26 @@ def test_the_reference_names_the_class(error: type[EnvelopeError]) -> None:
     ]
 
 
+def said() -> str:
+    """Every text in the package, in one line, with `...` for what a message puts in."""
+    texts = []
+    for path in PACKAGE.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            parts = node.values if isinstance(node, ast.JoinedStr) else [node]
+            texts.append("...".join(str(one.value) for one in parts if isinstance(one, ast.Constant)))
+    return re.sub(r"\s+", " ", "\n".join(texts))
+
+
+def test_what_the_reference_quotes_is_said() -> None:
+    """Each message that the page quotes, in italics, is one that the package raises."""
+    texts = said()
+    quotes = re.findall(r"(?<!\*)\*([^*]+)\*(?!\*)", REFERENCE.read_text("utf-8"))
+    parts = [part for one in quotes for part in re.split(r" ?\.\.\. ?", re.sub(r"\s+", " ", one)) if part]
+
+    assert len(quotes) > 30
+    assert [part for part in parts if part not in texts] == []
+
+
 @each
 def test_every_error_is_public(error: type[EnvelopeError]) -> None:
     """Each class can be imported from the package itself."""
