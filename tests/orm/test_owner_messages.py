@@ -22,10 +22,12 @@ from sqlalchemy.orm import (
     Mapped,
     Session,
     configure_mappers,
+    defer,
     mapped_column,
     relationship,
     selectinload,
     sessionmaker,
+    undefer,
 )
 
 from sqlalchemy_envelope import (
@@ -517,3 +519,55 @@ def test_an_upsert_names_what_it_has_to_set(
     assert f"{why}" in told
     assert f"nothing was sent. {cure}" in told
     assert "  " not in told
+
+
+@pytest.mark.parametrize("raiseload", [False, True])
+def test_the_owners_column_is_deferred(shop: Engine, raiseload: bool) -> None:
+    """`defer()` of the column that says whose a value is: it is loaded when it is needed, or with `raiseload`
+    it is named, and so is what loads it."""
+    query = select(Order).options(defer(Order.customer_id, raiseload=raiseload))
+    with Session(shop) as session, envelope.server_mode(reason="test"):
+        order = session.scalars(query).one()
+        if raiseload:
+            with pytest.raises(LockedError) as read:
+                _ = order.address
+            order.address = "y"
+            with pytest.raises(StatementRefusedError) as written:
+                session.flush()
+
+            assert "Order.customer_id is not to be loaded by itself (raiseload)" in str(read.value)
+            assert "Load them with it, `undefer(Order.customer_id)`, or read it anew" in str(read.value)
+            assert "it says whose key encrypts Order.address" in str(written.value)
+            session.rollback()
+            session.refresh(order)
+        assert order.address == "somewhere"
+        order.address = "y"
+        session.commit()
+        assert order.address == "y"
+
+
+def test_a_value_that_may_not_be_loaded_is_moved(shop: Engine) -> None:
+    """A row that goes to another owner is encrypted anew: its value is named where `raiseload` keeps it from
+    being loaded, and both cures work."""
+
+    def move(session: Session, *options: Any, refresh: bool = False) -> Order:
+        order = session.scalars(select(Order).options(*options)).one()
+        if refresh:
+            session.refresh(order, ["address"])
+        order.customer_id = 3 - order.customer_id
+        session.flush()
+        return order
+
+    with Session(shop) as session, envelope.server_mode(reason="test"):
+        session.add(Customer(id=2))
+        session.commit()
+    forbidden = defer(Order.address, raiseload=True)
+    told = refused(shop, lambda session: move(session, forbidden))
+
+    assert "Order.address is not loaded, and may not be loaded by itself (raiseload): its row changes" in told
+    assert "`undefer(Order.address)`, or before the flush, `session.refresh(instance, ['address'])`." in told
+    with Session(shop) as session, envelope.server_mode(reason="test"):
+        assert move(session, forbidden, refresh=True).address == "somewhere"
+        session.commit()
+        session.expunge_all()
+        assert move(session, undefer(Order.address)).address == "somewhere"

@@ -21,6 +21,7 @@ from sqlalchemy.orm import (
     ColumnProperty,
     Mapped,
     Session,
+    defer,
     load_only,
     mapped_column,
     query_expression,
@@ -34,7 +35,7 @@ from sqlalchemy_envelope.orm.columns.codecs import codec_for
 from sqlalchemy_envelope.orm.columns.encrypted_type import is_ours
 from sqlalchemy_envelope.orm.columns.stored_value import EncryptedCheck
 from sqlalchemy_envelope.orm.current import locks
-from sqlalchemy_envelope.orm.reading import echo, objects, results, statement_plan
+from sqlalchemy_envelope.orm.reading import echo, objects, results, selected_columns, statement_plan
 from sqlalchemy_envelope.orm.tables.databases import database_name
 from sqlalchemy_envelope.orm.writing import copies, forms, marks, object_copies, refusals, statements
 from tests.orm.conftest import Started
@@ -792,6 +793,16 @@ def test_what_a_select_says_of_its_options() -> None:
     that column is read when its value is touched (`test_previous_reads`: what `load_only` leaves out)."""
     assert not select(Note)._with_options
     assert select(Note).options(load_only(Note.body))._with_options
+
+
+def test_what_an_option_says_of_its_attribute() -> None:
+    """The elements of a loader option have the property that they are for. Were it hidden, SQLAlchemy would
+    refuse the query: its own option for the owner's column, and ours."""
+    named = selected_columns._named_by([defer(Note.user_id), defer("*")])
+    hidden = Hidden(defer(Note.user_id), "context")
+
+    assert named == {Note.user_id.property}
+    assert selected_columns._named_by([hidden]) == set()
 
 
 def test_what_an_option_says_of_its_expression(lite: Started) -> None:

@@ -271,16 +271,19 @@ def _not_loaded(
     Args:
         wait: what stands before a call that reads: "await " under asyncio.
     """
-    loads = " and ".join(
-        "`"
-        + ".".join(f"selectinload({step.parent.class_.__name__}.{step.key})" for step in linked.steps)
-        + "`"
+    name = state.class_.__name__
+    ways = [
+        ".".join(f"selectinload({step.parent.class_.__name__}.{step.key})" for step in linked.steps)
         for linked in linked_paths(attribute.encrypted.path)
+    ]
+    what = "rows" if ways else "columns"
+    loads = " and ".join(
+        f"`{way}`" for way in ways or [f"undefer({name}.{key})" for key in attribute.owner_keys]
     )
     return LockedError(
-        f"{state.class_.__name__}.{attribute.key} is locked: it was loaded before its owner was unlocked, "
-        f"the rows that lead to its owner are not loaded, and {why}. Load them with it, {loads}, or read it "
-        f"anew inside the unlocked session, `{wait}session.refresh(instance)`."
+        f"{name}.{attribute.key} is locked: the {what} that lead to its owner are not loaded, and {why}. "
+        f"Load them with it, {loads}, or read it anew inside the unlocked session, "
+        f"`{wait}session.refresh(instance)`."
     )
 
 
@@ -353,26 +356,31 @@ def _find_owner(state: InstanceState[Any], attribute: EncryptedAttribute, sealed
         return False
     if owner_of_row(state, attribute) is not None:
         return False
-    if linked_paths(path) and not _may_wait(state, session):
-        raise _cannot_wait(state, attribute.key)
+    missing = linked_paths(path) or [key for key in attribute.owner_keys if key not in state.dict]
+    if missing and not _may_wait(state, session):
+        raise _not_loaded(state, attribute, "an attribute cannot wait for them", "await ")
     refused = ""
     with session.no_autoflush:
-        for key in attribute.owner_keys:
-            getattr(state.obj(), key)
-        for linked in linked_paths(path):
-            refused = refused or _load_along(state.obj(), linked)
+        for keys in (*((key,) for key in attribute.owner_keys), *map(_steps, linked_paths(path))):
+            refused = refused or _load_along(state.obj(), keys)
     if refused and owner_of_row(state, attribute) is None:
         raise _not_loaded(state, attribute, f"{refused} is not to be loaded by itself (raiseload)")
     return owner_of_row(state, attribute) is not None
 
 
-def _load_along(instance: Any, path: LinkedPath) -> str:
-    """Have the rows loaded that a path goes through; the relationship that forbids it, if one does."""
-    for step in path.steps:
+def _steps(path: LinkedPath) -> tuple[str, ...]:
+    return tuple(step.key for step in path.steps)
+
+
+def _load_along(instance: Any, keys: Iterable[str]) -> str:
+    """Have the attributes loaded that lead on from an object; the one that forbids it, if one does."""
+    for key in keys:
+        if instance is None:
+            break
         try:
-            instance = getattr(instance, step.key, None)
+            instance = getattr(instance, key)
         except InvalidRequestError:
-            return f"{step.parent.class_.__name__}.{step.key}"
+            return f"{type(instance).__name__}.{key}"
     return ""
 
 

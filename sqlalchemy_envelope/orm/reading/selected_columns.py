@@ -23,7 +23,7 @@ from sqlalchemy_envelope.orm.current.context import only_owner, unlocked_session
 from sqlalchemy_envelope.orm.reading.two_columns import dual_attributes, refused_plaintext
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from sqlalchemy import Result
     from sqlalchemy.orm import ORMExecuteState, Session
@@ -154,12 +154,20 @@ def _property_of(mapper: Any, column: Any) -> Any:
 
 
 def _attributes_beside(statement: Any) -> list[Any]:
-    found = []
+    found, named = [], _named_by(statement._with_options)
     for described in statement.column_descriptions:
         entity = described["entity"]
         if entity is not None and described["expr"] is entity:
             mapper = inspect(entity).mapper
             keys = [one.previous for one in dual_attributes(mapper)]
-            keys += [key for attribute in plan_of_mapper(mapper) for key in attribute.owner_keys]
+            # SQLAlchemy takes no second option for an attribute; what is deferred is loaded when needed.
+            owners = (key for attribute in plan_of_mapper(mapper) for key in attribute.owner_keys)
+            keys += [key for key in owners if mapper.attrs[key] not in named]
             found += [getattr(entity, key) for key in dict.fromkeys(keys)]
     return found
+
+
+def _named_by(options: Iterable[Any]) -> set[Any]:
+    """The properties that loader options name, `defer(Note.user_id)`."""
+    elements = (element for option in options for element in getattr(option, "context", ()))
+    return {getattr(getattr(one, "path", None), "prop", None) for one in elements}

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn
 from weakref import WeakKeyDictionary
 
+from sqlalchemy.exc import InvalidRequestError
 from sqlalchemy.orm import attributes
 from sqlalchemy.orm.base import PASSIVE_NO_INITIALIZE
 
@@ -29,6 +30,7 @@ from sqlalchemy_envelope.orm.current.names import Names
 from sqlalchemy_envelope.orm.tables.connections import session_of
 from sqlalchemy_envelope.orm.tables.owner_paths import linked_paths, referred, referring
 from sqlalchemy_envelope.orm.tables.owners import owner_class_of
+from sqlalchemy_envelope.orm.writing.missing_owner import not_loaded
 from sqlalchemy_envelope.orm.writing.object_copies import open_carried
 from sqlalchemy_envelope.orm.writing.orphans import refuse_orphan
 from sqlalchemy_envelope.orm.writing.owner_columns import has_python_default
@@ -401,13 +403,13 @@ def update_listener(mapper: Mapper[Any]) -> Callable[..., None]:
                 refuse_orphan(state, attribute)
             stale = moved or (attribute.encrypted.row_bound and new_key)
             # Reading it raises LockedError if it cannot be opened.
-            if stale and not attribute.is_nothing(getattr(instance, attribute.key)):
+            if stale and not attribute.is_nothing(_loaded(state, attribute.key, attribute)):
                 attributes.flag_modified(instance, attribute.key)
             if attribute.key in changed:
                 written(state, attribute.key)
                 # Expired or deferred: loaded now, because the statement hook must not emit SQL.
                 for key in attribute.owner_keys:
-                    getattr(instance, key)
+                    _loaded(state, key, attribute)
             notes = _notes.setdefault(connection, FlushNotes())
             notes.updating(attribute.encrypted.column.table, state)
             if attribute in in_base and attribute.key in changed:
@@ -415,6 +417,23 @@ def update_listener(mapper: Mapper[Any]) -> Callable[..., None]:
         _note_links(connection, state, linked)
 
     return before_update
+
+
+def _loaded(state: InstanceState[Any], key: str, attribute: EncryptedAttribute) -> Any:
+    """The value of an encrypted attribute, or of one that tells its owner, loaded if it was not.
+
+    Raises:
+        LockedError: it cannot be opened.
+        StatementRefusedError: the application forbade to load it.
+    """
+    try:
+        return getattr(state.obj(), key)
+    except InvalidRequestError:
+        pass
+    why = "its row changes its owner or its key, and the value is encrypted anew for that"
+    if key != attribute.key:
+        why = f"it says whose key encrypts {state.class_.__name__}.{attribute.key}"
+    raise not_loaded(state, key, why)
 
 
 def _moved(instance: Any, state: InstanceState[Any], key: str) -> bool:

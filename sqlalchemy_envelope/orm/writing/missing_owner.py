@@ -1,4 +1,5 @@
-"""What errors say about a row that is written without its owner: what is missing, and the line to write."""
+"""What errors say about a row that is written without its owner, or without a value that its owner encrypts:
+what is missing, and the line to write."""
 
 from __future__ import annotations
 
@@ -24,6 +25,15 @@ def not_set(state: InstanceState[Any], path: OwnerPath, column: EncryptedColumn)
         f"{attributes} {are} not set, and {name}.{column.key} is encrypted with the key of its "
         f"{names_of(path)}. Set {' or '.join([*related, attributes])} before the {name} is flushed; a query "
         "flushes too, but not in `with session.no_autoflush:`."
+    )
+
+
+def not_loaded(state: InstanceState[Any], key: str, why: str) -> StatementRefusedError:
+    """A flush needs an attribute that is not loaded, and the query forbade to load it by itself."""
+    name = state.class_.__name__
+    return StatementRefusedError(
+        f"{name}.{key} is not loaded, and may not be loaded by itself (raiseload): {why}. Load it with the "
+        f"{name}, `undefer({name}.{key})`, or before the flush, `session.refresh(instance, [{key!r}])`."
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from sqlalchemy.exc import InvalidRequestError
 from sqlalchemy.orm import RelationshipDirection
 
 from sqlalchemy_envelope.exceptions import LockedError, PlaintextRefusedError, StatementRefusedError
@@ -62,7 +63,7 @@ def refuse_orphan(state: InstanceState[Any], attribute: EncryptedAttribute) -> N
 def _holds(state: InstanceState[Any], attribute: EncryptedAttribute) -> bool:
     try:
         return getattr(state.obj(), attribute.key) is not None
-    except (LockedError, PlaintextRefusedError):
+    except (LockedError, PlaintextRefusedError, InvalidRequestError):  # raiseload
         return True
 
 
