@@ -31,6 +31,7 @@ from sqlalchemy_envelope.alembic.ops import (
     ContractEncryptedColumnOp,
     CreateEncryptedCheckOp,
     DropEncryptedCheckOp,
+    DropEncryptedColumnOp,
     EncryptColumnOp,
     ExpandEncryptedColumnOp,
 )
@@ -40,7 +41,7 @@ from sqlalchemy_envelope.migration.state import STATE_TABLES
 from sqlalchemy_envelope.migration.tracking import Tracked
 from sqlalchemy_envelope.orm.columns.encrypted_type import EncryptedType
 from sqlalchemy_envelope.orm.columns.previous import REPLACED_BY
-from sqlalchemy_envelope.orm.columns.stored_value import check_condition, check_name_of
+from sqlalchemy_envelope.orm.columns.stored_value import check_condition, check_name, check_name_of
 from sqlalchemy_envelope.orm.tables.python_types import python_type_of
 
 _LAST: dict[str, Any] = (
@@ -104,6 +105,13 @@ def _steps(autogen_context: AutogenContext, operations: list[MigrateOperation]) 
                 and not _is_of_check(one, table)
                 and not (dialect in ("mysql", "mariadb") and _is_made_otherwise_by_mysql(one, table))
                 and not _becomes_step(autogen_context, one, table, steps)
+            ]
+            gone = {one.column_name for one in steps if isinstance(one, DropEncryptedColumnOp)}
+            names = {check_name(table.name, one, table.metadata.naming_convention) for one in gone}
+            operation.ops[:] = [
+                one
+                for one in operation.ops
+                if not (isinstance(one, DropConstraintOp) and one.constraint_name in names)
             ]
         if not operation.is_empty():
             yield operation
@@ -205,7 +213,7 @@ def _becomes_step(
     if isinstance(operation, AddColumnOp):
         step = _expand(autogen_context, operation.column, table) or _add(operation.column, table)
     elif isinstance(operation, DropColumnOp):
-        step = _contract(autogen_context, operation, table)
+        step = _contract(autogen_context, operation, table) or _drop(autogen_context, operation, table)
     elif isinstance(operation, AlterColumnOp):
         step = _encrypt(operation, table)
     if step is None:
@@ -259,6 +267,20 @@ def _add(column: Column[Any], table: Table) -> AddEncryptedColumnOp | None:
     if not isinstance(column.type, EncryptedType) or column.type.check is False:
         return None
     return AddEncryptedColumnOp(table.name, column, schema=table.schema)
+
+
+def _drop(
+    autogen_context: AutogenContext, operation: DropColumnOp, table: Table
+) -> DropEncryptedColumnOp | None:
+    """A column that the model has no more, and its CHECK with it: by that it is known."""
+    name = operation.column_name
+    if autogen_context.connection is None:
+        return None
+    checks = autogen_context.inspector.get_check_constraints(table.name, table.schema)
+    if check_name(table.name, name, table.metadata.naming_convention) not in {one["name"] for one in checks}:
+        return None
+    column: Column[Any] = Column(name, LargeBinary(), nullable=operation.to_column().nullable)
+    return DropEncryptedColumnOp(table.name, name, column=column, schema=table.schema)
 
 
 def _contract(

@@ -108,6 +108,18 @@ def _add(operations: Operations, op: ops.AddEncryptedColumnOp) -> None:
     after_batch(operations, run)
 
 
+@Operations.implementation_for(ops.DropEncryptedColumnOp)
+def _drop(operations: Operations, op: ops.DropEncryptedColumnOp) -> None:
+    def run(operations: Operations) -> None:
+        columns = checked(operations, op.table_name, op.column_name, op.schema)
+        connection = online(operations)
+        if connection is not None:
+            _require_droppable(connection, columns, columns.encrypted, moving=False)
+        _drop_column(operations, columns, columns.encrypted)
+
+    after_batch(operations, run)
+
+
 @Operations.implementation_for(ops.CreateEncryptedCheckOp)
 def _create_check(operations: Operations, op: ops.CreateEncryptedCheckOp) -> None:
     dialect, connection = operations.impl.dialect, online(operations)
@@ -157,11 +169,11 @@ def _refuse_foreign(connection: Connection, columns: Tracked) -> None:
         )
 
 
-def _require_droppable(connection: Connection, columns: Tracked, name: str) -> None:
+def _require_droppable(connection: Connection, columns: Tracked, name: str, *, moving: bool = True) -> None:
     """Refuse a column that SQLite could only drop by building the table anew, where that loses something."""
     if not schema.is_droppable(connection, columns, name):
         why = f"SQLite drops {columns.table}.{name}, which has a CHECK, by building the table anew"
-        require_rebuildable(connection, columns.table, columns.schema, why, moving=True)
+        require_rebuildable(connection, columns.table, columns.schema, why, moving=moving)
 
 
 def _drop_column(operations: Operations, columns: Tracked, name: str) -> None:

@@ -6,7 +6,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Literal
 
 from alembic.operations import BatchOperations, Operations
-from alembic.operations.ops import DropColumnOp, MigrateOperation
+from alembic.operations.ops import MigrateOperation
 
 if TYPE_CHECKING:
     from sqlalchemy import Column
@@ -293,9 +293,11 @@ class AddEncryptedColumnOp(MigrateOperation):
         self.column = column
         self.schema = schema
 
-    def reverse(self) -> DropColumnOp:
+    def reverse(self) -> DropEncryptedColumnOp:
         """Drop the column; its CHECK goes with it."""
-        return DropColumnOp.from_column_and_tablename(self.schema, self.table_name, self.column)
+        return DropEncryptedColumnOp(
+            self.table_name, self.column.name, column=self.column, schema=self.schema
+        )
 
     def to_diff_tuple(self) -> tuple[Any, ...]:
         """What `alembic check` shows."""
@@ -312,6 +314,58 @@ class AddEncryptedColumnOp(MigrateOperation):
     def batch_add_encrypted_column(cls, operations: BatchOperations, column: Column[Any]) -> None:
         """The same at the end of a batch."""
         operations.invoke(cls(column=column, **_table_of(operations)))
+
+
+@Operations.register_operation("drop_encrypted_column")
+@BatchOperations.register_operation("drop_encrypted_column", "batch_drop_encrypted_column")
+class DropEncryptedColumnOp(MigrateOperation):
+    """Drop an encrypted column and its CHECK. SQLite drops no column that a CHECK of its table names.
+
+    Attributes:
+        column: what it was, to make it again; None in a revision that runs.
+    """
+
+    tag = "drop_encrypted_column"
+
+    def __init__(
+        self,
+        table_name: str,
+        column_name: str,
+        *,
+        column: Column[Any] | None = None,
+        schema: str | None = None,
+    ) -> None:
+        self.table_name = table_name
+        self.column_name = column_name
+        self.column = column
+        self.schema = schema
+
+    def reverse(self) -> AddEncryptedColumnOp:
+        """Add the column again, empty.
+
+        Raises:
+            ValueError: what it was is not known.
+        """
+        if self.column is None:
+            raise ValueError("operation is not reversible; original column is not present")
+        return AddEncryptedColumnOp(self.table_name, self.column, schema=self.schema)
+
+    def to_diff_tuple(self) -> tuple[Any, ...]:
+        """What `alembic check` shows."""
+        return (self.tag, self.schema, self.table_name, self.column_name)
+
+    @classmethod
+    def drop_encrypted_column(
+        cls, operations: Operations, table_name: str, column_name: str, *, schema: str | None = None
+    ) -> None:
+        """Drop an encrypted column, with every value in it, and its CHECK. SQLite's table is built anew where
+        it must be."""
+        operations.invoke(cls(table_name, column_name, schema=schema))
+
+    @classmethod
+    def batch_drop_encrypted_column(cls, operations: BatchOperations, column_name: str) -> None:
+        """The same at the end of a batch."""
+        operations.invoke(cls(column_name=column_name, **_table_of(operations)))
 
 
 class CheckOp(MigrateOperation):

@@ -95,6 +95,12 @@ def _render_add(autogen_context: AutogenContext, op: ops.AddEncryptedColumnOp) -
     return _call(autogen_context, op.tag, [repr(op.table_name), column], {"schema": (op.schema, None)})
 
 
+@renderers.dispatch_for(ops.DropEncryptedColumnOp)
+def _render_drop(autogen_context: AutogenContext, op: ops.DropEncryptedColumnOp) -> str:
+    names = [repr(op.table_name), repr(op.column_name)]
+    return _call(autogen_context, op.tag, names, {"schema": (op.schema, None)})
+
+
 @renderers.dispatch_for(ops.CreateEncryptedCheckOp)
 @renderers.dispatch_for(ops.DropEncryptedCheckOp)
 def _render_check(autogen_context: AutogenContext, op: ops.CheckOp) -> str:

@@ -154,7 +154,7 @@ def test_a_new_column(environment: Environment, engine: Engine) -> None:
     assert body_of(text, "upgrade") == [
         "op.add_encrypted_column('notes', sa.Column('body', sa.LargeBinary(), nullable=True))"
     ]
-    assert body_of(text, "downgrade") == ["op.drop_column('notes', 'body')"]
+    assert body_of(text, "downgrade") == ["op.drop_encrypted_column('notes', 'body')"]
 
     command.upgrade(config, "head")
 
@@ -164,6 +164,36 @@ def test_a_new_column(environment: Environment, engine: Engine) -> None:
     command.downgrade(config, "-1")
 
     assert checks(engine) == set()
+
+
+@pytest.mark.parametrize(("batch", "added"), [(False, False), (True, False), (True, True)])
+def test_a_column_that_is_gone(environment: Environment, engine: Engine, batch: bool, added: bool) -> None:
+    """It is dropped with its CHECK, whether that is the column's or the table's, and comes back with it."""
+    options = {"foreign_keys_off": on_sqlite(engine), "render_as_batch": batch}
+    config = environment(engine, models(None if added else EncryptedType(Text)), **options)
+    migration(config)
+    command.upgrade(config, "head")
+    if added:
+        switched(config, models(EncryptedType(Text)))
+        migration(config)
+        command.upgrade(config, "head")
+    switched(config, models())
+    text = migration(config)
+
+    assert body_of(text, "upgrade") == ["op.drop_encrypted_column('notes', 'body')"]
+
+    command.upgrade(config, "head")
+    command.check(config)
+
+    assert checks(engine) == set()
+
+    command.downgrade(config, "-1")
+
+    assert refuses_plaintext(engine)
+
+    with engine.begin() as connection:
+        connection.exec_driver_sql("DELETE FROM notes")
+    command.downgrade(config, "base")
 
 
 @pytest.mark.parametrize("check", [None, True, False])
