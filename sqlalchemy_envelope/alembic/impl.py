@@ -255,7 +255,7 @@ def _not_reflected(connection: Connection, table: str, schema: str | None) -> It
             yield f"the index {name}"
     # It sees the actions of a foreign key that stands by itself, and none of one within its column.
     reflected = inspect(connection).get_foreign_keys(table, schema)
-    seen = {column: one["options"] for one in reflected for column in one["constrained_columns"]}
+    seen = {column: one.get("options", {}) for one in reflected for column in one["constrained_columns"]}
     for one in ask("foreign_key_list", table):
         for when, does in (("DELETE", one.on_delete), ("UPDATE", one.on_update)):
             if does != "NO ACTION" and f"on{when.lower()}" not in seen.get(one[3], {}):
