@@ -280,7 +280,10 @@ def declare_letters(*, encrypted: bool) -> Any:
         pass
 
     bases = (KeyOwner, Base) if encrypted else (Base,)
-    columns = {"id": mapped_column(sa.Integer, primary_key=True), "phone": moved(sa.String(20))}
+    columns = {
+        "id": mapped_column(sa.Integer, primary_key=True),
+        "phone": moved(sa.String(20), nullable=False),
+    }
     person = type("Person", bases, {"__tablename__": "persons", **columns})
     letter = type(
         "Letter",
@@ -320,7 +323,7 @@ def test_what_autogenerate_writes_runs_as_it_is(
     migration(config, "plaintext")
     command.upgrade(config, "head")
     with engine.begin() as connection:
-        connection.execute(sa.text("INSERT INTO persons (id, phone) VALUES (1, '+44'), (2, NULL)"))
+        connection.execute(sa.text("INSERT INTO persons (id, phone) VALUES (1, '+44'), (2, '')"))
         table = plain.metadata.tables["letters"]
         connection.execute(table.insert().values(LETTERS))
     config.attributes["options"] |= {
@@ -333,13 +336,14 @@ def test_what_autogenerate_writes_runs_as_it_is(
 
         assert letters(engine, after) == LETTERS
         assert all(isinstance(one, bytes) for one in stored(engine, "letters", "body"))
+        assert all(isinstance(one, bytes) for one in stored(engine, "persons", "phone"))
         assert columns(engine, "letters")["body"]["nullable"] is False
 
         command.check(config)
         command.downgrade(config, "-1")
 
         assert letters(engine, plain) == LETTERS
-        assert set(stored(engine, "persons", "phone")) == {"+44", None}
+        assert set(stored(engine, "persons", "phone")) == {"+44", ""}
         assert columns(engine, "letters")["body"]["nullable"] is False
 
     first, second = revisions(config)
