@@ -154,14 +154,15 @@ def _property_of(mapper: Any, column: Any) -> Any:
 
 
 def _attributes_beside(statement: Any) -> list[Any]:
-    found, named = [], _named_by(statement._with_options)
+    found = []
     for described in statement.column_descriptions:
         entity = described["entity"]
         if entity is not None and described["expr"] is entity:
             mapper = inspect(entity).mapper
             keys = [one.previous for one in dual_attributes(mapper)]
+            owners = [key for attribute in plan_of_mapper(mapper) for key in attribute.owner_keys]
             # SQLAlchemy takes no second option for an attribute; what is deferred is loaded when needed.
-            owners = (key for attribute in plan_of_mapper(mapper) for key in attribute.owner_keys)
+            named = _named_by(statement._with_options) if owners else ()
             keys += [key for key in owners if mapper.attrs[key] not in named]
             found += [getattr(entity, key) for key in dict.fromkeys(keys)]
     return found
