@@ -15,7 +15,7 @@ from sqlalchemy import (
     text,
     update,
 )
-from sqlalchemy.dialects import sqlite
+from sqlalchemy.dialects import mysql, sqlite
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import (
     DeclarativeBase,
@@ -44,6 +44,8 @@ from sqlalchemy_envelope import (
     StatementRefusedError,
     enforce_foreign_keys,
 )
+from sqlalchemy_envelope.orm.columns.plans import plan_of_table
+from sqlalchemy_envelope.orm.writing.copies import check_upsert
 
 envelope = Envelope(kdf_profile=KdfProfile.unsafe_for_tests(), server_keys=ServerKeyring([b"k" * 32]))
 
@@ -571,3 +573,27 @@ def test_a_value_that_may_not_be_loaded_is_moved(shop: Engine) -> None:
         session.commit()
         session.expunge_all()
         assert move(session, undefer(Order.address)).address == "somewhere"
+
+
+@pytest.mark.parametrize(
+    ("model", "row", "key", "cure"),
+    [
+        (
+            Order,
+            {"id": 1, "customer_id": 1, "address": "x"},
+            "address",
+            "with customer_id from `inserted.cust",
+        ),
+        (Customer, {"id": 1, "phone": "x"}, "phone", "Load the rows and change the objects. ["),
+    ],
+)
+def test_an_upsert_of_mysql_has_names_of_its_own(model: Any, row: Any, key: str, cure: str) -> None:
+    """MySQL calls the new row `inserted`, and names no key that the conflict is about."""
+    configure_mappers()
+    plan = plan_of_table(model.__table__)
+    statement = mysql.insert(model.__table__).values(row)
+    assert plan is not None
+    with pytest.raises(StatementRefusedError) as caught:
+        check_upsert(plan, statement.on_duplicate_key_update({key: statement.inserted[key]}))
+
+    assert cure in str(caught.value)

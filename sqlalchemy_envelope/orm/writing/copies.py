@@ -173,12 +173,12 @@ def _upsert_refusal(
         why = f"{encrypted}, and the row that is there may have another primary key"
     put = "Set" if sets_it is not False else "Put the value into the row, and set"
     cure = f"{put} {column.key} from `{row}.{column.key}`"
-    if column.row_bound and row == "inserted":  # MySQL does not say which key the conflict is about
-        cure = "Load the rows and change the objects"
-    elif row == "excluded" and (column.row_bound or path.is_self):
+    if column.row_bound or path.is_self:
         keys = " and ".join(one.key for one in plan.table.primary_key)
         cure += f", and let the conflict be about {keys} alone"
-    if not path.is_self:
+        if row == "inserted":  # MySQL does not say which key it is about
+            cure = "Load the rows and change the objects"
+    if not path.is_self and not (column.row_bound and row == "inserted"):
         cure += "".join(f", with {key} from `{row}.{key}`" for key in path.keys if key not in targets)
     return StatementRefusedError(f"{why}; nothing was sent. {cure}.")
 
