@@ -9,6 +9,7 @@ from sqlalchemy import (
     Text,
     bindparam,
     create_engine,
+    event,
     func,
     insert,
     select,
@@ -161,6 +162,7 @@ class Order(Base):
     customer_id: Mapped[int] = mapped_column(ForeignKey("customers.id", ondelete="CASCADE"))
     customer: Mapped[Customer] = relationship()
     address: Mapped[str | None] = mapped_column(EncryptedType(Text))
+    note: Mapped[str | None]
 
 
 class Document(Base):
@@ -469,6 +471,47 @@ def test_an_owner_in_a_parameter_inside_of_values(shop: Engine) -> None:
     with Session(shop) as session, envelope.server_mode(reason="test"):
         session.execute(insert(Order).values([{"customer_id": 1, "address": "y"}]))
         session.execute(insert(Order), [{"customer_id": 1, "address": "z"}])
+
+
+def test_a_value_in_a_parameter_inside_of_values(shop: Engine) -> None:
+    """So has an encrypted value that is a parameter there."""
+    listed = insert(Order).values([{"customer_id": 1, "address": bindparam("secret")}])
+
+    assert (
+        "orders.address is encrypted, and its value is the parameter 'secret' inside of `values([...])`"
+        in (refused(shop, lambda session: session.execute(listed, {"secret": "x"})))
+    )
+
+
+@pytest.mark.parametrize("first", [False, True])
+def test_a_listener_that_moves_a_row(shop: Engine, first: bool) -> None:
+    """A `before_update` listener that gives a row another owner after it was looked at is told so; one that
+    runs first may."""
+
+    def change(_: Any, __: Any, order: Order) -> None:
+        order.customer_id = 2
+
+    def write(session: Session) -> None:
+        session.get_one(Order, 1).note = "changed"
+        session.flush()
+
+    with Session(shop) as session, envelope.server_mode(reason="test"):
+        session.add(Customer(id=2))
+        session.commit()
+    event.listen(Order, "before_update", change, insert=first)
+    try:
+        if not first:
+            assert "Order.customer_id was changed while the Order was being flushed" in refused(shop, write)
+            return
+        with Session(shop) as session, envelope.server_mode(reason="test"):
+            write(session)
+            session.commit()
+            session.expire_all()
+            order = session.get_one(Order, 1)
+
+            assert (order.customer_id, order.address) == (2, "somewhere")
+    finally:
+        event.remove(Order, "before_update", change)
 
 
 def upsert_of(model: Any, index: str, row: dict[str, Any], **sets: str) -> Any:

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy_envelope.exceptions import StatementRefusedError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from sqlalchemy.orm import InstanceState
 
     from sqlalchemy_envelope.orm.columns.plans import EncryptedColumn
@@ -34,6 +36,18 @@ def not_loaded(state: InstanceState[Any], key: str, why: str) -> StatementRefuse
     return StatementRefusedError(
         f"{name}.{key} is not loaded, and may not be loaded by itself (raiseload): {why}. Load it with the "
         f"{name}, `undefer({name}.{key})`, or before the flush, `session.refresh(instance, [{key!r}])`."
+    )
+
+
+def moved_late(state: InstanceState[Any], keys: Sequence[str], column_key: str) -> StatementRefusedError:
+    """An object was given another owner or key after its flush had looked at it."""
+    name = state.class_.__name__
+    changed, was = " and ".join(f"{name}.{key}" for key in keys), "was" if len(keys) == 1 else "were"
+    return StatementRefusedError(
+        f"{changed} {was} changed while the {name} was being flushed, after it had been looked at, as by a "
+        f"`before_update` listener, and {name}.{column_key} would stay encrypted for where it was; nothing "
+        f"was sent. Change it before the flush, or let the listener run first: `event.listen({name}, "
+        "'before_update', ..., insert=True)`."
     )
 
 

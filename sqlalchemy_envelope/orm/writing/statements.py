@@ -59,7 +59,13 @@ from sqlalchemy_envelope.orm.writing.forms import (
 )
 from sqlalchemy_envelope.orm.writing.gate import check_compiled
 from sqlalchemy_envelope.orm.writing.marks import is_marked, mark, mark_lasting
-from sqlalchemy_envelope.orm.writing.missing_owner import names_of, new_owner, not_set, unnamed_owner
+from sqlalchemy_envelope.orm.writing.missing_owner import (
+    moved_late,
+    names_of,
+    new_owner,
+    not_set,
+    unnamed_owner,
+)
 from sqlalchemy_envelope.orm.writing.moves import check_moves
 from sqlalchemy_envelope.orm.writing.owner_columns import (
     default_beside,
@@ -812,6 +818,8 @@ class _StatementWriter:
                     values = [self._value(key, row, literals) for key in path.keys]
                     if not rekeys and stays(state, path, column.key, values):
                         continue
+                    primary = tuple(one.key for one in self._plan.table.primary_key)
+                    raise moved_late(state, path.keys if moves else primary, column.key)
                 named = ", ".join(path.keys)
                 raise StatementRefusedError(
                     f"An UPDATE moves rows of {self._plan.table.name} to another owner or key and leaves "
@@ -856,6 +864,12 @@ def _unencodable(column: EncryptedColumn, value: Any, blob: bytes | bytearray | 
     if isinstance(value, Sealed) or is_ciphertext(value):
         return StatementRefusedError(
             f"{where}: a sealed value cannot be written elsewhere; unlock it and copy the plaintext."
+        )
+    if isinstance(value, BindParameter):
+        return StatementRefusedError(
+            f"{where} is encrypted, and its value is the parameter {value.key!r} inside of `values([...])`, "
+            "which has none yet when the row is encrypted. Write the value itself in its place, or give the "
+            "rows beside the statement: `execute(insert(...), [{...}, ...])`."
         )
     if isinstance(value, ClauseElement):
         return StatementRefusedError(f"{where} is encrypted: assign a Python value, not an SQL expression.")
