@@ -2,7 +2,8 @@
 
 The epochs are real: in each group somebody joined and left again until there were enough of them, by the
 unit of work, while a founder was unlocked. The member was away all the time. What is settled after the first
-unlock adopts every epoch of every group, and each later unlock finds them adopted.
+unlock adopts every epoch of every group, and each later unlock finds them adopted. After each unlock a page
+of one group is read, as in a request.
 """
 
 from __future__ import annotations
@@ -35,24 +36,22 @@ from benchmarks.steps import Places, StepClock
 from sqlalchemy_envelope import Envelope, UnlockedSession
 from sqlalchemy_envelope.keys.keyring import Keyring
 from sqlalchemy_envelope.keys.row_seals import RowSeals
-from sqlalchemy_envelope.orm.sharing import settle
-from sqlalchemy_envelope.orm.tables import grant_rows, key_rows
+from sqlalchemy_envelope.orm.tables import key_rows
 from sqlalchemy_envelope.orm.verbs import owner_keys, unlock
 
 NAME = "groups"
 FIRST, LATER = "member, first", "member, later"
+NEWEST = 1001
+"""The first of ten posts that are written in the newest epoch of the first group."""
 AWAY = 3
 """Members of each kind: a first unlock is one of a kind, so there are several to take the median of."""
 STEPS: Places = {
     "Argon2id": [(Envelope, "perform")],
     "own keys, query and rows": [(unlock, "load_keys")],
     "own slots, query and rows": [(key_rows.KeyStore, "load_slots")],
-    "grants, query and rows": [(grant_rows.GrantStore, "load_to")],
-    "group keys, query and rows": [(settle, "load_owners")],
     "seals of rows": [(RowSeals, "check")],
-    "generations": [(owner_keys, "check_generations"), (settle, "check_generations")],
+    "generations": [(owner_keys, "check_generations")],
     "opening keys": [(Keyring, "open"), (unlock, "open_with_kek")],
-    "following grants": [(unlock, "follow_grants")],
 }
 
 
@@ -79,6 +78,7 @@ def measure_groups(engine: Engine, sizes: Sizes) -> Finding:
             suffix = f"{kind}, row seals" if sealed_rows else kind
             figures[f"queries, {suffix}"] = float(max(run.queries for run in runs[kind]))
             figures[f"milliseconds, {suffix}"] = median(run.rest for run in runs[kind])
+            figures[f"milliseconds with a page, {suffix}"] = median(run.cpu + run.page for run in runs[kind])
         sheets.append(steps_sheet(engine, sizes, "with row seals" if sealed_rows else "no server keys", runs))
         if not sealed_rows:
             sheets.append(reading_sheet(engine, envelope, {"member": members[0], "newcomer": newcomers[0]}))
@@ -106,6 +106,7 @@ def make_groups(engine: Engine, envelope: Envelope, sizes: Sizes) -> tuple[list[
                     session.commit()
             session.add_all([join(group, one) for group in groups for one in newcomers])
             session.commit()
+            insert_posts(session, 10, groups[0].id, first=NEWEST)
         return [one.id for one in members], [one.id for one in newcomers]
 
 
@@ -122,6 +123,10 @@ class Run:
     steps: dict[str, float]
     queries: int
     writes: int
+    page: float
+    """Processor time of reading ten rows of one group."""
+    page_queries: int
+    """What reading them sent, the query for the rows included."""
     settling: float
     """Processor time of what a first write after it adds: sealed grants adopted, pending ones fulfilled."""
 
@@ -133,21 +138,27 @@ class Run:
 def unlock_once(engine: Engine, envelope: Envelope, person_id: int) -> Run:
     """Twice would adopt nothing the second time, so the clock and the counters run at once."""
     clock = StepClock()
+    page = select(Post).where(Post.id.between(NEWEST, NEWEST + 9))
     with Session(engine) as session:
         person = session.get_one(Person, person_id)
         with traffic(engine) as seen, clock.running(STEPS):
             unlocked: list[UnlockedSession] = []
             timing = timed(lambda: unlocked.append(envelope.unlock(session, person, secret=SECRET)))
+            steps = dict(clock.milliseconds)
         with unlocked[0]:
+            with traffic(engine) as for_page:
+                reading = timed(lambda: session.scalars(page).all())
             settling = timed(lambda: unlocked[0].settle())
             session.commit()
     queries = sum(statement.lstrip().upper().startswith("SELECT") for statement, _ in seen)
     return Run(
         timing.wall * 1e3,
         timing.cpu * 1e3,
-        dict(clock.milliseconds),
+        steps,
         queries,
         len(seen) - queries,
+        reading.cpu * 1e3,
+        len(for_page),
         settling.cpu * 1e3,
     )
 
@@ -170,7 +181,10 @@ def steps_sheet(engine: Engine, sizes: Sizes, how: str, runs: dict[str, list[Run
             *(middle(run.settling for run in some) for some in runs.values()),
         ]
     )
+    pages = [middle(run.page for run in some) for some in runs.values()]
+    lines.append(["a page of one group after it, processor time", *pages])
     lines.append(["queries", *(str(some[0].queries) for some in runs.values())])
+    lines.append(["queries of the page", *(str(some[0].page_queries) for some in runs.values())])
     lines.append(["statements that write", *(str(some[0].writes) for some in runs.values())])
     return Sheet(
         f"{DATABASE_NAMES[engine.dialect.name]}: unlocking a member of {sizes.groups} groups of "

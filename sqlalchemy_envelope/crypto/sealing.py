@@ -32,7 +32,8 @@ FORMAT_HYBRID = 0x13
 SEALED_SIZE = 81
 HYBRID_SIZE = 1169
 MLKEM_PUBLIC_SIZE = 1184
-_SEALED = (bytes([FORMAT_SEALED]), bytes([FORMAT_HYBRID]))
+SEALED_PREFIXES = (bytes([FORMAT_SEALED]), bytes([FORMAT_HYBRID]))
+"""What a stored key begins with if it is sealed, and not wrapped."""
 _X25519 = Suite(KEM.X25519, KDF.HKDF_SHA256, AEAD.AES_256_GCM)
 _HYBRID = Suite(KEM.MLKEM768_X25519, KDF.HKDF_SHA256, AEAD.AES_256_GCM)
 
@@ -69,7 +70,7 @@ def seal_key(key: KeyBytes, to: PublicKeys, context: bytes) -> bytes:
 
 def is_sealed(blob: bytes) -> bool:
     """Whether a stored key says that it is sealed, and not wrapped."""
-    return blob[:1] in _SEALED
+    return blob[:1] in SEALED_PREFIXES
 
 
 def open_key(blob: bytes, recipient: KeyBytes, context: bytes) -> KeyBytes:

@@ -121,7 +121,7 @@ class OwnerCiphers:
     def prepare_read(self, headers: dict[bytes, int]) -> None:
         """Fetch the keys that these stored values name, as far as a provider holds them."""
         for unlocked in context.unlocked_sessions(self._session):
-            if unlocked.on_demand:
+            if unlocked.on_demand or unlocked.follows:
                 for owner_class in self._column.path.owner_classes:
                     unlocked.prepare_read(self._session, owner_class, headers)
 

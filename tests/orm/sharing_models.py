@@ -20,6 +20,7 @@ from sqlalchemy_envelope import (
     LockedError,
     UnlockedSession,
 )
+from sqlalchemy_envelope.orm.verbs.envelope import Follow
 
 envelope = Envelope(kdf_profile=KdfProfile.unsafe_for_tests())
 
@@ -218,10 +219,10 @@ def add_user(session: Session, name: str, **values: Any) -> User:
     return user
 
 
-def unlock(session: Session, name: str) -> UnlockedSession:
-    """Unlock one of them by name."""
+def unlock(session: Session, name: str, follow: Follow = "needed") -> UnlockedSession:
+    """Unlock one of them by name; a keyring that is kept for later follows "all"."""
     user = session.scalars(select(User).where(User.email == name)).one()
-    return envelope.unlock(session, user, secret=secret_of(name))
+    return envelope.unlock(session, user, secret=secret_of(name), follow=follow)
 
 
 def found_group(session: Session, founder: str, *members: str) -> int:

@@ -228,7 +228,7 @@ def test_who_left_reads_what_was_before_and_nothing_after(
         group_id = found_group(session, "founder", "member", "newcomer")
         member_id = _id_of(session, "member")
     with Session(shared) as away, Session(shared) as present:
-        keys_of_member = unlock(away, "member")
+        keys_of_member = unlock(away, "member", follow="all")
         away.commit()
         keys_of_founder = unlock(present, "founder")
         with keys_of_founder:
@@ -263,7 +263,7 @@ def test_what_is_written_later_in_the_same_transaction_is_after(
         group_id = found_group(session, "founder", "member")
         member_id = _id_of(session, "member")
     with Session(lite) as away:
-        keys_of_member = unlock(away, "member")
+        keys_of_member = unlock(away, "member", follow="all")
         away.commit()
         with Session(lite) as session, unlock(session, "founder"):
             session.add(Post(group_id=group_id, text="before"))
@@ -729,7 +729,7 @@ def test_who_leaves_a_group_leaves_its_organisation(shared: Engine, by: str | No
     organisation_id = _affiliate(shared, "founder", group_id)
     assert _organisation_name(shared, "member", organisation_id) is not None
     with Session(shared) as away, Session(shared) as present:
-        keys_of_member = unlock(away, "member")
+        keys_of_member = unlock(away, "member", follow="all")
         away.commit()
         keys_of_founder = unlock(present, "founder")
         present.commit()
@@ -868,7 +868,7 @@ def test_composite_and_uuid_primary_keys(shared: Engine) -> None:
             session.add(TeamNote(team_id=team.id, text="before"))
             session.commit()
     with Session(shared) as away, Session(shared) as session:
-        keys = envelope.unlock(away, away.get_one(Tenant, ("eu", 2)), secret=secret_of("2"))
+        keys = envelope.unlock(away, away.get_one(Tenant, ("eu", 2)), secret=secret_of("2"), follow="all")
         away.commit()
         first = session.get_one(Tenant, ("eu", 1))
         with envelope.unlock(session, first, secret=secret_of("1")):

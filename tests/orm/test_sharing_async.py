@@ -120,7 +120,8 @@ async def test_who_left_reads_what_was_before_and_nothing_after(
     group_id = await _start(async_engine)
     async with AsyncSession(async_engine) as away, AsyncSession(async_engine) as present:
         member = await _user(away, "member")
-        keys_of_member, member_id = await aio.unlock(away, member, secret=secret_of("member")), member.id
+        keys_of_member = await aio.unlock(away, member, secret=secret_of("member"), follow="all")
+        member_id = member.id
         await away.commit()
         async with aio.unlock(present, await _user(present, "founder"), secret=secret_of("founder")):
             present.add(Post(group_id=group_id, text="while both were there"))

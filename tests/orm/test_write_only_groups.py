@@ -10,6 +10,7 @@ from sqlalchemy import Engine, select
 from sqlalchemy.orm import Session
 
 from sqlalchemy_envelope import AuditEvent, EnrollmentError, Envelope, KdfProfile, LockedError, ServerKeyring
+from sqlalchemy_envelope.orm.verbs.envelope import Follow
 from tests.orm.sharing_models import Base, Group, Membership, Post, User
 
 SECRET = "correct horse battery staple"
@@ -44,9 +45,9 @@ class Application:
             session.commit()
             return group.id
 
-    def unlock(self, session: Session, user: int) -> Any:
+    def unlock(self, session: Session, user: int, follow: Follow = "needed") -> Any:
         """A user's unlocked session, not entered yet."""
-        return self.envelope.unlock(session, session.get_one(User, user), secret=SECRET)
+        return self.envelope.unlock(session, session.get_one(User, user), secret=SECRET, follow=follow)
 
     def write(self, group: int, text: str) -> None:
         """A post for a group that nobody has unlocked."""
@@ -107,7 +108,7 @@ def test_what_is_written_after_somebody_was_removed_is_not_theirs(app: Applicati
     if adopted:
         assert app.read(ada) == ["before"]
     with Session(app.engine) as session:
-        kept = app.unlock(session, ben)
+        kept = app.unlock(session, ben, "all")
         session.commit()  # Ben's process holds all that he may have
         app.remove(ben)
         app.write(group, "after")
@@ -143,7 +144,7 @@ def test_server_mode_starts_an_epoch_for_a_group_too(app: Application) -> None:
         session.add(Post(group_id=group, text="before"))
         session.commit()
         with Session(app.engine) as other:
-            kept = app.unlock(other, ben)
+            kept = app.unlock(other, ben, "all")
             other.commit()
         app.remove(ben)
         session.add(Post(group_id=group, text="after"))

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy.orm import attributes
 from sqlalchemy.orm.base import NO_VALUE
 
+from sqlalchemy_envelope.crypto.aead import HEADER_SIZE
 from sqlalchemy_envelope.orm.columns.plans import EncryptedAttribute, plan_of_mapper
 from sqlalchemy_envelope.orm.current.names import Names, reference_in
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy_envelope.keys.keyring import OwnerId
     from sqlalchemy_envelope.orm.tables.owner_paths import OwnerPath
+    from sqlalchemy_envelope.orm.tables.owners import OwnerClass
 
 SEALED = "sqlalchemy_envelope.sealed"
 """In `state.info`: the stored values of attributes that are locked, or unreadable (`Sealed.why`), by
@@ -78,6 +80,22 @@ def forget(state: InstanceState[Any], keys: Iterable[str] | None) -> None:
         if marks:
             for key in list(marks) if keys is None else keys:
                 marks.pop(key, None)
+
+
+def closed_values(session: Session) -> dict[OwnerClass, dict[bytes, int]]:
+    """The stored values that the objects of a session hold locked: how many under each header, by the classes
+    that their owner may be of."""
+    found: dict[OwnerClass, dict[bytes, int]] = {}
+    for state in session.identity_map.all_states():
+        sealed = state.info.get(SEALED, {}) if "info" in state.__dict__ else {}
+        for attribute in plan_of_mapper(state.mapper) if sealed else ():
+            held = sealed.get(attribute.key)
+            if held is not None and held.why is None:
+                header = bytes(held.blob[:HEADER_SIZE])
+                for owner_class in attribute.encrypted.path.owner_classes:
+                    headers = found.setdefault(owner_class, {})
+                    headers[header] = headers.get(header, 0) + 1
+    return found
 
 
 def unflushed(

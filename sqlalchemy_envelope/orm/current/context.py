@@ -43,6 +43,7 @@ class OpenKeys(Protocol):
         readers: by column and value header, what opens the values of one owner.
         on_demand: whether keys are fetched or made as they are needed: such a session is told beforehand of
             the rows that come.
+        follows: whether grants are followed as they are needed: such a session is told so too.
         home: the session that it was opened with.
         left: why it is open no more.
     """
@@ -53,6 +54,7 @@ class OpenKeys(Protocol):
     is_open: bool
     left: type[LockedError] | None
     on_demand: bool
+    follows: bool
 
     def __contains__(self, owner: OwnerId) -> bool: ...
 
@@ -83,6 +85,21 @@ class OpenKeys(Protocol):
 
     def keyring_for(self, owner: OwnerId, session: Session | None = None) -> Keyring | None:
         """The keyring that reaches the owner's root key."""
+
+    def follow_all(self, session: Session | None = None) -> None:
+        """Follow all grants that were not followed yet."""
+
+    def follow_owners(
+        self, session: Session | None, owner_class: OwnerClass, keys: Collection[tuple[Any, ...]]
+    ) -> None:
+        """Follow the grants that lead to these owners, by primary key."""
+
+    def may_follow(self, owner_class: OwnerClass, header: bytes) -> bool:
+        """Whether nothing looked yet for grants that lead to the key of a stored value."""
+        ...
+
+    def find_others(self, session: Session | None) -> None:
+        """Have it known whether keys of other owners may come."""
 
     def prepare_read(
         self, session: Session | None, owner_class: OwnerClass, headers: Mapping[bytes, int]

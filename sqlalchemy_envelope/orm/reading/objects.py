@@ -12,6 +12,7 @@ and whoever touches the attribute gets the error, which names column and row.
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy.exc import InvalidRequestError
@@ -287,13 +288,36 @@ def _not_loaded(
     )
 
 
+def _not_followed(
+    state: InstanceState[Any], attribute: EncryptedAttribute, sealed: Sealed
+) -> LockedError | None:
+    """The error for a value whose grants nothing looked for, in an attribute that cannot wait for that."""
+    here, header = context.unlocked_sessions(state.session), bytes(sealed.blob[:HEADER_SIZE])
+    classes = attribute.encrypted.path.owner_classes
+    if not any(one.follows and one.may_follow(of, header) for one in here for of in classes):
+        return None
+    key = attribute.key
+    said = (
+        f"{state.class_.__name__}.{key} is locked: nothing looked yet whether a grant leads to its key, and"
+    )
+    if state.session is None:
+        return LockedError(
+            f"{said} the instance is in no session that could. Add it to one and refresh it, or unlock with "
+            "`follow='all'`."
+        )
+    return LockedError(
+        f"{said} an attribute cannot wait for that. `await session.refresh(instance, [{key!r}])` reads it; "
+        "or unlock with `follow='all'`."
+    )
+
+
 def _may_open(state: InstanceState[Any], key: str) -> bool:
     unlocked = context.unlocked_sessions(state.session)
     if not unlocked:
         return False
     attribute = next(one for one in plan_of_mapper(state.mapper) if one.key == key)
     owner = owner_of_row(state, attribute)
-    return owner is None or any(owner in one for one in unlocked)
+    return owner is None or any(owner in one or one.follows for one in unlocked)
 
 
 def _open_late(state: InstanceState[Any], key: str, sealed: Sealed, passive: Any) -> Any:
@@ -318,7 +342,7 @@ def _open_late(state: InstanceState[Any], key: str, sealed: Sealed, passive: Any
     if opened is LOCKED:
         if not passive & SQL_OK:
             return PASSIVE_NO_RESULT
-        raise _locked(state, key)
+        raise _not_followed(state, attribute, sealed) or _locked(state, key)
     instance: Any = state.obj()
     for unlocked in context.unlocked_sessions(state.session):
         unlocked.saw(state.session)
@@ -330,14 +354,17 @@ def _open_late(state: InstanceState[Any], key: str, sealed: Sealed, passive: Any
 
 
 def _fetch_key(state: InstanceState[Any], attribute: EncryptedAttribute, sealed: Sealed) -> None:
-    """Have the key of a value fetched that was loaded before a server served here; where asyncio runs, only
-    in a greenlet of its."""
+    """Have the key of a value fetched that was loaded before a server served here, or before the grants that
+    lead to it were followed; where asyncio runs, only in a greenlet of its."""
     session = state.session
-    demanding = [one for one in context.unlocked_sessions(session) if one.on_demand]
-    if session is None or not demanding or not _may_wait(state, session):
+    demanding = [one for one in context.unlocked_sessions(session) if one.on_demand or one.follows]
+    if not demanding or (session is not None and not _may_wait(state, session)):
         return
     header = bytes(sealed.blob[:HEADER_SIZE])
-    with session.no_autoflush:
+    with nullcontext() if session is None else session.no_autoflush:
+        if session is not None and owner_of_row(state, attribute) is None:
+            for one in demanding:
+                one.find_others(session)
         for owner_class in attribute.encrypted.path.owner_classes:
             for one in demanding:
                 one.prepare_read(session, owner_class, {header: 1})

@@ -9,20 +9,22 @@ statement always has the processors.
 
 from __future__ import annotations
 
-from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy.engine.cursor import BufferedRowCursorFetchStrategy, CursorFetchStrategy
 
+from sqlalchemy_envelope.orm.reading.fetched_cursor import FetchedCursor, StreamedCursor
 from sqlalchemy_envelope.orm.reading.rows import RowOpener
 from sqlalchemy_envelope.orm.reading.statement_plan import plan_of_statement
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from sqlalchemy import Connection, CursorResult
+    from sqlalchemy import CursorResult
 
     from sqlalchemy_envelope.orm.reading.statement_plan import StatementPlan
+
+
+_ONE_AT_A_TIME = frozenset({"mysql", "mariadb"})
+"""Databases that take no statement while rows of another one are on their way."""
 
 
 def after_cursor_execute(
@@ -38,10 +40,12 @@ def after_cursor_execute(
     if executemany:
         _read_batches(connection, cursor, execution, plan)
     elif execution.cursor is cursor:
-        opener = RowOpener(connection, cursor, execution, plan)
-        opened = OpeningCursor(cursor, opener)
-        out_of_reach = _is_read_out_of_reach(connection, cursor) and opener.fetches_more()
-        execution.cursor = _FetchedCursor(cursor, opened.fetchall()) if out_of_reach else opened
+        dialect = connection.dialect
+        read = StreamedCursor(cursor) if dialect.name in _ONE_AT_A_TIME else cursor
+        opener = RowOpener(connection, read, execution, plan)
+        opened = OpeningCursor(read, opener)
+        out_of_reach = dialect.is_async and _is_read_out_of_reach(cursor) and opener.fetches_more()
+        execution.cursor = FetchedCursor(cursor, opened.fetchall()) if out_of_reach else opened
 
 
 def after_execute(
@@ -60,14 +64,10 @@ def opener_of(result: Any) -> RowOpener | None:
     return cursor.opener if type(cursor) is OpeningCursor else None
 
 
-def _is_read_out_of_reach(connection: Connection, cursor: Any) -> bool:
+def _is_read_out_of_reach(cursor: Any) -> bool:
     """Whether rows may be read where nothing can be fetched: an `AsyncConnection` hands on what the driver
     has buffered, and its reader cannot wait for the database."""
-    return (
-        connection.dialect.is_async
-        and cursor.description is not None
-        and not getattr(cursor, "server_side", False)
-    )
+    return cursor.description is not None and not getattr(cursor, "server_side", False)
 
 
 def _read_batches(connection: Any, cursor: Any, execution: Any, plan: StatementPlan) -> None:
@@ -125,28 +125,6 @@ class OpeningCursor:
                     for at, one in enumerate(held.popleft())
                 )
             )
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._cursor, name)
-
-
-class _FetchedCursor:
-    """A cursor whose rows are here already."""
-
-    __slots__ = ("_cursor", "_rows")
-
-    def __init__(self, cursor: Any, rows: Sequence[Any]) -> None:
-        self._cursor = cursor
-        self._rows = iter(rows)
-
-    def fetchone(self) -> Any:
-        return next(self._rows, None)
-
-    def fetchmany(self, size: int | None = None) -> list[Any]:
-        return list(islice(self._rows, self._cursor.arraysize if size is None else size))
-
-    def fetchall(self) -> list[Any]:
-        return list(self._rows)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._cursor, name)

@@ -12,7 +12,7 @@ from sqlalchemy_envelope.orm.tables.key_rows import chunks
 from sqlalchemy_envelope.orm.tables.owner_paths import ChosenPath, LinkedPath, linked_paths
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
     from sqlalchemy import Connection
     from sqlalchemy.orm import Session
@@ -26,13 +26,18 @@ if TYPE_CHECKING:
 class RowOwners(Names):
     """Finds the owners of the rows of one result."""
 
-    __slots__ = ("_found", "_reads", "_sole")
+    __slots__ = ("_found", "_make_way", "_reads", "_sole")
 
     def __init__(
-        self, session: Session | None, connection: Connection, options: Mapping[str, Any] | None = None
+        self,
+        session: Session | None,
+        connection: Connection,
+        options: Mapping[str, Any] | None = None,
+        make_way: Callable[[], None] = lambda: None,
     ) -> None:
         super().__init__(session, connection, options)
         self._reads = connection
+        self._make_way = make_way
         self._found: dict[tuple[Any, Values], Values | None] = {}
         self._sole: dict[OwnerClass, Values | None] = {}
 
@@ -62,6 +67,8 @@ class RowOwners(Names):
 
     def _ask(self, linked: LinkedPath, wanted: list[Values]) -> None:
         width = len(linked.remote)
+        if wanted:
+            self._make_way()
         for some in chunks(wanted):
             self._found.update(dict.fromkeys(((linked.identity, one) for one in some), None))
             for row in self._reads.execute(linked.query(some)):
@@ -78,6 +85,7 @@ class RowOwners(Names):
         if owner_class not in self._sole:
             found = super().sole(owner_class)
             if found is None:
+                self._make_way()
                 rows = self._reads.execute(select(*owner_class.primary_key).limit(2)).all()
                 found = tuple(rows[0]) if len(rows) == 1 else None
             self._sole[owner_class] = found

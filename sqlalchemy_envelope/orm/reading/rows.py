@@ -30,6 +30,7 @@ from sqlalchemy_envelope.crypto.frames import emptying
 from sqlalchemy_envelope.exceptions import ConfigurationError, DecryptionError, FormatError
 from sqlalchemy_envelope.orm.columns.sealed import Sealed
 from sqlalchemy_envelope.orm.current import context
+from sqlalchemy_envelope.orm.reading.fetched_cursor import StreamedCursor
 from sqlalchemy_envelope.orm.reading.opener import LOCKED, open_stored
 from sqlalchemy_envelope.orm.reading.row_owners import RowOwners
 from sqlalchemy_envelope.orm.tables.connections import lent_session, session_of
@@ -68,8 +69,20 @@ class RowOpener:
     """
 
     __slots__ = (
-        "_connection", "_cursor", "_execution", "_here", "_owners", "_processors", "_row_owners",
-        "_session", "bare", "fetched", "met_sealed", "plan",
+        "_asked",
+        "_connection",
+        "_cursor",
+        "_execution",
+        "_here",
+        "_owners",
+        "_processors",
+        "_row_owners",
+        "_session",
+        "_unasked",
+        "bare",
+        "fetched",
+        "met_sealed",
+        "plan",
     )  # fmt: skip
 
     def __init__(self, connection: Any, cursor: Any, execution: Any, plan: StatementPlan) -> None:
@@ -94,7 +107,7 @@ class RowOpener:
         rows = self._cursor.fetchmany(CHUNK)
         if len(rows) < CHUNK:
             return self._open(rows, here)
-        if self._demands(here):
+        if self._may_demand(here):
             return self._open([*rows, *self._cursor.fetchall()], here)
         opened: list[Any] = []
         while rows:
@@ -104,7 +117,7 @@ class RowOpener:
 
     def fetches_more(self) -> bool:
         """Whether something is fetched for the rows before they can be opened."""
-        return self._demands(context.unlocked_sessions(self._session))
+        return self._may_demand(context.unlocked_sessions(self._session))
 
     @emptying
     def open(self, rows: Sequence[Any]) -> Sequence[Any]:
@@ -127,6 +140,7 @@ class RowOpener:
                 self.plan.gave_many = True
             return self._few(rows)
         self.plan.gave_many = True
+        self._unasked = rows
         if count <= CHUNK:
             return self._chunk(rows)
         opened: list[Any] = []
@@ -140,15 +154,25 @@ class RowOpener:
             return False
         return self.plan.linked or here[0].on_demand or (len(here) > 1 and here[1].on_demand)
 
+    def _may_demand(self, here: tuple[context.OpenKeys, ...]) -> bool:
+        """Whether it may be: for a value whose key no grant that was followed leads to."""
+        return self._demands(here) or any(one.follows for one in here)
+
     def _demand(self, rows: Sequence[Any]) -> None:
         """Have what these rows need fetched for all of them together: keys, and the rows that lead to an
         owner."""
+        self._make_way()
         for row in self.plan.rows if self.plan.linked else ():
             if row.path is not None and not row.path.is_direct:
                 self._names.load(row.path, {self._values(row.owners, row.owner_types, one) for one in rows})
-        demanding = [one for one in self._here if one.on_demand]
+        demanding = [one for one in self._here if one.on_demand or one.follows]
         if not demanding:
             return
+        if any(row.path is None for row in self.plan.rows):
+            # Rows that do not say whose they are open for the only owner who can be meant: for whom there is
+            # nobody else.
+            for one in demanding:
+                one.find_others(self._session)
         by_class: dict[OwnerClass, Counter[bytes]] = {}
         for row in self.plan.rows:
             for value in row.values:
@@ -164,6 +188,22 @@ class RowOpener:
             for owner_class, headers in by_class.items():
                 for one in demanding:
                     one.prepare_read(session, owner_class, headers)
+
+    def _ask(self) -> bool:
+        """Have what leads to the owners of these rows followed, for all rows of the fetch together; tells
+        whether anything was. Asked at the first value that is locked: most fetches need nothing."""
+        rows = self._unasked
+        if getattr(self, "_asked", None) is rows or not any(one.follows for one in self._here):
+            return False
+        self._asked = rows
+        self._demand(rows)
+        self._owners.clear()
+        return True
+
+    def _make_way(self) -> None:
+        """Another statement comes."""
+        if type(self._cursor) is StreamedCursor:
+            self._cursor.fetch_ahead()
 
     def _few(self, rows: Sequence[Any]) -> Sequence[Any]:
         """A few rows, most often of an owner whose keys have opened values before."""
@@ -182,6 +222,7 @@ class RowOpener:
                             raise ValueError
                         plain = decode(open_(stored[_NONCE], stored[_BODY], aad + tail if row_bound else aad))
                     except Exception:  # noqa: BLE001 - NULL, the first under its key, locked or wrong
+                        self._unasked = rows
                         plain = self._one(row, value, stored, raw, tail)
                     values[at] = plain if bare and at in bare else CellType(plain)
         return list(map(tuple, opened))
@@ -259,7 +300,8 @@ class RowOpener:
     @property
     def _names(self) -> RowOwners:
         if self._row_owners is None:
-            self._row_owners = RowOwners(self._session, self._connection, self._execution.execution_options)
+            options = self._execution.execution_options
+            self._row_owners = RowOwners(self._session, self._connection, options, self._make_way)
         return self._row_owners
 
     def _one(self, row: PlannedRow, value: PlannedValue, stored: Any, raw: Any, tail: bytes | None) -> Any:
@@ -289,6 +331,8 @@ class RowOpener:
             owner = None if row.path is None else self._owner(row, raw)
             if owner is None and not value.for_entity:
                 owner = context.only_owner(self._here)
+            if owner is None and self._ask():
+                return self._opened_or_sealed(row, value, stored, raw, tail)
             if owner is None:
                 return Sealed(blob, form, note=None if value.for_entity else _NO_OWNER)
             if value.row_bound and tail is None:
@@ -300,6 +344,8 @@ class RowOpener:
             return Sealed(blob, form).unreadable(error)
         except ConfigurationError:
             return Sealed(blob, form)  # of a type that is in no table
+        if opened is LOCKED and self._ask():
+            return self._opened_or_sealed(row, value, stored, raw, tail)
         if opened is LOCKED:
             return Sealed(blob, form)
         if value.slot is not None and row.path is not None:

@@ -264,7 +264,7 @@ class ServerSession(UnlockedSession):
             return
         self.policy.emit(self._event("server_opened", owner_class.name, len(opened)))
         if owner_class.grants_of:
-            settle(session, self.policy, keyring, Opening(opened, []))
+            settle(session, self.policy, keyring, Opening(opened, [], {}))
         for place in opened.values():
             self._renewed(place.owner)
             self._share(place, keyring)

@@ -31,7 +31,9 @@ from sqlalchemy_envelope.orm.columns.state import unflushed
 from sqlalchemy_envelope.orm.current import context
 from sqlalchemy_envelope.orm.current.names import Names
 from sqlalchemy_envelope.orm.sharing.membership import freshen
+from sqlalchemy_envelope.orm.sharing.reach import Reach
 from sqlalchemy_envelope.orm.sharing.rollbacks import note_rollback
+from sqlalchemy_envelope.orm.sharing.settle import Opening
 from sqlalchemy_envelope.orm.tables.cascades import in_greenlet
 from sqlalchemy_envelope.orm.tables.owners import Place, require_owner_class
 
@@ -64,6 +66,8 @@ class UnlockedSession(context.OpenKeys):
 
     on_demand = False
     """Whether keys are fetched or made as they are needed: it is told beforehand of the rows that come."""
+    follows = False
+    """Whether grants, here or around this, are followed as they are needed: it is told so too."""
 
     def __init__(
         self,
@@ -79,6 +83,10 @@ class UnlockedSession(context.OpenKeys):
         self._keyring = keyring
         self._waiting = waiting
         self._settled = waiting is None
+        self._reach: Reach | None = None
+        if waiting is not None:
+            self._reach, self.follows = Reach(policy, keyring, places[0]), True
+            waiting.take(keyring, Opening(dict(self.places), [], {}), waits=True)
         self._parent: Any = None
         # Dictionaries, because a WeakSet cannot be listed while another thread adds to it.
         self._children: WeakKeyDictionary[UnlockedSession, None] = WeakKeyDictionary()
@@ -112,6 +120,7 @@ class UnlockedSession(context.OpenKeys):
         self._parent = open_here[0] if open_here else None
         if self._parent is not None:
             self._parent._children[self] = None
+            self.follows = self.follows or self._parent.follows
         self.is_open = True
         if self.home is not None:
             self._displaced = self.home.info.get(context.BOUND)
@@ -134,13 +143,15 @@ class UnlockedSession(context.OpenKeys):
     @property
     def only_owner(self) -> OwnerId | None:
         """The owner whose keys are open here, if nobody else's are, or could be in a moment."""
-        if self.on_demand or not len(self._keyring) == len(self.places) == 1:
+        if self.on_demand or self._reach or not len(self._keyring) == len(self.places) == 1:
             return None
         owner = next(iter(self.places), None)
         return owner if self._parent is None or self._parent.only_owner == owner else None
 
     def admit(self, place: Place, keys: Iterable[OpenedKey]) -> None:
         """Take in an owner that was enrolled inside this unlocked session."""
+        if self._reach is not None:
+            self._reach.note(place)
         self.places[place.owner] = place
         self._keyring.add(place.owner, keys)
 
@@ -149,8 +160,86 @@ class UnlockedSession(context.OpenKeys):
         """The keys themselves."""
         return self._keyring
 
+    def follow_all(self, session: Session | None = None) -> None:
+        """Follow everything that the owner was granted, and what that leads to, here and around this, unless
+        it was followed: with one query for each class of grants and of owners on the way.
+
+        Args:
+            session: the one to read with. Another one than that of the unlock may be in use by another thread
+                or task; left out, or if it reaches another database, that of the unlock reads.
+        """
+        reach = self._reach
+        if reach is not None and self._waiting is not None and self.left is None:
+            reader = self._reads_with(reach, session)
+            if reader is not None:
+                self._end(reach, reach.follow_all(reader, self))
+        if self._parent is not None:
+            self._parent.follow_all(session)
+
+    def _end(self, reach: Reach, found: Opening) -> None:
+        """Everything was followed."""
+        if self._reach is reach:  # no other thread was faster
+            self._take(found, waits=True, whole=True)
+            self._reach = None
+            self.follows = self._parent is not None and self._parent.follows
+
+    def _take(self, found: Opening, *, waits: bool = False, whole: bool = False) -> None:
+        assert self._waiting is not None  # noqa: S101 - who was unlocked alone follows
+        self.places.update(found.places)
+        if self._waiting.take(self._keyring, found, waits=waits, whole=whole):
+            self._settled = False
+
+    def follow_owners(
+        self, session: Session | None, owner_class: OwnerClass, keys: Collection[tuple[Any, ...]]
+    ) -> None:
+        """Follow what leads to these owners, here and around this, on every way: something is written or
+        granted for them."""
+        self._follow_owners(session, owner_class, keys)
+        if self._parent is not None:
+            self._parent.follow_owners(session, owner_class, keys)
+
+    def _follow_owners(
+        self, session: Session | None, owner_class: OwnerClass, keys: Collection[tuple[Any, ...]]
+    ) -> None:
+        reach = self._reach
+        left = reach.unfollowed(owner_class, keys) if reach is not None and self.left is None else ()
+        if reach is None or not left:
+            return
+        reader = self._reads_with(reach, session)
+        if reader is None:
+            return
+        for found in reach.follow_owners(reader, self, owner_class, left):
+            self._take(found)
+
+    def may_follow(self, owner_class: OwnerClass, header: bytes) -> bool:
+        """Whether nothing looked yet, here and around this, for grants that lead to the key of a stored
+        value."""
+        reach = self._reach
+        if reach is not None and reach.may_lead_to(owner_class) and reach.closed(owner_class, [header]):
+            return True
+        return self._parent is not None and bool(self._parent.may_follow(owner_class, header))
+
+    def find_others(self, session: Session | None) -> None:
+        """Have it known whether keys of other owners may come, here and around this: `only_owner` tells
+        nobody as long as it is not."""
+        reach = self._reach
+        if reach is not None and self._waiting is not None and self.left is None:
+            reader = self._reads_with(reach, session)
+            if reader is not None and not reach.leads_on(reader):
+                self._end(reach, Opening(dict(self.places), [], {}))
+        if self._parent is not None:
+            self._parent.find_others(session)
+
+    def _reads_with(self, reach: Reach, session: Session | None) -> Session | None:
+        """The session that grants are read with; None where nothing can be awaited."""
+        reader = session if session is not None and reach.is_in(session) else self.home
+        if reader is None or (self._waiting is not None and self._waiting.is_async(reader)):
+            return reader if in_greenlet() else None
+        return reader
+
     def keyring_for(self, owner: OwnerId, session: Session | None = None) -> Keyring | None:
-        """The keyring, of this unlocked session or one around it, that reaches the owner's root key."""
+        """The keyring, of this unlocked session or one around it, that reaches the root key of an owner to
+        whom the grants were followed."""
         if self.is_open and owner in self._keyring and self._keyring.root(owner) is not None:
             return self._keyring
         return self._parent.keyring_for(owner, session) if self._parent is not None else None
@@ -177,18 +266,39 @@ class UnlockedSession(context.OpenKeys):
 
     def settle_in(self, session: Session) -> None:
         """As `settle`, in the transaction of a session that is about to write under these keys."""
-        if self._settled or self._waiting is None or self.left is not None:
+        waiting = self._waiting
+        if self._settled or waiting is None or self.left is not None:
             return
         self._settled = True  # what it writes itself asks for nothing
         try:
-            self.places.update(self._waiting.settle(session, self.policy, self._keyring))
+            self._follow_undone(session)
+            for owner_class, keys in waiting.owners.items():
+                self._follow_owners(session, owner_class, keys)
+            self._settled = True
+            self.places.update(waiting.settle(session, self.policy, self._keyring))
         except BaseException:
-            self._settled = False
+            self._settle_again()
             raise
         again = WeakMethod(self._settle_again)
         note_rollback(session, lambda: (settle_again := again()) and settle_again())
 
+    def _follow_undone(self, session: Session) -> None:
+        """Follow what leads to the owners for whom something waits."""
+        reach = self._reach
+        reader = None if reach is None else self._reads_with(reach, session)
+        if reach is None or reader is None or reach.has_looked:
+            return
+        undone = reach.undone(reader)
+        if undone is None:
+            self.follow_all(session)
+        for owner_class, keys in (undone or {}).items():
+            for found in reach.follow_owners(reader, self, owner_class, keys):
+                self._take(found, waits=True)
+        reach.has_looked = True
+
     def _settle_again(self) -> None:
+        if self._waiting is not None:
+            self._waiting.again()
         self._settled = False
 
     def settle_for(self, session: Session, owner: OwnerId) -> None:
@@ -241,12 +351,24 @@ class UnlockedSession(context.OpenKeys):
         that keys can be fetched in batches."""
         if self._parent is not None:
             self._parent.prepare_read(session, owner_class, headers)
+        reach = self._reach
+        if reach is None or self.left is not None:
+            return
+        closed = reach.closed(owner_class, headers)
+        if self._parent is not None:
+            closed = [header for header in closed if self._parent.owner_of(header) is None]
+        reader = self._reads_with(reach, session) if closed else None
+        if reader is None:
+            return
+        for found in reach.follow_values(reader, self, owner_class, closed):
+            self._take(found)
 
     def prepare_write(
         self, session: Session | None, owner_class: OwnerClass, keys: Collection[tuple[Any, ...]], values: int
     ) -> None:
         """So many values of these owners, by primary key, are about to be encrypted."""
         writer = session or self.home
+        self._follow_owners(session, owner_class, keys)
         if self.is_open and not self._settled and writer is not None:
             names = Names(writer)
             if writer is self.home or any(names.owner(owner_class, key) in self._keyring for key in keys):
@@ -300,6 +422,8 @@ class UnlockedSession(context.OpenKeys):
         place = None
         if identity is not None and session is not None:
             place = Names(session).place(owner_class, tuple(identity[1]))
+        if place is not None:
+            self.follow_owners(session, owner_class, [place.primary_key])
         if place is None or (place.owner not in self and not self.on_demand):
             raise context.locked(f"{owner_class.name}, for `using`,", self.home)
         return _using(place)
@@ -328,13 +452,33 @@ class UnlockedSession(context.OpenKeys):
         field = sealed.format.field
         check_value(sealed.blob, field.label)
         cipher = self.reader(bytes(sealed.blob[:HEADER_SIZE]), field)
+        if cipher is None and self.follows:
+            self._seek(bytes(sealed.blob[:HEADER_SIZE]))
+            cipher = self.reader(bytes(sealed.blob[:HEADER_SIZE]), field)
         if cipher is None:
-            raise context.locked(f"A value of {field.label!r}", self.home)
+            raise self._locked(field.label, bytes(sealed.blob[:HEADER_SIZE]))
         if field.row_bound and primary_key is None:
             raise ConfigurationError(f"{field.label!r} is row-bound: say which row, with `primary_key=`.")
         parts = primary_key if isinstance(primary_key, tuple) else (primary_key,)
         reference = encode_reference(parts) if field.row_bound else b""
         return sealed.format.decode(cipher.decrypt(bytes(sealed.blob), reference))
+
+    def _locked(self, label: str, header: bytes) -> LockedError:
+        classes = self._reach.owner_classes if self._reach is not None else ()
+        if any(self.may_follow(one, header) for one in classes):
+            return LockedError(
+                f"A value of {label!r} is locked: nothing looked yet whether a grant leads to its key, and "
+                "`decrypt` cannot wait for that. Unlock with `follow='all'`, or decrypt where it can: "
+                "`await session.run_sync(lambda _: unlocked.decrypt(sealed))`."
+            )
+        return context.locked(f"A value of {label!r}", self.home)
+
+    def _seek(self, header: bytes) -> None:
+        """Follow what leads to a value that says nothing of its owner but the name of its key."""
+        for owner_class in self._reach.owner_classes if self._reach is not None else ():
+            self.prepare_read(None, owner_class, {header: 1})
+        if self._parent is not None:
+            self._parent._seek(header)
 
     def reader(self, header: bytes, field: Field) -> ValueCipher | None:
         """The cipher for a stored value, from this session or one around it."""
@@ -383,7 +527,9 @@ class UnlockedSession(context.OpenKeys):
         """Forget an owner whose enrolment was rolled back: what is written under its
         keys could never be read."""
         self._keyring.drop(owner)
-        self.places.pop(owner, None)
+        place = self.places.pop(owner, None)
+        if self._reach is not None and place is not None:
+            self._reach.forget(place)
         self._clear_readers()
 
     def forget_deleted(self, owner_classes: Collection[OwnerClass], owner: OwnerId | None = None) -> None:
@@ -487,7 +633,8 @@ class UnlockedSession(context.OpenKeys):
         owner = (
             Names(state.session).of(attribute.encrypted.path, values) if values and state.session else None
         )
-        return owner is None or owner not in self._parent
+        # What the outer one reaches may not be followed yet; it looks again when it is left itself.
+        return owner is None or (owner not in self._parent and not self._parent.follows)
 
     def _cipher(self, owner: OwnerId, attribute: EncryptedAttribute) -> ValueCipher | None:
         """What closes a value that was read, when this is left."""

@@ -341,6 +341,7 @@ def _holder(session: Session, policy: Policy, place: Place, stored: Sequence[Own
     for unlocked in context.unlocked_sessions(session):
         if unlocked.on_demand:
             unlocked.prepare_write(session, place.owner_class, [place.primary_key], 0)
+        unlocked.follow_owners(session, place.owner_class, [place.primary_key])
         unlocked.settle_for(session, place.owner)
         keyring = unlocked.keyring_for(place.owner, session)
         if keyring is None or (

@@ -16,7 +16,14 @@ from sqlalchemy_envelope.orm.current.audit import AuditEvent
 from sqlalchemy_envelope.orm.current.context import policy_of
 from sqlalchemy_envelope.orm.current.names import Names
 from sqlalchemy_envelope.orm.sharing.locking import lock_groups
-from sqlalchemy_envelope.orm.sharing.settle import Opening, find_left, follow_grants, load_owners, settle
+from sqlalchemy_envelope.orm.sharing.settle import (
+    Opening,
+    find_left,
+    follow_grants,
+    load_owners,
+    owners_of,
+    settle,
+)
 from sqlalchemy_envelope.orm.tables.grant_rows import count_grants
 from sqlalchemy_envelope.orm.tables.key_grant import grant_of, has_grants
 from sqlalchemy_envelope.orm.tables.key_rows import usable
@@ -79,9 +86,9 @@ def freshen(
         start = [place for owner, place in waiting.items() if owner in due]
         lock_groups(session, policy, start)
         load_owners(session, policy, keyring, start)
-        everybody = list(known_places.values())
-        found = follow_grants(session, policy, keyring, everybody)
-        settle(session, policy, keyring, Opening({p.owner: p for p in start}, found.grants), writes=True)
+        everybody = owners_of(Opening(dict(known_places), [], {}))
+        found = follow_grants(session, policy, keyring, known_places.values(), everybody)
+        settle(session, policy, keyring, Opening({p.owner: p for p in start}, found.grants, {}), writes=True)
 
 
 def catch_up(
@@ -97,7 +104,8 @@ def catch_up(
     keyring.add_stored(place.owner, [one.stored for one in usable(stored)])
     if keyring.root(place.owner) is None:
         # An epoch was started elsewhere: it was granted to whoever is unlocked here too.
-        follow_grants(session, policy, keyring, known_places.values())
+        everybody = owners_of(Opening({**known_places, place.owner: place}, [], {}))
+        follow_grants(session, policy, keyring, known_places.values(), everybody)
     return keyring.root(place.owner) is not None
 
 

@@ -2,7 +2,7 @@
 
 Grants lead from owner to owner: a user to its groups, a group to larger ones and to what its members share
 with it. They are followed level by level, one query for each class of grants and one for each class of
-owners, and no owner twice.
+owners, and no owner twice; all of them, or those within some owners (`reach`).
 
 **An unlock reads.** It sends no INSERT, UPDATE or DELETE, locks no row and waits for nobody: on a standby, in
 a read-only transaction, beside another transaction of the same owner. What is sealed is opened in memory, and
@@ -24,9 +24,10 @@ those that are only to be adopted or fulfilled: that one does the same.
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sqlalchemy_envelope.crypto.sealing import is_sealed
 from sqlalchemy_envelope.crypto.secret import KeyBytes
@@ -63,7 +64,7 @@ from sqlalchemy_envelope.orm.tables.key_rows import KeyStore, usable
 from sqlalchemy_envelope.orm.tables.owners import Place
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator
 
     from sqlalchemy.orm import Session
 
@@ -77,22 +78,48 @@ MAX_LEVELS = 8
 """Most grants from an unlocked owner to another: groups in groups in groups."""
 
 Places = dict["OwnerId", Place]
+Owners = Mapping["OwnerClass", Collection[tuple[Any, ...]]]
+"""Owners by class and primary key."""
 
 
 class Opening(NamedTuple):
-    """What was found: the owners whose root keys are held, and the grants that led to keys."""
+    """What was found: the owners whose root keys are held, the grants that led to keys, and of whom a scope
+    was granted."""
 
     places: Places
     grants: list[tuple[GrantClass, StoredGrant]]
+    scoped: dict[OwnerClass, dict[tuple[Any, ...], None]]
 
 
-def follow_grants(session: Session, policy: Policy, keyring: Keyring, start: Iterable[Place]) -> Opening:
-    """Load everything that these owners were granted, and what that leads to, into the keyring, unopened."""
-    first = list(start)
-    found = _follow_all(session, policy, keyring, first)
+def owners_of(found: Opening) -> Owners:
+    """Whose grants were found, by class and primary key."""
+    owners = {of: dict(keys) for of, keys in found.scoped.items()}
+    for place in found.places.values():
+        owners.setdefault(place.owner_class, {})[place.primary_key] = None
+    return owners
+
+
+def follow_grants(
+    session: Session,
+    policy: Policy,
+    keyring: Keyring,
+    start: Iterable[Place],
+    within: Owners | None = None,
+    levels: int = MAX_LEVELS,
+    rows: Iterable[OwnedKey] = (),
+) -> Opening:
+    """Load what these owners were granted, and what that leads to, into the keyring, unopened.
+
+    Args:
+        within: the owners whose grants are followed; None for all.
+        levels: how many grants in a row.
+        rows: every key of some of these owners, if they were read already.
+    """
+    first, by_owner = list(start), _by_owner(rows)
+    found = _follow_all(session, policy, keyring, first, within, levels, by_owner)
     beyond = found.places.keys() - {place.owner for place in first}
     if any(_is_ahead(keyring, owner) for owner in beyond):
-        found = _follow_all(session, policy, keyring, first)
+        found = _follow_all(session, policy, keyring, first, within, levels, {})
     return found
 
 
@@ -103,19 +130,32 @@ def _is_ahead(keyring: Keyring, owner: OwnerId) -> bool:
     return root is not None and not keyring.is_open(root.key_id) and not keyring.has_way(root.key_id)
 
 
-def _follow_all(session: Session, policy: Policy, keyring: Keyring, start: list[Place]) -> Opening:
-    found = Opening({place.owner: place for place in start}, [])
+def _follow_all(
+    session: Session,
+    policy: Policy,
+    keyring: Keyring,
+    start: list[Place],
+    within: Owners | None,
+    levels: int,
+    rows: Mapping[OwnerId, list[OwnedKey]],
+) -> Opening:
+    found = Opening({place.owner: place for place in start}, [], {})
     frontier = list(found.places.values())
-    for _ in range(MAX_LEVELS):
+    for _ in range(levels):
         reached: Places = {}
         for owner_class in {place.owner_class for place in frontier}:
             keys = [place.primary_key for place in frontier if place.owner_class is owner_class]
             for grant_class in owner_class.grants_to:
-                _follow(session, policy, keyring, grant_class, keys, found, reached)
+                of = None if within is None else list(within.get(grant_class.of.owner_class, ()))
+                if of is None or of:
+                    _follow(session, policy, keyring, grant_class, keys, found, reached, of)
         frontier = list(reached.values())
         for owner_class in {place.owner_class for place in frontier}:
             some = [place for place in frontier if place.owner_class is owner_class]
-            load_owners(session, policy, keyring, some)
+            read = [row for place in some for row in rows.get(place.owner, ())]
+            _take_in(policy, keyring, owner_class, read)
+            if unread := [place for place in some if place.owner not in rows]:
+                load_owners(session, policy, keyring, unread)
         if not frontier:
             break
     return found
@@ -129,10 +169,11 @@ def _follow(
     recipients: list[tuple[object, ...]],
     found: Opening,
     reached: Places,
+    of: list[tuple[object, ...]] | None,
 ) -> None:
     owner_class = grant_class.of.owner_class
     where = Names(session).where(owner_class)
-    for grant, broken, owned in GrantStore(session, grant_class, policy.seals).load_to(recipients):
+    for grant, broken, owned in GrantStore(session, grant_class, policy.seals).load_to(recipients, of):
         error = broken or owned.error
         try:
             if error is None and not _grants(grant_class, owned.stored):
@@ -149,6 +190,8 @@ def _follow(
         elif way is not None:
             keyring.add_way(owned.stored.key_id, way)
             found.grants.append((grant_class, grant))
+            if grant_class.scope is not None:
+                found.scoped.setdefault(owner_class, {})[owned.primary_key] = None
         else:
             continue
         # Of who is refused too, so that values under their keys are known for theirs, and the reason is told.
@@ -169,10 +212,27 @@ def load_owners(
     """Load every key of these owners, of one class, into the keyring, unopened; `again` if that was done
     before, and whatever hangs on nothing was told then."""
     store = KeyStore(session, places[0].owner_class, policy.seals)
+    found = store.load([place.primary_key for place in places])
+    _take_in(policy, keyring, places[0].owner_class, found, again=again)
+
+
+def _by_owner(rows: Iterable[OwnedKey]) -> dict[OwnerId, list[OwnedKey]]:
     by_owner: dict[OwnerId, list[OwnedKey]] = {}
-    for one in store.load([place.primary_key for place in places]):
+    for one in rows:
         by_owner.setdefault(one.owner, []).append(one)
-    for owner, rows in by_owner.items():
+    return by_owner
+
+
+def _take_in(
+    policy: Policy,
+    keyring: Keyring,
+    owner_class: OwnerClass,
+    found: Iterable[OwnedKey],
+    *,
+    again: bool = False,
+) -> None:
+    """Take in every key of some owners of one class, as it is stored; `again` as for `load_owners`."""
+    for owner, rows in _by_owner(found).items():
         error = next((row.error for row in rows if row.error is not None), None)
         try:
             keyring.add_stored(owner, [row.stored for row in rows])
@@ -180,7 +240,7 @@ def load_owners(
         except EnvelopeError as altered:
             error = error or altered
         if error is not None:
-            policy.emit(AuditEvent("keys_refused", places[0].owner_class.name))
+            policy.emit(AuditEvent("keys_refused", owner_class.name))
             keyring.refuse(owner, error, altogether=True)
         elif not again and _hangs_on_nothing(rows):
             lost = KeyNotFoundError("A key is wrapped under a root key that its owner does not have.")
@@ -328,12 +388,18 @@ def is_left_undone(keyring: Keyring, found: Opening) -> bool:
     return any(any(_undone(keyring, place)) for place in found.places.values())
 
 
-def load_again(session: Session, policy: Policy, keyring: Keyring, places: Places) -> Opening:
-    """What these owners have and were granted, as it is now."""
+def load_again(
+    session: Session, policy: Policy, keyring: Keyring, places: Places, within: Owners | None = None
+) -> Opening:
+    """What these owners have and were granted, as it is now.
+
+    Args:
+        within: the owners whose grants are followed; None for all.
+    """
     for owner_class in {place.owner_class for place in places.values()}:
         some = [place for place in places.values() if place.owner_class is owner_class]
         load_owners(session, policy, keyring, some, again=True)
-    return follow_grants(session, policy, keyring, places.values())
+    return follow_grants(session, policy, keyring, places.values(), within)
 
 
 def _settle_owner(session: Session, policy: Policy, keyring: Keyring, place: Place) -> None:
@@ -412,7 +478,7 @@ def _settle_grants(
         if beyond:
             renew_beyond(session, policy, keyring, lambda: _left_beyond(session, held))
         # As they are under the lock: those who are reached through one of these are stale by now.
-        load_again(session, policy, keyring, places)
+        load_again(session, policy, keyring, places, owners_of(Opening(places, [], {})))
         _start_epochs(session, policy, keyring, shared, writes=writes)
         held = _shared_keys(keyring, shared)
         counts = count_grants(session, _grants_of(shared.values()), held)

@@ -1,13 +1,13 @@
 """What an unlock found and left: it reads, and the first write settles.
 
-Kept are the grants that were followed, the slots as they will be stored, which are ciphertext already, and
-the KEK of a slot whose root key has to be replaced. No secret is kept: what a stronger slot needs was derived
-at the unlock, while no row was locked and off the event loop.
+Kept are the grants that were followed, the slots as they will be stored, which are ciphertext already,
+and the KEK of a slot whose root key has to be replaced. No secret is kept: what a stronger slot needs was
+derived at the unlock, while no row was locked and off the event loop.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy_envelope.crypto.sealing import is_sealed
 from sqlalchemy_envelope.crypto.secret import KeyBytes
@@ -16,54 +16,94 @@ from sqlalchemy_envelope.keys.model import Purpose
 from sqlalchemy_envelope.keys.slots import adopted_slot, open_slot
 from sqlalchemy_envelope.orm.sharing.locking import lock_groups
 from sqlalchemy_envelope.orm.sharing.roots import renew
-from sqlalchemy_envelope.orm.sharing.settle import is_left_undone, load_again, settle
+from sqlalchemy_envelope.orm.sharing.settle import Opening, is_left_undone, load_again, owners_of, settle
 from sqlalchemy_envelope.orm.tables.key_rows import KeyStore
 from sqlalchemy_envelope.orm.tables.location import bind_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from uuid import UUID
 
     from sqlalchemy.orm import Session
 
     from sqlalchemy_envelope.keys.keyring import Keyring
-    from sqlalchemy_envelope.keys.model import StoredSlot
+    from sqlalchemy_envelope.keys.model import StoredGrant, StoredSlot
     from sqlalchemy_envelope.orm.current.policy import Policy
     from sqlalchemy_envelope.orm.sharing.roots import OpenedRoot
-    from sqlalchemy_envelope.orm.sharing.settle import Opening, Places
-    from sqlalchemy_envelope.orm.tables.owners import Place
+    from sqlalchemy_envelope.orm.sharing.settle import Owners, Places
+    from sqlalchemy_envelope.orm.tables.owners import GrantClass, OwnerClass, Place
 
 SlotChange = tuple["StoredSlot", "StoredSlot"]
 """A slot as it is stored, and as it is to be."""
+
+
+class _Part:
+    """Owners that were followed, with the grants that led to them."""
+
+    def __init__(self) -> None:
+        self.places: Places = {}
+        self.whole = False
+        self._scoped: dict[OwnerClass, dict[tuple[Any, ...], None]] = {}
+        self._grants: dict[UUID, tuple[GrantClass, StoredGrant]] = {}
+
+    def add(self, found: Opening, *, whole: bool) -> None:
+        self.places.update(found.places)
+        for of, keys in found.scoped.items():
+            self._scoped.setdefault(of, {}).update(keys)
+        self._grants.update((grant.grant_id, (of, grant)) for of, grant in found.grants)
+        self.whole = self.whole or whole
+
+    def join(self, other: _Part) -> None:
+        self.add(other.opening(), whole=other.whole)
+
+    def opening(self) -> Opening:
+        return Opening(dict(self.places), list(self._grants.values()), self._scoped)
 
 
 class Waiting:
     """What waits in the database for an owner who was unlocked.
 
     Args:
-        keyring: its keys, as they were loaded.
         place: the owner.
         root: its root key, with the slot and the KEK that led to it.
-        found: what it was granted.
         stronger: its slots under the present key derivation policy, where they fall short of it.
     """
 
     def __init__(
         self,
-        keyring: Keyring,
         place: Place,
         root: OpenedRoot,
-        found: Opening,
         stronger: Sequence[SlotChange] = (),
     ) -> None:
         self._place = place
-        self._found = found
+        self._unsettled, self._settled = _Part(), _Part()
         # The unlock wipes its KEK, and a provider keeps one for others.
         self._root = root if root.trusted else root._replace(kek=KeyBytes(root.kek.buffer))
-        # Asked now: after a rollback the keyring says what was to be, and not what is.
-        self._is_left = not root.trusted or is_left_undone(keyring, found)
+        self._is_left = not root.trusted
         self._slots = list(stronger)
         if root.trusted and not stronger and is_sealed(root.slot.wrapped):
             self._slots = [(root.slot, adopted_slot(root.slot, root.root, root.kek))]
+
+    def take(self, keyring: Keyring, found: Opening, *, waits: bool, whole: bool = False) -> bool:
+        """Some of what the owner was granted was followed, or the `whole` of it; tells whether it is to be
+        settled. So it is if something `waits`, as other rows tell, and if these rows do: nothing may be
+        written under what is sealed before it is known who made it."""
+        # Asked now: after a rollback the keyring says what was to be, and not what is.
+        is_left = is_left_undone(keyring, found)
+        if waits or is_left:
+            self._unsettled.add(found, whole=whole)
+            self._is_left = self._is_left or is_left
+        return waits or is_left
+
+    @property
+    def owners(self) -> Owners:
+        """The owners that were followed and are not settled."""
+        return owners_of(self._unsettled.opening())
+
+    def again(self) -> None:
+        """What was settled was rolled back."""
+        self._unsettled.join(self._settled)
+        self._settled = _Part()
 
     def wipe(self) -> None:
         """Forget the KEK: what waits will be found by the next unlock."""
@@ -75,13 +115,18 @@ class Waiting:
         return bind_of(session, self._place.owner_class.mapper).dialect.is_async
 
     def settle(self, session: Session, policy: Policy, keyring: Keyring) -> Places:
-        """Do what waits, in the session's transaction; whom the keyring reaches now."""
-        found, store = self._found, KeyStore(session, self._place.owner_class, policy.seals)
+        """Do what waits among what was followed, in the session's transaction; whom the keyring reaches
+        now."""
+        # What settling writes asks for nothing.
+        part, self._unsettled = self._unsettled, _Part()
+        self._settled.join(part)
+        found, store = part.opening(), KeyStore(session, self._place.owner_class, policy.seals)
         if not self._root.trusted or (store.locks_as_a_whole and (self._is_left or self._slots)):
             lock_groups(session, policy, [self._place])  # before anything is read that is written by
         if self._is_left:
             # Another unlock of this owner may have done it meanwhile.
-            found = load_again(session, policy, keyring, found.places)
+            within = None if part.whole else owners_of(found)
+            found = load_again(session, policy, keyring, found.places, within)
         free = store.free_slots([old.slot_id for old, _ in self._slots])
         for old, new in self._slots:
             if old.slot_id in free:

@@ -8,7 +8,16 @@ from sqlalchemy import Select, and_, bindparam, case, exists, func, insert, or_,
 
 from sqlalchemy_envelope.exceptions import EnvelopeError, RowSealError, TamperedKeyError
 from sqlalchemy_envelope.keys.model import GrantState, KeyState, StoredGrant
-from sqlalchemy_envelope.orm.tables.key_rows import KeyStore, Rows, chunks, matches, raw, stored_bytes
+from sqlalchemy_envelope.orm.tables.key_rows import (
+    KeyStore,
+    Rows,
+    chunks,
+    given,
+    matches,
+    raw,
+    stored_bytes,
+    values_of,
+)
 
 if TYPE_CHECKING:
     import uuid
@@ -34,30 +43,53 @@ class GrantStore(Rows):
         self._table = grant.companion
 
     def load_to(
-        self, recipients: Sequence[PrimaryKey]
+        self, recipients: Sequence[PrimaryKey], of_owners: Sequence[PrimaryKey] | None = None
     ) -> list[tuple[StoredGrant, EnvelopeError | None, OwnedKey]]:
         """What these owners were granted, whatever root key it was sealed to, with the rows of the keys that
         were granted. One query for some thousands of owners. The granting row says whose key it is and for
-        whom, as it is now: a grant that was made when it said something else is void."""
+        whom, as it is now: a grant that was made when it said something else is void.
+
+        Args:
+            recipients: of one class, by primary key.
+            of_owners: the owners of whose keys grants are asked for; None for all.
+        """
         of = KeyStore(self._session, self._grant.of.owner_class, self._seals)
         to_class = self._grant.to.owner_class
-        to_keys = to_class.key_class.__table__.alias()
-        owner_columns = tuple(to_keys.c[column.key] for column in to_class.owner_columns)
+        owners, holders = self._grant.of.owner_class.owner_columns, to_class.owner_columns
+        query = self._grant.selects.get(of_owners is None)
+        if query is None:
+            query = self._grant.selects[of_owners is None] = self._query_to(of, whole=of_owners is None)
         found = []
         for some in chunks(recipients):
-            query = of.select_keys(*self._columns(), *owner_columns)
-            query = query.join(self._table, self._table.c.key_id == of.key_id)
-            query = query.join(to_keys, to_keys.c.key_id == self._table.c.recipient_key_id)
-            query = query.join(self._grant.table, self._on_row()).where(
-                *_pairs(self._grant.of.columns, self._grant.of.owner_class.owner_columns),
-                *_pairs(self._grant.to.columns, owner_columns),
-            )
-            for row in self._rows(query.where(matches(owner_columns, some))):
-                cut = len(row) - len(owner_columns)
-                recipient = to_class.reference_of(tuple(row[cut:]))
-                grant, error = self._stored(row[cut - self._width : cut], recipient)
-                found.append((grant, error, of.owned(row)))
+            for part in [None] if of_owners is None else chunks(of_owners):
+                values = {"holders": values_of(holders, some)}
+                if part is not None:
+                    values["owners"] = values_of(owners, part)
+                for row in self._rows(query, values):
+                    cut = len(row) - len(holders)
+                    recipient = to_class.reference_of(tuple(row[cut:]))
+                    grant, error = self._stored(row[cut - self._width : cut], recipient)
+                    found.append((grant, error, of.owned(row)))
         return found
+
+    def _query_to(self, of: KeyStore, *, whole: bool) -> Any:
+        to_class, owners = self._grant.to.owner_class, self._grant.of.owner_class.owner_columns
+        to_keys = to_class.key_class.__table__.alias()
+        holders = tuple(to_keys.c[column.key] for column in to_class.owner_columns)
+        query = of.select_keys(*self._columns(), *holders)
+        query = query.join(self._table, self._table.c.key_id == of.key_id)
+        query = query.join(to_keys, to_keys.c.key_id == self._table.c.recipient_key_id)
+        query = query.join(self._grant.table, self._on_row()).where(
+            *_pairs(self._grant.of.columns, owners), *_pairs(self._grant.to.columns, holders)
+        )
+        query = query.where(given(holders, "holders"))
+        return query if whole else query.where(given(owners, "owners"))
+
+    def leads_from(self, recipient: PrimaryKey) -> bool:
+        """Whether any key was granted to this owner."""
+        query = select(self._table.c.grant_id).join(self._grant.table, self._on_row()).limit(1)
+        query = query.where(matches(self._grant.to.columns, [recipient]))
+        return bool(self._rows(query.where(self._table.c.recipient_key_id.is_not(None))))
 
     def load_of(
         self,
@@ -226,6 +258,22 @@ class GrantStore(Rows):
         return self._seals.seal(self._grant.label, grant.sealed_fields(), self._realm)
 
 
+def load_granting_rows(
+    session: Session, grant: GrantClass, recipients: Sequence[PrimaryKey]
+) -> list[tuple[PrimaryKey, PrimaryKey]]:
+    """Of the granting rows of a class that name one of these recipients: whose key each grants, and to
+    whom."""
+    rows, found = Rows(session, grant.mapper, None), []  # type: ignore[arg-type]  # nothing of it is sealed
+    cut, query = len(grant.of.columns), grant.selects.get("rows")
+    if query is None:
+        query = select(*grant.of.columns, *grant.to.columns).where(given(grant.to.columns, "holders"))
+        grant.selects["rows"] = query
+    for some in chunks(recipients):
+        read = rows._rows(query, {"holders": values_of(grant.to.columns, some)})
+        found += [(tuple(row[:cut]), tuple(row[cut:])) for row in read]
+    return found
+
+
 class GrantCounts(NamedTuple):
     """What there is of one key and its grants, at one moment."""
 
@@ -264,7 +312,7 @@ def count_grants(
     """
     counts: dict[KeyId, GrantCounts] = {}
     for some in [key_ids] if isinstance(key_ids, Select) else chunks(list(key_ids)):
-        queries = [_count(grant, some) for grant in grants]
+        queries = [count_query(grant, some) for grant in grants]
         query = queries[0] if len(queries) == 1 else union_all(*queries)
         for key_id, state, granted, rows, pending, stale, void, *owner in Rows(
             session,
@@ -281,7 +329,8 @@ def count_grants(
     return counts
 
 
-def _count(grant: GrantClass, key_ids: Any) -> Select[Any]:
+def count_query(grant: GrantClass, key_ids: Any) -> Select[Any]:
+    """A query for these keys with their grants of one class, counted."""
     c, of, to = grant.companion.c, grant.of.owner_class, grant.to.owner_class
     keys, to_keys = of.key_class.__table__.alias(), to.key_class.__table__.alias()
     owners = [keys.c[column.key] for column in of.owner_columns]
@@ -299,11 +348,11 @@ def _count(grant: GrantClass, key_ids: Any) -> Select[Any]:
             keys.c.key_id,
             keys.c.state,
             keys.c.granted,
-            func.count(c.grant_id),
-            func.sum(case((c.state == GrantState.PENDING, 1), else_=0)),
-            func.sum(case((to_keys.c.state != KeyState.ACTIVE, 1), else_=0)),
-            func.sum(case((or_(*others), 1), else_=0)),
-            *owners,
+            func.count(c.grant_id).label("rows"),
+            func.sum(case((c.state == GrantState.PENDING, 1), else_=0)).label("pending"),
+            func.sum(case((to_keys.c.state != KeyState.ACTIVE, 1), else_=0)).label("stale"),
+            func.sum(case((or_(*others), 1), else_=0)).label("void"),
+            *(owner.label(f"owner_{at}") for at, owner in enumerate(owners)),
         )
         .select_from(read)
         .where(keys.c.key_id.in_(key_ids))

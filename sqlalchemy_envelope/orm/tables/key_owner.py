@@ -224,6 +224,9 @@ def _renew(before: OwnerClass, now: OwnerClass) -> OwnerClass:
     before.is_sole = now.is_sole
     before.key_class = before.slot_class = None
     before.selects.clear()
+    for grant in (*before.grants_of, *before.grants_to):
+        for one in (grant, grant.of.owner_class, grant.to.owner_class):
+            one.selects.clear()
     return before
 
 

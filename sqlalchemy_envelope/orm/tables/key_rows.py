@@ -98,8 +98,8 @@ class Rows:
                 raise
             raise missing from error.orig
 
-    def _rows(self, query: Any, *, locks: bool = False) -> Sequence[Any]:
-        result = self._execute(query, locks=locks)
+    def _rows(self, query: Any, *values: Any, locks: bool = False) -> Sequence[Any]:
+        result = self._execute(query, *values, locks=locks)
         try:
             rows: Sequence[Any] = result.all()
             return rows
@@ -164,6 +164,22 @@ class KeyStore(Rows):
             query = query.with_for_update(of=self._keys) if for_update else query
             found += self._owned(query, locks=for_update)
         return found
+
+    def load_around(self, key_ids: Iterable[KeyId]) -> list[OwnedKey]:
+        """Every key of the owners that these keys are of, oldest first. One query for some thousands."""
+        found: dict[KeyId, OwnedKey] = {}
+        query = self._class.selects.get("around")
+        if query is None:
+            named = self._keys.alias()
+            owners = [named.c[column.key] for column in self._class.owner_columns]
+            wanted = select(*owners).where(given([named.c.key_id], "key_ids")).distinct().subquery()
+            pairs = zip(wanted.c, self._class.owner_columns, strict=True)
+            query = self._select().join(wanted, and_(*(a == b for a, b in pairs)))
+            self._class.selects["around"] = query
+        for some in chunks(list(key_ids)):
+            rows = self._rows(query, {"key_ids": some})
+            found.update((row[0], self.owned(row)) for row in rows)
+        return list(found.values())
 
     def lock_roots(self, primary_keys: Sequence[PrimaryKey]) -> None:
         """Hold the root keys of these owners until the transaction ends. What was read before may be old by
@@ -564,6 +580,17 @@ def matches(columns: Sequence[Any], keys: Sequence[PrimaryKey]) -> Any:
         return columns[0].in_([key[0] for key in keys])
     # Not one condition for each: SQLite takes some hundreds of those.
     return tuple_(*columns).in_([tuple(key) for key in keys])
+
+
+def given(columns: Sequence[Any], name: str) -> Any:
+    """As `matches`, of a statement that is made once: the keys come with it, as `values_of` makes them."""
+    keys: Any = bindparam(name, expanding=True)
+    return columns[0].in_(keys) if len(columns) == 1 else tuple_(*columns).in_(keys)
+
+
+def values_of(columns: Sequence[Any], keys: Iterable[PrimaryKey]) -> list[Any]:
+    """What `given` takes for these keys."""
+    return [key[0] for key in keys] if len(columns) == 1 else [tuple(key) for key in keys]
 
 
 class RawBytes(LargeBinary):

@@ -48,7 +48,7 @@ class OwnerClass:
     scopes: set[str] = field(default_factory=lambda: {""})
     grants_of: list[GrantClass] = field(default_factory=list)
     grants_to: list[GrantClass] = field(default_factory=list)
-    selects: dict[str, Any] = field(default_factory=dict, repr=False)
+    selects: dict[Any, Any] = field(default_factory=dict, repr=False)
 
     @property
     def name(self) -> str:
@@ -105,6 +105,7 @@ class GrantClass:
     Attributes:
         scope: the scope that is granted, None for the root key.
         row_columns: the companion table's columns that refer to the granting row.
+        selects: what is read from its tables as rows are read, as of `OwnerClass`.
     """
 
     mapper: Mapper[Any]
@@ -115,6 +116,7 @@ class GrantClass:
     history: History
     companion: Table
     row_columns: tuple[Column[Any], ...]
+    selects: dict[Any, Any] = field(default_factory=dict, repr=False)
 
     @property
     def table(self) -> Table:

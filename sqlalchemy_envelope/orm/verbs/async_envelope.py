@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from sqlalchemy_envelope.orm.sessions.unlocked import UnlockedSession
     from sqlalchemy_envelope.orm.sessions.write_only import WriteOnlySession
     from sqlalchemy_envelope.orm.tables.key_grant import KeyGrant
+    from sqlalchemy_envelope.orm.verbs.envelope import Follow
     from sqlalchemy_envelope.orm.verbs.grant_status import GrantStatus
     from sqlalchemy_envelope.orm.verbs.lock_answer import WhyLocked
     from sqlalchemy_envelope.orm.verbs.slots import KeySlots
@@ -66,6 +67,7 @@ class AsyncEnvelope:
         provider: str | None = None,
         reason: str | None = None,
         authenticated: bool = False,
+        follow: Follow = "needed",
     ) -> AsyncUnlocking:
         """As `Envelope.unlock`, for `async with`."""
         hidden = hide_secret(secret)
@@ -73,7 +75,9 @@ class AsyncEnvelope:
         return AsyncUnlocking(
             self,
             session,
-            lambda plain: self.envelope.unlock_steps(plain, owner, hidden, provider, reason, authenticated),
+            lambda plain: self.envelope.unlock_steps(
+                plain, owner, hidden, provider, reason, authenticated, follow
+            ),
         )
 
     async def settle(self, session: AnyAsyncSession) -> None:

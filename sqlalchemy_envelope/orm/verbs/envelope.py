@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeVar
 
 from sqlalchemy.orm import Session, scoped_session
 
@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     AnySession = Session | scoped_session[Any]
 
 T = TypeVar("T")
+Follow = Literal["needed", "all"]
 
 
 @emptying_class
@@ -159,15 +160,17 @@ class Envelope:
         provider: str | None = None,
         reason: str | None = None,
         authenticated: bool = False,
+        follow: Follow = "needed",
     ) -> UnlockedSession:
         """Open an owner's keys, and all that it was granted; they are of use while the result is used in a
         `with`. Success with a secret is an authentication.
 
-        Two queries and one key derivation, of some 0.2 s with the default profile; where there are grants,
-        one query more for each class of them and of the owners they lead to. It writes nothing and waits for
-        nobody. What waits for the owner is settled with the first flush that writes, or by
-        `UnlockedSession.settle`: what was sealed is adopted, pending grants are fulfilled, a slot that falls
-        short of the policy is replaced, an epoch starts where somebody was removed.
+        Two queries and one key derivation, of some 0.2 s with the default profile, however many groups the
+        owner is in. The grants that lead to a group are followed when its rows are read or written: one query
+        for the keys of a fetch, and one for each class of grants. It writes nothing and waits for nobody.
+        What waits for the owner is settled with the first flush that writes, or by `UnlockedSession.settle`:
+        what was sealed is adopted, pending grants are fulfilled, a slot that falls short of the policy is
+        replaced, an epoch starts where somebody was removed.
 
         Args:
             secret: the owner's own.
@@ -176,6 +179,8 @@ class Envelope:
             authenticated: the caller has checked this secret, as by the password hash that was there before:
                 an owner who has not claimed its keys, or has none, gets them opened by it, as by `enroll`.
                 Never without a check: of an owner without a secret any would fit.
+            follow: "all" follows every grant now. For code that cannot query when it reads, as attributes
+                under asyncio whose objects were loaded, locked, in another session.
 
         Raises:
             UnclaimedError: a campaign holds the owner's keys; it has no secret yet, or a right one that
@@ -193,7 +198,7 @@ class Envelope:
         hidden = hide_secret(secret)
         del secret
         return self.run(
-            self.unlock_steps(plain_session(session), owner, hidden, provider, reason, authenticated)
+            self.unlock_steps(plain_session(session), owner, hidden, provider, reason, authenticated, follow)
         )
 
     def settle(self, session: AnySession) -> None:
@@ -458,8 +463,24 @@ class Envelope:
         provider: str | None = None,
         reason: str | None = None,
         authenticated: bool = False,
+        follow: Follow = "needed",
     ) -> Steps[UnlockedSession]:
         """The steps of `unlock`."""
+        if follow not in ("needed", "all"):
+            raise ConfigurationError(f"follow={follow!r}; use 'needed' or 'all'.")
+        steps = self._unlock_steps(session, owner, secret, provider, reason, authenticated=authenticated)
+        return unlock.whole_steps(steps) if follow == "all" else steps
+
+    def _unlock_steps(
+        self,
+        session: Session,
+        owner: object,
+        secret: GivenSecret | None,
+        provider: str | None,
+        reason: str | None,
+        *,
+        authenticated: bool,
+    ) -> Steps[UnlockedSession]:
         if (secret is None) == (provider is None):
             raise ConfigurationError("Unlock with `secret=` or with `provider=`: one of them.")
         if authenticated and secret is None:

@@ -360,7 +360,7 @@ class _Look:
     def _is_left(self, owner: OwnerId) -> bool:
         """Whether somebody was removed, or something lies sealed, unlinked or not made yet."""
         counts = [(key, self._counts.get(key.key_id)) for key in self._shared(owner)]
-        return is_left_undone(self.keyring, Opening({owner: self.places[owner]}, [])) or any(
+        return is_left_undone(self.keyring, Opening({owner: self.places[owner]}, [], {})) or any(
             key.granted > 0 if count is None else count.is_left for key, count in counts
         )
 
@@ -395,7 +395,7 @@ class _Look:
             if owner not in self.refused and self._is_left(owner)
         }
         if left:
-            settle(self.session, self.job.policy, self.keyring, Opening(left, []), writes=True)
+            settle(self.session, self.job.policy, self.keyring, Opening(left, [], {}), writes=True)
             self._adopt_new(left)
         for owner in self.places:
             refusal = self.keyring.refusal(owner)

@@ -112,7 +112,7 @@ def add_provider_steps(session: Session, policy: Policy, owner: object, provider
     """The steps of `Envelope.add_provider`."""
     located = locate_enrolled(session, owner, policy)
     note_policy(session, policy)
-    context.settle_unlocked(session)
+    _settle(session, located)
     root = active_root(located, load_keys(located))
     opened = _opened(session, located, root)
     kek = yield from kek_for_new(session, policy, provider)
@@ -146,6 +146,13 @@ def add_secret_steps(
     policy.emit(AuditEvent("secret_added", located.name))
 
 
+def _settle(session: Session, located: LocatedOwner) -> None:
+    """An owner's keys are about to be given to somebody: what waits for them is put in order first."""
+    for unlocked in context.unlocked_sessions(session):
+        unlocked.follow_owners(session, located.place.owner_class, [located.place.primary_key])
+    context.settle_unlocked(session)
+
+
 def _opened(session: Session, located: LocatedOwner, root: StoredKey) -> OpenedKey:
     """A root key of an owner who is unlocked here.
 
@@ -155,6 +162,8 @@ def _opened(session: Session, located: LocatedOwner, root: StoredKey) -> OpenedK
     for unlocked in context.unlocked_sessions(session):
         if unlocked.on_demand:  # a server opens owners as they are needed
             unlocked.prepare_write(session, located.place.owner_class, [located.place.primary_key], 0)
+        else:
+            unlocked.follow_owners(session, located.place.owner_class, [located.place.primary_key])
         keyring = unlocked.keyring_for(located.place.owner, session)
         opened = None if keyring is None else keyring.open(root.key_id)
         if opened is not None:
@@ -180,7 +189,7 @@ def remove_provider(session: Session, policy: Policy, owner: object, provider: s
     """Take a provider's slots away, and start a new epoch that it never held."""
     located = locate_enrolled(session, owner, policy)
     note_policy(session, policy)
-    context.settle_unlocked(session)
+    _settle(session, located)
     roots = [key for key in load_keys(located) if key.purpose is Purpose.ROOT]
     slots = _provider_slots(located.store, roots)
     mine = [slot for slot in slots if _name(slot) == provider]

@@ -26,6 +26,7 @@ from sqlalchemy_envelope.keys.slots import (
     sealed_slot,
     secret_slot,
 )
+from sqlalchemy_envelope.orm.columns.state import closed_values
 from sqlalchemy_envelope.orm.current.audit import AuditEvent
 from sqlalchemy_envelope.orm.current.locks import require_no_locks
 from sqlalchemy_envelope.orm.current.policy import note_policy, require_reason
@@ -34,7 +35,6 @@ from sqlalchemy_envelope.orm.sharing.epochs import start_epoch
 from sqlalchemy_envelope.orm.sharing.first_use import trusting_first_use
 from sqlalchemy_envelope.orm.sharing.rollbacks import note_unlock
 from sqlalchemy_envelope.orm.sharing.roots import OpenedRoot, open_with_kek, renew
-from sqlalchemy_envelope.orm.sharing.settle import follow_grants
 from sqlalchemy_envelope.orm.sharing.waiting import Waiting
 from sqlalchemy_envelope.orm.tables.key_rows import MAX_SLOTS
 from sqlalchemy_envelope.orm.verbs.owner_keys import active_root, how_opened, load_keys, locate_enrolled
@@ -117,6 +117,13 @@ def unlock_with_provider_steps(
         )
     )
     return unlocked_owner(session, policy, located, keys, found)
+
+
+def whole_steps(steps: Steps[UnlockedSession]) -> Steps[UnlockedSession]:
+    """The same unlock, with all grants followed."""
+    unlocked = yield from steps
+    unlocked.follow_all()
+    return unlocked
 
 
 def change_secret_steps(
@@ -270,8 +277,8 @@ def unlocked_owner(
     found: OpenedRoot,
     stronger: Sequence[SlotChange] = (),
 ) -> UnlockedSession:
-    """The unlocked session of an owner whose root key was reached, with all that leads to. It reads alone:
-    what waits is left to be settled."""
+    """The unlocked session of an owner whose root key was reached. It reads alone: what waits is left to be
+    settled. What the owner was granted is followed as it is needed."""
     keyring = Keyring()
     owner = located.place.owner
     try:
@@ -285,14 +292,18 @@ def unlocked_owner(
                 raise KeyNotFoundError(
                     f"Key {key.key_id.hex[:8]} is wrapped under a root key that is not here."
                 )
-        reached = follow_grants(session, policy, keyring, [located.place])
-        waiting = Waiting(keyring, located.place, found, reached, stronger)
+        waiting = Waiting(located.place, found, stronger)
+        unlocked = UnlockedSession(session, policy, [located.place], keyring, waiting)
+        note_unlock(session, owner, unlocked)
+        if not located.place.owner_class.grants_to:
+            unlocked.follow_all(session)  # nothing leads on, so that there is no query
+        elif closed := closed_values(session):
+            # Objects that are locked here are opened without SQL when they are touched.
+            for owner_class, headers in closed.items():
+                unlocked.prepare_read(session, owner_class, headers)
     except BaseException:
         keyring.wipe()
         raise
-    unlocked = UnlockedSession(session, policy, list(reached.places.values()), keyring, waiting)
-    for reached_owner in keyring:
-        note_unlock(session, reached_owner, unlocked)
     return unlocked
 
 

@@ -107,7 +107,9 @@ class _Search:
         here = context.unlocked_sessions(self._session)
         header = bytes(value.stored[:HEADER_SIZE])
         for unlocked in here:
-            for owner_class in value.attribute.encrypted.path.owner_classes if unlocked.on_demand else ():
+            if value.owner is None:
+                unlocked.find_others(self._session)
+            for owner_class in value.attribute.encrypted.path.owner_classes:
                 unlocked.prepare_read(self._session, owner_class, {header: 1})
         owner = context.only_owner(here) if value.owner is None else value.owner.owner
         holder = context.owner_of(self._session, header)
@@ -212,6 +214,7 @@ class _Search:
         held: dict[Place, frozenset[KeyId]] = {}
         elsewhere = False
         for unlocked in self._reading():
+            unlocked.follow_owners(self._session, target.owner_class, [target.primary_key])
             keyring = unlocked.keyring
             for place in list(unlocked.places.values()):
                 roots = [key for key in keyring.keys_of(place.owner) if key.purpose is Purpose.ROOT]

@@ -329,7 +329,8 @@ class _StatementWriter:
     def _prepare(self, rows: Sequence[Row], literals: Row) -> None:
         """Find the owners of all rows with one query for each path, and let sessions that fetch or make keys
         do so for all of them at once."""
-        on_demand = [one for one in context.unlocked_sessions(self._session) if one.on_demand]
+        here = context.unlocked_sessions(self._session)
+        on_demand = [one for one in here if one.on_demand or one.follows]
         for path, columns in self._plan.groups:
             if path.is_self and self._inserts:
                 continue
