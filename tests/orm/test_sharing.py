@@ -36,7 +36,7 @@ from sqlalchemy_envelope.keys.hierarchy import describe, link_to_newer_root, pro
 from sqlalchemy_envelope.keys.model import KeyState, OpenedKey, Purpose
 from sqlalchemy_envelope.keys.providers import ServerKeyring
 from sqlalchemy_envelope.orm.sharing import grant_flushes
-from sqlalchemy_envelope.orm.sharing.settle import MAX_LEVELS
+from sqlalchemy_envelope.orm.sharing.beyond import MAX_LEVELS
 from sqlalchemy_envelope.orm.tables.grant_rows import GrantStore
 from sqlalchemy_envelope.orm.tables.key_grant import grant_class_of
 from sqlalchemy_envelope.orm.tables.key_rows import KeyStore

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
-from sqlalchemy import Engine, create_engine, delete, insert, select, update
+from sqlalchemy import Engine, create_engine, delete, insert, select, text, update
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 from sqlalchemy.orm import Session
 
@@ -24,6 +24,8 @@ from sqlalchemy_envelope import (
     enforce_foreign_keys,
 )
 from sqlalchemy_envelope.keys.providers import ServerKeyring
+from sqlalchemy_envelope.orm.sharing.invariants import violations
+from sqlalchemy_envelope.orm.tables.owners import owner_class_of
 from tests.orm.sharing_models import (
     Affiliation,
     Base,
@@ -53,6 +55,8 @@ FOUNDER, MEMBER, OUTSIDER = 1, 2, 3
 GROUP = 1
 GRANTS: sa.Table = Base.metadata.tables["memberships_keygrant"]
 KEYS: sa.Table = Base.metadata.tables["groups_key"]
+SCOPES: sa.Table = Base.metadata.tables["users_key"]
+SHARE_GRANTS: sa.Table = Base.metadata.tables["profile_shares_keygrant"]
 
 
 @pytest.fixture
@@ -516,6 +520,116 @@ def test_a_row_that_was_pointed_at_somebody_else_is_void(scene: Engine) -> None:
         connection.execute(update(table).where(table.c.user_id == MEMBER).values(user_id=OUTSIDER))
 
     assert GrantStanding.VOID is standings(scene)[GROUP, OUTSIDER]
+
+
+def _of_by_sql(session: Session) -> None:
+    session.execute(text("UPDATE memberships SET group_id = 2 WHERE group_id = 1 AND user_id = 2"))
+
+
+def _to_by_sql(session: Session) -> None:
+    session.execute(text("UPDATE memberships SET user_id = 3 WHERE group_id = 1 AND user_id = 2"))
+
+
+def _insert_by_sql(session: Session) -> None:
+    session.execute(text("INSERT INTO memberships (group_id, user_id) VALUES (1, 3)"))
+
+
+def _share_by_sql(session: Session) -> None:
+    session.execute(text("UPDATE profile_shares SET user_id = 1 WHERE user_id = 2"))
+
+
+def _without_older(session: Session) -> None:
+    """The share has no wrap of the epoch before, as older releases left it."""
+    older = select(SCOPES.c.key_id).where(SCOPES.c.scope == "profile", SCOPES.c.state == "retired")
+    session.execute(delete(SHARE_GRANTS).where(SHARE_GRANTS.c.key_id.in_(older)))
+
+
+@pytest.mark.parametrize(
+    ("change", "void", "pending"),
+    [
+        (_of_by_sql, (Membership, (2, MEMBER)), None),
+        (_to_by_sql, (Membership, (GROUP, OUTSIDER)), None),
+        (_insert_by_sql, (Membership, (GROUP, OUTSIDER)), None),
+        (_share_by_sql, (ProfileShare, (1,)), None),
+        (_without_older, None, (ProfileShare, (1,))),
+        (lambda session: session.add(Membership(group_id=1, user_id=3)), None, (Membership, (1, 3))),
+    ],
+)
+def test_whoever_asks_gets_one_answer(
+    scene: Engine, change: Callable[[Session], None], void: Any, pending: Any
+) -> None:
+    """A status, `why_locked` and the invariants agree, before anybody settles and after: what is void stays
+    void, breaks no rule, and waits for nobody; what is pending is fulfilled."""
+    with as_user(scene, "member") as session:
+        envelope.enroll(session, Group(id=2))
+        session.add(Membership(group_id=2, user_id=FOUNDER))
+        session.add(ProfileShare(id=1, user_id=MEMBER, group_id=GROUP))
+        session.commit()
+        extra = ProfileShare(user_id=MEMBER, group_id=2)
+        session.add(extra)
+        session.commit()
+        session.delete(extra)  # a second epoch of the profile
+        session.commit()
+    with Session(scene) as session:
+        change(session)
+        session.commit()
+    answers = []
+    for _ in range(2):
+        with Session(scene) as session:
+            states = {
+                (kind, one.row): one
+                for kind in (Membership, ProfileShare)
+                for one in envelope.grant_states(session, kind)
+            }
+            asked = [one for one in (void, pending) if one is not None]
+            answers.append([states[one].standing for one in asked])
+            if void is not None:
+                owner, reader = states[void].of, session.get_one(User, states[void].to.primary_key[0])
+                value = session.get_one(Group, owner.primary_key) if void[0] is Membership else None
+                if value is not None and reader.id == OUTSIDER:
+                    found = envelope.why_locked(session, value, "name", reader=reader)
+                    assert found is not None
+                    assert found.reason is LockReason.VOID
+        for name in ("founder", "member"):
+            with as_user(scene, name) as session:
+                envelope.settle(session)
+                session.commit()
+    with Session(scene) as session:
+        broken = violations(session, [owner_class_of(one.__table__) for one in (User, Group)])
+
+    after = [GrantStanding.VOID] if void else [GrantStanding.GRANTED]
+    assert [[GrantStanding.VOID] if void else [GrantStanding.PENDING], after] == answers
+    assert broken == []
+
+
+def test_with_server_keys_an_older_grant_alone_is_void(sqlite_engine: Engine) -> None:
+    """It may have been put back with its row, so that no holder ever grants the present epoch through it, and
+    nobody is told to wait for that."""
+    sealed = Envelope(
+        kdf_profile=KdfProfile.unsafe_for_tests(),
+        server_keys=ServerKeyring.from_text(ServerKeyring.generate_key()),
+    )
+    Base.metadata.create_all(sqlite_engine)
+    with Session(sqlite_engine) as session:
+        users, group = [User(id=one, email=str(one)) for one in (1, 2)], Group(id=1)
+        sealed.enroll(session, users, secret={one: secret_of(one.email) for one in users})
+        session.commit()
+        with sealed.unlock(session, users[0], secret=secret_of("1")):
+            sealed.enroll(session, group)
+            session.add_all([Membership(group_id=1, user_id=one) for one in (1, 2)])
+            session.commit()
+            taken = session.execute(select(GRANTS).where(GRANTS.c.row_user_id == 2)).mappings().one()
+            session.delete(session.get_one(Membership, (1, 2)))
+            session.commit()
+        session.execute(text("INSERT INTO memberships (group_id, user_id) VALUES (1, 2)"))
+        session.execute(insert(GRANTS).values(dict(taken)))
+        session.commit()
+        with sealed.unlock(session, users[0], secret=secret_of("1")):
+            sealed.settle(session)
+            session.commit()
+        states = {one.row[1]: one.standing for one in sealed.grant_states(session, Membership)}
+
+    assert states == {1: GrantStanding.GRANTED, 2: GrantStanding.VOID}
 
 
 def test_a_provider_can_fulfil(sqlite_engine: Engine) -> None:

@@ -25,6 +25,7 @@ from sqlalchemy_envelope.keys.model import GrantState, KeyState, OpenedKey, Purp
 from sqlalchemy_envelope.keys.slots import sealed_slot
 from sqlalchemy_envelope.orm.current.audit import AuditEvent
 from sqlalchemy_envelope.orm.sharing.locking import lock_groups
+from sqlalchemy_envelope.orm.sharing.rights import is_due, vouches
 from sqlalchemy_envelope.orm.sharing.rollbacks import note_new_keys
 from sqlalchemy_envelope.orm.tables.grant_rows import GrantStore
 from sqlalchemy_envelope.orm.tables.key_rows import KeyStore, usable
@@ -221,18 +222,17 @@ def _missing(
     """The wanted keys of an owner who has these, each with the members whom it was not granted to."""
     found = []
     for key in there:
-        is_root, is_active = key.purpose is Purpose.ROOT, key.state is KeyState.ACTIVE
-        if key.key_id not in wanted or (is_root and not is_active):
+        if key.key_id not in wanted:
             continue
         alike = [
             one
             for one in there
-            if (one.purpose, one.scope) == (key.purpose, key.scope) and _vouches(policy, one, key)
+            if (one.purpose, one.scope) == (key.purpose, key.scope)
+            and vouches(policy.seals, one.epoch, key.epoch)
         ]
         missing: list[Recipient] = []
         for grant_class in place.owner_class.grants_of:
-            is_of_it = grant_class.scope is None if is_root else grant_class.scope == key.scope
-            if is_of_it and (is_active or grant_class.history == "shared"):
+            if is_due(grant_class, key.purpose, key.scope, key.state):
                 missing += _rows_of(session, policy, grant_class, alike, without=key)
         if missing:
             found.append((key, missing))
@@ -291,16 +291,6 @@ def _next(old: StoredKey, keys: Sequence[StoredKey], key: KeyBytes) -> OpenedKey
     return describe(key, old.owner_reference, old.purpose, scope=old.scope, epoch=max(epochs) + 1)
 
 
-def _vouches(policy: Policy, granted: StoredKey, missing: StoredKey) -> bool:
-    """Whether who was granted one generation of a key is to have another one too.
-
-    With server keys a grant of an older generation says nothing of a newer one: it may have been put back
-    with its row, and nobody else can make one. Without, whoever writes the tables can plant a pending grant
-    as well.
-    """
-    return granted.epoch > missing.epoch or not policy.seals.is_on
-
-
 def _of_scope(keys: Iterable[StoredKey], scope: str) -> list[StoredKey]:
     return [key for key in keys if key.purpose is Purpose.DATA and key.scope == scope]
 
@@ -313,7 +303,9 @@ def _recipients(
     generations: Sequence[StoredKey],
 ) -> list[Recipient]:
     """Who has a key now, and who has another generation of it and was left out of this one."""
-    others = [one for one in generations if one.key_id != key.key_id and _vouches(policy, one, key)]
+    others = [
+        one for one in generations if one.key_id != key.key_id and vouches(policy.seals, one.epoch, key.epoch)
+    ]
     found: list[Recipient] = []
     for grant_class in grants:
         found += _rows_of(session, policy, grant_class, [key])

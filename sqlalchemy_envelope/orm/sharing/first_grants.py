@@ -45,6 +45,11 @@ def note_first_keys(session: Session, places: Iterable[Place]) -> None:
     note_end(session, lambda: known.difference_update(owners))
 
 
+def made_first_keys(session: Session, owner: OwnerId) -> bool:
+    """Whether the session's present transaction made the first keys of this owner."""
+    return owner in session.info.get(_FIRST, ())
+
+
 def grant_first(session: Session, policy: Policy, shared: Shared) -> Shared:
     """Grant the keys that this transaction made, where they are open here; the others, which are to be
     granted one by one."""

@@ -15,8 +15,9 @@ from sqlalchemy_envelope.keys.model import Purpose
 from sqlalchemy_envelope.orm.current.audit import AuditEvent
 from sqlalchemy_envelope.orm.current.context import policy_of
 from sqlalchemy_envelope.orm.current.names import Names
+from sqlalchemy_envelope.orm.sharing.beyond import find_left
 from sqlalchemy_envelope.orm.sharing.locking import lock_groups
-from sqlalchemy_envelope.orm.sharing.settle import Opening, find_left, follow_grants, load_owners, settle
+from sqlalchemy_envelope.orm.sharing.settle import Opening, follow_grants, load_owners, settle
 from sqlalchemy_envelope.orm.tables.grant_rows import count_grants
 from sqlalchemy_envelope.orm.tables.key_grant import grant_of, has_grants
 from sqlalchemy_envelope.orm.tables.key_rows import usable
@@ -71,7 +72,7 @@ def freshen(
         or count.is_left
     }
     # Those who are not due are if somebody left whom their keys are sealed to.
-    if len(due) < len(waiting) and find_left(session, owner_class, known):
+    if len(due) < len(waiting) and find_left(session, {owner_class: known}):
         due = set(waiting)
     if not due:
         return

@@ -303,6 +303,8 @@ def _unlocked(
         assert one.place is not None  # noqa: S101 - each was stored
         places.append(one.place)
         keyring.add(one.place.owner, one.keys)
+        for other in around:
+            other.make_way(session, one.place)
     unlocked = UnlockedSession(session, policy, places, keyring)
     # A server opens what its provider holds, as it opens any other: in its own time.
     holders = around if not is_held else [one for one in around if not one.on_demand]

@@ -26,9 +26,10 @@ from sqlalchemy_envelope.orm.current.policy import note_policy
 from sqlalchemy_envelope.orm.reading.opener import open_bytes
 from sqlalchemy_envelope.orm.sessions.server import ServerSession
 from sqlalchemy_envelope.orm.sessions.write_only import WriteOnlySession
+from sqlalchemy_envelope.orm.sharing.rights import GrantStanding, KindStore
 from sqlalchemy_envelope.orm.tables.key_rows import KeyStore
 from sqlalchemy_envelope.orm.verbs.asked_values import asked_for, values_of
-from sqlalchemy_envelope.orm.verbs.grant_status import GrantStanding, KindStore, OwnerName, statuses_of
+from sqlalchemy_envelope.orm.verbs.grant_status import OwnerName, statuses_of
 from sqlalchemy_envelope.orm.verbs.key_reach import active_roots, closure, ways_to
 from sqlalchemy_envelope.orm.verbs.lock_answer import WhyLocked
 from sqlalchemy_envelope.orm.verbs.owner_keys import locate_enrolled
