@@ -1023,6 +1023,38 @@ def test_a_rolled_back_change_leaves_nothing(shared: Engine, change: str, savepo
     assert epochs(shared, Group, group_id) == 1
 
 
+@pytest.mark.parametrize("ending", ["commit", "savepoint", "rollback"])
+def test_a_group_in_place_of_one_that_was_deleted(shared: Engine, ending: str) -> None:
+    """It has the same primary key, in one transaction: members of the new one read it, those of the old one
+    nothing, and whoever made it goes on with it. Rolled back, the old one is there as it was."""
+    with Session(shared) as session:
+        group_id = found_group(session, "founder", "member")
+    with Session(shared) as session, unlock(session, "founder"):
+        read_here(session)
+        nested = session.begin_nested() if ending == "savepoint" else None
+        session.delete(session.get_one(Group, group_id))
+        session.flush()
+        envelope.enroll(session, Group(id=group_id, name="the new one"))
+        session.add_all(
+            Membership(group_id=group_id, user_id=_id_of(session, name)) for name in ("founder", "newcomer")
+        )
+        session.add(Post(group_id=group_id, text="new"))
+        session.flush()
+        if nested is not None:
+            nested.rollback()
+        elif ending == "rollback":
+            session.rollback()
+        session.commit()
+        session.add(Post(group_id=group_id, text="more"))
+        session.commit()
+        seen = read_here(session)
+
+    texts = ["new" if ending == "commit" else FIRST, "more"]
+    assert seen == texts == read(shared, "founder")
+    assert read(shared, "newcomer") == (texts if ending == "commit" else [])
+    assert read(shared, "member") == ([] if ending == "commit" else texts)
+
+
 def test_two_rotations_rolled_back_together(shared: Engine) -> None:
     """Each rolled-back epoch gives way to the one before it, and the first to what is stored."""
     with Session(shared) as session:
