@@ -11,7 +11,7 @@ from sqlalchemy import Engine, select, text, update
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 from sqlalchemy.orm import Session
 
-from sqlalchemy_envelope import AsyncEnvelope, GrantStanding
+from sqlalchemy_envelope import AlreadyEnrolledError, AsyncEnvelope, GrantStanding
 from sqlalchemy_envelope.orm.sharing.invariants import violations
 from tests.orm import test_follows as following
 from tests.orm.interleavings import OWNERS
@@ -201,6 +201,21 @@ def test_from_join_counts_no_switch_as_a_join(lite: Engine) -> None:
 
     assert epochs(lite, Club, 1) == 1
     assert _broken(lite) == []
+
+
+def test_an_owner_that_is_written_anew(lite: Engine) -> None:
+    """A user who is deleted and added with the same primary key in one flush stays in the group, and no epoch
+    starts; to enroll them needs a flush between, which is told."""
+    with Session(lite) as session, unlock(session, "ada"):
+        session.delete(session.get_one(User, BOB))
+        session.add(User(id=BOB, email="robert"))
+        session.commit()
+        session.delete(session.get_one(User, BOB))
+        with pytest.raises(AlreadyEnrolledError, match=r"delete that one in a flush of its own"):
+            envelope.enroll(session, User(id=BOB, email="robert"), secret=secret_of("robert"))
+
+    assert epochs(lite, Group, 1) == 1
+    assert GrantStanding.GRANTED is _standings(lite)[BOB]
 
 
 # ---------------------------------------------------------------- a row that says something else

@@ -29,8 +29,8 @@ from sqlalchemy_envelope.orm.sharing.first_grants import grant_first
 from sqlalchemy_envelope.orm.sharing.following import follow, note_moved
 from sqlalchemy_envelope.orm.sharing.locking import lock_groups
 from sqlalchemy_envelope.orm.sharing.membership import catch_up, forget_looks
-from sqlalchemy_envelope.orm.sharing.rights import take_void
-from sqlalchemy_envelope.orm.sharing.row_switches import Ends, row_before
+from sqlalchemy_envelope.orm.sharing.rights import take_void, void_among
+from sqlalchemy_envelope.orm.sharing.row_switches import Ends, is_written_anew, row_before
 from sqlalchemy_envelope.orm.tables.binds import bind_for
 from sqlalchemy_envelope.orm.tables.grant_rows import GrantStore
 from sqlalchemy_envelope.orm.tables.key_grant import grant_class_of, grant_written_by, grants_can_circle
@@ -71,7 +71,9 @@ def before_flush(session: Session, *_: object) -> None:
     for instance in session.deleted:
         state: InstanceState[Any] = inspect(instance)
         owner_class = owner_class_of(getattr(type(instance), "__table__", None))
-        if owner_class is None or state.key is None:
+        if owner_class is None or state.key is None or not owner_class.grants_to:
+            continue
+        if is_written_anew(session, state.key):
             continue
         for grant in owner_class.grants_to:
             query = select(*grant.of.columns).where(
@@ -193,9 +195,13 @@ def _void_among(session: Session, kept: Sequence[Joined]) -> list[Joined]:
     through one is not in it; the epoch for that starts before the next write, as after any removal."""
     found: list[Joined] = []
     for grant in {grant for grant, _, _ in kept}:
+        policy = context.policy_of(session)
         some = {one.row_key: (grant, place, one) for of, place, one in kept if of is grant}
-        void = take_void(session, context.policy_of(session).seals, grant, list(some))
-        found += [some[row_key] for row_key in void]
+        void = void_among(session, policy.seals, grant, list(some))
+        if void:
+            lock_groups(session, policy, [some[row_key][1] for row_key in void])
+            # Another flush may have granted them meanwhile.
+            found += [some[row_key] for row_key in take_void(session, policy.seals, grant, void)]
     return found
 
 

@@ -166,16 +166,22 @@ def standing(
     return GrantStanding.GRANTED, granted.since
 
 
+def void_among(
+    session: Session, seals: RowSeals, grant: GrantClass, rows: Sequence[PrimaryKey]
+) -> list[PrimaryKey]:
+    """Those of these rows that are void."""
+    rights = RightStore(session, grant, seals).load_rows(rows)
+    keys = keys_due(session, seals, rights)
+    return [one.row for one in rights if waiting(one, keys.get(granted_kind(one)), seals) is None]
+
+
 def take_void(
     session: Session, seals: RowSeals, grant: GrantClass, rows: Sequence[PrimaryKey]
 ) -> list[PrimaryKey]:
-    """Those of these rows that are void. The wraps beside them, which count for nothing, are deleted, so that
-    the rows can be granted as new ones are."""
-    store = RightStore(session, grant, seals)
-    rights = store.load_rows(rows)
-    keys = keys_due(session, seals, rights)
-    void = [one.row for one in rights if waiting(one, keys.get(granted_kind(one)), seals) is None]
-    store.delete(void)
+    """As `void_among`; the wraps beside them, which count for nothing, are deleted, so that the rows can be
+    granted as new ones are."""
+    void = void_among(session, seals, grant, rows)
+    GrantStore(session, grant, seals).delete(void)
     return void
 
 

@@ -34,6 +34,13 @@ def row_before(session: Session, grant: GrantClass, state: InstanceState[Any]) -
     return None if instance is None else _stored_ends(session, grant, inspect(instance), key[1])
 
 
+def is_written_anew(session: Session, key: Any) -> bool:
+    """Whether a row of this identity, which is to be deleted, is written by a new object: an owner's, whose
+    keys and grants stay."""
+    same = (one for one in session.new if isinstance(one, key[0]))
+    return any(inspect(one).mapper.identity_key_from_instance(one) == key for one in same)
+
+
 def _stored_ends(
     session: Session, grant: GrantClass, state: InstanceState[Any], row_key: tuple[Any, ...]
 ) -> Ends | None:
