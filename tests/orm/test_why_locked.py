@@ -578,6 +578,7 @@ def test_whoever_asks_gets_one_answer(
         session.get_one(User, MEMBER).display_name = "under the second epoch"
         session.commit()
     with Session(scene) as session:
+        envelope.attach(session)
         change(session)
         session.commit()
     stood, waits = standings(scene, kind)[row], _broken(scene)
