@@ -30,7 +30,7 @@ from sqlalchemy_envelope.orm.tables.grant_rows import GrantStore
 from sqlalchemy_envelope.orm.tables.key_rows import KeyStore, usable
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Sequence
+    from collections.abc import Callable, Collection, Iterable, Sequence
 
     from sqlalchemy.orm import Session
 
@@ -199,9 +199,16 @@ def load_locked(store: KeyStore, place: Place) -> list[StoredKey]:
     ]
 
 
-def put_in(session: Session, policy: Policy, place: Place, keyring: Keyring, keys: Iterable[KeyId]) -> None:
+def put_in(
+    session: Session,
+    policy: Policy,
+    place: Place,
+    keyring: Keyring,
+    keys: Iterable[KeyId],
+    before: Callable[[list[Recipient]], None],
+) -> None:
     """Grant these keys of an owner to the members whom they were not granted to: who was granted another
-    generation of the same key, and has a row that says so still."""
+    generation of the same key, and has a row that says so still. `before` is told of them first."""
     wanted, store = set(keys), KeyStore(session, place.owner_class, policy.seals)
     if not _missing(session, policy, place, keyring.keys_of(place.owner), wanted):
         return  # rows that no flush added: nobody waits for a lock because of them
@@ -211,6 +218,7 @@ def put_in(session: Session, policy: Policy, place: Place, keyring: Keyring, key
     for key, missing in _missing(session, policy, place, there, wanted):
         opened = keyring.open(key.key_id)
         if opened is not None:
+            before(missing)
             stored = grant_to(session, policy, store, OpenedKey(key, opened.key), missing, strict=False)
             keyring.add_stored(place.owner, [stored])
 

@@ -25,6 +25,7 @@ from sqlalchemy_envelope.orm.sharing.first_grants import grant_first
 from sqlalchemy_envelope.orm.sharing.following import follow
 from sqlalchemy_envelope.orm.sharing.locking import lock_groups
 from sqlalchemy_envelope.orm.sharing.membership import catch_up, forget_looks
+from sqlalchemy_envelope.orm.sharing.settle import renew_left
 from sqlalchemy_envelope.orm.tables.binds import bind_for
 from sqlalchemy_envelope.orm.tables.grant_rows import GrantStore
 from sqlalchemy_envelope.orm.tables.key_grant import grant_class_of, grant_written_by, grants_can_circle
@@ -262,6 +263,7 @@ def _join(
     if keyring is None:
         _note_pending(session, policy, store, grant, place, recipients)
         return
+    renew_left(session, policy, keyring, recipients)
     purpose = Purpose.ROOT if grant.scope is None else Purpose.DATA
     for key in keyring.keys_of(place.owner):
         wanted = key.purpose is purpose and key.scope == (grant.scope or "")

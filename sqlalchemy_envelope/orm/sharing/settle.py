@@ -26,7 +26,8 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING, NamedTuple
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sqlalchemy_envelope.crypto.sealing import is_sealed
 from sqlalchemy_envelope.crypto.secret import KeyBytes
@@ -311,14 +312,19 @@ class _Undone(NamedTuple):
 def _undone(keyring: Keyring, place: Place) -> _Undone:
     keys = keyring.keys_of(place.owner)
     sealed = [key for key in keys if key.wrapped is not None and is_sealed(key.wrapped)]
-    shared = all(one.history == "shared" for one in place.owner_class.grants_of if one.scope is None)
     unlinked = [
         key
         for key in keys
-        if key.purpose is Purpose.ROOT and key.state is KeyState.RETIRED and key.wrapped is None and shared
+        if key.purpose is Purpose.ROOT and key.state is KeyState.RETIRED and key.wrapped is None
     ]
+    unlinked = unlinked if _has_past(place.owner_class) else []
     here = {key.scope for key in keys if key.purpose is Purpose.DATA}
     return _Undone(sealed, unlinked, frozenset(place.owner_class.scopes - here))
+
+
+def _has_past(owner_class: OwnerClass) -> bool:
+    """Whether who joins an owner of this class reads what was written before."""
+    return all(one.history == "shared" for one in owner_class.grants_of if one.scope is None)
 
 
 def is_left_undone(keyring: Keyring, found: Opening) -> bool:
@@ -351,9 +357,11 @@ def _settle_owner(session: Session, policy: Policy, keyring: Keyring, place: Pla
         opened = keyring.open(key.key_id)
         if opened is None:
             continue
-        # With the row as it is now: it may have been opened when it was still active.
+        # With the row as it is now: it may have been opened when it was still active. Under the root key that
+        # it was sealed to, where who joined since is not to read what is under it.
+        under = None if _has_past(place.owner_class) else keyring.open(key.wrapping_key_id)
         if key.key_id in free:
-            changed.append(wrap_under_root(OpenedKey(key, opened.key), root))
+            changed.append(wrap_under_root(OpenedKey(key, opened.key), under or root))
         if key.purpose is Purpose.DATA and key.state is KeyState.ACTIVE and not policy.seals.is_on:
             unproven.append(key)
     for key in unlinked:
@@ -417,7 +425,10 @@ def _settle_grants(
         held = _shared_keys(keyring, shared)
         counts = count_grants(session, _grants_of(shared.values()), held)
     _put_in_missing(session, policy, keyring, held)
-    for key_id, (place, key) in held.items():
+    past = _keys_of_the_past(keyring, shared)
+    if past:
+        counts |= count_grants(session, _grants_of(place for place, _ in past.values()), past)
+    for key_id, (place, key) in {**held, **past}.items():
         if key_id in counts and counts[key_id].pending:
             with _refusing(keyring, policy, place, key):
                 grant_pending(session, policy, keyring, place, key)
@@ -495,6 +506,18 @@ def _shared_keys(keyring: Keyring, places: Places) -> dict[KeyId, tuple[Place, S
     return found
 
 
+def _keys_of_the_past(keyring: Keyring, places: Places) -> dict[KeyId, tuple[Place, StoredKey]]:
+    """The older keys of these owners that are granted to whoever was there at their time: a newer one does
+    not lead to them, and a grant of one may be pending still."""
+    return {
+        key.key_id: (place, key)
+        for owner, place in places.items()
+        for key in keyring.keys_of(owner)
+        if key.state is KeyState.RETIRED
+        and any(one.history == "from_join" and _grants(one, key) for one in place.owner_class.grants_of)
+    }
+
+
 def _grants_of(places: Iterable[Place]) -> list[GrantClass]:
     return list({grant for place in places for grant in place.owner_class.grants_of})
 
@@ -515,7 +538,7 @@ def _put_in_missing(
     for key_ids in missing.values():
         place, key = held[next(iter(key_ids))]
         with _refusing(keyring, policy, place, key):
-            put_in(session, policy, place, keyring, key_ids)
+            put_in(session, policy, place, keyring, key_ids, partial(renew_left, session, policy, keyring))
 
 
 @contextmanager
@@ -551,6 +574,36 @@ def renew_beyond(
                 if keyring is not None:
                     keyring.refuse(place.owner, error, altogether=False)
                 policy.emit(AuditEvent("grant_refused", place.owner_class.name))
+
+
+def renew_left(
+    session: Session, policy: Policy, keyring: Keyring | None, recipients: Iterable[Recipient]
+) -> None:
+    """Before a key is sealed to groups: start epochs of those from whom somebody was removed, and of those
+    who reach them. Who left would open by the old key of the group what they never had a right to."""
+    groups: dict[OwnerClass, set[tuple[Any, ...]]] = {}
+    for one in recipients:
+        owner_class = one.grant_class.to.owner_class
+        if any(grant.scope is None for grant in owner_class.grants_of):
+            groups.setdefault(owner_class, set()).add(one.primary_key)
+    if groups:
+        renew_beyond(session, policy, keyring, partial(_left_among, session, policy, groups))
+
+
+def _left_among(
+    session: Session, policy: Policy, groups: Mapping[OwnerClass, set[tuple[Any, ...]]]
+) -> list[Place]:
+    """Of these groups and those who reach them, those from whom somebody was removed, the nearest first."""
+    found: dict[OwnerId, Place] = {}
+    for owner_class, primary_keys in groups.items():
+        roots = KeyStore(session, owner_class, policy.seals).load_active_roots(list(primary_keys))
+        key_ids = [one.stored.key_id for one in roots.values()]
+        whole = [grant for grant in owner_class.grants_of if grant.scope is None]
+        counts = count_grants(session, whole, key_ids).values()
+        left = [Names(session).place(owner_class, one.owner) for one in counts if one.is_left]
+        left += find_left(session, owner_class, key_ids)
+        found.update((place.owner, place) for place in left)
+    return list(found.values())
 
 
 def find_left(session: Session, owner_class: OwnerClass, key_ids: Iterable[KeyId]) -> list[Place]:
@@ -592,6 +645,7 @@ def grant_pending(session: Session, policy: Policy, keyring: Keyring, place: Pla
         store = GrantStore(session, grant_class, policy.seals)
         waiting = store.load_of([key.key_id], GrantState.PENDING)
         to = [Recipient(grant_class, row_key, recipient) for _, row_key, recipient in waiting]
+        renew_left(session, policy, keyring, to)
         roots = roots_of(session, policy, to, strict=False)
         sealed, free = [], store.free([grant.grant_id for grant, _, _ in waiting])
         for grant, _, recipient in waiting:
