@@ -728,8 +728,10 @@ class SharingMachine(RuleBasedStateMachine):
     def move(self, data: st.DataObject, name: str | None, keep: bool, ending: str, way: str) -> None:
         choices = []
         for right in self.plain.removable(self.plain.rights):
-            if way == "sql" and right.sure is None:
-                continue  # with row seals it stays pending, and without them it is fulfilled for another
+            if way == "sql" and (right.sure is None or right.is_void):
+                # With row seals the one stays pending, and the other void when it says again what it said;
+                # without them both are granted.
+                continue
             of_kind, to_kind = GRANTS[right.grant]
             ends = [(of, right.to) for of in self.plain.owners(of_kind) if of.is_enrolled]
             ends += [(right.of, to) for to in self.plain.owners(to_kind)]
