@@ -43,11 +43,17 @@ if TYPE_CHECKING:
 
 
 class Recipient(NamedTuple):
-    """A row that grants, and to whom."""
+    """A row that grants, and to whom.
+
+    Attributes:
+        waits: whether it is a group to which the key before this one is still pending. An epoch leaves that
+            as it is: somebody may have been removed from the group, and whoever fulfils it looks.
+    """
 
     grant_class: GrantClass
     row_key: tuple[Any, ...]
     primary_key: tuple[Any, ...]
+    waits: bool = False
 
 
 def start_epoch(
@@ -261,7 +267,7 @@ def grant_to(
 ) -> StoredKey:
     """Grant one key to these recipients, pending for those without keys, and, unless `strict`, for those
     whose keys were altered; the key's row as it is now."""
-    grants = _seal_to_all(session, policy, key, to, strict=strict)
+    grants = _seal_to_all(session, policy, key, [one._replace(waits=False) for one in to], strict=strict)
     _insert_rows(session, policy, grants)
     store.add_granted([(key.stored.key_id, len(grants))])
     return replace(key.stored, granted=key.stored.granted + len(grants))
@@ -341,7 +347,12 @@ def _rows_of(
     rows = GrantStore(session, grant_class, policy.seals).load_of(
         [key.key_id for key in keys], without=None if without is None else without.key_id, held=True
     )
-    return list({row_key: Recipient(grant_class, row_key, to) for _, row_key, to in rows}.values())
+    leads_on = any(one.scope is None for one in grant_class.to.owner_class.grants_of)
+    found = {
+        row_key: Recipient(grant_class, row_key, to, leads_on and grant.state is GrantState.PENDING)
+        for grant, row_key, to in rows
+    }
+    return list(found.values())
 
 
 def _seal_to_all(
@@ -351,7 +362,7 @@ def _seal_to_all(
     made: GrantsToWrite = []
     for one in to:
         row = one.grant_class.granting_row(one.row_key)
-        root = roots.get((one.grant_class.to.owner_class, one.primary_key))
+        root = None if one.waits else roots.get((one.grant_class.to.owner_class, one.primary_key))
         grant = pending_grant(key.stored.key_id, row) if root is None else sealed_grant(key, row, root)
         recipient = one.grant_class.to.owner_class.reference_of(one.primary_key)
         made.append((one.grant_class, one.row_key, replace(grant, recipient=recipient)))
