@@ -904,6 +904,27 @@ def test_a_group_that_somebody_left_gets_a_new_key_before_it_is_given_others(
     world.everybody_settles()
 
 
+def test_an_epoch_is_not_sealed_to_a_group_that_waits_and_that_somebody_left(world: World) -> None:
+    """A crew waits to be let into a fleet when a console removes Bob from it, and another crew goes: the
+    fleet's new key is not sealed to the old key of the first."""
+    ann, bob, cat, _ = world.plain.people
+    crew, _, _ = world.plain.groups
+    own, other = world.found(Crew, cat, CrewSeat, cat), world.found(Crew, cat, CrewSeat, cat)
+    assert own is not None
+    assert other is not None
+    fleet = world.found(Fleet, cat, FleetPlace, own)
+    assert fleet is not None
+    world.add(FleetPlace, fleet, other, cat)
+    world.write(fleet, cat)
+    world.remove(_seat_of(world, bob), way="sql")
+    world.add(FleetPlace, fleet, crew)
+    world.remove(world.plain.rights[-2])
+    world.look(cat, settle=True)
+
+    world.spy(bob)
+    world.look(ann)
+
+
 @pytest.mark.parametrize("keep", [False, True], ids=["just unlocked", "kept"])
 @pytest.mark.parametrize("way", ["object", "sql"])
 def test_who_is_shown_a_profile_writes_in_it_for_who_is_there(world: World, way: str, keep: bool) -> None:
