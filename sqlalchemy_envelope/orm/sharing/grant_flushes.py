@@ -23,7 +23,7 @@ from sqlalchemy_envelope.keys.model import KeyState, Purpose
 from sqlalchemy_envelope.orm.current import context
 from sqlalchemy_envelope.orm.current.audit import AuditEvent
 from sqlalchemy_envelope.orm.current.names import Names
-from sqlalchemy_envelope.orm.sharing.beyond import by_class, find_left
+from sqlalchemy_envelope.orm.sharing.beyond import by_class, find_left, renew_left
 from sqlalchemy_envelope.orm.sharing.epochs import Recipient, grant_to, start_epoch, start_scope_epoch
 from sqlalchemy_envelope.orm.sharing.first_grants import grant_first
 from sqlalchemy_envelope.orm.sharing.following import follow, note_moved
@@ -319,6 +319,7 @@ def _join(
     if keyring is None:
         _note_pending(session, policy, store, grant, place, recipients)
         return
+    renew_left(session, policy, keyring, recipients)
     purpose = Purpose.ROOT if grant.scope is None else Purpose.DATA
     for key in keyring.keys_of(place.owner):
         wanted = key.purpose is purpose and key.scope == (grant.scope or "")

@@ -11,20 +11,21 @@ from weakref import ref
 from sqlalchemy import Delete, Insert, TextClause, Update
 
 from sqlalchemy_envelope.exceptions import ConfigurationError
-from sqlalchemy_envelope.keys.model import Purpose
+from sqlalchemy_envelope.keys.model import KeyState, Purpose
 from sqlalchemy_envelope.orm.current.audit import AuditEvent
 from sqlalchemy_envelope.orm.current.context import policy_of
 from sqlalchemy_envelope.orm.current.names import Names
-from sqlalchemy_envelope.orm.sharing.beyond import find_left
+from sqlalchemy_envelope.orm.sharing.beyond import find_left, renew_beyond
+from sqlalchemy_envelope.orm.sharing.epochs import start_scope_epoch
 from sqlalchemy_envelope.orm.sharing.locking import lock_groups
-from sqlalchemy_envelope.orm.sharing.settle import Opening, follow_grants, load_owners, settle
+from sqlalchemy_envelope.orm.sharing.settle import Opening, follow_grants, load_again, load_owners, settle
 from sqlalchemy_envelope.orm.tables.grant_rows import count_grants
 from sqlalchemy_envelope.orm.tables.key_grant import grant_of, has_grants
 from sqlalchemy_envelope.orm.tables.key_rows import usable
 from sqlalchemy_envelope.orm.tables.owners import owner_class_of
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping, Sequence
+    from collections.abc import Collection, Iterable, Mapping, Sequence
 
     from sqlalchemy.orm import Session
 
@@ -47,6 +48,13 @@ def freshen(
     """See to it that what is written for these owners is under keys that only present members hold."""
     names = Names(session)
     places = {names.owner(owner_class, key): key for key in keys}
+    _freshen_scopes(
+        session,
+        policy,
+        keyring,
+        known_places,
+        [names.place(owner_class, key) for owner, key in places.items() if owner not in known_places],
+    )
     held = {
         place.owner: place
         for owner, place in known_places.items()
@@ -83,6 +91,45 @@ def freshen(
         everybody = list(known_places.values())
         found = follow_grants(session, policy, keyring, everybody)
         settle(session, policy, keyring, Opening({p.owner: p for p in start}, found.grants), writes=True)
+
+
+def _freshen_scopes(
+    session: Session,
+    policy: Policy,
+    keyring: Keyring,
+    known_places: Mapping[OwnerId, Place],
+    places: Iterable[Place],
+) -> None:
+    """The same for owners of whom a scope is held here, and no more. Who may not have its key any more gets
+    none of the new one, and it is made by nobody in particular: the owner's root key is not here."""
+    looked = looked_at(session)
+    held = {
+        key.key_id: place
+        for place in places
+        if place.owner in keyring and (place.owner, id(keyring)) not in looked
+        for key in keyring.keys_of(place.owner)
+        if key.purpose is Purpose.DATA and key.state is KeyState.ACTIVE
+    }
+    if not held:
+        return
+    looked.update((place.owner, id(keyring)) for place in held.values())
+    owner_class = next(iter(held.values())).owner_class
+    beyond = find_left(session, {owner_class: held})
+    counts = count_grants(session, owner_class.grants_of, held)
+    if not beyond and all((one := counts.get(key)) and one.is_active and not one.is_left for key in held):
+        return
+    with session.no_autoflush:
+        lock_groups(session, policy, [*(one.place for one in beyond), *held.values()])
+        if beyond:
+            renew_beyond(session, policy, keyring, {owner_class: held})
+        counts = count_grants(session, owner_class.grants_of, held)
+        for key_id, place in held.items():
+            scope = stored.scope if (stored := keyring.stored(key_id)) is not None else ""
+            if key_id in counts and counts[key_id].is_left:
+                start_scope_epoch(session, policy, place, scope, None, instead_of=key_id)
+        # What was written under is here still, and is not to be written under again.
+        load_owners(session, policy, keyring, list(dict.fromkeys(held.values())))
+        load_again(session, policy, keyring, dict(known_places))
 
 
 def catch_up(

@@ -26,6 +26,7 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 from sqlalchemy_envelope.crypto.sealing import is_sealed
@@ -49,7 +50,7 @@ from sqlalchemy_envelope.keys.hierarchy import (
 from sqlalchemy_envelope.keys.model import GrantState, KeyState, OpenedKey, Purpose
 from sqlalchemy_envelope.orm.current.audit import AuditEvent
 from sqlalchemy_envelope.orm.current.names import Names
-from sqlalchemy_envelope.orm.sharing.beyond import MAX_LEVELS, by_class, find_left, renew_beyond
+from sqlalchemy_envelope.orm.sharing.beyond import MAX_LEVELS, by_class, find_left, renew_beyond, renew_left
 from sqlalchemy_envelope.orm.sharing.epochs import (
     Recipient,
     put_in,
@@ -72,7 +73,7 @@ if TYPE_CHECKING:
     from sqlalchemy_envelope.keys.model import KeyId, StoredGrant, StoredKey
     from sqlalchemy_envelope.orm.current.policy import Policy
     from sqlalchemy_envelope.orm.tables.key_rows import OwnedKey
-    from sqlalchemy_envelope.orm.tables.owners import GrantClass
+    from sqlalchemy_envelope.orm.tables.owners import GrantClass, OwnerClass
 
 Places = dict["OwnerId", Place]
 
@@ -323,14 +324,19 @@ class _Undone(NamedTuple):
 def _undone(keyring: Keyring, place: Place) -> _Undone:
     keys = keyring.keys_of(place.owner)
     sealed = [key for key in keys if key.wrapped is not None and is_sealed(key.wrapped)]
-    shared = all(one.history == "shared" for one in place.owner_class.grants_of if one.scope is None)
     unlinked = [
         key
         for key in keys
-        if key.purpose is Purpose.ROOT and key.state is KeyState.RETIRED and key.wrapped is None and shared
+        if key.purpose is Purpose.ROOT and key.state is KeyState.RETIRED and key.wrapped is None
     ]
+    unlinked = unlinked if _has_past(place.owner_class) else []
     here = {key.scope for key in keys if key.purpose is Purpose.DATA}
     return _Undone(sealed, unlinked, frozenset(place.owner_class.scopes - here))
+
+
+def _has_past(owner_class: OwnerClass) -> bool:
+    """Whether who joins an owner of this class reads what was written before."""
+    return all(one.history == "shared" for one in owner_class.grants_of if one.scope is None)
 
 
 def is_left_undone(keyring: Keyring, found: Opening) -> bool:
@@ -364,9 +370,11 @@ def _settle_owner(session: Session, policy: Policy, keyring: Keyring, place: Pla
         opened = keyring.open(key.key_id)
         if opened is None:
             continue
-        # With the row as it is now: it may have been opened when it was still active.
+        # With the row as it is now: it may have been opened when it was still active. Under the root key that
+        # it was sealed to, where who joined since is not to read what is under it.
+        under = None if _has_past(place.owner_class) else keyring.open(key.wrapping_key_id)
         if key.key_id in free:
-            changed.append(wrap_under_root(OpenedKey(key, opened.key), root))
+            changed.append(wrap_under_root(OpenedKey(key, opened.key), under or root))
         if key.purpose is Purpose.DATA and key.state is KeyState.ACTIVE and not policy.seals.is_on:
             unproven.append(key)
     for key in unlinked:
@@ -447,7 +455,10 @@ def _settle_shared(
         held = _shared_keys(keyring, shared)
         counts = count_grants(session, _grants_of(shared.values()), held)
     _put_in_missing(session, policy, keyring, held)
-    for key_id, (place, key) in held.items():
+    past = _keys_of_the_past(keyring, shared)
+    if past:
+        counts |= count_grants(session, _grants_of(place for place, _ in past.values()), past)
+    for key_id, (place, key) in {**held, **past}.items():
         if key_id in counts and counts[key_id].pending:
             with _refusing(keyring, policy, place, key):
                 grant_pending(session, policy, keyring, place, key)
@@ -514,6 +525,18 @@ def _shared_keys(keyring: Keyring, places: Places) -> dict[KeyId, tuple[Place, S
     return found
 
 
+def _keys_of_the_past(keyring: Keyring, places: Places) -> dict[KeyId, tuple[Place, StoredKey]]:
+    """The older keys of these owners that are granted to whoever was there at their time: a newer one does
+    not lead to them, and a grant of one may be pending still."""
+    return {
+        key.key_id: (place, key)
+        for owner, place in places.items()
+        for key in keyring.keys_of(owner)
+        if key.state is KeyState.RETIRED
+        and any(one.history == "from_join" and _grants(one, key) for one in place.owner_class.grants_of)
+    }
+
+
 def _grants_of(places: Iterable[Place]) -> list[GrantClass]:
     return list({grant for place in places for grant in place.owner_class.grants_of})
 
@@ -534,7 +557,7 @@ def _put_in_missing(
     for key_ids in missing.values():
         place, key = held[next(iter(key_ids))]
         with _refusing(keyring, policy, place, key):
-            put_in(session, policy, place, keyring, key_ids)
+            put_in(session, policy, place, keyring, key_ids, partial(renew_left, session, policy, keyring))
 
 
 @contextmanager
@@ -560,6 +583,7 @@ def grant_pending(session: Session, policy: Policy, keyring: Keyring, place: Pla
         store = GrantStore(session, grant_class, policy.seals)
         waiting = store.load_of([key.key_id], GrantState.PENDING)
         to = [Recipient(grant_class, row_key, recipient) for _, row_key, recipient in waiting]
+        renew_left(session, policy, keyring, to)
         roots = roots_of(session, policy, to, strict=False)
         sealed, free = [], store.free([grant.grant_id for grant, _, _ in waiting])
         for grant, _, recipient in waiting:
