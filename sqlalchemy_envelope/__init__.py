@@ -59,6 +59,7 @@ from sqlalchemy_envelope.orm.reading.binary_results import binary_results
 from sqlalchemy_envelope.orm.sessions.server import ServerSession
 from sqlalchemy_envelope.orm.sessions.unlocked import UnlockedSession
 from sqlalchemy_envelope.orm.sessions.write_only import WriteOnlySession
+from sqlalchemy_envelope.orm.sharing.rights import GrantStanding
 from sqlalchemy_envelope.orm.tables.cascades import enforce_foreign_keys
 from sqlalchemy_envelope.orm.tables.conflict_errors import should_retry
 from sqlalchemy_envelope.orm.tables.generated import GrantNames, KeyNames
@@ -66,7 +67,7 @@ from sqlalchemy_envelope.orm.tables.key_grant import KeyGrant
 from sqlalchemy_envelope.orm.tables.key_owner import KeyOwner, KeySlotTable, KeyTable
 from sqlalchemy_envelope.orm.verbs.async_envelope import AsyncEnvelope
 from sqlalchemy_envelope.orm.verbs.envelope import Envelope
-from sqlalchemy_envelope.orm.verbs.grant_status import GrantStanding, GrantStatus, OwnerName
+from sqlalchemy_envelope.orm.verbs.grant_status import GrantStatus, OwnerName
 from sqlalchemy_envelope.orm.verbs.lock_answer import WhyLocked
 from sqlalchemy_envelope.orm.verbs.settle_all import RefusedOwner, Settled
 from sqlalchemy_envelope.orm.verbs.slots import KeySlot, KeySlots

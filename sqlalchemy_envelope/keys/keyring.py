@@ -216,6 +216,30 @@ class Keyring(Uncopied):
             self._forget(owner, self._owners.pop(owner, set()))
             self._refused.pop(owner, None)
 
+    def put_aside(self, owner: OwnerId) -> "Keyring":
+        """Take an owner's keys out, into a keyring of their own: another owner of the same name has come."""
+        with self._lock:
+            aside = Keyring()
+            for key in self.keys_of(owner):
+                aside._take_from(self, owner, key)
+            self.drop(owner)
+            return aside
+
+    def put_back(self, owner: OwnerId, aside: "Keyring") -> None:
+        """Take in again what was put aside, in place of what came since."""
+        with self._lock:
+            self.drop(owner)
+            for key in aside.keys_of(owner):
+                self._take_from(aside, owner, key)
+
+    def _take_from(self, other: "Keyring", owner: OwnerId, key: StoredKey) -> None:
+        self.add_stored(owner, [key])
+        for way in other._ways.get(key.key_id, ()):
+            self.add_way(key.key_id, way)
+        opened = other._opened.pop(key.key_id, None)
+        if opened is not None:
+            self._opened[key.key_id] = opened
+
     def take_back(self, owner: OwnerId, made: Iterable[KeyId], replaced: Iterable[StoredKey]) -> None:
         """Forget and wipe keys of an owner that were never stored for good; current again is what they
         replaced."""

@@ -221,6 +221,7 @@ def _on_mapper_constructed(mapper: Mapper[Any], cls: type[Any]) -> None:
     key_owner.on_mapper(mapper, cls)
     if key_grant.on_mapper(mapper, cls):
         _install_sharing()
+        event.listen(mapper, "before_insert", grant_flushes.before_insert, raw=True, propagate=True)
         event.listen(mapper, "before_delete", grant_flushes.before_delete, raw=True, propagate=True)
         event.listen(mapper, "before_delete", following.before_delete, raw=True, propagate=True)
         event.listen(mapper, "before_update", following.before_update, raw=True, propagate=True)

@@ -813,3 +813,29 @@ def test_wiping_at_any_moment_makes_no_other_error(asked: str, inside: str) -> N
 
     assert raw(root) == ZEROS
     assert list(ring) == []
+
+
+def test_keys_that_are_put_aside() -> None:
+    """An owner's keys go into a keyring of their own, and come back, opened and with the ways to them, in
+    place of what came since."""
+    ring = Keyring()
+    root, other = opened(purpose=Purpose.ROOT), opened()
+    child = opened()
+    wrapped = wrap_under_root(child, root)
+    ring.add(ADA, [root])
+    ring.add_stored(ADA, [wrapped])
+    ring.add(BEN, [other])
+    aside = ring.put_aside(ADA)
+    came = opened()
+    ring.add(ADA, [came])
+    between = ring.current(ADA, Purpose.DATA)
+    ring.put_back(ADA, aside)
+    found = ring.open(wrapped.key_id)
+
+    assert between == came.stored
+    assert found is not None
+    assert raw(found) == raw(child)
+    assert ring.current(ADA, Purpose.ROOT) == root.stored
+    assert ring.stored(came.stored.key_id) is None
+    assert raw(came) == ZEROS
+    assert ring.current(BEN, Purpose.DATA) == other.stored

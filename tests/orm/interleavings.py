@@ -285,7 +285,7 @@ class Kept:
         self._keys: dict[int, list[tuple[bytes, OpenedKey]]] = {}
         with Session(engine) as session:
             for number in numbers:
-                unlocked = unlock(session, session.get_one(User, number).email)
+                unlocked = unlock(session, session.get_one(User, number).email, follow="all")
                 keyring, mine = unlocked.keyring, []
                 for owner in keyring:
                     for key in keyring.keys_of(owner):

@@ -4,6 +4,7 @@ import sqlite3
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from weakref import WeakSet
 
 import pytest
 from sqlalchemy import Engine, create_engine, event
@@ -11,7 +12,9 @@ from sqlalchemy.orm import Session
 from sqlalchemy.pool import QueuePool
 
 from sqlalchemy_envelope import ConfigurationError, Envelope, KdfProfile, LockedError, enforce_foreign_keys
+from sqlalchemy_envelope.orm.current import policy
 from sqlalchemy_envelope.orm.tables.databases import database_name
+from tests.orm import sharing_models as sharing
 from tests.orm.models import SECRET, Base, Note, User, envelope
 
 URL = "postgresql+psycopg://db.example/app"
@@ -107,3 +110,30 @@ def test_a_realm_that_is_no_name_is_told(realm: Any) -> None:
 
 
 PROFILE = KdfProfile.unsafe_for_tests()
+
+
+def test_two_envelopes_and_no_say_which(sqlite_engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A flush goes by one of the two, be it the other database's: members are added and removed, as it needs
+    no key for that."""
+    monkeypatch.setattr(policy, "_live", WeakSet())
+    mine = Envelope(kdf_profile=PROFILE)
+    sharing.Base.metadata.create_all(sqlite_engine)
+    with Session(sqlite_engine) as session:
+        users = [sharing.User(id=number, email=str(number)) for number in (1, 2)]
+        mine.enroll(session, users, secret=dict.fromkeys(users, SECRET))
+        with mine.unlock(session, users[0], secret=SECRET):
+            mine.enroll(session, sharing.Group(id=1))
+            session.add(sharing.Membership(group_id=1, user_id=1))
+            session.commit()
+    another = Envelope(realm="the other one", kdf_profile=PROFILE)
+    for is_there in (True, False):
+        with Session(sqlite_engine) as session:
+            if is_there:
+                session.add(sharing.Membership(group_id=1, user_id=2))
+            else:
+                session.delete(session.get_one(sharing.Membership, (1, 2)))
+            session.commit()
+            states = another.grant_states(session, sharing.Membership)
+
+        assert ({1, 2} if is_there else {1}) == {one.row[1] for one in states}
+    assert sharing.epochs(sqlite_engine, sharing.Group, 1) == 2

@@ -177,6 +177,33 @@ def test_an_owner_that_its_secret_opened(engine: Engine) -> None:
     assert other == "of 2"
 
 
+@pytest.mark.parametrize("is_kept", [True, False])
+def test_the_next_owner_in_the_same_transaction(engine: Engine, is_kept: bool) -> None:
+    """The keys of the deleted owner open nothing more once another one of its name is enrolled, inside of its
+    own unlock; that one's stay with the commit, and with a rollback the former one is back."""
+    envelope = Envelope(kdf_profile=KdfProfile.unsafe_for_tests())
+    Base.metadata.create_all(engine)
+    with Session(engine) as session, envelope.enroll(session, former := User(id=1), secret=SECRET):
+        session.add_all([Setting(user_id=1, theme="of the former"), Setting(user_id=2)])
+        session.commit()
+        session.delete(former)
+        session.flush()
+        with envelope.enroll(session, User(id=1), secret=SECRET) as inner:
+            with pytest.raises(LockedError):
+                _ = session.get_one(Setting, 1, populate_existing=True).theme
+            if is_kept:
+                session.get_one(Setting, 1).theme = "of the next"
+                session.commit()
+            else:
+                session.rollback()
+            found = session.get_one(Setting, 1).theme
+            is_open = bool(inner.places)
+        outside = tried(engine, 1)
+
+    assert (found, is_open) == ("of the next" if is_kept else "of the former", is_kept)
+    assert outside == ("locked" if is_kept else "of the former")
+
+
 def test_sqlite_without_foreign_keys() -> None:
     """Server mode makes no keys where deleting their owner would leave them."""
     engine = create_engine("sqlite://")

@@ -1,21 +1,18 @@
 """Sharing through `KeyGrant`: who joins reads with the next unlock, who leaves reads nothing that is written
-after, however they left, and who stays reads everything. With what it costs, counted at the driver, and a
-state machine that compares who can read with who may.
+after, however they left, and who stays reads everything. With what it costs, counted at the driver. The state
+machine that compares who can read with who may is in `test_sharing_machine.py`.
 """
 
 import os
 import secrets
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
 import pytest
 import sqlalchemy as sa
-from hypothesis import settings
-from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from sqlalchemy import Engine, StaticPool, create_engine, delete, insert, select, text
 from sqlalchemy.orm import Session
 
@@ -36,7 +33,7 @@ from sqlalchemy_envelope.keys.hierarchy import describe, link_to_newer_root, pro
 from sqlalchemy_envelope.keys.model import KeyState, OpenedKey, Purpose
 from sqlalchemy_envelope.keys.providers import ServerKeyring
 from sqlalchemy_envelope.orm.sharing import grant_flushes
-from sqlalchemy_envelope.orm.sharing.settle import MAX_LEVELS
+from sqlalchemy_envelope.orm.sharing.beyond import MAX_LEVELS
 from sqlalchemy_envelope.orm.tables.grant_rows import GrantStore
 from sqlalchemy_envelope.orm.tables.key_grant import grant_class_of
 from sqlalchemy_envelope.orm.tables.key_rows import KeyStore
@@ -1023,6 +1020,38 @@ def test_a_rolled_back_change_leaves_nothing(shared: Engine, change: str, savepo
     assert epochs(shared, Group, group_id) == 1
 
 
+@pytest.mark.parametrize("ending", ["commit", "savepoint", "rollback"])
+def test_a_group_in_place_of_one_that_was_deleted(shared: Engine, ending: str) -> None:
+    """It has the same primary key, in one transaction: members of the new one read it, those of the old one
+    nothing, and whoever made it goes on with it. Rolled back, the old one is there as it was."""
+    with Session(shared) as session:
+        group_id = found_group(session, "founder", "member")
+    with Session(shared) as session, unlock(session, "founder"):
+        read_here(session)
+        nested = session.begin_nested() if ending == "savepoint" else None
+        session.delete(session.get_one(Group, group_id))
+        session.flush()
+        envelope.enroll(session, Group(id=group_id, name="the new one"))
+        session.add_all(
+            Membership(group_id=group_id, user_id=_id_of(session, name)) for name in ("founder", "newcomer")
+        )
+        session.add(Post(group_id=group_id, text="new"))
+        session.flush()
+        if nested is not None:
+            nested.rollback()
+        elif ending == "rollback":
+            session.rollback()
+        session.commit()
+        session.add(Post(group_id=group_id, text="more"))
+        session.commit()
+        seen = read_here(session)
+
+    texts = ["new" if ending == "commit" else FIRST, "more"]
+    assert seen == texts == read(shared, "founder")
+    assert read(shared, "newcomer") == (texts if ending == "commit" else [])
+    assert read(shared, "member") == ([] if ending == "commit" else texts)
+
+
 def test_two_rotations_rolled_back_together(shared: Engine) -> None:
     """Each rolled-back epoch gives way to the one before it, and the first to what is stored."""
     with Session(shared) as session:
@@ -1325,171 +1354,6 @@ def test_a_transaction_looks_once_before_it_writes(engine: Engine) -> None:
                 sizes.append(len([one for one, _ in sent if one.startswith("SELECT")]))
 
     assert sizes == [1, 1]
-
-
-# Who may read, and who can
-
-
-class WhoReads(RuleBasedStateMachine):
-    """Members come and go, by objects and by SQL, with and without keys at hand; what each can read is what
-    they may: everything for members who were let in, nothing for who is none.
-
-    A member who waits to be let in while a session without keys removes another gets that new epoch and no
-    older one, until a member who reads all unlocks.
-    """
-
-    names = ("ann", "bob", "cat")
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.engine = create_engine("sqlite://", poolclass=StaticPool)
-        enforce_foreign_keys(self.engine)
-        Base.metadata.create_all(self.engine)
-        self.posts: list[str] = []
-        self.members: set[str] = set()
-        self.since: dict[str, int] = {}
-        """The first post that each member who was let in may read."""
-        self.kept: dict[str, _Kept] = {}
-
-    @initialize()
-    def start(self) -> None:
-        with Session(self.engine) as session:
-            self.ids = {name: add_user(session, name).id for name in self.names}
-            self.group_id = found_group(session, "ann")
-        self.posts, self.members, self.since = [FIRST], {"ann"}, {"ann": 0}
-
-    @rule(name=st.sampled_from(names), by=st.sampled_from([None, *names]))
-    def join(self, name: str, by: str | None) -> None:
-        if name in self.members:
-            return
-        with Session(self.engine) as session, _unlocked(session, by):
-            self._unlocks(by)
-            session.add(Membership(group_id=self.group_id, user_id=self.ids[name]))
-            session.commit()
-        self.members.add(name)
-        if by in self.since:
-            self.since[name] = self.since[by]
-
-    @rule(data=st.data(), by=st.sampled_from([None, *names]), raw=st.booleans())
-    def leave(self, data: st.DataObject, by: str | None, raw: bool) -> None:
-        name = data.draw(st.sampled_from(sorted(self.members)))
-        if not set(self._who_read_all()) - {name}:
-            return  # the last who could let others in
-        with Session(self.engine) as session, _unlocked(session, by):
-            self._unlocks(by)
-            if raw:
-                session.execute(
-                    text("DELETE FROM memberships WHERE user_id = :user"), {"user": self.ids[name]}
-                )
-            else:
-                session.delete(session.get_one(Membership, (self.group_id, self.ids[name])))
-            session.commit()
-        self.members.discard(name)
-        since = self.since.pop(name, None)
-        if name in self.kept and self.kept[name].left is None and since is not None:
-            self.kept[name].left = len(self.posts)
-        if not raw:
-            for waiting in self.members - self.since.keys():
-                self.since[waiting] = len(self.posts)
-
-    @rule(name=st.sampled_from(names))
-    def keep_unlocked(self, name: str) -> None:
-        """Somebody logs in and stays unlocked."""
-        if name not in self.kept:
-            session = Session(self.engine)
-            unlocked = unlock(session, name)
-            unlocked.settle()
-            session.commit()
-            self._unlocks(name)
-            self.kept[name] = _Kept(session, unlocked, self._readable(name), name in self.since)
-
-    @precondition(lambda self: self.kept)
-    @rule(data=st.data())
-    def come_back(self, data: st.DataObject) -> None:
-        """What somebody could read they still can; what was written since they left they cannot. Who is there
-        still writes for who is there now."""
-        name = data.draw(st.sampled_from(sorted(self.kept)))
-        kept = self.kept.pop(name)
-        post = f"post {len(self.posts)}"
-        with kept.session as session, kept.unlocked:
-            seen = read_here(session)
-            session.commit()
-            assert set(kept.readable) <= set(seen) <= set(self.posts[: kept.left])
-            if not kept.was_member:
-                assert seen == []
-            elif kept.left is None:
-                session.add(Post(group_id=self.group_id, text=post))
-                session.commit()
-                self.posts.append(post)
-        self._let_everybody_in()
-
-    @rule(name=st.sampled_from(names))
-    def write(self, name: str) -> None:
-        post = f"post {len(self.posts)}"
-        with Session(self.engine) as session, unlock(session, name):
-            self._unlocks(name)
-            session.add(Post(group_id=self.group_id, text=post))
-            if name in self.since:
-                session.commit()
-                self.posts.append(post)
-            else:
-                with pytest.raises(LockedError):
-                    session.flush()
-                session.rollback()
-
-    @rule()
-    def everybody_reads(self) -> None:
-        self._let_everybody_in()
-        for name in self.names:
-            assert read(self.engine, name) == (self.posts if name in self.members else [])
-
-    @rule(name=st.sampled_from(names))
-    def read_what_is_readable(self, name: str) -> None:
-        self._unlocks(name)
-        assert read(self.engine, name) == self._readable(name)
-
-    @invariant()
-    def somebody_reads_everything(self) -> None:
-        assert not self.members or self._who_read_all()
-
-    def _who_read_all(self) -> list[str]:
-        return sorted(name for name, since in self.since.items() if since == 0)
-
-    def _readable(self, name: str) -> list[str]:
-        return self.posts[self.since[name] :] if name in self.since else []
-
-    def _let_everybody_in(self) -> None:
-        name = self._who_read_all()[0]
-        self._unlocks(name)
-        assert read(self.engine, name) == self.posts
-
-    def _unlocks(self, name: str | None) -> None:
-        """A member with keys unlocks, and lets in who waits."""
-        if name in self.since:
-            since = self.since[name]
-            for member in self.members:
-                self.since[member] = min(self.since.get(member, since), since)
-
-    def teardown(self) -> None:
-        for kept in self.kept.values():
-            kept.unlocked.lock()
-            kept.session.close()
-        self.engine.dispose()
-
-
-@dataclass
-class _Kept:
-    """Keys that somebody keeps open: what they read then, and how many posts there were when they left."""
-
-    session: Session
-    unlocked: UnlockedSession
-    readable: list[str]
-    was_member: bool
-    left: int | None = None
-
-
-TestWhoReads = WhoReads.TestCase
-TestWhoReads.settings = settings(max_examples=8, stateful_step_count=10, deadline=None)
 
 
 # ---------------------------------------------------------------- what a locked value is told as

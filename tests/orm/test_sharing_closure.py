@@ -243,7 +243,7 @@ def test_a_removal_costs_the_same_whatever_the_group_owns(scene: Engine, many: i
     with Session(scene) as session:
         opened = kept.opens(session, BOB, (Organisation, owned[0]))
 
-    assert len(sent) == 50
+    assert len(sent) == 52
     assert before == [1] * many
     assert [epochs(scene, Organisation, one) for one in owned] == [2] + [1] * (many - 1)
     assert opened == set()
@@ -251,3 +251,45 @@ def test_a_removal_costs_the_same_whatever_the_group_owns(scene: Engine, many: i
         names = session.scalars(select(Organisation.name).where(Organisation.id.in_(owned))).all()
 
     assert sorted(names) == ["after"] + ["before"] * (many - 1)
+
+
+def _roots(engine: Engine) -> dict[str, int]:
+    """How many root keys each has had."""
+    at = {"near": (Group, NEAR), "inner": (Group, INNER), "outer": (Organisation, OUTER)}
+    return {name: epochs(engine, owner, key) for name, (owner, key) in at.items()}
+
+
+@pytest.mark.parametrize("removed", [[(NEAR, BOB)], [(INNER, DAN)], [(NEAR, BOB), (INNER, DAN)]])
+@pytest.mark.parametrize("is_shortened", [False, True])
+def test_one_settling_starts_one_epoch_of_each(
+    scene: Engine, removed: list[tuple[int, int]], is_shortened: bool
+) -> None:
+    """Two keys that the settling owner holds lead to one group, and one of the groups leads to the other, or
+    to the organisation itself: the farthest has its epoch first, and none has two."""
+    if is_shortened:
+        with Session(scene) as session, unlock(session, "ada"):
+            session.add(Affiliation(organisation_id=OUTER, group_id=INNER))
+            session.commit()
+    for group, user in removed:
+        by_sql(scene, group, user)
+    read(scene, "ada")
+    settled = _roots(scene)
+    organisation(scene)
+    read(scene, "ada")
+
+    inner = 2 if (INNER, DAN) in removed else 1
+    assert {"near": 2, "inner": inner, "outer": 1} == settled
+    assert {"near": 2, "inner": inner, "outer": 2} == _roots(scene)
+
+
+def test_who_leaves_several_groups_costs_each_one_epoch(scene: Engine) -> None:
+    """A user who is deleted was in a group and in one within it: the inner one has its epoch first, so that
+    the other's new key is sealed to the inner one's."""
+    with Session(scene) as session, unlock(session, "bob"):
+        session.delete(session.get_one(User, CLEO))
+        session.commit()
+    counted = _roots(scene)
+    read(scene, "bob")
+
+    assert (counted["near"], counted["inner"]) == (2, 2)
+    assert _roots(scene)["near"] == 2

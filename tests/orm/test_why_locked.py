@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
-from sqlalchemy import Engine, create_engine, delete, insert, select, update
+from sqlalchemy import Engine, create_engine, delete, insert, select, text, update
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 from sqlalchemy.orm import Session
 
@@ -24,6 +24,8 @@ from sqlalchemy_envelope import (
     enforce_foreign_keys,
 )
 from sqlalchemy_envelope.keys.providers import ServerKeyring
+from sqlalchemy_envelope.orm.sharing.invariants import violations
+from sqlalchemy_envelope.orm.tables.owners import owner_class_of
 from tests.orm.sharing_models import (
     Affiliation,
     Base,
@@ -53,6 +55,8 @@ FOUNDER, MEMBER, OUTSIDER = 1, 2, 3
 GROUP = 1
 GRANTS: sa.Table = Base.metadata.tables["memberships_keygrant"]
 KEYS: sa.Table = Base.metadata.tables["groups_key"]
+SCOPES: sa.Table = Base.metadata.tables["users_key"]
+SHARE_GRANTS: sa.Table = Base.metadata.tables["profile_shares_keygrant"]
 
 
 @pytest.fixture
@@ -518,6 +522,122 @@ def test_a_row_that_was_pointed_at_somebody_else_is_void(scene: Engine) -> None:
         connection.execute(update(table).where(table.c.user_id == MEMBER).values(user_id=OUTSIDER))
 
     assert GrantStanding.VOID is standings(scene)[GROUP, OUTSIDER]
+
+
+def _of_by_sql(session: Session) -> None:
+    session.execute(text("UPDATE memberships SET group_id = 2 WHERE group_id = 1 AND user_id = 2"))
+
+
+def _to_by_sql(session: Session) -> None:
+    session.execute(text("UPDATE memberships SET user_id = 3 WHERE group_id = 1 AND user_id = 2"))
+
+
+def _insert_by_sql(session: Session) -> None:
+    session.execute(text("INSERT INTO memberships (group_id, user_id) VALUES (1, 3)"))
+
+
+def _share_by_sql(session: Session) -> None:
+    session.execute(text("UPDATE profile_shares SET user_id = 1 WHERE user_id = 2"))
+
+
+def _without_older(session: Session) -> None:
+    """The share has no wrap of the epoch before, as older releases left it."""
+    older = select(SCOPES.c.key_id).where(SCOPES.c.scope == "profile", SCOPES.c.state == "retired")
+    session.execute(delete(SHARE_GRANTS).where(SHARE_GRANTS.c.key_id.in_(older)))
+
+
+VOID, PENDING, GRANTED = GrantStanding.VOID, GrantStanding.PENDING, GrantStanding.GRANTED
+
+
+@pytest.mark.parametrize(
+    ("change", "kind", "row", "before", "after"),
+    [
+        (_of_by_sql, Membership, (2, MEMBER), VOID, VOID),
+        (_to_by_sql, Membership, (GROUP, OUTSIDER), VOID, VOID),
+        (_insert_by_sql, Membership, (GROUP, OUTSIDER), VOID, VOID),
+        (_share_by_sql, ProfileShare, (1,), VOID, VOID),
+        (_without_older, ProfileShare, (1,), PENDING, GRANTED),
+        (lambda one: one.add(Membership(group_id=1, user_id=3)), Membership, (1, 3), PENDING, GRANTED),
+    ],
+)
+def test_whoever_asks_gets_one_answer(
+    scene: Engine,
+    change: Callable[[Session], None],
+    kind: type[Any],
+    row: tuple[int, ...],
+    before: GrantStanding,
+    after: GrantStanding,
+) -> None:
+    """A status, `why_locked` and the invariants agree. What is void stays void when everybody has settled,
+    breaks no rule and waits for nobody; what is pending is granted then."""
+    with as_user(scene, "member") as session:
+        envelope.enroll(session, Group(id=2, name="another"))
+        session.add(Membership(group_id=2, user_id=FOUNDER))
+        session.add(ProfileShare(id=2, user_id=MEMBER, group_id=2))
+        session.add(ProfileShare(id=1, user_id=MEMBER, group_id=GROUP))
+        session.commit()
+        session.execute(delete(ProfileShare).where(ProfileShare.group_id == 2))
+        session.get_one(User, MEMBER).display_name = "under the second epoch"
+        session.commit()
+    with Session(scene) as session:
+        envelope.attach(session)
+        change(session)
+        session.commit()
+    stood, waits = standings(scene, kind)[row], _broken(scene)
+    for name in ("founder", "member"):
+        with as_user(scene, name) as session:
+            envelope.settle(session)
+            session.commit()
+    with Session(scene) as session:
+        (told,) = [one for one in envelope.grant_states(session, kind) if one.row == row]
+        of, to = (
+            session.get_one({"User": User, "Group": Group}[one.class_name], one.primary_key)
+            for one in (told.of, told.to)
+        )
+        attribute = "name" if kind is Membership else "display_name"
+        why_not = envelope.why_locked(session, of, attribute, reader=to)
+
+    assert (before, after) == (stood, told.standing)
+    assert (before is PENDING) == any(one[:3] in ("(a)", "(b)") for one in waits)
+    assert ((LockReason.VOID, str(told)) if after is VOID else None) == (
+        why_not and (why_not.reason, str(why_not.grant))
+    )
+    assert _broken(scene) == []
+
+
+def _broken(engine: Engine) -> list[str]:
+    with Session(engine) as session:
+        return violations(session, [owner_class_of(one.__table__) for one in (User, Group)])  # type: ignore[misc]
+
+
+def test_with_server_keys_an_older_grant_alone_is_void(sqlite_engine: Engine) -> None:
+    """It may have been put back with its row, so that no holder ever grants the present epoch through it, and
+    nobody is told to wait for that."""
+    sealed = Envelope(
+        kdf_profile=KdfProfile.unsafe_for_tests(),
+        server_keys=ServerKeyring.from_text(ServerKeyring.generate_key()),
+    )
+    Base.metadata.create_all(sqlite_engine)
+    with Session(sqlite_engine) as session:
+        users, group = [User(id=one, email=str(one)) for one in (1, 2)], Group(id=1)
+        sealed.enroll(session, users, secret={one: secret_of(one.email) for one in users})
+        session.commit()
+        with sealed.unlock(session, users[0], secret=secret_of("1")):
+            sealed.enroll(session, group)
+            session.add_all([Membership(group_id=1, user_id=one) for one in (1, 2)])
+            session.commit()
+            taken = session.execute(select(GRANTS).where(GRANTS.c.row_user_id == 2)).mappings().one()
+            session.delete(session.get_one(Membership, (1, 2)))
+            session.commit()
+        session.execute(text("INSERT INTO memberships (group_id, user_id) VALUES (1, 2)"))
+        session.execute(insert(GRANTS).values(dict(taken)))
+        session.commit()
+        with sealed.unlock(session, users[0], secret=secret_of("1")):
+            sealed.settle(session)
+            session.commit()
+        states = {one.row[1]: one.standing for one in sealed.grant_states(session, Membership)}
+
+    assert states == {1: GrantStanding.GRANTED, 2: GrantStanding.VOID}
 
 
 def test_a_provider_can_fulfil(sqlite_engine: Engine) -> None:

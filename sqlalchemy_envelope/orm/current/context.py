@@ -137,6 +137,9 @@ class OpenKeys(Protocol):
     def admit(self, place: Place, keys: Iterable[OpenedKey]) -> None:
         """Take in an owner that was enrolled inside this unlocked session."""
 
+    def make_way(self, session: Session, place: Place) -> None:
+        """A session makes the first keys of this owner: others of its name are a deleted one's."""
+
     def drop(self, owner: OwnerId) -> None:
         """Forget an owner's keys."""
 

@@ -99,23 +99,29 @@ def noted_policy(session: Session) -> Policy:
     noted: Policy | None = session.info.get(_POLICY)
     if noted is not None:
         return noted
-    if len({id(policy.seals) for policy in list(_live) if policy.seals.is_on}) > 1:
+    found = _policy_of_process()
+    if found is None:
         raise ConfigurationError(
             "This process has several Envelopes with server keys, and a flush has to know which one seals "
             "its rows: make one Envelope for the application, or call envelope.attach(session)."
         )
-    latest: Policy | None = _latest[0]
-    sealing = next((policy for policy in list(_live) if policy.seals.is_on), None)
-    return sealing or latest or Policy()
+    return found
 
 
 def noted_realm(session: Session | None) -> Realm:
-    """The realm of a session's policy, or the one that every `Envelope` of the process has."""
+    """The realm of the policy that a session's flushes go by: an owner has one name, whoever asks for it."""
     noted: Policy | None = session.info.get(_POLICY) if session is not None else None
-    if noted is not None:
-        return noted.seals.realm
-    realms = {policy.seals.realm for policy in list(_live)}
-    return realms.pop() if len(realms) == 1 else None
+    found = noted or _policy_of_process()
+    return None if found is None else found.seals.realm
+
+
+def _policy_of_process() -> Policy | None:
+    """The policy of the process: that with server keys, or else the latest. None if several have such."""
+    sealing = [policy for policy in list(_live) if policy.seals.is_on]
+    if len({id(policy.seals) for policy in sealing}) > 1:
+        return None
+    latest: Policy | None = _latest[0]
+    return next(iter(sealing), None) or latest or Policy()
 
 
 def require_reason(reason: object) -> None:

@@ -32,7 +32,7 @@ from sqlalchemy_envelope.orm.current import context
 from sqlalchemy_envelope.orm.current.names import Names
 from sqlalchemy_envelope.orm.sharing.membership import freshen
 from sqlalchemy_envelope.orm.sharing.reach import Reach
-from sqlalchemy_envelope.orm.sharing.rollbacks import note_rollback
+from sqlalchemy_envelope.orm.sharing.rollbacks import note_outcome, note_rollback
 from sqlalchemy_envelope.orm.sharing.settle import Opening
 from sqlalchemy_envelope.orm.tables.cascades import in_greenlet
 from sqlalchemy_envelope.orm.tables.owners import Place, require_owner_class
@@ -81,6 +81,8 @@ class UnlockedSession(context.OpenKeys):
         self.policy = policy
         self.places: dict[OwnerId, Place] = {place.owner: place for place in places}
         self._keyring = keyring
+        self._former: dict[OwnerId, tuple[Place | None, Keyring]] = {}
+        """Of owners that were deleted, until the commit: others have their names."""
         self._waiting = waiting
         self._settled = waiting is None
         self._reach: Reach | None = None
@@ -154,6 +156,36 @@ class UnlockedSession(context.OpenKeys):
             self._reach.note(place)
         self.places[place.owner] = place
         self._keyring.add(place.owner, keys)
+
+    def make_way(self, session: Session, place: Place) -> None:
+        """A session makes the first keys of this owner: what is open here under its name, or around this, is
+        of one that it deleted in the same transaction."""
+        owner = place.owner
+        if owner in self._keyring and not self.on_demand:
+            self._former[owner] = self.places.get(owner), self._keyring.put_aside(owner)
+            self._clear_readers()
+            forget, take_back = WeakMethod(self._forget_former), WeakMethod(self._take_back_former)
+            note_outcome(
+                session,
+                lambda: (call := forget()) and call(owner),
+                lambda: (call := take_back()) and call(owner),
+            )
+        if self._parent is not None:
+            self._parent.make_way(session, place)
+
+    def _forget_former(self, owner: OwnerId) -> None:
+        _, keyring = self._former.pop(owner, (None, None))
+        if keyring is not None:
+            keyring.wipe()
+
+    def _take_back_former(self, owner: OwnerId) -> None:
+        place, keyring = self._former.pop(owner, (None, None))
+        if keyring is None:
+            return
+        self._keyring.put_back(owner, keyring)
+        if place is not None:
+            self.places[owner] = place
+        self._clear_readers()
 
     @property
     def keyring(self) -> Keyring:
@@ -543,7 +575,7 @@ class UnlockedSession(context.OpenKeys):
         # An unlock that was never entered, to authenticate and no more, leaves no key behind either.
         keyring = getattr(self, "_keyring", None)
         waiting = getattr(self, "_waiting", None)
-        for one in (keyring, waiting):
+        for one in (keyring, waiting, *(aside for _, aside in getattr(self, "_former", {}).values())):
             if one is not None:
                 one.wipe()
 
@@ -595,6 +627,8 @@ class UnlockedSession(context.OpenKeys):
         self.is_open = False
         self.left = why
         self._keyring.wipe()
+        for owner in list(self._former):
+            self._forget_former(owner)
         if self._waiting is not None:
             self._waiting.wipe()
         self._clear_readers()

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy_envelope.crypto.secret import KeyBytes
@@ -21,11 +20,11 @@ from sqlalchemy_envelope.keys.write_epoch import WriteEpoch
 from sqlalchemy_envelope.orm.current.audit import AuditEvent
 from sqlalchemy_envelope.orm.current.names import Names
 from sqlalchemy_envelope.orm.sessions.unlocked import UnlockedSession
+from sqlalchemy_envelope.orm.sharing.beyond import find_left, renew_beyond
 from sqlalchemy_envelope.orm.sharing.epochs import start_epoch
 from sqlalchemy_envelope.orm.sharing.locking import lock_groups
 from sqlalchemy_envelope.orm.sharing.membership import looked_at
 from sqlalchemy_envelope.orm.sharing.rollbacks import note_enrolment
-from sqlalchemy_envelope.orm.sharing.settle import find_left, renew_beyond
 from sqlalchemy_envelope.orm.tables.grant_rows import count_grants
 from sqlalchemy_envelope.orm.tables.key_rows import KeyStore
 from sqlalchemy_envelope.orm.tables.owners import Place
@@ -197,7 +196,8 @@ def _root_of(session: Session, policy: Policy, place: Place) -> StoredKey:
         if not place.owner_class.grants_of:
             return root
         count = count_grants(session, place.owner_class.grants_of, [root.key_id]).get(root.key_id)
-        beyond = find_left(session, place.owner_class, [root.key_id])
+        keys = {place.owner_class: [root.key_id]}
+        beyond = find_left(session, keys)
         if count is not None and not count.is_left and not beyond:
             return root
         if root.key_id == before:
@@ -206,10 +206,9 @@ def _root_of(session: Session, policy: Policy, place: Place) -> StoredKey:
                 "member is gone. Add one, who reads what is written from then on."
             )
         before = root.key_id
-        lock_groups(session, policy, [place, *beyond])
+        lock_groups(session, policy, [place, *(one.place for one in beyond)])
         if beyond:
-            find = partial(find_left, session, place.owner_class, [root.key_id])
-            renew_beyond(session, policy, None, find)
+            renew_beyond(session, policy, None, keys)
         start_epoch(session, policy, place, None, instead_of=root.key_id)
     raise TransactionConflictError(
         f"The members of this {place.owner_class.name} change at this moment. Run the transaction again."

@@ -3,9 +3,10 @@
 A value without a foreign key to its owner outlives it. A new owner with the same primary key, which SQLite
 gives out again, must not read that value with keys that were kept from before.
 
-An object that the unit of work deleted is known, and its keys go with the commit. Any other DELETE may delete
-any owner of the table, and through ON DELETE CASCADE of further tables: a server session looks again for the
-keys of all of these before it uses them. What other processes keep ends with `CachePolicy.seconds`.
+An object that the unit of work deleted is known, and its keys go with the commit. Where the same transaction
+enrolls another owner of its name, they are put aside at once, and the new one's stay. Any other DELETE may
+delete any owner of the table, and through ON DELETE CASCADE of further tables: a server session looks again
+for the keys of all of these before it uses them. What other processes keep ends with `CachePolicy.seconds`.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from sqlalchemy.orm import object_session
 
 from sqlalchemy_envelope.orm.current import context
 from sqlalchemy_envelope.orm.current.names import Names
+from sqlalchemy_envelope.orm.sharing.first_grants import made_first_keys
 from sqlalchemy_envelope.orm.sharing.rollbacks import note_commit
 from sqlalchemy_envelope.orm.tables.cascades import deleted_with
 from sqlalchemy_envelope.orm.tables.owners import owner_class_of
@@ -47,5 +49,7 @@ def after_delete(mapper: Mapper[Any], connection: Connection, state: InstanceSta
 
 
 def _forget(session: Session, classes: frozenset[OwnerClass], owner: OwnerId | None = None) -> None:
+    if owner is not None and made_first_keys(session, owner):
+        return  # after the deletion: these are another owner's, and the former one's were put aside
     for unlocked in context.unlocked_sessions(session):
         unlocked.forget_deleted(classes, owner)

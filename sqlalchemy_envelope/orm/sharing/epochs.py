@@ -25,12 +25,13 @@ from sqlalchemy_envelope.keys.model import GrantState, KeyState, OpenedKey, Purp
 from sqlalchemy_envelope.keys.slots import sealed_slot
 from sqlalchemy_envelope.orm.current.audit import AuditEvent
 from sqlalchemy_envelope.orm.sharing.locking import lock_groups
+from sqlalchemy_envelope.orm.sharing.rights import is_due, vouches
 from sqlalchemy_envelope.orm.sharing.rollbacks import note_new_keys
 from sqlalchemy_envelope.orm.tables.grant_rows import GrantStore
 from sqlalchemy_envelope.orm.tables.key_rows import KeyStore, usable
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Sequence
+    from collections.abc import Callable, Collection, Iterable, Sequence
 
     from sqlalchemy.orm import Session
 
@@ -43,11 +44,17 @@ if TYPE_CHECKING:
 
 
 class Recipient(NamedTuple):
-    """A row that grants, and to whom."""
+    """A row that grants, and to whom.
+
+    Attributes:
+        waits: whether it is a group to which the key before this one is still pending. An epoch leaves that
+            as it is: somebody may have been removed from the group, and whoever fulfils it looks.
+    """
 
     grant_class: GrantClass
     row_key: tuple[Any, ...]
     primary_key: tuple[Any, ...]
+    waits: bool = False
 
 
 def start_epoch(
@@ -199,9 +206,16 @@ def load_locked(store: KeyStore, place: Place) -> list[StoredKey]:
     ]
 
 
-def put_in(session: Session, policy: Policy, place: Place, keyring: Keyring, keys: Iterable[KeyId]) -> None:
+def put_in(
+    session: Session,
+    policy: Policy,
+    place: Place,
+    keyring: Keyring,
+    keys: Iterable[KeyId],
+    before: Callable[[list[Recipient]], None],
+) -> None:
     """Grant these keys of an owner to the members whom they were not granted to: who was granted another
-    generation of the same key, and has a row that says so still."""
+    generation of the same key, and has a row that says so still. `before` is told of them first."""
     wanted, store = set(keys), KeyStore(session, place.owner_class, policy.seals)
     if not _missing(session, policy, place, keyring.keys_of(place.owner), wanted):
         return  # rows that no flush added: nobody waits for a lock because of them
@@ -211,6 +225,7 @@ def put_in(session: Session, policy: Policy, place: Place, keyring: Keyring, key
     for key, missing in _missing(session, policy, place, there, wanted):
         opened = keyring.open(key.key_id)
         if opened is not None:
+            before(missing)
             stored = grant_to(session, policy, store, OpenedKey(key, opened.key), missing, strict=False)
             keyring.add_stored(place.owner, [stored])
 
@@ -221,18 +236,17 @@ def _missing(
     """The wanted keys of an owner who has these, each with the members whom it was not granted to."""
     found = []
     for key in there:
-        is_root, is_active = key.purpose is Purpose.ROOT, key.state is KeyState.ACTIVE
-        if key.key_id not in wanted or (is_root and not is_active):
+        if key.key_id not in wanted:
             continue
         alike = [
             one
             for one in there
-            if (one.purpose, one.scope) == (key.purpose, key.scope) and _vouches(policy, one, key)
+            if (one.purpose, one.scope) == (key.purpose, key.scope)
+            and vouches(policy.seals, one.epoch, key.epoch)
         ]
         missing: list[Recipient] = []
         for grant_class in place.owner_class.grants_of:
-            is_of_it = grant_class.scope is None if is_root else grant_class.scope == key.scope
-            if is_of_it and (is_active or grant_class.history == "shared"):
+            if is_due(grant_class, key.purpose, key.scope, key.state):
                 missing += _rows_of(session, policy, grant_class, alike, without=key)
         if missing:
             found.append((key, missing))
@@ -253,7 +267,7 @@ def grant_to(
 ) -> StoredKey:
     """Grant one key to these recipients, pending for those without keys, and, unless `strict`, for those
     whose keys were altered; the key's row as it is now."""
-    grants = _seal_to_all(session, policy, key, to, strict=strict)
+    grants = _seal_to_all(session, policy, key, [one._replace(waits=False) for one in to], strict=strict)
     _insert_rows(session, policy, grants)
     store.add_granted([(key.stored.key_id, len(grants))])
     return replace(key.stored, granted=key.stored.granted + len(grants))
@@ -291,16 +305,6 @@ def _next(old: StoredKey, keys: Sequence[StoredKey], key: KeyBytes) -> OpenedKey
     return describe(key, old.owner_reference, old.purpose, scope=old.scope, epoch=max(epochs) + 1)
 
 
-def _vouches(policy: Policy, granted: StoredKey, missing: StoredKey) -> bool:
-    """Whether who was granted one generation of a key is to have another one too.
-
-    With server keys a grant of an older generation says nothing of a newer one: it may have been put back
-    with its row, and nobody else can make one. Without, whoever writes the tables can plant a pending grant
-    as well.
-    """
-    return granted.epoch > missing.epoch or not policy.seals.is_on
-
-
 def _of_scope(keys: Iterable[StoredKey], scope: str) -> list[StoredKey]:
     return [key for key in keys if key.purpose is Purpose.DATA and key.scope == scope]
 
@@ -313,7 +317,9 @@ def _recipients(
     generations: Sequence[StoredKey],
 ) -> list[Recipient]:
     """Who has a key now, and who has another generation of it and was left out of this one."""
-    others = [one for one in generations if one.key_id != key.key_id and _vouches(policy, one, key)]
+    others = [
+        one for one in generations if one.key_id != key.key_id and vouches(policy.seals, one.epoch, key.epoch)
+    ]
     found: list[Recipient] = []
     for grant_class in grants:
         found += _rows_of(session, policy, grant_class, [key])
@@ -333,7 +339,12 @@ def _rows_of(
     rows = GrantStore(session, grant_class, policy.seals).load_of(
         [key.key_id for key in keys], without=None if without is None else without.key_id, held=True
     )
-    return list({row_key: Recipient(grant_class, row_key, to) for _, row_key, to in rows}.values())
+    leads_on = any(one.scope is None for one in grant_class.to.owner_class.grants_of)
+    found = {
+        row_key: Recipient(grant_class, row_key, to, leads_on and grant.state is GrantState.PENDING)
+        for grant, row_key, to in rows
+    }
+    return list(found.values())
 
 
 def _seal_to_all(
@@ -343,7 +354,7 @@ def _seal_to_all(
     made: GrantsToWrite = []
     for one in to:
         row = one.grant_class.granting_row(one.row_key)
-        root = roots.get((one.grant_class.to.owner_class, one.primary_key))
+        root = None if one.waits else roots.get((one.grant_class.to.owner_class, one.primary_key))
         grant = pending_grant(key.stored.key_id, row) if root is None else sealed_grant(key, row, root)
         recipient = one.grant_class.to.owner_class.reference_of(one.primary_key)
         made.append((one.grant_class, one.row_key, replace(grant, recipient=recipient)))

@@ -15,6 +15,7 @@ from sqlalchemy_envelope.keys.grants import pending_grant, sealed_grant
 from sqlalchemy_envelope.keys.model import GrantState, KeyState, Purpose
 from sqlalchemy_envelope.orm.current import context
 from sqlalchemy_envelope.orm.current.audit import AuditEvent
+from sqlalchemy_envelope.orm.sharing.beyond import renew_left
 from sqlalchemy_envelope.orm.sharing.epochs import roots_of
 from sqlalchemy_envelope.orm.sharing.rollbacks import note_end
 from sqlalchemy_envelope.orm.tables.grant_rows import GrantStore
@@ -45,6 +46,11 @@ def note_first_keys(session: Session, places: Iterable[Place]) -> None:
     note_end(session, lambda: known.difference_update(owners))
 
 
+def made_first_keys(session: Session, owner: OwnerId) -> bool:
+    """Whether the session's present transaction made the first keys of this owner."""
+    return owner in session.info.get(_FIRST, ())
+
+
 def grant_first(session: Session, policy: Policy, shared: Shared) -> Shared:
     """Grant the keys that this transaction made, where they are open here; the others, which are to be
     granted one by one."""
@@ -62,6 +68,7 @@ def grant_first(session: Session, policy: Policy, shared: Shared) -> Shared:
             some = mine.setdefault(place.owner_class, [])
             some += [(keyring, place, key, recipients) for key in keys]
     for owner_class, some in mine.items():
+        renew_left(session, policy, some[0][0], [one for _, _, _, recipients in some for one in recipients])
         counts = _seal(session, policy, [(key, recipients) for _, _, key, recipients in some])
         KeyStore(session, owner_class, policy.seals).add_granted(list(counts.items()))
         for keyring, place, key, _ in some:

@@ -15,6 +15,7 @@ from sqlalchemy_envelope.keys.model import Purpose
 from sqlalchemy_envelope.orm.current import context
 from sqlalchemy_envelope.orm.current.names import Names
 from sqlalchemy_envelope.orm.sharing.epochs import Recipient, grant_to
+from sqlalchemy_envelope.orm.sharing.rights import take_void
 from sqlalchemy_envelope.orm.tables.binds import bind_for
 from sqlalchemy_envelope.orm.tables.followed import followers_of, leader_of
 from sqlalchemy_envelope.orm.tables.grant_rows import GrantStore
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from sqlalchemy_envelope.keys.model import OpenedKey
     from sqlalchemy_envelope.keys.row_seals import RowSeals
     from sqlalchemy_envelope.orm.current.policy import Policy
+    from sqlalchemy_envelope.orm.sharing.row_switches import Ends as MemberOf
     from sqlalchemy_envelope.orm.tables.owners import GrantClass, Place
 
     PrimaryKey = tuple[Any, ...]
@@ -72,27 +74,41 @@ def before_update(mapper: object, connection: object, state: InstanceState[Any])
         session.info.setdefault(_LEFT, set()).update((share, before) for share in followers)
 
 
-def follow(session: Session, joined: Iterable[Joined]) -> Followed:
-    """The shares that follow the memberships that a flush has written."""
+def note_moved(session: Session, leader: GrantClass, before: MemberOf) -> None:
+    """A membership of these ends becomes one of others, though no object of it changed."""
+    session.info.setdefault(_LEFT, set()).update(
+        (share, (before.to, before.of)) for share in followers_of(leader)
+    )
+
+
+def follow(session: Session, joined: Iterable[Joined], kept: Iterable[Joined] = ()) -> Followed:
+    """The shares that follow the memberships that a flush has written; of those that it wrote anew as they
+    were, the shares that are missing or void."""
     left: set[tuple[GrantClass, Ends]] = session.info.pop(_LEFT, set())
-    wanted: dict[GrantClass, list[Ends]] = {}
     given: set[tuple[GrantClass, Ends]] = set()
-    for grant, place, recipient in joined:
-        given.add((grant, (place.primary_key, recipient.primary_key)))
-        for share in followers_of(grant):
-            wanted.setdefault(share, []).append((recipient.primary_key, place.primary_key))
-    if not wanted and not left:
+    wanted, repaired = _wanted(joined, given), _wanted(kept, given)
+    if not wanted and not repaired and not left:
         return Followed(set(), [])
     names, seals = Names(session), context.policy_of(session).seals
     more: list[Joined] = []
     with session.no_autoflush:
-        for share, ends in wanted.items():
-            # Whoever adds the share as an object as well has it granted as one.
-            for row_key, (of, to) in _add(
-                session, seals, share, [e for e in ends if (share, e) not in given]
-            ):
-                more.append((share, names.place(share.of.owner_class, of), Recipient(share, row_key, to)))
+        for shares, add in ((wanted, _add), (repaired, _repair)):
+            for share, ends in shares.items():
+                # Whoever adds the share as an object as well has it granted as one.
+                mine = [one for one in ends if (share, one) not in given]
+                for row_key, (of, to) in add(session, seals, share, mine):
+                    more.append((share, names.place(share.of.owner_class, of), Recipient(share, row_key, to)))
     return Followed({(names.place(one.of.owner_class, of), one.scope) for one, (of, _) in left}, more)
+
+
+def _wanted(rows: Iterable[Joined], given: set[tuple[GrantClass, Ends]]) -> dict[GrantClass, list[Ends]]:
+    """The shares that follow these rows; the rows are noted as given."""
+    found: dict[GrantClass, list[Ends]] = {}
+    for grant, place, recipient in rows:
+        given.add((grant, (place.primary_key, recipient.primary_key)))
+        for share in followers_of(grant):
+            found.setdefault(share, []).append((recipient.primary_key, place.primary_key))
+    return found
 
 
 def grant_existing(session: Session, policy: Policy, owners: Mapping[Place, Sequence[OpenedKey]]) -> None:
@@ -114,18 +130,48 @@ def _add(
     session: Session, seals: RowSeals, share: GrantClass, ends: Sequence[Ends]
 ) -> list[tuple[PrimaryKey, Ends]]:
     """The rows of new memberships, inserted where the foreign key did not take them along; those to be
-    granted, of owners who have keys. The others' are granted when they are enrolled."""
+    granted."""
     columns = (*share.of.columns, *share.to.columns)
     together = [(*of, *to) for of, to in ends]
     there = _rows(session, share, columns, together)
     # What was granted by a row that was taken along is another owner's key.
     GrantStore(session, share, seals).delete([row_key for row_key, _ in there])
-    missing = [one for one in ends if one not in {found for _, found in there}]
-    if missing:
-        values = [dict(zip((one.key for one in columns), (*of, *to), strict=True)) for of, to in missing]
-        statement = insert(share.table)
-        session.execute(statement, values, bind_arguments=bind_for(session, share.mapper, statement))
-        there = _rows(session, share, columns, together)
+    return _enrolled(session, seals, share, [*there, *_insert(session, share, ends, there)])
+
+
+def _repair(
+    session: Session, seals: RowSeals, share: GrantClass, ends: Sequence[Ends]
+) -> list[tuple[PrimaryKey, Ends]]:
+    """The rows of memberships that were there already, inserted where SQL deleted them; those to be granted:
+    these, and those that are void."""
+    there = _rows(session, share, (*share.of.columns, *share.to.columns), [(*of, *to) for of, to in ends])
+    void = set(take_void(session, seals, share, [row_key for row_key, _ in there]))
+    some = [one for one in there if one[0] in void]
+    return _enrolled(session, seals, share, [*some, *_insert(session, share, ends, there)])
+
+
+def _insert(
+    session: Session,
+    share: GrantClass,
+    ends: Sequence[Ends],
+    there: Sequence[tuple[PrimaryKey, Ends]],
+) -> list[tuple[PrimaryKey, Ends]]:
+    """Insert the rows that are not there; those."""
+    known = {found for _, found in there}
+    missing = [one for one in ends if one not in known]
+    if not missing:
+        return []
+    columns = (*share.of.columns, *share.to.columns)
+    values = [dict(zip((one.key for one in columns), (*of, *to), strict=True)) for of, to in missing]
+    statement = insert(share.table)
+    session.execute(statement, values, bind_arguments=bind_for(session, share.mapper, statement))
+    return _rows(session, share, columns, [(*of, *to) for of, to in missing])
+
+
+def _enrolled(
+    session: Session, seals: RowSeals, share: GrantClass, there: Sequence[tuple[PrimaryKey, Ends]]
+) -> list[tuple[PrimaryKey, Ends]]:
+    """Those of these shares whose owners have keys. The others' are granted when they are enrolled."""
     owners = list({of for _, (of, _) in there})
     roots = KeyStore(session, share.of.owner_class, seals).load_active_roots(owners)
     enrolled = {one.primary_key for one in roots.values()}

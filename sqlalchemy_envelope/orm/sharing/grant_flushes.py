@@ -3,6 +3,9 @@
 It happens after the flush has written its rows, when their keys are known, in the same transaction: the group
 is locked, its keys are read as they are now, and those are sealed. Before the flush deletes a row, the group
 is locked.
+
+A row that is deleted and added again in one flush is one UPDATE. If it says what it said before, its grants
+stay; if it is void, it is granted as a new one is.
 """
 
 from __future__ import annotations
@@ -20,11 +23,14 @@ from sqlalchemy_envelope.keys.model import KeyState, Purpose
 from sqlalchemy_envelope.orm.current import context
 from sqlalchemy_envelope.orm.current.audit import AuditEvent
 from sqlalchemy_envelope.orm.current.names import Names
+from sqlalchemy_envelope.orm.sharing.beyond import by_class, find_left, renew_left
 from sqlalchemy_envelope.orm.sharing.epochs import Recipient, grant_to, start_epoch, start_scope_epoch
 from sqlalchemy_envelope.orm.sharing.first_grants import grant_first
-from sqlalchemy_envelope.orm.sharing.following import follow
+from sqlalchemy_envelope.orm.sharing.following import follow, note_moved
 from sqlalchemy_envelope.orm.sharing.locking import lock_groups
 from sqlalchemy_envelope.orm.sharing.membership import catch_up, forget_looks
+from sqlalchemy_envelope.orm.sharing.rights import take_void, void_among
+from sqlalchemy_envelope.orm.sharing.row_switches import Ends, is_written_anew, row_before
 from sqlalchemy_envelope.orm.tables.binds import bind_for
 from sqlalchemy_envelope.orm.tables.grant_rows import GrantStore
 from sqlalchemy_envelope.orm.tables.key_grant import grant_class_of, grant_written_by, grants_can_circle
@@ -32,18 +38,20 @@ from sqlalchemy_envelope.orm.tables.key_rows import KeyStore, usable
 from sqlalchemy_envelope.orm.tables.owners import Place, owner_class_of
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Sequence
+    from collections.abc import Collection, Iterable, Mapping, Sequence
 
     from sqlalchemy.orm import InstanceState, Mapper, Session
 
     from sqlalchemy_envelope.keys.keyring import Keyring
     from sqlalchemy_envelope.keys.model import StoredKey
     from sqlalchemy_envelope.orm.current.policy import Policy
+    from sqlalchemy_envelope.orm.sharing.following import Joined
     from sqlalchemy_envelope.orm.tables.key_rows import OwnedKey
     from sqlalchemy_envelope.orm.tables.owners import GrantClass
 
 _LEAVING = "sqlalchemy_envelope.leaving"
 _BEFORE = "sqlalchemy_envelope.before"
+_SWITCHED = "sqlalchemy_envelope.switched_rows"
 Shared = tuple["Place", "str | None"]
 """A key that is granted: an owner's, and one scope of it or all."""
 
@@ -54,6 +62,7 @@ def before_flush(session: Session, *_: object) -> None:
     leaving: set[Shared] = set()
     names = Names(session)
     before = session.info[_BEFORE] = {}
+    session.info[_SWITCHED] = {}
     for instance in session.dirty:
         changed: InstanceState[Any] = inspect(instance)
         grant_class = grant_class_of(changed.mapper)
@@ -62,7 +71,9 @@ def before_flush(session: Session, *_: object) -> None:
     for instance in session.deleted:
         state: InstanceState[Any] = inspect(instance)
         owner_class = owner_class_of(getattr(type(instance), "__table__", None))
-        if owner_class is None or state.key is None:
+        if owner_class is None or state.key is None or not owner_class.grants_to:
+            continue
+        if is_written_anew(session, state.key):
             continue
         for grant in owner_class.grants_to:
             query = select(*grant.of.columns).where(
@@ -94,6 +105,19 @@ def before_delete(mapper: object, connection: object, state: InstanceState[Any])
             lock_groups(session, context.policy_of(session), [place for place, _ in left])
 
 
+def before_insert(mapper: object, connection: object, state: InstanceState[Any]) -> None:
+    """A granting row is about to be added, or one that was deleted to be written anew."""
+    session, grant = state.session, grant_class_of(state.mapper)
+    before = None if session is None or grant is None else row_before(session, grant, state)
+    if session is None or grant is None or before is None:
+        return
+    session.info.setdefault(_SWITCHED, {})[state] = before
+    if before != Ends(grant.values(state, grant.of.columns), grant.values(state, grant.to.columns)):
+        note_moved(session, grant, before)
+        place = Names(session).place(grant.of.owner_class, before.of)
+        lock_groups(session, context.policy_of(session), [place])
+
+
 def _left_by(session: Session, state: InstanceState[Any]) -> set[Shared]:
     """What a granting row granted that is about to be deleted."""
     grant = grant_class_of(state.mapper)
@@ -118,8 +142,9 @@ def after_flush(session: Session, *_: object) -> None:
     """Grant to who joined, and start new epochs where somebody left."""
     left: set[Shared] = session.info.pop(_LEAVING, set())
     before: dict[InstanceState[Any], Place] = session.info.pop(_BEFORE, {})
-    deleted = {inspect(one).key: inspect(one) for one in session.deleted}
-    joined: list[tuple[GrantClass, Place, Recipient]] = []
+    switched: dict[InstanceState[Any], Ends] = session.info.pop(_SWITCHED, {})
+    joined: list[Joined] = []
+    kept: list[Joined] = []
     names, new = Names(session), session.new  # a set of its own each time that it is asked for
     for instance in [*session.dirty, *new]:
         state: InstanceState[Any] = inspect(instance)
@@ -127,12 +152,12 @@ def after_flush(session: Session, *_: object) -> None:
         if grant is None:
             continue
         place, recipient = _ends(names, grant, state)
-        # SQLAlchemy makes one UPDATE of a row that is deleted and a new one of the same primary key.
-        replaced = deleted.get(state.mapper.identity_key_from_instance(instance))
-        if replaced is not None and instance in new:
-            place_before = _place_before(session, grant, replaced)
-            to_before = grant.values(replaced, grant.to.columns)
-            is_moved = (place_before, to_before) != (place, recipient.primary_key)
+        if state in switched:
+            ends = switched[state]
+            place_before = names.place(grant.of.owner_class, ends.of)
+            is_moved = ends != Ends(place.primary_key, recipient.primary_key)
+            if not is_moved:
+                kept.append((grant, place, recipient))
         elif instance in new:
             joined.append((grant, place, recipient))
             continue
@@ -142,9 +167,10 @@ def after_flush(session: Session, *_: object) -> None:
             GrantStore(session, grant, context.policy_of(session).seals).delete([recipient.row_key])
             left.add((place_before, grant.scope))
             joined.append((grant, place, recipient))
-    followed = follow(session, joined)
+    followed = follow(session, joined, kept)
     left |= followed.left
     joined += followed.joined
+    joined += _void_among(session, kept)
     if not left and not joined:
         return
     policy = context.policy_of(session)
@@ -157,11 +183,26 @@ def after_flush(session: Session, *_: object) -> None:
         lock_groups(session, policy, places)
         forget_looks(session)  # what was looked at before the lock
         stored = _load(session, policy, places)
-        for place, scope in left:
+        for place, scope in _farthest_first(session, left, stored):
             _leave(session, policy, place, scope, stored.get(place, []))
         for (grant, place), recipients in shared.items():
             _join(session, policy, grant, place, recipients, stored.get(place, []))
     forget_looks(session)
+
+
+def _void_among(session: Session, kept: Sequence[Joined]) -> list[Joined]:
+    """Of rows that were written anew and say what they said, those that are void. Whoever holds the key
+    through one is not in it; the epoch for that starts before the next write, as after any removal."""
+    found: list[Joined] = []
+    for grant in {grant for grant, _, _ in kept}:
+        policy = context.policy_of(session)
+        some = {one.row_key: (grant, place, one) for of, place, one in kept if of is grant}
+        void = void_among(session, policy.seals, grant, list(some))
+        if void:
+            lock_groups(session, policy, [some[row_key][1] for row_key in void])
+            # Another flush may have granted them meanwhile.
+            found += [some[row_key] for row_key in take_void(session, policy.seals, grant, void)]
+    return found
 
 
 def _load(session: Session, policy: Policy, places: Collection[Place]) -> dict[Place, list[OwnedKey]]:
@@ -216,13 +257,29 @@ def _moved(grant: GrantClass, state: InstanceState[Any]) -> bool:
     return any(attributes.get_history(instance, key, PASSIVE_NO_INITIALIZE).has_changes() for key in keys)
 
 
+def _farthest_first(
+    session: Session, left: Collection[Shared], stored: Mapping[Place, Sequence[OwnedKey]]
+) -> list[Shared]:
+    """Those who reach others before these: an epoch makes stale what was sealed to the one before it."""
+    if len(left) < 2:
+        return list(left)
+    active = {one: _active(stored.get(one[0], ()), *_kind(one[1])) for one in left}
+    keys = [(place, key.key_id) for (place, _), key in active.items() if key is not None]
+    found = find_left(session, by_class(keys), {key_id for _, key_id in keys})
+    levels = {one.key_id: one.level for one in found}
+    return sorted(left, key=lambda one: -levels.get(key.key_id, -1) if (key := active[one]) else 1)
+
+
+def _kind(scope: str | None) -> tuple[Purpose, str | None]:
+    return (Purpose.ROOT if scope is None else Purpose.DATA), scope
+
+
 def _leave(
     session: Session, policy: Policy, place: Place, scope: str | None, stored: Sequence[OwnedKey]
 ) -> None:
     if None in place.primary_key:
         return
-    purpose = Purpose.ROOT if scope is None else Purpose.DATA
-    key = _active(usable(stored), purpose, scope)
+    key = _active(usable(stored), *_kind(scope))
     if key is None:
         return
     keyring = _holder(session, policy, place, stored)
@@ -262,6 +319,7 @@ def _join(
     if keyring is None:
         _note_pending(session, policy, store, grant, place, recipients)
         return
+    renew_left(session, policy, keyring, recipients)
     purpose = Purpose.ROOT if grant.scope is None else Purpose.DATA
     for key in keyring.keys_of(place.owner):
         wanted = key.purpose is purpose and key.scope == (grant.scope or "")
@@ -319,8 +377,7 @@ def _note_pending(
     place: Place,
     recipients: list[Recipient],
 ) -> None:
-    purpose = Purpose.ROOT if grant.scope is None else Purpose.DATA
-    key = _active(usable(store.load([place.primary_key])), purpose, grant.scope)
+    key = _active(usable(store.load([place.primary_key])), *_kind(grant.scope))
     if key is None:
         raise NotEnrolledError(
             f"A {grant.mapper.class_.__name__} grants the key of a {place.owner_class.name} that has none; "

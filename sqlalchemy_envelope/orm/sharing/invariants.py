@@ -8,7 +8,8 @@ of
     grants.
 (d) An owner has one active key of each kind and scope.
 
-A granting row that no flush added grants nothing, and is no violation. The page `docs/explanation/groups.md`
+Which row grants is said by `rights`, as it is to whoever asks for a status. A void row grants nothing, and is
+no violation. The page `docs/explanation/groups.md`
 says what the rules mean; the tests of interleavings ask for them after each.
 """
 
@@ -18,7 +19,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sqlalchemy import select
 
-from sqlalchemy_envelope.keys.model import GrantState, KeyState, Purpose
+from sqlalchemy_envelope.keys.model import KeyState, Purpose
+from sqlalchemy_envelope.keys.row_seals import RowSeals
+from sqlalchemy_envelope.orm.sharing.rights import RightStore, granted_kind, keys_due, waiting
 from sqlalchemy_envelope.orm.tables.key_rows import Rows
 
 if TYPE_CHECKING:
@@ -27,6 +30,7 @@ if TYPE_CHECKING:
     from sqlalchemy.orm import Session
 
     from sqlalchemy_envelope.keys.model import KeyId
+    from sqlalchemy_envelope.orm.sharing.rights import Right
     from sqlalchemy_envelope.orm.tables.owners import GrantClass, OwnerClass
 
 
@@ -39,15 +43,9 @@ class _Key(NamedTuple):
     granted: int
 
 
-class _Grant(NamedTuple):
-    row: tuple[Any, ...]
-    recipient_key_id: KeyId | None
-    state: str
-    is_empty: bool
-
-
-_Keys = dict["KeyId", _Key]
-_GrantsOf = dict["KeyId", list[_Grant]]
+_Keys = dict["KeyId | None", _Key]
+_UNSEALED = RowSeals()
+"""No seal is looked at: what is asked is what holds of the rows as they are."""
 
 
 def violations(
@@ -78,12 +76,12 @@ def violations(
             for key_id, key in keys.items()
             if key_id in removed and key.state == KeyState.ACTIVE
         ]
-        rows: dict[KeyId, int] = {}
+        rows: dict[KeyId | None, int] = {}
         for grant in owner_class.grants_of:
-            grants = _grants(session, grant)
-            for key_id, some in grants.items():
-                rows[key_id] = rows.get(key_id, 0) + len(some)
-            found += _of_grant(session, grant, keys, grants, settled=settled, written=written)
+            rights = RightStore(session, grant, _UNSEALED).load_all()
+            for wrap in (wrap for right in rights for wrap in (*right.wraps, *right.void)):
+                rows[wrap.key_id] = rows.get(wrap.key_id, 0) + 1
+            found += _of_grant(session, grant, keys, rights, settled=settled, written=written)
         if settled and owner_class.grants_of:
             found += [
                 f"(c) the {_name(owner_class, key)} was granted {key.granted} times, and "
@@ -110,54 +108,34 @@ def _several_active(owner_class: OwnerClass, keys: _Keys) -> list[str]:
 
 
 def _of_grant(
-    session: Session, grant: GrantClass, keys: _Keys, grants: _GrantsOf, *, settled: bool, written: bool
+    session: Session, grant: GrantClass, keys: _Keys, rights: Sequence[Right], *, settled: bool, written: bool
 ) -> list[str]:
-    to = _keys(session, grant.to.owner_class)
+    to, due, found = _keys(session, grant.to.owner_class), keys_due(session, _UNSEALED, rights), []
     with_keys = {one.owner for one in to.values() if (one.purpose, one.state) == ("root", "active")}
-    rows, found = _granting_rows(session, grant), []
-    rights: dict[tuple[Any, ...], set[tuple[Any, ...]]] = {}
-    genuine: set[tuple[KeyId, tuple[Any, ...]]] = set()
-    for key_id, some in grants.items():
-        key = keys.get(key_id)
-        for one in some:
-            of, named = rows[one.row]
-            told = f"row {one.row} of {grant.table.name}"
+    for right in rights:
+        told = f"row {right.row} of {grant.table.name}"
+        for wrap in (*right.wraps, *right.void):
+            key = keys.get(wrap.key_id)
             if key is None:
                 found.append(f"(a) a grant through {told} is of a key that is not there")
                 continue
-            sealed_to = to.get(one.recipient_key_id) if one.recipient_key_id is not None else None
-            if (one.state == GrantState.PENDING) != one.is_empty:
-                found.append(f"(a) a grant through {told} says {one.state} and is not")
-            void = of != key.owner or (sealed_to is not None and sealed_to.owner != named)
-            if not void:
-                genuine.add((key_id, one.row))
-                rights.setdefault((key.owner, key.purpose, key.scope), set()).add(one.row)
+            if wrap.is_pending != wrap.is_empty:
+                is_, holds = ("is", "a") if wrap.is_pending else ("is not", "no")
+                found.append(f"(a) a grant through {told} {is_} pending and holds {holds} key")
             if not settled or key.state != KeyState.ACTIVE:
                 continue
-            what = _name(grant.of.owner_class, key)
-            if void:
+            what, sealed_to = _name(grant.of.owner_class, key), to.get(wrap.recipient_key_id)
+            if wrap in right.void:
                 found.append(f"(c) the active {what} is in the hands of somebody whom {told} does not name")
             elif written and sealed_to is not None and sealed_to.state != KeyState.ACTIVE:
                 found.append(f"(c) the active {what} is under a retired key of who is named by {told}")
-            elif sealed_to is None and named in with_keys:
-                found.append(f"(b) the active {what} is pending through {told}, whose recipient has keys")
-    for key_id, key in keys.items():
-        if not _is_due(grant, key):
-            continue
-        for row in rights.get((key.owner, key.purpose, key.scope), ()):
-            if (key_id, row) not in genuine and settled:
-                what = _name(grant.of.owner_class, key)
-                found.append(f"(a) the {what} is not granted through row {row} of {grant.table.name}")
+        for one in (waiting(right, due.get(granted_kind(right)), _UNSEALED) or ()) if settled else ():
+            what = _name(grant.of.owner_class, keys[one.key.key_id])
+            if one.is_missing:
+                found.append(f"(a) the {what} is not granted through {told}")
+            elif right.to in with_keys:
+                found.append(f"(b) the {what} is pending through {told}, whose recipient has keys")
     return found
-
-
-def _is_due(grant: GrantClass, key: _Key) -> bool:
-    """Whether every member has a right to this very key: older root keys are reached through newer ones."""
-    if grant.scope is None:
-        return (key.purpose, key.state) == (Purpose.ROOT, KeyState.ACTIVE)
-    if (key.purpose, key.scope) != (Purpose.DATA, grant.scope) or key.state == KeyState.DESTROYED:
-        return False
-    return key.state == KeyState.ACTIVE or grant.history == "shared"
 
 
 def _keys(session: Session, owner_class: OwnerClass) -> _Keys:
@@ -168,27 +146,6 @@ def _keys(session: Session, owner_class: OwnerClass) -> _Keys:
     return {
         row[0]: _Key(tuple(row[1 : width + 1]), *row[width + 1 :])
         for row in _read(session, owner_class.mapper, query)
-    }
-
-
-def _grants(session: Session, grant: GrantClass) -> _GrantsOf:
-    c = grant.companion.c
-    found: _GrantsOf = {}
-    query = select(c.key_id, c.recipient_key_id, c.state, c.wrapped.is_(None), *grant.row_columns)
-    for key_id, recipient, state, is_empty, *row in _read(session, grant.mapper, query):
-        found.setdefault(key_id, []).append(_Grant(tuple(row), recipient, state, bool(is_empty)))
-    return found
-
-
-def _granting_rows(
-    session: Session, grant: GrantClass
-) -> dict[tuple[Any, ...], tuple[tuple[Any, ...], tuple[Any, ...]]]:
-    """What each granting row says: whose key, and for whom."""
-    width, end = len(grant.row_key), len(grant.row_key) + len(grant.of.columns)
-    query = select(*grant.row_key, *grant.of.columns, *grant.to.columns)
-    return {
-        tuple(row[:width]): (tuple(row[width:end]), tuple(row[end:]))
-        for row in _read(session, grant.mapper, query)
     }
 
 

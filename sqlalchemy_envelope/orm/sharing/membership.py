@@ -11,15 +11,17 @@ from weakref import ref
 from sqlalchemy import Delete, Insert, TextClause, Update
 
 from sqlalchemy_envelope.exceptions import ConfigurationError
-from sqlalchemy_envelope.keys.model import Purpose
+from sqlalchemy_envelope.keys.model import KeyState, Purpose
 from sqlalchemy_envelope.orm.current.audit import AuditEvent
 from sqlalchemy_envelope.orm.current.context import policy_of
 from sqlalchemy_envelope.orm.current.names import Names
+from sqlalchemy_envelope.orm.sharing.beyond import find_left, renew_beyond
+from sqlalchemy_envelope.orm.sharing.epochs import start_scope_epoch
 from sqlalchemy_envelope.orm.sharing.locking import lock_groups
 from sqlalchemy_envelope.orm.sharing.settle import (
     Opening,
-    find_left,
     follow_grants,
+    load_again,
     load_owners,
     owners_of,
     settle,
@@ -30,7 +32,7 @@ from sqlalchemy_envelope.orm.tables.key_rows import usable
 from sqlalchemy_envelope.orm.tables.owners import owner_class_of
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping, Sequence
+    from collections.abc import Collection, Iterable, Mapping, Sequence
 
     from sqlalchemy.orm import Session
 
@@ -53,6 +55,13 @@ def freshen(
     """See to it that what is written for these owners is under keys that only present members hold."""
     names = Names(session)
     places = {names.owner(owner_class, key): key for key in keys}
+    _freshen_scopes(
+        session,
+        policy,
+        keyring,
+        known_places,
+        [names.place(owner_class, key) for owner, key in places.items() if owner not in known_places],
+    )
     held = {
         place.owner: place
         for owner, place in known_places.items()
@@ -78,7 +87,7 @@ def freshen(
         or count.is_left
     }
     # Those who are not due are if somebody left whom their keys are sealed to.
-    if len(due) < len(waiting) and find_left(session, owner_class, known):
+    if len(due) < len(waiting) and find_left(session, {owner_class: known}):
         due = set(waiting)
     if not due:
         return
@@ -89,6 +98,45 @@ def freshen(
         everybody = owners_of(Opening(dict(known_places), [], {}))
         found = follow_grants(session, policy, keyring, known_places.values(), everybody)
         settle(session, policy, keyring, Opening({p.owner: p for p in start}, found.grants, {}), writes=True)
+
+
+def _freshen_scopes(
+    session: Session,
+    policy: Policy,
+    keyring: Keyring,
+    known_places: Mapping[OwnerId, Place],
+    places: Iterable[Place],
+) -> None:
+    """The same for owners of whom a scope is held here, and no more. Who may not have its key any more gets
+    none of the new one, and it is made by nobody in particular: the owner's root key is not here."""
+    looked = looked_at(session)
+    held = {
+        key.key_id: place
+        for place in places
+        if place.owner in keyring and (place.owner, id(keyring)) not in looked
+        for key in keyring.keys_of(place.owner)
+        if key.purpose is Purpose.DATA and key.state is KeyState.ACTIVE
+    }
+    if not held:
+        return
+    looked.update((place.owner, id(keyring)) for place in held.values())
+    owner_class = next(iter(held.values())).owner_class
+    beyond = find_left(session, {owner_class: held})
+    counts = count_grants(session, owner_class.grants_of, held)
+    if not beyond and all((one := counts.get(key)) and one.is_active and not one.is_left for key in held):
+        return
+    with session.no_autoflush:
+        lock_groups(session, policy, [*(one.place for one in beyond), *held.values()])
+        if beyond:
+            renew_beyond(session, policy, keyring, {owner_class: held})
+        counts = count_grants(session, owner_class.grants_of, held)
+        for key_id, place in held.items():
+            scope = stored.scope if (stored := keyring.stored(key_id)) is not None else ""
+            if key_id in counts and counts[key_id].is_left:
+                start_scope_epoch(session, policy, place, scope, None, instead_of=key_id)
+        # What was written under is here still, and is not to be written under again.
+        load_owners(session, policy, keyring, list(dict.fromkeys(held.values())))
+        load_again(session, policy, keyring, dict(known_places))
 
 
 def catch_up(

@@ -21,8 +21,9 @@ from uuid import UUID
 from sqlalchemy_envelope.crypto.aead import HEADER_SIZE
 from sqlalchemy_envelope.exceptions import EnvelopeError
 from sqlalchemy_envelope.orm.current.names import Names
+from sqlalchemy_envelope.orm.sharing.beyond import MAX_LEVELS
 from sqlalchemy_envelope.orm.sharing.rollbacks import note_unlock
-from sqlalchemy_envelope.orm.sharing.settle import MAX_LEVELS, follow_grants
+from sqlalchemy_envelope.orm.sharing.settle import follow_grants
 from sqlalchemy_envelope.orm.sharing.undone import find_undone
 from sqlalchemy_envelope.orm.sharing.ways import classes_beyond, is_straight, owners_between
 from sqlalchemy_envelope.orm.tables.grant_rows import GrantStore

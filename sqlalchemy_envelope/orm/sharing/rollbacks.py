@@ -82,6 +82,13 @@ def note_commit(session: Session, what: object, committed: Callable[[], None]) -
     enrolment.what, enrolment.committed = what, committed
 
 
+def note_outcome(session: Session, committed: Callable[[], None], undone: Callable[[], None]) -> None:
+    """Call the one when what the session's current transaction did is committed for good, the other if it is
+    rolled back."""
+    enrolment = _note(session, b"")
+    enrolment.committed, enrolment.undo = committed, undone
+
+
 def note_rollback(session: Session, undone: Callable[[], None]) -> None:
     """Call this if the session's current transaction or savepoint is rolled back."""
     _note(session, b"").undo = undone

@@ -9,6 +9,7 @@ from sqlalchemy_envelope.exceptions import EnvelopeError
 from sqlalchemy_envelope.keys.hierarchy import is_proven, short
 from sqlalchemy_envelope.keys.slots import adopted_slot, open_slot
 from sqlalchemy_envelope.orm.current.audit import AuditEvent
+from sqlalchemy_envelope.orm.sharing.beyond import renew_beyond
 from sqlalchemy_envelope.orm.sharing.epochs import start_epoch
 from sqlalchemy_envelope.orm.tables.key_rows import KeyStore
 
@@ -77,6 +78,9 @@ def renew(
 ) -> list[tuple[StoredSlot, OpenedKey]]:
     """Start an epoch in place of one that somebody else may have made, and keep its slot: the slot and the
     new root key."""
+    if place.owner_class.grants_of:
+        # Those who reach this one first: the new key is sealed to what they have then.
+        renew_beyond(session, policy, keyring, {place.owner_class: [found.root.stored.key_id]})
     vouching = max(found.vouching, key=lambda one: one.stored.epoch, default=None)
     start_epoch(session, policy, place, keyring, vouching=vouching)
     if found.hardens:

@@ -27,6 +27,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sqlalchemy_envelope.crypto.sealing import is_sealed
@@ -50,6 +51,7 @@ from sqlalchemy_envelope.keys.hierarchy import (
 from sqlalchemy_envelope.keys.model import GrantState, KeyState, OpenedKey, Purpose
 from sqlalchemy_envelope.orm.current.audit import AuditEvent
 from sqlalchemy_envelope.orm.current.names import Names
+from sqlalchemy_envelope.orm.sharing.beyond import MAX_LEVELS, by_class, find_left, renew_beyond, renew_left
 from sqlalchemy_envelope.orm.sharing.epochs import (
     Recipient,
     put_in,
@@ -59,12 +61,12 @@ from sqlalchemy_envelope.orm.sharing.epochs import (
 )
 from sqlalchemy_envelope.orm.sharing.locking import lock_groups
 from sqlalchemy_envelope.orm.sharing.rollbacks import note_new_keys
-from sqlalchemy_envelope.orm.tables.grant_rows import GrantCounts, GrantStore, count_grants, recipients_of
+from sqlalchemy_envelope.orm.tables.grant_rows import GrantCounts, GrantStore, count_grants
 from sqlalchemy_envelope.orm.tables.key_rows import KeyStore, usable
 from sqlalchemy_envelope.orm.tables.owners import Place
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Sequence
 
     from sqlalchemy.orm import Session
 
@@ -73,9 +75,6 @@ if TYPE_CHECKING:
     from sqlalchemy_envelope.orm.current.policy import Policy
     from sqlalchemy_envelope.orm.tables.key_rows import OwnedKey
     from sqlalchemy_envelope.orm.tables.owners import GrantClass, OwnerClass
-
-MAX_LEVELS = 8
-"""Most grants from an unlocked owner to another: groups in groups in groups."""
 
 Places = dict["OwnerId", Place]
 Owners = Mapping["OwnerClass", Collection[tuple[Any, ...]]]
@@ -273,22 +272,36 @@ def settle(
     """
     unproven = _adopt_grants(session, policy, keyring, found)
     # Before anything else: an older root key that is linked to one that somebody planted would be theirs.
-    for owner, (key_id, vouching) in unproven.items():
-        keyring.distrusted.add(key_id)
-        if owner in found.places:
-            place = found.places[owner]
-            start_epoch(session, policy, place, keyring, vouching=vouching, instead_of=key_id)
+    _replace_unproven(session, policy, keyring, found.places, unproven)
+    sealed: list[tuple[Place, StoredKey]] = []
     for owner, place in found.places.items():
         root = keyring.current(owner, Purpose.ROOT)
         if root is not None and (owner not in unproven or root.key_id != unproven[owner][0]):
             try:
-                _settle_owner(session, policy, keyring, place)
+                sealed += [(place, key) for key in _settle_owner(session, policy, keyring, place)]
             except TransactionConflictError:
                 raise
             except EnvelopeError as error:
                 keyring.refuse(owner, error, altogether=True)
                 policy.emit(AuditEvent("keys_refused", place.owner_class.name))
-    _settle_grants(session, policy, keyring, found.places, writes=writes)
+    _settle_grants(session, policy, keyring, found.places, sealed, writes=writes)
+
+
+def _replace_unproven(
+    session: Session,
+    policy: Policy,
+    keyring: Keyring,
+    places: Places,
+    unproven: Mapping[OwnerId, tuple[KeyId, OpenedKey]],
+) -> None:
+    """Start epochs in place of root keys that nobody vouches for, those who reach others first."""
+    keyring.distrusted.update(key_id for key_id, _ in unproven.values())
+    mine = [(places[owner], key_id) for owner, (key_id, _) in unproven.items() if owner in places]
+    vouching = dict(unproven.values())
+    if mine:
+        renew_beyond(session, policy, keyring, by_class(mine), vouching)
+    for place, key_id in mine:
+        start_epoch(session, policy, place, keyring, vouching=vouching[key_id], instead_of=key_id)
 
 
 def _adopt_grants(
@@ -371,14 +384,19 @@ class _Undone(NamedTuple):
 def _undone(keyring: Keyring, place: Place) -> _Undone:
     keys = keyring.keys_of(place.owner)
     sealed = [key for key in keys if key.wrapped is not None and is_sealed(key.wrapped)]
-    shared = all(one.history == "shared" for one in place.owner_class.grants_of if one.scope is None)
     unlinked = [
         key
         for key in keys
-        if key.purpose is Purpose.ROOT and key.state is KeyState.RETIRED and key.wrapped is None and shared
+        if key.purpose is Purpose.ROOT and key.state is KeyState.RETIRED and key.wrapped is None
     ]
+    unlinked = unlinked if _has_past(place.owner_class) else []
     here = {key.scope for key in keys if key.purpose is Purpose.DATA}
     return _Undone(sealed, unlinked, frozenset(place.owner_class.scopes - here))
+
+
+def _has_past(owner_class: OwnerClass) -> bool:
+    """Whether who joins an owner of this class reads what was written before."""
+    return all(one.history == "shared" for one in owner_class.grants_of if one.scope is None)
 
 
 def is_left_undone(keyring: Keyring, found: Opening) -> bool:
@@ -402,24 +420,27 @@ def load_again(
     return follow_grants(session, policy, keyring, places.values(), within)
 
 
-def _settle_owner(session: Session, policy: Policy, keyring: Keyring, place: Place) -> None:
-    """An owner's own keys: what was sealed to its root key, what has no link to it, scopes without a key."""
+def _settle_owner(session: Session, policy: Policy, keyring: Keyring, place: Place) -> list[StoredKey]:
+    """An owner's own keys: what was sealed to its root key, what has no link to it, scopes without a key.
+    Tells which data keys are to be replaced, since anybody can have sealed them."""
     owner, changed, unproven = place.owner, [], []
     sealed, unlinked, missing = _undone(keyring, place)
     if not (sealed or unlinked or missing):
-        return
+        return []
     root = keyring.root(owner)
     if root is None:
-        return
+        return []
     store = KeyStore(session, place.owner_class, policy.seals)
     free = store.free([key.key_id for key in (*sealed, *unlinked)])
     for key in sealed:
         opened = keyring.open(key.key_id)
         if opened is None:
             continue
-        # With the row as it is now: it may have been opened when it was still active.
+        # With the row as it is now: it may have been opened when it was still active. Under the root key that
+        # it was sealed to, where who joined since is not to read what is under it.
+        under = None if _has_past(place.owner_class) else keyring.open(key.wrapping_key_id)
         if key.key_id in free:
-            changed.append(wrap_under_root(OpenedKey(key, opened.key), root))
+            changed.append(wrap_under_root(OpenedKey(key, opened.key), under or root))
         if key.purpose is Purpose.DATA and key.state is KeyState.ACTIVE and not policy.seals.is_on:
             unproven.append(key)
     for key in unlinked:
@@ -458,46 +479,55 @@ def _settle_owner(session: Session, policy: Policy, keyring: Keyring, place: Pla
                 one.key.wipe()
         there = usable(store.load([place.primary_key], for_update=True))
         keyring.add_stored(owner, [one.stored for one in there])
-    for key in unproven:
-        start_scope_epoch(session, policy, place, key.scope, keyring, instead_of=key.key_id)
+    return unproven
 
 
 def _settle_grants(
-    session: Session, policy: Policy, keyring: Keyring, places: Places, *, writes: bool
+    session: Session,
+    policy: Policy,
+    keyring: Keyring,
+    places: Places,
+    sealed: Sequence[tuple[Place, StoredKey]],
+    *,
+    writes: bool,
 ) -> None:
-    """Grant what is pending, put in who was left out, and start an epoch where somebody left."""
+    """Grant what is pending, put in who was left out, and start an epoch where somebody left, or where a data
+    key was sealed by anybody."""
     shared = {owner: place for owner, place in places.items() if place.owner_class.grants_of}
-    if not shared:
-        return
+    if shared:
+        _settle_shared(session, policy, keyring, places, shared, writes=writes)
+    for place, key in sealed:
+        with _refusing(keyring, policy, place, key):
+            start_scope_epoch(session, policy, place, key.scope, keyring, instead_of=key.key_id)
+
+
+def _settle_shared(
+    session: Session, policy: Policy, keyring: Keyring, places: Places, shared: Places, *, writes: bool
+) -> None:
     held = _shared_keys(keyring, shared)
     counts = count_grants(session, _grants_of(shared.values()), held)
     left = [place for owner, place in shared.items() if _is_left(keyring, place, counts, removed=not writes)]
-    beyond = _left_beyond(session, held)
+    active = by_class(
+        (place, key_id) for key_id, (place, key) in held.items() if key.state is KeyState.ACTIVE
+    )
+    beyond = find_left(session, active)
     if left or beyond:
-        lock_groups(session, policy, [*left, *beyond])
+        lock_groups(session, policy, [*left, *(one.place for one in beyond)])
         if beyond:
-            renew_beyond(session, policy, keyring, lambda: _left_beyond(session, held))
+            renew_beyond(session, policy, keyring, active)
         # As they are under the lock: those who are reached through one of these are stale by now.
         load_again(session, policy, keyring, places, owners_of(Opening(places, [], {})))
         _start_epochs(session, policy, keyring, shared, writes=writes)
         held = _shared_keys(keyring, shared)
         counts = count_grants(session, _grants_of(shared.values()), held)
     _put_in_missing(session, policy, keyring, held)
-    for key_id, (place, key) in held.items():
+    past = _keys_of_the_past(keyring, shared)
+    if past:
+        counts |= count_grants(session, _grants_of(place for place, _ in past.values()), past)
+    for key_id, (place, key) in {**held, **past}.items():
         if key_id in counts and counts[key_id].pending:
             with _refusing(keyring, policy, place, key):
                 grant_pending(session, policy, keyring, place, key)
-
-
-def _left_beyond(session: Session, held: Mapping[KeyId, tuple[Place, StoredKey]]) -> list[Place]:
-    active = [(place, key) for place, key in held.values() if key.state is KeyState.ACTIVE]
-    return [
-        found
-        for owner_class in {place.owner_class for place, _ in active}
-        for found in find_left(
-            session, owner_class, [key.key_id for place, key in active if place.owner_class is owner_class]
-        )
-    ]
 
 
 def _start_epochs(
@@ -561,6 +591,18 @@ def _shared_keys(keyring: Keyring, places: Places) -> dict[KeyId, tuple[Place, S
     return found
 
 
+def _keys_of_the_past(keyring: Keyring, places: Places) -> dict[KeyId, tuple[Place, StoredKey]]:
+    """The older keys of these owners that are granted to whoever was there at their time: a newer one does
+    not lead to them, and a grant of one may be pending still."""
+    return {
+        key.key_id: (place, key)
+        for owner, place in places.items()
+        for key in keyring.keys_of(owner)
+        if key.state is KeyState.RETIRED
+        and any(one.history == "from_join" and _grants(one, key) for one in place.owner_class.grants_of)
+    }
+
+
 def _grants_of(places: Iterable[Place]) -> list[GrantClass]:
     return list({grant for place in places for grant in place.owner_class.grants_of})
 
@@ -581,7 +623,7 @@ def _put_in_missing(
     for key_ids in missing.values():
         place, key = held[next(iter(key_ids))]
         with _refusing(keyring, policy, place, key):
-            put_in(session, policy, place, keyring, key_ids)
+            put_in(session, policy, place, keyring, key_ids, partial(renew_left, session, policy, keyring))
 
 
 @contextmanager
@@ -596,57 +638,6 @@ def _refusing(keyring: Keyring, policy: Policy, place: Place, key: StoredKey) ->
         policy.emit(AuditEvent("grant_refused", place.owner_class.name, key_id=short(key)))
 
 
-def renew_beyond(
-    session: Session, policy: Policy, keyring: Keyring | None, find: Callable[[], list[Place]]
-) -> None:
-    """Start epochs of those who reach a key and whom somebody left, the farthest first: each makes stale what
-    the next one on the way was sealed to, until nobody is left."""
-    for _ in range(MAX_LEVELS):
-        found = find()
-        if not found:
-            return
-        lock_groups(session, policy, found)
-        for place in reversed(found):
-            holds = keyring is not None and place.owner in keyring
-            try:
-                # Whom nobody is in any more gets a key too that nobody has: the old one leads on.
-                start_epoch(session, policy, place, keyring if holds else None, for_nobody=True)
-            except TransactionConflictError:
-                raise
-            except EnvelopeError as error:
-                if keyring is not None:
-                    keyring.refuse(place.owner, error, altogether=False)
-                policy.emit(AuditEvent("grant_refused", place.owner_class.name))
-
-
-def find_left(session: Session, owner_class: OwnerClass, key_ids: Iterable[KeyId]) -> list[Place]:
-    """Of the owners that these keys of one class are granted to, directly or through others, those from whom
-    somebody was removed: until they have a new epoch, who left reaches these keys through the old one. The
-    nearest first. One statement for each class of grants on the way that leads on."""
-    found: dict[OwnerId, Place] = {}
-    names, frontier = Names(session), {owner_class: set(key_ids)}
-    seen = set(frontier[owner_class])
-    for _ in range(MAX_LEVELS):
-        reached: dict[OwnerClass, set[KeyId]] = {}
-        for of, keys in frontier.items():
-            for grant in of.grants_of if keys else ():
-                to = grant.to.owner_class
-                whole = [one for one in to.grants_of if one.scope is None]
-                if not whole:
-                    continue
-                for key_id, count in count_grants(session, whole, recipients_of(grant, keys)).items():
-                    if count.is_left:
-                        place = names.place(to, count.owner)
-                        found[place.owner] = place
-                    if key_id not in seen:
-                        reached.setdefault(to, set()).add(key_id)
-        frontier = reached
-        seen.update(*reached.values())
-        if not frontier:
-            break
-    return list(found.values())
-
-
 def grant_pending(session: Session, policy: Policy, keyring: Keyring, place: Place, key: StoredKey) -> None:
     """Seal a key to those to whom it was granted while nobody present held it."""
     opened = keyring.open(key.key_id)
@@ -658,6 +649,7 @@ def grant_pending(session: Session, policy: Policy, keyring: Keyring, place: Pla
         store = GrantStore(session, grant_class, policy.seals)
         waiting = store.load_of([key.key_id], GrantState.PENDING)
         to = [Recipient(grant_class, row_key, recipient) for _, row_key, recipient in waiting]
+        renew_left(session, policy, keyring, to)
         roots = roots_of(session, policy, to, strict=False)
         sealed, free = [], store.free([grant.grant_id for grant, _, _ in waiting])
         for grant, _, recipient in waiting:

@@ -14,7 +14,7 @@ from sqlalchemy import and_, exists, func, or_, select, union, union_all
 
 from sqlalchemy_envelope.crypto.sealing import SEALED_PREFIXES
 from sqlalchemy_envelope.keys.model import GrantState, KeyState, Purpose
-from sqlalchemy_envelope.orm.sharing.settle import find_left
+from sqlalchemy_envelope.orm.sharing.beyond import find_left
 from sqlalchemy_envelope.orm.sharing.ways import steps_from
 from sqlalchemy_envelope.orm.tables.grant_rows import count_query
 from sqlalchemy_envelope.orm.tables.key_rows import Rows, chunks, given, matches, raw, values_of
@@ -88,10 +88,13 @@ def _undone(owner_class: OwnerClass) -> list[Select[Any]]:
     keys = owner_class.key_class.__table__.alias()
     owners = [keys.c[column.key] for column in owner_class.owner_columns]
     mine = select(*owners).where(given(owners, "owners"))
-    past = [one.scope for one in owner_class.grants_of if one.scope is not None and one.history == "shared"]
-    is_past = and_(keys.c.purpose == Purpose.DATA, keys.c.state == KeyState.RETIRED, keys.c.scope.in_(past))
+    past = [one.scope for one in owner_class.grants_of if one.scope is not None]
+    is_past = and_(keys.c.purpose == Purpose.DATA, keys.c.scope.in_(past))
+    if any(one.scope is None and one.history == "from_join" for one in owner_class.grants_of):
+        is_past = or_(is_past, keys.c.purpose == Purpose.ROOT)
     counted = select(keys.c.key_id).where(
-        given(owners, "owners"), or_(keys.c.state == KeyState.ACTIVE, is_past)
+        given(owners, "owners"),
+        or_(keys.c.state == KeyState.ACTIVE, and_(keys.c.state == KeyState.RETIRED, is_past)),
     )
     is_sealed = func.substr(raw(keys.c.wrapped), 1, 1).in_(SEALED_PREFIXES)
     parts = [mine.where(is_sealed), _uncounted(owner_class, counted)]
@@ -168,4 +171,4 @@ def _left_beyond(session: Session, owner_class: OwnerClass, some: Sequence[Prima
         for part in chunks(some)
         for row in rows._rows(active.where(matches(owner_class.owner_columns, part)))
     ]
-    return find_left(session, owner_class, key_ids)
+    return [one.place for one in find_left(session, {owner_class: key_ids})]

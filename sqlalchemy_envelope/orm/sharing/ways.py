@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy_envelope.orm.sharing.settle import MAX_LEVELS
+from sqlalchemy_envelope.orm.sharing.beyond import MAX_LEVELS
 from sqlalchemy_envelope.orm.tables.grant_rows import load_granting_rows
 
 if TYPE_CHECKING:

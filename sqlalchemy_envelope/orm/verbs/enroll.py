@@ -219,7 +219,7 @@ def _write(
     _store(session, policy, there, kek, are_many=are_many, alone=alone)
     if new:
         _flush_owners(session, new)
-    _store(session, policy, others, kek, are_many=are_many, alone=False)
+    _store(session, policy, others, kek, are_many=are_many, alone=False, are_new=True)
     with session.no_autoflush:
         grant_existing(session, policy, {one.place: one.keys for one in there if one.place is not None})
 
@@ -252,11 +252,13 @@ def _store(
     *,
     are_many: bool,
     alone: bool,
+    are_new: bool = False,
 ) -> None:
     """Store owners' first keys, and what opens them.
 
     Raises:
-        AlreadyEnrolledError: one has keys that another transaction stored.
+        AlreadyEnrolledError: one has keys that another transaction stored, or those of an owner in whose
+            place its row was written.
     """
     for store, some in _by_class(session, policy, new):
         rows, owners = [], []
@@ -273,6 +275,11 @@ def _store(
         if lost:
             if not alone:
                 session.rollback()  # the others have keys, or its own columns were written under these
+            if are_new:
+                raise AlreadyEnrolledError(
+                    f"{named(lost[0], are_many)} has the primary key of an owner whose keys are still there: "
+                    "delete that one in a flush of its own."
+                )
             raise AlreadyEnrolledError(
                 f"{named(lost[0], are_many)} was enrolled by somebody else at the same moment; roll back and "
                 "unlock it."
@@ -303,6 +310,8 @@ def _unlocked(
         assert one.place is not None  # noqa: S101 - each was stored
         places.append(one.place)
         keyring.add(one.place.owner, one.keys)
+        for other in around:
+            other.make_way(session, one.place)
     unlocked = UnlockedSession(session, policy, places, keyring)
     # A server opens what its provider holds, as it opens any other: in its own time.
     holders = around if not is_held else [one for one in around if not one.on_demand]

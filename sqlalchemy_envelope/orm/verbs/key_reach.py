@@ -10,9 +10,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sqlalchemy_envelope.keys.model import KeyState, Purpose
-from sqlalchemy_envelope.orm.sharing.settle import MAX_LEVELS
+from sqlalchemy_envelope.orm.sharing.beyond import MAX_LEVELS
+from sqlalchemy_envelope.orm.sharing.rights import RightStore
 from sqlalchemy_envelope.orm.tables.key_rows import KeyStore
-from sqlalchemy_envelope.orm.verbs.grant_status import RightStore
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from sqlalchemy_envelope.keys.model import KeyId, StoredKey
     from sqlalchemy_envelope.orm.current.names import Names
     from sqlalchemy_envelope.orm.current.policy import Policy
+    from sqlalchemy_envelope.orm.sharing.rights import Right
     from sqlalchemy_envelope.orm.tables.owners import GrantClass, OwnerClass, Place
-    from sqlalchemy_envelope.orm.verbs.grant_status import Right
 
     Held = Mapping[Place, Collection[KeyId]]
 

@@ -15,8 +15,8 @@ from sqlalchemy_envelope.orm.current import context
 from sqlalchemy_envelope.orm.current.audit import AuditEvent
 from sqlalchemy_envelope.orm.current.names import Names
 from sqlalchemy_envelope.orm.current.policy import note_policy
+from sqlalchemy_envelope.orm.sharing.beyond import MAX_LEVELS
 from sqlalchemy_envelope.orm.sharing.epochs import start_epoch
-from sqlalchemy_envelope.orm.sharing.settle import MAX_LEVELS
 from sqlalchemy_envelope.orm.tables.grant_rows import GrantStore
 from sqlalchemy_envelope.orm.tables.key_rows import KeyStore
 from sqlalchemy_envelope.orm.tables.owners import Place

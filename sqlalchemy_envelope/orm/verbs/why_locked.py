@@ -26,9 +26,11 @@ from sqlalchemy_envelope.orm.current.policy import note_policy
 from sqlalchemy_envelope.orm.reading.opener import open_bytes
 from sqlalchemy_envelope.orm.sessions.server import ServerSession
 from sqlalchemy_envelope.orm.sessions.write_only import WriteOnlySession
+from sqlalchemy_envelope.orm.sharing.rights import GrantStanding, KindStore
+from sqlalchemy_envelope.orm.tables.followed import leader_of
 from sqlalchemy_envelope.orm.tables.key_rows import KeyStore
 from sqlalchemy_envelope.orm.verbs.asked_values import asked_for, values_of
-from sqlalchemy_envelope.orm.verbs.grant_status import GrantStanding, KindStore, OwnerName, statuses_of
+from sqlalchemy_envelope.orm.verbs.grant_status import OwnerName, statuses_of
 from sqlalchemy_envelope.orm.verbs.key_reach import active_roots, closure, ways_to
 from sqlalchemy_envelope.orm.verbs.lock_answer import WhyLocked
 from sqlalchemy_envelope.orm.verbs.owner_keys import locate_enrolled
@@ -41,6 +43,7 @@ if TYPE_CHECKING:
     from sqlalchemy_envelope.keys.model import KeyId, StoredKey
     from sqlalchemy_envelope.orm.current.policy import Policy
     from sqlalchemy_envelope.orm.sessions.unlocked import UnlockedSession
+    from sqlalchemy_envelope.orm.sharing.rights import Right
     from sqlalchemy_envelope.orm.tables.owners import Place
     from sqlalchemy_envelope.orm.verbs.asked_values import AskedValue
     from sqlalchemy_envelope.orm.verbs.grant_status import GrantStatus
@@ -198,7 +201,7 @@ class _Search:
         if grants:
             said = (
                 f"is locked: {grants[0]}. No flush added that row, or it named somebody else when it was "
-                "added. Delete it, and add it as an object."
+                f"added. {_how_cured(ways[0].blocked or ways[0].right)}"
             )
             return _because(value, LockReason.VOID, said, grant=grants[0])
         classes = [one for one in place.owner_class.grants_of if one.scope in (None, value.scope)]
@@ -307,6 +310,14 @@ def _would_open(way: Way, keys: Sequence[StoredKey], wanted: KeyId | None, scope
     whole = way.right.grant.scope is None
     due.update(active_roots(keys) if whole else filter(None, [_active(keys, scope)]))
     return wanted in closure(keys, due)
+
+
+def _how_cured(right: Right) -> str:
+    leader = leader_of(right.grant)
+    if leader is None:
+        return "Delete it, and add it as an object."
+    name = leader.mapper.class_.__name__
+    return f"Delete the {name} that it follows, and add that as an object."
 
 
 def _how_fulfilled(grant: GrantStatus) -> str:

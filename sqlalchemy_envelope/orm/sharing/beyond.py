@@ -1,0 +1,156 @@
+"""Who reaches a key beyond the owners that it is granted to: the members of a group that is a member, and so
+on.
+
+Somebody who left such a group reaches the key through the group's old one, until the group has a new epoch.
+Epochs start at the far end: each makes stale what the next group on the way was sealed to, and an epoch that
+started before would have to start again.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from sqlalchemy_envelope.exceptions import EnvelopeError, TransactionConflictError
+from sqlalchemy_envelope.orm.current.audit import AuditEvent
+from sqlalchemy_envelope.orm.current.names import Names
+from sqlalchemy_envelope.orm.sharing.epochs import start_epoch
+from sqlalchemy_envelope.orm.sharing.locking import lock_groups
+from sqlalchemy_envelope.orm.tables.grant_rows import count_grants, recipients_of
+from sqlalchemy_envelope.orm.tables.key_rows import KeyStore
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable, Mapping
+
+    from sqlalchemy.orm import Session
+
+    from sqlalchemy_envelope.keys.keyring import Keyring, OwnerId
+    from sqlalchemy_envelope.keys.model import KeyId, OpenedKey
+    from sqlalchemy_envelope.orm.current.policy import Policy
+    from sqlalchemy_envelope.orm.sharing.epochs import Recipient
+    from sqlalchemy_envelope.orm.tables.owners import OwnerClass, Place
+
+    Keys = Mapping[OwnerClass, Collection[KeyId]]
+
+MAX_LEVELS = 8
+"""Most grants from an unlocked owner to another: groups in groups in groups."""
+
+
+class Left(NamedTuple):
+    """An owner from whom somebody was removed.
+
+    Attributes:
+        key_id: the root key that a new one is to replace.
+        level: how many grants lead from the keys in question to this owner, by the longest way.
+    """
+
+    place: Place
+    key_id: KeyId
+    level: int
+
+
+def by_class(keys: Iterable[tuple[Place, KeyId]]) -> dict[OwnerClass, set[KeyId]]:
+    """Keys by the class of their owners."""
+    found: dict[OwnerClass, set[KeyId]] = {}
+    for place, key_id in keys:
+        found.setdefault(place.owner_class, set()).add(key_id)
+    return found
+
+
+def find_left(
+    session: Session, keys: Keys, also: Collection[KeyId] = (), *, themselves: bool = False
+) -> list[Left]:
+    """Of the owners that these keys are granted to, directly or through others, those from whom somebody was
+    removed, and those whose root keys are named in `also`. The farthest first, each once. One statement for
+    each class of grants on the way that leads on.
+
+    Args:
+        session, keys, also: what is asked.
+        themselves: these are root keys, and their owners are asked about as well.
+    """
+    found: dict[KeyId, Left] = {}
+    names, frontier = Names(session), {of: set(some) for of, some in keys.items()}
+    for of, some in frontier.items() if themselves else ():
+        whole = [one for one in of.grants_of if one.scope is None]
+        for key_id, count in count_grants(session, whole, some).items() if whole else ():
+            if count.is_left:
+                found[key_id] = Left(names.place(of, count.owner), key_id, -1)
+    for level in range(MAX_LEVELS):
+        reached: dict[OwnerClass, set[KeyId]] = {}
+        for of, some in frontier.items():
+            for grant in of.grants_of if some else ():
+                to = grant.to.owner_class
+                whole = [one for one in to.grants_of if one.scope is None]
+                if not whole:
+                    continue
+                for key_id, count in count_grants(session, whole, recipients_of(grant, some)).items():
+                    if count.is_left or key_id in also:
+                        found[key_id] = Left(names.place(to, count.owner), key_id, level)
+                    reached.setdefault(to, set()).add(key_id)
+        frontier = reached
+        if not frontier:
+            break
+    return sorted(found.values(), key=lambda one: -one.level)
+
+
+def renew_beyond(
+    session: Session,
+    policy: Policy,
+    keyring: Keyring | None,
+    keys: Keys,
+    vouching: Mapping[KeyId, OpenedKey] | None = None,
+    *,
+    themselves: bool = False,
+) -> None:
+    """Start epochs of those who reach these keys and whom somebody left, or whose root key another one has to
+    vouch for. One level at a time, for an epoch may make owners stale that are nearer: each has one epoch."""
+    done: set[OwnerId] = set()
+    vouching = vouching or {}
+    while True:
+        found = [
+            one
+            for one in find_left(session, keys, vouching, themselves=themselves)
+            if one.place.owner not in done
+        ]
+        if not found:
+            return
+        lock_groups(session, policy, [one.place for one in found])
+        for place, key_id, level in found:
+            if level < found[0].level:
+                break
+            done.add(place.owner)
+            holds = keyring is not None and place.owner in keyring
+            try:
+                # Whom nobody is in any more gets a key too that nobody has: the old one leads on.
+                start_epoch(
+                    session,
+                    policy,
+                    place,
+                    keyring if holds else None,
+                    vouching=vouching.get(key_id),
+                    instead_of=key_id,
+                    for_nobody=True,
+                )
+            except TransactionConflictError:
+                raise
+            except EnvelopeError as error:
+                if keyring is not None:
+                    keyring.refuse(place.owner, error, altogether=False)
+                policy.emit(AuditEvent("grant_refused", place.owner_class.name))
+
+
+def renew_left(
+    session: Session, policy: Policy, keyring: Keyring | None, recipients: Iterable[Recipient]
+) -> None:
+    """Before a key is sealed to groups: start epochs of those from whom somebody was removed, and of those
+    who reach them. Who left would open by the old key of the group what they never had a right to."""
+    groups: dict[OwnerClass, set[tuple[Any, ...]]] = {}
+    for one in recipients:
+        owner_class = one.grant_class.to.owner_class
+        if any(grant.scope is None for grant in owner_class.grants_of):
+            groups.setdefault(owner_class, set()).add(one.primary_key)
+    keys: dict[OwnerClass, set[KeyId]] = {}
+    for owner_class, primary_keys in groups.items():
+        roots = KeyStore(session, owner_class, policy.seals).load_active_roots(list(primary_keys))
+        keys[owner_class] = {one.stored.key_id for one in roots.values()}
+    if keys:
+        renew_beyond(session, policy, keyring, keys, themselves=True)

@@ -1,0 +1,982 @@
+"""A state machine over people, crews in fleets, watches, two scopes, both histories, with server keys and
+without: what each person can read is compared with a plain model of what they may and must, and so is what
+those open who kept all keys that they ever had.
+
+`ENVELOPE_MACHINE_RUNS=2000` runs it so many times, of up to 20 steps, at random. Without it there are a
+twentieth of these, of up to 8 steps, and always the same.
+"""
+
+from __future__ import annotations
+
+import os
+from contextvars import Context
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+from uuid import UUID
+
+import pytest
+import sqlalchemy as sa
+from hypothesis import HealthCheck, Phase, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from sqlalchemy import Engine, StaticPool, create_engine, select, text
+from sqlalchemy.orm import Session
+
+from sqlalchemy_envelope import (
+    Envelope,
+    EnvelopeError,
+    KdfProfile,
+    LockedError,
+    ServerKeyring,
+    UnlockedSession,
+    enforce_foreign_keys,
+)
+from sqlalchemy_envelope.crypto.secret import KeyBytes
+from sqlalchemy_envelope.keys.keyring import Keyring
+from sqlalchemy_envelope.keys.model import OpenedKey
+from sqlalchemy_envelope.orm.current.names import Names
+from sqlalchemy_envelope.orm.sharing.invariants import violations
+from sqlalchemy_envelope.orm.sharing.settle import follow_grants
+from sqlalchemy_envelope.orm.tables.key_rows import KeyStore
+from sqlalchemy_envelope.orm.tables.owners import owner_class_of
+from tests.orm.sharing_world import (
+    COLUMNS,
+    GRANTS,
+    PAGES,
+    WORLD_OWNERS,
+    Crew,
+    CrewSeat,
+    Fleet,
+    FleetPlace,
+    Owner,
+    Person,
+    Plain,
+    ProfileShown,
+    Right,
+    Value,
+    Watch,
+    WatchGuest,
+    WatchSeat,
+    WorldBase,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+RUNS = os.environ.get("ENVELOPE_MACHINE_RUNS", "")
+NAMES = ("ann", "bob", "cat", "dan")
+MOST = {Crew: 3, Fleet: 2, Watch: 2}
+"""Of groups: fewer meet more often."""
+SERVER_KEY = b"\x05" * 32
+BY = st.sampled_from([None, *NAMES])
+ENDINGS = st.sampled_from(["commit", "commit", "commit", "commit", "rollback", "savepoint"])
+
+_engine: list[Engine] = []
+_templates: dict[bool, bytes] = {}
+
+
+def secret_of(person: Owner) -> str:
+    """What opens a person's keys."""
+    return f"the secret of {person.name}"
+
+
+def make_envelope(is_sealed: bool) -> Envelope:
+    """With row seals, or with the same key as a provider and no more."""
+    keys = ServerKeyring([SERVER_KEY])
+    profile = KdfProfile.unsafe_for_tests()
+    if is_sealed:
+        return Envelope(kdf_profile=profile, server_keys=keys)
+    return Envelope(kdf_profile=profile, providers={"server": keys})
+
+
+@dataclass(eq=False)
+class Kept:
+    """An unlocked session that somebody leaves open, in a context of its own."""
+
+    session: Session
+    unlocked: UnlockedSession
+    context: Context
+    reads: set[str]
+    holds: set[Owner]
+
+
+class World:
+    """The database, and those who come to it; in step with the plain model of what they may."""
+
+    def __init__(self, is_sealed: bool) -> None:
+        self.plain = Plain()
+        self.envelope = make_envelope(is_sealed)
+        self.engine = self._start(is_sealed)
+        self.kept: dict[Owner, Kept] = {}
+        self.memory: dict[Owner, dict[UUID, tuple[bytes, OpenedKey]]] = {}
+        """Every key that each one ever opened."""
+        self.count = 0
+        people = [Owner(Person, number, name) for number, name in enumerate(NAMES, 1)]
+        people[-1].is_enrolled = False
+        ann, bob, _, _ = self.plain.people = people
+        crew, fleet, watch = self.plain.groups = [
+            Owner(kind, 1, f"{kind.__name__} 1") for kind in (Crew, Fleet, Watch)
+        ]
+        for grant, of, to in [
+            (CrewSeat, crew, ann), (CrewSeat, crew, bob), (FleetPlace, fleet, crew), (WatchSeat, watch, ann),
+        ]:  # fmt: skip
+            self.plain.rights.append(Right(grant, of, to, 0, 0, (of, to)))
+
+    def _start(self, is_sealed: bool) -> Engine:
+        """Four people, one of them without keys; two in a crew, which is in a fleet; and a watch of one."""
+        if not _engine:
+            _engine.append(create_engine("sqlite://", poolclass=StaticPool))
+            enforce_foreign_keys(_engine[0])
+        engine = _engine[0]
+        if is_sealed not in _templates:
+            WorldBase.metadata.drop_all(engine)
+            WorldBase.metadata.create_all(engine)
+            with Session(engine) as session:
+                people = [Person(name=name) for name in NAMES]
+                session.add_all(people)
+                for person, name in zip(people[:3], NAMES, strict=False):
+                    self.envelope.enroll(session, person, secret=f"the secret of {name}")
+                session.commit()
+                with self.envelope.unlock(session, people[0], secret=f"the secret of {NAMES[0]}"):
+                    groups = [Crew(), Fleet(), Watch()]
+                    for group in groups:
+                        self.envelope.enroll(session, group)
+                    session.add_all([
+                        CrewSeat(of_id=1, to_id=1), CrewSeat(of_id=1, to_id=2),
+                        FleetPlace(of_id=1, to_id=1), WatchSeat(of_id=1, to_id=1),
+                    ])  # fmt: skip
+                    session.commit()
+            with engine.connect() as connection:
+                _templates[is_sealed] = connection.connection.driver_connection.serialize()  # type: ignore[union-attr]
+        with engine.connect() as connection:
+            connection.connection.driver_connection.deserialize(_templates[is_sealed])  # type: ignore[union-attr]
+        return engine
+
+    # Who comes to it
+
+    def come(self, by: Owner | None, work: Callable[[Session], None], *, keep: bool = False) -> None:
+        """Run this in a session that somebody has unlocked: just now, or long ago if they keep one open."""
+        kept = self.kept.get(by) if by is not None and keep else None
+        if kept is not None:
+            kept.context.run(work, kept.session)
+            return
+        with Session(self.engine) as session:
+            self.envelope.attach(session)
+            if by is None:
+                work(session)
+                return
+            with self.unlock(session, by) as unlocked:
+                work(session)
+                self.remember(by, unlocked)
+
+    def unlock(self, session: Session, person: Owner) -> UnlockedSession:
+        """Somebody's unlocked session, not entered yet."""
+        return self.envelope.unlock(session, session.get_one(Person, person.id), secret=secret_of(person))
+
+    def change(
+        self,
+        change: Callable[[Session], None],
+        by: Owner | None = None,
+        *,
+        keep: bool = False,
+        ending: str = "commit",
+    ) -> bool:
+        """Change something; tells whether that was committed. What was rolled back leaves no trace."""
+
+        def work(session: Session) -> None:
+            try:
+                if ending == "savepoint":
+                    with session.begin_nested() as nested:
+                        change(session)
+                        session.flush()
+                        nested.rollback()
+                else:
+                    change(session)
+                    session.flush()
+                    session.commit() if ending == "commit" else session.rollback()
+            except BaseException:
+                session.rollback()
+                raise
+            if ending != "commit" and by is not None:
+                self.compare(by, self.read(session), keep=keep)
+            session.commit()
+
+        self.come(by, work, keep=keep)
+        return ending == "commit"
+
+    def passed(self, by: Owner | None = None, *, keep: bool = False, by_flush: bool = True) -> None:
+        """Something is about to be noted as committed, by a flush of somebody who unlocked for it."""
+        self.plain.now += 1
+        if by is not None and by_flush and not (keep and by in self.kept):
+            self.plain.settled_by(by)
+
+    def noted(self) -> None:
+        """It is noted: who keeps keys open may have lost the right to some."""
+        self.plain.came_to_pass()
+        for person, kept in self.kept.items():
+            kept.holds = {one for one in kept.holds if self.plain.holds(person, one, surely=True)}
+            kept.holds &= set(self.plain.owners())
+
+    # What they read
+
+    def read(self, session: Session) -> set[str]:
+        """What opens in a session."""
+        session.expire_all()
+        found = set()
+        for kind, page in PAGES.items():
+            for row in session.scalars(select(page)):
+                for column in COLUMNS[kind]:
+                    try:
+                        value = getattr(row, column)
+                    except LockedError:
+                        continue
+                    if value is not None:
+                        found.add(value)
+        return found
+
+    def compare(self, person: Owner, found: set[str], *, keep: bool = False) -> None:
+        """What somebody reads with what they must and may."""
+        kept = self.kept.get(person) if keep else None
+        there = {one.text for one in self.plain.values}
+        must = self.plain.must_read(person) if kept is None else kept.reads & there
+        may = self.plain.ever.get(person, set()) & there
+
+        assert must - found == set(), f"{person} cannot read what they must"
+        assert found - may == set(), f"{person} reads what they may not"
+
+    def look(self, person: Owner, *, keep: bool = False, settle: bool = False) -> None:
+        """Somebody comes and reads everything."""
+
+        def work(session: Session) -> None:
+            if settle:
+                self.envelope.settle(session)
+            self.compare(person, self.read(session), keep=keep)
+            session.commit()
+
+        if settle:
+            self.passed(person, keep=keep)
+        self.come(person, work, keep=keep)
+        if settle:
+            self.noted()
+
+    # What they keep
+
+    def remember(self, person: Owner, unlocked: UnlockedSession) -> None:
+        """Keep every key that somebody can open."""
+        keyring, memory = unlocked.keyring, self.memory.setdefault(person, {})
+        for owner in keyring:
+            for key in keyring.keys_of(owner):
+                if key.key_id not in memory:
+                    opened = keyring.open(key.key_id)
+                    if opened is not None:
+                        memory[key.key_id] = (owner, OpenedKey(opened.stored, KeyBytes(opened.key.buffer)))
+
+    def before_removal(self, rights: list[Right]) -> None:
+        """Whoever is about to lose something keeps what they have."""
+        for person in self.plain.people:
+            if person.is_enrolled and any(
+                one.to is person or self.plain.holds(person, one.to, surely=False) for one in rights
+            ):
+                with Session(self.engine) as session, self.unlock(session, person) as unlocked:
+                    unlocked.follow_all(session)
+                    self.remember(person, unlocked)
+                    session.commit()
+
+    def spy(self, person: Owner) -> None:
+        """With everything that somebody kept, and everything that is in the tables, no value opens that was
+        written while they had no right to it."""
+        keyring, opened = Keyring(), set()
+        with Session(self.engine) as session:
+            self.envelope.attach(session)
+            names, seals, places = Names(session), self.envelope.policy.seals, []
+            for owner, key in self.memory.get(person, {}).values():
+                keyring.add(owner, [OpenedKey(key.stored, KeyBytes(key.key.buffer))])
+            for one in self.plain.owners():
+                owner_class = owner_class_of(one.kind.__table__)
+                assert owner_class is not None
+                place = names.place(owner_class, (one.id,))
+                rows = KeyStore(session, owner_class, seals).load([(one.id,)])
+                keyring.add_stored(place.owner, [row.stored for row in rows])
+                places.append(place)
+            follow_grants(session, self.envelope.policy, keyring, places)
+            session.commit()
+        with self.engine.connect() as connection:
+            for value in self.plain.values:
+                table = PAGES[value.owner.kind].__tablename__
+                blob = connection.exec_driver_sql(
+                    f"SELECT {value.column} FROM {table} WHERE id = ?", (value.row,)
+                ).scalar_one()
+                try:
+                    is_open = keyring.open(UUID(bytes=blob[1:17])) is not None
+                except EnvelopeError:
+                    is_open = False
+                if is_open:
+                    opened.add(value.text)
+        keyring.wipe()
+        may = self.plain.ever.get(person, set())
+
+        assert opened - may == set(), f"{person} kept what opens this"
+
+    # What they do
+
+    def enroll(self, person: Owner) -> None:
+        """Somebody gets keys."""
+
+        def work(session: Session) -> None:
+            self.envelope.enroll(session, session.get_one(Person, person.id), secret=secret_of(person))
+
+        self.change(work)
+        self.passed()
+        person.is_enrolled = True
+        self.noted()
+
+    def found(self, kind: type[Any], by: Owner, grant: type[Any], to: Owner, **options: Any) -> Owner | None:
+        """Somebody founds a group, and puts in somebody first; the group, if it is committed."""
+        keep, ending = options.get("keep", False), options.get("ending", "commit")
+        made: list[int] = []
+
+        def work(session: Session) -> None:
+            group = kind()
+            provider = "server" if options.get("has_provider") else None
+            self.envelope.enroll(session, group, provider=provider)
+            made.append(group.id)
+            session.add(grant(of_id=group.id, to_id=to.id))
+
+        if not self.change(work, by, keep=keep, ending=ending):
+            return None
+        self.passed(by, keep=keep)
+        self.count += 1
+        group = Owner(kind, made[0], f"{kind.__name__} {made[0]}", True, options.get("has_provider", False))
+        now = self.plain.now
+        self.plain.groups.append(group)
+        self.plain.rights.append(Right(grant, group, to, now, now, (group, to)))
+        self.noted()
+        if by in self.kept and keep:
+            self.kept[by].holds.add(group)
+        return group
+
+    def add(
+        self,
+        grant: type[Any],
+        of: Owner,
+        to: Owner,
+        by: Owner | None = None,
+        *,
+        keep: bool = False,
+        ending: str = "commit",
+        way: str = "object",
+    ) -> None:
+        """A granting row is added."""
+
+        def work(session: Session) -> None:
+            if way == "collection" and grant is CrewSeat:
+                crew = session.get_one(Crew, of.id)
+                crew.seats.append(CrewSeat(to_id=to.id))
+            else:
+                session.add(grant(of_id=of.id, to_id=to.id))
+
+        if self.change(work, by, keep=keep, ending=ending):
+            self.passed(by, keep=keep)
+            self.plain.rights.append(Right(grant, of, to, self.plain.now, None, (of, to)))
+            self._was_granted(self.plain.rights[-1], by, keep=keep)
+            self.noted()
+
+    def _was_granted(self, right: Right, by: Owner | None, *, keep: bool) -> None:
+        """Whether a row that a flush has just written surely leads to the key."""
+        is_held = by is not None and self.plain.holds(by, right.of, surely=True)
+        if by is not None and by in self.kept and keep:
+            is_held = is_held and (right.of is by or right.of in self.kept[by].holds)
+        if right.to.is_enrolled and (is_held or not right.has_past):
+            right.sure = self.plain.now
+
+    def _row(self, right: Right) -> Any:
+        return right.grant.of_id == right.of.id, right.grant.to_id == right.to.id
+
+    def remove(
+        self,
+        right: Right,
+        by: Owner | None = None,
+        *,
+        keep: bool = False,
+        ending: str = "commit",
+        way: str = "object",
+    ) -> None:
+        """A granting row is deleted."""
+        self.before_removal([right])
+        table = right.grant.__tablename__
+        keys = {"of_id": right.of.id, "to_id": right.to.id}
+
+        def work(session: Session) -> None:
+            if way == "sql":
+                session.execute(text(f"DELETE FROM {table} WHERE of_id = :of_id AND to_id = :to_id"), keys)
+            elif way == "bulk":
+                session.execute(sa.delete(right.grant).where(*self._row(right)))
+            elif way == "collection" and right.grant is CrewSeat:
+                crew = session.get_one(Crew, right.of.id)
+                crew.seats.remove(next(one for one in crew.seats if one.to_id == right.to.id))
+            else:
+                session.delete(session.scalars(select(right.grant).where(*self._row(right))).one())
+
+        if self.change(work, by, keep=keep, ending=ending):
+            self.passed(by, keep=keep, by_flush=way not in ("sql", "bulk"))
+            self.plain.rights.remove(right)
+            self.noted()
+
+    def move(
+        self,
+        right: Right,
+        of: Owner,
+        to: Owner,
+        by: Owner | None = None,
+        *,
+        keep: bool = False,
+        ending: str = "commit",
+        way: str = "object",
+    ) -> None:
+        """A granting row is made to say something else."""
+        self.before_removal([right])
+        table = right.grant.__tablename__
+        keys = {"of_id": right.of.id, "to_id": right.to.id, "new_of": of.id, "new_to": to.id}
+
+        def work(session: Session) -> None:
+            if way == "sql":
+                statement = f"UPDATE {table} SET of_id = :new_of, to_id = :new_to"
+                session.execute(text(f"{statement} WHERE of_id = :of_id AND to_id = :to_id"), keys)
+            else:
+                row = session.scalars(select(right.grant).where(*self._row(right))).one()
+                row.of_id, row.to_id = of.id, to.id
+
+        if self.change(work, by, keep=keep, ending=ending):
+            self.passed(by, keep=keep, by_flush=way != "sql")
+            right.of, right.to = of, to
+            if way != "sql":
+                right.joined, right.sure, right.made = self.plain.now, None, (of, to)
+                self._was_granted(right, by, keep=keep)
+            self.noted()
+
+    def delete(self, group: Owner, by: Owner | None = None, *, way: str = "object", **options: Any) -> None:
+        """A group is deleted, with all that hangs on it."""
+        self.before_removal([one for one in self.plain.rights if group in (one.of, one.to)])
+
+        def work(session: Session) -> None:
+            if way == "sql":
+                session.execute(
+                    text(f"DELETE FROM {group.kind.__tablename__} WHERE id = :id"), {"id": group.id}
+                )
+            else:
+                session.delete(session.get_one(group.kind, group.id))
+
+        if self.change(work, by, **options):
+            self.passed(by, keep=options.get("keep", False), by_flush=way != "sql")
+            self.plain.delete(group)
+            self.noted()
+
+    def write(
+        self,
+        owner: Owner,
+        by: Owner | None = None,
+        *,
+        column: str = "text",
+        how: str = "unlocked",
+        keep: bool = False,
+        ending: str = "commit",
+    ) -> None:
+        """A value is written for an owner: by somebody, by a server, or while its owner is locked. Whoever
+        has no right to the key is refused."""
+        self.count += 1
+        written, made = f"text {self.count}", []
+
+        def work(session: Session) -> None:
+            row = PAGES[owner.kind](owner_id=owner.id, **{column: written})
+            session.add(row)
+            session.flush()
+            made.append(row.id)
+
+        must, may = self._writes(owner, by, column, how, keep=keep)
+        try:
+            is_done = self._write(work, by, how, keep=keep, ending=ending)
+        except EnvelopeError:
+            assert not must, "a value is refused that may be written"
+            return
+        assert may, "a value is written by somebody without the key"
+        if is_done:
+            self.passed(by, keep=keep)
+            value = Value(owner, column, made[0], written, self.plain.now, how == "write_only")
+            self.plain.values.append(value)
+            self.noted()
+
+    def _writes(
+        self, owner: Owner, by: Owner | None, column: str, how: str, *, keep: bool
+    ) -> tuple[bool, bool]:
+        """Whether a value must, and may, be written."""
+        if how == "write_only":
+            return True, True
+        if how == "server":
+            return owner.has_provider, owner.has_provider
+        assert by is not None
+        may = self.plain.holds(by, owner, surely=False, column=column)
+        if owner.kind is Person:
+            return owner is by, may
+        if keep and by in self.kept:
+            return owner in self.kept[by].holds, may
+        return self.plain.holds(by, owner, surely=True), may
+
+    def _write(
+        self, work: Callable[[Session], None], by: Owner | None, how: str, *, keep: bool, ending: str
+    ) -> bool:
+        def beside(session: Session) -> None:
+            if how == "write_only":
+                around: Any = self.envelope.write_only(session)
+            else:
+                around = self.envelope.server_mode(session, reason="the machine")
+            with around:
+                work(session)
+
+        if how == "unlocked":
+            return self.change(work, by, keep=keep, ending=ending)
+        return self.change(beside, ending=ending)
+
+    def rewrite(self, value: Value, owner: Owner, by: Owner, *, ending: str = "commit") -> None:
+        """Somebody writes a value anew, or gives its row to another owner."""
+        self.count += 1
+        written = f"text {self.count}"
+
+        def work(session: Session) -> None:
+            row = session.get_one(PAGES[value.owner.kind], value.row)
+            setattr(row, value.column, written)
+            row.owner_id = owner.id
+
+        if self.change(work, by, ending=ending):
+            self.passed(by)
+            value.owner, value.text, value.at, value.is_sealed = owner, written, self.plain.now, False
+            self.noted()
+
+    def keep(self, person: Owner, *, settle: bool) -> None:
+        """Somebody unlocks, and stays."""
+        session, context = Session(self.engine), Context()
+        unlocked = self.unlock(session, person)
+        context.run(unlocked.__enter__)
+        self.kept[person] = Kept(session, unlocked, context, set(), set())
+        if settle:
+            self.passed()
+            self.plain.settled_by(person)
+            unlocked.settle()
+        reads = context.run(self.read, session)
+        session.commit()
+        self.remember(person, unlocked)
+        self.noted()
+        self.compare(person, reads)
+        holds = {one for one in self.plain.owners() if self.plain.holds(person, one, surely=True)}
+        self.kept[person].reads, self.kept[person].holds = reads, holds
+
+    def leave(self, person: Owner) -> None:
+        """Somebody locks what they kept open: nothing opens there any more."""
+        kept = self.kept.pop(person)
+        self.remember(person, kept.unlocked)
+        kept.context.run(kept.unlocked.__exit__, None, None, None)
+
+        assert self.read(kept.session) == set()
+        kept.session.close()
+
+    def change_keys(self, person: Owner) -> None:
+        """Somebody lets a server in and out again, and so gets a new root key."""
+
+        def work(session: Session) -> None:
+            row = session.get_one(Person, person.id)
+            self.envelope.add_provider(session, row, provider="server")
+            self.envelope.remove_provider(session, row, provider="server")
+
+        self.change(work, person)
+        self.passed(person)
+        self.noted()
+
+    def shut_server_out(self, group: Owner, by: Owner) -> None:
+        """A group's provider loses its slot."""
+
+        def work(session: Session) -> None:
+            self.envelope.remove_provider(session, session.get_one(group.kind, group.id), provider="server")
+
+        self.change(work, by)
+        self.passed(by)
+        group.has_provider = False
+        self.noted()
+
+    def settle_all(self) -> None:
+        """A job settles what the server has slots of."""
+        self.plain.now += 1
+        for kind in (Crew, Fleet, Watch):
+            with Session(self.engine) as session:
+                for _ in self.envelope.settle_all(session, kind, provider="server", reason="the machine"):
+                    session.commit()
+        for group in self.plain.groups:
+            if group.has_provider:
+                self.plain.settled_of(group)
+        self.noted()
+
+    # What holds
+
+    def broken(self, *, is_settled: bool = False) -> list[str]:
+        """The rules that do not hold."""
+        with Session(self.engine) as session:
+            self.envelope.attach(session)
+            return violations(session, WORLD_OWNERS, settled=is_settled)
+
+    def everybody_settles(self) -> None:
+        """All settle, as often as it takes: everything is in order then, and read by who may."""
+        people = [one for one in self.plain.people if one.is_enrolled]
+        for _ in range(3):
+            if any(one.has_provider for one in self.plain.groups):
+                self.settle_all()
+            for person in people:
+                self.passed(person)
+                self.come(person, self._settle)
+                self.noted()
+            broken = self.broken(is_settled=True)
+            if not broken:
+                break
+
+        assert broken == []
+        for person in people:
+            self.look(person)
+            self.spy(person)
+
+    def _settle(self, session: Session) -> None:
+        self.envelope.settle(session)
+        session.commit()
+
+    def end(self) -> None:
+        """Everything is left."""
+        for kept in self.kept.values():
+            kept.context.run(kept.unlocked.__exit__, None, None, None)
+            kept.session.close()
+
+
+class SharingMachine(RuleBasedStateMachine):
+    """People come and go, by objects and by SQL, with keys at hand and without, and roll back."""
+
+    @initialize(is_sealed=st.booleans())
+    def start(self, is_sealed: bool) -> None:
+        self.world = World(is_sealed)
+        self.looked_at = self.settled_at = 0
+
+    @property
+    def plain(self) -> Plain:
+        """The model."""
+        return self.world.plain
+
+    def _person(self, name: str | None) -> Owner | None:
+        found = next((one for one in self.plain.people if one.name == name), None)
+        return found if found is not None and found.is_enrolled else None
+
+    @precondition(lambda self: not self.plain.people[-1].is_enrolled)
+    @rule()
+    def enroll(self) -> None:
+        self.world.enroll(self.plain.people[-1])
+
+    @rule(
+        data=st.data(), kind=st.sampled_from([Crew, Fleet, Watch]), name=st.sampled_from(NAMES),
+        keep=st.booleans(), has_provider=st.booleans(), ending=ENDINGS,
+    )  # fmt: skip
+    def found(
+        self, data: st.DataObject, kind: type[Any], name: str, keep: bool, has_provider: bool, ending: str
+    ) -> None:
+        by = self._person(name)
+        if by is None or len(self.plain.owners(kind)) >= MOST[kind]:
+            return
+        crews = [one for one in self.plain.owners(Crew) if self.plain.holds(by, one, surely=True)]
+        if keep and by in self.world.kept:
+            crews = [one for one in crews if one in self.world.kept[by].holds]
+        choices = {
+            Crew: [(CrewSeat, by)],
+            Fleet: [(FleetPlace, crew) for crew in crews],
+            Watch: [(WatchSeat, by), *((WatchGuest, crew) for crew in crews)],
+        }[kind]
+        if not choices:
+            return
+        grant, to = data.draw(st.sampled_from(choices))
+        options = {"keep": keep, "has_provider": has_provider, "ending": ending}
+        self.world.found(kind, by, grant, to, **options)
+
+    @rule(
+        data=st.data(), name=BY, keep=st.booleans(), ending=ENDINGS,
+        grant=st.sampled_from(list(GRANTS)), way=st.sampled_from(["object", "collection"]),
+    )  # fmt: skip
+    def add(
+        self, data: st.DataObject, name: str | None, keep: bool, ending: str, grant: type[Any], way: str
+    ) -> None:
+        of_kind, to_kind = GRANTS[grant]
+        choices = [
+            (of, to)
+            for of in self.plain.owners(of_kind)
+            for to in self.plain.owners(to_kind)
+            if of.is_enrolled and not self.plain.is_there(grant, of, to)
+        ]
+        if choices:
+            of, to = data.draw(st.sampled_from(choices))
+            self.world.add(grant, of, to, self._person(name), keep=keep, ending=ending, way=way)
+
+    @rule(
+        data=st.data(), name=BY, keep=st.booleans(), ending=ENDINGS,
+        way=st.sampled_from(["object", "collection", "sql", "bulk"]),
+    )  # fmt: skip
+    def remove(self, data: st.DataObject, name: str | None, keep: bool, ending: str, way: str) -> None:
+        choices = self.plain.removable(self.plain.rights)
+        if choices:
+            right = data.draw(st.sampled_from(choices))
+            self.world.remove(right, self._person(name), keep=keep, ending=ending, way=way)
+
+    @rule(data=st.data(), name=BY, keep=st.booleans(), ending=ENDINGS, way=st.sampled_from(["object", "sql"]))
+    def move(self, data: st.DataObject, name: str | None, keep: bool, ending: str, way: str) -> None:
+        choices = []
+        for right in self.plain.removable(self.plain.rights):
+            if way == "sql" and (right.sure is None or right.is_void):
+                # With row seals the one stays pending, and the other void when it says again what it said;
+                # without them both are granted.
+                continue
+            of_kind, to_kind = GRANTS[right.grant]
+            ends = [(of, right.to) for of in self.plain.owners(of_kind) if of.is_enrolled]
+            ends += [(right.of, to) for to in self.plain.owners(to_kind)]
+            choices += [(right, *pair) for pair in ends if not self.plain.is_there(right.grant, *pair)]
+        if choices:
+            right, of, to = data.draw(st.sampled_from(choices))
+            self.world.move(right, of, to, self._person(name), keep=keep, ending=ending, way=way)
+
+    @rule(data=st.data(), name=BY, keep=st.booleans(), ending=ENDINGS, way=st.sampled_from(["object", "sql"]))
+    def delete(self, data: st.DataObject, name: str | None, keep: bool, ending: str, way: str) -> None:
+        choices = [
+            one
+            for one in self.plain.groups
+            if self.plain.is_kept_by_somebody([r for r in self.plain.rights if one in (r.of, r.to)], one)
+        ]
+        if choices:
+            group = data.draw(st.sampled_from(choices))
+            self.world.delete(group, self._person(name), keep=keep, ending=ending, way=way)
+
+    @rule(
+        data=st.data(), name=BY, keep=st.booleans(), ending=ENDINGS,
+        how=st.sampled_from(["unlocked", "unlocked", "server", "write_only"]),
+    )  # fmt: skip
+    def write(self, data: st.DataObject, name: str | None, keep: bool, ending: str, how: str) -> None:
+        by = self._person(name)
+        if by is None and how == "unlocked":
+            return
+        owner = data.draw(st.sampled_from([one for one in self.plain.owners() if one.is_enrolled]))
+        column = data.draw(st.sampled_from(COLUMNS[owner.kind]))
+        by = by if how == "unlocked" else None
+        self.world.write(owner, by, column=column, how=how, keep=keep, ending=ending)
+
+    @rule(data=st.data(), name=st.sampled_from(NAMES), ending=ENDINGS)
+    def rewrite(self, data: st.DataObject, name: str, ending: str) -> None:
+        by = self._person(name)
+        if by is None:
+            return
+        must = self.plain.must_read(by)
+        choices = [
+            (value, owner)
+            for value in self.plain.values
+            for owner in self.plain.owners(value.owner.kind)
+            if value.text in must
+            and (owner is by or self.plain.holds(by, owner, surely=True))
+            and (value.owner is by or self.plain.holds(by, value.owner, surely=True))
+        ]
+        if choices:
+            value, owner = data.draw(st.sampled_from(choices))
+            self.world.rewrite(value, owner, by, ending=ending)
+
+    @rule(name=st.sampled_from(NAMES), keep=st.booleans(), settle=st.booleans())
+    def read(self, name: str, keep: bool, settle: bool) -> None:
+        person = self._person(name)
+        if person is not None:
+            self.world.look(person, keep=keep, settle=settle)
+
+    @rule(name=st.sampled_from(NAMES), settle=st.booleans())
+    def keep(self, name: str, settle: bool) -> None:
+        person = self._person(name)
+        if person is not None and person not in self.world.kept:
+            self.world.keep(person, settle=settle)
+
+    @precondition(lambda self: self.world.kept)
+    @rule(data=st.data())
+    def leave(self, data: st.DataObject) -> None:
+        self.world.leave(data.draw(st.sampled_from(list(self.world.kept))))
+
+    @rule(name=st.sampled_from(NAMES))
+    def spy(self, name: str) -> None:
+        person = self._person(name)
+        if person is not None:
+            self.world.spy(person)
+
+    @rule(name=st.sampled_from(NAMES))
+    def change_keys(self, name: str) -> None:
+        person = self._person(name)
+        if person is not None:
+            self.world.change_keys(person)
+
+    @rule(data=st.data(), name=st.sampled_from(NAMES))
+    def shut_server_out(self, data: st.DataObject, name: str) -> None:
+        by = self._person(name)
+        choices = [
+            one
+            for one in self.plain.groups
+            if one.has_provider and by is not None and self.plain.holds(by, one, surely=True)
+        ]
+        if choices and by is not None:
+            self.world.shut_server_out(data.draw(st.sampled_from(choices)), by)
+
+    @precondition(lambda self: any(one.has_provider for one in self.plain.groups))
+    @rule()
+    def settle_all(self) -> None:
+        self.world.settle_all()
+
+    @precondition(lambda self: self.plain.now >= self.settled_at + 4)
+    @rule()
+    def everybody_settles(self) -> None:
+        self.world.everybody_settles()
+        self.settled_at = self.plain.now
+
+    @invariant()
+    def nothing_is_broken(self) -> None:
+        if hasattr(self, "world") and self.plain.now != self.looked_at:
+            self.looked_at = self.plain.now
+            assert self.world.broken() == []
+
+    def teardown(self) -> None:
+        if hasattr(self, "world"):
+            self.world.end()
+
+
+TestSharingMachine = SharingMachine.TestCase
+TestSharingMachine.settings = settings(
+    max_examples=int(RUNS or 100),
+    stateful_step_count=20 if RUNS else 8,
+    deadline=None,
+    derandomize=not RUNS,
+    database=None,
+    phases=[Phase.generate, Phase.shrink] if RUNS else [Phase.generate],
+    suppress_health_check=[HealthCheck.too_slow],
+)
+
+
+# What it found
+
+
+@pytest.fixture(params=[False, True], ids=["unsealed", "sealed"])
+def world(request: pytest.FixtureRequest) -> Iterator[World]:
+    """The world as each run of the machine begins it."""
+    world = World(request.param)
+    yield world
+    world.end()
+
+
+def test_who_joins_does_not_read_what_was_written_while_all_were_locked(world: World) -> None:
+    """A write epoch of a watch is adopted under the key that it was sealed to: who joined before that has a
+    newer one."""
+    ann, _, cat, _ = world.plain.people
+    _, _, watch = world.plain.groups
+    world.write(watch, how="write_only")
+    world.add(WatchSeat, watch, cat)
+    world.look(ann, settle=True)
+
+    world.look(ann)
+    world.look(cat)
+    world.spy(cat)
+
+
+@pytest.mark.parametrize("is_late", [False, True], ids=["at once", "pending"])
+@pytest.mark.parametrize("grant", [FleetPlace, ProfileShown])
+def test_a_group_that_somebody_left_gets_a_new_key_before_it_is_given_others(
+    world: World, grant: type[Any], is_late: bool
+) -> None:
+    """A console removes Bob from a crew, which is then let into a fleet, or is shown a profile: what was
+    written there before is not his, though the crew's old key is."""
+    ann, bob, cat, _ = world.plain.people
+    crew, _, _ = world.plain.groups
+    own = world.found(Crew, cat, CrewSeat, cat)
+    assert own is not None
+    owner = world.found(Fleet, cat, FleetPlace, own) if grant is FleetPlace else cat
+    assert owner is not None
+    world.write(owner, cat, column="profile" if owner is cat else "text")
+    world.remove(_seat_of(world, bob), way="sql")
+    world.add(grant, owner, crew, None if is_late else cat)
+    world.look(cat, settle=True)
+
+    world.spy(bob)
+    world.look(ann)
+    world.everybody_settles()
+
+
+def test_an_epoch_is_not_sealed_to_a_group_that_waits_and_that_somebody_left(world: World) -> None:
+    """A crew waits to be let into a fleet when a console removes Bob from it, and another crew goes: the
+    fleet's new key is not sealed to the old key of the first."""
+    ann, bob, cat, _ = world.plain.people
+    crew, _, _ = world.plain.groups
+    own, other = world.found(Crew, cat, CrewSeat, cat), world.found(Crew, cat, CrewSeat, cat)
+    assert own is not None
+    assert other is not None
+    fleet = world.found(Fleet, cat, FleetPlace, own)
+    assert fleet is not None
+    world.add(FleetPlace, fleet, other, cat)
+    world.write(fleet, cat)
+    world.remove(_seat_of(world, bob), way="sql")
+    world.add(FleetPlace, fleet, crew)
+    world.remove(world.plain.rights[-2])
+    world.look(cat, settle=True)
+
+    world.spy(bob)
+    world.look(ann)
+
+
+@pytest.mark.parametrize("keep", [False, True], ids=["just unlocked", "kept"])
+@pytest.mark.parametrize("way", ["object", "sql"])
+def test_who_is_shown_a_profile_writes_in_it_for_who_is_there(world: World, way: str, keep: bool) -> None:
+    """Who holds a scope of somebody and no more, and writes in it, writes under a key that nobody has who was
+    removed from the crew since."""
+    ann, bob, cat, _ = world.plain.people
+    crew, _, _ = world.plain.groups
+    world.add(ProfileShown, ann, crew, ann)
+    world.add(CrewSeat, crew, cat, ann)
+    world.keep(cat, settle=True)
+    world.remove(_seat_of(world, bob), way=way)
+    world.write(ann, cat, column="profile", keep=keep)
+
+    assert len(world.plain.values) == 1
+    world.spy(bob)
+    world.look(ann)
+    world.look(cat)
+    world.everybody_settles()
+
+
+def test_who_is_shown_a_profile_no_more_does_not_write_in_it(world: World) -> None:
+    """With a key that they kept: nobody else would be shut out of it."""
+    ann, bob, _, _ = world.plain.people
+    crew, _, _ = world.plain.groups
+    world.add(ProfileShown, ann, crew, ann)
+    world.keep(bob, settle=True)
+    (share,) = [one for one in world.plain.rights if one.grant is ProfileShown]
+    world.remove(share, way="sql")
+    world.write(ann, bob, column="profile", keep=True)
+
+    assert world.plain.values == []
+
+
+def test_who_gets_keys_late_reads_everything_since_they_joined(world: World) -> None:
+    """Dan is put into a watch and has no keys yet; the watch has a newer key when he gets some. He reads what
+    was written under both."""
+    ann, bob, _, dan = world.plain.people
+    _, _, watch = world.plain.groups
+    world.write(watch, ann)
+    world.add(WatchSeat, watch, dan, ann)
+    world.write(watch, ann)
+    world.add(WatchSeat, watch, bob, ann)
+    world.write(watch, ann)
+    world.enroll(dan)
+    world.look(ann, settle=True)
+    with Session(world.engine) as session, world.unlock(session, dan):
+        found = world.read(session)
+        session.commit()
+
+    assert {one.text for one in world.plain.values[1:]} == found
+
+
+def _seat_of(world: World, person: Owner) -> Right:
+    return next(one for one in world.plain.rights if one.grant is CrewSeat and one.to is person)
