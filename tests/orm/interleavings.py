@@ -13,7 +13,7 @@ from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy import Engine, create_engine, event, select
-from sqlalchemy.exc import DBAPIError, IntegrityError, NoResultFound
+from sqlalchemy.exc import DBAPIError, IntegrityError, NoResultFound, SAWarning
 from sqlalchemy.orm import Session
 from sqlalchemy.orm.exc import StaleDataError
 
@@ -181,8 +181,8 @@ REQUESTS: list[Callable[[Engine, bool], None]] = [
 # The machine
 
 
-GONE = (NoResultFound, IntegrityError, StaleDataError, LockedError, NotEnrolledError)
-"""What a request is told whose group was deleted meanwhile."""
+GONE = (NoResultFound, IntegrityError, StaleDataError, SAWarning, LockedError, NotEnrolledError)
+"""What a request is told whose group was deleted meanwhile; SQLAlchemy only warns that a membership is gone."""
 
 
 @dataclass
