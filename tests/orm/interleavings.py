@@ -182,7 +182,7 @@ REQUESTS: list[Callable[[Engine, bool], None]] = [
 
 
 GONE = (NoResultFound, IntegrityError, StaleDataError, SAWarning, LockedError, NotEnrolledError)
-"""What a request is told whose group was deleted meanwhile; SQLAlchemy only warns that a membership is gone."""
+"""What a request is told whose group was deleted meanwhile; that a row is gone, SQLAlchemy only warns."""
 
 
 @dataclass
