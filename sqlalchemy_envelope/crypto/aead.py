@@ -240,7 +240,7 @@ def check_size(plaintext: bytes) -> None:
 
 
 _ENCRYPT = (
-    "Encrypt what is stored with a migration, which a new type of the column does not do: "
+    "A new type of the column encrypts nothing that is stored; a migration does: "
     f"{DOCUMENTATION}/how-to/alembic.html."
 )
 

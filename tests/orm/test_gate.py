@@ -387,6 +387,9 @@ def test_what_another_table_object_may_write(lite: Started) -> None:
             connection.execute(insert(twin).values(user_id=OWNER, body=None))
             connection.execute(update(twin).values(body=twin.c.body, title="t"))
             connection.execute(update(twin).values(user_id=twin.c.user_id, title="t"))
+            titles = sa.table("notes", sa.column("title"))
+            named = update(titles).values(title=bindparam("body")).where(sa.text("user_id = :user_id"))
+            connection.execute(named, {"user_id": OWNER, "body": "a title"})
             connection.execute(update(NOTES).values(user_id=NOTES.c.user_id, title="t"))
 
         assert read(lite) == [PLAIN, PLAIN, None]

@@ -417,7 +417,7 @@ def test_a_class_that_is_referred_to_is_named() -> None:
         configure_mappers()
     Base.registry.dispose()
 
-    assert "has its key an owner: `class User(KeyOwner, Base)`." in str(caught.value)
+    assert "whose rows own the values: `class User(KeyOwner, Base)`." in str(caught.value)
 
 
 @pytest.mark.parametrize(

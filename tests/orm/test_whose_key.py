@@ -201,7 +201,9 @@ def test_using_takes_no_row_of_others(app: Application, kind: Kind) -> None:
             ):
                 with pytest.raises(StatementRefusedError, match="rows of others"):
                     session.execute(statement, rows)
-            session.execute(other, [{"at": ROW + 1, "new": "mine"}])
+            session.execute(other, [{"at": ROW + 1, "new": "theirs"}])
+            alias = table.alias()
+            session.execute(update(alias).where(alias.c.id == ROW + 1).values(text="mine"))
         session.commit()
         read = session.execute(select(model.text).where(model.id >= ROW).order_by(model.id)).scalars().all()
 
@@ -250,6 +252,32 @@ def test_another_table_object_moves_no_row(app: Application, kind: Kind) -> None
         return
     with app.engine.begin() as connection:  # with its value it is a copy, as of a whole row
         connection.execute(update(light).where(light.c.id == ROW).values(**to, text=None))
+
+
+@pytest.mark.parametrize("kind", [one for one in KINDS.values() if one.others], ids=lambda one: one.model)
+def test_rows_of_which_the_first_leaves_something_out(app: Application, kind: Kind) -> None:
+    """SQLAlchemy writes in no row what the first one does not name: what leads to the owner, and in an UPDATE
+    the value, is refused then, in a list of rows and in `values([...])`."""
+    model, at = getattr(M, kind.model), sa.bindparam("at")
+    table = model.__table__
+    first = next(name for name, value in kind.names(2).items() if value is not None)
+    with Session(app.engine) as session, app.serving(session):
+        session.add(model(**row(kind, 2, "stays", ROW + 9)))
+        session.commit()
+        moved = {"at": ROW + 9, **kind.names(2), "text": "of 2"}
+        statements: list[tuple[Any, Any]] = [
+            (update(table).where(table.c.id == at), [{"at": 1, "text": None}, moved]),
+            (update(table).where(table.c.id == at), [{"at": 1, first: kind.names(1)[first]}, moved]),
+        ]
+        if table.c[first].nullable:
+            rows = [{"id": ROW, "text": None}, row(kind, 2, "of 2", ROW + 1)]
+            statements += [(insert(table), rows), (insert(table).values(rows), None)]
+        for statement, parameters in statements:
+            with pytest.raises(StatementRefusedError, match=r"do not all name|encrypted for where it was"):
+                session.connection().execute(statement, parameters)
+        session.rollback()
+
+        assert session.scalar(select(model.text).where(model.id == ROW + 9)) == "stays"
 
 
 @every_kind

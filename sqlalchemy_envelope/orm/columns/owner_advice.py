@@ -53,7 +53,7 @@ def _by_new_owners(table: Table, mapper: Mapper[Any] | None) -> str:
     names = sorted({one.class_.__name__ for one in mappers if one.local_table in referred})
     if names:
         shown = " or ".join(f"`class {name}(KeyOwner, Base)`" for name in names)
-        return f"Declare the class of which each row has its key an owner: {shown}."
+        return f"Declare the class whose rows own the values: {shown}."
     itself, other = _by_itself(mapper), "User"
     if mapper is not None and mapper.class_.__name__ == other:
         other = "Owner"

@@ -128,10 +128,11 @@ class TablePlan:
 
     def decided_by(self, encrypted: EncryptedColumn) -> list[Column[Any]]:
         """The columns of this table that a value is encrypted for: those that say whose it is, and the
-        primary key if it is bound to its row."""
+        primary key if it is bound to its row, or leads to the base table's row that says so."""
         path = encrypted.path
         found = [] if path.is_self else [one for one in path.columns if one.table is self.table]
-        return found + (list(self.table.primary_key) if encrypted.row_bound else [])
+        by_key = encrypted.row_bound or not (path.is_self or self.has(path))
+        return found + (list(self.table.primary_key) if by_key else [])
 
 
 class EncryptedAttribute:

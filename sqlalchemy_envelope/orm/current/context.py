@@ -287,7 +287,7 @@ def locked(
         holders = " or ".join(sorted({one.to.owner_class.name for one in grants}))
         names = " or ".join(sorted({one.mapper.class_.__name__ for one in grants}))
         return LockedError(
-            f"{what} is locked: {else_}unlock a {holders} whom a {names} gives the key around this, or its "
+            f"{what} is locked: {else_}unlock a {holders} who has the key by a {names} around this, or its "
             f"{owner_class.name} if that has a secret. A {names} that was added while nobody with the key "
             "was unlocked gives it after somebody with the key has unlocked and written, or called "
             f"envelope.settle(session).{hint}{tell}"

@@ -169,8 +169,8 @@ def require_owner_class(owner: object) -> OwnerClass:
         )
     if not hasattr(type(owner), "__mapper__"):
         raise ConfigurationError(
-            f"A {type(owner).__name__} is no owner of keys: give the session, and then an instance of a "
-            "KeyOwner."
+            f"An object of the type {type(owner).__name__} is no owner of keys: give the session, and then "
+            "an instance of a KeyOwner."
         )
     table = getattr(type(owner), "__table__", None)
     found = owner_class_of(table)

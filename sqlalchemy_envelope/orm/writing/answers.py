@@ -8,6 +8,8 @@ import re
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary, WeakSet
 
+from sqlalchemy import inspect
+
 if TYPE_CHECKING:
     from sqlalchemy import Connection, Engine, RootTransaction
 
@@ -46,3 +48,12 @@ def tables_change(connection: Connection) -> None:
     transaction: Any = connection.get_transaction()
     if transaction is not None:
         _changing.add(transaction)
+
+
+def is_temporary(connection: Connection, target: Any) -> bool:
+    """Whether a temporary table has this name: the database takes it before any other."""
+    try:
+        names = inspect(connection).get_temp_table_names()
+    except NotImplementedError:  # a dialect that tells of no temporary tables
+        return False
+    return target.name.lower() in [one.lower() for one in names]

@@ -182,6 +182,13 @@ def _stays(target: Any, named: Any, value: Any) -> bool:
     return hash(value.table) == hash(target)  # an alias of it is another row
 
 
+def changed_by_upsert(statement: Any) -> dict[Any, Any]:
+    """What an upsert changes where the row exists: not what it sets to what is there."""
+    target = target_of(statement)
+    assigned = assigned_by_upsert(statement)
+    return {named: value for named, value in assigned.items() if not _stays(target, named, value)}
+
+
 def assigned_by_upsert(statement: Any) -> dict[Any, Any]:
     """What an upsert sets where the row exists, by column or its key."""
     clause = getattr(statement, "_post_values_clause", None)

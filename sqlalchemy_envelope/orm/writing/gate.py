@@ -77,8 +77,10 @@ def check_writes(
                     refuse_twin(connection, element, compiled.column_keys, options)
                     again = True
             unseen = plan is None and not is_marked(element)
-            if unseen and may_move(element, target, compiled.column_keys or ()):
+            moves = unseen and may_move(connection, element, target, compiled.column_keys or (), options)
+            if moves:
                 raise unseen_move(target)
+            again |= moves is None
             if plan is None and isinstance(element, Insert):
                 check_plain_target(element)
             if isinstance(element, Update):
@@ -113,7 +115,7 @@ def _two_tables(statement: Update, written: str) -> StatementRefusedError:
     )
 
 
-def check_compiled(compiled: Any) -> None:
+def check_compiled(connection: Connection, compiled: Any, options: Mapping[str, Any]) -> None:
     """Refuse a statement that was compiled by the application: its parameters come past the hook.
 
     Raises:
@@ -122,7 +124,7 @@ def check_compiled(compiled: Any) -> None:
     for statement in statements_of(compiled):
         if not isinstance(statement, (Insert, Update)):
             continue
-        if may_move(statement, target_of(statement), compiled.column_keys or ()):
+        if may_move(connection, statement, target_of(statement), compiled.column_keys or (), options):
             raise unseen_move(target_of(statement))
         if plan_of_table(target_of(statement)) is not None:
             raise StatementRefusedError(

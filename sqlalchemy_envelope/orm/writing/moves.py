@@ -34,11 +34,11 @@ from sqlalchemy_envelope.orm.tables.owner_paths import among, linked_paths
 from sqlalchemy_envelope.orm.tables.python_types import python_type_of
 from sqlalchemy_envelope.orm.tables.records import records_of_table
 from sqlalchemy_envelope.orm.tables.watched import EXPECTED, expected_for, watch_name
-from sqlalchemy_envelope.orm.writing.answers import answer, keep_answer
+from sqlalchemy_envelope.orm.writing.answers import answer, is_temporary, keep_answer
 from sqlalchemy_envelope.orm.writing.flushes import notes_of
 from sqlalchemy_envelope.orm.writing.forms import (
-    assigned_by_upsert,
     changed_by,
+    changed_by_upsert,
     column_key,
     equalities,
     table_of,
@@ -212,13 +212,19 @@ def check_moves(
     return looked
 
 
-def may_move(statement: Any, target: Any, keys: Iterable[str]) -> bool:
-    """Whether a statement with these parameters changes a column that decides owners in another table."""
+def may_move(
+    connection: Connection, statement: Any, target: Any, keys: Iterable[str], options: Options
+) -> bool | None:
+    """Whether a statement with these parameters changes a column that decides owners in another table; None
+    if it would in another database."""
     if isinstance(statement, Insert) and not _replaces(statement):
         return False
     rows = [dict.fromkeys(keys)]
-    known = records_of_table(target).get(_DECIDERS, ()) if isinstance(target, Table) else ()
-    return any(_written(decider, statement, target, rows) for decider in known)
+    deciders, is_twin = _watched(target)
+    written = [one for one in deciders if _written(one, statement, target, rows)]
+    if not is_twin or not written:
+        return bool(written)
+    return True if any(_is_here(connection, target, one, options) for one in written) else None
 
 
 def may_move_beside(connection: Connection, column: Any, options: Options) -> bool:
@@ -267,6 +273,8 @@ def _watched(target: Any) -> tuple[list[Decider], bool]:
 def _is_here(connection: Connection, target: Any, decider: Decider, options: Options) -> bool:
     """Whether the encrypted values are stored beside the table that a statement reaches, and it has not only
     the name of the one that decides."""
+    if target.schema is None and is_temporary(connection, target):
+        return False
     schema, table = schema_of(connection, target, options), decider.encrypted.table
     places = schemas_beside(connection, decider.table, schema, table, options)
     return any(_stores(connection, decider.encrypted, place) for place in places)
@@ -296,7 +304,7 @@ def _written(decider: Decider, statement: Any, target: Any, rows: Sequence[Any])
         clause = getattr(statement, "_post_values_clause", None)
         if clause is None:  # REPLACE takes the whole row's place
             return dict.fromkeys((column.key for column in decider.columns), statement)
-        assigned = assigned_by_upsert(statement)
+        assigned = changed_by_upsert(statement)
         rows = ()
     else:
         assigned = changed_by(statement)
@@ -347,7 +355,9 @@ def _moved_rows(
 
 def _value(name: str, clause: Any, row: Mapping[str, Any]) -> Any:
     if isinstance(clause, BindParameter):
-        return row.get(clause.key, clause.effective_value)
+        # A literal goes by the name of its column: a parameter of that name takes its place.
+        is_named = clause.required or not clause.unique
+        return row.get(clause.key if is_named else name, clause.effective_value)
     return row.get(name) if clause is None else clause
 
 

@@ -110,7 +110,7 @@ def encrypt(
             statement = in_from_statement(statement, inner)
         return statement, multiparams, params
     if isinstance(statement, Compiled):
-        check_compiled(statement)
+        check_compiled(connection, statement, options)
         return statement, multiparams, params
     if connection.dialect.name in WRITE_IN_CTES and may_hold_ctes(statement):
         # The values stand in the CTEs themselves, or in the parameters of the statement around them.
@@ -410,8 +410,10 @@ class _StatementWriter:
         if self._inserts:
             rows = self._with_defaults(rows, literals) if self._plan.has_defaults else rows
             self._require_uniform(rows)
-        elif (notes := notes_of(self._connection)) is not None and notes.to_rewrite:
-            notes.sent(self._plan.columns, [self._identity(row) for row in rows])
+        else:
+            self._require_uniform(rows)
+            if (notes := notes_of(self._connection)) is not None and notes.to_rewrite:
+                notes.sent(self._plan.columns, [self._identity(row) for row in rows])
         if len(rows) > 1:
             self._prepare(rows, literals)
         else:
@@ -773,19 +775,24 @@ class _StatementWriter:
         return made
 
     def _require_uniform(self, rows: Sequence[Row]) -> None:
-        """Refuse rows of which the first leaves out an owner's column: SQLAlchemy would write it in none."""
-        if len(rows) < 2 or self._statement._multi_values:
+        """Refuse rows of which the first leaves out what a value is encrypted for, or, in an UPDATE, the
+        value: SQLAlchemy writes in none of them what the first does not name."""
+        if len(rows) < 2:
             return
-        for path, columns in self._plan.groups:
-            names = [self._parameter(key) for key in path.keys if key not in self._assigned]
-            if path.is_self or not self._plan.has(path) or not left_out_by_the_first(names, rows):
-                continue
+        for _, columns in self._plan.groups:
+            decided_by = {one.key for each in columns for one in self._plan.decided_by(each)}
             written = [self._parameter(one.key) for one in columns]
-            if any([row.get(name) is not None for row in rows for name in written]):  # noqa: C419
-                raise StatementRefusedError(
-                    f"Rows for {self._plan.table.name} do not all name {', '.join(path.keys)}, which leads "
-                    "to their owner: name it in each of them."
-                )
+            names = [self._parameter(key) for key in decided_by if key not in self._assigned]
+            names += [] if self._inserts else written
+            left_out = left_out_by_the_first(names, rows)
+            writes = any([row.get(name) is not None for row in rows for name in written])  # noqa: C419
+            if not left_out or (self._inserts and not writes):
+                continue
+            raise StatementRefusedError(
+                f"Rows for {self._plan.table.name} do not all name {', '.join(sorted(left_out))}, and the "
+                "database gets no column that the first row leaves out: name the same columns in each of "
+                "them."
+            )
 
     def _make_defaults(self, row: dict[str, Any], literals: Row) -> None:
         for column in self._plan.columns:
@@ -805,8 +812,10 @@ class _StatementWriter:
                 and any(key in row or key in self._changed for key in path.keys)
                 and not self._is_pinned(path, row, literals)
             )
+            in_base = not (path.is_self or self._plan.has(path))
             for column in columns:
-                rekeys = column.row_bound and any(
+                # A joined subclass's key leads to the row that says whose it is. A flush moves both.
+                rekeys = (column.row_bound or (in_base and self._state(row) is None)) and any(
                     k.key in row or k.key in self._changed for k in self._plan.table.primary_key
                 )
                 name = self._parameter(column.key)

@@ -33,11 +33,12 @@ from sqlalchemy_envelope.orm.columns.previous import previous_of
 from sqlalchemy_envelope.orm.tables.default_schema import schema_of, schemas_beside
 from sqlalchemy_envelope.orm.tables.python_types import python_type_of
 from sqlalchemy_envelope.orm.tables.watched import watch_name
-from sqlalchemy_envelope.orm.writing.answers import answer, keep_answer
+from sqlalchemy_envelope.orm.writing.answers import answer, is_temporary, keep_answer
 from sqlalchemy_envelope.orm.writing.forms import (
     assigned_by,
     assigned_by_upsert,
     changed_by,
+    changed_by_upsert,
     is_null,
     named_by,
     parts_of,
@@ -148,9 +149,11 @@ def _refuse(connection: Connection, target: Any, written: Iterable[str], options
 def _changed(statement: Any, target: Any, rows: Sequence[Any]) -> set[str]:
     """The columns that a statement changes in rows that are there."""
     if isinstance(statement, Insert):
-        return {_column_name(target, key) for key in assigned_by_upsert(statement)}
+        return {_column_name(target, key) for key in changed_by_upsert(statement)}
     made = {one.name.lower() for one in target.columns if _adds(getattr(one, "onupdate", None))}
-    return made | {_column_name(target, key) for row in (changed_by(statement), *rows) for key in row}
+    # SQLAlchemy writes the columns that the first row names.
+    given = [key for row in rows[:1] for key in row if key in target.columns]
+    return made | {_column_name(target, key) for key in (*changed_by(statement), *given)}
 
 
 def _refuse_moves(connection: Connection, target: Any, changed: set[str], options: Options) -> None:
@@ -237,8 +240,9 @@ def _written(statement: Any, parameters: Sequence[Any]) -> Iterator[tuple[Any, A
             yield from ((key, one) for one in _given(value, parameters))
     for key, value in _selected(statement):
         yield from ((key, one) for one in _given(value, parameters))
+    columns = target_of(statement).columns  # a parameter of the WHERE may be called like another table's
     for row in parameters:
-        yield from row.items()
+        yield from ((key, value) for key, value in row.items() if key in columns)
 
 
 def _selected(statement: Any) -> Iterator[tuple[Any, Any]]:
@@ -295,7 +299,7 @@ def _is_here(connection: Connection, target: Any, name: str, options: Options) -
     known = answer(connection, place)
     if known is False:
         return False
-    if target.schema is None and _is_temporary(connection, target):
+    if target.schema is None and is_temporary(connection, target):
         return False  # for now: nothing is known of the table behind it
     if known is True:
         return True
@@ -312,15 +316,6 @@ def _is_attached(connection: Connection, target: Any, name: str, keys: Sequence[
     """Whether SQLite finds the table in an attached file: it looks there for a name without a schema."""
     schemas = inspect(connection).get_schema_names()
     return any(_look(connection, target, one, name, [(key, one) for key in keys]) for one in schemas)
-
-
-def _is_temporary(connection: Connection, target: Any) -> bool:
-    """Whether a temporary table has this name: the database takes it before any other."""
-    try:
-        names = inspect(connection).get_temp_table_names()
-    except NotImplementedError:  # a dialect that tells of no temporary tables
-        return False
-    return target.name.lower() in [one.lower() for one in names]
 
 
 def _look(

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import literal_column, not_, or_, select, tuple_
 from sqlalchemy.sql.dml import UpdateBase
+from sqlalchemy.sql.selectable import AliasedReturnsRows
 
 from sqlalchemy_envelope.exceptions import StatementRefusedError
 from sqlalchemy_envelope.orm.columns.plans import key_in_base
@@ -40,7 +41,7 @@ def of_owner(
         StatementRefusedError: it would take rows of others.
     """
     for path in paths:
-        mine = _belongs(plan, path, owner)
+        mine = _belongs(plan, path, owner, statement)
         if mine is None:
             continue
         if _takes_others(connection, statement, rows, plan.table, mine):
@@ -54,17 +55,24 @@ def of_owner(
     return statement
 
 
-def _belongs(plan: TablePlan, path: OwnerPath, owner: Place) -> ColumnElement[bool] | None:
-    """That a row of the table is the owner's; None if every row is."""
+def _belongs(plan: TablePlan, path: OwnerPath, owner: Place, statement: Any) -> ColumnElement[bool] | None:
+    """That a row of the table, or of the UPDATE's alias of it, is the owner's; None if every row is."""
     if isinstance(path, SolePath):
         return None
-    mine = path.belongs(path.columns, owner.owner_class, owner.primary_key)
     if plan.has(path):
-        return mine
-    own, same = list(plan.table.primary_key), key_in_base(plan.table, path)
+        return path.belongs(_as_in(statement, path.columns), owner.owner_class, owner.primary_key)
+    mine = path.belongs(path.columns, owner.owner_class, owner.primary_key)
+    own, same = _as_in(statement, plan.table.primary_key), key_in_base(plan.table, path)
     only: Any = own[0] if len(own) == 1 else tuple_(*own)
     found: ColumnElement[bool] = only.in_(select(*same).where(mine))
     return found
+
+
+def _as_in(statement: Any, columns: Iterable[Any]) -> list[Any]:
+    """These columns as an UPDATE has them, which may be of an alias of their table."""
+    source = statement.table
+    is_alias = isinstance(source, AliasedReturnsRows)
+    return [source.c[one.key] if is_alias else one for one in columns]
 
 
 def _takes_others(
@@ -72,13 +80,13 @@ def _takes_others(
 ) -> bool:
     if any(isinstance(one, UpdateBase) for one in elements_in(*statement._where_criteria)):
         return False  # asking would write; the condition is in the UPDATE all the same
-    key = list(table.primary_key)
-    query: Any = (
-        select(literal_column("1")).select_from(table).where(or_(mine.is_(None), not_(mine))).limit(1)
-    )
+    key, own = list(table.primary_key), _as_in(statement, table.primary_key)
+    source = statement.table if isinstance(statement.table, AliasedReturnsRows) else table
+    others = or_(mine.is_(None), not_(mine))
+    query: Any = select(literal_column("1")).select_from(source).where(others).limit(1)
     by_key = [tuple(dict(equalities(statement, table, row)).get(one) for one in key) for row in rows]
     if len(list(conditions(statement))) == len(key) and all([None not in one for one in by_key]):  # noqa: C419
-        asked: Iterable[Any] = ((query.where(among(key, some)), {}) for some in chunks(by_key))
+        asked: Iterable[Any] = ((query.where(among(own, some)), {}) for some in chunks(by_key))
     else:
         asked = ((query.where(*statement._where_criteria), row) for row in rows)
     return any(connection.execute(one, row).first() is not None for one, row in asked)
