@@ -132,6 +132,41 @@ def test_a_locked_page_asks_once(lite: Engine) -> None:
     assert asked[1] == 1
 
 
+def test_a_result_that_is_iterated(lite: Engine) -> None:
+    """A Core result that is read row by row asks for some rows together, and more and more of them: with
+    their groups one after the other it sends fewer statements than there are rows, and every value opens."""
+    with Session(lite) as session:
+        for _ in range(6):  # each group again and again
+            with unlock(session, "founder"):
+                session.add_all([Post(group_id=number, text=FIRST) for number in range(1, GROUPS + 1)])
+                session.commit()
+    with Session(lite) as session, unlock(session, "founder"), calls_sent(lite) as sent:
+        rows = session.connection().execute(select(Post.group_id, Post.text).order_by(Post.id))
+        first = rows.fetchone()
+        some, rest = rows.fetchmany(2), [row.text for row in rows]
+
+    assert first is not None
+    assert {FIRST} == {first.text, *(row.text for row in some), *rest}
+    assert len(sent) == 7
+
+
+def test_a_removal_that_is_rolled_back(lite: Engine) -> None:
+    """A value that was locked in a transaction, or until a savepoint was rolled back, opens after it."""
+    mine = delete(Membership).where(Membership.group_id == 1, Membership.user_id == 2)
+    with Session(lite) as session, unlock(session, "member"):
+        with session.begin_nested() as savepoint:
+            session.execute(mine)
+            before = is_readable(posts(session, 1)[0], "text")
+            savepoint.rollback()
+        between = is_readable(posts(session, 1)[0], "text")
+        session.execute(mine)
+        removed = is_readable(posts(session, 2)[0], "text")
+        session.rollback()
+        after = is_readable(posts(session, 1)[0], "text")
+
+    assert [before, between, removed, after] == [False, True, True, True]
+
+
 def test_what_is_locked_at_the_unlock_opens_without_sql(lite: Engine) -> None:
     """Objects that a session holds, locked, are touched without a statement; their owners were followed at
     the unlock."""

@@ -9,12 +9,13 @@ statement always has the processors.
 
 from __future__ import annotations
 
+from collections import deque
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy.engine.cursor import BufferedRowCursorFetchStrategy, CursorFetchStrategy
 
 from sqlalchemy_envelope.orm.reading.fetched_cursor import FetchedCursor, StreamedCursor
-from sqlalchemy_envelope.orm.reading.rows import RowOpener
+from sqlalchemy_envelope.orm.reading.rows import CHUNK, RowOpener
 from sqlalchemy_envelope.orm.reading.statement_plan import plan_of_statement
 
 if TYPE_CHECKING:
@@ -87,24 +88,37 @@ def _read_batches(connection: Any, cursor: Any, execution: Any, plan: StatementP
 class OpeningCursor:
     """A driver's cursor whose rows are opened as they are fetched."""
 
-    __slots__ = ("_cursor", "opener")
+    __slots__ = ("_ahead", "_cursor", "opener")
 
     def __init__(self, cursor: Any, opener: RowOpener) -> None:
+        self._ahead: deque[Any] | None = None
         self._cursor = cursor
         self.opener = opener
 
     def fetchone(self) -> Any:
-        """One row, or None."""
-        row = self._cursor.fetchone()
-        return None if row is None else self.opener.open([row])[0]
+        """One row, or None. A result that is iterated fetches so: where something is fetched for the rows
+        before they can be opened, more and more of them are opened ahead, and not each by itself."""
+        if self._ahead:
+            return self._ahead.popleft()
+        fetched = self.opener.fetched
+        if not fetched or not self.opener.fetches_more():
+            row = self._cursor.fetchone()
+            return None if row is None else self.opener.open([row])[0]
+        rows = self.opener.open(self._cursor.fetchmany(min(4 * fetched, CHUNK)))
+        self._ahead = deque(rows)
+        return self._ahead.popleft() if rows else None
 
     def fetchmany(self, *size: int) -> Any:
         """Some rows."""
+        if self._ahead:
+            wanted = min(len(self._ahead), *(size or (self._cursor.arraysize,)))
+            return [self._ahead.popleft() for _ in range(wanted)]
         return self.opener.open(self._cursor.fetchmany(*size))
 
     def fetchall(self) -> Any:
         """All rows that are left."""
-        return self.opener.open_all()
+        ahead, self._ahead = self._ahead, None
+        return [*ahead, *self.opener.open_all()] if ahead else self.opener.open_all()
 
     def hand_to(self, result: CursorResult[Any]) -> None:
         """Give the result values as they are from here on, and metadata without our processors."""

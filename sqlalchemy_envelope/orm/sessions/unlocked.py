@@ -386,6 +386,9 @@ class UnlockedSession(context.OpenKeys):
         reach = self._reach
         if reach is None or self.left is not None:
             return
+        reader = session or self.home
+        if reader is not None:
+            reach.look_again(reader)
         closed = reach.closed(owner_class, headers)
         if self._parent is not None:
             closed = [header for header in closed if self._parent.owner_of(header) is None]

@@ -22,6 +22,7 @@ from sqlalchemy_envelope.crypto.aead import HEADER_SIZE
 from sqlalchemy_envelope.exceptions import EnvelopeError
 from sqlalchemy_envelope.orm.current.names import Names
 from sqlalchemy_envelope.orm.sharing.beyond import MAX_LEVELS
+from sqlalchemy_envelope.orm.sharing.membership import looked_at
 from sqlalchemy_envelope.orm.sharing.rollbacks import note_unlock
 from sqlalchemy_envelope.orm.sharing.settle import follow_grants
 from sqlalchemy_envelope.orm.sharing.undone import find_undone
@@ -60,6 +61,7 @@ class Reach:
         self._keyring = keyring
         self._place = place
         self._lost: set[tuple[OwnerClass, bytes]] = set()
+        self._looked: object = None
         self._followed: set[tuple[OwnerClass, PrimaryKey]] = set()
         self._leads_on: bool | None = None
         self.has_looked = False
@@ -95,6 +97,13 @@ class Reach:
                 for one in self._place.owner_class.grants_to
             )
         return self._leads_on
+
+    def look_again(self, session: Session) -> None:
+        """In another transaction, or after a rollback, a way may lead to what none led to before."""
+        looked = looked_at(session)
+        if looked is not self._looked:
+            self._looked = looked
+            self._lost.clear()
 
     def closed(self, owner_class: OwnerClass, headers: Collection[bytes]) -> list[bytes]:
         """Those of these value headers that name a key which nothing followed so far opens, and for which
