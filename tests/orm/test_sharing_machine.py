@@ -128,6 +128,8 @@ class World:
             _engine.append(create_engine("sqlite://", poolclass=StaticPool))
             enforce_foreign_keys(_engine[0])
         engine = _engine[0]
+        with engine.connect() as connection:  # a run that failed may have left its savepoint open
+            connection.connection.rollback()
         if is_sealed not in _templates:
             WorldBase.metadata.drop_all(engine)
             WorldBase.metadata.create_all(engine)
