@@ -169,24 +169,17 @@ def _is_in(target: Any, named: Any) -> bool:
 
 
 def changed_by(statement: Any) -> dict[Any, Any]:
-    """What an UPDATE itself changes, by column or its key: not what it sets to what is there."""
+    """What an UPDATE itself, or an upsert, changes in a row that is there, by column or its key: not what it
+    sets to what is there."""
     target = target_of(statement)
-    return {
-        named: value for named, value in assigned_by(statement).items() if not _stays(target, named, value)
-    }
+    assigned = assigned_by_upsert(statement) if isinstance(statement, Insert) else assigned_by(statement)
+    return {named: value for named, value in assigned.items() if not _stays(target, named, value)}
 
 
 def _stays(target: Any, named: Any, value: Any) -> bool:
     if not isinstance(value, ColumnClause) or value.table is None or value.key != column_key(named):
         return False
     return hash(value.table) == hash(target)  # an alias of it is another row
-
-
-def changed_by_upsert(statement: Any) -> dict[Any, Any]:
-    """What an upsert changes where the row exists: not what it sets to what is there."""
-    target = target_of(statement)
-    assigned = assigned_by_upsert(statement)
-    return {named: value for named, value in assigned.items() if not _stays(target, named, value)}
 
 
 def assigned_by_upsert(statement: Any) -> dict[Any, Any]:

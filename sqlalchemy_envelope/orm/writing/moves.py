@@ -38,7 +38,6 @@ from sqlalchemy_envelope.orm.writing.answers import answer, is_temporary, keep_a
 from sqlalchemy_envelope.orm.writing.flushes import notes_of
 from sqlalchemy_envelope.orm.writing.forms import (
     changed_by,
-    changed_by_upsert,
     column_key,
     equalities,
     table_of,
@@ -304,15 +303,12 @@ def _written(decider: Decider, statement: Any, target: Any, rows: Sequence[Any])
         clause = getattr(statement, "_post_values_clause", None)
         if clause is None:  # REPLACE takes the whole row's place
             return dict.fromkeys((column.key for column in decider.columns), statement)
-        assigned = changed_by_upsert(statement)
         rows = ()
-    else:
-        assigned = changed_by(statement)
     keys = {
         one.key: decider.keys[one.name.lower()] for one in target.columns if one.name.lower() in decider.keys
     }
     found: dict[str, Any] = {keys[key]: None for row in rows for key in keys.keys() & row.keys()}
-    named = {column_key(one): value for one, value in assigned.items()}
+    named = {column_key(one): value for one, value in changed_by(statement).items()}
     return found | {keys[key]: named[key] for key in keys.keys() & named.keys()}
 
 

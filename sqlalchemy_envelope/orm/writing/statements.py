@@ -407,13 +407,12 @@ class _StatementWriter:
         return given
 
     def _rows(self, rows: Sequence[Row], literals: Row) -> list[dict[str, Any]]:
-        if self._inserts:
-            rows = self._with_defaults(rows, literals) if self._plan.has_defaults else rows
-            self._require_uniform(rows)
-        else:
-            self._require_uniform(rows)
-            if (notes := notes_of(self._connection)) is not None and notes.to_rewrite:
-                notes.sent(self._plan.columns, [self._identity(row) for row in rows])
+        if self._inserts and self._plan.has_defaults:
+            rows = self._with_defaults(rows, literals)
+        self._require_uniform(rows)
+        notes = None if self._inserts else notes_of(self._connection)
+        if notes is not None and notes.to_rewrite:
+            notes.sent(self._plan.columns, [self._identity(row) for row in rows])
         if len(rows) > 1:
             self._prepare(rows, literals)
         else:
@@ -785,8 +784,9 @@ class _StatementWriter:
             names = [self._parameter(key) for key in decided_by if key not in self._assigned]
             names += [] if self._inserts else written
             left_out = left_out_by_the_first(names, rows)
-            writes = any([row.get(name) is not None for row in rows for name in written])  # noqa: C419
-            if not left_out or (self._inserts and not writes):
+            if not left_out:
+                continue
+            if self._inserts and all(row.get(name) is None for row in rows for name in written):
                 continue
             raise StatementRefusedError(
                 f"Rows for {self._plan.table.name} do not all name {', '.join(sorted(left_out))}, and the "

@@ -38,7 +38,6 @@ from sqlalchemy_envelope.orm.writing.forms import (
     assigned_by,
     assigned_by_upsert,
     changed_by,
-    changed_by_upsert,
     is_null,
     named_by,
     parts_of,
@@ -149,7 +148,7 @@ def _refuse(connection: Connection, target: Any, written: Iterable[str], options
 def _changed(statement: Any, target: Any, rows: Sequence[Any]) -> set[str]:
     """The columns that a statement changes in rows that are there."""
     if isinstance(statement, Insert):
-        return {_column_name(target, key) for key in changed_by_upsert(statement)}
+        return {_column_name(target, key) for key in changed_by(statement)}
     made = {one.name.lower() for one in target.columns if _adds(getattr(one, "onupdate", None))}
     # SQLAlchemy writes the columns that the first row names.
     given = [key for row in rows[:1] for key in row if key in target.columns]
