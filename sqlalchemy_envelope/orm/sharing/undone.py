@@ -1,8 +1,8 @@
-"""For whom something waits, among all whom an unlocked owner reaches: told by the rows alone, so that a first
-write loads and opens no more than what it puts in order.
+"""Finds the owners whose keys or grants have to be settled, among all that an unlocked owner reaches. It
+reads rows and opens no key, so that a first write loads only what it puts in order.
 
-One query for each class of grants on each level finds who is reached, and one for each class of owners who of
-them is to be settled: the conditions are those by which `settle` acts, and a superset of them does no harm.
+One query for each class of grants on each level finds the owners that are reached. One query for each class
+of owners finds those to be settled. Its conditions are those of `settle`; to find more owners does no harm.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 
 def find_undone(session: Session, start: Place) -> Owners | None:
-    """The owners beyond this one for whom something waits; None if it may be anybody."""
+    """The owners beyond this one that have to be settled; None if it may be any of them."""
     reached: dict[OwnerClass, list[PrimaryKey]] = {}
     for owner_class, key in steps_from(session, start):
         reached.setdefault(owner_class, []).append(key)
@@ -84,7 +84,7 @@ def _query(
 
 
 def _undone(owner_class: OwnerClass) -> list[Select[Any]]:
-    """Queries for those of the given owners for whom something waits, by their own keys and grants."""
+    """Queries for those of the given owners whose own keys and grants have to be settled."""
     keys = owner_class.key_class.__table__.alias()
     owners = [keys.c[column.key] for column in owner_class.owner_columns]
     mine = select(*owners).where(given(owners, "owners"))
@@ -108,7 +108,7 @@ def _undone(owner_class: OwnerClass) -> list[Select[Any]]:
 
 
 def _uncounted(owner_class: OwnerClass, keys: Select[Any]) -> Select[Any]:
-    """Of whose keys grants are pending; or from whose active ones somebody was removed."""
+    """The owners of keys with pending grants, and of active keys from which somebody was removed."""
     counted = union_all(*(count_query(grant, keys) for grant in owner_class.grants_of)).subquery()
     c = counted.c
     owners = [c[f"owner_{at}"] for at, _ in enumerate(owner_class.owner_columns)]
@@ -130,7 +130,7 @@ def _has_scope(owner_class: OwnerClass, owners: Sequence[Any], scope: str) -> An
 
 
 def _not_granted(grant: GrantClass, owner_class: OwnerClass) -> Any:
-    """Whose keys a granting row gives a right to, and no grant through it."""
+    """The owners of keys that a granting row gives a right to, and that were not granted through it."""
     keys, granted = owner_class.key_class.__table__.alias(), grant.companion.alias()
     owners = [keys.c[column.key] for column in owner_class.owner_columns]
     pairs = zip(grant.row_columns, grant.row_key, strict=True)
@@ -148,7 +148,7 @@ def _not_granted(grant: GrantClass, owner_class: OwnerClass) -> Any:
 
 
 def _sealed(grant: GrantClass, holders: str) -> Select[Any]:
-    """Whose keys were sealed to the given holders, and not adopted."""
+    """The owners whose keys were sealed to the given holders, and are not adopted yet."""
     rows = [a == b for a, b in zip(grant.row_columns, grant.row_key, strict=True)]
     return (
         select(*grant.of.columns)
@@ -158,8 +158,8 @@ def _sealed(grant: GrantClass, holders: str) -> Select[Any]:
 
 
 def _left_beyond(session: Session, owner_class: OwnerClass, some: Sequence[PrimaryKey]) -> list[Place]:
-    """Those from whom somebody was removed, of the owners to whom keys of these are granted: some may be
-    reached by nobody here."""
+    """The owners from whom somebody was removed, among those that the keys of these owners are granted to.
+    The unlocked owner may not reach all of them."""
     holders = [grant.to.owner_class for grant in owner_class.grants_of]
     if not some or not any(one.scope is None for holder in holders for one in holder.grants_of):
         return []

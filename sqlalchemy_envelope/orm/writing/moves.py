@@ -1,10 +1,10 @@
 """Columns that decide whose key encrypts a value in another table, and the statements that change them.
 
-Such a column stands in a row on a dotted path, or in the base table of a joined subclass: it leads on to the
-owner, or it is what the row before finds this one by, and no foreign key holds it. Who changes it
-moves the values behind it to another owner, and they stay under the former owner's key. So each statement
-that can change one is looked at before it is sent, whoever sends it: the rows that it moves are locked, and
-then asked for encrypted values. It is refused if there are some.
+Such a column stands in a row on a dotted path, or in the base table of a joined subclass. It leads on to the
+owner; or the row is found by it, and no foreign key holds it. A change of the column moves the values behind
+it to another owner, and they stay under the former owner's key. So each statement that can change one is
+looked at before it is sent: the rows that it moves are locked, and then asked for encrypted values. It is
+refused if there are some.
 
 One thing moves and takes its values along: an object of a joined subclass, whose flush writes them after the
 row in the base table. A row on the way does not, also if its flush writes all values behind it: which of them
