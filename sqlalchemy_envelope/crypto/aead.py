@@ -194,7 +194,17 @@ class Batch:
                 ]
         except Exception:  # noqa: BLE001 - as above
             return None
-        return None if max(map(len, filter(None, blobs)), default=0) > MAX_STORED_SIZE else blobs
+        return None if any_too_large([*filter(None, blobs)] if None in blobs else blobs) else blobs
+
+
+def any_too_large(blobs: Sequence[Any]) -> bool:
+    """Whether one of these is larger than any stored value. Most batches are smaller than one value may be:
+    their sum, which costs less than to look at each, says so.
+
+    Raises:
+        TypeError: one of them is None.
+    """
+    return sum(map(len, blobs)) > MAX_STORED_SIZE and max(map(len, blobs)) > MAX_STORED_SIZE
 
 
 def row_tail(row_reference: bytes) -> bytes:
@@ -211,6 +221,11 @@ _INT_TAILS = [(5 + size).to_bytes(4, "big") + b"i" + size.to_bytes(4, "big") for
 def row_tails(keys: Sequence[Any]) -> list[bytes]:
     """`row_tail` for many rows, whose primary keys are of one column each."""
     if set(map(type, keys)) == {int}:
+        least, most = min(keys), max(keys)
+        size = len(str(most))
+        if least >= 0 and size == len(str(least)) and size < len(_INT_TAILS):  # so have all between them
+            tail = _INT_TAILS[size] + b"%d"
+            return [tail % key for key in keys]
         digits = [b"%d" % key for key in keys]
         if max(map(len, digits)) < len(_INT_TAILS):
             return [_INT_TAILS[len(one)] + one for one in digits]

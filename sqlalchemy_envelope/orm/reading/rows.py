@@ -21,6 +21,7 @@ from sqlalchemy_envelope.crypto.aead import (
     HEADER_SIZE,
     MAX_STORED_SIZE,
     NO_ROW,
+    any_too_large,
     check_value,
     row_tail,
     row_tails,
@@ -250,8 +251,6 @@ class RowOpener:
     ) -> Sequence[Any]:
         """One column of some rows. First as if all were under one key, as they are most often; then by each
         value's key; then value by value, which tells what is locked or wrong."""
-        if None in stored:
-            return self._column_with_nulls(row, value, stored, owners, tails, where)
         readers: Mapping[bytes, Any] = {}
         if where is not None and value.slot is not None:
             readers = self._here[0].readers.setdefault(value.slot, {})
@@ -264,6 +263,8 @@ class RowOpener:
                     return open_all(value, stored, owners, tails, where, readers)
                 except Exception:  # noqa: BLE001, S110 - told below, for each value by itself
                     pass
+        if None in stored:
+            return self._column_with_nulls(row, value, stored, owners, tails, where)
         opened = []
         for one, raw, tail in zip(stored, owners, tails, strict=True):
             try:
@@ -414,7 +415,7 @@ class RowOpener:
     def _tails(self, row: PlannedRow, found: Sequence[Any]) -> list[bytes]:
         """The end of each row's AAD, which says which row it is."""
         if len(row.keys) == 1:
-            if set(map(type, found)) == {int}:
+            if type(found[0]) is int and set(map(type, found)) == {int}:
                 return row_tails(found)
             found = [(one,) for one in found]
         keys = [self._processed(row.keys, row.key_types, one) for one in found]
@@ -436,15 +437,15 @@ def _under_one_key(
     """
     header = stored[0][_HEADER]
     open_, aad, owner, there = readers[header]
-    if owners.count(owner) != len(owners) or there != where or max(map(len, stored)) > MAX_STORED_SIZE:
+    if owners.count(owner) != len(owners) or there != where or any_too_large(stored):
+        raise ValueError
+    # What lies between two byte strings that begin alike begins like them.
+    if min(stored)[_HEADER] != header or max(stored)[_HEADER] != header:
         raise ValueError
     if value.row_bound:
-        plain = [
-            open_(one[_NONCE], one[_BODY], aad + tail if one[_HEADER] == header else b"")
-            for one, tail in zip(stored, tails, strict=True)
-        ]
+        plain = [open_(one[_NONCE], one[_BODY], aad + tail) for one, tail in zip(stored, tails, strict=True)]
     else:
-        plain = [open_(one[_NONCE], one[_BODY], aad if one[_HEADER] == header else b"") for one in stored]
+        plain = [open_(one[_NONCE], one[_BODY], aad) for one in stored]
     return list(map(value.decode, plain))
 
 
@@ -461,11 +462,11 @@ def _under_several(
     Raises:
         Exception: of any kind; as above.
     """
+    if any_too_large(stored):
+        raise ValueError
     entries = [readers[one[_HEADER]] for one in stored]
     same_owners = [entry[2] for entry in entries] == list(owners)
     if not same_owners or {entry[3] for entry in entries} != {where}:
-        raise ValueError
-    if max(map(len, stored)) > MAX_STORED_SIZE:
         raise ValueError
     ends = tails if value.row_bound else repeat(b"")
     plain = [
