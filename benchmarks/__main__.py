@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import asyncio
 import json
 from collections.abc import Callable
 from pathlib import Path
 
 from rich.console import Console
 from sqlalchemy import Engine
+from sqlalchemy.util import greenlet_spawn
 
 from benchmarks import bench_migration, groups, locked_writes, plain_statements, rotation, serving, several
 from benchmarks.databases import DATABASES, database, unlocked_owner
@@ -118,7 +120,8 @@ def main() -> None:
     options = arguments()
     console = Console(width=None if Console().is_terminal else 150)
     with console.status("starting") as status:
-        results = run(options, status.update)
+        # In a greenlet, which asyncpg needs and nothing else notices.
+        results = asyncio.run(greenlet_spawn(run, options, status.update))
     print_tables(results, console)
     write(options, results)
 

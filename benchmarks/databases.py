@@ -50,11 +50,25 @@ def postgresql_binary() -> Iterator[Engine]:
         yield engine
 
 
+@contextmanager
+def postgresql_asyncpg() -> Iterator[Engine]:
+    """What runs on this engine runs in a greenlet, as it does under an `AsyncSession`."""
+    from sqlalchemy.ext.asyncio import create_async_engine
+
+    from tests.throwaway_postgres import throwaway_postgres
+
+    with throwaway_postgres() as socket_folder:
+        engine = create_async_engine(f"postgresql+asyncpg://postgres@/postgres?host={socket_folder}")
+        yield engine.sync_engine
+        engine.sync_engine.dispose()
+
+
 Opener = Callable[[], AbstractContextManager[Engine]]
 DATABASES: dict[str, Opener] = {
     "sqlite": sqlite,
     "postgresql": postgresql,
     "postgresql-binary": postgresql_binary,
+    "postgresql-asyncpg": postgresql_asyncpg,
 }
 
 

@@ -55,8 +55,14 @@ def overhead(series: Series, _variants: Named) -> float:
     return series.stored_sizes[OURS_BY_COLUMN] - series.stored_sizes[PLAINTEXT]
 
 
-def by_database(sqlite: float, postgresql: float, binary: float) -> dict[str, float]:
-    return {"sqlite": sqlite, "postgresql": postgresql, "postgresql-binary": binary}
+def by_database(sqlite: float, psycopg: float, others: float) -> dict[str, float]:
+    """Limits of SQLite, of psycopg, and of psycopg with binary results and asyncpg."""
+    return {
+        "sqlite": sqlite,
+        "postgresql": psycopg,
+        "postgresql-binary": others,
+        "postgresql-asyncpg": others,
+    }
 
 
 LOADS, INSERTS = by_database(1.5, 1.8, 1.5), by_database(2.3, 2.5, 2.5)
@@ -130,6 +136,7 @@ LIMITS = [
     Limit("writing for a locked person: seals of one epoch", 1, "locked-writes", "seals"),
     Limit("writing for a locked person: seals of four epochs", 4, "locked-writes", "seals, four epochs"),
     Limit("server mode, each row of another owner: key queries", 12, "server", "key queries"),
+    Limit("rows of three owners in turn, ratio to bare", 1.7, "several-owners", "ratio, 3 owners in turn"),
     Limit("one leaves a large group: statements that seal to the others", 1, "rotation", "batches, leaving"),
     Limit(
         "one leaves a large group: seals beyond one for each", 0, "rotation", "seals beyond members, leaving"

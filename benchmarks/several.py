@@ -1,7 +1,8 @@
 """Loading rows while several owners are unlocked, which with groups is the normal case.
 
-With one owner unlocked every row is that owner's. With several, each value's key is compared with its row's
-owner as the rows are fetched (`sqlalchemy_envelope/orm/reading/rows.py`): what that costs is the difference.
+Each value's key is compared with its row's owner as the rows are fetched
+(`sqlalchemy_envelope/orm/reading/rows.py`). Rows of one owner are compared all at once, so that it should not
+matter how many owners are unlocked; rows of three owners in turn are compared each by itself.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
+from itertools import cycle
 from random import shuffle
 from statistics import median
 from typing import Any
@@ -22,6 +24,7 @@ from benchmarks.operations import BareCipher
 from benchmarks.sharing_models import (
     Group,
     Membership,
+    Person,
     PlainPost,
     Post,
     apart,
@@ -37,6 +40,7 @@ from sqlalchemy_envelope import Envelope
 NAME = "several-owners"
 REASON = "benchmark"
 PLAIN = "plaintext"
+IN_TURN = "3 owners in turn"
 COLUMNS = 5
 Load = Callable[[], object]
 
@@ -78,7 +82,7 @@ def measure_several(engine: Engine, row_count: int, round_count: int) -> Finding
             ]
         )
     sheet = Sheet(
-        f"{DATABASE_NAMES[engine.dialect.name]}: ORM load of {row_count:,} rows of one group with {COLUMNS} "
+        f"{DATABASE_NAMES[engine.dialect.name]}: ORM load of {row_count:,} rows of groups with {COLUMNS} "
         "columns, µs per value over plaintext",
         ["", "processor", "wall", "ratio to bare AES-GCM"],
         lines,
@@ -87,35 +91,54 @@ def measure_several(engine: Engine, row_count: int, round_count: int) -> Finding
 
 
 def make_loads(engine: Engine, envelope: Envelope, row_count: int, stack: ExitStack) -> dict[str, Load]:
-    """The same load, by the group alone, by somebody in that group, and by somebody in 49 groups."""
+    """The same load, by the group alone, by a member of that group, and by a member of 49 groups; and one of
+    as many rows that belong to three groups in turn, by a member of these three."""
     session = stack.enter_context(Session(engine))
-    one, many = enroll_people(session, envelope, 2)
-    groups = [Group() for _ in range(49)]
-    for group in groups:
-        envelope.enroll(session, group, provider="server")
-        with envelope.unlock(session, group, provider="server", reason=REASON):
-            members = [one, many] if group is groups[0] else [many]
-            session.add_all([Membership(group_id=group.id, person_id=member.id) for member in members])
-            session.commit()
-            if group is groups[0]:
-                insert_posts(session, row_count, group.id)
+    one, many, three = enroll_people(session, envelope, 3)
+    groups = [Group() for _ in range(52)]
+    for group in groups[:49]:
+        found(session, envelope, group, [one, many] if group is groups[0] else [many])
+    for group in groups[49:]:
+        found(session, envelope, group, [three])
     for start in range(1, row_count + 1, 5_000):
         rows = make_posts(start, min(5_000, row_count + 1 - start), groups[0].id)
         session.execute(insert(PlainPost), rows)
-    session.commit()
-    loads: dict[str, Load] = {PLAIN: partial(load, engine, PlainPost)}
-    for name, unlocked in {
-        "1 owner unlocked": envelope.unlock(session, groups[0], provider="server", reason=REASON),
-        "2 owners unlocked": envelope.unlock(session, one, secret=SECRET),
-        "50 owners unlocked": envelope.unlock(session, many, secret=SECRET),
-    }.items():
+    with envelope.unlock(session, groups[0], provider="server", reason=REASON):
+        insert_posts(session, row_count, groups[0].id)
+    with envelope.unlock(session, three, secret=SECRET):
+        insert_in_turn(session, row_count + 1, row_count, [group.id for group in groups[49:]])
+    loads: dict[str, Load] = {PLAIN: partial(load, engine, PlainPost, 1, row_count)}
+    for name, first, unlocked in (
+        ("1 owner unlocked", 1, envelope.unlock(session, groups[0], provider="server", reason=REASON)),
+        ("2 owners unlocked", 1, envelope.unlock(session, one, secret=SECRET)),
+        ("50 owners unlocked", 1, envelope.unlock(session, many, secret=SECRET)),
+        (IN_TURN, row_count + 1, envelope.unlock(session, three, secret=SECRET)),
+    ):
         session.commit()
         inside = stack.enter_context(apart(unlocked))
-        loads[name] = partial(inside, partial(load, engine, Post))
+        loads[name] = partial(inside, partial(load, engine, Post, first, row_count))
     return loads
 
 
-def load(engine: Engine, model: type[Any]) -> list[Any]:
+def found(session: Session, envelope: Envelope, group: Group, members: list[Person]) -> None:
+    """A group that the server could open, too, with these people in it."""
+    envelope.enroll(session, group, provider="server")
+    with envelope.unlock(session, group, provider="server", reason=REASON):
+        session.add_all([Membership(group_id=group.id, person_id=member.id) for member in members])
+        session.commit()
+
+
+def insert_in_turn(session: Session, first: int, count: int, group_ids: list[int]) -> None:
+    for start in range(first, first + count, 5_000):
+        rows = make_posts(start, min(5_000, first + count - start), group_ids[0])
+        for row, group_id in zip(rows, cycle(group_ids), strict=False):
+            row["group_id"] = group_id
+        session.execute(insert(Post), rows)
+    session.commit()
+
+
+def load(engine: Engine, model: type[Any], first: int, count: int) -> list[Any]:
     with Session(engine) as session:
-        posts = session.scalars(select(model)).all()
+        posts = session.scalars(select(model).where(model.id.between(first, first + count - 1))).all()
+        assert len(posts) == count
         return [(post.c1, post.c2, post.c3, post.c4, post.c5) for post in posts]

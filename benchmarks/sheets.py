@@ -8,6 +8,7 @@ DATABASE_NAMES = {
     "sqlite": "SQLite",
     "postgresql": "PostgreSQL",
     "postgresql-binary": "PostgreSQL, binary results",
+    "postgresql-asyncpg": "PostgreSQL, asyncpg",
 }
 
 
