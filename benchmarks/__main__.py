@@ -13,7 +13,7 @@ from sqlalchemy import Engine
 from sqlalchemy.util import greenlet_spawn
 
 from benchmarks import bench_migration, groups, locked_writes, plain_statements, rotation, serving, several
-from benchmarks.databases import DATABASES, database, unlocked_owner
+from benchmarks.databases import DATABASES, SAME_DATABASE, database, unlocked_owner
 from benchmarks.measure import Series, measure
 from benchmarks.report import Results, as_json, machine, markdown, print_tables
 from benchmarks.sheets import Finding
@@ -33,7 +33,7 @@ def arguments() -> argparse.Namespace:
         "--rows", type=int, help=f"rows per table (default: {ROWS:,}; to migrate {MIGRATION_ROWS:,})"
     )
     parser.add_argument("--rounds", type=int, default=9, help="rounds per database (default: 9)")
-    parser.add_argument("--databases", default="sqlite,postgresql", help=f"any of {', '.join(DATABASES)}")
+    parser.add_argument("--databases", default=",".join(DATABASES), help=f"any of {', '.join(DATABASES)}")
     parser.add_argument("--only", default=",".join(PARTS), help=f"any of {', '.join(PARTS)}")
     parser.add_argument("--quick", action="store_true", help="few rows, 3 rounds, SQLite: does it run at all")
     parser.add_argument(
@@ -75,6 +75,8 @@ def run(options: argparse.Namespace, progress: Callable[[str], None]) -> Results
                     series.append(
                         measure(name, engine, measured, options.rows, options.rounds, user_id, progress)
                     )
+            if name in SAME_DATABASE:
+                continue
             for part in SHARING:
                 if part in options.only:
                     progress(f"{name}: {part}")

@@ -70,6 +70,8 @@ DATABASES: dict[str, Opener] = {
     "postgresql-binary": postgresql_binary,
     "postgresql-asyncpg": postgresql_asyncpg,
 }
+SAME_DATABASE = frozenset({"postgresql-binary", "postgresql-asyncpg"})
+"""Other ways to a database that is measured already: only the cost of a value differs."""
 
 
 @contextmanager

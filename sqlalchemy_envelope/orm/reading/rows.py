@@ -13,7 +13,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from contextlib import nullcontext
-from itertools import repeat
 from types import CellType
 from typing import TYPE_CHECKING, Any
 
@@ -464,15 +463,12 @@ def _under_several(
     """
     if any_too_large(stored):
         raise ValueError
-    entries = [readers[one[_HEADER]] for one in stored]
-    same_owners = [entry[2] for entry in entries] == list(owners)
-    if not same_owners or {entry[3] for entry in entries} != {where}:
+    opens, aads, whose, places = zip(*[readers[one[_HEADER]] for one in stored], strict=True)
+    if whose != tuple(owners) or set(places) != {where}:
         raise ValueError
-    ends = tails if value.row_bound else repeat(b"")
-    plain = [
-        entry[0](one[_NONCE], one[_BODY], entry[1] + end)
-        for one, entry, end in zip(stored, entries, ends, strict=False)
-    ]
+    if value.row_bound:
+        aads = tuple(aad + tail for aad, tail in zip(aads, tails, strict=True))
+    plain = [open_(one[_NONCE], one[_BODY], aad) for one, open_, aad in zip(stored, opens, aads, strict=True)]
     return list(map(value.decode, plain))
 
 
