@@ -2,13 +2,14 @@
 
 For applications whose operator holds the keys, and for worker processes. Keys are fetched for all rows of a
 fetch at once, kept for a time, a number of uses and up to a number of owners, and always with a reason in the
-audit event. Owners without a slot of the provider stay locked.
+audit event. Owners without a slot of the provider are read through grants to owners who have one, and stay
+locked if there are none.
 """
 
 from __future__ import annotations
 
 import time
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from threading import Lock
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 from uuid import UUID
@@ -42,7 +43,8 @@ from sqlalchemy_envelope.orm.sharing.first_use import trusting_first_use
 from sqlalchemy_envelope.orm.sharing.membership import looked_at
 from sqlalchemy_envelope.orm.sharing.rollbacks import note_end, note_enrolment
 from sqlalchemy_envelope.orm.sharing.roots import open_with_kek, renew
-from sqlalchemy_envelope.orm.sharing.settle import Opening, settle
+from sqlalchemy_envelope.orm.sharing.settle import Opening, follow_grants, settle
+from sqlalchemy_envelope.orm.sharing.ways_from_provider import ways_from_provider
 from sqlalchemy_envelope.orm.tables.cascades import in_greenlet, require_cascades
 from sqlalchemy_envelope.orm.tables.foreign_key_errors import is_foreign_key_error
 from sqlalchemy_envelope.orm.tables.key_rows import KeyStore, usable
@@ -92,11 +94,13 @@ class ServerSession(UnlockedSession):
         self._uses: dict[OwnerId, int] = {}
         self._whole: set[OwnerId] = set()
         self._stale: set[OwnerId] = set()
+        self._granted: set[OwnerId] = set()
         self._swept = time.monotonic()
         self._guard = Lock()
         self._process_wide = False
         self._fresh: WeakKeyDictionary[Session, _Fresh] = WeakKeyDictionary()
         self._found: WeakKeyDictionary[Session, FoundKeys] = WeakKeyDictionary()
+        self._closed: WeakKeyDictionary[Session, tuple[object, set[bytes]]] = WeakKeyDictionary()
         super().__init__(session, policy, (), Keyring())
 
     @property
@@ -159,20 +163,81 @@ class ServerSession(UnlockedSession):
                 if owner is not None and owner in self._stale:
                     stale.add(owner)
                     missing.append(header)
-                elif owner is not None:
+                elif owner is not None and self._leads_to(header):
                     self._touch(owner, uses)
-                elif len(header) == HEADER_SIZE and self.owner_of(header) is None:
+                elif len(header) == HEADER_SIZE and (owner is not None or self.owner_of(header) is None):
                     missing.append(header)
         if missing:
             store = KeyStore(session, owner_class, self.policy.seals)
             held = store.load_held(header[1:] for header in missing)
             self._take_in(session, owner_class, held)
             there = {data.stored.key_id for data, _, _ in held}
+            there |= self._follow_grants(session, store, owner_class, missing)
             self._drop_deleted(
                 key_id for header in missing if (key_id := UUID(bytes=header[1:])) not in there
             )
         for owner in stale & self._stale:
             self.drop(owner)  # no slot of the provider leads to its keys any more
+
+    def _leads_to(self, header: bytes) -> bool:
+        """Whether something that is known here opens this key, or says why it must not be opened."""
+        try:
+            return self._keyring.open(UUID(bytes=header[1:])) is not None
+        except EnvelopeError:
+            return True
+
+    def _follow_grants(
+        self, session: Session, store: KeyStore, owner_class: OwnerClass, headers: Sequence[bytes]
+    ) -> set[KeyId]:
+        """Open the keys of these values that are still closed through grants to owners whom the provider can
+        open. Gives the ids of all keys that these owners have."""
+        if not owner_class.grants_of or not self._can_open:
+            return set()
+        closed = self._closed_of(session)
+        asked = [header for header in headers if header not in closed and not self._is_ready(header)]
+        if not asked:
+            return set()
+        rows = store.load_around([UUID(bytes=header[1:]) for header in asked])
+        ways = ways_from_provider(session, self.policy.seals, self._provider, owner_class, rows)
+        names, starts = Names(session), []
+        for of, keys in ways.starts.items():
+            held = KeyStore(session, of, self.policy.seals).load_held_of(list(keys))
+            self._take_in(session, of, held)
+            starts += [names.place(of, key) for key in keys]
+        if starts:
+            found = follow_grants(session, self.policy, self._keyring, starts, ways.between, rows=rows)
+            self._take_granted(found, {place.owner for place in starts}, names)
+        closed.update(header for header in asked if not self._is_ready(header))
+        return {row.stored.key_id for row in rows}
+
+    def _take_granted(self, found: Opening, starts: set[OwnerId], names: Names) -> None:
+        """Note the owners whom grants led to."""
+        places = list(found.places.values())
+        places += [names.place(of, key) for of, keys in found.scoped.items() for key in keys]
+        opened: Counter[str] = Counter()
+        for place in places:
+            if place.owner in starts:
+                continue
+            if place.owner not in self._granted or place.owner in self._stale:
+                opened[place.owner_class.name] += 1
+                self._renewed(place.owner)
+            self._granted.add(place.owner)
+            self.places.setdefault(place.owner, place)
+            self._touch(place.owner, 1)
+        for name, count in opened.items():
+            self.policy.emit(self._event("server_opened", name, count))
+
+    def _is_ready(self, header: bytes) -> bool:
+        """Whether the key of this value serves whoever reads it now."""
+        owner = self._keyring.owner_of(header)
+        return owner is not None and owner not in self._stale and self._leads_to(header)
+
+    def _closed_of(self, session: Session) -> set[bytes]:
+        """The values' keys that no grant leads to, as the session's transaction sees it."""
+        look, found = looked_at(session), self._closed.get(session)
+        if found is None or found[0] is not look:
+            found = self._closed[session] = look, set()
+        return found[1]
 
     def _drop_deleted(self, key_ids: Iterable[KeyId]) -> None:
         """Forget keys that are in the database no more, though their owner has others."""
@@ -286,7 +351,8 @@ class ServerSession(UnlockedSession):
             root = next((key for key in keys if _is_root(key) and key.state is KeyState.ACTIVE), None)
             slot = next(iter(slots.get(root.key_id, ())), None) if root is not None else None
             if root is None or slot is None:
-                self._forget(place.owner)  # what is in no server's hands is not in its keyring either
+                if place.owner not in self._granted:  # what a grant leads to is read, and not written
+                    self._forget(place.owner)
                 return False
             kek = self._kek(session, slot)
             mine = [one for key in keys for one in slots.get(key.key_id, ())]
@@ -548,6 +614,7 @@ class ServerSession(UnlockedSession):
         self._uses.pop(owner, None)
         self._whole.discard(owner)
         self._stale.discard(owner)
+        self._granted.discard(owner)
         self.places.pop(owner, None)
         self._keyring.drop(owner)
 
@@ -578,7 +645,16 @@ class ServerSession(UnlockedSession):
         self._keyring.wipe()
         self._wipe_of_sessions()
         self._keyring = Keyring()  # the other one's lock may be held by a thread that is not here
-        for known in (self._used, self._uses, self._whole, self._stale, self.places, self.readers):
+        for known in (
+            self._used,
+            self._uses,
+            self._whole,
+            self._stale,
+            self._granted,
+            self._closed,
+            self.places,
+            self.readers,
+        ):
             known.clear()
         self._providers.forget()
 

@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from sqlalchemy import Select, and_, bindparam, case, exists, func, insert, or_, select, union_all, update
 
 from sqlalchemy_envelope.exceptions import EnvelopeError, RowSealError, TamperedKeyError
-from sqlalchemy_envelope.keys.model import GrantState, KeyState, StoredGrant
+from sqlalchemy_envelope.keys.model import GrantState, KeyState, Purpose, SlotKind, StoredGrant
 from sqlalchemy_envelope.orm.tables.key_rows import (
     KeyStore,
     Rows,
     chunks,
     given,
+    made_once,
     matches,
     raw,
     stored_bytes,
@@ -21,7 +22,7 @@ from sqlalchemy_envelope.orm.tables.key_rows import (
 
 if TYPE_CHECKING:
     import uuid
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from sqlalchemy.orm import Session
 
@@ -56,9 +57,8 @@ class GrantStore(Rows):
         of = KeyStore(self._session, self._grant.of.owner_class, self._seals)
         to_class = self._grant.to.owner_class
         owners, holders = self._grant.of.owner_class.owner_columns, to_class.owner_columns
-        query = self._grant.selects.get(of_owners is None)
-        if query is None:
-            query = self._grant.selects[of_owners is None] = self._query_to(of, whole=of_owners is None)
+        whole = of_owners is None
+        query = self._made_once(("to", whole), lambda: self._query_to(of, whole=whole))
         found = []
         for some in chunks(recipients):
             for part in [None] if of_owners is None else chunks(of_owners):
@@ -87,9 +87,50 @@ class GrantStore(Rows):
 
     def leads_from(self, recipient: PrimaryKey) -> bool:
         """Whether any key was granted to this owner."""
+        query = self._made_once("leads", self._query_leads)
+        return bool(self._rows(query, {"holders": values_of(self._grant.to.columns, [recipient])}))
+
+    def _query_leads(self) -> Any:
         query = select(self._table.c.grant_id).join(self._grant.table, self._on_row()).limit(1)
-        query = query.where(matches(self._grant.to.columns, [recipient]))
-        return bool(self._rows(query.where(self._table.c.recipient_key_id.is_not(None))))
+        query = query.where(given(self._grant.to.columns, "holders"))
+        return query.where(self._table.c.recipient_key_id.is_not(None))
+
+    def load_held(self, key_ids: Sequence[KeyId], provider: str) -> list[tuple[KeyId, PrimaryKey]]:
+        """For each of these keys that was granted to an owner whose root key a provider holds: the key, and
+        the first such owner."""
+        query = self._made_once(("held", provider), lambda: self._query_held(provider))
+        return [
+            (row[0], tuple(row[1:]))
+            for some in chunks(key_ids)
+            for row in self._rows(query, {"key_ids": some})
+        ]
+
+    def _query_held(self, provider: str) -> Any:
+        to, c = self._grant.to.owner_class, self._table.c
+        sealed_to, active = to.key_class.__table__.alias(), to.key_class.__table__.alias()
+        slots = to.slot_class.__table__
+        holders = [active.c[column.key] for column in to.owner_columns]
+        sealed = [sealed_to.c[column.key] for column in to.owner_columns]
+        number = func.row_number().over(partition_by=c.key_id, order_by=holders)
+        labelled = [column.label(f"holder_{at}") for at, column in enumerate(holders)]
+        numbered = (
+            select(c.key_id, *labelled, number.label("number"))
+            .join(self._grant.table, self._on_row())
+            .join(sealed_to, sealed_to.c.key_id == c.recipient_key_id)
+            .join(active, and_(*_pairs(holders, sealed)))
+            .join(slots, slots.c.key_id == active.c.key_id)
+            .where(
+                given([c.key_id], "key_ids"),
+                *_pairs(self._grant.to.columns, holders),
+                active.c.purpose == Purpose.ROOT,
+                active.c.state == KeyState.ACTIVE,
+                slots.c.kind == SlotKind.PROVIDER,
+                slots.c.provider_ref.startswith(f"{provider} ", autoescape=True),
+            )
+            .subquery()
+        )
+        *columns, last = numbered.c
+        return select(*columns).where(last == 1)
 
     def load_of(
         self,
@@ -108,28 +149,16 @@ class GrantStore(Rows):
             without: those alone through whose granting row this key is not granted.
             held: hold the granting rows, so that a grant can be added to each: nobody deletes one meanwhile.
         """
-        table, found, grant = self._grant.table, [], self._grant
-        to_keys = grant.to.owner_class.key_class.__table__.alias()
-        keys = grant.of.owner_class.key_class.__table__.alias()
-        sealed_to = [to_keys.c[column.key] for column in grant.to.owner_class.owner_columns]
-        owners = [keys.c[column.key] for column in grant.of.owner_class.owner_columns]
-        both = (
-            self._table.join(table, self._on_row())
-            .join(keys, and_(keys.c.key_id == self._table.c.key_id, *_pairs(grant.of.columns, owners)))
-            .outerjoin(to_keys, to_keys.c.key_id == self._table.c.recipient_key_id)
-        )
-        end = self._width + len(sealed_to)
+        found, grant = [], self._grant
+        query = self._made_once(("of", state), lambda: self._query_of(state))
+        if without is not None:
+            query = query.where(~self._is_granted(without))
+        if held:
+            # As the foreign key of a new grant does: whoever reads or changes the row is not in the way.
+            query = query.with_for_update(of=grant.table, read=True, key_share=True)
+        end = self._width + len(grant.to.owner_class.owner_columns)
         for some in chunks(list(key_ids)):
-            query = select(*self._columns(), *grant.to.columns, *sealed_to).select_from(both)
-            query = query.where(self._table.c.key_id.in_(some))
-            if state is not None:
-                query = query.where(self._table.c.state == state)
-            if without is not None:
-                query = query.where(~self._is_granted(without))
-            if held:
-                # As the foreign key of a new grant does: whoever reads or changes the row is not in the way.
-                query = query.with_for_update(of=table, read=True, key_share=True)
-            for row in self._rows(query, locks=held):
+            for row in self._rows(query, {"key_ids": some}, locks=held):
                 row_key = tuple(row[self._width - len(grant.row_key) : self._width])
                 named = tuple(row[self._width : end])
                 one, error = self._stored(row[: self._width], grant.to.owner_class.reference_of(named))
@@ -137,17 +166,39 @@ class GrantStore(Rows):
                     found.append((one, row_key, named))
         return found
 
+    def _query_of(self, state: GrantState | None) -> Any:
+        grant, c = self._grant, self._table.c
+        to_keys = grant.to.owner_class.key_class.__table__.alias()
+        keys = grant.of.owner_class.key_class.__table__.alias()
+        sealed_to = [to_keys.c[column.key] for column in grant.to.owner_class.owner_columns]
+        owners = [keys.c[column.key] for column in grant.of.owner_class.owner_columns]
+        both = (
+            self._table.join(grant.table, self._on_row())
+            .join(keys, and_(keys.c.key_id == c.key_id, *_pairs(grant.of.columns, owners)))
+            .outerjoin(to_keys, to_keys.c.key_id == c.recipient_key_id)
+        )
+        query = select(*self._columns(), *grant.to.columns, *sealed_to).select_from(both)
+        query = query.where(given([c.key_id], "key_ids"))
+        return query if state is None else query.where(c.state == state)
+
     def keys_with_missing(self, key_ids: Iterable[KeyId]) -> set[KeyId]:
         """Those of these keys that are not granted through each row that says so. A row that no flush added
         is among them: it grants nothing."""
-        keys = self._grant.of.owner_class.key_class.__table__
         found: set[KeyId] = set()
-        owners = self._grant.of.owner_class.owner_columns
+        query = self._made_once("missing", self._query_missing)
         for some in chunks(list(key_ids)):
-            query = select(keys.c.key_id).where(keys.c.key_id.in_(some), ~self._is_granted(keys.c.key_id))
-            query = query.join(self._grant.table, and_(*_pairs(self._grant.of.columns, owners))).distinct()
-            found.update(row[0] for row in self._rows(query))
+            found.update(row[0] for row in self._rows(query, {"key_ids": some}))
         return found
+
+    def _query_missing(self) -> Any:
+        of = self._grant.of
+        keys = of.owner_class.key_class.__table__
+        on = and_(*_pairs(of.columns, of.owner_class.owner_columns))
+        query = select(keys.c.key_id).join(self._grant.table, on).distinct()
+        return query.where(given([keys.c.key_id], "key_ids"), ~self._is_granted(keys.c.key_id))
+
+    def _made_once(self, name: object, make: Callable[[], Any]) -> Any:
+        return made_once(self._grant.selects, name, make)
 
     def _is_granted(self, key_id: Any) -> Any:
         """Whether a key is granted through a granting row, of a statement that reads those."""
@@ -264,14 +315,29 @@ def load_granting_rows(
     """Of the granting rows of a class that name one of these recipients: whose key each grants, and to
     whom."""
     rows, found = Rows(session, grant.mapper, None), []  # type: ignore[arg-type]  # nothing of it is sealed
-    cut, query = len(grant.of.columns), grant.selects.get("rows")
-    if query is None:
-        query = select(*grant.of.columns, *grant.to.columns).where(given(grant.to.columns, "holders"))
-        grant.selects["rows"] = query
+    cut, columns = len(grant.of.columns), (*grant.of.columns, *grant.to.columns)
+    query = made_once(
+        grant.selects, "rows", lambda: select(*columns).where(given(grant.to.columns, "holders"))
+    )
     for some in chunks(recipients):
         read = rows._rows(query, {"holders": values_of(grant.to.columns, some)})
         found += [(tuple(row[:cut]), tuple(row[cut:])) for row in read]
     return found
+
+
+def load_recipients(session: Session, grant: GrantClass, owners: Sequence[PrimaryKey]) -> list[PrimaryKey]:
+    """To whom the granting rows of a class grant the keys of these owners."""
+    rows = Rows(session, grant.mapper, None)  # type: ignore[arg-type]  # nothing of it is sealed
+    query = made_once(
+        grant.selects,
+        "recipients",
+        lambda: select(*grant.to.columns).where(given(grant.of.columns, "owners")).distinct(),
+    )
+    return [
+        tuple(row)
+        for some in chunks(owners)
+        for row in rows._rows(query, {"owners": values_of(grant.of.columns, some)})
+    ]
 
 
 class GrantCounts(NamedTuple):
@@ -311,22 +377,31 @@ def count_grants(
         key_ids: the keys, or a query for them.
     """
     counts: dict[KeyId, GrantCounts] = {}
-    for some in [key_ids] if isinstance(key_ids, Select) else chunks(list(key_ids)):
-        queries = [count_query(grant, some) for grant in grants]
-        query = queries[0] if len(queries) == 1 else union_all(*queries)
-        for key_id, state, granted, rows, pending, stale, void, *owner in Rows(
-            session,
-            grants[0].mapper,
-            None,  # type: ignore[arg-type]  # nothing of it is sealed
-        )._rows(query):
+    rows = Rows(session, grants[0].mapper, None)  # type: ignore[arg-type]  # nothing of it is sealed
+    if isinstance(key_ids, Select):
+        parts = [rows._rows(_count_queries(grants, key_ids))]
+    else:
+        query = made_once(
+            grants[0].selects,
+            ("counts", *grants),
+            lambda: _count_queries(grants, bindparam("key_ids", expanding=True)),
+        )
+        parts = [rows._rows(query, {"key_ids": some}) for some in chunks(list(key_ids))]
+    for part in parts:
+        for key_id, state, granted, there, pending, stale, void, *owner in part:
             known = counts.get(key_id, GrantCounts(granted, state == KeyState.ACTIVE, tuple(owner)))
             counts[key_id] = known._replace(
-                rows=known.rows + int(rows),
+                rows=known.rows + int(there),
                 pending=known.pending + int(pending or 0),
                 stale=known.stale + int(stale or 0),
                 void=known.void + int(void or 0),
             )
     return counts
+
+
+def _count_queries(grants: Sequence[GrantClass], key_ids: Any) -> Any:
+    queries = [count_query(grant, key_ids) for grant in grants]
+    return queries[0] if len(queries) == 1 else union_all(*queries)
 
 
 def count_query(grant: GrantClass, key_ids: Any) -> Select[Any]:

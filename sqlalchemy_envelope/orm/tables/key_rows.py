@@ -45,7 +45,7 @@ from sqlalchemy_envelope.orm.tables.location import bind_of, location_of
 from sqlalchemy_envelope.orm.tables.missing_tables import missing_tables
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from sqlalchemy import Dialect, Table
     from sqlalchemy.orm import Session
@@ -71,6 +71,10 @@ class OwnedKey(NamedTuple):
     stored: StoredKey
     error: EnvelopeError | None
     """Why it must not be used, if it must not: told with the row, so that a bad row stops its owner alone."""
+
+
+HeldKey = tuple[OwnedKey, OwnedKey, StoredSlot]
+"""A data key, the root key that wraps it, and a provider's slot of that root key."""
 
 
 class Rows:
@@ -159,27 +163,28 @@ class KeyStore(Rows):
     def load(self, primary_keys: Sequence[PrimaryKey], *, for_update: bool = False) -> list[OwnedKey]:
         """Every key of these owners, oldest first. One query for some thousands of owners."""
         found: list[OwnedKey] = []
+        columns = self._class.owner_columns
+        query = self._made_once("owned", lambda: self._select().where(given(columns, "owners")))
+        query = query.with_for_update(of=self._keys) if for_update else query
         for some in chunks(primary_keys):
-            query = self._select().where(matches(self._class.owner_columns, some))
-            query = query.with_for_update(of=self._keys) if for_update else query
-            found += self._owned(query, locks=for_update)
+            found += self._owned(query, {"owners": values_of(columns, some)}, locks=for_update)
         return found
 
     def load_around(self, key_ids: Iterable[KeyId]) -> list[OwnedKey]:
         """Every key of the owners that these keys are of, oldest first. One query for some thousands."""
         found: dict[KeyId, OwnedKey] = {}
-        query = self._class.selects.get("around")
-        if query is None:
-            named = self._keys.alias()
-            owners = [named.c[column.key] for column in self._class.owner_columns]
-            wanted = select(*owners).where(given([named.c.key_id], "key_ids")).distinct().subquery()
-            pairs = zip(wanted.c, self._class.owner_columns, strict=True)
-            query = self._select().join(wanted, and_(*(a == b for a, b in pairs)))
-            self._class.selects["around"] = query
+        query = self._made_once("around", self._query_around)
         for some in chunks(list(key_ids)):
             rows = self._rows(query, {"key_ids": some})
             found.update((row[0], self.owned(row)) for row in rows)
         return list(found.values())
+
+    def _query_around(self) -> Any:
+        named = self._keys.alias()
+        owners = [named.c[column.key] for column in self._class.owner_columns]
+        wanted = select(*owners).where(given([named.c.key_id], "key_ids")).distinct().subquery()
+        pairs = zip(wanted.c, self._class.owner_columns, strict=True)
+        return self._select().join(wanted, and_(*(a == b for a, b in pairs)))
 
     def lock_roots(self, primary_keys: Sequence[PrimaryKey]) -> None:
         """Hold the root keys of these owners until the transaction ends. What was read before may be old by
@@ -217,26 +222,40 @@ class KeyStore(Rows):
             found += self._owned(query.where(c.purpose == Purpose.ROOT, c.state == KeyState.ACTIVE))
         return {one.owner: one for one in found}
 
-    def load_held(self, key_ids: Iterable[bytes]) -> list[tuple[OwnedKey, OwnedKey, StoredSlot]]:
+    def load_held(self, key_ids: Iterable[bytes]) -> list[HeldKey]:
         """These data keys, each with the root key that wraps it and a provider's slot of that. One query for
         some thousands; what no provider holds is left out."""
-        found = []
+        query = self._made_once("held", lambda: self._query_held().where(given([self.key_id], "key_ids")))
+        ids = [uuid.UUID(bytes=key_id) for key_id in key_ids]
+        return [held for some in chunks(ids) for held in self._held(query, {"key_ids": some})]
+
+    def load_held_of(self, primary_keys: Sequence[PrimaryKey]) -> list[HeldKey]:
+        """As `load_held`, of the active data key that each of these owners has outside of its scopes."""
+        c, columns = self._keys.c, self._class.owner_columns
+        mine = (c.purpose == Purpose.DATA, c.scope == "", c.state == KeyState.ACTIVE)
+        query = self._made_once("held of", lambda: self._query_held().where(given(columns, "owners"), *mine))
+        return [
+            held
+            for some in chunks(primary_keys)
+            for held in self._held(query, {"owners": values_of(columns, some)})
+        ]
+
+    def _query_held(self) -> Any:
         roots, slots = self._keys.alias(), self._slots
         columns = [roots.c[column.key] for column in self._class.owner_columns]
-        for some in chunks([uuid.UUID(bytes=key_id) for key_id in key_ids]):
-            query = self.select_keys(*_key_columns(roots), *columns, *_slot_columns(slots))
-            query = query.join(roots, roots.c.key_id == self._keys.c.wrapping_key_id)
-            query = query.join(slots, slots.c.key_id == roots.c.key_id)
-            query = query.where(self._keys.c.key_id.in_(some), slots.c.kind == SlotKind.PROVIDER)
-            for row in self._rows(query):
-                data = self.owned(row)
-                start = _KEY_WIDTH + len(columns) + (self._class.reference_attribute is not None)
-                root_row = row[start : start + _KEY_WIDTH + len(columns)]
-                root = self.owned((*root_row, *row[_KEY_WIDTH + len(columns) : start]))
-                slot = _stored_slot(row[start + len(root_row) :])
-                self._seals.check(slot.seal, self._class.label, slot.sealed_fields(), self._realm)
-                found.append((data, root, slot))
-        return found
+        query = self.select_keys(*_key_columns(roots), *columns, *_slot_columns(slots))
+        query = query.join(roots, roots.c.key_id == self._keys.c.wrapping_key_id)
+        query = query.join(slots, slots.c.key_id == roots.c.key_id)
+        return query.where(slots.c.kind == SlotKind.PROVIDER)
+
+    def _held(self, query: Any, values: dict[str, Any]) -> Iterator[HeldKey]:
+        width = _KEY_WIDTH + len(self._class.owner_columns)
+        start = width + (self._class.reference_attribute is not None)
+        for row in self._rows(query, values):
+            root = self.owned((*row[start : start + width], *row[width:start]))
+            slot = _stored_slot(row[start + width :])
+            self._seals.check(slot.seal, self._class.label, slot.sealed_fields(), self._realm)
+            yield self.owned(row), root, slot
 
     def exists(self, primary_key: PrimaryKey, key_id: KeyId) -> bool:
         """Whether this owner has this key."""
@@ -253,21 +272,19 @@ class KeyStore(Rows):
         for_update: bool = False,
     ) -> list[StoredSlot]:
         """The slots of these root keys. One query for some thousands."""
-        c, found = self._slots.c, []
+        found: list[StoredSlot] = []
+        query = self._made_once(("slots", kind, limit), lambda: self._query_slots(kind, limit))
+        query = query.with_for_update(of=self._slots) if for_update else query
         for some in chunks(list(key_ids)):
-            query = self._class.selects.get("slots")
-            if query is None:
-                query = select(*_slot_columns(self._slots)).order_by(c.slot_id)
-                self._class.selects["slots"] = query
-            query = query.where(c.key_id.in_(some)).limit(limit)
-            query = query.with_for_update(of=self._slots) if for_update else query
-            found += [
-                _stored_slot(row)
-                for row in self._rows(query if kind is None else query.where(c.kind == kind))
-            ]
+            found += [_stored_slot(row) for row in self._rows(query, {"key_ids": some})]
         for slot in found:
             self._seals.check(slot.seal, self._class.label, slot.sealed_fields(), self._realm)
         return found
+
+    def _query_slots(self, kind: SlotKind | None, limit: int | None) -> Any:
+        c = self._slots.c
+        query = select(*_slot_columns(self._slots)).where(given([c.key_id], "key_ids")).order_by(c.slot_id)
+        return (query if kind is None else query.where(c.kind == kind)).limit(limit)
 
     def load_held_by(self, provider: str, after: PrimaryKey | None, limit: int) -> list[PrimaryKey]:
         """The owners whose active root key has a slot of this provider, in the order of their primary keys;
@@ -474,12 +491,12 @@ class KeyStore(Rows):
         return self._seals.seal(self._class.label, record.sealed_fields(), self._realm)
 
     def _select(self) -> Any:
-        query = self._class.selects.get("keys")
-        if query is None:
-            c = self._keys.c
-            query = self.select_keys().order_by(c.purpose, c.scope, c.epoch)
-            self._class.selects["keys"] = query
-        return query
+        c = self._keys.c
+        in_order = (c.purpose, c.scope, c.epoch)
+        return self._made_once("keys", lambda: self.select_keys().order_by(*in_order))
+
+    def _made_once(self, name: object, make: Callable[[], Any]) -> Any:
+        return made_once(self._class.selects, name, make)
 
     def select_keys(self, *more: Any) -> Any:
         """Every column that `owned` reads, and more after them."""
@@ -492,8 +509,8 @@ class KeyStore(Rows):
         columns.append(self._class.mapper.columns[attribute])
         return select(*columns, *more).select_from(self._keys.join(table, and_(*on)))
 
-    def _owned(self, query: Any, *, locks: bool = False) -> list[OwnedKey]:
-        return [self.owned(row) for row in self._rows(query, locks=locks)]
+    def _owned(self, query: Any, *values: Any, locks: bool = False) -> list[OwnedKey]:
+        return [self.owned(row) for row in self._rows(query, *values, locks=locks)]
 
     def owned(self, row: Any) -> OwnedKey:
         """One row of `select_keys`, checked."""
@@ -580,6 +597,14 @@ def matches(columns: Sequence[Any], keys: Sequence[PrimaryKey]) -> Any:
         return columns[0].in_([key[0] for key in keys])
     # Not one condition for each: SQLite takes some hundreds of those.
     return tuple_(*columns).in_([tuple(key) for key in keys])
+
+
+def made_once(selects: dict[Any, Any], name: object, make: Callable[[], Any]) -> Any:
+    """A statement that was made before, if it was: to make one takes as long as sending it."""
+    found = selects.get(name)
+    if found is None:
+        found = selects[name] = make()
+    return found
 
 
 def given(columns: Sequence[Any], name: str) -> Any:

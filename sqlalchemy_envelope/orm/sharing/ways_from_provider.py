@@ -1,0 +1,103 @@
+"""The ways from owners whose keys a provider holds to owners whose keys it does not hold.
+
+A user may have a slot of the provider, and the groups of the user none. In server mode the grants are
+searched backwards: from the owners of some values to a recipient whom the provider can open. One recipient is
+enough for each key.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from sqlalchemy_envelope.keys.model import Purpose
+from sqlalchemy_envelope.orm.sharing.beyond import MAX_LEVELS
+from sqlalchemy_envelope.orm.tables.grant_rows import GrantStore, load_recipients
+from sqlalchemy_envelope.orm.tables.key_rows import KeyStore
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from sqlalchemy.orm import Session
+
+    from sqlalchemy_envelope.keys.keyring import OwnerId
+    from sqlalchemy_envelope.keys.model import StoredKey
+    from sqlalchemy_envelope.keys.row_seals import RowSeals
+    from sqlalchemy_envelope.orm.tables.key_rows import OwnedKey
+    from sqlalchemy_envelope.orm.tables.owners import GrantClass, OwnerClass
+
+    PrimaryKey = tuple[Any, ...]
+    OwnersByClass = dict[OwnerClass, dict[PrimaryKey, None]]
+
+
+class ProviderWays(NamedTuple):
+    """Where the ways begin, and through whom they lead.
+
+    Attributes:
+        starts: owners whose keys the provider holds, by class and primary key.
+        between: the owners whose grants are on the ways, those that the ways lead to included.
+    """
+
+    starts: OwnersByClass
+    between: OwnersByClass
+
+
+def ways_from_provider(
+    session: Session, seals: RowSeals, provider: str, owner_class: OwnerClass, rows: Iterable[OwnedKey]
+) -> ProviderWays:
+    """Search for ways to the owners of these key rows, who are of one class. One query for each class of
+    grants on each level.
+
+    Args:
+        session: the session that reads the rows of values.
+        seals: the policy's row seals.
+        provider: the name of the provider.
+        owner_class: the class of the owners.
+        rows: every key row of the owners.
+    """
+    starts: OwnersByClass = {}
+    between: OwnersByClass = {}
+    level = {owner_class: list(rows)}
+    for _ in range(MAX_LEVELS):
+        above: OwnersByClass = {}
+        for of, keys in level.items():
+            between.setdefault(of, {}).update((key.primary_key, None) for key in keys)
+            reached = _held_recipients(session, seals, provider, of, keys, starts)
+            left = {key.primary_key: None for key in keys if key.owner not in reached}
+            for grant in of.grants_of if left else ():
+                to = grant.to.owner_class
+                if to.grants_of:  # else no key of the recipient is granted to anybody
+                    recipients = load_recipients(session, grant, list(left))
+                    above.setdefault(to, {}).update((recipient, None) for recipient in recipients)
+        level = {}
+        for of, owners in above.items():
+            unseen = [owner for owner in owners if owner not in between.get(of, {})]
+            if unseen:
+                level[of] = KeyStore(session, of, seals).load(unseen)
+        if not level:
+            break
+    return ProviderWays(starts, between)
+
+
+def _held_recipients(
+    session: Session,
+    seals: RowSeals,
+    provider: str,
+    of: OwnerClass,
+    keys: list[OwnedKey],
+    starts: OwnersByClass,
+) -> set[OwnerId]:
+    """Note a recipient whom the provider can open for each key that has one; the owners of these keys."""
+    owners = {key.stored.key_id: key.owner for key in keys}
+    reached = set()
+    for grant in of.grants_of:
+        grantable = [key.stored.key_id for key in keys if _grants(grant, key.stored)]
+        for key_id, recipient in GrantStore(session, grant, seals).load_held(grantable, provider):
+            starts.setdefault(grant.to.owner_class, {})[recipient] = None
+            reached.add(owners[key_id])
+    return reached
+
+
+def _grants(grant: GrantClass, key: StoredKey) -> bool:
+    if grant.scope is None:
+        return key.purpose is Purpose.ROOT
+    return key.purpose is Purpose.DATA and key.scope == grant.scope

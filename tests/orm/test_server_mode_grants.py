@@ -1,0 +1,181 @@
+"""Server mode reads what was granted to owners whom the server can open, through groups of groups and scopes,
+and opens nothing else.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from sqlalchemy import Engine, delete, select
+from sqlalchemy.orm import Session
+
+from sqlalchemy_envelope import AuditEvent, Envelope, KdfProfile, LockedError, ServerKeyring
+from tests.orm.models import statements_sent
+from tests.orm.sharing_models import (
+    Affiliation,
+    Base,
+    Group,
+    Membership,
+    Organisation,
+    Post,
+    ProfileShare,
+    User,
+)
+
+REASON = "a test"
+
+
+class Shared:
+    """Two users in a group: the server can open Ada, and Bob is held by his secret alone."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine, self.events = engine, list[AuditEvent]()
+        self.envelope = Envelope(
+            kdf_profile=KdfProfile.unsafe_for_tests(),
+            server_keys=ServerKeyring([b"\x07" * 32]),
+            audit=self.events.append,
+        )
+        Base.metadata.create_all(engine)
+        with Session(engine) as session:
+            ada, bob = User(id=1, email="ada"), User(id=2, email="bob")
+            self.envelope.enroll(session, ada, secret="ada", provider="server")
+            self.envelope.enroll(session, bob, secret="bob")
+            session.commit()
+
+    def unlocked(self, session: Session, name: str) -> Any:
+        user = session.scalars(select(User).where(User.email == name)).one()
+        return self.envelope.unlock(session, user, secret=name)
+
+    def found(self, session: Session, group_id: int, *user_ids: int) -> None:
+        """A group of these users with one post; whoever founds it is unlocked."""
+        self.envelope.enroll(session, Group(id=group_id, name=f"group {group_id}"))
+        session.flush()
+        session.add_all([Membership(group_id=group_id, user_id=one) for one in user_ids])
+        session.flush()
+        session.add(Post(id=group_id, group_id=group_id, text=f"post {group_id}"))
+
+    def read(self, post_id: int) -> str | None:
+        with Session(self.engine) as session, self.envelope.server_mode(reason=REASON):
+            return session.get_one(Post, post_id).text
+
+
+@pytest.fixture
+def shared(sqlite_engine: Engine) -> Iterator[Shared]:
+    return Shared(sqlite_engine)
+
+
+def test_a_group_is_read_through_a_member_whom_the_server_can_open(shared: Shared) -> None:
+    """The group has no slot of the server, nor has Bob, who founded it: Ada's grant leads to it."""
+    with Session(shared.engine) as session, shared.unlocked(session, "bob"):
+        shared.found(session, 1, 2, 1)
+        shared.found(session, 2, 2)
+        session.commit()
+
+    assert shared.read(1) == "post 1"
+    assert [(event.name, event.owner_class, event.count) for event in shared.events[-2:]] == [
+        ("server_opened", "User", 1),
+        ("server_opened", "Group", 1),
+    ]
+    with pytest.raises(LockedError):
+        shared.read(2)
+
+
+def test_what_is_two_grants_away_is_read(shared: Shared) -> None:
+    """An organisation's value, through a group of Ada's; and a scope of Bob's that he shares with it."""
+    with Session(shared.engine) as session, shared.unlocked(session, "bob"):
+        session.get_one(User, 2).display_name = "Bob"
+        session.get_one(User, 2).diary = "dear diary"
+        shared.found(session, 1, 2, 1)
+        shared.envelope.enroll(session, Organisation(id=1, name="the union"))
+        session.flush()
+        session.add_all([Affiliation(organisation_id=1, group_id=1), ProfileShare(user_id=2, group_id=1)])
+        session.commit()
+    with Session(shared.engine) as session, shared.envelope.server_mode(reason=REASON):
+        organisation, bob = session.get_one(Organisation, 1), session.get_one(User, 2)
+
+        assert (organisation.name, bob.display_name) == ("the union", "Bob")
+        with pytest.raises(LockedError):
+            _ = bob.diary
+
+
+def test_an_older_epoch_is_read_and_a_former_member_leads_nowhere(shared: Shared) -> None:
+    """Ada reads what was written before an epoch changed; once her row is gone, a server that starts then
+    reads nothing of the group."""
+    with Session(shared.engine) as session, shared.unlocked(session, "bob"):
+        session.add(User(id=3, email="carol"))
+        shared.envelope.enroll(session, session.get_one(User, 3), secret="carol")
+        shared.found(session, 1, 2, 1, 3)
+        session.commit()
+        session.execute(delete(Membership).where(Membership.user_id == 3))
+        session.commit()
+        session.add(Post(id=10, group_id=1, text="after"))
+        session.commit()
+
+    assert (shared.read(1), shared.read(10)) == ("post 1", "after")
+    with shared.engine.begin() as connection:
+        connection.execute(delete(Membership).where(Membership.user_id == 1))
+    with pytest.raises(LockedError):
+        shared.read(10)
+
+
+def test_writing_for_such_a_group_is_refused_and_it_is_read_still(shared: Shared) -> None:
+    """A grant lets the server read: a value for the group is refused, and what was read is read again."""
+    with Session(shared.engine) as session, shared.unlocked(session, "bob"):
+        shared.found(session, 1, 2, 1)
+        session.commit()
+    with Session(shared.engine) as session, shared.envelope.server_mode(reason=REASON):
+        assert session.get_one(Post, 1).text == "post 1"
+        session.add(Post(id=11, group_id=1, text="no"))
+        with pytest.raises(LockedError):
+            session.flush()
+        session.rollback()
+
+        assert session.get_one(Post, 1).text == "post 1"
+
+
+def test_many_groups_cost_as_many_statements_as_one(shared: Shared) -> None:
+    """A page of the posts of 1 group and of 20, each in a server session that knows nothing yet; a second
+    page sends its own statement alone, also where some groups stay locked."""
+    with Session(shared.engine) as session, shared.unlocked(session, "bob"):
+        for number in range(1, 21):
+            shared.found(session, number, 2, 1)
+        shared.found(session, 21, 2)
+        session.commit()
+    sent = []
+    for last in (1, 20):
+        query = select(Post).where(Post.id <= last)
+        with Session(shared.engine) as session, shared.envelope.server_mode(reason=REASON):
+            with statements_sent(shared.engine) as statements:
+                posts = session.scalars(query).all()
+            sent.append(len(statements))
+            assert [f"post {post.id}" for post in posts] == [post.text for post in posts]
+            session.scalars(select(Post)).all()
+            with statements_sent(shared.engine) as again:
+                session.scalars(select(Post)).all()
+
+            assert len(again) == 2  # its own, and one for the keys of the group that stays locked
+
+    assert sent[0] == sent[1]
+    assert sent[0] <= 8
+
+
+def test_a_pending_grant_is_fulfilled_with_the_next_value(shared: Shared) -> None:
+    """Bob joins a group of the server's while nobody has its key: the next value that server mode writes for
+    the group grants it to him."""
+    envelope = shared.envelope
+    with Session(shared.engine) as session, envelope.server_mode(reason=REASON):
+        session.add_all([Group(id=1), Post(id=1, group_id=1, text="before")])
+        session.commit()
+    with Session(shared.engine) as session:
+        session.add(Membership(group_id=1, user_id=2))
+        session.commit()
+        with shared.unlocked(session, "bob"), pytest.raises(LockedError):
+            _ = session.get_one(Post, 1).text
+        session.rollback()
+    with Session(shared.engine) as session, envelope.server_mode(reason=REASON):
+        session.add(Post(id=2, group_id=1, text="after"))
+        session.commit()
+    with Session(shared.engine) as session, shared.unlocked(session, "bob"):
+        posts = session.scalars(select(Post).order_by(Post.id)).all()
+
+        assert [post.text for post in posts] == ["before", "after"]
