@@ -60,8 +60,8 @@ class Shared:
 
 
 @pytest.fixture
-def shared(sqlite_engine: Engine) -> Iterator[Shared]:
-    return Shared(sqlite_engine)
+def shared(engine: Engine) -> Iterator[Shared]:
+    return Shared(engine)
 
 
 def test_a_group_is_read_through_a_member_whom_the_server_can_open(shared: Shared) -> None:
@@ -167,6 +167,7 @@ def test_a_pending_grant_is_fulfilled_with_the_next_value(shared: Shared) -> Non
         session.add_all([Group(id=1), Post(id=1, group_id=1, text="before")])
         session.commit()
     with Session(shared.engine) as session:
+        envelope.attach(session)
         session.add(Membership(group_id=1, user_id=2))
         session.commit()
         with shared.unlocked(session, "bob"), pytest.raises(LockedError):
