@@ -37,7 +37,7 @@ from sqlalchemy_envelope import (
     enforce_foreign_keys,
 )
 from sqlalchemy_envelope.migration.migrator import Migrator
-from sqlalchemy_envelope.migration.runner import Chunk, Pace, Runner
+from sqlalchemy_envelope.migration.running.runner import Chunk, Pace, Runner
 
 NAME = "migration"
 ADDRESS, KEY = "BENCHMARK_MIGRATION_DATABASE", "BENCHMARK_MIGRATION_KEY"

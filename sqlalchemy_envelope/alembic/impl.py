@@ -14,9 +14,9 @@ from sqlalchemy.sql.elements import conv
 
 from sqlalchemy_envelope.alembic import ops
 from sqlalchemy_envelope.exceptions import ConfigurationError, MigrationRefusedError
-from sqlalchemy_envelope.migration import schema
-from sqlalchemy_envelope.migration.state import JobState, MigrationState, Phase, RangeState
-from sqlalchemy_envelope.migration.tracking import Tracked, quoter
+from sqlalchemy_envelope.migration.database import schema
+from sqlalchemy_envelope.migration.database.state import JobState, MigrationState, Phase, RangeState
+from sqlalchemy_envelope.migration.database.triggers import Tracked, quoter
 from sqlalchemy_envelope.orm.columns.stored_value import check_condition, check_name
 
 if TYPE_CHECKING:

@@ -29,13 +29,13 @@ from sqlalchemy_envelope.alembic.impl import (
 from sqlalchemy_envelope.alembic.source import KeySource, key_source
 from sqlalchemy_envelope.crypto.frames import emptying
 from sqlalchemy_envelope.exceptions import ConfigurationError, MigrationRefusedError
-from sqlalchemy_envelope.migration import schema
-from sqlalchemy_envelope.migration.columns import MigratingColumn
-from sqlalchemy_envelope.migration.early_ciphertext import IN_PLACE
-from sqlalchemy_envelope.migration.jobs import Backfill, Reverse, Step, Verify
-from sqlalchemy_envelope.migration.owners import keys_at_hand
-from sqlalchemy_envelope.migration.rows import Rows
-from sqlalchemy_envelope.migration.tracking import quoter
+from sqlalchemy_envelope.migration.database import schema
+from sqlalchemy_envelope.migration.database.columns import MigratingColumn
+from sqlalchemy_envelope.migration.database.rows import Rows
+from sqlalchemy_envelope.migration.database.triggers import quoter
+from sqlalchemy_envelope.migration.jobs.early_ciphertext import IN_PLACE
+from sqlalchemy_envelope.migration.jobs.jobs import Backfill, Reverse, Step, Verify
+from sqlalchemy_envelope.migration.jobs.owner_ciphers import keys_at_hand
 from sqlalchemy_envelope.orm.columns.encrypted_type import EncryptedType
 from sqlalchemy_envelope.orm.columns.plans import EncryptedColumn, plan_of_table
 from sqlalchemy_envelope.orm.columns.previous import PreviousColumn, previous_of
@@ -43,7 +43,7 @@ from sqlalchemy_envelope.orm.columns.stored_value import check_condition
 from sqlalchemy_envelope.orm.tables.owner_paths import OwnerPath, path_through
 
 if TYPE_CHECKING:
-    from sqlalchemy_envelope.migration.jobs import Work
+    from sqlalchemy_envelope.migration.jobs.jobs import Work
 
 _CHUNK = 1000
 

@@ -5,15 +5,15 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from sqlalchemy_envelope.migration.greenlets import spawn
+from sqlalchemy_envelope.migration.database.greenlets import spawn
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from concurrent.futures import Executor
 
-    from sqlalchemy_envelope.migration.findings import Finding
+    from sqlalchemy_envelope.migration.inspection.findings import Finding
     from sqlalchemy_envelope.migration.migrator import Migrator
-    from sqlalchemy_envelope.migration.reports import (
+    from sqlalchemy_envelope.migration.running.reports import (
         ColumnStatus,
         Progress,
         RepairReport,

@@ -16,20 +16,22 @@ from sqlalchemy.types import NullType
 
 from sqlalchemy_envelope.crypto.frames import emptying_class
 from sqlalchemy_envelope.exceptions import ConfigurationError, EnvelopeError, MigrationRefusedError
-from sqlalchemy_envelope.migration import schema
-from sqlalchemy_envelope.migration.columns import (
+from sqlalchemy_envelope.migration.database import schema
+from sqlalchemy_envelope.migration.database.columns import (
     MigratingColumn,
     column_named,
     encrypted_columns,
     migrating_columns,
 )
-from sqlalchemy_envelope.migration.greenlets import is_asynchronous, sleep
-from sqlalchemy_envelope.migration.jobs import Backfill, Reencrypt, Reverse, Verify
-from sqlalchemy_envelope.migration.plan import find_obstacles
-from sqlalchemy_envelope.migration.preflight import check_sample
-from sqlalchemy_envelope.migration.ranges import Ranges
-from sqlalchemy_envelope.migration.repair import Repair
-from sqlalchemy_envelope.migration.reports import (
+from sqlalchemy_envelope.migration.database.greenlets import is_asynchronous, sleep
+from sqlalchemy_envelope.migration.database.rows import Rows
+from sqlalchemy_envelope.migration.database.state import Job, MigrationState, Phase, RangeState, StateBase
+from sqlalchemy_envelope.migration.inspection.obstacles import find_obstacles
+from sqlalchemy_envelope.migration.jobs.jobs import Backfill, Reencrypt, Reverse, Verify
+from sqlalchemy_envelope.migration.jobs.preflight import check_sample
+from sqlalchemy_envelope.migration.jobs.repair import Repair
+from sqlalchemy_envelope.migration.running.ranges import Ranges
+from sqlalchemy_envelope.migration.running.reports import (
     ColumnStatus,
     Progress,
     ReencryptReport,
@@ -37,11 +39,9 @@ from sqlalchemy_envelope.migration.reports import (
     RunReport,
     VerifyReport,
 )
-from sqlalchemy_envelope.migration.rows import Rows
-from sqlalchemy_envelope.migration.runner import Pace, Runner, stopped
-from sqlalchemy_envelope.migration.state import Job, MigrationState, Phase, RangeState, StateBase
-from sqlalchemy_envelope.migration.steady import steady
-from sqlalchemy_envelope.migration.workers import run_workers
+from sqlalchemy_envelope.migration.running.runner import Pace, Runner, stopped
+from sqlalchemy_envelope.migration.running.steady import steady
+from sqlalchemy_envelope.migration.running.workers import run_workers
 
 if TYPE_CHECKING:
     from concurrent.futures import Executor
@@ -49,8 +49,8 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection, Engine
     from sqlalchemy.ext.asyncio import AsyncEngine
 
-    from sqlalchemy_envelope.migration.jobs import Work
-    from sqlalchemy_envelope.migration.plan import Finding
+    from sqlalchemy_envelope.migration.inspection.obstacles import Finding
+    from sqlalchemy_envelope.migration.jobs.jobs import Work
     from sqlalchemy_envelope.orm.verbs.envelope import Envelope
 
 _ORDER = list(Phase)

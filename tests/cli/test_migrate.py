@@ -17,10 +17,11 @@ from click.testing import CliRunner
 from sqlalchemy import URL
 
 from sqlalchemy_envelope import MigrationRefusedError, ServerKeyring
+from sqlalchemy_envelope.campaign import campaign
 from sqlalchemy_envelope.cli.discovery import discover
 from sqlalchemy_envelope.cli.group import commands
-from sqlalchemy_envelope.cli.migrate_options import complain, in_shell_words
-from sqlalchemy_envelope.migration import campaign, migrator
+from sqlalchemy_envelope.cli.migrate.options import complain, in_shell_words
+from sqlalchemy_envelope.migration import migrator
 from tests.cli.migrating import APP, PROJECT, USERS, Old, make_old, make_old_postgres
 
 ROWS = 3000

@@ -31,9 +31,9 @@ from sqlalchemy_envelope import (
     UnclaimedError,
     enforce_foreign_keys,
 )
+from sqlalchemy_envelope.campaign.campaign import Campaign
+from sqlalchemy_envelope.campaign.report import CampaignReport, CampaignStatus
 from sqlalchemy_envelope.keys.providers import CampaignKey, CampaignKeyFile, OfflineKey, OfflinePublicKey
-from sqlalchemy_envelope.migration.campaign import Campaign
-from sqlalchemy_envelope.migration.campaign_report import CampaignReport, CampaignStatus
 
 CHEAP = KdfProfile.unsafe_for_tests()
 
