@@ -23,8 +23,6 @@ from sqlalchemy_envelope.migration.database.columns import (
     encrypted_columns,
     migrating_columns,
 )
-from sqlalchemy_envelope.migration.database.greenlets import is_asynchronous, sleep
-from sqlalchemy_envelope.migration.database.rows import Rows
 from sqlalchemy_envelope.migration.database.state import Job, MigrationState, Phase, RangeState, StateBase
 from sqlalchemy_envelope.migration.inspection.obstacles import find_obstacles
 from sqlalchemy_envelope.migration.jobs.jobs import Backfill, Reencrypt, Reverse, Verify
@@ -39,7 +37,8 @@ from sqlalchemy_envelope.migration.running.reports import (
     RunReport,
     VerifyReport,
 )
-from sqlalchemy_envelope.migration.running.runner import Pace, Runner, stopped
+from sqlalchemy_envelope.migration.running.runner import Pace, stopped
+from sqlalchemy_envelope.migration.running.setting import Setting
 from sqlalchemy_envelope.migration.running.steady import steady
 from sqlalchemy_envelope.migration.running.workers import run_workers
 
@@ -81,17 +80,38 @@ class Migrator:
         reference: str | None = None,
         pace: Pace | None = None,
     ) -> None:
-        self.given_engine = engine
-        either: Any = engine
-        self.engine = quiet(either.sync_engine if is_asynchronous(engine) else either)
-        self.envelope = envelope
+        self.setting = Setting(engine, envelope, provider, reference, pace or Pace())
         self.base = base
-        self.provider = provider
-        self.reference = reference
-        self.pace = pace or Pace()
-        self.sleep: Callable[[float], Any] = sleep
         if provider is not None:
             envelope.policy.require_providers().named(provider)
+
+    @property
+    def engine(self) -> Engine:
+        """The synchronous engine; its logs and errors show no parameters."""
+        return self.setting.engine
+
+    @property
+    def given_engine(self) -> Engine | AsyncEngine:
+        """The engine as it was given."""
+        return self.setting.given_engine
+
+    @property
+    def reference(self) -> str | None:
+        """Where other processes find this very object."""
+        return self.setting.reference
+
+    @reference.setter
+    def reference(self, reference: str | None) -> None:
+        self.setting.reference = reference
+
+    @property
+    def pace(self) -> Pace:
+        """How hard it works."""
+        return self.setting.pace
+
+    @pace.setter
+    def pace(self, pace: Pace) -> None:
+        self.setting.pace = pace
 
     # ------------------------------------------------------------------ what there is
 
@@ -171,7 +191,7 @@ class Migrator:
             connection = session.connection()
             columns = schema.tracked(column)
             if schema.has_column(connection, columns, columns.encrypted):
-                rows = self.rows(connection, column)
+                rows = self.setting.rows(connection, column)
                 if not schema.has_column(connection, columns, columns.previous):
                     # Contracted, while this program's models still declare it.
                     alone = rows.count(connection, rows.encrypted.is_not(None))
@@ -186,7 +206,7 @@ class Migrator:
                     count = ranges.count(session)
                     done, late = count.rows, count.late
             else:
-                rows = self.rows(connection, column)
+                rows = self.setting.rows(connection, column)
                 pending = rows.count(connection, rows.previous.is_not(None))
             return ColumnStatus(
                 column.name,
@@ -274,7 +294,7 @@ class Migrator:
         self._begin(column, Backfill(), again=phase is Phase.REVERSED)
         finished = self._do(column, Backfill(), workers, executor, stop, progress, sweeps=True)
         with Session(self.engine) as session:
-            rows = self.rows(session.connection(), column)
+            rows = self.setting.rows(session.connection(), column)
             count = Ranges(rows, column.name, Job.BACKFILL).count(session)
             pending = rows.count(session.connection(), rows.pending)
             unowned = rows.count(session.connection(), rows.pending & ~rows.owned) if pending else 0
@@ -309,7 +329,7 @@ class Migrator:
         # What another process encrypted meanwhile may lie behind the place where this one was.
         finished = finished and self._encrypted_so_far(column) == before
         with Session(self.engine) as session:
-            rows = self.rows(session.connection(), column)
+            rows = self.setting.rows(session.connection(), column)
             ranges = Ranges(rows, column.name, Job.VERIFY, sampled=work.sampled)
             count = ranges.count(session)
             # Another may have begun anew meanwhile: then these are its numbers.
@@ -459,7 +479,7 @@ class Migrator:
         self._begin(column, Reverse(), again=True)
         finished = self._do(column, Reverse(), workers, executor, stop, progress, sweeps=True)
         with Session(self.engine) as session:
-            rows = self.rows(session.connection(), column)
+            rows = self.setting.rows(session.connection(), column)
             count = Ranges(rows, column.name, Job.REVERSE).count(session)
             left = rows.count(session.connection(), rows.encrypted_alone)
         if finished and left == 0:
@@ -470,7 +490,7 @@ class Migrator:
             guards = schema.guard(dialect, columns, back=True)
             schema.change(self.engine, guards, patience=self.pace.patience)
             with Session(self.engine) as session:
-                rows = self.rows(session.connection(), column)
+                rows = self.setting.rows(session.connection(), column)
                 left = rows.count(session.connection(), rows.encrypted_alone)
             if left:
                 schema.change(self.engine, schema.unguard(dialect, columns), patience=self.pace.patience)
@@ -505,7 +525,9 @@ class Migrator:
         self._begin(column, work, again=True)
         finished = self._do(column, work, 1, None, stop, None, sweeps=False)
         with Session(self.engine) as session:
-            count = Ranges(self.rows(session.connection(), column), column.name, Job.REPAIR).count(session)
+            count = Ranges(self.setting.rows(session.connection(), column), column.name, Job.REPAIR).count(
+                session
+            )
         self._forget_verification(column)
         return RepairReport(column.name, count.rows, count.locked, finished)
 
@@ -545,7 +567,9 @@ class Migrator:
         self._begin(column, work, again=True)
         finished = self._do(column, work, workers, executor, stop, progress, sweeps=False)
         with Session(self.engine) as session:
-            ranges = Ranges(self.rows(session.connection(), column), column.name, work.job, part=work.part)
+            ranges = Ranges(
+                self.setting.rows(session.connection(), column), column.name, work.job, part=work.part
+            )
             count = ranges.count(session)
             if work.part:
                 ranges.clear(session)
@@ -555,30 +579,6 @@ class Migrator:
         return ReencryptReport(column.name, count.rows, count.locked, count.bad, finished, seconds)
 
     # ------------------------------------------------------------------ inside
-
-    def rows(self, connection: Connection, column: MigratingColumn) -> Rows:
-        """The statements for a column on this database."""
-        checked = schema.checks_owners(connection, column)
-        rows = Rows(column, connection.dialect, owners_checked=checked)
-        rows.self_updating = schema.self_updating(connection, schema.tracked(column))
-        return rows
-
-    def runner(self, column: MigratingColumn, work: Work, number: int = 0, **options: Any) -> Runner:
-        """One worker of a job."""
-        with self.engine.connect() as connection:
-            rows = self.rows(connection, column)
-        return Runner(
-            self.engine,
-            self.envelope,
-            rows,
-            column.name,
-            work,
-            provider=self.provider,
-            pace=self.pace,
-            number=number,
-            sleep=self.sleep,
-            **options,
-        )
 
     def _do(
         self,
@@ -591,7 +591,7 @@ class Migrator:
         *,
         sweeps: bool,
     ) -> bool:
-        return run_workers(self, column, work, workers, executor, stop, progress, sweeps=sweeps)
+        return run_workers(self.setting, column, work, workers, executor, stop, progress, sweeps=sweeps)
 
     def _require_key_tables(self, column: MigratingColumn) -> None:
         with self.engine.connect() as connection:
@@ -607,7 +607,7 @@ class Migrator:
         """Refuse, before anything is changed, previous values that cannot be read."""
         try:
             with self.engine.connect() as connection:
-                check_sample(connection, self.rows(connection, column))
+                check_sample(connection, self.setting.rows(connection, column))
             return
         except EnvelopeError:
             raise
@@ -651,7 +651,7 @@ class Migrator:
         """Make a job's ranges, unless it is under way; go over them once more if something is left."""
         self._prepare_state()
         with Session(self.engine) as session:
-            rows = self.rows(session.connection(), column)
+            rows = self.setting.rows(session.connection(), column)
             ranges = Ranges(rows, column.name, work.job, part=work.part)
             if again or not ranges.exist(session) or not ranges.are_whole(session):
                 total = rows.count(session.connection(), work.due(rows))
@@ -714,7 +714,7 @@ class Migrator:
 
     def _require_none_pending(self, column: MigratingColumn) -> None:
         with self.engine.connect() as connection:
-            rows = self.rows(connection, column)
+            rows = self.setting.rows(connection, column)
             pending = rows.count(connection, rows.pending)
             unowned = rows.count(connection, rows.pending & ~rows.owned) if pending else 0
         if pending:
@@ -757,11 +757,3 @@ class Migrator:
                 "alone. Accept "
                 f"that many, if that is as it should be: accept_locked={state.locked}."
             )
-
-
-def quiet(engine: Engine) -> Engine:
-    """The same engine, whose logs and errors show no parameters: previous values are among them."""
-    silent: Any = engine.execution_options()
-    silent.hide_parameters = True
-    found: Engine = silent
-    return found

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import time
 from functools import update_wrapper
-from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Protocol, TypeVar
 
 from sqlalchemy.exc import DBAPIError
 
@@ -16,23 +16,30 @@ from sqlalchemy_envelope.orm.tables.collisions import collided, may_pass
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from sqlalchemy_envelope.migration.migrator import Migrator
+    from sqlalchemy_envelope.migration.running.setting import Setting
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
+
+class HasSetting(Protocol):
+    """What has steps: a migrator."""
+
+    setting: Setting
+
+
+S = TypeVar("S", bound=HasSetting)
+
 _MOST_COLLISIONS = 8
 
 
-def steady(
-    step: Callable[Concatenate[Migrator, P], R],
-) -> Callable[Concatenate[Migrator, P], R]:
+def steady(step: Callable[Concatenate[S, P], R]) -> Callable[Concatenate[S, P], R]:
     """Wait out locks, conflicts and a lost connection as long as `Pace.patience` says, then stop.
 
     A chunk has a patience of its own (`runner`): this is for what goes before and after all chunks.
     """
 
-    def done(migrator: Migrator, /, *arguments: P.args, **options: P.kwargs) -> R:
+    def done(migrator: S, /, *arguments: P.args, **options: P.kwargs) -> R:
         last, until, tries = 0.0, 0.0, 0
         while True:
             try:
@@ -41,12 +48,12 @@ def steady(
                 failed: Any = stopped(step.__name__, error)
                 again = may_pass(error) or is_lost(error) or (collided(error) and tries < _MOST_COLLISIONS)
             # Outside of `except`: what the database said may show the values of a row.
-            now = time.monotonic()
-            if now - last > migrator.pace.patience:
-                until, tries = now + migrator.pace.patience, 0
+            now, patience = time.monotonic(), migrator.setting.pace.patience
+            if now - last > patience:
+                until, tries = now + patience, 0
             if not again or now >= until:
                 raise failed
             last, tries = now, tries + 1
-            migrator.sleep(random.uniform(0.02, 0.2))  # noqa: S311 - a delay
+            migrator.setting.sleep(random.uniform(0.02, 0.2))  # noqa: S311 - a delay
 
     return update_wrapper(done, step)

@@ -33,8 +33,8 @@ if TYPE_CHECKING:
 
     from sqlalchemy_envelope.migration.database.columns import MigratingColumn
     from sqlalchemy_envelope.migration.jobs.jobs import Work
-    from sqlalchemy_envelope.migration.migrator import Migrator
     from sqlalchemy_envelope.migration.running.runner import Pace
+    from sqlalchemy_envelope.migration.running.setting import Setting
 
 
 def load(reference: str) -> Any:
@@ -76,21 +76,22 @@ def work(
     pace: Pace | None = None,
 ) -> bool:
     """One worker in a process of its own: what an executor runs. Whether nothing is left."""
-    migrator: Migrator = load(reference)
+    migrator = load(reference)
+    setting: Setting = migrator.setting
     if pace is not None:
-        migrator.pace = pace
+        setting.pace = pace
 
     def whole() -> bool:
-        runner = migrator.runner(
+        runner = setting.runner(
             migrator.column(column), work_of(job, sample), number, stop=lambda: _told_to_end
         )
         return runner.run(sweeps=sweeps)
 
-    return run_apart(migrator.given_engine, whole)
+    return run_apart(setting.given_engine, whole)
 
 
 def run_workers(
-    migrator: Migrator,
+    setting: Setting,
     column: MigratingColumn,
     job: Work,
     workers: int,
@@ -101,13 +102,13 @@ def run_workers(
     sweeps: bool,
 ) -> bool:
     """Do a job with so many workers; whether nothing is left."""
-    meter = _Meter(migrator, column, job, progress)
+    meter = _Meter(setting, column, job, progress)
     if workers <= 1 and executor is None:
-        runner = migrator.runner(column, job, stop=stop, told=lambda _: meter.tell())
+        runner = setting.runner(column, job, stop=stop, told=lambda _: meter.tell())
         finished = runner.run(sweeps=sweeps)
         meter.tell(last=True)
         return finished
-    if migrator.reference is None:
+    if setting.reference is None:
         raise ConfigurationError(
             "Workers in other processes have to find this migrator: Migrator(..., "
             "reference='package.module:attribute')."
@@ -121,21 +122,21 @@ def run_workers(
         futures = [
             executor.submit(
                 work,
-                migrator.reference,
+                setting.reference,
                 column.name,
                 job.job.value,
                 number,
                 sweeps,
                 sample,
-                migrator.pace,
+                setting.pace,
             )
             for number in range(max(workers, 1))
         ]
-        return _watch(migrator, column, job, futures, stop, meter)
+        return _watch(setting, column, job, futures, stop, meter)
 
 
 def _watch(
-    migrator: Migrator,
+    setting: Setting,
     column: MigratingColumn,
     job: Work,
     futures: list[Future[bool]],
@@ -148,11 +149,11 @@ def _watch(
             # Not waited for there: an event loop may have other things to do.
             done, waiting = wait(waiting, timeout=0, return_when=FIRST_EXCEPTION)
             if waiting and not done:
-                migrator.sleep(0.1)
+                setting.sleep(0.1)
             meter.tell()
             if stop() and not asked:
                 asked = True
-                _ask(migrator, column, job)
+                _ask(setting, column, job)
             for future in done:
                 future.result()
     except BrokenExecutor:
@@ -161,17 +162,17 @@ def _watch(
             "it had not checked in was rolled back. Run it again to go on."
         ) from None
     except BaseException:
-        _ask(migrator, column, job)
-        wait(waiting, timeout=migrator.pace.patience)
+        _ask(setting, column, job)
+        wait(waiting, timeout=setting.pace.patience)
         raise
     meter.tell(last=True)
     # Who was told to end has not seen the end; another may have.
     return any(future.result() for future in futures)
 
 
-def _ask(migrator: Migrator, column: MigratingColumn, job: Work) -> None:
-    with Session(migrator.engine) as session:
-        rows = migrator.rows(session.connection(), column)
+def _ask(setting: Setting, column: MigratingColumn, job: Work) -> None:
+    with Session(setting.engine) as session:
+        rows = setting.rows(session.connection(), column)
         Ranges(rows, column.name, job.job, part=job.part).ask_to_stop(session, True)
         session.commit()
 
@@ -206,12 +207,12 @@ class _Meter:
 
     def __init__(
         self,
-        migrator: Migrator,
+        setting: Setting,
         column: MigratingColumn,
         job: Work,
         progress: Callable[[Progress], None] | None,
     ) -> None:
-        self._migrator, self._column, self._job, self._progress = migrator, column, job, progress
+        self._setting, self._column, self._job, self._progress = setting, column, job, progress
         self._seen: deque[tuple[float, int]] = deque(maxlen=20)
         self._last = 0.0
 
@@ -220,8 +221,8 @@ class _Meter:
         if self._progress is None or (now - self._last < 0.5 and not last):
             return
         self._last = now
-        with Session(self._migrator.engine) as session:
-            rows = self._migrator.rows(session.connection(), self._column)
+        with Session(self._setting.engine) as session:
+            rows = self._setting.rows(session.connection(), self._column)
             count = Ranges(rows, self._column.name, self._job.job, part=self._job.part).count(session)
         self._seen.append((now, count.rows))
         (then, before), (_, done) = self._seen[0], self._seen[-1]
