@@ -33,9 +33,12 @@ from sqlalchemy_envelope.migration.database import schema
 from sqlalchemy_envelope.migration.database.columns import MigratingColumn
 from sqlalchemy_envelope.migration.database.rows import Rows
 from sqlalchemy_envelope.migration.database.triggers import quoter
+from sqlalchemy_envelope.migration.jobs.backfill import Backfill
 from sqlalchemy_envelope.migration.jobs.early_ciphertext import IN_PLACE
-from sqlalchemy_envelope.migration.jobs.jobs import Backfill, Reverse, Step, Verify
 from sqlalchemy_envelope.migration.jobs.owner_ciphers import keys_at_hand
+from sqlalchemy_envelope.migration.jobs.reverse import Reverse
+from sqlalchemy_envelope.migration.jobs.verify import Verify
+from sqlalchemy_envelope.migration.jobs.work import Step
 from sqlalchemy_envelope.orm.columns.encrypted_type import EncryptedType
 from sqlalchemy_envelope.orm.columns.plans import EncryptedColumn, plan_of_table
 from sqlalchemy_envelope.orm.columns.previous import PreviousColumn, previous_of
@@ -43,7 +46,7 @@ from sqlalchemy_envelope.orm.columns.stored_value import check_condition
 from sqlalchemy_envelope.orm.tables.owner_paths import OwnerPath, path_through
 
 if TYPE_CHECKING:
-    from sqlalchemy_envelope.migration.jobs.jobs import Work
+    from sqlalchemy_envelope.migration.jobs.work import Work
 
 _CHUNK = 1000
 

@@ -346,7 +346,7 @@ class Rows:
             LargeBinary(),
         )
 
-    def settle(
+    def put_right(
         self, connection: Connection, key: Position, exact: Any, stored: bytes, made: bytes | None
     ) -> int:
         """Put one row right that still is what was read: with a ciphertext, the previous value goes; without

@@ -7,9 +7,13 @@ from __future__ import annotations
 
 import datetime as dt
 from enum import StrEnum
+from typing import TYPE_CHECKING
 
 from sqlalchemy import BigInteger, DateTime, Float, String, Text
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+if TYPE_CHECKING:
+    from sqlalchemy import Engine
 
 
 class Phase(StrEnum):
@@ -115,3 +119,9 @@ class RangeState(StateBase):
 
 STATE_TABLES = frozenset(StateBase.metadata.tables)
 """The names of the state tables; autogenerate leaves them alone."""
+
+
+def create_state_tables(engine: Engine) -> None:
+    """Create the state tables that are not there."""
+    with engine.begin() as connection:
+        StateBase.metadata.create_all(connection)

@@ -10,16 +10,10 @@ from sqlalchemy import and_
 from sqlalchemy_envelope.crypto.aead import HEADER_SIZE
 from sqlalchemy_envelope.exceptions import DecryptionError, FormatError
 from sqlalchemy_envelope.migration.database.state import Job
-from sqlalchemy_envelope.migration.jobs.jobs import (
-    Step,
-    encrypted_again,
-    encrypts_to,
-    headers_of,
-    open_stored,
-    read_chunk,
-)
 from sqlalchemy_envelope.migration.jobs.own_previous import LOCKED, open_previous
 from sqlalchemy_envelope.migration.jobs.owner_ciphers import OwnerCiphers
+from sqlalchemy_envelope.migration.jobs.stored import encrypted_again, encrypts_to, headers_of, open_stored
+from sqlalchemy_envelope.migration.jobs.work import Step, read_parts
 
 if TYPE_CHECKING:
     from sqlalchemy import ColumnElement
@@ -52,13 +46,12 @@ class Repair:
         self, session: Session, rows: Rows, after: Position | None, upto: Position | None, size: int
     ) -> Step:
         """Compare one chunk, and put right what differs; what no key here opens stays as it is."""
-        found = read_chunk(session, rows, self.due(rows), after, upto, size)
-        if not found:
-            return Step(None, full=False)
-        parts = open_previous(session, rows, [rows.split(row) for row in found])
+        step, parts = read_parts(session, rows, self.due(rows), after, upto, size)
+        if not parts:
+            return step
+        parts = open_previous(session, rows, parts)
         keys = OwnerCiphers(session, rows.column)
         keys.prepare_read(headers_of(stored for *_, stored in parts))
-        step = Step(parts[-1][0], len(found) == size)
         codec, lost = rows.column.plan.type.codec, dict[tuple[bytes, tuple[Any, ...]], bool]()
         for position, owner, typed, exact, stored in parts:
             try:
@@ -86,5 +79,5 @@ class Repair:
                     step.locked += 1
                     continue
                 made = encrypted_again(rows.column, writer, position, wanted)
-            step.rows += rows.settle(session.connection(), position, exact, stored, made)
+            step.rows += rows.put_right(session.connection(), position, exact, stored, made)
         return step

@@ -13,18 +13,19 @@ from sqlalchemy import case, delete, exists, func, insert, select, true, update
 
 from sqlalchemy_envelope.exceptions import MigrationError
 from sqlalchemy_envelope.migration.database.positions import decode_position, encode_position
-from sqlalchemy_envelope.migration.database.state import Job, JobState, MigrationState, Phase, RangeState
+from sqlalchemy_envelope.migration.database.record import Record
+from sqlalchemy_envelope.migration.database.state import Job, JobState, RangeState
 
 if TYPE_CHECKING:
+    from sqlalchemy import Connection
     from sqlalchemy.orm import Session
 
     from sqlalchemy_envelope.migration.database.rows import Rows
-    from sqlalchemy_envelope.migration.jobs.jobs import Step
+    from sqlalchemy_envelope.migration.jobs.work import Step
     from sqlalchemy_envelope.orm.tables.keyset import Position
 
 _RANGE_TABLE: Any = RangeState.__table__
 _JOB_TABLE: Any = JobState.__table__
-_MIGRATION_TABLE: Any = MigrationState.__table__
 _RANGES, _JOBS = _RANGE_TABLE.c, _JOB_TABLE.c
 
 
@@ -171,18 +172,8 @@ class Ranges:
             )
         )
         if step.rows and self._job in (Job.BACKFILL, Job.REENCRYPT):
-            self._forget_verification(session)
+            Record(session.connection(), self._name).forget_verification()
         return result.rowcount == 1  # type: ignore[attr-defined, no-any-return]  # of an UPDATE it has one
-
-    def _forget_verification(self, session: Session) -> None:
-        """In the transaction that writes: what was verified before says nothing of these rows."""
-        c = _MIGRATION_TABLE.c
-        phase = case((c.phase == Phase.VERIFIED.value, Phase.BACKFILLED.value), else_=c.phase)
-        session.execute(
-            update(_MIGRATION_TABLE)
-            .where(c.name == self._name, c.verified_at.is_not(None))
-            .values(verified_at=None, mismatches=None, locked=None, phase=phase)
-        )
 
     def next_sweep(self, session: Session, *, anyway: bool = False) -> bool:
         """Go over all ranges once more; False if the last sweep came to nothing, or somebody else has
@@ -231,3 +222,11 @@ class Ranges:
         unfinished = func.coalesce(func.sum(case((_RANGES.finished.is_(False), 1), else_=0)), 0)
         row: Any = session.execute(select(*sums, unfinished).where(*self._mine)).one()
         return JobCount(int(row[0]), int(row[1]), int(row[2]), int(row[3]), row[4] == 0, job.sweep, job.total)
+
+
+def written_so_far(connection: Connection, name: str) -> list[int]:
+    """How many rows the jobs that write ciphertexts of a column have written."""
+    by_job = select(_RANGES.job, func.sum(_RANGES.rows)).where(_RANGES.name == name)
+    counted = connection.execute(by_job.group_by(_RANGES.job)).all()
+    writing = (Job.BACKFILL.value, Job.REENCRYPT.value)
+    return sorted(int(count) for job, count in counted if job.startswith(writing))

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Engine
 
     from sqlalchemy_envelope.migration.database.rows import Rows
-    from sqlalchemy_envelope.migration.jobs.jobs import Step, Work
+    from sqlalchemy_envelope.migration.jobs.work import Step, Work
     from sqlalchemy_envelope.orm.verbs.envelope import Envelope
 
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncEngine
 
     from sqlalchemy_envelope.migration.database.columns import MigratingColumn
-    from sqlalchemy_envelope.migration.jobs.jobs import Work
+    from sqlalchemy_envelope.migration.jobs.work import Work
     from sqlalchemy_envelope.orm.verbs.envelope import Envelope
 
 

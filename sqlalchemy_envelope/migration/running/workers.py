@@ -15,6 +15,7 @@ import time
 from collections import deque
 from concurrent.futures import FIRST_EXCEPTION, BrokenExecutor, ProcessPoolExecutor, wait
 from contextlib import ExitStack
+from dataclasses import dataclass
 from multiprocessing.connection import wait as wait_for_processes
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +24,10 @@ from sqlalchemy.orm import Session
 from sqlalchemy_envelope.exceptions import ConfigurationError, MigrationStoppedError
 from sqlalchemy_envelope.migration.database.greenlets import run_apart
 from sqlalchemy_envelope.migration.database.state import Job
-from sqlalchemy_envelope.migration.jobs.jobs import Backfill, Reencrypt, Reverse, Verify
+from sqlalchemy_envelope.migration.jobs.backfill import Backfill
+from sqlalchemy_envelope.migration.jobs.reencrypt import Reencrypt
+from sqlalchemy_envelope.migration.jobs.reverse import Reverse
+from sqlalchemy_envelope.migration.jobs.verify import Verify
 from sqlalchemy_envelope.migration.running.ranges import Ranges
 from sqlalchemy_envelope.migration.running.reports import Progress
 
@@ -32,7 +36,7 @@ if TYPE_CHECKING:
     from concurrent.futures import Executor, Future
 
     from sqlalchemy_envelope.migration.database.columns import MigratingColumn
-    from sqlalchemy_envelope.migration.jobs.jobs import Work
+    from sqlalchemy_envelope.migration.jobs.work import Work
     from sqlalchemy_envelope.migration.running.runner import Pace
     from sqlalchemy_envelope.migration.running.setting import Setting
 
@@ -90,21 +94,36 @@ def work(
     return run_apart(setting.given_engine, whole)
 
 
+@dataclass(frozen=True)
+class Crew:
+    """Who does a job.
+
+    Attributes:
+        workers: how many work side by side; more than one need a `reference`.
+        executor: where they run, in place of this machine's processes.
+        stop: asked after each chunk; true ends the work cleanly.
+        progress: told about twice a second.
+    """
+
+    workers: int = 1
+    executor: Executor | None = None
+    stop: Callable[[], bool] = lambda: False
+    progress: Callable[[Progress], None] | None = None
+
+
 def run_workers(
     setting: Setting,
     column: MigratingColumn,
     job: Work,
-    workers: int,
-    executor: Executor | None,
-    stop: Callable[[], bool],
-    progress: Callable[[Progress], None] | None,
+    crew: Crew,
     *,
     sweeps: bool,
 ) -> bool:
-    """Do a job with so many workers; whether nothing is left."""
-    meter = _Meter(setting, column, job, progress)
+    """Do a job with these workers; whether nothing is left."""
+    meter = _Meter(setting, column, job, crew.progress)
+    workers, executor = crew.workers, crew.executor
     if workers <= 1 and executor is None:
-        runner = setting.runner(column, job, stop=stop, told=lambda _: meter.tell())
+        runner = setting.runner(column, job, stop=crew.stop, told=lambda _: meter.tell())
         finished = runner.run(sweeps=sweeps)
         meter.tell(last=True)
         return finished
@@ -118,7 +137,7 @@ def run_workers(
             # Started anew, not forked: connections and keys do not cross a fork.
             context = multiprocessing.get_context("spawn")
             executor = stack.enter_context(ProcessPoolExecutor(workers, context, initializer=_note_signals))
-        sample = getattr(job, "_sample", None)
+        sample = job.sample if isinstance(job, Verify) else None
         futures = [
             executor.submit(
                 work,
@@ -132,7 +151,7 @@ def run_workers(
             )
             for number in range(max(workers, 1))
         ]
-        return _watch(setting, column, job, futures, stop, meter)
+        return _watch(setting, column, job, futures, crew.stop, meter)
 
 
 def _watch(
