@@ -19,7 +19,8 @@ from sqlalchemy_envelope.migration.database.columns import (
     encrypted_columns,
     migrating_columns,
 )
-from sqlalchemy_envelope.migration.inspection.obstacles import Finding, find_obstacles
+from sqlalchemy_envelope.migration.inspection.findings import Finding
+from sqlalchemy_envelope.migration.inspection.obstacles import find_obstacles
 from sqlalchemy_envelope.orm.columns.previous import PreviousColumn
 
 

@@ -24,8 +24,8 @@ from sqlalchemy import (
 from sqlalchemy.types import Float, LargeBinary, NullType, Numeric, TypeDecorator, _Binary
 
 from sqlalchemy_envelope.migration.database.schema import missing_key_tables
-from sqlalchemy_envelope.migration.inspection import mysql, postgresql, sqlite
 from sqlalchemy_envelope.migration.inspection.findings import SEVERITIES, Finding, Severity, referenced_by
+from sqlalchemy_envelope.migration.inspection.obstacles import mysql, postgresql, sqlite
 
 if TYPE_CHECKING:
     from sqlalchemy import Column, Inspector
