@@ -7,7 +7,6 @@ as a change by the application's own hooks.
 
 from __future__ import annotations
 
-import json
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -32,12 +31,12 @@ from sqlalchemy import table as bare_table
 from sqlalchemy.dialects import mysql, postgresql
 from sqlalchemy.types import BINARY, CHAR, NCHAR, TEXT, Enum, NullType, TypeDecorator
 
+from sqlalchemy_envelope.migration.database.chunk_update import ChunkUpdate
 from sqlalchemy_envelope.migration.foreign_types import check_of
 from sqlalchemy_envelope.orm.columns.encrypted_type import EncryptedType
 from sqlalchemy_envelope.orm.tables.key_rows import RawBytes, raw
 from sqlalchemy_envelope.orm.tables.keyset import Position, beyond, up_to
 from sqlalchemy_envelope.orm.tables.owner_paths import ChosenPath
-from sqlalchemy_envelope.orm.writing.marks import mark
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -373,94 +372,16 @@ class Rows:
         seen_type: Any,
         keys: Sequence[Any] = (),
     ) -> int:
-        keys = keys or self.keys
         if not rows:
             return 0
-        if self._name == "postgresql" and target is self.encrypted:
-            return self._write_document(connection, rows, still, seen_type, keys)
-        names = [f"key_{number}" for number in range(len(keys))]
-        mine = [
-            self._same(key, bindparam(name, type_=key.type)) for key, name in zip(keys, names, strict=True)
-        ]
-        statement = (
-            update(self.table)
-            .where(*mine, still(bindparam("seen", type_=seen_type)))
-            .values({target.name: bindparam("made", type_=target_type), **self._kept()})
-        )
-        compiled = statement.compile(dialect=self.dialect)
-        if self.dialect.paramstyle not in ("qmark", "format") or self._sends_expressions(target_type):
-            parameters = [
-                {**dict(zip(names, key, strict=True)), "seen": seen, "made": made} for key, seen, made in rows
-            ]
-            return connection.execute(statement, parameters).rowcount
-        # What Connection.execute does for each row takes longer than the database: here it is done by column.
-        types = [*(key.type for key in keys), seen_type, target_type]
-        flat = zip(*((*key, seen, made) for key, seen, made in rows), strict=True)
-        sent = {
-            name: self._bound(type_, values)
-            for name, type_, values in zip([*names, "seen", "made"], types, flat, strict=True)
-        }
-        places: Any = compiled
-        by_place = zip(*(sent[name] for name in places.positiontup), strict=True)
-        return connection.exec_driver_sql(str(compiled), list(by_place)).rowcount
+        keys = [(key, self._may_be_null(key)) for key in keys or self.keys]
+        change = ChunkUpdate(self.table, target, target_type, keys, still, seen_type, self._kept())
+        as_document = self._name == "postgresql" and target is self.encrypted
+        return change.run_as_document(connection, rows) if as_document else change.run(connection, rows)
 
-    def _same(self, key: Any, value: Any) -> ColumnElement[bool]:
-        """Whether a column still holds what was read. Of several columns for an owner, all but one are
-        NULL."""
-        may_be_null = isinstance(self.column.path, ChosenPath) and any(key is one for one in self.owners)
-        same: ColumnElement[bool] = key.is_not_distinct_from(value) if may_be_null else key == value
-        return same
-
-    def _bound(self, type_: Any, values: Sequence[Any]) -> Sequence[Any]:
-        """The values of one parameter as the driver takes them."""
-        process = type_.dialect_impl(self.dialect).bind_processor(self.dialect)
-        return values if process is None else list(map(process, values))
-
-    @staticmethod
-    def _sends_expressions(type_: Any) -> bool:
-        """Whether the database is to call a function on what is stored."""
-        return bool(type_._has_bind_expression)
-
-    def _write_document(
-        self,
-        connection: Connection,
-        rows: Sequence[tuple[Position, Any, bytes]],
-        still: Any,
-        seen_type: Any,
-        keys: Sequence[Any],
-    ) -> int:
-        """One statement for the whole chunk: PostgreSQL joins the table with what was sent, as one document.
-
-        A driver takes less time for that than for arrays, or for a statement for each row.
-        """
-        names = [f"key_{number}" for number in range(len(keys))]
-        types = dict(zip(names, (key.type for key in keys), strict=True))
-        sent = (
-            func.json_to_recordset(cast(bindparam("sent", type_=TEXT()), postgresql.JSON()))
-            .table_valued(
-                *(
-                    bare_column(name, type_)
-                    for name, type_ in (types | {"seen": seen_type, "made": postgresql.BYTEA()}).items()
-                ),
-                name="sent",
-            )
-            .render_derived(with_types=True)
-        )
-        mine = [self._same(key, sent.c[name]) for key, name in zip(keys, names, strict=True)]
-        statement = update(self.table).where(*mine, still(sent.c.seen))
-        # What is sent was encrypted here; of a document the statement hook could not tell.
-        statement = mark(statement.values({self.encrypted.name: sent.c.made}))
-        bind = [key.type.dialect_impl(self.dialect).bind_processor(self.dialect) for key in keys]
-        process = [one or _as_it_is for one in bind]
-        document = [
-            {
-                **{name: _in_json(do(part)) for name, do, part in zip(names, process, key, strict=True)},
-                "seen": _in_json(seen),
-                "made": "\\x" + made.hex(),
-            }
-            for key, seen, made in rows
-        ]
-        return connection.execute(statement, {"sent": json.dumps(document)}).rowcount
+    def _may_be_null(self, key: Any) -> bool:
+        """Of several columns for an owner, all but one are NULL."""
+        return isinstance(self.column.path, ChosenPath) and any(key is one for one in self.owners)
 
     def _kept(self) -> dict[str, Any]:
         """MySQL's columns that set themselves on every UPDATE, kept as they are."""
@@ -470,17 +391,3 @@ class Rows:
 
     self_updating: Sequence[str] = ()
     """Names of columns with ON UPDATE CURRENT_TIMESTAMP, found by whoever has looked."""
-
-
-def _as_it_is(value: Any) -> Any:
-    return value
-
-
-def _in_json(value: Any) -> Any:
-    """A key or an exact value as PostgreSQL reads it from JSON."""
-    # Drivers wrap bytes: psycopg's has them as `obj`, psycopg2's as `adapted`.
-    if not isinstance(value, memoryview):
-        value = getattr(value, "obj", getattr(value, "adapted", value))
-    if isinstance(value, (str, int)) or value is None:
-        return value
-    return "\\x" + value.hex() if isinstance(value, (bytes, bytearray, memoryview)) else str(value)
