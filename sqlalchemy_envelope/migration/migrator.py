@@ -396,6 +396,5 @@ class Migrator:
             if work.part:
                 ranges.clear(session)
                 session.commit()
-        finished = finished and count.finished
-        seconds = time.perf_counter() - began
+        finished, seconds = finished and count.finished, time.perf_counter() - began
         return ReencryptReport(column.name, count.rows, count.locked, count.bad, finished, seconds)
