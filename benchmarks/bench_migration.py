@@ -37,7 +37,8 @@ from sqlalchemy_envelope import (
     enforce_foreign_keys,
 )
 from sqlalchemy_envelope.migration.migrator import Migrator
-from sqlalchemy_envelope.migration.runner import Chunk, Pace, Runner
+from sqlalchemy_envelope.migration.running.runner import Chunk, Pace, Runner
+from sqlalchemy_envelope.migration.running.setting import Setting
 
 NAME = "migration"
 ADDRESS, KEY = "BENCHMARK_MIGRATION_DATABASE", "BENCHMARK_MIGRATION_KEY"
@@ -79,7 +80,7 @@ CHUNKS: list[Chunk] = []
 """In a worker's process: what its chunks took."""
 
 
-class TimedMigrator(Migrator):
+class TimedSetting(Setting):
     """Notes what each chunk takes."""
 
     def runner(self, *arguments: Any, **options: Any) -> Runner:
@@ -95,7 +96,9 @@ def migrator() -> Migrator:
         event.listen(engine, "connect", do_not_wait_for_the_disk)
     keys = ServerKeyring([bytes.fromhex(os.environ[KEY])])
     envelope = Envelope(kdf_profile=KdfProfile.unsafe_for_tests(), server_keys=keys)
-    return TimedMigrator(engine, envelope, Base, provider="server", reference=f"{__name__}:migrator")
+    found = Migrator(engine, envelope, Base, provider="server", reference=f"{__name__}:migrator")
+    found.setting = TimedSetting(engine, envelope, "server", found.reference)
+    return found
 
 
 @dataclass(frozen=True)

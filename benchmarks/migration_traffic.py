@@ -60,7 +60,7 @@ from sqlalchemy_envelope import (
 )
 from sqlalchemy_envelope.exceptions import MigrationRefusedError
 from sqlalchemy_envelope.migration.migrator import Migrator
-from sqlalchemy_envelope.migration.runner import Pace
+from sqlalchemy_envelope.migration.running.runner import Pace
 
 Key = tuple[Any, ...]
 COLUMNS = ("customers.phone", "orders.note", "documents.title")

@@ -10,7 +10,8 @@ There is no entry point in place of the import: Alembic 1.18.0 to 1.20.0 fail at
 installed package has one.
 """
 
-from sqlalchemy_envelope.alembic import compare, impl, values
+from sqlalchemy_envelope.alembic import compare, impl
+from sqlalchemy_envelope.alembic.impl import values
 from sqlalchemy_envelope.alembic.ops import (
     AddEncryptedColumnOp,
     ContractEncryptedColumnOp,

@@ -37,8 +37,8 @@ from sqlalchemy_envelope.alembic.ops import (
 )
 from sqlalchemy_envelope.alembic.render import NEW_TABLE, AfterTheirs
 from sqlalchemy_envelope.exceptions import ConfigurationError
-from sqlalchemy_envelope.migration.state import STATE_TABLES
-from sqlalchemy_envelope.migration.tracking import Tracked
+from sqlalchemy_envelope.migration.database.state import STATE_TABLES
+from sqlalchemy_envelope.migration.database.triggers import Tracked
 from sqlalchemy_envelope.orm.columns.encrypted_type import EncryptedType
 from sqlalchemy_envelope.orm.columns.previous import REPLACED_BY
 from sqlalchemy_envelope.orm.columns.stored_value import check_condition, check_name, check_name_of

@@ -13,7 +13,7 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.types import TypeEngine
 
 from sqlalchemy_envelope.alembic import ops
-from sqlalchemy_envelope.migration.tracking import quoter
+from sqlalchemy_envelope.migration.database.triggers import quoter
 from sqlalchemy_envelope.orm.columns.encrypted_type import EncryptedType
 from sqlalchemy_envelope.orm.columns.previous import REPLACED_BY
 from sqlalchemy_envelope.orm.columns.stored_value import check_condition

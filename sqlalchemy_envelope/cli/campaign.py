@@ -15,11 +15,11 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from sqlalchemy_envelope.campaign.campaign import Campaign
+from sqlalchemy_envelope.campaign.report import CampaignStatus
 from sqlalchemy_envelope.cli.discovery import discover
-from sqlalchemy_envelope.cli.migrate_options import DONE, LEFT, CutOffError, app_option, carry_out, confirm
-from sqlalchemy_envelope.cli.migrate_signals import StopSignals
-from sqlalchemy_envelope.migration.campaign import Campaign
-from sqlalchemy_envelope.migration.campaign_report import CampaignStatus
+from sqlalchemy_envelope.cli.migrate.options import DONE, LEFT, CutOffError, app_option, carry_out, confirm
+from sqlalchemy_envelope.cli.migrate.signals import StopSignals
 
 
 @dataclass

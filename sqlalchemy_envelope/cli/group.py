@@ -3,8 +3,8 @@
 import click
 
 from sqlalchemy_envelope.cli.campaign import campaign
-from sqlalchemy_envelope.cli.demo import demo
-from sqlalchemy_envelope.cli.migrate import migrate
+from sqlalchemy_envelope.cli.demo.command import demo
+from sqlalchemy_envelope.cli.migrate.command import migrate
 
 
 @click.group()

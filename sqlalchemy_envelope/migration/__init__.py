@@ -5,13 +5,14 @@ What a row holds tells how far it is (`orm.previous`), so that nothing can be en
 at any point goes on from there. The state tables only spare going over what is done.
 """
 
+from sqlalchemy_envelope.campaign.campaign import Campaign
+from sqlalchemy_envelope.campaign.report import CampaignReport, CampaignStatus, Released
 from sqlalchemy_envelope.migration.aio import AsyncMigrator
-from sqlalchemy_envelope.migration.campaign import Campaign
-from sqlalchemy_envelope.migration.campaign_report import CampaignReport, CampaignStatus, Released
-from sqlalchemy_envelope.migration.findings import Finding
+from sqlalchemy_envelope.migration.database.state import Phase
 from sqlalchemy_envelope.migration.foreign_types import FernetText, PartlyPlaintext, PgCryptoText, Revealed
+from sqlalchemy_envelope.migration.inspection.findings import Finding
 from sqlalchemy_envelope.migration.migrator import Migrator
-from sqlalchemy_envelope.migration.reports import (
+from sqlalchemy_envelope.migration.running.reports import (
     ColumnStatus,
     Progress,
     ReencryptReport,
@@ -19,8 +20,7 @@ from sqlalchemy_envelope.migration.reports import (
     RunReport,
     VerifyReport,
 )
-from sqlalchemy_envelope.migration.runner import Pace
-from sqlalchemy_envelope.migration.state import Phase
+from sqlalchemy_envelope.migration.running.runner import Pace
 
 __all__ = [
     "AsyncMigrator",

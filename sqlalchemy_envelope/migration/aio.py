@@ -5,17 +5,20 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from sqlalchemy_envelope.migration.greenlets import spawn
+from sqlalchemy_envelope.migration.database.greenlets import spawn
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
     from concurrent.futures import Executor
 
-    from sqlalchemy_envelope.migration.findings import Finding
+    from sqlalchemy_envelope.migration.database.columns import MigratingColumn
+    from sqlalchemy_envelope.migration.database.state import Phase
+    from sqlalchemy_envelope.migration.inspection.findings import Finding
     from sqlalchemy_envelope.migration.migrator import Migrator
-    from sqlalchemy_envelope.migration.reports import (
+    from sqlalchemy_envelope.migration.running.reports import (
         ColumnStatus,
         Progress,
+        ReencryptReport,
         RepairReport,
         RunReport,
         VerifyReport,
@@ -33,6 +36,26 @@ class AsyncMigrator:
 
     def __init__(self, migrator: Migrator) -> None:
         self.migrator = migrator
+
+    async def column(self, name: str) -> MigratingColumn:
+        """As `Migrator.column`."""
+        return await self._do(lambda _: self.migrator.column(name))
+
+    async def forgotten(self) -> list[str]:
+        """As `Migrator.forgotten`."""
+        return await self._do(lambda _: self.migrator.forgotten())
+
+    async def put_back(self, names: Iterable[str]) -> str:
+        """As `Migrator.put_back`."""
+        return await self._do(lambda _: self.migrator.put_back(names))
+
+    async def leftovers(self) -> list[MigratingColumn]:
+        """As `Migrator.leftovers`."""
+        return await self._do(lambda _: self.migrator.leftovers())
+
+    async def phase(self, name: str) -> Phase:
+        """As `Migrator.phase`."""
+        return await self._do(lambda _: self.migrator.phase(name))
 
     async def plan(self, name: str) -> list[Finding]:
         """As `Migrator.plan`."""
@@ -116,6 +139,22 @@ class AsyncMigrator:
         return await self._do(
             lambda stop: self.migrator.reverse(
                 name, workers=workers, executor=executor, stop=stop, progress=progress, drop=drop
+            )
+        )
+
+    async def reencrypt(
+        self,
+        name: str,
+        *,
+        owner: object | None = None,
+        workers: int = 1,
+        executor: Executor | None = None,
+        progress: Callable[[Progress], None] | None = None,
+    ) -> ReencryptReport:
+        """As `Migrator.reencrypt`; cancel it to stop it."""
+        return await self._do(
+            lambda stop: self.migrator.reencrypt(
+                name, owner=owner, workers=workers, executor=executor, stop=stop, progress=progress
             )
         )
 

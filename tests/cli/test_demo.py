@@ -19,9 +19,9 @@ from rich.console import Console
 
 import sqlalchemy_envelope
 from sqlalchemy_envelope import Envelope, KdfProfile
-from sqlalchemy_envelope.cli import demo, demo_attacks, demo_clinic, demo_models, demo_reading
-from sqlalchemy_envelope.cli.demo_clinic import GRACE, Clinic
-from sqlalchemy_envelope.cli.demo_report import Report
+from sqlalchemy_envelope.cli.demo import attacks, clinic, command, models, reading
+from sqlalchemy_envelope.cli.demo.clinic import GRACE, Clinic
+from sqlalchemy_envelope.cli.demo.report import Report
 
 Step = Callable[[Clinic], Report]
 
@@ -49,7 +49,7 @@ CLAIMS = [
 
 def run_demo(folder: Path, *options: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run the command in a folder, in a process of its own."""
-    command = [sys.executable, "-m", "sqlalchemy_envelope.cli", "demo", *options]
+    arguments = [sys.executable, "-m", "sqlalchemy_envelope.cli", "demo", *options]
     settings = {
         **os.environ,
         "PYTHONPATH": str(PROJECT),
@@ -58,7 +58,7 @@ def run_demo(folder: Path, *options: str, **environment: str) -> subprocess.Comp
         **environment,
     }
     return subprocess.run(
-        command,
+        arguments,
         check=False,
         cwd=folder,
         env=settings,
@@ -78,7 +78,7 @@ def words(output: str) -> str:
 def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
     """One run with nothing but the defaults: its file, and how it went."""
     folder = tmp_path_factory.mktemp("demo")
-    return folder / demo.FILE_NAME, run_demo(folder, COLUMNS="80")
+    return folder / command.FILE_NAME, run_demo(folder, COLUMNS="80")
 
 
 @pytest.mark.parametrize("claim", CLAIMS)
@@ -103,7 +103,7 @@ def test_file_holds_no_plaintext(finished: tuple[Path, subprocess.CompletedProce
     """Nothing that was written is in the file that is left; looked for by this test and not by the demo."""
     path, _ = finished
     raw = path.read_bytes()
-    records = [*demo_models.journal(150, seed=1815), *demo_models.journal(150, seed=1906)]
+    records = [*models.journal(150, seed=1815), *models.journal(150, seed=1906)]
     written = {
         text.encode(encoding)
         for record in records
@@ -145,13 +145,13 @@ def test_file_that_is_left_has_one_person(finished: tuple[Path, subprocess.Compl
 
     assert counts == [1, 2, 1, 150]
     assert orphans == []
-    assert demo_clinic.is_demo_file(path)
+    assert clinic.is_demo_file(path)
 
 
 def test_replaces_its_own_file_and_can_remove_it(tmp_path: Path) -> None:
     """A file of an earlier run is replaced, and with --no-keep none is left."""
-    path = tmp_path / demo.FILE_NAME
-    demo.run(path, _silent(), (demo_reading.enrolment,), _cheap(), 10)
+    path = tmp_path / command.FILE_NAME
+    command.run(path, _silent(), (reading.enrolment,), _cheap(), 10)
     assert path.exists()
 
     result = run_demo(tmp_path, "--no-keep", "--records", "20")
@@ -163,10 +163,10 @@ def test_replaces_its_own_file_and_can_remove_it(tmp_path: Path) -> None:
 @pytest.mark.parametrize("content", [b"", b"my thesis", b"SQLite format 3\0" + bytes(4080)])
 def test_refuses_a_file_of_somebody_else(tmp_path: Path, content: bytes) -> None:
     """A file of that name that the demo did not make is left as it is, a database too."""
-    path = tmp_path / demo.FILE_NAME
+    path = tmp_path / command.FILE_NAME
     path.write_bytes(content)
 
-    result = CliRunner().invoke(demo.demo, ["--folder", str(tmp_path), "--no-keep"])
+    result = CliRunner().invoke(command.demo, ["--folder", str(tmp_path), "--no-keep"])
 
     assert result.exit_code == 1
     assert "no file of this demo; it was left alone" in result.output
@@ -176,15 +176,15 @@ def test_refuses_a_file_of_somebody_else(tmp_path: Path, content: bytes) -> None
 def test_refuses_a_link(tmp_path: Path) -> None:
     """A link is not followed, not even to a file of the demo."""
     elsewhere = tmp_path / "elsewhere.db"
-    demo.run(elsewhere, _silent(), (demo_reading.enrolment,), _cheap(), 10)
+    command.run(elsewhere, _silent(), (reading.enrolment,), _cheap(), 10)
     folder = tmp_path / "folder"
     folder.mkdir()
-    (folder / demo.FILE_NAME).symlink_to(elsewhere)
+    (folder / command.FILE_NAME).symlink_to(elsewhere)
 
-    result = CliRunner().invoke(demo.demo, ["--folder", str(folder)])
+    result = CliRunner().invoke(command.demo, ["--folder", str(folder)])
 
     assert result.exit_code == 1
-    assert demo_clinic.is_demo_file(elsewhere)
+    assert clinic.is_demo_file(elsewhere)
 
 
 @pytest.mark.parametrize("missing", ["click", "rich"])
@@ -225,7 +225,7 @@ def test_library_needs_neither_click_nor_rich() -> None:
 
 def _leak(clinic: Clinic) -> Report:
     """Write one note into a column that is not encrypted."""
-    report = demo_reading.enrolment(clinic)
+    report = reading.enrolment(clinic)
     clinic.execute("UPDATE people SET name = ? WHERE name = ?", clinic.records(GRACE)[7]["note"], GRACE)
     return report
 
@@ -246,17 +246,17 @@ def _touch_data(clinic: Clinic) -> Report:
 
 
 BROKEN: dict[str, tuple[tuple[Step, ...], str]] = {
-    "plaintext in the file": ((_leak, demo_reading.file_contents), "searched for: 1 found"),
+    "plaintext in the file": ((_leak, reading.file_contents), "searched for: 1 found"),
     "data touched by a new secret": (
-        (demo_reading.enrolment, _touch_data, demo_attacks.new_secret),
+        (reading.enrolment, _touch_data, attacks.new_secret),
         "120 of",
     ),
     "keys that outlive their owner": (
-        (demo_reading.enrolment, _without_cascade, demo_attacks.deletion),
+        (reading.enrolment, _without_cascade, attacks.deletion),
         "2 key rows of hers are left",
     ),
     "unfinished step": (
-        (demo_reading.enrolment, demo_reading.enrolment),
+        (reading.enrolment, reading.enrolment),
         "enrolment could not be finished: IntegrityError",
     ),
 }
@@ -266,9 +266,9 @@ BROKEN: dict[str, tuple[tuple[Step, ...], str]] = {
 def test_broken_claim_is_shown_and_fails(tmp_path: Path, case: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where a promise is broken on purpose, the demo sees it, says which one, and exits with 1."""
     steps, expected = BROKEN[case]
-    monkeypatch.setattr(demo, "STEPS", steps)
+    monkeypatch.setattr(command, "STEPS", steps)
 
-    result = CliRunner().invoke(demo.demo, ["--folder", str(tmp_path)], env={"COLUMNS": "120"})
+    result = CliRunner().invoke(command.demo, ["--folder", str(tmp_path)], env={"COLUMNS": "120"})
 
     assert result.exit_code == 1, result.output
     failed = words(result.output).split("✗ FAILED:", 1)[1]
@@ -295,10 +295,10 @@ def test_step_without_claims_has_not_held() -> None:
 
 def test_lines_shown_are_lines_of_the_source() -> None:
     """The three lines at the end stand in the demo's own source, word for word."""
-    source = "".join(inspect.getsource(module) for module in (demo_models, demo_clinic, demo_reading))
+    source = "".join(inspect.getsource(module) for module in (models, clinic, reading))
     lines = {line.strip().rstrip(":") for line in source.splitlines()}
 
-    assert [line for line in demo.LINES if line.rstrip(":") not in lines] == []
+    assert [line for line in command.LINES if line.rstrip(":") not in lines] == []
 
 
 def test_picture_fetches_nothing(tmp_path: Path) -> None:
@@ -306,7 +306,7 @@ def test_picture_fetches_nothing(tmp_path: Path) -> None:
     picture = tmp_path / "demo.svg"
 
     result = CliRunner().invoke(
-        demo.demo, ["--folder", str(tmp_path), "--no-keep", "--export-svg", str(picture)]
+        command.demo, ["--folder", str(tmp_path), "--no-keep", "--export-svg", str(picture)]
     )
 
     svg = picture.read_text(encoding="utf-8")

@@ -2,7 +2,6 @@
 has its exit code; nothing that it prints holds plaintext or a key."""
 
 import ast
-import inspect
 import os
 import re
 import select
@@ -16,11 +15,10 @@ import pytest
 from click.testing import CliRunner
 from sqlalchemy import URL
 
-from sqlalchemy_envelope import MigrationRefusedError, ServerKeyring
+from sqlalchemy_envelope import MigrationRefusedError, ServerKeyring, campaign, migration
 from sqlalchemy_envelope.cli.discovery import discover
 from sqlalchemy_envelope.cli.group import commands
-from sqlalchemy_envelope.cli.migrate_options import complain, in_shell_words
-from sqlalchemy_envelope.migration import campaign, migrator
+from sqlalchemy_envelope.cli.migrate.options import complain, in_shell_words
 from tests.cli.migrating import APP, PROJECT, USERS, Old, make_old, make_old_postgres
 
 ROWS = 3000
@@ -235,10 +233,11 @@ def test_advice_is_in_the_words_of_the_shell(python: str, capsys: pytest.Capture
 def test_every_advice_is_translated() -> None:
     """Whatever a step of a migration is refused with has no Python argument left in it at the shell."""
     words = re.compile(r"\b(?:accept_\w+|stopped|confirm)=|\bclose\(")
-    sources = "".join(inspect.getsource(one) for one in (migrator, campaign))
+    rooms = [Path(str(one.__file__)).parent for one in (migration, campaign)]
     advised = [
         text
-        for node in ast.walk(ast.parse(sources))
+        for path in (path for room in rooms for path in room.rglob("*.py"))
+        for node in ast.walk(ast.parse(path.read_text("utf-8")))
         if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "MigrationRefusedError"
         for text in [_text(node.args[0])]
         if words.search(text)

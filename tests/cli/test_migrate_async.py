@@ -23,7 +23,7 @@ from sqlalchemy_envelope import (
 )
 from sqlalchemy_envelope.migration.aio import AsyncMigrator
 from sqlalchemy_envelope.migration.migrator import Migrator
-from sqlalchemy_envelope.migration.reports import Progress
+from sqlalchemy_envelope.migration.running.reports import Progress
 from tests.cli.migrating import APP, Old, make_old
 
 ROWS = 10_000

@@ -12,7 +12,7 @@ CAMPAIGN_APP = f"""
 from pathlib import Path
 from sqlalchemy_envelope import Envelope
 from sqlalchemy_envelope.keys.providers.campaign_key import CampaignKeyFile
-from sqlalchemy_envelope.migration.campaign import Campaign
+from sqlalchemy_envelope.campaign.campaign import Campaign
 from {APP} import Base, engine
 
 path = Path("campaign.key")

@@ -25,7 +25,7 @@ from sqlalchemy_envelope import (
     enforce_foreign_keys,
 )
 from sqlalchemy_envelope.migration.migrator import Migrator
-from sqlalchemy_envelope.migration.runner import Pace
+from sqlalchemy_envelope.migration.running.runner import Pace
 from sqlalchemy_envelope.orm.columns.previous import PREVIOUS
 
 SECRET = "correct horse battery staple"

@@ -15,9 +15,9 @@ from sqlalchemy.orm import Session
 from sqlalchemy_envelope import enforce_foreign_keys, exceptions
 from sqlalchemy_envelope.exceptions import MigrationRefusedError, MigrationStoppedError, PlaintextRefusedError
 from sqlalchemy_envelope.keys.providers import CampaignKeyFile
-from sqlalchemy_envelope.migration import schema
-from sqlalchemy_envelope.migration.jobs import Verify
-from sqlalchemy_envelope.migration.runner import Pace
+from sqlalchemy_envelope.migration.database import schema
+from sqlalchemy_envelope.migration.jobs.verify import Verify
+from sqlalchemy_envelope.migration.running.runner import Pace
 from tests.conftest import LogCapture
 from tests.migration.engine_models import Trial, new_envelope, notes, on_statement
 

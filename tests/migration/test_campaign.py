@@ -31,9 +31,9 @@ from sqlalchemy_envelope import (
     UnclaimedError,
     enforce_foreign_keys,
 )
+from sqlalchemy_envelope.campaign.campaign import Campaign
+from sqlalchemy_envelope.campaign.report import CampaignReport, CampaignStatus
 from sqlalchemy_envelope.keys.providers import CampaignKey, CampaignKeyFile, OfflineKey, OfflinePublicKey
-from sqlalchemy_envelope.migration.campaign import Campaign
-from sqlalchemy_envelope.migration.campaign_report import CampaignReport, CampaignStatus
 
 CHEAP = KdfProfile.unsafe_for_tests()
 
@@ -297,7 +297,8 @@ def test_owners_who_came_meanwhile_and_those_with_keys(site: Site) -> None:
 def test_somebody_enrolls_in_the_same_moment(lite: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     """An owner that gets keys between the look and the write costs the batch nothing: its own keys stay."""
     lite.add(4)
-    make = lite.campaign._make
+    providing = lite.campaign._providing
+    make = providing._make
     called: list[int] = []
 
     def enroll_before(*arguments: Any) -> int:
@@ -308,7 +309,7 @@ def test_somebody_enrolls_in_the_same_moment(lite: Site, monkeypatch: pytest.Mon
                 other.commit()
         return make(*arguments)
 
-    monkeypatch.setattr(lite.campaign, "_make", enroll_before)
+    monkeypatch.setattr(providing, "_make", enroll_before)
 
     assert lite.campaign.provide() == 3
     assert lite.members() == CampaignStatus(owners=4, unclaimed=3, enrolled=1)

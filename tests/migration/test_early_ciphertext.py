@@ -10,7 +10,7 @@ from sqlalchemy.orm import load_only
 from sqlalchemy.orm.attributes import flag_modified
 
 from sqlalchemy_envelope import MigrationStoppedError
-from sqlalchemy_envelope.migration.early_ciphertext import _bytes_of
+from sqlalchemy_envelope.migration.jobs.early_ciphertext import _bytes_of
 from tests.migration.engine_models import Trial
 
 KEY = uuid.UUID(int=(8 << 76) | (2 << 62) | (0xABC << 80))

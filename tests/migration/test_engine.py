@@ -25,9 +25,9 @@ from sqlalchemy_envelope import (
     PreviousColumn,
     enforce_foreign_keys,
 )
-from sqlalchemy_envelope.migration import schema
-from sqlalchemy_envelope.migration.runner import Pace
-from sqlalchemy_envelope.migration.state import Phase
+from sqlalchemy_envelope.migration.database import schema
+from sqlalchemy_envelope.migration.database.state import Phase
+from sqlalchemy_envelope.migration.running.runner import Pace
 from tests.conftest import LogCapture
 from tests.migration.engine_models import (
     INNER_TYPES,

@@ -28,8 +28,8 @@ from sqlalchemy_envelope import (
     ServerKeyring,
 )
 from sqlalchemy_envelope.migration.aio import AsyncMigrator
-from sqlalchemy_envelope.migration.faults import advice
-from sqlalchemy_envelope.migration.runner import Pace
+from sqlalchemy_envelope.migration.database.faults import advice
+from sqlalchemy_envelope.migration.running.runner import Pace
 from tests.migration.engine_models import Trial, new_envelope, notes
 from tests.throwaway_postgres import unprivileged_account
 

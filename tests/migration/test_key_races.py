@@ -18,8 +18,8 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
 from sqlalchemy_envelope import ServerSession, enforce_foreign_keys
-from sqlalchemy_envelope.migration.faults import may_pass
-from sqlalchemy_envelope.migration.runner import Pace
+from sqlalchemy_envelope.migration.running.runner import Pace
+from sqlalchemy_envelope.orm.tables.collisions import may_pass
 from sqlalchemy_envelope.orm.tables.conflict_errors import sql_state
 from tests.conftest import LogCapture
 from tests.migration.engine_models import Trial, deployment, new_envelope

@@ -24,8 +24,8 @@ from sqlalchemy import URL, Engine, create_engine, make_url
 from sqlalchemy.orm import Session
 
 from sqlalchemy_envelope import enforce_foreign_keys
-from sqlalchemy_envelope.migration.jobs import open_stored
-from sqlalchemy_envelope.migration.owners import OwnerCiphers
+from sqlalchemy_envelope.migration.jobs.owner_ciphers import OwnerCiphers
+from sqlalchemy_envelope.migration.jobs.stored import open_stored
 from tests.migration.engine_models import SERVER_KEY, Trial, migrate, new_envelope, notes
 from tests.throwaway_postgres import QUIET, runnable_binaries, throwaway_postgres, unprivileged_account
 

@@ -42,7 +42,6 @@ from sqlalchemy_utils.types.encrypted.encrypted_type import AesEngine, AesGcmEng
 
 from sqlalchemy_envelope import EncryptedType, Envelope, KeyOwner, PreviousColumn, ServerKeyring
 from sqlalchemy_envelope.exceptions import ConfigurationError, PreviousValueError
-from sqlalchemy_envelope.migration import preflight
 from sqlalchemy_envelope.migration.foreign_types import (
     FernetText,
     PartlyPlaintext,
@@ -50,8 +49,9 @@ from sqlalchemy_envelope.migration.foreign_types import (
     Revealed,
     check_of,
 )
+from sqlalchemy_envelope.migration.jobs import preflight
 from sqlalchemy_envelope.migration.migrator import Migrator
-from sqlalchemy_envelope.migration.runner import Pace
+from sqlalchemy_envelope.migration.running.runner import Pace
 
 with warnings.catch_warnings():
     # It uses what SQLAlchemy 2.1 deprecates.

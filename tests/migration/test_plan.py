@@ -13,13 +13,14 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from sqlalchemy_envelope import EncryptedType, KeyOwner
 from sqlalchemy_envelope.exceptions import ConfigurationError
-from sqlalchemy_envelope.migration.columns import (
+from sqlalchemy_envelope.migration.database.columns import (
     MigratingColumn,
     column_named,
     encrypted_columns,
     migrating_columns,
 )
-from sqlalchemy_envelope.migration.plan import Finding, find_obstacles
+from sqlalchemy_envelope.migration.inspection.findings import Finding
+from sqlalchemy_envelope.migration.inspection.obstacles import find_obstacles
 from sqlalchemy_envelope.orm.columns.previous import PreviousColumn
 
 
@@ -91,7 +92,7 @@ def test_plain_table(engine: Engine) -> None:
 
 def test_our_own_triggers(engine: Engine) -> None:
     """The tracking trigger of the migration itself is no obstacle to it."""
-    from sqlalchemy_envelope.migration.tracking import Tracked, create_track
+    from sqlalchemy_envelope.migration.database.triggers import Tracked, create_track
 
     encrypted = "bytea" if engine.dialect.name == "postgresql" else "BLOB"
     tracked = Tracked("contacts", "phone", "phone_encrypted", keys=("id",))

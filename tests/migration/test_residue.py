@@ -17,8 +17,8 @@ from sqlalchemy import Engine, ForeignKey, String, create_engine
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from sqlalchemy_envelope import EncryptedType, KeyOwner
-from sqlalchemy_envelope.migration.columns import MigratingColumn, column_named, migrating_columns
-from sqlalchemy_envelope.migration.residue import Residue, where_plaintext_remains
+from sqlalchemy_envelope.migration.database.columns import MigratingColumn, column_named, migrating_columns
+from sqlalchemy_envelope.migration.inspection.residue import Residue, where_plaintext_remains
 from sqlalchemy_envelope.orm.columns.previous import PreviousColumn
 from tests.throwaway_postgres import throwaway_postgres
 

@@ -7,8 +7,8 @@ from sqlalchemy import Engine
 from sqlalchemy.exc import DBAPIError
 
 from sqlalchemy_envelope import MigrationRefusedError, enforce_foreign_keys
-from sqlalchemy_envelope.migration import schema
-from sqlalchemy_envelope.migration.tracking import Tracked, create_track
+from sqlalchemy_envelope.migration.database import schema
+from sqlalchemy_envelope.migration.database.triggers import Tracked, create_track
 from tests.migration.engine_models import Trial, notes
 from tests.orm.models import without_checks
 

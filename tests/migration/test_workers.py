@@ -18,8 +18,8 @@ from sqlalchemy import Engine
 
 from sqlalchemy_envelope import ConfigurationError, MigrationStoppedError
 from sqlalchemy_envelope.migration.migrator import Migrator
-from sqlalchemy_envelope.migration.reports import Progress
-from sqlalchemy_envelope.migration.runner import Pace
+from sqlalchemy_envelope.migration.running.reports import Progress
+from sqlalchemy_envelope.migration.running.runner import Pace
 from tests.migration.engine_models import KILL_URL, Trial, made_here, notes
 from tests.migration.test_kills import workers_of
 

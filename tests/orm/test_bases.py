@@ -7,7 +7,7 @@ from sqlalchemy import MetaData, Text
 from sqlalchemy.orm import DeclarativeBase, Mapped, declarative_base, mapped_column, registry
 
 from sqlalchemy_envelope import ConfigurationError, EncryptedType, KeyOwner
-from sqlalchemy_envelope.migration.columns import encrypted_columns
+from sqlalchemy_envelope.migration.database.columns import encrypted_columns
 from sqlalchemy_envelope.orm.tables.bases import mappers_of, metadata_of
 
 

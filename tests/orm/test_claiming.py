@@ -33,13 +33,13 @@ from sqlalchemy_envelope import (
     UnclaimedError,
     UnlockError,
 )
+from sqlalchemy_envelope.campaign.campaign import Campaign
 from sqlalchemy_envelope.crypto.argon2id import KdfSalt, derive_kek
 from sqlalchemy_envelope.crypto.kdf import x25519_public
 from sqlalchemy_envelope.crypto.secret import KeyBytes
 from sqlalchemy_envelope.keys.hierarchy import bound_keys, new_keys
 from sqlalchemy_envelope.keys.providers import CampaignKey, CampaignKeyFile, OfflineKey, OfflinePublicKey
 from sqlalchemy_envelope.keys.slots import provider_slot
-from sqlalchemy_envelope.migration.campaign import Campaign
 from sqlalchemy_envelope.orm.sharing.epochs import start_epoch
 from sqlalchemy_envelope.orm.tables.key_owner import _now
 from sqlalchemy_envelope.orm.tables.key_rows import KeyStore

@@ -27,8 +27,8 @@ from sqlalchemy_envelope import (
     ServerSession,
     enforce_foreign_keys,
 )
-from sqlalchemy_envelope.migration.faults import may_pass
 from sqlalchemy_envelope.orm.sessions import server as server_module
+from sqlalchemy_envelope.orm.tables.collisions import may_pass
 from tests.orm.models import Base, Note, User
 
 ROWS = int(os.environ.get("ENVELOPE_RACE_ROWS", "240"))

@@ -8,8 +8,8 @@ Both columns stand in one table. What a row holds tells how far it is, and nothi
     NULL         value        encrypted
     NULL         NULL         NULL
 
-A trigger keeps it so (`migration.tracking`): who changes the previous column alone, as a program does that
-knows nothing of the other, makes the row pending again.
+A trigger keeps it so (`migration.database.triggers`): who changes the previous column alone, as a program
+does that knows nothing of the other, makes the row pending again.
 """
 
 from __future__ import annotations

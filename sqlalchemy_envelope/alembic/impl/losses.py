@@ -1,0 +1,100 @@
+"""What a revision would lose: rows that have one of the two columns alone, values that were not verified."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import ColumnClause, func, select
+from sqlalchemy import column as bare_column
+from sqlalchemy import table as bare_table
+
+from sqlalchemy_envelope.exceptions import MigrationRefusedError
+from sqlalchemy_envelope.migration.database.record import Record, standings
+from sqlalchemy_envelope.migration.database.state import Phase
+
+if TYPE_CHECKING:
+    from sqlalchemy import Connection
+
+    from sqlalchemy_envelope.alembic import ops
+    from sqlalchemy_envelope.migration.database.triggers import Tracked
+
+ALONE = (
+    "rows of {table} have nothing but their encrypted value, and would lose it: move the values back with "
+    "`sqlalchemy-envelope migrate reverse` before."
+)
+PENDING = (
+    "rows of {table} have a value in {previous} alone, and would lose it: `sqlalchemy-envelope migrate run` "
+    "and `migrate verify` before."
+)
+UNVERIFIED = (
+    "{table}.{previous} was not verified and cut over, or not to the end: `sqlalchemy-envelope migrate "
+    "verify` and `migrate cutover` before, or unverified=True."
+)
+
+
+def filled_in(reason: str, columns: Tracked) -> str:
+    """One of these reasons for two columns."""
+    return reason.format(table=columns.table, previous=columns.previous)
+
+
+def refuse_alone(connection: Connection, columns: Tracked) -> None:
+    """Refuse to drop the encrypted column while a row has nothing else.
+
+    Raises:
+        MigrationRefusedError: rows have.
+    """
+    alone = _count(connection, columns, "encrypted", "previous")
+    if alone:
+        raise MigrationRefusedError(f"{alone} {filled_in(ALONE, columns)}")
+
+
+def refuse_contract(connection: Connection, columns: Tracked, op: ops.ContractOp) -> None:
+    """Refuse to drop the previous column while values are in it alone, or were not verified.
+
+    Raises:
+        MigrationRefusedError: they are, or were not.
+    """
+    pending = _count(connection, columns, "previous", "encrypted")
+    if pending:
+        raise MigrationRefusedError(f"{pending} {filled_in(PENDING, columns)}")
+    if op.unverified:
+        return
+    record = record_of(connection, columns, op.name)
+    now = None if record is None else record.read()
+    if record is None or now is None or not now.is_clean or now.phase not in (Phase.CUT_OVER, Phase.GUARDED):
+        raise MigrationRefusedError(filled_in(UNVERIFIED, columns) + _other_names(connection, columns))
+    if now.sample is not None or now.locked:
+        raise MigrationRefusedError(
+            f"Of {record.name} a sample was verified, or its owners hold the keys of some values alone "
+            f"({now.locked or 0}). If that is as it should be, write unverified=True."
+        )
+
+
+def names_in_state(columns: Tracked, name: str | None = None) -> list[str]:
+    """What the migration may be called: after the attribute, which mostly has the previous column's name."""
+    if name is not None:
+        return [name]
+    return [f"{columns.table}.{columns.previous}", f"{columns.table}.{columns.encrypted}"]
+
+
+def record_of(connection: Connection, columns: Tracked, name: str | None = None) -> Record | None:
+    """What is noted of the migration of two columns; None if nothing is."""
+    return Record.find(connection, names_in_state(columns, name))
+
+
+def _other_names(connection: Connection, columns: Tracked) -> str:
+    known = standings(connection)
+    if any(name in known for name in names_in_state(columns)):
+        return ""
+    names = ", ".join(repr(name) for name in sorted(known) if name.startswith(f"{columns.table}."))
+    return f" If it is one of {names}, say so: name=..." if names else ""
+
+
+def _count(connection: Connection, columns: Tracked, there: str, not_there: str) -> int:
+    """How many rows have the one column and not the other."""
+    names = {"previous": columns.previous, "encrypted": columns.encrypted}
+    one: ColumnClause[Any] = bare_column(names[there])
+    other: ColumnClause[Any] = bare_column(names[not_there])
+    rows = bare_table(columns.table, one, other, schema=columns.schema)
+    query = select(func.count()).select_from(rows).where(one.is_not(None), other.is_(None))
+    return int(connection.execute(query).scalar_one())

@@ -1,0 +1,42 @@
+"""What can be done to a column in a revision, each with what undoes it.
+
+Nothing here is run, written or detected: `impl`, `render` and `compare` do that.
+"""
+
+from sqlalchemy_envelope.alembic.ops.pairs import (
+    ContractEncryptedColumnOp,
+    ContractOp,
+    ExpandEncryptedColumnOp,
+    PairOp,
+    UndoContractEncryptedColumnOp,
+    UndoExpandEncryptedColumnOp,
+)
+from sqlalchemy_envelope.alembic.ops.single import (
+    AddEncryptedColumnOp,
+    CheckOp,
+    CreateEncryptedCheckOp,
+    DropEncryptedCheckOp,
+    DropEncryptedColumnOp,
+)
+from sqlalchemy_envelope.alembic.ops.values import (
+    DecryptColumnOp,
+    EncryptColumnOp,
+    ValuesOp,
+)
+
+__all__ = [
+    "AddEncryptedColumnOp",
+    "CheckOp",
+    "ContractEncryptedColumnOp",
+    "ContractOp",
+    "CreateEncryptedCheckOp",
+    "DecryptColumnOp",
+    "DropEncryptedCheckOp",
+    "DropEncryptedColumnOp",
+    "EncryptColumnOp",
+    "ExpandEncryptedColumnOp",
+    "PairOp",
+    "UndoContractEncryptedColumnOp",
+    "UndoExpandEncryptedColumnOp",
+    "ValuesOp",
+]

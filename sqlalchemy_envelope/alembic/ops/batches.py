@@ -1,0 +1,13 @@
+"""The table that a batch is about."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from alembic.operations import BatchOperations
+
+
+def table_of(operations: BatchOperations) -> dict[str, Any]:
+    """The table of a batch, as arguments of an operation."""
+    return {"table_name": operations.impl.table_name, "schema": operations.impl.schema}

@@ -1,0 +1,179 @@
+"""The end of a campaign: what becomes of those who are away still, and of the key."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from sqlalchemy import and_, or_
+
+from sqlalchemy_envelope.campaign.owner_rows import OwnerRows, parts, usable_keys, usable_slots
+from sqlalchemy_envelope.campaign.report import CampaignReport, CampaignStatus
+from sqlalchemy_envelope.campaign.standing import Standing
+from sqlalchemy_envelope.exceptions import (
+    ConfigurationError,
+    EnvelopeError,
+    MigrationRefusedError,
+    ProviderError,
+    TransactionConflictError,
+)
+from sqlalchemy_envelope.orm.current.names import Names
+from sqlalchemy_envelope.orm.sharing.epochs import start_epoch
+from sqlalchemy_envelope.orm.verbs import claim
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from sqlalchemy_envelope.campaign.setting import Setting
+    from sqlalchemy_envelope.orm.tables.owners import OwnerClass
+
+
+class Closing:
+    """One closing of a campaign. All of it can be done again.
+
+    Args:
+        unclaimed: what becomes of those who have not claimed their keys.
+        batch: how many owners a transaction.
+
+    Raises:
+        ConfigurationError: `unclaimed` says nothing that can be done here.
+    """
+
+    def __init__(self, setting: Setting, unclaimed: str, batch: int) -> None:
+        self._setting, self._unclaimed, self._batch = setting, unclaimed, batch
+        self._to = self._target()
+
+    def _target(self) -> str | None:
+        """The provider under which the keys are put, if they are."""
+        kind, _, name = self._unclaimed.partition(":")
+        if self._unclaimed not in ("refuse", "keep", "shred") and kind != "provider":
+            raise ConfigurationError(
+                f"{self._unclaimed!r} is none of 'refuse', 'keep', 'shred' and 'provider:NAME'."
+            )
+        if kind != "provider":
+            return None
+        self._setting.providers.named(name)
+        if name == self._setting.provider:
+            raise ConfigurationError("The keys are under this provider already; name another one.")
+        self._setting.require_opening()
+        return name
+
+    def close(self, found: dict[str, CampaignStatus], confirm: int | None) -> CampaignReport:
+        """Close the campaign, which stands as it was found; shred so many owners, if that is confirmed."""
+        setting, total = self._setting, sum(found.values(), CampaignStatus())
+        left = total.unclaimed + total.waiting
+        if self._unclaimed == "refuse" and left:
+            raise MigrationRefusedError(
+                f"{left} owners have not claimed their keys. Wait, or say what becomes of them: "
+                'close("keep"), close("provider:NAME"), or close("shred", ...), after which nobody opens '
+                "their data any more."
+            )
+        if self._unclaimed == "shred" and confirm != left:
+            raise MigrationRefusedError(
+                f"This makes the data of {left} owners unreadable for ever, for them and for everybody: if "
+                f'that is meant, close("shred", confirm={left}).'
+            )
+        rewrapped = 0
+        if self._to is not None:
+            rewrapped = sum(self._rewrap(one, self._to) for one in setting.classes)
+        for owner_class in setting.classes:
+            self._let_go(owner_class)
+        shredded = self._shred(left) if self._unclaimed == "shred" else 0
+        kept = self._left()
+        if kept and self._unclaimed != "keep":
+            raise MigrationRefusedError(
+                f"{kept} owners still depend on the campaign's key: they came meanwhile, or their rows were "
+                "altered and do not open. The key was not destroyed; look at status() and close again."
+            )
+        report = CampaignReport(
+            setting.provider, setting.calls.reference, self._unclaimed, found, kept, rewrapped, shredded
+        )
+        report = report if kept else self._destroy(report)
+        setting.tell("campaign_closed", "every class", total.claimed)
+        return report
+
+    def _rewrap(self, owner_class: OwnerClass, to: str) -> int:
+        """Put the keys of those whom nobody else opens under another provider; of how many."""
+        setting, at = self._setting, Standing(owner_class, self._setting.provider)
+        condition = and_(at.is_active, at.is_provisional, ~at.has_secret, ~at.is_shared)
+        done = 0
+        with setting.transaction() as session:
+            owners = OwnerRows(setting, session, owner_class).owners(condition)
+        for some in parts(owners, self._batch):
+            kek = setting.new_kek(to)
+            with setting.transaction() as session:
+                rows = OwnerRows(setting, session, owner_class)
+                for keys, slots in rows.loaded(some):
+                    try:
+                        claim.rewrap(
+                            setting.policy,
+                            rows.store,
+                            usable_keys(keys),
+                            usable_slots(slots),
+                            setting.provider,
+                            kek,
+                        )
+                        done += 1
+                    except (ProviderError, TransactionConflictError):
+                        raise
+                    except EnvelopeError:
+                        setting.tell("rewrap_refused", owner_class.name, 1)
+        return done
+
+    def _let_go(self, owner_class: OwnerClass) -> None:
+        """Of owners whom others open, take the campaign's slots away; what was its alone stays."""
+        setting, at = self._setting, Standing(owner_class, self._setting.provider)
+        others = or_(at.has_secret, at.is_shared)
+        with setting.transaction() as session:
+            rows = OwnerRows(setting, session, owner_class)
+            owners = rows.owners(and_(at.is_active, at.is_anywhere, others))
+            shared = set(rows.owners(and_(at.is_active, at.is_provisional, others)))
+        for some in parts(owners, self._batch):
+            with setting.transaction() as session:
+                OwnerRows(setting, session, owner_class).delete_slots(some)
+                for primary_key in some:
+                    if setting.policy.harden_claims and primary_key in shared:
+                        place = Names(session).place(owner_class, primary_key)
+                        start_epoch(session, setting.policy, place, None)
+
+    def _shred(self, expected: int) -> int:
+        """All in one transaction: as many as were agreed to, and no one else."""
+        setting, count = self._setting, 0
+        with setting.transaction() as session:
+            for owner_class in setting.classes:
+                rows = OwnerRows(setting, session, owner_class)
+                owners = rows.owners(Standing(owner_class, setting.provider).is_anywhere)
+                count += len(owners)
+                for some in parts(owners):
+                    rows.delete_slots(some)
+            if count > expected:
+                raise MigrationRefusedError(
+                    f"{count} owners would be shredded and not {expected}: more came meanwhile. Nothing was "
+                    "done."
+                )
+        if count:
+            setting.tell("campaign_shredded", "every class", count)
+        return count
+
+    def _left(self) -> int:
+        """How many owners have a slot of the campaign still."""
+        setting = self._setting
+        with setting.transaction() as session:
+            return sum(
+                len(OwnerRows(setting, session, one).owners(Standing(one, setting.provider).is_anywhere))
+                for one in setting.classes
+            )
+
+    def _destroy(self, report: CampaignReport) -> CampaignReport:
+        setting = self._setting
+        setting.providers.forget_provider(setting.provider)
+        destroy: Callable[[], str | None] | None = getattr(setting.calls.provider, "destroy", None)
+        remaining: str | None = f"Destroy {report.reference} where it is kept: nothing here can."
+        if destroy is not None:
+            try:
+                remaining = destroy()
+            except Exception as error:
+                raise ProviderError(
+                    f"The slots of campaign {setting.provider!r} are gone and its key is not: "
+                    f"{type(error).__name__}. Close it again, or destroy the key by hand."
+                ) from error
+        return CampaignReport(**{**vars(report), "destroyed": destroy is not None, "by_hand": remaining})

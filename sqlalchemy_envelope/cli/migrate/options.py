@@ -1,0 +1,251 @@
+"""What the commands of `migrate` have in common: options, errors in a line, exit codes."""
+
+import functools
+import json
+import re
+import sys
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, NoReturn
+
+import click
+from rich.console import Console
+from sqlalchemy.exc import SQLAlchemyError
+
+from sqlalchemy_envelope import ConfigurationError, EnvelopeError, MigrationRefusedError
+from sqlalchemy_envelope.cli.discovery import discover
+from sqlalchemy_envelope.cli.migrate.signals import StopSignals
+from sqlalchemy_envelope.migration.database.faults import advice
+from sqlalchemy_envelope.migration.database.greenlets import run_apart
+from sqlalchemy_envelope.migration.migrator import Migrator
+
+DONE, LEFT, REFUSED, STOPPED = 0, 1, 3, 4
+
+
+class CutOffError(Exception):
+    """A signal ended the work before all of it was done."""
+
+
+@dataclass
+class Job:
+    """What a command was asked to do, and what it does it with.
+
+    Attributes:
+        columns: the names of the columns it is about; `named` if the user gave them.
+        stop: whether a signal asked for the end.
+    """
+
+    migrator: Migrator
+    columns: list[str]
+    named: bool
+    as_json: bool
+    stop: StopSignals
+    console: Console
+
+    def print_json(self, value: Any) -> None:
+        """One JSON document."""
+        click.echo(json.dumps(value, indent=2, default=str))
+
+    def each(self, step: Callable[[str], bool]) -> int:
+        """Do it for each column, also after one that was refused; a signal ends it before the next.
+
+        Raises:
+            CutOffError: a signal did, and something is left.
+        """
+        refused = left = 0
+        for name in self.columns:
+            if self.stop():
+                raise CutOffError
+            try:
+                done = step(name)
+            except MigrationRefusedError as error:
+                complain(error)
+                refused += 1
+                continue
+            if self.stop() and not done:
+                raise CutOffError
+            left += not done
+        return REFUSED if refused else LEFT if left else DONE
+
+    def for_each(self, step: Callable[[str], None], text: str) -> int:
+        """Do something short for each column, and say so."""
+        done: list[str] = []
+
+        def one(name: str) -> bool:
+            step(name)
+            done.append(name)
+            if not self.as_json:
+                click.echo(f"{name}: {text}")
+            return True
+
+        code = self.each(one)
+        if self.as_json:
+            self.print_json({"done": done})
+        return code
+
+
+def pace_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """How hard it works; in place of what the migrator's `pace` says."""
+    for option in (
+        click.option(
+            "--chunk-seconds",
+            type=click.FloatRange(0, min_open=True),
+            help="How long a chunk, and with it a row lock, should last. [default: the migrator's, 0.1]",
+        ),
+        click.option(
+            "--load",
+            type=click.FloatRange(0, 1, min_open=True),
+            help="The share of time in which it works; it rests in between. [default: the migrator's, 1]",
+        ),
+        click.option(
+            "--workers",
+            type=click.IntRange(1),
+            default=1,
+            show_default=True,
+            help="Processes that work side by side.",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+def in_app(
+    *, patience: bool = False, long: bool = False, forgotten: bool = False, none: bool = False
+) -> Callable[[Callable[..., int]], Callable[..., None]]:
+    """A command that works in the user's application, on some of its columns.
+
+    Args:
+        patience: whether it waits for locks.
+        long: whether it can be stopped after a chunk; others are interrupted where they are.
+        forgotten: whether it is about columns too whose models have forgotten the previous one.
+        none: whether it has something to say where no column is being moved.
+    """
+
+    def decorate(body: Callable[..., int]) -> Callable[..., None]:
+        @functools.wraps(body)
+        def command(app: str, columns: tuple[str, ...], as_json: bool, **options: Any) -> None:
+            pace = {key: options.pop(key, None) for key in ("load", "chunk_seconds", "patience")}
+            found = discover(app, Migrator)
+            migrator = found.value
+            migrator.reference = found.reference
+            migrator.pace = replace(
+                migrator.pace, **{key: value for key, value in pace.items() if value is not None}
+            )
+            with StopSignals(at_once=not long) as stop:
+
+                def work() -> int:
+                    names = _names(migrator, columns, forgotten=forgotten, none=none)
+                    return body(Job(migrator, names, bool(columns), as_json, stop, _console()), **options)
+
+                sys.exit(carry_out(stop, lambda: run_apart(migrator.given_engine, work)))
+
+        wrapped: Callable[..., None] = command
+        if patience:
+            wrapped = click.option(
+                "--patience",
+                type=click.FloatRange(0),
+                help="Seconds to wait for locks and a lost connection. [default: the migrator's, 30]",
+            )(wrapped)
+        wrapped = click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")(wrapped)
+        wrapped = app_option("Where the Migrator is, or a function that makes it.")(wrapped)
+        return click.argument("columns", nargs=-1, metavar="[COLUMN]...")(wrapped)
+
+    return decorate
+
+
+def app_option(text: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """`--app`."""
+    return click.option(
+        "--app", required=True, envvar="ENVELOPE_APP", show_envvar=True, metavar="MODULE:OBJECT", help=text
+    )
+
+
+def carry_out(stop: StopSignals, work: Callable[[], int]) -> int:
+    """Do it, and give the exit code; whatever is raised becomes a line on standard error."""
+    try:
+        return work()
+    except CutOffError:
+        return stop.exit_code
+    except KeyboardInterrupt:
+        if not stop():
+            raise
+        return stop.exit_code
+    except (click.ClickException, click.Abort):
+        raise
+    except ConfigurationError as error:
+        raise click.UsageError(str(error)) from None
+    except MigrationRefusedError as error:
+        complain(error)
+        return REFUSED
+    except EnvelopeError as error:
+        complain(error)
+    except SQLAlchemyError as error:
+        complain(f"{advice(error)}.")
+    except Exception as error:  # noqa: BLE001 - its own words might quote a value
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        complain(f"{advice(error)} ({frame.filename}, line {frame.lineno}).")
+    return stop.exit_code if stop() else STOPPED
+
+
+def confirm(question: str) -> None:
+    """Ask on the terminal.
+
+    Raises:
+        MigrationRefusedError: there is none.
+        click.Abort: the answer is no.
+    """
+    if not sys.stdin.isatty():
+        raise MigrationRefusedError(f"{question} There is no terminal to ask at: say --yes.")
+    click.confirm(question, abort=True, err=True)
+
+
+_SHELL_WORDS = (
+    (r"\baccept_locked=(\d+)", r"--accept-locked \1"),
+    (r"\baccept_sample=True", "--accept-sample"),
+    (r"\bstopped=True", "--stopped"),
+    (r'\bclose\("shred", confirm=(\d+)\)', r"`campaign close --unclaimed shred --confirm \1`"),
+    (r'\bclose\("([\w:]+)"(?:, \.\.\.)?\)', r"--unclaimed \1"),
+)
+"""What errors advise in Python, and the same for whoever sits at a shell."""
+
+
+def in_shell_words(advice: str) -> str:
+    """The same advice with the options of the command line."""
+    for python, shell in _SHELL_WORDS:
+        advice = re.sub(python, shell, advice)
+    return advice
+
+
+def complain(what: object) -> None:
+    """One line on standard error."""
+    click.echo(f"Error: {in_shell_words(str(what))}", err=True)
+
+
+def _names(migrator: Migrator, given: tuple[str, ...], *, forgotten: bool, none: bool) -> list[str]:
+    try:
+        names = [migrator.column(name).name for name in given]
+        if not names:
+            columns = [*migrator.columns, *(migrator.leftovers() if forgotten else ())]
+            names = sorted(one.name for one in columns)
+    except ConfigurationError as error:
+        raise click.BadParameter(str(error), param_hint="COLUMN") from None
+    early = [] if names or none else migrator.forgotten()
+    if early:
+        raise click.UsageError(migrator.put_back(early))
+    if not names and not none:
+        nothing()
+    return names
+
+
+def nothing() -> NoReturn:
+    """No column is being moved.
+
+    Raises:
+        click.UsageError: always.
+    """
+    raise click.UsageError("No column is being moved: no EncryptedType of these models has `previous=`.")
+
+
+def _console() -> Console:
+    return Console(highlight=False, markup=False)

@@ -1,0 +1,131 @@
+"""How far a job is: a bar on a terminal, a line now and then in a log, JSON lines for a program."""
+
+import json
+import time
+from types import TracebackType
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, SpinnerColumn, TaskID, TextColumn
+from rich.progress import Progress as Bars
+
+from sqlalchemy_envelope.migration.running.reports import Progress
+
+LINE_SECONDS = 5.0
+"""A line in a log so often."""
+
+
+def display_for(console: Console, *, as_json: bool) -> "Display":
+    """The display for where standard output goes."""
+    if as_json:
+        return JsonLines()
+    return Bar(console) if console.is_terminal else Lines()
+
+
+class Display:
+    """Shows nothing; each kind of display says what it has to say."""
+
+    def __enter__(self) -> "Display":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        pass
+
+    def started(self, column: str, job: str, workers: int) -> None:
+        """A job begins on a column."""
+
+    def progress(self, now: Progress) -> None:
+        """It came so far."""
+
+    def finished(self, column: str, job: str, outcome: dict[str, Any], text: str) -> None:
+        """It ended, with this outcome: for programs, and in words."""
+        click.echo(text)
+
+
+class Lines(Display):
+    """A plain line every few seconds."""
+
+    def __init__(self) -> None:
+        self._last = time.monotonic()
+
+    def started(self, column: str, job: str, workers: int) -> None:
+        self._last = time.monotonic()
+        click.echo(f"{column}: {job} started{f', {workers} workers' if workers > 1 else ''}")
+
+    def progress(self, now: Progress) -> None:
+        if time.monotonic() - self._last >= LINE_SECONDS:
+            self._last = time.monotonic()
+            click.echo(f"{now.column}: {now.job}, {now.done:,} of {now.total:,} rows, {_rest(now)}")
+
+
+class JsonLines(Display):
+    """One event a line, and nothing else."""
+
+    def started(self, column: str, job: str, workers: int) -> None:
+        _event("started", {"column": column, "job": job, "workers": workers})
+
+    def progress(self, now: Progress) -> None:
+        _event("progress", {**vars(now), "left": max(now.total - now.done, 0)})
+
+    def finished(self, column: str, job: str, outcome: dict[str, Any], text: str) -> None:
+        _event("finished", {"column": column, "job": job, **outcome})
+
+
+class Bar(Display):
+    """A bar that moves."""
+
+    def __init__(self, console: Console) -> None:
+        text = TextColumn("{task.fields[column]}", markup=False)
+        rest = TextColumn("{task.fields[rest]}", markup=False)
+        self._bars = Bars(SpinnerColumn(), text, BarColumn(bar_width=24), rest, console=console)
+        self._task: TaskID | None = None
+
+    def __enter__(self) -> "Display":
+        self._bars.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bars.stop()
+
+    def started(self, column: str, job: str, workers: int) -> None:
+        if self._task is not None:  # the last one was refused
+            self._bars.remove_task(self._task)
+        self._task = self._bars.add_task(job, total=None, column=column, rest=f"{job} starts")
+
+    def progress(self, now: Progress) -> None:
+        if self._task is not None:
+            rest = f"{max(now.total - now.done, 0):,} left, {_rest(now)}"
+            self._bars.update(self._task, total=now.total or None, completed=now.done, rest=rest)
+
+    def finished(self, column: str, job: str, outcome: dict[str, Any], text: str) -> None:
+        if self._task is not None:
+            self._bars.remove_task(self._task)
+            self._task = None
+        self._bars.console.print(text, markup=False, highlight=False)
+
+
+def _rest(now: Progress) -> str:
+    parts = [f"{now.rate:,.0f} rows/s"]
+    if now.left_seconds is not None:
+        parts.append(f"{duration(now.left_seconds)} to go")
+    if now.late:
+        parts.append(f"{now.late:,} late")
+    return ", ".join(parts)
+
+
+def duration(seconds: float) -> str:
+    """Seconds as a person reads them."""
+    whole = round(seconds)
+    hours, minutes = whole // 3600, whole // 60 % 60
+    if hours:
+        return f"{hours} h {minutes:02d} min"
+    return f"{minutes} min {whole % 60:02d} s" if minutes else f"{whole} s"
+
+
+def _event(name: str, values: dict[str, Any]) -> None:
+    click.echo(json.dumps({"event": name, **values}, default=str))

@@ -1,0 +1,149 @@
+"""What `migrate plan` and `migrate status` print: for programs as plain values, for people as text."""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from itertools import groupby
+from typing import Any
+
+from rich.console import Console
+from rich.text import Text
+
+from sqlalchemy_envelope.migration.database.state import Phase
+from sqlalchemy_envelope.migration.inspection.findings import SEVERITIES, Finding
+from sqlalchemy_envelope.migration.inspection.residue import Residue
+from sqlalchemy_envelope.migration.running.reports import ColumnStatus, RunReport, VerifyReport
+
+_SEVERITY: dict[str, tuple[str, str]] = {
+    "stops": ("bold red", "deal with it before the migration starts"),
+    "breaks": ("yellow", "the migration runs; this ceases to work on the way"),
+    "note": ("cyan", "good to know"),
+}
+_STATE = {
+    "holds plaintext": "bold red",
+    "may hold plaintext": "yellow",
+    "unknown": "yellow",
+    "clean": "green",
+}
+_STATES = tuple(_STATE)
+
+
+def show_findings(console: Console, column: str, findings: Sequence[Finding]) -> None:
+    """The findings of one column, the worst first."""
+    _heading(console, column, "nothing in the way" if not findings else "")
+    ordered = sorted(findings, key=lambda one: SEVERITIES.index(one.severity))
+    for severity, group in groupby(ordered, key=lambda one: one.severity):
+        style, meaning = _SEVERITY[severity]
+        console.print(Text(f"  {severity}: {meaning}", style=style))
+        for one in group:
+            _item(console, f"{one.object} ({one.code})", one.message)
+    console.print()
+
+
+def status_values(status: ColumnStatus, residues: Sequence[Residue]) -> dict[str, Any]:
+    """The same as plain values."""
+    return {
+        **asdict(status),
+        "phase": status.phase.value,
+        "verified_at": status.verified_at.isoformat() if status.verified_at is not None else None,
+        "plaintext": [asdict(one) for one in residues],
+    }
+
+
+def show_status(console: Console, status: ColumnStatus, residues: Sequence[Residue]) -> None:
+    """Where one column stands, and where its plaintext lies."""
+    _heading(console, status.column, f"{status.phase.value}, policy {status.policy!r}")
+    unowned = f" ({status.unowned:,} without an owner)" if status.unowned else ""
+    _line(console, "to encrypt", f"{status.pending:,} rows{unowned}")
+    _line(console, "in both", f"{status.both:,} rows")
+    _line(console, "encrypted", f"{status.encrypted:,} rows have nothing else")
+    if status.encrypted_by_job:
+        late = (
+            f", {status.late:,} of them late: old writers, and rows that changed meanwhile"
+            if status.late
+            else ""
+        )
+        _line(console, "by the job", f"{status.encrypted_by_job:,} rows{late}")
+    _line(console, "verified", _verified(status))
+    show_residues(console, residues)
+
+
+def show_residues(console: Console, residues: Sequence[Residue]) -> None:
+    """Where plaintext lies, the surest first, and what to do about each place."""
+    console.print(Text("  where plaintext lies"))
+    for one in sorted(residues, key=lambda one: _STATES.index(one.state)):
+        _indented(console, 4, Text.assemble((one.state, _STATE[one.state]), f": {one.place}"))
+        _indented(console, 6, Text(one.known, style="dim"))
+        if one.cure and one.state != "clean":
+            _indented(console, 6, Text(f"-> {one.cure}"))
+    console.print()
+
+
+def _verified(status: ColumnStatus) -> str:
+    if status.verified_at is None:
+        return "no, or rows were encrypted since"
+    share = "every value" if status.sample is None else f"a sample of {status.sample:.2%}"
+    locked = f", {status.locked:,} that no key here opens" if status.locked else ""
+    return f"{status.verified_at:%Y-%m-%d %H:%M}, {share}: {status.mismatches or 0:,} differ{locked}"
+
+
+def run_text(report: RunReport, *, interrupted: bool) -> str:
+    """A run in a line."""
+    late = f", {report.late:,} of them late" if report.late else ""
+    text = f"{report.column}: {report.rows:,} rows encrypted{late}; "
+    if report.finished:
+        return f"{text}none left. Next: migrate verify"
+    owners = f", {report.unowned:,} of them without an owner" if report.unowned else ""
+    why = "Stopped; run it again to go on" if interrupted else _left_over(report)
+    return f"{text}{report.pending:,} left{owners}. {why}"
+
+
+def _left_over(report: RunReport) -> str:
+    if report.unowned == report.pending:
+        return "Give those rows an owner, or delete them"
+    return "Their owners have no keys, or others still write them: run it again"
+
+
+def reverse_text(report: RunReport, *, interrupted: bool, dropped: bool) -> str:
+    """A way back in a line."""
+    text = f"{report.column}: {report.rows:,} values moved back; "
+    if report.finished:
+        return text + ("none left, and the encrypted column is dropped" if dropped else "none left")
+    why = "Stopped; run it again to go on" if interrupted else "No key here opens them, or others still write"
+    return f"{text}{report.pending:,} are encrypted alone. {why}"
+
+
+_AFTER = {Phase.CUT_OVER: "guard", Phase.GUARDED: "contract"}
+"""What comes after a clean verification; before these phases the cut-over."""
+
+
+def verify_text(report: VerifyReport, phase: Phase, *, interrupted: bool) -> str:
+    """A verification in a line."""
+    share = "" if report.sample is None else f" (a sample of {report.sample:.2%})"
+    locked = f", {report.locked:,} that no key here opens" if report.locked else ""
+    text = f"{report.column}: {report.rows:,} values compared{share}: {report.mismatches:,} differ{locked}"
+    if interrupted:
+        return f"{text}. Stopped before the end: it says nothing yet"
+    if report.pending:
+        return f"{text}; {report.pending:,} rows are to be encrypted. Next: migrate run, and this again"
+    if report.mismatches:
+        rows = "; ".join(report.examples)
+        return f"{text}, {rows} among them. See who wrote them; then migrate repair, run, and this again"
+    return f"{text}. Next: migrate {_AFTER.get(phase, 'cutover')}"
+
+
+def _indented(console: Console, indent: int, text: Text) -> None:
+    for line in text.wrap(console, max(console.width - indent, 20)):
+        console.print(Text(" " * indent) + line)
+
+
+def _heading(console: Console, column: str, what: str) -> None:
+    console.print(Text.assemble((column, "bold"), f": {what}" if what else ""))
+
+
+def _line(console: Console, name: str, what: str) -> None:
+    _indented(console, 2, Text(f"{name:<12}{what}"))
+
+
+def _item(console: Console, name: str, what: str) -> None:
+    _indented(console, 4, Text(name, style="bold"))
+    _indented(console, 6, Text(what))

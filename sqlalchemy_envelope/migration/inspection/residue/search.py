@@ -1,0 +1,86 @@
+"""Where plaintext of a column still lies, as far as the database tells, and what to do about each place.
+
+A value that was set to NULL or dropped is gone from every query at once and from the disc much later. This
+module asks the catalogs; what was found in the bytes themselves is in
+docs/explanation/plaintext-that-remains.md. It counts and asks for sizes. It never reads a value: not from the
+table, and not from statistics, which hold some.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from sqlalchemy import Connection, Table, inspect
+
+from sqlalchemy_envelope.migration.database.columns import MigratingColumn
+from sqlalchemy_envelope.migration.inspection.residue import mysql, postgresql, sqlite
+from sqlalchemy_envelope.migration.inspection.residue.places import Place, Residue
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_SEARCHES = {
+    "postgresql": postgresql.find,
+    "sqlite": sqlite.find,
+    "mysql": mysql.find,
+    "mariadb": mysql.find,
+}
+_COUNTED = 100_000
+"""Rows that still have a value are counted up to here."""
+
+
+def where_plaintext_remains(connection: Connection, column: MigratingColumn | Table) -> list[Residue]:
+    """Every place where plaintext of a column's previous values lies or may lie.
+
+    Args:
+        column: the column; or, after the contract, its table: no model knows the previous column then.
+
+    Raises:
+        sqlalchemy.exc.NoSuchTableError: the database has no such table.
+    """
+    if isinstance(column, Table):
+        table, name = column, None
+    else:
+        table, name = column.table, None if column.previous is None else column.previous.name
+    columns = inspect(connection).get_columns(table.name, schema=table.schema)
+    if name not in {one["name"] for one in columns}:
+        name = None
+    place = Place(connection, table, name)
+    search = _SEARCHES.get(connection.dialect.name)
+    found = [_rows(place), *(search(place) if search is not None else ()), *_outside()]
+    return [one for one in found if one is not None]
+
+
+def _rows(place: Place) -> Residue:
+    if place.name is None:
+        return Residue("rows", "clean", "The column is dropped: no query gives its values.", "")
+    counted = place.one(
+        f"SELECT count(*) FROM (SELECT 1 AS one FROM {place.sql_table} "  # noqa: S608 - quoted
+        f"WHERE {place.sql_name} IS NOT NULL LIMIT {_COUNTED}) AS counted"
+    )[0]
+    if not counted:
+        return Residue("rows", "clean", f"{place.name} is NULL in every row.", "")
+    shown = f"{counted:,}" if counted < _COUNTED else f"{_COUNTED:,} or more"
+    return Residue(
+        "rows",
+        "holds plaintext",
+        f"{shown} rows have a value in {place.name}.",
+        "`sqlalchemy-envelope migrate cutover`, then `contract`.",
+    )
+
+
+def _outside() -> Iterator[Residue]:
+    yield Residue(
+        "backups",
+        "unknown",
+        "Every backup, snapshot and dump made before the contract holds the whole column.",
+        "Make a new backup after the clean-up, then delete the older ones; until then your retention time is "
+        "how long the plaintext lives.",
+    )
+    yield Residue(
+        "freed blocks of the disc",
+        "unknown",
+        "Files that a database deletes or rewrites leave their bytes on the disc until they are overwritten.",
+        "Encrypt the volume. To be sure at once: move the database to a new volume and discard the old one's "
+        "key.",
+    )

@@ -1,0 +1,90 @@
+"""Encrypt stored values anew, under their owners' current data keys."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+from uuid import uuid4
+
+from sqlalchemy import and_
+
+from sqlalchemy_envelope.crypto.aead import HEADER_SIZE
+from sqlalchemy_envelope.exceptions import ConfigurationError, DecryptionError, FormatError
+from sqlalchemy_envelope.migration.database.state import Job
+from sqlalchemy_envelope.migration.jobs.owner_ciphers import OwnerCiphers
+from sqlalchemy_envelope.migration.jobs.stored import encrypted_again, headers_of, open_stored
+from sqlalchemy_envelope.migration.jobs.work import read_parts
+
+if TYPE_CHECKING:
+    from sqlalchemy import ColumnElement
+    from sqlalchemy.orm import Session
+
+    from sqlalchemy_envelope.migration.database.columns import MigratingColumn
+    from sqlalchemy_envelope.migration.database.rows import Rows
+    from sqlalchemy_envelope.migration.jobs.work import Step
+    from sqlalchemy_envelope.orm.tables.keyset import Position
+
+
+class Reencrypt:
+    """Encrypt stored values anew that are not under their owner's current data key.
+
+    Args:
+        owner: the primary key of the one owner whose rows to do; None for all.
+    """
+
+    job = Job.REENCRYPT
+    sampled: bool | None = None
+
+    def __init__(self, owner: tuple[Any, ...] | None = None) -> None:
+        self._owner = owner
+        # Many owners may be at it in one moment, each in a request of theirs.
+        self.part = "" if owner is None else f":{uuid4().hex}"
+
+    @classmethod
+    def of_owner(cls, column: MigratingColumn, owner: object) -> Reencrypt:
+        """The work on one owner's rows, with the keys that are unlocked here.
+
+        Raises:
+            ConfigurationError: the column's rows do not name their owner themselves.
+        """
+        key = column.path.owner_class.mapper.primary_key_from_instance(owner)
+        if column.path.columns and not column.path.is_direct:
+            raise ConfigurationError(
+                f"reencrypt(owner=...) needs a column that names its owner itself; {column.name} leads to it "
+                "through others. Leave `owner` out: whoever is unlocked here gets their values encrypted "
+                "anew."
+            )
+        return cls(tuple(key) if column.path.columns else None)
+
+    def due(self, rows: Rows) -> ColumnElement[bool]:
+        """Rows with an encrypted value; of one owner, if it is for that one."""
+        where: ColumnElement[bool] = rows.encrypted.is_not(None)
+        if self._owner is None:
+            return where
+        return and_(where, *(mine == key for mine, key in zip(rows.owners, self._owner, strict=True)))
+
+    def step(
+        self, session: Session, rows: Rows, after: Position | None, upto: Position | None, size: int
+    ) -> Step:
+        """Encrypt one chunk anew."""
+        step, parts = read_parts(session, rows, self.due(rows), after, upto, size)
+        if not parts:
+            return step
+        keys = OwnerCiphers(session, rows.column)
+        writers = keys.writers({owner for _, owner, *_ in parts if keys.names_owner(owner)}, len(parts))
+        keys.prepare_read(headers_of(stored for *_, stored in parts))
+        made = []
+        for position, owner, _, _, stored in parts:
+            writer = writers.get(owner)
+            if writer is not None and stored is not None and bytes(stored[:HEADER_SIZE]) == writer.header:
+                continue
+            try:
+                plaintext = open_stored(rows.column, keys, position, stored, owner)
+            except (DecryptionError, FormatError):
+                step.bad += 1  # it stays as it is, and is told
+                continue
+            if plaintext is None or writer is None:
+                step.locked += 1
+            else:
+                made.append((position, stored, encrypted_again(rows.column, writer, position, plaintext)))
+        step.rows = rows.replace_encrypted(session.connection(), made)
+        return step

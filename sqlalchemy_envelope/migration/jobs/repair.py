@@ -1,0 +1,83 @@
+"""Rows whose two values differ, or whose encrypted value does not authenticate, put right by which of the two
+counts: before the cut-over the previous one, after it the encrypted one where it authenticates."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import and_
+
+from sqlalchemy_envelope.crypto.aead import HEADER_SIZE
+from sqlalchemy_envelope.exceptions import DecryptionError, FormatError
+from sqlalchemy_envelope.migration.database.state import Job
+from sqlalchemy_envelope.migration.jobs.own_previous import LOCKED, open_previous
+from sqlalchemy_envelope.migration.jobs.owner_ciphers import OwnerCiphers
+from sqlalchemy_envelope.migration.jobs.stored import encrypted_again, encrypts_to, headers_of, open_stored
+from sqlalchemy_envelope.migration.jobs.work import Step, read_parts
+
+if TYPE_CHECKING:
+    from sqlalchemy import ColumnElement
+    from sqlalchemy.orm import Session
+
+    from sqlalchemy_envelope.migration.database.rows import Rows
+    from sqlalchemy_envelope.orm.tables.keyset import Position
+
+
+class Repair:
+    """Put rows right that a verification finds.
+
+    Args:
+        cut_over: whether the encrypted value counts; else the row becomes pending, and the next run encrypts
+            its previous value.
+    """
+
+    job = Job.REPAIR
+    part = ""
+    sampled: bool | None = None
+
+    def __init__(self, *, cut_over: bool) -> None:
+        self._cut_over = cut_over
+
+    def due(self, rows: Rows) -> ColumnElement[bool]:
+        """Rows with both values."""
+        return and_(rows.previous.is_not(None), rows.encrypted.is_not(None))
+
+    def step(
+        self, session: Session, rows: Rows, after: Position | None, upto: Position | None, size: int
+    ) -> Step:
+        """Compare one chunk, and put right what differs; what no key here opens stays as it is."""
+        step, parts = read_parts(session, rows, self.due(rows), after, upto, size)
+        if not parts:
+            return step
+        parts = open_previous(session, rows, parts)
+        keys = OwnerCiphers(session, rows.column)
+        keys.prepare_read(headers_of(stored for *_, stored in parts))
+        codec, lost = rows.column.plan.type.codec, dict[tuple[bytes, tuple[Any, ...]], bool]()
+        for position, owner, typed, exact, stored in parts:
+            try:
+                plaintext = open_stored(rows.column, keys, position, stored, owner)
+            except (DecryptionError, FormatError):
+                wanted = codec.encode(typed) if typed is not LOCKED else None
+            else:
+                if plaintext is None and typed is not LOCKED:
+                    key = (bytes(stored[:HEADER_SIZE]), owner)
+                    if key not in lost:
+                        (lost[key],) = keys.strangers([key])
+                    if not lost[key]:
+                        step.locked += 1
+                        continue
+                    wanted = codec.encode(typed)  # nobody has the key of what was encrypted any more
+                elif plaintext is None or typed is LOCKED or encrypts_to(codec, typed, plaintext):
+                    step.locked += plaintext is None or typed is LOCKED
+                    continue
+                else:
+                    wanted = plaintext
+            made = None
+            if self._cut_over:
+                writer = keys.writers({owner}, 1).get(owner) if keys.names_owner(owner) else None
+                if wanted is None or writer is None:
+                    step.locked += 1
+                    continue
+                made = encrypted_again(rows.column, writer, position, wanted)
+            step.rows += rows.put_right(session.connection(), position, exact, stored, made)
+        return step

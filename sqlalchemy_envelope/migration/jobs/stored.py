@@ -1,0 +1,58 @@
+"""A stored value of one row: opened, encrypted anew, and compared."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy_envelope.crypto.aead import HEADER_SIZE
+from sqlalchemy_envelope.crypto.context import encode_reference
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from sqlalchemy_envelope.crypto.aead import ValueCipher
+    from sqlalchemy_envelope.migration.database.columns import MigratingColumn
+    from sqlalchemy_envelope.migration.jobs.owner_ciphers import OwnerCiphers
+    from sqlalchemy_envelope.orm.columns.codecs import Codec
+    from sqlalchemy_envelope.orm.tables.keyset import Position
+
+
+def open_stored(
+    column: MigratingColumn, keys: OwnerCiphers, position: Position, stored: Any, owner: tuple[Any, ...]
+) -> bytes | None:
+    """The plaintext bytes of a stored value; None if no key here opens it.
+
+    Raises:
+        FormatError, DecryptionError: it is not what was written there, or another owner's.
+    """
+    return keys.open(column.plan.type.field, stored, owner, _reference(column, position))
+
+
+def encrypted_again(
+    column: MigratingColumn, writer: ValueCipher, position: Position, plaintext: bytes
+) -> bytes:
+    """A ciphertext of plaintext bytes for one row."""
+    return writer.encrypt(plaintext, _reference(column, position))
+
+
+def _reference(column: MigratingColumn, position: Position) -> bytes:
+    return encode_reference(position) if column.plan.row_bound else b""
+
+
+def headers_of(stored: Iterable[Any]) -> dict[bytes, int]:
+    headers: dict[bytes, int] = {}
+    for blob in stored:
+        if isinstance(blob, (bytes, bytearray, memoryview)) and len(blob) > HEADER_SIZE:
+            header = bytes(blob[:HEADER_SIZE])
+            headers[header] = headers.get(header, 0) + 1
+    return headers
+
+
+def encrypts_to(codec: Codec, value: Any, plaintext: bytes) -> bool:
+    try:
+        if bytes(codec.encode(value)) == plaintext:
+            return True
+        # The previous column may have a scale, and fill up with zeros what is encrypted as it was written.
+        return codec.tag == "decimal" and bool(codec.decode(plaintext) == value)
+    except Exception:  # noqa: BLE001 - a value that cannot be encoded is not the one that was
+        return False

@@ -1,0 +1,86 @@
+"""Decrypt what is stored and compare it with the previous values."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import and_, func
+
+from sqlalchemy_envelope.crypto.aead import HEADER_SIZE
+from sqlalchemy_envelope.exceptions import DecryptionError, FormatError
+from sqlalchemy_envelope.migration.database.state import Job
+from sqlalchemy_envelope.migration.jobs.own_previous import LOCKED, open_previous
+from sqlalchemy_envelope.migration.jobs.owner_ciphers import OwnerCiphers
+from sqlalchemy_envelope.migration.jobs.stored import encrypts_to, headers_of, open_stored
+from sqlalchemy_envelope.migration.jobs.work import read_parts
+
+if TYPE_CHECKING:
+    from sqlalchemy import ColumnElement
+    from sqlalchemy.orm import Session
+
+    from sqlalchemy_envelope.migration.database.rows import Rows
+    from sqlalchemy_envelope.migration.jobs.work import Step
+    from sqlalchemy_envelope.orm.tables.keyset import Position
+
+
+class Verify:
+    """Decrypt what is stored and compare it with the previous value, to the byte and type.
+
+    Args:
+        sample: the share of rows to look at; None for all.
+    """
+
+    job = Job.VERIFY
+    part = ""
+
+    def __init__(self, sample: float | None = None) -> None:
+        self.sample = sample
+        self.sampled: bool | None = sample is not None
+
+    def due(self, rows: Rows) -> ColumnElement[bool]:
+        """Rows with an encrypted value."""
+        where: ColumnElement[bool] = rows.encrypted.is_not(None)
+        if self.sample is None:
+            return where
+        name = rows.dialect.name
+        if name == "sqlite":
+            return and_(where, func.abs(func.random() % 1_000_000) < int(self.sample * 1_000_000))
+        return and_(where, (func.rand() if name in ("mysql", "mariadb") else func.random()) < self.sample)
+
+    def step(
+        self, session: Session, rows: Rows, after: Position | None, upto: Position | None, size: int
+    ) -> Step:
+        """Compare one chunk."""
+        step, parts = read_parts(session, rows, self.due(rows), after, upto, size)
+        if not parts:
+            return step
+        parts = open_previous(session, rows, parts)
+        keys = OwnerCiphers(session, rows.column)
+        keys.prepare_read(headers_of(stored for *_, stored in parts))
+        codec, examples = rows.column.plan.type.codec, []
+        locked: list[tuple[Position, bytes, tuple[Any, ...]]] = []
+        for position, owner, typed, _, stored in parts:
+            try:
+                plaintext = open_stored(rows.column, keys, position, stored, owner)
+            except (DecryptionError, FormatError):
+                same: bool | None = False
+            else:
+                if plaintext is None or typed is LOCKED:
+                    same = None
+                else:
+                    same = typed is None or encrypts_to(codec, typed, plaintext)
+            if same is None and typed is not LOCKED:
+                locked.append((position, bytes(stored[:HEADER_SIZE]), owner))
+            elif same is None:
+                step.locked += 1
+            elif not same:
+                step.bad += 1
+                examples.append(position)
+            step.rows += 1
+        # Locked is what somebody has the key of. Who was deleted and made again has lost theirs.
+        for (position, *_), lost in zip(locked, keys.strangers([one[1:] for one in locked]), strict=True):
+            step.bad, step.locked = step.bad + lost, step.locked + (not lost)
+            if lost:
+                examples.append(position)
+        step.examples = tuple(examples[:5])
+        return step

@@ -1,0 +1,232 @@
+"""A job's ranges of keys: made once, worked on side by side, gone over again in sweeps.
+
+Whoever works on a range holds a lock on its row for one chunk, and the chunk's work and its checkpoint are
+one transaction: whoever dies, dies with nothing half done, and the lock goes with the connection.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import case, delete, exists, func, insert, select, true, update
+
+from sqlalchemy_envelope.exceptions import MigrationError
+from sqlalchemy_envelope.migration.database.positions import decode_position, encode_position
+from sqlalchemy_envelope.migration.database.record import Record
+from sqlalchemy_envelope.migration.database.state import Job, JobState, RangeState
+
+if TYPE_CHECKING:
+    from sqlalchemy import Connection
+    from sqlalchemy.orm import Session
+
+    from sqlalchemy_envelope.migration.database.rows import Rows
+    from sqlalchemy_envelope.migration.jobs.work import Step
+    from sqlalchemy_envelope.orm.tables.keyset import Position
+
+_RANGE_TABLE: Any = RangeState.__table__
+_JOB_TABLE: Any = JobState.__table__
+_RANGES, _JOBS = _RANGE_TABLE.c, _JOB_TABLE.c
+
+
+@dataclass(frozen=True)
+class Range:
+    """A range that was taken, from where it is to be gone on."""
+
+    number: int
+    sweep: int
+    position: Position | None
+    upper: Position | None
+    stored_position: str | None
+
+
+@dataclass(frozen=True)
+class JobCount:
+    """What a job came to so far, over all its ranges."""
+
+    rows: int
+    late: int
+    bad: int
+    locked: int
+    finished: bool
+    sweep: int
+    total: int
+
+
+class Ranges:
+    """The ranges of one job of one migration.
+
+    Args:
+        part: of a job that several do at once, each for themselves: which of them.
+        sampled: of a verification: whether it looks at a sample. One of the other kind leaves its ranges.
+    """
+
+    def __init__(
+        self, rows: Rows, name: str, job: Job, *, part: str = "", sampled: bool | None = None
+    ) -> None:
+        self._rows, self._name, self._job, self._stored_job = rows, name, job, f"{job.value}{part}"
+        self._mine = (_RANGES.name == name, _RANGES.job == self._stored_job)
+        self._my_job = (_JOBS.name == name, _JOBS.job == self._stored_job)
+        same = true() if sampled is None else _JOBS.sample.is_not(None) if sampled else _JOBS.sample.is_(None)
+        self._is_mine = exists(select(_JOBS.name).where(*self._my_job, same).correlate(None))
+        self._is_sqlite = rows.dialect.name == "sqlite"
+
+    def exist(self, session: Session) -> bool:
+        """Whether the job was begun."""
+        return session.execute(select(_JOBS.name).where(*self._my_job)).first() is not None
+
+    def is_mine(self, session: Session) -> bool:
+        """Whether the job that is under way is of this kind, and not begun anew as another meanwhile."""
+        return bool(session.execute(select(self._is_mine)).scalar())
+
+    def are_whole(self, session: Session) -> bool:
+        """Whether the ranges cover all keys, and can be read; if not, they are to be made anew."""
+        c, keys = _RANGES, self._rows.keys
+        found = session.execute(
+            select(c.number, c.lower, c.upper, c.position).where(*self._mine).order_by(c.number)
+        ).all()
+        try:
+            for row in found:
+                for one in (row.lower, row.upper, row.position):
+                    decode_position(keys, one)
+        except (MigrationError, ValueError, TypeError, ArithmeticError):
+            return False
+        lowers, uppers = [row.lower for row in found], [row.upper for row in found]
+        return bool(found) and [*lowers, None] == [None, *uppers]
+
+    def make(self, session: Session, *, size: int, total: int, sample: float | None = None) -> None:
+        """Begin the job: ranges of about `size` rows each, the last one open to what comes."""
+        self.clear(session)
+        bounds: list[Position | None] = [*self._rows.boundaries(session.connection(), size), None]
+        keys, lower, made = self._rows.keys, None, []
+        for number, upper in enumerate(bounds):
+            ends = {"lower": encode_position(keys, lower), "upper": encode_position(keys, upper)}
+            made.append(
+                {
+                    "name": self._name,
+                    "job": self._stored_job,
+                    "number": number,
+                    "position": ends["lower"],
+                    **ends,
+                }
+            )
+            lower = upper
+        session.execute(
+            insert(_JOB_TABLE).values(name=self._name, job=self._stored_job, total=total, sample=sample)
+        )
+        session.execute(insert(_RANGE_TABLE), made)
+
+    def ask_to_stop(self, session: Session, stopping: bool) -> None:
+        """Tell all workers to end after their chunk, or that they may go on."""
+        session.execute(update(_JOB_TABLE).where(*self._my_job).values(stopping=stopping))
+
+    def is_stopping(self, session: Session) -> bool:
+        """Whether workers were told to end."""
+        return bool(session.execute(select(_JOBS.stopping).where(*self._my_job)).scalar())
+
+    def clear(self, session: Session) -> None:
+        """Forget the job."""
+        session.execute(delete(_RANGE_TABLE).where(*self._mine))
+        session.execute(delete(_JOB_TABLE).where(*self._my_job))
+
+    def take(self, session: Session, worker: int = 0) -> Range | None:
+        """A range that is not finished and that nobody works on, locked until the transaction ends."""
+        query = select(_RANGES.number, _RANGES.sweep, _RANGES.position, _RANGES.upper)
+        query = query.where(*self._mine, _RANGES.finished.is_(False), self._is_mine)
+        query = query.order_by(_RANGES.number)
+        if self._is_sqlite:
+            # No row locks there: workers begin in different places, and the checkpoint is a compare-and-swap.
+            found = session.execute(query.limit(worker + 1)).all()
+            row = found[-1] if found else None
+        else:
+            row = session.execute(query.limit(1).with_for_update(skip_locked=True)).first()
+        if row is None:
+            return None
+        keys = self._rows.keys
+        return Range(
+            row.number,
+            row.sweep,
+            decode_position(keys, row.position),
+            decode_position(keys, row.upper),
+            row.position,
+        )
+
+    def checkpoint(self, session: Session, taken: Range, step: Step) -> bool:
+        """Note in the chunk's own transaction how far it came; False if somebody else did the same chunk."""
+        c = _RANGES
+        seen = c.position.is_(None) if taken.stored_position is None else c.position == taken.stored_position
+        finished = not step.full
+        examples = ", ".join(repr(one) for one in step.examples)
+        position = taken.position if step.position is None else step.position
+        result = session.execute(
+            update(_RANGE_TABLE)
+            .where(*self._mine, c.number == taken.number, c.sweep == taken.sweep, c.finished.is_(False), seen)
+            .values(
+                position=encode_position(self._rows.keys, position),
+                finished=finished,
+                rows=c.rows + step.rows,
+                late=c.late + (step.rows if taken.sweep > 1 else 0),
+                bad=c.bad + step.bad,
+                locked=c.locked + step.locked,
+                **({"examples": func.coalesce(c.examples, examples)} if examples else {}),
+            )
+        )
+        if step.rows and self._job in (Job.BACKFILL, Job.REENCRYPT):
+            Record(session.connection(), self._name).forget_verification()
+        return result.rowcount == 1  # type: ignore[attr-defined, no-any-return]  # of an UPDATE it has one
+
+    def next_sweep(self, session: Session, *, anyway: bool = False) -> bool:
+        """Go over all ranges once more; False if the last sweep came to nothing, or somebody else has
+        begun one.
+
+        Args:
+            anyway: also if the last one came to nothing: owners may have got keys since.
+        """
+        count = self.count(session)
+        done = select(_JOBS.rows_before).where(*self._my_job).scalar_subquery()
+        before = session.execute(select(done)).scalar_one()
+        if count.sweep > 1 and count.rows == before and not anyway:
+            return False
+        result = session.execute(
+            update(_JOB_TABLE)
+            .where(*self._my_job, _JOBS.sweep == count.sweep)
+            .values(sweep=count.sweep + 1, rows_before=count.rows)
+        )
+        if result.rowcount != 1:  # type: ignore[attr-defined]
+            return False
+        session.execute(
+            update(_RANGE_TABLE)
+            .where(*self._mine)
+            .values(sweep=count.sweep + 1, finished=False, position=_RANGES.lower)
+        )
+        return True
+
+    def examples(self, session: Session) -> tuple[str, ...]:
+        """The keys of some rows that differ."""
+        query = select(_RANGES.examples).where(*self._mine, _RANGES.examples.is_not(None))
+        return tuple(session.execute(query.order_by(_RANGES.number).limit(3)).scalars())
+
+    def count(self, session: Session) -> JobCount:
+        """What the job came to so far.
+
+        Raises:
+            MigrationError: it was not begun.
+        """
+        job = session.execute(select(_JOBS.sweep, _JOBS.total).where(*self._my_job)).first()
+        if job is None:
+            raise MigrationError(f"The {self._job.value} of {self._name} was not begun.")
+        sums = [
+            func.coalesce(func.sum(column), 0)
+            for column in (_RANGES.rows, _RANGES.late, _RANGES.bad, _RANGES.locked)
+        ]
+        unfinished = func.coalesce(func.sum(case((_RANGES.finished.is_(False), 1), else_=0)), 0)
+        row: Any = session.execute(select(*sums, unfinished).where(*self._mine)).one()
+        return JobCount(int(row[0]), int(row[1]), int(row[2]), int(row[3]), row[4] == 0, job.sweep, job.total)
+
+
+def written_so_far(connection: Connection, name: str) -> list[int]:
+    """How many rows the jobs that write ciphertexts of a column have written."""
+    by_job = select(_RANGES.job, func.sum(_RANGES.rows)).where(_RANGES.name == name)
+    counted = connection.execute(by_job.group_by(_RANGES.job)).all()
+    writing = (Job.BACKFILL.value, Job.REENCRYPT.value)
+    return sorted(int(count) for job, count in counted if job.startswith(writing))

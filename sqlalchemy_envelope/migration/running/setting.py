@@ -1,0 +1,77 @@
+"""Where a migration works and how: its database, whose keys it takes, how hard it works."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy_envelope.migration.database import schema
+from sqlalchemy_envelope.migration.database.greenlets import is_asynchronous, sleep
+from sqlalchemy_envelope.migration.database.rows import Rows
+from sqlalchemy_envelope.migration.running.runner import Pace, Runner
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from sqlalchemy import Connection, Engine
+    from sqlalchemy.ext.asyncio import AsyncEngine
+
+    from sqlalchemy_envelope.migration.database.columns import MigratingColumn
+    from sqlalchemy_envelope.migration.jobs.work import Work
+    from sqlalchemy_envelope.orm.verbs.envelope import Envelope
+
+
+@dataclass(eq=False, repr=False)
+class Setting:
+    """What all steps of a migration have in common.
+
+    Attributes:
+        given_engine: as the application gave it, perhaps an asynchronous one.
+        engine: the synchronous engine behind it. Its logs and errors show no parameters.
+        provider: the provider under whose key owners without keys get some; None: they get none.
+        reference: `"module:attribute"`, by which other processes find the migrator.
+    """
+
+    given_engine: Engine | AsyncEngine
+    envelope: Envelope
+    provider: str | None = None
+    reference: str | None = None
+    pace: Pace = field(default_factory=Pace)
+    sleep: Callable[[float], Any] = sleep
+    engine: Engine = field(init=False)
+
+    def __post_init__(self) -> None:
+        either: Any = self.given_engine
+        self.engine = quiet(either.sync_engine if is_asynchronous(either) else either)
+
+    def rows(self, connection: Connection, column: MigratingColumn) -> Rows:
+        """The statements for a column on this database."""
+        checked = schema.checks_owners(connection, column)
+        rows = Rows(column, connection.dialect, owners_checked=checked)
+        rows.self_updating = schema.self_updating(connection, schema.tracked(column))
+        return rows
+
+    def runner(self, column: MigratingColumn, work: Work, number: int = 0, **options: Any) -> Runner:
+        """One worker of a job."""
+        with self.engine.connect() as connection:
+            rows = self.rows(connection, column)
+        return Runner(
+            self.engine,
+            self.envelope,
+            rows,
+            column.name,
+            work,
+            provider=self.provider,
+            pace=self.pace,
+            number=number,
+            sleep=self.sleep,
+            **options,
+        )
+
+
+def quiet(engine: Engine) -> Engine:
+    """The same engine, whose logs and errors show no parameters: previous values are among them."""
+    silent: Any = engine.execution_options()
+    silent.hide_parameters = True
+    found: Engine = silent
+    return found

@@ -1,0 +1,59 @@
+"""The steps of a migration, done again while that may help: each of them is safe to repeat."""
+
+from __future__ import annotations
+
+import random
+import time
+from functools import update_wrapper
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Protocol, TypeVar
+
+from sqlalchemy.exc import DBAPIError
+
+from sqlalchemy_envelope.migration.database.faults import is_lost
+from sqlalchemy_envelope.migration.running.runner import stopped
+from sqlalchemy_envelope.orm.tables.collisions import collided, may_pass
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from sqlalchemy_envelope.migration.running.setting import Setting
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class HasSetting(Protocol):
+    """What has steps: a migrator."""
+
+    setting: Setting
+
+
+S = TypeVar("S", bound=HasSetting)
+
+_MOST_COLLISIONS = 8
+
+
+def steady(step: Callable[Concatenate[S, P], R]) -> Callable[Concatenate[S, P], R]:
+    """Wait out locks, conflicts and a lost connection as long as `Pace.patience` says, then stop.
+
+    A chunk has a patience of its own (`runner`): this is for what goes before and after all chunks.
+    """
+
+    def done(migrator: S, /, *arguments: P.args, **options: P.kwargs) -> R:
+        last, until, tries = 0.0, 0.0, 0
+        while True:
+            try:
+                return step(migrator, *arguments, **options)
+            except (DBAPIError, MemoryError, OSError) as error:
+                failed: Any = stopped(step.__name__, error)
+                again = may_pass(error) or is_lost(error) or (collided(error) and tries < _MOST_COLLISIONS)
+            # Outside of `except`: what the database said may show the values of a row.
+            now, patience = time.monotonic(), migrator.setting.pace.patience
+            if now - last > patience:
+                until, tries = now + patience, 0
+            if not again or now >= until:
+                raise failed
+            last, tries = now, tries + 1
+            migrator.setting.sleep(random.uniform(0.02, 0.2))  # noqa: S311 - a delay
+
+    return update_wrapper(done, step)

@@ -1,0 +1,65 @@
+"""One job over all rows of a column: begun or gone on with, worked on by a crew, and counted."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from sqlalchemy.orm import Session
+
+from sqlalchemy_envelope.migration.database.state import create_state_tables
+from sqlalchemy_envelope.migration.running.ranges import Ranges
+from sqlalchemy_envelope.migration.running.workers import run_workers
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from sqlalchemy_envelope.migration.database.columns import MigratingColumn
+    from sqlalchemy_envelope.migration.database.rows import Rows
+    from sqlalchemy_envelope.migration.jobs.work import Work
+    from sqlalchemy_envelope.migration.running.setting import Setting
+    from sqlalchemy_envelope.migration.running.workers import Crew
+
+
+class WholeJob:
+    """A kind of work, done to every row of a column that is due for it."""
+
+    def __init__(self, setting: Setting, column: MigratingColumn, work: Work) -> None:
+        self._setting, self._column, self._work = setting, column, work
+
+    def begin(self, *, again: bool = False, sample: float | None = None) -> None:
+        """Make the job's ranges, unless it is under way; go over them once more if something is left.
+
+        Args:
+            again: begin anew in any case.
+            sample: of a verification: the share of rows that it looks at.
+        """
+        create_state_tables(self._setting.engine)
+        with self.opened() as (session, rows, ranges):
+            if again or not ranges.exist(session) or not ranges.are_whole(session):
+                total = rows.count(session.connection(), self._work.due(rows))
+                ranges.make(session, size=self._setting.pace.range_rows, total=total, sample=sample)
+            elif ranges.count(session).finished and rows.any(session.connection(), self._work.due(rows)):
+                ranges.next_sweep(session, anyway=True)
+            ranges.ask_to_stop(session, False)
+            session.commit()
+
+    def run(self, crew: Crew, *, sweeps: bool = False) -> bool:
+        """Do it; whether nothing is left.
+
+        Args:
+            sweeps: whether to go over the rows again for those that were changed meanwhile.
+        """
+        return run_workers(self._setting, self._column, self._work, crew, sweeps=sweeps)
+
+    @contextmanager
+    def opened(self) -> Iterator[tuple[Session, Rows, Ranges]]:
+        """A session, and in it the column's rows and the job's ranges."""
+        work = self._work
+        with Session(self._setting.engine) as session:
+            rows = self._setting.rows(session.connection(), self._column)
+            yield (
+                session,
+                rows,
+                Ranges(rows, self._column.name, work.job, part=work.part, sampled=work.sampled),
+            )

@@ -1,0 +1,148 @@
+"""The previous and the encrypted column of one migration in the schema, and the triggers that watch them."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from functools import partial
+from typing import TYPE_CHECKING
+
+from sqlalchemy_envelope.exceptions import MigrationRefusedError
+from sqlalchemy_envelope.migration.database import schema
+from sqlalchemy_envelope.migration.database.record import Record
+from sqlalchemy_envelope.migration.database.state import Phase
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from sqlalchemy import Connection
+
+    from sqlalchemy_envelope.migration.database.columns import MigratingColumn
+    from sqlalchemy_envelope.migration.running.setting import Setting
+
+
+class BothColumns:
+    """What a migration changes in the schema; each change is a short transaction that waits for its locks."""
+
+    def __init__(self, setting: Setting, column: MigratingColumn) -> None:
+        self._setting, self._column = setting, column
+        self._engine, self._dialect = setting.engine, setting.engine.dialect
+        self._names = schema.tracked(column)
+
+    def _change(self, statements: Sequence[str] | Callable[[Connection], Sequence[str]]) -> None:
+        schema.change(self._engine, statements, patience=self._setting.pace.patience)
+
+    # ------------------------------------------------------------------ there
+
+    def add(self, *, reversed_before: bool) -> None:
+        """Add the encrypted column, if it is not there, and begin to notice who writes the previous one
+        alone."""
+
+        def missing(connection: Connection) -> list[str]:
+            schema.require_trackable(connection, self._names)
+            there = schema.has_column(connection, self._names, self._names.encrypted)
+            # A reverse that was killed in the middle has left its guard.
+            unguarded = schema.unguard(self._dialect, self._names) if reversed_before else []
+            added = [] if there else schema.add_column(self._dialect, self._names)
+            return [*added, *unguarded, *schema.track(self._dialect, self._names)]
+
+        self._change(missing)
+
+    def add_check(self) -> None:
+        """Add the CHECK of the encrypted column, where the database takes it later than the column."""
+        # Each in a transaction of its own: the second one reads the whole table, and lets others write.
+        for step in (schema.add_missing_check, schema.validate_check):
+            self._change(partial(step, columns=self._names))
+
+    def track_again(self) -> bool:
+        """Put triggers back that went with a table which was built anew, or were disabled; whether there were
+        such. Who wrote meanwhile was not noticed: what was verified before says nothing any more."""
+        with self._engine.connect() as connection:
+            phase = Record(connection, self._column.name).read().phase
+            kept, guarded = phase in (Phase.CUT_OVER, Phase.GUARDED), phase is Phase.GUARDED
+            if schema.is_tracked(connection, self._names, kept=kept, guarded=guarded):
+                return False
+        self._change(
+            [
+                *schema.untrack(self._dialect, self._names),
+                *schema.track(self._dialect, self._names),
+                *(schema.keep(self._dialect, self._names) if kept else ()),
+                *(schema.guard(self._dialect, self._names) if guarded else ()),
+            ]
+        )
+        with self._engine.begin() as connection:
+            Record(connection, self._column.name).forget_verification()
+        return True
+
+    def let_previous_be_empty(self) -> None:
+        """Let the previous column be NULL, and refuse who empties it alone."""
+        with self._engine.connect() as connection:
+            statements = schema.make_nullable(connection, self._names)
+        self._change([*statements, *schema.keep(self._dialect, self._names)])
+
+    @contextmanager
+    def guarded(self) -> Iterator[None]:
+        """Refuse who writes the previous column alone. Nobody can make a row pending from here on: what is
+        looked at in the block stays so. If the block fails, the guard goes."""
+        self._change(schema.guard(self._dialect, self._names))
+        try:
+            yield
+        except BaseException:
+            self._change(
+                [*schema.unguard(self._dialect, self._names), *schema.keep(self._dialect, self._names)]
+            )
+            raise
+
+    def require_previous_droppable(self) -> bool:
+        """Whether the previous column is there.
+
+        Raises:
+            MigrationRefusedError: it is, and the database cannot drop it.
+        """
+        with self._engine.connect() as connection:
+            there = schema.has_column(connection, self._names, self._names.previous)
+            if there:
+                schema.require_droppable(connection, self._names, self._names.previous)
+        return there
+
+    def drop_previous(self) -> None:
+        """Drop the previous column and every trigger."""
+        self._drop(self._names.previous)
+
+    # ------------------------------------------------------------------ and back
+
+    def require_encrypted_droppable(self) -> None:
+        """Refuse to begin, where the database cannot drop the encrypted column.
+
+        Raises:
+            MigrationRefusedError: it cannot.
+        """
+        with self._engine.connect() as connection:
+            schema.require_droppable(connection, self._names, self._names.encrypted)
+
+    def unkeep(self) -> None:
+        """Let both columns be written as before the cut-over."""
+        self._change(schema.unkeep(self._dialect, self._names))
+
+    def drop_encrypted(self) -> None:
+        """Drop the encrypted column and every trigger.
+
+        Raises:
+            MigrationRefusedError: values are encrypted alone.
+        """
+        # From here on nobody can write the encrypted column alone: what is looked at below stays so.
+        self._change(schema.guard(self._dialect, self._names, back=True))
+        with self._engine.connect() as connection:
+            rows = self._setting.rows(connection, self._column)
+            left = rows.count(connection, rows.encrypted_alone)
+        if left:
+            self._change(schema.unguard(self._dialect, self._names))
+            raise MigrationRefusedError(
+                f"{left} values of {self._column.name} are encrypted alone. Either no key here opens them, "
+                "since their owners hold the keys, or a program with the policy 'read' goes on writing: stop "
+                "it, and reverse again. The encrypted column stays."
+            )
+        self._drop(self._names.encrypted)
+
+    def _drop(self, name: str) -> None:
+        dropping = schema.drop_column(self._dialect, self._names, name)
+        self._change([*schema.untrack(self._dialect, self._names), *dropping])

@@ -1,0 +1,147 @@
+"""What has to hold before a step: where it does not, the step is refused, and the error says what to do."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from sqlalchemy_envelope.exceptions import EnvelopeError, MigrationRefusedError
+from sqlalchemy_envelope.migration.database import schema
+from sqlalchemy_envelope.migration.database.record import Record
+from sqlalchemy_envelope.migration.database.state import Phase
+from sqlalchemy_envelope.migration.jobs.preflight import check_sample
+from sqlalchemy_envelope.migration.running.runner import stopped
+
+if TYPE_CHECKING:
+    from sqlalchemy_envelope.migration.database.columns import MigratingColumn
+    from sqlalchemy_envelope.migration.database.record import Standing
+    from sqlalchemy_envelope.migration.running.setting import Setting
+
+
+class Requirements:
+    """What the steps of one column's migration require; each raises `MigrationRefusedError`."""
+
+    def __init__(self, setting: Setting, column: MigratingColumn) -> None:
+        self._setting, self._column = setting, column
+
+    def standing(self) -> Standing:
+        """Where the migration stands."""
+        with self._setting.engine.connect() as connection:
+            return Record(connection, self._column.name).read()
+
+    def not_cut_over(self) -> None:
+        """The encrypted column does not count alone yet, or values were moved back."""
+        phase = self.standing().phase
+        if phase in (Phase.CUT_OVER, Phase.GUARDED, Phase.CONTRACTED, Phase.REVERSING):
+            raise MigrationRefusedError(
+                f"{self._column.name} is in the phase {phase.value!r}: it was expanded before."
+            )
+
+    def something_to_encrypt(self) -> None:
+        """The previous column is there, and nobody moves values back."""
+        phase = self.standing().phase
+        if phase in (Phase.CONTRACTED, Phase.REVERSING):
+            raise MigrationRefusedError(f"{self._column.name} is {phase.value}: there is nothing to encrypt.")
+
+    def reached(self, phase: Phase) -> None:
+        """The migration is in this phase or in a later one, and not over."""
+        now = self.standing()
+        moved_back = now.phase is Phase.REVERSING and phase is Phase.CUT_OVER
+        if not now.has_reached(phase) or moved_back or now.phase in (Phase.CONTRACTED, Phase.REVERSED):
+            raise MigrationRefusedError(
+                f"{self._column.name} is in the phase {now.phase.value!r}, and has to be in {phase.value!r}."
+            )
+
+    def both_written(self) -> None:
+        """This program writes both columns."""
+        if self._column.policy != "both":
+            raise MigrationRefusedError(
+                f"{self._column.name} has the policy {self._column.policy!r}, under which the previous "
+                "column is left empty. Deploy policy='both' first: it writes to both."
+            )
+
+    def no_plaintext_writer(self) -> None:
+        """This program does not write the previous column."""
+        if self._column.policy == "both":
+            raise MigrationRefusedError(
+                f"{self._column.name} still has the policy 'both': this program writes plaintext. Deploy "
+                "policy='refuse' everywhere first."
+            )
+
+    def undeclared(self) -> None:
+        """This program's models have forgotten the previous column."""
+        if self._column.policy != "none":
+            raise MigrationRefusedError(
+                f"{self._column.name} still declares `previous=`: programs with these models read the "
+                "column, and would fail when it is gone. After `guard`, remove it and deploy that; or say "
+                "that nothing runs: stopped=True."
+            )
+
+    def key_tables(self) -> None:
+        """The tables for owners' keys are there."""
+        with self._setting.engine.connect() as connection:
+            missing = schema.missing_key_tables(connection, self._column)
+        if missing:
+            raise MigrationRefusedError(
+                f"The tables for the keys of {self._column.path.owner_class.name} are missing: "
+                f"{', '.join(missing)}. Create them first, with an Alembic revision or "
+                "`metadata.create_all()`. Nothing was changed."
+            )
+
+    def readable_values(self) -> None:
+        """A sample of the previous values can be read.
+
+        Raises:
+            PreviousValueError: one cannot.
+        """
+        try:
+            with self._setting.engine.connect() as connection:
+                check_sample(connection, self._setting.rows(connection, self._column))
+            return
+        except EnvelopeError:
+            raise
+        except Exception as error:  # noqa: BLE001 - told without what a database shows of a row
+            failed = stopped("look at the previous values", error)
+        raise failed
+
+    def none_pending(self) -> None:
+        """Every row is encrypted."""
+        with self._setting.engine.connect() as connection:
+            rows = self._setting.rows(connection, self._column)
+            pending = rows.count(connection, rows.pending)
+            unowned = rows.count(connection, rows.pending & ~rows.owned) if pending else 0
+        if pending:
+            why = (
+                f", {unowned} of them because they have no owner: give them one, or delete them"
+                if unowned
+                else ""
+            )
+            raise MigrationRefusedError(
+                f"{pending} rows of {self._column.name} have a previous value alone{why}. Run `migrate run` "
+                "and `migrate verify` again. If rows come back, somebody still writes the previous column "
+                "alone: a program that knows nothing of the migration, or, under the policy 'both', one that "
+                "writes for locked owners without `envelope.write_only(session)`."
+            )
+
+    def clean(self, *, accept_sample: bool, accept_locked: int) -> None:
+        """Every row is encrypted, and was verified since; but for what is accepted."""
+        self.none_pending()
+        name, now = self._column.name, self.standing()
+        if now.verified_at is None:
+            raise MigrationRefusedError(f"{name} was not verified since it was last written to: verify it.")
+        if now.mismatches:
+            raise MigrationRefusedError(
+                f"The verification of {name} found {now.mismatches} values that differ or do not "
+                "authenticate. Find out who wrote those rows. `repair` puts them right by the value that "
+                "counts, the previous one before the cut-over, and the encrypted one after it; then run and "
+                "verify again."
+            )
+        if now.sample is not None and not accept_sample:
+            raise MigrationRefusedError(
+                f"Of {name} a sample of {now.sample:.2%} was verified. Verify all, or accept the sample: "
+                "accept_sample=True."
+            )
+        if (now.locked or 0) > accept_locked:
+            raise MigrationRefusedError(
+                f"{now.locked} values of {name} could not be verified: their owners hold the keys alone. "
+                f"Accept that many, if that is as it should be: accept_locked={now.locked}."
+            )
