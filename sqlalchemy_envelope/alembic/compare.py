@@ -80,21 +80,20 @@ def _refuse_to_drop_keys(upgrade_ops: UpgradeOps) -> None:
 
 
 def _let_run_again(autogen_context: AutogenContext, upgrade_ops: UpgradeOps) -> None:
-    """PostgreSQL: an expand commits the new tables that come before it in its revision, as those for keys. If
-    it does not get its lock, the revision is run again, and finds them there."""
+    """PostgreSQL: a step commits what comes before it in its revision, as the tables for keys. If it does not
+    get its lock, the revision is run again, and finds that done."""
     if autogen_context.migration_context.dialect.name != "postgresql":
         return
-    if not any(isinstance(one, ExpandEncryptedColumnOp) for one in upgrade_ops.ops):
+    if not any(
+        isinstance(one, (ExpandEncryptedColumnOp, ContractEncryptedColumnOp)) for one in upgrade_ops.ops
+    ):
         return
-    made = set()
     for operation in upgrade_ops.ops:
-        if isinstance(operation, CreateTableOp):
-            operation.if_not_exists = True
-            made.add(_key(operation.table_name, operation.schema))
-        elif isinstance(operation, ModifyTableOps) and _key(operation.table_name, operation.schema) in made:
-            for one in operation.ops:
-                if isinstance(one, CreateIndexOp):
-                    one.if_not_exists = True
+        for one in operation.ops if isinstance(operation, ModifyTableOps) else (operation,):
+            if isinstance(one, (CreateTableOp, CreateIndexOp)):
+                one.if_not_exists = True
+            elif isinstance(one, (DropIndexOp, DropConstraintOp)):
+                one.if_exists = True
 
 
 def _steps(autogen_context: AutogenContext, operations: list[MigrateOperation]) -> Iterator[MigrateOperation]:

@@ -335,7 +335,7 @@ def unkeep(dialect: Dialect, columns: Tracked) -> list[str]:
 
 
 def guard(dialect: Dialect, columns: Tracked, *, back: bool = False) -> list[str]:
-    """Refuse who writes the previous column alone; on the way back, the encrypted one."""
+    """Refuse plaintext in the previous column; on the way back, a value in the encrypted column alone."""
     kept = [] if back else create_keep(dialect, columns, guarded=True)
     return [*kept, *create_guard(dialect, columns, back=back)]
 
