@@ -55,6 +55,7 @@ _LAST: dict[str, Any] = (
 def _install(autogen_context: AutogenContext, upgrade_ops: UpgradeOps, *_: Any) -> None:
     _refuse_to_drop_keys(upgrade_ops)
     upgrade_ops.ops[:] = [*_steps(autogen_context, upgrade_ops.ops), *_checks(autogen_context)]
+    _let_run_again(autogen_context, upgrade_ops)
     theirs = autogen_context.opts.get("render_item")
     if not isinstance(theirs, AfterTheirs):
         autogen_context.opts["render_item"] = AfterTheirs(theirs)
@@ -76,6 +77,23 @@ def _refuse_to_drop_keys(upgrade_ops: UpgradeOps) -> None:
                 "encrypted for its owners. If their table was renamed, keep the names of the key tables: see "
                 "'Rename a table' in docs/how-to/alembic.md. If it is to go, write op.drop_table() by hand."
             )
+
+
+def _let_run_again(autogen_context: AutogenContext, upgrade_ops: UpgradeOps) -> None:
+    """PostgreSQL: a step commits what comes before it in its revision, as the tables for keys. If it does not
+    get its lock, the revision is run again, and finds that done."""
+    if autogen_context.migration_context.dialect.name != "postgresql":
+        return
+    if not any(
+        isinstance(one, (ExpandEncryptedColumnOp, ContractEncryptedColumnOp)) for one in upgrade_ops.ops
+    ):
+        return
+    for operation in upgrade_ops.ops:
+        for one in operation.ops if isinstance(operation, ModifyTableOps) else (operation,):
+            if isinstance(one, (CreateTableOp, CreateIndexOp)):
+                one.if_not_exists = True
+            elif isinstance(one, (DropIndexOp, DropConstraintOp)):
+                one.if_exists = True
 
 
 def _steps(autogen_context: AutogenContext, operations: list[MigrateOperation]) -> Iterator[MigrateOperation]:

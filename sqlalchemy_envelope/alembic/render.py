@@ -115,8 +115,16 @@ def _render_contract(autogen_context: AutogenContext, op: ops.ContractOp) -> str
     arguments = _pair(op)
     if op.existing_type is not None:
         arguments.append(f"existing_type={_type(autogen_context, op.existing_type)}")
-    unverified = op.unverified and isinstance(op, ops.ContractEncryptedColumnOp)
-    options = {"unverified": (unverified, False), "name": (op.name, None), "schema": (op.schema, None)}
+    accepted = {
+        "unverified": (op.unverified, False),
+        "accept_sample": (op.accept_sample, False),
+        "accept_locked": (op.accept_locked, 0),
+    }
+    options = {
+        **(accepted if isinstance(op, ops.ContractEncryptedColumnOp) else {}),
+        "name": (op.name, None),
+        "schema": (op.schema, None),
+    }
     return _call(autogen_context, op.tag, arguments, options)
 
 

@@ -12,7 +12,6 @@ from typing import Any
 
 import click
 from rich import box
-from rich.console import Console
 from rich.table import Table
 
 from sqlalchemy_envelope.campaign.campaign import Campaign
@@ -20,6 +19,7 @@ from sqlalchemy_envelope.campaign.report import CampaignStatus
 from sqlalchemy_envelope.cli.discovery import discover
 from sqlalchemy_envelope.cli.migrate.options import DONE, LEFT, CutOffError, app_option, carry_out, confirm
 from sqlalchemy_envelope.cli.migrate.signals import StopSignals
+from sqlalchemy_envelope.cli.output import Group, PipeConsole, say
 
 
 @dataclass
@@ -30,12 +30,12 @@ class _Job:
 
     def say(self, text: str, values: Mapping[str, Any]) -> None:
         """For people or for programs."""
-        click.echo(json.dumps(values, indent=2, default=str) if self.as_json else text)
+        say(json.dumps(values, indent=2, default=str) if self.as_json else text)
 
 
-@click.group()
+@click.group(cls=Group)
 def campaign() -> None:
-    """Make keys for owners who are away, under a key that is destroyed once they came back.
+    """Give keys to owners who are away; each claims them when it comes back.
 
     In order: provide; status now and then, while owners claim their keys; release, if the key is offline;
     close. Exit codes are those of migrate.
@@ -66,12 +66,13 @@ def _in_app(*, long: bool = False) -> Callable[[Callable[..., int]], Callable[..
 def provide(job: _Job, batch: int) -> int:
     """Make keys for every owner who has none.
 
-    Ctrl-C and SIGTERM stop it after the batch at hand; run it again to go on, and for who came meanwhile.
+    Ctrl-C and SIGTERM stop it after the batch at hand. Run it again to go on, and again later for owners who
+    have joined meanwhile.
     """
 
     def told(owner_class: str, made: int) -> None:
         if not job.as_json:
-            click.echo(f"{owner_class}: {made:,} owners have keys now")
+            say(f"{owner_class}: {made:,} owners have keys now")
         if job.stop():
             raise CutOffError
 
@@ -100,13 +101,13 @@ def status(job: _Job) -> int:
 @click.option(
     "--unsafe-without-row-seals",
     is_flag=True,
-    help="Do it though nothing tells an owner's secret from one that was put into the database.",
+    help="Release although nobody can tell an owner's secret from one that was put into the database.",
 )
 @_in_app()
 def release(job: _Job, unsafe_without_row_seals: bool) -> int:
     """Hand their keys to the owners who wait, where the private half of the offline key is.
 
-    Exits with 1 if some were not released, since their rows are not as they should be.
+    Exits with 1 if the rows of some owners are not as they should be, and these were not released.
     """
     with job.campaign._sessions() as session, session.begin():
         released, refused = job.campaign.release(session, unsafe_without_row_seals=unsafe_without_row_seals)
@@ -128,10 +129,9 @@ def release(job: _Job, unsafe_without_row_seals: bool) -> int:
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @_in_app()
 def close(job: _Job, unclaimed: str, confirmed: int | None, yes: bool) -> int:
-    """Take the campaign's last slots away, destroy its key, and report.
+    """Remove the campaign's last slots, destroy its key, and report.
 
-    Asks first; where there is no terminal to ask at, --yes has to be given. Exits with 1 if the key was not
-    destroyed.
+    Asks first. Without a terminal, say --yes. Exits with 1 if the key was not destroyed.
     """
     if not yes and unclaimed != "keep":
         confirm("This destroys the campaign's key, and cannot be undone. Go on?")
@@ -147,4 +147,4 @@ def _show(found: Mapping[str, CampaignStatus]) -> None:
         table.add_column(name, justify="right")
     for one in fields(CampaignStatus):
         table.add_row(one.name, *(f"{getattr(status, one.name):,}" for status in found.values()))
-    Console(highlight=False, markup=False).print(table)
+    PipeConsole(highlight=False, markup=False).print(table)

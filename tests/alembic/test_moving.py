@@ -224,16 +224,30 @@ def test_contract_wants_a_verification(app: App) -> None:
     assert app.sql("SELECT phase FROM envelope_migration WHERE name = 'users.phone'") == [("contracted",)]
 
 
-def test_a_sample_is_no_verification(app: App) -> None:
-    """A sampled verification is refused with what to write."""
+def test_what_was_not_verified_is_accepted_by_number(app: App) -> None:
+    """A sampled verification, and values that no key here opens, are refused with what to write; that is
+    taken, and no smaller number."""
     app.autogenerate("both")
     app.move(cutover=False)
     app.migrator("both").verify("users.phone", sample=0.9)
     app.migrator("both").cutover("users.phone", accept_sample=True)
+    app.sql("UPDATE envelope_migration SET locked = 3 WHERE name = 'users.phone'")
     config = app.config("moved")
-    by_hand(config, CONTRACT)
-    with pytest.raises(MigrationRefusedError, match="unverified=True"):
-        command.upgrade(config, "head")
+    by_hand(config, CONTRACT, UNDO_CONTRACT)
+    file = Path(ScriptDirectory.from_config(config).get_revision("head").path)
+    text = file.read_text()
+    for accepted, refusal in (
+        ("", "accept_sample=True"),
+        (", accept_sample=True", "accept_locked=3"),
+        (", accept_sample=True, accept_locked=2", "accept_locked=3"),
+    ):
+        file.write_text(text.replace("String(20))", f"String(20){accepted})", 1))
+        with pytest.raises(MigrationRefusedError, match=refusal):
+            command.upgrade(config, "head")
+    file.write_text(text.replace("String(20))", "String(20), accept_sample=True, accept_locked=3)", 1))
+    command.upgrade(config, "head")
+
+    assert "phone" not in app.columns("users")
 
 
 def test_a_name_that_is_neither_columns(app: App) -> None:

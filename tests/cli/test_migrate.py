@@ -8,7 +8,6 @@ import select
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import click
 import pytest
@@ -19,7 +18,7 @@ from sqlalchemy_envelope import MigrationRefusedError, ServerKeyring, campaign, 
 from sqlalchemy_envelope.cli.discovery import discover
 from sqlalchemy_envelope.cli.group import commands
 from sqlalchemy_envelope.cli.migrate.options import complain, in_shell_words
-from tests.cli.migrating import APP, PROJECT, USERS, Old, make_old, make_old_postgres
+from tests.cli.migrating import APP, USERS, Old, make_old, make_old_postgres
 
 ROWS = 3000
 BODY = "notes.body"
@@ -104,7 +103,7 @@ def test_whole_way(old: Old) -> None:
     assert done.json == {"done": [BODY, "users.phone"]}
     assert [row[1] for row in old.execute("PRAGMA table_info(notes)")] == ["id", "user_id", "body_encrypted"]
     for policy in ("refuse", "none"):  # with the models of the release before, and with those of the last
-        status = old.migrate("status", NOTES_POLICY=policy).out
+        status = old.migrate("status", "--residue", NOTES_POLICY=policy).out
         assert f"{BODY}: contracted" in status
         assert "The column is dropped" in status
         assert "VACUUM" in status
@@ -123,6 +122,16 @@ def test_whole_way_on_postgresql(postgres_url: URL, tmp_path: Path) -> None:
     assert (finished["rows"], finished["finished"], finished["pending"]) == (ROWS, True, 0)
     assert old.read(NOTES_POLICY="refuse") == (ROWS, ROWS, USERS, USERS)
     assert "none left, and the encrypted column is dropped" in old.migrate("reverse", BODY, "--drop").out
+
+
+def test_status_in_five_lines(verified: Old) -> None:
+    """Phase, rows to encrypt, encrypted rows, verification and plaintext: a line each, and no list."""
+    lines = verified.migrate("status", BODY).out.splitlines()
+
+    assert [line.split()[0] for line in lines] == [f"{BODY}:", "to", "encrypted", "verified", "plaintext"]
+    assert lines[0] == f"{BODY}: verified, policy 'both'"
+    assert lines[2].split(None, 1)[1] == f"{ROWS:,} rows in both columns, 0 in the encrypted one alone"
+    assert lines[4].endswith("more: migrate status --residue")
 
 
 # ------------------------------------------------------------------ exit codes
@@ -356,25 +365,3 @@ def test_wrong_usage_is_two(arguments: list[str], monkeypatch: pytest.MonkeyPatc
 def test_unknown_column_is_two(verified: Old) -> None:
     """A column that is not being moved is a usage error that names those that are."""
     assert "notes.body, users.phone" in verified.migrate("run", "notes.title", code=2).err
-
-
-# ------------------------------------------------------------------ the page
-
-
-def test_page_shows_help() -> None:
-    """Every help text on the page is the one that the command prints."""
-    page = (PROJECT / "docs" / "reference" / "cli.md").read_text(encoding="utf-8")
-    shown = dict(
-        re.findall(r"^\$ sqlalchemy-envelope ([a-z ]*?) ?--help\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
-    )
-    described: dict[str, Any] = {"": commands}
-    for name, command in commands.commands.items():
-        described[name] = command
-        if isinstance(command, click.Group):
-            described |= {f"{name} {inner}": one for inner, one in command.commands.items()}
-
-    assert shown.keys() == described.keys()
-    for path, text in shown.items():
-        settings = {"prog_name": "sqlalchemy-envelope", "terminal_width": 80}
-        real = CliRunner().invoke(commands, [*path.split(), "--help"], **settings).output
-        assert text.split() == real.split(), path

@@ -73,6 +73,21 @@ def test_stops_and_goes_on(old: Old, number: signal.Signals, workers: int) -> No
     assert pending(old) == 0
 
 
+def test_a_reader_that_goes_stops_it(old: Old) -> None:
+    """When nobody reads on, a run stops after its chunk without a word, and the next one does the rest."""
+    process = old.start("run", BODY, "--json", "--load", "0.02")
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdout.readline()
+    process.stdout.close()
+    code, said = process.wait(100), process.stderr.read()
+    process.stderr.close()
+
+    assert (code, said) == (141, "")
+    assert 0 < pending(old) < ROWS
+    assert old.migrate("run", BODY, "--json").events[-1]["rows"] == ROWS
+
+
 def catches_sigterm(pid: str) -> bool:
     """Whether a process is far enough started."""
     (caught,) = [

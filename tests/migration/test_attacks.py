@@ -358,3 +358,7 @@ def test_what_refuse_changes(engine: Engine) -> None:
         trial.sql("UPDATE notes SET body = 'planted', body_encrypted = NULL WHERE id = 2")
     with pytest.raises(DBAPIError, match="writes plaintext"):
         trial.sql("INSERT INTO notes (id, user_id, body) VALUES (99, 1, 'planted')")
+    with trial.server() as session:
+        session.get_one(trial.make("both").Note, 2).body = "written by a forgotten release"
+        with pytest.raises(DBAPIError, match="writes plaintext"):
+            session.commit()

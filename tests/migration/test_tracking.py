@@ -255,6 +255,9 @@ def test_emptying_the_previous_column_alone_is_refused_after_the_cut_over(engine
         ("UPDATE notes SET body = 'old' WHERE id = 1", True),
         ("UPDATE notes SET body_encrypted = NULL WHERE id = 1", False),
         ("UPDATE notes SET body = 'old', body_encrypted = NULL WHERE id = 1", True),
+        # As a program with the policy "both" writes: plaintext beside its ciphertext.
+        ("UPDATE notes SET body = 'both', body_encrypted = ({other}) WHERE id = 1", True),
+        ("INSERT INTO notes (id, user_id, body, body_encrypted) SELECT 50, 1, 'both', ({other})", True),
         ("INSERT INTO notes (id, user_id, body_encrypted) VALUES (50, 1, CAST('old' AS {binary}))", True),
         ("UPDATE notes SET body_encrypted = CAST('old' AS {binary}) WHERE id = 1", True),
         ("UPDATE notes SET body_encrypted = (SELECT body_encrypted FROM notes WHERE id = 2)", False),
@@ -265,11 +268,14 @@ def test_emptying_the_previous_column_alone_is_refused_after_the_cut_over(engine
     ],
 )
 def test_the_guard_of_a_contract(engine: Engine, statement: str, refused: bool) -> None:
-    """While the previous column is dropped, what would make a row pending fails, and what is no ciphertext:
-    without a CHECK too. The rest goes on."""
+    """While the previous column is dropped, whoever writes plaintext fails, beside a ciphertext too, and what
+    is no ciphertext, without a CHECK too. The rest goes on."""
     trial = Trial(engine).create("notes")
     without_checks(engine)
-    statement = statement.format(binary="BLOB" if engine.dialect.name == "sqlite" else "bytea")
+    binary = "BLOB" if engine.dialect.name == "sqlite" else "bytea"
+    statement = statement.format(
+        binary=binary, other="SELECT body_encrypted FROM notes AS other WHERE id = 2"
+    )
     trial.insert("notes", notes(5))
     migrator = trial.to_cutover(NOTES)
     columns = schema.tracked(migrator.column(NOTES))

@@ -63,10 +63,15 @@ def refuse_contract(connection: Connection, columns: Tracked, op: ops.ContractOp
     now = None if record is None else record.read()
     if record is None or now is None or not now.is_clean or now.phase not in (Phase.CUT_OVER, Phase.GUARDED):
         raise MigrationRefusedError(filled_in(UNVERIFIED, columns) + _other_names(connection, columns))
-    if now.sample is not None or now.locked:
+    if now.sample is not None and not op.accept_sample:
         raise MigrationRefusedError(
-            f"Of {record.name} a sample was verified, or its owners hold the keys of some values alone "
-            f"({now.locked or 0}). If that is as it should be, write unverified=True."
+            f"Of {record.name} a sample of {now.sample:.2%} was verified. Verify all, or accept the sample: "
+            "accept_sample=True."
+        )
+    if (now.locked or 0) > op.accept_locked:
+        raise MigrationRefusedError(
+            f"{now.locked} values of {record.name} could not be verified: only their owners hold the keys. "
+            f"Accept that many, if that is as it should be: accept_locked={now.locked}."
         )
 
 

@@ -32,10 +32,11 @@ def check_contract(operations: Operations, columns: Tracked, op: ops.ContractOp)
         return
     quoted = ", ".join(_literal(one) for one in names_in_state(columns, op.name))
     phases = ", ".join(_literal(one.value) for one in (Phase.CUT_OVER, Phase.GUARDED))
+    sample = "" if op.accept_sample else "verified_sample IS NULL AND "
     clean = (
         f"SELECT 1 FROM {MigrationState.__tablename__} WHERE name IN ({quoted}) AND "  # noqa: S608 - quoted
         f"phase IN ({phases}) AND verified_at IS NOT NULL AND COALESCE(mismatches, 0) = 0 AND "
-        "verified_sample IS NULL AND COALESCE(locked, 0) = 0"
+        f"{sample}COALESCE(locked, 0) <= {op.accept_locked:d}"
     )
     text_ = filled_in(UNVERIFIED, columns)
     execute(operations, [_raise_if(f"NOT EXISTS ({clean})", text_)])

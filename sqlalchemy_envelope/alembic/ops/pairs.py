@@ -120,6 +120,8 @@ class ContractOp(PairOp):
     Attributes:
         existing_type: the type of the previous column, to make it again.
         unverified: the contract does without a clean verification.
+        accept_sample, accept_locked: the contract takes the verification of a sample, or one with so many
+            values that no provider opens.
         name: the migration's name in the state table, where it is neither column's: `table.attribute`.
     """
 
@@ -131,12 +133,16 @@ class ContractOp(PairOp):
         *,
         existing_type: TypeEngine[Any] | None = None,
         unverified: bool = False,
+        accept_sample: bool = False,
+        accept_locked: int = 0,
         name: str | None = None,
         schema: str | None = None,
     ) -> None:
         super().__init__(table_name, previous, encrypted, schema=schema)
         self.existing_type = existing_type
         self.unverified = unverified
+        self.accept_sample = accept_sample
+        self.accept_locked = accept_locked
         self.name = name
 
     def _arguments(self) -> dict[str, Any]:
@@ -146,6 +152,8 @@ class ContractOp(PairOp):
             "encrypted": self.encrypted,
             "existing_type": self.existing_type,
             "unverified": self.unverified,
+            "accept_sample": self.accept_sample,
+            "accept_locked": self.accept_locked,
             "name": self.name,
             "schema": self.schema,
         }
@@ -172,6 +180,8 @@ class ContractEncryptedColumnOp(ContractOp):
         *,
         existing_type: TypeEngine[Any] | None = None,
         unverified: bool = False,
+        accept_sample: bool = False,
+        accept_locked: int = 0,
         name: str | None = None,
         schema: str | None = None,
     ) -> None:
@@ -181,6 +191,8 @@ class ContractEncryptedColumnOp(ContractOp):
         Args:
             existing_type: its type, so that a downgrade can make it again.
             unverified: do without the verification. A row with a previous value alone is still refused.
+            accept_sample: take the verification of a sample.
+            accept_locked: how many values may be unverified because only their owners hold the keys.
             name: the migration's name, `table.attribute`, where the attribute has neither column's name.
         """
         operations.invoke(
@@ -190,6 +202,8 @@ class ContractEncryptedColumnOp(ContractOp):
                 encrypted,
                 existing_type=existing_type,
                 unverified=unverified,
+                accept_sample=accept_sample,
+                accept_locked=accept_locked,
                 name=name,
                 schema=schema,
             )
@@ -204,6 +218,8 @@ class ContractEncryptedColumnOp(ContractOp):
         *,
         existing_type: TypeEngine[Any] | None = None,
         unverified: bool = False,
+        accept_sample: bool = False,
+        accept_locked: int = 0,
         name: str | None = None,
     ) -> None:
         """The same at the end of a batch."""
@@ -213,6 +229,8 @@ class ContractEncryptedColumnOp(ContractOp):
                 encrypted=encrypted,
                 existing_type=existing_type,
                 unverified=unverified,
+                accept_sample=accept_sample,
+                accept_locked=accept_locked,
                 name=name,
                 **table_of(operations),
             )

@@ -28,6 +28,7 @@ from sqlalchemy_envelope.cli.demo.reading import (
     wrong_secret,
 )
 from sqlalchemy_envelope.cli.demo.report import Report
+from sqlalchemy_envelope.cli.output import PipeConsole
 
 FILE_NAME = "envelope-demo.db"
 WIDEST = 120
@@ -149,7 +150,7 @@ def _console() -> Console:
     # A pipe may speak an encoding without the signs beyond ASCII: they become question marks, not errors.
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")
-    console = Console(highlight=False)
+    console = PipeConsole(highlight=False)
     console.width = min(console.width, WIDEST)
     return console
 

@@ -25,18 +25,19 @@ from sqlalchemy_envelope.cli.migrate.report import (
     reverse_text,
     run_text,
     show_findings,
-    show_residues,
     show_status,
+    show_undeclared,
     status_values,
     verify_text,
 )
+from sqlalchemy_envelope.cli.output import Group
 from sqlalchemy_envelope.migration.database.state import MigrationState
 from sqlalchemy_envelope.migration.inspection.residue import Residue, where_plaintext_remains
 from sqlalchemy_envelope.migration.migrator import Migrator
 from sqlalchemy_envelope.migration.running.reports import RunReport
 
 
-@click.group()
+@click.group(cls=Group)
 def migrate() -> None:
     """Move plaintext into encrypted columns while the application runs.
 
@@ -71,7 +72,7 @@ def plan(job: Job) -> int:
 def expand(job: Job) -> int:
     """Add the encrypted column, and watch for old writers.
 
-    run does it too; this is for whoever wants it apart.
+    run does this too. Use expand to do it beforehand.
     """
     return job.for_each(
         lambda name: job.migrator.expand(name), "the encrypted column is there, and old writers are noticed"
@@ -128,12 +129,14 @@ def verify(job: Job, workers: int, sample: float | None) -> int:
 
 
 @migrate.command()
+@click.option("--residue", is_flag=True, help="List every place where plaintext lies, with its cure.")
 @in_app(forgotten=True, none=True)
-def status(job: Job) -> int:
-    """Show how far each column is, and where plaintext lies.
+def status(job: Job, residue: bool) -> int:
+    """Show how far each column is, in five lines.
 
     Also of columns that are done, whose models declare no previous column any more. Exits with 1 while rows
-    are to be encrypted, or a verification found differences. Counts the rows.
+    are to be encrypted, or a verification found differences. Counts the rows. With --json the places where
+    plaintext lies are always in it.
     """
     values, is_left = [], False
     for name in job.columns:
@@ -141,13 +144,12 @@ def status(job: Job) -> int:
         is_left = is_left or bool(now.pending or now.mismatches)
         values.append(status_values(now, residues))
         if not job.as_json:
-            show_status(job.console, now, residues)
+            show_status(job.console, now, residues, listed=residue)
     if not job.named:
         for name, phase, residues in _undeclared(job.migrator):
             values.append({"column": name, "phase": phase, "plaintext": [vars(one) for one in residues]})
             if not job.as_json:
-                job.console.print(f"{name}: {phase}; no model declares a previous column")
-                show_residues(job.console, residues)
+                show_undeclared(job.console, name, phase, residues, listed=residue)
     if not values:
         nothing()
     if job.as_json:
@@ -161,9 +163,9 @@ def _acceptance(command: Callable[..., Any]) -> Callable[..., Any]:
         type=click.IntRange(0),
         default=0,
         metavar="N",
-        help="Go on though so many values could not be verified: their owners hold the keys alone.",
+        help="Go on although N values could not be verified: only their owners hold the keys.",
     )(command)
-    return click.option("--accept-sample", is_flag=True, help="Go on though only a sample was verified.")(
+    return click.option("--accept-sample", is_flag=True, help="Go on although only a sample was verified.")(
         command
     )
 
@@ -172,9 +174,9 @@ def _acceptance(command: Callable[..., Any]) -> Callable[..., Any]:
 @_acceptance
 @in_app(patience=True)
 def cutover(job: Job, accept_sample: bool, accept_locked: int) -> int:
-    """Let the encrypted column count alone.
+    """Make the encrypted column the only one that counts.
 
-    From here on the previous one may be empty. Refused while rows are left, or without a clean
+    The previous column may be empty from here on. Refused while rows are left, or without a clean
     verification. Deploy the policy "read" after it.
     """
     return job.for_each(
@@ -200,14 +202,14 @@ def guard(job: Job, accept_sample: bool, accept_locked: int) -> int:
 
 @migrate.command()
 @click.option("--yes", is_flag=True, help="Do not ask.")
-@click.option("--stopped", is_flag=True, help="Nothing of the application runs: the models need not be new.")
+@click.option("--stopped", is_flag=True, help="No program of the application runs, so the models may be old.")
 @_acceptance
 @in_app(patience=True, forgotten=True)
 def contract(job: Job, yes: bool, stopped: bool, accept_sample: bool, accept_locked: int) -> int:
     """Drop the previous column. There is no way back after it.
 
-    Refused while the models declare it: programs that run with them would fail. Asks first; where there is
-    no terminal to ask at, --yes has to be given.
+    Refused while the models declare it: programs that run with them would fail. Asks first. Without a
+    terminal, say --yes.
     """
     if not yes:
         confirm(f"This drops the previous column of {', '.join(job.columns)}, and cannot be undone. Go on?")
@@ -215,17 +217,17 @@ def contract(job: Job, yes: bool, stopped: bool, accept_sample: bool, accept_loc
         lambda name: job.migrator.contract(
             name, accept_sample=accept_sample, accept_locked=accept_locked, stopped=stopped
         ),
-        "the previous column is dropped. Where plaintext still lies: migrate status",
+        "the previous column is dropped. Where plaintext still lies: migrate status --residue",
     )
 
 
 @migrate.command()
 @in_app(long=True)
 def repair(job: Job) -> int:
-    """Put rows right that a verification found.
+    """Repair the rows that a verification found.
 
-    Before the cut-over the previous value counts, and the row is encrypted by the next run; after it the
-    encrypted one, where it authenticates. Look first at who wrote those rows.
+    Before the cut-over the previous value counts, and the next run encrypts it. After the cut-over the
+    encrypted value counts, where it authenticates. Find out first who wrote those rows.
     """
 
     def one(name: str) -> bool:
@@ -263,7 +265,7 @@ def reverse(job: Job, workers: int, drop: bool) -> int:
 
 
 def _long(job: Job, one: Callable[[str, Display], bool]) -> int:
-    with display_for(job.console, as_json=job.as_json) as display:
+    with display_for(job.console, job.stop, as_json=job.as_json) as display:
         return job.each(lambda name: one(name, display))
 
 

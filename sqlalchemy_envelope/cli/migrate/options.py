@@ -16,6 +16,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy_envelope import ConfigurationError, EnvelopeError, MigrationRefusedError
 from sqlalchemy_envelope.cli.discovery import discover
 from sqlalchemy_envelope.cli.migrate.signals import StopSignals
+from sqlalchemy_envelope.cli.output import PipeConsole, ReaderGoneError, say
 from sqlalchemy_envelope.migration.database.faults import advice
 from sqlalchemy_envelope.migration.database.greenlets import run_apart
 from sqlalchemy_envelope.migration.migrator import Migrator
@@ -45,7 +46,7 @@ class Job:
 
     def print_json(self, value: Any) -> None:
         """One JSON document."""
-        click.echo(json.dumps(value, indent=2, default=str))
+        say(json.dumps(value, indent=2, default=str))
 
     def each(self, step: Callable[[str], bool]) -> int:
         """Do it for each column, also after one that was refused; a signal ends it before the next.
@@ -76,7 +77,7 @@ class Job:
             step(name)
             done.append(name)
             if not self.as_json:
-                click.echo(f"{name}: {text}")
+                say(f"{name}: {text}")
             return True
 
         code = self.each(one)
@@ -171,10 +172,10 @@ def carry_out(stop: StopSignals, work: Callable[[], int]) -> int:
         if not stop():
             raise
         return stop.exit_code
-    except (click.ClickException, click.Abort):
+    except (click.ClickException, click.Abort, ReaderGoneError):
         raise
     except ConfigurationError as error:
-        raise click.UsageError(str(error)) from None
+        raise click.UsageError(in_shell_words(str(error))) from None
     except MigrationRefusedError as error:
         complain(error)
         return REFUSED
@@ -218,8 +219,11 @@ def in_shell_words(advice: str) -> str:
 
 
 def complain(what: object) -> None:
-    """One line on standard error."""
-    click.echo(f"Error: {in_shell_words(str(what))}", err=True)
+    """One line on standard error, as long as somebody reads that."""
+    try:
+        click.echo(f"Error: {in_shell_words(str(what))}", err=True)
+    except BrokenPipeError:
+        pass
 
 
 def _names(migrator: Migrator, given: tuple[str, ...], *, forgotten: bool, none: bool) -> list[str]:
@@ -248,4 +252,4 @@ def nothing() -> NoReturn:
 
 
 def _console() -> Console:
-    return Console(highlight=False, markup=False)
+    return PipeConsole(highlight=False, markup=False)

@@ -5,26 +5,34 @@ import time
 from types import TracebackType
 from typing import Any
 
-import click
 from rich.console import Console
 from rich.progress import BarColumn, SpinnerColumn, TaskID, TextColumn
 from rich.progress import Progress as Bars
 
+from sqlalchemy_envelope.cli.migrate.signals import StopSignals
+from sqlalchemy_envelope.cli.output import ReaderGoneError, say
 from sqlalchemy_envelope.migration.running.reports import Progress
 
 LINE_SECONDS = 5.0
 """A line in a log so often."""
 
 
-def display_for(console: Console, *, as_json: bool) -> "Display":
+def display_for(console: Console, stop: StopSignals, *, as_json: bool) -> "Display":
     """The display for where standard output goes."""
     if as_json:
-        return JsonLines()
-    return Bar(console) if console.is_terminal else Lines()
+        return JsonLines(stop)
+    return Bar(stop, console) if console.is_terminal else Lines(stop)
 
 
 class Display:
-    """Shows nothing; each kind of display says what it has to say."""
+    """Shows nothing; each kind of display says what it has to say.
+
+    Args:
+        stop: asked to stop the job when nobody reads what it says.
+    """
+
+    def __init__(self, stop: StopSignals) -> None:
+        self._stop = stop
 
     def __enter__(self) -> "Display":
         return self
@@ -42,42 +50,56 @@ class Display:
 
     def finished(self, column: str, job: str, outcome: dict[str, Any], text: str) -> None:
         """It ended, with this outcome: for programs, and in words."""
-        click.echo(text)
+        self._say(text)
+
+    def _say(self, text: str) -> None:
+        # Not raised: this is called in the midst of a job, which stops after its chunk.
+        if self._stop.is_unread:
+            return
+        try:
+            say(text)
+        except ReaderGoneError:
+            self._stop.reader_gone()
 
 
 class Lines(Display):
     """A plain line every few seconds."""
 
-    def __init__(self) -> None:
+    def __init__(self, stop: StopSignals) -> None:
+        super().__init__(stop)
         self._last = time.monotonic()
 
     def started(self, column: str, job: str, workers: int) -> None:
         self._last = time.monotonic()
-        click.echo(f"{column}: {job} started{f', {workers} workers' if workers > 1 else ''}")
+        self._say(f"{column}: {job} started{f', {workers} workers' if workers > 1 else ''}")
 
     def progress(self, now: Progress) -> None:
         if time.monotonic() - self._last >= LINE_SECONDS:
             self._last = time.monotonic()
-            click.echo(f"{now.column}: {now.job}, {now.done:,} of {now.total:,} rows, {_rest(now)}")
+            self._say(f"{now.column}: {now.job}, {now.done:,} of {now.total:,} rows, {_rest(now)}")
 
 
 class JsonLines(Display):
     """One event a line, and nothing else."""
 
     def started(self, column: str, job: str, workers: int) -> None:
-        _event("started", {"column": column, "job": job, "workers": workers})
+        self._event("started", {"column": column, "job": job, "workers": workers})
 
     def progress(self, now: Progress) -> None:
-        _event("progress", {**vars(now), "left": max(now.total - now.done, 0)})
+        self._event("progress", {**vars(now), "left": max(now.total - now.done, 0)})
 
     def finished(self, column: str, job: str, outcome: dict[str, Any], text: str) -> None:
-        _event("finished", {"column": column, "job": job, **outcome})
+        self._event("finished", {"column": column, "job": job, **outcome})
+
+    def _event(self, name: str, values: dict[str, Any]) -> None:
+        self._say(json.dumps({"event": name, **values}, default=str))
 
 
 class Bar(Display):
     """A bar that moves."""
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self, stop: StopSignals, console: Console) -> None:
+        super().__init__(stop)
         text = TextColumn("{task.fields[column]}", markup=False)
         rest = TextColumn("{task.fields[rest]}", markup=False)
         self._bars = Bars(SpinnerColumn(), text, BarColumn(bar_width=24), rest, console=console)
@@ -125,7 +147,3 @@ def duration(seconds: float) -> str:
     if hours:
         return f"{hours} h {minutes:02d} min"
     return f"{minutes} min {whole % 60:02d} s" if minutes else f"{whole} s"
-
-
-def _event(name: str, values: dict[str, Any]) -> None:
-    click.echo(json.dumps({"event": name, **values}, default=str))

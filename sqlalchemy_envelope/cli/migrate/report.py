@@ -49,22 +49,42 @@ def status_values(status: ColumnStatus, residues: Sequence[Residue]) -> dict[str
     }
 
 
-def show_status(console: Console, status: ColumnStatus, residues: Sequence[Residue]) -> None:
-    """Where one column stands, and where its plaintext lies."""
+def show_status(console: Console, status: ColumnStatus, residues: Sequence[Residue], *, listed: bool) -> None:
+    """Where one column stands, and how much plaintext there still is.
+
+    Args:
+        listed: with every place where plaintext lies.
+    """
     _heading(console, status.column, f"{status.phase.value}, policy {status.policy!r}")
     unowned = f" ({status.unowned:,} without an owner)" if status.unowned else ""
-    _line(console, "to encrypt", f"{status.pending:,} rows{unowned}")
-    _line(console, "in both", f"{status.both:,} rows")
-    _line(console, "encrypted", f"{status.encrypted:,} rows have nothing else")
-    if status.encrypted_by_job:
-        late = (
-            f", {status.late:,} of them late: old writers, and rows that changed meanwhile"
-            if status.late
-            else ""
-        )
-        _line(console, "by the job", f"{status.encrypted_by_job:,} rows{late}")
+    late = f"; {status.late:,} rows had to be encrypted again so far" if status.late else ""
+    _line(console, "to encrypt", f"{status.pending:,} rows{unowned}{late}")
+    encrypted = f"{status.both:,} rows in both columns, {status.encrypted:,} in the encrypted one alone"
+    _line(console, "encrypted", encrypted)
     _line(console, "verified", _verified(status))
-    show_residues(console, residues)
+    _show_plaintext(console, residues, listed=listed)
+
+
+def show_undeclared(
+    console: Console, column: str, phase: str, residues: Sequence[Residue], *, listed: bool
+) -> None:
+    """The same of a column whose models have forgotten the previous one."""
+    _heading(console, column, f"{phase}; no model declares a previous column")
+    _show_plaintext(console, residues, listed=listed)
+
+
+def _show_plaintext(console: Console, residues: Sequence[Residue], *, listed: bool) -> None:
+    if listed:
+        show_residues(console, residues)
+        return
+    states = [one.state for one in residues]
+    holding, clean = states.count("holds plaintext"), states.count("clean")
+    more = len(states) - holding - clean
+    _line(console, "plaintext", f"in {_places(holding)}, perhaps in {more} more: migrate status --residue")
+
+
+def _places(count: int) -> str:
+    return f"{count} place{'s' if count != 1 else ''}"
 
 
 def show_residues(console: Console, residues: Sequence[Residue]) -> None:

@@ -1,10 +1,13 @@
-"""SIGINT and SIGTERM: the first asks for a clean stop, the second ends everything at once."""
+"""SIGINT and SIGTERM: the first asks for a clean stop, the second ends everything at once. A reader of the
+output that is gone counts as the first."""
 
 import multiprocessing
 import os
 import signal
 from types import FrameType, TracebackType
 from typing import Any
+
+from sqlalchemy_envelope.cli.output import PIPE_SIGNAL, silence
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -20,6 +23,7 @@ class StopSignals:
         self._at_once = at_once
         self._before: dict[int, Any] = {}
         self.number: int | None = None
+        self.is_unread = False
 
     def __enter__(self) -> "StopSignals":
         self._before = {number: signal.signal(number, self._note) for number in _SIGNALS}
@@ -38,6 +42,12 @@ class StopSignals:
     def exit_code(self) -> int:
         """What a shell reports of a process that this signal ended."""
         return 128 + (self.number or 0)
+
+    def reader_gone(self) -> None:
+        """Nobody reads the output: stop, and print nothing more."""
+        self.is_unread = True
+        self.number = self.number or PIPE_SIGNAL
+        silence()
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self.number is not None:

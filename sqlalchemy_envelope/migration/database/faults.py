@@ -9,6 +9,7 @@ from sqlalchemy.exc import (
     DBAPIError,
     IntegrityError,
     InterfaceError,
+    NoSuchTableError,
     OperationalError,
     SQLAlchemyError,
     StatementError,
@@ -81,6 +82,8 @@ _ABSENT_TABLE = re.compile(
 
 def advice(error: Exception) -> str:
     """What to do, in a sentence; without a word of the statement or its parameters."""
+    if isinstance(error, NoSuchTableError):
+        return _absent(str(error))
     if isinstance(error, DBAPIError):
         text = str(error.orig).lower()
         if sql_state(error) in _FULL_STATES or error_number(error) in _FULL_NUMBERS or "disk is full" in text:
@@ -95,10 +98,7 @@ def advice(error: Exception) -> str:
             )
         absent = _ABSENT_TABLE.search(str(error.orig))
         if absent is not None:
-            return (
-                f"The database has no table {absent['name']}: create it first, with an Alembic revision or "
-                "`metadata.create_all()`"
-            )
+            return _absent(absent["name"])
         if is_lost(error):
             return "The connection to the database was lost, and could not be made anew in time"
         if may_pass(error):
@@ -114,6 +114,13 @@ def advice(error: Exception) -> str:
     if isinstance(error, OSError):
         return f"The machine refused ({error.strerror or type(error).__name__})"
     return f"{type(error).__name__} was raised"
+
+
+def _absent(table: str) -> str:
+    return (
+        f"The database has no table {table}: create it first, with an Alembic revision or "
+        "`metadata.create_all()`"
+    )
 
 
 def _named(error: DBAPIError) -> str:

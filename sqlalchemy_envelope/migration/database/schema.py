@@ -13,6 +13,7 @@ from sqlalchemy import LargeBinary, inspect, text
 
 from sqlalchemy_envelope.exceptions import EnvelopeError, MigrationRefusedError, MigrationStoppedError
 from sqlalchemy_envelope.migration.database.faults import advice, is_lost
+from sqlalchemy_envelope.migration.database.state import Phase
 from sqlalchemy_envelope.migration.database.triggers import (
     Tracked,
     create_guard,
@@ -308,8 +309,12 @@ def change_on(connection: Connection, statements: Sequence[str]) -> None:
 
 def missing_key_tables(connection: Connection, column: MigratingColumn) -> list[str]:
     """The tables for the keys of a column's owners that the database does not have."""
-    inspector, owner_class = inspect(connection), column.path.owner_class
-    tables = [one.__table__ for one in (owner_class.key_class, owner_class.slot_class)]
+    inspector = inspect(connection)
+    tables = [
+        one.__table__
+        for owner_class in column.path.owner_classes
+        for one in (owner_class.key_class, owner_class.slot_class)
+    ]
     return [one.name for one in tables if not inspector.has_table(one.name, schema=one.schema)]
 
 
@@ -330,7 +335,7 @@ def unkeep(dialect: Dialect, columns: Tracked) -> list[str]:
 
 
 def guard(dialect: Dialect, columns: Tracked, *, back: bool = False) -> list[str]:
-    """Refuse who writes the previous column alone; on the way back, the encrypted one."""
+    """Refuse plaintext in the previous column; on the way back, a value in the encrypted column alone."""
     kept = [] if back else create_keep(dialect, columns, guarded=True)
     return [*kept, *create_guard(dialect, columns, back=back)]
 
@@ -343,6 +348,15 @@ def untrack(dialect: Dialect, columns: Tracked) -> list[str]:
 def unguard(dialect: Dialect, columns: Tracked) -> list[str]:
     """Let who writes the previous column alone go on."""
     return drop_triggers(dialect, columns, "guard")
+
+
+def triggers_of(dialect: Dialect, columns: Tracked, phase: Phase) -> list[str]:
+    """Statements that leave the triggers of this phase, whatever there was before."""
+    if phase is Phase.GUARDED:
+        return guard(dialect, columns)
+    if phase is Phase.CUT_OVER:
+        return [*unguard(dialect, columns), *keep(dialect, columns)]
+    return unkeep(dialect, columns)
 
 
 def _quoted(dialect: Dialect, name: str) -> str:

@@ -149,7 +149,8 @@ def create_keep(dialect: Dialect, columns: Tracked, *, guarded: bool = False) ->
 
 
 def create_guard(dialect: Dialect, columns: Tracked, *, back: bool = False) -> list[str]:
-    """Statements that create the guarding triggers, which refuse what would make a row pending.
+    """Statements that create the guarding triggers, which refuse plaintext: a program with the policy "both"
+    writes it beside the ciphertext.
 
     Args:
         back: on the way back: refuse what would stand in the encrypted column alone, which is to be dropped.
@@ -161,9 +162,8 @@ def create_guard(dialect: Dialect, columns: Tracked, *, back: bool = False) -> l
         changed = pending
         text = f"{columns.table}.{columns.encrypted} is given up, and this program writes to it alone"
     else:
-        alone = f"NEW.{sql.previous} IS NOT NULL AND NEW.{sql.encrypted} IS NULL"
-        pending = f"({alone}) OR ({sql.is_foreign()})"
-        changed = f"({sql.becomes_pending()}) OR ({sql.becomes_foreign()})"
+        pending = f"NEW.{sql.previous} IS NOT NULL OR ({sql.is_foreign()})"
+        changed = f"({sql.writes_plaintext()}) OR ({sql.becomes_foreign()})"
         text = f"{columns.table}.{columns.previous} is encrypted now, and this program writes plaintext"
     text = text.replace("'", "''")
     if dialect.name == "postgresql":
@@ -299,10 +299,12 @@ class _Sql:
             return outdated
         return f"{outdated} AND NEW.{self.encrypted} IS NOT {_MARK} AND OLD.{self.encrypted} IS NOT {_MARK}"
 
-    def becomes_pending(self) -> str:
-        """The write would leave a previous value alone."""
-        alone = f"NEW.{self.encrypted} IS NULL AND {self._changed(self._columns.previous)}"
-        return f"NEW.{self.previous} IS NOT NULL AND (({alone}) OR ({self.stale()}))"
+    def writes_plaintext(self) -> str:
+        """The write puts a previous value there, beside an encrypted one too; or would leave one alone."""
+        return (
+            f"NEW.{self.previous} IS NOT NULL AND "
+            f"(({self._changed(self._columns.previous)}) OR ({self.stale()}))"
+        )
 
     def is_foreign(self) -> str:
         """The encrypted column holds what is no ciphertext."""

@@ -27,12 +27,14 @@ class Finding:
         severity: "stops", "breaks" or "note".
         object: the name of the index, view, trigger, ...
         message: what it is and what to do about it.
+        count: how many rows or owners it is about, where that was counted.
     """
 
     code: str
     severity: Severity
     object: str
     message: str
+    count: int | None = None
 
 
 def mentions(sql: str | None, name: str) -> bool:
@@ -133,28 +135,29 @@ def view_over(name: str, *, drop_fails: bool) -> Finding:
 
 
 def rows(table: str, count: int | None, *, exact: bool = False) -> Finding:
-    """How many rows there are, and how long they will take."""
+    """How many rows there are."""
     if count is None:
         return Finding(
             "rows", "note", table, "The database has no estimate of its rows. ANALYZE the table to get one."
         )
-    seconds = count / ROWS_PER_SECOND
-    time = "less than a minute" if seconds < 60 else f"about {_duration(seconds)}"
-    return Finding(
-        "rows",
-        "note",
-        table,
-        f"{'' if exact else 'About '}{count:,} rows: {time} at {ROWS_PER_SECOND:,} rows a second, a "
-        "worker's rate on a machine of its own without throttling.",
-    )
+    return Finding("rows", "note", table, f"{'' if exact else 'About '}{count:,} rows.", count)
 
 
-ROWS_PER_SECOND = 30_000
-"""What one worker is good for, roughly."""
+def speed(table: str, rate: float, count: int | None) -> Finding:
+    """How fast rows are written, and how long all of them take."""
+    message = f"Measured here, now: {rate:,.0f} rows a second are read and written back."
+    if count is not None:
+        message += (
+            f" All rows take {_duration(count / rate)} at best, with one worker that does not rest. "
+            "Encryption and the keys of new owners come on top."
+        )
+    return Finding("speed", "note", table, message, round(rate))
 
 
 def _duration(seconds: float) -> str:
+    if seconds < 60:
+        return "less than a minute"
     minutes = round(seconds / 60)
     if minutes < 120:
-        return f"{minutes} minute{'s' if minutes != 1 else ''}"
-    return f"{round(seconds / 3600):,} hours"
+        return f"about {minutes} minute{'s' if minutes != 1 else ''}"
+    return f"about {round(seconds / 3600):,} hours"

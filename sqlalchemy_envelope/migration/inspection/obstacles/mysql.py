@@ -234,7 +234,7 @@ class _Search:
                 "others' inserts wait. The migration keeps its transactions short; `READ COMMITTED` for its "
                 "engine (`isolation_level=`) avoids the wait."
             )
-            found.append(Finding("isolation-level", "note", level, message))
+            found.append(Finding("isolation-level", "note", "this engine", message))
         return found
 
     def _isolation(self) -> str:

@@ -170,10 +170,10 @@ class _Search:
         if mode.lower() in ("wal", "memory", "off"):
             return []
         message = (
-            "The journal mode is not WAL: while a chunk is written, readers wait or get `database is "
-            "locked`. `PRAGMA journal_mode=WAL`, once, lets them read on."
+            f"The journal mode is {mode}, and not WAL: while a chunk is written, readers wait or get "
+            "`database is locked`. `PRAGMA journal_mode=WAL`, once, lets them read on."
         )
-        return [Finding("journal-mode", "note", mode, message)]
+        return [Finding("journal-mode", "note", "the database file", message)]
 
     def _rows(self) -> Finding:
         if any(one.name == "sqlite_stat1" for one in self._objects):

@@ -1,0 +1,46 @@
+"""`sqlalchemy-envelope keys`: fresh keys, for those who set up an application and write no Python for it."""
+
+from pathlib import Path
+
+import click
+
+from sqlalchemy_envelope import CampaignKeyFile, ConfigurationError, ServerKeyring
+from sqlalchemy_envelope.cli.output import Group, say
+
+
+@click.group(cls=Group)
+def keys() -> None:
+    """Make keys for a server or a campaign."""
+
+
+@keys.group(cls=Group)
+def generate() -> None:
+    """Make a fresh key.
+
+    Keep it apart from the database and its backups. Whoever has both can read; whoever loses the key cannot.
+    """
+
+
+@generate.command()
+def server() -> None:
+    """Print a fresh server key, one line of base64.
+
+    The application finds it in the environment variable ENVELOPE_SERVER_KEYS
+    (ServerKeyring.from_environment) or in a file that its user alone can read (ServerKeyring.from_file).
+    """
+    say(ServerKeyring.generate_key())
+
+
+@generate.command()
+@click.argument("file", type=click.Path(path_type=Path))
+def campaign(file: Path) -> None:
+    """Make a campaign's key, in a FILE that does not exist yet.
+
+    Its user alone can read the file. Give it to CampaignKeyFile, and keep no backup that you cannot
+    destroy.
+    """
+    try:
+        CampaignKeyFile.generate(file)
+    except ConfigurationError as error:
+        raise click.UsageError(str(error)) from None
+    say(f"{file}: the campaign's key")
