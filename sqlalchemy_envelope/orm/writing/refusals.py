@@ -119,7 +119,8 @@ class _Walk:
                 self.element(argument, f"func.{getattr(function, 'name', 'f')}()")
 
     def _select(self, select: Select[Any]) -> None:
-        for output in select._raw_columns:
+        handled = list(select._raw_columns)
+        for output in handled:
             self.read(output)
         if id(select) not in self._unread:
             whole = select if select is not self._root or self._asked is None else self._asked
@@ -132,11 +133,12 @@ class _Walk:
         ]
         for place, clauses in parts:
             self._sorted(place, clauses, names)
+            handled += clauses
         if select._distinct and not select._distinct_on:
             _check_distinct(select)
-        handled = {id(one) for clauses in (select._raw_columns, *(c for _, c in parts)) for one in clauses}
+        done = {id(element) for element in handled}
         for child in select.get_children():
-            if id(child) not in handled:
+            if id(child) not in done:
                 self.element(child)
 
     def _sorted(self, place: str, clauses: Any, names: Mapping[Any, Any]) -> None:
@@ -193,13 +195,20 @@ class _Walk:
             self.read(output)
         _check_dual(outputs)
         upsert = getattr(statement, "_post_values_clause", None)
+        self._conditions(upsert)
+        self._children(statement, (*outputs, *values.values(), upsert))
+
+    def _conditions(self, upsert: Any) -> None:
         for name in ("inferred_target_whereclause", "update_whereclause"):
             condition = getattr(upsert, name, None)
             if isinstance(condition, ClauseElement):
                 self.element(condition, "the WHERE of an upsert")
-        handled = {id(one) for one in (*outputs, *values.values(), upsert)}
+
+    def _children(self, statement: Any, handled: Iterable[Any]) -> None:
+        """Look at the other elements of a statement."""
+        done = {id(element) for element in handled}
         for child in statement.get_children():
-            if id(child) not in handled and not _is_column(child):
+            if id(child) not in done and not _is_column(child):
                 self.element(child)
 
 

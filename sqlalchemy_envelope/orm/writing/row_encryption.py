@@ -71,11 +71,12 @@ class _Group(NamedTuple):
 class RowEncryption:
     """Encrypts the rows of one statement."""
 
-    __slots__ = ("_ciphers", "_groups", "_owners", "_references", "_rows")
+    __slots__ = ("_ciphers", "_groups", "_owners", "_prepares", "_references", "_rows")
 
     def __init__(self, rows: WrittenRows, owners: RowOwners) -> None:
         self._rows = rows
         self._owners = owners
+        self._prepares = bool(not rows.inserts or rows.plan.dual or rows.plan.converting)
         self._references = RowReferences(rows)
         self._ciphers = RowCiphers(rows, owners, self._references)
         self._groups = [
@@ -88,28 +89,35 @@ class RowEncryption:
 
     def encrypted(self, rows: Sequence[Row]) -> list[dict[str, Any]]:
         """Copies of the rows, with ciphertext in place of the values of encrypted columns."""
-        plan, inserts, notes = self._rows.plan, self._rows.inserts, self._rows.notes
-        if inserts and plan.has_defaults:
-            rows = with_defaults(self._rows, rows)
-        require_uniform(self._rows, rows)
-        if notes is not None and notes.to_rewrite and not inserts:
-            notes.sent(plan.columns, [self._rows.identity(row) for row in rows])
+        rows = self._complete(rows)
         if len(rows) > 1:
             self._owners.find_all(rows)
-        batch = Batch(len(rows) * len(plan.columns), CIPHERTEXT)
-        is_prepared = bool(inserts and not plan.dual and not plan.converting)
+        batch = Batch(len(rows) * len(self._rows.plan.columns), CIPHERTEXT)
         encrypted: list[dict[str, Any]] = []
         for start in range(0, len(rows), _CHUNK):
-            chunk = [dict(row) for row in rows[start : start + _CHUNK]]
-            if not is_prepared:
-                for row in chunk:
-                    self._prepare(row)
-            # All owners first: finding them compares plaintext of the row with what objects hold.
-            owned = [one for group in self._groups for one in self._by_owner(chunk, group)]
-            for owners_rows in owned:
-                self._encrypt(batch, owners_rows)
-            encrypted += chunk
+            encrypted += self._chunk(batch, rows[start : start + _CHUNK])
         return encrypted
+
+    def _complete(self, rows: Sequence[Row]) -> Sequence[Row]:
+        """The rows with the defaults that their values depend on."""
+        plan, notes = self._rows.plan, self._rows.notes
+        if self._rows.inserts and plan.has_defaults:
+            rows = with_defaults(self._rows, rows)
+        require_uniform(self._rows, rows)
+        if notes is not None and notes.to_rewrite and not self._rows.inserts:
+            notes.sent(plan.columns, [self._rows.identity(row) for row in rows])
+        return rows
+
+    def _chunk(self, batch: Batch, rows: Sequence[Row]) -> list[dict[str, Any]]:
+        chunk = [dict(row) for row in rows]
+        if self._prepares:
+            for row in chunk:
+                self._prepare(row)
+        # All owners first: finding them compares plaintext of the row with what objects hold.
+        owned = [one for group in self._groups for one in self._by_owner(chunk, group)]
+        for owners_rows in owned:
+            self._encrypt(batch, owners_rows)
+        return chunk
 
     def _prepare(self, row: dict[str, Any]) -> None:
         """Do what comes before a row is encrypted: previous columns, conversions, the check for moves."""
