@@ -35,10 +35,11 @@ from sqlalchemy_envelope.orm.tables.connections import USE, Use, lent_session
 from sqlalchemy_envelope.orm.tables.default_schema import on_statement
 from sqlalchemy_envelope.orm.writing import (
     answers,
+    deciders,
+    flush_notes,
     flushes,
     forms,
     gate,
-    moves,
     object_copies,
     refusals,
     sole_owners,
@@ -76,8 +77,8 @@ def _install() -> None:
     event.listen(Engine, "after_execute", results.after_execute)
     event.listen(Session, "do_orm_execute", emptying(selected_columns.do_orm_execute))
     event.listen(Session, "after_begin", connections.after_begin)
-    event.listen(Session, "after_flush", flushes.clear_notes)
-    event.listen(Session, "after_soft_rollback", flushes.clear_notes)
+    event.listen(Session, "after_flush", flush_notes.clear_notes)
+    event.listen(Session, "after_soft_rollback", flush_notes.clear_notes)
     event.listen(Session, "after_attach", _on_attach)
     event.listen(Session, "persistent_to_deleted", leaving.note_deleted)
     event.listen(Session, "before_flush", emptying(_settle_before_flush))
@@ -90,7 +91,7 @@ def _install() -> None:
 
 def _settle_before_flush(session: Session, *_: object) -> None:
     """A flush with something to write: what unlocks in this session left waiting goes with it."""
-    flushes.clear_notes(session)  # of one whose rollback failed
+    flush_notes.clear_notes(session)  # of one whose rollback failed
     if not any(one.waits_in(session) for one in context.unlocked_sessions(session)):
         return
     if session.new or session.deleted or any(session.is_modified(one) for one in session.dirty):
@@ -230,7 +231,7 @@ def _on_mapper_constructed(mapper: Mapper[Any], cls: type[Any]) -> None:
     if key_owner.is_sole(mapper):
         event.listen(mapper, "before_insert", sole_owners.before_insert, raw=True, propagate=True)
     note_mapper(mapper)
-    moves.expect(mapper)
+    deciders.expect(mapper)
     two_columns.map_previous(mapper)
 
 
@@ -244,7 +245,7 @@ def _on_mapper_configured(mapper: Mapper[Any], cls: type[Any]) -> None:
     for attribute in plan:
         objects.make_locked_aware(getattr(cls, attribute.key).impl)
         object_copies.make_carrying(mapper.get_property(attribute.key))
-    moves.watch(mapper, plan)
+    deciders.watch(mapper, plan)
     listener = objects.load_listener(mapper)
     duals = two_columns.dual_attributes(mapper)
     # insert: ahead of Mutable's own listener, which must not meet a Sealed. raw: an

@@ -38,6 +38,7 @@ from sqlalchemy_envelope.orm.current import locks
 from sqlalchemy_envelope.orm.reading import echo, objects, results, selected_columns, statement_plan
 from sqlalchemy_envelope.orm.tables.databases import database_name
 from sqlalchemy_envelope.orm.writing import copies, forms, marks, object_copies, refusals, statements
+from sqlalchemy_envelope.orm.writing.rows import WrittenRows
 from tests.orm.conftest import Started
 from tests.orm.models import Note, Page, User, stored, unlock
 
@@ -73,8 +74,8 @@ def hide_from_writer(monkeypatch: pytest.MonkeyPatch) -> Callable[[Hide], None]:
 
     def blind(hide: Hide) -> None:
         class Blinded(writer):  # type: ignore[misc]
-            def __init__(self, plan: Any, connection: Any, statement: Any) -> None:
-                super().__init__(plan, connection, hide(statement))
+            def __init__(self, plan: Any, connection: Any, statement: Any, *others: Any) -> None:
+                super().__init__(plan, connection, hide(statement), *others)
 
             def write(self, multiparams: Any, params: Any) -> Any:
                 statement, *rest = super().write(multiparams, params)
@@ -298,7 +299,7 @@ def test_without_the_annotation(lite: Started, hide: Hide) -> None:
     row = {"user_id": lite.ada.id, "body": PLAIN}
     with unlock(lite.session, lite.ada), lite.engine.connect() as connection:
         try:
-            _, given, _ = statements.before_execute(connection, hide(statement), [row], {}, {})
+            _, given, _ = statements.encrypt(connection, hide(statement), [row], {}, {})
         except AttributeError:
             return
         process = Note.__table__.c.body.type.bind_processor(connection.dialect)
@@ -342,8 +343,7 @@ def test_without_the_label(lite: Started, monkeypatch: pytest.MonkeyPatch, model
         lite.session.commit()
         key = row.id
         before = stored(lite.engine, model.__table__.c[name], key)
-        writer: Any = statements._StatementWriter
-        monkeypatch.setattr(writer, "_identity", lambda self, row: (None,))
+        monkeypatch.setattr(WrittenRows, "identity", lambda self, row: (None,))
         setattr(row, name, PLAIN)
         with pytest.raises(StatementRefusedError):
             lite.session.flush()

@@ -19,7 +19,12 @@ from sqlalchemy_envelope.orm.current.names import Names
 from sqlalchemy_envelope.orm.sessions.server import ServerSession
 from sqlalchemy_envelope.orm.tables.key_types import mistyped
 from sqlalchemy_envelope.orm.tables.owners import Place, owner_class_of
-from sqlalchemy_envelope.orm.writing.flushes import ENROLLING_OWNER, Enrolling, enrolling_in, note_enrolling
+from sqlalchemy_envelope.orm.writing.newcomers import (
+    ENROLLING_OWNER,
+    Enrolling,
+    enrolling_in,
+    note_enrolling,
+)
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import InstanceState, Session

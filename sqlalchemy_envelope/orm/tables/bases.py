@@ -16,35 +16,35 @@ if TYPE_CHECKING:
 def require_registries(base: Any) -> list[registry]:
     """The registries of a declarative base, or a registry alone.
 
-    A base need not show its registry, as SQLModel's does not: each class that derives from it has one.
+    A base need not show a registry of its own. SQLModel's does not: each class that derives from it has one.
 
     Raises:
         ConfigurationError: it is neither, and no mapped class derives from it.
     """
     own = base if isinstance(base, registry) else getattr(base, "registry", None)
-    found = {own: None} if isinstance(own, registry) else {}
-    found |= {mapper.registry: None for mapper in _derived(base)}
-    if not found:
+    registries = {own: None} if isinstance(own, registry) else {}
+    registries |= {mapper.registry: None for mapper in _derived(base)}
+    if not registries:
         raise ConfigurationError(
             f"{base!r} is neither a declarative base nor a registry, or no model derives from it yet: give "
             "the class that your models derive from, after they are imported."
         )
-    return list(found)
+    return list(registries)
 
 
 def mappers_of(base: Any) -> list[Mapper[Any]]:
-    """The mappers of a declarative base or a registry, those of its own MetaData first.
+    """The mappers of a declarative base or a registry. Those of its own MetaData come first.
 
     Raises:
         ConfigurationError: it is neither.
     """
     mappers = [mapper for one in require_registries(base) for mapper in one.mappers]
     own = getattr(base, "metadata", None)
-    return sorted(mappers, key=lambda one: getattr(one.local_table, "metadata", None) is not own)
+    return sorted(mappers, key=lambda mapper: getattr(mapper.local_table, "metadata", None) is not own)
 
 
 def metadata_of(base: Any) -> list[MetaData]:
-    """Every MetaData of a declarative base or a registry, its own first.
+    """Every MetaData of a declarative base or a registry. Its own comes first.
 
     Raises:
         ConfigurationError: it is neither.

@@ -1,8 +1,9 @@
-"""The engine of our statements: that of the owner, or of the granting row, that their rows belong to.
+"""The engine of this library's statements: the one that the session uses for the owner, or for the granting
+row, to which the key rows belong.
 
-A session may choose it by mapped class, by table, or by the kind of statement (`binds=`, a `get_bind` of the
-application's). The application names its own classes there and not ours, so we ask as if the statement were
-on the owner's table.
+A session may choose its engine by mapped class, by table, or by the kind of statement (`binds=`, a `get_bind`
+of the application's own). An application names its own classes there and not those of this library. So the
+session is asked as if the statement were on the owner's table.
 """
 
 from __future__ import annotations
@@ -24,10 +25,10 @@ _BINDS = "bind_arguments"
 def bind_for(
     session: Session, mapper: Mapper[Any], statement: object = None, *, locks: bool = False
 ) -> dict[str, Any]:
-    """The `bind_arguments` for a statement on the rows beside those of this mapper.
+    """The `bind_arguments` for a statement on the key rows or grants of this mapper's rows.
 
     Args:
-        statement: one that writes where it is left out.
+        statement: what will be sent; if it is left out, a write.
         locks: whether the statement is a SELECT FOR UPDATE.
 
     Raises:
@@ -37,7 +38,7 @@ def bind_for(
     known: dict[bool, dict[str, Any]] = records_of_mapper(mapper).setdefault(_BINDS, {})
     writes = locks or statement is None or not isinstance(statement, SelectBase)
     if writes not in known:
-        # Of writes the UPDATE: a session that reads from replicas tells by it, whatever else it asks for.
+        # An UPDATE stands for all writes: by it a session that reads from replicas recognises a write.
         table: Any = mapper.local_table
         clause: Any = update(table) if writes else select(table)
         known[writes] = {"mapper": mapper, "clause": clause}
@@ -45,7 +46,7 @@ def bind_for(
 
 
 def _refuse_shards(session: Session) -> None:
-    # Whoever has such a session has imported its module; nobody else has to.
+    # An application with such a session has imported its module; no other application has to.
     module: Any = sys.modules.get("sqlalchemy.ext.horizontal_shard")
     if module is not None and isinstance(session, module.ShardedSession):
         raise ConfigurationError(

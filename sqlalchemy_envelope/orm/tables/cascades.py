@@ -1,5 +1,5 @@
-"""What is deleted with a row: with an owner its keys, which SQLite does only when told; and owners with the
-rows that they belong to."""
+"""What the database deletes with a row: an owner's keys, which SQLite deletes only when told, and owners
+with the rows that they belong to."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ _DELETED_WITH = "deleted_with"
 
 
 def enforce_foreign_keys(engine: Engine | AsyncEngine) -> None:
-    """Make SQLite enforce foreign keys on every connection of this engine, and overwrite what it deletes;
-    does nothing for other databases.
+    """Make SQLite enforce foreign keys on every connection of this engine, and overwrite what it deletes.
+    Other databases need no such call, and nothing happens.
 
-    Without the second (`PRAGMA secure_delete`) the wrapped keys of a deleted owner stay in the file's free
-    pages, and open with the owner's secret.
+    Without the second setting (`PRAGMA secure_delete`) the wrapped keys of a deleted owner stay in the file's
+    free pages, and open with the owner's secret.
 
     Raises:
         ConfigurationError: it is no engine.
@@ -60,7 +60,7 @@ def _switch_on(connection: Any, _: object) -> None:
 
 @contextmanager
 def without_cascades() -> Iterator[None]:
-    """Foreign keys may be off inside, whoever makes keys: nothing here deletes an owner."""
+    """Allow foreign keys to be off inside, although keys are made there: nothing there deletes an owner."""
     before = _needs_none.set(True)
     try:
         yield
@@ -69,8 +69,8 @@ def without_cascades() -> Iterator[None]:
 
 
 def require_cascades(session: Session, mapper: Mapper[Any]) -> None:
-    """Refuse an engine of this mapper on which deleting an owner would silently leave its keys. Asked once
-    for each engine.
+    """Refuse an engine of this mapper on which a deleted owner would silently leave its keys behind. Each
+    engine is asked once.
 
     Raises:
         ConfigurationError: SQLite with `PRAGMA foreign_keys` off.
@@ -95,30 +95,30 @@ def deleted_with(table: Table) -> frozenset[OwnerClass]:
     records, size = records_of_table(table), len(table.metadata.tables)
     known: tuple[int, frozenset[OwnerClass]] | None = records.get(_DELETED_WITH)
     if known is None or known[0] != size:  # another table was declared since
-        owner_classes = [owner_class_of(one) for one in _reached_from(table)]
-        known = size, frozenset(one for one in owner_classes if one is not None)
+        owner_classes = [owner_class_of(reached) for reached in _reached_from(table)]
+        known = size, frozenset(found for found in owner_classes if found is not None)
         records[_DELETED_WITH] = known
     return known[1]
 
 
 def _reached_from(table: Table) -> list[Table]:
-    """This table, and those whose rows the database deletes with its rows."""
+    """This table, and the tables whose rows the database deletes with its rows."""
     reached = [table.primary_key.table]  # a statement of the ORM has an annotated copy
-    for one in reached:  # grows while it is walked
-        reached += [
-            other
-            for other in table.metadata.tables.values()
-            if other not in reached
-            and any(
-                (foreign.ondelete or "").upper() == "CASCADE" and foreign.referred_table is one
-                for foreign in other.foreign_key_constraints
-            )
-        ]
+    for parent in reached:  # the list grows while it is walked
+        others = [other for other in table.metadata.tables.values() if other not in reached]
+        reached += [other for other in others if _is_deleted_with(other, parent)]
     return reached
 
 
+def _is_deleted_with(child: Table, parent: Table) -> bool:
+    return any(
+        (foreign.ondelete or "").upper() == "CASCADE" and foreign.referred_table is parent
+        for foreign in child.foreign_key_constraints
+    )
+
+
 def in_greenlet() -> bool:
-    """Whether this runs in a greenlet of asyncio's; without greenlet installed nothing does."""
+    """Whether this runs in one of asyncio's greenlets. Without the package greenlet there are none."""
     try:
         return bool(concurrency.in_greenlet())
     except (ImportError, ValueError):  # of SQLAlchemy 2.1 and 2.0

@@ -1,4 +1,5 @@
-"""Which session uses which connection. Events of a connection do not say, and a session does not tell."""
+"""Which session uses which connection. A connection's events do not name its session, and a session does
+not list its connections."""
 
 from __future__ import annotations
 
@@ -15,7 +16,8 @@ if TYPE_CHECKING:
 
 _CONNECTIONS = "sqlalchemy_envelope.connections"
 USE = "_sqlalchemy_envelope_use"
-"""An attribute of a connection: its `Use`. It is on the connection itself, because each statement asks."""
+"""The attribute of a connection that holds its `Use`. It is on the connection itself, because every
+statement reads it."""
 
 
 class Use:
@@ -35,7 +37,7 @@ class Use:
         self.holds_locks: bool = before is not None and before.locks_in(connection)
 
     def locks_in(self, connection: Connection) -> bool:
-        """Whether the transaction that the connection is in now holds locks."""
+        """Whether the connection's present transaction holds locks."""
         return self.holds_locks and self.transaction() is connection.get_transaction() is not None
 
 
@@ -44,7 +46,7 @@ def _nothing() -> None:
 
 
 def after_begin(session: Session, transaction: object, connection: Connection) -> None:
-    """A session uses a connection from here on; later ones of the same connection take over."""
+    """A session starts to use a connection. A session that uses the same connection later takes it over."""
     setattr(connection, USE, Use(session, connection))
     session.info.setdefault(_CONNECTIONS, {})[connection.engine.dialect] = connection
 
@@ -62,16 +64,16 @@ def holds_locks(session: Session) -> bool:
 
 
 def connection_of(session: Session, engine: Engine) -> Connection | None:
-    """The connection that a session uses to this engine's database, or used last: its options still say which
-    schema the session works in."""
+    """The connection that a session uses to this engine's database, or used last: its options still say in
+    which schema the session works."""
     found: Connection | None = session.info.get(_CONNECTIONS, {}).get(engine.dialect)
     return found
 
 
 @contextmanager
 def lent_session(connection: Connection) -> Iterator[Session]:
-    """A session for the keys of a statement on a connection that belongs to none. It works in the
-    connection's transaction, and ends nothing there: neither commits nor rolls back what is not its own."""
+    """A session for the keys of a statement on a connection without a session. It works in the
+    connection's transaction and ends nothing there: it neither commits nor rolls back the work of others."""
     session = Session(connection, join_transaction_mode="rollback_only")
     before = getattr(connection, USE, None)
     setattr(connection, USE, Use(session, connection))

@@ -1,8 +1,8 @@
 """Which database an engine reaches, by a name in memory: two engines with one name share what is unlocked.
 
-The application names it (`Envelope(realm=...)`). Else two engines reach one database if they say the same
-host, port and database, in the URL or in `connect_args`. An engine that chooses by a function, `creator=` or
-a `do_connect` listener, says nothing: it is a database of its own.
+The application names the database (`Envelope(realm=...)`). Otherwise two engines reach one database if they
+name the same host, port and database, in the URL or in `connect_args`. An engine that chooses by a function,
+`creator=` or a `do_connect` listener, names nothing: it counts as a database of its own.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 
 _numbers = count(1)
 _names: WeakKeyDictionary[Dialect, tuple[str, str]] = WeakKeyDictionary()
-"""By an engine's dialect, which `engine.execution_options()` shares: its name by address, and by number."""
+"""By an engine's dialect, which `engine.execution_options()` shares: the database's name by address, and
+by number."""
 _ADDRESS = frozenset(
     {
         "host",
@@ -42,9 +43,10 @@ _ADDRESS = frozenset(
 )
 _SAME = {"dbname": "database", "db": "database"}
 _WHOLE = frozenset({"dsn", "conninfo"})
-"""Arguments that are a whole address of their own, and may hold a password."""
+"""Arguments that are a whole address by themselves, and may hold a password."""
 _SETTINGS = re.compile(r"(?:\s*(?:-c\s*|--)[\w.]+=(?:\\.|[^\s\\])*)*\s*")
-"""`options` that set parameters of a PostgreSQL session. Others may choose a database behind a proxy."""
+"""`options` that set parameters of a PostgreSQL session. Other `options` may choose a database behind a
+proxy."""
 
 
 def database_name(engine: Engine, realm: Realm) -> str:
@@ -61,8 +63,8 @@ def database_name(engine: Engine, realm: Realm) -> str:
 
 
 def _address(engine: Engine) -> str | None:
-    """What an engine says of its database, without driver, user and password: several roles and drivers reach
-    one. None if it does not say enough."""
+    """The address of an engine's database, without driver, user and password: several roles and drivers
+    reach one database. None if the engine does not say enough."""
     arguments = _arguments(engine)
     if arguments is None or arguments.keys() & _WHOLE:
         return None
@@ -88,10 +90,11 @@ def _file(database: str) -> str | None:
 
 
 def _arguments(engine: Engine) -> Mapping[str, Any] | None:
-    """What an engine passes to its driver beside what its URL says, `connect_args` as a rule. None if the
-    application opens connections itself.
+    """What an engine passes to its driver beside its URL, `connect_args` as a rule. None if the application
+    opens connections itself.
 
-    SQLAlchemy keeps these in its own function alone, which an engine calls that was given no other.
+    SQLAlchemy keeps these arguments only in a function of its own, which an engine without another `creator`
+    calls.
     """
     creator: Any = getattr(engine.pool, "_creator", None)
     if getattr(creator, "__module__", None) != "sqlalchemy.engine.create":

@@ -1,11 +1,12 @@
-"""In which schema a table without one is found, on one connection: `SET search_path`, `SET ROLE` and `USE`
-change it.
+"""In which schema a connection finds a table that names none: `SET search_path`, `SET ROLE` and `USE` change
+it.
 
 Only the database knows: a name of a search path may not exist, may not hold the table, or may be the role's
 own. So the database is asked. Its answer holds until a statement that may change it is sent, or until the
-driver reports another search path (PostgreSQL 18 tells it). A plain SELECT, INSERT, UPDATE or DELETE changes
-nothing, unless it calls a function that is not known here. What is sent past SQLAlchemy, on the driver's own
-cursor, is not seen; where a pool has listeners that may do so, an answer holds for one transaction.
+driver reports another search path (PostgreSQL 18 reports it). A plain SELECT, INSERT, UPDATE or DELETE
+changes nothing, unless it calls a function that is not known here. What an application sends past SQLAlchemy,
+on the driver's own cursor, is not seen; where a pool has listeners that may do so, an answer holds for one
+transaction.
 """
 
 from __future__ import annotations
@@ -34,16 +35,16 @@ _SCHEMA_OF = (
     "WHERE c.oid = to_regclass(quote_ident(convert_from(decode('NAME', 'hex'), 'UTF8'))))"
 )
 _MAX_TEXT = 10_000
-"""Longer text is not kept in memory, and is read each time."""
+"""Longer text is not kept in memory, but read each time."""
 
 
 class _Known(NamedTuple):
-    """What the database answered.
+    """An answer of the database.
 
     Attributes:
         schemas: what `default_schema` found for tables of these names.
         path: the search path that the driver reported then; None if it reports none.
-        transaction: the one that the answer holds in; None if it holds until a change.
+        transaction: the transaction in which the answer holds; None if it holds until a change.
     """
 
     schemas: dict[tuple[str, ...], str]
@@ -52,7 +53,7 @@ class _Known(NamedTuple):
 
 
 _last: WeakKeyDictionary[Connection, dict[tuple[str, ...], str]] = WeakKeyDictionary()
-"""What was found last: a connection that is closed says nothing more, and its session's objects are still
+"""The last answers: a closed connection answers nothing more, and the objects of its session are still
 asked."""
 
 
@@ -62,7 +63,8 @@ def may_differ(dialect: Dialect) -> bool:
 
 
 def default_schema(connection: Connection, tables: tuple[str, ...]) -> str:
-    """The schema in which this connection finds tables of these names; a name for all, where they differ."""
+    """The schema in which this connection finds tables of these names; a name for all schemas, where they
+    differ."""
     default = connection.dialect.default_schema_name or ""
     if not may_differ(connection.dialect):
         return default
@@ -85,8 +87,8 @@ def default_schema(connection: Connection, tables: tuple[str, ...]) -> str:
 
 
 def schema_of(connection: Connection, table: Any, options: Mapping[str, Any] | None = None) -> str:
-    """The schema in which a statement with these execution options finds a table. A lightweight `table()` is
-    not translated."""
+    """The schema in which a statement with these execution options finds a table. A lightweight `table()`
+    is not translated."""
     options = connection.get_execution_options() if options is None else options
     translate: Any = options.get("schema_translate_map") if isinstance(table, Table) else None
     schema: str | None = translate.get(table.schema, table.schema) if translate else table.schema
@@ -96,8 +98,8 @@ def schema_of(connection: Connection, table: Any, options: Mapping[str, Any] | N
 def schemas_beside(
     connection: Connection, table: Any, schema: str, other: Any, options: Mapping[str, Any] | None = None
 ) -> tuple[str, ...]:
-    """Where to look for another table, if the first is in this schema, which need not be its own: each
-    tenant's schema has both."""
+    """Where to look for another table if the first table is in this schema. The schema need not be the
+    model's: each tenant's schema has both tables."""
     if other.schema == table.schema:
         return (schema,)
     own = schema_of(connection, other, options)
@@ -105,8 +107,8 @@ def schemas_beside(
 
 
 def on_statement(connection: Connection, sql: Any, compiled: Any) -> bool:
-    """A statement is about to be sent: if it may change where tables are found, what is known no longer
-    holds. Tells whether it may; a compiled one may each time, or never."""
+    """A statement is about to be sent. If it may change where tables are found, forget the answers; tells
+    whether it may. A compiled statement may do so each time, or never."""
     if not may_differ(connection.dialect):
         return False
     # What SQLAlchemy has compiled is the same text each time, without the values of an IN or of many rows.
@@ -120,11 +122,11 @@ def on_statement(connection: Connection, sql: Any, compiled: Any) -> bool:
 
 
 def _nothing() -> None:
-    """What a reference to nothing gives."""
+    """Stands for a weak reference to nothing."""
 
 
 def _known(connection: Connection) -> _Known | None:
-    """What is known and still holds."""
+    """The answers that still hold."""
     info = connection.info
     root = connection.get_transaction()
     changed = info.get(_CHANGED)
@@ -143,7 +145,7 @@ def _known(connection: Connection) -> _Known | None:
 
 
 def _note(connection: Connection) -> _Known:
-    """A place for answers that hold from here on, for a transaction or until a change."""
+    """A place for answers that hold from now on, for a transaction or until a change."""
     transaction: Callable[[], Any] | None = None
     if _CHANGED in connection.info or _has_pool_listeners(connection):
         # A rollback takes `SET` back, also one to a savepoint.
@@ -158,13 +160,13 @@ def _innermost(connection: Connection) -> Any:
 
 
 def _has_pool_listeners(connection: Connection) -> bool:
-    """Whether each checkout may run statements that no event of a connection tells of."""
+    """Whether each checkout may run statements of which a connection's events do not tell."""
     listeners = connection.engine.pool.dispatch
     return bool(listeners.checkout or listeners.checkin or listeners.reset)
 
 
 def _asked(connection: Connection, tables: tuple[str, ...]) -> tuple[str, bool]:
-    """The schema of these tables, and whether they are there; else a name for where they were looked for."""
+    """The schema of these tables and True; if one does not exist, a name for the search path and False."""
     if connection.dialect.name != "postgresql":
         return connection.exec_driver_sql("SELECT DATABASE()").scalar() or "", True
     schemas = [_SCHEMA_OF.replace("NAME", name.encode().hex()) for name in tables]
@@ -176,7 +178,7 @@ def _asked(connection: Connection, tables: tuple[str, ...]) -> tuple[str, bool]:
 
 
 def _reported(connection: Connection) -> str | None:
-    """The search path as the driver has it from the server; None if it does not."""
+    """The search path that the server reported to the driver; None if there is no such report."""
     if connection.dialect.name != "postgresql":
         return None
     driver: Any = connection.connection.driver_connection
@@ -225,7 +227,7 @@ _HARMLESS = frozenset(_WORDS.split())
 
 
 def may_change(sql: str) -> bool:
-    """Whether a statement may change where tables are found, as far as its text tells."""
+    """Whether a statement may change where tables are found, judged by its text."""
     if not _PLAIN.match(sql) or _UNREADABLE.search(sql):
         return True
     return any(

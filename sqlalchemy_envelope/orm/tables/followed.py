@@ -1,9 +1,9 @@
-"""Shares that follow a membership: by declaration, each row of the one has a row of the other.
+"""Shares that follow a membership: for each membership row there is a row of the share.
 
     class ProfileShare(KeyGrant, Base, of="user_id", to="group_id", scope="profile", follows=Membership)
 
-What a user shares with a group hangs on the membership by a foreign key: however the membership goes, the
-share goes with it.
+A foreign key ties what a user shares with a group to the membership: however the membership is deleted, the
+share is deleted with it.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ _FOLLOWS = "follows"
 
 
 def follow(share: GrantClass, leader: GrantClass) -> None:
-    """Note that a share follows a membership, and tie its table to the other's. What cannot be is told by
-    `check_following`, when mappers are configured."""
+    """Note that a share follows a membership, and give its table the foreign key. `check_following` raises
+    for what cannot be, when mappers are configured."""
     records_of_table(share.table)[_FOLLOWS] = leader
     key = _key(share, leader)
     if key is None:
         return
     columns = [_pairs(share, leader)[column] for column in key]
-    # Whoever declares the foreign key, with a name of their own, has it.
-    if not any(list(one.columns) == columns for one in share.table.foreign_key_constraints):
+    # The application may have declared the foreign key itself, with a name of its choice.
+    if not any(list(declared.columns) == columns for declared in share.table.foreign_key_constraints):
         share.table.append_constraint(
             ForeignKeyConstraint(columns, key, ondelete="CASCADE", onupdate="CASCADE")
         )
@@ -54,15 +54,24 @@ def leader_of(share: GrantClass) -> GrantClass | None:
 
 
 def check_following(share: GrantClass) -> None:
-    """Whether a share can follow its membership.
+    """Check that a share can follow its membership.
 
     Raises:
-        ConfigurationError: it cannot, with what to write.
+        ConfigurationError: it cannot. The message says what to write.
     """
     leader = leader_of(share)
-    if leader is None:
-        return
-    name, followed = share.mapper.class_.__name__, leader.mapper.class_.__name__
+    if leader is not None:
+        _check_direction(share, leader)
+        _check_table(share, leader)
+
+
+def _names(share: GrantClass, leader: GrantClass) -> tuple[str, str]:
+    return share.mapper.class_.__name__, leader.mapper.class_.__name__
+
+
+def _check_direction(share: GrantClass, leader: GrantClass) -> None:
+    """A share grants one scope of a member's key to the group."""
+    name, followed = _names(share, leader)
     member, group = leader.to.owner_class, leader.of.owner_class
     if (share.of.owner_class, share.to.owner_class) != (member, group):
         raise ConfigurationError(
@@ -74,6 +83,11 @@ def check_following(share: GrantClass) -> None:
             f"{name} follows {followed} and grants the whole key of a {member.name}: with the key of the "
             f"{group.name} in the other direction neither could shut anybody out. Name a scope=."
         )
+
+
+def _check_table(share: GrantClass, leader: GrantClass) -> None:
+    """A foreign key finds the membership, and rows of the share can be made without the application."""
+    name, followed = _names(share, leader)
     if _key(share, leader) is None:
         names = ", ".join(repr(column.key) for column in (*leader.of.columns, *leader.to.columns))
         raise ConfigurationError(
@@ -95,18 +109,14 @@ def _is_needed(column: Column[Any], share: GrantClass) -> bool:
 
 
 def _pairs(share: GrantClass, leader: GrantClass) -> dict[Column[Any], Column[Any]]:
-    """Which column of the share refers to which one of the membership."""
+    """The share's columns, each by the membership's column that it refers to."""
     pairs = dict(zip(leader.of.columns, share.to.columns, strict=False))
     return pairs | dict(zip(leader.to.columns, share.of.columns, strict=False))
 
 
 def _key(share: GrantClass, leader: GrantClass) -> tuple[Column[Any], ...] | None:
-    """The columns that name a membership by both of its ends, as a key of its table has them in order."""
+    """The columns that name a membership by both of its ends, in the order of a key of its table."""
     wanted = set(_pairs(share, leader))
-    keys = [leader.table.primary_key, *leader.table.constraints]
-    for one in keys:
-        if one is leader.table.primary_key or isinstance(one, UniqueConstraint):
-            columns = tuple(one.columns)
-            if set(columns) == wanted:
-                return columns
-    return None
+    unique = [one for one in leader.table.constraints if isinstance(one, UniqueConstraint)]
+    keys = (tuple(key.columns) for key in (leader.table.primary_key, *unique))
+    return next((key for key in keys if set(key) == wanted), None)

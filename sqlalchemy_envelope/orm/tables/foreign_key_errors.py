@@ -1,4 +1,4 @@
-"""Which errors of a database say that a row refers to another one that is not there."""
+"""Which errors of a database say that a row refers to another row that does not exist."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _MYSQL_CODES = frozenset({1216, 1452})
 
 
 def is_foreign_key_error(error: IntegrityError) -> bool:
-    """Whether a foreign key was broken; never told from the text, which is in the server's language."""
+    """Whether a foreign key was broken. The text does not decide: it is in the server's language."""
     state, original = sql_state(error), error.orig
     if state is not None or hasattr(original, "sqlite_errorname"):
         return state == _STATE or getattr(original, "sqlite_errorname", None) == _SQLITE_NAME

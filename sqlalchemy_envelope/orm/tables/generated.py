@@ -1,7 +1,9 @@
-"""The classes and tables that are made beside a class of the application: their place and their names."""
+"""Classes and tables that are made beside a class of the application: their names, and where they are
+mapped."""
 
 from __future__ import annotations
 
+import datetime as dt
 from dataclasses import dataclass
 from itertools import count
 from typing import TYPE_CHECKING, Any
@@ -20,7 +22,7 @@ if TYPE_CHECKING:
     from sqlalchemy.orm import Mapper
 
 LONGEST_NAME = 63
-"""Bytes of a table's name that every supported database takes: PostgreSQL takes no more."""
+"""The longest name of a table, in bytes, that every supported database takes. PostgreSQL has this limit."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,7 @@ class Name:
     """The name of a generated class and its table, filled in.
 
     Attributes:
-        attribute: the class attribute of the application's class that the generated one is found at.
+        attribute: the class attribute by which the application's class names the generated class.
         chosen_by: how to choose another table name, for an error.
     """
 
@@ -58,6 +60,12 @@ class Name:
     table: str
     attribute: str
     chosen_by: str
+
+
+def now(_context: object) -> dt.datetime:
+    """The default of the columns that hold a time."""
+    # Without a parameter SQLAlchemy would wrap it, and a MetaData with the wrapper in it cannot be pickled.
+    return dt.datetime.now(dt.UTC)
 
 
 _counter = count()
@@ -71,13 +79,13 @@ _TABLE_OPTIONS = frozenset(
 
 
 def generate(mapper: Mapper[Any], base: type[Any], name: Name, attributes: Mapping[str, Any]) -> Any:
-    """Map a class to a table of its own in the MetaData, the schema and the registry of `mapper`.
+    """Map a class to a table of its own, in the MetaData, the schema and the registry of `mapper`.
 
-    Not through the declarative base of the application, which may make dataclasses of its subclasses or have
+    The declarative base of the application is not used: it may make dataclasses of its subclasses, or have
     columns of its own.
 
     Raises:
-        ConfigurationError: the table's name is too long, or is that of another table.
+        ConfigurationError: the table's name is too long, or another table has it.
     """
     cls: Any = mapper.class_
     table: Any = mapper.local_table
@@ -103,15 +111,15 @@ def generate(mapper: Mapper[Any], base: type[Any], name: Name, attributes: Mappi
 
 
 def note_table(table: Table, *, beside: Table) -> None:
-    """Note whose keys or grants a table holds."""
+    """Note beside which table of the application a table of keys or grants stands."""
     records_of_table(table)[_BESIDE] = beside
 
 
 def fill_in(cls: type[Any], pattern: str, **known: str) -> str:
-    """A pattern of `KeyNames` or `GrantNames` with its names.
+    """A pattern of `KeyNames` or `GrantNames`, filled in.
 
     Raises:
-        ConfigurationError: it asks for another one.
+        ConfigurationError: the pattern asks for another name than it may.
     """
     try:
         return pattern.format(**known)
@@ -130,7 +138,11 @@ def _check_length(cls: type[Any], name: Name) -> None:
 
 
 def _make_room(table: Table, base: type[Any], cls: type[Any], name: Name) -> None:
-    """A table of that name was reflected before, or made with an earlier class of the same name."""
+    """Clear a table of that name that was reflected before, or made with an earlier class of the same name.
+
+    Raises:
+        ConfigurationError: it is another table.
+    """
     existing = table.metadata.tables.get(f"{table.schema}.{name.table}" if table.schema else name.table)
     if existing is None:
         return
@@ -142,14 +154,25 @@ def _make_room(table: Table, base: type[Any], cls: type[Any], name: Name) -> Non
             f"another name: `class {cls.__name__}(..., {name.chosen_by})`."
         )
     if beside is None:
-        # It may be mapped, as `automap` does, and columns that are replaced would break that. Only tables of
-        # ours refer to it, slots and grants: they go with it, or their foreign keys would find the new one.
-        for other in list(table.metadata.tables.values()):
-            if any(key.target_fullname.rpartition(".")[0] == existing.key for key in other.foreign_keys):
-                table.metadata.remove(other)
-        table.metadata.remove(existing)
-        return
-    # Others refer to it, so it stays: its columns are replaced, and what stood on them is made anew.
+        _remove_reflected(existing)
+    else:
+        _empty(existing)
+
+
+def _remove_reflected(existing: Table) -> None:
+    """Take a reflected table out of its MetaData: it may be mapped, by `automap` for example, and replaced
+    columns would break that mapping. Only slots and grants refer to it. They go with it, or their foreign
+    keys would find the new table."""
+    metadata = existing.metadata
+    for other in list(metadata.tables.values()):
+        if any(key.target_fullname.rpartition(".")[0] == existing.key for key in other.foreign_keys):
+            metadata.remove(other)
+    metadata.remove(existing)
+
+
+def _empty(existing: Table) -> None:
+    """Take off what the class that is made now declares again. The table stays, because other tables refer to
+    it, and its columns are replaced."""
     existing.indexes.clear()
     for constraint in list(existing.constraints):
         if isinstance(constraint, UniqueConstraint):

@@ -1,7 +1,7 @@
 """`KeyGrant`: a mapped class whose rows grant a key of one owner to another.
 
-The row is the right. What it takes to use it, the key sealed to the recipient, lies in a companion table with
-a foreign key to the row: delete the row, by whatever means, and the wraps are gone with it.
+The row is the right. The key itself, sealed to the recipient, is in a companion table with a foreign key to
+the row: however the row is deleted, its wraps are deleted with it.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from sqlalchemy.schema import conv
 
 from sqlalchemy_envelope.exceptions import ConfigurationError
 from sqlalchemy_envelope.orm.tables.followed import check_following, follow
-from sqlalchemy_envelope.orm.tables.generated import GrantNames, Name, fill_in, generate, name_indexes
+from sqlalchemy_envelope.orm.tables.generated import GrantNames, Name, fill_in, generate, name_indexes, now
 from sqlalchemy_envelope.orm.tables.owner_paths import path_through
 from sqlalchemy_envelope.orm.tables.owners import KEY_UUID, GrantClass, History
 from sqlalchemy_envelope.orm.tables.records import records_of_mapper, records_of_table
@@ -44,26 +44,28 @@ if TYPE_CHECKING:
 
 
 class KeyGrant:
-    """Mixin: each row of the class grants a key of one owner to another. Adding one grants, deleting revokes.
-    The wraps are in `<table>_keygrant`, which the class `__grant_class__` maps.
+    """Mixin: each row of the class grants a key of one owner to another. Add a row to grant, delete it to
+    revoke. The wraps are in `<table>_keygrant`, which the class `__grant_class__` maps.
 
-    The recipient needs no secret at hand and may be away: the key is sealed to their public key, and is
-    theirs from their next unlock on. Where nobody present holds the key, the grant is pending until a holder
-    unlocks. When a row goes, its wraps go with it and a new epoch starts for those who stay.
+    The recipient may be away and gives no secret: the key is sealed to their public key, and they have it
+    from their next unlock on. If nobody who is unlocked holds the key, the grant is pending until a holder
+    unlocks. When a row is deleted, its wraps are deleted with it, and a new epoch starts for the owners that
+    remain.
 
     Class keywords:
         of: the attribute or column that refers to the owner whose key is granted.
-        to: the one that refers to the recipient, a `KeyOwner` too.
-        scope: grant this scope's data key alone; left out, the owner's root key and so every scope.
-        history: "shared", and who joins reads what was written before; or "from_join", and each join
-            starts a new epoch.
-        follows: a class of memberships, which gives the key of a group to this one's owner: each membership
-            that is added or deleted by a flush has its row here with it, which hangs on it by a foreign key.
+        to: the attribute or column that refers to the recipient, which is a `KeyOwner` too.
+        scope: the scope whose data key is granted; left out, the owner's root key and so every scope.
+        history: "shared": a new member reads what was written before. "from_join": each join starts a new
+            epoch.
+        follows: a class of memberships, which grants the key of a group to this class's owner. A flush that
+            adds or deletes a membership adds or deletes its row here, and a foreign key ties the two rows
+            together.
         grant_names: other names for the companion table and its class, `GrantNames(table="member_keys")`.
 
     Class attributes:
-        __grant_label__: what grants are bound to in place of the table's name. Pin the old name before a
-            rename.
+        __grant_label__: the name that grants are bound to in place of the table's name. Set it to the old
+            name before a rename.
     """
 
     __grant_label__: ClassVar[str | None] = None
@@ -107,9 +109,9 @@ _secondaries: WeakKeyDictionary[RelationshipProperty[Any], None] = WeakKeyDictio
 
 
 def grant_class_of(mapper: Mapper[Any]) -> GrantClass | None:
-    """The grant class of a mapper, its base's for a subclass."""
-    found: GrantClass | None = records_of_mapper(mapper).get(_GRANT)
-    return found or (grant_class_of(mapper.inherits) if mapper.inherits is not None else None)
+    """The grant class of a mapper; a subclass has that of its base."""
+    own: GrantClass | None = records_of_mapper(mapper).get(_GRANT)
+    return own or (grant_class_of(mapper.inherits) if mapper.inherits is not None else None)
 
 
 def grants_can_circle(grant: GrantClass) -> bool:
@@ -128,14 +130,14 @@ def has_grants(table: object) -> bool:
 
 
 def grant_of(table: Table) -> GrantClass:
-    """The grant whose rows this table holds."""
-    found: GrantClass = records_of_table(table)[_GRANT]
-    return found
+    """The grant class whose rows this table holds."""
+    grant: GrantClass = records_of_table(table)[_GRANT]
+    return grant
 
 
 def on_mapper(mapper: Mapper[Any], cls: type[Any]) -> bool:
-    """A class was mapped: note a grant, and complete those whose owners are all known by now. Tells whether
-    it is one."""
+    """A class was mapped: note a grant, and complete the grants whose owners are all known by now. Tells
+    whether the class is a grant."""
     is_grant = issubclass(cls, KeyGrant) and mapper.inherits is None
     if is_grant:
         if not hasattr(cls, "__grant_options__"):
@@ -153,13 +155,13 @@ def on_mapper(mapper: Mapper[Any], cls: type[Any]) -> bool:
 
 
 def check_all() -> None:
-    """Mappers are configured: a grant that is still waiting will never be complete.
+    """Mappers are configured: a grant that still waits for its owners will never be complete.
 
     Raises:
-        ConfigurationError: what it refers to is no key owner, has no such scope, or histories differ; or a
-            relationship writes its rows past the objects.
+        ConfigurationError: `of` or `to` refers to no key owner, or the owner has no such scope, or histories
+            differ, or a relationship writes granting rows past their objects.
     """
-    # Registries are configured one by one: what belongs to another may not be yet.
+    # Registries are configured one by one: mappers of another registry may still be waiting.
     for mapper in [one for one in list(_waiting) if one.configured]:
         of, to, _, _ = mapper.class_.__grant_options__
         raise ConfigurationError(
@@ -192,26 +194,26 @@ def _check(grant: GrantClass) -> None:
 
 
 def refuse_secondaries(mapper: Mapper[Any]) -> None:
-    """A mapper is configured: none of its relationships may write granting rows as a `secondary`. Those whose
-    grant is not known yet are asked again by `check_all`.
+    """A mapper is configured: refuse a relationship that writes granting rows as its `secondary`. If the
+    grant is not known yet, `check_all` asks again.
 
     Raises:
-        ConfigurationError: one does.
+        ConfigurationError: there is such a relationship.
     """
     for relation in mapper.relationships:
         if isinstance(relation.secondary, Table) and not relation.viewonly:
             if records_of_table(relation.secondary).get(_GRANT) is None:
                 _secondaries[relation] = None
                 continue
-            # SQLAlchemy calls a mapper configured all the same, and whoever catches this would go on.
+            # SQLAlchemy counts the mapper as configured even so, and code that catches the error would go on.
             for write in ("before_insert", "before_update"):
                 event.listen(mapper, write, lambda *_, refused=relation: _refuse_secondary(refused))
             _refuse_secondary(relation)
 
 
 def _refuse_secondary(relation: RelationshipProperty[Any]) -> None:
-    """The rows that a relationship writes into its `secondary` are no objects: no flush would grant by them,
-    and who is a member for everybody to see would read nothing."""
+    """The rows that a relationship writes into its `secondary` are no objects. So no flush would grant a
+    key for them: a user would be a member in every list, and could read nothing."""
     table = relation.secondary
     grant: GrantClass | None = records_of_table(table).get(_GRANT) if isinstance(table, Table) else None
     if grant is None:
@@ -229,7 +231,7 @@ def _refuse_secondary(relation: RelationshipProperty[Any]) -> None:
 
 
 def _link_to(grant: GrantClass, target: Mapper[Any]) -> str:
-    """The relationship of a grant's class that leads to this end, or the name to give it."""
+    """The relationship of a grant's class that leads to this mapper, or the name to give it."""
     for relation in grant.mapper.relationships:
         if relation.mapper is target and not relation.uselist:
             key: str = relation.key
@@ -238,12 +240,12 @@ def _link_to(grant: GrantClass, target: Mapper[Any]) -> str:
 
 
 def grant_written_by(mapper: Mapper[Any]) -> GrantClass | None:
-    """The grant whose rows this mapper writes, though it is not the grant's own."""
+    """The grant class whose rows this mapper writes, although it is not the grant's own mapper."""
     if grant_class_of(mapper) is not None:
         return None
-    grants = (records_of_table(one).get(_GRANT) for one in mapper.tables if isinstance(one, Table))
-    found: GrantClass | None = next((one for one in grants if one is not None), None)
-    return found
+    tables = [table for table in mapper.tables if isinstance(table, Table)]
+    grants = [records_of_table(table).get(_GRANT) for table in tables]
+    return next((grant for grant in grants if grant is not None), None)
 
 
 def _paths(mapper: Mapper[Any]) -> tuple[OwnerPath, OwnerPath] | None:
@@ -251,7 +253,7 @@ def _paths(mapper: Mapper[Any]) -> tuple[OwnerPath, OwnerPath] | None:
     try:
         paths = path_through(_columns(mapper, of)), path_through(_columns(mapper, to))
     except (InvalidRequestError, ArgumentError, KeyError):
-        return None  # a foreign key to a table that is not there yet
+        return None  # a foreign key to a table that is not declared yet
     if paths[0] is None or paths[1] is None:
         return None
     if any(path.owner_class.key_class is None for path in (paths[0], paths[1])):
@@ -281,30 +283,26 @@ def _complete(mapper: Mapper[Any], of: OwnerPath, to: OwnerPath) -> None:
         leader = grant_class_of(inspect(cls.__grant_follows__))
         assert leader is not None  # noqa: S101 - asked by `_paths`
         follow(grant, leader)
-    for known in (of.owner_class.grants_of, to.owner_class.grants_to):
-        # A class that is made a second time takes the place of the first one.
-        known[:] = [*(one for one in known if one.table is not table), grant]
-
-
-def _now(_context: object) -> dt.datetime:
-    # Without a parameter SQLAlchemy would wrap it, and a MetaData with the wrapper in it cannot be pickled.
-    return dt.datetime.now(dt.UTC)
+    for grants in (of.owner_class.grants_of, to.owner_class.grants_to):
+        # A class that is declared a second time takes the place of the first.
+        grants[:] = [*(other for other in grants if other.table is not table), grant]
 
 
 class KeyGrantTable:
-    """What every table of grants has; one row is one key, for one recipient."""
+    """The columns of every table of grants. One row is one key for one recipient."""
 
     grant_id: Mapped[uuid.UUID] = mapped_column(KEY_UUID, primary_key=True)
     state: Mapped[str] = mapped_column(String(16))
     wrapped: Mapped[bytes | None] = mapped_column(LargeBinary)
     seal: Mapped[bytes | None] = mapped_column(LargeBinary(48))
-    created_at: Mapped[dt.datetime] = mapped_column(DateTime(timezone=True), default=_now)
-    changed_at: Mapped[dt.datetime | None] = mapped_column(DateTime(timezone=True), onupdate=_now)
+    created_at: Mapped[dt.datetime] = mapped_column(DateTime(timezone=True), default=now)
+    changed_at: Mapped[dt.datetime | None] = mapped_column(DateTime(timezone=True), onupdate=now)
 
 
 def _companion(
     mapper: Mapper[Any], table: Table, of: OwnerClass, to: OwnerClass
 ) -> tuple[Table, tuple[Column[Any], ...]]:
+    """The companion table of a grant, and its columns that refer to the granting row."""
     cls: type[KeyGrant] = mapper.class_
     known = {"table": table.name, "grant": cls.__name__}
     name = Name(
@@ -315,27 +313,26 @@ def _companion(
     )
     row_key = tuple(table.primary_key.columns)
     names = [f"row_{column.key}" for column in row_key]
-    attributes: dict[str, Any] = {
-        "key_id": mapped_column(
-            KEY_UUID,
-            ForeignKey(of.key_class.__table__.c.key_id, ondelete="CASCADE"),
-            nullable=False,
-            index=True,
-        ),
-        "recipient_key_id": mapped_column(
-            KEY_UUID,
-            ForeignKey(to.key_class.__table__.c.key_id, ondelete="CASCADE"),
-            nullable=True,
-            index=True,
-        ),
-        **{
-            one: mapped_column(column.type, nullable=False)
-            for one, column in zip(names, row_key, strict=True)
-        },
+    attributes = {
+        "key_id": _key_reference(of, nullable=False),
+        "recipient_key_id": _key_reference(to, nullable=True),
     }
+    for row_name, column in zip(names, row_key, strict=True):
+        attributes[row_name] = mapped_column(column.type, nullable=False)
     cls.__grant_class__ = generate(mapper, KeyGrantTable, name, attributes)
     companion: Table = cls.__grant_class__.__table__  # type: ignore[attr-defined]  # it is mapped by now
-    columns = tuple(companion.c[one] for one in names)
+    columns = tuple(companion.c[row_name] for row_name in names)
+    _tie_to_row(companion, columns, row_key)
+    return companion, columns
+
+
+def _key_reference(owner_class: OwnerClass, *, nullable: bool) -> Any:
+    reference = ForeignKey(owner_class.key_class.__table__.c.key_id, ondelete="CASCADE")
+    return mapped_column(KEY_UUID, reference, nullable=nullable, index=True)
+
+
+def _tie_to_row(companion: Table, columns: tuple[Column[Any], ...], row_key: tuple[Column[Any], ...]) -> None:
+    """Give the companion table its foreign key to the granting row, and the keys and indexes on it."""
     companion.append_constraint(
         ForeignKeyConstraint(columns, row_key, ondelete="CASCADE", onupdate="CASCADE")
     )
@@ -344,4 +341,3 @@ def _companion(
     )
     Index(conv(f"ix_{companion.name}_row"), *columns)
     name_indexes(companion)
-    return companion, columns

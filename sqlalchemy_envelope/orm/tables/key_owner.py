@@ -1,7 +1,7 @@
 """`KeyOwner` and the mapped tables that hold its keys, beside the data and with real cascades.
 
 Each owner class gets tables of its own: a foreign key needs one target, and only a foreign key deletes an
-owner's keys with the owner, whoever deletes it.
+owner's keys with the owner, whichever program deletes it.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from sqlalchemy_envelope.orm.tables.generated import (
     generate,
     name_indexes,
     note_table,
+    now,
 )
 from sqlalchemy_envelope.orm.tables.owners import KEY_UUID, OwnerClass, owner_class_of, register
 from sqlalchemy_envelope.orm.tables.python_types import python_type_of
@@ -46,23 +47,24 @@ Owner = TypeVar("Owner")
 
 
 class KeyOwner:
-    """Mixin: instances of the class have keys, in `<table>_key` and `<table>_keyslot`,
-    deleted with their owner. The classes that map these tables are `__key_class__` and `__slot_class__`.
+    """Mixin: instances of the class have keys, in `<table>_key` and `<table>_keyslot`, which are deleted with
+    their owner. The classes that map these tables are `__key_class__` and `__slot_class__`.
 
-    Its own `EncryptedType` columns are encrypted with its own key. Other tables refer to it by a foreign key.
+    The class's own `EncryptedType` columns are encrypted with the instance's key. Other tables refer to it by
+    a foreign key.
 
     Class keywords:
         sole: the class has one row, and columns that name the class, `EncryptedType(..., owner=Vault)`, are
-            encrypted with its key: an application's own secrets, the user of a program with one passphrase,
-            a tenant with a schema of its own.
+            encrypted with its key: an application's own secrets, the user of a program with one passphrase, a
+            tenant with a schema of its own.
         key_tables: False to declare the tables yourself, as `KeyTable[Owner]` and `KeySlotTable[Owner]`.
         key_names: other names for the tables and their classes, `KeyNames(key_table="user_keys")`.
 
     Class attributes:
-        __owner_label__: what keys are bound to in place of the table's name. Pin the
-            old name before a rename.
-        __owner_reference__: the name of an immutable, unique attribute to bind keys to in
-            place of the primary key.
+        __owner_label__: the name that keys are bound to in place of the table's name. Set it to the old name
+            before a rename.
+        __owner_reference__: the name of an immutable, unique attribute to which keys are bound in place of
+            the primary key.
     """
 
     __owner_label__: ClassVar[str | None] = None
@@ -90,13 +92,8 @@ class KeyOwner:
         super().__init_subclass__(**kwargs)
 
 
-def _now(_context: object) -> dt.datetime:
-    # Without a parameter SQLAlchemy would wrap it, and a MetaData with the wrapper in it cannot be pickled.
-    return dt.datetime.now(dt.UTC)
-
-
 class _OwnedTable(Generic[Owner]):
-    """What both kinds of table share: they find their owner class in `Table[Owner]`."""
+    """Both kinds of table find their owner class in `Table[Owner]`."""
 
     __owner_class__: ClassVar[OwnerClass]
 
@@ -107,10 +104,10 @@ class _OwnedTable(Generic[Owner]):
                 (owner,) = get_args(base)
                 if isinstance(owner, TypeVar):
                     continue
-                found = owner_class_of(getattr(owner, "__table__", None))
-                if found is None:
+                owner_class = owner_class_of(getattr(owner, "__table__", None))
+                if owner_class is None:
                     raise ConfigurationError(f"{cls.__name__}: {owner.__name__} is not a mapped KeyOwner.")
-                cls.__owner_class__ = found
+                cls.__owner_class__ = owner_class
         if hasattr(cls, "__owner_class__"):
             cls._refer(cls.__owner_class__)
         super().__init_subclass__(**kwargs)
@@ -121,9 +118,9 @@ class _OwnedTable(Generic[Owner]):
 
 
 class KeyTable(_OwnedTable[Owner]):
-    """Keys of one class of owners. `granted` counts the grants that were made of a key; fewer rows than that,
-    and somebody was removed. Subclass it to choose the table's name or to add columns:
-    `class UserKey(KeyTable[User], Base): __tablename__ = "user_keys"`."""
+    """Keys of one class of owners. `granted` counts the grants that were made of a key: if fewer rows than
+    that exist, somebody was removed. Subclass it to choose the table's name or to add columns: `class
+    UserKey(KeyTable[User], Base): __tablename__ = "user_keys"`."""
 
     key_id: Mapped[uuid.UUID] = mapped_column(KEY_UUID, primary_key=True)
     owner_reference: Mapped[bytes] = mapped_column(LargeBinary)
@@ -139,7 +136,7 @@ class KeyTable(_OwnedTable[Owner]):
     proof: Mapped[bytes | None] = mapped_column(LargeBinary(64))
     granted: Mapped[int] = mapped_column(Integer, default=0)
     seal: Mapped[bytes | None] = mapped_column(LargeBinary(48))
-    created_at: Mapped[dt.datetime] = mapped_column(DateTime(timezone=True), default=_now)
+    created_at: Mapped[dt.datetime] = mapped_column(DateTime(timezone=True), default=now)
     retired_at: Mapped[dt.datetime | None] = mapped_column(DateTime(timezone=True))
 
     @classmethod
@@ -162,8 +159,8 @@ class KeySlotTable(_OwnedTable[Owner]):
     wrapped: Mapped[bytes] = mapped_column(LargeBinary)
     seal: Mapped[bytes | None] = mapped_column(LargeBinary(48))
     label: Mapped[str | None] = mapped_column(String(255))
-    created_at: Mapped[dt.datetime] = mapped_column(DateTime(timezone=True), default=_now)
-    changed_at: Mapped[dt.datetime | None] = mapped_column(DateTime(timezone=True), onupdate=_now)
+    created_at: Mapped[dt.datetime] = mapped_column(DateTime(timezone=True), default=now)
+    changed_at: Mapped[dt.datetime | None] = mapped_column(DateTime(timezone=True), onupdate=now)
 
     if TYPE_CHECKING:
         key_id: Mapped[uuid.UUID]
@@ -203,7 +200,7 @@ def _new_owner_class(mapper: Mapper[Any], cls: type[KeyOwner]) -> OwnerClass:
             sole_key(column)
     before = owner_class_of(table)
     if before is not None:
-        # The class is made a second time. What other tables hold of the first one has to be right still.
+        # The class is declared a second time. Other tables hold the first owner class, which is renewed.
         owner_class = _renew(before, owner_class)
     register(table, owner_class)
     if cls.__key_tables__:
@@ -213,9 +210,9 @@ def _new_owner_class(mapper: Mapper[Any], cls: type[KeyOwner]) -> OwnerClass:
 
 
 def is_sole(mapper: Mapper[Any]) -> bool:
-    """Whether a mapper is the one of a sole owner's class."""
-    found = owner_class_of(mapper.local_table)
-    return found is not None and found.is_sole and found.mapper is mapper
+    """Whether a mapper is that of a sole owner's class."""
+    owner_class = owner_class_of(mapper.local_table)
+    return owner_class is not None and owner_class.is_sole and owner_class.mapper is mapper
 
 
 def _renew(before: OwnerClass, now: OwnerClass) -> OwnerClass:
@@ -225,8 +222,8 @@ def _renew(before: OwnerClass, now: OwnerClass) -> OwnerClass:
     before.key_class = before.slot_class = None
     before.selects.clear()
     for grant in (*before.grants_of, *before.grants_to):
-        for one in (grant, grant.of.owner_class, grant.to.owner_class):
-            one.selects.clear()
+        for prepared in (grant, grant.of.owner_class, grant.to.owner_class):
+            prepared.selects.clear()
     return before
 
 
@@ -251,7 +248,7 @@ def _names(cls: type[KeyOwner], table: str) -> tuple[Name, Name]:
 def _check_key_type(cls: type[Any], column: Column[Any]) -> None:
     python_type = python_type_of(column.type)
     if python_type is None:
-        return  # its values are checked when they are bound to
+        return  # its values are checked when keys are bound to them
     if python_type is bool or not issubclass(python_type, (int, str, uuid.UUID, bytes, dt.date)):
         raise ConfigurationError(
             f"{cls.__name__}.{column.key}: a key owner's primary key is made of int, str, UUID, bytes or "
@@ -260,7 +257,7 @@ def _check_key_type(cls: type[Any], column: Column[Any]) -> None:
 
 
 def _complete(mapper: Mapper[Any], cls: type[Any]) -> None:
-    """Add what needs the whole table, and tell the owner class."""
+    """Add the constraints that need the whole table, and note it in the owner class."""
     table: Table = mapper.local_table  # type: ignore[assignment]  # a declared class
     owner_class: OwnerClass = cls.__owner_class__
     owner: Any = owner_class.mapper.class_
@@ -269,6 +266,13 @@ def _complete(mapper: Mapper[Any], cls: type[Any]) -> None:
     if issubclass(cls, KeySlotTable):
         owner_class.slot_class = owner.__slot_class__ = cls
         return
+    _constrain(table, owner_class)
+    owner_class.key_class = owner.__key_class__ = cls
+    owner_class.owner_columns = tuple(table.c[name] for name in _owner_names(owner_class))
+
+
+def _constrain(table: Table, owner_class: OwnerClass) -> None:
+    """Give a table of keys its keys, its foreign keys and indexes."""
     columns = tuple(table.c[name] for name in _owner_names(owner_class))
     if len(columns) > 1:
         table.append_constraint(
@@ -290,5 +294,3 @@ def _complete(mapper: Mapper[Any], cls: type[Any]) -> None:
         sqlite_where=active,
         postgresql_where=active,
     ).ddl_if(dialect=("sqlite", "postgresql"))  # type: ignore[arg-type]  # documented to take several
-    owner_class.key_class, owner_class.owner_columns = cls, columns
-    owner.__key_class__ = cls

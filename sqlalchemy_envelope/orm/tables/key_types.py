@@ -28,8 +28,8 @@ def mistyped(columns: Sequence[Column[Any]], values: Sequence[Any]) -> str | Non
 
 
 def mistyped_for(columns: Sequence[Column[Any]], kinds: Sequence[Kind], values: Sequence[Any]) -> str | None:
-    """The same, where the types are known already. What is of no type that a key has is told where the key is
-    used."""
+    """The same, where the types are known already. A value of a type that no key has is refused where the
+    key is used."""
     for column, kind, value in zip(columns, kinds, values, strict=True):
         if kind is None or not isinstance(value, _KINDS):
             continue
@@ -48,7 +48,8 @@ def mistyped_for(columns: Sequence[Column[Any]], kinds: Sequence[Kind], values: 
 
 
 def kinds_of(columns: Iterable[Column[Any]]) -> tuple[Kind, ...]:
-    """The types of columns' values; a decorator where that alone can tell, and None where any fits."""
+    """The types of columns' values. A decorator stands for itself, because it alone can say; None for any
+    type."""
     return tuple(_kind_of(column) for column in columns)
 
 
@@ -60,10 +61,10 @@ def _kind_of(column: Column[Any]) -> Kind:
 
 
 def _read_back(decorator: TypeDecorator[Any], value: Any) -> Any:
-    """What is read where this value was written. A decorator may take several forms of one key, text and UUID
-    for example; an owner's name in memory and in its keys is the form that is read.
+    """The value that is read after this value was written. A decorator may take several forms of one key, for
+    example text and UUID; an owner's name in memory and in its keys has the form that is read.
 
-    A value that the decorator does not take is told by the statement that brings it.
+    A value that the decorator does not take is refused by the statement that brings it.
     """
     bind, result = decorator.bind_processor(_DIALECT), decorator.result_processor(_DIALECT, None)
     try:

@@ -1,10 +1,10 @@
-"""Where the rows of an owner class lie: in which database, and in which schema of it.
+"""Where the rows of an owner class are: in which database, and in which of its schemas.
 
 Primary keys repeat: every tenant's database and schema has a user 1. So an owner's name in memory begins with
 its location, and keys that are open for one location serve no other.
 
-`databases` tells databases apart. A schema is the one that a statement reaches: translated by
-`schema_translate_map`, or the one in which the database finds the owner's table and that of its keys.
+`databases` distinguishes databases. The schema is the one that a statement reaches: `schema_translate_map`
+translates it, or the database finds the owner's table and the table of its keys there.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 
 def location_of(session: Session, mapper: Mapper[Any], realm: Realm) -> Location:
-    """Where a session keeps the owners of a class.
+    """Where a session has the owners of a class.
 
     Raises:
         ConfigurationError: the session spreads one class over several databases.
@@ -59,7 +59,7 @@ def location_on(
 
 
 class LastLocation:
-    """Where a statement found the owners of a class last: most often it finds them there again."""
+    """Where a statement last found the owners of a class: most statements find them there again."""
 
     __slots__ = ("_found", "_owner_class")
 
@@ -81,7 +81,8 @@ class LastLocation:
 
 
 def bind_of(session: Session, mapper: Mapper[Any]) -> Engine | Connection:
-    """The database that a session writes a class to: one that only reads may be a replica of it.
+    """The database to which a session writes a class. Where it only reads, it may use a replica of that
+    database.
 
     Raises:
         ConfigurationError: as `location_of`.
@@ -114,7 +115,7 @@ def _name(database: str, schema: str) -> Location:
 
 
 def _tables(table: Table) -> tuple[str, ...]:
-    """The names of an owner class's tables: its own, and that of its keys."""
+    """The names of an owner class's tables: its own, and the table of its keys."""
     owner_class = owner_class_of(table)
     if owner_class is None or owner_class.key_class is None:
         return (table.name,)

@@ -1,4 +1,4 @@
-"""Which errors of a database say that a table is not there, and what to do where it is one of keys."""
+"""Which errors of a database say that a table does not exist, and what to do if it is a table of keys."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ _SQLITE_WORDS = "no such table: "
 
 
 def missing_tables(error: DBAPIError, statement: Any) -> ConfigurationError | None:
-    """The error for tables of keys that are not in the database; None if that is not what went wrong."""
+    """The error for key tables that the database does not have; None if the error has another cause."""
     if not _is_no_table(error.orig):
         return None
-    told = str(error.orig)
-    tables = {one for one in iterate(statement) if isinstance(one, Table) and owner_class_of(one) is None}
-    names = sorted(one.fullname for one in tables if one.name in told)
+    text = str(error.orig)
+    tables = {table for table in iterate(statement) if isinstance(table, Table)}
+    names = sorted(one.fullname for one in tables if owner_class_of(one) is None and one.name in text)
     if not names:
         return None
     return ConfigurationError(
@@ -39,5 +39,5 @@ def _is_no_table(original: Any) -> bool:
     if state is not None:
         return bool(state == _STATE)
     first = next(iter(getattr(original, "args", ())), None)
-    # SQLite has no code of its own for this, and says it in English wherever it runs.
+    # SQLite has no code for this error, and its text is English everywhere.
     return first == _MYSQL_CODE or str(first).startswith(_SQLITE_WORDS)

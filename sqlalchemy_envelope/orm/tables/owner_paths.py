@@ -1,8 +1,8 @@
-"""How a row leads to its owner: by columns of its own, through other rows, by one of several ways, or not at
+"""How a row leads to its owner: by columns of its own, through other rows, in one of several ways, or not at
 all because there is only one owner.
 
-A path takes the values of the row's own columns (`keys`) and tells class and primary key of the owner. What
-the row does not hold, somebody has to look up: a `Seeker`.
+A path takes the values of the row's own columns (`keys`) and gives class and primary key of the owner. A
+`Seeker` looks up what the row itself does not hold.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 class Seeker(Protocol):
-    """Looks up owners that a row does not name itself; None where that cannot be told here."""
+    """Looks up owners that a row does not name itself. Its answer is None where it cannot know."""
 
     def linked(self, path: LinkedPath, values: PrimaryKey) -> PrimaryKey | None:
         """What the row at the end of the path's steps says of its owner: its values of `path.last`."""
@@ -39,7 +39,7 @@ class Seeker(Protocol):
 
 
 class OwnerPath:
-    """Columns of the row hold the owner's primary key, in that key's order.
+    """Columns of the row hold the owner's primary key, in the order of that key.
 
     Attributes:
         columns, keys: the columns, and their names in a statement's parameters.
@@ -62,7 +62,7 @@ class OwnerPath:
 
     @property
     def owner_classes(self) -> tuple[OwnerClass, ...]:
-        """Every class that an owner may be of."""
+        """Every class that an owner may have."""
         return (self.owner_class,)
 
     @property
@@ -71,7 +71,7 @@ class OwnerPath:
         return (self.owner_class.mapper, self.columns)
 
     def find(self, values: Sequence[Any], seeker: Seeker) -> Owner | None:
-        """The owner of a row with these values of `keys`, or None if they do not lead to one."""
+        """The owner of a row with these values of `keys`; None if they lead to no owner."""
         missing = any(value is None for value in values)
         return None if missing else (self.owner_class, tuple(values))
 
@@ -83,8 +83,8 @@ class OwnerPath:
     def belongs(
         self, columns: Sequence[Any], owner_class: OwnerClass, key: PrimaryKey
     ) -> ColumnElement[bool]:
-        """In SQL: that a row, with these columns for the path's own, is this owner's. NULL where the row
-        leads to nobody."""
+        """The SQL condition that a row is this owner's. `columns` stand for the path's own columns. It is
+        NULL where the row leads to no owner."""
         return and_(*(column == value for column, value in zip(columns, key, strict=True)))
 
     def along(self, columns: tuple[Column[Any], ...]) -> OwnerPath:
@@ -93,11 +93,12 @@ class OwnerPath:
 
 
 class LinkedPath(OwnerPath):
-    """Columns of the row refer to another row, and that one leads to the owner, through any number of steps.
+    """Columns of the row refer to another row, and that row leads to the owner, through any number of steps.
 
     Attributes:
-        steps: the relationships on the way, each many-to-one; the first is of the row's own class.
-        onward: from the row at the end of the steps to the owner: its own columns, or one of several of them.
+        steps: the relationships on the way, each many-to-one; the first belongs to the row's own class.
+        onward: the path from the row at the end of the steps to the owner: by its own columns, or one of
+            several paths.
         last: the attributes of that row which `onward` takes.
     """
 
@@ -117,7 +118,7 @@ class LinkedPath(OwnerPath):
 
     @property
     def owner_classes(self) -> tuple[OwnerClass, ...]:
-        """Every class that an owner may be of."""
+        """Every class that an owner may have."""
         return self.onward.owner_classes
 
     @property
@@ -129,8 +130,8 @@ class LinkedPath(OwnerPath):
         """The owner behind the row that these values refer to."""
         if any(value is None for value in values):
             return None
-        found = seeker.linked(self, tuple(values))
-        return None if found is None else self.onward.find(found, seeker)
+        last = seeker.linked(self, tuple(values))
+        return None if last is None else self.onward.find(last, seeker)
 
     def leads(self, last: Sequence[Any]) -> bool:
         """Whether the row at the end of the steps names an owner by these values of `last`."""
@@ -154,30 +155,31 @@ class LinkedPath(OwnerPath):
         return copy
 
     def query(self, links: Iterable[PrimaryKey], *, locks: bool = False) -> Select[Any]:
-        """The primary keys of the rows that these values refer to, each with what it says of its owner.
+        """A query for the rows that these values refer to: their primary keys, and what they say of their
+        owner.
 
         Args:
-            locks: for a writer: the rows are locked, as by a foreign key that refers to them, and lead there
-                until the transaction ends.
+            locks: for a writer. The rows are locked, as by a foreign key that refers to them, and so lead to
+                the same owner until the transaction ends.
         """
         entities = [aliased(step.mapper) for step in self.steps]
         remote = [getattr(entities[0], key) for key in self.remote]
         owner = [getattr(entities[-1], key) for key in self.last]
         statement = self._select(entities, [*remote, *owner])
-        found: Select[Any] = statement.where(among(remote, links))
-        return found.with_for_update(read=True, key_share=True, of=entities) if locks else found
+        query: Select[Any] = statement.where(among(remote, links))
+        return query.with_for_update(read=True, key_share=True, of=entities) if locks else query
 
     def belongs(
         self, columns: Sequence[Any], owner_class: OwnerClass, key: PrimaryKey
     ) -> ColumnElement[bool]:
-        """In SQL: that a row, with these columns for the path's own, is this owner's."""
+        """The SQL condition that a row is this owner's. `columns` stand for the path's own columns."""
         entities = [aliased(step.mapper) for step in self.steps]
         remote = [getattr(entities[0], name) for name in self.remote]
         last = [getattr(entities[-1], name) for name in self.last]
         leading = self._select(entities, remote).where(self.onward.belongs(last, owner_class, key))
         only = columns[0] if len(columns) == 1 else tuple_(*columns)
-        found: ColumnElement[bool] = only.in_(leading)
-        return found
+        belongs: ColumnElement[bool] = only.in_(leading)
+        return belongs
 
     def _select(self, entities: Sequence[Any], columns: Sequence[Any]) -> Any:
         statement: Any = select(*columns).select_from(entities[0])
@@ -186,14 +188,15 @@ class LinkedPath(OwnerPath):
         return statement
 
     def links(self) -> Iterable[tuple[Mapper[Any], tuple[str, ...]]]:
-        """Each class on the way, with its attributes that lead on: who changes those moves other rows."""
+        """Each class on the way, with its attributes that lead on. A change of such an attribute moves
+        other rows."""
         for here, onward in pairwise(self.steps):
             yield here.mapper, tuple(here.mapper.get_property_by_column(c).key for c in onward.local_columns)
         yield self.steps[-1].mapper, self.last
 
     def join(self, statement: Any, row: Any, mapper: Mapper[Any], steps: int) -> tuple[Any, Any]:
-        """A SELECT from rows of the path's own class, joined to the class so many steps on, and that class as
-        it stands there."""
+        """A SELECT from rows of the path's own class, joined to the class so many steps on; and that class
+        as the SELECT names it."""
         here = row
         for at, step in enumerate(self.steps[:steps]):
             far = aliased(step.mapper)
@@ -222,7 +225,7 @@ class ChosenPath(OwnerPath):
 
     @property
     def owner_classes(self) -> tuple[OwnerClass, ...]:
-        """Every class that an owner may be of."""
+        """Every class that an owner may have."""
         return tuple({id(c): c for one in self.alternatives for c in one.owner_classes}.values())
 
     @property
@@ -242,20 +245,24 @@ class ChosenPath(OwnerPath):
     def find(self, values: Sequence[Any], seeker: Seeker) -> Owner | None:
         """The owner by the one alternative that is set."""
         chosen = self.parts(values)
-        return chosen[0][0].find(chosen[0][1], seeker) if len(chosen) == 1 else None
+        if len(chosen) != 1:
+            return None
+        ((path, part),) = chosen
+        return path.find(part, seeker)
 
     def why_none(self, values: Sequence[Any]) -> str:
         """Why these values lead to no owner, for an error."""
         chosen = self.parts(values)
         if len(chosen) == 1:
-            return chosen[0][0].why_none(chosen[0][1])
+            ((path, part),) = chosen
+            return path.why_none(part)
         count = len(chosen) or "none"
         return f"exactly one of {self.names} must be set, and {count} of them {_are(len(chosen))}"
 
     def belongs(
         self, columns: Sequence[Any], owner_class: OwnerClass, key: PrimaryKey
     ) -> ColumnElement[bool]:
-        """In SQL: that a row, with these columns for the path's own, is this owner's."""
+        """The SQL condition that a row is this owner's. `columns` stand for the path's own columns."""
         cut = [[columns[place] for place in places] for places in self._places]
         ways = []
         for at, one in enumerate(self.alternatives):
@@ -280,7 +287,7 @@ class ChosenPath(OwnerPath):
 
 
 class SolePath(OwnerPath):
-    """Rows name no owner: a class with one row owns them all."""
+    """Rows name no owner: a class with one row owns all of them."""
 
     is_direct = False
 
@@ -289,8 +296,8 @@ class SolePath(OwnerPath):
 
     def find(self, values: Sequence[Any], seeker: Seeker) -> Owner | None:
         """The one row of the class."""
-        found = seeker.sole(self.owner_class)
-        return None if found is None else (self.owner_class, found)
+        key = seeker.sole(self.owner_class)
+        return None if key is None else (self.owner_class, key)
 
     def why_none(self, values: Sequence[Any]) -> str:
         """Why there is no owner, for an error."""
@@ -329,15 +336,16 @@ def path_through(columns: tuple[Column[Any], ...]) -> OwnerPath | None:
 
 
 def foreign_key_paths(table: Table, mapper: Mapper[Any] | None) -> list[OwnerPath]:
-    """The paths by foreign keys of a table and of the other tables of its class, such as an inherited one."""
+    """The paths by foreign keys of a table, and of the other tables of its class, such as an inherited
+    one."""
     tables = [table] if mapper is None else [one for one in mapper.tables if isinstance(one, Table)]
-    found: dict[tuple[Any, ...], OwnerPath] = {}
-    for one in tables:
-        for constraint in sorted(one.foreign_key_constraints, key=lambda each: list(each.column_keys)):
+    paths: dict[tuple[Any, ...], OwnerPath] = {}
+    for own in tables:
+        for constraint in sorted(own.foreign_key_constraints, key=lambda each: list(each.column_keys)):
             path = path_through(tuple(constraint.columns))
             if path is not None:
-                found.setdefault(path.columns, path)
-    return list(found.values())
+                paths.setdefault(path.columns, path)
+    return list(paths.values())
 
 
 def linked_paths(path: OwnerPath) -> tuple[LinkedPath, ...]:
@@ -350,10 +358,11 @@ def linked_paths(path: OwnerPath) -> tuple[LinkedPath, ...]:
 
 
 def among(columns: Sequence[Any], keys: Iterable[PrimaryKey]) -> Any:
-    """That these columns hold one of these keys."""
+    """The SQL condition that these columns hold one of these keys."""
     wanted = list(keys)
-    one = len(columns) == 1
-    return columns[0].in_([key[0] for key in wanted]) if one else tuple_(*columns).in_(wanted)
+    if len(columns) == 1:
+        return columns[0].in_([key[0] for key in wanted])
+    return tuple_(*columns).in_(wanted)
 
 
 def referred(step: RelationshipProperty[Any]) -> tuple[str, ...]:
@@ -362,7 +371,7 @@ def referred(step: RelationshipProperty[Any]) -> tuple[str, ...]:
 
 
 def referring(step: RelationshipProperty[Any]) -> tuple[str, ...]:
-    """The attributes of its own class that a relationship refers with."""
+    """The attributes of its own class by which a relationship refers."""
     return tuple(step.parent.get_property_by_column(one).key for one, _ in step.local_remote_pairs or ())
 
 

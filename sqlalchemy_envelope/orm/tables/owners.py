@@ -1,4 +1,4 @@
-"""Which mapped classes own keys, found by their tables."""
+"""Which mapped classes own keys, by their tables."""
 
 from __future__ import annotations
 
@@ -30,10 +30,11 @@ class OwnerClass:
     """One class of key owners, with the tables that hold its keys.
 
     Attributes:
-        scopes: the scopes that its encrypted columns name; each has data keys of its own.
-        grants_of, grants_to: the grant classes that share its keys, and that give it others'.
-        is_sole: the class has one row, which owns what names no other owner.
-        selects: what is read from its tables at each unlock; to make such a statement costs a fifth of
+        scopes: the scopes that its encrypted columns name; each scope has data keys of its own.
+        grants_of, grants_to: the grant classes that share its keys, and those that give it the keys of
+            others.
+        is_sole: the class has one row, which owns the rows that name no other owner.
+        selects: the statements that read its tables at each unlock; to make such a statement costs a fifth of
             sending it.
     """
 
@@ -60,11 +61,13 @@ class OwnerClass:
         return where + owner_reference(self.label, primary_key)
 
     def reference_of(self, primary_key: tuple[Any, ...]) -> bytes:
-        """What is stored to say whose a row is: the table's label and the primary key, wherever it lies."""
+        """What is stored to say whose a key row is: the table's label and the primary key, without the
+        location."""
         return owner_reference(self.label, primary_key)
 
     def reference(self, owner: Any, primary_key: tuple[Any, ...]) -> bytes:
-        """What this owner's wraps are bound to: its primary key, or the attribute that the class names."""
+        """What this owner's wraps are bound to: its primary key, or the value of the attribute that the
+        class names."""
         if self.reference_attribute is None:
             return self.reference_of(primary_key)
         value = getattr(owner, self.reference_attribute)
@@ -84,7 +87,7 @@ class Place(NamedTuple):
 
     @property
     def owner(self) -> bytes:
-        """The keyring's name for it."""
+        """The keyring's name for this owner."""
         return self.owner_class.owner_id(self.where, self.primary_key)
 
 
@@ -105,7 +108,7 @@ class GrantClass:
     Attributes:
         scope: the scope that is granted, None for the root key.
         row_columns: the companion table's columns that refer to the granting row.
-        selects: what is read from its tables as rows are read, as of `OwnerClass`.
+        selects: the statements that read its tables as rows are read, as in `OwnerClass`.
     """
 
     mapper: Mapper[Any]
@@ -134,12 +137,12 @@ class GrantClass:
         return encode_context("grant", self.label.encode("utf-8"), encode_reference(primary_key))
 
     def values(self, state: InstanceState[Any], columns: Sequence[Column[Any]]) -> tuple[Any, ...]:
-        """What a flushed object holds in these columns."""
+        """What a flushed object has in these columns."""
         return tuple(state.dict.get(self.mapper.get_property_by_column(column).key) for column in columns)
 
 
 KEY_UUID: Uuid[Any] = Uuid().with_variant(Uuid(native_uuid=False), "mysql", "mariadb")
-"""The type of key ids. MariaDB's own type refuses one UUIDv8 in some dozens, by how it sorts them."""
+"""The type of key ids. MariaDB's own type refuses one UUIDv8 in some dozens, because of how it sorts them."""
 
 _OWNER_CLASS = "owner_class"
 
@@ -152,7 +155,7 @@ def register(table: Any, owner_class: OwnerClass) -> None:
 
 
 def owner_class_of(table: Any) -> OwnerClass | None:
-    """The class of owners that this table belongs to, joined subclasses included."""
+    """The class of owners that this table belongs to. The table of a joined subclass belongs to it too."""
     return records_of_table(table).get(_OWNER_CLASS) if isinstance(table, Table) else None
 
 
@@ -161,7 +164,7 @@ def require_owner_class(owner: object) -> OwnerClass:
 
     Raises:
         ConfigurationError: its class is no `KeyOwner`, or has no key tables.
-        EnrollmentError: None was given.
+        EnrollmentError: the instance is None.
     """
     if owner is None:
         raise EnrollmentError(
@@ -172,15 +175,15 @@ def require_owner_class(owner: object) -> OwnerClass:
             f"An object of the type {type(owner).__name__} is no owner of keys: give the session, and then "
             "an instance of a KeyOwner."
         )
-    table = getattr(type(owner), "__table__", None)
-    found = owner_class_of(table)
-    if found is None:
+    owner_class = owner_class_of(getattr(type(owner), "__table__", None))
+    if owner_class is None:
         raise ConfigurationError(
             f"{type(owner).__name__} has no keys; declare `class {type(owner).__name__}(KeyOwner, Base)`."
         )
-    if found.key_class is None or found.slot_class is None:
+    if owner_class.key_class is None or owner_class.slot_class is None:
+        name = owner_class.name
         raise ConfigurationError(
-            f"{found.name} declares key_tables=False; add `class {found.name}Key(KeyTable[{found.name}], "
-            f"Base)` and `class {found.name}KeySlot(KeySlotTable[{found.name}], Base)`."
+            f"{name} declares key_tables=False; add `class {name}Key(KeyTable[{name}], Base)` and `class "
+            f"{name}KeySlot(KeySlotTable[{name}], Base)`."
         )
-    return found
+    return owner_class

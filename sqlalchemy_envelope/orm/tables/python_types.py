@@ -8,10 +8,10 @@ from sqlalchemy import TypeDecorator
 
 
 def python_type_of(type_: Any) -> type[Any] | None:
-    """The type of the Python values; None where an application's own type does not say."""
+    """The type of a column's Python values; None where an application's own type does not say."""
     try:
         found: type[Any] = type_.python_type
     except NotImplementedError:
         return None
-    # SQLAlchemy 2.1 says `object` for a decorator that does not tell.
+    # SQLAlchemy 2.1 answers `object` for a decorator that does not say.
     return None if found is object and isinstance(type_, TypeDecorator) else found

@@ -1,7 +1,7 @@
 """What the library knows of a table or a mapper, kept on that object itself.
 
-A global dictionary with weak keys would hold for ever what its values lead back to: an owner class has its
-mapper, the mapper its table. Here both go together, when nobody else holds them.
+A global dictionary with weak keys would never let go of them: its values lead back to the keys, from an owner
+class to its mapper, from the mapper to its table. Kept on the object, both are collected together.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ _RECORDS = "_sqlalchemy_envelope"
 
 
 class Records(dict[str, Any]):
-    """Records by name. A pickled `MetaData` takes none along: they are made anew from what is declared."""
+    """Records by name. A pickled `MetaData` takes none along: they are made again from the declarations."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Records, ()
@@ -25,7 +25,7 @@ class Records(dict[str, Any]):
 def records_of_table(table: Table) -> Records:
     """The records of a table, and of its annotated copies in statements of the ORM.
 
-    Not in `Table.info`, which `Table.to_metadata` copies and Alembic writes into revisions.
+    They are not in `Table.info`, which `Table.to_metadata` copies and Alembic writes into revisions.
     """
     known: Records | None = table.__dict__.get(_RECORDS)
     if known is not None:

@@ -1,7 +1,7 @@
-"""Classes with one row: the sole owner of what names no other owner.
+"""Classes with one row: the sole owner of rows that name no other owner.
 
-Its primary key is the same wherever it is made, so that two processes that make it at one moment cannot make
-two rows.
+Its primary key is the same in every process, so that two processes that make the row at one moment cannot
+make two rows.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def sole_key(column: Any) -> Any:
 
 
 def second_row(name: str) -> EnrollmentError:
-    """The error for a second row of such a class."""
+    """The error for a second row of a class with one row."""
     return EnrollmentError(
         f"{name} is declared sole=True and has its row already: load it, "
         f"`session.scalars(select({name})).one()`."
@@ -42,12 +42,12 @@ def second_row(name: str) -> EnrollmentError:
 
 
 def two_at_once(name: str) -> EnrollmentError:
-    """The error for several new rows of such a class."""
+    """The error for several new rows of such a class in one flush or statement."""
     return EnrollmentError(f"{name} is declared sole=True: it has a single row, and several are being added.")
 
 
 def may_be_several(name: str) -> EnrollmentError:
-    """The error for rows that a SELECT gives."""
+    """The error for rows of such a class that a SELECT gives."""
     return EnrollmentError(
         f"{name} is declared sole=True: it has a single row, and how many a SELECT gives is not known. Add "
         f"it by itself: `session.add({name}())`."
@@ -55,7 +55,7 @@ def may_be_several(name: str) -> EnrollmentError:
 
 
 def several_rows(name: str) -> ConfigurationError:
-    """The error where such a class has several rows already."""
+    """The error for a class of this kind that has several rows already."""
     return ConfigurationError(
         f"{name} is declared sole=True and has several rows: whose key encrypts is not clear. Delete all but "
         "the row whose keys are in use."

@@ -1,9 +1,9 @@
-"""The tables whose statements this library looks at: with encrypted columns, of owners and of grants, and
-those that lead to an owner.
+"""The tables whose statements this library looks at: tables with encrypted columns, tables of owners and of
+grants, and tables that lead to an owner.
 
-They are known by name, without a schema, because another `Table` object of one of them counts too: reflected,
-made by hand, or an annotated copy. A name too many costs a statement some microseconds and nothing else, and
-so it stays when its table is gone.
+They are known by name, without a schema, because another `Table` object of such a table counts too: a
+reflected one, one made by hand, an annotated copy. A name too many costs a statement some microseconds and
+nothing else, and so it stays when its table is gone.
 """
 
 from __future__ import annotations
@@ -24,12 +24,13 @@ _names_by_metadata: WeakKeyDictionary[MetaData, tuple[int, frozenset[str]]] = We
 
 
 def watch_name(table: Table) -> None:
-    """Look at the statements on tables of this name from here on."""
+    """Look at the statements on tables of this name from now on."""
     _names.add(str.lower(table.name))
 
 
 def is_watched(table: Any) -> bool:
-    """Whether this table's statements are looked at; so are those on an alias, or whatever is no `Table`."""
+    """Whether statements on this table are looked at. Those on an alias, or on anything but a `Table`,
+    always are."""
     if not isinstance(table, Table):
         return True
     name = str.lower(table.name)  # `table.name.lower()` leaves a quoted name as it is
@@ -37,10 +38,11 @@ def is_watched(table: Any) -> bool:
 
 
 def expected_for(name: str) -> list[Mapper[Any]]:
-    """The mappers that are not configured yet, and whose MetaData has a table of this name: it may lead to
-    the owners of their values. Another part of the application may never use its classes."""
-    mappers = filter(None, [one() for one in tuple(EXPECTED)])
-    return [one for one in mappers if name in _names_in(getattr(one.local_table, "metadata", None))]
+    """The mappers that are not configured yet and whose MetaData has a table of this name: the table may
+    lead to the owners of their values. The other mappers stay as they are: the application may never use
+    them."""
+    mappers = filter(None, [reference() for reference in tuple(EXPECTED)])
+    return [mapper for mapper in mappers if name in _names_in(getattr(mapper.local_table, "metadata", None))]
 
 
 def _names_in(metadata: MetaData | None) -> frozenset[str]:

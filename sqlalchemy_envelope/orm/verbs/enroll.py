@@ -40,7 +40,7 @@ from sqlalchemy_envelope.orm.tables.key_types import mistyped
 from sqlalchemy_envelope.orm.tables.owners import require_owner_class
 from sqlalchemy_envelope.orm.verbs.owner_keys import how_opened, locate, named, usable_state
 from sqlalchemy_envelope.orm.verbs.steps import Derivation, Outside
-from sqlalchemy_envelope.orm.writing.flushes import (
+from sqlalchemy_envelope.orm.writing.newcomers import (
     ENROLLING_OWNER,
     Enrolling,
     enrolling_in,

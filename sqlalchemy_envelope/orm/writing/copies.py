@@ -1,5 +1,5 @@
-"""What a statement may copy inside the database: INSERT .. FROM SELECT and upserts move ciphertext that
-nobody opens on the way, so that it must belong where it arrives."""
+"""What a statement may copy inside the database. INSERT .. FROM SELECT and upserts move ciphertext that is
+not opened on the way, so it must belong to the row that it arrives in."""
 
 from __future__ import annotations
 
@@ -27,13 +27,18 @@ if TYPE_CHECKING:
 
 
 def check_from_select(plan: TablePlan, statement: Any) -> None:
-    """INSERT .. FROM SELECT may copy ciphertext between columns of one label, or NULL, and nothing else."""
+    """Refuse an INSERT .. FROM SELECT, unless it copies into an encrypted column NULL or the values of a
+    column of the same label.
+
+    Raises:
+        StatementRefusedError: it copies anything else.
+    """
     if statement.select is None:
         return
     names: list[str] = list(statement._select_names or ())
     for part in parts_of(statement.select):
         sources = list(part.selected_columns)
-        if len(names) != len(sources):  # a textual select without `columns()`: what goes where cannot be told
+        if len(names) != len(sources):  # a textual select without `columns()`: nobody can say what goes where
             raise StatementRefusedError(
                 f"INSERT .. FROM SELECT into {plan.table.name}, which has encrypted columns: its "
                 f"{len(names)} columns are not matched by {len(sources)} of the select."
@@ -50,9 +55,9 @@ def _check_copies(plan: TablePlan, copied: Mapping[str, Any], *, typed: bool) ->
                 f"{plan.table.c[previous].name} with it, or load the rows and add them as objects."
             )
     for name, source in copied.items():
-        target = next((one for one in plan.columns if one.key == name), None)
+        target = next((column for column in plan.columns if column.key == name), None)
         if target is None:
-            # SQLAlchemy knows no other name, and says so.
+            # For a name that is no column SQLAlchemy has an error of its own.
             if name in plan.table.columns and holds_ciphertext(source):
                 raise _into_the_clear(f"{plan.table.name}.{name}")
         elif is_null(source):
@@ -67,7 +72,7 @@ def _check_copies(plan: TablePlan, copied: Mapping[str, Any], *, typed: bool) ->
 
 
 def check_plain_target(statement: Any) -> None:
-    """INSERT .. FROM SELECT into a table without encrypted columns may not copy ciphertext.
+    """Refuse an INSERT .. FROM SELECT that copies ciphertext into a table without encrypted columns.
 
     Raises:
         StatementRefusedError: it does.
@@ -89,7 +94,7 @@ _MADE_BY_SELECT = tuple(
 
 
 def check_made_by_select(element: Any) -> None:
-    """CREATE TABLE AS may not copy ciphertext, nor may a materialized view: another one copies nothing.
+    """Refuse a CREATE TABLE AS or a materialized view that copies ciphertext. Another view copies nothing.
 
     Raises:
         StatementRefusedError: it does.
@@ -104,7 +109,7 @@ def check_made_by_select(element: Any) -> None:
 
 
 def holds_ciphertext(source: Any) -> bool:
-    """Whether a value is what an encrypted column holds, by whatever type it goes."""
+    """Whether a value is ciphertext of an encrypted column, whatever type it has here."""
     if isinstance(source, ScalarSelect):
         return any(
             holds_ciphertext(one) for part in parts_of(source.element) for one in part.selected_columns
@@ -113,106 +118,115 @@ def holds_ciphertext(source: Any) -> bool:
         return holds_ciphertext(source.element)
     if not isinstance(source, ColumnElement):
         return False
-    if isinstance(source, TypeCoerce):  # has a type of its own, and what it is made of none the less
+    if isinstance(source, TypeCoerce):  # it has a type of its own, and still the value of its clause
         return holds_ciphertext(source.clause)
     return any(isinstance(one.type, EncryptedType) for one in (source, *source.base_columns))
 
 
 def check_upsert(plan: TablePlan, statement: Any) -> None:
-    """An upsert may set `excluded.<same column>` only, and only where the row's owner is settled too."""
+    """Refuse an upsert that sets an encrypted column to anything but `excluded.<same column>`, or that leaves
+    open whose row it changes.
+
+    Raises:
+        StatementRefusedError: the value would not belong to the row that exists.
+    """
     pairs = assigned_by_upsert(statement)
     if not pairs:
         return
-    clause = statement._post_values_clause
-    sets = {column_key(key): value for key, value in pairs.items()}
-    named = getattr(clause, "inferred_target_elements", None) or ()
-    targets = {_key_of_target(plan, one) for one in named}
-    row_key = {key.key for key in plan.table.primary_key}
-    for name, value in sets.items():
-        if name not in plan.keys and holds_ciphertext(value):
-            raise _into_the_clear(f"{plan.table.name}.{name}")
-    for path, columns in plan.groups:
-        moves = not path.is_self and not sets.keys().isdisjoint(path.keys)
-        settled = all(key in targets or _is_proposed(statement, sets.get(key), key) for key in path.keys)
-        for column in columns:
-            rekeys = column.row_bound and not sets.keys().isdisjoint(row_key)
-            if column.key not in sets and not moves and not rekeys:
-                continue
-            proposed = _is_proposed(statement, sets.get(column.key), column.key)
-            if not proposed or not settled or (column.row_bound and targets != row_key):
-                sets_it = None if column.key not in sets else proposed
-                raise _upsert_refusal(plan, statement, column, sets_it, targets, settled=settled)
+    upsert = _Upsert(plan, statement, pairs)
+    upsert.refuse_copies_into_the_clear()
+    for column in plan.columns:
+        upsert.check(column)
 
 
-def _upsert_refusal(
-    plan: TablePlan,
-    statement: Any,
-    column: EncryptedColumn,
-    sets_it: bool | None,
-    targets: set[str],
-    *,
-    settled: bool,
-) -> StatementRefusedError:
-    """The error for an upsert whose value does not belong to the row that is there.
+class _Upsert:
+    """An upsert on a table with encrypted columns: what it sets in a row that exists.
 
-    Args:
-        sets_it: whether it takes the value from the row that was to be inserted; None if it leaves it.
+    Attributes:
+        sets: the value of each column.
         targets: the columns whose conflict it is about, where the database has them named.
-        settled: whether the rows get the owner for whom the value is encrypted.
     """
-    name, path = f"{plan.table.name}.{column.key}", column.path
-    row = "excluded" if hasattr(statement, "excluded") else "inserted"
-    encrypted = f"{name} is encrypted for the row that was to be inserted"
-    if sets_it is None:
-        why = f"This upsert gives a row that is there another owner or key, and leaves its {column.key}"
-    elif not sets_it:
-        why = f"This upsert sets {name} to a value that is in no row, and values are encrypted for their rows"
-    elif not settled:
-        why = f"{encrypted}, and the row that is there may have another owner"
-    else:
-        why = f"{encrypted}, and the row that is there may have another primary key"
-    put = "Set" if sets_it is not False else "Put the value into the row, and set"
-    cure = f"{put} {column.key} from `{row}.{column.key}`"
-    if column.row_bound or path.is_self:
-        keys = " and ".join(one.key for one in plan.table.primary_key)
-        cure += f", and let the conflict be about {keys} alone"
-        if row == "inserted":  # MySQL does not say which key it is about
-            cure = "Load the rows and change the objects"
-    if not path.is_self and not (column.row_bound and row == "inserted"):
-        cure += "".join(f", with {key} from `{row}.{key}`" for key in path.keys if key not in targets)
-    return StatementRefusedError(f"{why}; nothing was sent. {cure}.")
 
+    def __init__(self, plan: TablePlan, statement: Any, pairs: Mapping[Any, Any]) -> None:
+        named = getattr(statement._post_values_clause, "inferred_target_elements", None) or ()
+        self._plan = plan
+        self._statement = statement
+        self.sets = {column_key(key): value for key, value in pairs.items()}
+        self.targets = {_key_of_target(plan, one) for one in named}
+        self._row_key = {key.key for key in plan.table.primary_key}
 
-def upsert_previous(plan: TablePlan, statement: Any) -> Any:
-    """The upsert, setting the previous column from the proposed row wherever it sets the encrypted one."""
-    clause = getattr(statement, "_post_values_clause", None)
-    attribute = "update_values_to_set" if hasattr(clause, "update_values_to_set") else "update"
-    updates = getattr(clause, attribute, None)
-    if not updates:
-        return statement
-    pairs = dict(updates.items() if hasattr(updates, "items") else updates)
-    names = set(map(column_key, assigned_by_upsert(statement)))
-    proposed = getattr(statement, "excluded", None)
-    proposed = statement.inserted if proposed is None else proposed
-    added = {previous: proposed[previous] for key, (previous, _) in plan.dual.items() if key in names}
-    if not added:
-        return statement
-    statement, clause = statement._clone(), clause._clone()  # type: ignore[union-attr]  # it has updates
-    whole = pairs | added
-    setattr(clause, attribute, whole if isinstance(updates, dict) else list(whole.items()))
-    statement._post_values_clause = clause
-    return statement
+    def refuse_copies_into_the_clear(self) -> None:
+        """Refuse to set a column that is not encrypted to ciphertext."""
+        for name, value in self.sets.items():
+            if name not in self._plan.keys and holds_ciphertext(value):
+                raise _into_the_clear(f"{self._plan.table.name}.{name}")
+
+    def check(self, column: EncryptedColumn) -> None:
+        """Refuse a value that does not belong to the row that exists, whether it is set or left there."""
+        path = column.path
+        moves = not path.is_self and not self.sets.keys().isdisjoint(path.keys)
+        rekeys = column.row_bound and not self.sets.keys().isdisjoint(self._row_key)
+        if column.key not in self.sets and not moves and not rekeys:
+            return
+        is_settled = all(key in self.targets or self._takes_proposed(key) for key in path.keys)
+        is_bound_elsewhere = column.row_bound and self.targets != self._row_key
+        if not self._takes_proposed(column.key) or not is_settled or is_bound_elsewhere:
+            raise self._refusal(column, is_settled=is_settled)
+
+    def _takes_proposed(self, key: str) -> bool:
+        """Whether a column is set to its own value in the row that was to be inserted."""
+        value = self.sets.get(key)
+        return is_proposed(self._statement.table, value) and value.key == key
+
+    def _refusal(self, column: EncryptedColumn, *, is_settled: bool) -> StatementRefusedError:
+        why = self._why(column, is_settled=is_settled)
+        return StatementRefusedError(f"{why}; nothing was sent. {self._cure(column)}.")
+
+    def _why(self, column: EncryptedColumn, *, is_settled: bool) -> str:
+        """Why the value does not belong to the row.
+
+        Args:
+            is_settled: whether the rows get the owner for whom the value is encrypted.
+        """
+        name = f"{self._plan.table.name}.{column.key}"
+        encrypted = f"{name} is encrypted for the row that was to be inserted"
+        if column.key not in self.sets:
+            return f"This upsert gives a row that is there another owner or key, and leaves its {column.key}"
+        if not self._takes_proposed(column.key):
+            why = "a value that is in no row, and values are encrypted for their rows"
+            return f"This upsert sets {name} to {why}"
+        if not is_settled:
+            return f"{encrypted}, and the row that is there may have another owner"
+        return f"{encrypted}, and the row that is there may have another primary key"
+
+    def _cure(self, column: EncryptedColumn) -> str:
+        path = column.path
+        row = "excluded" if hasattr(self._statement, "excluded") else "inserted"
+        is_set = column.key not in self.sets or self._takes_proposed(column.key)
+        put = "Set" if is_set else "Put the value into the row, and set"
+        cure = f"{put} {column.key} from `{row}.{column.key}`"
+        if column.row_bound or path.is_self:
+            keys = " and ".join(one.key for one in self._plan.table.primary_key)
+            cure += f", and let the conflict be about {keys} alone"
+            if row == "inserted":  # MySQL does not say which key it is about
+                cure = "Load the rows and change the objects"
+        if not path.is_self and not (column.row_bound and row == "inserted"):
+            cure += "".join(
+                f", with {key} from `{row}.{key}`" for key in path.keys if key not in self.targets
+            )
+        return cure
 
 
 class _Source(NamedTuple):
-    """A column of a table, and the way down to it: every FROM clause of which a row is read."""
+    """A column of a table, and the FROM clauses through which its row is read."""
 
     way: tuple[Any, ...]
     column: Column[Any]
 
 
 def _copies_owner(target: EncryptedColumn, source: Any, sources: Mapping[str, Any]) -> bool:
-    """Whether an INSERT .. FROM SELECT takes the row's owner from the very row it takes the value from."""
+    """Whether an INSERT .. FROM SELECT takes the row's owner from the very row from which it takes the
+    value."""
     values = _trace(source)
     owners = [_trace(sources[key]) if key in sources else [] for key in target.path.keys]
     if not values or any(len(one) != len(values) for one in owners):
@@ -234,8 +248,8 @@ def _is_owned(target: EncryptedColumn, value: _Source | None, *owner: _Source | 
 
 
 def _trace(column: Any, way: tuple[Any, ...] = ()) -> list[_Source | None]:
-    """The columns of tables that an output is, one for each part of a UNION. None for whatever is computed on
-    the way, or typed as text."""
+    """The columns of tables that an output stands for: one for each part of a UNION. None stands for what is
+    computed on the way, or typed as text."""
     while isinstance(column, (Label, Grouping)):
         column = column.element
     table = getattr(column, "table", None)
@@ -259,12 +273,7 @@ def _into_the_clear(where: str) -> StatementRefusedError:
 
 
 def _key_of_target(plan: TablePlan, named: Any) -> str:
-    """The key of a column that an upsert's conflict is about: text there is its name in the database."""
+    """The key of a column that an upsert's conflict is about. Text is its name in the database there."""
     if not isinstance(named, str):
         return column_key(named)
     return next((column.key for column in plan.table.columns if column.name == named), named)
-
-
-def _is_proposed(statement: Any, value: Any, key: str) -> bool:
-    """Whether an upsert's value is this column of the row that was to be inserted."""
-    return is_proposed(statement.table, value) and value.key == key

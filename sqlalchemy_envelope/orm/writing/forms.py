@@ -1,5 +1,5 @@
-"""The forms that an INSERT or UPDATE comes in: by itself, in a lambda, in `from_statement()`, in a CTE. It is
-taken out of what is around it here, and put back when it is encrypted.
+"""The forms that an INSERT or UPDATE comes in: by itself, in a lambda, in `from_statement()`, in a CTE. The
+functions here take the statement out of its form, and put it back when it is encrypted.
 
 What a statement writes is named by the keys of columns, whether it is of a table or of a mapped class.
 SQLAlchemy translates the names of attributes before a statement comes here: `values()` at once, a bulk
@@ -36,8 +36,8 @@ LAMBDAS = (LambdaElement, NullLambdaStatement)
 
 
 def plain(statement: Any) -> Any:
-    """The statement that a lambda stands for, with the values that its variables have now, and with what the
-    ORM has noted on the lambda."""
+    """The statement that a lambda stands for, with the present values of its variables and the notes that the
+    ORM left on the lambda."""
     while isinstance(statement, LAMBDAS):
         noted, statement = statement._annotations, statement._resolved
         if noted:
@@ -51,14 +51,15 @@ def target_of(statement: Any) -> Any:
 
 
 def emitted_table(statement: Any, table: Any) -> Any:
-    """The table that a bulk statement on a joined subclass writes to: it comes once for each of the class's
-    tables, and only a mark names that. `table` is the answer for any other statement."""
+    """The table that a bulk statement on a joined subclass writes to. Such a statement comes once for each of
+    the class's tables, and only an annotation names the table. For any other statement the answer is `table`.
+    """
     marks = statement._annotations
     return marks.get("_emit_insert_table", marks.get("_emit_update_table", table))
 
 
 def table_of(column: Any) -> Any:
-    """The table that a column belongs to, by whatever alias."""
+    """The table that a column belongs to, without aliases."""
     return _unaliased(column.table)
 
 
@@ -69,15 +70,16 @@ def _unaliased(table: Any) -> Any:
 
 
 def beside(statement: Any) -> list[Any]:
-    """The columns of other tables that an UPDATE writes: MySQL and MariaDB take them."""
+    """The columns of other tables that an UPDATE writes, as MySQL and MariaDB allow."""
     target = target_of(statement)
-    found = [key for row in named_by(statement) for key in row if isinstance(key, ColumnClause)]
-    # An annotated copy has the hash of what it copies.
-    return [one for one in found if one.table is not None and hash(table_of(one)) != hash(target)]
+    columns = [key for row in named_by(statement) for key in row if isinstance(key, ColumnClause)]
+    # An annotated copy has the hash of its original.
+    return [one for one in columns if one.table is not None and hash(table_of(one)) != hash(target)]
 
 
 def named_by(statement: Any) -> list[Collection[Any]]:
-    """The columns that a statement itself names, or their keys: for each row, if it has several."""
+    """The columns, or their keys, that a statement itself names: a collection for each row of
+    `values([...])`."""
     if isinstance(statement, Insert) and statement._multi_values:
         return [row.keys() for row in rows_of(statement)]
     names = [*assigned_by(statement), *(getattr(statement, "_select_names", None) or ())]
@@ -94,21 +96,21 @@ def parts_of(select: Any) -> list[Any]:
 
 
 def source_of(output: Any) -> Any:
-    """What a SELECT puts out, without its label."""
+    """The expression that a SELECT puts out, without its label."""
     while isinstance(output, (Label, Grouping)):
         output = output.element
     return output
 
 
 def is_null(value: Any) -> bool:
-    """Whether an expression is NULL in every execution, by whatever type it goes."""
+    """Whether an expression is NULL in every execution, whatever type it has."""
     while isinstance(value, (Cast, TypeCoerce, Label, Grouping)):
         value = value.element if isinstance(value, (Label, Grouping)) else value.clause
     return isinstance(value, Null)
 
 
 def elements_in(*roots: Any) -> Iterator[Any]:
-    """Every element of these statements, each one once, to the bottom of what they select from."""
+    """Every element of these statements, each once, down to the elements that they select from."""
     seen: set[int] = set()
     waiting = list(roots)
     while waiting:
@@ -118,7 +120,7 @@ def elements_in(*roots: Any) -> Iterator[Any]:
         seen.add(id(element))
         yield element
         if isinstance(element, ColumnClause):
-            # A leaf to SQLAlchemy; but a CTE may stand nowhere else in an UPDATE.
+            # SQLAlchemy takes it for a leaf, but a CTE may stand nowhere else in an UPDATE.
             table = element.table if not isinstance(element, Column) else None
             waiting += () if table is None or isinstance(table, Table) else (table,)
         elif not isinstance(element, Table):
@@ -127,7 +129,7 @@ def elements_in(*roots: Any) -> Iterator[Any]:
 
 
 def rows_of(statement: Any) -> list[Mapping[Any, Any]]:
-    """The rows of `values([...])`, by column, whether they were given as dictionaries or as tuples."""
+    """The rows of `values([...])`, by column, whether they are given as dictionaries or as tuples."""
     columns = list(statement.table.columns)
     return [
         row if hasattr(row, "keys") else dict(zip(columns, row, strict=False))
@@ -137,29 +139,29 @@ def rows_of(statement: Any) -> list[Mapping[Any, Any]]:
 
 
 def _values_in(element: Any) -> list[Any]:
-    """What `get_children` leaves out: the rows of a multiple VALUES, and what an upsert sets."""
+    """The elements that `get_children` leaves out: the rows of a multiple VALUES, and what an upsert sets."""
     if not isinstance(element, (Insert, Update)):
         return []
     rows = rows_of(element) if element._multi_values else []
-    found = [value for row in rows for value in row.values()]
-    found += assigned_by_upsert(element).values()
-    return [one for one in found if isinstance(one, ClauseElement)]
+    values = [value for row in rows for value in row.values()]
+    values += assigned_by_upsert(element).values()
+    return [value for value in values if isinstance(value, ClauseElement)]
 
 
 def column_key(named: Any) -> str:
-    """The key of the column that a statement names, by the column or by its key."""
+    """The key of a column that a statement names by the column or by its key."""
     key: str = getattr(named, "key", named)
     return key
 
 
 def assigned_by(statement: Any) -> dict[Any, Any]:
-    """What a statement itself sets, by column or its key."""
+    """What a statement itself sets, by column or key."""
     # `ordered_values()` in SQLAlchemy 2.0
     assigned = dict(getattr(statement, "_ordered_values", None) or statement._values or {})
     target = emitted_table(statement, None)
     if target is None or not assigned:
         return assigned
-    # A bulk statement on a joined subclass: each table gets what is its own.
+    # A bulk statement on a joined subclass: each table gets its own columns.
     return {key: value for key, value in assigned.items() if _is_in(target, key)}
 
 
@@ -169,8 +171,8 @@ def _is_in(target: Any, named: Any) -> bool:
 
 
 def changed_by(statement: Any) -> dict[Any, Any]:
-    """What an UPDATE itself, or an upsert, changes in a row that is there, by column or its key: not what it
-    sets to what is there."""
+    """What an UPDATE itself, or an upsert, changes in rows that exist, by column or key. A column that it
+    sets to itself is left out."""
     target = target_of(statement)
     assigned = assigned_by_upsert(statement) if isinstance(statement, Insert) else assigned_by(statement)
     return {named: value for named, value in assigned.items() if not _stays(target, named, value)}
@@ -183,7 +185,7 @@ def _stays(target: Any, named: Any, value: Any) -> bool:
 
 
 def assigned_by_upsert(statement: Any) -> dict[Any, Any]:
-    """What an upsert sets where the row exists, by column or its key."""
+    """What an upsert sets where the row exists, by column or key."""
     clause = getattr(statement, "_post_values_clause", None)
     updates = getattr(clause, "update_values_to_set", None) or getattr(clause, "update", None) or {}
     pairs = updates.items() if hasattr(updates, "items") else updates
@@ -191,8 +193,8 @@ def assigned_by_upsert(statement: Any) -> dict[Any, Any]:
 
 
 def named_by_upsert(statement: Any, named: Any) -> Any:
-    """The column that an upsert names, or its key. SQLAlchemy takes what is no key for a name in the
-    database, and leaves attributes as they are in MySQL's."""
+    """The column that an upsert names, or its key. SQLAlchemy takes text that is no key for a name in the
+    database, and leaves attributes as they are in MySQL's upserts."""
     if hasattr(named, "__clause_element__"):
         return named.__clause_element__()
     columns = statement.table.columns
@@ -202,8 +204,8 @@ def named_by_upsert(statement: Any, named: Any) -> Any:
 
 
 def is_proposed(statement_table: Any, value: Any) -> bool:
-    """Whether a value is a column of the row that an upsert was to insert: `excluded.body`. Another table may
-    have that name; this one is an alias of the target."""
+    """Whether a value is a column of the row that an upsert was to insert, `excluded.body`. That table is an
+    alias of the target; another table may have its name."""
     table = getattr(value, "table", None)
     return (
         isinstance(table, Alias)
@@ -213,31 +215,32 @@ def is_proposed(statement_table: Any, value: Any) -> bool:
 
 
 def equalities(statement: Any, target: Any, row: Mapping[str, Any]) -> Iterator[tuple[Any, Any]]:
-    """What the rows of an UPDATE have in common: the columns that its WHERE compares with a value."""
-    for one in conditions(statement):
-        if isinstance(one, BinaryExpression) and one.operator is operators.eq:
-            for column, value in ((one.left, one.right), (one.right, one.left)):
-                # An annotated table has the hash of the table itself; an alias is another row.
-                if (
-                    isinstance(column, Column)
-                    and isinstance(value, BindParameter)
-                    and hash(column.table) == hash(target)
-                ):
-                    (base,) = column.base_columns
-                    default = None if value.required else value.effective_value
-                    yield base, row.get(value.key, default)
+    """The columns that the WHERE of an UPDATE compares with a value, and the values: all its rows have
+    them."""
+    for condition in conditions(statement):
+        if not isinstance(condition, BinaryExpression) or condition.operator is not operators.eq:
+            continue
+        left, right = condition.left, condition.right
+        for column, value in ((left, right), (right, left)):
+            if not isinstance(column, Column) or not isinstance(value, BindParameter):
+                continue
+            # An annotated table has the hash of the table itself; an alias is another row.
+            if hash(column.table) == hash(target):
+                (base,) = column.base_columns
+                default = None if value.required else value.effective_value
+                yield base, row.get(value.key, default)
 
 
 def conditions(statement: Any) -> Iterator[Any]:
     """Each condition that the WHERE of an UPDATE joins by AND."""
     waiting = list(statement._where_criteria)
     while waiting:
-        one = waiting.pop()
-        one = one.element if isinstance(one, Grouping) else one
-        if isinstance(one, BooleanClauseList) and one.operator is operators.and_:
-            waiting.extend(one.clauses)
+        condition = waiting.pop()
+        condition = condition.element if isinstance(condition, Grouping) else condition
+        if isinstance(condition, BooleanClauseList) and condition.operator is operators.and_:
+            waiting.extend(condition.clauses)
         else:
-            yield one
+            yield condition
 
 
 def in_from_statement(statement: FromStatement[Any], encrypted: Any) -> FromStatement[Any]:
@@ -248,26 +251,26 @@ def in_from_statement(statement: FromStatement[Any], encrypted: Any) -> FromStat
 
 
 def may_hold_ctes(statement: Any) -> bool:
-    """Whether a statement shows a CTE at first sight: a whole walk would cost each statement too much. What
-    this misses is refused when it is compiled."""
+    """Whether a statement shows a CTE at first sight. A walk over the whole statement would cost too much; a
+    CTE that is missed here is refused when the statement is compiled."""
     if getattr(statement, "_independent_ctes", None):
         return True
     if isinstance(statement, UpdateBase):
         inner = statement.select if isinstance(statement, Insert) else None
         return inner is not None and may_hold_ctes(inner)
-    for one in getattr(statement, "_raw_columns", ()):
-        if isinstance(one, CTE) or isinstance(getattr(one, "table", None), CTE):
+    for output in getattr(statement, "_raw_columns", ()):
+        if isinstance(output, CTE) or isinstance(getattr(output, "table", None), CTE):
             return True
     return False
 
 
 def with_ctes(statement: Any, encrypt: Callable[[Any], Any]) -> Any:
-    """The statement with each INSERT and UPDATE of its CTEs encrypted."""
+    """The statement, with every INSERT and UPDATE of its CTEs encrypted."""
     new: dict[CTE, CTE] = {}
     for cte in elements_in(statement):
         if isinstance(cte, CTE) and isinstance(cte.element, (Insert, Update)):
             if "parententity" in cte._annotations:
-                return statement  # `aliased(Model, cte)` would go on to select from the old one
+                return statement  # `aliased(Model, cte)` would still select from the old CTE
             inner = encrypt(cte.element)
             if inner is not cte.element:
                 new[cte] = inner.cte(cte.name, nesting=cte.nesting)

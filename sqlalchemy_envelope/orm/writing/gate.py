@@ -1,7 +1,7 @@
-"""The gate: whatever was compiled writes to an encrypted column only if the statement hook has seen it.
+"""The gate: no compiled statement writes to an encrypted column unless the statement hook has seen it.
 
-The hook knows statements by their form, and no list of forms is ever complete. So each INSERT and UPDATE in
-a compiled statement, outermost or nested, is looked at again before it is sent, and refused if it does not
+The hook knows statements by their form, and no list of forms is ever complete. So each INSERT and UPDATE in a
+compiled statement, outermost or nested, is looked at again before it is sent, and refused if it does not
 carry the hook's mark. A DELETE writes no value.
 """
 
@@ -44,68 +44,86 @@ if TYPE_CHECKING:
 
 
 def statements_of(compiled: Any) -> list[Any]:
-    """The statements that a compiled one was made from. A construct of somebody else's may show none of its
-    elements; what SQLAlchemy's compiler met in it is noted here all the same."""
+    """The statements that a compiled form was made from. A construct of another library may not show its
+    elements; SQLAlchemy's compiler has noted here the statements that it met in it."""
     states = (getattr(compiled, "compile_state", None), getattr(compiled, "dml_compile_state", None))
     roots = [getattr(state, "statement", None) for state in states]
     roots += (getattr(compiled, "statement", None), *(getattr(compiled, "ctes", None) or ()))
-    return [one for one in roots if isinstance(one, ClauseElement)]
+    return [root for root in roots if isinstance(root, ClauseElement)]
 
 
 def check_writes(
     connection: Connection, compiled: Any, elements: Iterable[Any], options: Mapping[str, Any]
 ) -> bool:
-    """Refuse what goes past the hook; tells whether this has to be asked again for the next execution.
+    """Refuse a statement that went past the hook; tells whether to check it again at its next execution.
 
     Args:
         options: the execution options: they may send the same compiled form to another schema.
 
     Raises:
-        StatementRefusedError: an encrypted column would get a value that nobody has encrypted.
+        StatementRefusedError: an encrypted column would get a value that is not encrypted.
     """
     again = False
     for element in elements:
         if isinstance(element, (Insert, Update)):
-            target = target_of(element)
-            plan = plan_of_table(target)
-            if plan is not None:
-                _check_marked(connection, plan, element)
-            if unknown_columns(target):
-                # The same compiled form may be sent to another database.
-                again |= refuse_defaults(connection, element, compiled.column_keys or (), options)
-                if plan is not None or not is_marked(element):  # its values were not looked at
-                    refuse_twin(connection, element, compiled.column_keys, options)
-                    again = True
-            unseen = plan is None and not is_marked(element)
-            moves = unseen and may_move(connection, element, target, compiled.column_keys or (), options)
-            if moves:
-                raise unseen_move(target)
-            again |= moves is None
-            if plan is None and isinstance(element, Insert):
-                check_plain_target(element)
-            if isinstance(element, Update):
-                again |= _check_beside(connection, element, options)
+            again |= _check_write(connection, compiled, element, options)
         else:
             check_made_by_select(element)
     return again
 
 
+def _check_write(
+    connection: Connection, compiled: Any, statement: Insert | Update, options: Mapping[str, Any]
+) -> bool:
+    target, keys = target_of(statement), compiled.column_keys
+    plan = plan_of_table(target)
+    again = False
+    if plan is not None:
+        _check_marked(connection, plan, statement)
+    if unknown_columns(target):
+        # The same compiled form may be sent to another database.
+        again |= refuse_defaults(connection, statement, keys or (), options)
+        if plan is not None or not is_marked(statement):  # its values were not looked at
+            refuse_twin(connection, statement, keys, options)
+            again = True
+    if plan is None:
+        again |= _check_unseen_moves(connection, statement, target, keys or (), options)
+        if isinstance(statement, Insert):
+            check_plain_target(statement)
+    if isinstance(statement, Update):
+        again |= _check_beside(connection, statement, options)
+    return again
+
+
+def _check_unseen_moves(
+    connection: Connection, statement: Any, target: Any, keys: Iterable[str], options: Mapping[str, Any]
+) -> bool:
+    """Refuse a statement without a mark that moves encrypted values of another table; tells whether it may
+    move some in another database."""
+    moves = False if is_marked(statement) else may_move(connection, statement, target, keys, options)
+    if moves:
+        raise unseen_move(target)
+    return moves is None
+
+
 def _check_beside(connection: Connection, statement: Update, options: Mapping[str, Any]) -> bool:
-    """An UPDATE of two tables at once writes no encrypted column of the second, and none that decides whose
-    such values are; tells whether that is one of another Table object."""
-    twins = False
+    """Refuse an UPDATE of two tables that writes an encrypted column of the second table, or a column that
+    decides whose key encrypts such values; tells whether the second table is a twin."""
+    is_twin = False
     for column in beside(statement):
         table = table_of(column)
         if isinstance(column.type, EncryptedType):
             raise _two_tables(statement, f"{column}, an encrypted column")
         plan = plan_of_table(table)
-        deciding = [one for each in plan.columns for one in plan.decided_by(each)] if plan is not None else []
-        if any(one.key == column.key for one in deciding) or may_move_beside(connection, column, options):
+        decides = plan is not None and any(
+            deciding.key == column.key for one in plan.columns for deciding in plan.decided_by(one)
+        )
+        if decides or may_move_beside(connection, column, options):
             raise _two_tables(statement, f"{column}, which decides whose encrypted values are, a column")
         if unknown_columns(table):
             refuse_beside(connection, column, options)
-            twins = True
-    return twins
+            is_twin = True
+    return is_twin
 
 
 def _two_tables(statement: Update, written: str) -> StatementRefusedError:
@@ -116,7 +134,7 @@ def _two_tables(statement: Update, written: str) -> StatementRefusedError:
 
 
 def check_compiled(connection: Connection, compiled: Any, options: Mapping[str, Any]) -> None:
-    """Refuse a statement that was compiled by the application: its parameters come past the hook.
+    """Refuse a statement that the application compiled: its parameters go past the hook.
 
     Raises:
         StatementRefusedError: it writes to a table with encrypted columns.
@@ -149,8 +167,8 @@ def _check_marked(connection: Connection, plan: TablePlan, statement: Any) -> No
 
 
 def _is_guarded(value: Any) -> bool:
-    """Whether nothing but ciphertext can come by this value: the column's type takes nothing else, and
-    SQLAlchemy gives it to every parameter that has none of its own."""
+    """Whether only ciphertext can reach the database by this value: the column's type takes nothing else, and
+    SQLAlchemy gives that type to every parameter that has none of its own."""
     if isinstance(value, BindParameter):
         return isinstance(value.type, (EncryptedType, NullType))
     return isinstance(value, Null) or not isinstance(value, ClauseElement)

@@ -1,7 +1,9 @@
-"""The mark of a statement whose values were encrypted, or compared, in the statement hook.
+"""The mark of a statement that the statement hook has seen: its values are encrypted, or compared with what
+is stored.
 
-It is an annotation, and so a part of SQLAlchemy's cache key: a compiled form is shared by marked statements,
-or by unmarked ones, never by both. What is found out about a compiled form holds for each of its executions.
+The mark is an annotation, and so a part of SQLAlchemy's cache key: marked statements share a compiled form,
+and unmarked statements another. What the gate finds out about a compiled form holds for each of its
+executions.
 """
 
 from __future__ import annotations
@@ -19,10 +21,10 @@ def mark(statement: Any) -> Any:
 
 
 def mark_lasting(statement: Any) -> Any:
-    """The same for a statement that is executed as it came. The copy is kept beside it: it has its cache key,
-    and SQLAlchemy takes longer to make a key than to send a row."""
+    """The same for a statement that is sent as it came. The marked copy is kept on the statement, with its
+    cache key: SQLAlchemy takes longer to make a key than to send a row."""
     kept = statement.__dict__.get(_KEPT)
-    # SQLAlchemy drops what it memoized from whatever is built on a statement; an annotated copy keeps it.
+    # A statement that is built on this one does not inherit the copy; an annotated copy of it does.
     if kept is None or kept[0] is not statement:
         kept = statement, mark(statement)
         statement._set_memoized_attribute(_KEPT, kept)

@@ -1,5 +1,5 @@
-"""What errors say about a row that is written without its owner, or without a value that its owner encrypts:
-what is missing, and the line to write."""
+"""Errors for a row without its owner, or without a value that the owner's key encrypts: what is missing, and
+the line to write."""
 
 from __future__ import annotations
 
@@ -17,11 +17,12 @@ if TYPE_CHECKING:
 
 
 def not_set(state: InstanceState[Any], path: OwnerPath, column: EncryptedColumn) -> StatementRefusedError:
-    """A new object has no owner when it is flushed."""
+    """The error for a new object that has no owner when it is flushed."""
     name, columns = state.class_.__name__, set(path.columns)
-    keys = {one.key for one in state.mapper.column_attrs if columns & set(one.columns)} or set(path.keys)
+    keys = {attr.key for attr in state.mapper.column_attrs if columns & set(attr.columns)} or set(path.keys)
     attributes = " and ".join(f"{name}.{key}" for key in sorted(keys))
-    related = [f"{name}.{one.key}" for one in state.mapper.relationships if set(one.local_columns) == columns]
+    relations = [one.key for one in state.mapper.relationships if set(one.local_columns) == columns]
+    related = [f"{name}.{key}" for key in relations]
     are = "is" if len(keys) == 1 else "are"
     return StatementRefusedError(
         f"{attributes} {are} not set, and {name}.{column.key} is encrypted with the key of its "
@@ -31,7 +32,7 @@ def not_set(state: InstanceState[Any], path: OwnerPath, column: EncryptedColumn)
 
 
 def not_loaded(state: InstanceState[Any], key: str, why: str) -> StatementRefusedError:
-    """A flush needs an attribute that is not loaded, and the query forbade to load it by itself."""
+    """The error for an attribute that a flush needs and the query forbade to load: `raiseload`."""
     name = state.class_.__name__
     return StatementRefusedError(
         f"{name}.{key} is not loaded, and may not be loaded by itself (raiseload): {why}. Load it with the "
@@ -40,7 +41,7 @@ def not_loaded(state: InstanceState[Any], key: str, why: str) -> StatementRefuse
 
 
 def moved_late(state: InstanceState[Any], keys: Sequence[str], column_key: str) -> StatementRefusedError:
-    """An object was given another owner or key after its flush had looked at it."""
+    """The error for an object that got another owner or key after its flush had looked at it."""
     name = state.class_.__name__
     changed, was = " and ".join(f"{name}.{key}" for key in keys), "was" if len(keys) == 1 else "were"
     return StatementRefusedError(
@@ -52,8 +53,8 @@ def moved_late(state: InstanceState[Any], keys: Sequence[str], column_key: str) 
 
 
 def new_owner(column: EncryptedColumn) -> StatementRefusedError:
-    """A statement inserts an owner with encrypted values of its own: its keys could be stored behind its row
-    alone."""
+    """The error for a statement that inserts an owner with encrypted values of its own. Its keys could be
+    stored only after its row."""
     name, where = column.path.owner_class.name, f"{column.column.table.name}.{column.key}"
     return StatementRefusedError(
         f"A statement inserts a new {name} with {where}, which is encrypted with the key of that {name}, and "
@@ -65,10 +66,10 @@ def new_owner(column: EncryptedColumn) -> StatementRefusedError:
 def unnamed_owner(
     path: OwnerPath, column: EncryptedColumn, *, inserts: bool, using: str | None
 ) -> StatementRefusedError:
-    """A statement does not say whose the rows are that it writes.
+    """The error for a statement that does not say whose rows it writes.
 
     Args:
-        using: what has the `using` that could say it, "unlocked" or "server"; None if it could not.
+        using: the variable whose `using` could say it, "unlocked" or "server"; None if `using` could not.
     """
     named = f"name it in the values ({', '.join(f'`{key}=`' for key in path.keys)})"
     objects = "add objects to a session" if inserts else "load the objects and change them"
@@ -80,7 +81,7 @@ def unnamed_owner(
             f"say whose rows these are: `with {using}.using(owner): ...`, where `{using}` is what "
             f"`envelope.{opened_by}(...)` returned"
         )
-        # In the values of an UPDATE the owner would be given the rows, which is seldom what is meant.
+        # An owner in the values of an UPDATE gets the rows, which is seldom what is meant.
         cures = f"Name it in the values, or {said}" if inserts else f"A WHERE does not count: {said}"
         cures += f", or {objects}."
     where = f"{column.column.table.name}.{column.key}"
@@ -88,5 +89,5 @@ def unnamed_owner(
 
 
 def names_of(path: OwnerPath) -> str:
-    """The classes that an owner may be of."""
+    """The classes that an owner may have."""
     return " or ".join(one.name for one in path.owner_classes)

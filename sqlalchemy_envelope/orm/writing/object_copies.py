@@ -1,8 +1,8 @@
-"""Objects that become another row than the one they were read from: by `make_transient`, after they were
-pickled, or by `merge` where their row is not there.
+"""Objects that become another row than they were read from: by `make_transient`, by a pickle, or by `merge`
+where their row does not exist.
 
-A value that was locked is not in the object's `__dict__`: SQLAlchemy would store NULL for it and say nothing.
-So it is opened before the INSERT, or the flush is refused.
+A locked value is not in the object's `__dict__`: SQLAlchemy would store NULL for it and say nothing. So the
+value is opened before the INSERT, or the flush is refused.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ _STORED_WITHOUT = "it would be stored without this value. Read it before, or set
 
 
 def open_carried(state: InstanceState[Any], plan: Iterable[EncryptedAttribute]) -> None:
-    """Open the values that a new row's object carries and has not opened.
+    """Open the values that a new row's object carries locked.
 
     Raises:
-        LockedError: a key is not here, or a value was not kept.
+        LockedError: a key is not open here, or a value was not kept.
         StatementRefusedError: a value is bound to the row that the object was read from.
     """
     if "info" not in state.__dict__:
@@ -69,8 +69,8 @@ def _name(state: InstanceState[Any], key: str) -> str:
 
 
 class _Carrying:
-    """Mixed into a mapped column's own class: a new object that `Session.merge` makes carries the values
-    that are locked in the one it is made from."""
+    """Mixed into the class of a mapped column: a new object that `Session.merge` makes carries the values
+    that are locked in its source."""
 
     __slots__ = ()
     key: str
@@ -97,7 +97,7 @@ _carrying: dict[type, type] = {}
 
 
 def make_carrying(prop: Any) -> None:
-    """Let `merge` carry what is locked in one mapped column."""
+    """Let `merge` carry the locked values of one mapped column."""
     base = type(prop)
     if not issubclass(base, _Carrying):
         if base not in _carrying:

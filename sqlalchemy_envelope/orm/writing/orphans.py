@@ -21,42 +21,45 @@ if TYPE_CHECKING:
 
 
 def refuse_orphan(state: InstanceState[Any], attribute: EncryptedAttribute) -> None:
-    """Refuse to write a row that was taken from its owner and still holds a value under that owner's key.
+    """Refuse to write a row that has lost its owner and still holds a value under that owner's key.
 
     Raises:
-        StatementRefusedError: with the relationship that does it, and the line to write in its place.
+        StatementRefusedError: with the relationship that took the row from its owner, and the line to write
+            in its place.
     """
-    lost, path = (
-        [key for key in attribute.owner_keys if state.dict.get(key) is None],
-        attribute.encrypted.path,
-    )
+    path = attribute.encrypted.path
+    lost = [key for key in attribute.owner_keys if state.dict.get(key) is None]
     if isinstance(path, ChosenPath) and path.parts([state.dict.get(key) for key in attribute.owner_keys]):
-        return  # it has another of its alternatives
+        return  # it has another of its possible owners
     if not lost or policy_of_column(attribute.encrypted.column) == "both" or not _holds(state, attribute):
         return
     child, owner = state.class_.__name__, " or ".join(one.name for one in path.owner_classes)
     are = "is" if len(lost) == 1 else "are"
-    what = (
-        f"{child}.{' and '.join(lost)} {are} set to NULL, and {child}.{attribute.key} is "
-        f"encrypted with the key "
-        f"of its {owner}."
+    lost_owner = (
+        f"{child}.{' and '.join(lost)} {are} set to NULL, and {child}.{attribute.key} is encrypted with the "
+        f"key of its {owner}."
     )
     causes = sorted(set(_without_cascade(state, lost)))
     if causes:
-        names = " and ".join(f"{parent}.{key}" for parent, key in causes)
-        names += " have no" if len(causes) > 1 else " has no"
-        lines = " and ".join(
-            f'`{key} = relationship(..., cascade="all, delete-orphan", passive_deletes=True)`'
-            for _, key in causes
-        )
-        raise StatementRefusedError(
-            f"{what} SQLAlchemy does so when a {causes[0][0]} is deleted, or a {child} is removed from its "
-            f"collection, because {names} cascade. Write {lines}, or delete the {child} itself."
-        )
+        raise StatementRefusedError(f"{lost_owner} {_missing_cascade(child, causes)}")
     raise StatementRefusedError(
-        f"{what} Give it another {owner}, delete it, or set {child}.{attribute.key} to None with it. If it "
-        f"gets another {owner} further on, a query between the two flushed it too early: put both into "
-        "`with session.no_autoflush:`."
+        f"{lost_owner} Give it another {owner}, delete it, or set {child}.{attribute.key} to None with it. "
+        f"If it gets another {owner} further on, a query between the two flushed it too early: put both "
+        "into `with session.no_autoflush:`."
+    )
+
+
+def _missing_cascade(child: str, causes: list[tuple[str, str]]) -> str:
+    """Why SQLAlchemy takes a child from its owner, and the relationships to write."""
+    names = " and ".join(f"{parent}.{key}" for parent, key in causes)
+    have = "have" if len(causes) > 1 else "has"
+    lines = " and ".join(
+        f'`{key} = relationship(..., cascade="all, delete-orphan", passive_deletes=True)`'
+        for _, key in causes
+    )
+    return (
+        f"SQLAlchemy does so when a {causes[0][0]} is deleted, or a {child} is removed from its collection, "
+        f"because {names} {have} no cascade. Write {lines}, or delete the {child} itself."
     )
 
 
@@ -71,12 +74,12 @@ def _without_cascade(state: InstanceState[Any], lost: list[str]) -> Iterator[tup
     """The relationships, by class and name, that set these columns of a child to NULL."""
     columns = {column for key in lost for column in state.mapper.attrs[key].columns}
     for mapper in state.mapper.registry.mappers:
-        for one in mapper.relationships:
+        for relation in mapper.relationships:
             if (
-                one.direction is RelationshipDirection.ONETOMANY
-                and not one.viewonly
-                and not one.cascade.delete_orphan
-                and state.mapper.isa(one.mapper)
-                and any(column in columns for _, column in one.synchronize_pairs)
+                relation.direction is RelationshipDirection.ONETOMANY
+                and not relation.viewonly
+                and not relation.cascade.delete_orphan
+                and state.mapper.isa(relation.mapper)
+                and any(column in columns for _, column in relation.synchronize_pairs)
             ):
-                yield one.parent.class_.__name__, one.key
+                yield relation.parent.class_.__name__, relation.key

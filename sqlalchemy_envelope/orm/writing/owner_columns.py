@@ -1,7 +1,7 @@
 """How the columns that lead to a row's owner get their values, where a statement leaves them out.
 
-A value is encrypted before its row is sent. So a default in Python is evaluated then, once, and is written
-with the statement. What the database makes is not known in time.
+A value is encrypted before its row is sent. So a default in Python is evaluated then, once, and written with
+the statement. A value that the database makes is not known in time.
 """
 
 from __future__ import annotations
@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy.sql.elements import BindParameter, ClauseElement, Null
 
+from sqlalchemy_envelope.exceptions import StatementRefusedError
 from sqlalchemy_envelope.orm.tables.owner_paths import ChosenPath
+from sqlalchemy_envelope.orm.writing.defaults import has_python_default
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
@@ -18,18 +20,15 @@ if TYPE_CHECKING:
     from sqlalchemy import Column
 
     from sqlalchemy_envelope.orm.tables.owner_paths import OwnerPath
+    from sqlalchemy_envelope.orm.writing.rows import WrittenRows
 
-
-def has_python_default(column: Column[Any]) -> bool:
-    """Whether Python makes the value: from a constant, or by a function."""
-    default: Any = column.default
-    return default is not None and (default.is_scalar or default.is_callable)
+    Row = Mapping[str, Any]
 
 
 def is_made_by_database(column: Column[Any]) -> bool:
     """Whether the database makes the value: by a default of its own, or from an SQL expression."""
     made = (column.server_default, column.computed, column.identity)
-    return any(one is not None for one in made) or (
+    return any(source is not None for source in made) or (
         column.default is not None and not has_python_default(column)
     )
 
@@ -40,7 +39,7 @@ def is_expression(value: Any) -> bool:
 
 
 def why_unknown(path: OwnerPath, given: Mapping[str, Any], *, inserts: bool) -> str | None:
-    """Why a statement does not tell whose a row is before the database has it; None if it does.
+    """Why a statement does not say whose a row is before the database has the row; None if it does.
 
     Args:
         given: what the statement gives, by column.
@@ -62,7 +61,7 @@ def why_unknown(path: OwnerPath, given: Mapping[str, Any], *, inserts: bool) -> 
 
 
 def default_beside(path: OwnerPath) -> str:
-    """A hint for rows with several of a row's possible owners: a default may have set one."""
+    """A hint for a row with several of its possible owners: a default may have set one of them."""
     defaults = [column.key for column in path.columns if has_python_default(column)]
     return f" ({' and '.join(defaults)} has a default{_or_null(path)})" if defaults else ""
 
@@ -71,7 +70,28 @@ def _or_null(path: OwnerPath) -> str:
     return ": for none, give `sqlalchemy.null()`" if isinstance(path, ChosenPath) else ""
 
 
-def left_out_by_the_first(names: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> Collection[str]:
-    """The parameters that the first of many rows leaves out and others have: SQLAlchemy writes no column that
-    the first row does not name."""
+def require_uniform(rows: WrittenRows, given: Sequence[Row]) -> None:
+    """Refuse rows of which the first leaves out what a value is encrypted for or, in an UPDATE, the value:
+    SQLAlchemy writes no column that the first row does not name.
+
+    Raises:
+        StatementRefusedError: a later row names such a column.
+    """
+    if len(given) < 2:
+        return
+    for _, columns in rows.plan.groups:
+        decided_by = {one.key for each in columns for one in rows.plan.decided_by(each)}
+        names = [rows.parameter(key) for key in decided_by if key not in rows.assignments.clauses]
+        names += [] if rows.inserts else [rows.parameter(one.key) for one in columns]
+        left_out = left_out_by_the_first(names, given)
+        if not left_out or (rows.inserts and all(rows.is_empty(row, columns) for row in given)):
+            continue
+        raise StatementRefusedError(
+            f"Rows for {rows.plan.table.name} do not all name {', '.join(sorted(left_out))}, and the "
+            "database gets no column that the first row leaves out: name the same columns in each of them."
+        )
+
+
+def left_out_by_the_first(names: Sequence[str], rows: Sequence[Row]) -> Collection[str]:
+    """The parameters that the first of many rows leaves out and another row has."""
     return {name for name in names if name not in rows[0] and any([name in row for row in rows])}  # noqa: C419

@@ -1,7 +1,8 @@
-"""Whose rows a statement writes, where the rows do not say it themselves.
+"""The search for a row's owner, where the row does not name it.
 
-What lies between a row and its owner is looked for in the database, with one query for all rows of a
-statement: a loaded object may be older than its row, and an UPDATE of the same flush was sent before.
+The rows between a row and its owner are looked for in the database, with one query for all rows of a
+statement: a loaded object may be older than its row, and an UPDATE of the same flush may have been sent
+already.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from sqlalchemy_envelope.orm.tables.key_rows import chunks, insert_unless_there,
 from sqlalchemy_envelope.orm.tables.location import bind_of
 from sqlalchemy_envelope.orm.tables.owner_paths import ChosenPath, LinkedPath, among, linked_paths
 from sqlalchemy_envelope.orm.tables.sole import sole_key
-from sqlalchemy_envelope.orm.writing.flushes import enrolling_in
+from sqlalchemy_envelope.orm.writing.newcomers import enrolling_in
 from sqlalchemy_envelope.orm.writing.sole_owners import give_sole_key, sole_row
 
 if TYPE_CHECKING:
@@ -42,8 +43,8 @@ class OwnerSeek(Names):
     """Finds the owners of one statement's rows.
 
     Args:
-        links: what the objects of a flush say: by path and values, what the end of the path says of the
-            owner.
+        links: by path and a row's values for it: the owner's values at the end of the path, as the objects of
+            a flush have them.
     """
 
     __slots__ = ("_bases", "_found", "_links", "_sole", "_writes")
@@ -65,16 +66,13 @@ class OwnerSeek(Names):
     def load(self, path: OwnerPath, rows: Iterable[Values]) -> None:
         """Look up the owners of all these rows together."""
         for linked in linked_paths(path):
-            wanted = set()
-            for values in rows:
-                mine = _part(path, linked, values)
-                if mine is not None and (linked.identity, mine) not in self._found:
-                    wanted.add(mine)
-            self._load(linked, list(wanted))
+            parts = {_part(path, linked, values) for values in rows}
+            wanted = [part for part in parts if part is not None]
+            self._load(linked, [part for part in wanted if (linked.identity, part) not in self._found])
 
     def linked(self, path: LinkedPath, values: Values) -> Values | None:
-        """What the row at the end of the path says of its owner, by the database. A row that is not there yet
-        is taken from the objects of the flush."""
+        """What the row at the end of the path says of its owner in the database. If that row is not there
+        yet, the flush's objects say it."""
         at = (path.identity, values)
         if at not in self._found:
             self._load(path, [values])
@@ -84,22 +82,22 @@ class OwnerSeek(Names):
         for step in path.steps:
             self.require_here(step.mapper)
         width = len(path.remote)
-        for some in chunks(wanted):
-            self._found.update(dict.fromkeys(((path.identity, values) for values in some), None))
-            for row in self._writes.execute(path.query(some, locks=True)):
+        for chunk in chunks(wanted):
+            self._found.update(dict.fromkeys(((path.identity, values) for values in chunk), None))
+            for row in self._writes.execute(path.query(chunk, locks=True)):
                 last = tuple(row[width:])
                 if path.leads(last):
                     self._found[path.identity, tuple(row[:width])] = last
 
     def load_bases(self, table: Table, path: OwnerPath, keys: Iterable[Values]) -> None:
         """Look up together what rows of a joined subclass say of their owners in the table that it extends.
-        The rows there are locked as those between a row and its owner are."""
+        Those rows are locked, as the rows between a row and its owner are."""
         same = key_in_base(table, path)
         if not same:
             return
         base = same[0].table
-        for some in chunks(list(keys)):
-            query: Any = select(*same, *path.columns).where(among(same, some))
+        for chunk in chunks(list(keys)):
+            query: Any = select(*same, *path.columns).where(among(same, chunk))
             for row in self._writes.execute(query.with_for_update(read=True, key_share=True, of=base)):
                 self._bases[path.identity, tuple(row[: len(same)])] = tuple(row[len(same) :])
 
@@ -111,11 +109,11 @@ class OwnerSeek(Names):
         return self._bases.get(at)
 
     def sole(self, owner_class: OwnerClass) -> Values | None:
-        """The one row of a class: the new one of this flush, else the one in the database. In server mode it
-        is made where there is none.
+        """The one row of a class: the new row of this flush, else the row in the database. In server mode a
+        missing row is made.
 
         Raises:
-            ConfigurationError: it has several.
+            ConfigurationError: the class has several rows.
         """
         if owner_class not in self._sole:
             self._sole[owner_class] = self._new_in_flush(owner_class) or self._in_database(owner_class)
@@ -130,10 +128,11 @@ class OwnerSeek(Names):
         return self._writes.execute(query).first() is not None
 
     def require_here(self, mapper: Mapper[Any]) -> None:
-        """Refuse a class whose rows the session has in another database than those that the statement writes.
+        """Refuse a class whose rows the session has in another database than the rows that the statement
+        writes.
 
         Raises:
-            ConfigurationError: it has.
+            ConfigurationError: it has them elsewhere.
         """
         if self._session is None:
             return
@@ -152,36 +151,36 @@ class OwnerSeek(Names):
             )
 
     def _new_in_flush(self, owner_class: OwnerClass) -> Values | None:
-        """The sole owner that is being enrolled: its row may be written after those that it owns."""
-        for one in enrolling_in(self._session).values():
-            if one.owner_class is owner_class:
-                give_sole_key(one.state)
-                return current_key(one.state)
+        """The sole owner that is being enrolled: its row may be written after rows that it owns."""
+        for newcomer in enrolling_in(self._session).values():
+            if newcomer.owner_class is owner_class:
+                give_sole_key(newcomer.state)
+                return current_key(newcomer.state)
         return None
 
     def _in_database(self, owner_class: OwnerClass) -> Values | None:
-        # Not by a key that is open here: the row may have been deleted since, and another one made.
+        # Asked although a key is open here: the row may have been deleted since, and another row made.
         session, where = self._session, self.where(owner_class)
         known = {} if session is None else known_in(session)
         if (owner_class, where) in known:
             return known[owner_class, where]
         self.require_here(owner_class.mapper)
         connection = self._writes
-        found = sole_row(connection, owner_class)
-        if found is None and any(one.makes_keys for one in unlocked_sessions(session)):
-            found = _make(connection, owner_class)
-        if session is not None and found is not None:
-            known_in(session)[owner_class, where] = found
-        return found
+        key = sole_row(connection, owner_class)
+        if key is None and any(one.makes_keys for one in unlocked_sessions(session)):
+            key = _make(connection, owner_class)
+        if session is not None and key is not None:
+            known_in(session)[owner_class, where] = key
+        return key
 
 
 def _make(connection: Connection, owner_class: OwnerClass) -> Values:
-    """Insert the sole row. Another process may do so at the same moment: both choose one primary key.
+    """Insert the sole row. Another process may do so at the same moment, and chooses the same primary key.
 
     Raises:
-        DBAPIError: that one committed after this transaction's snapshot was taken (SQLSTATE 40001).
-        TransactionConflictError: it is gone again.
-        ConfigurationError: it cannot be made with default values.
+        DBAPIError: the other process committed after this transaction's snapshot was taken (SQLSTATE 40001).
+        TransactionConflictError: the row is gone again.
+        ConfigurationError: no row can be made with default values.
     """
     name = owner_class.name
     table: Any = owner_class.primary_key[0].table
@@ -195,18 +194,18 @@ def _make(connection: Connection, owner_class: OwnerClass) -> Values:
             f"There is no {name} yet, and one with default values cannot be made: add it yourself, "
             "`session.add(...)`, before the first encrypted value is written."
         ) from error
-    found = sole_row(connection, owner_class, for_update=shows_others_when_locked(connection.dialect))
-    if found is None:
+    key = sole_row(connection, owner_class, for_update=shows_others_when_locked(connection.dialect))
+    if key is None:
         raise TransactionConflictError(
             f"The row of {name} was made, and this transaction does not see it: others delete it at this "
             "moment, or a row policy of the database hides it. Run the transaction again."
         )
-    return found
+    return key
 
 
 def _part(path: OwnerPath, linked: LinkedPath, values: Values) -> Values | None:
-    """What a row says for one of its paths; None if it does not go that way."""
+    """What a row says for one of its paths; None if the row does not go that way."""
     if path is linked:
         return values if all(value is not None for value in values) else None
     assert isinstance(path, ChosenPath)  # noqa: S101 - other paths lead through no rows
-    return next((mine for one, mine in path.parts(values) if one is linked), None)
+    return next((part for one, part in path.parts(values) if one is linked), None)

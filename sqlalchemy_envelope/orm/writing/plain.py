@@ -1,7 +1,7 @@
-"""Plain statements: nothing is to be done for them before they are compiled.
+"""Plain statements: they need nothing before they are compiled.
 
-This is asked first, and once for all who look at a statement by its form: most statements are on tables that
-have nothing to do with encryption. What is compiled passes the gate all the same.
+Every statement is asked this first, and once: most are on tables that have nothing to do with encryption. A
+plain statement passes the gate all the same.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 
 def is_plain(connection: Connection, statement: Any) -> bool:
-    """Whether a statement is a SELECT, or writes to a table that is not watched and deletes no owners; and
-    shows no CTE that may write."""
+    """Whether a statement shows no CTE that may write, and is a SELECT or writes to a table that is not
+    watched and with which no owners are deleted."""
     if isinstance(statement, UpdateBase):
         table: Any = statement.table
         if is_watched(table):

@@ -1,9 +1,9 @@
-"""Statements that no comparator can see through, refused before they are sent: a bare `ORDER BY`, `GROUP BY`,
+"""Statements that a comparator cannot see into, refused before they are sent: a bare `ORDER BY`, `GROUP BY`,
 `func.f(column)`, `cast`, `DISTINCT`, a `UNION` of two labels.
 
-Checked before a statement is sent, once for each compiled statement: SQLAlchemy caches those, so a statement
-that runs a thousand times is walked once. In a statement with encrypted columns, whatever is not known to be
-harmless is refused.
+Each compiled statement is walked once. SQLAlchemy caches compiled statements, so a statement that runs a
+thousand times is walked once too. In a statement with encrypted columns, whatever is not known to be harmless
+is refused.
 """
 
 from __future__ import annotations
@@ -33,13 +33,16 @@ from sqlalchemy_envelope.orm.writing.forms import assigned_by_upsert, is_null, r
 
 
 def check(compiled: Any, elements: Iterable[Any]) -> None:
-    """Refuse a statement that would compare, sort or compute on ciphertext; `elements` are all of its own.
+    """Refuse a statement that would compare, sort or compute on ciphertext.
+
+    Args:
+        elements: every element of the statement.
 
     Raises:
         StatementRefusedError: it would.
     """
-    if not any(_touches_encrypted(one) for one in elements):
-        return  # nothing in it is ours, and whatever it is made of is none of our business
+    if not any(_touches_encrypted(element) for element in elements):
+        return
     root = getattr(compiled.compile_state, "statement", None)
     if root is None:
         root = compiled.statement
@@ -54,18 +57,18 @@ def _touches_encrypted(element: Any) -> bool:
 
 
 class _Walk:
-    """One walk over a statement; the same element is looked at once."""
+    """One walk over a statement: each element is looked at once."""
 
     def __init__(self, root: ClauseElement, asked: Any = None) -> None:
         self._root = root
-        # What the application asked the ORM for, which is not yet what is sent: objects come with both
-        # columns of a value that is being moved.
+        # What the application asked the ORM for. What is sent is more: while a value is moved, objects come
+        # with both of its columns.
         self._asked = asked
         self._seen: set[int] = set()
         self._unread: set[int] = set()
 
     def element(self, element: Any, place: str = "an SQL expression") -> None:
-        """Look at an element in a place where an encrypted column would be computed on."""
+        """Look at an element where an encrypted column would be computed on."""
         if _is_column(element):
             raise _refusal(element, place)
         if id(element) in self._seen or isinstance(element, Table):
@@ -83,7 +86,7 @@ class _Walk:
             self._operands(element)
 
     def read(self, element: Any) -> None:
-        """Look at an element that is only handed out: an encrypted column is welcome there."""
+        """Look at an element that is handed out as it is: an encrypted column is welcome there."""
         if isinstance(element, (Label, Grouping)):
             self.read(element.element)
         elif not _is_column(element):
@@ -97,7 +100,7 @@ class _Walk:
             if _hands_on(parent):
                 self.read(child)
                 continue
-            # What is joined hands its columns on; the condition is a child of its own.
+            # A joined table hands its columns on; the condition is a child of its own.
             outputs = [child] if isinstance(child, ScalarSelect) else _outputs(child)
             outputs = [] if isinstance(child, FromClause) else outputs
             for output in outputs:
@@ -116,7 +119,8 @@ class _Walk:
                 self.element(argument, f"func.{getattr(function, 'name', 'f')}()")
 
     def _select(self, select: Select[Any]) -> None:
-        for output in select._raw_columns:
+        handled = list(select._raw_columns)
+        for output in handled:
             self.read(output)
         if id(select) not in self._unread:
             whole = select if select is not self._root or self._asked is None else self._asked
@@ -129,11 +133,12 @@ class _Walk:
         ]
         for place, clauses in parts:
             self._sorted(place, clauses, names)
+            handled += clauses
         if select._distinct and not select._distinct_on:
             _check_distinct(select)
-        handled = {id(one) for clauses in (select._raw_columns, *(c for _, c in parts)) for one in clauses}
+        done = {id(element) for element in handled}
         for child in select.get_children():
-            if id(child) not in handled:
+            if id(child) not in done:
                 self.element(child)
 
     def _sorted(self, place: str, clauses: Any, names: Mapping[Any, Any]) -> None:
@@ -157,7 +162,7 @@ class _Walk:
                     f"({', '.join(sorted(map(str, labels)))}): a value could not be told from one moved "
                     "there. Pin one label on both: EncryptedType(..., label='...')."
                 )
-        if compound.keyword.value != "UNION ALL":  # the others compare rows
+        if compound.keyword.value != "UNION ALL":  # all others compare rows
             for select in compound.selects:
                 _check_distinct(select, compound.keyword.value)
         names = {one.key: one for one in columns[0] if _is_encrypted(one)}
@@ -178,8 +183,8 @@ class _Walk:
         self.element(value, place)
 
     def _write(self, statement: Any) -> None:
-        """What is written to an encrypted column was looked at by the statement hook; here,
-        what is read from one."""
+        """Look at what an INSERT or UPDATE reads. What it writes into encrypted columns was looked at by the
+        statement hook."""
         values = dict(getattr(statement, "_ordered_values", None) or statement._values or {})
         rows = rows_of(statement) if getattr(statement, "_multi_values", None) else []
         for row in (values, *rows, assigned_by_upsert(statement)):
@@ -190,18 +195,26 @@ class _Walk:
             self.read(output)
         _check_dual(outputs)
         upsert = getattr(statement, "_post_values_clause", None)
+        self._conditions(upsert)
+        self._children(statement, (*outputs, *values.values(), upsert))
+
+    def _conditions(self, upsert: Any) -> None:
         for name in ("inferred_target_whereclause", "update_whereclause"):
             condition = getattr(upsert, name, None)
             if isinstance(condition, ClauseElement):
                 self.element(condition, "the WHERE of an upsert")
-        handled = {id(one) for one in (*outputs, *values.values(), upsert)}
+
+    def _children(self, statement: Any, handled: Iterable[Any]) -> None:
+        """Look at the other elements of a statement."""
+        done = {id(element) for element in handled}
         for child in statement.get_children():
-            if id(child) not in handled and not _is_column(child):
+            if id(child) not in done and not _is_column(child):
                 self.element(child)
 
 
 def _check_dual(outputs: Sequence[Any]) -> None:
-    """While values are moved, a column handed out alone would be NULL where the previous one is not."""
+    """Refuse to hand out an encrypted column alone while its values are moved: it is NULL where the previous
+    column still has the value."""
     columns = [one for output in outputs for one in _columns_of(output)]
     for column in columns:
         if not (_is_column(column) and is_moving(column)) or policy_of_column(column) == "refuse":
@@ -216,7 +229,8 @@ def _check_dual(outputs: Sequence[Any]) -> None:
 
 
 def _columns_of(output: Any) -> list[Any]:
-    """The columns that an element of a SELECT list is about; none for a whole table, which has them all."""
+    """The columns that an element of a SELECT list is about. A whole table has all of its columns, and is not
+    listed here."""
     while isinstance(output, (Label, Grouping)):
         output = output.element
     if isinstance(output, ClauseList):  # a Bundle
@@ -242,8 +256,8 @@ def _is_encrypted(element: Any) -> bool:
 
 
 def _is_column(element: Any) -> bool:
-    # A bind parameter, a scalar subquery or a function may have the type of a column; those
-    # are looked at themselves.
+    # A bind parameter, a scalar subquery or a function may have the type of a column: they are looked at
+    # themselves.
     return _is_encrypted(element) and element.__visit_name__ == "column"
 
 
@@ -263,7 +277,7 @@ def _outputs(element: Any) -> list[Any]:
 
 
 def _hands_on(parent: Any) -> bool:
-    """Whether this element asks only if a value is there, or hands it on as it is."""
+    """Whether an element asks only if a value exists, or hands it on as it is."""
     if isinstance(parent, BinaryExpression):
         return parent.operator in (operators.is_, operators.is_not) and isinstance(parent.right, Null)
     if isinstance(parent, (TypeCoerce, ScalarSelect, Exists)):
@@ -280,7 +294,8 @@ def _hands_on(parent: Any) -> bool:
 
 
 def _check_distinct(select: Any, place: str = "DISTINCT") -> None:
-    """`DISTINCT` beside the primary key compares nothing that matters; without it, it compares ciphertext."""
+    """Refuse a comparison of whole rows with ciphertext in them. Beside the primary key it is harmless: no
+    two rows are equal then."""
     outputs = list(select.selected_columns)
     encrypted = [one for one in outputs if _is_encrypted(one)]
     keys = {base for one in outputs if isinstance(one, ColumnClause) for base in one.base_columns}

@@ -1,9 +1,9 @@
 """Rows of sole owners: a class that is declared `sole=True` gets no second row, and its row keeps its primary
 key.
 
-An INSERT is looked at when it is sent, whoever sends it: a flush, a bulk INSERT, Core. Two transactions that
-make rows at one moment do not see each other's, and a program without the library is not seen at all. So
-every write that needs the owner looks whether there are several rows, and says so.
+Every INSERT is looked at before it is sent: a flush's, a bulk INSERT's, Core's. But two transactions that
+make rows at one moment do not see each other's row, and a program without this library is not seen at all. So
+every write that needs the owner also looks whether there are several rows, and says so.
 """
 
 from __future__ import annotations
@@ -38,22 +38,22 @@ if TYPE_CHECKING:
 def sole_row(
     connection: Connection, owner_class: OwnerClass, *, for_update: bool = False
 ) -> tuple[Any, ...] | None:
-    """The primary key of the one row of a class, None if it has none.
+    """The primary key of the one row of a class; None if it has no row.
 
     Raises:
         ConfigurationError: it has several.
     """
-    found = _some_rows(connection, owner_class, for_update=for_update)
-    if len(found) > 1:
+    keys = _some_keys(connection, owner_class, for_update=for_update)
+    if len(keys) > 1:
         raise several_rows(owner_class.name)
-    return found[0] if found else None
+    return keys[0] if keys else None
 
 
 def before_insert(mapper: Mapper[Any], _: Connection, state: InstanceState[Any]) -> None:
-    """A flush is about to insert a sole owner: give it the primary key that all of them have.
+    """Give a sole owner that a flush inserts the primary key that every sole owner has.
 
     Raises:
-        EnrollmentError: the flush adds several.
+        EnrollmentError: the flush inserts several.
     """
     session = state.session
     if session is not None and sum(isinstance(one, mapper.class_) for one in session.new) > 1:
@@ -62,7 +62,7 @@ def before_insert(mapper: Mapper[Any], _: Connection, state: InstanceState[Any])
 
 
 def give_sole_key(state: InstanceState[Any]) -> None:
-    """Give a new sole owner the primary key that all of them have, unless it has one."""
+    """Give a new sole owner the primary key that every sole owner has, unless it has a key already."""
     mapper, instance = state.mapper, state.obj()
     for column in mapper.primary_key:
         key = mapper.get_property_by_column(column).key
@@ -74,11 +74,11 @@ def check_sole(
     connection: Connection, statement: Any, target: Any, multiparams: Sequence[Any], params: Any
 ) -> None:
     """Refuse an INSERT that makes a second row of a sole owner's class, and an UPDATE of the row's primary
-    key, which its keys are bound to.
+    key, to which its keys are bound.
 
     Raises:
-        EnrollmentError: the INSERT does, or may do so.
-        StatementRefusedError: the UPDATE does.
+        EnrollmentError: the INSERT makes a second row, or may make one.
+        StatementRefusedError: the UPDATE sets the primary key.
     """
     owner_class = owner_class_of(target)
     if owner_class is None or not owner_class.is_sole or target != owner_class.primary_key[0].table:
@@ -87,9 +87,8 @@ def check_sole(
     if isinstance(statement, Insert):
         if statement.select is not None:
             raise may_be_several(owner_class.name)
-        _check_insert(
-            connection, statement, rows_of(statement) if statement._multi_values else rows, owner_class
-        )
+        rows = rows_of(statement) if statement._multi_values else rows
+        _check_insert(connection, statement, rows, owner_class)
         return
     written = set(map(column_key, assigned_by(statement))).union(*rows)
     for column in owner_class.primary_key:
@@ -105,16 +104,17 @@ def _check_insert(
 ) -> None:
     if len(rows) > 1:
         raise two_at_once(owner_class.name)
-    there, session = _some_rows(connection, owner_class), session_of(connection)
+    there, session = _some_keys(connection, owner_class), session_of(connection)
     if session is not None and session._flushing:
         # A flush inserts before it deletes.
-        going = {attributes.instance_state(one).key for one in session.deleted}
-        there = [key for key in there if owner_class.mapper.identity_key_from_primary_key(key) not in going]
+        deleted = {attributes.instance_state(one).key for one in session.deleted}
+        identity = owner_class.mapper.identity_key_from_primary_key
+        there = [key for key in there if identity(key) not in deleted]
     if there and not (len(there) == 1 and _is_upsert_of(there[0], statement, rows[0], owner_class)):
         raise second_row(owner_class.name)
 
 
-def _some_rows(
+def _some_keys(
     connection: Connection, owner_class: OwnerClass, *, for_update: bool = False
 ) -> list[tuple[Any, ...]]:
     query = select(*owner_class.primary_key).limit(2)
@@ -123,9 +123,10 @@ def _some_rows(
 
 
 def _is_upsert_of(there: tuple[Any, ...], statement: Any, row: Any, owner_class: OwnerClass) -> bool:
-    """Whether an INSERT names this very row, and makes none where it is there."""
+    """Whether an INSERT names this very row, and makes no row where it exists."""
     if getattr(statement, "_post_values_clause", None) is None:
         return False
     named = {getattr(key, "key", key): value for key, value in {**(statement._values or {}), **row}.items()}
     keys = [named.get(column.key) for column in owner_class.primary_key]
-    return tuple(one.effective_value if isinstance(one, BindParameter) else one for one in keys) == there
+    values = (key.effective_value if isinstance(key, BindParameter) else key for key in keys)
+    return tuple(values) == there

@@ -1,13 +1,14 @@
-"""Other `Table` objects of a table with encrypted columns: reflected, `table("notes", column("body"))`, made
-by the bulk inserts of Alembic and pandas. Nothing in them tells that a column is encrypted.
+"""Twins: other `Table` objects of a table with encrypted columns, whether reflected, written `table("notes",
+column("body"))`, or made by the bulk inserts of Alembic and pandas. A twin does not know that a column is
+encrypted.
 
-They are known by name, in whichever schema: a tenant's schema has what the model's has. A table of another
-database or schema may have the same name, and so the database is asked, once for each engine, schema and
+Twins are recognised by name, in whichever schema: a tenant's schema has what the model's has. A table of
+another database or schema may have the same name. So the database is asked, once for each engine, schema and
 table (`answers`), whether the column holds bytes and the owner's keys are stored beside it. Stored bytes
 pass: a program that copies rows has them.
 
-What a statement names is looked at with its values, before it is compiled. What SQLAlchemy adds when it
-compiles, the `default=` and `onupdate=` of columns that are not named, is looked at afterwards.
+The columns that a statement names are looked at with their values, before it is compiled. The columns that
+SQLAlchemy adds when it compiles, by `default=` and `onupdate=`, are looked at afterwards.
 """
 
 from __future__ import annotations
@@ -67,8 +68,8 @@ def note_table(table: Table) -> None:
 def check_twin(
     connection: Connection, target: Any, statement: Any, multiparams: Any, params: Any, options: Options
 ) -> bool:
-    """Refuse anything but stored bytes for an encrypted column, and a row's move away from its value; tells
-    whether there was something to look at.
+    """Refuse to write anything but stored bytes into an encrypted column, or to move a row away from its
+    value; tells whether the twin has such a column at all.
 
     Raises:
         StatementRefusedError: the statement would store plaintext, or move rows to another owner.
@@ -90,11 +91,11 @@ def check_twin(
 def refuse_twin(
     connection: Connection, statement: Any, column_keys: Collection[str] | None, options: Options
 ) -> None:
-    """Refuse to write an encrypted column at all: the statement stands inside another, or was compiled by the
-    application, and its values are not known here.
+    """Refuse to write an encrypted column at all. The values are not known here: the statement stands inside
+    another, or the application compiled it.
 
     Raises:
-        StatementRefusedError: it does.
+        StatementRefusedError: it writes one.
     """
     target = target_of(statement)
     if column_keys is None and not named_by(statement):
@@ -108,11 +109,11 @@ def refuse_twin(
 def refuse_defaults(
     connection: Connection, statement: Any, column_keys: Iterable[str], options: Options
 ) -> bool:
-    """Refuse a value that SQLAlchemy adds for a column which the statement does not name; tells whether there
-    is such a column.
+    """Refuse a value that SQLAlchemy adds for an encrypted column that the statement does not name; tells
+    whether it adds a value for any column that a namesake has encrypted.
 
     Raises:
-        StatementRefusedError: it is an encrypted one.
+        StatementRefusedError: it adds one.
     """
     target = target_of(statement)
     when = "default" if isinstance(statement, Insert) else "onupdate"
@@ -120,7 +121,7 @@ def refuse_defaults(
     selects = isinstance(statement, Insert) and statement.select is not None
     if not added or (selects and not statement.include_insert_from_select_defaults):
         return False
-    # Each row of a multiple VALUES leaves out what it likes.
+    # Each row of a multiple VALUES may leave out other columns.
     rows = [{_column_name(target, key) for key in row} for row in named_by(statement) or [()]]
     given = set.intersection(*rows) | {_column_name(target, key) for key in column_keys}
     names = ({column.name.lower() for column in added} - given) & unknown_columns(target)
@@ -129,10 +130,10 @@ def refuse_defaults(
 
 
 def refuse_beside(connection: Connection, column: Any, options: Options) -> None:
-    """Refuse to write a column of another table than the one that an UPDATE is of.
+    """Refuse to write an encrypted column of the second table of an UPDATE.
 
     Raises:
-        StatementRefusedError: it is an encrypted one.
+        StatementRefusedError: the column is encrypted.
     """
     _refuse(connection, table_of(column), [column.name.lower()], options)
     _refuse_moves(connection, table_of(column), {column.name.lower()}, options)
@@ -146,7 +147,7 @@ def _refuse(connection: Connection, target: Any, written: Iterable[str], options
 
 
 def _changed(statement: Any, target: Any, rows: Sequence[Any]) -> set[str]:
-    """The columns that a statement changes in rows that are there."""
+    """The columns that a statement changes in rows that exist."""
     if isinstance(statement, Insert):
         return {_column_name(target, key) for key in changed_by(statement)}
     made = {one.name.lower() for one in target.columns if _adds(getattr(one, "onupdate", None))}
@@ -156,13 +157,13 @@ def _changed(statement: Any, target: Any, rows: Sequence[Any]) -> set[str]:
 
 
 def _refuse_moves(connection: Connection, target: Any, changed: set[str], options: Options) -> None:
-    """Refuse to change what an encrypted value was written for, and to leave the value as it is."""
-    known = _known_in(target) | changed  # to a stored value, which somebody copies with its row
-    found = [_encrypted_in(table).items() for table in _namesakes(connection, target, options)]
-    for name, column in (one for items in found for one in items if one[0] not in known):
-        for decides in _decided_by(column):
-            if decides.lower() in changed and _is_here(connection, target, name, options):
-                raise _move(column, decides)
+    """Refuse to change what an encrypted value was written for while the value stays as it is."""
+    written = _known_in(target) | changed  # with a stored value, which a program copies with its row
+    for table in _namesakes(connection, target, options):
+        for name, column in _encrypted_in(table).items():
+            for decides in () if name in written else _decided_by(column):
+                if decides.lower() in changed and _is_here(connection, target, name, options):
+                    raise _move(column, decides)
 
 
 def _decided_by(column: Column[Any]) -> list[str]:
@@ -170,8 +171,8 @@ def _decided_by(column: Column[Any]) -> list[str]:
         plan = plan_of_table(column.table)
     except ConfigurationError:
         return []  # nothing can be encrypted in it, and its own statements say why
-    found = [plan.decided_by(one) for one in plan.columns if one.column is column] if plan is not None else []
-    return [one.name for columns in found for one in columns]
+    encrypted = [one for one in plan.columns if one.column is column] if plan is not None else []
+    return [decides.name for one in encrypted for decides in plan.decided_by(one)] if plan is not None else []
 
 
 def _adds(default: Any) -> bool:
@@ -180,14 +181,14 @@ def _adds(default: Any) -> bool:
 
 
 def is_twin(target: Any) -> bool:
-    """Whether a table without encrypted columns has the name of one that has some."""
+    """Whether a table without encrypted columns has the name of a table with some."""
     name = getattr(target, "name", None)
     return isinstance(target, TableClause) and name is not None and name.lower() in _by_name
 
 
 def unknown_columns(target: Any) -> set[str]:
-    """The columns that another table with this name has encrypted, in whichever schema, and this one has
-    not, by what they are called in the database."""
+    """The columns that a namesake of this table has encrypted and this table has not, by their names in the
+    database. The namesake may be in any schema."""
     name = getattr(target, "name", None)
     tables = tuple(_by_name.get(name.lower(), ())) if name is not None else ()
     others = [table for table in tables if table is not target]
@@ -195,7 +196,7 @@ def unknown_columns(target: Any) -> set[str]:
 
 
 def _encrypted_names(connection: Connection, target: Any, options: Options) -> dict[str, Column[Any]]:
-    """The columns that another table with this name has encrypted, and this one has not."""
+    """The columns that a namesake has encrypted, and this table has not."""
     own = _known_in(target)
     return {
         name: column
@@ -206,8 +207,8 @@ def _encrypted_names(connection: Connection, target: Any, options: Options) -> d
 
 
 def _namesakes(connection: Connection, target: Any, options: Options) -> list[Table]:
-    """The other tables with encrypted columns that have this name. A table with some of its own knows what is
-    encrypted in its schema: then those of another schema do not count."""
+    """The other tables with encrypted columns that have this name. A table with encrypted columns of its own
+    knows what is encrypted in its schema: then namesakes of another schema do not count."""
     others = [table for table in tuple(_by_name.get(target.name.lower(), ())) if table is not target]
     if not others or not _encrypted_in(target):
         return others
@@ -216,7 +217,7 @@ def _namesakes(connection: Connection, target: Any, options: Options) -> list[Ta
 
 
 def _known_in(table: Any) -> set[str]:
-    """The columns of a table that it knows for what they are: encrypted, or the previous one of such."""
+    """The columns that a table knows as encrypted, or as the previous column of an encrypted one."""
     encrypted = _encrypted_in(table)
     previous = [previous_of(column) for column in encrypted.values()]
     return encrypted.keys() | {one.name.lower() for one in previous if one is not None}
@@ -232,7 +233,7 @@ def _column_name(target: Any, key: Any) -> str:
 
 
 def _written(statement: Any, parameters: Sequence[Any]) -> Iterator[tuple[Any, Any]]:
-    """What a statement writes: column or its key, and the value."""
+    """What a statement writes: pairs of a column, or its key, and a value."""
     rows = rows_of(statement) if getattr(statement, "_multi_values", None) else []
     for row in (assigned_by(statement), *rows, assigned_by_upsert(statement)):
         for key, value in row.items():
@@ -250,12 +251,12 @@ def _selected(statement: Any) -> Iterator[tuple[Any, Any]]:
     for part in parts_of(statement.select) if names else ():
         sources = [source_of(one) for one in part.selected_columns]
         if len(names) != len(sources) or isinstance(part, TextualSelect):
-            sources = [part] * len(names)  # what goes where, and what it is, cannot be told
+            sources = [part] * len(names)  # nobody can say what goes where, or what it is
         yield from zip(names, sources, strict=True)
 
 
 def _given(value: Any, parameters: Sequence[Any]) -> list[Any]:
-    """The values of a bound parameter in every execution."""
+    """The values that a bound parameter has in the executions."""
     if not isinstance(value, BindParameter):
         return [value]
     own = value.effective_value
@@ -263,8 +264,9 @@ def _given(value: Any, parameters: Sequence[Any]) -> list[Any]:
 
 
 def _is_stored(target: Any, name: str, value: Any) -> bool:
-    """Whether a value is nothing, or what this library stored: the column itself (`body = body`), also of
-    another row or of the row that an upsert was to insert (`excluded.body`, looked at there), or bytes."""
+    """Whether a value is nothing, or was stored by this library: bytes, or the column itself (`body = body`),
+    also of another row or of the row that an upsert was to insert (`excluded.body`, which is looked at
+    there)."""
     if value is None or is_null(value):
         return True
     if isinstance(value, ScalarSelect):
@@ -280,7 +282,7 @@ def _is_stored(target: Any, name: str, value: Any) -> bool:
 
 
 def _is_same_column(target: Any, name: str, column: Any) -> bool:
-    """Whether this is the very column of the table, or of an alias of it, or of a table that has it
+    """Whether this is the very column of the table, of an alias of it, or of a table that has it
     encrypted."""
     if not isinstance(column, ColumnClause) or column.name.lower() != name:
         return False
@@ -291,68 +293,67 @@ def _is_same_column(target: Any, name: str, column: Any) -> bool:
 
 
 def _is_here(connection: Connection, target: Any, name: str, options: Options) -> bool:
-    """Whether the table that a statement reaches is one with the encrypted column."""
+    """Whether a statement reaches the table with the encrypted column, and not only a table of its name."""
     schema = schema_of(connection, target, options)
     keys = _key_tables(connection, target, schema, name, options)
-    place = (schema, target.name.lower(), name, *sorted(keys.keys()))
-    known = answer(connection, place)
+    question = (schema, target.name.lower(), name, *sorted(keys.keys()))
+    known = answer(connection, question)
     if known is False:
         return False
     if target.schema is None and is_temporary(connection, target):
-        return False  # for now: nothing is known of the table behind it
+        return False  # not kept: it may be dropped, and the table behind it is another
     if known is True:
         return True
-    found = _look(connection, target, schema, name, keys.values())
-    if found is None:  # there is no such table yet
-        return connection.dialect.name == "sqlite" and _is_attached(
-            connection, target, name, [key for key, _ in keys.values()]
-        )
-    keep_answer(connection, place, found)
-    return found
+    is_here = _look(connection, target, schema, name, keys.values())
+    if is_here is None:
+        key_tables = [key for key, _ in keys.values()]
+        return connection.dialect.name == "sqlite" and _is_attached(connection, target, name, key_tables)
+    keep_answer(connection, question, is_here)
+    return is_here
 
 
 def _is_attached(connection: Connection, target: Any, name: str, keys: Sequence[Table]) -> bool:
-    """Whether SQLite finds the table in an attached file: it looks there for a name without a schema."""
+    """Whether SQLite finds the table in an attached file, where it looks for a name without a schema."""
     schemas = inspect(connection).get_schema_names()
-    return any(_look(connection, target, one, name, [(key, one) for key in keys]) for one in schemas)
+    return any(_look(connection, target, file, name, [(key, file) for key in keys]) for file in schemas)
 
 
 def _look(
     connection: Connection, target: Any, schema: str, name: str, keys: Iterable[tuple[Table, str]]
 ) -> bool | None:
+    """Whether a schema has the column as bytes and the keys beside it; None if the table does not exist."""
     inspector = inspect(connection)
     columns = _columns_here(inspector, target.name, schema)
     if columns is None:
         return None
-    types = [one["type"] for one in columns if one["name"].lower() == name]
-    if not any(python_type_of(one) is bytes for one in types):
+    types = [column["type"] for column in columns if column["name"].lower() == name]
+    if not any(python_type_of(type_) is bytes for type_ in types):
         return False
-    return any(_stores_keys(inspector, *one) for one in keys)
+    return any(_stores_keys(inspector, table, there) for table, there in keys)
 
 
 def _stores_keys(inspector: Inspector, table: Table, schema: str) -> bool:
-    """Whether this is a table of keys here too: somebody else may use its name."""
-    found = _columns_here(inspector, table.name, schema)
-    names = {one["name"].lower() for one in found or ()}
+    """Whether this is a table of keys here too: another table may use its name."""
+    names = {column["name"].lower() for column in _columns_here(inspector, table.name, schema) or ()}
     return all(column.name.lower() in names for column in table.primary_key)
 
 
 def _columns_here(inspector: Inspector, name: str, schema: str | None) -> Sequence[Any] | None:
-    """The columns of a table, as the database tells them; None if it is not there."""
-    # Asked first: SQLite raises for the columns of a table in a database that is not attached.
+    """The columns of a table, as the database describes them; None if the table does not exist."""
+    # `has_table` first: SQLite raises for the columns of a table in a database that is not attached.
     return inspector.get_columns(name, schema=schema) if inspector.has_table(name, schema=schema) else None
 
 
 def _key_tables(
     connection: Connection, target: Any, schema: str, name: str, options: Options
 ) -> dict[tuple[str, str], tuple[Table, str]]:
-    """The tables of the keys that encrypt a column, and the schemas in which they may be, by the names of
+    """The tables of the keys that encrypt a column and the schemas in which they may be, by the names of
     both."""
     return {
-        (key.name, place): (key, place)
+        (key.name, there): (key, there)
         for table in _namesakes(connection, target, options)
         for key in _keys_of(table, name)
-        for place in schemas_beside(connection, table, schema, key, options)
+        for there in schemas_beside(connection, table, schema, key, options)
     }
 
 
@@ -361,11 +362,11 @@ def _keys_of(table: Table, name: str) -> list[Table]:
         plan = plan_of_table(table)
     except ConfigurationError:
         return []  # nothing can be encrypted in it, and its own statements say why
-    paths = [one.path for one in plan.columns if one.column.name.lower() == name] if plan is not None else []
+    columns = [one for one in plan.columns if one.column.name.lower() == name] if plan is not None else []
     # The classes of a registry that was disposed of have no tables any more.
-    classes = [one for path in paths for one in path.owner_classes]
-    tables = [getattr(one.key_class, "__table__", None) for one in classes]
-    return [one for one in tables if one is not None]
+    classes = [owner_class.key_class for one in columns for owner_class in one.path.owner_classes]
+    tables = [getattr(key_class, "__table__", None) for key_class in classes]
+    return [table for table in tables if table is not None]
 
 
 def _refusal(target: Any, column: Column[Any]) -> StatementRefusedError:

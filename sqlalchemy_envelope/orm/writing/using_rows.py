@@ -1,5 +1,5 @@
-"""An UPDATE under `using(owner)` does not say whose its rows are: the application does. The database is asked
-before the values are encrypted for that owner, because in another owner's row nobody could read them."""
+"""UPDATEs under `using(owner)`: the application says whose rows they write, and not the statement. So the
+database is asked before the values are encrypted: in another owner's row they could never be read."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ def of_owner(
     paths: Iterable[OwnerPath],
     owner: Place,
 ) -> Any:
-    """The UPDATE, which takes this owner's rows alone, also if one moves at this moment.
+    """The UPDATE with a condition that takes this owner's rows alone, even if a row moves at this moment.
 
     Raises:
-        StatementRefusedError: it would take rows of others.
+        StatementRefusedError: its own WHERE takes rows of others.
     """
     for path in paths:
         mine = _belongs(plan, path, owner, statement)
@@ -56,7 +56,8 @@ def of_owner(
 
 
 def _belongs(plan: TablePlan, path: OwnerPath, owner: Place, statement: Any) -> ColumnElement[bool] | None:
-    """That a row of the table, or of the UPDATE's alias of it, is the owner's; None if every row is."""
+    """The condition that a row of the table, or of the UPDATE's alias of it, is the owner's; None if every
+    row is."""
     if isinstance(path, SolePath):
         return None
     if plan.has(path):
@@ -64,12 +65,12 @@ def _belongs(plan: TablePlan, path: OwnerPath, owner: Place, statement: Any) -> 
     mine = path.belongs(path.columns, owner.owner_class, owner.primary_key)
     own, same = _as_in(statement, plan.table.primary_key), key_in_base(plan.table, path)
     only: Any = own[0] if len(own) == 1 else tuple_(*own)
-    found: ColumnElement[bool] = only.in_(select(*same).where(mine))
-    return found
+    belongs: ColumnElement[bool] = only.in_(select(*same).where(mine))
+    return belongs
 
 
 def _as_in(statement: Any, columns: Iterable[Any]) -> list[Any]:
-    """These columns as an UPDATE has them, which may be of an alias of their table."""
+    """These columns as an UPDATE names them: its table may be an alias."""
     source = statement.table
     is_alias = isinstance(source, AliasedReturnsRows)
     return [source.c[one.key] if is_alias else one for one in columns]
@@ -79,14 +80,14 @@ def _takes_others(
     connection: Connection, statement: Any, rows: Sequence[Row], table: Table, mine: ColumnElement[bool]
 ) -> bool:
     if any(isinstance(one, UpdateBase) for one in elements_in(*statement._where_criteria)):
-        return False  # asking would write; the condition is in the UPDATE all the same
+        return False  # to ask would write; the UPDATE has the condition all the same
     key, own = list(table.primary_key), _as_in(statement, table.primary_key)
     source = statement.table if isinstance(statement.table, AliasedReturnsRows) else table
     others = or_(mine.is_(None), not_(mine))
     query: Any = select(literal_column("1")).select_from(source).where(others).limit(1)
     by_key = [tuple(dict(equalities(statement, table, row)).get(one) for one in key) for row in rows]
     if len(list(conditions(statement))) == len(key) and all([None not in one for one in by_key]):  # noqa: C419
-        asked: Iterable[Any] = ((query.where(among(own, some)), {}) for some in chunks(by_key))
+        asked: Iterable[Any] = ((query.where(among(own, keys)), {}) for keys in chunks(by_key))
     else:
         asked = ((query.where(*statement._where_criteria), row) for row in rows)
-    return any(connection.execute(one, row).first() is not None for one, row in asked)
+    return any(connection.execute(question, row).first() is not None for question, row in asked)

@@ -1,0 +1,134 @@
+"""Ciphers for the values of a row: bound to the key of its owner."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy_envelope.exceptions import LockedError, NotEnrolledError, StatementRefusedError
+from sqlalchemy_envelope.orm.current import context
+from sqlalchemy_envelope.orm.writing.missing_owner import names_of, new_owner
+from sqlalchemy_envelope.orm.writing.newcomers import ENROLLING_OWNER, enrolling_owner, enrolling_row
+from sqlalchemy_envelope.orm.writing.previous_columns import leave_pending
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from sqlalchemy_envelope.crypto.aead import BoundCipher, ValueCipher
+    from sqlalchemy_envelope.keys.keyring import OwnerId
+    from sqlalchemy_envelope.orm.columns.plans import EncryptedColumn
+    from sqlalchemy_envelope.orm.tables.owner_paths import OwnerPath
+    from sqlalchemy_envelope.orm.writing.newcomers import Enrolling
+    from sqlalchemy_envelope.orm.writing.row_owners import RowOwners
+    from sqlalchemy_envelope.orm.writing.row_references import RowReferences
+    from sqlalchemy_envelope.orm.writing.rows import WrittenRows
+
+    Row = Mapping[str, Any]
+
+
+class RowCiphers:
+    """The ciphers of one statement's rows."""
+
+    __slots__ = ("_as_bytearray", "_owners", "_references", "_rows")
+
+    def __init__(self, rows: WrittenRows, owners: RowOwners, references: RowReferences) -> None:
+        self._rows = rows
+        self._owners = owners
+        self._references = references
+        # CPython's sqlite3 looks for an adapter for every `bytes`, and takes a bytearray as it is: half the
+        # time.
+        self._as_bytearray = rows.connection.dialect.name == "sqlite"
+
+    def of(
+        self, row: dict[str, Any], path: OwnerPath, columns: Sequence[EncryptedColumn]
+    ) -> list[BoundCipher]:
+        """The ciphers of the columns that a row writes for one owner. Values that wait for the migration are
+        taken out of the row.
+
+        Raises:
+            LockedError: the owner's key is not open here.
+            NotEnrolledError: the owner has no keys.
+            StatementRefusedError: the row's owner is not known.
+        """
+        if self._rows.plan.dual:
+            return self._of_or_pending(row, path, columns)
+        return self._of_owner(row, path, self._in_written_scopes(row, columns))
+
+    def _of_or_pending(
+        self, row: dict[str, Any], path: OwnerPath, columns: Sequence[EncryptedColumn]
+    ) -> list[BoundCipher]:
+        """The same while values are moved: without a key, or without a known owner, the values of columns
+        with the policy "both" stay in the previous column."""
+        try:
+            if any(one.row_bound and not self._rows.is_empty(row, [one]) for one in columns):
+                self._references.of(row)
+            return self._of_owner(row, path, self._in_written_scopes(row, columns))
+        except (LockedError, NotEnrolledError, StatementRefusedError):
+            if not leave_pending(self._rows, row, columns):
+                raise
+        left = [one for one in columns if not self._rows.is_empty(row, [one])]
+        return self._of_owner(row, path, left) if left else []
+
+    def _in_written_scopes(self, row: Row, columns: Sequence[EncryptedColumn]) -> Sequence[EncryptedColumn]:
+        """The columns of the scopes that a row writes: others may hold the keys of the other scopes."""
+        if all([one.scope == columns[0].scope for one in columns]):  # noqa: C419
+            return columns
+        scopes = {one.scope for one in columns if not self._rows.is_empty(row, [one])}
+        return [one for one in columns if one.scope in scopes]
+
+    def _of_owner(self, row: Row, path: OwnerPath, columns: Sequence[EncryptedColumn]) -> list[BoundCipher]:
+        rows, inserts_owner = self._rows, path.is_self and self._rows.inserts
+        if inserts_owner:
+            newcomer = enrolling_row(rows.session, path.owner_class, row, self._attributes())
+            if newcomer is not None:
+                return [self._column_cipher(newcomer, b"", column) for column in columns]
+        written = rows.first_written(row, columns)
+        owner_class, key = self._owners.owner(row, path, written)
+        owner = self._owners.name(owner_class, key)
+        newcomer = enrolling_owner(rows.session, owner)
+        if newcomer is None:
+            if inserts_owner and not rows.upserts:
+                raise new_owner(written)
+            self._owners.prepare_write(owner_class, key, len(columns))
+        try:
+            return [self._column_cipher(newcomer, owner, column) for column in columns]
+        except LockedError:
+            # While values are moved, many rows wait for their owner: asked of each, this would cost a query.
+            # A connection without a session may be in no transaction, and the question would begin one.
+            if rows.plan.dual or rows.session is None or self._owners.have_keys(owner_class, key):
+                raise
+        where = f"{rows.plan.table.name}.{written.key}"
+        raise context.no_keys(where, owner_class.name, rows.session)
+
+    def _attributes(self) -> dict[str, str]:
+        """The attributes that columns are mapped by, which tell one new owner's row from another's."""
+        plan = self._rows.plan
+        return {
+            column.key: plan.attributes.get(column.key, column.key)
+            for column in plan.table.columns
+            if not column.primary_key and column.key not in plan.converting
+        }
+
+    def _column_cipher(
+        self, newcomer: Enrolling | None, owner: OwnerId, column: EncryptedColumn
+    ) -> BoundCipher:
+        """A column's cipher under the key of an owner: a new owner's own keyring has it, or an unlocked
+        session."""
+        cipher = self._cipher(newcomer, owner, column)
+        name = self._rows.parameter(column.key)
+        return cipher.bind(name, column.encode_converted, column, as_bytearray=self._as_bytearray)
+
+    def _cipher(self, newcomer: Enrolling | None, owner: OwnerId, column: EncryptedColumn) -> ValueCipher:
+        field = column.type.field
+        if newcomer is not None:
+            cipher = newcomer.keyring.writer(ENROLLING_OWNER, column.scope, field)
+        else:
+            cipher = context.find_writer(self._rows.session, owner, column.scope, field)
+        if cipher is None:
+            self._owners.require_here(column.path.owner_classes)
+            raise context.locked(
+                f"{self._rows.plan.table.name}.{column.key}, of this row's {names_of(column.path)},",
+                self._rows.session,
+                column.path.owner_class,
+                column.scope,
+            )
+        return cipher
