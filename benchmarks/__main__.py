@@ -1,4 +1,4 @@
-"""`python -m benchmarks`: measure, print, and write what was asked for."""
+"""`python -m benchmarks`: measure, print, and write the files that the arguments name."""
 
 from __future__ import annotations
 
@@ -89,8 +89,8 @@ def run(options: argparse.Namespace, progress: Callable[[str], None]) -> Results
 
 
 def measure_sharing(part: str, engine: Engine, options: argparse.Namespace) -> Finding:
-    """One benchmark of sharing or of plain statements, at the size that its goal names or, with `--quick`, at
-    a small one."""
+    """Run one benchmark of sharing or of plain statements, at the size of its goal or, with `--quick`, at a
+    small size."""
     rounds, quick = options.rounds, options.quick
     if part == groups.NAME:
         sizes = groups.Sizes(5, 3, rounds) if quick else groups.Sizes(50, 20, rounds)
@@ -122,7 +122,7 @@ def main() -> None:
     options = arguments()
     console = Console(width=None if Console().is_terminal else 150)
     with console.status("starting") as status:
-        # In a greenlet, which asyncpg needs and nothing else notices.
+        # In a greenlet: asyncpg needs it, and the other drivers do not notice it.
         results = asyncio.run(greenlet_spawn(run, options, status.update))
     print_tables(results, console)
     write(options, results)

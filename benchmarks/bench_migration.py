@@ -1,9 +1,9 @@
-"""Moving a plaintext column to an encrypted one: rows a second, beside what the database takes for it alone.
+"""Moving a plaintext column to an encrypted one: rows a second, beside the database's own speed.
 
-One table with an integer key and a 20-character column, a hundred owners whose keys a provider holds. In
-each round it is filled anew and moved by one worker, and by two; and once it is updated by the bare driver,
-with the same chunks and statements, as many bytes, and no cryptography: nothing could be faster than that.
-Workers are processes of their own, which tell the times of their chunks and the most memory they had.
+One table has an integer key, a column of 20 characters, and a hundred owners whose keys a provider holds. In
+each round the table is filled anew, and moved by one worker and by two. It is also updated by the bare
+driver, with the same chunks and statements, as many bytes, and no cryptography: nothing could be faster than
+that. Workers are processes of their own, and report the times of their chunks and their peak memory.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class Base(DeclarativeBase):
 
 
 class MovingOwner(KeyOwner, Base):
-    """Whom rows belong to."""
+    """The owner of rows."""
 
     __tablename__ = "moving_owners"
 
@@ -64,7 +64,7 @@ class MovingOwner(KeyOwner, Base):
 
 
 class MovingRow(Base):
-    """What is moved."""
+    """A row whose column is moved."""
 
     __tablename__ = "moving_rows"
 
@@ -77,19 +77,19 @@ class MovingRow(Base):
 
 
 CHUNKS: list[Chunk] = []
-"""In a worker's process: what its chunks took."""
+"""The times of the chunks, in a worker's process."""
 
 
 class TimedSetting(Setting):
-    """Notes what each chunk takes."""
+    """A setting that notes the time of each chunk."""
 
     def runner(self, *arguments: Any, **options: Any) -> Runner:
-        """A worker that notes it."""
+        """A runner that notes the time of each chunk."""
         return super().runner(*arguments, **{**options, "told": CHUNKS.append})
 
 
 def migrator() -> Migrator:
-    """What a worker's process loads."""
+    """The migrator that a worker's process loads."""
     engine = create_engine(os.environ[ADDRESS])
     enforce_foreign_keys(engine)
     if engine.dialect.name == "sqlite":
@@ -103,7 +103,7 @@ def migrator() -> Migrator:
 
 @dataclass(frozen=True)
 class Told:
-    """What a worker's process tells: seconds of its chunks and on the processor, and its most memory."""
+    """The report of a worker's process: seconds of its chunks, seconds on the processor, peak memory."""
 
     chunks: list[float]
     rows: int
@@ -112,7 +112,7 @@ class Told:
 
 
 def tell(forget: bool = False) -> Told:
-    """In a worker's process: what it did so far."""
+    """The report, made in a worker's process."""
     if forget:
         CHUNKS.clear()
     rows = sum(one.rows for one in CHUNKS)
@@ -120,7 +120,8 @@ def tell(forget: bool = False) -> Told:
 
 
 def peak_memory() -> int | None:
-    """The most memory this process had resident, in bytes. What `getrusage` says counts the parent's."""
+    """The peak of this process's resident memory, in bytes. The figure of `getrusage` counts the parent's
+    too."""
     status = Path("/proc/self/status")
     for line in status.read_text().splitlines() if status.exists() else ():
         if line.startswith("VmHWM:"):
@@ -130,7 +131,7 @@ def peak_memory() -> int | None:
 
 @dataclass
 class Round:
-    """What one round found; rates are rows a second."""
+    """The figures of one round; rates are rows a second."""
 
     limit: float
     limit_cpu: float
@@ -147,7 +148,7 @@ class Round:
 
 @dataclass
 class Place:
-    """A database to move a table on, by the name it has in the output."""
+    """A database to move a table on, with its name in the output."""
 
     name: str
     url: str
@@ -173,7 +174,8 @@ def measure_migration(engine: Engine, row_count: int, round_count: int) -> Findi
 
 
 def sheet(places: list[Place], row_count: int) -> Sheet:
-    """All places, side by side: the medians over rounds, and the longest of what is not to be long."""
+    """All places side by side: medians over the rounds, and the longest time of each thing that must not be
+    long."""
     measures: list[tuple[str, Callable[[Place], str]]] = [
         ("rows a second, one worker", lambda one: f"{middle(one, 'rate'):,.0f}"),
         ("plaintext updates a second, the limit", lambda one: f"{middle(one, 'limit'):,.0f}"),
@@ -245,7 +247,7 @@ def dash(value: float | None, form: str, factor: float = 1) -> str:
 
 
 def measure_round(place: Place, row_count: int) -> Round:
-    """One round: the limit, one worker, a verification, two workers."""
+    """One round: the bare driver, one worker, a verification, two workers."""
     os.environ[ADDRESS] = place.url
     os.environ.setdefault(KEY, os.urandom(32).hex())
     mover = migrator()
@@ -268,7 +270,7 @@ def measure_round(place: Place, row_count: int) -> Round:
             assert (verified.is_clean, verified.locked) == (True, 0)
         load = os.getloadavg()[0]
         found = Round(limit, limit_cpu, rate, cpu, verify_rate, told.chunks, told.peak, load)
-        if not place.is_sqlite:  # where one writer keeps all others out
+        if not place.is_sqlite:  # on SQLite one writer keeps all others out
             found.held, found.waited = watch.held, watch.waited
             make_tables(mover.engine, row_count)
             with workers(2) as pool:
@@ -287,12 +289,12 @@ def workers(count: int) -> Iterator[ProcessPoolExecutor]:
 
 
 def ready(_: int) -> None:
-    """In a worker's process: it is there. It stays a moment, so that each of them is asked."""
+    """Answer from a worker's process. It stays busy for a moment, so that each process is asked."""
     time.sleep(0.3)
 
 
 def make_tables(engine: Engine, row_count: int) -> None:
-    """The table as it was before the migration, full, and nothing of an earlier one."""
+    """Make the full table, as before the migration, and remove every trace of an earlier one."""
     series = {
         "sqlite": "WITH RECURSIVE series(n) AS "
         "(SELECT 1 UNION ALL SELECT n + 1 FROM series WHERE n < :count) ",
@@ -320,13 +322,13 @@ def make_tables(engine: Engine, row_count: int) -> None:
             {"count": row_count},
         )
     with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-        # Of the tables that were dropped, and what fills a table, nothing is left to be done meanwhile.
+        # Clean up after dropped and filled tables first, so that the database does not do it meanwhile.
         connection.exec_driver_sql("VACUUM")
         connection.exec_driver_sql("ANALYZE")
 
 
 def plaintext_updates(engine: Engine, row_count: int) -> tuple[float, float]:
-    """Rows a second, by the clock and by this process's processor time, that the bare driver updates."""
+    """The rows a second that the bare driver updates, by the clock and by this process's processor time."""
     is_sqlite = engine.dialect.name == "sqlite"
     with engine.begin() as connection:
         kind = "BLOB" if is_sqlite else "BYTEA"
@@ -354,7 +356,7 @@ def plaintext_updates(engine: Engine, row_count: int) -> tuple[float, float]:
 
 
 def write_sqlite(cursor: Any, rows: list[Any]) -> None:
-    """The statement that the migration sends there, with the same bytes for each row."""
+    """Send the statement that the migration sends to SQLite, with the same bytes for each row."""
     cursor.executemany(
         "UPDATE moving_rows SET body_encrypted = ? WHERE id = ? AND body_encrypted IS NULL "
         "AND body COLLATE BINARY IS ?",
@@ -363,7 +365,7 @@ def write_sqlite(cursor: Any, rows: list[Any]) -> None:
 
 
 def write_postgresql(cursor: Any, rows: list[Any]) -> None:
-    """The statement that the migration sends there, with the same bytes for each row."""
+    """Send the statement that the migration sends to PostgreSQL, with the same bytes for each row."""
     stored = "\\x" + STORED.hex()
     sent = json.dumps([{"id": number, "seen": body, "made": stored} for number, _, body in rows])
     cursor.execute(
@@ -375,8 +377,8 @@ def write_postgresql(cursor: Any, rows: list[Any]) -> None:
 
 
 class Watch:
-    """Looks at PostgreSQL's locks all the time: for how long the table's rows, or all of it, were locked, and
-    how long anybody waited for a lock; in seconds."""
+    """Watches PostgreSQL's locks: the seconds for which the table's rows, or the whole table, were locked,
+    and the longest wait for a lock."""
 
     def __init__(self, engine: Engine) -> None:
         self.held = self.waited = 0.0
@@ -405,7 +407,7 @@ class Watch:
         with self._engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
             while not self._ended.wait(0.01):
                 now, rows = time.monotonic(), connection.execute(query).all()
-                # Since when a transaction holds it is told by no view: since it was seen first.
+                # No view says since when a transaction holds a lock: count from the first sight of it.
                 rows_held = ((pid, start) for pid, start, wait in rows if wait is None)
                 seen = {one: seen.get(one, now) for one in rows_held}
                 self.held = max([self.held, *(now - since for since in seen.values())])

@@ -28,13 +28,13 @@ def sqlite() -> Iterator[Engine]:
 
 
 def do_not_wait_for_the_disk(connection: Any, _record: Any) -> None:
-    """The speed of the disk is not what is measured."""
+    """Switch off the waits for the disk, whose speed is not measured here."""
     connection.execute("PRAGMA synchronous = OFF")
 
 
 @contextmanager
 def postgresql() -> Iterator[Engine]:
-    # Needs the wheel with PostgreSQL in it, which nobody must have who measures on SQLite alone.
+    # Needs the wheel with PostgreSQL in it. To measure on SQLite alone, nobody needs to have it.
     from tests.throwaway_postgres import throwaway_postgres
 
     with throwaway_postgres() as socket_folder:
@@ -52,7 +52,7 @@ def postgresql_binary() -> Iterator[Engine]:
 
 @contextmanager
 def postgresql_asyncpg() -> Iterator[Engine]:
-    """What runs on this engine runs in a greenlet, as it does under an `AsyncSession`."""
+    """An engine for code that runs in a greenlet, as under an `AsyncSession`."""
     from sqlalchemy.ext.asyncio import create_async_engine
 
     from tests.throwaway_postgres import throwaway_postgres
@@ -71,7 +71,7 @@ DATABASES: dict[str, Opener] = {
     "postgresql-asyncpg": postgresql_asyncpg,
 }
 SAME_DATABASE = frozenset({"postgresql-binary", "postgresql-asyncpg"})
-"""Other ways to a database that is measured already: only the cost of a value differs."""
+"""Other drivers for a database that is measured already: only the cost of a value differs."""
 
 
 @contextmanager
@@ -83,7 +83,7 @@ def database(name: str) -> Iterator[Engine]:
 
 
 def enroll_owner(engine: Engine, envelope: Envelope) -> int:
-    """Make the one user whom all rows belong to."""
+    """Make the only user, the owner of all rows."""
     with Session(engine) as session:
         user = User()
         with envelope.enroll(session, user, secret=SECRET):
@@ -93,7 +93,7 @@ def enroll_owner(engine: Engine, envelope: Envelope) -> int:
 
 @contextmanager
 def unlocked_owner(engine: Engine, envelope: Envelope) -> Iterator[int]:
-    """Unlock the owner once, for everything that is measured in the block."""
+    """Unlock the owner once, for all measurements in the block."""
     user_id = enroll_owner(engine, envelope)
     with Session(engine) as session:
         user = session.get_one(User, user_id)

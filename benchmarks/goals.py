@@ -1,4 +1,4 @@
-"""The limits the library sets itself: on the cost of a value, with five encrypted columns, and on sharing."""
+"""The library's own limits: on the cost of a value, with five encrypted columns, and on sharing."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ Named = dict[str, Variant]
 
 @dataclass(frozen=True)
 class Goal:
-    """One limit, and how the figure it limits comes out of a run.
+    """One limit, and how its figure is computed from a run.
 
     Attributes:
-        limits: by database; the same for all if it is one number.
+        limits: the limit of each database; a single number for all.
     """
 
     name: str
@@ -56,7 +56,7 @@ def overhead(series: Series, _variants: Named) -> float:
 
 
 def by_database(sqlite: float, psycopg: float, others: float) -> dict[str, float]:
-    """Limits of SQLite, of psycopg, and of psycopg with binary results and asyncpg."""
+    """Limits for SQLite, for psycopg, and for psycopg with binary results and asyncpg."""
     return {
         "sqlite": sqlite,
         "postgresql": psycopg,
@@ -89,7 +89,7 @@ GOALS = [
 
 @dataclass(frozen=True)
 class Limit:
-    """One limit on a figure that a benchmark of sharing found."""
+    """One limit on a figure of a benchmark of sharing."""
 
     name: str
     limit: float
@@ -102,7 +102,7 @@ class Limit:
         return "held" if (found >= self.limit if self.at_least else found <= self.limit) else "missed"
 
     def limits(self, benchmark: str, database: str, figures: dict[str, float]) -> bool:
-        """Whether this is a limit on something that was found."""
+        """Whether this limit is on a figure of that finding."""
         there = self.benchmark == benchmark and self.figure in figures
         return there and self.database in (None, database)
 

@@ -1,7 +1,7 @@
-"""A member of many groups that have lived through many epochs: what unlocking costs, step by step.
+"""A member of many groups that have lived through many epochs: the cost of an unlock, step by step.
 
-The epochs are real: in each group somebody joined and left again until there were enough of them, by the
-unit of work, while a founder was unlocked. The member was away all the time. What is settled after the first
+The epochs are real: in each group members joined and left, through the unit of work, while a founder was
+unlocked, until there were enough epochs. The member was away all the time. The first write after the first
 unlock adopts every epoch of every group, and each later unlock finds them adopted. After each unlock a page
 of one group is read, as in a request.
 """
@@ -42,9 +42,9 @@ from sqlalchemy_envelope.orm.verbs import owner_keys, unlock
 NAME = "groups"
 FIRST, LATER = "member, first", "member, later"
 NEWEST = 1001
-"""The first of ten posts that are written in the newest epoch of the first group."""
+"""The first of ten posts in the newest epoch of the first group."""
 AWAY = 3
-"""Members of each kind: a first unlock is one of a kind, so there are several to take the median of."""
+"""The number of members of each kind. A member has one first unlock, so the median needs several members."""
 STEPS: Places = {
     "Argon2id": [(Envelope, "perform")],
     "own keys, query and rows": [(unlock, "load_keys")],
@@ -86,7 +86,7 @@ def measure_groups(engine: Engine, sizes: Sizes) -> Finding:
 
 
 def make_groups(engine: Engine, envelope: Envelope, sizes: Sizes) -> tuple[list[int], list[int]]:
-    """The ids of members from the first epoch on, and of some who joined in the last."""
+    """The ids of members from the first epoch on, and of some members who joined in the last epoch."""
     with Session(engine) as session:
         founder, guest, *others = enroll_people(session, envelope, 2 + 2 * AWAY)
         members, newcomers = others[:AWAY], others[AWAY:]
@@ -116,7 +116,7 @@ def join(group: Group, person: Person) -> Membership:
 
 @dataclass(frozen=True)
 class Run:
-    """One unlock, in milliseconds, and what it sent to the database."""
+    """One unlock: its milliseconds, and its statements."""
 
     whole: float
     cpu: float
@@ -136,7 +136,7 @@ class Run:
 
 
 def unlock_once(engine: Engine, envelope: Envelope, person_id: int) -> Run:
-    """Twice would adopt nothing the second time, so the clock and the counters run at once."""
+    """Unlock with clock and counters at once: a second unlock would adopt nothing."""
     clock = StepClock()
     page = select(Post).where(Post.id.between(NEWEST, NEWEST + 9))
     with Session(engine) as session:
@@ -199,7 +199,7 @@ def middle(values: Any) -> str:
 
 
 def reading_sheet(engine: Engine, envelope: Envelope, readers: dict[str, int]) -> Sheet:
-    """The first value of the oldest epoch opens the way to it; the next one does not."""
+    """The first value of the oldest epoch opens the way to that epoch; the next value does not."""
     lines = []
     for name, person_id in readers.items():
         with Session(engine) as session:

@@ -1,7 +1,7 @@
-"""Writing for somebody who is locked, beside writing for the same person unlocked.
+"""Writing for an owner who is locked, beside writing for the same owner unlocked.
 
-By turns, a batch in the one way and a batch in the other: each pair of batches is one comparison, and the
-figure is their median. On a machine that others use nothing else can be compared.
+The two ways take turns, batch by batch. Each pair of batches is one comparison, and the figure is the median
+of the pairs. On a machine that others use, no other comparison is sound.
 """
 
 from __future__ import annotations
@@ -55,12 +55,12 @@ WAYS: dict[str, tuple[Write, int]] = {
     "unit-of-work insert": (flush, 1),
     "a transaction for each row": (one_by_one, 20),
 }
-"""By name, how rows are written, and by how much fewer of them there are."""
+"""The ways to write rows, by name, and by how much fewer rows each of them writes."""
 
 
 @dataclass
 class Pairs:
-    """The timings of one way to write, batch by batch, and what the rows hold."""
+    """The timings of one way to write, batch by batch, and the bytes of the rows."""
 
     row_count: int
     locked: list[Timing]
@@ -76,7 +76,7 @@ class Pairs:
 
 def measure_locked_writes(engine: Engine, row_count: int) -> Finding:
     found = {name: write_pairs(engine, write, row_count // fewer) for name, (write, fewer) in WAYS.items()}
-    batch_count = row_count // BATCH + 1  # with the one for warming up
+    batch_count = row_count // BATCH + 1  # with one batch for warming up
     quarter = write_pairs(engine, bulk, row_count, write_epoch_values=-(-batch_count // 4) * BATCH)
     lines = [
         [
@@ -130,7 +130,7 @@ def write_pairs(engine: Engine, write: Write, row_count: int, **options: Any) ->
                     (found.locked, lambda rows=odd: inside_locked(lambda: write(away, rows))),
                     (found.unlocked, lambda rows=even: inside_open(lambda: write(here, rows))),
                 ]
-                # Whoever comes second finds what the first has warmed: they take turns.
+                # The second way finds what the first has warmed, so they take turns.
                 for timings, action in actions if number % 2 else actions[::-1]:
                     timing = timed(action)
                     if number >= 0:  # the round before is for warming up
@@ -148,7 +148,7 @@ def make_events(number: int, size: int, person_id: int) -> list[dict[str, Any]]:
 
 
 def extra_bytes(engine: Engine, size: int) -> float:
-    """What a row written for a locked person has more than one written for the same person unlocked."""
+    """The bytes that a row for a locked owner has more than a row for the same owner unlocked."""
     query = text("SELECT avg(length(body)) FROM events WHERE (id / :size) % 2 = :side")
     with engine.connect() as connection:
         sizes = [

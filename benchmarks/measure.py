@@ -1,7 +1,7 @@
-"""Timing: every variant once per round, in an order drawn anew for each round, compared within the round.
+"""Timing: every variant runs once a round, in an order drawn anew for each round.
 
-A shared machine changes speed while it is measured. What is compared here was therefore run within the same
-round: a figure is the median over rounds of (variant - plaintext), never the difference of two far-away runs.
+A shared machine changes its speed during a measurement. So variants are compared within the same round: a
+figure is the median over rounds of (variant - plaintext), and never the difference of two distant runs.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from benchmarks.variants import OURS_BY_COLUMN, PLAINTEXT, Variant
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds: of this process on the processor, and by the clock on the wall."""
+    """Seconds: of this process on the processor, and by the wall clock."""
 
     cpu: float
     wall: float
@@ -42,7 +42,7 @@ class Timing:
 
 @dataclass(frozen=True)
 class Figure:
-    """What one operation costs per value over the plaintext column, in microseconds of median round."""
+    """The cost of an operation for each value, beyond the plaintext column: microseconds, median round."""
 
     cpu: float
     wall: float
@@ -52,7 +52,7 @@ class Figure:
 
 @dataclass
 class Series:
-    """All timings of one database, round by round, by variant and operation."""
+    """All timings of one database, by round, variant and operation."""
 
     database: str
     row_count: int
@@ -74,16 +74,16 @@ class Series:
         return Figure(median(cpu) * 1e6, median(wall) * 1e6, best * 1e6, ratio)
 
     def plaintext_total(self, column_count: int, operation: str) -> float:
-        """Milliseconds of processor time the plaintext table takes, for scale."""
+        """The processor time of the plaintext table, in milliseconds, for scale."""
         return median(run.cpu for run in self.timings[PLAINTEXT, column_count, operation]) * 1e3
 
     def bare_cost(self, loop: str) -> float:
-        """Microseconds of one bare call."""
+        """The microseconds of one bare call."""
         return median(self.bare[loop]) * 1e6
 
 
 def timed(action: Callable[[], object]) -> Timing:
-    """Run once without the garbage collector, whose pauses fall on whoever happens to be running."""
+    """Run an operation once without the garbage collector, whose pauses could fall into any operation."""
     gc.collect()
     gc.disable()
     try:

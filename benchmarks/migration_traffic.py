@@ -2,12 +2,15 @@
 
     python -m benchmarks.migration_traffic --database postgresql --rows 1000000
 
-Three tables that are there already, with an integer key, a composite one and UUIDs. An application reads and
-writes them through SQLAlchemy and is deployed anew for each step, old and new side by side for a while; and a
-program writes plaintext by bare SQL that knows nothing of all this. Every write is noted in a ledger outside
-the database, before it begins and after its commit, every read with what it found; afterwards each read must
-have found a value that was current at some time while it went on, and the database must hold what the ledger
-says.
+This is one long file, because it is one application with its traffic, to be read from top to bottom.
+
+There are three existing tables: with an integer key, a composite key and UUIDs. An application reads and
+writes them through SQLAlchemy, and is deployed anew for each step; the old and the new release run side by
+side for a while. Another program, which knows nothing of the migration, writes plaintext by bare SQL.
+
+A ledger outside the database notes every write before it begins and after its commit, and every read with its
+result. Afterwards each read must have returned a value that was current at some time during the read, and the
+database must hold the values of the ledger.
 """
 
 from __future__ import annotations
@@ -65,16 +68,17 @@ from sqlalchemy_envelope.migration.running.runner import Pace
 Key = tuple[Any, ...]
 COLUMNS = ("customers.phone", "orders.note", "documents.title")
 RELEASES = ("plain", "both", "read", "refuse", "without")
-"""What is deployed, one after the other: before the migration, the three policies, and without `previous`."""
+"""The releases, in the order of their deployment: before the migration, the three policies, without
+`previous`."""
 HOT = 50
-"""Rows of each table that everybody writes to, again and again."""
+"""The number of rows of each table that all processes write to, again and again."""
 
 
 # ---------------------------------------------------------------------- the application
 
 
 def models(release: str) -> SimpleNamespace:
-    """The application's models as they are in a release."""
+    """The application's models in a release."""
 
     class Base(DeclarativeBase):
         pass
@@ -113,7 +117,7 @@ def models(release: str) -> SimpleNamespace:
 
 
 def owned(attribute: str) -> dict[str, Any]:
-    """Whose a column is."""
+    """The `owner=` of a column."""
     return {"owner": attribute}
 
 
@@ -134,7 +138,7 @@ def connect(url: str, *, writes: bool = False) -> Engine:
                 connection.isolation_level = None
 
         if writes:
-            # Who reads first and then writes would be refused, if somebody else wrote in between.
+            # A transaction that reads first and then writes would be refused if another wrote in between.
             @event.listens_for(engine, "begin")
             def on_begin(connection: Any) -> None:
                 connection.exec_driver_sql("BEGIN IMMEDIATE")
@@ -150,12 +154,12 @@ def envelope() -> Envelope:
 
 @dataclass(frozen=True)
 class Scale:
-    """How many rows there are, and how fast the traffic is.
+    """The number of rows, and the speed of the traffic.
 
     Attributes:
-        rate: reads, and writes, a second; of each process.
-        seconds: how long each stretch lasts in which nothing is done but the traffic.
-        chunk_seconds: how long a chunk of the migration should last.
+        rate: the reads, and the writes, a second of each process.
+        seconds: the length of each stretch of time with traffic alone.
+        chunk_seconds: the intended time of a chunk of the migration.
     """
 
     rows: int
@@ -169,7 +173,7 @@ class Scale:
 
     @property
     def numbers(self) -> int:
-        """How many orders a customer has."""
+        """The numbers of a customer's orders."""
         return (self.rows - self.customers) // 2 // self.customers
 
     @property
@@ -177,17 +181,17 @@ class Scale:
         return self.rows - self.customers - self.customers * self.numbers
 
     def keys(self, table: str) -> Iterator[Key]:
-        """Every key that is there at the beginning."""
+        """Every key at the beginning."""
         if table == "customers":
             return ((number,) for number in range(1, self.customers + 1))
         if table == "orders":
-            # In another order than that of the key, as orders come in.
+            # In an order other than that of the keys, as orders come in.
             numbers = range(1, self.numbers + 1)
             return ((owner, one) for one in numbers for owner in range(1, self.customers + 1))
         return ((document(number),) for number in range(self.documents))
 
     def any_key(self, table: str, chance: random.Random) -> Key:
-        """One of them; every fifth time one of those that everybody writes to."""
+        """A random key; every fifth time a key that all processes write to."""
         hot = chance.random() < 0.2
         if table == "customers":
             return (chance.randint(1, min(HOT, self.customers) if hot else self.customers),)
@@ -209,12 +213,12 @@ def document(number: int) -> uuid.UUID:
 
 
 def customer_of(key: Key, scale: Scale) -> int:
-    """Whose document this is."""
+    """The customer whose document this is."""
     return int(key[0].int % scale.customers) + 1
 
 
 def first_value(table: str, key: Key) -> str | None:
-    """What a row holds at the beginning; some hold nothing, some an empty text."""
+    """The value of a row at the beginning: some rows hold NULL, some an empty text."""
     number = key[0].int if table == "documents" else sum(key)
     if number % 97 == 0:
         return None
@@ -228,12 +232,12 @@ def first_value(table: str, key: Key) -> str | None:
 
 GONE = "(no such row)"
 CUT_OVER = "cut-over"
-"""A file that is there from the cut-over on. Where a value is encrypted alone, a program that knows nothing
-of that finds NULL already, and cannot set it."""
+"""A file that exists from the cut-over on. A program that knows nothing of the migration then finds NULL
+where only the encrypted column has the value, and cannot set it."""
 
 
 class Ledger:
-    """What one process did and saw, in a file of its own."""
+    """The notes of one process, in a file of its own."""
 
     def __init__(self, folder: Path, name: str) -> None:
         self.folder = folder
@@ -242,7 +246,7 @@ class Ledger:
 
     @contextmanager
     def writing(self, table: str, key: Key, value: str | None) -> Iterator[None]:
-        """Note a write before it begins, and when it is committed, or that it failed."""
+        """Note a write before it begins, and again when it is committed or has failed."""
         number = next(self._number)
         self._note("before", number, table, named(key), value)
         try:
@@ -254,7 +258,7 @@ class Ledger:
 
     @contextmanager
     def reading(self) -> Iterator[list[tuple[str, Key, str | None]]]:
-        """Note a read with all that it found."""
+        """Note a read with its whole result."""
         found: list[tuple[str, Key, str | None]] = []
         began = time.monotonic_ns()
         try:
@@ -270,7 +274,7 @@ class Ledger:
         self._file.write(json.dumps([what[0], time.monotonic_ns(), *what[1:]]) + "\n")
 
     def close(self) -> None:
-        """All of it is on the disk."""
+        """Put all notes on the disk."""
         self._file.close()
 
 
@@ -281,7 +285,7 @@ def named(key: Key) -> str:
 
 @dataclass
 class Write:
-    """A write: when it began and was committed, in nanoseconds of one clock; None if it was not."""
+    """A write: when it began and was committed, in nanoseconds of one clock; None if it was not committed."""
 
     value: str | None
     began: int
@@ -317,7 +321,7 @@ def serve(url: str, release: str, role: str, scale: Scale, folder: str, stop: An
 def read_step(
     engine: Engine, app: Any, ledger: Ledger, scale: Scale, chance: random.Random, _: Iterator[int]
 ) -> None:
-    """Read one row as an object, or one value, or all orders of somebody."""
+    """Read one row as an object, or one value, or all orders of a customer."""
     table = chance.choice(list(ATTRIBUTES))
     model, attribute, key = getattr(app, table), ATTRIBUTES[table], scale.any_key(table, chance)
     with ledger.reading() as found, Session(engine) as session:
@@ -325,7 +329,7 @@ def read_step(
         if kind < 0.5:
             row = session.get(model, key)
             found.append((table, key, GONE if row is None else getattr(row, attribute)))
-        elif kind < 0.8 and table != "documents":  # whose values are bound to their rows: objects alone
+        elif kind < 0.8 and table != "documents":  # its values are bound to their rows: objects alone
             where = (one == part for one, part in zip(keys_of(model), key, strict=True))
             value = session.execute(select(getattr(model, attribute)).where(*where)).first()
             found.append((table, key, GONE if value is None else value[0]))
@@ -341,7 +345,7 @@ def read_step(
 def write_step(
     engine: Engine, app: Any, ledger: Ledger, scale: Scale, chance: random.Random, numbers: Iterator[int]
 ) -> None:
-    """Change a row as an object or by a statement, add one, or delete one."""
+    """Change a row, as an object or by a statement; add a row; or delete a row."""
     table = chance.choice(list(ATTRIBUTES))
     model, attribute, key = getattr(app, table), ATTRIBUTES[table], scale.any_key(table, chance)
     kind, number = chance.random(), next(numbers)
@@ -354,7 +358,7 @@ def write_step(
             setattr(row, attribute, value)
             session.commit()
     elif kind < 0.75 and table == "orders":
-        # The statement says whose value it is; under "both" another one would leave its row pending.
+        # The statement names the owner; without it, the row would stay pending under "both".
         with ledger.writing(table, key, value), Session(engine) as session:
             where = (one == part for one, part in zip(keys_of(model), key, strict=True))
             values = {"customer_id": key[0], attribute: value}
@@ -377,7 +381,7 @@ def write_step(
 def old_step(
     engine: Engine, app: Any, ledger: Ledger, scale: Scale, chance: random.Random, numbers: Iterator[int]
 ) -> None:
-    """Change or add a row by bare SQL, which names the plaintext column and no other."""
+    """Change or add a row by bare SQL, which names the plaintext column and not the encrypted column."""
     table = chance.choice(list(ATTRIBUTES))
     base: Any = getattr(app, table).__table__
     key, number = scale.any_key(table, chance), next(numbers)
@@ -401,13 +405,13 @@ def keys_of(model: Any) -> tuple[Any, ...]:
 
 
 def new_value(who: str, number: int, chance: random.Random, *, nothing: bool = True) -> str | None:
-    """Something that nobody else writes; now and then nothing, where that may be, or an empty text."""
+    """A value that no other write has; now and then NULL, where that may be, or an empty text."""
     kind = chance.random()
     return None if kind < 0.03 and nothing else "" if kind < 0.06 else f"{who}{os.getpid() % 10**6}é{number}"
 
 
 def new_row(scale: Scale, chance: random.Random, number: int) -> tuple[str, Key, dict[str, Any]]:
-    """The table, key and columns of a row that is to be added."""
+    """The table, key and columns of a row to add."""
     owner = scale.any_key("customers", chance)[0]
     if chance.random() < 0.5:
         key: Key = (owner, 10**8 + (os.getpid() % 10**4) * 10**5 + number)
@@ -421,7 +425,7 @@ def new_row(scale: Scale, chance: random.Random, number: int) -> tuple[str, Key,
 
 @dataclass
 class Outcome:
-    """What a migration under traffic came to."""
+    """The result of a migration under traffic."""
 
     database: str
     rows: int
@@ -445,7 +449,7 @@ class Outcome:
 
     @property
     def is_clean(self) -> bool:
-        """Nothing lost, nothing stale, no reader that saw an error."""
+        """Whether nothing was lost, nothing was stale, and no reader saw an error."""
         wrong = (
             self.lost,
             self.stale,
@@ -458,7 +462,7 @@ class Outcome:
 
 
 class Traffic:
-    """The migration, and the processes beside it."""
+    """The migration, with the processes beside it."""
 
     def __init__(self, url: str, scale: Scale, folder: Path, tell: Callable[[str], None]) -> None:
         self.url, self.scale, self.folder, self._tell = url, scale, folder, tell
@@ -470,7 +474,7 @@ class Traffic:
         self.declared: list[SimpleNamespace] = []
 
     def migrate(self) -> Outcome:
-        """From start to contract, and the reckoning."""
+        """Run the migration from start to contract, and compare everything with the ledger."""
         try:
             self._fill()
             self._start("old", "old")
@@ -482,7 +486,7 @@ class Traffic:
             self._stretch("both, at rest", lambda: time.sleep(self.scale.seconds))
             self._stretch("run", lambda: self._each("run", lambda one: self._run(both, one)))
             self._stretch("verify", lambda: self._each("verify", lambda one: self._verify(both, one)))
-            # The old program still writes: what it wrote last is pending.
+            # The old program still writes: its last rows are pending.
             self._refuses("cutover", both.cutover)
             self._stop("old")
             (self.folder / CUT_OVER).touch()
@@ -492,7 +496,7 @@ class Traffic:
                 both.cutover(one)
             self._deploy("read")
             read = self._migrator("read")
-            self._start("old", "old")  # somebody forgot a job
+            self._start("old", "old")  # a job that somebody forgot to stop
             self._stretch("read, at rest", lambda: time.sleep(self.scale.seconds))
             refuse = self._migrator("refuse")
             self._refuses("guard", refuse.guard)
@@ -520,7 +524,7 @@ class Traffic:
     def _migrator(self, release: str) -> Migrator:
         pace = Pace(chunk_seconds=self.scale.chunk_seconds)
         declared = models(release)
-        self.declared.append(declared)  # SQLAlchemy holds no class that nobody else holds
+        self.declared.append(declared)  # SQLAlchemy keeps a class no longer than others do
         return Migrator(self.engine, envelope(), declared.Base, provider="server", pace=pace)
 
     def _each(self, what: str, step: Callable[[str], Any]) -> None:
@@ -549,7 +553,7 @@ class Traffic:
         chance, ledger = random.Random(self.scale.rows), Ledger(self.folder, f"old-old-{what}")
         for one in COLUMNS:
             table = one.partition(".")[0]
-            # The old program's last word, lest it should be silent in this very moment.
+            # One last write of the old program: it may be silent at this moment.
             self._write_old(ledger, table, chance)
             try:
                 step(one)
@@ -604,7 +608,7 @@ class Traffic:
         self._running[release] = [(process, stop) for process, stop, _ in started]
 
     def _deploy(self, release: str) -> None:
-        """Start a release; stop the one before it when this one has run for a while."""
+        """Start a release; stop the release before it after both have run for a while."""
         self._tell(f"deploy {release}")
         before = [one for one in self._running if one != "old"]
         self._start(release, "reader", "writer")
@@ -751,8 +755,8 @@ class Traffic:
 def was_current(
     writes: Iterable[Write], first: str | None, value: str | None, began: int, ended: int
 ) -> bool:
-    """Whether a row may have held this value at some time between two moments. Of two writes at one time
-    either may have been the last."""
+    """Whether a row may have held this value at some time between two moments. Of two writes at the same
+    time, either may have been the last."""
     known = [Write(first, 0, 0), *writes]
     return any(
         one.value == value
@@ -766,7 +770,7 @@ def was_current(
 
 
 def run_traffic(url: str, scale: Scale, tell: Callable[[str], None] = lambda what: None) -> Outcome:
-    """A whole migration on an empty database."""
+    """Run a whole migration on an empty database."""
     os.environ.setdefault("MIGRATION_TRAFFIC_KEY", os.urandom(32).hex())
     with tempfile.TemporaryDirectory() as folder:
         return Traffic(url, scale, Path(folder), tell).migrate()
@@ -774,7 +778,7 @@ def run_traffic(url: str, scale: Scale, tell: Callable[[str], None] = lambda wha
 
 @contextmanager
 def empty_database(name: str) -> Iterator[str]:
-    """The address of a database with nothing in it."""
+    """The address of an empty database."""
     with ExitStack() as stack:
         if name == "sqlite":
             folder = stack.enter_context(tempfile.TemporaryDirectory())

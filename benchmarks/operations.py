@@ -1,4 +1,4 @@
-"""What is timed: two ways in, two ways out, and the bare cipher as the unit of all ratios."""
+"""The timed operations: two ways in, two ways out, and the bare cipher as the unit of all ratios."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Operation = Callable[[Engine, Variant, Rows], object]
 
 
 def make_rows(count: int, columns: list[str], user_id: int) -> Rows:
-    """Rows of 20-character ASCII strings, no two alike."""
+    """Rows of 20-character ASCII strings, all different."""
     return [
         {"id": number, "user_id": user_id, **{column: f"{column}-value-{number:011d}" for column in columns}}
         for number in range(1, count + 1)
@@ -57,7 +57,7 @@ def core_select(engine: Engine, variant: Variant, rows: Rows) -> list[Any]:
 
 
 def read(variant: Variant, values: list[Any]) -> list[Any]:
-    """Ask wrappers for their plaintext; where a library gives plain strings there is nothing left to do."""
+    """Ask wrappers for their plaintext; plain strings are left as they are."""
     if variant.plain is None:
         return values
     return [[variant.plain(value) for value in row] for row in values]
@@ -78,20 +78,21 @@ def empty(engine: Engine, variant: Variant) -> None:
 
 
 def check(engine: Engine, variant: Variant, rows: Rows) -> None:
-    """What was written comes back, whichever way it is read: nobody is timed doing something else."""
+    """Check that the written values come back in each way of reading: an operation that does less is not
+    timed."""
     expected = sorted(tuple(row[column] for column in variant.columns) for row in rows)
     for load in (orm_load, core_select):
         assert expected == sorted(tuple(values) for values in load(engine, variant, rows)), variant.name
 
 
 def stored_size(engine: Engine, variant: Variant) -> int:
-    """How many bytes the database holds for one 20-character value."""
+    """The bytes of one value of 20 characters in the database."""
     with engine.connect() as connection:
         return int(connection.execute(text(f"SELECT max(length(c1)) FROM {variant.table.name}")).scalar_one())
 
 
 class BareCipher:
-    """AES-256-GCM and nothing else: one reused object, nonces at hand, AAD as long as ours."""
+    """AES-256-GCM alone: one reused object, nonces at hand, AAD as long as the library's."""
 
     def __init__(self, count: int, label: str) -> None:
         key = AESGCM(AESGCM.generate_key(256))
@@ -112,6 +113,6 @@ class BareCipher:
 
 
 def context(label: str, *fields: bytes) -> bytes:
-    """The context of the wire format (section 1), spelt out here only to know how long the AAD is."""
+    """The context of the wire format (section 1), written out here to give the AAD its length."""
     head = b"sqlalchemy-envelope/v1/" + label.encode() + b"\0" + bytes([len(fields)])
     return head + b"".join(len(field).to_bytes(4, "big") + field for field in fields)

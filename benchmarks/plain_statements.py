@@ -1,8 +1,8 @@
-"""Statements on a table that has nothing to do with encryption: what the library's listeners add to each.
+"""Statements on a table that has nothing to do with encryption: the cost of the library's listeners.
 
-SQLAlchemy calls listeners at some cost of its own, whatever they do. So the same statements run on the same
-connection with the library's listeners, with the gate for writing alone, with listeners that do nothing in
-their places, and with none.
+SQLAlchemy's call of a listener has a cost of its own, whatever the listener does. So the same statements run
+on the same connection with the library's listeners, with the gate for writing alone, with listeners that do
+nothing in their places, and with none.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ Run = Callable[[], object]
 
 
 class Base(DeclarativeBase):
-    """A MetaData of its own, as another part of an application has it."""
+    """A separate MetaData, as another part of an application has it."""
 
 
 class City(Base):
-    """What is not encrypted, and belongs to nobody."""
+    """A row without encrypted columns and without an owner."""
 
     __tablename__ = "plain_cities"
     id: Mapped[int] = mapped_column(primary_key=True)
@@ -61,7 +61,7 @@ IDLE: dict[str, tuple[Callable[..., Any], Callable[..., Any], dict[str, Any]]] =
     "after_cursor_execute": (hooks._after_cursor_execute, lambda _c, _cursor, _sql, _p, _e, _m: None, {}),
     "after_execute": (results.after_execute, lambda _c, _statement, _m, _p, _o, _result: None, {}),
 }
-"""The library's listeners to statements, and as many that do nothing."""
+"""As many listeners that do nothing as the library has."""
 
 
 def measure_plain_statements(engine: Engine, count: int, round_count: int) -> Finding:
@@ -96,7 +96,7 @@ def measure_plain_statements(engine: Engine, count: int, round_count: int) -> Fi
 
 
 def runs(session: Session) -> dict[str, Run]:
-    """One statement each, made anew for each execution, as applications do."""
+    """One statement each, made anew for each execution, as in applications."""
     connection = session.connection()
     return {
         "SELECT": lambda: connection.execute(select(CITIES.c.name).where(CITIES.c.id == 1)).all(),
@@ -108,8 +108,8 @@ def runs(session: Session) -> dict[str, Run]:
 
 
 def compare(session: Session, run: Run, count: int, round_count: int) -> tuple[float, float, float]:
-    """Microseconds that all listeners take, and the gate, over as many that do nothing; and the whole
-    statement's ratio to itself without any listener."""
+    """The microseconds of all listeners, and of the gate, beyond as many listeners that do nothing; and the
+    ratio of the whole statement to the statement without listeners."""
     engine = session.connection().engine
     all_over, gate_over, ratios = [], [], []
     for number in range(-1, round_count):
@@ -118,7 +118,7 @@ def compare(session: Session, run: Run, count: int, round_count: int) -> tuple[f
             for _ in range(count // SOME):
                 for variant in sample(list(took), len(took)):
                     with listeners(engine, variant):
-                        run()  # the first one after a change of listeners is slower
+                        run()  # the first run after a change of listeners is slower
                         took[variant].append(processor_time(run))
         if number >= 0:  # the round before is for warming up
             ours, gate, nothing, none = (median(took[variant]) for variant in (OURS, GATE, NOTHING, NONE))
@@ -129,7 +129,7 @@ def compare(session: Session, run: Run, count: int, round_count: int) -> tuple[f
 
 
 def processor_time(run: Run) -> float:
-    """Seconds for some executions. Few at a time: a shared machine changes its speed within a round."""
+    """The seconds of a few executions. A shared machine changes its speed within a round, so they are few."""
     started = time.process_time()
     for _ in range(SOME):
         run()
@@ -138,7 +138,7 @@ def processor_time(run: Run) -> float:
 
 @contextmanager
 def no_collector() -> Iterator[None]:
-    """Leave the garbage where it is."""
+    """Switch the garbage collector off."""
     gc.collect()
     gc.disable()
     try:
@@ -149,7 +149,7 @@ def no_collector() -> Iterator[None]:
 
 @contextmanager
 def listeners(engine: Any, variant: str) -> Iterator[None]:
-    """Let these listeners hear of the engine's statements."""
+    """Add these listeners to the engine."""
     replaced = [name for name in IDLE if variant == NOTHING or (variant == GATE and name != THE_GATE)]
     for name in replaced:
         ours, idle, options = IDLE[name]

@@ -1,4 +1,4 @@
-"""The picture in the documentation: ratio to bare AES-GCM, per variant, on the way in and on the way out."""
+"""The picture in the documentation: ratio to bare AES-GCM by variant, on the way in and on the way out."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ OURS, PEERS = "#2f81f7", "#a0a8b2"
 
 
 def plot(results: Results, path: Path) -> None:
-    """Draw the five-column figures of the first database."""
+    """Draw the figures with five columns of the first database."""
     inked = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color")
     settings: Any = {"svg.hashsalt": "benchmarks", **dict.fromkeys(inked, INK)}
     with matplotlib.rc_context(settings):

@@ -24,7 +24,7 @@ from benchmarks.variants import PLAINTEXT, Variant
 
 @dataclass
 class Results:
-    """Everything one run has measured."""
+    """Everything that one run measured."""
 
     variants: list[Variant]
     series: list[Series]
@@ -42,7 +42,7 @@ def machine() -> str:
 
 
 def processor() -> str:
-    """The name the processor gives itself; `platform.processor()` is empty on most Linux machines."""
+    """The name that the processor gives itself; `platform.processor()` is empty on most Linux machines."""
     information = Path("/proc/cpuinfo")
     if information.exists():
         for line in information.read_text().splitlines():
@@ -103,7 +103,7 @@ def cost(figure: Figure | None) -> str:
 
 
 def goals_sheet(results: Results) -> Sheet:
-    """The limits of `benchmarks/goals.py` beside what was found, on every database."""
+    """The limits of `benchmarks/goals.py` beside the measured figures, on every database."""
     lines = [
         [
             f"{goal.name}, {DATABASE_NAMES[series.database]}",
@@ -193,7 +193,7 @@ def markdown(results: Results) -> str:
 
 
 def as_json(results: Results) -> dict[str, Any]:
-    """Every timing of every round, so that other questions can be asked of the same run."""
+    """Every timing of every round, so that the same run can answer other questions."""
     return {
         "machine": results.machine,
         "rounds": results.round_count,

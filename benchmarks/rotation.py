@@ -1,7 +1,7 @@
-"""What a change of members costs: somebody leaves a large group, and somebody joins one with many rows.
+"""The cost of a change of members: a member leaves a large group, and a member joins a group with many rows.
 
-Counted are the statements, the grants that were sealed and the rows of data that were touched; the last by
-comparing the whole table before and after, which no statement can hide from.
+It counts the statements, the sealed grants and the changed rows of data. The rows are counted by comparing
+the whole table before and after, which no statement can hide from.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ def measure_rotation(engine: Engine, member_count: int, row_count: int, round_co
 
 
 def repeat(engine: Engine, actions: list[Callable[[], None]]) -> Change:
-    """The counts are those of the first time; rows are compared over all of them."""
+    """The counts are those of the first change; the rows are compared over all changes."""
     before, sealed = rows_of_posts(engine), sealed_grants(engine)
     with traffic(engine) as seen:
         first = timed(actions[0])

@@ -1,4 +1,4 @@
-"""Server mode: ten thousand rows of as many owners, beside as many rows of one owner who is unlocked."""
+"""Server mode: ten thousand rows of as many owners, beside as many rows of one unlocked owner."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def measure_serving(engine: Engine, owner_count: int, round_count: int) -> Findi
         unlocked = envelope.unlock(session, alone, provider="server", reason=REASON)
         with apart(unlocked) as inside_alone:
             for _ in range(round_count):
-                # A server that has just started; the provider's own cache is of no use with one shared KEK.
+                # A server that has just started. With one shared KEK, the provider's own cache is of no use.
                 with apart(envelope.server_mode(reason=REASON)) as inside:
                     for name in ("first load", "second load"):
                         with traffic(engine) as seen:
@@ -69,7 +69,7 @@ def ratio(timings: list[Timing], base: list[Timing]) -> float:
 
 
 def make_rows(engine: Engine, envelope: Envelope, owner_count: int) -> int:
-    """A row for each of many owners, and as many for one more, whose id this is."""
+    """A row for each of many owners, and as many rows for one more owner, whose id is returned."""
     alone_id = owner_count + 1
     with envelope.server_mode(reason=REASON), Session(engine) as session:
         session.add(Person(id=alone_id))

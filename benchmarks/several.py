@@ -1,8 +1,8 @@
-"""Loading rows while several owners are unlocked, which with groups is the normal case.
+"""Loading rows while several owners are unlocked, the normal case with groups.
 
-Each value's key is compared with its row's owner as the rows are fetched
-(`sqlalchemy_envelope/orm/reading/rows.py`). Rows of one owner are compared all at once, so that it should not
-matter how many owners are unlocked; rows of three owners in turn are compared each by itself.
+As rows are fetched, the key of each value is compared with the row's owner
+(`sqlalchemy_envelope/orm/reading/rows.py`). Rows of one owner are compared all at once, so that the number of
+unlocked owners should not matter. Rows of three owners in turn are compared each by itself.
 """
 
 from __future__ import annotations
@@ -91,8 +91,8 @@ def measure_several(engine: Engine, row_count: int, round_count: int) -> Finding
 
 
 def make_loads(engine: Engine, envelope: Envelope, row_count: int, stack: ExitStack) -> dict[str, Load]:
-    """The same load, by the group alone, by a member of that group, and by a member of 49 groups; and one of
-    as many rows that belong to three groups in turn, by a member of these three."""
+    """The same load by the group alone, by a member of that group, and by a member of 49 groups. And a load
+    of as many rows that belong to three groups in turn, by a member of these three."""
     session = stack.enter_context(Session(engine))
     one, many, three = enroll_people(session, envelope, 3)
     groups = [Group() for _ in range(52)]
@@ -121,7 +121,7 @@ def make_loads(engine: Engine, envelope: Envelope, row_count: int, stack: ExitSt
 
 
 def found(session: Session, envelope: Envelope, group: Group, members: list[Person]) -> None:
-    """A group that the server could open, too, with these people in it."""
+    """Make a group with these members, which the server can open too."""
     envelope.enroll(session, group, provider="server")
     with envelope.unlock(session, group, provider="server", reason=REASON):
         session.add_all([Membership(group_id=group.id, person_id=member.id) for member in members])

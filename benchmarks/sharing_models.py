@@ -1,4 +1,4 @@
-"""People in groups: what the benchmarks of sharing, of server mode and of writing while locked run on."""
+"""People in groups: the models of the benchmarks of sharing, of server mode and of writing while locked."""
 
 from __future__ import annotations
 
@@ -18,25 +18,25 @@ T = TypeVar("T")
 
 
 class Base(DeclarativeBase):
-    """Tables of their own: grants make a class of owners slower to write for, and the hot path has none."""
+    """A separate MetaData: grants make a class of owners slower to write for, and the hot path has none."""
 
 
 class Person(KeyOwner, Base):
-    """Somebody with a secret."""
+    """An owner with a secret."""
 
     __tablename__ = "people"
     id: Mapped[int] = mapped_column(primary_key=True)
 
 
 class Group(KeyOwner, Base):
-    """Somebody without one."""
+    """An owner without a secret."""
 
     __tablename__ = "groups"
     id: Mapped[int] = mapped_column(primary_key=True)
 
 
 class Membership(KeyGrant, Base, of="group_id", to="person_id"):
-    """Who is in it holds the group's key."""
+    """The grant of the group's key to a member."""
 
     __tablename__ = "memberships"
     group_id: Mapped[int] = mapped_column(ForeignKey("groups.id", ondelete="CASCADE"), primary_key=True)
@@ -57,7 +57,7 @@ class Post(Base):
 
 
 class PlainPost(Base):
-    """The same without encryption."""
+    """The same row without encryption."""
 
     __tablename__ = "plain_posts"
     id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
@@ -70,7 +70,7 @@ class PlainPost(Base):
 
 
 class Event(Base):
-    """What a webhook brings, or any row of a single person."""
+    """A row of a single person, such as a webhook brings."""
 
     __tablename__ = "events"
     id: Mapped[int] = mapped_column(Integer, primary_key=True, autoincrement=False)
@@ -79,13 +79,13 @@ class Event(Base):
 
 
 def cheap_envelope(*, sealed_rows: bool = False, **options: Any) -> Envelope:
-    """An envelope whose key derivation takes no time; `sealed_rows` if it has server keys."""
+    """An envelope whose key derivation takes no time. With `sealed_rows` it has server keys."""
     keys = ServerKeyring([os.urandom(32)]) if sealed_rows else None
     return Envelope(kdf_profile=KdfProfile.unsafe_for_tests(), server_keys=keys, **options)
 
 
 def create_tables(engine: Engine) -> None:
-    """Start from empty tables."""
+    """Make empty tables."""
     Base.metadata.drop_all(engine)
     Base.metadata.create_all(engine)
 
@@ -99,7 +99,7 @@ def enroll_people(session: Session, envelope: Envelope, count: int) -> list[Pers
 
 
 def found_group(session: Session, envelope: Envelope, members: list[Person]) -> Group:
-    """A group of these people. One of them must be unlocked."""
+    """Make a group of these people. One of them must be unlocked."""
     group = Group()
     envelope.enroll(session, group)
     session.add_all([Membership(group_id=group.id, person_id=person.id) for person in members])
@@ -108,7 +108,7 @@ def found_group(session: Session, envelope: Envelope, members: list[Person]) -> 
 
 
 def make_posts(first: int, count: int, group_id: int) -> list[dict[str, Any]]:
-    """Rows of 20-character ASCII strings, no two alike."""
+    """Rows of 20-character ASCII strings, all different."""
     columns = [f"c{number}" for number in range(1, 6)]
     return [
         {
@@ -129,9 +129,9 @@ def insert_posts(session: Session, count: int, group_id: int, first: int = 1) ->
 
 @contextmanager
 def apart(entered: Any) -> Iterator[Callable[[Callable[[], T]], T]]:
-    """Enter something in a context of its own; what is called through the result runs inside it.
+    """Enter a context manager in a context of its own; calls through the result run inside it.
 
-    So two unlocked sessions stand side by side, and what is compared runs in them by turns.
+    So two unlocked sessions stand side by side, and the compared operations run in them by turns.
     """
     context = copy_context()
     context.run(entered.__enter__)
@@ -143,7 +143,7 @@ def apart(entered: Any) -> Iterator[Callable[[Callable[[], T]], T]]:
 
 @contextmanager
 def traffic(engine: Engine) -> Iterator[list[tuple[str, int]]]:
-    """Collect each statement that reaches the driver, with the number of rows it writes."""
+    """Collect each statement that reaches the driver, with the number of rows that it writes."""
     seen: list[tuple[str, int]] = []
 
     def listen(_c: Any, _cursor: Any, statement: str, parameters: Any, _context: Any, many: bool) -> None:
@@ -157,7 +157,7 @@ def traffic(engine: Engine) -> Iterator[list[tuple[str, int]]]:
 
 
 def count_keys(session: Session, owner_class: type[Any], **where: Any) -> int:
-    """The rows of a key table, as the database counts them."""
+    """The number of rows of a key table, counted by the database."""
     table = owner_class.__mapper__.registry.metadata.tables[f"{owner_class.__tablename__}_key"]
     query = select(func.count()).select_from(table)
     return session.scalar(query.where(*(table.c[name] == value for name, value in where.items()))) or 0

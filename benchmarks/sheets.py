@@ -1,4 +1,4 @@
-"""Tables of figures before anybody decides what they look like, and the figures that may have limits."""
+"""Tables of figures without a layout, and the figures that may have limits."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Sheet:
 
 @dataclass(frozen=True)
 class Finding:
-    """What one benchmark found on one database.
+    """The result of one benchmark on one database.
 
     Attributes:
         figures: by the name under which `goals.py` may set a limit.

@@ -1,4 +1,4 @@
-"""Where the time of one call goes, step by step, by a clock around the library's own functions."""
+"""The time of one call, step by step, by a clock around the library's own functions."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from typing import Any
 from unittest import mock
 
 Places = dict[str, list[tuple[Any, str]]]
-"""By the name of a step, the functions that it is made of: where they are looked up, and under which name."""
+"""The functions of each step, by the step's name: where they are looked up, and under which name."""
 
 
 class StepClock:
-    """Milliseconds by step. A step inside another counts once, as itself: the sum is the whole."""
+    """Milliseconds by step. A step inside another step counts only as itself, so the sum is the whole."""
 
     def __init__(self) -> None:
         self.milliseconds: dict[str, float] = defaultdict(float)

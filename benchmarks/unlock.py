@@ -1,4 +1,4 @@
-"""What an unlock costs: the key derivation, which is meant to be slow, apart from everything else."""
+"""The cost of an unlock: the key derivation, which is slow on purpose, apart from all other work."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from sqlalchemy_envelope.crypto import argon2id
 
 @dataclass(frozen=True)
 class UnlockFigures:
-    """Milliseconds by the wall clock and of processor time, and statements sent to the database."""
+    """Milliseconds by the wall clock, milliseconds of processor time, and statements sent to the database."""
 
     argon2id: Timing
     unlock: Timing
@@ -33,7 +33,7 @@ class UnlockFigures:
 
 
 def derive_alone() -> None:
-    """RFC 9106, second recommended option: what the default profile asks of Argon2id."""
+    """RFC 9106, second recommended option: the work that the default profile asks of Argon2id."""
     hash_secret_raw(SECRET.encode(), os.urandom(16), 3, 64 * 1024, 4, 32, Type.ID)
 
 
@@ -58,7 +58,7 @@ def measure_unlock(engine: Engine, envelope: Envelope, round_count: int) -> Unlo
 
 @contextmanager
 def derivations() -> Iterator[list[Timing]]:
-    """Time Argon2id where the library calls it; what is left would be lost in a difference of two runs."""
+    """Time Argon2id where the library calls it: the rest would be lost in a difference of two runs."""
     seen: list[Timing] = []
 
     def timed_hash(*arguments: Any, **options: Any) -> bytes:
@@ -78,7 +78,8 @@ def middle(timings: list[Timing]) -> Timing:
 
 
 def count_statements(engine: Engine, envelope: Envelope) -> dict[str, int]:
-    """Statements per ceremony: `enroll` with the owner's own INSERT, the others without loading the owner."""
+    """The statements of each ceremony: `enroll` with the owner's own INSERT, the others without loading the
+    owner."""
     counts: dict[str, int] = {}
 
     def count(name: str, ceremony: Callable[[Session], Any]) -> None:

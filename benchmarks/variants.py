@@ -1,4 +1,4 @@
-"""One table again and again: `id`, `user_id` and some 20-character columns, encrypted in different ways."""
+"""One table in several variants: `id`, `user_id` and 20-character columns, encrypted in different ways."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ TypeFactory = Callable[[], TypeEngine[Any]]
 
 
 class Base(DeclarativeBase):
-    """Every variant maps its table here, and all tables point to one `users` table."""
+    """The registry of all variants, whose tables point to one `users` table."""
 
 
 class User(KeyOwner, Base):
@@ -42,7 +42,7 @@ class Variant:
     name: str
     model: type[Any]
     column_count: int
-    # Turns what an attribute or a result row gives into a `str`, where the library hands out a wrapper.
+    # Makes a `str` of an attribute's or a result row's value, where a library returns a wrapper.
     plain: Callable[[Any], str] | None = None
 
     @property
@@ -61,7 +61,7 @@ def column_names(count: int) -> list[str]:
 
 
 def note_model(name: str, column_count: int, make_type: TypeFactory) -> type[Any]:
-    """Map one table; primary keys come from the client, so that row-bound columns need nothing special."""
+    """Map one table. Primary keys come from the client, so that row-bound columns need nothing special."""
     body: dict[str, Any] = {
         "__tablename__": f"notes{column_count}_{name}",
         "id": mapped_column(Integer, primary_key=True, autoincrement=False),
@@ -72,7 +72,8 @@ def note_model(name: str, column_count: int, make_type: TypeFactory) -> type[Any
 
 
 def variants(peers: bool = True) -> list[Variant]:
-    """All variants: ours with one and with five columns, peers with five, each beside its plaintext table."""
+    """All variants: the library's with one and with five columns, peers with five, each beside its plaintext
+    table."""
     found = [variant for count in (1, 5) for variant in our_variants(count)]
     if peers:
         for family in (sqlalchemy_utils_variants, encrypted_field_variants, sealed_fields_variants):

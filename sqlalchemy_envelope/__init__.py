@@ -1,4 +1,4 @@
-"""Encrypted columns for SQLAlchemy whose keys belong to the people whose data it is."""
+"""Encrypted columns for SQLAlchemy, whose keys belong to the people that the data is about."""
 
 from sqlalchemy_envelope.crypto.argon2id import KdfProfile
 from sqlalchemy_envelope.exceptions import (

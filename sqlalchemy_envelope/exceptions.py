@@ -1,8 +1,9 @@
-"""The error tree: one sentence of cause and cure each, a stable code, an anchor in the reference.
+"""The tree of errors: each class has one sentence, a stable code, and a section of docs/reference/errors.md.
 
-No message, argument or attribute ever holds a value, a secret or a key: labels, key ids and types are all
-that is shown. Every error mixes in SQLAlchemy's `DontWrapMixin`; without it one raised while parameters are
-bound would reach the caller as a `StatementError` with the plaintext parameters printed in it.
+A message shows labels, key ids and types. No message, argument or attribute holds a value, a secret or a key.
+
+Every error mixes in SQLAlchemy's `DontWrapMixin`. Without it, an error that is raised while parameters are
+bound would reach the caller as a `StatementError`, with the plaintext parameters printed in it.
 """
 
 from enum import StrEnum
@@ -11,11 +12,15 @@ from typing import ClassVar, Self
 from sqlalchemy.exc import DontWrapMixin
 
 DOCUMENTATION = "https://sqlalchemy-envelope.readthedocs.io/en/stable"
-"""Where the documentation of the newest release is: `project.urls` in pyproject.toml."""
+"""The address of the documentation of the newest release, as in `project.urls` of pyproject.toml."""
 
 
 class EnvelopeError(DontWrapMixin, Exception):
-    """What every error of this library is."""
+    """The parent of every error of this library.
+
+    Attributes:
+        code: the stable name of this kind of error; a message ends with it and with its address in the docs.
+    """
 
     code: ClassVar[str] = "envelope"
 
@@ -24,90 +29,90 @@ class EnvelopeError(DontWrapMixin, Exception):
 
 
 class ConfigurationError(EnvelopeError):
-    """A declaration, an engine or a policy that cannot do what it promises."""
+    """A declaration, an engine, a policy or an argument cannot do what it promises."""
 
     code = "configuration"
 
 
 class LockReason(StrEnum):
-    """Why an encrypted value does not open here."""
+    """The reason why an encrypted value does not open in this session."""
 
     NOTHING_UNLOCKED = "nothing-unlocked"
-    """Nobody is unlocked here."""
+    """No owner is unlocked."""
     LEFT = "left"
-    """The unlocked session was left."""
+    """The `with` block of the unlocked session has ended."""
     FORKED = "forked"
-    """The unlocked session belongs to the parent process."""
+    """The unlocked session belongs to the parent process; keys do not cross a fork."""
     OTHER_DATABASE = "other-database"
-    """Who is unlocked is an owner in another database or schema."""
+    """The unlocked owner is in another database or schema."""
     NO_OWNER = "no-owner"
     """The row leads to no owner."""
     NOT_ENROLLED = "not-enrolled"
     """The owner has no keys."""
     NO_RIGHT = "no-right"
-    """No granting row leads from who is unlocked here to the owner."""
+    """No granting row leads from the unlocked owner to the owner of the value."""
     VOID = "void"
-    """A granting row leads there and grants nothing; no flush added it, or it named somebody else then."""
+    """A granting row leads there and grants nothing: no flush added it, or SQL changed whom it names."""
     PENDING = "pending"
-    """A granting row gives the right; the key waits to be sealed by somebody who holds it."""
+    """A granting row gives the right; a holder of the key has not sealed the key yet."""
     OTHER_EPOCH = "other-epoch"
-    """Keys of the owner are held, and the value is under an earlier or a later one."""
+    """The session holds keys of the owner, but the value is under the key of an earlier or a later epoch."""
     UNLOCKED_EARLIER = "unlocked-earlier"
-    """The key was granted or made after the unlock; another unlock opens it."""
+    """The key was granted or made after this unlock; another unlock opens it."""
     SHREDDED = "shredded"
-    """The key of the value is destroyed, or not in the database any more."""
+    """The key of the value is destroyed, or is no longer in the database."""
     UNREADABLE = "unreadable"
-    """The stored value, or a key that leads to it, is not what was written there."""
+    """The stored value, or a key that leads to it, is not what the library wrote."""
 
 
 class LockedError(EnvelopeError):
     """Encrypted data was touched without the key of its owner.
 
     Attributes:
-        reason: why, as far as it is known without asking the database; None where only that can tell.
-            `Envelope.why_locked` asks it.
+        reason: the reason, where it is known without a query; None where only the database can tell.
+            `Envelope.why_locked` asks the database.
     """
 
     code = "locked"
     reason: LockReason | None = None
 
     def because(self, reason: LockReason | None) -> Self:
-        """The same error, with its reason."""
+        """Set the reason, and return the same error."""
         self.reason = reason
         return self
 
 
 class SessionLeftError(LockedError):
-    """An unlocked session was used after it was left."""
+    """An unlocked session was used after its `with` block had ended."""
 
     code = "session-left"
     reason = LockReason.LEFT
 
 
 class SessionForkedError(LockedError):
-    """An unlocked session was used in a forked child; keys do not cross a fork."""
+    """An unlocked session was used in a forked child process; keys do not cross a fork."""
 
     code = "session-forked"
     reason = LockReason.FORKED
 
 
 class UnlockError(EnvelopeError):
-    """No key slot opened: a wrong secret, or a slot that was altered. Which of the two cannot be told."""
+    """No key slot opened: the secret is wrong or the slot was altered, and nothing can tell which."""
 
     code = "unlock"
 
 
 class UnlockBusyError(EnvelopeError):
-    """Too many key derivations at once; try again shortly (HTTP 503)."""
+    """Too many key derivations run at once; try again shortly (HTTP 503)."""
 
     code = "unlock-busy"
 
 
 class TransactionConflictError(EnvelopeError):
-    """Others changed the same keys at the same moment: roll back, and run the whole transaction again.
+    """Another transaction changed the same keys at that moment: roll back, and run this transaction again.
 
     Attributes:
-        sqlstate, pgcode: "40001", that of a serialization failure.
+        sqlstate, pgcode: always "40001", the SQLSTATE of a serialization failure.
     """
 
     code = "transaction-conflict"
@@ -116,12 +121,12 @@ class TransactionConflictError(EnvelopeError):
 
     @property
     def orig(self) -> Self:
-        """The error itself. What retries transactions looks for a SQLSTATE in the `orig` of an error."""
+        """The error itself: middleware that retries transactions reads the SQLSTATE from `orig`."""
         return self
 
 
 class SecretError(EnvelopeError):
-    """A secret that cannot be used: empty, too long, or with characters that cannot be typed again."""
+    """The secret cannot be used: it is empty, too long, or holds characters that cannot be typed again."""
 
     code = "secret"
 
@@ -133,7 +138,7 @@ class KdfParametersError(EnvelopeError):
 
 
 class EnrollmentError(EnvelopeError):
-    """An owner that cannot be enrolled or unlocked as it is."""
+    """The owner cannot be enrolled or unlocked as it is."""
 
     code = "enrollment"
 
@@ -151,19 +156,19 @@ class NotEnrolledError(EnrollmentError):
 
 
 class KeyNotFoundError(EnvelopeError):
-    """A key that a stored value or another key refers to does not exist."""
+    """A stored value, or another key, refers to a key that does not exist."""
 
     code = "key-not-found"
 
 
 class OwnerMismatchError(EnvelopeError):
-    """Key rows say they belong to another owner: transplanted, or the owner's primary key was changed."""
+    """Key rows name another owner: they were moved here, or the owner's primary key or table was renamed."""
 
     code = "owner-mismatch"
 
 
 class TamperedKeyError(EnvelopeError):
-    """A stored key was altered: it opened, but is not the key it says it is."""
+    """A stored key was altered: it opened, but it is not the key that its row describes."""
 
     code = "tampered-key"
 
@@ -175,7 +180,7 @@ class RowSealError(TamperedKeyError):
 
 
 class ProviderError(EnvelopeError):
-    """An outside key holder refused, failed, or answered with something else; the original is the cause."""
+    """An outside key holder refused, failed, or answered with no key; `__cause__` is its own error."""
 
     code = "provider"
 
@@ -187,84 +192,84 @@ class ProviderTimeoutError(ProviderError):
 
 
 class GrantError(EnvelopeError):
-    """A grant that cannot be made, or that is too many steps from any key that is open."""
+    """A grant cannot be made, or its key is too many steps away from any open key."""
 
     code = "grant"
 
 
 class FormatError(EnvelopeError):
-    """Not bytes of ours, or of a format that is not accepted here. Never taken for plaintext."""
+    """Bytes that this library did not write, or a format that is not accepted; never read as plaintext."""
 
     code = "format"
 
 
 class DecryptionError(EnvelopeError):
-    """A value does not authenticate: altered, moved here from elsewhere, or written under another label."""
+    """A value does not authenticate: it was altered, moved here, or written under another label or type."""
 
     code = "decryption"
 
 
 class TruncatedError(DecryptionError, FormatError):
-    """Bytes of ours that were cut short."""
+    """Bytes that this library wrote were cut short."""
 
     code = "truncated"
 
 
 class ValueEncodingError(EnvelopeError):
-    """A value that the column's type cannot hold."""
+    """The type of the column cannot hold the value."""
 
     code = "value-encoding"
 
 
 class ValueTooLargeError(ValueEncodingError):
-    """A value of more than 16 MiB."""
+    """The plaintext of a value is larger than 16 MiB."""
 
     code = "value-too-large"
 
 
 class StatementRefusedError(EnvelopeError):
-    """A statement that cannot be right on encrypted columns, refused before it is sent."""
+    """A statement cannot be right on encrypted columns; it was refused before it was sent."""
 
     code = "statement-refused"
 
 
 class UnflushedError(EnvelopeError):
-    """An unlocked session was left while values waited to be encrypted."""
+    """An unlocked session was left while values still waited to be encrypted."""
 
     code = "unflushed"
 
 
 class UnclaimedError(EnrollmentError):
-    """The owner's keys wait to be claimed: they were made by a campaign, and no secret opens them yet."""
+    """The owner's keys wait to be claimed: a campaign made them, and no secret opens them yet."""
 
     code = "unclaimed"
 
 
 class PlaintextRefusedError(EnvelopeError):
-    """A value stands in the previous column alone, and the column's policy refuses it there."""
+    """A value stands in the previous column alone, and the column's policy refuses to read it there."""
 
     code = "plaintext-refused"
 
 
 class MigrationError(EnvelopeError):
-    """A migration of values that cannot go on; what is done stays done, and `run` goes on from there."""
+    """A migration of values cannot go on; what is done stays done, and `run` goes on from there."""
 
     code = "migration"
 
 
 class MigrationRefusedError(MigrationError):
-    """A step of a migration that is not due: something is left that it would lose."""
+    """A step of a migration is not due: rows are left that it would lose."""
 
     code = "migration-refused"
 
 
 class MigrationStoppedError(MigrationError):
-    """A migration was stopped by the database or the machine; the message says what to do about it."""
+    """The database or the machine stopped a migration; the message says how to go on."""
 
     code = "migration-stopped"
 
 
 class PreviousValueError(MigrationError):
-    """A value of the previous column cannot be read: another key than it was written with, or altered."""
+    """A value of the previous column cannot be read: it is under another key, of another type, or altered."""
 
     code = "previous-value"

@@ -1,4 +1,4 @@
-"""Bytes in, bytes out; alone imports `cryptography` and `argon2`. Knows no database.
+"""Cryptography: bytes in, bytes out. Alone imports `cryptography` and `argon2`; knows no database.
 
-The formats are specified in docs/reference/wire-format.md; section numbers below refer to it.
+docs/reference/wire-format.md specifies the formats; "section 4" in these modules is a section of that page.
 """

@@ -1,10 +1,10 @@
-"""One value under one data key: format 0x01 (section 6).
+"""One value under one data key: format 0x01 (section 6), AES-256-GCM (NIST SP 800-38D). Sizes are in bytes.
 
     0      1            17         29           29 + n   45 + n
     | 0x01 | key_id 16  | nonce 12 | ciphertext | tag 16 |
 
-Nonces are random and made here; no call from outside takes one. They are drawn for a whole batch of values at
-once, which costs a fifth of drawing each alone, and no pool outlives its batch: there is nothing for a fork
+Nonces are random and made here: no caller passes a nonce. They are drawn for a whole batch of values at
+once, which costs a fifth of drawing each alone. No pool of nonces outlives its batch, so a fork has nothing
 to copy.
 """
 
@@ -34,30 +34,36 @@ FORMAT_VALUE = 0x01
 HEADER_SIZE = 17
 NONCE_SIZE = 12
 OVERHEAD = 45
-"""Bytes a stored value has beyond its plaintext."""
+"""The bytes that a stored value has beyond its plaintext."""
 MAX_VALUE_SIZE = 16 * 1024 * 1024
-"""Most bytes of one plaintext."""
+"""The most bytes of a plaintext: 16 MiB."""
 MAX_STORED_SIZE = MAX_VALUE_SIZE + OVERHEAD
 
 
 @dataclass(frozen=True)
 class Field:
-    """The column a value belongs to: its label, the tag of its type, and whether its row is bound too."""
+    """The column that a value belongs to.
+
+    Attributes:
+        label: `table.column`, or the label that the column pins.
+        tag: the type tag of the plaintext encoding (section 6).
+        row_bound: whether each value is bound to its row too.
+    """
 
     label: str
     tag: str
     row_bound: bool = False
 
     def context(self, row_reference: bytes = b"") -> bytes:
-        """What of the AAD comes after the value's own header."""
+        """The part of the AAD that follows the value's own header (section 6)."""
         return encode_context("value", self.label.encode("utf-8"), self.tag.encode("ascii"), row_reference)
 
 
 class ValueCipher(Uncopied):
     """Encrypts and decrypts the values of one field under one data key.
 
-    `seal` and `open` are AES-256-GCM itself, bound once, so that hot loops call them without a frame in
-    between: `seal` in `Batch`, which brings the nonce; `open` where values are read.
+    `seal` and `open` are the methods of AES-256-GCM themselves, so that hot loops call them without a Python
+    frame in between. `Batch` calls `seal` and brings the nonce; the code that reads values calls `open`.
     """
 
     __slots__ = ("aad", "field", "header", "open", "row_aad", "seal")
@@ -67,8 +73,7 @@ class ValueCipher(Uncopied):
         self.field = field
         self.header = bytes([FORMAT_VALUE]) + key_id.bytes
         self.aad = self.header + field.context()
-        # `ctx` ends in u32be(length) || row reference, which `row_tail` makes; what
-        # stands before is the field's.
+        # `ctx` ends in u32be(length) ‖ row reference: `row_tail` makes that end, and the field all before it.
         self.row_aad = self.aad[:-4]
         self.seal: Callable[[bytes, bytes, bytes], bytes] = aes.encrypt
         self.open: Callable[[bytes, bytes, bytes], bytes] = aes.decrypt
@@ -76,7 +81,14 @@ class ValueCipher(Uncopied):
     def bind(
         self, name: str, encode: Callable[[Any], bytes], source: Any, *, as_bytearray: bool = False
     ) -> "BoundCipher":
-        """What a `Batch` needs to encrypt one named value of each row; `source` comes back with a failure."""
+        """Describe how a `Batch` encrypts one named value of each row.
+
+        Args:
+            name: the key of the value in the row.
+            encode: makes the plaintext bytes of a value.
+            source: an object of the caller's; `Batch.encrypt` returns it with a value that it cannot encrypt.
+            as_bytearray: make ciphertexts of the type `bytearray`, and not `bytes`.
+        """
         header = bytearray(self.header) if as_bytearray else self.header
         row_bound = self.field.row_bound
         return name, encode, header, self.seal, self.row_aad if row_bound else self.aad, row_bound, source
@@ -86,7 +98,11 @@ class ValueCipher(Uncopied):
         return self.row_aad + row_tail(row_reference)
 
     def encrypt(self, plaintext: bytes, row_reference: bytes = b"") -> bytes:
-        """Encrypt one value under a fresh random nonce."""
+        """Encrypt one value under a fresh random nonce; the result has 45 bytes more.
+
+        Raises:
+            ValueTooLargeError: the plaintext is over 16 MiB.
+        """
         check_size(plaintext)
         nonce = os.urandom(NONCE_SIZE)
         return self.header + nonce + self.seal(nonce, plaintext, self.aad_of(row_reference))
@@ -95,8 +111,9 @@ class ValueCipher(Uncopied):
         """Decrypt one value.
 
         Raises:
-            FormatError, TruncatedError: not a value of ours.
-            DecryptionError: altered, moved, or of another label, row or key.
+            FormatError: this library did not write the blob.
+            TruncatedError: the blob was cut short.
+            DecryptionError: the blob was altered or moved, or is of another label, type, row or key.
         """
         check_value(blob, self.field.label)
         try:
@@ -112,16 +129,16 @@ class ValueCipher(Uncopied):
 
 _Seal = Callable[[bytes, bytes, bytes], bytes]
 BoundCipher = tuple[str, Callable[[Any], bytes], bytes | bytearray, _Seal, bytes, bool, Any]
-"""Name, encoding, value header, AES-GCM, AAD, whether the row is to follow it, and source: flat, because it
-is unpacked for every value."""
+"""Name, encoding, value header, AES-GCM, AAD, whether the row follows in the AAD, source. It is a flat tuple,
+because the hot loop unpacks it for every value."""
 
 
 class Batch:
     """Encrypts the values of some rows, and draws their nonces.
 
     Args:
-        expected: how many values there will be, more or less.
-        mark: what stands beside each ciphertext, so that it is told from plaintext.
+        expected: about how many values there will be.
+        mark: an object to stand beside each ciphertext in its row, which tells ciphertext from plaintext.
     """
 
     __slots__ = ("_mark", "_nonces")
@@ -133,11 +150,16 @@ class Batch:
     def encrypt(
         self, row: dict[str, Any], ciphers: list[BoundCipher], tail: bytes
     ) -> tuple[Any, Any, bytes | bytearray | None] | None:
-        """Put `(mark, ciphertext)` in place of each value of a row, whose AADs end in `tail` if they are
-        bound to it.
+        """Replace each value of a row by `(mark, ciphertext)`; None stays.
 
-        Gives source, value and, if it was made, ciphertext of the first value that cannot be encoded or is
-        too large.
+        Args:
+            row: the values by name; changed in place.
+            ciphers: what to encrypt, from `ValueCipher.bind`.
+            tail: the end of the AAD of values that are bound to this row (`row_tail`).
+
+        Returns:
+            None if all values are encrypted. Otherwise source, value and ciphertext of the first value that
+            is too large, or that cannot be encoded: then its ciphertext is None.
         """
         nonces, mark = self._nonces, self._mark
         for name, encode, header, seal, aad, row_bound, source in ciphers:
@@ -147,7 +169,7 @@ class Batch:
             nonce = next(nonces)
             try:
                 blob = header + nonce + seal(nonce, encode(value), aad + tail if row_bound else aad)
-            except Exception:  # noqa: BLE001 - told by the caller, chained to nothing that holds the value
+            except Exception:  # noqa: BLE001 - the caller reports it, and no chained error holds the value
                 blob = None
             if blob is None or len(blob) > MAX_STORED_SIZE:
                 return source, value, blob
@@ -157,8 +179,11 @@ class Batch:
     def encrypt_rows(
         self, rows: Sequence[dict[str, Any]], ciphers: list[BoundCipher], tails: Sequence[bytes]
     ) -> bool:
-        """As `encrypt` does, for many rows of one owner, column by column. Tells whether it could: if not,
-        the rows are as they were, and `encrypt` finds the value."""
+        """Encrypt many rows of one owner, column by column; otherwise as `encrypt` does.
+
+        Returns:
+            Whether it could. If not, no row is changed: call `encrypt` for each, to find the faulty value.
+        """
         made = []
         for cipher in ciphers:
             name = cipher[0]
@@ -178,7 +203,8 @@ class Batch:
     ) -> list[Any] | None:
         """The ciphertexts of many values of one column, None for each None. The hot path of every write.
 
-        Gives none at all if one of the values cannot be encoded or is too large.
+        Returns:
+            None, in place of the list, if a value cannot be encoded or is too large.
         """
         _, encode, header, seal, aad, row_bound, _ = cipher
         try:
@@ -198,47 +224,49 @@ class Batch:
 
 
 def any_too_large(blobs: Sequence[Any]) -> bool:
-    """Whether one of these is larger than any stored value. Most batches are smaller than one value may be:
-    their sum, which costs less than to look at each, says so.
+    """Whether any of these blobs is larger than a stored value may be.
+
+    The sum of the sizes is asked first: most batches as a whole are smaller than one value may be, and the
+    sum costs less than a look at each blob.
 
     Raises:
-        TypeError: one of them is None.
+        TypeError: an item is None.
     """
     return sum(map(len, blobs)) > MAX_STORED_SIZE and max(map(len, blobs)) > MAX_STORED_SIZE
 
 
 def row_tail(row_reference: bytes) -> bytes:
-    """The end of every AAD of a row's values."""
+    """The end of the AAD of every value that is bound to this row: u32be(length) ‖ row reference."""
     return len(row_reference).to_bytes(4, "big") + row_reference
 
 
 NO_ROW = row_tail(b"")
-"""The end of every AAD of values that are bound to no row."""
+"""The end of the AAD of every value that is bound to no row."""
 _INT_TAILS = [(5 + size).to_bytes(4, "big") + b"i" + size.to_bytes(4, "big") for size in range(32)]
-"""What stands before the digits of an integer, by their number."""
+"""The bytes before the digits of an integer key, at the index of the number of digits."""
 
 
 def row_tails(keys: Sequence[Any]) -> list[bytes]:
-    """`row_tail` for many rows, whose primary keys are of one column each."""
+    """The `row_tail` of many rows, whose primary keys have one column each."""
     if set(map(type, keys)) == {int}:
         least, most = min(keys), max(keys)
         size = len(str(most))
-        if least >= 0 and size == len(str(least)) and size < len(_INT_TAILS):  # so have all between them
+        if least >= 0 and size == len(str(least)) and size < len(_INT_TAILS):  # all have as many digits
             tail = _INT_TAILS[size] + b"%d"
             return [tail % key for key in keys]
         digits = [b"%d" % key for key in keys]
         if max(map(len, digits)) < len(_INT_TAILS):
-            return [_INT_TAILS[len(one)] + one for one in digits]
+            return [_INT_TAILS[len(text)] + text for text in digits]
     return [row_tail(encode_reference((key,))) for key in keys]
 
 
 def altered(field: Field) -> DecryptionError:
     """The error for a value that does not authenticate."""
     return DecryptionError(
-        f"A value of {field.label!r} does not authenticate. It was altered or moved here; or the table or "
-        "column was renamed after it was written: pin the old name, EncryptedType(..., label='old.name'); "
-        f"or the column's inner type, which reads {field.tag!r} now, changed after it was written: declare "
-        "the old one again."
+        f"A value of {field.label!r} does not authenticate. It was altered, or moved here. Or the table or "
+        "column was renamed after the value was written: pin the old name, EncryptedType(..., "
+        f"label='old.name'). Or the column's inner type was changed, and reads {field.tag!r} now: declare "
+        "the old type again."
     )
 
 
@@ -246,7 +274,7 @@ def check_size(plaintext: bytes) -> None:
     """Refuse a plaintext over 16 MiB.
 
     Raises:
-        ValueTooLargeError: too large.
+        ValueTooLargeError: the plaintext is larger.
     """
     if len(plaintext) > MAX_VALUE_SIZE:
         raise ValueTooLargeError(
@@ -255,16 +283,20 @@ def check_size(plaintext: bytes) -> None:
 
 
 _ENCRYPT = (
-    "A new type of the column encrypts nothing that is stored; a migration does: "
+    "To change the type of a column does not encrypt the stored values; a migration does: "
     f"{DOCUMENTATION}/how-to/alembic.html."
 )
 
 
 def check_value(blob: object, label: str) -> None:
-    """Whether these bytes can be a stored value of this column at all; told before any key is looked for.
+    """Refuse bytes that cannot be a stored value of the column; asked before any key is looked for.
+
+    Args:
+        label: the column, for the message.
 
     Raises:
-        FormatError, TruncatedError: they cannot.
+        FormatError: the blob is not bytes, begins with another format byte, or is too long.
+        TruncatedError: the blob is too short.
     """
     if not isinstance(blob, (bytes, bytearray, memoryview)):
         raise FormatError(
@@ -273,20 +305,25 @@ def check_value(blob: object, label: str) -> None:
         )
     if len(blob) == 0 or blob[0] != FORMAT_VALUE:
         raise FormatError(
-            f"A value of {label!r} is bytes that this library did not write; not taken for plaintext. If it "
-            f"is from before the column was encrypted: {_ENCRYPT[0].lower()}{_ENCRYPT[1:]}"
+            f"A value of {label!r} holds bytes that this library did not write; they are not taken for "
+            "plaintext. If the value is from before the column was encrypted: "
+            f"{_ENCRYPT[0].lower()}{_ENCRYPT[1:]}"
         )
     if len(blob) < OVERHEAD:
         raise TruncatedError(
             f"A value of {label!r} was cut short: it has {len(blob)} bytes; the shortest has {OVERHEAD}."
         )
     if len(blob) > MAX_STORED_SIZE:
-        raise FormatError(f"A value of {label!r} has {len(blob)} bytes, more than any that is written.")
+        raise FormatError(
+            f"A value of {label!r} has {len(blob)} bytes; the longest that is written has {MAX_STORED_SIZE}."
+        )
 
 
 def may_be_value(blob: bytes) -> bool:
-    """Whether bytes have the outside of a stored value: its format, its least length, and the UUIDv8 that
-    every key id is. One in 16,384 other strings that begin with this format has it by chance."""
+    """Whether bytes look like a stored value: format byte, least length, key id a UUIDv8 (RFC 9562).
+
+    A random string of 45 bytes or more looks so with a chance of 1 to 16,384.
+    """
     if len(blob) < OVERHEAD or blob[0] != FORMAT_VALUE:
         return False
     return uuid.UUID(bytes=bytes(blob[1:HEADER_SIZE])).version == 8
@@ -298,8 +335,7 @@ _CUT_FEW: Callable[[bytes], tuple[bytes, ...]] = itemgetter(*_CUTS[:8])
 
 
 def fresh_nonces(expected: int) -> Iterator[bytes]:
-    """Random nonces for `ValueCipher.seal`, without end, drawn and cut for as many values
-    at a time as are expected.
+    """Random nonces for `ValueCipher.seal`, without end, drawn 256 at a time, or 8 if few are expected.
 
     All of it runs in C: a generator would cost as much again as the random bytes.
     """

@@ -1,7 +1,7 @@
 """Argon2id (RFC 9106): named profiles, PHC salt strings, bounds, and a limit on how many run at once.
 
-`argon2-cffi` is the engine: it always releases the interpreter lock. `cryptography`'s holds it before 50.0
-and in 50.0 deadlocks when two threads derive at once with several lanes.
+The engine is `argon2-cffi`, which always releases the interpreter lock. The Argon2id of `cryptography` holds
+the lock before 50.0; in 50.0 it deadlocks when two threads derive at once with several lanes.
 """
 
 import base64
@@ -19,6 +19,7 @@ from sqlalchemy_envelope.crypto.secret import Hidden, KeyBytes
 from sqlalchemy_envelope.exceptions import KdfParametersError, UnlockBusyError
 
 SALT_SIZE = 16
+"""The bytes of a salt."""
 _PHC = re.compile(
     r"\$argon2id\$v=19\$m=([1-9][0-9]{0,9}),t=([1-9][0-9]{0,9}),p=([1-9][0-9]{0,9})\$([A-Za-z0-9+/]{22})"
 )
@@ -29,9 +30,12 @@ class KdfProfile:
     """The cost of one key derivation.
 
     Attributes:
-        memory: KiB.
-        passes: how often the memory is walked.
-        lanes: how many threads may walk it.
+        memory: the memory to fill, in KiB.
+        passes: the number of passes over the memory.
+        lanes: the number of threads that may fill it.
+
+    Raises:
+        KdfParametersError: a parameter is out of bounds.
     """
 
     memory: int
@@ -41,32 +45,38 @@ class KdfProfile:
     RFC9106_LOW_MEMORY: ClassVar["KdfProfile"]
     """RFC 9106's second recommended option, the default: 64 MiB, 3 passes, 4 lanes; some 0.2 s."""
     LIBSODIUM_MODERATE: ClassVar["KdfProfile"]
-    """256 MiB, 3 passes, 1 lane: what a libsodium client, which fixes the lanes at 1, derives too."""
+    """256 MiB, 3 passes, 1 lane: a libsodium client, which fixes the lanes at 1, can derive the same key."""
     OWASP_MINIMUM: ClassVar["KdfProfile"]
-    """The least that is ever read: 19 MiB, 2 passes, 1 lane. For machines that cannot give more."""
+    """The weakest profile that is ever read: 19 MiB, 2 passes, 1 lane. For machines that cannot give more."""
 
     def __post_init__(self) -> None:
         check_bounds(self.memory, self.passes, self.lanes)
 
     @classmethod
     def unsafe_for_tests(cls) -> "KdfProfile":
-        """64 KiB, one pass: for a test suite only. Guessed at in microseconds, and refused on read unless
-        the same profile is the envelope's policy."""
-        profile = object.__new__(cls)  # past the check of bounds, which no other way leads around
+        """64 KiB, 1 pass, 1 lane: for a test suite only, where it saves the time of the derivations.
+
+        A secret under it is guessed in microseconds. A slot with it is refused, unless this profile is the
+        envelope's policy.
+        """
+        profile = object.__new__(cls)  # skips `__post_init__`, the check of bounds; nothing else does
         for name, value in (("memory", 64), ("passes", 1), ("lanes", 1)):
             object.__setattr__(profile, name, value)
         return profile
 
     def exceeds(self, other: "KdfProfile") -> bool:
-        """Whether `other` falls short of this profile in any parameter."""
+        """Whether `other` falls short of this profile in memory, passes or lanes."""
         return other.memory < self.memory or other.passes < self.passes or other.lanes < self.lanes
 
 
 def check_bounds(memory: int, passes: int, lanes: int) -> None:
     """Refuse parameters that would exhaust this machine, or that an attacker lowered (section 3).
 
+    Args:
+        memory: in KiB.
+
     Raises:
-        KdfParametersError: out of bounds.
+        KdfParametersError: a parameter is out of bounds.
     """
     strong = 19_456 <= memory <= 1_048_576 and (2 <= passes <= 16 or (passes == 1 and memory >= 47_104))
     if not (strong and 1 <= lanes <= 16 and memory >= 8 * lanes and memory * passes <= 8_388_608):
@@ -83,23 +93,30 @@ KdfProfile.OWASP_MINIMUM = KdfProfile(memory=19_456, passes=2, lanes=1)
 
 @dataclass(frozen=True)
 class KdfSalt:
-    """A profile and a salt: what a slot stores so that its secret can be stretched again."""
+    """A profile and a salt of 16 bytes; a slot stores both as text, to stretch its secret again."""
 
     profile: KdfProfile
     salt: bytes
 
     @classmethod
     def generate(cls, profile: KdfProfile) -> "KdfSalt":
-        """A fresh random salt. The profile comes from policy, never from an old row: a planted
-        weak row must not spread."""
+        """Make a fresh random salt.
+
+        Args:
+            profile: the profile of the policy, never of an old row: a weak row that somebody planted must not
+                spread.
+        """
         return cls(profile, os.urandom(SALT_SIZE))
 
     @classmethod
     def parse(cls, text: str, *, policy: KdfProfile) -> "KdfSalt":
-        """Read a PHC salt string; checked in full before anything is allocated.
+        """Read a PHC salt string. It is checked in full before any memory is allocated.
+
+        Args:
+            policy: the envelope's own profile, which is accepted even out of bounds.
 
         Raises:
-            KdfParametersError: not canonical, or out of bounds.
+            KdfParametersError: the text is not canonical, or out of bounds.
         """
         match = _PHC.fullmatch(text) if len(text) <= 128 else None
         if match is None:
@@ -108,7 +125,7 @@ class KdfSalt:
             )
         memory, passes, lanes = (int(match[i]) for i in (1, 2, 3))
         salt = base64.b64decode(match[4] + "==")
-        if _encode_salt(salt) != match[4]:  # trailing bits that say nothing would give one salt two spellings
+        if _encode_salt(salt) != match[4]:  # other unused trailing bits would spell the same salt again
             raise KdfParametersError("The stored key-derivation salt is not canonical base64.")
         if (memory, passes, lanes) == (policy.memory, policy.passes, policy.lanes):
             return cls(policy, salt)
@@ -125,7 +142,12 @@ def _encode_salt(salt: bytes) -> str:
 
 
 class KdfLimit:
-    """At most so many derivations at once in this process: each holds its profile's memory while it runs."""
+    """A limit on how many derivations run at once in this process: each holds its profile's memory meanwhile.
+
+    Args:
+        concurrent: the number of derivations.
+        wait: how long a call waits for a free place, in seconds.
+    """
 
     def __init__(self, concurrent: int, wait: float) -> None:
         self.concurrent = concurrent
@@ -134,17 +156,17 @@ class KdfLimit:
         _LIMITS.add(self)
 
     def reset(self) -> None:
-        """Give every slot back: the threads that hold them are not in a forked child."""
+        """Free every place: the threads that hold them do not exist in a forked child."""
         self._slots = threading.BoundedSemaphore(self.concurrent)
 
     def derive(self, secret: bytes | Hidden[bytes], salt: KdfSalt, *, waited: float = 0.0) -> KeyBytes:
         """Stretch a prepared secret into its KEK.
 
         Args:
-            waited: how much of the wait is used up already, in seconds.
+            waited: the seconds of the wait that are used up already.
 
         Raises:
-            UnlockBusyError: no slot came free within the wait, in seconds.
+            UnlockBusyError: no place came free in time.
         """
         secret = secret if isinstance(secret, Hidden) else Hidden(secret)
         if not self._slots.acquire(timeout=max(0.0, self.wait - waited)):
@@ -155,8 +177,10 @@ class KdfLimit:
             self._slots.release()
 
     def busy(self) -> UnlockBusyError:
-        """The error for a wait that was too long."""
-        return UnlockBusyError(f"No key derivation came free within {self.wait:g} s; try again shortly.")
+        """The error for a call that waited too long."""
+        return UnlockBusyError(
+            f"As many key derivations as are allowed ran for {self.wait:g} s; try again shortly."
+        )
 
 
 _LIMITS: weakref.WeakSet[KdfLimit] = weakref.WeakSet()
@@ -172,7 +196,11 @@ if hasattr(os, "register_at_fork"):
 
 
 def derive_kek(secret: bytes | Hidden[bytes], salt: KdfSalt) -> KeyBytes:
-    """The KEK of a prepared secret (section 3, steps 3 and 4)."""
+    """The KEK of a prepared secret: Argon2id (RFC 9106), then HKDF (section 3, steps 3 and 4).
+
+    Raises:
+        argon2.exceptions.HashingError: the machine has no memory for the derivation, as a rule.
+    """
     secret = secret if isinstance(secret, Hidden) else Hidden(secret)
     profile = salt.profile
     try:

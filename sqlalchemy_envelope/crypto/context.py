@@ -1,7 +1,7 @@
 """Contexts: what a key or a value is bound to, encoded so that it cannot be read two ways (section 1).
 
-Lengths and counts stand before the bytes they speak of. Without them ("ab", "c") and ("a", "bc") would encode
-alike, and a ciphertext could be moved from one to the other.
+Counts and lengths stand before the bytes that they count. Without them ("ab", "c") and ("a", "bc") would
+encode alike, and a ciphertext could be moved from one to the other.
 """
 
 import datetime as dt
@@ -15,10 +15,18 @@ _SIZES = tuple(size.to_bytes(4, "big") for size in range(256))
 
 
 def encode_context(label: str, *fields: bytes) -> bytes:
-    """Encode `ctx(label, f1 .. fn)` of section 1: injective over label and fields."""
+    """Encode `ctx(label, f1 .. fn)` of section 1: two different lists never encode alike.
+
+    Args:
+        label: ASCII without NUL.
+        fields: at most 255.
+
+    Raises:
+        ValueError: the label holds a NUL, or there are too many fields.
+    """
     name = label.encode("ascii")
     if b"\0" in name:
-        raise ValueError("a context label holds no NUL")
+        raise ValueError("a context label must not hold a NUL")
     parts = [_PREFIX, name, b"\0", bytes([len(fields)])]
     for field in fields:
         size = len(field)
@@ -27,7 +35,7 @@ def encode_context(label: str, *fields: bytes) -> bytes:
 
 
 def _reference_part(value: object) -> tuple[bytes, bytes]:
-    # By value and never by exact type: names arrive as quoted_name, and asyncpg has a UUID class of its own.
+    # `isinstance`, and not the exact type: names arrive as `quoted_name`, and asyncpg has its own UUID class.
     if isinstance(value, bool):
         raise ConfigurationError(
             "A bool cannot identify an owner or a row; use an int, str, UUID, bytes or date."
@@ -38,7 +46,9 @@ def _reference_part(value: object) -> tuple[bytes, bytes]:
         try:
             return b"s", value.encode("utf-8")
         except UnicodeEncodeError:
-            raise ConfigurationError("A primary key holds a lone surrogate; it cannot be bound to.") from None
+            raise ConfigurationError(
+                "A primary key holds a lone surrogate, which has no UTF-8: nothing can be bound to it."
+            ) from None
     if isinstance(value, uuid.UUID):
         return b"u", value.bytes
     if isinstance(value, bytes):
@@ -46,24 +56,29 @@ def _reference_part(value: object) -> tuple[bytes, bytes]:
     if isinstance(value, dt.date) and not isinstance(value, dt.datetime):
         return b"d", value.isoformat().encode("ascii")
     raise ConfigurationError(
-        f"A primary key of type {type(value).__name__} cannot be bound to; use int, str, UUID, bytes or date."
+        f"A primary key of type {type(value).__name__} cannot identify an owner or a row; "
+        "use an int, str, UUID, bytes or date."
     )
 
 
 def encode_reference(parts: Iterable[object]) -> bytes:
-    """Encode a primary key as `reference(parts)` of section 1; integers encode alike
-    whatever their SQL width.
+    """Encode a primary key as `reference(parts)` of section 1.
+
+    Integers encode alike, whatever their SQL width.
+
+    Args:
+        parts: the values of the primary key's columns, in the order of the table.
 
     Raises:
         ConfigurationError: a part is not an int, str, UUID, bytes or date.
     """
     encoded: list[bytes] = []
     for value in parts:
-        if type(value) is int:  # most primary keys are, and a row-bound column asks for every row
+        if type(value) is int:  # as most primary keys; a row-bound column calls this for every row
             digits = b"%d" % value
             encoded.append(b"i" + len(digits).to_bytes(4, "big") + digits)
             continue
-        if type(value) is uuid.UUID:  # and most of the others
+        if type(value) is uuid.UUID:  # as most other keys
             encoded.append(b"u\0\0\0\x10" + value.bytes)
             continue
         tag, data = _reference_part(value)
@@ -72,5 +87,9 @@ def encode_reference(parts: Iterable[object]) -> bytes:
 
 
 def owner_reference(label: str, primary_key: Iterable[object]) -> bytes:
-    """What the wraps of an owner's keys are bound to: its table's label and its primary key."""
+    """Encode the owner that the owner's keys are bound to: `ctx("owner", label, reference)` of section 1.
+
+    Args:
+        label: the name of the owner's table, or the label that the class pins.
+    """
     return encode_context("owner", label.encode("utf-8"), encode_reference(primary_key))

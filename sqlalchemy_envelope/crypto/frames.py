@@ -1,9 +1,9 @@
-"""What an error shows of the frames that it came through: nothing.
+"""Emptied frames: an error that leaves the library shows no local variable of the library.
 
-Error trackers record the local variables of every frame of a traceback. What is on its way through this
-library is a user's secret, a key, or a row of plaintext, and an error may be raised anywhere. So where an
-error leaves the library, its frames are emptied: files and lines stay, variables go. The frame it leaves by
-still runs and cannot be emptied; it deletes its own.
+Error trackers record the local variables of every frame of a traceback. In this library those are a user's
+secret, a key or a row of plaintext, and an error may be raised anywhere. So the frames of an error are
+emptied where it leaves the library: files and lines stay, variables go. The frame that does so still runs
+and cannot be emptied; it deletes its own variables.
 """
 
 from __future__ import annotations
@@ -25,13 +25,19 @@ C = TypeVar("C", bound=type[Any])
 
 
 def empty_frames(error: BaseException) -> None:
-    """Empty every frame of this library that an error, or one that is chained to it, has left."""
-    chain: list[BaseException] = [error]
-    for link in chain:
+    """Empty the frames of this library in the tracebacks of an error and of the errors chained to it."""
+    for link in chained(error):
         _empty(link.__traceback__)
+
+
+def chained(error: BaseException) -> list[BaseException]:
+    """An error, and after it every error that is a cause or a context in its chain, each once."""
+    chain = [error]
+    for link in chain:
         for other in (link.__cause__, link.__context__):
-            if other is not None and not any(other is one for one in chain):
+            if other is not None and not any(other is known for known in chain):
                 chain.append(other)
+    return chain
 
 
 def _empty(traceback: TracebackType | None) -> None:
@@ -41,12 +47,12 @@ def _empty(traceback: TracebackType | None) -> None:
             try:
                 frame.clear()
             except RuntimeError:
-                pass  # it still runs: what is around it empties it
+                pass  # the frame still runs: an outer call empties it later
         traceback = traceback.tb_next
 
 
 def emptying(function: F) -> F:
-    """A function by which errors leave the library, with their frames emptied."""
+    """Wrap a function by which errors leave the library: the frames of each error are emptied."""
     if inspect.iscoroutinefunction(function):
 
         @wraps(function)
@@ -73,7 +79,7 @@ def emptying(function: F) -> F:
 
 
 def emptying_class(cls: C) -> C:
-    """A class whose public methods are such functions."""
+    """Wrap the public methods of a class, its `__init__`, `__enter__` and `__exit__` as `emptying` does."""
     for name, member in list(vars(cls).items()):
         public = not name.startswith("_") or name in ("__init__", "__enter__", "__exit__")
         if public and isinstance(member, FunctionType):

@@ -1,4 +1,4 @@
-"""Derivations from a key: HKDF with registered purposes (section 2).
+"""Derivations from a key: HKDF (RFC 5869) with registered purposes (section 2).
 
 HKDF-Expand alone is enough: every input key is 32 uniform bytes already (RFC 5869, section 3.3).
 """
@@ -21,33 +21,42 @@ _PURPOSES = {
     "row-seal": 2,
     "epoch-proof": 1,
 }
-"""Every purpose a subkey may have, with the number of fields it takes; what is not here cannot be derived."""
+"""Every purpose that a subkey may have, with the number of its fields. Nothing else can be derived."""
 
 
 def expand(key: KeyBytes, info: bytes, size: int = KEY_SIZE) -> bytes:
-    """HKDF-Expand-SHA-512 (RFC 5869) of a uniform key, `size` bytes."""
+    """HKDF-Expand-SHA-512 (RFC 5869) of a uniform key.
+
+    Args:
+        size: the bytes to derive.
+    """
     return HKDFExpand(algorithm=SHA512(), length=size, info=info).derive(key.buffer)
 
 
 def subkey(key: KeyBytes, purpose: str, *fields: bytes) -> KeyBytes:
-    """The subkey of `key` for one registered purpose."""
+    """The subkey of a key for one registered purpose, 32 bytes.
+
+    Raises:
+        KeyError: the purpose is not registered.
+        ValueError: the purpose takes another number of fields.
+    """
     if _PURPOSES[purpose] != len(fields):
         raise ValueError(f"purpose {purpose!r} takes {_PURPOSES[purpose]} fields")
     return KeyBytes(expand(key, encode_context(purpose, *fields)))
 
 
 def wrapping_key(key: KeyBytes) -> KeyBytes:
-    """What wraps other keys under `key`; never that itself."""
+    """The subkey that wraps other keys under `key`; `key` itself never does."""
     return subkey(key, "wrap")
 
 
 def commitment(key: KeyBytes) -> bytes:
-    """32 public bytes that fix which key this is."""
+    """The commitment to a key (section 2): 32 public bytes that no other key has."""
     return expand(key, encode_context("key-commitment"))
 
 
 def key_id_of(commitment: bytes) -> uuid.UUID:
-    """The self-certifying id of the key with this commitment: a UUIDv8 (RFC 9562)."""
+    """The id of the key with this commitment: a UUIDv8 (RFC 9562), so that a key proves its id."""
     data = bytearray(commitment[:16])
     data[6] = 0x80 | data[6] & 0x0F
     data[8] = 0x80 | data[8] & 0x3F
@@ -60,7 +69,7 @@ def x25519_private(key: KeyBytes) -> X25519PrivateKey:
 
 
 def x25519_public(key: KeyBytes) -> bytes:
-    """The public half, 32 bytes: others seal keys to it while the owner is locked."""
+    """The public half of `x25519_private`, 32 bytes: others seal keys to it while the owner is locked."""
     return x25519_private(key).public_key().public_bytes_raw()
 
 
@@ -70,6 +79,6 @@ def mlkem_seed(key: KeyBytes) -> bytes:
 
 
 def key_encryption_key(stretched: bytes | bytearray) -> KeyBytes:
-    """The KEK from the output of Argon2id (section 3, step 4)."""
+    """The KEK from the output of Argon2id, 32 bytes each: HKDF-SHA-512 (section 3, step 4)."""
     kdf = HKDF(algorithm=SHA512(), length=KEY_SIZE, salt=None, info=encode_context("kek"))
     return KeyBytes(kdf.derive(stretched))

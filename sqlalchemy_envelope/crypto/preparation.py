@@ -1,4 +1,4 @@
-"""What a typed secret becomes before it is stretched: RFC 8265 OpaqueString (section 3, steps 1 and 2)."""
+"""The preparation of a typed secret for stretching: RFC 8265 OpaqueString (section 3, steps 1 and 2)."""
 
 import unicodedata
 from typing import overload
@@ -8,8 +8,9 @@ from sqlalchemy_envelope.crypto.secret import Hidden
 from sqlalchemy_envelope.exceptions import SecretError
 
 MAX_CODE_POINTS = 4_096
+"""The most characters of a text secret."""
 MAX_SIZE = 1_024
-"""Most bytes of a prepared secret; a longer one is refused, never cut."""
+"""The most bytes of a prepared secret; a longer one is refused, never cut."""
 
 HiddenSecret = Hidden[str | bytes]
 GivenSecret = str | bytes | HiddenSecret
@@ -20,26 +21,30 @@ def hide_secret(secret: GivenSecret) -> HiddenSecret: ...
 @overload
 def hide_secret(secret: GivenSecret | None) -> HiddenSecret | None: ...
 def hide_secret(secret: GivenSecret | None) -> HiddenSecret | None:
-    """A secret as it was typed, from where it comes in: no frame has it among its variables from there on."""
+    """Hide a secret where it enters the library: from there on, no frame has it among its variables."""
     return secret if secret is None or isinstance(secret, Hidden) else Hidden(secret)
 
 
 def prepare_hidden(secret: HiddenSecret, *, new: bool = False) -> Hidden[bytes]:
-    """Prepare a secret that stays hidden. As `prepare_secret`."""
+    """Prepare a secret as `prepare_secret` does, and keep it hidden.
+
+    Raises:
+        SecretError: see `prepare_secret`.
+    """
     return Hidden(prepare_secret(secret.reveal(), new=new))
 
 
 @emptying
 def prepare_secret(secret: str | bytes, *, new: bool = False) -> bytes:
-    """Prepare a secret; the same text typed on another machine gives the same bytes.
+    """Prepare a secret; the same text, typed on another machine, gives the same bytes.
 
     Args:
-        secret: text, prepared as OpaqueString; or bytes, taken as they are.
-        new: a slot is being made. Unassigned code points are refused then, and only then: how they will be
-            normalised one day is not known, but a secret that exists must go on opening its slot.
+        secret: text, which is prepared as an OpaqueString; or bytes, which are taken as they are.
+        new: whether a slot is being made. Only then are unassigned code points refused: nobody knows how a
+            later Unicode will normalise them. A secret that exists must go on opening its slot.
 
     Raises:
-        SecretError: empty, too long, or with characters that cannot be typed again.
+        SecretError: the secret is empty, too long, or holds characters that cannot be typed again.
     """
     if isinstance(secret, str):
         prepared = _prepare_text(secret, new=new)
@@ -48,7 +53,7 @@ def prepare_secret(secret: str | bytes, *, new: bool = False) -> bytes:
     else:
         raise SecretError(f"A secret is str or bytes, not {type(secret).__name__}.")
     if not prepared:
-        raise SecretError("The secret is empty. How strong one must be is the application's to say.")
+        raise SecretError("The secret is empty. The application decides how strong a secret must be.")
     if len(prepared) > MAX_SIZE:
         raise SecretError(f"The secret is longer than {MAX_SIZE} bytes; it is refused, not cut.")
     return prepared

@@ -1,11 +1,11 @@
-"""A key sealed to a public key: formats 0x12 and 0x13 (section 5), HPKE base mode, RFC 9180.
+"""A key sealed to a public key: formats 0x12 and 0x13 (section 5), HPKE base mode (RFC 9180).
 
     0      1                33 (1121)        65 (1153)  81 (1169)
     | 0x12 | enc 32 (1120)  | ciphertext 32  | tag 16   |
 
-0x12 is X25519. 0x13 is the hybrid of it with ML-KEM-768, for what is stored today and must withstand a
-quantum computer later. `cryptography`'s HPKE is one-shot and takes no AAD: the whole context goes into
-`info`.
+0x12 uses X25519 (RFC 7748). 0x13 joins X25519 and ML-KEM-768 (FIPS 203, draft-ietf-hpke-pq), for keys that
+are stored today and must withstand a quantum computer later. The HPKE of `cryptography` is one-shot and
+takes no AAD, so the whole context goes into `info`.
 """
 
 from dataclasses import dataclass
@@ -33,14 +33,19 @@ SEALED_SIZE = 81
 HYBRID_SIZE = 1169
 MLKEM_PUBLIC_SIZE = 1184
 SEALED_PREFIXES = (bytes([FORMAT_SEALED]), bytes([FORMAT_HYBRID]))
-"""What a stored key begins with if it is sealed, and not wrapped."""
+"""The first byte of a stored key that is sealed; a wrapped key begins with another byte."""
 _X25519 = Suite(KEM.X25519, KDF.HKDF_SHA256, AEAD.AES_256_GCM)
 _HYBRID = Suite(KEM.MLKEM768_X25519, KDF.HKDF_SHA256, AEAD.AES_256_GCM)
 
 
 @dataclass(frozen=True)
 class PublicKeys:
-    """The public half of a key: 32 bytes of X25519, and 1,184 of ML-KEM-768 if it is hybrid."""
+    """The public half of a key.
+
+    Attributes:
+        x25519: 32 bytes.
+        mlkem768: 1,184 bytes; None if the key is not hybrid.
+    """
 
     x25519: bytes
     mlkem768: bytes | None = None
@@ -53,10 +58,13 @@ def public_keys(key: KeyBytes, *, hybrid: bool) -> PublicKeys:
 
 
 def seal_key(key: KeyBytes, to: PublicKeys, context: bytes) -> bytes:
-    """Seal a key to a public key: 81 bytes, or 1,169 if that is hybrid.
+    """Seal a key to a public key: 81 bytes, or 1,169 if the public key is hybrid.
+
+    Args:
+        context: what the seal is bound to, from `WrapContext.encode`.
 
     Raises:
-        TamperedKeyError: the public key is one to which nothing can be sealed safely (low order).
+        TamperedKeyError: nothing can be sealed safely to this public key, of low order for example.
     """
     try:
         x25519 = X25519PublicKey.from_public_bytes(to.x25519)
@@ -69,16 +77,19 @@ def seal_key(key: KeyBytes, to: PublicKeys, context: bytes) -> bytes:
 
 
 def is_sealed(blob: bytes) -> bool:
-    """Whether a stored key says that it is sealed, and not wrapped."""
+    """Whether a stored key is sealed, and not wrapped, by its first byte."""
     return blob[:1] in SEALED_PREFIXES
 
 
 def open_key(blob: bytes, recipient: KeyBytes, context: bytes) -> KeyBytes:
-    """Open a sealed key with the key whose derived pair it was sealed to.
+    """Open a sealed key.
+
+    Args:
+        recipient: the key whose public half the blob was sealed to.
 
     Raises:
-        FormatError, TruncatedError: not a sealed key.
-        UnlockError: sealed to another key or for another context, or altered.
+        FormatError, TruncatedError: the blob is not a sealed key.
+        UnlockError: it was sealed to another key or for another context, or was altered.
     """
     hybrid = blob[:1] == bytes([FORMAT_HYBRID])
     check_frame(blob, FORMAT_HYBRID if hybrid else FORMAT_SEALED, HYBRID_SIZE if hybrid else SEALED_SIZE)

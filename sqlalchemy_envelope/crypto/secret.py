@@ -1,11 +1,11 @@
 """Key bytes and secrets that do not print, pickle, copy or compare carelessly; keys can be wiped.
 
-What they hold stands in a closure and in no attribute: error trackers print the attributes, the items and the
-`repr` of whatever they find among a frame's variables.
+A closure holds the bytes, and no attribute: error trackers print the attributes, the items and the `repr` of
+every variable of a frame.
 
-CPython gives no promise that no copy remains (docs/explanation/limitations.md); what this class owns, `wipe`
-zeroes. There is no `__del__` that does so: in `cipher(subkey(...).buffer)` it would run before the buffer is
-read, and the key would be 32 zeros.
+CPython does not promise that no copy remains (docs/explanation/limitations.md); `wipe` zeroes the buffer of
+this class. There is no `__del__` that does so: in `cipher(subkey(...).buffer)` it would run before the buffer
+is read, and the key would be 32 zeros.
 """
 
 import os
@@ -20,7 +20,7 @@ KEY_SIZE = 32
 
 
 class Uncopied:
-    """What holds keys is neither copied nor pickled: a copy would outlive the wiping."""
+    """The parent of all that holds keys: neither copied nor pickled. A copy would outlive the wiping."""
 
     __slots__ = ()
 
@@ -35,7 +35,10 @@ def _holding(value: T) -> Callable[[], T]:
 
 
 class Hidden(Uncopied, Generic[T]):
-    """A value that shows nothing of itself to whoever only looks: a secret on its way to its derivation."""
+    """A value that does not show itself to code that only looks, like a secret on its way to its derivation.
+
+    Call `reveal()` for the value.
+    """
 
     __slots__ = ("reveal",)
 
@@ -47,8 +50,13 @@ class Hidden(Uncopied, Generic[T]):
 
 
 class KeyBytes(Uncopied):
-    """32 secret bytes in a buffer of their own. `bytes(key)` does not exist; `.buffer`
-    is for `crypto` alone."""
+    """A key: 32 secret bytes in a buffer of their own.
+
+    There is no `bytes(key)`; `.buffer` is for `crypto` alone.
+
+    Raises:
+        ValueError: the data has another size.
+    """
 
     __slots__ = ("_derived", "_held")
 
@@ -61,7 +69,7 @@ class KeyBytes(Uncopied):
 
     @property
     def buffer(self) -> bytearray:
-        """The bytes themselves."""
+        """The bytes themselves; zeros after `wipe`."""
         return self._held()
 
     @classmethod
@@ -70,13 +78,13 @@ class KeyBytes(Uncopied):
         return cls(os.urandom(KEY_SIZE))
 
     def derived(self, derive: Callable[["KeyBytes"], T]) -> T:
-        """What `derive` makes of this key: made once, and gone when the key is wiped."""
-        found = self._derived.get(derive)
-        if found is None:
-            found = self._derived[derive] = derive(self)
-            if not any(self.buffer):  # wiped by another thread since it was read
+        """The result of `derive(key)`: made once, and dropped when the key is wiped."""
+        result = self._derived.get(derive)
+        if result is None:
+            result = self._derived[derive] = derive(self)
+            if not any(self.buffer):  # another thread wiped the key meanwhile
                 self.wipe()
-        return cast("T", found)
+        return cast("T", result)
 
     def wipe(self) -> None:
         """Overwrite the bytes with zeros, and those of the keys that were derived from them."""
@@ -84,7 +92,7 @@ class KeyBytes(Uncopied):
         for derive in tuple(self._derived):
             derived = self._derived.pop(derive, None)
             if isinstance(derived, KeyBytes):
-                derived.wipe()  # what is not one is an object of OpenSSL, which cleanses it when it is freed
+                derived.wipe()  # all else is an object of OpenSSL, which cleanses its memory when freed
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, KeyBytes) and compare_digest(self.buffer, other.buffer)

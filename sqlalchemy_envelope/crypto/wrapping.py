@@ -3,9 +3,9 @@
     0      1            25               57                89       105
     | 0x11 | salt 24    | commitment 32  | ciphertext 32   | tag 16 |
 
-Bytes 1 onwards are a one-chunk C2SP chunked-encryption@v1 message ("Cobblestone-256"). It commits to key
-and context alike, so that no blob opens under two secrets (no partitioning oracle), and its fresh key and
-nonce come from the salt.
+Bytes 1 onwards are a one-chunk C2SP chunked-encryption@v1 message ("Cobblestone-256"). The message commits to
+key and context alike, so that no blob opens under two secrets (no partitioning oracle). AES key and nonce are
+derived with the salt, and so are fresh.
 """
 
 import os
@@ -28,7 +28,20 @@ _ALGORITHM = b"c2sp.org/chunked-encryption@v1+AEAD_AES_256_GCM\0"
 
 
 class WrapContext(NamedTuple):
-    """Everything a wrapped key is bound to; nine fields, always, in this order."""
+    """The nine fields that a wrapped key is bound to: always all of them, in this order (section 4).
+
+    Attributes:
+        kind: `secret`, `provider`, `root`, `sealed`, `previous` or `grant`.
+        key_id: the id of the wrapped key, 16 bytes.
+        owner_reference: the owner of the wrapped key (`context.owner_reference`).
+        purpose: `root`, `data`, `index` or `write`.
+        scope: the scope of a data or index key.
+        epoch: the generation of the wrapped key, from 0 to 2**32 - 1.
+        kdf: the PHC salt string of a secret slot.
+        recipient: the id of the key that it is sealed to or wrapped under (16 bytes); of a sealed slot, the
+            KEK's X25519 public key (32 bytes). Empty where section 4 says so.
+        granter: the granting row of a grant.
+    """
 
     kind: str
     key_id: bytes
@@ -44,7 +57,7 @@ class WrapContext(NamedTuple):
         """The bytes that go into the key derivation or, for HPKE, into `info`.
 
         Raises:
-            TamperedKeyError: an epoch that no key has.
+            TamperedKeyError: the epoch is out of range; no key has it.
         """
         if not 0 <= self.epoch < 2**32:
             raise TamperedKeyError(f"A stored key says it is of epoch {self.epoch}; no key is.")
@@ -63,10 +76,15 @@ class WrapContext(NamedTuple):
 
 
 def check_frame(blob: bytes, first: int, size: int) -> None:
-    """Format byte and length, before any cryptography: oracles that need another length find none.
+    """Refuse another format byte or length before any cryptography: oracles that need such a blob find none.
+
+    Args:
+        first: the format byte.
+        size: the bytes of the whole frame.
 
     Raises:
-        FormatError, TruncatedError: not a frame of this format.
+        FormatError: the first byte is another, or the blob is too long.
+        TruncatedError: the blob is too short.
     """
     if not blob or blob[0] != first:
         raise FormatError(f"The stored key is not in format 0x{first:02x}.")
@@ -77,7 +95,11 @@ def check_frame(blob: bytes, first: int, size: int) -> None:
 
 
 def wrap(key: KeyBytes, wrapping_key: KeyBytes, context: bytes) -> bytes:
-    """Wrap a key under a key; 105 bytes. The salt is made here."""
+    """Wrap a key under a key, with a fresh random salt; 105 bytes.
+
+    Args:
+        context: what the wrap is bound to, from `WrapContext.encode`.
+    """
     salt = os.urandom(_SALT_SIZE)
     aes, nonce, commitment = _derive(wrapping_key, salt, context)
     return bytes([FORMAT_WRAPPED]) + salt + commitment + AESGCM(aes).encrypt(nonce, bytes(key.buffer), None)
@@ -85,12 +107,12 @@ def wrap(key: KeyBytes, wrapping_key: KeyBytes, context: bytes) -> bytes:
 
 @emptying
 def unwrap(blob: bytes, wrapping_key: KeyBytes, context: bytes) -> KeyBytes:
-    """Unwrap what `wrap` made. The caller goes on to compare the key with its stored commitment and id.
+    """Unwrap what `wrap` made. The caller must compare the key with its stored commitment and id.
 
     Raises:
-        FormatError, TruncatedError: not a wrapped key.
+        FormatError, TruncatedError: the blob is not a wrapped key.
         UnlockError: the wrapping key or the context is another one, or salt or commitment were altered.
-        TamperedKeyError: wrapping key and context are right and the bytes were altered. Certain.
+        TamperedKeyError: the wrapping key and the context are right, so the bytes certainly were altered.
     """
     check_frame(blob, FORMAT_WRAPPED, WRAPPED_SIZE)
     salt, stored, sealed = blob[1:25], blob[25:57], blob[57:]

@@ -1,1 +1,4 @@
-"""The key hierarchy, slots and keyring. Knows no database: rows come and go as frozen records."""
+"""Keys: their hierarchy, slots, grants, and the keyring of a session. Rows come and go as frozen records.
+
+This package knows no database, and no provider's SDK.
+"""

@@ -1,4 +1,8 @@
-"""Grants: a key of one owner, for another. Sealed to who is away, adopted at their next unlock."""
+"""Grants: a key of one owner, stored for another owner, the recipient (section 4).
+
+A grant is sealed to the public key of its recipient, who may be away. The recipient's first write after an
+unlock adopts it: the key is opened, and wrapped under the recipient's own root key.
+"""
 
 import uuid
 from dataclasses import replace
@@ -12,7 +16,16 @@ from sqlalchemy_envelope.keys.model import GrantState, KeyId, OpenedKey, StoredG
 def sealed_grant(
     key: OpenedKey, granting_row: bytes, recipient: StoredKey, grant_id: uuid.UUID | None = None
 ) -> StoredGrant:
-    """A key, sealed to the recipient's root key."""
+    """Seal a key to the recipient's root key.
+
+    Args:
+        granting_row: the reference of the application's row that gives the right.
+        recipient: the row of the recipient's root key.
+        grant_id: the id of the grant's row, if there is one already.
+
+    Raises:
+        TamperedKeyError: the stored public key is not usable.
+    """
     context = _context(key.stored, granting_row, recipient.key_id)
     return StoredGrant(
         grant_id or uuid.uuid4(),
@@ -25,12 +38,12 @@ def sealed_grant(
 
 
 def pending_grant(key_id: KeyId, granting_row: bytes) -> StoredGrant:
-    """The note that a key is to be granted by somebody who holds it."""
+    """A grant without a key: nobody present holds the key, and the next holder seals it."""
     return StoredGrant(uuid.uuid4(), granting_row, key_id, None, GrantState.PENDING)
 
 
 def adopted_grant(grant: StoredGrant, key: OpenedKey, recipient: OpenedKey) -> StoredGrant:
-    """A sealed grant that its recipient opened, wrapped under the recipient's root key from now on."""
+    """Wrap the key of a sealed grant, which its recipient opened, under the recipient's root key."""
     context = _context(key.stored, grant.granting_row, recipient.stored.key_id)
     return replace(
         grant, state=GrantState.ADOPTED, wrapped=wrap_under(key.key, recipient, context), seal=None
@@ -38,7 +51,7 @@ def adopted_grant(grant: StoredGrant, key: OpenedKey, recipient: OpenedKey) -> S
 
 
 def way_through(grant: StoredGrant, key: StoredKey) -> Wrap | None:
-    """The way to a key that a grant stores; None while it is pending.
+    """The way that a grant stores to its key; None while the grant is pending.
 
     Raises:
         TamperedKeyError: the row cannot be a grant of this key.

@@ -1,7 +1,7 @@
 """Root and data keys: made, described, wrapped under one another, and opened again.
 
-After every unwrap of every kind the commitment and the id are recomputed and compared: that makes all paths
-key-committing, whatever wrapped the key.
+After every unwrap of every kind, `verify` computes commitment and id anew and compares them with the row: so
+every path to a key commits to it, whatever wrapped the key (section 2).
 """
 
 from collections.abc import Iterable, Sequence
@@ -25,7 +25,11 @@ def describe(
     epoch: int = 1,
     hybrid: bool = False,
 ) -> OpenedKey:
-    """A new key with the row that describes it, not wrapped yet."""
+    """Describe a new key by a row, which has no wrap yet.
+
+    Args:
+        hybrid: whether the key gets an ML-KEM-768 public key beside the X25519 public key.
+    """
     commitment = kdf.commitment(key)
     public = public_keys(key, hybrid=hybrid)
     stored = StoredKey(
@@ -43,7 +47,7 @@ def describe(
 
 
 def new_keys(scopes: Iterable[str], *, hybrid: bool = False) -> list[OpenedKey]:
-    """A root key, and a data key for each scope, bound to nobody yet."""
+    """A new root key, and a new data key for each scope. They are bound to no owner: see `bound_keys`."""
     root = describe(KeyBytes.generate(), b"", Purpose.ROOT, hybrid=hybrid)
     return [
         root,
@@ -52,16 +56,21 @@ def new_keys(scopes: Iterable[str], *, hybrid: bool = False) -> list[OpenedKey]:
 
 
 def bound_keys(made: Iterable[OpenedKey], reference: bytes) -> list[OpenedKey]:
-    """The same keys, bound to their owner and wrapped under its root key."""
-    root, *data = (OpenedKey(replace(one.stored, owner_reference=reference), one.key) for one in made)
-    return [root, *(OpenedKey(wrap_under_root(one, root), one.key) for one in data)]
+    """Bind new keys to their owner, and wrap the data keys under the root key.
+
+    Args:
+        made: from `new_keys`, the root key first.
+        reference: the owner's (`context.owner_reference`).
+    """
+    root, *data = (OpenedKey(replace(key.stored, owner_reference=reference), key.key) for key in made)
+    return [root, *(OpenedKey(wrap_under_root(key, root), key.key) for key in data)]
 
 
 def verify(key: KeyBytes, stored: StoredKey) -> OpenedKey:
-    """Whether an unwrapped key is the one its row describes.
+    """Check that an unwrapped key is the key that its row describes.
 
     Raises:
-        TamperedKeyError: it is not; the bytes were altered or exchanged.
+        TamperedKeyError: it is another key; its bytes were altered or exchanged.
     """
     commitment = kdf.commitment(key)
     # One by one: joined, bytes could move from one column of the row to the next and still compare equal.
@@ -69,7 +78,7 @@ def verify(key: KeyBytes, stored: StoredKey) -> OpenedKey:
         compare_digest(commitment, stored.commitment),
         compare_digest(kdf.key_id_of(commitment).bytes, stored.key_id.bytes),
     ]
-    # Of active root keys alone: nothing is sealed to another key, and the pair costs more than all the rest.
+    # Only of active root keys: nothing is sealed to other keys, and the pair costs more than all the rest.
     if stored.purpose is Purpose.ROOT and stored.state is KeyState.ACTIVE:
         public = public_keys(key, hybrid=stored.mlkem_public_key is not None)
         same += [
@@ -82,14 +91,15 @@ def verify(key: KeyBytes, stored: StoredKey) -> OpenedKey:
 
 
 def check_generations(keys: Sequence[StoredKey]) -> None:
-    """Whether each kind of key has one active generation, and it is the newest.
+    """Check that each kind of key has one active generation, and that it is the newest (section 2).
 
-    The state is part of no wrap, so that a key can be retired without what wraps it. A row that was made
-    active again, to have new values encrypted under a key that somebody was shut out from, shows here alone;
-    so does a second root beside the genuine one. Write epochs have no generations: none is ever active.
+    No wrap binds the state of a key, so that a key can be retired without the key that wraps it. An attacker
+    can thus make an old row active again, to have new values encrypted under a key that a removed member
+    still has. This check alone finds such a row, and a second root key beside the genuine one. Write epochs
+    have no generations: none is ever active.
 
     Raises:
-        TamperedKeyError: two are active, or a newer one than the active is not.
+        TamperedKeyError: two keys of a kind are active, or an older key than the newest.
     """
     kinds: dict[tuple[Purpose, str], list[StoredKey]] = {}
     for key in keys:
@@ -109,7 +119,11 @@ def check_generations(keys: Sequence[StoredKey]) -> None:
 
 
 def wrap_under_root(child: OpenedKey, root: OpenedKey) -> StoredKey:
-    """The row of a data, index or write key, wrapped under its owner's root key."""
+    """The row of a data, index or write key, wrapped under its owner's root key.
+
+    Raises:
+        TransactionConflictError: see `wrap_under`.
+    """
     stored = replace(child.stored, wrapping_key_id=root.stored.key_id)
     return replace(stored, wrapped=wrap_under(child.key, root, stored.wrap_context("root")))
 
@@ -122,14 +136,18 @@ def seal_to_root(child: OpenedKey, root: StoredKey) -> StoredKey:
 
 
 def link_to_newer_root(older: OpenedKey, newer: OpenedKey) -> StoredKey:
-    """The row of a retired root key, wrapped under a newer one: who holds that reads what was before."""
+    """The row of a retired root key, wrapped under a newer root key: its holder reads the values from before.
+
+    Raises:
+        TransactionConflictError: see `wrap_under`.
+    """
     stored = replace(older.stored, wrapping_key_id=newer.stored.key_id)
     context = stored.wrap_context("previous", recipient=newer.stored.key_id.bytes)
     return replace(stored, wrapped=wrap_under(older.key, newer, context))
 
 
 def wrap_of(stored: StoredKey) -> Wrap | None:
-    """The way to a key that its own row stores; None if the row stores none."""
+    """The way to a key that the key's own row stores; None if the row stores none."""
     if stored.wrapped is None or stored.wrapping_key_id is None:
         return None
     under = stored.wrapping_key_id
@@ -141,10 +159,14 @@ def wrap_of(stored: StoredKey) -> Wrap | None:
 
 
 def wrap_under(key: KeyBytes, wrapping: OpenedKey, context: bytes) -> bytes:
-    """Wrap any key under a root key."""
+    """Wrap a key under a root key; 105 bytes.
+
+    Raises:
+        TransactionConflictError: another thread wiped the root key meanwhile.
+    """
     wrapped = wrap(key, wrapping.key.derived(kdf.wrapping_key), context)
     if not any(wrapping.key.buffer):
-        # By another thread, which does not wait: under 32 zeros anybody would open it.
+        # Another thread wiped it, and does not wait for us. A wrap under 32 zeros opens for anybody.
         raise TransactionConflictError(
             f"Key {short(wrapping.stored)} was wiped at the same moment; nothing was wrapped. Run the "
             "transaction again."
@@ -155,18 +177,22 @@ def wrap_under(key: KeyBytes, wrapping: OpenedKey, context: bytes) -> bytes:
 def open_wrap(stored: StoredKey, way: Wrap, parent: OpenedKey) -> OpenedKey:
     """Open a key through one stored way to it.
 
+    Args:
+        parent: the open key `way.under`.
+
     Raises:
-        FormatError, TruncatedError: sealed where it must be wrapped, the other way about, or no stored key.
-        TamperedKeyError: altered, or moved here from another owner, scope, epoch or grant.
+        FormatError, TruncatedError: the blob is sealed where it must be wrapped, wrapped where it must be
+            sealed, or no stored key at all.
+        TamperedKeyError: the blob was altered, or moved here from another owner, scope, epoch or grant.
     """
     context = way.context(stored)
     try:
-        # Told by the way and not by the blob: anybody can seal, and what is trusted for having been wrapped
-        # must not open when it was sealed.
+        # The way decides, and not the blob: anybody can seal. A key that is trusted because only a holder of
+        # the parent can have wrapped it must not open when it was sealed.
         if way.sealed:
             key = open_key(way.blob, parent.key, context)
         else:
-            # A recipient opens a thousand grants, an owner its few data keys: those keep no subkey in memory.
+            # A recipient opens a thousand grants, so the subkey stays in memory; an owner, its few data keys.
             many = way.kind == "grant"
             wrapping = parent.key.derived(kdf.wrapping_key) if many else kdf.wrapping_key(parent.key)
             key = unwrap(way.blob, wrapping, context)
@@ -179,15 +205,20 @@ def open_wrap(stored: StoredKey, way: Wrap, parent: OpenedKey) -> OpenedKey:
 
 
 def proof_of_epoch(previous: OpenedKey, key_id: bytes) -> bytes:
-    """What only a holder of the previous root key can make for the next one (section 7)."""
+    """The proof of a new root key, 32 bytes: only a holder of the previous root key can make it (section 7).
+
+    Args:
+        key_id: the id of the new root key, 16 bytes.
+    """
     return bytes(kdf.subkey(previous.key, "epoch-proof", key_id).buffer)
 
 
 def is_proven(root: StoredKey, previous: Iterable[OpenedKey]) -> bool:
-    """Whether a root key was made by somebody who held one of these earlier ones."""
+    """Whether the maker of a root key held one of these earlier root keys (section 7)."""
     entries = [(root.proof or b"")[start : start + 32] for start in (0, 32)]
-    proofs = [proof_of_epoch(one, root.key_id.bytes) for one in previous]
-    return any([compare_digest(entry, proof) for entry in entries for proof in proofs])  # noqa: C419 - all
+    proofs = [proof_of_epoch(earlier, root.key_id.bytes) for earlier in previous]
+    # A list, so that all are compared: the time tells nothing of the first that fits.
+    return any([compare_digest(entry, proof) for entry in entries for proof in proofs])  # noqa: C419
 
 
 def short(stored: StoredKey) -> str:

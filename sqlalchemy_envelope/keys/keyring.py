@@ -1,8 +1,8 @@
-"""The keys of one unlocked session: which there are, which stored ways lead to them, and what they open.
+"""The keys of one unlocked session: the known keys, the stored ways to them, and the keys that are open.
 
-Keys are opened when they are first needed. What was stored leads from one key to the next: a root key opens
-its owner's data keys, the retired root keys before it, and the keys that were granted to its owner. Nobody
-needs all of them, and opening one costs more than reading a value.
+A *way* to a key is one stored wrap of it (`Wrap`). Ways lead from one key to the next: a root key opens its
+owner's data keys, the retired root keys before it, and the keys that were granted to its owner. A key is
+opened when it is first needed: nobody needs all of them, and to open a key costs more than to read a value.
 """
 
 from collections.abc import Iterable, Iterator
@@ -17,19 +17,20 @@ from sqlalchemy_envelope.keys.model import KeyId, KeyState, OpenedKey, Purpose, 
 
 OwnerId = bytes
 """An owner's database and schema, table label and primary key, encoded without ambiguity. Two databases have
-a user 1 each, and the keys of the one are no use for the other."""
+a user 1 each, and the keys of the first must never be used for the second."""
 MAX_DEPTH = 32
-"""Most steps from a key that is open to one that is not: grants through groups of groups, and back through
-the epochs of each."""
+"""The most steps from a key that is open to a key that is not: grants through groups of groups, and back
+through the epochs of each."""
 
 _NONE: dict[tuple[Purpose, str], KeyId] = {}
 _NO_CIPHERS: dict[Field, ValueCipher] = {}
 
 
 class Keyring(Uncopied):
-    """Keys by id, the current one of each owner and scope, and cached ciphers per (key, field).
+    """Keys by id, the current key of each owner and scope, and a cached cipher for each key and field.
 
-    A cipher costs three times a value to build, so each is built once and lives as long as the keyring.
+    To build a cipher costs three times as much as a value, so each is built once and lives as long as the
+    keyring.
     """
 
     def __init__(self) -> None:
@@ -42,13 +43,17 @@ class Keyring(Uncopied):
         self._ciphers: dict[KeyId, dict[Field, ValueCipher]] = {}
         self._refused: dict[OwnerId, tuple[EnvelopeError, bool]] = {}
         self.distrusted: set[KeyId] = set()
-        """Root keys that nobody vouches for: they read, and nothing is to be written under them."""
-        # A server's keyring is one for all threads of its process.
+        """Ids of root keys that nothing proves genuine (section 7): they read, and must not encrypt."""
+        # In server mode, all threads of the process share one keyring.
         self._lock = RLock()
         self._wiped = 0
 
     def add_stored(self, owner: OwnerId, keys: Iterable[StoredKey]) -> None:
-        """Take in what is stored of an owner's keys, with the ways to them that their own rows hold."""
+        """Add the rows of an owner's keys, with the ways that these rows hold; destroyed keys are left out.
+
+        Raises:
+            TamperedKeyError: a key is stored for another owner too.
+        """
         with self._lock:
             for stored in keys:
                 if stored.state is KeyState.DESTROYED:
@@ -59,7 +64,8 @@ class Keyring(Uncopied):
                 self._stored[stored.key_id] = owner, stored
                 opened = self._opened.get(stored.key_id)
                 if opened is not None and opened.stored is not stored:
-                    # What may change of its row did: who writes it anew must not write what it was.
+                    # The row changed while the key was open. Take the columns that may change from the new
+                    # row: whoever writes this row again must not write the old ones back.
                     row = replace(
                         opened.stored,
                         state=stored.state,
@@ -80,23 +86,30 @@ class Keyring(Uncopied):
                     self.add_way(stored.key_id, way)
 
     def add_way(self, key_id: KeyId, way: Wrap) -> None:
-        """Take in one more way to a key."""
+        """Add one way to a key, if it is not known yet."""
         ways = self._ways.setdefault(key_id, [])
         if way not in ways:
             ways.append(way)
 
     def refuse(self, owner: OwnerId, error: EnvelopeError, *, altogether: bool) -> None:
-        """What is stored of an owner is not as it was written: its keys do not open, at all or in no other
-        way that is genuine, and whoever asks for one is told why."""
+        """Remember that the stored rows of an owner are not as they were written: `open` raises `error`.
+
+        Args:
+            altogether: open none of the owner's keys; otherwise open those that a genuine way leads to.
+        """
         known = self._refused.get(owner)
         self._refused[owner] = (error, altogether or (known is not None and known[1]))
 
     def refusal(self, owner: OwnerId) -> EnvelopeError | None:
-        """Why keys of this owner are refused, if some are."""
+        """The error that `refuse` remembered for this owner, if any."""
         return self._refused.get(owner, (None, False))[0]
 
     def add(self, owner: OwnerId, keys: Iterable[OpenedKey]) -> None:
-        """Take an owner's opened keys in."""
+        """Add opened keys of an owner. A second copy of a key that is open already is wiped.
+
+        Raises:
+            TamperedKeyError: a key is stored for another owner too.
+        """
         with self._lock:
             for opened in keys:
                 self.add_stored(owner, [opened.stored])
@@ -105,11 +118,12 @@ class Keyring(Uncopied):
                     opened.key.wipe()
 
     def open(self, key_id: KeyId | None) -> OpenedKey | None:
-        """The key with this id, or None if nothing that is open leads to it.
+        """Open the key with this id; None if no open key leads to it.
 
         Raises:
-            TamperedKeyError: a way to it was altered.
-            GrantError: what leads to it is too long.
+            TamperedKeyError: a way to the key was altered.
+            GrantError: every way to the key is too long (`MAX_DEPTH`).
+            EnvelopeError: the error that `refuse` remembered for the owner.
         """
         with self._lock:
             while key_id is not None:
@@ -119,7 +133,7 @@ class Keyring(Uncopied):
                     opened = self._open(key_id, 0, set())
                 except EnvelopeError as refused:
                     error = refused
-                # What was opened on the way may lead on from a key that had been tried before.
+                # A key that was opened in this round may lead to a key that was tried before it.
                 if opened is None and len(self._opened) > count:
                     continue
                 if error is not None:
@@ -128,13 +142,13 @@ class Keyring(Uncopied):
             return None
 
     def _open(self, key_id: KeyId, depth: int, tried: set[KeyId]) -> OpenedKey | None:
-        """No key is tried twice: rows that somebody planted could make more paths than can ever be walked."""
+        """Open a key by one of its ways. No key is tried twice: planted rows could make endless paths."""
         opened = self._opened.get(key_id)
-        known = self._stored.get(key_id)  # once: another thread may wipe at any moment, and does not wait
+        known = self._stored.get(key_id)  # read once: another thread may wipe at any moment, without waiting
         if opened is not None or key_id in tried or known is None:
             return opened
         if depth >= MAX_DEPTH:
-            raise GrantError(f"A key is more than {MAX_DEPTH} steps from any that is open.")
+            raise GrantError(f"A key is more than {MAX_DEPTH} steps away from any open key.")
         tried.add(key_id)
         refused, altogether = self._refused.get(known[0], (None, False))
         if refused is not None and altogether:
@@ -154,7 +168,7 @@ class Keyring(Uncopied):
                 refused = error
                 continue
             self._opened[key_id] = opened
-            if wiped != self._wiped:  # by another thread, which does not wait: it may be a signal handler's
+            if wiped != self._wiped:  # a signal handler or another thread wiped, without waiting
                 self._opened.pop(key_id, opened).key.wipe()
                 return None
             return opened
@@ -163,8 +177,11 @@ class Keyring(Uncopied):
         return None
 
     def _open_newest_first(self, key_id: KeyId, depth: int, tried: set[KeyId]) -> None:
-        """A retired root key hangs on the next one, and that on the one after: opened from the newest, no
-        path through the epochs of an owner is long, however many there are."""
+        """Open the newer root keys of a retired root key, from the newest on.
+
+        Each retired root key is wrapped under a newer one. Opened in this order, no path through the epochs
+        of an owner is long, however many epochs there are.
+        """
         known = self._stored.get(key_id)
         if known is None or known[1].purpose is not Purpose.ROOT or known[1].state is KeyState.ACTIVE:
             return
@@ -173,51 +190,55 @@ class Keyring(Uncopied):
                 self._open(newer.key_id, depth, tried)
 
     def is_open(self, key_id: KeyId) -> bool:
-        """Whether this key was opened already."""
+        """Whether this key is open already."""
         return key_id in self._opened
 
     def has_way(self, key_id: KeyId) -> bool:
-        """Whether something stored leads to this key; what a slot opened is here without."""
+        """Whether a stored way leads to this key; a root key that a slot opened may have none."""
         return bool(self._ways.get(key_id))
 
     def owner_of_key(self, key_id: KeyId) -> OwnerId:
-        """Whose key this is; the empty name if it is not known here."""
-        found = self._stored.get(key_id)
-        return b"" if found is None else found[0]
+        """The owner of a key; empty bytes if the key is not known here."""
+        known = self._stored.get(key_id)
+        return b"" if known is None else known[0]
 
     def epoch_of(self, key_id: KeyId) -> int:
-        """The epoch of a key; 0 if it is not known here."""
-        found = self._stored.get(key_id)
-        return 0 if found is None else found[1].epoch
+        """The epoch of a key; 0 if the key is not known here."""
+        known = self._stored.get(key_id)
+        return 0 if known is None else known[1].epoch
 
     def stored(self, key_id: KeyId) -> StoredKey | None:
-        """The row of a key."""
-        found = self._stored.get(key_id)
-        return None if found is None else found[1]
+        """The row of a key; None if the key is not known here."""
+        known = self._stored.get(key_id)
+        return None if known is None else known[1]
 
     def keys_of(self, owner: OwnerId) -> list[StoredKey]:
-        """Every key of an owner that is known here, newest first."""
-        found = [self._stored.get(key_id) for key_id in list(self._owners.get(owner, ()))]
-        return sorted((one[1] for one in found if one is not None), key=lambda key: -key.epoch)
+        """The rows of an owner's keys, newest epoch first."""
+        entries = [self._stored.get(key_id) for key_id in list(self._owners.get(owner, ()))]
+        return sorted((entry[1] for entry in entries if entry is not None), key=lambda key: -key.epoch)
 
     def current(self, owner: OwnerId, purpose: Purpose, scope: str = "") -> StoredKey | None:
-        """The active key of an owner, open or not."""
+        """The row of an owner's active key, open or not; None if it is not known here."""
         key_id = self._current.get(owner, {}).get((purpose, scope))
         return None if key_id is None else self.stored(key_id)
 
     def root(self, owner: OwnerId) -> OpenedKey | None:
-        """The active root key of an owner, if it can be reached."""
+        """The active root key of an owner; None if no open key leads to it.
+
+        Raises:
+            EnvelopeError: see `open`.
+        """
         stored = self.current(owner, Purpose.ROOT)
         return None if stored is None else self.open(stored.key_id)
 
     def drop(self, owner: OwnerId) -> None:
-        """Forget and wipe one owner's keys."""
+        """Forget and wipe all keys of one owner."""
         with self._lock:
             self._forget(owner, self._owners.pop(owner, set()))
             self._refused.pop(owner, None)
 
     def put_aside(self, owner: OwnerId) -> "Keyring":
-        """Take an owner's keys out, into a keyring of their own: another owner of the same name has come."""
+        """Move an owner's keys to a keyring of their own, because a new owner has the same id."""
         with self._lock:
             aside = Keyring()
             for key in self.keys_of(owner):
@@ -226,7 +247,7 @@ class Keyring(Uncopied):
             return aside
 
     def put_back(self, owner: OwnerId, aside: "Keyring") -> None:
-        """Take in again what was put aside, in place of what came since."""
+        """Move keys back from `put_aside`; the keys that the owner's id has now are wiped."""
         with self._lock:
             self.drop(owner)
             for key in aside.keys_of(owner):
@@ -241,8 +262,12 @@ class Keyring(Uncopied):
             self._opened[key.key_id] = opened
 
     def take_back(self, owner: OwnerId, made: Iterable[KeyId], replaced: Iterable[StoredKey]) -> None:
-        """Forget and wipe keys of an owner that were never stored for good; current again is what they
-        replaced."""
+        """Forget and wipe keys of an owner whose rows did not stay; the keys before them are current again.
+
+        Args:
+            made: the keys to forget.
+            replaced: the rows that stand again.
+        """
         with self._lock:
             if owner in self._owners:
                 self._forget(owner, made)
@@ -266,10 +291,10 @@ class Keyring(Uncopied):
             self._ciphers.pop(key_id, None)
 
     def wipe(self) -> None:
-        """Forget and wipe everything."""
+        """Forget and wipe all keys."""
         self._wiped += 1
         opened = list(self._opened.values())
-        # Forgotten first: `_cipher` relies on it.
+        # Forget first, then wipe: `cipher` relies on this order.
         for known in (
             self._opened,
             self._by_header,
@@ -282,21 +307,23 @@ class Keyring(Uncopied):
             self.distrusted,
         ):
             known.clear()
-        for one in opened:
-            one.key.wipe()
+        for held in opened:
+            held.key.wipe()
 
     def reader(self, header: bytes, field: Field) -> ValueCipher | None:
-        """The cipher for a stored value that starts with `header`, or None if its key is not here.
+        """The cipher for a stored value that begins with `header`; None if its key is not here.
 
-        Raises: as `open`.
+        Raises:
+            EnvelopeError: see `open`.
         """
         key_id = self._by_header.get(bytes(header[1:HEADER_SIZE]))
-        return None if key_id is None else self._cipher(key_id, field)
+        return None if key_id is None else self.cipher(key_id, field)
 
     def writer(self, owner: OwnerId, scope: str, field: Field) -> ValueCipher | None:
-        """The cipher that encrypts new values of an owner, or None if its keys are not here.
+        """The cipher that encrypts new values of an owner; None if the owner's keys are not here.
 
-        Raises: as `open`.
+        Raises:
+            EnvelopeError: see `open`.
         """
         key_id = self._current.get(owner, _NONE).get((Purpose.DATA, scope))
         if key_id is None:
@@ -304,19 +331,20 @@ class Keyring(Uncopied):
             if refused is not None and altogether:
                 raise refused
             return None
-        return self._cipher(key_id, field)
-
-    def cipher(self, key_id: KeyId, field: Field) -> ValueCipher | None:
-        """The cipher under one key, or None if it is not here."""
-        return self._cipher(key_id, field)
+        return self.cipher(key_id, field)
 
     def owner_of(self, header: bytes) -> OwnerId | None:
-        """Whose key a stored value names."""
+        """The owner whose key a stored value names in its header; None if the key is not known here."""
         key_id = self._by_header.get(bytes(header[1:HEADER_SIZE]))
-        found = None if key_id is None else self._stored.get(key_id)
-        return None if found is None else found[0]
+        known = None if key_id is None else self._stored.get(key_id)
+        return None if known is None else known[0]
 
-    def _cipher(self, key_id: KeyId, field: Field) -> ValueCipher | None:
+    def cipher(self, key_id: KeyId, field: Field) -> ValueCipher | None:
+        """The cipher of one field under one key; None if no open key leads to it.
+
+        Raises:
+            EnvelopeError: see `open`.
+        """
         cipher = self._ciphers.get(key_id, _NO_CIPHERS).get(field)
         if cipher is None:
             opened = self.open(key_id)
@@ -325,22 +353,22 @@ class Keyring(Uncopied):
             cipher = ValueCipher(opened.key, key_id, field)
             self._ciphers.setdefault(key_id, {})[field] = cipher
             if key_id not in self._opened:
-                # Another thread wiped the key while the cipher was built: it may be a cipher under 32 zeros.
+                # Another thread wiped the key while the cipher was built, perhaps from 32 zeros.
                 self._ciphers.pop(key_id, None)
                 return None
         return cipher
 
     def copy_of(self, owner: OwnerId) -> list[OpenedKey]:
-        """The opened keys of an owner, in bytes of their own: for a keyring that is wiped at another time."""
+        """Copies of the open keys of an owner, for another keyring, which is wiped at another time."""
         with self._lock:
             wiped = self._wiped
-            found = [self._opened.get(key_id) for key_id in list(self._owners.get(owner, ()))]
-            copies = [OpenedKey(one.stored, KeyBytes(one.key.buffer)) for one in found if one is not None]
+            opened = [self._opened.get(key_id) for key_id in list(self._owners.get(owner, ()))]
+            copies = [OpenedKey(key.stored, KeyBytes(key.key.buffer)) for key in opened if key is not None]
             if wiped == self._wiped:
                 return copies
-            # Another thread wiped meanwhile: they may be copies of zeros.
-            for one in copies:
-                one.key.wipe()
+            # Another thread wiped meanwhile: these may be copies of zeros.
+            for copied in copies:
+                copied.key.wipe()
             return []
 
     def __contains__(self, owner: OwnerId) -> bool:

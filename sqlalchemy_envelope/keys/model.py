@@ -1,4 +1,4 @@
-"""Keys as stored and as opened: frozen records that `orm` reads from and writes to its tables."""
+"""Keys, slots and grants as stored and as opened: frozen records, which `orm` reads and writes as rows."""
 
 import uuid
 from dataclasses import dataclass, field
@@ -12,54 +12,61 @@ KeyId = uuid.UUID
 
 
 class Purpose(StrEnum):
-    """What a key is for."""
+    """The use of a key (section 2)."""
 
     ROOT = "root"
     DATA = "data"
     INDEX = "index"
     WRITE = "write"
-    """A sealed write epoch: made by somebody who could not read, for an owner who was locked."""
+    """The key of a sealed write epoch: made without the right to read, for an owner who was locked."""
 
 
 class KeyState(StrEnum):
-    """Where a key stands in its life."""
+    """The state of a key in its life (section 2)."""
 
     ACTIVE = "active"
     """Encrypts and decrypts."""
     RETIRED = "retired"
-    """Decrypts what was written before. Write epochs are born so: their owner never writes under them."""
+    """Decrypts old values. A write epoch is retired from birth: its owner never encrypts under it."""
     DESTROYED = "destroyed"
-    """Its bytes are gone."""
+    """Its bytes are gone: nothing opens the values under it."""
 
 
 class SlotKind(StrEnum):
-    """Who can open a key slot."""
+    """How a key slot is opened: with a secret, or by a provider."""
 
     SECRET = "secret"  # noqa: S105 - the name of a kind, stored in rows
     PROVIDER = "provider"
 
 
 class GrantState(StrEnum):
-    """Where a grant stands."""
+    """The state of a grant (section 4)."""
 
     PENDING = "pending"
-    """Nobody present held the key, or the recipient has none yet: the next holder seals it."""
+    """It has no key yet: nobody present held the key, or the recipient had none. The next holder seals it."""
     SEALED = "sealed"
-    """Sealed to the recipient's public key, who was away."""
+    """The key is sealed to the recipient's public key: the recipient was away."""
     ADOPTED = "adopted"
-    """Opened by the recipient, and wrapped under the recipient's own root key."""
+    """The recipient opened the key, and wrapped it under the recipient's own root key."""
 
 
 @dataclass(frozen=True)
 class StoredKey:
-    """One row of a key table.
+    """One row of a key table (section 2).
 
     Attributes:
-        wrapping_key_id: the root key it is wrapped under or sealed to; of a retired root key, a newer one.
-        wrapped: its wrap under that key. An active root key has none here; it lives in its slots and grants.
-        proof: of a root key, that whoever made it held an earlier one (`hierarchy.proof_of_epoch`).
-        granted: how many grants were made of it; fewer rows than that, and somebody was removed.
-        seal: the row seal, where server keys are configured.
+        owner_reference: the owner that the key is bound to (section 1).
+        epoch: the generation of the key: within its owner, or within owner and scope.
+        commitment: 32 public bytes that no other key has.
+        public_key: the X25519 public key, 32 bytes.
+        mlkem_public_key: the ML-KEM-768 public key of a hybrid key, 1,184 bytes.
+        wrapping_key_id: the root key that this key is wrapped under or sealed to; of a retired root key, a
+            newer root key.
+        wrapped: the wrap or seal under that key. An active root key has none: slots and grants hold it.
+        proof: of a root key, the proof that its maker held an earlier one (`hierarchy.proof_of_epoch`), 32 or
+            64 bytes.
+        granted: how many grants of the key were made. If fewer rows are left, somebody was removed.
+        seal: the row seal, 48 bytes, where server keys are configured.
     """
 
     key_id: KeyId
@@ -79,11 +86,15 @@ class StoredKey:
 
     @property
     def public_keys(self) -> PublicKeys:
-        """What keys are sealed to, for its owner."""
+        """The public half of the key; others seal keys of its owner to it."""
         return PublicKeys(self.public_key, self.mlkem_public_key)
 
     def wrap_context(self, kind: str, kdf: str = "", recipient: bytes = b"", granter: bytes = b"") -> bytes:
-        """What a wrap of this key is bound to (wire format, section 4)."""
+        """The bytes that a wrap of this key is bound to (section 4).
+
+        Args:
+            kind, kdf, recipient, granter: see `WrapContext`.
+        """
         return WrapContext(
             kind,
             self.key_id.bytes,
@@ -116,14 +127,17 @@ class StoredKey:
 
 @dataclass(frozen=True)
 class StoredSlot:
-    """One row of a key slot table: a wrap of a root key under a KEK.
+    """One row of a key slot table: a root key, wrapped under or sealed to a KEK.
 
     Attributes:
-        kdf: how a secret becomes the KEK; empty for a provider.
-        recipient_public_key: the KEK's public key, so that a new root key can be put into the slot by whoever
-            makes it, without the secret or the provider.
-        provider_ref: which outside key wraps the KEK.
-        provider_wrapped: the KEK, wrapped by the provider.
+        key_id: the id of the root key.
+        kdf: the PHC salt string with which a secret becomes the KEK; empty for a provider.
+        wrapped: the root key, in format 0x11 or 0x12; empty while the slot waits.
+        recipient_public_key: the X25519 public key of the KEK, 32 bytes. The maker of a new root key seals it
+            into the slot with this key, without the secret or the provider.
+        provider_ref: the name of the provider, and which of its keys wraps the KEK.
+        provider_wrapped: the KEK, wrapped by the provider (format 0x14).
+        seal: the row seal, 48 bytes, where server keys are configured.
     """
 
     slot_id: uuid.UUID
@@ -153,12 +167,16 @@ class StoredSlot:
 
 @dataclass(frozen=True)
 class StoredGrant:
-    """One row of a grant table: a key of one owner, for another.
+    """One row of a grant table: a key of one owner, stored for another owner.
 
     Attributes:
-        granting_row: which row of the application is the right to it (section 4).
-        recipient_key_id: the recipient's root key that it is sealed to or wrapped under.
-        recipient: whose that is; the granting row names somebody, and this is under the row seal.
+        granting_row: the reference of the application's row that gives the right (section 4).
+        key_id: the id of the granted key.
+        recipient_key_id: the recipient's root key that the granted key is sealed to or wrapped under.
+        wrapped: the granted key; None while the grant is pending.
+        seal: the row seal, 48 bytes, where server keys are configured.
+        recipient: the owner reference of the recipient. The granting row names the recipient too, but this
+            column is under the row seal.
     """
 
     grant_id: uuid.UUID
@@ -186,7 +204,7 @@ class StoredGrant:
 
 @dataclass(frozen=True)
 class OpenedKey(Uncopied):
-    """A key in memory beside the row that describes it."""
+    """A key in memory, with the row that describes it."""
 
     stored: StoredKey
     key: KeyBytes = field(repr=False)
@@ -194,13 +212,14 @@ class OpenedKey(Uncopied):
 
 @dataclass(frozen=True)
 class Wrap:
-    """One stored way to a key: under, or sealed to, another key.
+    """One stored way to a key: a blob that is wrapped under another key, or sealed to it.
 
     Attributes:
-        under: the id of that other key, a root key.
-        kind: what kind of wrap it is (wire format, section 4).
-        granter: of a grant, the granting row.
-        sealed: whether it must be sealed, and so may be anybody's; else only a holder of `under` made it.
+        under: the id of the other key, a root key.
+        kind: the kind of the wrap (section 4).
+        granter: the granting row, if the kind is `grant`.
+        sealed: whether the blob must be sealed. Anybody can have made it then; otherwise only a holder of
+            `under` can.
     """
 
     under: KeyId
@@ -210,6 +229,6 @@ class Wrap:
     sealed: bool = False
 
     def context(self, stored: StoredKey) -> bytes:
-        """What the wrap of this key is bound to. Worked out when it is opened: most never are."""
+        """The bytes that the wrap of this key is bound to, made when the wrap is opened: most never are."""
         recipient = b"" if self.kind == "root" else self.under.bytes
         return stored.wrap_context(self.kind, recipient=recipient, granter=self.granter)

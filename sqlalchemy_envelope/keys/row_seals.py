@@ -1,4 +1,4 @@
-"""Row seals of one application: made under its active server key, checked under any that it has."""
+"""The row seals of one application (section 9): made under its active server key, checked under any."""
 
 from __future__ import annotations
 
@@ -19,17 +19,21 @@ Realm = str | Callable[[Any], str] | None
 
 
 def realm_name(realm: Any, database: Any) -> str:
-    """The name that a realm is, or that its function gives a database.
+    """The name of a database: the realm itself, or the answer of a realm that is a function.
+
+    Args:
+        realm: `Envelope(realm=...)`.
+        database: what the function is called with, an engine.
 
     Raises:
-        ConfigurationError: that is no name.
+        ConfigurationError: the realm, or the function's answer, is not a name.
     """
     name = realm(database) if callable(realm) else realm
     if isinstance(name, str) and name.strip() and _is_utf8(name):
         return name
     raise ConfigurationError(
-        "Envelope(realm=...) is the name of a database: text that UTF-8 can hold, or a function that gives "
-        "an engine such a name."
+        "Envelope(realm=...) takes the name of a database: text that has a UTF-8 form and is not blank, or a "
+        "function that returns such a name for an engine."
     )
 
 
@@ -42,12 +46,11 @@ def _is_utf8(text: str) -> bool:
 
 
 class RowSeals(Uncopied):
-    """Seals and checks rows; without server keys it makes no seals and asks for none.
+    """Seals and checks rows. Without server keys it makes no seals and asks for none.
 
     Attributes:
-        realm: the name of the database that rows belong to, or a function that tells it of a database. A seal
-        of one
-            realm is no seal in another.
+        realm: the name of the database that the rows belong to, or a function that returns it. The seal of
+            one realm does not fit in another.
     """
 
     def __init__(self, server_keys: ServerKeyring | None = None, realm: Realm = None) -> None:
@@ -56,7 +59,11 @@ class RowSeals(Uncopied):
         self._row_keys: dict[tuple[bytes, str, str], KeyBytes] = {}
 
     def realm_of(self, database: Any) -> str:
-        """The name of a database, empty if it has none."""
+        """The name of a database; empty if it has none.
+
+        Raises:
+            ConfigurationError: see `realm_name`.
+        """
         return "" if self.realm is None else realm_name(self.realm, database)
 
     @property
@@ -65,24 +72,34 @@ class RowSeals(Uncopied):
         return self._server_keys is not None
 
     def seal(self, label: str, fields: Sequence[bytes], realm: str = "") -> bytes | None:
-        """The seal of a row, 48 bytes; None without server keys."""
+        """The seal of a row, 48 bytes; None without server keys.
+
+        Args:
+            label: the owner label of a key or slot table, or the grant label of a grant table.
+            fields: the columns under the seal, from `sealed_fields`.
+            realm: the name of the database, from `realm_of`.
+        """
         if self._server_keys is None:
             return None
         key_id, server_key = self._server_keys.active
         return key_id + row_mac(self._row_key(key_id, server_key, label, realm), fields)
 
     def check(self, seal: bytes | None, label: str, fields: Sequence[bytes], realm: str = "") -> None:
-        """Whether the application wrote this row as it stands.
+        """Check that the application wrote this row as it stands. Without server keys nothing is checked.
+
+        Args:
+            seal: the stored seal.
+            label, fields, realm: as in `seal`.
 
         Raises:
-            RowSealError: it did not, or under a server key that is not configured.
+            RowSealError: there is no seal, it does not fit, or its server key is not configured.
         """
         if self._server_keys is None:
             return
         if seal is None or len(seal) != SEAL_SIZE:
             raise RowSealError(
-                f"A row of the keys of {label!r} has no row seal: it was written before server keys were "
-                "configured (envelope.seal_rows() seals those once), or not by the application."
+                f"A row of the keys of {label!r} has no row seal. Either it is from before server keys were "
+                "configured: envelope.seal_rows() seals such rows, once. Or the application did not write it."
             )
         key_id = bytes(seal[:16])
         server_key = self._server_keys.keys_by_id.get(key_id)
@@ -95,11 +112,9 @@ class RowSeals(Uncopied):
             bytes(seal[16:]), row_mac(self._row_key(key_id, server_key, label, realm), fields)
         ):
             raise RowSealError(
-                f"A row of the keys of {label!r} was altered, or belongs to another database: its row "
-                f"seal does not "
-                f"fit{f' in the realm {realm!r}' if realm else ''}. If Envelope(realm=...) was "
-                f"changed, seal the rows "
-                "anew: envelope.seal_rows()."
+                f"A row of the keys of {label!r} was altered, or belongs to another database: its row seal "
+                f"does not fit{f' in the realm {realm!r}' if realm else ''}. If Envelope(realm=...) was "
+                "changed, seal the rows anew: envelope.seal_rows()."
             )
 
     def _row_key(self, key_id: bytes, server_key: KeyBytes, label: str, realm: str) -> KeyBytes:

@@ -1,7 +1,8 @@
-"""Key slots: each is one way to reach the root key, stored as one wrap of it under a KEK.
+"""Key slots: each stores the root key, wrapped under or sealed to a key-encryption key, the KEK (section 4).
 
-A secret slot derives its KEK from what the owner knows; a provider slot has it unwrapped by a key that lies
-outside. Both store the KEK's public key, so that a new root key can be put into a slot by whoever makes it.
+The KEK of a secret slot is derived from a secret that the owner knows. The KEK of a provider slot is
+unwrapped by an outside key. Both slots store the KEK's public key, so that the maker of a new root key can
+put it into the slot without the secret or the provider.
 """
 
 import uuid
@@ -20,7 +21,14 @@ from sqlalchemy_envelope.keys.model import OpenedKey, SlotKind, StoredKey, Store
 
 @dataclass(frozen=True)
 class ProviderKek:
-    """A KEK that a provider wrapped; one serves many slots, so that not each of them costs a call."""
+    """A KEK that a provider wrapped. One KEK serves many slots, so that not each slot costs a call.
+
+    Attributes:
+        reference: the name of the provider, and which of its keys wrapped.
+        wrapped: the KEK in format 0x14.
+        public_key: the X25519 public key of the KEK, 32 bytes.
+        key: the KEK itself; None if only the public half is here.
+    """
 
     reference: str
     wrapped: bytes
@@ -31,8 +39,14 @@ class ProviderKek:
 def secret_slot(
     root: OpenedKey, kek: KeyBytes, salt: KdfSalt, slot_id: uuid.UUID | None = None
 ) -> StoredSlot:
-    """The slot that a secret opens. Its salt string is part of the wrap's context:
-    altering it locks the slot."""
+    """Make a slot that a secret opens.
+
+    The salt string is part of the wrap's context: to alter it locks the slot.
+
+    Args:
+        kek: derived from the secret with `salt`.
+        slot_id: the id of the row that is replaced; None makes a new id.
+    """
     wrapped = wrap(root.key, kek, root.stored.wrap_context(SlotKind.SECRET, str(salt)))
     return StoredSlot(
         slot_id or uuid.uuid4(),
@@ -45,7 +59,7 @@ def secret_slot(
 
 
 def provider_slot(root: OpenedKey, kek: ProviderKek) -> StoredSlot:
-    """The slot that a provider opens."""
+    """Make a slot that a provider opens."""
     slot = StoredSlot(
         uuid.uuid4(),
         root.stored.key_id,
@@ -62,31 +76,39 @@ def provider_slot(root: OpenedKey, kek: ProviderKek) -> StoredSlot:
 
 
 def waiting_slot(root: StoredKey, kek: KeyBytes, salt: KdfSalt) -> StoredSlot:
-    """The slot of a secret that was chosen while nobody present could open the root key."""
+    """Make a slot without a root key, for a secret that was chosen while nobody could open the root key.
+
+    Args:
+        root: the root key that a holder will seal into the slot.
+    """
     public_key = x25519_public(kek)
     return StoredSlot(uuid.uuid4(), root.key_id, SlotKind.SECRET, str(salt), b"", public_key)
 
 
 def is_waiting(slot: StoredSlot) -> bool:
-    """Whether a slot has no root key in it yet."""
+    """Whether a slot waits: it holds no root key yet."""
     return slot.kind is SlotKind.SECRET and not slot.wrapped
 
 
 def opens_waiting(slot: StoredSlot, kek: KeyBytes) -> bool:
-    """Whether this is the KEK that a waiting slot waits with."""
+    """Whether a KEK is that of a waiting slot, compared in constant time."""
     return compare_digest(x25519_public(kek), slot.recipient_public_key or b"")
 
 
 def released_slot(root: OpenedKey, waiting: StoredSlot) -> StoredSlot:
-    """A waiting slot with the root key sealed into it, by who holds that."""
+    """A waiting slot with the root key sealed into it by a holder of the root key."""
     return replace(sealed_slot(root, replace(waiting, wrapped=b"-")), slot_id=waiting.slot_id)
 
 
 def sealed_slot(root: OpenedKey, like: StoredSlot) -> StoredSlot:
-    """A slot for a new root key, which opens as `like` does; made without what opens it."""
-    assert like.recipient_public_key is not None  # noqa: S101 - asked by `can_take_new_root`
+    """A slot for a new root key, which opens as `like` does; made without the secret or the provider.
+
+    Args:
+        like: a slot that stores the public key of its KEK.
+    """
+    assert like.recipient_public_key is not None  # noqa: S101 - callers leave out slots without one
     if is_waiting(like):
-        # Whoever planted it would be given the new key: it goes on waiting for who may release it.
+        # Whoever planted the slot would be given the new key. The slot goes on waiting for a release.
         return replace(like, slot_id=uuid.uuid4(), key_id=root.stored.key_id, seal=None)
     context = root.stored.wrap_context(like.kind, like.kdf, recipient=like.recipient_public_key)
     wrapped = seal_key(root.key, PublicKeys(like.recipient_public_key), context)
@@ -94,12 +116,12 @@ def sealed_slot(root: OpenedKey, like: StoredSlot) -> StoredSlot:
 
 
 def open_slot(slot: StoredSlot, root: StoredKey, kek: KeyBytes) -> OpenedKey:
-    """Reach the root key through a slot with its KEK.
+    """Open the root key of a slot with the KEK.
 
     Raises:
-        FormatError, TruncatedError: neither wrapped nor sealed to the X25519 pair that a KEK has.
-        UnlockError: another secret, or an altered slot.
-        TamperedKeyError: the KEK is right and the stored bytes or the public key were altered.
+        FormatError, TruncatedError: the slot's blob is neither wrapped nor sealed to an X25519 key.
+        UnlockError: the KEK is of another secret, or the slot was altered.
+        TamperedKeyError: the KEK is right, so the stored bytes or the public key were altered.
     """
     if slot.wrapped[:1] == bytes([FORMAT_SEALED]):
         context = root.wrap_context(slot.kind, slot.kdf, recipient=slot.recipient_public_key or b"")
@@ -110,20 +132,25 @@ def open_slot(slot: StoredSlot, root: StoredKey, kek: KeyBytes) -> OpenedKey:
     if slot.recipient_public_key not in (None, public_key):
         opened.key.wipe()
         raise TamperedKeyError(
-            "A key slot opened, and its public key is another's: a new epoch would be theirs."
+            "A key slot opened, but its stored public key does not fit its key: it was altered, so that the "
+            "next root key would be sealed to whoever altered it."
         )
     return opened
 
 
 def adopted_slot(slot: StoredSlot, root: OpenedKey, kek: KeyBytes) -> StoredSlot:
-    """A sealed slot, wrapped under its KEK from now on."""
+    """A sealed slot, with the root key wrapped under the KEK in place of the seal.
+
+    Raises:
+        TransactionConflictError: another thread wiped the KEK meanwhile.
+    """
     return replace(slot, wrapped=_wrap_in_slot(root, slot, kek))
 
 
 def _wrap_in_slot(root: OpenedKey, slot: StoredSlot, kek: KeyBytes) -> bytes:
     wrapped = wrap(root.key, kek, root.stored.wrap_context(slot.kind, slot.kdf))
     if not any(kek.buffer):
-        # A campaign was closed by another thread meanwhile: under 32 zeros anybody would open it.
+        # Another thread closed the campaign meanwhile. A wrap under 32 zeros opens for anybody.
         raise TransactionConflictError(
             "The key of a slot was wiped at the same moment; nothing was changed. Run the transaction again."
         )
@@ -131,12 +158,16 @@ def _wrap_in_slot(root: OpenedKey, slot: StoredSlot, kek: KeyBytes) -> bytes:
 
 
 def kek_context(public_key: bytes) -> dict[str, str]:
-    """What a provider is asked to bind its wrap of a KEK to (section 8)."""
+    """The context that a provider must bind its wrap of a KEK to (section 8).
+
+    Args:
+        public_key: the X25519 public key of the KEK, 32 bytes.
+    """
     return {"library": "sqlalchemy-envelope/v1", "kek": public_key.hex()}
 
 
 class SharedKek(KeyBytes):
-    """A KEK that serves many slots, with its public key worked out once: that costs more than to open one."""
+    """A KEK that serves many slots. Its public key is computed once: that costs more than to open a slot."""
 
     __slots__ = ("public_key",)
 
@@ -146,10 +177,10 @@ class SharedKek(KeyBytes):
 
 
 def check_kek(kek: KeyBytes, slot: StoredSlot) -> SharedKek:
-    """Whether a provider answered with the KEK of this slot.
+    """Check that a provider answered with the KEK of this slot, and return it; `kek` is wiped.
 
     Raises:
-        ProviderError: it answered with another key.
+        ProviderError: the provider answered with another key.
     """
     shared = SharedKek(kek.buffer)
     kek.wipe()

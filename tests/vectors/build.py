@@ -1,14 +1,14 @@
-"""Write the test vectors from docs/reference/wire-format.md alone.
+"""Write the test vectors from docs/reference/wire-format.md: one long file, to be read beside one long page.
 
-Nothing of the library is imported here: this file is a second reading of the specification, in the plainest
-code that says it, so that one mistake in the library and in its tests alike needs two accidents and not one.
-Every case is opened again by the readers below before it is written, and must come out as it says.
+This file imports nothing of the library. It reads the specification a second time, in the plainest code that
+says it: a mistake that stands in the library and in its vectors alike takes two accidents, and not one.
+Before a case is written, the readers below open it, and it must come out as it says.
 
     python tests/vectors/build.py            write the files
     python tests/vectors/build.py --check    write nothing; exit 1 if a file is not what would be written
 
-ML-KEM cannot be told its randomness here: a blob of hybrid.json is sealed once and then kept, for as long as
-it opens as its case says. All else is made anew in every run.
+Nobody can choose the randomness of ML-KEM here: a blob of hybrid.json is sealed once, and is then kept as
+long as it opens as its case says. Every run makes all other cases anew.
 """
 
 from __future__ import annotations

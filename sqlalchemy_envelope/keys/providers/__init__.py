@@ -1,4 +1,4 @@
-"""Outside key holders: each wraps a provider slot's KEK, is handed a ready client, and imports no SDK."""
+"""Outside key holders: each wraps the KEKs of provider slots through a ready client, and imports no SDK."""
 
 from sqlalchemy_envelope.keys.providers.aws_kms import AwsKms
 from sqlalchemy_envelope.keys.providers.base import KeyProvider

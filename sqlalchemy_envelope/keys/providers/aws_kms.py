@@ -1,4 +1,4 @@
-"""AWS KMS: the key is wrapped by KMS itself, and each use of it stands in CloudTrail with its context."""
+"""AWS KMS: KMS itself wraps the key, and CloudTrail records each use of it with its context."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -19,8 +19,8 @@ class AwsKms:
 
     Args:
         client: `boto3.client("kms")`. It is safe to share between threads.
-        key_id: the key, best by its ARN. KMS rotates what is behind an ARN and goes on decrypting; an alias
-            that is pointed at another key does not open what the first one wrapped.
+        key_id: the key, best by its ARN. KMS rotates the key behind an ARN and goes on decrypting. An alias
+            that is pointed at another key does not open what the first key wrapped.
     """
 
     local = False
@@ -30,7 +30,7 @@ class AwsKms:
         self.reference = key_id
 
     def wrap(self, key: bytes, context: Mapping[str, str]) -> bytes:
-        """Encrypt with the context as encryption context."""
+        """Encrypt a key of 32 bytes; KMS binds it to the context as its encryption context."""
         answer = self._client.encrypt(KeyId=self.reference, Plaintext=key, EncryptionContext=dict(context))
         wrapped: bytes = answer["CiphertextBlob"]
         return wrapped
@@ -38,8 +38,8 @@ class AwsKms:
     def unwrap(self, wrapped: bytes, context: Mapping[str, str]) -> bytes:
         """Decrypt under the same context.
 
-        The key is named here too: without it KMS takes whichever key the blob names, and that may be one in
-        the account of whoever put the blob there.
+        The call names the key: without a name KMS takes whichever key the blob names, and an attacker's blob
+        may name a key in the attacker's account.
         """
         answer = self._client.decrypt(
             KeyId=self.reference, CiphertextBlob=wrapped, EncryptionContext=dict(context)
@@ -48,13 +48,13 @@ class AwsKms:
         return key
 
     def destroy(self) -> str:
-        """Have the key deleted, for the end of a campaign (`CampaignKey`); what is left to do by hand."""
+        """Have KMS delete the key, to end a campaign (`CampaignKey`); the text tells what is left to do."""
         answer = self._client.schedule_key_deletion(KeyId=self.reference, PendingWindowInDays=7)
         until = f"{answer['DeletionDate']:%Y-%m-%d}"
         return f"KMS deletes {self.reference} on {until}; until then it can be brought back."
 
     def is_transient(self, error: Exception) -> bool:
-        """Throttled, an error of KMS itself, or no connection; by name, for botocore is not imported."""
+        """Whether KMS throttled, failed or was not reached; known by names, as botocore is not imported."""
         response = getattr(error, "response", None)
         if isinstance(response, dict):
             status = response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)

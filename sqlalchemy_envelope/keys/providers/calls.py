@@ -1,11 +1,11 @@
-"""Calls to a provider: the stored format 0x14, time-outs, retries, and errors that show no key.
+"""Calls to a provider: the stored format 0x14 (section 8), time-outs, retries, and errors that show no key.
 
     0      1
-    | 0x14 | what the provider made |
+    | 0x14 | the provider's bytes |
 
-A call over a network runs on a thread of its own, which nobody waits for longer than the time-out. The
-threads are daemons, unlike those of `ThreadPoolExecutor`, which the interpreter joins when it exits: one hung
-call would hold up the exit for ever. A thread costs less than a tenth of a millisecond, a call to a key
+A call over a network runs on a thread of its own, and nobody waits for it longer than the time-out. The
+threads are daemons. The interpreter joins the threads of a `ThreadPoolExecutor` when it exits: one call that
+hangs would hold up the exit for ever. A thread costs less than a tenth of a millisecond, and a call to a key
 service several milliseconds.
 """
 
@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from threading import BoundedSemaphore, Thread
 
+from sqlalchemy_envelope.crypto.frames import chained
 from sqlalchemy_envelope.crypto.secret import KEY_SIZE, KeyBytes
 from sqlalchemy_envelope.exceptions import (
     ConfigurationError,
@@ -30,24 +31,25 @@ from sqlalchemy_envelope.keys.providers.base import KeyProvider
 
 FORMAT_PROVIDER = 0x14
 MAX_REFERENCE = 255
+"""The most characters of a provider's reference, as wide as its column."""
 _FINAL = (PermissionError, FileNotFoundError)
-"""The kinds of `OSError` that are refusals: asking again changes nothing."""
+"""The kinds of `OSError` that are refusals: another try changes nothing."""
 
 
 class ProviderCalls:
-    """One provider, under the name the application gave it, called with patience but not without end.
+    """One provider, under the name that the application gave it, called with time-outs and retries.
 
     Args:
-        provider: whom to call.
-        name: how messages and audit events speak of it.
-        timeout: seconds that one call may take. Of no effect on a local provider, as is what follows.
+        provider: the provider to call.
+        name: its name in messages and audit events.
+        timeout: the seconds that one call may take. A local provider has no time-outs and no retries.
         retries: how often a call is made again after a failure that may pass.
-        backoff: the longest pause before the first retry, in seconds; it doubles with each. How long a pause
-            really is, chance decides, so that many processes do not come back at the same moment.
-        max_in_flight: calls at one time. One that hung and was given up counts until it comes back.
+        backoff: the longest pause before the first retry, in seconds; it doubles with each retry. The length
+            of each pause is random, so that many processes do not come back at the same moment.
+        max_in_flight: the calls that may run at one time. A call that was given up counts until it returns.
 
     Raises:
-        ConfigurationError: not a provider, or numbers that cannot be.
+        ConfigurationError: this is not a provider, or a number is out of range.
     """
 
     def __init__(
@@ -78,15 +80,15 @@ class ProviderCalls:
 
     @property
     def local(self) -> bool:
-        """Whether it may be called in the midst of a flush."""
+        """Whether the provider may be called in the midst of a flush."""
         return self.provider.local
 
     @property
     def reference(self) -> str:
-        """Which outside key wraps now.
+        """The outside key that wraps now.
 
         Raises:
-            ConfigurationError: it does not fit its column.
+            ConfigurationError: the provider's reference does not fit its column.
         """
         reference = self.provider.reference
         if not isinstance(reference, str) or not 0 < len(reference) <= MAX_REFERENCE:
@@ -97,39 +99,41 @@ class ProviderCalls:
 
     @property
     def is_campaign(self) -> bool:
-        """Whether its slots wait to be claimed."""
+        """Whether the keys in its slots wait for their owners to claim them."""
         return bool(getattr(self.provider, "campaign", False))
 
     @property
     def can_open(self) -> bool:
-        """Whether it unwraps at all: the public half of an offline key does not."""
+        """Whether the provider unwraps: the public half of an offline key does not."""
         return bool(getattr(self.provider, "can_open", True))
 
     @property
     def public_key(self) -> bytes | None:
-        """Of an offline key, what root keys are sealed to: its private half is their KEK."""
+        """The public half of an offline key, to which root keys are sealed; None for all other providers."""
         return getattr(self.provider, "kek_public_key", None)
 
     def wrap(self, key: KeyBytes, context: Mapping[str, str]) -> bytes:
-        """What is stored: the format byte, and what the provider makes of the key.
+        """Wrap a key, as it is stored: the format byte, and the bytes that the provider makes.
 
         Raises:
-            ProviderError, ProviderTimeoutError: it refused, failed, or did not answer in time.
+            ProviderError: the provider refused, failed, or answered with no bytes.
+            ProviderTimeoutError: it did not answer in time.
         """
-        # The key leaves its buffer inside the call: no frame of ours has it among its variables.
+        # The key leaves its buffer inside the call, so that no frame of ours has it among its variables.
         answer = self._call("wrap", lambda: self.provider.wrap(bytes(key.buffer), dict(context)), key)
         if not isinstance(answer, (bytes, bytearray)) or not answer:
             kind = _kind(answer)
-            del answer  # whatever is in it, no traceback of ours shows it
+            del answer  # no traceback of ours shows its content
             raise ProviderError(f"Provider {self.name!r} answered {kind}, which is no wrapped key.")
         return bytes([FORMAT_PROVIDER]) + answer
 
     def unwrap(self, blob: bytes, context: Mapping[str, str]) -> KeyBytes:
-        """Unwrap what `wrap` made. The caller goes on to compare the key with what is stored about it.
+        """Unwrap what `wrap` made. The caller must compare the key with what is stored about it.
 
         Raises:
-            FormatError, TruncatedError: not a key that a provider wrapped; it was not called.
-            ProviderError, ProviderTimeoutError: it refused, failed, or did not answer in time.
+            FormatError, TruncatedError: a provider did not wrap this key; none was called.
+            ProviderError: the provider refused, failed, or answered with no key of 32 bytes.
+            ProviderTimeoutError: it did not answer in time.
         """
         if not blob or blob[0] != FORMAT_PROVIDER:
             raise FormatError(f"The stored key is not in format 0x{FORMAT_PROVIDER:02x}.")
@@ -152,16 +156,16 @@ class ProviderCalls:
                 return operation() if self.provider.local else self._in_time(operation)
             except EnvelopeError:
                 raise
-            except Exception as error:  # noqa: BLE001 - whatever it is, it becomes ours
+            except Exception as error:  # noqa: BLE001 - every error of a provider becomes ours
                 again = tries <= retries and self._may_pass(error)
                 refusal = None if again else self._refusal(verb, tries, error, key)
-            # Not in the handler: there the provider's error would be the context, whatever the cause is.
+            # Raised outside of the handler: inside, the provider's error would be its context in any case.
             if refusal is not None:
                 raise refusal
             time.sleep(random.uniform(0, self._backoff * 2 ** (tries - 1)))  # noqa: S311 - no secret
 
     def _refusal(self, verb: str, tries: int, error: Exception, key: KeyBytes | None) -> ProviderError:
-        """Our error for the provider's, made here so that no frame that it passes has that one."""
+        """Our error for the provider's, made here: no frame that our error passes holds the provider's."""
         refusal = ProviderError(f"Provider {self.name!r} did not {verb} a key: {type(error).__name__}.")
         if isinstance(error, TimeoutError):
             refusal = ProviderTimeoutError(
@@ -176,13 +180,13 @@ class ProviderCalls:
 
         The thread starts with an empty context: a call that hangs must not keep an unlocked session alive.
         """
-        if self._pid != os.getpid():  # the threads that held places did not come along into this child
+        if self._pid != os.getpid():  # a forked child: the threads that held places do not exist here
             self._places, self._pid = BoundedSemaphore(self._max_in_flight), os.getpid()
         places, began = self._places, time.monotonic()
         if not places.acquire(timeout=self._timeout):
             raise ProviderTimeoutError(
                 f"Provider {self.name!r} has {self._max_in_flight} calls that did not come back; "
-                "no other was made."
+                "no further call was made."
             )
         future: Future[object] = Future()
 
@@ -202,7 +206,8 @@ class ProviderCalls:
         return future.result(max(0.0, began + self._timeout - time.monotonic()))
 
     def _may_pass(self, error: Exception) -> bool:
-        if isinstance(error, OSError) and not isinstance(error, _FINAL):  # time-outs and connections are
+        # Time-outs and lost connections are kinds of `OSError`.
+        if isinstance(error, OSError) and not isinstance(error, _FINAL):
             return True
         is_transient: Callable[[Exception], bool] | None = getattr(self.provider, "is_transient", None)
         return is_transient is not None and is_transient(error)
@@ -212,7 +217,7 @@ class ProviderCalls:
 
 
 def _kind(answer: object) -> str:
-    """What an answer is, and nothing of what is in it."""
+    """The type and the size of an answer, and nothing of its content."""
     size = f" of {len(answer)} bytes" if isinstance(answer, (bytes, bytearray)) else ""
     return type(answer).__name__ + size
 
@@ -220,22 +225,19 @@ def _kind(answer: object) -> str:
 def _presentable(error: Exception, key: KeyBytes | None) -> Exception | None:
     """The provider's error as the cause of ours, or None if its text shows the key.
 
-    SDKs print the arguments that they refuse. The tracebacks go too: the variables of their frames hold the
-    key, and error trackers print those.
+    SDKs print the arguments that they refuse. The tracebacks go too: their frames hold the key, and error
+    trackers print the variables of frames.
     """
-    found: list[BaseException] = [error]
-    for link in found:
+    chain = chained(error)
+    for link in chain:
         link.__traceback__ = None
-        for other in (link.__cause__, link.__context__):
-            if other is not None and not any(other is one for one in found):
-                found.append(other)
-    return None if key is not None and any(_shows(link, key) for link in found) else error
+    return None if key is not None and any(_shows(link, key) for link in chain) else error
 
 
 def _shows(error: BaseException, key: KeyBytes) -> bool:
     try:
         text = f"{error} {error!r} {vars(error)!r}"
-    except Exception:  # noqa: BLE001 - what cannot be asked whether it shows the key is taken to
+    except Exception:  # noqa: BLE001 - an error that cannot be printed here may show the key elsewhere
         return True
     raw = bytes(key.buffer)
     spellings = (

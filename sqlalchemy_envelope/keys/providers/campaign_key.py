@@ -1,5 +1,7 @@
-"""Keys of a campaign: they hold the keys of owners who are away, until these claim them or the campaign is
-closed and its key destroyed."""
+"""The keys of campaigns: each opens the keys of owners who are away, until the owners claim them.
+
+A campaign that is closed destroys its key.
+"""
 
 import base64
 import binascii
@@ -22,10 +24,10 @@ class CampaignKeyFile(Uncopied):
     """A campaign's key in a file of its own, outside of the database and of its backups.
 
     Args:
-        path: the file, one key in base64, readable by its owner alone; `generate` makes it.
+        path: the file, one key in base64, readable by its owner alone. `generate` makes it.
 
     Raises:
-        ConfigurationError: it is not there, is open to others, or holds something else than one key.
+        ConfigurationError: the file is missing, is open to others, or does not hold one key.
     """
 
     campaign = True
@@ -45,7 +47,7 @@ class CampaignKeyFile(Uncopied):
 
     @classmethod
     def generate(cls, path: str | os.PathLike[str]) -> Self:
-        """Make a key in a file that does not exist yet.
+        """Make a fresh key, in a file that does not exist yet.
 
         Raises:
             ConfigurationError: the file exists, or cannot be made.
@@ -64,19 +66,27 @@ class CampaignKeyFile(Uncopied):
         return cls(path)
 
     def wrap(self, key: bytes, context: Mapping[str, str]) -> bytes:
-        """Wrap as a server keyring does."""
+        """Wrap a key as `ServerKeyring.wrap` does.
+
+        Raises:
+            ProviderError: the key of the campaign is destroyed.
+        """
         return self._at_hand().wrap(key, context)
 
     def unwrap(self, wrapped: bytes, context: Mapping[str, str]) -> bytes:
-        """Unwrap as a server keyring does."""
+        """Unwrap a key as `ServerKeyring.unwrap` does.
+
+        Raises:
+            ProviderError: the key of the campaign is destroyed.
+        """
         return self._at_hand().unwrap(wrapped, context)
 
     def destroy(self) -> None:
-        """Overwrite the file with zeros, delete it, and forget the key. May be called again.
+        """Overwrite the file with zeros, delete it, and forget the key. It may be called again.
 
-        What no program can promise: that a file system overwrote the blocks where the key was. One that
-        writes elsewhere (copy on write, a journal of data, snapshots), a solid-state disk and a backup of the
-        folder keep what they have; so do other machines that the file was copied to.
+        No program can promise that a file system overwrote the blocks of the key. A file system that writes
+        elsewhere (copy on write, a journal of data, snapshots), a solid-state disk and a backup of the folder
+        keep what they have; so do other machines that the file was copied to.
         """
         try:
             with self._path.open("r+b") as file:
@@ -104,10 +114,10 @@ class OfflinePublicKey:
     """The public half of a key that custodians keep: the server seals keys to it and opens none.
 
     Args:
-        public_key: 32 bytes, `OfflineKey.public_key`.
+        public_key: `OfflineKey.public_key`, 32 bytes of X25519 (RFC 7748).
 
     Raises:
-        ConfigurationError: nothing can be sealed to it.
+        ConfigurationError: nothing can be sealed to this public key.
     """
 
     campaign = True
@@ -120,7 +130,9 @@ class OfflinePublicKey:
                 raise ConfigurationError(f"The public half of an offline key has {KEY_SIZE} bytes.")
             seal_key(KeyBytes.generate(), PublicKeys(bytes(public_key)), b"")
         except TamperedKeyError:
-            raise ConfigurationError("This is no public key that anything can be sealed to.") from None
+            raise ConfigurationError(
+                "This is not a usable public key; take it from OfflineKey(...).public_key."
+            ) from None
         self.kek_public_key = bytes(public_key)
 
     @property
@@ -141,13 +153,13 @@ class OfflinePublicKey:
 
 
 class OfflineKey(OfflinePublicKey, Uncopied):
-    """Both halves of an offline key, where custodians release what was claimed and nowhere else.
+    """Both halves of an offline key. Use it only where custodians release what was claimed.
 
     Args:
-        private: 32 bytes, or their text as `generate` made it.
+        private: the private half: 32 bytes, or their base64 text as `generate` made it.
 
     Raises:
-        ConfigurationError: it is neither.
+        ConfigurationError: this is neither.
     """
 
     can_open = True
@@ -159,19 +171,19 @@ class OfflineKey(OfflinePublicKey, Uncopied):
 
     @staticmethod
     def generate() -> str:
-        """The text of a fresh key, for custodians to keep; the server gets `OfflineKey(text).public_key`."""
+        """Make the text of a fresh key, for custodians; the server gets `OfflineKey(text).public_key`."""
         return base64.b64encode(os.urandom(KEY_SIZE)).decode("ascii")
 
     @property
     def public_key(self) -> bytes:
-        """The public half, for `OfflinePublicKey`."""
+        """The public half, 32 bytes, for `OfflinePublicKey`."""
         return self.kek_public_key
 
     def unwrap(self, wrapped: bytes, context: Mapping[str, str]) -> bytes:
-        """The private half itself, for a slot that names its public half.
+        """The private half itself: it is the KEK of the slots that name its public half.
 
         Raises:
-            ProviderError: the slot is of another offline key.
+            ProviderError: the slot names another offline key.
         """
         if not compare_digest(wrapped, self.kek_public_key):
             raise ProviderError("A key slot is sealed to another offline key.")
@@ -179,12 +191,12 @@ class OfflineKey(OfflinePublicKey, Uncopied):
 
 
 class CampaignKey:
-    """Any provider as the key of a campaign: one of AWS KMS or Vault that is made for it.
+    """Any provider as the key of a campaign, such as a key in AWS KMS or Vault that is made for it.
 
     Args:
-        provider: whom to call.
-        destroy: what makes the outside key useless for ever. Left out, the provider's own `destroy` if it has
-            one; else the report of the campaign says that a person has to do it.
+        provider: the provider to call.
+        destroy: a function that makes the outside key useless for ever. Left out, it is the provider's own
+            `destroy`. Without either, the report of the campaign says that a person has to do it.
     """
 
     campaign = True
@@ -195,30 +207,30 @@ class CampaignKey:
 
     @property
     def reference(self) -> str:
-        """The provider's."""
+        """The provider's reference."""
         return self._provider.reference
 
     @property
     def local(self) -> bool:
-        """The provider's."""
+        """Whether the provider is local."""
         return self._provider.local
 
     def wrap(self, key: bytes, context: Mapping[str, str]) -> bytes:
-        """As the provider does."""
+        """Wrap a key as the provider does."""
         return self._provider.wrap(key, context)
 
     def unwrap(self, wrapped: bytes, context: Mapping[str, str]) -> bytes:
-        """As the provider does."""
+        """Unwrap a key as the provider does."""
         return self._provider.unwrap(wrapped, context)
 
     def is_transient(self, error: Exception) -> bool:
-        """As the provider says, if it does."""
-        asked: Callable[[Exception], bool] | None = getattr(self._provider, "is_transient", None)
-        return asked is not None and asked(error)
+        """The provider's answer; False if it has no `is_transient`."""
+        is_transient: Callable[[Exception], bool] | None = getattr(self._provider, "is_transient", None)
+        return is_transient is not None and is_transient(error)
 
     @property
     def destroy(self) -> Callable[[], object] | None:
-        """What destroys the outside key; None if a person has to."""
+        """The function that destroys the outside key; None if a person has to."""
         return self._destroy
 
     def __repr__(self) -> str:
@@ -236,7 +248,7 @@ def _private_bytes(private: object) -> bytes:
 
 
 def _sync_folder(path: Path) -> None:
-    """Make a file's coming or going last. Windows opens no folders."""
+    """Make the creation or the deletion of a file durable (POSIX only: Windows opens no folders)."""
     if os.name == "posix":
         folder = os.open(path.absolute().parent, os.O_RDONLY)
         try:

@@ -1,10 +1,10 @@
-"""A hardware security module, through PKCS#11: a key is wrapped in the token, whose own key never leaves it.
+"""A hardware security module, through PKCS#11: the token wraps the key, and its own key never leaves it.
 
     0      1   2         2 + n      14 + n          46 + n   62 + n
     | 0x01 | n | label n | nonce 12 | ciphertext 32 | tag 16 |         AES-GCM, AAD = the context
     | 0x02 | n | label n | 40 bytes of AES key wrap with padding |     RFC 5649, bound to no context
 
-The label is that of the token's key, in UTF-8: another key can take over, and this one still unwrap.
+The label, in UTF-8, names the key of the token: so another key can take over, and this key still unwraps.
 """
 
 import os
@@ -24,15 +24,18 @@ _LOST = {"SessionClosed", "SessionHandleInvalid", "UserNotLoggedIn", "DeviceRemo
 class Pkcs11:
     """An AES key of a token, called through a session that python-pkcs11 opened.
 
-    Calls are made one at a time: a PKCS#11 session is not for two threads at once.
+    Calls are made one after the other: two threads must not use a PKCS#11 session at once.
 
     Args:
-        session: an open session, logged in; or a function that opens one, which is called at the first use,
-            and again when the session was lost.
-        label: the label of the key that wraps.
-        retired: labels of keys that wrapped before, and still unwrap.
-        unsafe_unbound: for tokens that have no AES-GCM with associated data: wrap with CKM_AES_KEY_WRAP_PAD,
-            which binds to no context. What was wrapped either way unwraps, whatever this says.
+        session: an open session, logged in; or a function that opens one. The function is called at the first
+            use, and again when the session is lost.
+        label: the label of the key that wraps, 1 to 255 bytes of UTF-8.
+        retired: the labels of keys that wrapped before, and still unwrap.
+        unsafe_unbound: wrap with CKM_AES_KEY_WRAP_PAD, which binds to no context, for tokens that have no
+            AES-GCM with associated data. Keys that were wrapped either way unwrap, whatever this says.
+
+    Raises:
+        ConfigurationError: the label is empty or too long.
     """
 
     local = False
@@ -41,7 +44,7 @@ class Pkcs11:
         self, session: Any, label: str, *, retired: Sequence[str] = (), unsafe_unbound: bool = False
     ) -> None:
         if not 0 < len(label.encode("utf-8")) <= 255:
-            raise ConfigurationError("The label of a PKCS#11 key is 1 to 255 bytes of UTF-8.")
+            raise ConfigurationError("The label of a PKCS#11 key must have 1 to 255 bytes of UTF-8.")
         self.reference = label
         self._labels = {label, *retired}
         self._unbound = unsafe_unbound
@@ -50,7 +53,11 @@ class Pkcs11:
         self._lock, self._pid = Lock(), os.getpid()
 
     def wrap(self, key: bytes, context: Mapping[str, str]) -> bytes:
-        """Wrap with the key of the label."""
+        """Wrap a key of 32 bytes with the token's key of this label.
+
+        Raises:
+            ProviderError: the session was opened before a fork.
+        """
         name = self.reference.encode("utf-8")
         with self._in_use() as session:
             wrapping_key = session.get_key(_constants().ObjectClass.SECRET_KEY, label=self.reference)
@@ -61,10 +68,17 @@ class Pkcs11:
             return bytes([_GCM, len(name)]) + name + nonce + sealed
 
     def unwrap(self, wrapped: bytes, context: Mapping[str, str]) -> bytes:
-        """Unwrap with the key whose label stands there, if that is one of ours."""
+        """Unwrap a key with the token's key that it names, if the label is one of ours.
+
+        Raises:
+            FormatError, TruncatedError: a token did not wrap this key.
+            ProviderError: it names a label that is not configured, or the session was opened before a fork.
+        """
         kind, label, body = _parse(wrapped)
         if label not in self._labels:
-            raise ProviderError("The PKCS#11 key that is named is neither the label nor a retired one here.")
+            raise ProviderError(
+                "The stored key names a PKCS#11 key that is neither the label nor a retired one here."
+            )
         with self._in_use() as session:
             wrapping_key = session.get_key(_constants().ObjectClass.SECRET_KEY, label=label)
             if kind == _KEY_WRAP:
@@ -73,12 +87,12 @@ class Pkcs11:
             return key
 
     def is_transient(self, error: Exception) -> bool:
-        """Whether a session was lost that can be opened anew."""
+        """Whether the session was lost and can be opened again."""
         return self._open is not None and type(error).__name__ in _LOST
 
     @contextmanager
     def _in_use(self) -> Iterator[Any]:
-        """The session, for one thread at a time."""
+        """The open session, for one thread at a time."""
         if self._session is not None and self._pid != os.getpid():
             raise ProviderError("A PKCS#11 session does not cross a fork; open one in the child.")
         with self._lock:
@@ -108,7 +122,7 @@ def _parse(wrapped: bytes) -> tuple[int, str, bytes]:
 
 
 def _constants() -> Any:
-    """python-pkcs11, which was imported by whoever opened the session."""
+    """The module python-pkcs11; whoever opened the session imported it."""
     import pkcs11
 
     return pkcs11
@@ -121,7 +135,7 @@ def _gcm(nonce: bytes, context: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _key_wrap(session: Any, wrapping_key: Any, key: bytes) -> bytes:
-    """What is wrapped must be an object of the token for a moment."""
+    """Wrap a key with RFC 5649. The token wraps only its objects, so the key is an object for a moment."""
     sdk = _constants()
     attribute = sdk.Attribute
     held = session.create_object(

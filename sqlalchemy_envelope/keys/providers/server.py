@@ -1,10 +1,10 @@
-"""Server keys: a key holder that is no more than keys in the environment or in a file.
+"""Server keys: a key holder whose keys are in the environment or in a file.
 
     0            16     121
-    | server key | 0x11 |            the id of a server key, and a key wrapped under it (section 4)
+    | server key | 0x11 |            the id of a server key, and a key wrapped under it (sections 4 and 8)
 
-Whoever reads the server's memory, its environment or that file can read what these keys wrap; a backup of
-the database, or whoever breaks into it alone, cannot.
+An attacker who reads the server's memory, its environment or that file can read what these keys wrap. A
+backup of the database, or a break-in to the database alone, cannot.
 """
 
 import base64
@@ -18,6 +18,7 @@ from typing import Self
 
 from sqlalchemy_envelope.crypto import kdf
 from sqlalchemy_envelope.crypto.frames import emptying
+from sqlalchemy_envelope.crypto.row_seal import server_key_id
 from sqlalchemy_envelope.crypto.secret import KEY_SIZE, KeyBytes, Uncopied
 from sqlalchemy_envelope.crypto.wrapping import unwrap, wrap
 from sqlalchemy_envelope.exceptions import (
@@ -35,13 +36,13 @@ _ID_SIZE = 16
 class ServerKeyring(Uncopied):
     """Server keys in order: the first wraps, all of them unwrap.
 
-    To rotate, put a new key before the others; when nothing refers to an old one any more, take that away.
+    To rotate, put a new key before the others. Remove an old key when nothing refers to it any more.
 
     Args:
-        keys: each 32 random bytes, the active one first.
+        keys: 32 random bytes each, the active key first.
 
     Raises:
-        ConfigurationError: none, one of another size, or one that is there twice.
+        ConfigurationError: there is no key, a key has another size, or a key is there twice.
     """
 
     __slots__ = ("_keys",)
@@ -49,11 +50,10 @@ class ServerKeyring(Uncopied):
 
     @emptying
     def __init__(self, keys: Sequence[bytes]) -> None:
-        given: object = keys  # what types do not tell: text is a sequence too
+        given: object = keys  # a check beyond the types: text is a sequence too
         if isinstance(given, (str, bytes, bytearray)):
             raise ConfigurationError(
-                "ServerKeyring takes a list of keys, for one key a list of one; "
-                "for base64 text there is from_text()."
+                "ServerKeyring takes a list of keys, for a single key too; for base64 text use from_text()."
             )
         self._keys: dict[bytes, KeyBytes] = {}
         for number, data in enumerate(keys, 1):
@@ -65,7 +65,7 @@ class ServerKeyring(Uncopied):
             if len(data) != KEY_SIZE:
                 raise ConfigurationError(f"Server key {number} has {len(data)} bytes, not {KEY_SIZE}.")
             key = KeyBytes(data)
-            key_id = kdf.key_id_of(kdf.commitment(key)).bytes
+            key_id = server_key_id(key)
             if key_id in self._keys:
                 raise ConfigurationError(f"Server key {number} is there twice.")
             self._keys[key_id] = key
@@ -77,7 +77,11 @@ class ServerKeyring(Uncopied):
     @classmethod
     @emptying
     def from_environment(cls, name: str = "ENVELOPE_SERVER_KEYS") -> Self:
-        """The keys of an environment variable: base64, separated by commas or white space, active first."""
+        """Read the keys of an environment variable: base64, separated by commas or white space, active first.
+
+        Raises:
+            ConfigurationError: the variable is not set, or does not hold server keys.
+        """
         if name not in os.environ:
             raise ConfigurationError(
                 f"The environment variable {name} is not set; it holds the server keys. "
@@ -87,16 +91,21 @@ class ServerKeyring(Uncopied):
 
     @classmethod
     def from_text(cls, text: str, *, source: str = "the text of the server keys") -> Self:
-        """The keys of a text: base64, separated by commas or white space, active first. For an application
-        that reads its settings itself, pydantic's `SecretStr.get_secret_value()` for one.
+        """Read the keys of a text: base64, separated by commas or white space, active first.
+
+        It is for an application that reads its settings itself, with pydantic's
+        `SecretStr.get_secret_value()` for example.
 
         Args:
             text: the keys.
-            source: where they come from, for errors, which never show the text.
+            source: where the keys come from, for error messages, which never show the text.
+
+        Raises:
+            ConfigurationError: the text does not hold server keys.
         """
         if not isinstance(text, str):
             raise ConfigurationError(
-                f"ServerKeyring.from_text takes a str, not a {type(text).__name__}; of a SecretStr give "
+                f"ServerKeyring.from_text takes a str, not a {type(text).__name__}; for a SecretStr pass its "
                 "`.get_secret_value()`."
             )
         return cls(_decoded(source, re.findall(r"[^\s,]+", text)))
@@ -104,15 +113,18 @@ class ServerKeyring(Uncopied):
     @classmethod
     @emptying
     def from_file(cls, path: str | os.PathLike[str], *, unsafe_permissions: bool = False) -> Self:
-        """The keys of a file: base64, one a line, active first; a line that begins with `#` is a comment.
+        """Read the keys of a file: base64, one key a line, active first. `#` begins a line of comment.
 
         Args:
             path: the file. On POSIX it is refused if others than its owner may read it.
-            unsafe_permissions: take it all the same, where the platform that mounts it leaves no choice.
+            unsafe_permissions: take the file all the same, if the platform that mounts it leaves no choice.
+
+        Raises:
+            ConfigurationError: the file cannot be read, is open to others, or does not hold server keys.
         """
         try:
             with Path(path).open(encoding="utf-8") as file:
-                mode = os.fstat(file.fileno()).st_mode  # of what is open: the name may lead elsewhere by now
+                mode = os.fstat(file.fileno()).st_mode  # of the open file: its name may lead elsewhere by now
                 if os.name == "posix" and mode & 0o077 and not unsafe_permissions:
                     raise ConfigurationError(
                         f"The server keys in {str(path)!r} are open to others (mode {mode & 0o777:04o}): "
@@ -129,22 +141,22 @@ class ServerKeyring(Uncopied):
 
     @staticmethod
     def generate_key() -> str:
-        """The text of a fresh key, for the environment or the file."""
+        """Make the base64 text of a fresh key, for the environment or the file."""
         return base64.b64encode(os.urandom(KEY_SIZE)).decode("ascii")
 
     @property
     def keys_by_id(self) -> Mapping[bytes, KeyBytes]:
-        """Every server key by its id of 16 bytes, the active one first."""
+        """Every server key by its id of 16 bytes, the active key first."""
         return MappingProxyType(self._keys)
 
     @property
     def active(self) -> tuple[bytes, KeyBytes]:
-        """Id and key of the one that wraps."""
+        """The id (16 bytes) and the key that wraps and seals."""
         return next(iter(self._keys.items()))
 
     @property
     def reference(self) -> str:
-        """`server:` and the id of the key that wraps."""
+        """`server:` and the id, in hexadecimal, of the key that wraps."""
         return f"server:{self.active[0].hex()}"
 
     def wrap(self, key: bytes, context: Mapping[str, str]) -> bytes:
@@ -157,8 +169,8 @@ class ServerKeyring(Uncopied):
 
         Raises:
             ProviderError: that server key is not configured here.
-            FormatError, TruncatedError: not what `wrap` makes.
-            TamperedKeyError: altered, or wrapped for another context.
+            FormatError, TruncatedError: `wrap` did not make this.
+            TamperedKeyError: the wrapped key was altered, or is for another context.
         """
         if len(wrapped) < _ID_SIZE:
             raise TruncatedError("The stored key ends within the id of its server key.")
@@ -168,9 +180,9 @@ class ServerKeyring(Uncopied):
         try:
             key = unwrap(frame, kdf.subkey(self._keys[key_id], "wrap"), encode_bound("server", context))
         except UnlockError:
-            # The server key is right beyond doubt, for its id is made of it: so this is no wrong secret.
+            # The server key is right beyond doubt, for its id is computed from it: this is no wrong secret.
             raise TamperedKeyError(
-                f"A key under server key {key_id.hex()[:8]} was altered, or belongs elsewhere."
+                f"A key under server key {key_id.hex()[:8]} was altered, or was moved here from elsewhere."
             ) from None
         return bytes(key.buffer)
 
@@ -179,13 +191,13 @@ class ServerKeyring(Uncopied):
 
 
 def _decoded(source: str, texts: Iterable[str]) -> list[bytes]:
-    """Base64 in either alphabet, padded or not. What is wrong with a text is said without showing it."""
+    """Decode base64 in either alphabet, padded or not. An error names the faulty text without showing it."""
     keys = []
     for number, text in enumerate(texts, 1):
         standard = text.replace("-", "+").replace("_", "/").rstrip("=")
         try:
             data = base64.b64decode(standard + "=" * (-len(standard) % 4), validate=True)
-        except (binascii.Error, ValueError):  # the second: letters outside of ASCII
+        except (binascii.Error, ValueError):  # ValueError: letters outside of ASCII
             raise ConfigurationError(f"Key {number} of {source} is not base64.") from None
         if len(data) != KEY_SIZE:
             raise ConfigurationError(f"Key {number} of {source} has {len(data)} bytes, not {KEY_SIZE}.")

@@ -1,4 +1,4 @@
-"""The transit engine of HashiCorp Vault or OpenBao: the key never leaves the server."""
+"""The transit engine of HashiCorp Vault or OpenBao: its key never leaves the server."""
 
 import base64
 from collections.abc import Mapping
@@ -13,9 +13,9 @@ class VaultTransit:
     """A transit key of a type with authenticated encryption, called through a client that hvac made.
 
     Args:
-        client: `hvac.Client(...)`, authenticated; renewing its token is the application's.
+        client: `hvac.Client(...)`, authenticated; the application renews its token.
         name: the transit key: `aes256-gcm96` or `chacha20-poly1305`, derived or not.
-        mount_point: where the engine is mounted.
+        mount_point: the path where the engine is mounted.
     """
 
     local = False
@@ -25,7 +25,7 @@ class VaultTransit:
         self.reference = f"{mount_point}/{name}"
 
     def wrap(self, key: bytes, context: Mapping[str, str]) -> bytes:
-        """Encrypt with the newest version of the key; the ciphertext says which that was."""
+        """Encrypt 32 bytes with the newest version of the transit key; the ciphertext names the version."""
         answer = self._client.secrets.transit.encrypt_data(
             self._name, plaintext=_text(key), mount_point=self._mount_point, **_bound(context)
         )
@@ -46,7 +46,7 @@ class VaultTransit:
         transit.delete_key(self._name, mount_point=self._mount_point)
 
     def is_transient(self, error: Exception) -> bool:
-        """Too many requests, sealed, or an error of the server; by name, for hvac is not imported."""
+        """Whether Vault was too busy, sealed or failing; known by names, since hvac is not imported."""
         return type(error).__name__ in _PASSING
 
     def __repr__(self) -> str:
@@ -54,7 +54,7 @@ class VaultTransit:
 
 
 def _bound(context: Mapping[str, str]) -> dict[str, str]:
-    """What the wrap is bound to. A derived key demands `context`; another kind passes over it."""
+    """The arguments that bind a wrap to its context: a derived key demands `context`, others ignore it."""
     encoded = _text(encode_bound("provider", context))
     return {"associated_data": encoded, "context": encoded}
 
