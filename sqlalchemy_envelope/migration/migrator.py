@@ -144,7 +144,7 @@ class Migrator:
             found = find_obstacles(connection, column)
             if any(one.code in ("no-table", "no-previous-column") for one in found):
                 return found
-            found += find_owners_without_keys(connection, column, self.provider)
+            found += find_owners_without_keys(connection, column, self.setting.provider)
         counts = [one.count for one in found if one.code == "rows"]
         return found + find_speed(self.engine, column, counts[0] if counts else None)
 

@@ -42,7 +42,7 @@ class ChunkUpdate:
     def _names(self) -> list[str]:
         return [f"key_{number}" for number in range(len(self.keys))]
 
-    def _where(self, sent: Mapping[str, Any]) -> list[ColumnElement[bool]]:
+    def _where(self, sent: Any) -> list[ColumnElement[bool]]:
         return [
             key.is_not_distinct_from(sent[name]) if may_be_null else key == sent[name]
             for (key, may_be_null), name in zip(self.keys, self._names, strict=True)
