@@ -10,7 +10,7 @@ from sqlalchemy_envelope.migration import AsyncMigrator, Migrator
 
 ALONE: dict[type[Any], set[str]] = {
     # The parts of a verb, for whoever carries them out in a way of their own; `run` takes these in each twin.
-    Envelope: {name for name in dir(Envelope) if name.endswith("_steps")} | {"attach", "perform", "run"},
+    Envelope: {name for name in dir(Envelope) if name.endswith("_steps")} | {"attach", "perform", "run", "unknown"},
     Migrator: set(),
 }
 """Methods without a twin."""
