@@ -8,11 +8,9 @@ import pytest
 from sqlalchemy_envelope import AsyncEnvelope, Envelope
 from sqlalchemy_envelope.migration import AsyncMigrator, Migrator
 
-ALONE: dict[type[Any], set[str]] = {
-    # The parts of a verb, for whoever carries them out in a way of their own; `run` takes these in each twin.
-    Envelope: {name for name in dir(Envelope) if name.endswith("_steps")} | {"attach", "perform", "run"},
-    Migrator: set(),
-}
+STEPS = {name for name in dir(Envelope) if name.endswith("_steps")} | {"perform", "run", "unknown"}
+"""The parts of a verb, for whoever carries them out in a way of their own."""
+ALONE: dict[type[Any], set[str]] = {Envelope: STEPS | {"attach"}, Migrator: set()}
 """Methods without a twin."""
 CANCELLED = {"stop"}
 """What a task is cancelled for instead."""

@@ -51,9 +51,9 @@ class Campaign:
         else:
             raise ConfigurationError(f"{engine!r} is neither an Engine nor a maker of sessions.")
         self.policy, self.provider = envelope.policy, provider
-        self._setting = Setting(sessions, envelope.policy, provider, owner_classes_of(base))
-        self._setting.require_own_key()
-        self._providing = Providing(self._setting)
+        self.setting = Setting(sessions, envelope.policy, provider, owner_classes_of(base))
+        self.setting.require_own_key()
+        self._providing = Providing(self.setting)
 
     # ------------------------------------------------------------ keys for everybody
 
@@ -74,7 +74,7 @@ class Campaign:
             MigrationStoppedError: others go on making keys for the same owners at the same moments.
             ProviderError: the provider failed.
         """
-        known = self._setting.classes
+        known = self.setting.classes
         wanted = [class_named(known, one) for one in classes] or known
         # Who is granted something needs keys that it is sealed to.
         in_order = sorted(wanted, key=lambda one: bool(one.grants_of))
@@ -84,8 +84,8 @@ class Campaign:
 
     def status(self) -> dict[str, CampaignStatus]:
         """How many owners of each class stand where."""
-        with self._setting.transaction() as session:
-            return {one.name: status_of(self._setting, session, one) for one in self._setting.classes}
+        with self.setting.transaction() as session:
+            return {one.name: status_of(self.setting, session, one) for one in self.setting.classes}
 
     # ------------------------------------------------------------ custodians
 
@@ -116,8 +116,8 @@ class Campaign:
                 "among those that wait, and would be given the keys: configure server_keys, or look at each "
                 "owner and pass unsafe_without_row_seals=True."
             )
-        self._setting.require_opening()
-        return release(self._setting, session, owners)
+        self.setting.require_opening()
+        return release(self.setting, session, owners)
 
     # ------------------------------------------------------------ the end
 
@@ -141,7 +141,7 @@ class Campaign:
             ConfigurationError: there is no such policy.
             ProviderError: the provider failed; what was done stays done.
         """
-        closing = Closing(self._setting, policy, batch)
+        closing = Closing(self.setting, policy, batch)
         return closing.close(self.status(), confirm)
 
     def __repr__(self) -> str:

@@ -109,7 +109,7 @@ def release(job: _Job, unsafe_without_row_seals: bool) -> int:
 
     Exits with 1 if the rows of some owners are not as they should be, and these were not released.
     """
-    with job.campaign._setting.transaction() as session:
+    with job.campaign.setting.transaction() as session:
         released, refused = job.campaign.release(session, unsafe_without_row_seals=unsafe_without_row_seals)
     text = f"{released:,} owners released" + (f", {refused:,} refused" if refused else "")
     job.say(text, {"released": released, "refused": refused})

@@ -18,6 +18,7 @@ from sqlalchemy_envelope.keys.providers import CampaignKeyFile
 from sqlalchemy_envelope.migration.database import schema
 from sqlalchemy_envelope.migration.jobs.verify import Verify
 from sqlalchemy_envelope.migration.running.runner import Pace
+from sqlalchemy_envelope.migration.running.whole_job import WholeJob
 from tests.conftest import LogCapture
 from tests.migration.engine_models import Trial, new_envelope, notes, on_statement
 
@@ -281,7 +282,8 @@ def test_a_sample_is_not_taken_for_the_whole(engine: Engine) -> None:
     )
 
     def begin() -> None:
-        other._begin(other.column(NOTES), Verify(0.01), again=True, sample=0.01)
+        job = WholeJob(other.setting, other.column(NOTES), Verify(0.01))
+        job.begin(again=True, sample=0.01)
 
     report = migrator.verify(NOTES, stop=once(begin, 3))
     assert not report.finished

@@ -97,9 +97,10 @@ class ChunkUpdate:
             )
             .render_derived(with_types=True)
         )
-        statement = update(self.table).where(*self._where(sent.c), self.still(sent.c.seen))
+        found: Any = sent.c
+        statement = update(self.table).where(*self._where(found), self.still(found.seen))
         # What is sent was encrypted here; of a document the statement hook could not tell.
-        statement = mark(statement.values({self.target.name: sent.c.made}))
+        statement = mark(statement.values({self.target.name: found.made}))
         processors = [key.type.dialect_impl(dialect).bind_processor(dialect) for key, _ in self.keys]
         process = [one or _as_it_is for one in processors]
         document = [
