@@ -816,6 +816,7 @@ def test_owners_without_keys_and_speed(engine: Engine) -> None:
         connection.exec_driver_sql("INSERT INTO users VALUES ('ada'), ('ben'), ('without rows')")
         rows = [{"id": n, "owner": ("ada", "ben")[n % 2], "phone": str(n)} for n in range(300)]
         connection.execute(text("INSERT INTO contacts VALUES (:id, :owner, :phone)"), rows)
+        connection.exec_driver_sql("ANALYZE")
     envelope = Envelope(kdf_profile=KdfProfile.unsafe_for_tests(), server_keys=ServerKeyring([bytes(32)]))
     with Session(engine) as session:
         ada = session.get_one(User, "ada")
