@@ -52,7 +52,7 @@ class LockReason(StrEnum):
     NO_RIGHT = "no-right"
     """No granting row leads from the unlocked owner to the owner of the value."""
     VOID = "void"
-    """A granting row leads there and grants nothing: no flush added it, or SQL changed whom it names."""
+    """A granting row leads there and grants nothing, since no flush added it or SQL changed whom it names."""
     PENDING = "pending"
     """A granting row gives the right; a holder of the key has not sealed the key yet."""
     OTHER_EPOCH = "other-epoch"
@@ -121,7 +121,7 @@ class TransactionConflictError(EnvelopeError):
 
     @property
     def orig(self) -> Self:
-        """The error itself: middleware that retries transactions reads the SQLSTATE from `orig`."""
+        """The error itself, for middleware that reads the SQLSTATE of a failed transaction from `orig`."""
         return self
 
 

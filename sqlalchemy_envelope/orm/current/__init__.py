@@ -1,4 +1,5 @@
 """What is open here and now, and by which policy.
 
-No column, no row and no key table is known here: only names of owners and the keys that serve them.
+This room knows no column, no row and no key table. It knows the names of owners, and the keys that serve
+them.
 """

@@ -1,7 +1,7 @@
-"""What was done with keys, by whom it was asked for, and why: events with ids and never a value or a key.
+"""Audit events: what was done with keys, at whose request, and why. An event has ids, no value and no key.
 
-They go to the logger `sqlalchemy_envelope.audit` at level INFO, and to the function that the application
-gives its `Envelope`.
+The events go to the logger `sqlalchemy_envelope.audit` at level INFO, and to the function that the
+application gives its `Envelope`.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ class AuditEvent:
             `grant_pending`, `grant_adopted`, `grant_refused`, `grant_bypassed`, `epoch_started`,
             `kek_wrapped`, ...
         owner_class: the name of the owners' class.
-        count: how many of them, of rows or of keys.
-        reason: what the application gave as its reason, where one is asked for.
-        provider: the name of the provider, where one was used.
+        count: the number of owners, of rows or of keys.
+        reason: the reason that the application gave, where it must give one.
+        provider: the name of the provider, if a provider was used.
         key_id: the first eight hex digits of the key concerned.
     """
 

@@ -1,4 +1,4 @@
-"""Whether a session's transaction holds locks: while it does, nothing here waits for the network."""
+"""Whether a session's transaction holds locks. While it does, the library does not wait for the network."""
 
 from __future__ import annotations
 
@@ -14,8 +14,11 @@ if TYPE_CHECKING:
 
 
 def takes_locks(statement: object) -> bool:
-    """Whether a statement makes its transaction hold locks. Of SQL in text, all that does not begin with
-    SELECT. A FOR KEY SHARE holds up only who deletes a row or changes its key, as each foreign key does."""
+    """Whether a statement makes its transaction hold locks. Text does, unless it begins with SELECT.
+
+    FOR KEY SHARE does not count: like a foreign key, it only holds up a transaction that deletes the row or
+    changes its key.
+    """
     if isinstance(statement, UpdateBase):
         return True
     if isinstance(statement, Select):
@@ -26,6 +29,9 @@ def takes_locks(statement: object) -> bool:
 
 def require_no_locks(session: Session, name: str) -> None:
     """Refuse to wait for the network while others wait for this transaction.
+
+    Args:
+        name: the name of the provider to be called.
 
     Raises:
         ProviderError: a transaction of the session holds locks.

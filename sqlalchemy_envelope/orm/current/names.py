@@ -1,6 +1,6 @@
 """Names of owners, as a session or a connection reaches them.
 
-Every keyring, cache and comparison takes an owner's name from here: it says database, schema, class and
+Every keyring, cache and comparison takes the name of an owner from here: it holds database, schema, class and
 primary key.
 """
 
@@ -29,11 +29,12 @@ if TYPE_CHECKING:
 
 
 class Names:
-    """The names of owners for one statement, or for one look at a session's objects: where each class lies is
-    found once.
+    """The names of owners, for one statement or one look at a session's objects.
+
+    The location of each class is looked up once.
 
     Args:
-        session: whose tables are meant.
+        session: the session whose tables are meant.
         connection: the connection of a statement, which knows best where the statement goes.
         options: the statement's execution options.
     """
@@ -52,17 +53,17 @@ class Names:
         self._where: dict[OwnerClass, Location] = {}
 
     def where(self, owner_class: OwnerClass) -> Location:
-        """Where the owners of a class lie."""
-        found = self._where.get(owner_class)
-        if found is None:
+        """The location of the owners of a class."""
+        location = self._where.get(owner_class)
+        if location is None:
             realm = realm_of(self._session)
             if self._connection is not None:
-                found = location_on(self._connection, owner_class.mapper, realm, self._options)
+                location = location_on(self._connection, owner_class.mapper, realm, self._options)
             else:
-                assert self._session is not None  # noqa: S101 - one of the two is given
-                found = location_of(self._session, owner_class.mapper, realm)
-            self._where[owner_class] = found
-        return found
+                assert self._session is not None  # noqa: S101 - session or connection is given
+                location = location_of(self._session, owner_class.mapper, realm)
+            self._where[owner_class] = location
+        return location
 
     def of(self, path: OwnerPath, values: Sequence[Any]) -> OwnerId | None:
         """The owner that a row leads to by these values; None if they lead to none, as far as is known
@@ -71,11 +72,12 @@ class Names:
         return None if found is None else self.owner(*found)
 
     def linked(self, path: LinkedPath, values: tuple[Any, ...]) -> tuple[Any, ...] | None:
-        """What the row at the end of the path says of its owner, as far as the session has loaded the way."""
+        """The values by which the row at the end of the path names its owner; None if the session has not
+        loaded the way."""
         session = self._session
         for at, step in enumerate(path.steps):
             mapper, names = step.mapper, path.remote if at == 0 else referred(step)
-            keys = [mapper.get_property_by_column(one).key for one in mapper.primary_key]
+            keys = [mapper.get_property_by_column(column).key for column in mapper.primary_key]
             if session is None or sorted(names) != sorted(keys):
                 return None
             by_name = dict(zip(names, values, strict=True))
@@ -86,19 +88,21 @@ class Names:
             if any(key not in held for key in onward):
                 return None
             values = tuple(inspect(instance).committed_state.get(key, held[key]) for key in onward)
-            if NO_VALUE in values:  # changed before it was loaded
+            if NO_VALUE in values:  # an attribute was changed before it was loaded
                 return None
             if at + 1 < len(path.steps) and None in values:
                 return None
         return values if path.leads(values) else None
 
     def sole(self, owner_class: OwnerClass) -> tuple[Any, ...] | None:
-        """The sole owner, if the transaction found it, or if the keys of a single one are open here: reading
-        asks no more than this. Writing looks in the database."""
+        """The sole owner, if the transaction found it, or if the keys of a single such owner are open here.
+
+        Reading needs no more than this. Writing looks in the database.
+        """
         where = self.where(owner_class)
         if self._session is not None and (known := known_in(self._session).get((owner_class, where))):
             return known
-        opened = {key for one in unlocked_sessions(self._session) for key in one.sole(owner_class, where)}
+        opened = {key for keys in unlocked_sessions(self._session) for key in keys.sole(owner_class, where)}
         return opened.pop() if len(opened) == 1 else None
 
     def place(self, owner_class: OwnerClass, primary_key: tuple[Any, ...]) -> Place:

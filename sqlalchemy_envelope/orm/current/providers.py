@@ -1,7 +1,7 @@
-"""The providers of an `Envelope`, with the KEKs that they have opened.
+"""The providers of an `Envelope`, and the KEKs that they have opened.
 
-One KEK serves many slots, so that not every owner costs a call to a key service: new slots share one for a
-time, and what was opened is kept for a time, a number of uses and up to a number of keys.
+One KEK serves many slots, so that not every owner costs a call to a key service. New slots share a KEK for a
+time. An opened KEK is kept for a time, for a number of uses, and up to a number of keys.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ class CachePolicy:
     """How long opened keys stay in a server's memory.
 
     Attributes:
-        seconds: how long a key stays after it was opened.
-        uses: how many times it may be used before it is opened anew.
-        keys: how many keys stay at most.
+        seconds: the seconds for which a key stays after it was opened.
+        uses: how many times a key may be used before it is opened anew.
+        keys: the most keys that stay.
     """
 
     seconds: float = 300.0
@@ -48,7 +48,8 @@ class _Entry(NamedTuple):
 
 @dataclass(eq=False)
 class Providers(Uncopied):
-    """Named providers; what needs the network says so with `Outside`, and is done before a flush."""
+    """The named providers of an `Envelope`. Work that needs the network is yielded as `Outside` and done
+    before a flush."""
 
     calls: Mapping[str, ProviderCalls]
     cache: CachePolicy = field(default_factory=CachePolicy)
@@ -65,16 +66,16 @@ class Providers(Uncopied):
         """The provider of this name.
 
         Raises:
-            ConfigurationError: there is none.
+            ConfigurationError: no provider of this name is configured.
         """
-        found = self.calls.get(name)
-        if found is None:
-            known = ", ".join(repr(one) for one in sorted(self.calls)) or "none"
+        calls = self.calls.get(name)
+        if calls is None:
+            known = ", ".join(repr(other) for other in sorted(self.calls)) or "none"
             raise ConfigurationError(
                 f"No provider {name!r} is configured (there is: {known}). Give it to the Envelope: "
                 "Envelope(server_keys=...) or Envelope(providers={name: ...})."
             )
-        return found
+        return calls
 
     def of(self, slot: StoredSlot) -> str:
         """The name of the provider that opens a slot."""
@@ -86,29 +87,35 @@ class Providers(Uncopied):
 
     @property
     def campaigns(self) -> frozenset[str]:
-        """The providers that exist for a campaign alone: their slots are claimed."""
+        """The names of the providers that exist only for a campaign: their slots are claimed."""
         return frozenset(name for name, calls in self.calls.items() if calls.is_campaign)
 
     def can_open(self, name: str) -> bool:
-        """Whether this provider opens here what it holds; the public half of an offline key does not."""
+        """Whether this provider unwraps here; the public half of an offline key does not."""
         return self.named(name).can_open
 
     def ready_for_new(self, name: str) -> ProviderKek | None:
-        """The KEK that new slots share now, if there is one; however old it is if `wrap_new` may not run."""
+        """The KEK that new slots share now, if there is one. It may be past its time: callers that must not
+        call the provider use it all the same."""
         entry = self._for_new.get(name)
         return None if entry is None else entry[1]
 
     def needs_new(self, name: str) -> bool:
-        """Whether `wrap_new` should run before new slots are made."""
+        """Whether `wrap_new` should run before new slots are made.
+
+        Raises:
+            ConfigurationError: see `named`.
+        """
         self.named(name)
         entry = self._for_new.get(name)
         return entry is None or entry[0] <= time.monotonic()
 
     def wrap_new(self, name: str) -> ProviderKek:
-        """Make a KEK for new slots and have it wrapped. Calls the provider.
+        """Make a KEK for new slots, and have the provider wrap it.
 
         Raises:
-            ProviderError: it failed, or did not answer in time.
+            ConfigurationError: see `named`.
+            ProviderError: the provider failed, or did not answer in time.
         """
         calls = self.named(name)
         reference, public_key = f"{name} {calls.reference}"[:255], calls.public_key
@@ -122,7 +129,11 @@ class Providers(Uncopied):
         return fresh
 
     def cached(self, slot: StoredSlot, uses: int = 1) -> KeyBytes | None:
-        """The KEK of a slot, if it was opened lately."""
+        """The KEK of a slot, if it is new or was opened within the cache's time and uses.
+
+        Args:
+            uses: how many uses to count.
+        """
         blob = slot.provider_wrapped
         with self._lock:
             for _, fresh in self._for_new.values():
@@ -133,18 +144,18 @@ class Providers(Uncopied):
                 return None
             entry.uses[0] += uses
             if entry.until <= time.monotonic() or entry.uses[0] > self.cache.uses:
-                # Not wiped: another thread may have just been given it.
+                # The key is not wiped: another thread may just have been given it.
                 del self._keks[blob or b""]
                 return None
             self._keks.move_to_end(blob or b"")
             return entry.kek
 
     def open(self, slot: StoredSlot) -> KeyBytes:
-        """The KEK of a slot. Calls the provider, unless it was opened lately.
+        """The KEK of a slot. Calls the provider, unless the KEK is cached.
 
         Raises:
             KeyNotFoundError: the slot names no provider that is configured here.
-            ProviderError: it failed, did not answer in time, or answered with another key.
+            ProviderError: the provider failed, did not answer in time, or answered with another key.
         """
         kek = self.cached(slot)
         if kek is not None:
@@ -160,7 +171,7 @@ class Providers(Uncopied):
         return kek
 
     def forget_provider(self, name: str) -> None:
-        """Wipe the KEKs of one provider: its campaign is closed."""
+        """Wipe the KEKs of one provider, whose campaign is closed."""
         with self._lock:
             for blob in [blob for blob, entry in self._keks.items() if entry.name == name]:
                 self._keks.pop(blob).kek.wipe()
@@ -169,7 +180,7 @@ class Providers(Uncopied):
                 fresh.key.wipe()
 
     def forget(self) -> None:
-        """Wipe every KEK that is kept."""
+        """Wipe every KEK."""
         for entry in self._keks.values():
             entry.kek.wipe()
         for _, fresh in self._for_new.values():
@@ -177,7 +188,7 @@ class Providers(Uncopied):
                 fresh.key.wipe()
         self._keks.clear()
         self._for_new.clear()
-        self._lock = Lock()  # of a parent process it may be held by a thread that is not here
+        self._lock = Lock()  # after a fork, a thread that does not exist here may hold the old lock
 
 
 def make_providers(
@@ -185,8 +196,13 @@ def make_providers(
 ) -> Providers:
     """The providers of an `Envelope`.
 
+    Args:
+        providers: by name.
+        timeout: the seconds that one call may take.
+        retries: how often a call is made again.
+
     Raises:
-        ConfigurationError: a name that cannot be stored.
+        ConfigurationError: a name is empty, longer than 64 characters, or has white space.
     """
     for name in providers:
         if not name or len(name) > 64 or any(character.isspace() for character in name):

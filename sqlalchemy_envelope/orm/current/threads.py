@@ -1,5 +1,8 @@
-"""Threads for calls to providers where asyncio runs. The event loop's own stay free: asyncio looks names up
-in them, and a flood of calls would hold up every other connection."""
+"""Threads for calls to providers under asyncio.
+
+The event loop's own threads stay free: asyncio looks names up in them, and a flood of calls would hold up
+every other connection.
+"""
 
 from __future__ import annotations
 
@@ -15,13 +18,14 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 MOST_CALLS = 32
-"""Calls at one time. Each provider has a limit of its own, and a time-out for who waits for it."""
+"""The calls that run at one time. Each provider has its own limit, and its own time-out for waiting
+callers."""
 
 _pools: WeakKeyDictionary[asyncio.AbstractEventLoop, ThreadPoolExecutor] = WeakKeyDictionary()
 
 
 async def off_loop(call: Callable[[], T]) -> T:
-    """Do something in a thread, as `asyncio.to_thread` does, and in none of the loop's."""
+    """Call something in a thread, as `asyncio.to_thread` does, but not in a thread of the loop."""
     loop = asyncio.get_running_loop()
     pool = _pools.get(loop)
     if pool is None:

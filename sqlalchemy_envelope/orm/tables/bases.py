@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 def require_registries(base: Any) -> list[registry]:
     """The registries of a declarative base, or a registry alone.
 
-    A base need not show a registry of its own. SQLModel's does not: each class that derives from it has one.
+    A base need not show its own registry. SQLModel's base does not: each class that derives from it has one.
 
     Raises:
         ConfigurationError: it is neither, and no mapped class derives from it.
@@ -38,7 +38,7 @@ def mappers_of(base: Any) -> list[Mapper[Any]]:
     Raises:
         ConfigurationError: it is neither.
     """
-    mappers = [mapper for one in require_registries(base) for mapper in one.mappers]
+    mappers = [mapper for known in require_registries(base) for mapper in known.mappers]
     own = getattr(base, "metadata", None)
     return sorted(mappers, key=lambda mapper: getattr(mapper.local_table, "metadata", None) is not own)
 
@@ -51,8 +51,8 @@ def metadata_of(base: Any) -> list[MetaData]:
     """
     known = [getattr(base, "metadata", None)]
     known += [getattr(mapper.local_table, "metadata", None) for mapper in mappers_of(base)]
-    known += [one.metadata for one in require_registries(base)]
-    return list(dict.fromkeys(one for one in known if isinstance(one, MetaData)))
+    known += [each.metadata for each in require_registries(base)]
+    return list(dict.fromkeys(metadata for metadata in known if isinstance(metadata, MetaData)))
 
 
 def _derived(base: Any) -> Iterator[Mapper[Any]]:

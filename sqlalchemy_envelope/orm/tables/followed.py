@@ -38,7 +38,7 @@ def follow(share: GrantClass, leader: GrantClass) -> None:
             ForeignKeyConstraint(columns, key, ondelete="CASCADE", onupdate="CASCADE")
         )
     followers = followers_of(leader)
-    followers[:] = [*(one for one in followers if one.table is not share.table), share]
+    followers[:] = [*(other for other in followers if other.table is not share.table), share]
 
 
 def followers_of(leader: GrantClass) -> list[GrantClass]:
@@ -117,6 +117,6 @@ def _pairs(share: GrantClass, leader: GrantClass) -> dict[Column[Any], Column[An
 def _key(share: GrantClass, leader: GrantClass) -> tuple[Column[Any], ...] | None:
     """The columns that name a membership by both of its ends, in the order of a key of its table."""
     wanted = set(_pairs(share, leader))
-    unique = [one for one in leader.table.constraints if isinstance(one, UniqueConstraint)]
+    unique = [each for each in leader.table.constraints if isinstance(each, UniqueConstraint)]
     keys = (tuple(key.columns) for key in (leader.table.primary_key, *unique))
     return next((key for key in keys if set(key) == wanted), None)

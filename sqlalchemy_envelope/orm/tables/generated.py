@@ -101,8 +101,8 @@ def generate(mapper: Mapper[Any], base: type[Any], name: Name, attributes: Mappi
         "metadata": table.metadata,
         **attributes,
     }
-    # Mapped under a name that no class of the application can have: two of one name in a registry are a
-    # warning, and `relationship("UserKey")` to the application's own would be ambiguous.
+    # Mapped under a name that no class of the application can have. SQLAlchemy warns of two classes of one
+    # name in a registry, and `relationship("UserKey")` to the application's own class would be ambiguous.
     made: Any = type(f"{name.cls} {next(_counter)}", (base,), namespace)
     mapper.registry.mapped(made)
     made.__name__ = name.cls
@@ -150,7 +150,7 @@ def _make_room(table: Table, base: type[Any], cls: type[Any], name: Name) -> Non
     beside = records_of_table(existing).get(_BESIDE)
     if beside not in (None, table) or not own <= set(existing.columns.keys()):
         raise ConfigurationError(
-            f"{cls.__name__}: its MetaData has a table {name.table!r} already, which is another one. Choose "
+            f"{cls.__name__}: its MetaData has a table {name.table!r} already, which is not ours. Choose "
             f"another name: `class {cls.__name__}(..., {name.chosen_by})`."
         )
     if beside is None:

@@ -118,9 +118,10 @@ def grants_can_circle(grant: GrantClass) -> bool:
     """Whether whole keys that are granted through these classes can lead from an owner back to itself."""
     seen, frontier = {grant.of.owner_class.mapper}, [grant.of.owner_class]
     while frontier:
-        reached = [one.of.owner_class for way in frontier for one in way.grants_to if one.scope is None]
-        frontier = [one for one in reached if one.mapper not in seen]
-        seen |= {one.mapper for one in reached}
+        ways = [way for owner_class in frontier for way in owner_class.grants_to]
+        reached = [way.of.owner_class for way in ways if way.scope is None]
+        frontier = [owner_class for owner_class in reached if owner_class.mapper not in seen]
+        seen |= {owner_class.mapper for owner_class in reached}
     return grant.to.owner_class.mapper in seen
 
 
@@ -162,7 +163,7 @@ def check_all() -> None:
             differ, or a relationship writes granting rows past their objects.
     """
     # Registries are configured one by one: mappers of another registry may still be waiting.
-    for mapper in [one for one in list(_waiting) if one.configured]:
+    for mapper in [waiting for waiting in list(_waiting) if waiting.configured]:
         of, to, _, _ = mapper.class_.__grant_options__
         raise ConfigurationError(
             f"{mapper.class_.__name__}: of={of!r} and to={to!r} must each name the foreign key to the "
@@ -184,9 +185,9 @@ def _check(grant: GrantClass) -> None:
             f"{name}: no encrypted column of {owner_class.name} is in scope={grant.scope!r}; declare one, "
             f"EncryptedType(..., scope={grant.scope!r})."
         )
-    full = [one for one in owner_class.grants_of if one.scope is None]
-    if len({one.history for one in full}) > 1:
-        names = ", ".join(sorted(one.mapper.class_.__name__ for one in full))
+    full = [other for other in owner_class.grants_of if other.scope is None]
+    if len({other.history for other in full}) > 1:
+        names = ", ".join(sorted(other.mapper.class_.__name__ for other in full))
         raise ConfigurationError(
             f"{names} all grant the key of {owner_class.name}; give them one history, 'shared' or "
             "'from_join'."

@@ -286,7 +286,7 @@ def _constrain(table: Table, owner_class: OwnerClass) -> None:
     # `conv`: names that a naming convention leaves as they are, and that the dialect shortens.
     table.append_constraint(UniqueConstraint(*generation, table.c.epoch, name=conv(f"uq_{table.name}_epoch")))
     active = table.c.state == KeyState.ACTIVE
-    # MySQL has no partial index; without its WHERE this one would forbid rotation.
+    # MySQL has no partial index; without its WHERE this index would forbid rotation.
     Index(
         conv(f"uq_{table.name}_active"),
         *generation,

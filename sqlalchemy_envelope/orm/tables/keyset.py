@@ -16,7 +16,7 @@ Position = tuple[Any, ...]
 
 
 def beyond(keys: Sequence[Any], position: Position, dialect: str) -> ColumnElement[bool]:
-    """The rows after this one."""
+    """The rows after this position."""
     values = [bindparam(None, value, type_=key.type) for key, value in zip(keys, position, strict=True)]
     if len(keys) == 1:
         compared: ColumnElement[bool] = keys[0] > values[0]
@@ -34,7 +34,7 @@ def beyond(keys: Sequence[Any], position: Position, dialect: str) -> ColumnEleme
 
 
 def up_to(keys: Sequence[Any], position: Position, dialect: str) -> ColumnElement[bool]:
-    """The rows up to this one, itself included."""
+    """The rows up to this position, itself included."""
     if len(keys) == 1 or dialect in ("postgresql", "sqlite"):
         values = [bindparam(None, value, type_=key.type) for key, value in zip(keys, position, strict=True)]
         compared: ColumnElement[bool] = (

@@ -24,7 +24,7 @@ def missing_tables(error: DBAPIError, statement: Any) -> ConfigurationError | No
         return None
     text = str(error.orig)
     tables = {table for table in iterate(statement) if isinstance(table, Table)}
-    names = sorted(one.fullname for one in tables if owner_class_of(one) is None and one.name in text)
+    names = sorted(table.fullname for table in tables if owner_class_of(table) is None and table.name in text)
     if not names:
         return None
     return ConfigurationError(

@@ -35,7 +35,7 @@ class Seeker(Protocol):
         """What the row at the end of the path's steps says of its owner: its values of `path.last`."""
 
     def sole(self, owner_class: OwnerClass) -> PrimaryKey | None:
-        """The one row of a class."""
+        """The only row of a class."""
 
 
 class OwnerPath:
@@ -113,7 +113,8 @@ class LinkedPath(OwnerPath):
         super().__init__(onward.owner_class, columns, is_self=False)
         self.steps = steps
         self.onward = onward
-        self.last = tuple(steps[-1].mapper.get_property_by_column(one).key for one in onward.columns)
+        last = steps[-1].mapper
+        self.last = tuple(last.get_property_by_column(column).key for column in onward.columns)
         self.remote: tuple[str, ...] = _attributes(steps[0], columns)
 
     @property
@@ -217,33 +218,33 @@ class ChosenPath(OwnerPath):
     is_direct = False
 
     def __init__(self, alternatives: tuple[OwnerPath, ...]) -> None:
-        columns = tuple(dict.fromkeys(column for one in alternatives for column in one.columns))
+        columns = tuple(dict.fromkeys(column for path in alternatives for column in path.columns))
         super().__init__(alternatives[0].owner_class, columns, is_self=False)
         self.alternatives = alternatives
         at = {column: place for place, column in enumerate(columns)}
-        self._places = [[at[column] for column in one.columns] for one in alternatives]
+        self._places = [[at[column] for column in path.columns] for path in alternatives]
 
     @property
     def owner_classes(self) -> tuple[OwnerClass, ...]:
         """Every class that an owner may have."""
-        return tuple({id(c): c for one in self.alternatives for c in one.owner_classes}.values())
+        return tuple({id(c): c for path in self.alternatives for c in path.owner_classes}.values())
 
     @property
     def identity(self) -> tuple[Any, ...]:
         """Equal for two paths that lead every row to the same owner."""
-        return tuple(one.identity for one in self.alternatives)
+        return tuple(path.identity for path in self.alternatives)
 
     def parts(self, values: Sequence[Any]) -> list[tuple[OwnerPath, tuple[Any, ...]]]:
         """The alternatives that these values set, each with its own values."""
         cut = [tuple(values[place] for place in places) for places in self._places]
         return [
-            (one, mine)
-            for one, mine in zip(self.alternatives, cut, strict=True)
+            (path, mine)
+            for path, mine in zip(self.alternatives, cut, strict=True)
             if mine and all(value is not None for value in mine)
         ]
 
     def find(self, values: Sequence[Any], seeker: Seeker) -> Owner | None:
-        """The owner by the one alternative that is set."""
+        """The owner by the only alternative that is set."""
         chosen = self.parts(values)
         if len(chosen) != 1:
             return None
@@ -265,23 +266,23 @@ class ChosenPath(OwnerPath):
         """The SQL condition that a row is this owner's. `columns` stand for the path's own columns."""
         cut = [[columns[place] for place in places] for places in self._places]
         ways = []
-        for at, one in enumerate(self.alternatives):
-            if owner_class in one.owner_classes:
+        for at, path in enumerate(self.alternatives):
+            if owner_class in path.owner_classes:
                 others = [or_(*(each.is_(None) for each in mine)) for mine in cut[:at] + cut[at + 1 :]]
-                ways.append(and_(one.belongs(cut[at], owner_class, key), *others))
+                ways.append(and_(path.belongs(cut[at], owner_class, key), *others))
         return or_(*ways)
 
     @property
     def names(self) -> str:
         """The alternatives by their columns, for an error."""
-        return " or ".join(", ".join(one.keys) for one in self.alternatives)
+        return " or ".join(", ".join(path.keys) for path in self.alternatives)
 
     def along(self, columns: tuple[Column[Any], ...]) -> OwnerPath:
         """The same path for a copy of the table, whose columns these are."""
         return ChosenPath(
             tuple(
-                one.along(tuple(columns[place] for place in places))
-                for one, places in zip(self.alternatives, self._places, strict=True)
+                path.along(tuple(columns[place] for place in places))
+                for path, places in zip(self.alternatives, self._places, strict=True)
             )
         )
 
@@ -295,7 +296,7 @@ class SolePath(OwnerPath):
         super().__init__(owner_class, (), is_self=False)
 
     def find(self, values: Sequence[Any], seeker: Seeker) -> Owner | None:
-        """The one row of the class."""
+        """The only row of the class."""
         key = seeker.sole(self.owner_class)
         return None if key is None else (self.owner_class, key)
 
@@ -330,15 +331,15 @@ def path_through(columns: tuple[Column[Any], ...]) -> OwnerPath | None:
     for target in {column.table for column in remote}:
         owner_class = owner_class_of(target)
         key = tuple(target.primary_key.columns)
-        if owner_class is not None and len(key) == len(columns) and all(one in remote for one in key):
-            return OwnerPath(owner_class, tuple(remote[one] for one in key), is_self=False)
+        if owner_class is not None and len(key) == len(columns) and all(column in remote for column in key):
+            return OwnerPath(owner_class, tuple(remote[column] for column in key), is_self=False)
     return None
 
 
 def foreign_key_paths(table: Table, mapper: Mapper[Any] | None) -> list[OwnerPath]:
     """The paths by foreign keys of a table, and of the other tables of its class, such as an inherited
-    one."""
-    tables = [table] if mapper is None else [one for one in mapper.tables if isinstance(one, Table)]
+    table."""
+    tables = [table] if mapper is None else [each for each in mapper.tables if isinstance(each, Table)]
     paths: dict[tuple[Any, ...], OwnerPath] = {}
     for own in tables:
         for constraint in sorted(own.foreign_key_constraints, key=lambda each: list(each.column_keys)):
@@ -349,16 +350,16 @@ def foreign_key_paths(table: Table, mapper: Mapper[Any] | None) -> list[OwnerPat
 
 
 def linked_paths(path: OwnerPath) -> tuple[LinkedPath, ...]:
-    """The paths in this one that go through other rows."""
+    """The parts of this path that go through other rows."""
     if isinstance(path, LinkedPath):
         return (path,)
     if isinstance(path, ChosenPath):
-        return tuple(found for one in path.alternatives for found in linked_paths(one))
+        return tuple(linked for part in path.alternatives for linked in linked_paths(part))
     return ()
 
 
 def among(columns: Sequence[Any], keys: Iterable[PrimaryKey]) -> Any:
-    """The SQL condition that these columns hold one of these keys."""
+    """The SQL condition that these columns hold any of these keys."""
     wanted = list(keys)
     if len(columns) == 1:
         return columns[0].in_([key[0] for key in wanted])
@@ -367,18 +368,20 @@ def among(columns: Sequence[Any], keys: Iterable[PrimaryKey]) -> Any:
 
 def referred(step: RelationshipProperty[Any]) -> tuple[str, ...]:
     """The attributes of the other class that a relationship refers to."""
-    return tuple(step.mapper.get_property_by_column(one).key for _, one in step.local_remote_pairs or ())
+    pairs = step.local_remote_pairs or ()
+    return tuple(step.mapper.get_property_by_column(remote).key for _, remote in pairs)
 
 
 def referring(step: RelationshipProperty[Any]) -> tuple[str, ...]:
     """The attributes of its own class by which a relationship refers."""
-    return tuple(step.parent.get_property_by_column(one).key for one, _ in step.local_remote_pairs or ())
+    pairs = step.local_remote_pairs or ()
+    return tuple(step.parent.get_property_by_column(local).key for local, _ in pairs)
 
 
 def _attributes(step: RelationshipProperty[Any], columns: Sequence[Column[Any]]) -> tuple[str, ...]:
     """The attributes of the other class that these local columns refer to."""
     remote = dict(step.local_remote_pairs or ())
-    return tuple(step.mapper.get_property_by_column(remote[one]).key for one in columns)
+    return tuple(step.mapper.get_property_by_column(remote[column]).key for column in columns)
 
 
 def _on(step: RelationshipProperty[Any], near: Any, far: Any) -> Any:

@@ -2,8 +2,8 @@
 grants, and tables that lead to an owner.
 
 They are known by name, without a schema, because another `Table` object of such a table counts too: a
-reflected one, one made by hand, an annotated copy. A name too many costs a statement some microseconds and
-nothing else, and so it stays when its table is gone.
+reflected table, a table made by hand, an annotated copy. A name too many costs a statement some microseconds
+and nothing else, and so it stays when its table is gone.
 """
 
 from __future__ import annotations
@@ -50,6 +50,6 @@ def _names_in(metadata: MetaData | None) -> frozenset[str]:
         return frozenset()
     known = _names_by_metadata.get(metadata)
     if known is None or known[0] != len(metadata.tables):
-        names = frozenset(str.lower(one.name) for one in metadata.tables.values())
+        names = frozenset(str.lower(table.name) for table in metadata.tables.values())
         known = _names_by_metadata[metadata] = len(metadata.tables), names
     return known[1]
