@@ -10,7 +10,14 @@ project = "sqlalchemy-envelope"
 copyright = "the sqlalchemy_envelope authors"
 version = release = version_of("sqlalchemy-envelope")
 
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx_copybutton", "drawn", "first_words"]
+extensions = [
+    "myst_parser",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.napoleon",
+    "sphinx_copybutton",
+    "drawn",
+    "first_words",
+]
 exclude_patterns = ["_build"]
 html_theme = "furo"
 html_title = f"{project} {version}"
@@ -19,6 +26,7 @@ html_css_files = ["drawn.css"]
 copybutton_prompt_text = "$ "
 
 myst_enable_extensions = ["colon_fence", "deflist", "fieldlist"]
+default_role = "literal"  # one backtick, in docstrings
 myst_heading_anchors = 3
 
 autodoc_member_order = "bysource"

@@ -6,8 +6,8 @@ A line of boxes is a row. An arrow leads from one box to another, and may have w
     [root! **root key**]
     secret -> root: Argon2id
 
-`[name: text]` is a box, `[name! text]` one that stands out; text between backticks is code. `[]` leaves a place
-empty. The drawing is narrow, so that a telephone shows it without scrolling, and its colours are those of the
+`[name: text]` is a box, and `[name! text]` a box that stands out. Text between backticks is code. `[]` leaves a
+place empty. The drawing is narrow, so that a telephone shows it without scrolling, and its colours are those of the
 page around it, light or dark. Nothing is fetched: neither a font nor a script.
 """
 
@@ -21,9 +21,15 @@ from docutils import nodes
 from sphinx.util.docutils import SphinxDirective
 
 WIDTH, SIZE, LINE, PADDING = 400, 13, 17, 8
-GAP, LABELLED_GAP, BETWEEN, LANE = 24, 42, 16, 14
+GAP, LABELLED_GAP, BETWEEN, LANE = 24, 42, 26, 14
 BOX = re.compile(r"\[(?:(\w+)([:!]) ?([^\]]+))?\]")
 ARROW = re.compile(r"(\w+) -> (\w+)(?:: (.+))?")
+
+
+HEAD = """\
+<svg class="drawn" viewBox="0 0 {width} {height}" role="img" aria-label="{title}" xmlns="http://www.w3.org/2000/svg">
+<defs><marker id="drawn-tip" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="7" markerHeight="7" orient="auto">
+<path d="M0 0L8 4L0 8z" class="drawn-tip"/></marker></defs>"""
 
 
 class Box(NamedTuple):
@@ -59,12 +65,7 @@ def draw(text: str, title: str) -> str:
     rows, arrows = parse(text)
     wide = any(abs(_row_of(rows, one.start) - _row_of(rows, one.end)) > 1 for one in arrows)
     boxes, height = place(rows, arrows, WIDTH - (LANE if wide else 0))
-    parts = [
-        f'<svg class="drawn" viewBox="0 0 {WIDTH} {height:g}" role="img" aria-label="{escape(title)}"'
-        ' xmlns="http://www.w3.org/2000/svg">',
-        '<defs><marker id="drawn-tip" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="7" markerHeight="7"'
-        ' orient="auto-start-reverse"><path d="M0 0L8 4L0 8z" class="drawn-tip"/></marker></defs>',
-    ]
+    parts = [HEAD.format(width=WIDTH, height=f"{height:g}", title=escape(title))]
     parts += [_arrow(boxes[one.start], boxes[one.end], one.label) for one in arrows]
     parts += [_box(one) for one in boxes.values()]
     return "\n".join([*parts, "</svg>"])

@@ -46,7 +46,9 @@ class FirstWords(SphinxPostTransform):
                 return
 
     def _link(self, text: nodes.Text, left: dict[str, re.Pattern[str]], target: str) -> None:
-        found = [(match.start(), anchor, match) for anchor, word in left.items() if (match := word.search(text))]
+        found = [
+            (match.start(), anchor, match) for anchor, word in left.items() if (match := word.search(text))
+        ]
         parts: list[nodes.Node] = []
         at = 0
         for start, anchor, match in sorted(found, key=lambda one: (one[0], -len(one[1]))):
