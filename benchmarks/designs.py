@@ -27,7 +27,7 @@ from sqlalchemy_envelope import (
     enforce_foreign_keys,
 )
 
-THINGS, MEMBERS, ROUNDS = 500, 3, 5
+FEW, MANY, MEMBERS, ROUNDS = 10, 100, 3, 5
 SECRET = "correct horse battery staple"
 
 
@@ -96,29 +96,29 @@ KEY_TABLES = [table for name, table in Base.metadata.tables.items() if "_key" in
 
 def main() -> None:
     """Print both tables."""
-    shapes = _median_of(ROUNDS, lambda: (*shape(as_column), *shape(as_owner)))
-    half = len(shapes) // 2
-    print(
-        f"| {THINGS} things of a group of {MEMBERS} | column under the group's key | | owner of its own | |"
-    )
-    print("|---|---|---|---|---|")
-    print("| | statements, key rows | ms | statements, key rows | ms |")
-    for step, one, other in zip(STEPS, shapes[:half], shapes[half:], strict=True):
-        cells = [f"{_counted(cost)} | {cost.milliseconds:.0f}" for cost in (one, other)]
+    columns = [
+        _median_of(ROUNDS, lambda make=make, things=things: shape(make, things))  # type: ignore[misc]
+        for make in (as_column, as_owner)
+        for things in (FEW, MANY)
+    ]
+    print(f"| statements, key rows; ms | column: {FEW} things | {MANY} | | owner: {FEW} things | {MANY} | |")
+    print("|---|---|---|---|---|---|---|")
+    for at, step in enumerate(STEPS):
+        few, many, few_owners, many_owners = (column[at] for column in columns)
+        cells = [_counted(few), _counted(many), f"{many.milliseconds:.0f} ms"]
+        cells += [_counted(few_owners), _counted(many_owners), f"{many_owners.milliseconds:.0f} ms"]
         print(f"| {step} | {' | '.join(cells)} |")
     print()
-    print("| one request that reads one value | statements | ms |")
+    print("| one request that reads one value | statements | processor time |")
     print("|---|---|---|")
     for name, cost in _by_holder():
-        print(f"| {name} | {cost.statements} | {cost.milliseconds:.1f} |")
+        print(f"| {name} | {cost.statements} | {cost.milliseconds:.1f} ms |")
 
 
-def counts() -> dict[str, str]:
-    """The counted cells of the first table, by step."""
-    shapes = (shape(as_column), shape(as_owner))
-    return {
-        step: f"{_counted(one)} | {_counted(other)}" for step, one, other in zip(STEPS, *shapes, strict=True)
-    }
+def counts() -> dict[str, tuple[str, str]]:
+    """What is counted of few things in both designs, by step."""
+    shapes = (shape(as_column, FEW), shape(as_owner, FEW))
+    return {step: (_counted(one), _counted(other)) for step, one, other in zip(STEPS, *shapes, strict=True)}
 
 
 def _counted(cost: Cost) -> str:
@@ -133,17 +133,17 @@ STEPS = (
 )
 
 
-def as_column(group: Group) -> list[Any]:
+def as_column(group: Group, things: int) -> list[Any]:
     """The things as rows of `Column`."""
-    return [Column(group_id=group.id, content="x" * 20) for _ in range(THINGS)]
+    return [Column(group_id=group.id, content="x" * 20) for _ in range(things)]
 
 
-def as_owner(group: Group) -> list[Any]:
+def as_owner(group: Group, things: int) -> list[Any]:
     """The things as owners."""
-    return [Asset(content="x" * 20) for _ in range(THINGS)]
+    return [Asset(content="x" * 20) for _ in range(things)]
 
 
-def shape(make: Callable[[Group], list[Any]]) -> list[Cost]:
+def shape(make: Callable[[Group, int], list[Any]], count: int) -> list[Cost]:
     """What each step costs, on a database of its own."""
     engine, envelope = _database(), Envelope(kdf_profile=KdfProfile.unsafe_for_tests())
     thing = Column if make is as_column else Asset
@@ -157,7 +157,7 @@ def shape(make: Callable[[Group], list[Any]]) -> list[Cost]:
             session.add_all([Membership(group_id=1, user_id=user.id) for user in users])
             session.commit()
             with _measured(session, costs):
-                things = make(group)
+                things = make(group, count)
                 if thing is Asset:
                     envelope.enroll(session, things)
                     things += [Share(asset_id=one.id, group_id=1) for one in things]

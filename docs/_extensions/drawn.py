@@ -6,8 +6,8 @@ A line of boxes is a row. An arrow leads from one box to another, and may have w
     [root! **root key**]
     secret -> root: Argon2id
 
-`[name: text]` is a box, and `[name! text]` a box that stands out. Text between backticks is code. `[]` leaves a
-place empty. The drawing is narrow, so that a telephone shows it without scrolling, and its colours are those of the
+`[name: text]` is a box, and `[name! text]` a box that stands out. Text between backticks is code. `[]` leaves
+a place empty. The drawing is narrow: a telephone shows it without scrolling. Its colours are those of the
 page around it, light or dark. Nothing is fetched: neither a font nor a script.
 """
 
@@ -27,8 +27,10 @@ ARROW = re.compile(r"(\w+) -> (\w+)(?:: (.+))?")
 
 
 HEAD = """\
-<svg class="drawn" viewBox="0 0 {width} {height}" role="img" aria-label="{title}" xmlns="http://www.w3.org/2000/svg">
-<defs><marker id="drawn-tip" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="7" markerHeight="7" orient="auto">
+<svg class="drawn" viewBox="0 0 {width} {height}" role="img" aria-label="{title}"
+  xmlns="http://www.w3.org/2000/svg">
+<defs><marker id="drawn-tip" viewBox="0 0 8 8" refX="7" refY="4"
+  markerWidth="7" markerHeight="7" orient="auto">
 <path d="M0 0L8 4L0 8z" class="drawn-tip"/></marker></defs>"""
 
 
