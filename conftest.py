@@ -24,7 +24,7 @@ def teardown(_: dict[str, Any]) -> None:
 
 pytest_collect_file = Sybil(
     parsers=[PythonCodeBlockParser(), SkipParser()],
-    patterns=["README.md", "docs/tutorial/*.md", "docs/how-to/*.md"],
+    patterns=["README.md", "docs/index.md", "docs/tutorial/*.md", "docs/how-to/*.md"],
     setup=setup,
     teardown=teardown,
 ).pytest()

@@ -1,17 +1,32 @@
 """Sphinx, MyST and Furo. Built by `nox -s docs`, where a warning is an error."""
 
+import sys
 from importlib.metadata import version as version_of
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent / "_extensions"))  # for `drawn` and `first_words`
 
 project = "sqlalchemy-envelope"
 copyright = "the sqlalchemy_envelope authors"
 version = release = version_of("sqlalchemy-envelope")
 
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+extensions = [
+    "myst_parser",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.napoleon",
+    "sphinx_copybutton",
+    "drawn",
+    "first_words",
+]
 exclude_patterns = ["_build"]
 html_theme = "furo"
 html_title = f"{project} {version}"
+html_static_path = ["_static"]
+html_css_files = ["drawn.css"]
+copybutton_prompt_text = "$ "
 
 myst_enable_extensions = ["colon_fence", "deflist", "fieldlist"]
+default_role = "literal"  # one backtick, in docstrings
 myst_heading_anchors = 3
 
 autodoc_member_order = "bysource"

@@ -12,7 +12,7 @@ from sqlalchemy import ForeignKey, String, Text, create_engine
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from sqlalchemy_envelope import EncryptedType, Envelope, KeyOwner, PreviousColumn, ServerKeyring
-from sqlalchemy_envelope.migration.migrator import Migrator
+from sqlalchemy_envelope.migration import Migrator
 
 # [models]
 policy: Any = os.environ.get("NOTES_POLICY", "both")

@@ -126,7 +126,7 @@ STORED: list[Claim] = [
     ),
     (
         DECLARE,
-        "The five other ways are in one program, `examples/whose_key.py`.",
+        "The five other ways are in one program, [examples/whose_key.py](../../examples/whose_key.py).",
         ["integrations/test_whose_key.py::test_each_row_is_under_the_key_of_its_owner"],
     ),
     (

@@ -1,0 +1,1 @@
+"""A reading circle: its members read what is written there, and nobody else does."""

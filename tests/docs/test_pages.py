@@ -1,0 +1,81 @@
+"""The pages keep what they promise a reader: whole imports, words that a search finds, counted costs."""
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import sqlalchemy
+import sqlalchemy.orm
+
+import sqlalchemy_envelope
+from benchmarks import designs
+
+ROOT = Path(__file__).parents[2]
+DOCS = ROOT / "docs"
+RUN = [ROOT / "README.md", DOCS / "index.md", *DOCS.glob("tutorial/*.md"), *DOCS.glob("how-to/*.md")]
+PUBLIC = {
+    name
+    for of in (sqlalchemy, sqlalchemy.orm, sqlalchemy_envelope)
+    for name, what in vars(of).items()
+    if not name.startswith("_") and not isinstance(what, ModuleType)
+}
+
+
+def blocks(page: Path) -> Iterator[ast.Module]:
+    """The Python that a reader sees on a page."""
+    for code in re.findall(r"^```python\n(.*?)^```", page.read_text("utf-8"), flags=re.MULTILINE | re.DOTALL):
+        yield ast.parse(code)
+
+
+@pytest.mark.parametrize("page", RUN, ids=lambda page: page.name)
+def test_what_is_used_was_imported(page: Path) -> None:
+    """A name of SQLAlchemy or of this library is imported on the page, where the reader sees it, before it is
+    used."""
+    known: set[str] = set()
+    missing: list[str] = []
+    for block in blocks(page):
+        for node in ast.walk(block):
+            if isinstance(node, (ast.Import, ast.ImportFrom)):
+                known |= {one.asname or one.name for one in node.names}
+            elif isinstance(node, (ast.ClassDef, ast.FunctionDef)):
+                known.add(node.name)
+            elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+                known.add(node.id)
+        used = {node.id for node in ast.walk(block) if isinstance(node, ast.Name)}
+        missing += sorted((used & PUBLIC) - known)
+
+    assert missing == []
+
+
+WORDS = """
+password forgot reset recovery logout login session token search email index
+test pytest fixture performance slow deadlock audit backup file
+"""
+
+
+@pytest.mark.parametrize("word", WORDS.split())
+def test_a_search_finds(word: str) -> None:
+    """What a team types into the search is a word of a heading or of an index entry."""
+    found = [
+        line
+        for page in DOCS.rglob("*.md")
+        for line in page.read_text("utf-8").splitlines()
+        if re.match(r"#+ |```\{index\}", line) and re.search(rf"\b{word}", line, re.IGNORECASE)
+    ]
+
+    assert found != []
+
+
+def test_the_counts_of_the_designs() -> None:
+    """What the page says that a design costs in statements and key rows is what is counted."""
+    page = (DOCS / "how-to" / "choose-a-design.md").read_text("utf-8")
+    told = {}
+    for line in page.splitlines():
+        step, *cells = (cell.strip() for cell in line.strip("|").split("|"))
+        if step in designs.STEPS:
+            told[step] = (cells[0], cells[3])
+
+    assert designs.counts() == told
