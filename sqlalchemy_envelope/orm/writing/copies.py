@@ -175,7 +175,7 @@ class _Upsert:
 
     def _takes_proposed(self, key: str) -> bool:
         """Whether a column is set to its own value in the row that was to be inserted."""
-        value = self.sets.get(key)
+        value: Any = self.sets.get(key)
         return is_proposed(self._statement.table, value) and value.key == key
 
     def _refusal(self, column: EncryptedColumn, *, is_settled: bool) -> StatementRefusedError:
