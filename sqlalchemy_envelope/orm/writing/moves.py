@@ -161,7 +161,7 @@ def _changed_unnamed(decider: Decider, twin: Any) -> dict[str, Any]:
 
 
 class _Moves:
-    """The rows that an UPDATE moves: their primary keys, each with the values that its deciding columns get,
+    """The rows that an UPDATE moves, by primary key, each with the values that its deciding columns get,
     as far as they are known. The rows are locked from here on."""
 
     def __init__(
@@ -177,8 +177,8 @@ class _Moves:
         self._moved: dict[Key, list[dict[str, Any]]] = {}
 
     def of(self, rows: Sequence[Any]) -> dict[Key, list[dict[str, Any]]]:
-        """The moves of all these executions. A row that the WHERE names by its primary key is compared with
-        others together; the rows of another WHERE are asked for by themselves."""
+        """The moves of all these executions. Rows that the WHERE names by primary key are compared
+        together, in one query; any other WHERE gets a query of its own."""
         by_key: dict[Key, list[dict[str, Any]]] = {}
         for row in rows:
             new = {name: _value(name, clause, row) for name, clause in self._written.items()}

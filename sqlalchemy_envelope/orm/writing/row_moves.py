@@ -1,7 +1,7 @@
-"""Rows that an UPDATE gives another owner or, if they are bound to their row, another key: it is refused if
-it leaves a ciphertext behind.
+"""Moves of a table's own rows: an UPDATE that gives a row another owner, or another key that its values are
+bound to, is refused if it leaves a ciphertext behind.
 
-`moves` has the same for columns of other tables that lead to the owner.
+`moves` does the same for columns of other tables that lead to the owner.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def check_row_moves(rows: WrittenRows, row: Row) -> None:
 
 
 def _sets(rows: WrittenRows, row: Row, keys: Iterable[str]) -> bool:
-    """Whether the UPDATE sets one of these columns to another value than it has."""
+    """Whether the UPDATE sets one of these columns."""
     return any(key in row or key in rows.assignments.changed for key in keys)
 
 

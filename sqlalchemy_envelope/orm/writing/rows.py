@@ -27,12 +27,12 @@ class WrittenRows:
 
     Attributes:
         plan: the encrypted columns of the table.
-        session: the session that the statement runs in; None for a connection of its own.
-        notes: what the flush noted that the statement belongs to.
+        session: the session that the statement runs in; None on a connection without a session.
+        notes: the notes of the flush that sends the statement; None outside of a flush.
         inserts: whether the statement is an INSERT.
-        upserts: whether it updates the rows that are there already.
+        upserts: whether it also changes rows that exist.
         assignments: what the statement itself sets.
-        literals: its values for every row, where they are not in the rows.
+        literals: the values that it sets in every row, unless they are in the rows already.
     """
 
     __slots__ = (
