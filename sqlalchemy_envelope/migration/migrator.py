@@ -12,8 +12,7 @@ from sqlalchemy_envelope.exceptions import ConfigurationError
 from sqlalchemy_envelope.migration.database.columns import column_named, encrypted_columns
 from sqlalchemy_envelope.migration.database.known_columns import KnownColumns
 from sqlalchemy_envelope.migration.database.state import Phase, create_state_tables
-from sqlalchemy_envelope.migration.inspection.costs import find_owners_without_keys, find_speed
-from sqlalchemy_envelope.migration.inspection.obstacles import find_obstacles
+from sqlalchemy_envelope.migration.inspection.plan import plan_of
 from sqlalchemy_envelope.migration.jobs.backfill import Backfill
 from sqlalchemy_envelope.migration.jobs.reencrypt import Reencrypt
 from sqlalchemy_envelope.migration.jobs.repair import Repair
@@ -139,14 +138,7 @@ class Migrator:
 
     def plan(self, name: str) -> list[Finding]:
         """What will hurt, how many owners need keys, and how fast this database writes; changes nothing."""
-        column = self.column(name)
-        with self.engine.connect() as connection:
-            found = find_obstacles(connection, column)
-            if any(one.code in ("no-table", "no-previous-column") for one in found):
-                return found
-            found += find_owners_without_keys(connection, column, self.setting.provider)
-        counts = [one.count for one in found if one.code == "rows"]
-        return found + find_speed(self.engine, column, counts[0] if counts else None)
+        return plan_of(self.engine, self.column(name), self.setting.provider)
 
     @steady
     def status(self, name: str) -> ColumnStatus:

@@ -61,14 +61,8 @@ class BothColumns:
             kept, guarded = phase in (Phase.CUT_OVER, Phase.GUARDED), phase is Phase.GUARDED
             if schema.is_tracked(connection, self._names, kept=kept, guarded=guarded):
                 return False
-        self._change(
-            [
-                *schema.untrack(self._dialect, self._names),
-                *schema.track(self._dialect, self._names),
-                *(schema.keep(self._dialect, self._names) if kept else ()),
-                *(schema.guard(self._dialect, self._names) if guarded else ()),
-            ]
-        )
+        put_back = schema.triggers_of(self._dialect, self._names, phase)
+        self._change([*schema.untrack(self._dialect, self._names), *put_back])
         with self._engine.begin() as connection:
             Record(connection, self._column.name).forget_verification()
         return True
@@ -87,9 +81,7 @@ class BothColumns:
         try:
             yield
         except BaseException:
-            self._change(
-                [*schema.unguard(self._dialect, self._names), *schema.keep(self._dialect, self._names)]
-            )
+            self._change(schema.triggers_of(self._dialect, self._names, Phase.CUT_OVER))
             raise
 
     def require_previous_droppable(self) -> bool:
