@@ -94,7 +94,8 @@ def test_plain_table(engine: Engine) -> None:
 
 def test_our_own_triggers(engine: Engine) -> None:
     """The tracking trigger of the migration itself is no obstacle to it."""
-    from sqlalchemy_envelope.migration.database.triggers import Tracked, create_track
+    from sqlalchemy_envelope.migration.database import schema
+    from sqlalchemy_envelope.migration.database.triggers import Tracked
 
     encrypted = "bytea" if engine.dialect.name == "postgresql" else "BLOB"
     tracked = Tracked("contacts", "phone", "phone_encrypted", keys=("id",))
@@ -102,7 +103,7 @@ def test_our_own_triggers(engine: Engine) -> None:
     findings = found_in(
         engine,
         table(KEY, OWNER, PHONE, f"phone_encrypted {encrypted}"),
-        *create_track(engine.dialect, tracked),
+        *schema.track(engine.dialect, tracked),
     )
 
     assert harmless(engine.dialect.name) == codes(findings)

@@ -8,7 +8,7 @@ from sqlalchemy.exc import DBAPIError
 
 from sqlalchemy_envelope import MigrationRefusedError, enforce_foreign_keys
 from sqlalchemy_envelope.migration.database import schema
-from sqlalchemy_envelope.migration.database.triggers import Tracked, create_track
+from sqlalchemy_envelope.migration.database.triggers import Tracked
 from tests.migration.engine_models import Trial, notes
 from tests.orm.models import without_checks
 
@@ -25,7 +25,7 @@ class Table:
         self.sql(f"CREATE TABLE {name} (id INTEGER PRIMARY KEY, v {type_}, other TEXT, e {binary}){suffix}")
         self.columns = Tracked(name, "v", "e", None, ["id"])
         with engine.begin() as connection:
-            schema.change_on(connection, create_track(engine.dialect, self.columns))
+            schema.change_on(connection, schema.track(engine.dialect, self.columns))
 
     def sql(self, statement: str, **values: object) -> list[sa.Row[tuple[object, ...]]]:
         with self.engine.begin() as connection:
@@ -114,7 +114,7 @@ def test_a_table_without_rowid(sqlite_engine: Engine) -> None:
             "WITHOUT ROWID"
         )
         columns = Tracked("w", "v", "e", None, ["a", "b c"])
-        schema.change_on(connection, create_track(sqlite_engine.dialect, columns))
+        schema.change_on(connection, schema.track(sqlite_engine.dialect, columns))
         for key in (1, 2):
             connection.exec_driver_sql("INSERT INTO w VALUES ('k', ?, 'x', x'00')", (key,))
         connection.exec_driver_sql("""UPDATE w SET v = 'y' WHERE "b c" = 2""")
@@ -327,7 +327,7 @@ def test_a_partitioned_table(postgres_engine: Engine) -> None:
     with postgres_engine.begin() as connection:
         for one in sql:
             connection.exec_driver_sql(one)
-        schema.change_on(connection, create_track(postgres_engine.dialect, Tracked("bare", "v", "e")))
+        schema.change_on(connection, schema.track(postgres_engine.dialect, Tracked("bare", "v", "e")))
         connection.exec_driver_sql("CREATE TABLE high PARTITION OF bare FOR VALUES FROM (100) TO (200)")
         connection.exec_driver_sql(
             "INSERT INTO bare SELECT n, 'a', 'o', '\\x00' FROM generate_series(1, 3) n"
@@ -400,7 +400,7 @@ def test_two_columns_of_one_table(engine: Engine) -> None:
         )
         for name in "ab":
             columns = Tracked(long, name, f"{name}e", None, ["id"])
-            schema.change_on(connection, create_track(engine.dialect, columns))
+            schema.change_on(connection, schema.track(engine.dialect, columns))
             assert len(columns.trigger("guardi").encode()) < 63
         table = sa.table(long, *(sa.column(name) for name in ("id", "a", "ae", "b", "be")))
         connection.execute(table.insert().values(id=1, a="x", ae=b"1", b="x", be=b"2"))

@@ -16,11 +16,8 @@ from sqlalchemy_envelope.migration.database.faults import advice, is_lost
 from sqlalchemy_envelope.migration.database.state import Phase
 from sqlalchemy_envelope.migration.database.triggers import (
     Tracked,
-    create_guard,
-    create_keep,
-    create_track,
-    drop_triggers,
     quoter,
+    triggers_for,
 )
 from sqlalchemy_envelope.orm.columns.stored_value import check_clause, check_name_of, looks_encrypted
 from sqlalchemy_envelope.orm.tables.collisions import collided, may_pass
@@ -320,34 +317,36 @@ def missing_key_tables(connection: Connection, column: MigratingColumn) -> list[
 
 def track(dialect: Dialect, columns: Tracked) -> list[str]:
     """Begin to notice who writes the previous column alone."""
-    return create_track(dialect, columns)
+    return triggers_for(dialect, columns).track()
 
 
 def keep(dialect: Dialect, columns: Tracked) -> list[str]:
     """After the cut-over: refuse who empties the previous column alone."""
-    return create_keep(dialect, columns)
+    return triggers_for(dialect, columns).keep()
 
 
 def unkeep(dialect: Dialect, columns: Tracked) -> list[str]:
     """Before the cut-over, and back there: emptying the previous column means NULL. A contract that was
     killed in the middle has left its guard."""
-    return [*drop_triggers(dialect, columns, "keep", "guard"), *create_track(dialect, columns)]
+    triggers = triggers_for(dialect, columns)
+    return [*triggers.drop("keep", "guard"), *triggers.track()]
 
 
 def guard(dialect: Dialect, columns: Tracked, *, back: bool = False) -> list[str]:
     """Refuse plaintext in the previous column; on the way back, a value in the encrypted column alone."""
-    kept = [] if back else create_keep(dialect, columns, guarded=True)
-    return [*kept, *create_guard(dialect, columns, back=back)]
+    triggers = triggers_for(dialect, columns)
+    kept = [] if back else triggers.keep(guarded=True)
+    return [*kept, *triggers.guard(back=back)]
 
 
 def untrack(dialect: Dialect, columns: Tracked) -> list[str]:
     """Drop every trigger of a migration."""
-    return drop_triggers(dialect, columns, "track", "keep", "guard")
+    return triggers_for(dialect, columns).drop("track", "keep", "guard")
 
 
 def unguard(dialect: Dialect, columns: Tracked) -> list[str]:
     """Let who writes the previous column alone go on."""
-    return drop_triggers(dialect, columns, "guard")
+    return triggers_for(dialect, columns).drop("guard")
 
 
 def triggers_of(dialect: Dialect, columns: Tracked, phase: Phase) -> list[str]:

@@ -1,0 +1,48 @@
+"""The two columns of a migration by name, and their names as SQL."""
+
+from __future__ import annotations
+
+import hashlib
+from copy import copy
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from sqlalchemy.engine import Dialect
+
+
+@dataclass(frozen=True)
+class Tracked:
+    """The two columns of a table, by name.
+
+    Attributes:
+        keys: the columns of the primary key; SQLite's trigger finds the row by them, or by its rowid.
+        bound: the columns that a ciphertext depends on: those that name the owner, and the primary key where
+            values are bound to their rows. Who changes one of them alone makes the row pending too.
+        check: the name of the encrypted column's CHECK; None if it is to have none.
+    """
+
+    table: str
+    previous: str
+    encrypted: str
+    schema: str | None = None
+    keys: Sequence[str] = ()
+    bound: Sequence[str] = ()
+    check: str | None = None
+
+    def trigger(self, kind: str) -> str:
+        """The name of a trigger. PostgreSQL runs triggers in the order of their names: ours come last."""
+        digest = hashlib.sha256(f"{self.table}\0{self.previous}\0{self.encrypted}".encode()).hexdigest()[:8]
+        # PostgreSQL's names end after 63 bytes, and two that are cut to the same would be one.
+        table = self.table.encode()[:24].decode(errors="ignore")
+        return f"zz_envelope_{kind}_{table}_{digest}"
+
+
+def quoter(dialect: Dialect) -> Callable[[str], str]:
+    """What quotes a name for a statement that is sent without parameters: a `%` in it stays one."""
+    preparer = copy(dialect.identifier_preparer)
+    preparer._double_percents, preparer._strings = False, {}  # what it has quoted before is kept there
+    quote: Callable[[str], str] = preparer.quote
+    return quote
