@@ -8,11 +8,10 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import and_
 
 from sqlalchemy_envelope.crypto.aead import HEADER_SIZE
-from sqlalchemy_envelope.exceptions import DecryptionError, FormatError
 from sqlalchemy_envelope.migration.database.state import Job
 from sqlalchemy_envelope.migration.jobs.own_previous import LOCKED, open_previous
 from sqlalchemy_envelope.migration.jobs.owner_ciphers import OwnerCiphers
-from sqlalchemy_envelope.migration.jobs.stored import encrypted_again, encrypts_to, headers_of, open_stored
+from sqlalchemy_envelope.migration.jobs.stored import Verdict, compare, encrypted_again, headers_of
 from sqlalchemy_envelope.migration.jobs.work import Step, read_parts
 
 if TYPE_CHECKING:
@@ -52,26 +51,22 @@ class Repair:
         parts = open_previous(session, rows, parts)
         keys = OwnerCiphers(session, rows.column)
         keys.prepare_read(headers_of(stored for *_, stored in parts))
-        codec, lost = rows.column.plan.type.codec, dict[tuple[bytes, tuple[Any, ...]], bool]()
-        for position, owner, typed, exact, stored in parts:
-            try:
-                plaintext = open_stored(rows.column, keys, position, stored, owner)
-            except (DecryptionError, FormatError):
-                wanted = codec.encode(typed) if typed is not LOCKED else None
-            else:
-                if plaintext is None and typed is not LOCKED:
-                    key = (bytes(stored[:HEADER_SIZE]), owner)
-                    if key not in lost:
-                        (lost[key],) = keys.strangers([key])
-                    if not lost[key]:
-                        step.locked += 1
-                        continue
-                    wanted = codec.encode(typed)  # nobody has the key of what was encrypted any more
-                elif plaintext is None or typed is LOCKED or encrypts_to(codec, typed, plaintext):
-                    step.locked += plaintext is None or typed is LOCKED
-                    continue
-                else:
-                    wanted = plaintext
+        encode = rows.column.plan.type.codec.encode
+        lost: dict[tuple[bytes, tuple[Any, ...]], bool] = {}
+        for part in parts:
+            position, owner, typed, exact, stored = part
+            verdict, wanted = compare(rows.column, keys, part)
+            if verdict is Verdict.SAME:
+                continue
+            if verdict is Verdict.NO_KEY:
+                key = (bytes(stored[:HEADER_SIZE]), owner)
+                if key not in lost:
+                    (lost[key],) = keys.strangers([key])
+            if verdict is Verdict.PREVIOUS_LOCKED or (verdict is Verdict.NO_KEY and not lost[key]):
+                step.locked += 1
+                continue
+            if verdict is not Verdict.DIFFERS and typed is not LOCKED:
+                wanted = encode(typed)  # what is stored is no value, or nobody has its key any more
             made = None
             if self._cut_over:
                 writer = keys.writers({owner}, 1).get(owner) if keys.names_owner(owner) else None

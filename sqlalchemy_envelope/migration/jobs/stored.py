@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from enum import Enum, auto
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy_envelope.crypto.aead import HEADER_SIZE
 from sqlalchemy_envelope.crypto.context import encode_reference
+from sqlalchemy_envelope.exceptions import DecryptionError, FormatError
+from sqlalchemy_envelope.migration.jobs.own_previous import LOCKED
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -48,7 +51,36 @@ def headers_of(stored: Iterable[Any]) -> dict[bytes, int]:
     return headers
 
 
-def encrypts_to(codec: Codec, value: Any, plaintext: bytes) -> bool:
+class Verdict(Enum):
+    """What a stored value is beside the previous one."""
+
+    SAME = auto()
+    DIFFERS = auto()
+    """It opens, and is another value."""
+    BROKEN = auto()
+    """It does not authenticate here: it is no ciphertext, or another owner's, or another column's."""
+    NO_KEY = auto()
+    """No key here opens it."""
+    PREVIOUS_LOCKED = auto()
+    """No key here opens the previous value, which this library encrypted too."""
+
+
+def compare(column: MigratingColumn, keys: OwnerCiphers, part: Any) -> tuple[Verdict, bytes | None]:
+    """Compare the two values of a row, in its parts, to the byte and type; with the stored plaintext."""
+    position, owner, typed, _, stored = part
+    try:
+        plaintext = open_stored(column, keys, position, stored, owner)
+    except (DecryptionError, FormatError):
+        return Verdict.BROKEN, None
+    if typed is LOCKED:
+        return Verdict.PREVIOUS_LOCKED, None
+    if plaintext is None:
+        return Verdict.NO_KEY, None
+    same = _encrypts_to(column.plan.type.codec, typed, plaintext)
+    return (Verdict.SAME if same else Verdict.DIFFERS), plaintext
+
+
+def _encrypts_to(codec: Codec, value: Any, plaintext: bytes) -> bool:
     try:
         if bytes(codec.encode(value)) == plaintext:
             return True

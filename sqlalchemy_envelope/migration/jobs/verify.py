@@ -7,11 +7,10 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import and_, func
 
 from sqlalchemy_envelope.crypto.aead import HEADER_SIZE
-from sqlalchemy_envelope.exceptions import DecryptionError, FormatError
 from sqlalchemy_envelope.migration.database.state import Job
-from sqlalchemy_envelope.migration.jobs.own_previous import LOCKED, open_previous
+from sqlalchemy_envelope.migration.jobs.own_previous import open_previous
 from sqlalchemy_envelope.migration.jobs.owner_ciphers import OwnerCiphers
-from sqlalchemy_envelope.migration.jobs.stored import encrypts_to, headers_of, open_stored
+from sqlalchemy_envelope.migration.jobs.stored import Verdict, compare, headers_of
 from sqlalchemy_envelope.migration.jobs.work import read_parts
 
 if TYPE_CHECKING:
@@ -57,23 +56,15 @@ class Verify:
         parts = open_previous(session, rows, parts)
         keys = OwnerCiphers(session, rows.column)
         keys.prepare_read(headers_of(stored for *_, stored in parts))
-        codec, examples = rows.column.plan.type.codec, []
-        locked: list[tuple[Position, bytes, tuple[Any, ...]]] = []
-        for position, owner, typed, _, stored in parts:
-            try:
-                plaintext = open_stored(rows.column, keys, position, stored, owner)
-            except (DecryptionError, FormatError):
-                same: bool | None = False
-            else:
-                if plaintext is None or typed is LOCKED:
-                    same = None
-                else:
-                    same = typed is None or encrypts_to(codec, typed, plaintext)
-            if same is None and typed is not LOCKED:
+        examples, locked = [], list[tuple[Position, bytes, tuple[Any, ...]]]()
+        for part in parts:
+            position, owner, typed, _, stored = part
+            verdict, _ = compare(rows.column, keys, part)
+            if verdict is Verdict.NO_KEY:
                 locked.append((position, bytes(stored[:HEADER_SIZE]), owner))
-            elif same is None:
+            elif verdict is Verdict.PREVIOUS_LOCKED:
                 step.locked += 1
-            elif not same:
+            elif verdict is Verdict.BROKEN or (verdict is Verdict.DIFFERS and typed is not None):
                 step.bad += 1
                 examples.append(position)
             step.rows += 1

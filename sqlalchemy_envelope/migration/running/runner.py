@@ -7,6 +7,7 @@ import random
 import time
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from enum import Enum, auto
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import text
@@ -67,6 +68,14 @@ class Chunk:
     size: int
 
 
+class _Next(Enum):
+    """What a worker does that finds no free range: take one of a new sweep, wait for others, or end."""
+
+    TAKE = auto()
+    WAIT = auto()
+    END = auto()
+
+
 class Runner:
     """One worker of one job.
 
@@ -120,10 +129,10 @@ class Runner:
                 if done is not None:
                     self._take_rest()
                     continue
-                state = self._patiently(lambda session: self._between(session, sweeps))
-                if state == "done":
+                then = self._patiently(lambda session: self._between(session, sweeps))
+                if then is _Next.END:
                     return True
-                if state == "waiting":
+                if then is _Next.WAIT:
                     self._sleep(0.02)
         return False
 
@@ -167,29 +176,24 @@ class Runner:
         bounded = min(max(wanted, size / 2), size * 2)
         self._size = int(min(max(bounded, self._pace.smallest), self._pace.largest))
 
-    def _between(self, session: Session, sweeps: bool) -> str:
+    def _between(self, session: Session, sweeps: bool) -> _Next:
         """No range is free: is everything done, does somebody work on the last, or is there another sweep?"""
         if not self._ranges.is_mine(session):
-            session.rollback()
-            return "done"  # somebody else has begun another one in its place
+            return _Next.END  # somebody else has begun another job in the place of this one
         count = self._ranges.count(session)
         if not count.finished:
-            session.rollback()
-            return "waiting"
+            return _Next.WAIT
         due = sweeps and self._rows.any(session.connection(), self._work.due(self._rows))
         if self._first_sweep is None:
             self._first_sweep = count.sweep  # of this run: an earlier one has gone over them too
         if not due or count.sweep - self._first_sweep >= self._pace.sweeps:
-            session.rollback()
-            return "done"
+            return _Next.END
         began = self._ranges.next_sweep(session)
         session.commit()
-        if not began:
-            # Somebody else began one, or nothing that is left can be done here.
-            again = self._ranges.count(session)
-            session.rollback()
-            return "waiting" if not again.finished else "done"
-        return "again"
+        if began:
+            return _Next.TAKE
+        # Somebody else began one, or nothing that is left can be done here.
+        return _Next.END if self._ranges.count(session).finished else _Next.WAIT
 
     def _patiently(self, call: Callable[[Session], Any]) -> Any:
         """Do it in a transaction of its own; again while that may help.
