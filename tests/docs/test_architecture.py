@@ -55,6 +55,7 @@ def rooms(caption: str) -> Iterator[set[str]]:
     [
         ("layers", "The rooms of the package: each may use any room below it, and none above"),
         ("orm-rooms", "The rooms of orm"),
+        ("migration-rooms", "The rooms of migration"),
     ],
 )
 def test_a_picture_is_the_contract(contract: str, caption: str) -> None:
@@ -73,3 +74,21 @@ def test_a_picture_is_the_contract(contract: str, caption: str) -> None:
     ]
 
     assert [layer for layer in layers if layer] == list(rooms(caption))
+
+
+def test_each_module_that_is_named_is_there() -> None:
+    """Every module, class and function of the package that the page names is where the page says."""
+    rooms_of_package = "orm|keys|crypto|migration|campaign|alembic|cli"
+    names = set(re.findall(rf"`((?:{rooms_of_package})(?:\.\w+)+)`", PAGE))
+    missing = []
+    for name in names:
+        path, parts = ROOT / "sqlalchemy_envelope", name.split(".")
+        while parts and (path / parts[0]).is_dir():
+            path /= parts.pop(0)
+        if parts and (path / f"{parts[0]}.py").is_file():
+            path /= f"{parts.pop(0)}.py"
+        text = path.read_text("utf-8") if path.is_file() else ""
+        missing += [name for part in parts if not re.search(rf"\b{part}\b", text)]
+
+    assert len(names) > 100
+    assert missing == []

@@ -20,6 +20,8 @@ from sqlalchemy_envelope.migration.inspection.findings import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
     from sqlalchemy_envelope.migration.database.columns import MigratingColumn
 
 _INDEXES = """
@@ -245,62 +247,48 @@ class _Search:
         return [Finding("extended-statistics", "note", one.name, message) for one in self._rows(_STATISTICS)]
 
     def _replicated(self, table: Row[Any]) -> list[Finding]:
-        found = []
         publications = self._rows(_PUBLICATIONS)
-        for one in publications:
-            if one.listed or one.filters:
-                message = (
-                    "This publication names the previous column in its column list or row filter, and "
-                    "`contract` fails while it does. Add the encrypted column after `expand`, and take the "
-                    "previous one out before `contract`."
-                )
-                found.append(Finding("publication-column-list", "breaks", one.name, message))
-            elif one.has_list:
-                message = (
-                    "Its column list leaves the encrypted column out: add it after `expand`, if it is to "
-                    "travel."
-                )
-                found.append(Finding("publication", "note", one.name, message))
-            else:
-                message = (
-                    "Rows of this table travel to subscribers: add the encrypted column there before "
-                    "`expand`, or replication stops; drop the previous column there too, and clean up there "
-                    "as here."
-                )
-                found.append(Finding("publication", "breaks", one.name, message))
+        return [
+            *_published(publications),
+            *self._identified(table, is_published=bool(publications)),
+            *self._decoded(table),
+        ]
+
+    def _identified(self, table: Row[Any], *, is_published: bool) -> Iterator[Finding]:
         if table.identifies:
             message = (
                 "The index that identifies rows for replication has the column in it: identify them by the "
                 "key."
             )
-            found.append(Finding("replica-identity", "stops", self._table, message))
-        elif publications and (
+            yield Finding("replica-identity", "stops", self._table, message)
+        elif is_published and (
             table.relreplident == "n" or (table.relreplident == "d" and not table.has_key)
         ):
             message = (
                 "The table is published and nothing identifies its rows: PostgreSQL refuses every UPDATE. "
                 "Give it a primary key, or `ALTER TABLE ... REPLICA IDENTITY`."
             )
-            found.append(Finding("replica-identity", "stops", self._table, message))
+            yield Finding("replica-identity", "stops", self._table, message)
         elif table.relreplident == "f":
             message = (
                 "REPLICA IDENTITY FULL writes the whole old row of every update into the WAL, its plaintext "
                 "included, and to subscribers. `REPLICA IDENTITY DEFAULT` writes the key alone."
             )
-            found.append(Finding("replica-identity", "note", self._table, message))
+            yield Finding("replica-identity", "note", self._table, message)
+
+    def _decoded(self, table: Row[Any]) -> Iterator[Finding]:
         for one in self._rows(_SLOTS):
             message = (
                 f"A {one.slot_type} replication slot{'' if one.active else ', which nobody reads'}: WAL is "
                 "kept until it is read, and the backfill writes a lot of it. "
                 + ("Watch its lag." if one.active else "Drop the slot, or the disk fills.")
             )
-            found.append(Finding("replication-slot", "note" if one.active else "breaks", one.name, message))
+            yield Finding("replication-slot", "note" if one.active else "breaks", one.name, message)
         if table.wal_level == "logical":
             message = (
                 "Every backfilled row is written to the WAL for logical decoding too: expect more of it."
             )
-            found.append(Finding("wal-level", "note", "wal_level=logical", message))
-        return found
+            yield Finding("wal-level", "note", "wal_level=logical", message)
 
     def _divided(self, table: Row[Any]) -> list[Finding]:
         found = []
@@ -363,3 +351,27 @@ def _word(name: str) -> str:
     """A name as a whole word, as a regular expression of PostgreSQL's."""
     escaped = "".join(letter if letter.isalnum() or letter == "_" else f"\\{letter}" for letter in name)
     return rf"\m{escaped}\M"
+
+
+def _published(publications: Sequence[Row[Any]]) -> Iterator[Finding]:
+    for one in publications:
+        if one.listed or one.filters:
+            message = (
+                "This publication names the previous column in its column list or row filter, and "
+                "`contract` fails while it does. Add the encrypted column after `expand`, and take the "
+                "previous one out before `contract`."
+            )
+            yield Finding("publication-column-list", "breaks", one.name, message)
+        elif one.has_list:
+            message = (
+                "Its column list leaves the encrypted column out: add it after `expand`, if it is to "
+                "travel."
+            )
+            yield Finding("publication", "note", one.name, message)
+        else:
+            message = (
+                "Rows of this table travel to subscribers: add the encrypted column there before "
+                "`expand`, or replication stops; drop the previous column there too, and clean up there "
+                "as here."
+            )
+            yield Finding("publication", "breaks", one.name, message)
