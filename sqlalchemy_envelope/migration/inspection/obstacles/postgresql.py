@@ -364,8 +364,7 @@ def _published(publications: Sequence[Row[Any]]) -> Iterator[Finding]:
             yield Finding("publication-column-list", "breaks", one.name, message)
         elif one.has_list:
             message = (
-                "Its column list leaves the encrypted column out: add it after `expand`, if it is to "
-                "travel."
+                "Its column list leaves the encrypted column out: add it after `expand`, if it is to travel."
             )
             yield Finding("publication", "note", one.name, message)
         else:
