@@ -540,6 +540,7 @@ def test_a_table_that_is_missing_is_named(engine: Engine) -> None:
         assert "The database has no table no_such_notes: create it first" in advice(caught.value)
     mariadb = sa.exc.ProgrammingError("", {}, Exception(1146, "Table 'app.no_such_notes' doesn't exist"))
     assert "no table app.no_such_notes: create it" in advice(mariadb)
+    assert "no table no_such_notes: create it" in advice(sa.exc.NoSuchTableError("no_such_notes"))
 
 
 # ---------------------------------------------------------------- MariaDB
