@@ -1,7 +1,7 @@
-"""`python -m benchmarks.designs`: what the shape of the tables costs, and who holds the keys.
+"""`python -m benchmarks.designs`: the cost of the shape of the tables, and of each holder of the keys.
 
-It prints the two tables of docs/how-to/choose-a-design.md. Statements and rows are counted, and the same in
-each run. Processor time is not. `counts()` is what a test compares the page with.
+It prints the two tables of docs/how-to/choose-a-design.md. The counts of statements and rows are the same in
+each run, and a test compares the page with `counts()`. The processor time differs from run to run.
 """
 
 from __future__ import annotations
@@ -44,14 +44,14 @@ class User(KeyOwner, Base):
 
 
 class Group(KeyOwner, Base):
-    """Whose members read the things."""
+    """A group whose members read the things."""
 
     __tablename__ = "groups"
     id: Mapped[int] = mapped_column(primary_key=True)
 
 
 class Membership(KeyGrant, Base, of="group_id", to="user_id"):
-    """Gives a user the group's key."""
+    """The grant of the group's key to a user."""
 
     __tablename__ = "memberships"
     group_id: Mapped[int] = mapped_column(ForeignKey("groups.id", ondelete="CASCADE"), primary_key=True)
@@ -76,7 +76,7 @@ class Asset(KeyOwner, Base):
 
 
 class Share(KeyGrant, Base, of="asset_id", to="group_id"):
-    """Gives a group the thing's key."""
+    """The grant of a thing's key to a group."""
 
     __tablename__ = "shares"
     asset_id: Mapped[int] = mapped_column(ForeignKey("assets.id", ondelete="CASCADE"), primary_key=True)
@@ -84,7 +84,8 @@ class Share(KeyGrant, Base, of="asset_id", to="group_id"):
 
 
 class Cost(NamedTuple):
-    """Of one step: statements and rows of the key tables that it added, and milliseconds of the processor."""
+    """The cost of a step: its statements, the rows of the key tables that it added, and milliseconds of
+    processor time."""
 
     statements: int
     rows: int
@@ -116,7 +117,7 @@ def main() -> None:
 
 
 def counts() -> dict[str, tuple[str, str]]:
-    """What is counted of few things in both designs, by step."""
+    """The counts for few things in both designs, by step."""
     shapes = (shape(as_column, FEW), shape(as_owner, FEW))
     return {step: (_counted(one), _counted(other)) for step, one, other in zip(STEPS, *shapes, strict=True)}
 
@@ -144,7 +145,7 @@ def as_owner(group: Group, things: int) -> list[Any]:
 
 
 def shape(make: Callable[[Group, int], list[Any]], count: int) -> list[Cost]:
-    """What each step costs, on a database of its own."""
+    """The cost of each step, on a database of its own."""
     engine, envelope = _database(), Envelope(kdf_profile=KdfProfile.unsafe_for_tests())
     thing = Column if make is as_column else Asset
     costs: list[Cost] = []
@@ -182,7 +183,7 @@ def shape(make: Callable[[Group, int], list[Any]], count: int) -> list[Cost]:
 
 @contextmanager
 def _as_member(engine: Engine, envelope: Envelope, costs: list[Cost]) -> Iterator[Session]:
-    """A session in which the second member is unlocked, and measured."""
+    """A measured session in which the second member is unlocked."""
     with (
         Session(engine) as session,
         _measured(session, costs),
@@ -192,7 +193,7 @@ def _as_member(engine: Engine, envelope: Envelope, costs: list[Cost]) -> Iterato
 
 
 def _by_holder() -> Iterator[tuple[str, Cost]]:
-    """One request: find the user, open the user, read one value. With the key derivation of production."""
+    """One request with the key derivation of production: find the user, open the user, read one value."""
     server_keys = ServerKeyring.from_text(ServerKeyring.generate_key())
     engine, envelope = _database(), Envelope(server_keys=server_keys)
     with Session(engine) as session:
