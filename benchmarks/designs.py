@@ -102,7 +102,8 @@ def main() -> None:
         for make in (as_column, as_owner)
         for things in (FEW, MANY)
     ]
-    print(f"| statements, key rows; ms | column: {FEW} things | {MANY} | | owner: {FEW} things | {MANY} | |")
+    heads = [f"column: {FEW} things", f"{MANY} things", "", f"owner: {FEW} things", f"{MANY} things", ""]
+    print(f"| statements, key rows | {' | '.join(heads)} |")
     print("|---|---|---|---|---|---|---|")
     for at, step in enumerate(STEPS):
         few, many, few_owners, many_owners = (column[at] for column in columns)

@@ -39,7 +39,7 @@ nitpick_ignore_regex = [
     # Imported for type checkers alone, and so known to Sphinx by their bare names.
     (
         "py:class",
-        r"(Any|AnySession|AnyAsyncSession|AsyncEngine|AsyncSettling|AsyncUnlocking|Engine|Executor|Follow|PrimaryKey|Session|Settling)",
+        r"(Any|AnySession|AnyAsyncSession|AsyncEngine|AsyncSettling|AsyncUnlocking|Engine|Executor|Follow|MigratingColumn|PrimaryKey|Session|Settling)",
     ),
     ("py:class", r"(optional|scoped_session|str.*)"),
     # Alembic adds them to the docstrings of its operations.
