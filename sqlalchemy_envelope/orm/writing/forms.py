@@ -189,10 +189,10 @@ def assigned_by_upsert(statement: Any) -> dict[Any, Any]:
     clause = getattr(statement, "_post_values_clause", None)
     updates = getattr(clause, "update_values_to_set", None) or getattr(clause, "update", None) or {}
     pairs = updates.items() if hasattr(updates, "items") else updates
-    return {named_by_upsert(statement, key): value for key, value in pairs}
+    return {_named_by_upsert(statement, key): value for key, value in pairs}
 
 
-def named_by_upsert(statement: Any, named: Any) -> Any:
+def _named_by_upsert(statement: Any, named: Any) -> Any:
     """The column that an upsert names, or its key. SQLAlchemy takes text that is no key for a name in the
     database, and leaves attributes as they are in MySQL's upserts."""
     if hasattr(named, "__clause_element__"):

@@ -45,10 +45,10 @@ def moved_late(state: InstanceState[Any], keys: Sequence[str], column_key: str) 
     name = state.class_.__name__
     changed, was = " and ".join(f"{name}.{key}" for key in keys), "was" if len(keys) == 1 else "were"
     return StatementRefusedError(
-        f"{changed} {was} changed while the {name} was being flushed, after it had been looked at, as by a "
-        f"`before_update` listener, and {name}.{column_key} would stay encrypted for where it was; nothing "
-        f"was sent. Change it before the flush, or let the listener run first: `event.listen({name}, "
-        "'before_update', ..., insert=True)`."
+        f"{changed} {was} changed while the {name} was being flushed, and too late, as by a `before_update` "
+        f"listener: {name}.{column_key} would stay encrypted for where it was; nothing was sent. Change it "
+        f"before the flush, or let the listener run first: `event.listen({name}, 'before_update', ..., "
+        "insert=True)`."
     )
 
 

@@ -262,8 +262,8 @@ def _check_hanging(
 def unseen_move(table: Any) -> StatementRefusedError:
     """The error for a statement that changes a deciding column and went past the statement hook."""
     return StatementRefusedError(
-        f"A statement changes what leads from {table.name} to the owner of encrypted values, in a form that "
-        "was not looked at before it was compiled; nothing was sent. Execute `update(...)` by itself, or "
+        f"A statement changes a column of {table.name} that leads to the owner of encrypted values, in a "
+        "form that does not show which rows it moves; nothing was sent. Execute `update(...)` by itself, or "
         "change the objects in a session."
     )
 
@@ -281,8 +281,8 @@ def _refusal(decider: Decider, name: str) -> StatementRefusedError:
     inherits = any(key.references(base) for key in table.primary_key for base in base_key)
     cure = "Change the objects in a session" if inherits else f"Give the rows of {table.name} another parent"
     return StatementRefusedError(
-        f"{what} leads to the owner of encrypted values in {where}, and a statement moves rows that have "
-        f"some: they would stay under the former owner's key. {cure}, or empty {where} and write it anew: "
+        f"{what} leads to the owner of encrypted values in {where}, and a statement moves rows with such "
+        f"values: they would stay under the former owner's key. {cure}, or empty {where} and write it anew: "
         "each in a flush of its own."
     )
 

@@ -191,7 +191,7 @@ def _make(connection: Connection, owner_class: OwnerClass) -> Values:
             connection.execute(statement)
     except IntegrityError as error:
         raise ConfigurationError(
-            f"There is no {name} yet, and one with default values cannot be made: add it yourself, "
+            f"There is no {name} yet, and none can be made with default values: add it yourself, "
             "`session.add(...)`, before the first encrypted value is written."
         ) from error
     key = sole_row(connection, owner_class, for_update=shows_others_when_locked(connection.dialect))

@@ -159,8 +159,8 @@ class _Walk:
             if len(labels) > 1:
                 raise StatementRefusedError(
                     "A UNION mixes columns bound to different labels "
-                    f"({', '.join(sorted(map(str, labels)))}): a value could not be told from one moved "
-                    "there. Pin one label on both: EncryptedType(..., label='...')."
+                    f"({', '.join(sorted(map(str, labels)))}): nothing would distinguish a value from one "
+                    "that was moved there. Pin one label on both: EncryptedType(..., label='...')."
                 )
         if compound.keyword.value != "UNION ALL":  # all others compare rows
             for select in compound.selects:
@@ -222,8 +222,8 @@ def _check_dual(outputs: Sequence[Any]) -> None:
         previous = previous_of(column)
         if previous is None or not any(one is previous or _is_same(one, previous) for one in columns):
             raise StatementRefusedError(
-                f"The values of {str(column)!r} are being moved: read alone here, one that is not moved yet "
-                "would be None. Select the object, or the column through a Session and not inside a "
+                f"The values of {str(column)!r} are being moved: read alone here, a value that is not moved "
+                "yet would be None. Select the object, or the column through a Session and not inside a "
                 "subquery, or the previous column beside it."
             )
 

@@ -48,7 +48,7 @@ def of_owner(
             name, where = owner.owner_class.name, plan.table.name
             raise StatementRefusedError(
                 f"`using` names the {name} whose rows an UPDATE of {where} writes, and its WHERE takes rows "
-                f"of others as well, in which nobody could read the values. Let the WHERE take rows of this "
+                "of other owners too: the values could not be read there. Let the WHERE take rows of this "
                 f"{name} alone, or load the objects and change them."
             )
         statement = statement.where(mine)
