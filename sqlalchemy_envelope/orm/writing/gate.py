@@ -116,7 +116,7 @@ def _check_beside(connection: Connection, statement: Update, options: Mapping[st
             raise _two_tables(statement, f"{column}, which is encrypted")
         plan = plan_of_table(table)
         decides = plan is not None and any(
-            deciding.key == column.key for one in plan.columns for deciding in plan.decided_by(one)
+            deciding.key == column.key for each in plan.columns for deciding in plan.decided_by(each)
         )
         if decides or may_move_beside(connection, column, options):
             raise _two_tables(statement, f"{column}, which decides whose key encrypts values")

@@ -21,8 +21,8 @@ def not_set(state: InstanceState[Any], path: OwnerPath, column: EncryptedColumn)
     name, columns = state.class_.__name__, set(path.columns)
     keys = {attr.key for attr in state.mapper.column_attrs if columns & set(attr.columns)} or set(path.keys)
     attributes = " and ".join(f"{name}.{key}" for key in sorted(keys))
-    relations = [one.key for one in state.mapper.relationships if set(one.local_columns) == columns]
-    related = [f"{name}.{key}" for key in relations]
+    relations = [one for one in state.mapper.relationships if set(one.local_columns) == columns]
+    related = [f"{name}.{relation.key}" for relation in relations]
     are = "is" if len(keys) == 1 else "are"
     return StatementRefusedError(
         f"{attributes} {are} not set, and {name}.{column.key} is encrypted with the key of its "
@@ -90,4 +90,4 @@ def unnamed_owner(
 
 def names_of(path: OwnerPath) -> str:
     """The classes that an owner may have."""
-    return " or ".join(one.name for one in path.owner_classes)
+    return " or ".join(owner_class.name for owner_class in path.owner_classes)

@@ -113,7 +113,7 @@ def _is_here(connection: Connection, target: Any, decider: Decider, options: Opt
         return False
     schema, table = schema_of(connection, target, options), decider.encrypted.table
     schemas = schemas_beside(connection, decider.table, schema, table, options)
-    return any(_stores(connection, decider.encrypted, one) for one in schemas)
+    return any(_stores(connection, decider.encrypted, schema) for schema in schemas)
 
 
 def _stores(connection: Connection, column: Column[Any], schema: str) -> bool:
@@ -219,7 +219,7 @@ def _value(name: str, clause: Any, row: Mapping[str, Any]) -> Any:
 def _differ(before: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
     if not new:
         return True
-    return any(isinstance(one, ClauseElement) or one != before[name] for name, one in new.items())
+    return any(isinstance(value, ClauseElement) or value != before[name] for name, value in new.items())
 
 
 def _follows(connection: Connection, decider: Decider, key: Key, new: Mapping[str, Any]) -> bool:

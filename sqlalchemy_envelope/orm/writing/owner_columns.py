@@ -80,9 +80,9 @@ def require_uniform(rows: WrittenRows, given: Sequence[Row]) -> None:
     if len(given) < 2:
         return
     for _, columns in rows.plan.groups:
-        decided_by = {one.key for each in columns for one in rows.plan.decided_by(each)}
+        decided_by = {column.key for each in columns for column in rows.plan.decided_by(each)}
         names = [rows.parameter(key) for key in decided_by if key not in rows.assignments.clauses]
-        names += [] if rows.inserts else [rows.parameter(one.key) for one in columns]
+        names += [] if rows.inserts else [rows.parameter(column.key) for column in columns]
         left_out = _left_out_by_the_first(names, given)
         if not left_out or (rows.inserts and all(rows.is_empty(row, columns) for row in given)):
             continue

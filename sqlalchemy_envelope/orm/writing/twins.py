@@ -150,7 +150,7 @@ def _changed(statement: Any, target: Any, rows: Sequence[Any]) -> set[str]:
     """The columns that a statement changes in rows that exist."""
     if isinstance(statement, Insert):
         return {_column_name(target, key) for key in changed_by(statement)}
-    made = {one.name.lower() for one in target.columns if _adds(getattr(one, "onupdate", None))}
+    made = {column.name.lower() for column in target.columns if _adds(getattr(column, "onupdate", None))}
     # SQLAlchemy writes the columns that the first row names.
     given = [key for row in rows[:1] for key in row if key in target.columns]
     return made | {_column_name(target, key) for key in (*changed_by(statement), *given)}
@@ -171,8 +171,10 @@ def _decided_by(column: Column[Any]) -> list[str]:
         plan = plan_of_table(column.table)
     except ConfigurationError:
         return []  # nothing can be encrypted in it, and its own statements say why
-    encrypted = [one for one in plan.columns if one.column is column] if plan is not None else []
-    return [decides.name for one in encrypted for decides in plan.decided_by(one)] if plan is not None else []
+    if plan is None:
+        return []
+    encrypted = [each for each in plan.columns if each.column is column]
+    return [decides.name for each in encrypted for decides in plan.decided_by(each)]
 
 
 def _adds(default: Any) -> bool:
@@ -220,7 +222,7 @@ def _known_in(table: Any) -> set[str]:
     """The columns that a table knows as encrypted, or as the previous column of an encrypted one."""
     encrypted = _encrypted_in(table)
     previous = [previous_of(column) for column in encrypted.values()]
-    return encrypted.keys() | {one.name.lower() for one in previous if one is not None}
+    return encrypted.keys() | {column.name.lower() for column in previous if column is not None}
 
 
 def _encrypted_in(table: Any) -> dict[str, Column[Any]]:
@@ -237,9 +239,9 @@ def _written(statement: Any, parameters: Sequence[Any]) -> Iterator[tuple[Any, A
     rows = rows_of(statement) if getattr(statement, "_multi_values", None) else []
     for row in (assigned_by(statement), *rows, assigned_by_upsert(statement)):
         for key, value in row.items():
-            yield from ((key, one) for one in _given(value, parameters))
+            yield from ((key, given) for given in _given(value, parameters))
     for key, value in _selected(statement):
-        yield from ((key, one) for one in _given(value, parameters))
+        yield from ((key, given) for given in _given(value, parameters))
     columns = target_of(statement).columns  # a parameter of the WHERE may be called like another table's
     for row in parameters:
         yield from ((key, value) for key, value in row.items() if key in columns)
@@ -249,7 +251,7 @@ def _selected(statement: Any) -> Iterator[tuple[Any, Any]]:
     """What an INSERT .. FROM SELECT writes."""
     names = getattr(statement, "_select_names", None) or ()
     for part in parts_of(statement.select) if names else ():
-        sources = [source_of(one) for one in part.selected_columns]
+        sources = [source_of(output) for output in part.selected_columns]
         if len(names) != len(sources) or isinstance(part, TextualSelect):
             sources = [part] * len(names)  # nobody can say what goes where, or what it is
         yield from zip(names, sources, strict=True)
@@ -270,7 +272,7 @@ def _is_stored(target: Any, name: str, value: Any) -> bool:
     if value is None or is_null(value):
         return True
     if isinstance(value, ScalarSelect):
-        parts = [list(one.selected_columns) for one in parts_of(value.element)]
+        parts = [list(part.selected_columns) for part in parts_of(value.element)]
         return all(len(columns) == 1 and _is_same_column(target, name, columns[0]) for columns in parts)
     if isinstance(value, ColumnClause):
         return _is_same_column(target, name, value)
@@ -362,9 +364,10 @@ def _keys_of(table: Table, name: str) -> list[Table]:
         plan = plan_of_table(table)
     except ConfigurationError:
         return []  # nothing can be encrypted in it, and its own statements say why
-    columns = [one for one in plan.columns if one.column.name.lower() == name] if plan is not None else []
+    columns = () if plan is None else plan.columns
+    encrypted = [each for each in columns if each.column.name.lower() == name]
     # The classes of a registry that was disposed of have no tables any more.
-    classes = [owner_class.key_class for one in columns for owner_class in one.path.owner_classes]
+    classes = [owner_class.key_class for each in encrypted for owner_class in each.path.owner_classes]
     tables = [getattr(key_class, "__table__", None) for key_class in classes]
     return [table for table in tables if table is not None]
 
