@@ -28,12 +28,8 @@ from sqlalchemy_envelope.orm.writing.forms import (
 )
 from sqlalchemy_envelope.orm.writing.marks import is_marked
 from sqlalchemy_envelope.orm.writing.moves import may_move, may_move_beside, unseen_move
-from sqlalchemy_envelope.orm.writing.twins import (
-    refuse_beside,
-    refuse_defaults,
-    refuse_twin,
-    unknown_columns,
-)
+from sqlalchemy_envelope.orm.writing.namesakes import unknown_columns
+from sqlalchemy_envelope.orm.writing.twins import refuse_beside, refuse_defaults, refuse_twin
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
