@@ -40,11 +40,11 @@ from sqlalchemy_envelope.orm.writing import (
     flushes,
     forms,
     gate,
+    namesakes,
     object_copies,
     refusals,
     sole_owners,
     statements,
-    twins,
 )
 from sqlalchemy_envelope.orm.writing.plain import is_plain
 
@@ -61,7 +61,7 @@ def register() -> None:
 
 def _on_column(column: Column[Any], table: Any) -> None:
     if declare_column(column, table):
-        twins.note_table(table)
+        namesakes.note_table(table)
         _install()
 
 

@@ -31,7 +31,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 from sqlalchemy.sql.expression import ClauseElement, Executable
 
 from sqlalchemy_envelope import EncryptedType, EnvelopeError, KeyOwner, LockedError, StatementRefusedError
-from sqlalchemy_envelope.orm.writing import twins as twin_tables
+from sqlalchemy_envelope.orm.writing import namesakes
 from sqlalchemy_envelope.orm.writing.gate import check_writes
 from sqlalchemy_envelope.orm.writing.marks import mark
 from tests.orm.conftest import Started
@@ -592,7 +592,7 @@ def of_one_application(monkeypatch: pytest.MonkeyPatch) -> None:
     """A process that has the models of one application: the other tests have tables of these names too, some
     with keys in tables as bare as somebody else's."""
     own: Any = Note.__table__
-    monkeypatch.setitem(twin_tables._by_name, "notes", WeakSet([own]))
+    monkeypatch.setitem(namesakes._by_name, "notes", WeakSet([own]))
 
 
 @pytest.mark.usefixtures("of_one_application")

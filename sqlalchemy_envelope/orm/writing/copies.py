@@ -112,7 +112,7 @@ def holds_ciphertext(source: Any) -> bool:
     """Whether a value is ciphertext of an encrypted column, whatever type it has here."""
     if isinstance(source, ScalarSelect):
         return any(
-            holds_ciphertext(one) for part in parts_of(source.element) for one in part.selected_columns
+            holds_ciphertext(output) for part in parts_of(source.element) for output in part.selected_columns
         )
     if isinstance(source, (Label, Grouping)):
         return holds_ciphertext(source.element)
@@ -120,7 +120,7 @@ def holds_ciphertext(source: Any) -> bool:
         return False
     if isinstance(source, TypeCoerce):  # it has a type of its own, and still the value of its clause
         return holds_ciphertext(source.clause)
-    return any(isinstance(one.type, EncryptedType) for one in (source, *source.base_columns))
+    return any(isinstance(column.type, EncryptedType) for column in (source, *source.base_columns))
 
 
 def check_upsert(plan: TablePlan, statement: Any) -> None:
@@ -152,7 +152,7 @@ class _Upsert:
         self._plan = plan
         self._statement = statement
         self.sets = {column_key(key): value for key, value in pairs.items()}
-        self.targets = {_key_of_target(plan, one) for one in named}
+        self.targets = {_key_of_target(plan, target) for target in named}
         self._row_key = {key.key for key in plan.table.primary_key}
 
     def refuse_copies_into_the_clear(self) -> None:
@@ -206,7 +206,7 @@ class _Upsert:
         put = "Set" if is_set else "Put the value into the row, and set"
         cure = f"{put} {column.key} from `{row}.{column.key}`"
         if column.row_bound or path.is_self:
-            keys = " and ".join(one.key for one in self._plan.table.primary_key)
+            keys = " and ".join(column.key for column in self._plan.table.primary_key)
             cure += f", and let the conflict be about {keys} alone"
             if row == "inserted":  # MySQL does not say which key it is about
                 cure = "Load the rows and change the objects"
@@ -229,7 +229,7 @@ def _copies_owner(target: EncryptedColumn, source: Any, sources: Mapping[str, An
     value."""
     values = _trace(source)
     owners = [_trace(sources[key]) if key in sources else [] for key in target.path.keys]
-    if not values or any(len(one) != len(values) for one in owners):
+    if not values or any(len(parts) != len(values) for parts in owners):
         return False
     return all(_is_owned(target, *taken) for taken in zip(values, *owners, strict=True))
 
@@ -238,7 +238,8 @@ def _is_owned(target: EncryptedColumn, value: _Source | None, *owner: _Source | 
     if value is None or not isinstance(value.column.type, EncryptedType):
         return False
     plan = plan_of_table(value.column.table)
-    origin = next((one for one in plan.columns if one.column is value.column), None) if plan else None
+    columns = () if plan is None else plan.columns
+    origin = next((encrypted for encrypted in columns if encrypted.column is value.column), None)
     if origin is None or origin.type.field != target.type.field:
         return False
     return origin.path.owner_class is target.path.owner_class and all(
@@ -262,7 +263,7 @@ def _trace(column: Any, way: tuple[Any, ...] = ()) -> list[_Source | None]:
     if isinstance(getattr(table, "element", None), TextualSelect):
         return [None]
     proxies = getattr(column, "_proxies", ())
-    return [one for proxy in proxies for one in _trace(proxy, way)] or [None]
+    return [part for proxy in proxies for part in _trace(proxy, way)] or [None]
 
 
 def _into_the_clear(where: str) -> StatementRefusedError:

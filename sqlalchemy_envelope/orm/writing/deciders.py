@@ -73,7 +73,7 @@ def expect(mapper: Mapper[Any]) -> None:
     """Remember a mapper that may have deciders. Which ones is known when it is configured: only then do paths
     lead through its relationships."""
     types = [column.type for column in mapper.local_table.columns if isinstance(column.type, EncryptedType)]
-    if types and (mapper.inherits is not None or any(one.owner is not None for one in types)):
+    if types and (mapper.inherits is not None or any(type_.owner is not None for type_ in types)):
         EXPECTED.add(ref(mapper, EXPECTED.discard))
 
 

@@ -33,9 +33,9 @@ class _NoContext:
 
     def __getattr__(self, name: str) -> NoReturn:
         raise ConfigurationError(
-            "A default of an encrypted column, of its owner's column, or of a row-bound one's primary key "
-            "reads the statement's context, which does not exist yet when values are encrypted. Use a "
-            "default= function without arguments, or give the value."
+            "A default of an encrypted column, of its owner's column, or of the primary key that a value is "
+            "bound to reads the statement's context, which does not exist yet when values are encrypted. Use "
+            "a default= function without arguments, or give the value."
         )
 
 

@@ -76,11 +76,11 @@ class _Inserts(_Writes):
     def __init__(self, mapper: Mapper[Any]) -> None:
         super().__init__(mapper)
         encrypted = [attribute.encrypted for attribute in self.plan]
-        self._row_bound = any(one.row_bound for one in encrypted)
-        self._is_owner = any(one.path.is_self for one in encrypted)
-        self._tables = {one.column.table for one in encrypted}
+        self._row_bound = any(each.row_bound for each in encrypted)
+        self._is_owner = any(each.path.is_self for each in encrypted)
+        self._tables = {each.column.table for each in encrypted}
         self._elsewhere = {attribute.encrypted.column.table for attribute in self.in_base}
-        self._defaults = [one for one in self.plan if one.encrypted.column.default is not None]
+        self._defaults = [each for each in self.plan if each.encrypted.column.default is not None]
         self._owner_defaults = [
             (attribute, key, column)
             for attribute in self.plan
@@ -143,7 +143,7 @@ class _Updates(_Writes):
         identity_key: Any = state.key  # it has one: the row is in the database
         identity, notes = tuple(identity_key[1]), notes_for(connection)
         # Compared, because `merge` sets the key to what it was.
-        has_new_key = any(one in changed for one in self._key_names) and current_key(state) != identity
+        has_new_key = any(name in changed for name in self._key_names) and current_key(state) != identity
         for attribute in self.plan:
             _encrypt_anew(state, attribute, has_new_key=has_new_key)
             if attribute.key in changed:
@@ -245,9 +245,9 @@ def _make_primary_key(mapper: Mapper[Any], state: InstanceState[Any], instance: 
     for column in mapper.primary_key:
         prop = mapper.get_property_by_column(column)
         # Under joined inheritance the default stands on another of the columns that the property maps.
-        default = next((one for one in prop.columns if getattr(one, "default", None) is not None), None)
-        if state.dict.get(prop.key) is None and default is not None:
-            attributes.set_attribute(instance, prop.key, client_default(default))
+        defaults = [column for column in prop.columns if getattr(column, "default", None) is not None]
+        if state.dict.get(prop.key) is None and defaults:
+            attributes.set_attribute(instance, prop.key, client_default(defaults[0]))
 
 
 def _loaded(state: InstanceState[Any], key: str, attribute: EncryptedAttribute) -> Any:

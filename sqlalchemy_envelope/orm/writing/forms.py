@@ -73,8 +73,9 @@ def beside(statement: Any) -> list[Any]:
     """The columns of other tables that an UPDATE writes, as MySQL and MariaDB allow."""
     target = target_of(statement)
     columns = [key for row in named_by(statement) for key in row if isinstance(key, ColumnClause)]
+    of_tables = [column for column in columns if column.table is not None]
     # An annotated copy has the hash of its original.
-    return [one for one in columns if one.table is not None and hash(table_of(one)) != hash(target)]
+    return [column for column in of_tables if hash(table_of(column)) != hash(target)]
 
 
 def named_by(statement: Any) -> list[Collection[Any]]:
@@ -89,7 +90,7 @@ def named_by(statement: Any) -> list[Collection[Any]]:
 def parts_of(select: Any) -> list[Any]:
     """The SELECTs that a UNION consists of; a SELECT alone is its only part."""
     if isinstance(select, CompoundSelect):
-        return [part for one in select.selects for part in parts_of(one)]
+        return [part for joined in select.selects for part in parts_of(joined)]
     if isinstance(select, SelectStatementGrouping):
         return parts_of(select.element)
     return [select]
@@ -189,10 +190,10 @@ def assigned_by_upsert(statement: Any) -> dict[Any, Any]:
     clause = getattr(statement, "_post_values_clause", None)
     updates = getattr(clause, "update_values_to_set", None) or getattr(clause, "update", None) or {}
     pairs = updates.items() if hasattr(updates, "items") else updates
-    return {named_by_upsert(statement, key): value for key, value in pairs}
+    return {_named_by_upsert(statement, key): value for key, value in pairs}
 
 
-def named_by_upsert(statement: Any, named: Any) -> Any:
+def _named_by_upsert(statement: Any, named: Any) -> Any:
     """The column that an upsert names, or its key. SQLAlchemy takes text that is no key for a name in the
     database, and leaves attributes as they are in MySQL's upserts."""
     if hasattr(named, "__clause_element__"):

@@ -28,12 +28,8 @@ from sqlalchemy_envelope.orm.writing.forms import (
 )
 from sqlalchemy_envelope.orm.writing.marks import is_marked
 from sqlalchemy_envelope.orm.writing.moves import may_move, may_move_beside, unseen_move
-from sqlalchemy_envelope.orm.writing.twins import (
-    refuse_beside,
-    refuse_defaults,
-    refuse_twin,
-    unknown_columns,
-)
+from sqlalchemy_envelope.orm.writing.namesakes import unknown_columns
+from sqlalchemy_envelope.orm.writing.twins import refuse_beside, refuse_defaults, refuse_twin
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -113,13 +109,13 @@ def _check_beside(connection: Connection, statement: Update, options: Mapping[st
     for column in beside(statement):
         table = table_of(column)
         if isinstance(column.type, EncryptedType):
-            raise _two_tables(statement, f"{column}, an encrypted column")
+            raise _two_tables(statement, f"{column}, which is encrypted")
         plan = plan_of_table(table)
         decides = plan is not None and any(
-            deciding.key == column.key for one in plan.columns for deciding in plan.decided_by(one)
+            deciding.key == column.key for each in plan.columns for deciding in plan.decided_by(each)
         )
         if decides or may_move_beside(connection, column, options):
-            raise _two_tables(statement, f"{column}, which decides whose encrypted values are, a column")
+            raise _two_tables(statement, f"{column}, which decides whose key encrypts values")
         if unknown_columns(table):
             refuse_beside(connection, column, options)
             is_twin = True
@@ -128,8 +124,8 @@ def _check_beside(connection: Connection, statement: Update, options: Mapping[st
 
 def _two_tables(statement: Update, written: str) -> StatementRefusedError:
     return StatementRefusedError(
-        f"An UPDATE of {target_of(statement).name} writes {written} of another table; nothing was sent. "
-        "Update each table by a statement of its own."
+        f"An UPDATE of {target_of(statement).name} writes a column of another table, {written}; nothing was "
+        "sent. Update each table by a statement of its own."
     )
 
 

@@ -21,8 +21,8 @@ def not_set(state: InstanceState[Any], path: OwnerPath, column: EncryptedColumn)
     name, columns = state.class_.__name__, set(path.columns)
     keys = {attr.key for attr in state.mapper.column_attrs if columns & set(attr.columns)} or set(path.keys)
     attributes = " and ".join(f"{name}.{key}" for key in sorted(keys))
-    relations = [one.key for one in state.mapper.relationships if set(one.local_columns) == columns]
-    related = [f"{name}.{key}" for key in relations]
+    relations = [one for one in state.mapper.relationships if set(one.local_columns) == columns]
+    related = [f"{name}.{relation.key}" for relation in relations]
     are = "is" if len(keys) == 1 else "are"
     return StatementRefusedError(
         f"{attributes} {are} not set, and {name}.{column.key} is encrypted with the key of its "
@@ -45,10 +45,10 @@ def moved_late(state: InstanceState[Any], keys: Sequence[str], column_key: str) 
     name = state.class_.__name__
     changed, was = " and ".join(f"{name}.{key}" for key in keys), "was" if len(keys) == 1 else "were"
     return StatementRefusedError(
-        f"{changed} {was} changed while the {name} was being flushed, after it had been looked at, as by a "
-        f"`before_update` listener, and {name}.{column_key} would stay encrypted for where it was; nothing "
-        f"was sent. Change it before the flush, or let the listener run first: `event.listen({name}, "
-        "'before_update', ..., insert=True)`."
+        f"{changed} {was} changed while the {name} was being flushed, and too late, as by a `before_update` "
+        f"listener: {name}.{column_key} would stay encrypted for where it was; nothing was sent. Change it "
+        f"before the flush, or let the listener run first: `event.listen({name}, 'before_update', ..., "
+        "insert=True)`."
     )
 
 
@@ -90,4 +90,4 @@ def unnamed_owner(
 
 def names_of(path: OwnerPath) -> str:
     """The classes that an owner may have."""
-    return " or ".join(one.name for one in path.owner_classes)
+    return " or ".join(owner_class.name for owner_class in path.owner_classes)

@@ -18,23 +18,23 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import Insert, Update, inspect, or_, select
+from sqlalchemy import Insert, Update, or_, select
 from sqlalchemy.sql.elements import BindParameter, ClauseElement
 
 from sqlalchemy_envelope.exceptions import StatementRefusedError
 from sqlalchemy_envelope.orm.tables.default_schema import schema_of, schemas_beside
 from sqlalchemy_envelope.orm.tables.key_rows import chunks
 from sqlalchemy_envelope.orm.tables.owner_paths import among
-from sqlalchemy_envelope.orm.tables.python_types import python_type_of
-from sqlalchemy_envelope.orm.writing.answers import answer, is_temporary, keep_answer
+from sqlalchemy_envelope.orm.writing.answers import is_temporary
 from sqlalchemy_envelope.orm.writing.deciders import configure_expected, deciders_in
 from sqlalchemy_envelope.orm.writing.flush_notes import notes_of
 from sqlalchemy_envelope.orm.writing.forms import changed_by, column_key, equalities, table_of
+from sqlalchemy_envelope.orm.writing.stored_columns import stores_values
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    from sqlalchemy import Column, Connection
+    from sqlalchemy import Connection
 
     from sqlalchemy_envelope.orm.writing.deciders import Decider
 
@@ -113,26 +113,7 @@ def _is_here(connection: Connection, target: Any, decider: Decider, options: Opt
         return False
     schema, table = schema_of(connection, target, options), decider.encrypted.table
     schemas = schemas_beside(connection, decider.table, schema, table, options)
-    return any(_stores(connection, decider.encrypted, one) for one in schemas)
-
-
-def _stores(connection: Connection, column: Column[Any], schema: str) -> bool:
-    """Whether a schema has the encrypted column, as a column of bytes. The answer is kept, unless the table
-    is not there yet."""
-    table = column.table.name
-    question = ("values", schema, table, column.name)
-    known = answer(connection, question)
-    if known is not None:
-        return known
-    inspector = inspect(connection)
-    if not inspector.has_table(table, schema=schema):
-        return False
-    is_stored = any(
-        there["name"] == column.name and python_type_of(there["type"]) is bytes
-        for there in inspector.get_columns(table, schema=schema)
-    )
-    keep_answer(connection, question, is_stored)
-    return is_stored
+    return any(stores_values(connection, decider.encrypted, schema) for schema in schemas)
 
 
 def _written(decider: Decider, statement: Any, target: Any, rows: Sequence[Any]) -> dict[str, Any]:
@@ -219,7 +200,7 @@ def _value(name: str, clause: Any, row: Mapping[str, Any]) -> Any:
 def _differ(before: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
     if not new:
         return True
-    return any(isinstance(one, ClauseElement) or one != before[name] for name, one in new.items())
+    return any(isinstance(value, ClauseElement) or value != before[name] for name, value in new.items())
 
 
 def _follows(connection: Connection, decider: Decider, key: Key, new: Mapping[str, Any]) -> bool:
@@ -262,8 +243,8 @@ def _check_hanging(
 def unseen_move(table: Any) -> StatementRefusedError:
     """The error for a statement that changes a deciding column and went past the statement hook."""
     return StatementRefusedError(
-        f"A statement changes what leads from {table.name} to the owner of encrypted values, in a form that "
-        "was not looked at before it was compiled; nothing was sent. Execute `update(...)` by itself, or "
+        f"A statement changes a column of {table.name} that leads to the owner of encrypted values, in a "
+        "form that does not show which rows it moves; nothing was sent. Execute `update(...)` by itself, or "
         "change the objects in a session."
     )
 
@@ -281,8 +262,8 @@ def _refusal(decider: Decider, name: str) -> StatementRefusedError:
     inherits = any(key.references(base) for key in table.primary_key for base in base_key)
     cure = "Change the objects in a session" if inherits else f"Give the rows of {table.name} another parent"
     return StatementRefusedError(
-        f"{what} leads to the owner of encrypted values in {where}, and a statement moves rows that have "
-        f"some: they would stay under the former owner's key. {cure}, or empty {where} and write it anew: "
+        f"{what} leads to the owner of encrypted values in {where}, and a statement moves rows with such "
+        f"values: they would stay under the former owner's key. {cure}, or empty {where} and write it anew: "
         "each in a flush of its own."
     )
 

@@ -79,11 +79,11 @@ def enrolling_row(
         return None
     unwritten: dict[OwnerClass, list[Enrolling]] = session.info.setdefault(_UNWRITTEN, {})
     if owner_class not in unwritten:
-        unwritten[owner_class] = [one for one in waiting.values() if one.owner_class is owner_class]
+        unwritten[owner_class] = [new for new in waiting.values() if new.owner_class is owner_class]
     of_class = unwritten[owner_class]
     if len(waiting) == 1 and len(of_class) <= 1:
         return of_class[0] if of_class else None
-    newcomer = next((one for one in of_class if one.is_row(row, names)), None)
+    newcomer = next((new for new in of_class if new.is_row(row, names)), None)
     if newcomer is not None:
         of_class.remove(newcomer)  # the first, as a rule
     return newcomer
@@ -97,7 +97,7 @@ def enrolling_owner(session: Session | None, owner: OwnerId) -> Enrolling | None
     # Each name is made once. An owner whose row is not written yet has no name.
     named: dict[OwnerId, Enrolling] = session.info.setdefault(_NAMED, {})
     if owner not in named:
-        named.update({name: one for one in waiting.values() if (name := one.owner_id()) is not None})
+        named.update({name: new for new in waiting.values() if (name := new.owner_id()) is not None})
     newcomer = named.get(owner)
     return newcomer if newcomer is not None and newcomer.state in waiting else None
 
@@ -118,10 +118,11 @@ def require_enrolling(state: InstanceState[Any]) -> None:
         return
     name, hint = state.class_.__name__, server_hint(state.session)
     owner_class = owner_class_of(state.mapper.local_table)
-    grants = () if owner_class is None else [one for one in owner_class.grants_of if one.scope is None]
-    if grants:
+    grants = () if owner_class is None else owner_class.grants_of
+    whole = {grant.mapper.class_.__name__ for grant in grants if grant.scope is None}
+    if whole:
         # A group has no secret of its own, as a rule.
-        rows = " or ".join(sorted({one.mapper.class_.__name__ for one in grants}))
+        rows = " or ".join(sorted(whole))
         raise NotEnrolledError(
             f"A new {name} has encrypted values and no keys. While a member-to-be is unlocked, call "
             f"envelope.enroll(session, owner) in place of session.add(owner), and add the {rows} that gives "

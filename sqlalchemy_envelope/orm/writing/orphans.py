@@ -11,6 +11,7 @@ from sqlalchemy.orm import RelationshipDirection
 from sqlalchemy_envelope.exceptions import LockedError, PlaintextRefusedError, StatementRefusedError
 from sqlalchemy_envelope.orm.columns.previous import policy_of_column
 from sqlalchemy_envelope.orm.tables.owner_paths import ChosenPath
+from sqlalchemy_envelope.orm.writing.missing_owner import names_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -33,7 +34,7 @@ def refuse_orphan(state: InstanceState[Any], attribute: EncryptedAttribute) -> N
         return  # it has another of its possible owners
     if not lost or policy_of_column(attribute.encrypted.column) == "both" or not _holds(state, attribute):
         return
-    child, owner = state.class_.__name__, " or ".join(one.name for one in path.owner_classes)
+    child, owner = state.class_.__name__, names_of(path)
     are = "is" if len(lost) == 1 else "are"
     lost_owner = (
         f"{child}.{' and '.join(lost)} {are} set to NULL, and {child}.{attribute.key} is encrypted with the "

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     Row = Mapping[str, Any]
 
 
-def is_made_by_database(column: Column[Any]) -> bool:
+def _is_made_by_database(column: Column[Any]) -> bool:
     """Whether the database makes the value: by a default of its own, or from an SQL expression."""
     made = (column.server_default, column.computed, column.identity)
     return any(source is not None for source in made) or (
@@ -33,7 +33,7 @@ def is_made_by_database(column: Column[Any]) -> bool:
     )
 
 
-def is_expression(value: Any) -> bool:
+def _is_expression(value: Any) -> bool:
     """Whether the database computes a value that a statement gives."""
     return isinstance(value, ClauseElement) and not isinstance(value, (BindParameter, Null))
 
@@ -46,7 +46,7 @@ def why_unknown(path: OwnerPath, given: Mapping[str, Any], *, inserts: bool) -> 
     """
     for column in path.columns:
         value = given.get(column.key)
-        if is_expression(value):
+        if _is_expression(value):
             return f"{column.key} is an SQL expression. Give it a value"
         if isinstance(value, BindParameter):
             rows = ", or give the rows beside the statement: `execute(insert(...), [{...}, ...])`"
@@ -55,7 +55,7 @@ def why_unknown(path: OwnerPath, given: Mapping[str, Any], *, inserts: bool) -> 
                 "none was given, or it stands inside of `values([...])`. Write the value itself in its place"
                 f"{rows if inserts else ''}"
             )
-        if inserts and column.key not in given and is_made_by_database(column):
+        if inserts and column.key not in given and _is_made_by_database(column):
             return f"the database makes {column.key}. Give it a value" + _or_null(path)
     return None
 
@@ -80,18 +80,18 @@ def require_uniform(rows: WrittenRows, given: Sequence[Row]) -> None:
     if len(given) < 2:
         return
     for _, columns in rows.plan.groups:
-        decided_by = {one.key for each in columns for one in rows.plan.decided_by(each)}
+        decided_by = {column.key for each in columns for column in rows.plan.decided_by(each)}
         names = [rows.parameter(key) for key in decided_by if key not in rows.assignments.clauses]
-        names += [] if rows.inserts else [rows.parameter(one.key) for one in columns]
-        left_out = left_out_by_the_first(names, given)
+        names += [] if rows.inserts else [rows.parameter(column.key) for column in columns]
+        left_out = _left_out_by_the_first(names, given)
         if not left_out or (rows.inserts and all(rows.is_empty(row, columns) for row in given)):
             continue
         raise StatementRefusedError(
             f"Rows for {rows.plan.table.name} do not all name {', '.join(sorted(left_out))}, and the "
-            "database gets no column that the first row leaves out: name the same columns in each of them."
+            "database gets no column that the first row leaves out: name the same columns in each row."
         )
 
 
-def left_out_by_the_first(names: Sequence[str], rows: Sequence[Row]) -> Collection[str]:
+def _left_out_by_the_first(names: Sequence[str], rows: Sequence[Row]) -> Collection[str]:
     """The parameters that the first of many rows leaves out and another row has."""
     return {name for name in names if name not in rows[0] and any([name in row for row in rows])}  # noqa: C419

@@ -167,7 +167,7 @@ class OwnerSeek(Names):
         self.require_here(owner_class.mapper)
         connection = self._writes
         key = sole_row(connection, owner_class)
-        if key is None and any(one.makes_keys for one in unlocked_sessions(session)):
+        if key is None and any(unlocked.makes_keys for unlocked in unlocked_sessions(session)):
             key = _make(connection, owner_class)
         if session is not None and key is not None:
             known_in(session)[owner_class, where] = key
@@ -191,7 +191,7 @@ def _make(connection: Connection, owner_class: OwnerClass) -> Values:
             connection.execute(statement)
     except IntegrityError as error:
         raise ConfigurationError(
-            f"There is no {name} yet, and one with default values cannot be made: add it yourself, "
+            f"There is no {name} yet, and none can be made with default values: add it yourself, "
             "`session.add(...)`, before the first encrypted value is written."
         ) from error
     key = sole_row(connection, owner_class, for_update=shows_others_when_locked(connection.dialect))
@@ -208,4 +208,4 @@ def _part(path: OwnerPath, linked: LinkedPath, values: Values) -> Values | None:
     if path is linked:
         return values if all(value is not None for value in values) else None
     assert isinstance(path, ChosenPath)  # noqa: S101 - other paths lead through no rows
-    return next((part for one, part in path.parts(values) if one is linked), None)
+    return next((part for own, part in path.parts(values) if own is linked), None)

@@ -125,7 +125,7 @@ class _Walk:
         if id(select) not in self._unread:
             whole = select if select is not self._root or self._asked is None else self._asked
             _check_dual(whole._raw_columns)
-        names = {one.key: one for one in select.selected_columns if _is_encrypted(one)}
+        names = {output.key: output for output in select.selected_columns if _is_encrypted(output)}
         parts = [
             ("ORDER BY", select._order_by_clauses),
             ("GROUP BY", select._group_by_clauses),
@@ -155,17 +155,18 @@ class _Walk:
     def _compound(self, compound: CompoundSelect[Any]) -> None:
         columns = [list(select.selected_columns) for select in compound.selects]
         for position in zip(*columns, strict=False):
-            labels = {one.type.label if _is_encrypted(one) else None for one in position if not is_null(one)}
+            outputs = [output for output in position if not is_null(output)]
+            labels = {output.type.label if _is_encrypted(output) else None for output in outputs}
             if len(labels) > 1:
                 raise StatementRefusedError(
                     "A UNION mixes columns bound to different labels "
-                    f"({', '.join(sorted(map(str, labels)))}): a value could not be told from one moved "
-                    "there. Pin one label on both: EncryptedType(..., label='...')."
+                    f"({', '.join(sorted(map(str, labels)))}): nothing would distinguish a value from one "
+                    "that was moved there. Pin one label on both: EncryptedType(..., label='...')."
                 )
         if compound.keyword.value != "UNION ALL":  # all others compare rows
             for select in compound.selects:
                 _check_distinct(select, compound.keyword.value)
-        names = {one.key: one for one in columns[0] if _is_encrypted(one)}
+        names = {output.key: output for output in columns[0] if _is_encrypted(output)}
         self._sorted("ORDER BY", compound._order_by_clauses, names)
         for select in compound.selects:
             self.element(select)
@@ -215,15 +216,15 @@ class _Walk:
 def _check_dual(outputs: Sequence[Any]) -> None:
     """Refuse to hand out an encrypted column alone while its values are moved: it is NULL where the previous
     column still has the value."""
-    columns = [one for output in outputs for one in _columns_of(output)]
+    columns = [column for output in outputs for column in _columns_of(output)]
     for column in columns:
         if not (_is_column(column) and is_moving(column)) or policy_of_column(column) == "refuse":
             continue
         previous = previous_of(column)
-        if previous is None or not any(one is previous or _is_same(one, previous) for one in columns):
+        if previous is None or not any(other is previous or _is_same(other, previous) for other in columns):
             raise StatementRefusedError(
-                f"The values of {str(column)!r} are being moved: read alone here, one that is not moved yet "
-                "would be None. Select the object, or the column through a Session and not inside a "
+                f"The values of {str(column)!r} are being moved: read alone here, a value that is not moved "
+                "yet would be None. Select the object, or the column through a Session and not inside a "
                 "subquery, or the previous column beside it."
             )
 
@@ -234,12 +235,12 @@ def _columns_of(output: Any) -> list[Any]:
     while isinstance(output, (Label, Grouping)):
         output = output.element
     if isinstance(output, ClauseList):  # a Bundle
-        return [one for element in output.clauses for one in _columns_of(element)]
+        return [column for element in output.clauses for column in _columns_of(element)]
     return [output] if isinstance(output, ColumnElement) else []
 
 
-def _is_same(one: Any, other: Any) -> bool:
-    return getattr(one, "table", None) is other.table and getattr(one, "key", None) == other.key
+def _is_same(column: Any, other: Any) -> bool:
+    return getattr(column, "table", None) is other.table and getattr(column, "key", None) == other.key
 
 
 def _check_counted(argument: Any) -> None:
@@ -297,8 +298,8 @@ def _check_distinct(select: Any, place: str = "DISTINCT") -> None:
     """Refuse a comparison of whole rows with ciphertext in them. Beside the primary key it is harmless: no
     two rows are equal then."""
     outputs = list(select.selected_columns)
-    encrypted = [one for one in outputs if _is_encrypted(one)]
-    keys = {base for one in outputs if isinstance(one, ColumnClause) for base in one.base_columns}
+    encrypted = [output for output in outputs if _is_encrypted(output)]
+    keys = {base for output in outputs if isinstance(output, ColumnClause) for base in output.base_columns}
     for output in encrypted:
         tables = [getattr(base, "table", None) for base in output.base_columns]
         if not all(isinstance(table, Table) and set(table.primary_key) <= keys for table in tables):

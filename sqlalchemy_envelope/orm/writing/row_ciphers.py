@@ -59,21 +59,21 @@ class RowCiphers:
         """The same while values are moved: without a key, or without a known owner, the values of columns
         with the policy "both" stay in the previous column."""
         try:
-            if any(one.row_bound and not self._rows.is_empty(row, [one]) for one in columns):
+            if any(column.row_bound and not self._rows.is_empty(row, [column]) for column in columns):
                 self._references.of(row)
             return self._of_owner(row, path, self._in_written_scopes(row, columns))
         except (LockedError, NotEnrolledError, StatementRefusedError):
             if not leave_pending(self._rows, row, columns):
                 raise
-        left = [one for one in columns if not self._rows.is_empty(row, [one])]
+        left = [column for column in columns if not self._rows.is_empty(row, [column])]
         return self._of_owner(row, path, left) if left else []
 
     def _in_written_scopes(self, row: Row, columns: Sequence[EncryptedColumn]) -> Sequence[EncryptedColumn]:
         """The columns of the scopes that a row writes: others may hold the keys of the other scopes."""
-        if all([one.scope == columns[0].scope for one in columns]):  # noqa: C419
+        if all([column.scope == columns[0].scope for column in columns]):  # noqa: C419
             return columns
-        scopes = {one.scope for one in columns if not self._rows.is_empty(row, [one])}
-        return [one for one in columns if one.scope in scopes]
+        scopes = {column.scope for column in columns if not self._rows.is_empty(row, [column])}
+        return [column for column in columns if column.scope in scopes]
 
     def _of_owner(self, row: Row, path: OwnerPath, columns: Sequence[EncryptedColumn]) -> list[BoundCipher]:
         rows, inserts_owner = self._rows, path.is_self and self._rows.inserts

@@ -114,9 +114,9 @@ class RowEncryption:
             for row in chunk:
                 self._prepare(row)
         # All owners first: finding them compares plaintext of the row with what objects hold.
-        owned = [one for group in self._groups for one in self._by_owner(chunk, group)]
-        for owners_rows in owned:
-            self._encrypt(batch, owners_rows)
+        by_owner = [owned for group in self._groups for owned in self._by_owner(chunk, group)]
+        for owned in by_owner:
+            self._encrypt(batch, owned)
         return chunk
 
     def _prepare(self, row: dict[str, Any]) -> None:

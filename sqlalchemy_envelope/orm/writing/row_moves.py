@@ -71,7 +71,7 @@ def _check_left(
         return
     values = [rows.value(key, row) for key in path.keys]
     if by_key or not stays(state, path, column.key, values):
-        primary = tuple(one.key for one in table.primary_key)
+        primary = tuple(column.key for column in table.primary_key)
         raise moved_late(state, path.keys if changes_owner else primary, column.key)
 
 

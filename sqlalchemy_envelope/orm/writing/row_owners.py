@@ -55,7 +55,7 @@ class RowOwners:
         for all of these owners at once."""
         self._counted = True
         here = context.unlocked_sessions(self._rows.session)
-        on_demand = [one for one in here if one.on_demand or one.follows]
+        on_demand = [unlocked for unlocked in here if unlocked.on_demand or unlocked.follows]
         for path, columns in self._rows.plan.groups:
             if path.is_self and self._rows.inserts:
                 continue
@@ -97,7 +97,7 @@ class RowOwners:
         self, path: OwnerPath, columns: Sequence[EncryptedColumn], rows: Sequence[Row]
     ) -> set[Values | None]:
         """What those rows say of their owners that have something to encrypt."""
-        names = [self._rows.parameter(one.key) for one in columns]
+        names = [self._rows.parameter(column.key) for column in columns]
         if len(names) == 1:
             (only,) = names
             rows = [row for row in rows if row.get(only) is not None]
@@ -186,7 +186,7 @@ class RowOwners:
         new = self._new_object() if inserts else None
         if new is not None:
             return not_set(new, path, column)
-        makes_keys = any(one.makes_keys for one in context.unlocked_sessions(self._rows.session))
+        makes_keys = any(unlocked.makes_keys for unlocked in context.unlocked_sessions(self._rows.session))
         using = None if self._is_decided(row, path) else ("server" if makes_keys else "unlocked")
         return unnamed_owner(path, column, inserts=inserts, using=using)
 
@@ -196,7 +196,7 @@ class RowOwners:
         if session is None or not session._flushing:
             return None
         states = map(instance_state, session.new)
-        return next((one for one in states if table in one.mapper.tables), None)
+        return next((state for state in states if table in state.mapper.tables), None)
 
     def name(self, owner_class: OwnerClass, key: Values) -> OwnerId:
         """The keyring's name for an owner."""

@@ -83,11 +83,12 @@ class WrittenRows:
 
     def is_empty(self, row: Row, columns: Sequence[EncryptedColumn]) -> bool:
         """Whether a row has no value in these columns."""
-        return all([row.get(self.parameter(one.key)) is None for one in columns])  # noqa: C419
+        return all([row.get(self.parameter(column.key)) is None for column in columns])  # noqa: C419
 
     def first_written(self, row: Row, columns: Sequence[EncryptedColumn]) -> EncryptedColumn:
         """The column that an error about this row names: the first with a value."""
-        return next((one for one in columns if row.get(self.parameter(one.key)) is not None), columns[0])
+        written = (column for column in columns if row.get(self.parameter(column.key)) is not None)
+        return next(written, columns[0])
 
     def identity(self, row: Row) -> tuple[Any, ...]:
         """The primary key by which the statement finds a row: an INSERT names it by column, a flush's UPDATE

@@ -56,7 +56,7 @@ def before_insert(mapper: Mapper[Any], _: Connection, state: InstanceState[Any])
         EnrollmentError: the flush inserts several.
     """
     session = state.session
-    if session is not None and sum(isinstance(one, mapper.class_) for one in session.new) > 1:
+    if session is not None and sum(isinstance(new, mapper.class_) for new in session.new) > 1:
         raise two_at_once(mapper.class_.__name__)
     give_sole_key(state)
 
@@ -107,7 +107,7 @@ def _check_insert(
     there, session = _some_keys(connection, owner_class), session_of(connection)
     if session is not None and session._flushing:
         # A flush inserts before it deletes.
-        deleted = {attributes.instance_state(one).key for one in session.deleted}
+        deleted = {attributes.instance_state(instance).key for instance in session.deleted}
         identity = owner_class.mapper.identity_key_from_primary_key
         there = [key for key in there if identity(key) not in deleted]
     if there and not (len(there) == 1 and _is_upsert_of(there[0], statement, rows[0], owner_class)):

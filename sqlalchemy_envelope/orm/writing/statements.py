@@ -31,12 +31,13 @@ from sqlalchemy_envelope.orm.writing.forms import (
 from sqlalchemy_envelope.orm.writing.gate import check_compiled
 from sqlalchemy_envelope.orm.writing.marks import is_marked, mark, mark_lasting
 from sqlalchemy_envelope.orm.writing.moves import check_moves
+from sqlalchemy_envelope.orm.writing.namesakes import is_twin
 from sqlalchemy_envelope.orm.writing.previous_columns import upsert_previous
 from sqlalchemy_envelope.orm.writing.row_encryption import RowEncryption
 from sqlalchemy_envelope.orm.writing.row_owners import RowOwners
 from sqlalchemy_envelope.orm.writing.rows import WrittenRows
 from sqlalchemy_envelope.orm.writing.sole_owners import check_sole
-from sqlalchemy_envelope.orm.writing.twins import check_twin, is_twin
+from sqlalchemy_envelope.orm.writing.twins import check_twin
 from sqlalchemy_envelope.orm.writing.using_rows import of_owner
 
 if TYPE_CHECKING:

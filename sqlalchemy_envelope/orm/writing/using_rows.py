@@ -41,17 +41,17 @@ def of_owner(
         StatementRefusedError: its own WHERE takes rows of others.
     """
     for path in paths:
-        mine = _belongs(plan, path, owner, statement)
-        if mine is None:
+        belongs = _belongs(plan, path, owner, statement)
+        if belongs is None:
             continue
-        if _takes_others(connection, statement, rows, plan.table, mine):
+        if _takes_others(connection, statement, rows, plan.table, belongs):
             name, where = owner.owner_class.name, plan.table.name
             raise StatementRefusedError(
                 f"`using` names the {name} whose rows an UPDATE of {where} writes, and its WHERE takes rows "
-                f"of others as well, in which nobody could read the values. Let the WHERE take rows of this "
+                "of other owners too: the values could not be read there. Let the WHERE take rows of this "
                 f"{name} alone, or load the objects and change them."
             )
-        statement = statement.where(mine)
+        statement = statement.where(belongs)
     return statement
 
 
@@ -62,31 +62,31 @@ def _belongs(plan: TablePlan, path: OwnerPath, owner: Place, statement: Any) -> 
         return None
     if plan.has(path):
         return path.belongs(_as_in(statement, path.columns), owner.owner_class, owner.primary_key)
-    mine = path.belongs(path.columns, owner.owner_class, owner.primary_key)
+    belongs = path.belongs(path.columns, owner.owner_class, owner.primary_key)
     own, same = _as_in(statement, plan.table.primary_key), key_in_base(plan.table, path)
     only: Any = own[0] if len(own) == 1 else tuple_(*own)
-    belongs: ColumnElement[bool] = only.in_(select(*same).where(mine))
-    return belongs
+    whole: ColumnElement[bool] = only.in_(select(*same).where(belongs))
+    return whole
 
 
 def _as_in(statement: Any, columns: Iterable[Any]) -> list[Any]:
     """These columns as an UPDATE names them: its table may be an alias."""
     source = statement.table
     is_alias = isinstance(source, AliasedReturnsRows)
-    return [source.c[one.key] if is_alias else one for one in columns]
+    return [source.c[column.key] if is_alias else column for column in columns]
 
 
 def _takes_others(
-    connection: Connection, statement: Any, rows: Sequence[Row], table: Table, mine: ColumnElement[bool]
+    connection: Connection, statement: Any, rows: Sequence[Row], table: Table, belongs: ColumnElement[bool]
 ) -> bool:
-    if any(isinstance(one, UpdateBase) for one in elements_in(*statement._where_criteria)):
+    if any(isinstance(element, UpdateBase) for element in elements_in(*statement._where_criteria)):
         return False  # to ask would write; the UPDATE has the condition all the same
     key, own = list(table.primary_key), _as_in(statement, table.primary_key)
     source = statement.table if isinstance(statement.table, AliasedReturnsRows) else table
-    others = or_(mine.is_(None), not_(mine))
+    others = or_(belongs.is_(None), not_(belongs))
     query: Any = select(literal_column("1")).select_from(source).where(others).limit(1)
-    by_key = [tuple(dict(equalities(statement, table, row)).get(one) for one in key) for row in rows]
-    if len(list(conditions(statement))) == len(key) and all([None not in one for one in by_key]):  # noqa: C419
+    by_key = [tuple(dict(equalities(statement, table, row)).get(column) for column in key) for row in rows]
+    if len(list(conditions(statement))) == len(key) and all([None not in pinned for pinned in by_key]):  # noqa: C419
         asked: Iterable[Any] = ((query.where(among(own, keys)), {}) for keys in chunks(by_key))
     else:
         asked = ((query.where(*statement._where_criteria), row) for row in rows)
