@@ -35,7 +35,7 @@ KEPT_IN_INFO = {"session_notes", "context", "attribute_marks", "column_notes", "
 NEVER_CHANGE = {
     "keys.keyring._NONE",
     "keys.keyring._NO_CIPHERS",
-    "migration.migrator._ORDER",
+    "migration.database.record._ORDER",
     "orm.reading.rows._NO_READERS",
 }
 KINDS = r"(?:Weak\w+|dict|set|list|count|ContextVar|lru_cache|R?Lock|local|OrderedDict|Counter|deque)"
