@@ -6,20 +6,20 @@ from weakref import WeakSet
 from sybil import Sybil
 from sybil.parsers.markdown import PythonCodeBlockParser, SkipParser
 
-from sqlalchemy_envelope.orm.current import policy
+from sqlalchemy_envelope.orm.current.policy import ENVELOPES
 
 _others: list[Any] = []
 
 
 def setup(_: dict[str, Any]) -> None:
     """A page is an application of its own: the envelopes that other tests keep are none of its process."""
-    _others.append((policy._live, policy._latest))
-    policy._live, policy._latest = WeakSet(), [None]
+    _others.append(ENVELOPES.policies)
+    ENVELOPES.policies = WeakSet()
 
 
 def teardown(_: dict[str, Any]) -> None:
     """Put them back."""
-    policy._live, policy._latest = _others.pop()
+    ENVELOPES.policies = _others.pop()
 
 
 pytest_collect_file = Sybil(

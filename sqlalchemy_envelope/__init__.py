@@ -50,9 +50,9 @@ from sqlalchemy_envelope.keys.providers import (
 )
 from sqlalchemy_envelope.orm import hooks as _hooks
 from sqlalchemy_envelope.orm.columns.encrypted_type import EncryptedType
+from sqlalchemy_envelope.orm.columns.owner_spec import OneOf, OwnerColumn
 from sqlalchemy_envelope.orm.columns.previous import PreviousColumn
 from sqlalchemy_envelope.orm.columns.sealed import Sealed
-from sqlalchemy_envelope.orm.columns.whose import OneOf, OwnerColumn
 from sqlalchemy_envelope.orm.current.audit import AuditEvent
 from sqlalchemy_envelope.orm.current.providers import CachePolicy
 from sqlalchemy_envelope.orm.reading.binary_results import binary_results

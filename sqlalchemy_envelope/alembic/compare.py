@@ -35,12 +35,12 @@ from sqlalchemy_envelope.alembic.ops import (
     EncryptColumnOp,
     ExpandEncryptedColumnOp,
 )
-from sqlalchemy_envelope.alembic.render import NEW_TABLE, AfterTheirs
+from sqlalchemy_envelope.alembic.render import AfterTheirs
 from sqlalchemy_envelope.exceptions import ConfigurationError
 from sqlalchemy_envelope.migration.database.state import STATE_TABLES
 from sqlalchemy_envelope.migration.database.triggers import Tracked
+from sqlalchemy_envelope.orm.columns.column_notes import note, notes_of
 from sqlalchemy_envelope.orm.columns.encrypted_type import EncryptedType
-from sqlalchemy_envelope.orm.columns.previous import REPLACED_BY
 from sqlalchemy_envelope.orm.columns.stored_value import check_condition, check_name, check_name_of
 from sqlalchemy_envelope.orm.tables.python_types import python_type_of
 
@@ -141,7 +141,7 @@ def _as_of_new_table(item: Any) -> Any:
     if not isinstance(item, Column) or not isinstance(item.type, EncryptedType) or item.type.check is False:
         return item
     marked = sqla_compat._copy(item)
-    marked.info[NEW_TABLE] = check_name_of(item, item.table)
+    note(marked, check_name=check_name_of(item, item.table))
     return marked
 
 
@@ -185,7 +185,7 @@ def _key(name: str, schema: str | None) -> str:
 
 def _is_of_previous(operation: MigrateOperation, table: Table) -> bool:
     """Whether it changes the previous column, or an index on it: both stay as they are until they go."""
-    previous = {column.name for column in table.columns if REPLACED_BY in column.info}
+    previous = {column.name for column in table.columns if notes_of(column).replaced_by is not None}
     if not previous:
         return False
     if isinstance(operation, AlterColumnOp):

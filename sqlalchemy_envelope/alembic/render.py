@@ -14,15 +14,12 @@ from sqlalchemy.types import TypeEngine
 
 from sqlalchemy_envelope.alembic import ops
 from sqlalchemy_envelope.migration.database.triggers import quoter
+from sqlalchemy_envelope.orm.columns.column_notes import notes_of
 from sqlalchemy_envelope.orm.columns.encrypted_type import EncryptedType
-from sqlalchemy_envelope.orm.columns.previous import REPLACED_BY
 from sqlalchemy_envelope.orm.columns.stored_value import check_condition
 
 _DIALECTS: tuple[str | tuple[str, ...], ...] = ("sqlite", "postgresql", ("mysql", "mariadb"))
 """The databases with a CHECK, those of one spelling together."""
-
-NEW_TABLE = "sqlalchemy_envelope.new_table"
-"""In `Column.info` of a column that is written with its CHECK, in a CREATE TABLE: the name of that."""
 
 
 def render_item(kind: str, item: Any, autogen_context: AutogenContext) -> str | Literal[False]:
@@ -36,10 +33,11 @@ def render_item(kind: str, item: Any, autogen_context: AutogenContext) -> str | 
         return f"{_prefix(autogen_context)}LargeBinary()"
     if kind != "column" or not isinstance(item, Column):
         return False
-    if NEW_TABLE in item.info:
+    notes = notes_of(item)
+    if notes.check_name is not None:
         column = _column(item, item.type, autogen_context)
-        return ",\n".join([column, *_checks(item.name, item.info[NEW_TABLE], autogen_context)])
-    if REPLACED_BY in item.info:
+        return ",\n".join([column, *_checks(item.name, notes.check_name, autogen_context)])
+    if notes.replaced_by is not None:
         type_ = stored_type(item.type)
         if type_ is not item.type:
             return _column(item, type_, autogen_context)

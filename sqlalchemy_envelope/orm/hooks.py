@@ -14,9 +14,10 @@ from sqlalchemy.orm import FromStatement, Mapper, Session
 
 from sqlalchemy_envelope.crypto.frames import empty_frames, emptying
 from sqlalchemy_envelope.orm.columns import leaving
+from sqlalchemy_envelope.orm.columns.attribute_marks import forget, on_pickle
 from sqlalchemy_envelope.orm.columns.checks import check_mapper, declare_column
+from sqlalchemy_envelope.orm.columns.dual_attributes import dual_attributes, map_previous
 from sqlalchemy_envelope.orm.columns.plans import note_mapper, plan_of_table
-from sqlalchemy_envelope.orm.columns.state import forget
 from sqlalchemy_envelope.orm.current import context, sole_rows
 from sqlalchemy_envelope.orm.current.locks import takes_locks
 from sqlalchemy_envelope.orm.reading import (
@@ -48,8 +49,6 @@ from sqlalchemy_envelope.orm.writing import (
 )
 from sqlalchemy_envelope.orm.writing.plain import is_plain
 
-_installed = False
-
 
 def register() -> None:
     """Listen for declarations; everything else follows from them."""
@@ -66,10 +65,8 @@ def _on_column(column: Column[Any], table: Any) -> None:
 
 
 def _install() -> None:
-    global _installed
-    if _installed:
+    if event.contains(Engine, "engine_connect", echo.on_connect):
         return
-    _installed = True
     event.listen(Engine, "engine_connect", echo.on_connect)
     event.listen(Engine, "before_execute", _before_execute, retval=True)
     event.listen(Engine, "before_cursor_execute", _before_cursor_execute, retval=True)
@@ -232,7 +229,7 @@ def _on_mapper_constructed(mapper: Mapper[Any], cls: type[Any]) -> None:
         event.listen(mapper, "before_insert", sole_owners.before_insert, raw=True, propagate=True)
     note_mapper(mapper)
     deciders.expect(mapper)
-    two_columns.map_previous(mapper)
+    map_previous(mapper)
 
 
 def _on_mapper_configured(mapper: Mapper[Any], cls: type[Any]) -> None:
@@ -247,7 +244,7 @@ def _on_mapper_configured(mapper: Mapper[Any], cls: type[Any]) -> None:
         object_copies.make_carrying(mapper.get_property(attribute.key))
     deciders.watch(mapper, plan)
     listener = objects.load_listener(mapper)
-    duals = two_columns.dual_attributes(mapper)
+    duals = dual_attributes(mapper)
     # insert: ahead of Mutable's own listener, which must not meet a Sealed. raw: an
     # object may be dead already.
     if duals:
@@ -256,7 +253,7 @@ def _on_mapper_configured(mapper: Mapper[Any], cls: type[Any]) -> None:
     # Where there is a previous column, one that was left out may have to be read after all.
     event.listen(cls, "refresh", listener, insert=True, raw=True, restore_load_context=bool(duals))
     event.listen(cls, "expire", forget, raw=True)
-    event.listen(cls, "pickle", leaving.on_pickle, raw=True)
+    event.listen(cls, "pickle", on_pickle, raw=True)
     if duals:
         event.listen(cls, "expire", two_columns.expire_listener(duals), raw=True)
     event.listen(mapper, "before_insert", emptying(flushes.insert_listener(mapper)), raw=True)

@@ -25,7 +25,7 @@ from sqlalchemy.orm import Session
 from examples import server_keys_app as example
 from examples.server_keys_app import Note, User, create_app
 from sqlalchemy_envelope import ConfigurationError, LockedError, ServerKeyring
-from sqlalchemy_envelope.orm.current.context import PROCESS
+from sqlalchemy_envelope.orm.current.context import NOTHING
 
 USERS = 40
 KEYS = example.Base.metadata.tables["users_key"]
@@ -208,7 +208,7 @@ async def test_after_a_restart_with_a_new_key_first(
     with serve(create_app(*databases)) as address:
         async with httpx.AsyncClient(base_url=address, timeout=30) as client:
             await client.post("/users", json={"email": "ada", "notes": ["old"]})
-    assert PROCESS[0] is None
+    assert NOTHING.server is None
     engine = create_engine(databases[0])
     with Session(engine) as session:
         note = session.scalars(select(Note)).one()

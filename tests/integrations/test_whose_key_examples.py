@@ -80,8 +80,8 @@ def test_the_application_does_the_same(engine: Engine, monkeypatch: pytest.Monke
             assert client.put("/integrations/other", json=given).status_code == 404
             answer = client.get("/integrations").json()
     finally:
-        if context.PROCESS[0] is not None:
-            context.PROCESS[0].stop()  # type: ignore[attr-defined]
+        if context.NOTHING.server is not None:
+            context.NOTHING.server.stop()  # type: ignore[attr-defined]
     with engine.connect() as connection:
         rows = connection.execute(text("SELECT token, webhook_secret FROM integrations")).all()
     stored = [one.encode() if isinstance(one, str) else bytes(one) for row in rows for one in row]

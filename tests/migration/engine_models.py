@@ -26,7 +26,7 @@ from sqlalchemy_envelope import (
 )
 from sqlalchemy_envelope.migration.migrator import Migrator
 from sqlalchemy_envelope.migration.running.runner import Pace
-from sqlalchemy_envelope.orm.columns.previous import PREVIOUS
+from sqlalchemy_envelope.orm.columns.column_notes import notes_of
 
 SECRET = "correct horse battery staple"
 SERVER_KEY = b"k" * 32
@@ -213,7 +213,7 @@ def old_tables(base: Any) -> sa.MetaData:
     """The tables as they were before: without the encrypted columns."""
     before = sa.MetaData()
     for table in base.metadata.sorted_tables:
-        moving = [one for one in table.columns if PREVIOUS in one.info]
+        moving = [one for one in table.columns if notes_of(one).previous is not None]
         if not moving:
             table.to_metadata(before)
             continue

@@ -115,7 +115,7 @@ PROFILE = KdfProfile.unsafe_for_tests()
 def test_two_envelopes_and_no_say_which(sqlite_engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     """A flush goes by one of the two, be it the other database's: members are added and removed, as it needs
     no key for that."""
-    monkeypatch.setattr(policy, "_live", WeakSet())
+    monkeypatch.setattr(policy.ENVELOPES, "policies", WeakSet())
     mine = Envelope(kdf_profile=PROFILE)
     sharing.Base.metadata.create_all(sqlite_engine)
     with Session(sqlite_engine) as session:

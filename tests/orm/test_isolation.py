@@ -606,7 +606,7 @@ def test_nested_unlocks_left_in_any_order(
             assert all(look_anew(ada_and_ben, 1 + one) != "open" for one in {0, 1, 2} - still_open)
 
         require_clean_context()
-        assert context.BOUND not in session.info
+        assert context.bound_to(session) is None
 
 
 def test_two_sessions_bound_to_two_users_in_one_thread(ada_and_ben: sa.Engine) -> None:

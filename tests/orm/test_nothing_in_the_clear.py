@@ -76,6 +76,7 @@ from sqlalchemy_envelope.keys.providers import ServerKeyring
 from sqlalchemy_envelope.keys.row_seals import RowSeals
 from sqlalchemy_envelope.keys.slots import ProviderKek
 from sqlalchemy_envelope.orm.columns.sealed import CIPHERTEXT
+from sqlalchemy_envelope.orm.current.context import bound_to
 from sqlalchemy_envelope.orm.verbs.steps import Derivation
 from tests.conftest import LogCapture
 from tests.prepared import tables_of
@@ -499,7 +500,7 @@ def _write(session: Session, form: str, values: dict[str, Any]) -> None:
     elif form == "many":
         session.execute(insert(Everything), [{"owner_id": 1}, {"owner_id": 1, **values}])
     elif form == "update":
-        bound = getattr(session, "info", {}).get("sqlalchemy_envelope.unlocked")
+        bound = bound_to(session) if hasattr(session, "info") else None
         with bound.using(session.get_one(Owner, 1)) if bound else nullcontext():
             # A row-bound value needs its row named, which an UPDATE of many does not.
             values = {key: value for key, value in values.items() if key != "in_row" or len(values) == 1}
@@ -674,7 +675,7 @@ def data_key(keyring: Keyring) -> OpenedKey:
 
 def test_what_decryption_finds_is_not_told(unlocked: Session, needles: Needles) -> None:
     """A value that authenticates and cannot be decoded: the plaintext is in no error."""
-    keyring: Keyring = unlocked.info["sqlalchemy_envelope.unlocked"]._keyring
+    keyring: Keyring = bound_to(unlocked)._keyring
     opened = data_key(keyring)
     for name in ("as_json", "as_int", "as_decimal", "as_date", "as_enum", "as_uuid", "as_bool", "as_float"):
         field = Everything.__table__.c[name].type.field
@@ -693,7 +694,7 @@ def test_what_decryption_finds_is_not_told(unlocked: Session, needles: Needles) 
 
 
 def _objects(session: Session) -> dict[str, Any]:
-    unlocked = session.info["sqlalchemy_envelope.unlocked"]
+    unlocked = bound_to(session)
     keyring: Keyring = unlocked._keyring
     opened = data_key(keyring)
     type_ = Everything.__table__.c.as_str.type
@@ -791,7 +792,7 @@ def test_a_locked_object_pickles_without_plaintext(unlocked: Session, needles: N
     unlocked.commit()
     row = unlocked.get_one(Everything, uuid.UUID(int=7))
     assert row.as_str == VALUES["as_str"]
-    unlocked.info["sqlalchemy_envelope.unlocked"].lock()
+    bound_to(unlocked).lock()
 
     assert needles.in_bytes(pickle.dumps(row)) == []
     assert needles.in_text(repr(vars(row)) + repr(row)) == []

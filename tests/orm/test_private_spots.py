@@ -37,6 +37,7 @@ from sqlalchemy_envelope.orm.columns.stored_value import EncryptedCheck
 from sqlalchemy_envelope.orm.current import locks
 from sqlalchemy_envelope.orm.reading import echo, objects, results, selected_columns, statement_plan
 from sqlalchemy_envelope.orm.tables.databases import database_name
+from sqlalchemy_envelope.orm.tables.session_notes import page_of
 from sqlalchemy_envelope.orm.writing import copies, forms, marks, object_copies, refusals, statements
 from sqlalchemy_envelope.orm.writing.rows import WrittenRows
 from tests.orm.conftest import Started
@@ -823,7 +824,7 @@ def test_what_an_option_says_of_its_expression(lite: Started) -> None:
     assert element.strategy == (("query_expression", True),)
     assert [one.type.label for one in element._extra_criteria] == ["notes.body"]
     leaving.note_expressions(lite.session, [option])
-    assert {(Counted, "chosen")} == lite.session.info[leaving._EXPRESSIONS]
+    assert {(Counted, "chosen")} == page_of(lite.session, leaving.SeenPlaintext).expressions
 
 
 # Types

@@ -11,7 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlalchemy.orm import Session
 
 from sqlalchemy_envelope import Envelope, LockedError, ServerKeyring, ServerSession
-from sqlalchemy_envelope.orm.current.context import PROCESS
+from sqlalchemy_envelope.orm.current.context import NOTHING
 from sqlalchemy_envelope.orm.tables.connections import session_of
 from tests.orm.models import Base, Note, User, statements_sent
 
@@ -26,7 +26,7 @@ def started() -> ServerSession:
 
 def stop() -> None:
     """Server mode ends for the process, if it is on."""
-    server: Any = PROCESS[0]
+    server: Any = NOTHING.server
     if server is not None:
         server.stop()
 

@@ -47,7 +47,7 @@ from sqlalchemy_envelope import (
     SessionLeftError,
     enforce_foreign_keys,
 )
-from sqlalchemy_envelope.orm.current.context import PROCESS
+from sqlalchemy_envelope.orm.current.context import NOTHING
 from sqlalchemy_envelope.orm.current.names import Names
 from sqlalchemy_envelope.orm.tables.owners import require_owner_class
 from tests.orm import models
@@ -199,7 +199,7 @@ def lite(sqlite_engine: Engine) -> Serving:
 def everywhere() -> Iterator[Callable[[ServerSession], ServerSession]]:
     """Turns server mode on for the process, and off when the test ends."""
     yield lambda server: server.everywhere()
-    serving = PROCESS[0]
+    serving = NOTHING.server
     if isinstance(serving, ServerSession):
         serving.stop()
 
@@ -360,7 +360,7 @@ def test_stop_locks_the_process(
         assert session.scalars(select(Note)).one().body == "hello"
     server.stop()
 
-    assert PROCESS[0] is None
+    assert NOTHING.server is None
     assert len(server.keyring) == 0
     with Session(serving.engine) as session:
         note = session.scalars(select(Note)).one()
@@ -781,8 +781,8 @@ def test_keys_of_a_transaction_that_is_rolled_back_are_used_by_nobody_else(
         done.wait(0.2)  # it writes now, or waits for this transaction; either will do
         session.rollback()
         assert waiting.result(WAIT) == "kept"
-    assert PROCESS[0] is not None
-    PROCESS[0].stop()  # type: ignore[attr-defined]
+    assert NOTHING.server is not None
+    NOTHING.server.stop()  # type: ignore[attr-defined]
 
     assert serving.bodies(bare) == ["kept"]
 
@@ -802,8 +802,8 @@ def test_an_owner_that_was_deleted_and_made_again_elsewhere_gets_new_keys(
             elsewhere.execute(sa.insert(users).values(id=bare, email="again"))  # type: ignore[arg-type]
         session.add(Note(user_id=bare, body="after"))
         session.commit()
-    assert PROCESS[0] is not None
-    PROCESS[0].stop()  # type: ignore[attr-defined]
+    assert NOTHING.server is not None
+    NOTHING.server.stop()  # type: ignore[attr-defined]
 
     assert serving.bodies(bare) == ["after"]
 
@@ -830,8 +830,8 @@ def test_two_requests_enroll_the_same_owner_at_once(
 
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(write, range(4)))
-    assert PROCESS[0] is not None
-    PROCESS[0].stop()  # type: ignore[attr-defined]
+    assert NOTHING.server is not None
+    NOTHING.server.stop()  # type: ignore[attr-defined]
 
     assert sorted(serving.bodies(bare), key=str) == [f"note {n}" for n in range(4)]
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from sqlalchemy_envelope.crypto.aead import ValueCipher
     from sqlalchemy_envelope.migration.database.columns import MigratingColumn
     from sqlalchemy_envelope.migration.jobs.owner_ciphers import OwnerCiphers
-    from sqlalchemy_envelope.orm.columns.codecs import Codec
+    from sqlalchemy_envelope.orm.columns.codec import Codec
     from sqlalchemy_envelope.orm.tables.keyset import Position
 
 

@@ -9,9 +9,8 @@ import json
 import math
 import struct
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
 from decimal import Context, Decimal
 from typing import Any, NoReturn, Protocol
 
@@ -19,36 +18,17 @@ from sqlalchemy import types as sa
 from sqlalchemy.engine.default import DefaultDialect
 
 from sqlalchemy_envelope.exceptions import ConfigurationError
+from sqlalchemy_envelope.orm.columns.codec import Codec, canonical, refused
+from sqlalchemy_envelope.orm.columns.list_codec import list_codec
 from sqlalchemy_envelope.orm.tables.python_types import python_type_of
 
 _NEUTRAL = DefaultDialect()
 """The dialect that a `TypeDecorator` is asked with, whatever the database: its answers decide the bytes."""
 _DOUBLE = struct.Struct(">d")
-_COUNT = struct.Struct(">I")
 _MICROSECOND = dt.timedelta(microseconds=1)
 _CANONICAL_NAN = bytes.fromhex("7ff8000000000000")
 _SPELLING = Context(capitals=1)
 """How a Decimal is written: `str` would ask the context of the thread, which may want small letters."""
-
-
-@dataclass(frozen=True)
-class Codec:
-    """How one type's values become bytes. What `encode` and `decode` raise may hold the value
-    and never leaves `orm`.
-
-    Attributes:
-        convert: what a `TypeDecorator` makes of a value before it is encoded, and of None, which is stored as
-            NULL if it stays None; None without a conversion.
-        encode_converted: the bytes of a value that was converted.
-        read_null: what a `TypeDecorator` makes of NULL; None without a conversion.
-    """
-
-    tag: str
-    encode: Callable[[Any], bytes]
-    decode: Callable[[bytes], Any]
-    convert: Callable[[Any], Any] | None = None
-    encode_converted: Callable[[Any], bytes] | None = None
-    read_null: Callable[[], Any] | None = None
 
 
 class _Converts(Protocol):
@@ -201,31 +181,15 @@ def check_null(inner: sa.TypeEngine[Any]) -> None:
         )
 
 
-def _refuse(value: object, wanted: str) -> TypeError:
-    return TypeError(f"expected {wanted}, not {type(value).__name__}")
-
-
-def _canonical(encode: Callable[[Any], bytes], decode: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
-    """`decode`, for bytes that `encode` makes: Python's parsers read many spellings of one value."""
-
-    def strict(data: bytes) -> Any:
-        value = decode(data)
-        if encode(value) != data:
-            raise ValueError("not the canonical bytes of this value")
-        return value
-
-    return strict
-
-
 def _encode_bytes(value: Any) -> bytes:
     if not isinstance(value, (bytes, bytearray, memoryview)):
-        raise _refuse(value, "bytes")
+        raise refused(value, "bytes")
     return bytes(value)
 
 
 def _encode_int(value: Any) -> bytes:
     if not isinstance(value, int) or isinstance(value, bool):
-        raise _refuse(value, "int")
+        raise refused(value, "int")
     # For a negative number the bits of ~value are those that must fit beside the sign.
     bits = (value if value >= 0 else ~value).bit_length()
     return value.to_bytes(bits // 8 + 1, "big", signed=True)
@@ -242,7 +206,7 @@ def _decode_int(data: bytes) -> int:
 
 def _encode_float(value: Any) -> bytes:
     if not isinstance(value, (float, int)) or isinstance(value, bool):
-        raise _refuse(value, "float")
+        raise refused(value, "float")
     return _CANONICAL_NAN if math.isnan(value) else _DOUBLE.pack(value)
 
 
@@ -257,7 +221,7 @@ def _encode_decimal(value: Any) -> bytes:
     if isinstance(value, int) and not isinstance(value, bool):
         value = Decimal(value)
     if not isinstance(value, Decimal) or value.is_snan():
-        raise _refuse(value, "Decimal")
+        raise refused(value, "Decimal")
     return _SPELLING.to_sci_string(value).encode("ascii")
 
 
@@ -267,7 +231,7 @@ def _decode_decimal(data: bytes) -> Decimal:
 
 def _encode_bool(value: Any) -> bytes:
     if not isinstance(value, bool):
-        raise _refuse(value, "bool")
+        raise refused(value, "bool")
     return b"\1" if value else b"\0"
 
 
@@ -277,7 +241,7 @@ def _decode_bool(data: bytes) -> bool:
 
 def _encode_date(value: Any) -> bytes:
     if not isinstance(value, dt.date) or isinstance(value, dt.datetime):
-        raise _refuse(value, "date")
+        raise refused(value, "date")
     return value.isoformat().encode("ascii")
 
 
@@ -287,7 +251,7 @@ def _decode_date(data: bytes) -> dt.date:
 
 def _encode_timedelta(value: Any) -> bytes:
     if not isinstance(value, dt.timedelta):
-        raise _refuse(value, "timedelta")
+        raise refused(value, "timedelta")
     return _encode_int(value // _MICROSECOND)
 
 
@@ -300,13 +264,13 @@ def _time(inner: sa.Time) -> Codec:
 
     def encode(value: Any) -> bytes:
         if not isinstance(value, dt.time) or (value.utcoffset() is not None) is not aware:
-            raise _refuse(value, "time with a zone" if aware else "time without a zone")
+            raise refused(value, "time with a zone" if aware else "time without a zone")
         return value.isoformat(timespec="microseconds").encode("ascii")
 
     def decode(data: bytes) -> dt.time:
         return dt.time.fromisoformat(data.decode("ascii"))
 
-    return Codec("timetz" if aware else "time", encode, _canonical(encode, decode))
+    return Codec("timetz" if aware else "time", encode, canonical(encode, decode))
 
 
 def _datetime(inner: sa.DateTime) -> Codec:
@@ -314,14 +278,14 @@ def _datetime(inner: sa.DateTime) -> Codec:
 
     def encode(value: Any) -> bytes:
         if not isinstance(value, dt.datetime) or (value.utcoffset() is not None) is not aware:
-            raise _refuse(value, "datetime with a zone" if aware else "datetime without a zone")
+            raise refused(value, "datetime with a zone" if aware else "datetime without a zone")
         moment = value.astimezone(dt.UTC) if aware else value
         return moment.isoformat(timespec="microseconds").encode("ascii")
 
     def decode(data: bytes) -> dt.datetime:
         return dt.datetime.fromisoformat(data.decode("ascii"))
 
-    return Codec("datetimetz" if aware else "datetime", encode, _canonical(encode, decode))
+    return Codec("datetimetz" if aware else "datetime", encode, canonical(encode, decode))
 
 
 def _uuid(inner: sa.Uuid[Any]) -> Codec:
@@ -330,7 +294,7 @@ def _uuid(inner: sa.Uuid[Any]) -> Codec:
 
     def encode(value: Any) -> bytes:
         if not isinstance(value, uuid.UUID):
-            raise _refuse(value, "UUID")
+            raise refused(value, "UUID")
         return value.bytes
 
     return Codec("uuid", encode, lambda data: uuid.UUID(bytes=data))
@@ -350,7 +314,7 @@ def _enum(inner: sa.Enum) -> Codec:
         name = bind(result(name))
         return name.encode("utf-8")
 
-    return Codec("enum", encode, _canonical(encode, lambda data: result(data.decode("utf-8"))))
+    return Codec("enum", encode, canonical(encode, lambda data: result(data.decode("utf-8"))))
 
 
 def _encode_json(value: Any) -> bytes:
@@ -367,80 +331,9 @@ def _no_constant(name: str) -> NoReturn:
     raise ValueError("JSON has no NaN and no infinity")
 
 
-MAX_LIST_DEPTH = 8
-"""Most lists inside each other. PostgreSQL has six dimensions."""
-
-
-def _array(inner: sa.ARRAY[Any]) -> Codec:
-    item = codec_for(inner.item_type)
-    flat = inner.dimensions == 1
-    collect: Callable[[list[Any]], Any] = tuple if inner.as_tuple else list
-    encode_item, convert, read_null = item.encode_converted or item.encode, item.convert, item.read_null
-    # What a user's conversion makes of an item says nothing about what it was made from.
-    reversible = convert is None and read_null is None
-
-    def encode(value: Any, depth: int = 1) -> bytes:
-        if not isinstance(value, Sequence) or isinstance(value, (str, bytes, bytearray, memoryview)):
-            raise _refuse(value, "list")
-        if depth > MAX_LIST_DEPTH:
-            raise ValueError("too many lists inside each other")
-        parts = [_COUNT.pack(len(value))]
-        for one in value:
-            nested = not flat and isinstance(one, (list, tuple))
-            given = one if nested or convert is None else convert(one)
-            if given is None or (given is sa.JSON.NULL and item.tag == "json"):
-                parts.append(b"\0")
-                continue
-            data = encode(given, depth + 1) if nested else encode_item(given)
-            parts += (b"\2" if nested else b"\1", _COUNT.pack(len(data)), data)
-        return b"".join(parts)
-
-    def read(view: memoryview, position: int, end: int, depth: int) -> Any:
-        """The list between two places: only items are copied, whatever the depth."""
-        if depth > MAX_LIST_DEPTH:
-            raise ValueError("too many lists inside each other")
-        count, position = _read_count(view, position, end)
-        values: list[Any] = []
-        for _ in range(count):
-            if position == end:
-                raise ValueError("fewer items than were counted")
-            kind, position = view[position], position + 1
-            if kind == 0:
-                values.append(None if read_null is None else read_null())
-                continue
-            if kind > 2 or (kind == 2 and flat):
-                raise ValueError("no such kind of list item")
-            size, position = _read_count(view, position, end)
-            if size > end - position:
-                raise ValueError("a list item is cut short")
-            if kind == 2:
-                values.append(read(view, position, position + size, depth + 1))
-            else:
-                values.append(read_item(view[position : position + size].tobytes()))
-            position += size
-        if position != end:
-            raise ValueError("bytes follow the last item")
-        return collect(values)
-
-    def read_item(data: bytes) -> Any:
-        one = item.decode(data)
-        if reversible and (one is None or (not flat and isinstance(one, (list, tuple)))):
-            raise ValueError("not the canonical bytes of this item")
-        return one
-
-    return Codec(f"list:{item.tag}", encode, lambda data: read(memoryview(data), 0, len(data), 1))
-
-
-def _read_count(view: memoryview, position: int, end: int) -> tuple[int, int]:
-    """A number of four bytes, and the place after it."""
-    if end - position < _COUNT.size:
-        raise ValueError("a list is cut short")
-    return _COUNT.unpack_from(view, position)[0], position + _COUNT.size
-
-
 def _numeric(inner: sa.Numeric[Any]) -> Codec:
     if inner.asdecimal:
-        return Codec("decimal", _encode_decimal, _canonical(_encode_decimal, _decode_decimal))
+        return Codec("decimal", _encode_decimal, canonical(_encode_decimal, _decode_decimal))
     return Codec("float", _encode_float, _decode_float)
 
 
@@ -458,10 +351,10 @@ _CODECS: list[tuple[Any, Callable[[Any], Codec]]] = [
     (sa.Integer, _fixed("int", _encode_int, _decode_int)),
     ((sa.Numeric, sa.Float), _numeric),
     (sa.DateTime, _datetime),
-    (sa.Date, _fixed("date", _encode_date, _canonical(_encode_date, _decode_date))),
+    (sa.Date, _fixed("date", _encode_date, canonical(_encode_date, _decode_date))),
     (sa.Time, _time),
     (sa.Uuid, _uuid),
     ((sa.LargeBinary, sa.BINARY, sa.VARBINARY), _fixed("bytes", _encode_bytes, bytes)),
-    (sa.ARRAY, _array),
+    (sa.ARRAY, lambda inner: list_codec(inner, codec_for(inner.item_type))),
     (sa.String, _fixed("str", str.encode, bytes.decode)),
 ]

@@ -20,11 +20,12 @@ from sqlalchemy.types import TypeDecorator, TypeEngine, to_instance
 from sqlalchemy_envelope.crypto.aead import Field
 from sqlalchemy_envelope.crypto.frames import emptying
 from sqlalchemy_envelope.exceptions import ConfigurationError, StatementRefusedError
-from sqlalchemy_envelope.orm.columns.codecs import Codec, check_null
+from sqlalchemy_envelope.orm.columns.codec import Codec
+from sqlalchemy_envelope.orm.columns.codecs import check_null
 from sqlalchemy_envelope.orm.columns.format import ColumnFormat
+from sqlalchemy_envelope.orm.columns.owner_spec import OwnerSpec, check_spec
 from sqlalchemy_envelope.orm.columns.previous import PreviousColumn, previous_of
 from sqlalchemy_envelope.orm.columns.sealed import CIPHERTEXT, Sealed
-from sqlalchemy_envelope.orm.columns.whose import OwnerSpec, check_spec
 
 _BYTES = (bytes, bytearray, memoryview)
 _PASSED_BY = "its row was not looked at when it was fetched. Read it through SQLAlchemy's own result"

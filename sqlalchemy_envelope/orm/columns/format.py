@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy_envelope.crypto.aead import Field
 from sqlalchemy_envelope.exceptions import ConfigurationError, FormatError
-from sqlalchemy_envelope.orm.columns.codecs import Codec, codec_for
+from sqlalchemy_envelope.orm.columns.codec import Codec
+from sqlalchemy_envelope.orm.columns.codecs import codec_for
 
 if TYPE_CHECKING:
     from sqlalchemy.types import TypeEngine

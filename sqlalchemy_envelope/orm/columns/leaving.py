@@ -8,7 +8,7 @@ expired: expressions, and dictionaries whose keys did.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import repeat
 from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
@@ -17,17 +17,24 @@ from sqlalchemy.orm import attributes
 
 from sqlalchemy_envelope.crypto.aead import NO_ROW, Batch, row_tail, row_tails
 from sqlalchemy_envelope.crypto.context import encode_reference
+from sqlalchemy_envelope.orm.columns.attribute_marks import (
+    Mark,
+    has_from_previous,
+    is_from_previous,
+    marks_of,
+)
 from sqlalchemy_envelope.orm.columns.encrypted_type import format_in
 from sqlalchemy_envelope.orm.columns.plans import plan_of_mapper
 from sqlalchemy_envelope.orm.columns.previous import policy_of_column, previous_of
 from sqlalchemy_envelope.orm.columns.sealed import Sealed
-from sqlalchemy_envelope.orm.columns.state import FROM_PREVIOUS, SEALED, WIPED, owner_of_row, waits
+from sqlalchemy_envelope.orm.columns.state import owner_of_row, waits
 from sqlalchemy_envelope.orm.current.context import note_left
 from sqlalchemy_envelope.orm.current.names import Names
 from sqlalchemy_envelope.orm.tables.records import records_of_mapper
+from sqlalchemy_envelope.orm.tables.session_notes import page_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable
+    from collections.abc import Callable, Iterable
 
     from sqlalchemy.orm import InstanceState, Mapper, Session
 
@@ -41,8 +48,19 @@ _CHUNK = 256
 """Objects that are closed at a time: until a chunk is encrypted, it is held twice."""
 _ABSENT: Any = object()
 _DERIVED = "derived_attributes"
-_EXPRESSIONS = "sqlalchemy_envelope.expressions"
-_DELETED = "sqlalchemy_envelope.deleted"
+
+
+@dataclass(slots=True)
+class SeenPlaintext:
+    """A page of `SessionNotes`: where plaintext may be that the identity map and the mappers do not tell of.
+
+    Attributes:
+        deleted: objects whose deletion was flushed.
+        expressions: the attributes that `with_expression` filled from an encrypted column, by class.
+    """
+
+    deleted: WeakSet[InstanceState[Any]] = field(default_factory=WeakSet)
+    expressions: set[tuple[type, str]] = field(default_factory=set)
 
 
 def note_deleted(session: Session, instance: object) -> None:
@@ -50,7 +68,7 @@ def note_deleted(session: Session, instance: object) -> None:
     with a rollback."""
     state: InstanceState[Any] = attributes.instance_state(instance)
     if plan_of_mapper(state.mapper) or derived_attributes(state.mapper)[0]:
-        session.info.setdefault(_DELETED, WeakSet()).add(state)
+        page_of(session, SeenPlaintext).deleted.add(state)
 
 
 def note_expressions(session: Session, options: Iterable[Any]) -> None:
@@ -62,7 +80,7 @@ def note_expressions(session: Session, options: Iterable[Any]) -> None:
             criteria = element._extra_criteria if fills else ()
             if any(format_in(one.type) for one in criteria):
                 prop = element.path.path[-1]
-                session.info.setdefault(_EXPRESSIONS, set()).add((prop.parent.class_, prop.key))
+                page_of(session, SeenPlaintext).expressions.add((prop.parent.class_, prop.key))
 
 
 def forget_plaintext(
@@ -76,7 +94,7 @@ def forget_plaintext(
     note_left(session)
     failed: BaseException | None = None
     leaving = _Leaving(session, stays_open, writer)
-    states = [*session.identity_map.all_states(), *session.info.get(_DELETED, ())]
+    states = [*session.identity_map.all_states(), *page_of(session, SeenPlaintext).deleted]
     for step in (leaving.close, leaving.drop_dictionaries):
         for start in range(0, len(states), _CHUNK):
             chunk = states[start : start + _CHUNK]
@@ -92,23 +110,6 @@ def forget_plaintext(
                         pass
     if failed is not None:
         raise failed
-
-
-def was_closed(state: InstanceState[Any], key: str) -> bool:
-    """Whether an attribute was open, and was closed when its unlocked session was left."""
-    info = state.info
-    return key in info.get(WIPED, ()) or (key in info.get(SEALED, ()) and key in state.expired_attributes)
-
-
-def on_pickle(state: InstanceState[Any], pickled: dict[str, Any]) -> None:
-    """An object is pickled: what was closed on leaving stays behind, and is read again where it arrives. The
-    type that goes along with a stored value may list what is in it, as that of an Enum does."""
-    info = pickled.get("info", {})
-    closed = {key for key in info.get(SEALED, ()) if key in state.expired_attributes}
-    if closed:
-        kept = {key: stored for key, stored in info[SEALED].items() if key not in closed}
-        wiped = {**info.get(WIPED, {}), **dict.fromkeys(closed, True)}
-        pickled["info"] = {**info, SEALED: kept, WIPED: wiped}
 
 
 @dataclass(frozen=True, eq=False)
@@ -145,7 +146,7 @@ class _Leaving:
         self.session = session
         self.writer = writer
         self._stays_open = stays_open
-        self._filled: set[tuple[type, str]] = session.info.get(_EXPRESSIONS, set())
+        self._filled = page_of(session, SeenPlaintext).expressions
         self._names = Names(session)
         self._batch = Batch(_CHUNK)
         self._plans: dict[Mapper[Any], _MapperPlan] = {}
@@ -184,7 +185,7 @@ class _Leaving:
                 self._wipe(state, rows[at], wiped[at])
             if closed[at]:
                 _expire(state, rows[at], list(closed[at]))
-                state.info.setdefault(SEALED, {}).update(closed[at])
+                marks_of(state).update(closed[at])
             if closing.expressions:
                 self._expire_filled(state, closing.expressions)
 
@@ -193,8 +194,10 @@ class _Leaving:
         _expire(state, values, keys)
         # Locked, it may still be read from the previous column otherwise.
         by_key = {attribute.key: attribute.encrypted.column for attribute in plan_of_mapper(state.mapper)}
-        needs_key = {key: policy_of_column(by_key[key]) != "both" for key in keys}
-        state.info.setdefault(WIPED, {}).update(needs_key)
+        marks = marks_of(state)
+        for key in keys:
+            readable = policy_of_column(by_key[key]) == "both"
+            marks[key] = Mark.WIPED_READABLE if readable else Mark.WIPED
 
     def _expire_filled(self, state: InstanceState[Any], expressions: tuple[str, ...]) -> None:
         values, instance = state.dict, state.obj()
@@ -215,9 +218,8 @@ class _Leaving:
 
     def _closing(self, state: InstanceState[Any], plan: _MapperPlan) -> _Closing:
         """What is closed in an object."""
-        marked = state.info.get(FROM_PREVIOUS, ()) if "info" in state.__dict__ else ()
-        if state.committed_state or marked or plan.owner_keys is None:
-            to_close = [one for one in plan.attributes if self._is_left(state, one, marked)]
+        if state.committed_state or plan.owner_keys is None or has_from_previous(state):
+            to_close = [one for one in plan.attributes if self._is_left(state, one)]
             return _Closing([(one, self._owner(state, one)[0]) for one in to_close], plan.expressions)
         # Asked once for all objects of an owner: its name costs more than all the rest.
         values = state.dict
@@ -229,11 +231,9 @@ class _Leaving:
             self._alike[named] = closing
         return closing
 
-    def _is_left(
-        self, state: InstanceState[Any], attribute: EncryptedAttribute, marked: Collection[str]
-    ) -> bool:
+    def _is_left(self, state: InstanceState[Any], attribute: EncryptedAttribute) -> bool:
         """Whether an attribute with changes about it is closed all the same."""
-        if attribute.key not in state.dict or attribute.key in marked:
+        if attribute.key not in state.dict or is_from_previous(state, attribute.key):
             return False
         return not self._owner(state, attribute)[1] and not waits(state, attribute)
 

@@ -3,33 +3,22 @@
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
-from weakref import ref
+
+from sqlalchemy_envelope.orm.columns.column_notes import Origin, note, notes_of
 
 if TYPE_CHECKING:
     from sqlalchemy import Column
 
-_ORIGIN = "sqlalchemy_envelope.origin"
-"""In `Column.info`, which a copy gets as well."""
-
-
-class _Origin:
-    """A column, which this does not keep alive. A pickled one leads to nothing."""
-
-    def __init__(self, column: Column[Any] | None = None) -> None:
-        self.column = (lambda: None) if column is None else ref(column)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _Origin, ()
-
 
 def note_origin(column: Column[Any]) -> None:
     """Remember a column in itself and in its later copies."""
-    column.info.setdefault(_ORIGIN, _Origin(column))
+    if notes_of(column).origin is None:
+        note(column, origin=Origin(column))
 
 
 def origin_of(column: Column[Any]) -> Column[Any] | None:
     """The column of the same table in another MetaData that this is a copy of; None if it is none."""
-    origin: _Origin | None = column.info.get(_ORIGIN)
+    origin = notes_of(column).origin
     found = None if origin is None else origin.column()
     if found is None or found is column:
         return None

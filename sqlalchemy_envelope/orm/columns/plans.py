@@ -10,10 +10,11 @@ from sqlalchemy import Column, Table
 from sqlalchemy.orm import Mapper
 
 from sqlalchemy_envelope.exceptions import ConfigurationError
+from sqlalchemy_envelope.orm.columns.column_notes import notes_of
 from sqlalchemy_envelope.orm.columns.encrypted_type import EncryptedType
 from sqlalchemy_envelope.orm.columns.origin import origin_of
 from sqlalchemy_envelope.orm.columns.owner_updates import refuse_owner_updates
-from sqlalchemy_envelope.orm.columns.previous import PREVIOUS, policy_of_column
+from sqlalchemy_envelope.orm.columns.previous import policy_of_column
 from sqlalchemy_envelope.orm.columns.sealed import Sealed, is_ciphertext
 from sqlalchemy_envelope.orm.columns.whose import path_of
 from sqlalchemy_envelope.orm.tables.key_types import kinds_of
@@ -107,9 +108,9 @@ class TablePlan:
         self.columns = tuple(column for _, columns in self.groups for column in columns)
         self.keys = frozenset(column.key for column in self.columns)
         self.dual = {
-            one.key: (str(one.column.info[PREVIOUS]), policy_of_column(one.column) == "both")
+            one.key: (previous, policy_of_column(one.column) == "both")
             for one in self.columns
-            if PREVIOUS in one.column.info
+            if (previous := notes_of(one.column).previous) is not None
         }
         self.converting = {one.key: one for one in self.columns if one.convert is not None}
         self.row_bound = any(column.row_bound for column in self.columns)

@@ -23,6 +23,7 @@ from sqlalchemy.orm.exc import UnmappedColumnError
 from sqlalchemy.types import TypeEngine, to_instance
 
 from sqlalchemy_envelope.exceptions import ConfigurationError
+from sqlalchemy_envelope.orm.columns.column_notes import note, notes_of
 
 ColumnPolicy = Literal["both", "read", "refuse"]
 """The three steps of a migration, each of them a deployment:
@@ -74,11 +75,6 @@ class PreviousColumn:
         return f"PreviousColumn({self.name!r}, {type(self.type).__name__}(), {self.policy!r})"
 
 
-PREVIOUS = "sqlalchemy_envelope.previous"
-"""In `Column.info` of an encrypted column: the previous one; and the other way round, `REPLACED_BY`."""
-REPLACED_BY = "sqlalchemy_envelope.replaced_by"
-
-
 def attach_previous(column: Column[Any], table: Table) -> None:
     """Add the previous column of an encrypted column to its table, under a key that no attribute has.
 
@@ -86,12 +82,13 @@ def attach_previous(column: Column[Any], table: Table) -> None:
         ConfigurationError: the table has a column of that name already.
     """
     declared: PreviousColumn | None = getattr(column.type, "previous", None)
-    if declared is None or PREVIOUS in column.info:
+    if declared is None or notes_of(column).previous is not None:
         return
     known = next((one for one in table.columns if one.name == declared.name), None)
-    if known is not None and known.info.get(REPLACED_BY) == column.key:
+    if known is not None and notes_of(known).replaced_by == column.key:
         # The class is made a second time (`extend_existing`).
-        column.info[PREVIOUS], column.nullable = known.key, True
+        note(column, previous=known.key)
+        column.nullable = True
         return
     if known is not None:
         raise ConfigurationError(
@@ -104,9 +101,9 @@ def attach_previous(column: Column[Any], table: Table) -> None:
         _null_for_none(declared.type),
         key=f"{column.key}__previous",
         nullable=declared.nullable,
-        info={REPLACED_BY: column.key},
     )
-    column.info[PREVIOUS] = added.key
+    note(added, replaced_by=column.key)
+    note(column, previous=added.key)
     column.nullable = True  # pending rows hold nothing in it
     table.append_column(added)
 
@@ -124,7 +121,7 @@ def previous_of(column: Any) -> Any:
     base = _base(column)
     if base is None or not has_previous(base):
         return None
-    previous = base.table.c.get(base.info[PREVIOUS])
+    previous = base.table.c.get(notes_of(base).previous)
     entity = column._annotations.get("parententity")
     if entity is not None and previous is not None:
         # Of the same mapped class or alias, as its attribute gives it.
@@ -144,9 +141,8 @@ def is_moving(column: Any) -> bool:
 
 
 def has_previous(column: Column[Any]) -> bool:
-    """Whether a column of a table has a previous one. Its type is asked first: to read `Column.info` makes
-    one, and a column that is not encrypted is left as it is."""
-    return policy_of_column(column) is not None and PREVIOUS in column.info
+    """Whether a column of a table has a previous one."""
+    return policy_of_column(column) is not None and notes_of(column).previous is not None
 
 
 def _base(column: Any) -> Any | None:

@@ -1,4 +1,4 @@
-"""Marks of encrypted attributes in an object's `InstanceState`, and questions about the row behind it."""
+"""Questions about an object and the row behind it."""
 
 from __future__ import annotations
 
@@ -8,33 +8,18 @@ from sqlalchemy.orm import attributes
 from sqlalchemy.orm.base import NO_VALUE
 
 from sqlalchemy_envelope.crypto.aead import HEADER_SIZE
+from sqlalchemy_envelope.orm.columns.attribute_marks import Marks, known_marks
 from sqlalchemy_envelope.orm.columns.plans import EncryptedAttribute, plan_of_mapper
 from sqlalchemy_envelope.orm.current.names import Names, reference_in
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Sequence
 
     from sqlalchemy.orm import InstanceState, Session
 
     from sqlalchemy_envelope.keys.keyring import OwnerId
     from sqlalchemy_envelope.orm.tables.owner_paths import OwnerPath
     from sqlalchemy_envelope.orm.tables.owners import OwnerClass
-
-SEALED = "sqlalchemy_envelope.sealed"
-"""In `state.info`: the stored values of attributes that are locked, or unreadable (`Sealed.why`), by
-attribute."""
-WIPED = "sqlalchemy_envelope.wiped"
-"""In `state.info`: attributes that were decrypted once and forgotten on leaving, of which no stored value is
-kept; read again from the database. Each with whether that takes a key: none where the previous column is
-read too."""
-WAITING = "sqlalchemy_envelope.waiting"
-"""In `state.info`: attributes whose value is in the previous column alone, where it is refused or locked."""
-FROM_PREVIOUS = "sqlalchemy_envelope.from_previous"
-"""In `state.info`: attributes whose value is that of the previous column: leaving an unlocked session takes
-no key from them."""
-REPLACED = "sqlalchemy_envelope.replaced"
-"""In `state.info`, for a moment: an attribute is being set whose history is active, so that its old value is
-asked for."""
 
 
 def owner_of_row(
@@ -71,25 +56,14 @@ def _owner_values(state: InstanceState[Any], attribute: EncryptedAttribute) -> l
     return None if any(value is NO_VALUE for value in values) else values
 
 
-def forget(state: InstanceState[Any], keys: Iterable[str] | None) -> None:
-    """Drop the marks of attributes that are read or set anew."""
-    if "info" not in state.__dict__:
-        return
-    for name in (SEALED, WIPED, WAITING, FROM_PREVIOUS):
-        marks = state.info.get(name)
-        if marks:
-            for key in list(marks) if keys is None else keys:
-                marks.pop(key, None)
-
-
 def closed_values(session: Session) -> dict[OwnerClass, dict[bytes, int]]:
     """The stored values that the objects of a session hold locked: how many under each header, by the classes
     that their owner may be of."""
     found: dict[OwnerClass, dict[bytes, int]] = {}
     for state in session.identity_map.all_states():
-        sealed = state.info.get(SEALED, {}) if "info" in state.__dict__ else {}
-        for attribute in plan_of_mapper(state.mapper) if sealed else ():
-            held = sealed.get(attribute.key)
+        marks = known_marks(state)
+        for attribute in plan_of_mapper(state.mapper) if marks else ():
+            held = None if marks is None else marks.sealed(attribute.key)
             if held is not None and held.why is None:
                 header = bytes(held.blob[:HEADER_SIZE])
                 for owner_class in attribute.encrypted.path.owner_classes:
@@ -123,22 +97,6 @@ def waits(state: InstanceState[Any], attribute: EncryptedAttribute) -> bool:
     return before is NO_VALUE or not attribute.type.compare_values(before, state.dict[attribute.key])
 
 
-def is_sealed(state: InstanceState[Any], key: str) -> bool:
-    """Whether the stored value of an attribute is there, and is locked or unreadable."""
-    return "info" in state.__dict__ and key in state.info.get(SEALED, ())
-
-
-def is_unreadable(state: InstanceState[Any], key: str) -> bool:
-    """Whether the stored value of an attribute is none that a key would open."""
-    return is_sealed(state, key) and state.info[SEALED][key].why is not None
-
-
-def written(state: InstanceState[Any], key: str) -> None:
-    """An attribute is about to be encrypted: from now on its value needs a key."""
-    if "info" in state.__dict__:
-        state.info.get(FROM_PREVIOUS, {}).pop(key, None)
-
-
 def current_key(state: InstanceState[Any]) -> tuple[Any, ...]:
     mapper = state.mapper
     return tuple(state.dict.get(mapper.get_property_by_column(column).key) for column in mapper.primary_key)
@@ -158,8 +116,8 @@ def holds_nothing(state: InstanceState[Any], column_key: str) -> bool:
     """Whether the object's value of an encrypted column is NULL, so that there is nothing to re-encrypt."""
     for attribute in plan_of_mapper(state.mapper):
         if attribute.encrypted.key == column_key:
-            info = state.info if "info" in state.__dict__ else {}
-            held = attribute.key in info.get(SEALED, ()) or attribute.key in info.get(WAITING, ())
+            marks, key = known_marks(state) or Marks(), attribute.key
+            held = marks.sealed(key) is not None or marks.waiting(key) is not None
             return attribute.is_nothing(state.dict.get(attribute.key)) and not held
     # A column of a sibling class in the same table: rows of this one have nothing in it.
     others = state.mapper.base_mapper.self_and_descendants

@@ -1,13 +1,4 @@
-"""Whose key encrypts a column: what a declaration says, and the path from its rows to their owner.
-
-    left out                                    the class itself, or its only foreign key to a KeyOwner
-    "user_id", ("region", "number")             columns with a foreign key to the owner's primary key
-    "user"                                      a relationship to the owner
-    "order.customer"                            relationships, one after the other
-    OwnerColumn("user_id", of=User)             a column without a foreign key
-    OneOf("user_id", "organisation_id")         exactly one of these is set in each row
-    OneOf("document.user", "document.team")     exactly one of these is set in the row that each refers to
-    Vault                                       the sole owner: a class with one row
+"""Whose key encrypts a column: the path from its rows to their owner, as `owner_spec` declares it.
 
 A copy of an encrypted column in another table of the same MetaData, as a history table has it, keeps the
 label and takes the path of the original through the columns of the same names; but not through a primary key
@@ -16,7 +7,6 @@ that the copy's rows may have of their own, nor where several originals have the
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from itertools import permutations
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +15,7 @@ from sqlalchemy.orm import MANYTOONE, ColumnProperty, RelationshipProperty
 
 from sqlalchemy_envelope.exceptions import ConfigurationError
 from sqlalchemy_envelope.orm.columns.owner_advice import advice
+from sqlalchemy_envelope.orm.columns.owner_spec import OneOf, OwnerColumn
 from sqlalchemy_envelope.orm.tables.owner_paths import (
     ChosenPath,
     LinkedPath,
@@ -47,72 +38,6 @@ if TYPE_CHECKING:
 Original = tuple[Table, OwnerPath]
 MAX_STEPS = 8
 """Most relationships between a row and its owner."""
-
-
-@dataclass(frozen=True)
-class OwnerColumn:
-    """An owner that is named by a column, or several, without a foreign key.
-
-    Attributes:
-        names: the attributes or columns that hold the owner's primary key, in that key's order.
-        of: the class of the owner, a `KeyOwner`; its name, where it is declared later.
-    """
-
-    names: tuple[str, ...]
-    of: type[Any] | str
-
-    def __init__(self, *names: str, of: type[Any] | str) -> None:
-        if not names or not all(isinstance(name, str) for name in names):
-            raise ConfigurationError(
-                "OwnerColumn('user_id', of=User): name the columns that hold the owner's primary key."
-            )
-        object.__setattr__(self, "names", names)
-        object.__setattr__(self, "of", of)
-
-    def __repr__(self) -> str:
-        names = ", ".join(repr(name) for name in self.names)
-        return f"OwnerColumn({names}, of={self.of if isinstance(self.of, str) else self.of.__name__})"
-
-
-@dataclass(frozen=True)
-class OneOf:
-    """Alternatives: each row is a user's or an organisation's, and exactly one of these is set in it, or in
-    the other row that they go through.
-
-    Attributes:
-        owners: each as `owner=` would have it.
-    """
-
-    owners: tuple[OwnerSpec, ...]
-
-    def __init__(self, *owners: OwnerSpec) -> None:
-        if len(owners) < 2:
-            raise ConfigurationError("OneOf('user_id', 'organisation_id'): name two alternatives or more.")
-        object.__setattr__(self, "owners", owners)
-
-    def __repr__(self) -> str:
-        return f"OneOf({', '.join(map(repr, self.owners))})"
-
-
-OwnerSpec = str | tuple[str, ...] | type[Any] | OwnerColumn | OneOf
-"""What `EncryptedType(owner=...)` takes."""
-
-
-def check_spec(owner: Any) -> None:
-    """Whether this can name an owner at all.
-
-    Raises:
-        ConfigurationError: it cannot.
-    """
-    names = owner if isinstance(owner, tuple) else (owner,)
-    text = bool(names) and all(isinstance(name, str) and name for name in names)
-    if owner is None or text or isinstance(owner, (type, OwnerColumn, OneOf)):
-        return
-    raise ConfigurationError(
-        f"EncryptedType(owner={owner!r}): name a column or relationship ('user_id', "
-        f"'order.customer'), a tuple of "
-        "columns, OwnerColumn(...), OneOf(...), or a class with a sole row."
-    )
 
 
 def path_of(

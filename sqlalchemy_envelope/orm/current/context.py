@@ -19,9 +19,10 @@ from sqlalchemy_envelope.exceptions import (
 )
 from sqlalchemy_envelope.orm.current.policy import has_server_keys, noted_policy, noted_realm
 from sqlalchemy_envelope.orm.tables.location import location_of
+from sqlalchemy_envelope.orm.tables.session_notes import NOTES, known_page, page_of
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Mapping
+    from collections.abc import Callable, Collection, Iterable, Mapping
 
     from sqlalchemy.orm import Session
 
@@ -31,9 +32,6 @@ if TYPE_CHECKING:
     from sqlalchemy_envelope.keys.row_seals import Realm
     from sqlalchemy_envelope.orm.current.policy import Policy
     from sqlalchemy_envelope.orm.tables.owners import OwnerClass, Place
-
-BOUND = "sqlalchemy_envelope.unlocked"
-_LEFT = "sqlalchemy_envelope.left"
 
 
 class OpenKeys(Protocol):
@@ -148,60 +146,62 @@ class OpenKeys(Protocol):
 
 
 class NothingUnlocked:
-    """Stands in the context when nothing is unlocked, so that the hot path asks one question less."""
+    """Stands in the context where nothing is unlocked, so that the hot path asks one question less. The
+    server session of the whole process answers in its place, if there is one.
 
-    readers: Mapping[object, Mapping[bytes, Any]] = {}
-    policy: Policy | None = None
-    home: Session | None = None
-    is_open = False
-    left: type[LockedError] | None = None
+    Attributes:
+        server: that server session.
+        is_open, begin_statement, saw: those of the server session; without it they are False and do nothing.
+    """
 
-    def reader(self, header: bytes, field: Field) -> None:
-        """No key is here."""
+    __slots__ = ("begin_statement", "is_open", "saw", "server")
+    server: OpenKeys | None
+    is_open: bool
+    begin_statement: Callable[[Session | None], None]
+    saw: Callable[[Session | None], None]
+    left = None
 
-    def remember(self, *_: object) -> None:
-        """Nothing opened, so there is nothing to keep."""
+    def __init__(self) -> None:
+        self.serve(None)
 
-    def begin_statement(self, session: Session | None) -> None:
-        """Nothing is noted here, so there is nothing to let go."""
+    def serve(self, server: OpenKeys | None) -> None:
+        """Let a server session answer wherever nothing else is unlocked; None ends that."""
+        self.server = server
+        self.is_open = server is not None and server.is_open
+        self.begin_statement = _do_nothing if server is None else server.begin_statement
+        self.saw = _do_nothing if server is None else server.saw
 
-    def saw(self, session: Session | None) -> None:
-        """Nothing is decrypted here, so there is nothing to find again."""
+
+def _do_nothing(session: Session | None) -> None:
+    """Nothing is decrypted here, so there is nothing to find again."""
 
 
 NOTHING = NothingUnlocked()
+"""The default of `CURRENT`, one object for ever. Its `server` is that of the process."""
 CURRENT: ContextVar[OpenKeys | NothingUnlocked] = ContextVar("unlocked", default=NOTHING)
 USING: ContextVar[Place | None] = ContextVar("using", default=None)
 
 
-PROCESS: list[OpenKeys | None] = [None]
-"""The server session of the whole process, if there is one."""
-
-
-def serve_process(server: OpenKeys | None) -> None:
-    """Let a server session stand wherever nothing else is unlocked; None ends that. The default of `CURRENT`
-    is one object for ever, so it is that object which answers with the server's."""
-    PROCESS[0] = server
-    vars(NOTHING).clear()
-    if server is not None:
-        vars(NOTHING).update(
-            {
-                name: getattr(server, name)
-                for name in ("readers", "is_open", "reader", "remember", "begin_statement", "saw")
-            },
-            policy=server.policy,
-        )
+def bound_to(session: Session | None) -> Any:
+    """The unlocked session that is bound to a `Session`, open or left."""
+    notes = session.info.get(NOTES) if session is not None else None
+    return None if notes is None else notes.bound
 
 
 def unlocked_sessions(session: Session | None) -> tuple[OpenKeys, ...]:
     """The open unlocked sessions that serve here, the one bound to the `Session` first."""
-    bound = session.info.get(BOUND) if session is not None else None
-    current = CURRENT.get()
-    if current is NOTHING and PROCESS[0] is not None:
-        current = PROCESS[0]
-    if bound is None or bound is current:
-        return (current,) if current.is_open else ()  # type: ignore[return-value]  # only an OpenKeys is open
-    return tuple(one for one in (bound, current) if one.is_open)  # type: ignore[misc]  # as above
+    notes = session.info.get(NOTES) if session is not None else None
+    current: Any = CURRENT.get()
+    bound: Any = notes.bound if notes is not None else None
+    if bound is current:  # the most frequent case
+        return (current,) if current.is_open else ()
+    if bound is None and not current.is_open:
+        return ()
+    if current is NOTHING:
+        current = NOTHING.server
+    if bound is None:
+        return (current,) if current is not None and current.is_open else ()
+    return tuple(one for one in (bound, current) if one is not None and one.is_open)
 
 
 def settle_unlocked(session: Session) -> None:
@@ -242,9 +242,15 @@ def owner_of(session: Session | None, header: bytes) -> OwnerId | None:
     return None
 
 
+class _Left:
+    """A page of `SessionNotes`: what was unlocked in the session was left."""
+
+    __slots__ = ()
+
+
 def note_left(session: Session) -> None:
     """What was unlocked in a session was left: errors tell it from a session that was never unlocked."""
-    session.info[_LEFT] = True
+    page_of(session, _Left)
 
 
 def locked(
@@ -261,14 +267,14 @@ def locked(
     Args:
         was_open: whether it was open, and was closed when its unlocked session was left.
     """
-    bound = session.info.get(BOUND) if session is not None else None
+    bound = bound_to(session)
     left = next((one.left for one in (bound, CURRENT.get()) if one is not None and one.left), None)
     if left is SessionForkedError:
         return SessionForkedError(f"{what} is locked: keys do not cross a fork; unlock again in the child.")
     if left is SessionLeftError:
         return SessionLeftError(f"{what} is locked: its unlocked session was left; unlock again.")
     here = unlocked_sessions(session)
-    if was_open or (not here and session is not None and session.info.get(_LEFT)):
+    if was_open or (not here and session is not None and known_page(session, _Left) is not None):
         return LockedError(
             f"{what} is locked: it is used after the `with` of its unlock has ended. Read and write inside "
             f"the `with`, or unlock again.{server_hint(session)}"

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from weakref import WeakSet
 
 from sqlalchemy_envelope.exceptions import ConfigurationError
 from sqlalchemy_envelope.keys.row_seals import RowSeals
 from sqlalchemy_envelope.orm.current.audit import AuditEvent, logger
+from sqlalchemy_envelope.orm.tables.session_notes import known_page, put_page
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from sqlalchemy.orm import Session
 
@@ -20,10 +21,6 @@ if TYPE_CHECKING:
     from sqlalchemy_envelope.keys.row_seals import Realm
     from sqlalchemy_envelope.keys.write_epoch import WriteEpoch
     from sqlalchemy_envelope.orm.current.providers import Providers
-
-_POLICY = "sqlalchemy_envelope.policy"
-_live: WeakSet[Policy] = WeakSet()
-_latest: list[Any] = [None]
 
 
 @dataclass(eq=False)
@@ -46,10 +43,6 @@ class Policy:
     write_epochs: dict[OwnerId, WriteEpoch] = field(default_factory=dict, repr=False)
     harden_claims: bool = True
 
-    def __post_init__(self) -> None:
-        _live.add(self)
-        _latest[0] = self
-
     def require_providers(self) -> Providers:
         """The providers of the envelope.
 
@@ -67,9 +60,41 @@ class Policy:
             self.audit(event)
 
 
+class Envelopes:
+    """The envelopes of a process that are in use.
+
+    Attributes:
+        policies: the policy of each.
+    """
+
+    def __init__(self) -> None:
+        self.policies: WeakSet[Policy] = WeakSet()
+
+    def add(self, policy: Policy) -> None:
+        """Take in the policy of a new envelope."""
+        self.policies.add(policy)
+
+    def __iter__(self) -> Iterator[Policy]:
+        return iter(list(self.policies))
+
+    def only(self) -> Policy | None:
+        """The policy of the only envelope with server keys; without any, that of the only envelope, or one
+        that decides nothing where there are several or none. None where several have server keys."""
+        policies = list(self)
+        sealing = [policy for policy in policies if policy.seals.is_on]
+        if len(sealing) > 1:
+            return None
+        some = sealing or policies
+        return some[0] if len(some) == 1 else _NEUTRAL
+
+
+_NEUTRAL = Policy()
+ENVELOPES = Envelopes()
+
+
 def _forget_in_child() -> None:
     """Keys do not cross a fork, those of providers and of write epochs no more than others."""
-    for policy in list(_live):
+    for policy in ENVELOPES:
         policy.write_epochs.clear()
         if policy.providers is not None:
             policy.providers.forget()
@@ -81,25 +106,23 @@ if hasattr(os, "register_at_fork"):
 
 def has_server_keys(session: Session | None) -> bool:
     """Whether the session's `Envelope` has server keys; an `Envelope` of this process, if it has none yet."""
-    noted: Policy | None = session.info.get(_POLICY) if session is not None else None
-    return any(policy.seals.is_on for policy in ([noted] if noted is not None else list(_live)))
+    noted = _noted(session)
+    return any(policy.seals.is_on for policy in ([noted] if noted is not None else ENVELOPES))
 
 
 def note_policy(session: Session, policy: Policy) -> None:
     """A verb of this policy's `Envelope` was used with a session; its later flushes go by the same one."""
-    session.info[_POLICY] = policy
+    put_page(session, policy)
 
 
 def noted_policy(session: Session) -> Policy:
-    """The policy for what a session does by itself, while nothing is unlocked in it.
+    """The policy for what a session does by itself, while nothing is unlocked in it: of the envelope that was
+    used with it or attached to it, or else of the process's only one.
 
     Raises:
-        ConfigurationError: there are several with different server keys, and nothing says which.
+        ConfigurationError: there are several with server keys, and nothing says which.
     """
-    noted: Policy | None = session.info.get(_POLICY)
-    if noted is not None:
-        return noted
-    found = _policy_of_process()
+    found = _noted(session) or ENVELOPES.only()
     if found is None:
         raise ConfigurationError(
             "This process has several Envelopes with server keys, and a flush has to know which one seals "
@@ -110,18 +133,12 @@ def noted_policy(session: Session) -> Policy:
 
 def noted_realm(session: Session | None) -> Realm:
     """The realm of the policy that a session's flushes go by: an owner has one name, whoever asks for it."""
-    noted: Policy | None = session.info.get(_POLICY) if session is not None else None
-    found = noted or _policy_of_process()
+    found = _noted(session) or ENVELOPES.only()
     return None if found is None else found.seals.realm
 
 
-def _policy_of_process() -> Policy | None:
-    """The policy of the process: that with server keys, or else the latest. None if several have such."""
-    sealing = [policy for policy in list(_live) if policy.seals.is_on]
-    if len({id(policy.seals) for policy in sealing}) > 1:
-        return None
-    latest: Policy | None = _latest[0]
-    return next(iter(sealing), None) or latest or Policy()
+def _noted(session: Session | None) -> Policy | None:
+    return None if session is None else known_page(session, Policy)
 
 
 def require_reason(reason: object) -> None:

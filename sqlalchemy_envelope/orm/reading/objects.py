@@ -23,22 +23,27 @@ from sqlalchemy_envelope.crypto.aead import HEADER_SIZE, check_value
 from sqlalchemy_envelope.crypto.context import encode_reference
 from sqlalchemy_envelope.crypto.frames import empty_frames, emptying
 from sqlalchemy_envelope.exceptions import DecryptionError, FormatError, LockedError, PlaintextRefusedError
-from sqlalchemy_envelope.orm.columns.leaving import was_closed
+from sqlalchemy_envelope.orm.columns.attribute_marks import (
+    Mark,
+    Marks,
+    forget,
+    known_marks,
+    marks_of,
+)
+from sqlalchemy_envelope.orm.columns.dual_attributes import dual_attributes
+from sqlalchemy_envelope.orm.columns.mixed_classes import mix_in
 from sqlalchemy_envelope.orm.columns.plans import EncryptedAttribute, plan_of_mapper
 from sqlalchemy_envelope.orm.columns.sealed import Sealed
-from sqlalchemy_envelope.orm.columns.state import (
-    REPLACED,
-    SEALED,
-    WAITING,
-    WIPED,
-    current_key,
-    forget,
-    is_row_of,
-    owner_of_row,
-)
+from sqlalchemy_envelope.orm.columns.state import current_key, is_row_of, owner_of_row
 from sqlalchemy_envelope.orm.current import context
 from sqlalchemy_envelope.orm.current.names import Names
 from sqlalchemy_envelope.orm.reading import two_columns
+from sqlalchemy_envelope.orm.reading.locked_attributes import (
+    cannot_wait,
+    locked_attribute,
+    not_followed,
+    owner_not_loaded,
+)
 from sqlalchemy_envelope.orm.reading.opener import LOCKED, moved, open_stored
 from sqlalchemy_envelope.orm.tables.cascades import in_greenlet
 from sqlalchemy_envelope.orm.tables.owner_paths import linked_paths
@@ -59,8 +64,8 @@ _NEW: Any = object()
 def load_listener(mapper: Mapper[Any]) -> Callable[..., None]:
     """The listener for `refresh` of one mapper; for `load` too if a value may stand in two columns."""
     listener = _load_listener(mapper)
-    duals = two_columns.dual_attributes(mapper)
-    return two_columns.load_listener(listener, duals, forget) if duals else listener
+    duals = dual_attributes(mapper)
+    return two_columns.load_listener(listener, duals) if duals else listener
 
 
 def _load_listener(mapper: Mapper[Any]) -> Callable[..., None]:
@@ -93,16 +98,19 @@ def put_aside(
     if not found:
         return
     session = query_context.session if query_context is not None else state.session
-    for unlocked in context.unlocked_sessions(session):
+    here = context.unlocked_sessions(session)
+    for unlocked in here:
         unlocked.saw(session)
+    marks = None
     for attribute in found:
         sealed = values.pop(attribute.key)
         try:
-            opened = _open(state, attribute, sealed, session)
+            opened = _open(state, attribute, sealed, session) if here else _locked(attribute, sealed)
         except (DecryptionError, FormatError) as error:
             opened, sealed = LOCKED, sealed.unreadable(error)
         if opened is LOCKED:
-            state.info.setdefault(SEALED, {})[attribute.key] = sealed
+            marks = marks_of(state) if marks is None else marks
+            marks[attribute.key] = sealed
         else:
             values[attribute.key] = opened
 
@@ -119,9 +127,20 @@ def _open(
         raise sealed.error()
     owner = _owner(state, attribute, sealed, session)
     if owner is None:
-        check_value(sealed.blob, attribute.type.field.label)
-        return LOCKED
+        return _locked(attribute, sealed)
     return open_stored(session, attribute.type.format, sealed.blob, owner, _reference(state, attribute))
+
+
+def _locked(attribute: EncryptedAttribute, sealed: Sealed) -> Any:
+    """`LOCKED`: nobody's key is here who could be meant.
+
+    Raises:
+        FormatError, TruncatedError, DecryptionError: it is none of ours, or was found to be unreadable.
+    """
+    if sealed.why is not None:
+        raise sealed.error()
+    check_value(sealed.blob, attribute.type.field.label)
+    return LOCKED
 
 
 def _reference(state: InstanceState[Any], attribute: EncryptedAttribute) -> bytes:
@@ -181,31 +200,31 @@ class _LockedAware:
         try:
             return self._get(state, dict_, passive)
         except (LockedError, DecryptionError, FormatError, PlaintextRefusedError):
-            if passive & INIT_OK or not state.info.get(REPLACED):
+            if passive & INIT_OK or not getattr(known_marks(state), "replacing", 0):
                 raise
         return NO_VALUE
 
     def _get(self, state: InstanceState[Any], dict_: Any, passive: Any) -> Any:
-        if "info" in state.__dict__:
-            sealed = state.info.get(SEALED, {}).get(self.key)
+        marks = known_marks(state)
+        if marks:
+            sealed, waiting = marks.sealed(self.key), marks.waiting(self.key)
             if sealed is not None:
                 return _open_late(state, self.key, sealed, passive)
-            waiting = state.info.get(WAITING, {}).get(self.key)
             if waiting is not None:
-                return two_columns.read_waiting(state, waiting, passive, forget)
-            if state.info.get(WIPED, {}).get(self.key) and passive & SQL_OK:
+                return two_columns.read_waiting(state, waiting, passive)
+            if marks.get(self.key) is Mark.WIPED and passive & SQL_OK:
                 if not _may_open(state, self.key):
-                    raise _locked(state, self.key)
+                    raise locked_attribute(state, self.key)
                 if state.session is not None and not _may_wait(state, state.session):
-                    raise _cannot_wait(state, self.key)
+                    raise cannot_wait(state, self.key)
         try:
             return super().get(state, dict_, passive)  # type: ignore[misc]  # of the class it is mixed into
         except KeyError:
-            sealed = state.info.get(SEALED, {}).get(self.key)
-            waiting = state.info.get(WAITING, {}).get(self.key)
+            marks = known_marks(state) or Marks()
+            sealed, waiting = marks.sealed(self.key), marks.waiting(self.key)
         # The refresh that `get` ran found a locked value, or one in the previous column alone.
         if waiting is not None:
-            return two_columns.read_waiting(state, waiting, passive, forget)
+            return two_columns.read_waiting(state, waiting, passive)
         if sealed is None:
             raise KeyError(self.key)
         return _open_late(state, self.key, sealed, passive)
@@ -217,12 +236,13 @@ class _LockedAware:
             return
         # The history of the attribute asks for the old value, and goes without one that is locked here:
         # `write_only` replaces what it cannot read.
-        around = state.info.get(REPLACED, 0)  # a listener may set it once more
-        state.info[REPLACED] = around + 1
+        marks = marks_of(state)
+        around = getattr(marks, "replacing", 0)  # a listener may set it once more
+        marks.replacing = around + 1
         try:
             super().set(state, dict_, value, *arguments, **named)  # type: ignore[misc]  # as above
         finally:
-            state.info[REPLACED] = around
+            marks.replacing = around
         self._was_set(state)
 
     def _was_set(self, state: InstanceState[Any]) -> None:
@@ -236,79 +256,12 @@ class _LockedAware:
 
     @emptying
     def delete(self, state: InstanceState[Any], dict_: Any) -> None:
-        sealed = state.info.get(SEALED, {}).get(self.key) if self.key not in dict_ else None
-        if sealed is not None:
+        marks = None if self.key in dict_ else known_marks(state)
+        if marks and (sealed := marks.sealed(self.key)) is not None:
             _open_late(state, self.key, sealed, PASSIVE_OFF)
-        elif self.key not in dict_ and self.key in state.info.get(WAITING, ()):
+        elif marks and marks.waiting(self.key) is not None:
             self.get(state, dict_)
         super().delete(state, dict_)  # type: ignore[misc]  # of the class it is mixed into
-
-
-def _locked(state: InstanceState[Any], key: str) -> LockedError:
-    attribute = next(one for one in plan_of_mapper(state.mapper) if one.key == key)
-    encrypted = attribute.encrypted
-    name = f"{state.class_.__name__}.{key}"
-    was_open = was_closed(state, key)
-    return context.locked(name, state.session, encrypted.path.owner_class, encrypted.scope, was_open=was_open)
-
-
-def _cannot_wait(state: InstanceState[Any], key: str) -> LockedError:
-    """The error for a value that takes a statement to be opened, in an attribute under asyncio."""
-    attribute = next(one for one in plan_of_mapper(state.mapper) if one.key == key)
-    if linked_paths(attribute.encrypted.path):
-        return _not_loaded(state, attribute, "an attribute cannot wait for them", "await ")
-    return LockedError(
-        f"{state.class_.__name__}.{key} is locked: it was closed when its unlocked session was left, and "
-        "an attribute cannot wait for it to be read anew. "
-        f"`await session.refresh(instance, [{key!r}])` reads it."
-    )
-
-
-def _not_loaded(
-    state: InstanceState[Any], attribute: EncryptedAttribute, why: str, wait: str = ""
-) -> LockedError:
-    """The error for a value whose owner other rows tell, where those may not be loaded for it.
-
-    Args:
-        wait: what stands before a call that reads: "await " under asyncio.
-    """
-    name = state.class_.__name__
-    ways = [
-        ".".join(f"selectinload({step.parent.class_.__name__}.{step.key})" for step in linked.steps)
-        for linked in linked_paths(attribute.encrypted.path)
-    ]
-    what = "rows" if ways else "columns"
-    loads = " and ".join(
-        f"`{way}`" for way in ways or [f"undefer({name}.{key})" for key in attribute.owner_keys]
-    )
-    return LockedError(
-        f"{name}.{attribute.key} is locked: the {what} that lead to its owner are not loaded, and {why}. "
-        f"Load them with it, {loads}, or read it anew inside the unlocked session, "
-        f"`{wait}session.refresh(instance)`."
-    )
-
-
-def _not_followed(
-    state: InstanceState[Any], attribute: EncryptedAttribute, sealed: Sealed
-) -> LockedError | None:
-    """The error for a value whose grants nothing looked for, in an attribute that cannot wait for that."""
-    here, header = context.unlocked_sessions(state.session), bytes(sealed.blob[:HEADER_SIZE])
-    classes = attribute.encrypted.path.owner_classes
-    if not any(one.follows and one.may_follow(of, header) for one in here for of in classes):
-        return None
-    key = attribute.key
-    said = (
-        f"{state.class_.__name__}.{key} is locked: nothing looked yet whether a grant leads to its key, and"
-    )
-    if state.session is None:
-        return LockedError(
-            f"{said} the instance is in no session that could. Add it to one and refresh it, or unlock with "
-            "`follow='all'`."
-        )
-    return LockedError(
-        f"{said} an attribute cannot wait for that. `await session.refresh(instance, [{key!r}])` reads it; "
-        "or unlock with `follow='all'`."
-    )
 
 
 def _may_open(state: InstanceState[Any], key: str) -> bool:
@@ -342,7 +295,7 @@ def _open_late(state: InstanceState[Any], key: str, sealed: Sealed, passive: Any
     if opened is LOCKED:
         if not passive & SQL_OK:
             return PASSIVE_NO_RESULT
-        raise _not_followed(state, attribute, sealed) or _locked(state, key)
+        raise not_followed(state, attribute, sealed) or locked_attribute(state, key)
     instance: Any = state.obj()
     for unlocked in context.unlocked_sessions(state.session):
         unlocked.saw(state.session)
@@ -385,13 +338,13 @@ def _find_owner(state: InstanceState[Any], attribute: EncryptedAttribute, sealed
         return False
     missing = linked_paths(path) or [key for key in attribute.owner_keys if key not in state.dict]
     if missing and not _may_wait(state, session):
-        raise _not_loaded(state, attribute, "an attribute cannot wait for them", "await ")
+        raise owner_not_loaded(state, attribute, "an attribute cannot wait for them", "await ")
     refused = ""
     with session.no_autoflush:
         for keys in (*((key,) for key in attribute.owner_keys), *map(_steps, linked_paths(path))):
             refused = refused or _load_along(state.obj(), keys)
     if refused and owner_of_row(state, attribute) is None:
-        raise _not_loaded(state, attribute, f"{refused} is not to be loaded by itself (raiseload)")
+        raise owner_not_loaded(state, attribute, f"{refused} is not to be loaded by itself (raiseload)")
     return owner_of_row(state, attribute) is not None
 
 
@@ -411,16 +364,8 @@ def _load_along(instance: Any, keys: Iterable[str]) -> str:
     return ""
 
 
-_locked_aware: dict[type, type] = {}
-
-
 def make_locked_aware(implementation: Any) -> None:
     """Let one attribute's implementation find locked values. Fails closed: without
     it a read is a KeyError."""
-    base = type(implementation)
-    if not issubclass(base, _LockedAware):
-        if base not in _locked_aware:
-            _locked_aware[base] = type(
-                "Encrypted" + base.__name__.strip("_"), (_LockedAware, base), {"__slots__": ()}
-            )
-        implementation.__class__ = _locked_aware[base]
+    name = "Encrypted" + type(implementation).__name__.strip("_")
+    mix_in(_LockedAware, implementation, name)

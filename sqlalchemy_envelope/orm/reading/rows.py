@@ -1,4 +1,6 @@
-"""The one place of reading: where a row is whole, its encrypted values are opened.
+"""The one place of reading. Over 400 lines: each further object would cost every result its making.
+
+Where a row is whole, its encrypted values are opened.
 
 The statement's plan says where they are, and beside them their owner and primary key. Each value is opened
 for that owner and that row, whether one owner is unlocked, several, or a server fetches keys as they are

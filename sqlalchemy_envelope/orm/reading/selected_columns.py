@@ -14,13 +14,14 @@ from sqlalchemy.orm import Bundle, undefer
 from sqlalchemy.orm.exc import UnmappedColumnError
 from sqlalchemy.sql.elements import Grouping
 
+from sqlalchemy_envelope.orm.columns.dual_attributes import dual_attributes
 from sqlalchemy_envelope.orm.columns.encrypted_type import EncryptedType
 from sqlalchemy_envelope.orm.columns.leaving import note_expressions
 from sqlalchemy_envelope.orm.columns.plans import encrypted_column_of, plan_of_mapper
 from sqlalchemy_envelope.orm.columns.previous import is_moving, policy_of_column, previous_of
 from sqlalchemy_envelope.orm.columns.sealed import Sealed
 from sqlalchemy_envelope.orm.current.context import only_owner, unlocked_sessions
-from sqlalchemy_envelope.orm.reading.two_columns import dual_attributes, refused_plaintext
+from sqlalchemy_envelope.orm.reading.two_columns import refused_plaintext
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence

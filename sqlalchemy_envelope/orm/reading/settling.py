@@ -11,8 +11,9 @@ from itertools import repeat
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy_envelope.crypto.frames import empty_frames
+from sqlalchemy_envelope.orm.columns.dual_attributes import dual_attributes
+from sqlalchemy_envelope.orm.columns.mixed_classes import mix_in
 from sqlalchemy_envelope.orm.columns.plans import plan_of_mapper
-from sqlalchemy_envelope.orm.columns.state import forget
 from sqlalchemy_envelope.orm.reading import two_columns
 from sqlalchemy_envelope.orm.reading.objects import put_aside
 from sqlalchemy_envelope.orm.reading.results import opener_of
@@ -22,9 +23,9 @@ if TYPE_CHECKING:
 
     from sqlalchemy.orm import InstanceState, Mapper
 
+    from sqlalchemy_envelope.orm.columns.dual_attributes import DualAttribute
     from sqlalchemy_envelope.orm.columns.plans import EncryptedAttribute
     from sqlalchemy_envelope.orm.reading.rows import RowOpener
-    from sqlalchemy_envelope.orm.reading.two_columns import DualAttribute
 
 _SETTLES = "sqlalchemy_envelope.settles"
 """Stands where SQLAlchemy keeps the name of the attribute that is filled. No attribute is called this."""
@@ -59,7 +60,7 @@ class _Settling:
                 context, query_entity, path, mapper, result, adapter, own
             )
             fills = [(name, found) for name, found in own.items() if found]
-            known = fills, two_columns.dual_attributes(mapper), [one.key for one in plan_of_mapper(mapper)]
+            known = fills, dual_attributes(mapper), [one.key for one in plan_of_mapper(mapper)]
             path.set(attributes, key, known)
         fills, duals, keys = known
         for name, found in fills:
@@ -80,7 +81,7 @@ def _settler(
             return
         try:
             put_aside(state, values, query_context, plan_of_mapper(mapper))
-            two_columns.seen_again(state, duals, forget)
+            two_columns.seen_again(state, duals)
         except BaseException as error:
             empty_frames(error)
             del values, row
@@ -89,15 +90,8 @@ def _settler(
     return settle
 
 
-_settling: dict[type, type] = {}
-
-
 def make_settling(plan: tuple[EncryptedAttribute, ...], mapper: Mapper[Any]) -> None:
     """Let the first encrypted property of a mapper put aside what could not be opened."""
     prop: Any = mapper.attrs[plan[0].key]
     base = type(prop)
-    if not issubclass(base, _Settling):
-        if base not in _settling:
-            own = {"__slots__": (), "__module__": base.__module__, "inherit_cache": True}
-            _settling[base] = type(base.__name__, (_Settling, base), own)
-        prop.__class__ = _settling[base]
+    mix_in(_Settling, prop, base.__name__, __module__=base.__module__, inherit_cache=True)

@@ -1,8 +1,7 @@
 """Where in a statement's rows encrypted values are, and beside each the owner and the primary key of its row.
 
-A column is traced through labels, aliases, subqueries and the parts of a UNION down to its table. Two columns
-are of the same row if both come the same way: by the same alias of the same part. What cannot be traced has
-no place: it is in nobody's row, as far as anybody can tell here.
+Two columns are of the same row if both come the same way (`origins`): by the same alias of the same part.
+What cannot be traced has no place: it is in nobody's row, as far as anybody can tell here.
 """
 
 from __future__ import annotations
@@ -10,26 +9,25 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
-from sqlalchemy import Column, CompoundSelect, Label, Null
 from sqlalchemy.orm.exc import UnmappedColumnError
 from sqlalchemy.sql.compiler import SQLCompiler
-from sqlalchemy.sql.elements import ColumnClause, ColumnElement, Grouping
-from sqlalchemy.sql.selectable import SelectStatementGrouping
+from sqlalchemy.sql.elements import ColumnElement
 
 from sqlalchemy_envelope.orm.columns.encrypted_type import format_in, is_ours
 from sqlalchemy_envelope.orm.columns.plans import encrypted_column_of
+from sqlalchemy_envelope.orm.reading.origins import origins_of, output_column, unlabelled
 from sqlalchemy_envelope.orm.tables.location import LastLocation
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Sequence
+
+    from sqlalchemy import Column
 
     from sqlalchemy_envelope.orm.columns.format import ColumnFormat
     from sqlalchemy_envelope.orm.columns.plans import EncryptedColumn
+    from sqlalchemy_envelope.orm.reading.origins import Origin, Way
     from sqlalchemy_envelope.orm.tables.owner_paths import OwnerPath
     from sqlalchemy_envelope.orm.tables.owners import OwnerClass
-
-    Way = tuple[int, ...]
-    Origin = tuple[Way, Column[Any]]
 
 
 class PlannedValue:
@@ -176,8 +174,8 @@ def _by_name(compiled: Any, entries: Sequence[Any], description: Sequence[Any]) 
 
 
 def _make_plan(compiled: Any, entries: Sequence[Any]) -> StatementPlan:
-    columns = [None if entry is None else _column_in(entry) for entry in entries]
-    origins = _origins(compiled, columns)
+    columns = [None if entry is None else output_column(entry) for entry in entries]
+    origins = origins_of(compiled, columns)
     entities, selected = _entities(compiled)
     homes = _homes(compiled, columns)
     rows: dict[Any, PlannedRow] = {}
@@ -198,87 +196,6 @@ def _make_plan(compiled: Any, entries: Sequence[Any]) -> StatementPlan:
         row = rows.setdefault(where, PlannedRow(path, owners or (), keys, entries))
         row.add(PlannedValue(position, formats, kept, classes, for_entity=for_entity))
     return StatementPlan(tuple(rows.values()))
-
-
-def _column_in(entry: Any) -> ColumnClause[Any] | None:
-    """The column that an output is, whatever its name is there."""
-    for one in entry.objects:
-        bare = _bare(one)
-        if isinstance(bare, ColumnClause):
-            return bare
-    return None
-
-
-def _bare(element: Any) -> Any:
-    while isinstance(element, (Label, Grouping)):
-        element = element.element
-    return element
-
-
-def _origins(compiled: Any, columns: Sequence[Any]) -> list[list[Origin] | None]:
-    """Of each output, where its values come from: more than once for parts of a UNION. None where that cannot
-    be told."""
-    statement = compiled.statement
-    if not isinstance(statement, CompoundSelect):
-        return [None if column is None else _trace(column) for column in columns]
-    parts = [list(part.selected_columns) for part in _parts(statement)]
-    if any(len(part) != len(columns) for part in parts) or not _agree(columns, parts[0]):
-        return [None] * len(columns)
-    found: list[list[Origin] | None] = []
-    for outputs in zip(*parts, strict=True):
-        traced: list[Origin] | None = []
-        for number, output in enumerate(outputs):
-            mine = _trace(output)
-            if mine is None or traced is None:
-                traced = None
-                break
-            traced += [((number, *way), base) for way, base in mine]
-        found.append(traced)
-    return found
-
-
-def _parts(statement: Any) -> Iterable[Any]:
-    for part in statement.selects:
-        while isinstance(part, SelectStatementGrouping):
-            part = part.element
-        if isinstance(part, CompoundSelect):
-            yield from _parts(part)
-        else:
-            yield part
-
-
-def _agree(columns: Sequence[Any], outputs: Sequence[Any]) -> bool:
-    """Whether a part gives its columns in the order in which they were compiled."""
-    return all(
-        column is None or (_trace(column) or None) == (_trace(output) or None)
-        for column, output in zip(columns, outputs, strict=True)
-    )
-
-
-def _trace(output: Any) -> list[Origin] | None:
-    """The columns of tables that an output comes from, with the way there; None for an expression."""
-    column = _bare(output)
-    if isinstance(column, Null):
-        return []
-    if not isinstance(column, ColumnClause) or column.table is None:
-        return None
-    here = hash(column.table)
-    proxies = _proxies(column)
-    if not proxies:
-        return [((here,), column)] if isinstance(column, Column) else None
-    found: list[Origin] = []
-    for number, inner in enumerate(proxies):
-        traced = _trace(inner)
-        if traced is None:
-            return None
-        found += [((here, number, *way), base) for way, base in traced]
-    return found
-
-
-def _proxies(column: Any) -> list[Any]:
-    """What a column of a subquery stands for. For a label SQLAlchemy names both it and its element."""
-    labelled = {hash(_bare(one)) for one in column._proxies if isinstance(one, Label)}
-    return [one for one in column._proxies if isinstance(one, Label) or hash(one) not in labelled]
 
 
 def _formats(origins: list[Origin] | None) -> tuple[ColumnFormat, ...]:
@@ -389,7 +306,7 @@ def _homes(compiled: Any, columns: Sequence[Any]) -> list[Any]:
         waiting += getattr(one, "_entities", ())
         column = getattr(one, "column", None)
         if column is not None:
-            selected[hash(_bare(column))] = getattr(one, "entity_zero", None)
+            selected[hash(unlabelled(column))] = getattr(one, "entity_zero", None)
     return [
         None
         if column is None
@@ -406,4 +323,4 @@ def _entities(compiled: Any) -> tuple[bool, frozenset[int]]:
         return False, frozenset()
     statement = getattr(state, "select_statement", None)
     raw = getattr(statement, "_raw_columns", ())
-    return True, frozenset(hash(_bare(one)) for one in raw if isinstance(one, ColumnElement))
+    return True, frozenset(hash(unlabelled(one)) for one in raw if isinstance(one, ColumnElement))

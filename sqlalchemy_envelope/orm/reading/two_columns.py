@@ -7,71 +7,32 @@ the other, or be merged back into the database.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import Column, Table
 from sqlalchemy.orm import attributes
 from sqlalchemy.orm.base import PASSIVE_NO_RESULT, SQL_OK
 
 from sqlalchemy_envelope.exceptions import PlaintextRefusedError
-from sqlalchemy_envelope.orm.columns.plans import plan_of_mapper
-from sqlalchemy_envelope.orm.columns.previous import has_previous, policy_of_column, previous_of
-from sqlalchemy_envelope.orm.columns.state import FROM_PREVIOUS, WAITING, is_sealed, is_unreadable
-from sqlalchemy_envelope.orm.tables.records import records_of_mapper
+from sqlalchemy_envelope.orm.columns.attribute_marks import (
+    Mark,
+    forget,
+    is_from_previous,
+    is_sealed,
+    is_unreadable,
+    marks_of,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
-    from sqlalchemy.orm import InstanceState, Mapper
+    from sqlalchemy.orm import InstanceState
 
-    from sqlalchemy_envelope.orm.columns.previous import ColumnPolicy
+    from sqlalchemy_envelope.orm.columns.dual_attributes import DualAttribute
 
 _MISSING = object()
 
 
-class DualAttribute(NamedTuple):
-    """A mapped attribute over an encrypted column, and the hidden one over its previous column."""
-
-    key: str
-    previous: str
-    policy: ColumnPolicy
-
-
-_DUALS = "dual_attributes"
-
-
-def dual_attributes(mapper: Mapper[Any]) -> tuple[DualAttribute, ...]:
-    """The attributes of a mapper whose columns have a previous one."""
-    records = records_of_mapper(mapper)
-    known: tuple[DualAttribute, ...] | None = records.get(_DUALS)
-    if known is None:
-        known = records[_DUALS] = tuple(_find(mapper))
-    return known
-
-
-def _find(mapper: Mapper[Any]) -> Iterable[DualAttribute]:
-    for attribute in plan_of_mapper(mapper):
-        column = attribute.encrypted.column
-        previous, policy = previous_of(column), policy_of_column(column)
-        for prop in mapper.column_attrs if previous is not None and policy is not None else ():
-            first = prop.columns[0]
-            if isinstance(first, Column) and previous in first.base_columns:
-                yield DualAttribute(attribute.key, prop.key, policy)  # type: ignore[arg-type]  # not None
-                break
-
-
-def map_previous(mapper: Mapper[Any]) -> None:
-    """Map the previous columns that SQLAlchemy left out: those that a class adds to its parent's table."""
-    for column in list(mapper.columns):
-        if isinstance(column, Column) and isinstance(column.table, Table) and has_previous(column):
-            previous: Any = previous_of(column)
-            if not mapper.columns.contains_column(previous):
-                mapper.add_property(previous.key, previous)
-
-
-def load_listener(
-    inner: Callable[..., None], duals: Sequence[DualAttribute], forget: Callable[..., None]
-) -> Callable[..., None]:
+def load_listener(inner: Callable[..., None], duals: Sequence[DualAttribute]) -> Callable[..., None]:
     """The `load` and `refresh` listener of a mapper with previous columns, around the one of its encrypted
     columns."""
 
@@ -81,7 +42,7 @@ def load_listener(
             return  # no row was read: a value that was locked has been opened
         unread = []
         for dual in duals:
-            if (read is None or dual.key in read) and not _settle(state, dual, forget):
+            if (read is None or dual.key in read) and not _settle(state, dual):
                 unread += [dual.key, dual.previous]
             if dual.previous not in state.committed_state:
                 state.dict.pop(dual.previous, None)
@@ -96,22 +57,20 @@ def load_listener(
     return on_load
 
 
-def seen_again(
-    state: InstanceState[Any], duals: Sequence[DualAttribute], forget: Callable[..., None]
-) -> None:
+def seen_again(state: InstanceState[Any], duals: Sequence[DualAttribute]) -> None:
     """A row fills an object for another place that it has in it, once it was loaded: what was left out of it
     then is there again."""
     for dual in duals:
         if dual.previous not in state.dict and dual.key not in state.dict:
             continue
         # What stands in the object is the previous value, and nothing is to be said of it anew.
-        if not ("info" in state.__dict__ and dual.key in state.info.get(FROM_PREVIOUS, ())):
-            _settle(state, dual, forget)
+        if not is_from_previous(state, dual.key):
+            _settle(state, dual)
         if dual.previous not in state.committed_state:
             state.dict.pop(dual.previous, None)
 
 
-def _settle(state: InstanceState[Any], dual: DualAttribute, forget: Callable[..., None]) -> bool:
+def _settle(state: InstanceState[Any], dual: DualAttribute) -> bool:
     """Say what the attribute's value is, now that its encrypted column was read; False if the previous column
     would have to be read with it."""
     key, previous, policy = dual
@@ -142,16 +101,14 @@ def _settle(state: InstanceState[Any], dual: DualAttribute, forget: Callable[...
         values[key] = None
     elif policy == "refuse" or previous_locked:
         values.pop(key, None)
-        state.info.setdefault(WAITING, {})[key] = dual
+        marks_of(state)[key] = dual
     else:
         values[key] = before
-        state.info.setdefault(FROM_PREVIOUS, {})[key] = True
+        marks_of(state)[key] = Mark.FROM_PREVIOUS
     return True
 
 
-def read_waiting(
-    state: InstanceState[Any], dual: DualAttribute, passive: Any, forget: Callable[..., None]
-) -> Any:
+def read_waiting(state: InstanceState[Any], dual: DualAttribute, passive: Any) -> Any:
     """The value of an attribute that stands in the previous column alone, which was not handed out when its
     row was read.
 

@@ -116,19 +116,19 @@ class ServerSession(UnlockedSession):
             ConfigurationError: another one serves the process already.
         """
         self._require_usable()
-        if self.is_open or context.PROCESS[0] is not None:
+        if self.is_open or context.NOTHING.server is not None:
             raise ConfigurationError(
                 "Server mode is on for this process already; stop() the other one first."
             )
         self.is_open = self._process_wide = True
         self.policy.emit(self._event("server_mode_started", "the process", 1))
-        context.serve_process(self)
+        context.NOTHING.serve(self)
         return self
 
     def stop(self) -> None:
         """Stop serving the process: wipe the keys. What was decrypted stays in its objects."""
-        if context.PROCESS[0] is self:
-            context.serve_process(None)
+        if context.NOTHING.server is self:
+            context.NOTHING.serve(None)
         self.lock()
 
     def __enter__(self) -> Self:

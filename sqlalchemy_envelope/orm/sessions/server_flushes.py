@@ -6,6 +6,7 @@ their primary keys are known.
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import inspect
@@ -19,6 +20,7 @@ from sqlalchemy_envelope.orm.current.names import Names
 from sqlalchemy_envelope.orm.sessions.server import ServerSession
 from sqlalchemy_envelope.orm.tables.key_types import mistyped
 from sqlalchemy_envelope.orm.tables.owners import Place, owner_class_of
+from sqlalchemy_envelope.orm.tables.session_notes import put_page, take_page
 from sqlalchemy_envelope.orm.writing.newcomers import (
     ENROLLING_OWNER,
     Enrolling,
@@ -32,7 +34,12 @@ if TYPE_CHECKING:
     from sqlalchemy_envelope.keys.model import OpenedKey
     from sqlalchemy_envelope.orm.tables.owners import OwnerClass
 
-_MADE = "sqlalchemy_envelope.server_made"
+
+@dataclass(slots=True)
+class _NewOwners:
+    """A page of `SessionNotes`: the new owners of the present flush, with their keys."""
+
+    made: list[tuple[InstanceState[Any], OwnerClass, list[OpenedKey]]] = field(default_factory=list)
 
 
 def _server(session: Session) -> ServerSession | None:
@@ -45,7 +52,7 @@ def before_flush(session: Session, *_: object) -> None:
     if server is None:
         return
     waiting = enrolling_in(session)
-    made: list[tuple[InstanceState[Any], OwnerClass, list[OpenedKey]]] = []
+    new = _NewOwners()
     for instance in session.new:
         state: InstanceState[Any] = inspect(instance)
         owner_class = owner_class_of(getattr(type(instance), "__table__", None))
@@ -60,21 +67,21 @@ def before_flush(session: Session, *_: object) -> None:
         keyring = Keyring()
         keyring.add(ENROLLING_OWNER, keys[1:])
         note_enrolling(session, Enrolling(state, owner_class, keyring))
-        made.append((state, owner_class, keys))
-    if made:
+        new.made.append((state, owner_class, keys))
+    if new.made:
         server.kek_for_new(session)
-        session.info[_MADE] = made
+        put_page(session, new)
 
 
 def after_flush(session: Session, *_: object) -> None:
     """Their rows are written: bind their keys to them and store those."""
-    made = session.info.pop(_MADE, None)
+    new = take_page(session, _NewOwners)
     server = _server(session)
-    if not made or server is None:
+    if new is None or server is None:
         return
     kek, names = server.kek_for_new(session), Names(session)
     by_class: dict[OwnerClass, list[tuple[Place, list[OpenedKey]]]] = {}
-    for state, owner_class, keys in made:
+    for state, owner_class, keys in new.made:
         enrolling_in(session).pop(state, None)
         primary_key = tuple(
             state.dict[state.mapper.get_property_by_column(column).key] for column in state.mapper.primary_key
@@ -94,7 +101,10 @@ def after_flush(session: Session, *_: object) -> None:
 
 def after_soft_rollback(session: Session, *_: object) -> None:
     """A flush that failed leaves no half-made owners behind."""
-    for state, _, keys in session.info.pop(_MADE, None) or ():
+    new = take_page(session, _NewOwners)
+    if new is None:
+        return
+    for state, _owner_class, keys in new.made:
         enrolling_in(session).pop(state, None)
         for one in keys:
             one.key.wipe()

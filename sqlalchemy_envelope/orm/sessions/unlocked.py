@@ -36,6 +36,7 @@ from sqlalchemy_envelope.orm.sharing.rollbacks import note_outcome, note_rollbac
 from sqlalchemy_envelope.orm.sharing.settle import Opening
 from sqlalchemy_envelope.orm.tables.cascades import in_greenlet
 from sqlalchemy_envelope.orm.tables.owners import Place, require_owner_class
+from sqlalchemy_envelope.orm.tables.session_notes import notes_of
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -125,8 +126,8 @@ class UnlockedSession(context.OpenKeys):
             self.follows = self.follows or self._parent.follows
         self.is_open = True
         if self.home is not None:
-            self._displaced = self.home.info.get(context.BOUND)
-            self.home.info[context.BOUND] = self
+            notes = notes_of(self.home)
+            self._displaced, notes.bound = notes.bound, self
             self._sessions[self.home] = None
         self._surrounding = context.CURRENT.get()
         context.CURRENT.set(self)
@@ -646,15 +647,12 @@ class UnlockedSession(context.OpenKeys):
         # No tokens: one would put back a session that was left meanwhile, where they are not left in order,
         # and is of no use in another context than it was made in. A session that is covered by an inner one
         # keeps its links until that one is left too, and finds through them what is still open.
-        info = self.home.info if self.home is not None else {}
-        if info.get(context.BOUND) is self:
+        notes = notes_of(self.home) if self.home is not None else None
+        if notes is not None and notes.bound is self:
             below, self._displaced = self._displaced, None
             while below is not None and not below.is_open:
                 below = below._displaced
-            if below is not None:
-                info[context.BOUND] = below
-            else:
-                del info[context.BOUND]
+            notes.bound = below
         if context.CURRENT.get() is self:
             around, self._surrounding = self._surrounding, context.NOTHING
             while isinstance(around, UnlockedSession) and not around.is_open:

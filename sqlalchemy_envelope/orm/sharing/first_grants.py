@@ -8,7 +8,7 @@ one INSERT for the grants of each class and one UPDATE for their counts, however
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from sqlalchemy_envelope.keys.grants import pending_grant, sealed_grant
@@ -21,6 +21,7 @@ from sqlalchemy_envelope.orm.sharing.rollbacks import note_end
 from sqlalchemy_envelope.orm.tables.grant_rows import GrantStore
 from sqlalchemy_envelope.orm.tables.key_grant import grants_can_circle
 from sqlalchemy_envelope.orm.tables.key_rows import KeyStore
+from sqlalchemy_envelope.orm.tables.session_notes import known_page, page_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -35,28 +36,36 @@ if TYPE_CHECKING:
 
 Shared = dict[tuple["GrantClass", "Place"], "list[Recipient]"]
 """Who joined, by whose key is granted."""
-_FIRST = "sqlalchemy_envelope.first_keys"
+
+
+@dataclass(slots=True)
+class _FirstKeys:
+    """A page of `SessionNotes`: the owners whose first keys the present transaction makes."""
+
+    owners: set[OwnerId] = field(default_factory=set)
 
 
 def note_first_keys(session: Session, places: Iterable[Place]) -> None:
     """The session's present transaction makes the first keys of these owners."""
     owners = {place.owner for place in places}
-    known: set[OwnerId] = session.info.setdefault(_FIRST, set())
+    known = page_of(session, _FirstKeys).owners
     known |= owners
     note_end(session, lambda: known.difference_update(owners))
 
 
 def made_first_keys(session: Session, owner: OwnerId) -> bool:
     """Whether the session's present transaction made the first keys of this owner."""
-    return owner in session.info.get(_FIRST, ())
+    page = known_page(session, _FirstKeys)
+    return page is not None and owner in page.owners
 
 
 def grant_first(session: Session, policy: Policy, shared: Shared) -> Shared:
     """Grant the keys that this transaction made, where they are open here; the others, which are to be
     granted one by one."""
-    known: set[OwnerId] = session.info.get(_FIRST, set())
-    if not known:
+    page = known_page(session, _FirstKeys)
+    if page is None or not page.owners:
         return shared
+    known = page.owners
     rest: Shared = {}
     mine: dict[OwnerClass, list[tuple[Keyring, Place, OpenedKey, list[Recipient]]]] = {}
     for (grant, place), recipients in shared.items():

@@ -7,6 +7,7 @@ noted, so that an epoch starts. What is deleted in another way is found missing,
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sqlalchemy import insert, select
@@ -21,6 +22,7 @@ from sqlalchemy_envelope.orm.tables.followed import followers_of, leader_of
 from sqlalchemy_envelope.orm.tables.grant_rows import GrantStore
 from sqlalchemy_envelope.orm.tables.key_grant import grant_class_of
 from sqlalchemy_envelope.orm.tables.key_rows import KeyStore, chunks, matches
+from sqlalchemy_envelope.orm.tables.session_notes import page_of, take_page
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -39,7 +41,12 @@ if TYPE_CHECKING:
     """Of a share: whose key, and to whom."""
     Joined = tuple[GrantClass, Place, Recipient]
 
-_LEFT = "sqlalchemy_envelope.shares_left"
+
+@dataclass(slots=True)
+class _SharesLeft:
+    """A page of `SessionNotes`: the shares that the present flush ends with the memberships they follow."""
+
+    ends: set[tuple[GrantClass, Ends]] = field(default_factory=set)
 
 
 class Followed(NamedTuple):
@@ -51,7 +58,7 @@ class Followed(NamedTuple):
 
 def before_flush(session: Session, *_: object) -> None:
     """Forget what a flush noted that failed."""
-    session.info.pop(_LEFT, None)
+    take_page(session, _SharesLeft)
 
 
 def before_delete(mapper: object, connection: object, state: InstanceState[Any]) -> None:
@@ -60,7 +67,7 @@ def before_delete(mapper: object, connection: object, state: InstanceState[Any])
     followers = [] if leader is None else followers_of(leader)
     if leader is None or session is None or not followers:
         return
-    session.info.setdefault(_LEFT, set()).update((share, _ends_before(leader, state)) for share in followers)
+    page_of(session, _SharesLeft).ends.update((share, _ends_before(leader, state)) for share in followers)
 
 
 def before_update(mapper: object, connection: object, state: InstanceState[Any]) -> None:
@@ -71,12 +78,12 @@ def before_update(mapper: object, connection: object, state: InstanceState[Any])
         return
     before = _ends_before(leader, state)
     if before != _ends(leader, state):
-        session.info.setdefault(_LEFT, set()).update((share, before) for share in followers)
+        page_of(session, _SharesLeft).ends.update((share, before) for share in followers)
 
 
 def note_moved(session: Session, leader: GrantClass, before: MemberOf) -> None:
     """A membership of these ends becomes one of others, though no object of it changed."""
-    session.info.setdefault(_LEFT, set()).update(
+    page_of(session, _SharesLeft).ends.update(
         (share, (before.to, before.of)) for share in followers_of(leader)
     )
 
@@ -84,7 +91,7 @@ def note_moved(session: Session, leader: GrantClass, before: MemberOf) -> None:
 def follow(session: Session, joined: Iterable[Joined], kept: Iterable[Joined] = ()) -> Followed:
     """The shares that follow the memberships that a flush has written; of those that it wrote anew as they
     were, the shares that are missing or void."""
-    left: set[tuple[GrantClass, Ends]] = session.info.pop(_LEFT, set())
+    left = (take_page(session, _SharesLeft) or _SharesLeft()).ends
     given: set[tuple[GrantClass, Ends]] = set()
     wanted, repaired = _wanted(joined, given), _wanted(kept, given)
     if not wanted and not repaired and not left:

@@ -10,7 +10,7 @@ stay; if it is void, it is granted as a new one is.
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import and_, inspect, select, tuple_
@@ -36,6 +36,7 @@ from sqlalchemy_envelope.orm.tables.grant_rows import GrantStore
 from sqlalchemy_envelope.orm.tables.key_grant import grant_class_of, grant_written_by, grants_can_circle
 from sqlalchemy_envelope.orm.tables.key_rows import KeyStore, usable
 from sqlalchemy_envelope.orm.tables.owners import Place, owner_class_of
+from sqlalchemy_envelope.orm.tables.session_notes import page_of, put_page, take_page
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -49,11 +50,23 @@ if TYPE_CHECKING:
     from sqlalchemy_envelope.orm.tables.key_rows import OwnedKey
     from sqlalchemy_envelope.orm.tables.owners import GrantClass
 
-_LEAVING = "sqlalchemy_envelope.leaving"
-_BEFORE = "sqlalchemy_envelope.before"
-_SWITCHED = "sqlalchemy_envelope.switched_rows"
 Shared = tuple["Place", "str | None"]
 """A key that is granted: an owner's, and one scope of it or all."""
+
+
+@dataclass(slots=True)
+class _Changes:
+    """A page of `SessionNotes`: what the present flush does to granting rows.
+
+    Attributes:
+        leaving: what rows granted that are deleted.
+        before: of changed rows, the owner whose key they granted.
+        switched: of rows that are deleted and added again, what they said.
+    """
+
+    leaving: set[Shared] = field(default_factory=set)
+    before: dict[InstanceState[Any], Place] = field(default_factory=dict)
+    switched: dict[InstanceState[Any], Ends] = field(default_factory=dict)
 
 
 def before_flush(session: Session, *_: object) -> None:
@@ -61,13 +74,13 @@ def before_flush(session: Session, *_: object) -> None:
     so."""
     leaving: set[Shared] = set()
     names = Names(session)
-    before = session.info[_BEFORE] = {}
-    session.info[_SWITCHED] = {}
+    changes = _Changes()
+    put_page(session, changes)
     for instance in session.dirty:
         changed: InstanceState[Any] = inspect(instance)
         grant_class = grant_class_of(changed.mapper)
         if grant_class is not None:
-            before[changed] = _place_before(session, grant_class, changed)
+            changes.before[changed] = _place_before(session, grant_class, changed)
     for instance in session.deleted:
         state: InstanceState[Any] = inspect(instance)
         owner_class = owner_class_of(getattr(type(instance), "__table__", None))
@@ -82,12 +95,12 @@ def before_flush(session: Session, *_: object) -> None:
             with session.no_autoflush:
                 rows = session.execute(query, bind_arguments=bind_for(session, grant.mapper, query)).all()
             leaving |= {(names.place(grant.of.owner_class, tuple(row)), grant.scope) for row in rows}
-    session.info[_LEAVING] = leaving
+    changes.leaving = leaving
     # Those that are deleted note themselves when they are: one may become an UPDATE.
     removed = [left for one in session.deleted for left in _left_by(session, inspect(one))]
     moved = [
         place
-        for state, place in before.items()
+        for state, place in changes.before.items()
         if (of := grant_class_of(state.mapper)) is not None and _moved(of, state)
     ]
     places = [*(place for place, _ in (*leaving, *removed)), *moved]
@@ -100,7 +113,7 @@ def before_delete(mapper: object, connection: object, state: InstanceState[Any])
     session = state.session
     if session is not None:
         left = _left_by(session, state)
-        session.info.setdefault(_LEAVING, set()).update(left)
+        page_of(session, _Changes).leaving.update(left)
         if left:
             lock_groups(session, context.policy_of(session), [place for place, _ in left])
 
@@ -111,7 +124,7 @@ def before_insert(mapper: object, connection: object, state: InstanceState[Any])
     before = None if session is None or grant is None else row_before(session, grant, state)
     if session is None or grant is None or before is None:
         return
-    session.info.setdefault(_SWITCHED, {})[state] = before
+    page_of(session, _Changes).switched[state] = before
     if before != Ends(grant.values(state, grant.of.columns), grant.values(state, grant.to.columns)):
         note_moved(session, grant, before)
         place = Names(session).place(grant.of.owner_class, before.of)
@@ -140,9 +153,8 @@ def refuse_other_class(mapper: Mapper[Any], connection: object, state: InstanceS
 
 def after_flush(session: Session, *_: object) -> None:
     """Grant to who joined, and start new epochs where somebody left."""
-    left: set[Shared] = session.info.pop(_LEAVING, set())
-    before: dict[InstanceState[Any], Place] = session.info.pop(_BEFORE, {})
-    switched: dict[InstanceState[Any], Ends] = session.info.pop(_SWITCHED, {})
+    changes = take_page(session, _Changes) or _Changes()
+    left, before, switched = changes.leaving, changes.before, changes.switched
     joined: list[Joined] = []
     kept: list[Joined] = []
     names, new = Names(session), session.new  # a set of its own each time that it is asked for

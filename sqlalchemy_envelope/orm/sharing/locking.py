@@ -11,10 +11,11 @@ whose it is.
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
-from weakref import ref
 
 from sqlalchemy_envelope.orm.tables.key_rows import KeyStore
+from sqlalchemy_envelope.orm.tables.session_notes import WithinTransaction, page_within
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -25,7 +26,12 @@ if TYPE_CHECKING:
     from sqlalchemy_envelope.orm.current.policy import Policy
     from sqlalchemy_envelope.orm.tables.owners import Place
 
-_LOCKED = "sqlalchemy_envelope.locked_groups"
+
+@dataclass
+class _LockedGroups(WithinTransaction):
+    """A page of `SessionNotes`: the owners whose keys are held."""
+
+    owners: set[OwnerId] = field(default_factory=set)
 
 
 def lock_groups(session: Session, policy: Policy, places: Iterable[Place]) -> None:
@@ -51,9 +57,4 @@ def _held(session: Session) -> set[OwnerId]:
     """Those whom this transaction holds. A savepoint counts for itself: rolled back, it lets go of its
     own."""
     within = session.get_nested_transaction() or session.get_transaction()
-    noted = session.info.get(_LOCKED)
-    if noted is None or within is None or noted[0]() is not within:
-        noted = (ref(within) if within is not None else lambda: None, set())
-        session.info[_LOCKED] = noted
-    held: set[OwnerId] = noted[1]
-    return held
+    return page_within(session, _LockedGroups, within).owners

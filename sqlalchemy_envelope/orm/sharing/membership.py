@@ -5,8 +5,8 @@ each class of grants on the way."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
-from weakref import ref
 
 from sqlalchemy import Delete, Insert, TextClause, Update
 
@@ -30,6 +30,12 @@ from sqlalchemy_envelope.orm.tables.grant_rows import count_grants
 from sqlalchemy_envelope.orm.tables.key_grant import grant_of, has_grants
 from sqlalchemy_envelope.orm.tables.key_rows import usable
 from sqlalchemy_envelope.orm.tables.owners import owner_class_of
+from sqlalchemy_envelope.orm.tables.session_notes import (
+    WithinTransaction,
+    known_page,
+    page_within,
+    take_page,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -41,7 +47,12 @@ if TYPE_CHECKING:
     from sqlalchemy_envelope.orm.tables.key_rows import OwnedKey
     from sqlalchemy_envelope.orm.tables.owners import OwnerClass, Place
 
-_LOOKED = "sqlalchemy_envelope.looked"
+
+@dataclass
+class _Looks(WithinTransaction):
+    """A page of `SessionNotes`: what was looked at."""
+
+    seen: set[Any] = field(default_factory=set)
 
 
 def freshen(
@@ -159,7 +170,7 @@ def catch_up(
 
 def forget_looks(session: Session, *_: object) -> None:
     """Something was granted or revoked in this transaction, or rolled back: look again."""
-    session.info.pop(_LOOKED, None)
+    take_page(session, _Looks)
 
 
 def on_statement(session: Session, statement: object) -> None:
@@ -168,7 +179,7 @@ def on_statement(session: Session, statement: object) -> None:
         if has_grants(statement.table) and not session._flushing:
             _tell_bypassed(session, statement.table)
         return
-    if session.info.get(_LOOKED) is None:
+    if known_page(session, _Looks) is None:
         return
     if isinstance(statement, TextClause):
         text = statement.text.lstrip().upper()
@@ -197,10 +208,4 @@ def _tell_bypassed(session: Session, table: Any) -> None:
 
 def looked_at(session: Session) -> set[Any]:
     """What was looked at in the session's present transaction."""
-    transaction = session.get_transaction()
-    noted = session.info.get(_LOOKED)
-    if noted is None or transaction is None or noted[0]() is not transaction:
-        noted = (ref(transaction) if transaction is not None else lambda: None, set())
-        session.info[_LOOKED] = noted
-    looked: set[Any] = noted[1]
-    return looked
+    return page_within(session, _Looks, session.get_transaction()).seen

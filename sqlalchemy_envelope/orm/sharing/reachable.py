@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from sqlalchemy import event
@@ -11,6 +12,7 @@ from sqlalchemy_envelope.exceptions import EnrollmentError
 from sqlalchemy_envelope.orm.sharing.rollbacks import note_rollback
 from sqlalchemy_envelope.orm.tables.grant_rows import count_grants
 from sqlalchemy_envelope.orm.tables.key_rows import KeyStore
+from sqlalchemy_envelope.orm.tables.session_notes import known_page, page_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -18,8 +20,12 @@ if TYPE_CHECKING:
     from sqlalchemy_envelope.orm.current.policy import Policy
     from sqlalchemy_envelope.orm.tables.owners import OwnerClass, Place
 
-_UNREACHABLE = "sqlalchemy_envelope.unreachable"
-_Waiting = dict["Place", "Policy"]
+
+@dataclass(slots=True)
+class _Unreachable:
+    """A page of `SessionNotes`: owners without a slot, and the policy that each was enrolled under."""
+
+    waiting: dict[Place, Policy] = field(default_factory=dict)
 
 
 def note_unreachable(session: Session, policy: Policy, places: Sequence[Place]) -> None:
@@ -28,20 +34,21 @@ def note_unreachable(session: Session, policy: Policy, places: Sequence[Place]) 
         return
     if not event.contains(Session, "before_commit", _require_reachable):
         event.listen(Session, "before_commit", _require_reachable)
-    waiting: _Waiting = session.info.setdefault(_UNREACHABLE, {})
+    waiting = page_of(session, _Unreachable).waiting
     waiting.update(dict.fromkeys(places, policy))
     note_rollback(session, lambda: _forget(waiting, places))
 
 
-def _forget(waiting: _Waiting, places: Iterable[Place]) -> None:
+def _forget(waiting: dict[Place, Policy], places: Iterable[Place]) -> None:
     for place in places:
         waiting.pop(place, None)
 
 
 def _require_reachable(session: Session) -> None:
-    waiting: _Waiting = session.info.get(_UNREACHABLE, {})
-    if not waiting:
+    page = known_page(session, _Unreachable)
+    if page is None or not page.waiting:
         return
+    waiting = page.waiting
     session.flush()
     by_class: dict[tuple[OwnerClass, int], list[Place]] = {}
     for place, policy in waiting.items():

@@ -13,6 +13,8 @@ from weakref import WeakSet
 from sqlalchemy import event
 from sqlalchemy.orm import Session
 
+from sqlalchemy_envelope.orm.tables.session_notes import known_page, page_of
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
@@ -20,8 +22,6 @@ if TYPE_CHECKING:
 
     from sqlalchemy_envelope.keys.keyring import Keyring, OwnerId
     from sqlalchemy_envelope.keys.model import StoredKey
-
-_FRESH = "sqlalchemy_envelope.fresh"
 
 
 @dataclass(eq=False)
@@ -34,6 +34,13 @@ class _Enrolment:
     undo: Callable[[], None] | None = None
     what: object = None
     """What `committed` is called for, where that is asked for several times."""
+
+
+@dataclass(slots=True)
+class _Enrolments:
+    """A page of `SessionNotes`: what is not committed yet, the oldest first."""
+
+    fresh: list[_Enrolment] = field(default_factory=list)
 
 
 class KeyHolder(Protocol):
@@ -75,8 +82,7 @@ def note_end(session: Session, ended: Callable[[], None]) -> None:
 def note_commit(session: Session, what: object, committed: Callable[[], None]) -> None:
     """Call this when what the session's current transaction did is committed for good; once for `what`."""
     within = _around(session)
-    fresh = session.info.get(_FRESH, ())
-    if any(one.what == what and one.within == within for one in fresh):
+    if any(one.what == what and one.within == within for one in page_of(session, _Enrolments).fresh):
         return
     enrolment = _note(session, b"")
     enrolment.what, enrolment.committed = what, committed
@@ -99,8 +105,13 @@ def _note(session: Session, owner: OwnerId) -> _Enrolment:
         event.listen(Session, "after_commit", _committed)
         event.listen(Session, "after_transaction_end", _ended)
     enrolment = _Enrolment(owner, _around(session))
-    session.info.setdefault(_FRESH, []).append(enrolment)
+    page_of(session, _Enrolments).fresh.append(enrolment)
     return enrolment
+
+
+def _fresh_in(session: Session) -> list[_Enrolment]:
+    page = known_page(session, _Enrolments)
+    return [] if page is None else page.fresh
 
 
 def _around(session: Session) -> list[SessionTransaction]:
@@ -115,14 +126,14 @@ def _around(session: Session) -> list[SessionTransaction]:
 
 def note_unlock(session: Session, owner: OwnerId, unlocked: KeyHolder) -> None:
     """An owner was unlocked; if its enrolment has not been committed yet, its keys may still go."""
-    for enrolment in session.info.get(_FRESH, ()):
+    for enrolment in _fresh_in(session):
         if enrolment.owner == owner and enrolment.undo is None:
             enrolment.holders.add(unlocked)
 
 
 def _committed(session: Session) -> None:
     transaction = session.get_nested_transaction() or session.get_transaction()
-    for enrolment in session.info.get(_FRESH, ()):
+    for enrolment in _fresh_in(session):
         if transaction in enrolment.within:
             enrolment.within.remove(transaction)
             if not enrolment.within and enrolment.committed is not None:
@@ -131,7 +142,7 @@ def _committed(session: Session) -> None:
 
 
 def _ended(session: Session, transaction: SessionTransaction) -> None:
-    fresh = session.info.get(_FRESH)
+    fresh = _fresh_in(session)
     if not fresh:
         return
     for enrolment in fresh[::-1]:  # the newest first: each makes current what was before it

@@ -4,20 +4,29 @@ not list its connections."""
 from __future__ import annotations
 
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 from weakref import ref
 
 from sqlalchemy.orm import Session
+
+from sqlalchemy_envelope.orm.tables.session_notes import known_page, page_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from sqlalchemy import Connection, Engine
 
-_CONNECTIONS = "sqlalchemy_envelope.connections"
 USE = "_sqlalchemy_envelope_use"
 """The attribute of a connection that holds its `Use`. It is on the connection itself, because every
 statement reads it."""
+
+
+@dataclass(slots=True)
+class _Connections:
+    """A page of `SessionNotes`: the connections that a session uses, or used last."""
+
+    by_dialect: dict[Any, Connection] = field(default_factory=dict)
 
 
 class Use:
@@ -48,7 +57,7 @@ def _nothing() -> None:
 def after_begin(session: Session, transaction: object, connection: Connection) -> None:
     """A session starts to use a connection. A session that uses the same connection later takes it over."""
     setattr(connection, USE, Use(session, connection))
-    session.info.setdefault(_CONNECTIONS, {})[connection.engine.dialect] = connection
+    page_of(session, _Connections).by_dialect[connection.engine.dialect] = connection
 
 
 def session_of(connection: Connection) -> Session | None:
@@ -59,15 +68,15 @@ def session_of(connection: Connection) -> Session | None:
 
 def holds_locks(session: Session) -> bool:
     """Whether a transaction of the session holds locks, on any of its connections."""
-    connections: dict[object, Connection] = session.info.get(_CONNECTIONS, {})
-    return any(getattr(one, USE).locks_in(one) for one in connections.values())
+    page = known_page(session, _Connections)
+    return page is not None and any(getattr(one, USE).locks_in(one) for one in page.by_dialect.values())
 
 
 def connection_of(session: Session, engine: Engine) -> Connection | None:
     """The connection that a session uses to this engine's database, or used last: its options still say in
     which schema the session works."""
-    found: Connection | None = session.info.get(_CONNECTIONS, {}).get(engine.dialect)
-    return found
+    page = known_page(session, _Connections)
+    return None if page is None else page.by_dialect.get(engine.dialect)
 
 
 @contextmanager

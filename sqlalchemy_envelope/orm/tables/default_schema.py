@@ -12,6 +12,7 @@ transaction.
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 from weakref import WeakKeyDictionary, ref
@@ -25,8 +26,8 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Connection, Dialect
 
-_KNOWN = "sqlalchemy_envelope.default_schema"
-_CHANGED = "sqlalchemy_envelope.default_schema_changed"
+_NOTES = "sqlalchemy_envelope"
+"""The key in `Connection.info`, which stays with the driver's connection in the pool."""
 _ASKS = frozenset({"postgresql", "mysql", "mariadb"})
 # Hexadecimal: drivers differ in what they make of a quote or a percent sign.
 _SCHEMA_OF = (
@@ -50,6 +51,19 @@ class _Known(NamedTuple):
     schemas: dict[tuple[str, ...], str]
     path: str | None
     transaction: Callable[[], Any] | None
+
+
+@dataclass(slots=True)
+class _SchemaNotes:
+    """What is noted on a driver's connection.
+
+    Attributes:
+        known: what the database answered; None if it is to be asked.
+        changed: the transaction in which a statement may have changed the answer; gives None outside of one.
+    """
+
+    known: _Known | None = None
+    changed: Callable[[], Any] | None = None
 
 
 _last: WeakKeyDictionary[Connection, dict[tuple[str, ...], str]] = WeakKeyDictionary()
@@ -115,8 +129,8 @@ def on_statement(connection: Connection, sql: Any, compiled: Any) -> bool:
     read = sql if compiled is None else compiled.string
     if not isinstance(read, str) or (_short_may_change if len(read) < _MAX_TEXT else may_change)(read):
         transaction = connection.get_transaction()
-        connection.info[_CHANGED] = _nothing if transaction is None else ref(transaction)
-        connection.info.pop(_KNOWN, None)
+        changed = _nothing if transaction is None else ref(transaction)
+        connection.info[_NOTES] = _SchemaNotes(None, changed)
         return True
     return False
 
@@ -125,17 +139,24 @@ def _nothing() -> None:
     """Stands for a weak reference to nothing."""
 
 
+def _notes_on(connection: Connection) -> _SchemaNotes:
+    info = connection.info
+    notes: _SchemaNotes | None = info.get(_NOTES)
+    if notes is None:
+        notes = info[_NOTES] = _SchemaNotes()
+    return notes
+
+
 def _known(connection: Connection) -> _Known | None:
     """The answers that still hold."""
-    info = connection.info
+    notes = _notes_on(connection)
     root = connection.get_transaction()
-    changed = info.get(_CHANGED)
+    changed = notes.changed
     is_settled = changed is not None and changed is not _nothing and changed() is not root
     if root is not None and is_settled:
         # The transaction of the change has ended, by a commit or by a rollback that took the change back.
-        del info[_CHANGED]
-        info.pop(_KNOWN, None)
-    known: _Known | None = info.get(_KNOWN)
+        notes.changed = notes.known = None
+    known = notes.known
     if known is None or known.path != _reported(connection):
         return None
     if known.transaction is not None:
@@ -147,11 +168,12 @@ def _known(connection: Connection) -> _Known | None:
 def _note(connection: Connection) -> _Known:
     """A place for answers that hold from now on, for a transaction or until a change."""
     transaction: Callable[[], Any] | None = None
-    if _CHANGED in connection.info or _has_pool_listeners(connection):
+    notes = _notes_on(connection)
+    if notes.changed is not None or _has_pool_listeners(connection):
         # A rollback takes `SET` back, also one to a savepoint.
         innermost = _innermost(connection)
         transaction = _nothing if innermost is None else ref(innermost)
-    known = connection.info[_KNOWN] = _Known({}, _reported(connection), transaction)
+    known = notes.known = _Known({}, _reported(connection), transaction)
     return known
 
 

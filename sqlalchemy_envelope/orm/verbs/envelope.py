@@ -14,7 +14,7 @@ from sqlalchemy_envelope.crypto.wrapping import wrong_secret
 from sqlalchemy_envelope.exceptions import ConfigurationError
 from sqlalchemy_envelope.keys.row_seals import RowSeals, realm_name
 from sqlalchemy_envelope.orm.current import context
-from sqlalchemy_envelope.orm.current.policy import Policy, note_policy
+from sqlalchemy_envelope.orm.current.policy import ENVELOPES, Policy, note_policy
 from sqlalchemy_envelope.orm.current.providers import CachePolicy, make_providers
 from sqlalchemy_envelope.orm.sessions.server import ServerSession
 from sqlalchemy_envelope.orm.sessions.write_only import WriteOnlySession
@@ -113,6 +113,7 @@ class Envelope:
             write_epoch_values=write_epoch_values,
             harden_claims=harden_claims,
         )
+        ENVELOPES.add(self.policy)
 
     def enroll(
         self,
@@ -425,7 +426,7 @@ class Envelope:
 
     def attach(self, session: AnySession) -> None:
         """Let this envelope's policy serve the flushes of a session in which none of its verbs was used: of
-        use only where a process has several envelopes with server keys."""
+        use only where a process has several envelopes."""
         note_policy(plain_session(session), self.policy)
 
     def run(self, steps: Steps[T]) -> T:

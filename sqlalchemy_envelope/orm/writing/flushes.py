@@ -14,8 +14,9 @@ from sqlalchemy.orm import attributes
 from sqlalchemy.orm.base import PASSIVE_NO_INITIALIZE
 
 from sqlalchemy_envelope.exceptions import LockedError, PlaintextRefusedError
+from sqlalchemy_envelope.orm.columns.attribute_marks import written
 from sqlalchemy_envelope.orm.columns.plans import plan_of_mapper, plan_of_table
-from sqlalchemy_envelope.orm.columns.state import current_key, written
+from sqlalchemy_envelope.orm.columns.state import current_key
 from sqlalchemy_envelope.orm.tables.owner_paths import linked_paths, referred, referring
 from sqlalchemy_envelope.orm.writing.defaults import client_default, has_python_default
 from sqlalchemy_envelope.orm.writing.flush_notes import deletes_nothing, note_deletes_nothing, notes_for

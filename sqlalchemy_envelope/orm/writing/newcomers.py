@@ -6,7 +6,7 @@ under the name `ENROLLING_OWNER`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy_envelope.exceptions import NotEnrolledError
@@ -16,6 +16,7 @@ from sqlalchemy_envelope.orm.columns.state import current_key
 from sqlalchemy_envelope.orm.current.context import server_hint
 from sqlalchemy_envelope.orm.current.names import Names
 from sqlalchemy_envelope.orm.tables.owners import owner_class_of
+from sqlalchemy_envelope.orm.tables.session_notes import known_page, page_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -25,9 +26,6 @@ if TYPE_CHECKING:
     from sqlalchemy_envelope.keys.keyring import Keyring, OwnerId
     from sqlalchemy_envelope.orm.tables.owners import OwnerClass
 
-_ENROLLING = "sqlalchemy_envelope.enrolling"
-_UNWRITTEN = "sqlalchemy_envelope.enrolling_unwritten"
-_NAMED = "sqlalchemy_envelope.enrolling_named"
 ENROLLING_OWNER = b"enrolling"
 """The keyring's name for an owner whose primary key is not known yet."""
 
@@ -54,17 +52,30 @@ class Enrolling:
         return all(row.get(column) is self.state.dict.get(key) for column, key in names.items())
 
 
+@dataclass(slots=True)
+class _Newcomers:
+    """A page of `SessionNotes`: the owners that are being enrolled.
+
+    Attributes:
+        waiting: all of them, in the order of their INSERTs.
+        unwritten: those whose rows the present flush has not written yet.
+        named: those whose rows are written, by name.
+    """
+
+    waiting: dict[InstanceState[Any], Enrolling] = field(default_factory=dict)
+    unwritten: dict[OwnerClass, list[Enrolling]] = field(default_factory=dict)
+    named: dict[OwnerId, Enrolling] = field(default_factory=dict)
+
+
 def note_enrolling(session: Session, newcomer: Enrolling) -> None:
     """Use this owner's keys in the next flush of the session."""
-    session.info.setdefault(_ENROLLING, {})[newcomer.state] = newcomer
+    page_of(session, _Newcomers).waiting[newcomer.state] = newcomer
 
 
 def enrolling_in(session: Session | None) -> dict[InstanceState[Any], Enrolling]:
     """The owners that are being enrolled in this session, in the order of their INSERTs."""
-    if session is None:
-        return {}
-    newcomers: dict[InstanceState[Any], Enrolling] = session.info.get(_ENROLLING, {})
-    return newcomers
+    page = None if session is None else known_page(session, _Newcomers)
+    return {} if page is None else page.waiting
 
 
 def enrolling_row(
@@ -77,7 +88,7 @@ def enrolling_row(
     waiting = enrolling_in(session)
     if session is None or not waiting:
         return None
-    unwritten: dict[OwnerClass, list[Enrolling]] = session.info.setdefault(_UNWRITTEN, {})
+    unwritten = page_of(session, _Newcomers).unwritten
     if owner_class not in unwritten:
         unwritten[owner_class] = [new for new in waiting.values() if new.owner_class is owner_class]
     of_class = unwritten[owner_class]
@@ -95,7 +106,7 @@ def enrolling_owner(session: Session | None, owner: OwnerId) -> Enrolling | None
     if session is None or not waiting:
         return None
     # Each name is made once. An owner whose row is not written yet has no name.
-    named: dict[OwnerId, Enrolling] = session.info.setdefault(_NAMED, {})
+    named = page_of(session, _Newcomers).named
     if owner not in named:
         named.update({name: new for new in waiting.values() if (name := new.owner_id()) is not None})
     newcomer = named.get(owner)
@@ -104,8 +115,10 @@ def enrolling_owner(session: Session | None, owner: OwnerId) -> Enrolling | None
 
 def forget_lookups(session: Session) -> None:
     """The flush is over: drop what was looked up of its new owners."""
-    session.info.pop(_UNWRITTEN, None)
-    session.info.pop(_NAMED, None)
+    page = known_page(session, _Newcomers)
+    if page is not None:
+        page.unwritten.clear()
+        page.named.clear()
 
 
 def require_enrolling(state: InstanceState[Any]) -> None:

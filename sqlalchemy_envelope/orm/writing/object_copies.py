@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy.orm import attributes
 
 from sqlalchemy_envelope.exceptions import DecryptionError, LockedError, LockReason, StatementRefusedError
-from sqlalchemy_envelope.orm.columns.state import SEALED, WAITING, WIPED
+from sqlalchemy_envelope.orm.columns.attribute_marks import Mark, known_marks, marks_of
+from sqlalchemy_envelope.orm.columns.mixed_classes import mix_in
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -32,18 +33,19 @@ def open_carried(state: InstanceState[Any], plan: Iterable[EncryptedAttribute]) 
         LockedError: a key is not open here, or a value was not kept.
         StatementRefusedError: a value is bound to the row that the object was read from.
     """
-    if "info" not in state.__dict__:
+    marks = known_marks(state)
+    if not marks:
         return
     for attribute in plan:
         key = attribute.key
         if key in state.dict:
             continue
-        if key in state.info.get(WIPED, ()):
+        if marks.is_wiped(key):
             raise LockedError(
                 f"{_name(state, key)} was closed when its unlocked session was left, and its object becomes "
                 f"another row: {_STORED_WITHOUT}"
             ).because(LockReason.LEFT)
-        if key in state.info.get(SEALED, ()) or key in state.info.get(WAITING, ()):
+        if marks.sealed(key) is not None or marks.waiting(key) is not None:
             _open(state, attribute)
 
 
@@ -85,22 +87,14 @@ class _Carrying:
         **named: Any,
     ) -> None:
         super().merge(session, source_state, source_dict, dest_state, *arguments, **named)  # type: ignore[misc]  # of the class it is mixed into
-        if self.key in source_dict or dest_state.has_identity or "info" not in source_state.__dict__:
+        if self.key in source_dict or dest_state.has_identity:
             return
-        for mark in (SEALED, WIPED, WAITING):
-            carried = source_state.info.get(mark, {})
-            if self.key in carried:
-                dest_state.info.setdefault(mark, {})[self.key] = carried[self.key]
-
-
-_carrying: dict[type, type] = {}
+        marks = known_marks(source_state)
+        mark = None if marks is None else marks.get(self.key)
+        if mark is not None and mark is not Mark.FROM_PREVIOUS:
+            marks_of(dest_state)[self.key] = mark
 
 
 def make_carrying(prop: Any) -> None:
     """Let `merge` carry the locked values of one mapped column."""
-    base = type(prop)
-    if not issubclass(base, _Carrying):
-        if base not in _carrying:
-            names = {"__slots__": (), "inherit_cache": True}
-            _carrying[base] = type("Encrypted" + base.__name__, (_Carrying, base), names)
-        prop.__class__ = _carrying[base]
+    mix_in(_Carrying, prop, "Encrypted" + type(prop).__name__, inherit_cache=True)

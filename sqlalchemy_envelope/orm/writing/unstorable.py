@@ -8,7 +8,7 @@ from sqlalchemy.sql.elements import BindParameter, ClauseElement
 
 from sqlalchemy_envelope.crypto.aead import MAX_VALUE_SIZE, OVERHEAD
 from sqlalchemy_envelope.exceptions import StatementRefusedError, ValueEncodingError, ValueTooLargeError
-from sqlalchemy_envelope.orm.columns.codecs import MAX_LIST_DEPTH
+from sqlalchemy_envelope.orm.columns.list_codec import MAX_LIST_DEPTH
 from sqlalchemy_envelope.orm.columns.sealed import Sealed, is_ciphertext
 
 if TYPE_CHECKING:

@@ -1,0 +1,139 @@
+"""What is known of an object's encrypted attributes besides their values: one `Marks` in
+`InstanceState.info`.
+
+An attribute has one mark at most. Without a mark its value is in the object's `__dict__`, or was never read.
+SQLAlchemy pickles and copies the marks with the object.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy_envelope.orm.columns.dual_attributes import DualAttribute
+from sqlalchemy_envelope.orm.columns.sealed import Sealed
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from sqlalchemy.orm import InstanceState
+
+MARKS = "sqlalchemy_envelope"
+"""The key in `InstanceState.info`."""
+
+
+class Mark(Enum):
+    """What an attribute's value is, where no more has to be known of it."""
+
+    WIPED = "wiped"
+    """It was decrypted once and forgotten on leaving, and no stored value is kept. To read it again from the
+    database takes a key."""
+    WIPED_READABLE = "wiped, readable"
+    """The same, and no key is needed: the previous column may be read too."""
+    FROM_PREVIOUS = "from previous"
+    """It is that of the previous column: leaving an unlocked session takes no key from it."""
+
+
+class Marks(dict[str, Sealed | DualAttribute | Mark]):
+    """The marks of an object by attribute: a `Sealed` for a stored value that is locked, or unreadable
+    (`Sealed.why`); a `DualAttribute` for a value that is in the previous column alone, where it is refused or
+    locked; or a `Mark`.
+
+    Attributes:
+        replacing: how many times an attribute is being set whose history is active, so that its old value is
+            asked for. Unset before the first time.
+    """
+
+    __slots__ = ("replacing",)
+    replacing: int
+
+    def sealed(self, key: str) -> Sealed | None:
+        """The stored value of an attribute, if it waits for its key or is unreadable."""
+        mark = self.get(key)
+        return mark if type(mark) is Sealed else None
+
+    def waiting(self, key: str) -> DualAttribute | None:
+        """The columns of an attribute whose value is in the previous one alone."""
+        mark = self.get(key)
+        return mark if type(mark) is DualAttribute else None
+
+    def is_wiped(self, key: str) -> bool:
+        """Whether the value of an attribute was closed, and nothing of it is kept."""
+        mark = self.get(key)
+        return mark is Mark.WIPED or mark is Mark.WIPED_READABLE
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Marks, (dict(self),)
+
+
+def marks_of(state: InstanceState[Any]) -> Marks:
+    """The marks of an object, to add one."""
+    marks: Marks | None = state.info.get(MARKS)
+    if marks is None:
+        marks = state.info[MARKS] = Marks()
+    return marks
+
+
+def known_marks(state: InstanceState[Any]) -> Marks | None:
+    """The marks of an object; None if it never had one. To read `InstanceState.info` would make a
+    dictionary."""
+    marks: Marks | None = state.info.get(MARKS) if "info" in state.__dict__ else None
+    return marks
+
+
+def forget(state: InstanceState[Any], keys: Iterable[str] | None) -> None:
+    """Drop the marks of attributes that are read or set anew; of all, if none is named."""
+    marks = known_marks(state)
+    if not marks:
+        return
+    for key in list(marks) if keys is None else keys:
+        marks.pop(key, None)
+
+
+def is_sealed(state: InstanceState[Any], key: str) -> bool:
+    """Whether the stored value of an attribute is there, and is locked or unreadable."""
+    marks = known_marks(state)
+    return marks is not None and marks.sealed(key) is not None
+
+
+def is_unreadable(state: InstanceState[Any], key: str) -> bool:
+    """Whether the stored value of an attribute is none that a key would open."""
+    marks = known_marks(state)
+    sealed = None if marks is None else marks.sealed(key)
+    return sealed is not None and sealed.why is not None
+
+
+def is_from_previous(state: InstanceState[Any], key: str) -> bool:
+    """Whether an attribute's value is that of its previous column."""
+    marks = known_marks(state)
+    return marks is not None and marks.get(key) is Mark.FROM_PREVIOUS
+
+
+def has_from_previous(state: InstanceState[Any]) -> bool:
+    """Whether the value of any attribute is that of its previous column."""
+    marks = known_marks(state)
+    return marks is not None and any(mark is Mark.FROM_PREVIOUS for mark in marks.values())
+
+
+def written(state: InstanceState[Any], key: str) -> None:
+    """An attribute is about to be encrypted: from now on its value needs a key."""
+    if is_from_previous(state, key):
+        forget(state, (key,))
+
+
+def was_closed(state: InstanceState[Any], key: str) -> bool:
+    """Whether an attribute was open, and was closed when its unlocked session was left."""
+    marks = known_marks(state)
+    if marks is None:
+        return False
+    return marks.is_wiped(key) or (marks.sealed(key) is not None and key in state.expired_attributes)
+
+
+def on_pickle(state: InstanceState[Any], pickled: dict[str, Any]) -> None:
+    """An object is pickled: what was closed on leaving stays behind, and is read again where it arrives. The
+    type that goes along with a stored value may list what is in it, as that of an Enum does."""
+    info = pickled.get("info", {})
+    marks: Marks = info.get(MARKS, Marks())
+    closed = {key for key in marks if marks.sealed(key) is not None and key in state.expired_attributes}
+    if closed:
+        pickled["info"] = {**info, MARKS: Marks({**marks, **dict.fromkeys(closed, Mark.WIPED)})}

@@ -1,0 +1,24 @@
+"""Classes of SQLAlchemy's with a few methods of ours in front, for single objects of a mapping: the attribute
+and the property of an encrypted column."""
+
+from __future__ import annotations
+
+from typing import Any
+
+_mixed: dict[tuple[type, type], type] = {}
+"""By mixin and class, the class that was made of both."""
+
+
+def mix_in(mixin: type, thing: Any, name: str, **own: Any) -> None:
+    """Let an object be of a class that has a mixin's methods before those of its own. Once is enough.
+
+    Args:
+        name: that of the new class.
+        own: attributes of the new class.
+    """
+    base = type(thing)
+    if issubclass(base, mixin):
+        return
+    if (mixin, base) not in _mixed:
+        _mixed[mixin, base] = type(name, (mixin, base), {"__slots__": (), **own})
+    thing.__class__ = _mixed[mixin, base]

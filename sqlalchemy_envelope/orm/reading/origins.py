@@ -1,0 +1,99 @@
+"""Where a statement's outputs come from: each is traced through labels, aliases, subqueries and the parts of
+a UNION down to the columns of tables."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import Column, CompoundSelect, Label, Null
+from sqlalchemy.sql.elements import ColumnClause, Grouping
+from sqlalchemy.sql.selectable import SelectStatementGrouping
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    Way = tuple[int, ...]
+    """The selectables on the way, and which of their parts."""
+    Origin = tuple[Way, Column[Any]]
+
+
+def output_column(entry: Any) -> ColumnClause[Any] | None:
+    """The column that an output is, whatever its name is there."""
+    for one in entry.objects:
+        column = unlabelled(one)
+        if isinstance(column, ColumnClause):
+            return column
+    return None
+
+
+def unlabelled(element: Any) -> Any:
+    """An output without its label and brackets."""
+    while isinstance(element, (Label, Grouping)):
+        element = element.element
+    return element
+
+
+def origins_of(compiled: Any, columns: Sequence[Any]) -> list[list[Origin] | None]:
+    """Of each output, where its values come from: more than once for parts of a UNION. None where that cannot
+    be told."""
+    statement = compiled.statement
+    if not isinstance(statement, CompoundSelect):
+        return [None if column is None else _trace(column) for column in columns]
+    parts = [list(part.selected_columns) for part in _parts(statement)]
+    if any(len(part) != len(columns) for part in parts) or not _agree(columns, parts[0]):
+        return [None] * len(columns)
+    found: list[list[Origin] | None] = []
+    for outputs in zip(*parts, strict=True):
+        traced: list[Origin] | None = []
+        for number, output in enumerate(outputs):
+            mine = _trace(output)
+            if mine is None or traced is None:
+                traced = None
+                break
+            traced += [((number, *way), base) for way, base in mine]
+        found.append(traced)
+    return found
+
+
+def _parts(statement: Any) -> Iterable[Any]:
+    for part in statement.selects:
+        while isinstance(part, SelectStatementGrouping):
+            part = part.element
+        if isinstance(part, CompoundSelect):
+            yield from _parts(part)
+        else:
+            yield part
+
+
+def _agree(columns: Sequence[Any], outputs: Sequence[Any]) -> bool:
+    """Whether a part gives its columns in the order in which they were compiled."""
+    return all(
+        column is None or (_trace(column) or None) == (_trace(output) or None)
+        for column, output in zip(columns, outputs, strict=True)
+    )
+
+
+def _trace(output: Any) -> list[Origin] | None:
+    """The columns of tables that an output comes from, with the way there; None for an expression."""
+    column = unlabelled(output)
+    if isinstance(column, Null):
+        return []
+    if not isinstance(column, ColumnClause) or column.table is None:
+        return None
+    here = hash(column.table)
+    proxies = _proxies(column)
+    if not proxies:
+        return [((here,), column)] if isinstance(column, Column) else None
+    found: list[Origin] = []
+    for number, inner in enumerate(proxies):
+        traced = _trace(inner)
+        if traced is None:
+            return None
+        found += [((here, number, *way), base) for way, base in traced]
+    return found
+
+
+def _proxies(column: Any) -> list[Any]:
+    """What a column of a subquery stands for. For a label SQLAlchemy names both it and its element."""
+    labelled = {hash(unlabelled(one)) for one in column._proxies if isinstance(one, Label)}
+    return [one for one in column._proxies if isinstance(one, Label) or hash(one) not in labelled]
