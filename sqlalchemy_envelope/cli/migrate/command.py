@@ -1,7 +1,7 @@
 """`sqlalchemy-envelope migrate`: the steps of a migration, from the plan to the last previous column dropped.
 
 Exit codes: 0 done; 1 something is left to do; 2 wrong usage; 3 refused, since something would be lost;
-4 stopped by the database or the machine; 130 and 143 interrupted, after a clean stop.
+4 stopped by the database or the machine; 130, 141 and 143 interrupted, after a clean stop.
 """
 
 from collections.abc import Callable, Iterator
@@ -43,7 +43,7 @@ def migrate() -> None:
     plan, run, verify, cutover, guard, contract; each can be repeated, and goes on where it was interrupted.
 
     Exit codes: 0 done, 1 something is left to do, 2 wrong usage, 3 refused, 4 stopped by the database or the
-    machine, 130 or 143 interrupted.
+    machine, 130, 141 or 143 interrupted.
     """
 
 
