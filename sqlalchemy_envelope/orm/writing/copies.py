@@ -44,31 +44,43 @@ def check_from_select(plan: TablePlan, statement: Any) -> None:
                 f"{len(names)} columns are not matched by {len(sources)} of the select."
             )
         copied = dict(zip(names, sources, strict=True))
-        _check_copies(plan, copied, typed=isinstance(part, TextualSelect))
+        _check_previous(plan, copied)
+        for name in copied:
+            _check_copy(plan, name, copied, is_text=isinstance(part, TextualSelect))
 
 
-def _check_copies(plan: TablePlan, copied: Mapping[str, Any], *, typed: bool) -> None:
+def _check_previous(plan: TablePlan, copied: Mapping[str, Any]) -> None:
+    """Refuse to copy one column of a value that is being moved, without the other."""
     for key, (previous, _) in plan.dual.items():
         if (key in copied) is not (previous in copied):
             raise StatementRefusedError(
                 f"This copies rows into {plan.table.name}.{key}, whose values are being moved: copy "
                 f"{plan.table.c[previous].name} with it, or load the rows and add them as objects."
             )
-    for name, source in copied.items():
-        target = next((column for column in plan.columns if column.key == name), None)
-        if target is None:
-            # For a name that is no column SQLAlchemy has an error of its own.
-            if name in plan.table.columns and holds_ciphertext(source):
-                raise _into_the_clear(f"{plan.table.name}.{name}")
-        elif is_null(source):
-            continue
-        elif typed or target.row_bound or not _copies_owner(target, source, copied):
-            owner = " and ".join(target.path.keys)
-            raise StatementRefusedError(
-                f"{plan.table.name}.{name} is encrypted: an INSERT can take it from a SELECT only if that "
-                f"names a column of the same label, and {owner}, the row's owner, of one table or alias. "
-                "Load the rows and add them as objects, or pin one label on both columns."
-            )
+
+
+def _check_copy(plan: TablePlan, name: str, copied: Mapping[str, Any], *, is_text: bool) -> None:
+    """Refuse to copy into one column what does not belong there.
+
+    Args:
+        is_text: whether the SELECT is text, whose columns cannot be followed to their tables.
+    """
+    source = copied[name]
+    target = next((column for column in plan.columns if column.key == name), None)
+    if target is None:
+        # For a name that is no column SQLAlchemy has an error of its own.
+        if name in plan.table.columns and holds_ciphertext(source):
+            raise _into_the_clear(f"{plan.table.name}.{name}")
+        return
+    if is_null(source):
+        return
+    if is_text or target.row_bound or not _copies_owner(target, source, copied):
+        owner = " and ".join(target.path.keys)
+        raise StatementRefusedError(
+            f"{plan.table.name}.{name} is encrypted: an INSERT can take it from a SELECT only if that "
+            f"names a column of the same label, and {owner}, the row's owner, of one table or alias. "
+            "Load the rows and add them as objects, or pin one label on both columns."
+        )
 
 
 def check_plain_target(statement: Any) -> None:

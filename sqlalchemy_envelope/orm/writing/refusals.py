@@ -155,14 +155,7 @@ class _Walk:
     def _compound(self, compound: CompoundSelect[Any]) -> None:
         columns = [list(select.selected_columns) for select in compound.selects]
         for position in zip(*columns, strict=False):
-            outputs = [output for output in position if not is_null(output)]
-            labels = {output.type.label if _is_encrypted(output) else None for output in outputs}
-            if len(labels) > 1:
-                raise StatementRefusedError(
-                    "A UNION mixes columns bound to different labels "
-                    f"({', '.join(sorted(map(str, labels)))}): nothing would distinguish a value from one "
-                    "that was moved there. Pin one label on both: EncryptedType(..., label='...')."
-                )
+            _check_labels(position)
         if compound.keyword.value != "UNION ALL":  # all others compare rows
             for select in compound.selects:
                 _check_distinct(select, compound.keyword.value)
@@ -211,6 +204,18 @@ class _Walk:
         for child in statement.get_children():
             if id(child) not in done and not _is_column(child):
                 self.element(child)
+
+
+def _check_labels(position: Iterable[Any]) -> None:
+    """Refuse a UNION that puts values of two labels, or of none, into one column."""
+    outputs = [output for output in position if not is_null(output)]
+    labels = {output.type.label if _is_encrypted(output) else None for output in outputs}
+    if len(labels) > 1:
+        raise StatementRefusedError(
+            "A UNION mixes columns bound to different labels "
+            f"({', '.join(sorted(map(str, labels)))}): nothing would distinguish a value from one that was "
+            "moved there. Pin one label on both: EncryptedType(..., label='...')."
+        )
 
 
 def _check_dual(outputs: Sequence[Any]) -> None:
