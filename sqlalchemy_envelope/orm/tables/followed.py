@@ -109,7 +109,7 @@ def _is_needed(column: Column[Any], share: GrantClass) -> bool:
 
 
 def _pairs(share: GrantClass, leader: GrantClass) -> dict[Column[Any], Column[Any]]:
-    """The share's columns, each by the membership's column that it refers to."""
+    """By each column of the membership, the share's column that refers to it."""
     pairs = dict(zip(leader.of.columns, share.to.columns, strict=False))
     return pairs | dict(zip(leader.to.columns, share.of.columns, strict=False))
 

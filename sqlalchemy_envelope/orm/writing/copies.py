@@ -60,7 +60,7 @@ def _check_previous(plan: TablePlan, copied: Mapping[str, Any]) -> None:
 
 
 def _check_copy(plan: TablePlan, name: str, copied: Mapping[str, Any], *, is_text: bool) -> None:
-    """Refuse to copy into one column what does not belong there.
+    """Refuse to copy anything into a column that does not belong there.
 
     Args:
         is_text: whether the SELECT is text, whose columns cannot be followed to their tables.
@@ -155,8 +155,8 @@ class _Upsert:
     """An upsert on a table with encrypted columns: what it sets in a row that exists.
 
     Attributes:
-        sets: the value of each column.
-        targets: the columns whose conflict it is about, where the database has them named.
+        sets: the new value of each column that it sets.
+        targets: the columns of the key that two rows share, where the statement names them.
     """
 
     def __init__(self, plan: TablePlan, statement: Any, pairs: Mapping[Any, Any]) -> None:
@@ -168,13 +168,13 @@ class _Upsert:
         self._row_key = {key.key for key in plan.table.primary_key}
 
     def refuse_copies_into_the_clear(self) -> None:
-        """Refuse to set a column that is not encrypted to ciphertext."""
+        """Refuse to copy ciphertext into a column that is not encrypted."""
         for name, value in self.sets.items():
             if name not in self._plan.keys and holds_ciphertext(value):
                 raise _into_the_clear(f"{self._plan.table.name}.{name}")
 
     def check(self, column: EncryptedColumn) -> None:
-        """Refuse a value that does not belong to the row that exists, whether it is set or left there."""
+        """Refuse the upsert if a row that exists would hold a value of another row in this column."""
         path = column.path
         moves = not path.is_self and not self.sets.keys().isdisjoint(path.keys)
         rekeys = column.row_bound and not self.sets.keys().isdisjoint(self._row_key)
@@ -237,8 +237,7 @@ class _Source(NamedTuple):
 
 
 def _copies_owner(target: EncryptedColumn, source: Any, sources: Mapping[str, Any]) -> bool:
-    """Whether an INSERT .. FROM SELECT takes the row's owner from the very row from which it takes the
-    value."""
+    """Whether an INSERT .. FROM SELECT takes the row's owner from the same row as the value."""
     values = _trace(source)
     owners = [_trace(sources[key]) if key in sources else [] for key in target.path.keys]
     if not values or any(len(parts) != len(values) for parts in owners):
@@ -286,7 +285,8 @@ def _into_the_clear(where: str) -> StatementRefusedError:
 
 
 def _key_of_target(plan: TablePlan, named: Any) -> str:
-    """The key of a column that an upsert's conflict is about. Text is its name in the database there."""
+    """The key of a column in the target of an upsert's conflict. Text is the column's name in the database
+    there."""
     if not isinstance(named, str):
         return column_key(named)
     return next((column.key for column in plan.table.columns if column.name == named), named)

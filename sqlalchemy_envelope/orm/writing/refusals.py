@@ -39,7 +39,7 @@ def check(compiled: Any, elements: Iterable[Any]) -> None:
         elements: every element of the statement.
 
     Raises:
-        StatementRefusedError: it would.
+        StatementRefusedError: the statement would do so.
     """
     if not any(_touches_encrypted(element) for element in elements):
         return
@@ -199,7 +199,7 @@ class _Walk:
                 self.element(condition, "the WHERE of an upsert")
 
     def _children(self, statement: Any, handled: Iterable[Any]) -> None:
-        """Look at the other elements of a statement."""
+        """Look at the elements of a statement that are not handled yet."""
         done = {id(element) for element in handled}
         for child in statement.get_children():
             if id(child) not in done and not _is_column(child):
@@ -235,8 +235,8 @@ def _check_dual(outputs: Sequence[Any]) -> None:
 
 
 def _columns_of(output: Any) -> list[Any]:
-    """The columns that an element of a SELECT list is about. A whole table has all of its columns, and is not
-    listed here."""
+    """The columns that an element of a SELECT list names. A whole table names none: with it come both
+    columns of a value."""
     while isinstance(output, (Label, Grouping)):
         output = output.element
     if isinstance(output, ClauseList):  # a Bundle
