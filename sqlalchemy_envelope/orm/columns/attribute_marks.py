@@ -117,7 +117,7 @@ def has_from_previous(state: InstanceState[Any]) -> bool:
 
 def written(state: InstanceState[Any], key: str) -> None:
     """An attribute is about to be encrypted: from now on its value needs a key."""
-    if is_from_previous(state, key):
+    if "info" in state.__dict__ and is_from_previous(state, key):
         forget(state, (key,))
 
 

@@ -200,8 +200,6 @@ def unlocked_sessions(session: Session | None) -> tuple[OpenKeys, ...]:
     bound: Any = notes.bound if notes is not None else None
     if bound is current:  # the most frequent case
         return (current,) if current.is_open else ()
-    if bound is None and not current.is_open:
-        return ()
     if current is NOTHING:
         current = NOTHING.server
     if bound is None:

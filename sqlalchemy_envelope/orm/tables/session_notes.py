@@ -95,7 +95,10 @@ def put_page(session: Session, page: object) -> None:
 
 def take_page(session: Session, kind: type[P]) -> P | None:
     """Remove the session's page of this kind, and return it."""
-    return notes_of(session).pages.pop(kind, None) if NOTES in session.info else None
+    page = known_page(session, kind)
+    if page is not None:
+        del notes_of(session).pages[kind]
+    return page
 
 
 def page_within(session: Session, kind: type[W], transaction: SessionTransaction | None) -> W:
