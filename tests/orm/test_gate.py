@@ -37,6 +37,8 @@ from sqlalchemy_envelope.orm.writing.marks import mark
 from tests.orm.conftest import Started
 from tests.orm.models import Note, User, statements_sent, unlock
 
+pytestmark = pytest.mark.both_lines
+
 PLAIN = "plaintext that must not be stored"
 NOTES: Any = Note.__table__
 

@@ -27,6 +27,8 @@ from sqlalchemy_envelope import (
 )
 from tests.prepared import prepared
 
+pytestmark = pytest.mark.both_lines
+
 
 class Base(DeclarativeBase):
     pass

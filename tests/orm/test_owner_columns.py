@@ -41,6 +41,8 @@ from sqlalchemy_envelope import (
 )
 from tests.orm.models import statements_sent
 
+pytestmark = pytest.mark.both_lines
+
 TENANT = [1]
 CALLS: list[int] = []
 

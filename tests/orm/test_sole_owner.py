@@ -27,6 +27,8 @@ from sqlalchemy_envelope import (
 )
 from tests.prepared import tables_of
 
+pytestmark = pytest.mark.both_lines
+
 KEYS = ServerKeyring([b"k" * 32])
 
 

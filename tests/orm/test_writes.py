@@ -64,6 +64,8 @@ from tests.orm.models import (
     unlock,
 )
 
+pytestmark = pytest.mark.both_lines
+
 NOTES: Any = Note.__table__
 PAGES: Any = Page.__table__
 BODY = NOTES.c.body
