@@ -36,7 +36,7 @@ pytest_collect_file = Sybil(
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--all", action="store_true", help="run long repetitions, and all tests on all databases")
+    parser.addoption("--all", action="store_true", help="run all repetitions, and all tests on all databases")
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
