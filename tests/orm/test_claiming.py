@@ -41,7 +41,7 @@ from sqlalchemy_envelope.keys.hierarchy import bound_keys, new_keys
 from sqlalchemy_envelope.keys.providers import CampaignKey, CampaignKeyFile, OfflineKey, OfflinePublicKey
 from sqlalchemy_envelope.keys.slots import provider_slot
 from sqlalchemy_envelope.orm.sharing.epochs import start_epoch
-from sqlalchemy_envelope.orm.tables.key_owner import _now
+from sqlalchemy_envelope.orm.tables.generated import now
 from sqlalchemy_envelope.orm.tables.key_rows import KeyStore
 from sqlalchemy_envelope.orm.verbs.owner_keys import locate
 from tests.orm import sharing_models as sharing
@@ -701,7 +701,7 @@ def _slot_values(key_id: Any, salt: KdfSalt, kek: KeyBytes, wrapped: bytes) -> d
         "kdf": str(salt),
         "recipient_public_key": x25519_public(kek),
         "wrapped": wrapped,
-        "created_at": _now(None),
+        "created_at": now(None),
     }
 
 
