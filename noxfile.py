@@ -13,88 +13,96 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import nox
+from nox.command import CommandFailed
 
 nox.needs_version = ">=2025.5"
 nox.options.default_venv_backend = "virtualenv"
 nox.options.reuse_existing_virtualenvs = True
-nox.options.sessions = ["lint", "types", "imports", "tests", "docs", "lowest"]
+nox.options.sessions = ["check", "tests", "lowest"]
 
 PROJECT = Path(__file__).parent
-OLDER_ORM = [
-    "attribute_names", "binary_results", "decorators", "gate", "locked", "moved_links", "object_copies",
-    "owner_columns", "plain_statements", "previous_reads", "previous_writes", "private_spots", "programs",
-    "queries", "reading", "reading_table", "sharing", "sole_owner", "two_places", "types", "unnoticed",
-    "unreadable", "whose_key", "writes",
-]  # fmt: skip
-"""The modules of `tests/orm` that the line of SQLAlchemy makes a difference to: forms of statements, ways of
-loading, and what the library reads of SQLAlchemy's insides."""
-OLDER = [
-    *(f"tests/orm/test_{name}.py" for name in OLDER_ORM),
-    "tests/alembic/test_autogenerate.py",
-    "tests/migration/test_engine.py",
-]
-"""What the older line runs, on SQLite: what it makes a difference to lies before the driver."""
-ALEMBIC = {"2.0": "alembic==1.18.0", "2.1": "alembic"}
-"""Beside each line of SQLAlchemy; `lowest` has the oldest, and 1.18.0 is the first with plugins."""
+OLDER = ["sqlalchemy==2.0.*", "alembic==1.18.0"]
+"""The older line of SQLAlchemy, and the first Alembic with plugins; `lowest` has the oldest of both."""
 
 
-def install(session: nox.Session, *what: str) -> None:
+def install(session: nox.Session, *what: str) -> bool:
     """Install with pip, unless this environment has had exactly this from this pyproject.toml."""
     wanted = hashlib.sha256((PROJECT / "pyproject.toml").read_bytes() + repr(what).encode()).hexdigest()
     stamp = Path(session.virtualenv.location) / "installed"
     if stamp.exists() and stamp.read_text() == wanted:
-        return
-    session.install("--upgrade", "pip>=25.1")  # the first that knows --group
-    session.install(*what)
+        return False
+    session.install("pip>=25.1")  # the first that knows --group
+    session.install("--no-compile", *what)  # Python compiles what is imported, which is a small part
     stamp.write_text(wanted)
+    return True
 
 
 @nox.session
-def lint(session: nox.Session) -> None:
-    """Style, formatting and spelling."""
-    install(session, "--group", "lint")
-    session.run("ruff", "check", ".")
-    session.run("ruff", "format", "--check", ".")
-    session.run("codespell")
+def check(session: nox.Session) -> None:
+    """Style, formatting and spelling; the layers of docs/architecture.md; types, under mypy and pyright; the
+    documentation, in which a warning is an error."""
+    install(session, "-e", ".[all]", "--group", "lint", "--group", "docs")
+    commands = [
+        "ruff check .",
+        "ruff format --check .",
+        "codespell",
+        "lint-imports",
+        "mypy",
+        "pyright",
+        "sphinx-build -n -W --keep-going -q docs docs/_build/html",
+    ]
+    require_all(session, [runs(session, *command.split()) for command in commands])
 
 
 @nox.session
-def types(session: nox.Session) -> None:
-    """The package under mypy, strict, and under pyright."""
-    install(session, "-e", ".[all]", "--group", "lint")
-    session.run("mypy")
-    session.run("pyright")
+def tests(session: nox.Session) -> None:
+    """The tests on both lines of SQLAlchemy. The older line runs what is marked `both_lines`, on SQLite: what
+    it makes a difference to lies before the driver. Arguments go to pytest; `--all` leaves nothing out."""
+    older = Path(session.virtualenv.location) / "older"
+    if install(session, "-e", ".[all]", "--group", "test") or not older.exists():
+        # In a folder that comes first on the path, and not in an environment of its own: it takes a second.
+        shutil.rmtree(older, ignore_errors=True)
+        session.install("--no-compile", "--no-deps", "--target", str(older), *OLDER)
+    databases = "" if "--all" in session.posargs else " and not backend"
+    chosen = ["-m", f"both_lines{databases}", *session.posargs]
+    require_all(
+        session,
+        [
+            run_pytest(session, *chosen, env={"PYTHONPATH": str(older)}),
+            run_pytest(session, *session.posargs),
+        ],
+    )
 
 
 @nox.session
-def imports(session: nox.Session) -> None:
-    """The layers of docs/architecture.md."""
-    install(session, "-e", ".", "--group", "lint")
-    session.run("lint-imports")
+def lowest(session: nox.Session) -> None:
+    """The tests on the oldest versions that pyproject.toml allows."""
+    asked = [*project_dependencies(), *project_dependencies("alembic")]
+    pinned = [requirement.replace(">=", "==") for requirement in asked]
+    install(session, "-e", ".[all]", "--group", "test", *pinned)
+    require_all(session, [run_pytest(session, *session.posargs)])
 
 
-@nox.session
-@nox.parametrize("sqlalchemy", ["2.0", "2.1"])
-def tests(session: nox.Session, sqlalchemy: str) -> None:
-    """The tests on one line of SQLAlchemy; arguments go to pytest. What the line makes no difference to, and
-    what only repeats at length, runs on the newer one."""
-    install(session, "-e", ".[all]", "--group", "test", f"sqlalchemy=={sqlalchemy}.*", ALEMBIC[sqlalchemy])
-    if sqlalchemy == "2.0":
-        run_pytest(session, "-m", "not thorough and not backend", *(session.posargs or OLDER))
-    elif session.posargs:
-        run_pytest(session, *session.posargs)
-    else:
-        # Apart: with all that the migration's tests import, those that look for keys in memory take longer.
-        run_pytest(session, "--ignore=tests/migration")
-        run_pytest(session, "tests/migration")
-
-
-def run_pytest(session: nox.Session, *arguments: str) -> None:
+def run_pytest(session: nox.Session, *arguments: str, env: dict[str, str] | None = None) -> bool:
     """Two test processes. They and the programs that they start find compiled modules, whatever the
     environment says, and have their databases in memory where there is room for them."""
     with quick_folder() as folder:
-        env = {"PYTHONDONTWRITEBYTECODE": "", "TMPDIR": str(folder)}
-        session.run("pytest", "-n", "2", *arguments, env=env)
+        env = {"PYTHONDONTWRITEBYTECODE": "", "TMPDIR": str(folder)} | (env or {})
+        return runs(session, "pytest", "-n", "2", "--durations=20", "--durations-min=1", *arguments, env=env)
+
+
+def runs(session: nox.Session, *command: str, env: dict[str, str] | None = None) -> bool:
+    """Whether a command succeeds. What comes after it is run in any case."""
+    try:
+        session.run(*command, env=env)
+    except CommandFailed:
+        return False
+    return True
+
+
+def require_all(session: nox.Session, succeeded: list[bool]) -> None:
+    if not all(succeeded):
+        session.error(f"{succeeded.count(False)} of {len(succeeded)} commands failed")
 
 
 @contextmanager
@@ -109,22 +117,6 @@ def quick_folder() -> Iterator[Path]:
     with tempfile.TemporaryDirectory(dir=memory if usable else None, ignore_cleanup_errors=True) as folder:
         Path(folder).chmod(0o755)  # PostgreSQL runs as another account
         yield Path(folder)
-
-
-@nox.session
-def lowest(session: nox.Session) -> None:
-    """The tests on the oldest versions that pyproject.toml allows."""
-    asked = [*project_dependencies(), *project_dependencies("alembic")]
-    pinned = [requirement.replace(">=", "==") for requirement in asked]
-    install(session, "-e", ".[all]", "--group", "test", *pinned)
-    run_pytest(session, *session.posargs)
-
-
-@nox.session
-def docs(session: nox.Session) -> None:
-    """The documentation; a warning is an error."""
-    install(session, "-e", ".[all]", "--group", "docs")
-    session.run("sphinx-build", "-n", "-W", "--keep-going", "-q", "docs", "docs/_build/html")
 
 
 @nox.session

@@ -1,4 +1,4 @@
-"""Sphinx, MyST and Furo. Built by `nox -s docs`, where a warning is an error."""
+"""Sphinx, MyST and Furo. Built by `nox -s check`, where a warning is an error."""
 
 import sys
 from importlib.metadata import version as version_of

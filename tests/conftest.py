@@ -8,10 +8,9 @@ already. Tests that need PostgreSQL carry the marker `backend`: `pytest -m "not 
 import gc
 import io
 import logging
-import os
 import subprocess
 import uuid
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -26,14 +25,15 @@ from pytest_postgresql.janitor import DatabaseJanitor
 from sqlalchemy import URL, Engine, Pool, create_engine, event, make_url
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
-from tests.prepared import drop_templates
+from tests.prepared import drop_templates, left_over
 
 BOTH_DATABASES = ["sqlite", pytest.param("postgres", marks=pytest.mark.backend)]
 BOTH_ASYNC_DRIVERS = ["aiosqlite", pytest.param("asyncpg", marks=pytest.mark.backend)]
 
 # A shared machine is slow now and then; that is no finding about the code.
-settings.register_profile("unhurried", deadline=None, suppress_health_check=[HealthCheck.too_slow])
-settings.load_profile("unhurried")
+UNHURRIED: dict[str, Any] = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
+settings.register_profile("some", max_examples=40, **UNHURRIED)
+settings.register_profile("all", max_examples=100, **UNHURRIED)
 
 
 _connections: WeakSet[psycopg.Connection[Any]] = WeakSet()
@@ -42,13 +42,24 @@ _connections: WeakSet[psycopg.Connection[Any]] = WeakSet()
 @event.listens_for(Pool, "connect")
 def _on_connect(connection: Any, _: object) -> None:
     """SQLite files of tests are written without fsync, which saves from a power cut and not from a kill.
-    Connections to PostgreSQL are remembered, so that none outlives its test."""
+    Connections to PostgreSQL are remembered, so that none outlives its test; the first of a test empties the
+    database."""
     if isinstance(connection, psycopg.Connection):
         _connections.add(connection)
+        _empty(connection.info.backend_pid)
+    elif "asyncpg" in type(connection).__module__:
+        _empty(connection.driver_connection.get_server_pid())
+    elif "psycopg" in type(connection).__module__:
+        _empty(connection.driver_connection.info.backend_pid)
     elif "sqlite" in type(connection).__module__:
         cursor = connection.cursor()
         cursor.execute("PRAGMA synchronous = OFF")
         cursor.close()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """So many examples of a property, where a test does not say how many."""
+    settings.load_profile("all" if config.getoption("all") else "some")
 
 
 def pytest_collection_finish() -> None:
@@ -58,36 +69,24 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
-ENOUGH_ON_SQLITE = frozenset(
-    f"test_{name}"
-    for name in (
-        "access", "bad_input", "decorators", "history", "locked", "owner_messages", "previous_queries",
-        "previous_reads", "previous_writes", "programs", "provider_unlock", "queries", "scopes", "types",
-        "unreadable", "whose_key", "write_only",
-    )
-)  # fmt: skip
-"""Modules whose tests say the same of both databases: they are about what happens before the driver. With
-`ENVELOPE_DATABASES=all` they run on PostgreSQL too."""
-
-
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Mark the tests that ask for PostgreSQL itself; a parametrised fixture marks its own parameter. Leave
-    out the second run of what SQLite is enough for."""
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests that ask for PostgreSQL itself; a parametrised fixture marks its own parameter."""
     for item in items:
         if "postgres_database" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.backend)
-    if os.environ.get("ENVELOPE_DATABASES") == "all":
-        return
-    doubles = [item for item in items if _is_double(item)]
-    config.hook.pytest_deselected(items=doubles)
-    items[:] = [item for item in items if not _is_double(item)]
 
 
-def _is_double(item: pytest.Item) -> bool:
-    module, call = getattr(item, "module", None), getattr(item, "callspec", None)
-    if module is None or call is None or module.__name__.rpartition(".")[2] not in ENOUGH_ON_SQLITE:
-        return False
-    return any(value in ("postgres", "asyncpg") for value in call.params.values() if isinstance(value, str))
+EveryNth = Callable[[int, Sequence[Any]], Sequence[Any]]
+
+
+@pytest.fixture(scope="session")
+def every_nth(pytestconfig: pytest.Config) -> EveryNth:
+    """Of cases that are much alike each n-th, and the last; all of them with `--all`."""
+
+    def chosen(n: int, cases: Sequence[Any]) -> Sequence[Any]:
+        return cases if pytestconfig.getoption("all") else [*cases[:-1:n], *cases[-1:]]
+
+    return chosen
 
 
 @pytest.fixture
@@ -128,17 +127,40 @@ def postgres_database(request: pytest.FixtureRequest) -> Iterator[URL]:
 
 
 @pytest.fixture
-def postgres_url(postgres_database: URL) -> Iterator[URL]:
-    """The address of an empty PostgreSQL database."""
+def used_postgres(postgres_database: URL) -> Iterator[URL]:
+    """The address of the PostgreSQL database as the last test left it: `tests.prepared` puts another in its
+    place, or the first connection of an engine empties it."""
     yield postgres_database
     for connection in tuple(_connections):
         connection.close()
-    # Emptying takes a few milliseconds where making a database anew takes two hundred.
-    address = postgres_database.render_as_string(hide_password=False)
+    left_over.add(postgres_database.render_as_string(hide_password=False))
+
+
+@pytest.fixture
+def postgres_url(used_postgres: URL) -> URL:
+    """The address of an empty PostgreSQL database."""
+    _empty()
+    return used_postgres
+
+
+@pytest.fixture
+def postgres_engine(used_postgres: URL) -> Iterator[Engine]:
+    """An empty PostgreSQL database, through psycopg."""
+    engine = create_engine(used_postgres.set(drivername="postgresql+psycopg"))
+    yield engine
+    engine.dispose()
+
+
+def _empty(first_pid: int = 0) -> None:
+    """Emptying takes a few milliseconds where making a database anew takes two hundred."""
+    if not left_over:
+        return
+    address = left_over.pop()
     with psycopg.connect(address, autocommit=True) as connection:
         connection.execute(
             "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity"
-            " WHERE datname = current_database() AND pid <> pg_backend_pid()"
+            " WHERE datname = current_database() AND pid NOT IN (pg_backend_pid(), %s)",
+            [first_pid],
         )
         schemas = connection.execute(
             "SELECT nspname FROM pg_namespace WHERE nspname !~ '^pg_' AND nspname <> 'information_schema'"
@@ -146,14 +168,6 @@ def postgres_url(postgres_database: URL) -> Iterator[URL]:
         for (schema,) in schemas:
             connection.execute(sql.SQL("DROP SCHEMA {} CASCADE").format(sql.Identifier(schema)))
         connection.execute("CREATE SCHEMA public")
-
-
-@pytest.fixture
-def postgres_engine(postgres_url: URL) -> Iterator[Engine]:
-    """An empty PostgreSQL database, through psycopg."""
-    engine = create_engine(postgres_url.set(drivername="postgresql+psycopg"))
-    yield engine
-    engine.dispose()
 
 
 @pytest.fixture

@@ -17,6 +17,8 @@ T = TypeVar("T")
 
 _made: dict[tuple[str, Hashable], tuple[Any, Any]] = {}
 _templates: list[str] = []
+left_over: set[str] = set()
+"""The address of the database, while what an earlier test left is in it."""
 
 
 def tables_of(metadata: MetaData, engine: Engine) -> None:
@@ -67,6 +69,7 @@ def _template_of(database: URL) -> str:
 
 
 def _replace(database: URL, template: str) -> None:
+    left_over.clear()
     with _beside(database) as connection:
         old = sql.Identifier(str(database.database))
         connection.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(old))

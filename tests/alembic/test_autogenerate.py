@@ -37,6 +37,8 @@ from sqlalchemy_envelope.alembic.compare import _is_made_otherwise_by_mysql
 from tests.alembic.environments import Environment, migration
 from tests.alembic.models import in_schema, plain
 
+pytestmark = pytest.mark.both_lines
+
 SECRET = "correct horse battery staple"
 PROJECT = Path(__file__).parents[2]
 

@@ -20,12 +20,13 @@ CHARACTERS = st.characters(codec="utf-8") | st.sampled_from(
 TEXTS = st.text(CHARACTERS, min_size=1, max_size=30)
 
 
-def test_the_profile_of_rfc_8265_agrees() -> None:
+@pytest.mark.parametrize("examples", [150, pytest.param(1000, marks=pytest.mark.thorough)])
+def test_the_profile_of_rfc_8265_agrees(examples: int) -> None:
     """Whatever text OpaqueString of `precis-i18n` accepts, comes out byte for byte as it does."""
     profile = get_profile("OpaqueString")
     compared = 0
 
-    @settings(max_examples=1000, suppress_health_check=[HealthCheck.filter_too_much])
+    @settings(max_examples=examples, suppress_health_check=[HealthCheck.filter_too_much])
     @given(TEXTS)
     @example("pass\u2003word A\u030a")
     def compare(text: str) -> None:
@@ -39,7 +40,7 @@ def test_the_profile_of_rfc_8265_agrees() -> None:
         assert expected.encode("utf-8") == prepare_secret(text, new=True)
 
     compare()
-    assert compared > 200
+    assert compared > examples // 5
 
 
 @given(TEXTS)

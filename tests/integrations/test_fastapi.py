@@ -149,9 +149,11 @@ def test_living_finds_what_is_left(sqlite_engine: Engine) -> None:
 
 
 @pytest.mark.parametrize("cancelling", [False, True], ids=["run-on", "cancelled"])
-@pytest.mark.thorough
-async def test_nobody_sees_a_foreign_value_and_no_key_is_left(app: FastAPI, cancelling: bool) -> None:
-    """Of 500 interleaved requests none shows a foreign value, all show their own, and no key survives."""
+@ROUNDS
+async def test_nobody_sees_a_foreign_value_and_no_key_is_left(
+    app: FastAPI, cancelling: bool, rounds: int
+) -> None:
+    """Of interleaved requests none shows a foreign value, all show their own, and no key survives."""
     barrier = threading.Barrier(THREADS)
 
     @app.get("/debug/thread")
@@ -165,7 +167,7 @@ async def test_nobody_sees_a_foreign_value_and_no_key_is_left(app: FastAPI, canc
 
     living, started, outermost = Living(), time.perf_counter(), CancelOnDisconnect(app)
     with serve(outermost if cancelling else app) as server:
-        figures, complaints = await interleave(server.url, ["", "/sync"], ROUNDS)
+        figures, complaints = await interleave(server.url, ["", "/sync"], rounds)
         idle = await server.idle()
         left = living()
         async with httpx.AsyncClient(base_url=server.url, timeout=20, limits=httpx.Limits()) as client:
@@ -176,10 +178,10 @@ async def test_nobody_sees_a_foreign_value_and_no_key_is_left(app: FastAPI, canc
 
     assert complaints == []
     assert figures["foreign values"] == 0
-    assert figures["requests"] == USERS * (ROUNDS + 2)
-    assert figures["cancelled"] >= 20
-    assert figures["wrong secrets"] >= 20
-    assert (outermost.cancelled >= 20) is cancelling
+    assert figures["requests"] == USERS * (rounds + 2)
+    assert figures["cancelled"] >= rounds
+    assert figures["wrong secrets"] >= rounds
+    assert (outermost.cancelled >= rounds // 2) is cancelling
     assert idle
     assert left == []
     assert len({one.json()[0] for one in threads}) == THREADS

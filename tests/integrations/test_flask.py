@@ -113,12 +113,12 @@ def ada(app: Flask) -> Iterator[httpx.Client]:
         yield client
 
 
-@pytest.mark.thorough
-async def test_nobody_sees_a_foreign_value_and_no_key_is_left(app: Flask) -> None:
-    """Of 500 interleaved requests none shows a foreign value, all show their own, and no key survives."""
+@ROUNDS
+async def test_nobody_sees_a_foreign_value_and_no_key_is_left(app: Flask, rounds: int) -> None:
+    """Of interleaved requests none shows a foreign value, all show their own, and no key survives."""
     living, started = Living(), time.perf_counter()
     with serve(app) as server:
-        figures, complaints = await interleave(server.url, [""], ROUNDS)
+        figures, complaints = await interleave(server.url, [""], rounds)
         contexts = await asyncio.to_thread(server.contexts)
         left = living()
     print(dict(figures), f"keys left: {len(left)}, requests by thread: {sorted(server.requests.values())}")
@@ -126,14 +126,14 @@ async def test_nobody_sees_a_foreign_value_and_no_key_is_left(app: Flask) -> Non
 
     assert complaints == []
     assert figures["foreign values"] == 0
-    assert figures["requests"] == USERS * (ROUNDS + 2)
-    assert figures["cancelled"] >= 20
-    assert figures["wrong secrets"] >= 20
+    assert figures["requests"] == USERS * (rounds + 2)
+    assert figures["cancelled"] >= rounds
+    assert figures["wrong secrets"] >= rounds
     assert left == []
     assert server.unclean == []
     assert len(contexts) == THREADS
     assert all(clean for _, clean in contexts)
-    assert min(server.requests.values()) >= 2 * ROUNDS
+    assert min(server.requests.values()) >= rounds
 
 
 def test_a_wrong_secret_an_unknown_email_and_none_look_alike(ada: httpx.Client) -> None:

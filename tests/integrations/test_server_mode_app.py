@@ -27,7 +27,7 @@ from examples.server_keys_app import Note, User, create_app
 from sqlalchemy_envelope import ConfigurationError, LockedError, ServerKeyring
 from sqlalchemy_envelope.orm.current.context import NOTHING
 
-USERS = 40
+USERS = 16
 KEYS = example.Base.metadata.tables["users_key"]
 SLOTS = example.Base.metadata.tables["users_keyslot"]
 

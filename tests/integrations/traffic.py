@@ -13,13 +13,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import httpx
+import pytest
 
 from sqlalchemy_envelope import UnlockedSession
 from sqlalchemy_envelope.crypto.aead import ValueCipher
 from sqlalchemy_envelope.crypto.secret import KeyBytes
 
 USERS = 20
-ROUNDS = int(os.environ.get("ENVELOPE_ROUNDS", "23"))
+MANY = int(os.environ.get("ENVELOPE_ROUNDS", "23"))
+ROUNDS = pytest.mark.parametrize("rounds", [6, pytest.param(MANY, marks=pytest.mark.thorough)])
 """How many requests each user sends, beside signing up and a last look."""
 MARK = re.compile(r"user\d\d")
 """Every plaintext and every secret holds its owner's."""

@@ -38,6 +38,8 @@ from tests.migration.engine_models import (
     notes,
 )
 
+pytestmark = pytest.mark.both_lines
+
 SMALL = Pace(smallest=3, largest=7, range_rows=20, patience=5.0)
 NOTES = "notes.body"
 
@@ -72,7 +74,7 @@ SELDOM = {"bigs", "blobs", "days", "docs"}
 
 
 @pytest.mark.parametrize(
-    "table", [pytest.param(one, marks=[pytest.mark.thorough] * (one in SELDOM)) for one in KEYS]
+    "table", [pytest.param(one, marks=[pytest.mark.any_database] * (one in SELDOM)) for one in KEYS]
 )
 def test_every_kind_of_key_from_start_to_contract(engine: Engine, table: str) -> None:
     """Composite, UUID, hexadecimal, text, date, time with enum, large, bytes: in chunks of a few rows."""
@@ -469,10 +471,10 @@ def _interrupt_after(count: int) -> Callable[[], bool]:
 @pytest.mark.parametrize(
     "phase",
     [
-        pytest.param("tracking", marks=pytest.mark.thorough),
+        pytest.param("tracking", marks=pytest.mark.any_database),
         "half",
-        pytest.param("backfilled", marks=pytest.mark.thorough),
-        pytest.param("verified", marks=pytest.mark.thorough),
+        pytest.param("backfilled", marks=pytest.mark.any_database),
+        pytest.param("verified", marks=pytest.mark.any_database),
         "cut over",
         "read",
     ],

@@ -30,6 +30,7 @@ from sqlalchemy_envelope import (
 from sqlalchemy_envelope.migration.aio import AsyncMigrator
 from sqlalchemy_envelope.migration.database.faults import advice
 from sqlalchemy_envelope.migration.running.runner import Pace
+from tests.conftest import EveryNth
 from tests.migration.engine_models import Trial, new_envelope, notes
 from tests.throwaway_postgres import unprivileged_account
 
@@ -409,17 +410,18 @@ def test_a_locked_sqlite_file(sqlite_engine: Engine) -> None:
 # ---------------------------------------------------------------- the process itself
 
 
-@pytest.mark.thorough
-def test_an_interruption_at_every_statement_of_a_run(engine: Engine) -> None:
-    """Raised before the n-th statement, for every n of a whole run (each third on PostgreSQL): what is
-    committed is whole, and the next run goes on. Ctrl-C on one database, and no memory left on the other."""
+def test_an_interruption_at_every_statement_of_a_run(engine: Engine, every_nth: EveryNth) -> None:
+    """Raised before the n-th statement, for each fifth n of a run, or every n with `--all` (each third on
+    PostgreSQL): what is committed is whole, and the next run goes on. Ctrl-C on one database, and no memory
+    left on the other."""
     kind: type[BaseException] = KeyboardInterrupt if engine.dialect.name == "sqlite" else MemoryError
     trial = prepared(engine, Pace(smallest=10, largest=10, range_rows=100, patience=0.2), rows=20)
     with at_statements(engine, lambda *_: None) as count:
         assert trial.migrator().run(NOTES).finished
     statements = count[0]
     assert statements > 10
-    for stop_at in range(1, statements + 1, 1 if engine.dialect.name == "sqlite" else 3):
+    apart = 1 if engine.dialect.name == "sqlite" else 3
+    for stop_at in every_nth(5, range(1, statements + 1, apart)):
         trial.sql("UPDATE notes SET body_encrypted = NULL")
         for table in ("envelope_migration_job", "envelope_migration_range"):
             trial.sql(f"DELETE FROM {table}")

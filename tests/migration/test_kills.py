@@ -29,14 +29,13 @@ from sqlalchemy_envelope.migration.jobs.stored import open_stored
 from tests.migration.engine_models import SERVER_KEY, Trial, migrate, new_envelope, notes
 from tests.throwaway_postgres import QUIET, runnable_binaries, throwaway_postgres, unprivileged_account
 
-KILLS = int(os.environ.get("ENVELOPE_KILLS", "20"))
-SERVER_KILLS = int(os.environ.get("ENVELOPE_SERVER_KILLS", "3"))
+KILLS = int(os.environ.get("ENVELOPE_KILLS", "6"))
+SERVER_KILLS = int(os.environ.get("ENVELOPE_SERVER_KILLS", "1"))
 ROWS = int(os.environ.get("ENVELOPE_KILL_ROWS", "8000"))
 CHANCE = random.Random(int(os.environ.get("ENVELOPE_KILL_SEED", "4")))
 NAME = "notes.body"
 
 pytestmark = [
-    pytest.mark.thorough,
     pytest.mark.skipif(sys.platform == "win32", reason="there is no kill -9 on Windows"),
 ]
 

@@ -82,7 +82,6 @@ def spawned() -> Iterator[Executor]:
         yield pool
 
 
-@pytest.mark.thorough
 def test_two_workers_of_this_machine(trial: Trial) -> None:
     """Every verb that goes over rows, in processes that it starts itself."""
     migrator = migrator_of(trial)
@@ -95,14 +94,7 @@ def test_two_workers_of_this_machine(trial: Trial) -> None:
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
-@pytest.mark.parametrize(
-    "kind",
-    [
-        "threads",
-        pytest.param("spawned", marks=pytest.mark.thorough),
-        pytest.param("dask", marks=pytest.mark.thorough),
-    ],
-)
+@pytest.mark.parametrize("kind", ["threads", "spawned", "dask"])
 def test_an_executor_that_is_given(trial: Trial, kind: str) -> None:
     """Any `concurrent.futures.Executor` does: threads, processes, and a real Dask cluster of processes."""
     made: Any = {"threads": threads, "spawned": spawned, "dask": dask}[kind]
@@ -125,7 +117,6 @@ def test_workers_need_to_find_the_migrator(trial: Trial) -> None:
     assert trial.migrator().status(NOTES).both == 0
 
 
-@pytest.mark.thorough
 @pytest.mark.skipif(sys.platform != "linux", reason="finds the children of a process in /proc")
 def test_a_worker_that_is_killed(trial: Trial) -> None:
     """The run stops with what to do, the other worker ends too, and the next run goes on."""

@@ -30,6 +30,8 @@ from sqlalchemy_envelope import (
 from tests.orm.sharing_models import Base, Group, Membership, Post, ProfileShare, User
 from tests.prepared import tables_of
 
+pytestmark = pytest.mark.any_database
+
 SECRET = "correct horse battery staple"
 KEYS = ServerKeyring([os.urandom(32)])
 

@@ -32,6 +32,8 @@ from sqlalchemy_envelope.orm.columns.plans import plan_of_table
 from sqlalchemy_envelope.orm.writing.copies import check_upsert
 from tests.prepared import prepared
 
+pytestmark = pytest.mark.both_lines
+
 SECRET = "s3cret"
 SHOWN = "***12"
 OWNER, OTHER = 1, 2

@@ -42,6 +42,8 @@ from sqlalchemy_envelope.exceptions import DOCUMENTATION
 from tests.orm.conftest import Started
 from tests.orm.models import SECRET, Base, Note, Page, User, envelope, statements_sent, stored, unlock
 
+pytestmark = pytest.mark.any_database
+
 MIB = 1024 * 1024
 
 

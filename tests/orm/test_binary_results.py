@@ -12,6 +12,8 @@ from sqlalchemy_envelope import AsyncEnvelope, ConfigurationError, binary_result
 from tests.orm.conftest import Started
 from tests.orm.models import SECRET, Note, User, envelope, new_user, unlock
 
+pytestmark = pytest.mark.both_lines
+
 BODIES = [f"text {number}" for number in range(12)]
 
 

@@ -41,7 +41,7 @@ from sqlalchemy_envelope.keys.hierarchy import bound_keys, new_keys
 from sqlalchemy_envelope.keys.providers import CampaignKey, CampaignKeyFile, OfflineKey, OfflinePublicKey
 from sqlalchemy_envelope.keys.slots import provider_slot
 from sqlalchemy_envelope.orm.sharing.epochs import start_epoch
-from sqlalchemy_envelope.orm.tables.key_owner import _now
+from sqlalchemy_envelope.orm.tables.generated import now
 from sqlalchemy_envelope.orm.tables.key_rows import KeyStore
 from sqlalchemy_envelope.orm.verbs.owner_keys import locate
 from tests.orm import sharing_models as sharing
@@ -151,6 +151,7 @@ def sealed(sqlite_engine: Engine, tmp_path: Path) -> Application:
 # ---------------------------------------------------------------- claiming
 
 
+@pytest.mark.any_database
 def test_a_claimed_owner_unlocks_as_everybody_does(app: Application) -> None:
     """After the claim the secret opens what was written before, and no slot of the campaign is left."""
     owner = app.away()
@@ -165,6 +166,7 @@ def test_a_claimed_owner_unlocks_as_everybody_does(app: Application) -> None:
         app.note(owner, secret="another one")
 
 
+@pytest.mark.any_database
 def test_the_claim_itself_opens(app: Application) -> None:
     """What `enroll` answers is an unlocked session: old values are read, new ones written."""
     owner = app.away()
@@ -182,6 +184,7 @@ def test_the_claim_itself_opens(app: Application) -> None:
         assert [note.body for note in session.scalars(select(Note).order_by(Note.id))] == ["of ada", "new"]
 
 
+@pytest.mark.any_database
 def test_a_claim_ends_the_campaigns_reach(app: Application) -> None:
     """Though its key is still there, neither a new process nor the one that made the keys opens the owner."""
     owner = app.away()
@@ -211,6 +214,7 @@ def test_a_hardened_owner_has_keys_that_the_campaign_never_had(lite: Application
     assert (before, lite.roots()) == (1, 2)
 
 
+@pytest.mark.any_database
 def test_hardening_can_wait(app: Application) -> None:
     """With `harden_claims=False` a claim changes slots alone: the keys stay as they were."""
     app.restart(harden_claims=False)
@@ -238,6 +242,7 @@ def test_a_claim_may_add_a_provider(lite: Application) -> None:
     assert lite.note(owner, secret=SECRET) == lite.note(owner, provider="server", reason="test") == "of ada"
 
 
+@pytest.mark.any_database
 def test_what_a_webhook_wrote_meanwhile_is_there(app: Application) -> None:
     """Write epochs that were sealed to an unclaimed owner are adopted when it claims its keys."""
     owner = app.away()
@@ -282,6 +287,7 @@ def test_a_provider_that_is_no_campaigns_is_not_claimed_from(lite: Application) 
 
 
 @pytest.mark.parametrize("secret", [SECRET, "x", b"\x00", "campaign"])
+@pytest.mark.any_database
 def test_no_secret_unlocks_an_unclaimed_owner(app: Application, secret: str | bytes) -> None:
     """Unlocking authenticates: without a secret to compare with none is right, and nothing is changed."""
     owner = app.away()
@@ -293,6 +299,7 @@ def test_no_secret_unlocks_an_unclaimed_owner(app: Application, secret: str | by
     assert app.slots() == before
 
 
+@pytest.mark.any_database
 def test_one_line_serves_a_login_handler(app: Application) -> None:
     """With `authenticated=True` the unclaimed claim, those without keys get some, and all others unlock."""
     ada = app.away()
@@ -541,6 +548,7 @@ def released(app: Application, **how: Any) -> tuple[int, int]:
     return tuple(found)  # type: ignore[return-value]  # a pair
 
 
+@pytest.mark.any_database
 def test_the_server_cannot_read_behind_an_offline_key(app: Application) -> None:
     """After a restart the server opens nothing of the owner, and writes to it by sealed write epochs."""
     app.restart(OfflinePublicKey(OfflineKey(OFFLINE).public_key))
@@ -569,6 +577,7 @@ def test_the_server_cannot_read_behind_an_offline_key(app: Application) -> None:
     )
 
 
+@pytest.mark.any_database
 def test_a_secret_waits_for_the_custodians_and_then_opens(app: Application) -> None:
     """The whole way: chosen, told to wait, released, opened, with everything readable and new keys."""
     owner = waiting(app)
@@ -692,7 +701,7 @@ def _slot_values(key_id: Any, salt: KdfSalt, kek: KeyBytes, wrapped: bytes) -> d
         "kdf": str(salt),
         "recipient_public_key": x25519_public(kek),
         "wrapped": wrapped,
-        "created_at": _now(None),
+        "created_at": now(None),
     }
 
 
@@ -818,6 +827,7 @@ def test_a_claimed_owners_old_slot_put_back_opens_nothing_new(lite: Application,
 # ---------------------------------------------------------------- groups
 
 
+@pytest.mark.any_database
 def test_a_member_who_claims_reads_the_group(engine: Engine, tmp_path: Path) -> None:
     """What a group granted to a member under the campaign's keys, the member has after a hardened claim."""
     sharing.Base.metadata.create_all(engine)

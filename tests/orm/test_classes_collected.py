@@ -26,7 +26,7 @@ envelope = Envelope(
     server_keys=ServerKeyring.from_text(ServerKeyring.generate_key()),
 )
 
-SETS = int(os.environ.get("ENVELOPE_MODEL_SETS", "4"))
+SETS = int(os.environ.get("ENVELOPE_MODEL_SETS", "2"))
 """How many sets of models are made and dropped; 100 take half a minute."""
 
 

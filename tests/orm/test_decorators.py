@@ -26,6 +26,8 @@ from sqlalchemy_envelope import (
 from tests.orm.models import SECRET, envelope, unlock
 from tests.prepared import tables_of
 
+pytestmark = [pytest.mark.both_lines, pytest.mark.any_database]
+
 
 class Decorator(sa.TypeDecorator[Any]):
     """What the decorators below have in common."""

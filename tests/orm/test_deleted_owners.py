@@ -82,6 +82,7 @@ WAYS: dict[str, Callable[[Session], object]] = {
 
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("whole_process", [False, True])
+@pytest.mark.any_database
 def test_the_next_owner_with_the_key_does_not_read(users: Engine, way: str, whole_process: bool) -> None:
     """Keys that server mode had open are gone with the commit of the delete, and everybody else's are not."""
     server = server_mode()

@@ -293,7 +293,6 @@ WAYS = [
 
 
 @pytest.mark.parametrize("way", WAYS, ids=lambda way: way.__name__.strip("_"))
-@pytest.mark.thorough
 def test_no_key_is_reachable_afterwards(lite: Started, way: Callable[[Started], None]) -> None:
     """Whatever was done and however it ended: no unwiped key, no cipher, no keyring with anything in it."""
     keys, ciphers, _ = living()

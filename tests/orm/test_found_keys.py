@@ -31,7 +31,7 @@ from sqlalchemy_envelope.orm.sessions import server as server_module
 from sqlalchemy_envelope.orm.tables.collisions import may_pass
 from tests.orm.models import Base, Note, User
 
-ROWS = int(os.environ.get("ENVELOPE_RACE_ROWS", "240"))
+ROWS = int(os.environ.get("ENVELOPE_RACE_ROWS", "90"))
 THREADS, OWNERS = 6, 5
 TENANTS = ("acme", "zeta")
 FILES = ("file_acme", "file_zeta")

@@ -37,6 +37,8 @@ from sqlalchemy_envelope.orm.writing.marks import mark
 from tests.orm.conftest import Started
 from tests.orm.models import Note, User, statements_sent, unlock
 
+pytestmark = pytest.mark.both_lines
+
 PLAIN = "plaintext that must not be stored"
 NOTES: Any = Note.__table__
 
@@ -326,6 +328,7 @@ TWIN_FORMS: dict[str, Callable[[Any], tuple[Any, Any]]] = {
 
 @pytest.mark.parametrize("form", TWIN_FORMS)
 @pytest.mark.parametrize("kind", ["lightweight", "reflected", "typed"])
+@pytest.mark.any_database
 def test_another_table_object(started: Started, kind: str, form: str) -> None:
     """A table that is made twice stores no plaintext by its second object, with or without a Session."""
     twin = twins(started.engine)[kind]
@@ -483,6 +486,7 @@ ADDED: dict[str, Callable[[], Any]] = {
 
 
 @pytest.mark.parametrize("form", ADDED)
+@pytest.mark.any_database
 def test_what_sqlalchemy_adds(started: Started, form: str) -> None:
     """A `default=` or `onupdate=` of another Table object is looked at as what the statement names, each
     time."""
@@ -495,6 +499,7 @@ def test_what_sqlalchemy_adds(started: Started, form: str) -> None:
     assert bodies(started.engine) == []
 
 
+@pytest.mark.any_database
 def test_an_object_of_another_model(started: Started) -> None:
     """A flush adds a `default=` as well."""
     started.session.add(OtherNote(user_id=1))
@@ -536,6 +541,7 @@ NOTHING_ADDED: dict[str, Callable[[], Any]] = {
 
 
 @pytest.mark.parametrize("form", NOTHING_ADDED)
+@pytest.mark.any_database
 def test_what_is_not_added(started: Started, form: str) -> None:
     """A default that is not used, or is NULL, is in nobody's way."""
     started.session.execute(NOTHING_ADDED[form]())
@@ -998,7 +1004,7 @@ with Session(engine) as session:
 """
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", [0, 1, *(pytest.param(one, marks=pytest.mark.thorough) for one in (2, 3))])
 def test_a_column_that_one_concrete_subclass_alone_has(seed: int) -> None:
     """The application starts, and asks for all of them, in every process: whatever order a set has there."""
     done = subprocess.run(

@@ -22,6 +22,8 @@ from sqlalchemy_envelope import EncryptedType, KeyOwner, LockedError
 from tests.orm.conftest import Started
 from tests.orm.models import SECRET, Note, User, envelope, unlock
 
+pytestmark = pytest.mark.any_database
+
 
 def _note(started: Started) -> int:
     """A committed note of the first owner, locked."""

@@ -46,8 +46,9 @@ from sqlalchemy_envelope.keys.keyring import Keyring
 from sqlalchemy_envelope.keys.model import OpenedKey, Purpose
 from sqlalchemy_envelope.orm.current import context
 
-UNLOCKS = int(os.environ.get("ENVELOPE_UNLOCKS", "320"))
-"""How many unlocks the tasks share, and the threads; 10,000 take some minutes."""
+MANY = int(os.environ.get("ENVELOPE_UNLOCKS", "320"))
+"""How many unlocks the tasks share, and the threads, with `--all`; 10,000 take some minutes."""
+UNLOCKS = pytest.mark.parametrize("unlocks", [80, pytest.param(MANY, marks=pytest.mark.thorough)])
 WORKERS = 8
 TASKS = 40
 USERS = 24
@@ -184,9 +185,9 @@ async def shared_memory() -> AsyncIterator[AsyncEngine]:
     await engine.dispose()
 
 
-@pytest.mark.thorough
-async def test_many_unlocks_in_tasks(shared_memory: AsyncEngine) -> None:
-    """40 tasks unlock 24 people hundreds of times, giving way in between: each sees its own
+@UNLOCKS
+async def test_many_unlocks_in_tasks(shared_memory: AsyncEngine, unlocks: int) -> None:
+    """40 tasks unlock 24 people dozens of times, giving way in between: each sees its own
     person's values alone."""
     engine = shared_memory
     asynchronous = AsyncEnvelope(envelope)
@@ -228,7 +229,7 @@ async def test_many_unlocks_in_tasks(shared_memory: AsyncEngine) -> None:
             await session.run_sync(populate)
         async with asyncio.TaskGroup() as group:
             for number in range(TASKS):
-                group.create_task(work(number, UNLOCKS // TASKS))
+                group.create_task(work(number, unlocks // TASKS))
         require_clean_context()
         async with engine.connect() as connection:
             await connection.run_sync(require_every_row_under_its_owners_key, written)
@@ -264,8 +265,8 @@ def eight_connections(tmp_path: Path) -> Iterator[sa.Engine]:
 
 
 @pytest.mark.usefixtures("hurried_switching")
-@pytest.mark.thorough
-def test_many_unlocks_in_threads(eight_connections: sa.Engine) -> None:
+@UNLOCKS
+def test_many_unlocks_in_threads(eight_connections: sa.Engine, unlocks: int) -> None:
     """Eight threads do the same, changing places every microsecond."""
     engine = eight_connections
     written = [0] * WORKERS
@@ -301,7 +302,7 @@ def test_many_unlocks_in_threads(eight_connections: sa.Engine) -> None:
         with Session(engine) as session:
             populate(session)
         with ThreadPoolExecutor(WORKERS) as pool:
-            for one in [pool.submit(work, number, UNLOCKS // WORKERS) for number in range(WORKERS)]:
+            for one in [pool.submit(work, number, unlocks // WORKERS) for number in range(WORKERS)]:
                 one.result(timeout=300)
         with engine.connect() as connection:
             require_every_row_under_its_owners_key(connection, sum(written))
@@ -583,8 +584,7 @@ async def test_an_async_generator_closed_in_another_task(ada_and_ben: sa.Engine)
 
 
 @pytest.mark.parametrize("order", [(0, 1, 2), (0, 2, 1), (1, 0, 2), (1, 2, 0), (2, 0, 1), (2, 1, 0)])
-@pytest.mark.parametrize("same_session", [True, False])
-@pytest.mark.thorough
+@pytest.mark.parametrize("same_session", [True, pytest.param(False, marks=pytest.mark.thorough)])
 def test_nested_unlocks_left_in_any_order(
     ada_and_ben: sa.Engine, order: tuple[int, ...], same_session: bool
 ) -> None:

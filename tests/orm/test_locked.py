@@ -56,6 +56,8 @@ from tests.orm.models import (
 )
 from tests.plain_sql import update_of
 
+pytestmark = [pytest.mark.both_lines, pytest.mark.any_database]
+
 BODY: Any = Note.__table__.c.body  # type: ignore[attr-defined]
 PLAIN = "p1aintext"
 

@@ -27,6 +27,8 @@ from sqlalchemy_envelope import (
 )
 from tests.prepared import prepared
 
+pytestmark = pytest.mark.both_lines
+
 
 class Base(DeclarativeBase):
     pass
@@ -376,6 +378,7 @@ def test_what_moves_no_value_is_allowed(shop: Shop, move: Callable[[Session], An
     assert shop.is_sound()
 
 
+@pytest.mark.any_database
 def test_an_object_of_a_joined_subclass_takes_its_value_along(shop: Shop) -> None:
     """A flush that moves the row in the base table writes the value in the subclass's table anew."""
     with shop.session() as session:
@@ -386,6 +389,7 @@ def test_an_object_of_a_joined_subclass_takes_its_value_along(shop: Shop) -> Non
     assert shop.stored("letters") == {1: (2, 2)}
 
 
+@pytest.mark.any_database
 def test_a_path_of_three_steps_is_watched_at_each(shop: Shop) -> None:
     """A row in the middle of the way to the owner cannot be moved past what hangs on it."""
     with shop.session() as session:
@@ -419,6 +423,7 @@ def _expired(session: Session, order: Order) -> None:
 
 
 @pytest.mark.parametrize("write", [_by_id, _by_relationship, _expired])
+@pytest.mark.any_database
 def test_a_value_of_the_flush_that_moves_its_owner(
     shop: Shop, write: Callable[[Session, Order], None]
 ) -> None:
@@ -431,6 +436,7 @@ def test_a_value_of_the_flush_that_moves_its_owner(
 
 
 @pytest.mark.parametrize("form", ["by id", "by object", "bulk"])
+@pytest.mark.any_database
 def test_an_object_older_than_its_row_does_not_decide(shop: Shop, form: str) -> None:
     """An order that others moved is asked for in the database, whatever the session has loaded."""
     with shop.session(expire_on_commit=False) as session:
@@ -464,6 +470,7 @@ def counting(engine: Engine, *words: str) -> Iterator[list[str]]:
     sa.event.remove(engine, "before_cursor_execute", note)
 
 
+@pytest.mark.any_database
 def test_one_question_for_a_batch(shop: Shop) -> None:
     """However many items a flush or a bulk INSERT writes, their orders are asked for once; a letter's flush
     asks nothing, and a bulk INSERT of letters asks their base table once."""
@@ -488,6 +495,7 @@ def test_one_question_for_a_batch(shop: Shop) -> None:
     assert shop.is_sound()
 
 
+@pytest.mark.any_database
 def test_bulk_statements_on_a_joined_subclass(shop: Shop) -> None:
     """The base table is asked whose rows these are, for an INSERT and for an UPDATE of the value alone."""
     with shop.session() as session:
@@ -726,6 +734,7 @@ CODES: dict[str, Callable[[Session], object]] = {
 
 
 @pytest.mark.parametrize("how", CODES)
+@pytest.mark.any_database
 def test_what_a_row_is_found_by(engine: Engine, how: str) -> None:
     """A row on the way to the owner keeps what it is found by while encrypted values hang on it, where no
     foreign key sees to that; without such values it changes freely."""
@@ -747,6 +756,7 @@ def test_what_a_row_is_found_by(engine: Engine, how: str) -> None:
         assert session.get_one(Leaf, 1).text == session.get_one(Later, 1).text == "of 1"
 
 
+@pytest.mark.any_database
 def test_a_key_that_a_foreign_key_holds_changes_freely(shop: Shop) -> None:
     """A foreign key that is looked at at once sees to it that no row leads elsewhere: nobody else asks."""
     with shop.session() as session:

@@ -14,6 +14,8 @@ from sqlalchemy_envelope import EncryptedType, KeyOwner, LockedError, PreviousCo
 from tests.orm.conftest import Started
 from tests.orm.models import SECRET, Base, Note, Page, User, envelope, unlock
 
+pytestmark = pytest.mark.both_lines
+
 PLAIN = "p1aintext"
 
 

@@ -65,6 +65,7 @@ def persons(engine: Engine) -> Engine:
 @pytest.mark.parametrize(
     ("name", "child", "key"), [("letters", "Letter", "writer_id"), ("drafts", "Draft", "person_id")]
 )
+@pytest.mark.any_database
 def test_a_relationship_without_cascade(
     persons: Engine, name: str, child: str, key: str, unlocked: bool, deleted: bool
 ) -> None:
@@ -92,6 +93,7 @@ def test_a_relationship_without_cascade(
         assert session.scalar(select(func.count()).select_from(Letter)) == 1
 
 
+@pytest.mark.any_database
 def test_the_line_that_is_advised(persons: Engine) -> None:
     """With the cascade a row is removed and a person deleted, while everything is locked."""
     with Session(persons) as session:
@@ -109,6 +111,7 @@ def test_the_line_that_is_advised(persons: Engine) -> None:
         assert session.scalar(select(func.count()).select_from(Person)) == 0
 
 
+@pytest.mark.any_database
 def test_a_key_set_to_none_by_hand(persons: Engine) -> None:
     """Where no relationship is to blame, the error says what can be done with the row."""
     with Session(persons) as session:
@@ -119,6 +122,7 @@ def test_a_key_set_to_none_by_hand(persons: Engine) -> None:
             session.flush()
 
 
+@pytest.mark.any_database
 def test_a_row_that_holds_nothing(persons: Engine) -> None:
     """A row without a value is nobody's secret: SQLAlchemy may take it from its owner."""
     with Session(persons) as session:

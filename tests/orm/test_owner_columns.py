@@ -41,6 +41,8 @@ from sqlalchemy_envelope import (
 )
 from tests.orm.models import statements_sent
 
+pytestmark = pytest.mark.both_lines
+
 TENANT = [1]
 CALLS: list[int] = []
 
@@ -271,6 +273,7 @@ EVERY_WAY = [
 
 
 @pytest.mark.parametrize("model", [Called, Constant, Item], ids=lambda one: one.__name__)
+@pytest.mark.any_database
 def test_a_default_names_the_owner(app: Application, model: Any) -> None:
     """A default of the owner's column is evaluated once for each row, and is both what is stored and whose
     key encrypts; in every way of writing."""
@@ -288,6 +291,7 @@ def test_a_default_names_the_owner(app: Application, model: Any) -> None:
         assert len(CALLS) == (0 if model is Constant else rows), write.__name__
 
 
+@pytest.mark.any_database
 def test_a_default_that_changes_between_rows(app: Application) -> None:
     """Each row is under the key of the tenant that the default gave it."""
     numbers = iter([2, 1, 2])
@@ -311,6 +315,7 @@ def test_a_default_that_changes_between_rows(app: Application) -> None:
     assert {(1, ("User", 1)), (2, ("User", 2))} == set(app.stored(Called))
 
 
+@pytest.mark.any_database
 def test_a_flushed_default_is_on_the_object(app: Application) -> None:
     """The object knows its owner after the flush, without a query; a relationship goes before the default."""
     with Session(app.engine) as session:

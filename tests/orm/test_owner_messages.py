@@ -48,6 +48,8 @@ from sqlalchemy_envelope import (
 from sqlalchemy_envelope.orm.columns.plans import plan_of_table
 from sqlalchemy_envelope.orm.writing.copies import check_upsert
 
+pytestmark = pytest.mark.any_database
+
 envelope = Envelope(kdf_profile=KdfProfile.unsafe_for_tests(), server_keys=ServerKeyring([b"k" * 32]))
 
 

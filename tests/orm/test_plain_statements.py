@@ -44,6 +44,8 @@ from sqlalchemy_envelope.orm.writing.plain import is_plain
 from tests.orm.conftest import Started
 from tests.orm.models import Note, User, unlock
 
+pytestmark = pytest.mark.both_lines
+
 
 class Base(DeclarativeBase):
     """Apart from the models of the other tests."""

@@ -21,6 +21,8 @@ from tests.orm import models as plain_models
 from tests.orm.models import statements_sent
 from tests.orm.previous_models import SECRET, Moving, envelope, start
 
+pytestmark = pytest.mark.any_database
+
 PENDING, NOTHING, WHOLE = 7, 8, 9
 
 

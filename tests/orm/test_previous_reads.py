@@ -41,6 +41,8 @@ from sqlalchemy_envelope.orm.columns.sealed import Sealed
 from tests.orm.models import statements_sent, without_checks
 from tests.orm.previous_models import SECRET, Moving, envelope, models, start
 
+pytestmark = [pytest.mark.both_lines, pytest.mark.any_database]
+
 PENDING, NOTHING = 7, 8
 
 

@@ -25,6 +25,8 @@ from sqlalchemy_envelope import (
 from tests.orm.models import statements_sent
 from tests.orm.previous_models import SECRET, Moving, envelope, start
 
+pytestmark = [pytest.mark.both_lines, pytest.mark.any_database]
+
 POLICIES = ["both", "read", "refuse"]
 
 

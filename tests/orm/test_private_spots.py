@@ -43,6 +43,8 @@ from sqlalchemy_envelope.orm.writing.rows import WrittenRows
 from tests.orm.conftest import Started
 from tests.orm.models import Note, Page, User, stored, unlock
 
+pytestmark = pytest.mark.both_lines
+
 PLAIN = "plaintext that must not be stored"
 
 

@@ -33,6 +33,8 @@ from tests.orm.models import (
     envelope as cheap,
 )
 
+pytestmark = [pytest.mark.both_lines, pytest.mark.any_database]
+
 
 class Base(DeclarativeBase):
     pass

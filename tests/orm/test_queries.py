@@ -58,6 +58,8 @@ from sqlalchemy_envelope import (
 from tests.orm.conftest import Started
 from tests.orm.models import SECRET, Base, Note, Page, User, envelope, statements_sent, unlock
 
+pytestmark = [pytest.mark.both_lines, pytest.mark.any_database]
+
 NOTES: Any = Note.__table__
 PLAIN = "p1aintext"
 Other = aliased(Note)

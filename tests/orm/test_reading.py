@@ -25,6 +25,8 @@ from sqlalchemy_envelope.crypto.aead import Batch
 from sqlalchemy_envelope.orm.sessions.unlocked import UnlockedSession
 from tests.orm.reading_table import Base, Note, Page, User, envelope
 
+pytestmark = pytest.mark.both_lines
+
 NOTES = Note.__table__
 
 

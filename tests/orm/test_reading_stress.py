@@ -2,7 +2,7 @@
 values were moved. Nobody gets another owner's value, no genuine one is called moved, and none that is open is
 missed.
 
-For one second each. `ENVELOPE_STRESS_SECONDS=60` for longer.
+For half a second each. `ENVELOPE_STRESS_SECONDS=60` for longer.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from sqlalchemy_envelope import (
     enforce_foreign_keys,
 )
 
-SECONDS = float(os.environ.get("ENVELOPE_STRESS_SECONDS", "1"))
+SECONDS = float(os.environ.get("ENVELOPE_STRESS_SECONDS", "0.5"))
 THREADS, TASKS = 8, 12
 USERS, ROWS = 4, 40
 MEMBERS = {1: (1, 2), 2: (2, 3)}

@@ -48,6 +48,8 @@ from tests.orm.reading_table import (
     page,
 )
 
+pytestmark = pytest.mark.both_lines
+
 ADA, BEN = 1, 2
 GENUINE, FROM_AN_OWNER, FROM_A_ROW = 0, 1, 2
 MOVED = {4: (2, 1), 5: (1, 2), 6: (1, 3)}

@@ -32,8 +32,6 @@ from tests.orm.outsider import (
     set_scene,
 )
 
-pytestmark = pytest.mark.thorough
-
 NOT_COVERED = {"granted", "proof", "created_at", "retired_at", "changed_at", "label", "seal"}
 """What may be altered unseen. `proof` is of use without server keys alone; a lowered `granted` hides a
 removal."""

@@ -87,6 +87,7 @@ def _assign(session: Session, *users: int, **values: Any) -> None:
 
 @pytest.mark.parametrize("by", ["ada", None])
 @pytest.mark.parametrize("users", [(ADA, BOB, CLEO), (ADA, CLEO), (ADA, BOB, CLEO, DAN), (ADA, CLEO, DAN)])
+@pytest.mark.any_database
 def test_a_list_of_members_assigned_anew(scene: Engine, users: tuple[int, ...], by: str | None) -> None:
     """Who stays keeps their grants, who comes is granted, and who is dropped reads nothing new. An epoch
     starts where somebody was dropped, and not else."""
@@ -309,6 +310,7 @@ def _with_a_list(session: Session) -> None:
 @pytest.mark.parametrize("by", ["ada", None])
 @pytest.mark.parametrize("cure", [_with_delete, _with_a_list])
 @pytest.mark.parametrize("void", [_inserted, _pointed])
+@pytest.mark.any_database
 def test_a_void_row_is_cured(
     scene: Engine, void: Callable[[Session], None], cure: Callable[[Session], None], by: str | None
 ) -> None:

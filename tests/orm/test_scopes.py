@@ -25,6 +25,8 @@ from tests.orm.sharing_models import (
 )
 from tests.prepared import prepared
 
+pytestmark = pytest.mark.any_database
+
 KEYS = Base.metadata.tables["users_key"]
 SHARES = Base.metadata.tables["profile_shares_keygrant"]
 

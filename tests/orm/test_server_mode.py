@@ -55,7 +55,7 @@ from tests.orm.models import SECRET, Base, Note, Page, User, statements_sent, st
 from tests.prepared import tables_of
 
 KEY = b"\x07" * 32
-OWNERS = int(os.environ.get("ENVELOPE_OWNERS", "2000"))
+OWNERS = int(os.environ.get("ENVELOPE_OWNERS", "1100"))
 """How many owners have a row each where there are many; 10,000 take a minute."""
 WAIT = 30
 """Seconds after which a thread that does not come is given up."""
@@ -226,6 +226,7 @@ def test_what_was_written_is_read_by_a_later_process(serving: Serving) -> None:
     assert b"hello" not in (stored(serving.engine, Note.body, 1) or b"")
 
 
+@pytest.mark.any_database
 def test_outside_of_the_block_everything_is_locked(serving: Serving) -> None:
     """Leaving wipes the keys and expires what was decrypted; loading goes on, and touching does not."""
     (ada,) = serving.users(1, "hello")
@@ -282,6 +283,7 @@ def test_audit_events_carry_the_reason(lite: Serving) -> None:
     assert "note" not in " ".join(map(str, lite.events))
 
 
+@pytest.mark.any_database
 def test_bound_to_a_session_it_serves_other_contexts(serving: Serving) -> None:
     """A dependency that runs in another context finds the keys through the session."""
     serving.users(1, "hello")
@@ -350,6 +352,7 @@ def test_one_server_mode_serves_the_process(
     lite.mode().everywhere().stop()
 
 
+@pytest.mark.any_database
 def test_stop_locks_the_process(
     serving: Serving, everywhere: Callable[[ServerSession], ServerSession]
 ) -> None:
@@ -374,6 +377,7 @@ def test_stop_locks_the_process(
     assert serving.bodies(ada) == ["hello"]
 
 
+@pytest.mark.any_database
 def test_a_user_unlocks_inside(
     serving: Serving, everywhere: Callable[[ServerSession], ServerSession]
 ) -> None:
@@ -421,6 +425,7 @@ def test_a_block_inside_the_process_wide_one_leaves_it_as_it_was(
 # Who stays locked
 
 
+@pytest.mark.any_database
 def test_owners_without_a_slot_stay_locked(serving: Serving) -> None:
     """Rows of an owner whose keys only a secret opens load, and do not open; nor can they be written."""
     served = serving.users(1, "the server's")
@@ -454,6 +459,7 @@ def test_owners_without_a_slot_stay_locked(serving: Serving) -> None:
             assert [(note.title, note.body) for note in user.notes] == [("seen", "secret")]
 
 
+@pytest.mark.any_database
 def test_slots_of_another_provider_stay_locked(serving: Serving) -> None:
     """Server mode of one provider opens nothing that another one holds."""
     envelope = serving.envelope(providers={"other": ServerKeyring([b"\x08" * 32])})
@@ -470,6 +476,7 @@ def test_slots_of_another_provider_stay_locked(serving: Serving) -> None:
         assert session.scalars(select(Note)).one().body == "hello"
 
 
+@pytest.mark.any_database
 def test_a_value_moved_to_another_owners_row_is_found(serving: Serving) -> None:
     """With everybody's keys within reach a value is still compared with its row's owner."""
     serving.users(2)
@@ -515,6 +522,7 @@ def test_many_new_owners_get_keys_of_their_own(serving: Serving) -> None:
     assert all(data[uuid.UUID(bytes=bytes(phone)[1:17])] == owner for owner, phone in phones)
 
 
+@pytest.mark.any_database
 def test_equal_new_owners_of_one_flush_keep_their_children_apart(serving: Serving) -> None:
     """New owners that differ in nothing, with children in the same flush, each hold their children's keys."""
     with serving.mode(), Session(serving.engine) as session:
@@ -531,6 +539,7 @@ def test_equal_new_owners_of_one_flush_keep_their_children_apart(serving: Servin
         assert sorted(values) == sorted([f"{n} {i}" for i in range(3)] for n in range(20))
 
 
+@pytest.mark.any_database
 def test_composite_keys_and_relationships(serving: Serving) -> None:
     """Owners with composite keys are enrolled with their children, and a child moves from one to another."""
     with serving.mode(), Session(serving.engine) as session:
@@ -550,6 +559,7 @@ def test_composite_keys_and_relationships(serving: Serving) -> None:
         ]
 
 
+@pytest.mark.any_database
 def test_joined_table_inheritance_of_owners(serving: Serving) -> None:
     """Owners of several joined classes in one flush: columns of base and subclass are under the same keys."""
     with serving.mode(), Session(serving.engine) as session:
@@ -577,6 +587,7 @@ def test_joined_table_inheritance_of_owners(serving: Serving) -> None:
     assert count_of(serving.engine, Base.metadata.tables["server_parties_keyslot"]) == 4
 
 
+@pytest.mark.any_database
 def test_an_owner_without_values_gets_keys_too(serving: Serving) -> None:
     """A new owner that writes nothing of its own can be written for at once, in the same flush and later."""
     with serving.mode(), Session(serving.engine) as session:
@@ -592,6 +603,7 @@ def test_an_owner_without_values_gets_keys_too(serving: Serving) -> None:
     assert serving.bodies(ada) == ["one", "two"]
 
 
+@pytest.mark.any_database
 def test_enroll_inside_server_mode_is_not_doubled(serving: Serving) -> None:
     """Who is enrolled by a call, with a secret alone, gets no slot of the server's beside it."""
     envelope = serving.envelope()
@@ -605,6 +617,7 @@ def test_enroll_inside_server_mode_is_not_doubled(serving: Serving) -> None:
         _ = session.get_one(User, own).phone
 
 
+@pytest.mark.any_database
 def test_existing_owners_get_keys_at_their_first_write(serving: Serving) -> None:
     """Users who were there before the library get keys when something is first encrypted for them."""
     old = [serving.bare_user(str(number)) for number in range(3)]
@@ -664,6 +677,7 @@ def test_updates(serving: Serving) -> None:
     assert serving.bodies(*owners) == ["by flush", "by bulk update", "by core"]
 
 
+@pytest.mark.any_database
 def test_a_row_moves_to_another_owner(serving: Serving) -> None:
     """A child is encrypted anew for another owner, one without keys included, row-bound columns too."""
     (ada,) = serving.users(1, "moving")
@@ -685,6 +699,7 @@ def test_a_row_moves_to_another_owner(serving: Serving) -> None:
         assert session.get_one(Page, page_id).text == "page"
 
 
+@pytest.mark.any_database
 def test_using_an_owner(serving: Serving) -> None:
     """A statement that does not name its rows' owner is written for the one that `using` says."""
     owners = serving.users(2)
@@ -851,7 +866,6 @@ def many_owners(tmp_path_factory: pytest.TempPathFactory) -> URL:
     return url
 
 
-@pytest.mark.thorough
 def test_loading_many_rows_of_many_owners_costs_few_queries(many_owners: URL) -> None:
     """Rows of as many owners: a query for the keys of each thousand, none for a row."""
     engine = sa.create_engine(many_owners)
@@ -1164,6 +1178,7 @@ def test_a_block_does_not_cross_a_fork(lite: Serving) -> None:
 # Together with what the other modules bring
 
 
+@pytest.mark.any_database
 def test_columns_alone_and_joins(serving: Serving) -> None:
     """Selects of columns, joins and relationship loading open what belongs to several owners."""
     owners = serving.users(5)
@@ -1177,6 +1192,7 @@ def test_columns_alone_and_joins(serving: Serving) -> None:
         assert [f"note {n}" for n in range(5)] == [row.body for row in joined]
 
 
+@pytest.mark.any_database
 def test_an_expired_and_a_refreshed_object(serving: Serving) -> None:
     """Values come back after expire, refresh, merge and a deferred load."""
     serving.users(1, "hello")
@@ -1193,6 +1209,7 @@ def test_an_expired_and_a_refreshed_object(serving: Serving) -> None:
         assert session.merge(note, load=False).body == "hello"
 
 
+@pytest.mark.any_database
 def test_a_secret_and_a_provider_open_the_same_owner(serving: Serving) -> None:
     """An owner with both slots is read by the server, and by itself without it."""
     envelope = serving.envelope()
@@ -1214,6 +1231,7 @@ def test_a_secret_and_a_provider_open_the_same_owner(serving: Serving) -> None:
     assert serving.bodies(both) == ["from the server", "from the user"]
 
 
+@pytest.mark.any_database
 def test_a_server_key_is_rotated_by_putting_a_new_one_first(serving: Serving) -> None:
     """With a new server key before the old one, old owners open and new ones come under the new key."""
     (ada,) = serving.users(1, "old")

@@ -77,7 +77,9 @@ from tests.orm.sharing_models import (
 )
 from tests.prepared import prepared
 
-MEMBERS = int(os.environ.get("ENVELOPE_MEMBERS", "400"))
+pytestmark = pytest.mark.both_lines
+
+MEMBERS = int(os.environ.get("ENVELOPE_MEMBERS", "200"))
 """How many members a group has where it has many; with 1,000 there are fifty groups of twenty epochs."""
 FIRST = "the first post"
 MEMBERSHIP_GRANTS = Base.metadata.tables["memberships_keygrant"]
@@ -276,6 +278,7 @@ def test_what_is_written_later_in_the_same_transaction_is_after(
     assert read(lite, "founder") == [FIRST, "before", "after"]
 
 
+@pytest.mark.any_database
 def test_who_left_unlocks_without_the_group(shared: Engine) -> None:
     """A new unlock of who left opens their own values, and nothing of the group's."""
     with Session(shared) as session:
@@ -288,6 +291,7 @@ def test_who_left_unlocks_without_the_group(shared: Engine) -> None:
         assert len(unlocked.places) == 1
 
 
+@pytest.mark.any_database
 def test_who_left_cannot_write_any_more(shared: Engine) -> None:
     """A session that was unlocked before its owner was removed is refused when it writes for the group."""
     with Session(shared) as session:
@@ -303,6 +307,7 @@ def test_who_left_cannot_write_any_more(shared: Engine) -> None:
     assert read(shared, "founder") == [FIRST]
 
 
+@pytest.mark.any_database
 def test_the_last_member_leaves(shared: Engine) -> None:
     """Without anybody left to grant a key to there is no new epoch, and no error."""
     with Session(shared) as session:
@@ -313,6 +318,7 @@ def test_the_last_member_leaves(shared: Engine) -> None:
     assert count(shared, MEMBERSHIP_GRANTS) == 0
 
 
+@pytest.mark.any_database
 def test_two_who_leave_together_make_one_epoch(shared: Engine) -> None:
     """One flush that removes two members starts one new epoch."""
     with Session(shared) as session:
@@ -328,6 +334,7 @@ def test_two_who_leave_together_make_one_epoch(shared: Engine) -> None:
     assert [read(shared, name) for name in ("founder", "member", "newcomer")] == [[FIRST], [], []]
 
 
+@pytest.mark.any_database
 def test_one_leaves_and_one_joins_in_one_flush(shared: Engine) -> None:
     """Who joins in the flush in which another leaves reads all; who left reads nothing new."""
     with Session(shared) as session:
@@ -343,6 +350,7 @@ def test_one_leaves_and_one_joins_in_one_flush(shared: Engine) -> None:
     assert read(shared, "member") == []
 
 
+@pytest.mark.any_database
 def test_the_same_row_deleted_and_added_in_one_flush_is_no_change(shared: Engine) -> None:
     """SQLAlchemy makes one UPDATE of it: the member stays, with the keys they had."""
     with Session(shared) as session:
@@ -357,6 +365,7 @@ def test_the_same_row_deleted_and_added_in_one_flush_is_no_change(shared: Engine
     assert read(shared, "member") == [FIRST]
 
 
+@pytest.mark.any_database
 def test_a_change_of_something_else_is_no_move(shared: Engine) -> None:
     """Another column of the granting row may change; no epoch starts."""
     with Session(shared) as session:
@@ -369,6 +378,7 @@ def test_a_change_of_something_else_is_no_move(shared: Engine) -> None:
     assert read(shared, "member") == [FIRST]
 
 
+@pytest.mark.any_database
 def test_a_membership_moved_to_another_group(shared: Engine) -> None:
     """Who is moved reads the group they are in now, and nothing new of the other."""
     with Session(shared) as session:
@@ -501,6 +511,7 @@ def test_a_joining_is_granted_by_a_provider() -> None:
 
 
 @pytest.mark.parametrize("by", [None, "founder"], ids=["locked", "unlocked"])
+@pytest.mark.any_database
 def test_a_recipient_who_is_not_enrolled_yet(shared: Engine, by: str | None) -> None:
     """Somebody who has no keys can be added; they read after a holder's next unlock."""
     with Session(shared) as session:
@@ -520,6 +531,7 @@ def test_a_recipient_who_is_not_enrolled_yet(shared: Engine, by: str | None) -> 
     assert read(shared, "invited") == [FIRST]
 
 
+@pytest.mark.any_database
 def test_a_newcomer_reads_all_earlier_epochs(shared: Engine) -> None:
     """With `history="shared"` a newcomer reads every epoch, those that a locked session started included, and
     no unlock adds epochs of its own."""
@@ -608,6 +620,7 @@ def test_keys_that_were_open_all_the_time_put_a_locked_epoch_in_order(shared: En
     assert read(shared, "newcomer") == []
 
 
+@pytest.mark.any_database
 def test_an_epoch_that_nobody_vouches_for_gets_no_older_key(shared: Engine) -> None:
     """Who made an epoch without being a member, and so knows its key, gets none of the older ones linked to
     it by the members' next unlocks."""
@@ -650,6 +663,7 @@ def _minutes(engine: Engine, name: str) -> list[str]:
 
 
 @pytest.mark.parametrize("by", [None, "founder"], ids=["locked", "unlocked"])
+@pytest.mark.any_database
 def test_from_join_begins_with_the_joining(shared: Engine, by: str | None) -> None:
     """With `history="from_join"` a newcomer reads what is written after they joined; who was there before
     reads both, what was written with the enrolment included."""
@@ -667,6 +681,7 @@ def test_from_join_begins_with_the_joining(shared: Engine, by: str | None) -> No
     assert _minutes(shared, "founder") == ["at the founding", "after the joining"]
 
 
+@pytest.mark.any_database
 def test_from_join_after_somebody_left(shared: Engine) -> None:
     """A retired epoch is linked for nobody: who joins later does not read what was written between."""
     with Session(shared) as session:
@@ -707,6 +722,7 @@ def _organisation_name(engine: Engine, name: str, organisation_id: int) -> str |
         return organisation.name if is_readable(organisation, "name") else None
 
 
+@pytest.mark.any_database
 def test_members_of_a_group_read_its_organisation(shared: Engine) -> None:
     """User to group to organisation: every member of the group reads it, and nobody else."""
     with Session(shared) as session:
@@ -718,6 +734,7 @@ def test_members_of_a_group_read_its_organisation(shared: Engine) -> None:
 
 
 @pytest.mark.parametrize("by", [None, "founder"], ids=["locked", "unlocked"])
+@pytest.mark.any_database
 def test_who_leaves_a_group_leaves_its_organisation(shared: Engine, by: str | None) -> None:
     """What is written for the organisation after somebody left one of its groups is closed to them, by
     sessions that were unlocked before as well."""
@@ -741,6 +758,7 @@ def test_who_leaves_a_group_leaves_its_organisation(shared: Engine, by: str | No
     assert _organisation_name(shared, "founder", organisation_id) == "new name"
 
 
+@pytest.mark.any_database
 def test_an_owner_reached_in_two_ways_keeps_its_epoch(shared: Engine) -> None:
     """Two groups of one organisation grant one key twice; that is no reason for a new epoch."""
     with Session(shared) as session:
@@ -754,6 +772,7 @@ def test_an_owner_reached_in_two_ways_keeps_its_epoch(shared: Engine) -> None:
     assert seen == [1] * 4
 
 
+@pytest.mark.any_database
 def test_what_members_share_with_their_group(shared: Engine) -> None:
     """A group holds what its members share with it: each member reads the others' names, and no diary."""
     with Session(shared) as session:
@@ -771,6 +790,7 @@ def test_what_members_share_with_their_group(shared: Engine) -> None:
 
 @pytest.mark.parametrize("by", [None, "founder"], ids=["locked", "unlocked"])
 @pytest.mark.parametrize("length", [1, 2, 3])
+@pytest.mark.any_database
 def test_circles_are_refused(shared: Engine, length: int, by: str | None) -> None:
     """A in B and B in A, or longer, is an error where it would close; the objects are as they were, and what
     was there before works."""
@@ -789,6 +809,7 @@ def test_circles_are_refused(shared: Engine, length: int, by: str | None) -> Non
     assert read(shared, "founder") == [FIRST] * length
 
 
+@pytest.mark.any_database
 def test_a_circle_in_one_flush_is_refused(shared: Engine) -> None:
     """Both halves of a circle in one flush are refused as well."""
     with Session(shared) as session:
@@ -802,6 +823,7 @@ def test_a_circle_in_one_flush_is_refused(shared: Engine) -> None:
     assert count(shared, Nesting) == 0
 
 
+@pytest.mark.any_database
 def test_what_is_reached_twice_is_no_circle(shared: Engine) -> None:
     """Two ways from one group to another, without a way back, are accepted."""
     with Session(shared) as session:
@@ -816,6 +838,7 @@ def test_what_is_reached_twice_is_no_circle(shared: Engine) -> None:
     assert [epochs(shared, Group, one) for one in (inner, outer)] == [1, 1]
 
 
+@pytest.mark.any_database
 def test_circles_that_exist_all_the_same_end(shared: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where a circle got past the check, members of either group open both, and unlocking changes nothing."""
     with Session(shared) as session:
@@ -886,6 +909,7 @@ def test_composite_and_uuid_primary_keys(shared: Engine) -> None:
 # Enrolment of what has no secret
 
 
+@pytest.mark.any_database
 def test_enrolling_a_group_with_nobody_unlocked(shared: Engine) -> None:
     """Nobody would open its keys: an error at once, and the object is as it was."""
     with Session(shared) as session:
@@ -898,6 +922,7 @@ def test_enrolling_a_group_with_nobody_unlocked(shared: Engine) -> None:
 
 
 @pytest.mark.parametrize("recipient", [None, "invited"])
+@pytest.mark.any_database
 def test_a_group_that_nobody_could_open_is_not_committed(shared: Engine, recipient: str | None) -> None:
     """Without a grant to somebody who has keys the commit fails; after the rollback the object enrolls."""
     with Session(shared) as session:
@@ -923,6 +948,7 @@ def test_a_group_that_nobody_could_open_is_not_committed(shared: Engine, recipie
     assert read(shared, "founder") == ["at last"]
 
 
+@pytest.mark.any_database
 def test_a_group_that_nobody_could_open_is_saved_by_a_grant(shared: Engine) -> None:
     """The refused commit can be followed by the grant that was missing, without a rollback."""
     with Session(shared) as session, unlock(session, "founder"):
@@ -937,6 +963,7 @@ def test_a_group_that_nobody_could_open_is_saved_by_a_grant(shared: Engine) -> N
         assert group.name == "expedition"
 
 
+@pytest.mark.any_database
 def test_a_grant_of_an_owner_without_keys(shared: Engine) -> None:
     """What has no key cannot be granted: the flush fails, and the session goes on after the rollback."""
     with Session(shared) as session:
@@ -1153,9 +1180,10 @@ def _circle(engine: Engine, readers: int, letters: int = 0) -> tuple[int, int]:
             return founder.id, circle.id
 
 
+@pytest.mark.any_database
 def test_adding_a_member_touches_no_data(engine: Engine) -> None:
     """Joining a group with many rows writes three small rows, and no statement so much as names the data."""
-    founder_id, circle_id = _circle(engine, readers=1, letters=5_000)
+    founder_id, circle_id = _circle(engine, readers=1, letters=1_000)
     with Session(engine) as session:
         newcomer = Reader()
         envelope.enroll(session, newcomer, secret=secret_of("newcomer"))
@@ -1173,7 +1201,7 @@ def test_adding_a_member_touches_no_data(engine: Engine) -> None:
     with Session(engine) as session:
         newcomer = session.get_one(Reader, newcomer_id)
         with envelope.unlock(session, newcomer, secret=secret_of("newcomer")):
-            assert len({letter.text for letter in session.scalars(select(Letter))}) == 5_000
+            assert len({letter.text for letter in session.scalars(select(Letter))}) == 1_000
 
     assert not [statement for statement, _ in sent if "letters" in statement]
     assert len(sent) <= 6
@@ -1251,6 +1279,7 @@ def _seats(engine: Engine) -> list[int]:
         return list(connection.scalars(select(Seat.__table__.c.reader_id)))
 
 
+@pytest.mark.any_database
 def test_unlocking_a_user_of_many_groups_takes_six_queries(engine: Engine) -> None:
     """Many groups of many epochs: six queries and no more, and rows of the first and the last epoch are
     readable after it."""
@@ -1317,6 +1346,7 @@ def _insert_epochs(session: Session, reader: Reader, circles: int, generations: 
     GrantStore(session, grant_class, seals).insert(grants)  # type: ignore[arg-type]
 
 
+@pytest.mark.any_database
 def test_without_grants_nothing_is_asked_for_them(engine: Engine) -> None:
     """An application without a KeyGrant unlocks with two queries, and writes with its own INSERT alone."""
     lone.Base.metadata.create_all(engine)
@@ -1336,6 +1366,7 @@ def test_without_grants_nothing_is_asked_for_them(engine: Engine) -> None:
     assert [statement[:19] for statement, _ in writing] == ["INSERT INTO sayings"] * 2
 
 
+@pytest.mark.any_database
 def test_a_transaction_looks_once_before_it_writes(engine: Engine) -> None:
     """Whether somebody left is asked once in each transaction, with one small query."""
     founder_id, circle_id = _circle(engine, readers=1)

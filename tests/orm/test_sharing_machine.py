@@ -849,7 +849,7 @@ class SharingMachine(RuleBasedStateMachine):
 
 TestSharingMachine = SharingMachine.TestCase
 TestSharingMachine.settings = settings(
-    max_examples=int(RUNS or 100),
+    max_examples=int(RUNS or settings.default.max_examples),
     stateful_step_count=20 if RUNS else 8,
     deadline=None,
     derandomize=not RUNS,

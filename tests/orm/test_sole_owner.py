@@ -27,6 +27,8 @@ from sqlalchemy_envelope import (
 )
 from tests.prepared import tables_of
 
+pytestmark = pytest.mark.both_lines
+
 KEYS = ServerKeyring([b"k" * 32])
 
 
@@ -119,6 +121,7 @@ DELETED = [by_the_unit_of_work, by_a_statement, by_another_program]
 
 @pytest.mark.parametrize("gone", DELETED, ids=lambda one: one.__name__)
 @pytest.mark.parametrize("again", [None, 1, 7])
+@pytest.mark.any_database
 def test_a_vault_that_is_deleted_and_made_again(
     app: Application, gone: Callable[[Application], None], again: int | None
 ) -> None:
@@ -180,6 +183,7 @@ def test_a_vault_that_is_replaced_within_a_transaction(app: Application) -> None
 
 
 @pytest.mark.parametrize("vault_first", [True, False])
+@pytest.mark.any_database
 def test_the_vault_beside_what_it_owns(app: Application, vault_first: bool) -> None:
     """A new vault and a value of its own go into one flush, in either order."""
     credential, vault = Credential(token="t"), Vault(name="mine")
@@ -334,6 +338,7 @@ def test_an_upsert_of_the_row_that_is_there(app: Application) -> None:
 
 
 @pytest.mark.parametrize("by_object", [True, False])
+@pytest.mark.any_database
 def test_its_primary_key_stays(app: Application, by_object: bool) -> None:
     """Its keys are bound to its primary key: an UPDATE of that is refused, and of another column is not."""
     key = app.write()

@@ -42,8 +42,9 @@ from tests.orm.conftest import Started
 from tests.orm.models import Base, Note, unlock
 
 pytestmark = pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SAWarning", "ignore::DeprecationWarning")
-COUNT = int(os.environ.get("STATEMENT_EXAMPLES", "1000"))
-"""How many statements are tried on SQLite; 20,000 take some minutes."""
+MANY = int(os.environ.get("STATEMENT_EXAMPLES", "1000"))
+"""How many statements are tried on SQLite with `--all`; 20,000 take some minutes."""
+COUNT = pytest.mark.parametrize("count", [250, pytest.param(MANY, marks=pytest.mark.thorough)])
 
 NEEDLE = "needle-7f3a"
 NOTES: Any = Note.__table__
@@ -384,7 +385,8 @@ def headers(started: Started) -> dict[bytes, int]:
     return known
 
 
-def test_on_sqlite(lite: Started) -> None:
+@COUNT
+def test_on_sqlite(lite: Started, count: int) -> None:
     """No statement brings plaintext into a database file or an error, or a value under a foreign key."""
     path = Path(str(lite.engine.url.database))
     sa.event.listen(lite.engine, "connect", lambda raw, _: raw.execute("PRAGMA synchronous = OFF"))
@@ -393,18 +395,19 @@ def test_on_sqlite(lite: Started) -> None:
     def at_rest() -> str:
         return "".join(one.read_bytes().decode("latin-1") for one in path.parent.glob(path.name + "*"))
 
-    seen = explore(lite, COUNT, at_rest)
+    seen = explore(lite, count, at_rest)
 
-    assert seen.total() == COUNT
+    assert seen.total() == count
 
 
+@COUNT
 @pytest.mark.backend
-def test_on_postgresql(postgres_engine: Engine, postgres_dump: Any, request: pytest.FixtureRequest) -> None:
+def test_on_postgresql(postgres_engine: Engine, postgres_dump: Any, count: int) -> None:
     """The same on PostgreSQL, which takes statements in CTEs as well."""
     from tests.orm.conftest import _start
 
     Base.metadata.create_all(postgres_engine)
     for started in _start(postgres_engine):
-        seen = explore(started, min(COUNT // 4, 2500), postgres_dump)
+        seen = explore(started, min(count // 4, 2500), postgres_dump)
 
         assert seen.total()

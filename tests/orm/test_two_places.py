@@ -33,6 +33,8 @@ from sqlalchemy_envelope import (
     PreviousColumn,
 )
 
+pytestmark = pytest.mark.both_lines
+
 envelope = Envelope(kdf_profile=KdfProfile.unsafe_for_tests())
 
 

@@ -31,6 +31,8 @@ from tests.orm.conftest import Started
 from tests.orm.models import SECRET, Note, envelope, unlock
 from tests.prepared import tables_of
 
+pytestmark = [pytest.mark.both_lines, pytest.mark.any_database]
+
 
 class Base(DeclarativeBase):
     pass

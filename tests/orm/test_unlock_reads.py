@@ -272,6 +272,7 @@ SETTLING = [by_a_flush, by_a_statement, by_request, by_the_envelope]
 
 @waiting
 @pytest.mark.parametrize("settles", SETTLING, ids=lambda one: one.__name__)
+@pytest.mark.any_database
 def test_the_first_write_settles(
     scene: Engine, waits: Callable[[Engine], None], settles: Callable[[Session, Any], None]
 ) -> None:

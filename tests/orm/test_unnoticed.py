@@ -31,6 +31,8 @@ from sqlalchemy.orm import (
 
 from sqlalchemy_envelope import EncryptedType, KeyOwner
 
+pytestmark = pytest.mark.both_lines
+
 
 class Base(DeclarativeBase):
     pass

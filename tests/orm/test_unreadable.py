@@ -27,6 +27,8 @@ from tests.orm.conftest import Started
 from tests.orm.models import SECRET, Note, Page, User, envelope, stored, unchecked, unlock
 from tests.plain_sql import update_of
 
+pytestmark = [pytest.mark.both_lines, pytest.mark.any_database]
+
 BODY: Any = Note.__table__.c.body  # type: ignore[attr-defined]
 ADA, BEN = 1, 2
 MANY, BAD = 12, 5

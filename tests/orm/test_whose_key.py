@@ -23,6 +23,8 @@ from sqlalchemy_envelope.migration.migrator import Migrator
 from tests.orm.whose_models import KINDS, Kind, models
 from tests.prepared import prepared
 
+pytestmark = [pytest.mark.both_lines, pytest.mark.any_database]
+
 M = models()
 MOVING = models(previous=True)
 ROW = 100

@@ -26,6 +26,8 @@ from sqlalchemy_envelope import (
 from tests.orm.models import OVERHEAD, SECRET, Base, Note, Page, User, stored
 from tests.prepared import tables_of
 
+pytestmark = pytest.mark.any_database
+
 KEYS: sa.Table = Base.metadata.tables["users_key"]
 
 

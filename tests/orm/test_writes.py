@@ -64,6 +64,8 @@ from tests.orm.models import (
     unlock,
 )
 
+pytestmark = pytest.mark.both_lines
+
 NOTES: Any = Note.__table__
 PAGES: Any = Page.__table__
 BODY = NOTES.c.body
@@ -579,6 +581,7 @@ def test_expression_on_an_object_is_refused(lite: Started) -> None:
         assert note.body == "before"
 
 
+@pytest.mark.any_database
 def test_moving_the_owner_alone_is_refused(started: Started) -> None:
     """An UPDATE of the owner column alone would leave a value under the old owner's key."""
     with both(started):
@@ -757,6 +760,7 @@ def test_upsert_of_a_row_bound_column(started: Started) -> None:
 # Objects
 
 
+@pytest.mark.any_database
 def test_merge_new_and_existing(started: Started) -> None:
     """`merge` writes a new row and changes an old one, and a merge without change writes nothing."""
     with unlock(started.session, started.ada):
@@ -921,6 +925,7 @@ def test_an_owner_that_nobody_enrolled_cannot_have_values(lite: Started) -> None
     assert PLAIN not in str(caught.value)
 
 
+@pytest.mark.any_database
 def test_an_owners_own_column_is_changed(started: Started) -> None:
     """An owner's own value is updated under its key, and while locked it is refused."""
     session = started.session
@@ -1121,6 +1126,7 @@ def test_owners_of_every_shape(shapes: Session, make: Any) -> None:
         _ = again.own
 
 
+@pytest.mark.any_database
 def test_a_subclass_owner_has_its_own_values(shapes: Session) -> None:
     """Columns of a joined or single-table subclass of an owner are under the same owner's key."""
     bank, shop = Bank(vault="gold"), Shop(shelf="tea")
@@ -1137,6 +1143,7 @@ def test_a_subclass_owner_has_its_own_values(shapes: Session) -> None:
             _ = loaded[Shop].shelf  # type: ignore[attr-defined]
 
 
+@pytest.mark.any_database
 def test_row_bound_own_column(shapes: Session) -> None:
     """An owner's own row-bound value is bound to the key made by the client in the same flush."""
     owner = UuidOwner(bound=PLAIN)
@@ -1168,6 +1175,7 @@ def test_composite_owners(shapes: Session) -> None:
         assert item.text == "d"
 
 
+@pytest.mark.any_database
 def test_inheritance(shapes: Session, company: Company) -> None:
     """Joined and single-table subclasses find the owner in the base table, on insert and on update."""
     with unlock(shapes, company):
@@ -1187,6 +1195,7 @@ def test_inheritance(shapes: Session, company: Company) -> None:
         assert texts == {"changed", "second"}
 
 
+@pytest.mark.any_database
 def test_inheritance_moves(shapes: Session, company: Company) -> None:
     """A moved row of a joined subclass is encrypted anew in both tables."""
     other = Company()
@@ -1200,6 +1209,7 @@ def test_inheritance_moves(shapes: Session, company: Company) -> None:
         assert (letter.subject, letter.text) == ("s", PLAIN)
 
 
+@pytest.mark.any_database
 def test_inheritance_bulk(shapes: Session, company: Company) -> None:
     """A bulk insert into a joined subclass either finds the owner, or is refused with nothing in the
     clear."""
@@ -1211,6 +1221,7 @@ def test_inheritance_bulk(shapes: Session, company: Company) -> None:
         assert (letter.subject, letter.text) == ("s", PLAIN)
 
 
+@pytest.mark.any_database
 def test_renamed_attributes(shapes: Session, company: Company) -> None:
     """Attribute names that differ from their columns work in every form."""
     with unlock(shapes, company) as unlocked:
@@ -1234,6 +1245,7 @@ def test_renamed_attributes(shapes: Session, company: Company) -> None:
         }  # fmt: skip
 
 
+@pytest.mark.any_database
 def test_dataclasses(shapes: Session, company: Company) -> None:
     """Dataclass defaults are encrypted, whether or not they are in the object before the flush."""
     with unlock(shapes, company):
@@ -1247,6 +1259,7 @@ def test_dataclasses(shapes: Session, company: Company) -> None:
         assert {one.text for one in shapes.scalars(select(Record))} == {"changed", PLAIN}
 
 
+@pytest.mark.any_database
 def test_imperative_mapping(shapes: Session, company: Company) -> None:
     """A table mapped by hand, with a renamed attribute."""
     with unlock(shapes, company):
@@ -1259,6 +1272,7 @@ def test_imperative_mapping(shapes: Session, company: Company) -> None:
         assert {one.words for one in shapes.scalars(select(Plain))} == {PLAIN, "rows"}
 
 
+@pytest.mark.any_database
 def test_defaults(shapes: Session, company: Company) -> None:
     """Python-side defaults of encrypted columns are evaluated before the value is encrypted."""
     with unlock(shapes, company):
@@ -1289,6 +1303,7 @@ def test_two_sessions_on_one_unlock(lite: Started) -> None:
     assert opens_for(lite, lite.ada, note_id) == "flushed"
 
 
+@pytest.mark.any_database
 def test_an_update_in_order(started: Started) -> None:
     """`ordered_values()` is encrypted, and checked for moves, like `values()`."""
     with unlock(started.session, started.ada) as unlocked:
@@ -1423,6 +1438,7 @@ def test_a_hook_that_changes_the_owner(lite: Started) -> None:
     assert opens_for(lite, owner, other_id) == "before"
 
 
+@pytest.mark.any_database
 def test_core_without_a_session(started: Started) -> None:
     """A connection of the engine's own writes and reads under the keys of the context."""
     with unlock(started.session, started.ada) as unlocked, started.engine.connect() as connection:
@@ -1437,6 +1453,7 @@ def test_core_without_a_session(started: Started) -> None:
             connection.execute(NOTES.insert(), [{"user_id": 2, "body": PLAIN}])
 
 
+@pytest.mark.any_database
 def test_a_session_on_a_connection(postgres_engine: Engine) -> None:
     """A session that joins a transaction from outside finds its keys, and its savepoints work."""
     Base.metadata.create_all(postgres_engine)
@@ -1495,6 +1512,7 @@ class Versioned(Shapes):
     __mapper_args__ = {"version_id_col": version, "eager_defaults": True}  # noqa: RUF012
 
 
+@pytest.mark.any_database
 def test_versioned_rows(shapes: Session, company: Company) -> None:
     """Version counters and eagerly fetched defaults stand beside encrypted values, through a move as well."""
     other = Company()
@@ -1515,6 +1533,7 @@ def test_versioned_rows(shapes: Session, company: Company) -> None:
         assert row.text == "changed"
 
 
+@pytest.mark.any_database
 def test_a_copy_inside_the_database(shapes: Session, company: Company) -> None:
     """INSERT .. FROM SELECT between columns of one label, a row's owner beside it, is the one copy that SQL
     may make."""
@@ -1528,6 +1547,7 @@ def test_a_copy_inside_the_database(shapes: Session, company: Company) -> None:
         assert [one.said for one in shapes.scalars(select(Renamed))] == [PLAIN, PLAIN]
 
 
+@pytest.mark.any_database
 def test_a_copy_that_changes_the_owner(shapes: Session, company: Company) -> None:
     """The same copy under another owner would leave a value under a key that goes with the first: refused."""
     table: Any = Renamed.__table__
@@ -1540,6 +1560,7 @@ def test_a_copy_that_changes_the_owner(shapes: Session, company: Company) -> Non
             shapes.execute(insert(table).from_select(["company", "text"], copies))
 
 
+@pytest.mark.any_database
 def test_a_default_that_reads_the_statement(shapes: Session, company: Company) -> None:
     """A context-sensitive default cannot be evaluated before the statement: an error of ours, and nothing
     stored."""
