@@ -1,7 +1,7 @@
-"""The library's notes on a `Session`: one `SessionNotes` in `Session.info`.
+"""What the library notes on a `Session`: one `SessionNotes` in `Session.info`.
 
-Each module that notes something there has a page of its own: a class, by which the page is found. So the room
-that writes a page gives it its type, and no room has to know the pages of the rooms above it.
+A module that notes something there has a page of its own: a class, by which the page is found. So each page
+is typed by the room that writes it, and no room has to know what a room above it notes.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ NOTES = "sqlalchemy_envelope"
 
 
 class SessionNotes:
-    """The notes on one session.
+    """What is noted on one session.
 
     Attributes:
-        session: returns the session.
-        bound: the unlocked session that is bound to it. It is not a page, because each fetch asks for it.
-        pages: all other notes, by the class of each page.
+        session: gives the session.
+        bound: the unlocked session that is bound to it. No page, because each fetch asks for it.
+        pages: all else, by the class of each page.
     """
 
     __slots__ = ("bound", "pages", "session")
@@ -55,17 +55,17 @@ def _nothing() -> None:
 
 @dataclass
 class WithinTransaction:
-    """A page that holds for one transaction only.
+    """A page that counts in one transaction alone.
 
     Attributes:
-        transaction: returns the transaction, while it exists.
+        transaction: gives the transaction, as long as it is there.
     """
 
     transaction: Callable[[], SessionTransaction | None] = _nothing
 
 
 def notes_of(session: Session) -> SessionNotes:
-    """The notes on a session, for writing; empty at first."""
+    """The notes on a session, to be written in; with nothing in them at first."""
     notes: SessionNotes | None = session.info.get(NOTES)
     if notes is None or notes.session() is not session:
         # `Session(info=another.info)` begins with the notes of another session, and goes on with its own.
@@ -89,18 +89,17 @@ def known_page(session: Session, kind: type[P]) -> P | None:
 
 
 def put_page(session: Session, page: object) -> None:
-    """Make this the session's page of its kind."""
+    """Let this be the session's page of its kind."""
     notes_of(session).pages[type(page)] = page
 
 
 def take_page(session: Session, kind: type[P]) -> P | None:
-    """Remove the session's page of this kind, and return it."""
+    """The session's page of this kind, which it has no longer."""
     return notes_of(session).pages.pop(kind, None) if NOTES in session.info else None
 
 
 def page_within(session: Session, kind: type[W], transaction: SessionTransaction | None) -> W:
-    """The session's page of this kind for a transaction; a new one if the last page was for another
-    transaction."""
+    """The session's page of this kind for a transaction; a new one if the last was for another."""
     page = known_page(session, kind)
     if page is None or transaction is None or page.transaction() is not transaction:
         page = notes_of(session).pages[kind] = kind()
