@@ -69,7 +69,8 @@ from sqlalchemy_envelope.orm.verbs.async_envelope import AsyncEnvelope
 from sqlalchemy_envelope.orm.verbs.envelope import Envelope
 from sqlalchemy_envelope.orm.verbs.grant_status import GrantStatus, OwnerName
 from sqlalchemy_envelope.orm.verbs.lock_answer import WhyLocked
-from sqlalchemy_envelope.orm.verbs.settle_all import RefusedOwner, Settled
+from sqlalchemy_envelope.orm.verbs.settle_all import Settled
+from sqlalchemy_envelope.orm.verbs.settle_batch import RefusedOwner
 from sqlalchemy_envelope.orm.verbs.slots import KeySlot, KeySlots
 
 _hooks.register()

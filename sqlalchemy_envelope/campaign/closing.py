@@ -16,6 +16,7 @@ from sqlalchemy_envelope.exceptions import (
     ProviderError,
     TransactionConflictError,
 )
+from sqlalchemy_envelope.orm.current.desk import Desk
 from sqlalchemy_envelope.orm.current.names import Names
 from sqlalchemy_envelope.orm.sharing.epochs import start_epoch
 from sqlalchemy_envelope.orm.verbs import claim
@@ -133,7 +134,7 @@ class Closing:
                 for primary_key in some:
                     if setting.policy.harden_claims and primary_key in shared:
                         place = Names(session).place(owner_class, primary_key)
-                        start_epoch(session, setting.policy, place, None)
+                        start_epoch(Desk(session, setting.policy), place, None)
 
     def _shred(self, expected: int) -> int:
         """All in one transaction: as many as were agreed to, and no one else."""

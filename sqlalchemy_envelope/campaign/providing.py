@@ -13,7 +13,9 @@ from sqlalchemy_envelope.exceptions import MigrationStoppedError, TransactionCon
 from sqlalchemy_envelope.keys.hierarchy import bound_keys, new_keys
 from sqlalchemy_envelope.keys.model import Purpose
 from sqlalchemy_envelope.keys.slots import provider_slot
-from sqlalchemy_envelope.orm.sharing.epochs import Recipient, grant_to
+from sqlalchemy_envelope.orm.current.desk import Desk
+from sqlalchemy_envelope.orm.sharing.new_grants import grant_to
+from sqlalchemy_envelope.orm.sharing.recipients import Recipient
 from sqlalchemy_envelope.orm.tables.collisions import collided, may_pass
 from sqlalchemy_envelope.orm.tables.key_rows import matches
 from sqlalchemy_envelope.orm.tables.keyset import beyond
@@ -127,7 +129,7 @@ class Providing:
                         to.setdefault(owner, []).append(Recipient(grant, row_key, tuple(row[end:])))
             for owner, recipients in to.items():
                 key = next(one for one in made[owner] if _is_granted(one.stored, grant.scope))
-                grant_to(rows.session, self._setting.policy, rows.store, key, recipients)
+                grant_to(Desk(rows.session, self._setting.policy), rows.store, key, recipients)
 
 
 def _is_granted(key: StoredKey, scope: str | None) -> bool:

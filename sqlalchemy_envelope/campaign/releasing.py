@@ -10,6 +10,7 @@ from sqlalchemy_envelope.campaign.owner_rows import OwnerRows, parts, usable_key
 from sqlalchemy_envelope.campaign.report import Released
 from sqlalchemy_envelope.campaign.standing import Standing
 from sqlalchemy_envelope.exceptions import EnvelopeError, ProviderError, TransactionConflictError
+from sqlalchemy_envelope.orm.current.desk import Desk
 from sqlalchemy_envelope.orm.current.policy import note_policy
 from sqlalchemy_envelope.orm.verbs import claim
 from sqlalchemy_envelope.orm.verbs.owner_keys import locate_enrolled
@@ -27,7 +28,7 @@ def release(setting: Setting, session: Session, owners: Iterable[object] | None)
     note_policy(session, setting.policy)
     places = None
     if owners is not None:
-        places = [locate_enrolled(session, one, setting.policy).place for one in owners]
+        places = [locate_enrolled(Desk(session, setting.policy), one).place for one in owners]
     released = refused = 0
     for owner_class in setting.classes:
         at, rows = Standing(owner_class, setting.provider), OwnerRows(setting, session, owner_class)

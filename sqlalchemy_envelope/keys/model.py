@@ -150,6 +150,11 @@ class StoredSlot:
     provider_wrapped: bytes | None = field(default=None, repr=False)
     seal: bytes | None = field(default=None, repr=False)
 
+    @property
+    def provider_name(self) -> str:
+        """The name of the provider that opens the slot; empty for a secret's."""
+        return (self.provider_ref or "").partition(" ")[0]
+
     def sealed_fields(self) -> list[bytes]:
         """The columns that the row seal covers (section 9)."""
         return [

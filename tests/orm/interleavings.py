@@ -27,9 +27,10 @@ from sqlalchemy_envelope import (
 from sqlalchemy_envelope.crypto.secret import KeyBytes
 from sqlalchemy_envelope.keys.keyring import Keyring
 from sqlalchemy_envelope.keys.model import KeyId, KeyState, OpenedKey
+from sqlalchemy_envelope.orm.current.desk import Desk
 from sqlalchemy_envelope.orm.current.names import Names
+from sqlalchemy_envelope.orm.sharing.granted import follow_grants
 from sqlalchemy_envelope.orm.sharing.invariants import violations
-from sqlalchemy_envelope.orm.sharing.settle import follow_grants
 from sqlalchemy_envelope.orm.tables.key_rows import KeyStore
 from sqlalchemy_envelope.orm.tables.owners import require_owner_class
 from tests.orm.sharing_models import (
@@ -305,7 +306,7 @@ class Kept:
             rows = KeyStore(session, owner_class, policy.seals).load([(primary_key,)])
             keyring.add_stored(names.owner(owner_class, (primary_key,)), [one.stored for one in rows])
             active += [one.stored.key_id for one in rows if one.stored.state is KeyState.ACTIVE]
-        follow_grants(session, policy, keyring, [names.place(require_owner_class(User()), (number,))])
+        follow_grants(Desk(session, policy), keyring, [names.place(require_owner_class(User()), (number,))])
         found = {key_id for key_id in active if keyring.open(key_id) is not None}
         keyring.wipe()
         return found

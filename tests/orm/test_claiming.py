@@ -40,6 +40,7 @@ from sqlalchemy_envelope.crypto.secret import KeyBytes
 from sqlalchemy_envelope.keys.hierarchy import bound_keys, new_keys
 from sqlalchemy_envelope.keys.providers import CampaignKey, CampaignKeyFile, OfflineKey, OfflinePublicKey
 from sqlalchemy_envelope.keys.slots import provider_slot
+from sqlalchemy_envelope.orm.current.desk import Desk
 from sqlalchemy_envelope.orm.sharing.epochs import start_epoch
 from sqlalchemy_envelope.orm.tables.generated import now
 from sqlalchemy_envelope.orm.tables.key_rows import KeyStore
@@ -735,8 +736,8 @@ def test_a_planted_waiting_slot_is_not_sealed_to_by_an_epoch(lite: Application) 
     plant(lite, owner, b"")
 
     with Session(lite.engine) as session:
-        located = locate(session, session.get_one(User, owner), lite.envelope.policy)
-        start_epoch(session, lite.envelope.policy, located.place, None)
+        located = locate(Desk(session, lite.envelope.policy), session.get_one(User, owner))
+        start_epoch(located.desk, located.place, None)
         session.commit()
         roots = [one.stored.key_id for one in located.load() if one.stored.epoch == 2]
         slots = KeyStore(session, located.place.owner_class, lite.envelope.policy.seals).load_slots(roots)
@@ -780,7 +781,7 @@ def test_planted_keys_are_not_written_under_after_a_claim(lite: Application) -> 
         lite.envelope.server_mode(provider="campaign", reason="test").prepare()
         ready = lite.envelope.policy.require_providers().ready_for_new("campaign")
         assert ready is not None
-        located = locate(session, session.get_one(User, 1), lite.envelope.policy)
+        located = locate(Desk(session, lite.envelope.policy), session.get_one(User, 1))
         planted = bound_keys(new_keys(located.place.owner_class.scopes), located.reference)
         located.store.insert_keys([((1,), one.stored) for one in planted])
         located.store.insert_slots([provider_slot(planted[0], replace(ready, key=None))])

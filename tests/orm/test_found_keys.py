@@ -27,7 +27,7 @@ from sqlalchemy_envelope import (
     ServerSession,
     enforce_foreign_keys,
 )
-from sqlalchemy_envelope.orm.sessions import server as server_module
+from sqlalchemy_envelope.orm.sessions import kept_owners
 from sqlalchemy_envelope.orm.tables.collisions import may_pass
 from tests.orm.models import Base, Note, User
 
@@ -52,7 +52,7 @@ def serving(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     cache = CachePolicy()
     if request.param == "keys go at once":
         cache = CachePolicy(keys=1)
-        monkeypatch.setattr(server_module, "_IN_USE", -1.0)
+        monkeypatch.setattr(kept_owners, "_IN_USE", -1.0)
     server = process(cache=cache).server_mode(reason="test").everywhere()
     yield server
     if server.is_open:

@@ -981,7 +981,7 @@ def test_a_small_cache_serves_many_owners_from_many_threads(
 ) -> None:
     """With room for 10 owners and 100 in the database, 8 threads at once read and write everything right."""
     owners = serving.users(100)
-    monkeypatch.setattr("sqlalchemy_envelope.orm.sessions.server._IN_USE", 0.3)
+    monkeypatch.setattr("sqlalchemy_envelope.orm.sessions.kept_owners._IN_USE", 0.3)
     server = everywhere(serving.mode(cache=CachePolicy(keys=10)))
     barrier = threading.Barrier(8)
     writing = threading.Lock()
@@ -1004,7 +1004,7 @@ def test_a_small_cache_serves_many_owners_from_many_threads(
     with ThreadPoolExecutor(8) as pool:
         wrong = [one for found in pool.map(work, range(8)) for one in found]
     later = time.monotonic() + 100
-    monkeypatch.setattr("sqlalchemy_envelope.orm.sessions.server.time.monotonic", lambda: later)
+    monkeypatch.setattr("sqlalchemy_envelope.orm.sessions.kept_owners.time.monotonic", lambda: later)
     with Session(serving.engine) as session:
         session.execute(select(1))
     assert len(server.keyring) <= 10
@@ -1023,7 +1023,7 @@ def test_an_owner_over_a_limit_is_opened_anew(
 ) -> None:
     """After so many seconds or uses an owner's keys leave the memory, and come back when asked for."""
     now = [1000.0]
-    monkeypatch.setattr("sqlalchemy_envelope.orm.sessions.server.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("sqlalchemy_envelope.orm.sessions.kept_owners.time.monotonic", lambda: now[0])
     lite.users(1, "hello")
     cache = CachePolicy(seconds=60) if limit == "seconds" else CachePolicy(uses=3)
     with lite.mode(cache=cache) as server:
@@ -1043,7 +1043,7 @@ def test_an_owner_over_a_limit_is_opened_anew(
 def test_a_busy_owner_is_opened_anew_too(lite: Serving, monkeypatch: pytest.MonkeyPatch) -> None:
     """An owner that is read every second still has its keys opened again after the cache's seconds."""
     now = [1000.0]
-    monkeypatch.setattr("sqlalchemy_envelope.orm.sessions.server.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("sqlalchemy_envelope.orm.sessions.kept_owners.time.monotonic", lambda: now[0])
     lite.users(1, "hello")
     with lite.mode(cache=CachePolicy(seconds=60)):
         lite.events.clear()
@@ -1058,7 +1058,7 @@ def test_a_busy_owner_is_opened_anew_too(lite: Serving, monkeypatch: pytest.Monk
 def test_a_slot_that_was_taken_away_ends_access(lite: Serving, monkeypatch: pytest.MonkeyPatch) -> None:
     """After the cache's seconds nothing opens without the provider's slot, in use or not, read or written."""
     now = [1000.0]
-    monkeypatch.setattr("sqlalchemy_envelope.orm.sessions.server.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("sqlalchemy_envelope.orm.sessions.kept_owners.time.monotonic", lambda: now[0])
     ada, ben = lite.users(2)
     slots = Base.metadata.tables["users_keyslot"]
     with lite.mode(cache=CachePolicy(seconds=60)), Session(lite.engine) as session:

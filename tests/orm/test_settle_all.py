@@ -25,6 +25,7 @@ from sqlalchemy_envelope import (
     ServerKeyring,
     Settled,
 )
+from sqlalchemy_envelope.orm.current.desk import Desk
 from sqlalchemy_envelope.orm.sharing.epochs import start_epoch
 from sqlalchemy_envelope.orm.verbs.owner_keys import locate
 from tests.orm.sharing_models import (
@@ -229,8 +230,8 @@ def test_a_later_root_key_is_not_trusted_for_being_sealed(lite: Engine) -> None:
     before the staff write: what they write does not open by it."""
     _run(lite)
     with Session(lite) as session:  # an epoch that nobody vouches for, as anybody can start one
-        place = locate(session, session.get_one(Group, 1), web.policy).place
-        start_epoch(session, web.policy, place, None)
+        located = locate(Desk(session, web.policy), session.get_one(Group, 1))
+        start_epoch(located.desk, located.place, None)
         session.commit()
     with (
         Session(lite) as session,

@@ -34,9 +34,10 @@ from sqlalchemy_envelope import (
 from sqlalchemy_envelope.crypto.secret import KeyBytes
 from sqlalchemy_envelope.keys.keyring import Keyring
 from sqlalchemy_envelope.keys.model import OpenedKey
+from sqlalchemy_envelope.orm.current.desk import Desk
 from sqlalchemy_envelope.orm.current.names import Names
+from sqlalchemy_envelope.orm.sharing.granted import follow_grants
 from sqlalchemy_envelope.orm.sharing.invariants import violations
-from sqlalchemy_envelope.orm.sharing.settle import follow_grants
 from sqlalchemy_envelope.orm.tables.key_rows import KeyStore
 from sqlalchemy_envelope.orm.tables.owners import owner_class_of
 from tests.orm.sharing_world import (
@@ -300,7 +301,7 @@ class World:
                 rows = KeyStore(session, owner_class, seals).load([(one.id,)])
                 keyring.add_stored(place.owner, [row.stored for row in rows])
                 places.append(place)
-            follow_grants(session, self.envelope.policy, keyring, places)
+            follow_grants(Desk(session, self.envelope.policy), keyring, places)
             session.commit()
         with self.engine.connect() as connection:
             for value in self.plain.values:

@@ -1,4 +1,4 @@
-"""The policy of an `Envelope`, for work that no call of the `Envelope` starts: flushes and statements."""
+"""What an `Envelope` decides for work that no call of it starts: flushes, and statements."""
 
 from __future__ import annotations
 
@@ -28,12 +28,10 @@ class Policy:
     """The part of an `Envelope` that the layers under it need.
 
     Attributes:
-        seals: the row seals under the server keys, if there are server keys.
-        hybrid: whether new root keys get an ML-KEM-768 pair too: keys are sealed to them in format 0x13.
+        seals: row seals under the server keys, if there are any.
+        hybrid: whether new root keys get a post-quantum pair, so that keys are sealed to it in format 0x13.
         audit: the application's own function for audit events.
-        write_epoch_seconds: how long a write epoch lasts, in seconds.
-        write_epoch_values: the most values that are encrypted under a write epoch.
-        harden_claims: whether an owner who claims keys gets new keys at once, which the campaign never held.
+        harden_claims: whether a claimed owner gets new keys at once, which the campaign never held.
     """
 
     seals: RowSeals = field(default_factory=RowSeals)
@@ -49,21 +47,21 @@ class Policy:
         """The providers of the envelope.
 
         Raises:
-            ConfigurationError: this policy belongs to no envelope.
+            ConfigurationError: this policy is no envelope's.
         """
         if self.providers is None:
             raise ConfigurationError("No provider is configured: make one Envelope for the application.")
         return self.providers
 
     def emit(self, event: AuditEvent) -> None:
-        """Report an audit event to the log and to the application."""
+        """Tell the log and the application what was done."""
         logger.info("%s", event, extra={"envelope_event": event})
         if self.audit is not None:
             self.audit(event)
 
 
 class Envelopes:
-    """The envelopes of this process that are in use.
+    """The envelopes of a process that are in use.
 
     Attributes:
         policies: the policy of each.
@@ -73,18 +71,15 @@ class Envelopes:
         self.policies: WeakSet[Policy] = WeakSet()
 
     def add(self, policy: Policy) -> None:
-        """Add the policy of a new envelope."""
+        """Take in the policy of a new envelope."""
         self.policies.add(policy)
 
     def __iter__(self) -> Iterator[Policy]:
         return iter(list(self.policies))
 
     def only(self) -> Policy | None:
-        """The policy that serves a session without a policy of its own; None if several have server keys.
-
-        It is the policy of the only envelope with server keys. If none has server keys, it is the policy of
-        the only envelope, or a neutral policy where there are several envelopes or none.
-        """
+        """The policy of the only envelope with server keys; without any, that of the only envelope, or one
+        that decides nothing where there are several or none. None where several have server keys."""
         policies = list(self)
         sealing = [policy for policy in policies if policy.seals.is_on]
         if len(sealing) > 1:
@@ -98,7 +93,7 @@ ENVELOPES = Envelopes()
 
 
 def _forget_in_child() -> None:
-    """Keys do not cross a fork: neither do those of providers and of write epochs."""
+    """Keys do not cross a fork, those of providers and of write epochs no more than others."""
     for policy in ENVELOPES:
         policy.write_epochs.clear()
         if policy.providers is not None:
@@ -110,40 +105,36 @@ if hasattr(os, "register_at_fork"):
 
 
 def has_server_keys(session: Session | None) -> bool:
-    """Whether the session's `Envelope` has server keys. If the session has no `Envelope` yet, whether any in
-    this process has."""
+    """Whether the session's `Envelope` has server keys; an `Envelope` of this process, if it has none yet."""
     noted = _noted(session)
     return any(policy.seals.is_on for policy in ([noted] if noted is not None else ENVELOPES))
 
 
 def note_policy(session: Session, policy: Policy) -> None:
-    """Note that a verb of this policy's `Envelope` was used with a session: its later flushes use the same
-    policy."""
+    """A verb of this policy's `Envelope` was used with a session; its later flushes go by the same one."""
     put_page(session, policy)
 
 
 def noted_policy(session: Session) -> Policy:
-    """The policy for what a session does by itself, while nothing is unlocked in it.
-
-    It is the policy of the envelope that was used with the session or attached to it. Otherwise it is that of
-    the process's only envelope.
+    """The policy for what a session does by itself, while nothing is unlocked in it: of the envelope that was
+    used with it or attached to it, or else of the process's only one.
 
     Raises:
-        ConfigurationError: there are several with server keys, and nothing says which to use.
+        ConfigurationError: there are several with server keys, and nothing says which.
     """
-    policy = _noted(session) or ENVELOPES.only()
-    if policy is None:
+    found = _noted(session) or ENVELOPES.only()
+    if found is None:
         raise ConfigurationError(
             "This process has several Envelopes with server keys, and a flush has to know which one seals "
             "its rows: make one Envelope for the application, or call envelope.attach(session)."
         )
-    return policy
+    return found
 
 
 def noted_realm(session: Session | None) -> Realm:
-    """The realm of the policy that a session's flushes use: an owner has one name, whoever asks for it."""
-    policy = _noted(session) or ENVELOPES.only()
-    return None if policy is None else policy.seals.realm
+    """The realm of the policy that a session's flushes go by: an owner has one name, whoever asks for it."""
+    found = _noted(session) or ENVELOPES.only()
+    return None if found is None else found.seals.realm
 
 
 def _noted(session: Session | None) -> Policy | None:
@@ -151,10 +142,10 @@ def _noted(session: Session | None) -> Policy | None:
 
 
 def require_reason(reason: object) -> None:
-    """Require the reason for opening keys without the owner; it goes into the audit event.
+    """Opening without the owner asks for a reason, which goes into the audit event.
 
     Raises:
-        ConfigurationError: no reason was given.
+        ConfigurationError: none was given.
     """
     if not isinstance(reason, str) or not reason.strip():
         raise ConfigurationError("Say why, for the audit event: reason='nightly export'.")

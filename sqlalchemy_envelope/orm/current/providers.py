@@ -79,7 +79,7 @@ class Providers(Uncopied):
 
     def of(self, slot: StoredSlot) -> str:
         """The name of the provider that opens a slot."""
-        return (slot.provider_ref or "").partition(" ")[0]
+        return slot.provider_name
 
     def is_local(self, name: str) -> bool:
         """Whether this provider answers at once, without a network."""

@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, NamedTuple
 from sqlalchemy_envelope.exceptions import EnvelopeError
 from sqlalchemy_envelope.keys.keyring import Keyring
 from sqlalchemy_envelope.keys.model import KeyState, Purpose
-from sqlalchemy_envelope.orm.tables.key_rows import KeyStore
+from sqlalchemy_envelope.orm.sessions.by_session import BySession
+from sqlalchemy_envelope.orm.sharing.membership import looked_at
+from sqlalchemy_envelope.orm.sharing.rollbacks import note_end
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -23,7 +25,7 @@ if TYPE_CHECKING:
     from sqlalchemy_envelope.crypto.aead import Field, ValueCipher
     from sqlalchemy_envelope.keys.keyring import OwnerId
     from sqlalchemy_envelope.keys.model import KeyId, OpenedKey, StoredKey
-    from sqlalchemy_envelope.keys.row_seals import RowSeals
+    from sqlalchemy_envelope.orm.current.desk import Desk
     from sqlalchemy_envelope.orm.tables.owners import Place
 
 
@@ -56,9 +58,7 @@ class FoundKeys:
         }
         self._seen[place.owner] = _Seen(place, data_keys)
 
-    def look_for(
-        self, session: Session, seals: RowSeals, places: Sequence[Place], keyrings: Sequence[Keyring]
-    ) -> None:
+    def look_for(self, desk: Desk, places: Sequence[Place], keyrings: Sequence[Keyring]) -> None:
         """Note which active keys of these owners, of one class, are both in the keyrings and in the database.
         An owner of whom something is missing is left out. One query."""
         known: dict[KeyId, tuple[Place, StoredKey]] = {
@@ -70,7 +70,7 @@ class FoundKeys:
         }
         if not known:
             return
-        there = KeyStore(session, places[0].owner_class, seals).load_active(known)
+        there = desk.keys(places[0].owner_class).load_active(known)
         wanted: dict[OwnerId, set[str]] = {}
         found: dict[OwnerId, dict[str, KeyId]] = {}
         rooted = set()
@@ -116,6 +116,25 @@ class FoundKeys:
         """The transaction is over."""
         self._seen.clear()
         self.opened.wipe()
+
+
+class FoundBySession(BySession[FoundKeys]):
+    """What each session's present transaction found, since something changed hands in it."""
+
+    def now_in(self, session: Session) -> FoundKeys:
+        """What this session's transaction found."""
+        look, found = looked_at(session), self.get(session)
+        if found is None or found.look is not look:
+            found = FoundKeys(look)
+            self.put(session, found)
+            note_end(session, found.close)
+        return found
+
+    def close(self) -> None:
+        """Every transaction is over."""
+        for found in self.all():
+            found.close()
+        self.clear()
 
 
 def _cipher(keyring: Keyring, key_id: KeyId, field: Field) -> ValueCipher | None:

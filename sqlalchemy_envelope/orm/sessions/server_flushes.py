@@ -17,7 +17,6 @@ from sqlalchemy_envelope.keys.keyring import Keyring
 from sqlalchemy_envelope.orm.columns.state import current_key
 from sqlalchemy_envelope.orm.current import context
 from sqlalchemy_envelope.orm.current.names import Names
-from sqlalchemy_envelope.orm.sessions.server import ServerSession
 from sqlalchemy_envelope.orm.tables.key_types import mistyped
 from sqlalchemy_envelope.orm.tables.owners import Place, owner_class_of
 from sqlalchemy_envelope.orm.tables.session_notes import put_page, take_page
@@ -32,6 +31,7 @@ if TYPE_CHECKING:
     from sqlalchemy.orm import InstanceState, Session
 
     from sqlalchemy_envelope.keys.model import OpenedKey
+    from sqlalchemy_envelope.orm.sessions.server import ServerSession
     from sqlalchemy_envelope.orm.tables.owners import OwnerClass
 
 
@@ -43,7 +43,8 @@ class _NewOwners:
 
 
 def _server(session: Session) -> ServerSession | None:
-    return next((one for one in context.unlocked_sessions(session) if isinstance(one, ServerSession)), None)
+    found: Any = next((one for one in context.unlocked_sessions(session) if one.enrolls), None)
+    return found  # type: ignore[no-any-return]  # nothing else enrolls
 
 
 def before_flush(session: Session, *_: object) -> None:

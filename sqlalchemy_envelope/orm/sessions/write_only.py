@@ -18,6 +18,7 @@ from sqlalchemy_envelope.keys.keyring import Keyring
 from sqlalchemy_envelope.keys.model import KeyState, OpenedKey, Purpose
 from sqlalchemy_envelope.keys.write_epoch import WriteEpoch
 from sqlalchemy_envelope.orm.current.audit import AuditEvent
+from sqlalchemy_envelope.orm.current.desk import Desk
 from sqlalchemy_envelope.orm.current.names import Names
 from sqlalchemy_envelope.orm.sessions.unlocked import UnlockedSession
 from sqlalchemy_envelope.orm.sharing.beyond import find_left, renew_beyond
@@ -26,7 +27,6 @@ from sqlalchemy_envelope.orm.sharing.locking import lock_groups
 from sqlalchemy_envelope.orm.sharing.membership import looked_at
 from sqlalchemy_envelope.orm.sharing.rollbacks import note_enrolment
 from sqlalchemy_envelope.orm.tables.grant_rows import count_grants
-from sqlalchemy_envelope.orm.tables.key_rows import KeyStore
 from sqlalchemy_envelope.orm.tables.owners import Place
 
 if TYPE_CHECKING:
@@ -59,56 +59,49 @@ class WriteOnlySession(UnlockedSession):
         self, session: Session | None, owner_class: OwnerClass, keys: Collection[tuple[Any, ...]], values: int
     ) -> None:
         """Have a write epoch ready for each of these owners that nothing here has unlocked."""
-        if self._parent is not None:
-            self._parent.prepare_write(session, owner_class, keys, values)
+        self._parent.prepare_write(session, owner_class, keys, values)
         if session is None or not self.is_open:
             return
-        names = Names(session)
+        desk, names = Desk(session, self.policy), Names(session)
         for key in keys:
             place = names.place(owner_class, key)
-            if self._parent is not None and place.owner in self._parent:
-                continue
-            if self._allowed and place.owner not in self._allowed:
+            if place.owner in self._parent or (self._allowed and place.owner not in self._allowed):
                 continue
             epoch = self._epochs.get(place.owner)
-            if epoch is None or not epoch.lasts(values) or not self._is_there(session, place, epoch):
-                epoch = self._epochs[place.owner] = self._kept(session, place, values) or self._seal_new(
-                    session, place
-                )
+            if epoch is None or not epoch.lasts(values) or not self._is_there(desk, place, epoch):
+                epoch = self._kept(desk, place, values) or self._seal_new(desk, place)
+                self._epochs[place.owner] = epoch
                 self._keyring.add(place.owner, [epoch.opened])
             epoch.values_left[0] -= values
 
-    def _is_there(self, session: Session, place: Place, epoch: WriteEpoch) -> bool:
+    def _is_there(self, desk: Desk, place: Place, epoch: WriteEpoch) -> bool:
         """Whether an epoch may be used still, asked once in each transaction: its row goes with its owner,
         and the root key that it was sealed to may have been shared with somebody who was removed since."""
         stored = epoch.opened.stored
-        if stored.key_id in looked_at(session):
+        if stored.key_id in looked_at(desk.session):
             return True
-        store = KeyStore(session, place.owner_class, self.policy.seals)
-        if not store.exists(place.primary_key, stored.key_id):
+        if not desk.keys(place.owner_class).exists(place.primary_key, stored.key_id):
             return False
         is_shared = bool(place.owner_class.grants_of)
-        if is_shared and _root_of(session, self.policy, place).key_id != stored.wrapping_key_id:
+        if is_shared and _root_of(desk, place).key_id != stored.wrapping_key_id:
             return False
-        looked_at(session).add(stored.key_id)
+        looked_at(desk.session).add(stored.key_id)
         return True
 
-    def _kept(self, session: Session, place: Place, values: int) -> WriteEpoch | None:
+    def _kept(self, desk: Desk, place: Place, values: int) -> WriteEpoch | None:
         """An epoch of an earlier transaction, if its row is still there: deleted with its owner, it would
         lead nowhere."""
         epoch = self.policy.write_epochs.pop(place.owner, None)
-        if epoch is None or not epoch.lasts(values):
-            return None
-        if not self._is_there(session, place, epoch):
+        if epoch is None or not epoch.lasts(values) or not self._is_there(desk, place, epoch):
             return None
         copy = OpenedKey(epoch.opened.stored, KeyBytes(epoch.opened.key.buffer))
         kept = WriteEpoch(copy, epoch.until, epoch.values_left)
         self.policy.write_epochs[place.owner] = epoch
         return kept
 
-    def _seal_new(self, session: Session, place: Place) -> WriteEpoch:
-        root = _root_of(session, self.policy, place)
-        store = KeyStore(session, place.owner_class, self.policy.seals)
+    def _seal_new(self, desk: Desk, place: Place) -> WriteEpoch:
+        root = _root_of(desk, place)
+        store = desk.keys(place.owner_class)
         while True:
             key = KeyBytes.generate()
             child = describe(key, root.owner_reference, Purpose.WRITE)
@@ -125,7 +118,7 @@ class WriteOnlySession(UnlockedSession):
             [self.policy.write_epoch_values],
         )
         kept = WriteEpoch(OpenedKey(stored, KeyBytes(key.buffer)), epoch.until, epoch.values_left)
-        note_enrolment(session, place.owner, self, lambda: self._keep(place.owner, kept))
+        note_enrolment(desk.session, place.owner, self, lambda: self._keep(place.owner, kept))
         return epoch
 
     def _keep(self, owner: OwnerId, kept: WriteEpoch) -> None:
@@ -142,24 +135,23 @@ class WriteOnlySession(UnlockedSession):
         self, owner: OwnerId, scope: str, field: Field, session: Session | None = None
     ) -> ValueCipher | None:
         """The cipher of the owner's write epoch, or of whoever unlocked it around this."""
-        if self._parent is not None:
-            found: ValueCipher | None = self._parent.writer(owner, scope, field, session)
-            if found is not None:
-                return found
+        found: ValueCipher | None = self._parent.writer(owner, scope, field, session)
+        if found is not None:
+            return found
         epoch = self._epochs.get(owner) if self.is_open else None
         return None if epoch is None else self._keyring.cipher(epoch.opened.stored.key_id, field)
 
     def reader(self, header: bytes, field: Field) -> ValueCipher | None:
         """Of whoever is unlocked around this; a write epoch reads nothing."""
-        return self._parent.reader(header, field) if self._parent is not None else None
+        return self._parent.reader(header, field)  # type: ignore[no-any-return]
 
     def owner_of(self, header: bytes) -> OwnerId | None:
         """As `reader`."""
-        return self._parent.owner_of(header) if self._parent is not None else None
+        return self._parent.owner_of(header)  # type: ignore[no-any-return]
 
     def keyring_for(self, owner: OwnerId, session: Session | None = None) -> Keyring | None:
         """As `reader`."""
-        return self._parent.keyring_for(owner, session) if self._parent is not None else None
+        return self._parent.keyring_for(owner, session)  # type: ignore[no-any-return]
 
     def drop(self, owner: OwnerId) -> None:
         """The transaction in which an epoch was sealed was rolled back."""
@@ -172,11 +164,8 @@ class WriteOnlySession(UnlockedSession):
     def _cipher(self, owner: OwnerId, attribute: EncryptedAttribute) -> None:
         """An epoch ends with this, and is of no use for values that are read again."""
 
-    def _stays_open(self, owner: OwnerId | None) -> bool:
-        return self._parent is not None and owner is not None and owner in self._parent
 
-
-def _root_of(session: Session, policy: Policy, place: Place) -> StoredKey:
+def _root_of(desk: Desk, place: Place) -> StoredKey:
     """The root key to seal to, of which nobody was removed.
 
     Raises:
@@ -184,20 +173,20 @@ def _root_of(session: Session, policy: Policy, place: Place) -> StoredKey:
         EnrollmentError: nobody is left who would open it.
         TransactionConflictError: somebody was removed while this was being seen to.
     """
-    store = KeyStore(session, place.owner_class, policy.seals)
+    store = desk.keys(place.owner_class)
     before: KeyId | None = None
     for _ in range(2):
         found = store.load_active_roots([place.primary_key]).get(place.owner)
         if found is None:
-            raise _without_keys(place.owner_class, policy)
+            raise _without_keys(place.owner_class, desk.policy)
         if found.error is not None:
             raise found.error
         root = found.stored
         if not place.owner_class.grants_of:
             return root
-        count = count_grants(session, place.owner_class.grants_of, [root.key_id]).get(root.key_id)
+        count = count_grants(desk.session, place.owner_class.grants_of, [root.key_id]).get(root.key_id)
         keys = {place.owner_class: [root.key_id]}
-        beyond = find_left(session, keys)
+        beyond = find_left(desk.session, keys)
         if count is not None and not count.is_left and not beyond:
             return root
         if root.key_id == before:
@@ -206,10 +195,10 @@ def _root_of(session: Session, policy: Policy, place: Place) -> StoredKey:
                 "member is gone. Add one, who reads what is written from then on."
             )
         before = root.key_id
-        lock_groups(session, policy, [place, *(one.place for one in beyond)])
+        lock_groups(desk, [place, *(one.place for one in beyond)])
         if beyond:
-            renew_beyond(session, policy, None, keys)
-        start_epoch(session, policy, place, None, instead_of=root.key_id)
+            renew_beyond(desk, None, keys)
+        start_epoch(desk, place, None, instead_of=root.key_id)
     raise TransactionConflictError(
         f"The members of this {place.owner_class.name} change at this moment. Run the transaction again."
     )
@@ -218,7 +207,7 @@ def _root_of(session: Session, policy: Policy, place: Place) -> StoredKey:
 def _without_keys(owner_class: OwnerClass, policy: Policy) -> NotEnrolledError:
     """The error for an owner who is to be written to and has no keys. Server mode makes them, where it knows
     what to bind them to."""
-    name, grants = owner_class.name, [one for one in owner_class.grants_of if one.scope is None]
+    name, grants = owner_class.name, owner_class.grants_with(None)
     secret = "" if grants else ", secret=..."
     cure = f"Make them, `envelope.enroll(session, owner{secret})`"
     if grants:  # a group has no secret of its own, as a rule

@@ -10,13 +10,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from sqlalchemy_envelope.exceptions import EnvelopeError, TransactionConflictError
-from sqlalchemy_envelope.orm.current.audit import AuditEvent
 from sqlalchemy_envelope.orm.current.names import Names
 from sqlalchemy_envelope.orm.sharing.epochs import start_epoch
 from sqlalchemy_envelope.orm.sharing.locking import lock_groups
+from sqlalchemy_envelope.orm.sharing.refusing import grant_refused, refusing
 from sqlalchemy_envelope.orm.tables.grant_rows import count_grants, recipients_of
-from sqlalchemy_envelope.orm.tables.key_rows import KeyStore
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping
@@ -25,8 +23,9 @@ if TYPE_CHECKING:
 
     from sqlalchemy_envelope.keys.keyring import Keyring, OwnerId
     from sqlalchemy_envelope.keys.model import KeyId, OpenedKey
-    from sqlalchemy_envelope.orm.current.policy import Policy
-    from sqlalchemy_envelope.orm.sharing.epochs import Recipient
+    from sqlalchemy_envelope.orm.current.desk import Desk
+    from sqlalchemy_envelope.orm.sharing.recipients import Recipient
+    from sqlalchemy_envelope.orm.tables.grant_rows import GrantCounts
     from sqlalchemy_envelope.orm.tables.owners import OwnerClass, Place
 
     Keys = Mapping[OwnerClass, Collection[KeyId]]
@@ -70,31 +69,31 @@ def find_left(
     found: dict[KeyId, Left] = {}
     names, frontier = Names(session), {of: set(some) for of, some in keys.items()}
     for of, some in frontier.items() if themselves else ():
-        whole = [one for one in of.grants_of if one.scope is None]
-        for key_id, count in count_grants(session, whole, some).items() if whole else ():
+        for key_id, count in _count_whole(session, of, some).items():
             if count.is_left:
                 found[key_id] = Left(names.place(of, count.owner), key_id, -1)
     for level in range(MAX_LEVELS):
         reached: dict[OwnerClass, set[KeyId]] = {}
-        for of, some in frontier.items():
-            for grant in of.grants_of if some else ():
-                to = grant.to.owner_class
-                whole = [one for one in to.grants_of if one.scope is None]
-                if not whole:
-                    continue
-                for key_id, count in count_grants(session, whole, recipients_of(grant, some)).items():
-                    if count.is_left or key_id in also:
-                        found[key_id] = Left(names.place(to, count.owner), key_id, level)
-                    reached.setdefault(to, set()).add(key_id)
+        for grant, some in [(grant, some) for of, some in frontier.items() if some for grant in of.grants_of]:
+            to = grant.to.owner_class
+            for key_id, count in _count_whole(session, to, recipients_of(grant, some)).items():
+                if count.is_left or key_id in also:
+                    found[key_id] = Left(names.place(to, count.owner), key_id, level)
+                reached.setdefault(to, set()).add(key_id)
         frontier = reached
         if not frontier:
             break
     return sorted(found.values(), key=lambda one: -one.level)
 
 
+def _count_whole(session: Session, of: OwnerClass, key_ids: Any) -> dict[KeyId, GrantCounts]:
+    """How often these root keys of a class were granted; nothing, and no query, where none can be."""
+    whole = of.grants_with(None)
+    return count_grants(session, whole, key_ids) if whole else {}
+
+
 def renew_beyond(
-    session: Session,
-    policy: Policy,
+    desk: Desk,
     keyring: Keyring | None,
     keys: Keys,
     vouching: Mapping[KeyId, OpenedKey] | None = None,
@@ -108,49 +107,34 @@ def renew_beyond(
     while True:
         found = [
             one
-            for one in find_left(session, keys, vouching, themselves=themselves)
+            for one in find_left(desk.session, keys, vouching, themselves=themselves)
             if one.place.owner not in done
         ]
         if not found:
             return
-        lock_groups(session, policy, [one.place for one in found])
+        lock_groups(desk, [one.place for one in found])
         for place, key_id, level in found:
             if level < found[0].level:
                 break
             done.add(place.owner)
-            holds = keyring is not None and place.owner in keyring
-            try:
+            holder = keyring if keyring is not None and place.owner in keyring else None
+            proof = vouching.get(key_id)
+            with refusing(desk, keyring, place.owner, grant_refused(place)):
                 # Whom nobody is in any more gets a key too that nobody has: the old one leads on.
-                start_epoch(
-                    session,
-                    policy,
-                    place,
-                    keyring if holds else None,
-                    vouching=vouching.get(key_id),
-                    instead_of=key_id,
-                    for_nobody=True,
-                )
-            except TransactionConflictError:
-                raise
-            except EnvelopeError as error:
-                if keyring is not None:
-                    keyring.refuse(place.owner, error, altogether=False)
-                policy.emit(AuditEvent("grant_refused", place.owner_class.name))
+                start_epoch(desk, place, holder, vouching=proof, instead_of=key_id, for_nobody=True)
 
 
-def renew_left(
-    session: Session, policy: Policy, keyring: Keyring | None, recipients: Iterable[Recipient]
-) -> None:
+def renew_left(desk: Desk, keyring: Keyring | None, recipients: Iterable[Recipient]) -> None:
     """Before a key is sealed to groups: start epochs of those from whom somebody was removed, and of those
     who reach them. Who left would open by the old key of the group what they never had a right to."""
     groups: dict[OwnerClass, set[tuple[Any, ...]]] = {}
     for one in recipients:
         owner_class = one.grant_class.to.owner_class
-        if any(grant.scope is None for grant in owner_class.grants_of):
+        if owner_class.grants_with(None):
             groups.setdefault(owner_class, set()).add(one.primary_key)
     keys: dict[OwnerClass, set[KeyId]] = {}
     for owner_class, primary_keys in groups.items():
-        roots = KeyStore(session, owner_class, policy.seals).load_active_roots(list(primary_keys))
+        roots = desk.keys(owner_class).load_active_roots(list(primary_keys))
         keys[owner_class] = {one.stored.key_id for one in roots.values()}
     if keys:
-        renew_beyond(session, policy, keyring, keys, themselves=True)
+        renew_beyond(desk, keyring, keys, themselves=True)

@@ -8,11 +8,12 @@ what only a holder can: the proof that they did, and the link through which newc
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from functools import cached_property
+from typing import TYPE_CHECKING
 
 from sqlalchemy_envelope.crypto.secret import KeyBytes
-from sqlalchemy_envelope.keys.grants import pending_grant, sealed_grant
 from sqlalchemy_envelope.keys.hierarchy import (
     describe,
     link_to_newer_root,
@@ -21,45 +22,30 @@ from sqlalchemy_envelope.keys.hierarchy import (
     short,
     wrap_under_root,
 )
-from sqlalchemy_envelope.keys.model import GrantState, KeyState, OpenedKey, Purpose
+from sqlalchemy_envelope.keys.model import KeyState, OpenedKey, Purpose
 from sqlalchemy_envelope.keys.slots import sealed_slot
 from sqlalchemy_envelope.orm.current.audit import AuditEvent
 from sqlalchemy_envelope.orm.sharing.locking import lock_groups
-from sqlalchemy_envelope.orm.sharing.rights import is_due, vouches
+from sqlalchemy_envelope.orm.sharing.new_grants import insert_grants, seal_to
+from sqlalchemy_envelope.orm.sharing.recipients import members_of
+from sqlalchemy_envelope.orm.sharing.rights import has_past
 from sqlalchemy_envelope.orm.sharing.rollbacks import note_new_keys
-from sqlalchemy_envelope.orm.tables.grant_rows import GrantStore
-from sqlalchemy_envelope.orm.tables.key_rows import KeyStore, usable
+from sqlalchemy_envelope.orm.tables.key_rows import usable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Sequence
-
-    from sqlalchemy.orm import Session
+    from collections.abc import Iterable, Iterator, Sequence
 
     from sqlalchemy_envelope.keys.keyring import Keyring
-    from sqlalchemy_envelope.keys.model import KeyId, StoredGrant, StoredKey, StoredSlot
-    from sqlalchemy_envelope.orm.current.policy import Policy
-    from sqlalchemy_envelope.orm.tables.owners import GrantClass, OwnerClass, Place
-
-    PrimaryKey = tuple[Any, ...]
-
-
-class Recipient(NamedTuple):
-    """A row that grants, and to whom.
-
-    Attributes:
-        waits: whether it is a group to which the key before this one is still pending. An epoch leaves that
-            as it is: somebody may have been removed from the group, and whoever fulfils it looks.
-    """
-
-    grant_class: GrantClass
-    row_key: tuple[Any, ...]
-    primary_key: tuple[Any, ...]
-    waits: bool = False
+    from sqlalchemy_envelope.keys.model import KeyId, StoredKey, StoredSlot
+    from sqlalchemy_envelope.orm.current.desk import Desk
+    from sqlalchemy_envelope.orm.sharing.new_grants import NewGrant
+    from sqlalchemy_envelope.orm.sharing.recipients import Recipient
+    from sqlalchemy_envelope.orm.tables.key_rows import KeyStore
+    from sqlalchemy_envelope.orm.tables.owners import Place
 
 
 def start_epoch(
-    session: Session,
-    policy: Policy,
+    desk: Desk,
     place: Place,
     keyring: Keyring | None,
     joining: Iterable[Recipient] = (),
@@ -77,81 +63,35 @@ def start_epoch(
     or whose keys nobody could open afterwards, unless it is `for_nobody`, or where another epoch was started
     already than the one `instead_of` which this one is to be. Tells whether it was started.
     """
-    lock_groups(session, policy, [place])
-    store = KeyStore(session, place.owner_class, policy.seals)
-    keys = load_locked(store, place)
-    old = next((key for key in keys if _is_active(key, Purpose.ROOT)), None)
+    locked = _LockedOwner(desk, place)
+    old = locked.root
     if old is None or instead_of not in (None, old.key_id):
         return False
-    full = [one for one in place.owner_class.grants_of if one.scope is None]
-    roots = [key for key in keys if key.purpose is Purpose.ROOT]
-    members = [*_recipients(session, policy, full, old, roots), *joining]
-    slots = [slot for slot in store.load_slots([old.key_id]) if slot.recipient_public_key is not None]
-    if not members and not slots and not for_nobody:
+    members, slots = [*locked.members(old), *joining], locked.open_slots(old)
+    if not (members or slots or for_nobody):
         return False
     held = keyring.open(old.key_id) if keyring is not None else None
-    root = describe(
-        KeyBytes.generate(),
-        old.owner_reference,
-        Purpose.ROOT,
-        epoch=max(key.epoch for key in keys if key.purpose is Purpose.ROOT) + 1,
-        hybrid=policy.hybrid,
-    )
-    provers = [one for one in (vouching, held) if one is not None]
-    if provers:
-        proof = b"".join(proof_of_epoch(one, root.stored.key_id.bytes) for one in provers)
-        root = OpenedKey(replace(root.stored, proof=proof), root.key)
-    before = [key for key in keys if _is_active(key, Purpose.DATA)]
-    data = [_next(key, keys, KeyBytes.generate()) for key in before]
+    root = locked.new_root(old, [one for one in (vouching, held) if one is not None])
+    before = [key for key in locked.keys if _is_active(key, Purpose.DATA)]
+    data = [locked.new_data_key(key) for key in before]
     wrapped = [OpenedKey(wrap_under_root(one, root), one.key) for one in data]
-    retired = [replace(key, state=KeyState.RETIRED) for key in (*before, old)]
-    new = [root, *wrapped]
-    try:
-        # Retired first, for two may not be active at once.
-        store.replace_keys(retired)
-        grants = _seal_to_all(session, policy, root, members)
+    epoch = _NewEpoch(locked, [*before, old], [root, *wrapped])
+    with epoch.written():
+        epoch.grant(root, members)
         for child, of in zip(wrapped, before, strict=True):
-            scoped = [one for one in place.owner_class.grants_of if one.scope == of.scope]
-            to = _recipients(session, policy, scoped, of, _of_scope(keys, of.scope)) if scoped else []
-            grants += _seal_to_all(session, policy, child, to)
-        new = _write(session, policy, store, place, new, grants)
-        store.insert_slots([sealed_slot(root, slot) for slot in slots])
-        if held is not None and all(one.history == "shared" for one in full):
-            linked = link_to_newer_root(OpenedKey(retired[-1], held.key), root)
-            store.replace_keys([linked])
-            retired[-1] = linked
-    except BaseException:
-        _wipe(*new)
-        raise
-    policy.emit(
-        AuditEvent("epoch_started", place.owner_class.name, count=len(members), key_id=short(root.stored))
-    )
-    keeps = keyring is not None and held is not None and _reaches(keyring, old, root, grants, slots)
-    if not keeps:
-        _wipe(*new)
-    if keyring is not None:
-        made = [one.stored for one in new]
-        keyring.add_stored(place.owner, [*retired, *made])
-        if keeps:
-            keyring.add(place.owner, new)
-        note_new_keys(session, keyring, place.owner, made, [*before, old])
+            epoch.grant(child, locked.members(of))
+        epoch.insert()
+        locked.store.insert_slots([sealed_slot(root, slot) for slot in slots])
+        if held is not None and has_past(place.owner_class):
+            epoch.link(held, root)
+    epoch.tell(root, len(members))
+    keeps = keyring is not None and held is not None and _reaches(keyring, old, epoch.grants_of(root), slots)
+    epoch.take_into(keyring, keeps=keeps)
     return True
 
 
-def _reaches(
-    keyring: Keyring, old: StoredKey, root: OpenedKey, grants: GrantsToWrite, slots: Sequence[StoredSlot]
-) -> bool:
-    """Whether a keyring that holds the old root key may hold the new one: its owner may be the very one who
-    was removed. Through a grant of the new one it may, and where a slot led to the old one."""
-    if slots and not keyring.has_way(old.key_id):
-        return True
-    sealed_to = (one.recipient_key_id for _, _, one in grants if one.key_id == root.stored.key_id)
-    return any(one is not None and keyring.open(one) is not None for one in sealed_to)
-
-
 def start_scope_epoch(
-    session: Session,
-    policy: Policy,
+    desk: Desk,
     place: Place,
     scope: str,
     keyring: Keyring | None,
@@ -161,36 +101,21 @@ def start_scope_epoch(
 ) -> bool:
     """A new data key for one scope, wrapped under the owner's root key if that is open here, else sealed; as
     `start_epoch`."""
-    lock_groups(session, policy, [place])
-    store = KeyStore(session, place.owner_class, policy.seals)
-    keys = load_locked(store, place)
-    old = next((key for key in keys if _is_active(key, Purpose.DATA) and key.scope == scope), None)
-    root = next((key for key in keys if _is_active(key, Purpose.ROOT)), None)
+    locked = _LockedOwner(desk, place)
+    old, root = locked.data_key(scope), locked.root
     if old is None or root is None or instead_of not in (None, old.key_id):
         return False
     held = keyring.open(root.key_id) if keyring is not None else None
-    child = _next(old, keys, KeyBytes.generate())
+    child = locked.new_data_key(old)
     stored = wrap_under_root(child, held) if held is not None else seal_to_root(child, root)
     child = OpenedKey(stored, child.key)
-    scoped = [one for one in place.owner_class.grants_of if one.scope == scope]
-    to = [*_recipients(session, policy, scoped, old, _of_scope(keys, scope)), *joining]
-    retired = replace(old, state=KeyState.RETIRED)
-    try:
-        store.replace_keys([retired])
-        (child,) = _write(session, policy, store, place, [child], _seal_to_all(session, policy, child, to))
-    except BaseException:
-        _wipe(child)
-        raise
-    policy.emit(
-        AuditEvent("epoch_started", place.owner_class.name, count=len(to), key_id=short(child.stored))
-    )
-    if keyring is None or held is None:
-        _wipe(child)
-    if keyring is not None:
-        keyring.add_stored(place.owner, [retired, child.stored])
-        if held is not None:
-            keyring.add(place.owner, [child])
-        note_new_keys(session, keyring, place.owner, [child.stored], [old])
+    to = [*locked.members(old), *joining]
+    epoch = _NewEpoch(locked, [old], [child])
+    with epoch.written():
+        epoch.grant(child, to)
+        epoch.insert()
+    epoch.tell(child, len(to))
+    epoch.take_into(keyring, keeps=held is not None)
     return True
 
 
@@ -206,191 +131,142 @@ def load_locked(store: KeyStore, place: Place) -> list[StoredKey]:
     ]
 
 
-def put_in(
-    session: Session,
-    policy: Policy,
-    place: Place,
-    keyring: Keyring,
-    keys: Iterable[KeyId],
-    before: Callable[[list[Recipient]], None],
-) -> None:
-    """Grant these keys of an owner to the members whom they were not granted to: who was granted another
-    generation of the same key, and has a row that says so still. `before` is told of them first."""
-    wanted, store = set(keys), KeyStore(session, place.owner_class, policy.seals)
-    if not _missing(session, policy, place, keyring.keys_of(place.owner), wanted):
-        return  # rows that no flush added: nobody waits for a lock because of them
-    lock_groups(session, policy, [place])
-    there = load_locked(store, place)
-    keyring.add_stored(place.owner, there)
-    for key, missing in _missing(session, policy, place, there, wanted):
-        opened = keyring.open(key.key_id)
-        if opened is not None:
-            before(missing)
-            stored = grant_to(session, policy, store, OpenedKey(key, opened.key), missing, strict=False)
-            keyring.add_stored(place.owner, [stored])
+class _LockedOwner:
+    """An owner who is locked, with its keys as they are now."""
 
+    def __init__(self, desk: Desk, place: Place) -> None:
+        lock_groups(desk, [place])
+        self.desk = desk
+        self.place = place
+        self.store = desk.keys(place.owner_class)
+        self.keys = load_locked(self.store, place)
 
-def _missing(
-    session: Session, policy: Policy, place: Place, there: Sequence[StoredKey], wanted: Collection[KeyId]
-) -> list[tuple[StoredKey, list[Recipient]]]:
-    """The wanted keys of an owner who has these, each with the members whom it was not granted to."""
-    found = []
-    for key in there:
-        if key.key_id not in wanted:
-            continue
-        alike = [
-            one
-            for one in there
-            if (one.purpose, one.scope) == (key.purpose, key.scope)
-            and vouches(policy.seals, one.epoch, key.epoch)
+    @cached_property
+    def root(self) -> StoredKey | None:
+        """The active root key."""
+        return next((key for key in self.keys if _is_active(key, Purpose.ROOT)), None)
+
+    def data_key(self, scope: str) -> StoredKey | None:
+        """The active data key of a scope."""
+        return next((key for key in self.keys if _is_active(key, Purpose.DATA) and key.scope == scope), None)
+
+    def members(self, key: StoredKey) -> list[Recipient]:
+        """Who has this key, or another generation of it, through a grant."""
+        scope = None if key.purpose is Purpose.ROOT else key.scope
+        grants = self.place.owner_class.grants_with(scope)
+        return members_of(self.desk, grants, key, self._generations(key)) if grants else []
+
+    def open_slots(self, root: StoredKey) -> list[StoredSlot]:
+        """The slots of a root key that another one can be sealed into."""
+        return [
+            slot for slot in self.store.load_slots([root.key_id]) if slot.recipient_public_key is not None
         ]
-        missing: list[Recipient] = []
-        for grant_class in place.owner_class.grants_of:
-            if is_due(grant_class, key.purpose, key.scope, key.state):
-                missing += _rows_of(session, policy, grant_class, alike, without=key)
-        if missing:
-            found.append((key, missing))
-    return found
+
+    def new_root(self, old: StoredKey, provers: Sequence[OpenedKey]) -> OpenedKey:
+        """A new root key, with the proofs of these earlier ones."""
+        root = describe(
+            KeyBytes.generate(),
+            old.owner_reference,
+            Purpose.ROOT,
+            epoch=self._next_epoch(old),
+            hybrid=self.desk.policy.hybrid,
+        )
+        if not provers:
+            return root
+        proof = b"".join(proof_of_epoch(one, root.stored.key_id.bytes) for one in provers)
+        return OpenedKey(replace(root.stored, proof=proof), root.key)
+
+    def new_data_key(self, old: StoredKey) -> OpenedKey:
+        """A new data key in place of another one of its scope, wrapped in nothing yet."""
+        epoch = self._next_epoch(old)
+        return describe(KeyBytes.generate(), old.owner_reference, old.purpose, scope=old.scope, epoch=epoch)
+
+    def _next_epoch(self, old: StoredKey) -> int:
+        return max(key.epoch for key in self._generations(old)) + 1
+
+    def _generations(self, key: StoredKey) -> list[StoredKey]:
+        if key.purpose is Purpose.ROOT:
+            return [one for one in self.keys if one.purpose is Purpose.ROOT]
+        return [one for one in self.keys if one.purpose is key.purpose and one.scope == key.scope]
 
 
-GrantsToWrite = list[tuple["GrantClass", "PrimaryKey", "StoredGrant"]]
+class _NewEpoch:
+    """Keys of one owner in place of others: written, granted, and taken into a keyring."""
 
+    def __init__(
+        self, locked: _LockedOwner, replaced: Sequence[StoredKey], made: Sequence[OpenedKey]
+    ) -> None:
+        self._desk, self._store, self._place = locked.desk, locked.store, locked.place
+        self._replaced = replaced
+        self._retired = [replace(key, state=KeyState.RETIRED) for key in replaced]
+        self._made = list(made)
+        self._grants: list[NewGrant] = []
 
-def grant_to(
-    session: Session,
-    policy: Policy,
-    store: KeyStore,
-    key: OpenedKey,
-    to: Sequence[Recipient],
-    *,
-    strict: bool = True,
-) -> StoredKey:
-    """Grant one key to these recipients, pending for those without keys, and, unless `strict`, for those
-    whose keys were altered; the key's row as it is now."""
-    grants = _seal_to_all(session, policy, key, [one._replace(waits=False) for one in to], strict=strict)
-    _insert_rows(session, policy, grants)
-    store.add_granted([(key.stored.key_id, len(grants))])
-    return replace(key.stored, granted=key.stored.granted + len(grants))
+    @contextmanager
+    def written(self) -> Iterator[None]:
+        """Inside, the keys are written. The old ones are retired first, for two may not be active at once.
+        After an error nobody holds the new ones."""
+        try:
+            self._store.replace_keys(self._retired)
+            yield
+        except BaseException:
+            self._wipe()
+            raise
 
+    def grant(self, key: OpenedKey, to: Sequence[Recipient]) -> None:
+        """Seal one of the new keys to these; written by `insert`."""
+        self._grants += seal_to(self._desk, key, to)
 
-def roots_of(
-    session: Session, policy: Policy, to: Sequence[Recipient], *, strict: bool
-) -> dict[tuple[OwnerClass, PrimaryKey], StoredKey]:
-    """The active root keys of these recipients, by class and primary key.
+    def insert(self) -> None:
+        """Write the new keys with their grants, counted."""
+        self._made = [
+            OpenedKey(replace(key.stored, granted=len(self.grants_of(key))), key.key) for key in self._made
+        ]
+        self._store.insert_keys([(self._place.primary_key, key.stored) for key in self._made])
+        insert_grants(self._desk, self._grants)
 
-    Raises:
-        RowSealError, OwnerMismatchError: one was altered, and it is `strict`. Else it is left out.
-    """
-    roots: dict[tuple[OwnerClass, PrimaryKey], StoredKey] = {}
-    for grant_class in {one.grant_class for one in to}:
-        primary_keys = list({one.primary_key for one in to if one.grant_class is grant_class})
-        store = KeyStore(session, grant_class.to.owner_class, policy.seals)
-        found = store.load_active_roots(primary_keys)
-        for one in found.values():
-            if one.error is None:
-                roots[grant_class.to.owner_class, one.primary_key] = one.stored
-            elif strict:
-                raise one.error
-            else:
-                policy.emit(AuditEvent("grant_refused", grant_class.to.owner_class.name))
-    return roots
+    def link(self, held: OpenedKey, root: OpenedKey) -> None:
+        """Wrap the old root key under the new one, so that who joins reads what is under the old one."""
+        linked = link_to_newer_root(OpenedKey(self._retired[-1], held.key), root)
+        self._store.replace_keys([linked])
+        self._retired[-1] = linked
+
+    def grants_of(self, key: OpenedKey) -> list[NewGrant]:
+        """The grants of one of the new keys."""
+        return [one for one in self._grants if one[2].key_id == key.stored.key_id]
+
+    def tell(self, key: OpenedKey, members: int) -> None:
+        """The audit event."""
+        name = self._place.owner_class.name
+        self._desk.emit(AuditEvent("epoch_started", name, count=members, key_id=short(key.stored)))
+
+    def take_into(self, keyring: Keyring | None, *, keeps: bool) -> None:
+        """Let a keyring know the keys as they are now, and hold the new ones if it `keeps` them."""
+        if not keeps:
+            self._wipe()
+        if keyring is None:
+            return
+        made, owner = [one.stored for one in self._made], self._place.owner
+        keyring.add_stored(owner, [*self._retired, *made])
+        if keeps:
+            keyring.add(owner, self._made)
+        note_new_keys(self._desk.session, keyring, owner, made, self._replaced)
+
+    def _wipe(self) -> None:
+        for one in self._made:
+            one.key.wipe()
 
 
 def _is_active(key: StoredKey, purpose: Purpose) -> bool:
     return key.purpose is purpose and key.state is KeyState.ACTIVE
 
 
-def _next(old: StoredKey, keys: Sequence[StoredKey], key: KeyBytes) -> OpenedKey:
-    epochs = [one.epoch for one in keys if one.purpose is old.purpose and one.scope == old.scope]
-    return describe(key, old.owner_reference, old.purpose, scope=old.scope, epoch=max(epochs) + 1)
-
-
-def _of_scope(keys: Iterable[StoredKey], scope: str) -> list[StoredKey]:
-    return [key for key in keys if key.purpose is Purpose.DATA and key.scope == scope]
-
-
-def _recipients(
-    session: Session,
-    policy: Policy,
-    grants: Sequence[GrantClass],
-    key: StoredKey,
-    generations: Sequence[StoredKey],
-) -> list[Recipient]:
-    """Who has a key now, and who has another generation of it and was left out of this one."""
-    others = [
-        one for one in generations if one.key_id != key.key_id and vouches(policy.seals, one.epoch, key.epoch)
-    ]
-    found: list[Recipient] = []
-    for grant_class in grants:
-        found += _rows_of(session, policy, grant_class, [key])
-        if others:
-            found += _rows_of(session, policy, grant_class, others, without=key)
-    return found
-
-
-def _rows_of(
-    session: Session,
-    policy: Policy,
-    grant_class: GrantClass,
-    keys: Sequence[StoredKey],
-    without: StoredKey | None = None,
-) -> list[Recipient]:
-    """The granting rows through which any of these keys is granted, each once; they are held."""
-    rows = GrantStore(session, grant_class, policy.seals).load_of(
-        [key.key_id for key in keys], without=None if without is None else without.key_id, held=True
-    )
-    leads_on = any(one.scope is None for one in grant_class.to.owner_class.grants_of)
-    found = {
-        row_key: Recipient(grant_class, row_key, to, leads_on and grant.state is GrantState.PENDING)
-        for grant, row_key, to in rows
-    }
-    return list(found.values())
-
-
-def _seal_to_all(
-    session: Session, policy: Policy, key: OpenedKey, to: Sequence[Recipient], *, strict: bool = False
-) -> GrantsToWrite:
-    roots = roots_of(session, policy, to, strict=strict)
-    made: GrantsToWrite = []
-    for one in to:
-        row = one.grant_class.granting_row(one.row_key)
-        root = None if one.waits else roots.get((one.grant_class.to.owner_class, one.primary_key))
-        grant = pending_grant(key.stored.key_id, row) if root is None else sealed_grant(key, row, root)
-        recipient = one.grant_class.to.owner_class.reference_of(one.primary_key)
-        made.append((one.grant_class, one.row_key, replace(grant, recipient=recipient)))
-    return made
-
-
-def _write(
-    session: Session,
-    policy: Policy,
-    store: KeyStore,
-    place: Place,
-    keys: Sequence[OpenedKey],
-    grants: GrantsToWrite,
-) -> list[OpenedKey]:
-    """Insert new keys with their grants, counted; the keys as they are stored now."""
-    counts = {key.stored.key_id: 0 for key in keys}
-    for _, _, grant in grants:
-        counts[grant.key_id] += 1
-    counted = [OpenedKey(replace(key.stored, granted=counts[key.stored.key_id]), key.key) for key in keys]
-    store.insert_keys([(place.primary_key, key.stored) for key in counted])
-    _insert_rows(session, policy, grants)
-    return counted
-
-
-def _insert_rows(session: Session, policy: Policy, grants: GrantsToWrite) -> None:
-    for grant_class in {grant_class for grant_class, _, _ in grants}:
-        mine = [(row_key, grant) for of, row_key, grant in grants if of is grant_class]
-        GrantStore(session, grant_class, policy.seals).insert(mine)
-        sealed = sum(grant.state is GrantState.SEALED for _, grant in mine)
-        name = grant_class.of.owner_class.name
-        if sealed:
-            policy.emit(AuditEvent("grant_sealed", name, count=sealed))
-        if sealed < len(mine):
-            policy.emit(AuditEvent("grant_pending", name, count=len(mine) - sealed))
-
-
-def _wipe(*keys: OpenedKey) -> None:
-    for one in keys:
-        one.key.wipe()
+def _reaches(
+    keyring: Keyring, old: StoredKey, grants: Iterable[NewGrant], slots: Sequence[StoredSlot]
+) -> bool:
+    """Whether a keyring that holds the old root key may hold the new one: its owner may be the very one who
+    was removed. Through a grant of the new one it may, and where a slot led to the old one."""
+    if slots and not keyring.has_way(old.key_id):
+        return True
+    sealed_under = (grant.recipient_key_id for _, _, grant in grants)
+    return any(one is not None and keyring.open(one) is not None for one in sealed_under)

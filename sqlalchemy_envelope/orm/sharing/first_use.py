@@ -15,14 +15,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from sqlalchemy_envelope.keys.hierarchy import is_proven
+from sqlalchemy_envelope.keys.hierarchy import check_generations, is_proven
 from sqlalchemy_envelope.keys.model import Purpose
+from sqlalchemy_envelope.orm.sharing.roots import OpenedRoot, active_root_among, open_with_kek
+from sqlalchemy_envelope.orm.tables.key_rows import usable
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
-    from sqlalchemy_envelope.keys.model import StoredKey
-    from sqlalchemy_envelope.orm.sharing.roots import OpenedRoot
+    from sqlalchemy_envelope.crypto.secret import KeyBytes
+    from sqlalchemy_envelope.keys.model import KeyId, StoredKey, StoredSlot
+    from sqlalchemy_envelope.orm.current.policy import Policy
+    from sqlalchemy_envelope.orm.tables.key_rows import OwnedKey
 
 
 def trusting_first_use(found: OpenedRoot, keys: Iterable[StoredKey]) -> OpenedRoot:
@@ -32,3 +36,29 @@ def trusting_first_use(found: OpenedRoot, keys: Iterable[StoredKey]) -> OpenedRo
         return found
     is_first = sum(key.purpose is Purpose.ROOT for key in keys) == 1
     return found._replace(trusted=is_first or is_proven(found.root.stored, found.older), vouching=found.older)
+
+
+def open_held(
+    policy: Policy,
+    rows: Iterable[OwnedKey],
+    slots: Mapping[KeyId, Sequence[StoredSlot]],
+    kek_of: Callable[[StoredSlot], KeyBytes],
+) -> OpenedRoot | None:
+    """An owner's active root key, through a slot of a provider; None if it has no such slot.
+
+    Args:
+        rows: every key of the owner.
+        slots: the provider's slots, by root key.
+        kek_of: gives the KEK of a slot.
+
+    Raises:
+        EnvelopeError: the rows are not as the application wrote them, or the KEK does not open the slot.
+    """
+    keys = [row.stored for row in usable(rows)]
+    check_generations(keys)
+    root = active_root_among(keys)
+    slot = next(iter(slots.get(root.key_id, ())), None) if root is not None else None
+    if root is None or slot is None:
+        return None
+    mine = [one for key in keys for one in slots.get(key.key_id, ())]
+    return trusting_first_use(open_with_kek(policy, keys, root, slot, mine, kek_of(slot)), keys)

@@ -13,15 +13,16 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from sqlalchemy import insert, select
 
 from sqlalchemy_envelope.keys.model import Purpose
-from sqlalchemy_envelope.orm.current import context
+from sqlalchemy_envelope.orm.current.desk import desk_of
 from sqlalchemy_envelope.orm.current.names import Names
-from sqlalchemy_envelope.orm.sharing.epochs import Recipient, grant_to
+from sqlalchemy_envelope.orm.sharing.new_grants import grant_to
+from sqlalchemy_envelope.orm.sharing.recipients import Recipient
 from sqlalchemy_envelope.orm.sharing.rights import take_void
 from sqlalchemy_envelope.orm.tables.binds import bind_for
 from sqlalchemy_envelope.orm.tables.followed import followers_of, leader_of
-from sqlalchemy_envelope.orm.tables.grant_rows import GrantStore
 from sqlalchemy_envelope.orm.tables.key_grant import grant_class_of
-from sqlalchemy_envelope.orm.tables.key_rows import KeyStore, chunks, matches
+from sqlalchemy_envelope.orm.tables.key_rows import chunks, matches
+from sqlalchemy_envelope.orm.tables.owners import places_by_class
 from sqlalchemy_envelope.orm.tables.session_notes import page_of, take_page
 
 if TYPE_CHECKING:
@@ -31,8 +32,7 @@ if TYPE_CHECKING:
     from sqlalchemy.orm import InstanceState, Session
 
     from sqlalchemy_envelope.keys.model import OpenedKey
-    from sqlalchemy_envelope.keys.row_seals import RowSeals
-    from sqlalchemy_envelope.orm.current.policy import Policy
+    from sqlalchemy_envelope.orm.current.desk import Desk
     from sqlalchemy_envelope.orm.sharing.row_switches import Ends as MemberOf
     from sqlalchemy_envelope.orm.tables.owners import GrantClass, Place
 
@@ -96,14 +96,14 @@ def follow(session: Session, joined: Iterable[Joined], kept: Iterable[Joined] = 
     wanted, repaired = _wanted(joined, given), _wanted(kept, given)
     if not wanted and not repaired and not left:
         return Followed(set(), [])
-    names, seals = Names(session), context.policy_of(session).seals
+    names, desk = Names(session), desk_of(session)
     more: list[Joined] = []
     with session.no_autoflush:
         for shares, add in ((wanted, _add), (repaired, _repair)):
             for share, ends in shares.items():
                 # Whoever adds the share as an object as well has it granted as one.
                 mine = [one for one in ends if (share, one) not in given]
-                for row_key, (of, to) in add(session, seals, share, mine):
+                for row_key, (of, to) in add(desk, share, mine):
                     more.append((share, names.place(share.of.owner_class, of), Recipient(share, row_key, to)))
     return Followed({(names.place(one.of.owner_class, of), one.scope) for one, (of, _) in left}, more)
 
@@ -118,43 +118,40 @@ def _wanted(rows: Iterable[Joined], given: set[tuple[GrantClass, Ends]]) -> dict
     return found
 
 
-def grant_existing(session: Session, policy: Policy, owners: Mapping[Place, Sequence[OpenedKey]]) -> None:
+def grant_existing(desk: Desk, owners: Mapping[Place, Sequence[OpenedKey]]) -> None:
     """Owners who had no keys until now may be members already: grant what follows that."""
-    for owner_class in {place.owner_class for place in owners}:
-        keys = {place.primary_key: some for place, some in owners.items() if place.owner_class is owner_class}
-        store = KeyStore(session, owner_class, policy.seals)
+    for owner_class, places in places_by_class(owners).items():
+        keys = {place.primary_key: owners[place] for place in places}
+        store = desk.keys(owner_class)
         for share in [one for one in owner_class.grants_of if leader_of(one) is not None]:
             to_whom: dict[PrimaryKey, list[Recipient]] = {}
-            for row_key, (of, to) in _rows(session, share, share.of.columns, list(keys)):
+            for row_key, (of, to) in _rows(desk.session, share, share.of.columns, list(keys)):
                 to_whom.setdefault(of, []).append(Recipient(share, row_key, to))
             for of, recipients in to_whom.items():
                 for key in keys[of]:
                     if key.stored.purpose is Purpose.DATA and key.stored.scope == share.scope:
-                        grant_to(session, policy, store, key, recipients)
+                        grant_to(desk, store, key, recipients)
 
 
-def _add(
-    session: Session, seals: RowSeals, share: GrantClass, ends: Sequence[Ends]
-) -> list[tuple[PrimaryKey, Ends]]:
+def _add(desk: Desk, share: GrantClass, ends: Sequence[Ends]) -> list[tuple[PrimaryKey, Ends]]:
     """The rows of new memberships, inserted where the foreign key did not take them along; those to be
     granted."""
     columns = (*share.of.columns, *share.to.columns)
     together = [(*of, *to) for of, to in ends]
-    there = _rows(session, share, columns, together)
+    there = _rows(desk.session, share, columns, together)
     # What was granted by a row that was taken along is another owner's key.
-    GrantStore(session, share, seals).delete([row_key for row_key, _ in there])
-    return _enrolled(session, seals, share, [*there, *_insert(session, share, ends, there)])
+    desk.grants(share).delete([row_key for row_key, _ in there])
+    return _enrolled(desk, share, [*there, *_insert(desk.session, share, ends, there)])
 
 
-def _repair(
-    session: Session, seals: RowSeals, share: GrantClass, ends: Sequence[Ends]
-) -> list[tuple[PrimaryKey, Ends]]:
+def _repair(desk: Desk, share: GrantClass, ends: Sequence[Ends]) -> list[tuple[PrimaryKey, Ends]]:
     """The rows of memberships that were there already, inserted where SQL deleted them; those to be granted:
     these, and those that are void."""
-    there = _rows(session, share, (*share.of.columns, *share.to.columns), [(*of, *to) for of, to in ends])
-    void = set(take_void(session, seals, share, [row_key for row_key, _ in there]))
+    columns = (*share.of.columns, *share.to.columns)
+    there = _rows(desk.session, share, columns, [(*of, *to) for of, to in ends])
+    void = set(take_void(desk, share, [row_key for row_key, _ in there]))
     some = [one for one in there if one[0] in void]
-    return _enrolled(session, seals, share, [*some, *_insert(session, share, ends, there)])
+    return _enrolled(desk, share, [*some, *_insert(desk.session, share, ends, there)])
 
 
 def _insert(
@@ -176,11 +173,11 @@ def _insert(
 
 
 def _enrolled(
-    session: Session, seals: RowSeals, share: GrantClass, there: Sequence[tuple[PrimaryKey, Ends]]
+    desk: Desk, share: GrantClass, there: Sequence[tuple[PrimaryKey, Ends]]
 ) -> list[tuple[PrimaryKey, Ends]]:
     """Those of these shares whose owners have keys. The others' are granted when they are enrolled."""
     owners = list({of for _, (of, _) in there})
-    roots = KeyStore(session, share.of.owner_class, seals).load_active_roots(owners)
+    roots = desk.keys(share.of.owner_class).load_active_roots(owners)
     enrolled = {one.primary_key for one in roots.values()}
     return [one for one in there if one[1][0] in enrolled]
 

@@ -10,32 +10,32 @@ stay; if it is void, it is granted as a new one is.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from sqlalchemy import and_, inspect, select, tuple_
-from sqlalchemy.orm import attributes
-from sqlalchemy.orm.base import NO_VALUE, PASSIVE_NO_INITIALIZE
+from sqlalchemy import and_, inspect, select
 
 from sqlalchemy_envelope.exceptions import GrantError, NotEnrolledError
-from sqlalchemy_envelope.keys.grants import pending_grant
 from sqlalchemy_envelope.keys.model import KeyState, Purpose
 from sqlalchemy_envelope.orm.current import context
-from sqlalchemy_envelope.orm.current.audit import AuditEvent
+from sqlalchemy_envelope.orm.current.desk import desk_of
 from sqlalchemy_envelope.orm.current.names import Names
 from sqlalchemy_envelope.orm.sharing.beyond import by_class, find_left, renew_left
-from sqlalchemy_envelope.orm.sharing.epochs import Recipient, grant_to, start_epoch, start_scope_epoch
+from sqlalchemy_envelope.orm.sharing.circles import refuse_circles
+from sqlalchemy_envelope.orm.sharing.epochs import start_epoch, start_scope_epoch
 from sqlalchemy_envelope.orm.sharing.first_grants import grant_first
 from sqlalchemy_envelope.orm.sharing.following import follow, note_moved
 from sqlalchemy_envelope.orm.sharing.locking import lock_groups
 from sqlalchemy_envelope.orm.sharing.membership import catch_up, forget_looks
+from sqlalchemy_envelope.orm.sharing.new_grants import grant_to, granted_keys, insert_grants, pending_for
+from sqlalchemy_envelope.orm.sharing.recipients import Recipient
 from sqlalchemy_envelope.orm.sharing.rights import take_void, void_among
+from sqlalchemy_envelope.orm.sharing.row_changes import is_moved, place_before
 from sqlalchemy_envelope.orm.sharing.row_switches import Ends, is_written_anew, row_before
 from sqlalchemy_envelope.orm.tables.binds import bind_for
-from sqlalchemy_envelope.orm.tables.grant_rows import GrantStore
 from sqlalchemy_envelope.orm.tables.key_grant import grant_class_of, grant_written_by, grants_can_circle
 from sqlalchemy_envelope.orm.tables.key_rows import KeyStore, usable
-from sqlalchemy_envelope.orm.tables.owners import Place, owner_class_of
+from sqlalchemy_envelope.orm.tables.owners import Place, owner_class_of, places_by_class
 from sqlalchemy_envelope.orm.tables.session_notes import page_of, put_page, take_page
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy_envelope.keys.keyring import Keyring
     from sqlalchemy_envelope.keys.model import StoredKey
-    from sqlalchemy_envelope.orm.current.policy import Policy
+    from sqlalchemy_envelope.orm.current.desk import Desk
     from sqlalchemy_envelope.orm.sharing.following import Joined
     from sqlalchemy_envelope.orm.tables.key_rows import OwnedKey
     from sqlalchemy_envelope.orm.tables.owners import GrantClass
@@ -80,32 +80,36 @@ def before_flush(session: Session, *_: object) -> None:
         changed: InstanceState[Any] = inspect(instance)
         grant_class = grant_class_of(changed.mapper)
         if grant_class is not None:
-            changes.before[changed] = _place_before(session, grant_class, changed)
+            changes.before[changed] = place_before(session, grant_class, changed)
     for instance in session.deleted:
-        state: InstanceState[Any] = inspect(instance)
-        owner_class = owner_class_of(getattr(type(instance), "__table__", None))
-        if owner_class is None or state.key is None or not owner_class.grants_to:
-            continue
-        if is_written_anew(session, state.key):
-            continue
-        for grant in owner_class.grants_to:
-            query = select(*grant.of.columns).where(
-                and_(*(a == b for a, b in zip(grant.to.columns, state.key[1], strict=True)))
-            )
-            with session.no_autoflush:
-                rows = session.execute(query, bind_arguments=bind_for(session, grant.mapper, query)).all()
-            leaving |= {(names.place(grant.of.owner_class, tuple(row)), grant.scope) for row in rows}
+        leaving |= _granted_to(session, names, instance)
     changes.leaving = leaving
     # Those that are deleted note themselves when they are: one may become an UPDATE.
     removed = [left for one in session.deleted for left in _left_by(session, inspect(one))]
     moved = [
         place
         for state, place in changes.before.items()
-        if (of := grant_class_of(state.mapper)) is not None and _moved(of, state)
+        if (of := grant_class_of(state.mapper)) is not None and is_moved(of, state)
     ]
     places = [*(place for place, _ in (*leaving, *removed)), *moved]
     if places:
-        lock_groups(session, context.policy_of(session), places)
+        lock_groups(desk_of(session), places)
+
+
+def _granted_to(session: Session, names: Names, instance: object) -> set[Shared]:
+    """What an object was granted that is to be deleted; nothing, if it is no owner's."""
+    state: InstanceState[Any] = inspect(instance)
+    owner_class = owner_class_of(getattr(type(instance), "__table__", None))
+    if owner_class is None or state.key is None or not owner_class.grants_to:
+        return set()
+    found: set[Shared] = set()
+    for grant in [] if is_written_anew(session, state.key) else owner_class.grants_to:
+        pairs = zip(grant.to.columns, state.key[1], strict=True)
+        query = select(*grant.of.columns).where(and_(*(column == value for column, value in pairs)))
+        with session.no_autoflush:
+            rows = session.execute(query, bind_arguments=bind_for(session, grant.mapper, query)).all()
+        found |= {(names.place(grant.of.owner_class, tuple(row)), grant.scope) for row in rows}
+    return found
 
 
 def before_delete(mapper: object, connection: object, state: InstanceState[Any]) -> None:
@@ -115,7 +119,7 @@ def before_delete(mapper: object, connection: object, state: InstanceState[Any])
         left = _left_by(session, state)
         page_of(session, _Changes).leaving.update(left)
         if left:
-            lock_groups(session, context.policy_of(session), [place for place, _ in left])
+            lock_groups(desk_of(session), [place for place, _ in left])
 
 
 def before_insert(mapper: object, connection: object, state: InstanceState[Any]) -> None:
@@ -128,13 +132,13 @@ def before_insert(mapper: object, connection: object, state: InstanceState[Any])
     if before != Ends(grant.values(state, grant.of.columns), grant.values(state, grant.to.columns)):
         note_moved(session, grant, before)
         place = Names(session).place(grant.of.owner_class, before.of)
-        lock_groups(session, context.policy_of(session), [place])
+        lock_groups(desk_of(session), [place])
 
 
 def _left_by(session: Session, state: InstanceState[Any]) -> set[Shared]:
     """What a granting row granted that is about to be deleted."""
     grant = grant_class_of(state.mapper)
-    return set() if grant is None else {(_place_before(session, grant, state), grant.scope)}
+    return set() if grant is None else {(place_before(session, grant, state), grant.scope)}
 
 
 def refuse_other_class(mapper: Mapper[Any], connection: object, state: InstanceState[Any]) -> None:
@@ -154,9 +158,36 @@ def refuse_other_class(mapper: Mapper[Any], connection: object, state: InstanceS
 def after_flush(session: Session, *_: object) -> None:
     """Grant to who joined, and start new epochs where somebody left."""
     changes = take_page(session, _Changes) or _Changes()
-    left, before, switched = changes.leaving, changes.before, changes.switched
-    joined: list[Joined] = []
-    kept: list[Joined] = []
+    written = _written(session, changes.before, changes.switched)
+    left = changes.leaving | written.left
+    followed = follow(session, written.joined, written.kept)
+    left |= followed.left
+    joined = [*written.joined, *followed.joined, *_void_among(session, written.kept)]
+    if left or joined:
+        _change(desk_of(session), left, joined)
+
+
+class _Written(NamedTuple):
+    """What a flush wrote: the keys from which somebody was removed, the rows that are to be granted, and the
+    rows that were written anew and say what they said."""
+
+    left: set[Shared]
+    joined: list[Joined]
+    kept: list[Joined]
+
+
+def _written(
+    session: Session,
+    before: Mapping[InstanceState[Any], Place],
+    switched: Mapping[InstanceState[Any], Ends],
+) -> _Written:
+    """What became of the granting rows of a flush. Grants of rows that name somebody else now are deleted.
+
+    Args:
+        before: whose key the changed rows granted.
+        switched: what rows said that new objects took the place of.
+    """
+    found = _Written(set(), [], [])
     names, new = Names(session), session.new  # a set of its own each time that it is asked for
     for instance in [*session.dirty, *new]:
         state: InstanceState[Any] = inspect(instance)
@@ -166,40 +197,38 @@ def after_flush(session: Session, *_: object) -> None:
         place, recipient = _ends(names, grant, state)
         if state in switched:
             ends = switched[state]
-            place_before = names.place(grant.of.owner_class, ends.of)
-            is_moved = ends != Ends(place.primary_key, recipient.primary_key)
-            if not is_moved:
-                kept.append((grant, place, recipient))
+            former = names.place(grant.of.owner_class, ends.of)
+            moved = ends != Ends(place.primary_key, recipient.primary_key)
+            if not moved:
+                found.kept.append((grant, place, recipient))
         elif instance in new:
-            joined.append((grant, place, recipient))
+            found.joined.append((grant, place, recipient))
             continue
         else:
-            place_before, is_moved = before.get(state, place), _moved(grant, state)
-        if is_moved:
-            GrantStore(session, grant, context.policy_of(session).seals).delete([recipient.row_key])
-            left.add((place_before, grant.scope))
-            joined.append((grant, place, recipient))
-    followed = follow(session, joined, kept)
-    left |= followed.left
-    joined += followed.joined
-    joined += _void_among(session, kept)
-    if not left and not joined:
-        return
-    policy = context.policy_of(session)
-    with session.no_autoflush:
+            former, moved = before.get(state, place), is_moved(grant, state)
+        if moved:
+            desk_of(session).grants(grant).delete([recipient.row_key])
+            found.left.add((former, grant.scope))
+            found.joined.append((grant, place, recipient))
+    return found
+
+
+def _change(desk: Desk, left: set[Shared], joined: Sequence[Joined]) -> None:
+    """Start new epochs of these keys, and grant to these recipients."""
+    with desk.session.no_autoflush:
         shared: dict[tuple[GrantClass, Place], list[Recipient]] = {}
         for grant, place, recipient in joined:
             shared.setdefault((grant, place), []).append(recipient)
-        shared = grant_first(session, policy, shared)
+        shared = grant_first(desk, shared)
         places = {place for place, _ in left} | {place for _, place in shared}
-        lock_groups(session, policy, places)
-        forget_looks(session)  # what was looked at before the lock
-        stored = _load(session, policy, places)
-        for place, scope in _farthest_first(session, left, stored):
-            _leave(session, policy, place, scope, stored.get(place, []))
+        lock_groups(desk, places)
+        forget_looks(desk.session)  # what was looked at before the lock
+        stored = _load(desk, places)
+        for place, scope in _farthest_first(desk.session, left, stored):
+            _leave(desk, place, scope, stored.get(place, []))
         for (grant, place), recipients in shared.items():
-            _join(session, policy, grant, place, recipients, stored.get(place, []))
-    forget_looks(session)
+            _join(desk, grant, place, recipients, stored.get(place, []))
+    forget_looks(desk.session)
 
 
 def _void_among(session: Session, kept: Sequence[Joined]) -> list[Joined]:
@@ -207,22 +236,21 @@ def _void_among(session: Session, kept: Sequence[Joined]) -> list[Joined]:
     through one is not in it; the epoch for that starts before the next write, as after any removal."""
     found: list[Joined] = []
     for grant in {grant for grant, _, _ in kept}:
-        policy = context.policy_of(session)
+        desk = desk_of(session)
         some = {one.row_key: (grant, place, one) for of, place, one in kept if of is grant}
-        void = void_among(session, policy.seals, grant, list(some))
+        void = void_among(desk, grant, list(some))
         if void:
-            lock_groups(session, policy, [some[row_key][1] for row_key in void])
+            lock_groups(desk, [some[row_key][1] for row_key in void])
             # Another flush may have granted them meanwhile.
-            found += [some[row_key] for row_key in take_void(session, policy.seals, grant, void)]
+            found += [some[row_key] for row_key in take_void(desk, grant, void)]
     return found
 
 
-def _load(session: Session, policy: Policy, places: Collection[Place]) -> dict[Place, list[OwnedKey]]:
+def _load(desk: Desk, places: Collection[Place]) -> dict[Place, list[OwnedKey]]:
     """The keys of these owners, who are locked, as they are now."""
     found: dict[Place, list[OwnedKey]] = {}
-    for owner_class in {place.owner_class for place in places}:
-        some = {place.owner: place for place in places if place.owner_class is owner_class}
-        store = KeyStore(session, owner_class, policy.seals)
+    for owner_class, mine in places_by_class(places).items():
+        some, store = {place.owner: place for place in mine}, desk.keys(owner_class)
         keys = [place.primary_key for place in some.values() if None not in place.primary_key]
         for one in store.load(keys, for_update=store.shows_others_when_locked):
             found.setdefault(some[one.owner], []).append(one)
@@ -233,40 +261,6 @@ def _ends(names: Names, grant: GrantClass, state: InstanceState[Any]) -> tuple[P
     place = names.place(grant.of.owner_class, grant.values(state, grant.of.columns))
     row_key = grant.values(state, grant.row_key)
     return place, Recipient(grant, row_key, grant.values(state, grant.to.columns))
-
-
-def _place_before(session: Session, grant: GrantClass, state: InstanceState[Any]) -> Place:
-    """The owner whose key a row in the database grants."""
-    instance: Any = state.obj()
-    keys = _keys(grant)
-    if any(key not in state.dict for key in keys) and instance is not None and state.key is not None:
-        for key in keys:
-            getattr(instance, key)  # expired: loaded now, because the flush takes it for unchanged later
-    values = [state.committed_state.get(key, state.dict.get(key)) for key in keys[: len(grant.of.columns)]]
-    if any(value is NO_VALUE or value is None for value in values) and state.key is not None:
-        # It was set anew while it was expired, and what it was is in the database alone.
-        query = select(*grant.of.columns).where(
-            and_(*(a == b for a, b in zip(grant.row_key, state.key[1], strict=True)))
-        )
-        with session.no_autoflush:
-            row = (
-                session.connection(bind_arguments=bind_for(session, grant.mapper, query))
-                .execute(query)
-                .first()
-            )
-        values = list(row) if row is not None else values
-    return Names(session).place(grant.of.owner_class, tuple(values))
-
-
-def _keys(grant: GrantClass) -> list[str]:
-    columns = (*grant.of.columns, *grant.to.columns, *grant.row_key)
-    return [grant.mapper.get_property_by_column(column).key for column in columns]
-
-
-def _moved(grant: GrantClass, state: InstanceState[Any]) -> bool:
-    instance: Any = state.obj()
-    keys = _keys(grant)
-    return any(attributes.get_history(instance, key, PASSIVE_NO_INITIALIZE).has_changes() for key in keys)
 
 
 def _farthest_first(
@@ -286,20 +280,18 @@ def _kind(scope: str | None) -> tuple[Purpose, str | None]:
     return (Purpose.ROOT if scope is None else Purpose.DATA), scope
 
 
-def _leave(
-    session: Session, policy: Policy, place: Place, scope: str | None, stored: Sequence[OwnedKey]
-) -> None:
+def _leave(desk: Desk, place: Place, scope: str | None, stored: Sequence[OwnedKey]) -> None:
     if None in place.primary_key:
         return
     key = _active(usable(stored), *_kind(scope))
     if key is None:
         return
-    keyring = _holder(session, policy, place, stored)
+    keyring = _holder(desk, place, stored)
     # In its place alone: a server that opened the group in this transaction has seen that somebody left.
     if scope is None:
-        start_epoch(session, policy, place, keyring, instead_of=key.key_id)
+        start_epoch(desk, place, keyring, instead_of=key.key_id)
     else:
-        start_scope_epoch(session, policy, place, scope, keyring, instead_of=key.key_id)
+        start_scope_epoch(desk, place, scope, keyring, instead_of=key.key_id)
 
 
 def _active(keys: Iterable[OwnedKey], purpose: Purpose, scope: str | None) -> StoredKey | None:
@@ -311,65 +303,28 @@ def _active(keys: Iterable[OwnedKey], purpose: Purpose, scope: str | None) -> St
 
 
 def _join(
-    session: Session,
-    policy: Policy,
+    desk: Desk,
     grant: GrantClass,
     place: Place,
     recipients: list[Recipient],
     stored: Sequence[OwnedKey],
 ) -> None:
     if grant.scope is None and grants_can_circle(grant):
-        _refuse_circles(session, place, recipients)
-    keyring = _holder(session, policy, place, stored)
-    store = KeyStore(session, place.owner_class, policy.seals)
+        refuse_circles(desk.session, place, recipients)
+    keyring = _holder(desk, place, stored)
+    store = desk.keys(place.owner_class)
     if grant.history == "from_join" and not _is_nobodys(store, grant, place, keyring):
         if grant.scope is None:
-            start_epoch(session, policy, place, keyring, recipients)
+            start_epoch(desk, place, keyring, recipients)
         else:
-            start_scope_epoch(session, policy, place, grant.scope, keyring, recipients)
+            start_scope_epoch(desk, place, grant.scope, keyring, recipients)
         return
     if keyring is None:
-        _note_pending(session, policy, store, grant, place, recipients)
+        _note_pending(desk, store, grant, place, recipients)
         return
-    renew_left(session, policy, keyring, recipients)
-    purpose = Purpose.ROOT if grant.scope is None else Purpose.DATA
-    for key in keyring.keys_of(place.owner):
-        wanted = key.purpose is purpose and key.scope == (grant.scope or "")
-        # Of root keys the active one: the others hang on it. A scope's keys hang on none that is granted.
-        if wanted and (purpose is Purpose.DATA or key.state is KeyState.ACTIVE):
-            opened = keyring.open(key.key_id)
-            if opened is not None:
-                keyring.add_stored(place.owner, [grant_to(session, policy, store, opened, recipients)])
-
-
-def _refuse_circles(session: Session, place: Place, recipients: list[Recipient]) -> None:
-    """Two owners that reach each other's keys cannot shut anybody out: each one's new key would be sealed to
-    the other one's old key, which who left still has."""
-    seen, frontier = {place}, [place]
-    names = Names(session)
-    while frontier:
-        reached = set()
-        for owner_class in {one.owner_class for one in frontier}:
-            keys = [one.primary_key for one in frontier if one.owner_class is owner_class]
-            for grant in owner_class.grants_to:
-                if grant.scope is None:
-                    query = select(*grant.of.columns).where(tuple_(*grant.to.columns).in_(keys))
-                    rows = session.execute(query, bind_arguments=bind_for(session, grant.mapper, query)).all()
-                    reached |= {names.place(grant.of.owner_class, tuple(row)) for row in rows}
-        frontier = list(reached - seen)
-        seen |= reached
-    for one in recipients:
-        recipient = names.place(one.grant_class.to.owner_class, one.primary_key)
-        if recipient in seen:
-            raise GrantError(
-                f"{_name(place)} holds the key of {_name(recipient)} already, by itself or through others; "
-                "granted to each other, neither could shut anybody out again. Share a scope, or let both be "
-                "members of a third."
-            )
-
-
-def _name(place: Place) -> str:
-    return f"{place.owner_class.name} {', '.join(map(str, place.primary_key))}"
+    renew_left(desk, keyring, recipients)
+    for key in granted_keys(keyring, grant, place.owner):
+        keyring.add_stored(place.owner, [grant_to(desk, store, key, recipients)])
 
 
 def _is_nobodys(store: KeyStore, grant: GrantClass, place: Place, keyring: Keyring | None) -> bool:
@@ -382,8 +337,7 @@ def _is_nobodys(store: KeyStore, grant: GrantClass, place: Place, keyring: Keyri
 
 
 def _note_pending(
-    session: Session,
-    policy: Policy,
+    desk: Desk,
     store: KeyStore,
     grant: GrantClass,
     place: Place,
@@ -393,29 +347,23 @@ def _note_pending(
     if key is None:
         raise NotEnrolledError(
             f"A {grant.mapper.class_.__name__} grants the key of a {place.owner_class.name} that has none; "
-            f"enroll it first: envelope.enroll(session, owner).{context.server_hint(session)}"
+            f"enroll it first: envelope.enroll(session, owner).{context.server_hint(desk.session)}"
         )
-    rows = []
-    for one in recipients:
-        pending = pending_grant(key.key_id, grant.granting_row(one.row_key))
-        recipient = grant.to.owner_class.reference_of(one.primary_key)
-        rows.append((one.row_key, replace(pending, recipient=recipient)))
-    GrantStore(session, grant, policy.seals).insert(rows)
-    store.add_granted([(key.key_id, len(rows))])
-    policy.emit(AuditEvent("grant_pending", place.owner_class.name, count=len(rows)))
+    insert_grants(desk, pending_for(key.key_id, recipients))
+    store.add_granted([(key.key_id, len(recipients))])
 
 
-def _holder(session: Session, policy: Policy, place: Place, stored: Sequence[OwnedKey]) -> Keyring | None:
+def _holder(desk: Desk, place: Place, stored: Sequence[OwnedKey]) -> Keyring | None:
     """The keyring here that reaches the owner's root key, with the owner's keys as they are now."""
-    for unlocked in context.unlocked_sessions(session):
+    for unlocked in context.unlocked_sessions(desk.session):
         if unlocked.on_demand:
-            unlocked.prepare_write(session, place.owner_class, [place.primary_key], 0)
-        unlocked.follow_owners(session, place.owner_class, [place.primary_key])
-        unlocked.settle_for(session, place.owner)
-        keyring = unlocked.keyring_for(place.owner, session)
+            unlocked.prepare_write(desk.session, place.owner_class, [place.primary_key], 0)
+        unlocked.follow_owners(desk.session, place.owner_class, [place.primary_key])
+        unlocked.settle_for(desk.session, place.owner)
+        keyring = unlocked.keyring_for(place.owner, desk.session)
         if keyring is None or (
             not unlocked.on_demand
-            and not catch_up(session, policy, keyring, unlocked.places_for(place.owner), place, stored)
+            and not catch_up(desk, keyring, unlocked.places_for(place.owner), place, stored)
         ):
             continue
         return keyring

@@ -14,7 +14,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from sqlalchemy_envelope.orm.tables.key_rows import KeyStore
+from sqlalchemy_envelope.orm.tables.owners import places_by_class
 from sqlalchemy_envelope.orm.tables.session_notes import WithinTransaction, page_within
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from sqlalchemy.orm import Session
 
     from sqlalchemy_envelope.keys.keyring import OwnerId
-    from sqlalchemy_envelope.orm.current.policy import Policy
+    from sqlalchemy_envelope.orm.current.desk import Desk
     from sqlalchemy_envelope.orm.tables.owners import Place
 
 
@@ -34,7 +34,7 @@ class _LockedGroups(WithinTransaction):
     owners: set[OwnerId] = field(default_factory=set)
 
 
-def lock_groups(session: Session, policy: Policy, places: Iterable[Place]) -> None:
+def lock_groups(desk: Desk, places: Iterable[Place]) -> None:
     """Hold the keys of these owners until the transaction ends: nobody else changes who has them. One
     statement for each class, and none for what is held already.
 
@@ -43,14 +43,13 @@ def lock_groups(session: Session, policy: Policy, places: Iterable[Place]) -> No
         SQLite,
             the database is locked. Nothing of the change is done yet: run the transaction again.
     """
-    held = _held(session)
+    held = _held(desk.session)
     waiting = {place.owner: place for place in places if None not in place.primary_key}
     new = [place for owner, place in waiting.items() if owner not in held]
-    for owner_class in sorted({place.owner_class for place in new}, key=lambda one: one.label):
-        keys = [place.primary_key for place in new if place.owner_class is owner_class]
-        KeyStore(session, owner_class, policy.seals).lock_roots(keys)
+    for owner_class, some in sorted(places_by_class(new).items(), key=lambda one: one[0].label):
+        desk.keys(owner_class).lock_roots([place.primary_key for place in some])
     # Noted last: what failed is not held.
-    _held(session).update(place.owner for place in new)
+    _held(desk.session).update(place.owner for place in new)
 
 
 def _held(session: Session) -> set[OwnerId]:

@@ -17,15 +17,9 @@ from sqlalchemy_envelope.orm.current.context import policy_of
 from sqlalchemy_envelope.orm.current.names import Names
 from sqlalchemy_envelope.orm.sharing.beyond import find_left, renew_beyond
 from sqlalchemy_envelope.orm.sharing.epochs import start_scope_epoch
+from sqlalchemy_envelope.orm.sharing.granted import Opening, follow_grants, load_again, load_owners, owners_of
 from sqlalchemy_envelope.orm.sharing.locking import lock_groups
-from sqlalchemy_envelope.orm.sharing.settle import (
-    Opening,
-    follow_grants,
-    load_again,
-    load_owners,
-    owners_of,
-    settle,
-)
+from sqlalchemy_envelope.orm.sharing.settle import settle
 from sqlalchemy_envelope.orm.tables.grant_rows import count_grants
 from sqlalchemy_envelope.orm.tables.key_grant import grant_of, has_grants
 from sqlalchemy_envelope.orm.tables.key_rows import usable
@@ -43,7 +37,10 @@ if TYPE_CHECKING:
     from sqlalchemy.orm import Session
 
     from sqlalchemy_envelope.keys.keyring import Keyring, OwnerId
-    from sqlalchemy_envelope.orm.current.policy import Policy
+    from sqlalchemy_envelope.keys.model import KeyId
+    from sqlalchemy_envelope.orm.current.desk import Desk
+    from sqlalchemy_envelope.orm.sharing.granted import Places
+    from sqlalchemy_envelope.orm.tables.grant_rows import GrantCounts
     from sqlalchemy_envelope.orm.tables.key_rows import OwnedKey
     from sqlalchemy_envelope.orm.tables.owners import OwnerClass, Place
 
@@ -55,104 +52,127 @@ class _Looks(WithinTransaction):
     seen: set[Any] = field(default_factory=set)
 
 
-def freshen(
-    session: Session,
-    policy: Policy,
+def require_present_members(
+    desk: Desk,
     keyring: Keyring,
     known_places: Mapping[OwnerId, Place],
     owner_class: OwnerClass,
     keys: Collection[tuple[Any, ...]],
 ) -> None:
     """See to it that what is written for these owners is under keys that only present members hold."""
-    names = Names(session)
-    places = {names.owner(owner_class, key): key for key in keys}
-    _freshen_scopes(
-        session,
-        policy,
-        keyring,
-        known_places,
-        [names.place(owner_class, key) for owner, key in places.items() if owner not in known_places],
-    )
-    held = {
-        place.owner: place
-        for owner, place in known_places.items()
-        if owner in places and keyring.current(owner, Purpose.ROOT) is not None
-    }
+    names = Names(desk.session)
+    owners = {names.owner(owner_class, key): key for key in keys}
+    strangers = [names.place(owner_class, key) for owner, key in owners.items() if owner not in known_places]
+    _renew_scopes(desk, keyring, known_places, strangers)
+    waiting = _not_looked_at(desk.session, keyring, known_places, owners)
+    due = _due(desk.session, keyring, owner_class, waiting) if waiting else ()
+    if due:
+        _settle_again(desk, keyring, known_places, [waiting[owner] for owner in waiting if owner in due])
+
+
+def _not_looked_at(
+    session: Session,
+    keyring: Keyring,
+    known_places: Mapping[OwnerId, Place],
+    owners: Collection[OwnerId],
+) -> Places:
+    """Those of these owners whose root keys are held here, and who were not looked at in this transaction.
+    They are noted as looked at."""
     looked = looked_at(session)
-    waiting = {owner: place for owner, place in held.items() if (owner, id(keyring)) not in looked}
-    if not waiting:
-        return
+    waiting = {
+        owner: place
+        for owner, place in known_places.items()
+        if owner in owners
+        and keyring.current(owner, Purpose.ROOT) is not None
+        and (owner, id(keyring)) not in looked
+    }
     looked.update((owner, id(keyring)) for owner in waiting)
-    known = {}
-    for owner in waiting:
-        for key in keyring.keys_of(owner):
-            if keyring.current(owner, key.purpose, key.scope) == key:
-                known[key.key_id] = owner
+    return waiting
+
+
+def _due(session: Session, keyring: Keyring, owner_class: OwnerClass, waiting: Places) -> Collection[OwnerId]:
+    """Those of these owners, of one class, whose keys are in the hands of somebody who left, are replaced
+    already, or are nobody's whom this keyring trusts."""
+    known = {
+        key.key_id: owner
+        for owner in waiting
+        for key in keyring.keys_of(owner)
+        if keyring.current(owner, key.purpose, key.scope) == key
+    }
     counts = count_grants(session, owner_class.grants_of, known)
     due = {
         owner
         for key_id, owner in known.items()
-        if key_id in keyring.distrusted
-        or (count := counts.get(key_id)) is None
-        or not count.is_active
-        or count.is_left
+        if key_id in keyring.distrusted or not _is_present(counts.get(key_id))
     }
     # Those who are not due are if somebody left whom their keys are sealed to.
     if len(due) < len(waiting) and find_left(session, {owner_class: known}):
-        due = set(waiting)
-    if not due:
-        return
-    with session.no_autoflush:
-        start = [place for owner, place in waiting.items() if owner in due]
-        lock_groups(session, policy, start)
-        load_owners(session, policy, keyring, start)
+        return waiting
+    return due
+
+
+def _is_present(count: GrantCounts | None) -> bool:
+    """Whether a key is active, and nobody was removed from it."""
+    return count is not None and count.is_active and not count.is_left
+
+
+def _settle_again(
+    desk: Desk, keyring: Keyring, known_places: Mapping[OwnerId, Place], due: list[Place]
+) -> None:
+    """Take in the keys of these owners, of one class, as they are under the lock, and settle them."""
+    with desk.session.no_autoflush:
+        lock_groups(desk, due)
+        load_owners(desk, keyring, due)
         everybody = owners_of(Opening(dict(known_places), [], {}))
-        found = follow_grants(session, policy, keyring, known_places.values(), everybody)
-        settle(session, policy, keyring, Opening({p.owner: p for p in start}, found.grants, {}), writes=True)
+        found = follow_grants(desk, keyring, known_places.values(), everybody)
+        mine = {place.owner: place for place in due}
+        settle(desk, keyring, Opening(mine, found.grants, {}), writes=True)
 
 
-def _freshen_scopes(
-    session: Session,
-    policy: Policy,
-    keyring: Keyring,
-    known_places: Mapping[OwnerId, Place],
-    places: Iterable[Place],
+def _renew_scopes(
+    desk: Desk, keyring: Keyring, known_places: Mapping[OwnerId, Place], places: Iterable[Place]
 ) -> None:
     """The same for owners of whom a scope is held here, and no more. Who may not have its key any more gets
     none of the new one, and it is made by nobody in particular: the owner's root key is not here."""
+    held = _held_scopes(desk.session, keyring, places)
+    if not held:
+        return
+    owner_class = next(iter(held.values())).owner_class
+    beyond = find_left(desk.session, {owner_class: held})
+    counts = count_grants(desk.session, owner_class.grants_of, held)
+    if not beyond and all(_is_present(counts.get(key_id)) for key_id in held):
+        return
+    with desk.session.no_autoflush:
+        lock_groups(desk, [*(one.place for one in beyond), *held.values()])
+        if beyond:
+            renew_beyond(desk, keyring, {owner_class: held})
+        counts = count_grants(desk.session, owner_class.grants_of, held)
+        for key_id in [one for one in held if one in counts and counts[one].is_left]:
+            stored = keyring.stored(key_id)
+            scope = "" if stored is None else stored.scope
+            start_scope_epoch(desk, held[key_id], scope, None, instead_of=key_id)
+        # What was written under is here still, and is not to be written under again.
+        load_owners(desk, keyring, list(dict.fromkeys(held.values())))
+        load_again(desk, keyring, dict(known_places))
+
+
+def _held_scopes(session: Session, keyring: Keyring, places: Iterable[Place]) -> dict[KeyId, Place]:
+    """The active data keys of these owners, of one class, but for those who were looked at in this
+    transaction. The others are noted as looked at."""
     looked = looked_at(session)
+    new = [one for one in places if one.owner in keyring and (one.owner, id(keyring)) not in looked]
     held = {
         key.key_id: place
-        for place in places
-        if place.owner in keyring and (place.owner, id(keyring)) not in looked
+        for place in new
         for key in keyring.keys_of(place.owner)
         if key.purpose is Purpose.DATA and key.state is KeyState.ACTIVE
     }
-    if not held:
-        return
     looked.update((place.owner, id(keyring)) for place in held.values())
-    owner_class = next(iter(held.values())).owner_class
-    beyond = find_left(session, {owner_class: held})
-    counts = count_grants(session, owner_class.grants_of, held)
-    if not beyond and all((one := counts.get(key)) and one.is_active and not one.is_left for key in held):
-        return
-    with session.no_autoflush:
-        lock_groups(session, policy, [*(one.place for one in beyond), *held.values()])
-        if beyond:
-            renew_beyond(session, policy, keyring, {owner_class: held})
-        counts = count_grants(session, owner_class.grants_of, held)
-        for key_id, place in held.items():
-            scope = stored.scope if (stored := keyring.stored(key_id)) is not None else ""
-            if key_id in counts and counts[key_id].is_left:
-                start_scope_epoch(session, policy, place, scope, None, instead_of=key_id)
-        # What was written under is here still, and is not to be written under again.
-        load_owners(session, policy, keyring, list(dict.fromkeys(held.values())))
-        load_again(session, policy, keyring, dict(known_places))
+    return held
 
 
 def catch_up(
-    session: Session,
-    policy: Policy,
+    desk: Desk,
     keyring: Keyring,
     known_places: Mapping[OwnerId, Place],
     place: Place,
@@ -164,7 +184,7 @@ def catch_up(
     if keyring.root(place.owner) is None:
         # An epoch was started elsewhere: it was granted to whoever is unlocked here too.
         everybody = owners_of(Opening({**known_places, place.owner: place}, [], {}))
-        follow_grants(session, policy, keyring, known_places.values(), everybody)
+        follow_grants(desk, keyring, known_places.values(), everybody)
     return keyring.root(place.owner) is not None
 
 

@@ -20,15 +20,14 @@ from uuid import UUID
 
 from sqlalchemy_envelope.crypto.aead import HEADER_SIZE
 from sqlalchemy_envelope.exceptions import EnvelopeError
+from sqlalchemy_envelope.orm.current.desk import Desk
 from sqlalchemy_envelope.orm.current.names import Names
 from sqlalchemy_envelope.orm.sharing.beyond import MAX_LEVELS
+from sqlalchemy_envelope.orm.sharing.granted import follow_grants
 from sqlalchemy_envelope.orm.sharing.membership import looked_at
 from sqlalchemy_envelope.orm.sharing.rollbacks import note_unlock
-from sqlalchemy_envelope.orm.sharing.settle import follow_grants
 from sqlalchemy_envelope.orm.sharing.undone import find_undone
 from sqlalchemy_envelope.orm.sharing.ways import classes_beyond, is_straight, owners_between
-from sqlalchemy_envelope.orm.tables.grant_rows import GrantStore
-from sqlalchemy_envelope.orm.tables.key_rows import KeyStore
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable
@@ -37,8 +36,8 @@ if TYPE_CHECKING:
 
     from sqlalchemy_envelope.keys.keyring import Keyring
     from sqlalchemy_envelope.orm.current.policy import Policy
+    from sqlalchemy_envelope.orm.sharing.granted import Opening, Owners
     from sqlalchemy_envelope.orm.sharing.rollbacks import KeyHolder
-    from sqlalchemy_envelope.orm.sharing.settle import Opening, Owners
     from sqlalchemy_envelope.orm.tables.key_rows import OwnedKey
     from sqlalchemy_envelope.orm.tables.owners import OwnerClass, Place
 
@@ -92,8 +91,9 @@ class Reach:
     def leads_on(self, session: Session) -> bool:
         """Whether anything was granted to the owner. Asked once."""
         if self._leads_on is None:
+            desk = Desk(session, self._policy)
             self._leads_on = any(
-                GrantStore(session, one, self._policy.seals).leads_from(self._place.primary_key)
+                desk.grants(one).leads_from(self._place.primary_key)
                 for one in self._place.owner_class.grants_to
             )
         return self._leads_on
@@ -126,7 +126,7 @@ class Reach:
         """Load what leads to the owners of these values, who are of one class."""
         found: list[Opening] = []
         if self.may_lead_to(owner_class):
-            store = KeyStore(session, owner_class, self._policy.seals)
+            store = Desk(session, self._policy).keys(owner_class)
             rows = store.load_around([UUID(bytes=header[1:]) for header in headers])
             owners = {row.owner: row.primary_key for row in rows}
             if any(one.to.owner_class is self._place.owner_class for one in owner_class.grants_of):
@@ -180,7 +180,8 @@ class Reach:
         levels: int = MAX_LEVELS,
         rows: Iterable[OwnedKey] = (),
     ) -> Opening:
-        found = follow_grants(session, self._policy, self._keyring, [self._place], within, levels, rows)
+        desk = Desk(session, self._policy)
+        found = follow_grants(desk, self._keyring, [self._place], within, levels, rows)
         for owner in found.places if within is not None else self._keyring:
             note_unlock(session, owner, holder)
         return found

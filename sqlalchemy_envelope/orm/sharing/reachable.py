@@ -9,9 +9,9 @@ from sqlalchemy import event
 from sqlalchemy.orm import Session
 
 from sqlalchemy_envelope.exceptions import EnrollmentError
+from sqlalchemy_envelope.orm.current.desk import Desk
 from sqlalchemy_envelope.orm.sharing.rollbacks import note_rollback
 from sqlalchemy_envelope.orm.tables.grant_rows import count_grants
-from sqlalchemy_envelope.orm.tables.key_rows import KeyStore
 from sqlalchemy_envelope.orm.tables.session_notes import known_page, page_of
 
 if TYPE_CHECKING:
@@ -28,15 +28,15 @@ class _Unreachable:
     waiting: dict[Place, Policy] = field(default_factory=dict)
 
 
-def note_unreachable(session: Session, policy: Policy, places: Sequence[Place]) -> None:
+def note_unreachable(desk: Desk, places: Sequence[Place]) -> None:
     """These owners were enrolled without a slot: each has to be granted to somebody before the commit."""
     if not places:
         return
     if not event.contains(Session, "before_commit", _require_reachable):
         event.listen(Session, "before_commit", _require_reachable)
-    waiting = page_of(session, _Unreachable).waiting
-    waiting.update(dict.fromkeys(places, policy))
-    note_rollback(session, lambda: _forget(waiting, places))
+    waiting = page_of(desk.session, _Unreachable).waiting
+    waiting.update(dict.fromkeys(places, desk.policy))
+    note_rollback(desk.session, lambda: _forget(waiting, places))
 
 
 def _forget(waiting: dict[Place, Policy], places: Iterable[Place]) -> None:
@@ -54,7 +54,7 @@ def _require_reachable(session: Session) -> None:
     for place, policy in waiting.items():
         by_class.setdefault((place.owner_class, id(policy)), []).append(place)
     for (owner_class, _), places in by_class.items():
-        store = KeyStore(session, owner_class, waiting[places[0]].seals)
+        store = Desk(session, waiting[places[0]]).keys(owner_class)
         roots = store.load_active_roots([place.primary_key for place in places])
         key_ids = [one.stored.key_id for one in roots.values()]
         counts = count_grants(session, owner_class.grants_of, key_ids) if owner_class.grants_of else {}

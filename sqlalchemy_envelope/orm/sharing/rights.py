@@ -26,8 +26,9 @@ if TYPE_CHECKING:
 
     from sqlalchemy.orm import Session
 
-    from sqlalchemy_envelope.keys.model import KeyId
+    from sqlalchemy_envelope.keys.model import KeyId, StoredKey
     from sqlalchemy_envelope.keys.row_seals import RowSeals
+    from sqlalchemy_envelope.orm.current.desk import Desk
     from sqlalchemy_envelope.orm.tables.owners import GrantClass, OwnerClass
 
     PrimaryKey = tuple[Any, ...]
@@ -120,6 +121,18 @@ def is_due(grant: GrantClass, purpose: str, scope: str, state: str) -> bool:
     return state == KeyState.ACTIVE or (state == KeyState.RETIRED and grant.history == "shared")
 
 
+def gives(grant: GrantClass, key: StoredKey) -> bool:
+    """Whether a grant of this class gives a key of this kind."""
+    if grant.scope is None:
+        return key.purpose is Purpose.ROOT
+    return key.purpose is Purpose.DATA and key.scope == grant.scope
+
+
+def has_past(owner_class: OwnerClass) -> bool:
+    """Whether who joins an owner of this class reads what was written before."""
+    return all(one.history == "shared" for one in owner_class.grants_with(None))
+
+
 def vouches(seals: RowSeals, granted: int, missing: int) -> bool:
     """Whether who was granted the key of one epoch is to have that of another one too.
 
@@ -166,22 +179,19 @@ def standing(
     return GrantStanding.GRANTED, granted.since
 
 
-def void_among(
-    session: Session, seals: RowSeals, grant: GrantClass, rows: Sequence[PrimaryKey]
-) -> list[PrimaryKey]:
+def void_among(desk: Desk, grant: GrantClass, rows: Sequence[PrimaryKey]) -> list[PrimaryKey]:
     """Those of these rows that are void."""
+    session, seals = desk.session, desk.policy.seals
     rights = RightStore(session, grant, seals).load_rows(rows)
     keys = keys_due(session, seals, rights)
     return [one.row for one in rights if waiting(one, keys.get(granted_kind(one)), seals) is None]
 
 
-def take_void(
-    session: Session, seals: RowSeals, grant: GrantClass, rows: Sequence[PrimaryKey]
-) -> list[PrimaryKey]:
+def take_void(desk: Desk, grant: GrantClass, rows: Sequence[PrimaryKey]) -> list[PrimaryKey]:
     """As `void_among`; the wraps beside them, which count for nothing, are deleted, so that the rows can be
     granted as new ones are."""
-    void = void_among(session, seals, grant, rows)
-    GrantStore(session, grant, seals).delete(void)
+    void = void_among(desk, grant, rows)
+    desk.grants(grant).delete(void)
     return void
 
 

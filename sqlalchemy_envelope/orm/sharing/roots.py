@@ -7,20 +7,19 @@ from typing import TYPE_CHECKING, NamedTuple
 from sqlalchemy_envelope.crypto.sealing import is_sealed
 from sqlalchemy_envelope.exceptions import EnvelopeError
 from sqlalchemy_envelope.keys.hierarchy import is_proven, short
+from sqlalchemy_envelope.keys.model import KeyState, Purpose
 from sqlalchemy_envelope.keys.slots import adopted_slot, open_slot
 from sqlalchemy_envelope.orm.current.audit import AuditEvent
 from sqlalchemy_envelope.orm.sharing.beyond import renew_beyond
 from sqlalchemy_envelope.orm.sharing.epochs import start_epoch
-from sqlalchemy_envelope.orm.tables.key_rows import KeyStore
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from sqlalchemy.orm import Session
+    from collections.abc import Iterable, Sequence
 
     from sqlalchemy_envelope.crypto.secret import KeyBytes
     from sqlalchemy_envelope.keys.keyring import Keyring
     from sqlalchemy_envelope.keys.model import OpenedKey, StoredKey, StoredSlot
+    from sqlalchemy_envelope.orm.current.desk import Desk
     from sqlalchemy_envelope.orm.current.policy import Policy
     from sqlalchemy_envelope.orm.tables.owners import Place
 
@@ -39,6 +38,12 @@ class OpenedRoot(NamedTuple):
     trusted: bool
     hardens: bool = False
     """Not trusted because custodians have held it, by the policy."""
+
+
+def active_root_among(keys: Iterable[StoredKey]) -> StoredKey | None:
+    """The root key that an owner's slots open."""
+    roots = (key for key in keys if key.purpose is Purpose.ROOT)
+    return next((key for key in roots if key.state is KeyState.ACTIVE), None)
 
 
 def open_with_kek(
@@ -74,22 +79,22 @@ def open_with_kek(
 
 
 def renew(
-    session: Session, policy: Policy, place: Place, keyring: Keyring, found: OpenedRoot
+    desk: Desk, place: Place, keyring: Keyring, found: OpenedRoot
 ) -> list[tuple[StoredSlot, OpenedKey]]:
     """Start an epoch in place of one that somebody else may have made, and keep its slot: the slot and the
     new root key."""
     if place.owner_class.grants_of:
         # Those who reach this one first: the new key is sealed to what they have then.
-        renew_beyond(session, policy, keyring, {place.owner_class: [found.root.stored.key_id]})
+        renew_beyond(desk, keyring, {place.owner_class: [found.root.stored.key_id]})
     vouching = max(found.vouching, key=lambda one: one.stored.epoch, default=None)
-    start_epoch(session, policy, place, keyring, vouching=vouching)
+    start_epoch(desk, place, keyring, vouching=vouching)
     if found.hardens:
         key_id = short(found.root.stored)
-        policy.emit(AuditEvent("hardened", place.owner_class.name, key_id=key_id))
+        desk.emit(AuditEvent("hardened", place.owner_class.name, key_id=key_id))
     root = keyring.root(place.owner)
     if root is None:
         return []
-    store, kept = KeyStore(session, place.owner_class, policy.seals), []
+    store, kept = desk.keys(place.owner_class), []
     for slot in store.load_slots([root.stored.key_id], found.slot.kind):
         like = (slot.kdf, slot.recipient_public_key) == (found.slot.kdf, found.slot.recipient_public_key)
         if like:

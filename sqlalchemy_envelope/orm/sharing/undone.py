@@ -15,6 +15,7 @@ from sqlalchemy import and_, exists, func, or_, select, union, union_all
 from sqlalchemy_envelope.crypto.sealing import SEALED_PREFIXES
 from sqlalchemy_envelope.keys.model import GrantState, KeyState, Purpose
 from sqlalchemy_envelope.orm.sharing.beyond import find_left
+from sqlalchemy_envelope.orm.sharing.rights import has_past
 from sqlalchemy_envelope.orm.sharing.ways import steps_from
 from sqlalchemy_envelope.orm.tables.grant_rows import count_query
 from sqlalchemy_envelope.orm.tables.key_rows import Rows, chunks, given, matches, raw, values_of
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Select
     from sqlalchemy.orm import Session
 
-    from sqlalchemy_envelope.orm.sharing.settle import Owners
+    from sqlalchemy_envelope.orm.sharing.granted import Owners
     from sqlalchemy_envelope.orm.tables.owners import GrantClass, OwnerClass, Place
 
     PrimaryKey = tuple[Any, ...]
@@ -90,7 +91,7 @@ def _undone(owner_class: OwnerClass) -> list[Select[Any]]:
     mine = select(*owners).where(given(owners, "owners"))
     past = [one.scope for one in owner_class.grants_of if one.scope is not None]
     is_past = and_(keys.c.purpose == Purpose.DATA, keys.c.scope.in_(past))
-    if any(one.scope is None and one.history == "from_join" for one in owner_class.grants_of):
+    if not has_past(owner_class):
         is_past = or_(is_past, keys.c.purpose == Purpose.ROOT)
     counted = select(keys.c.key_id).where(
         given(owners, "owners"),
@@ -98,7 +99,7 @@ def _undone(owner_class: OwnerClass) -> list[Select[Any]]:
     )
     is_sealed = func.substr(raw(keys.c.wrapped), 1, 1).in_(SEALED_PREFIXES)
     parts = [mine.where(is_sealed), _uncounted(owner_class, counted)]
-    if all(one.history == "shared" for one in owner_class.grants_of if one.scope is None):
+    if has_past(owner_class):
         is_retired = and_(keys.c.purpose == Purpose.ROOT, keys.c.state == KeyState.RETIRED)
         parts.append(mine.where(is_retired, keys.c.wrapped.is_(None)))
     for scope in sorted(owner_class.scopes):
@@ -161,7 +162,7 @@ def _left_beyond(session: Session, owner_class: OwnerClass, some: Sequence[Prima
     """The owners from whom somebody was removed, among those that the keys of these owners are granted to.
     The unlocked owner may not reach all of them."""
     holders = [grant.to.owner_class for grant in owner_class.grants_of]
-    if not some or not any(one.scope is None for holder in holders for one in holder.grants_of):
+    if not some or not any(holder.grants_with(None) for holder in holders):
         return []
     keys = owner_class.key_class.__table__
     active = select(keys.c.key_id).where(keys.c.state == KeyState.ACTIVE)

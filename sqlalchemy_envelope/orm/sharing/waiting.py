@@ -14,10 +14,11 @@ from sqlalchemy_envelope.crypto.secret import KeyBytes
 from sqlalchemy_envelope.exceptions import EnvelopeError
 from sqlalchemy_envelope.keys.model import Purpose
 from sqlalchemy_envelope.keys.slots import adopted_slot, open_slot
+from sqlalchemy_envelope.orm.sharing.granted import Opening, load_again, owners_of
 from sqlalchemy_envelope.orm.sharing.locking import lock_groups
+from sqlalchemy_envelope.orm.sharing.own_keys import is_left_undone
 from sqlalchemy_envelope.orm.sharing.roots import renew
-from sqlalchemy_envelope.orm.sharing.settle import Opening, is_left_undone, load_again, owners_of, settle
-from sqlalchemy_envelope.orm.tables.key_rows import KeyStore
+from sqlalchemy_envelope.orm.sharing.settle import settle
 from sqlalchemy_envelope.orm.tables.location import bind_of
 
 if TYPE_CHECKING:
@@ -28,9 +29,9 @@ if TYPE_CHECKING:
 
     from sqlalchemy_envelope.keys.keyring import Keyring
     from sqlalchemy_envelope.keys.model import StoredGrant, StoredSlot
-    from sqlalchemy_envelope.orm.current.policy import Policy
+    from sqlalchemy_envelope.orm.current.desk import Desk
+    from sqlalchemy_envelope.orm.sharing.granted import Owners, Places
     from sqlalchemy_envelope.orm.sharing.roots import OpenedRoot
-    from sqlalchemy_envelope.orm.sharing.settle import Owners, Places
     from sqlalchemy_envelope.orm.tables.owners import GrantClass, OwnerClass, Place
 
 SlotChange = tuple["StoredSlot", "StoredSlot"]
@@ -114,34 +115,34 @@ class Waiting:
         """Whether the owner's database is reached through asyncio."""
         return bind_of(session, self._place.owner_class.mapper).dialect.is_async
 
-    def settle(self, session: Session, policy: Policy, keyring: Keyring) -> Places:
+    def settle(self, desk: Desk, keyring: Keyring) -> Places:
         """Do what waits among what was followed, in the session's transaction; whom the keyring reaches
         now."""
         # What settling writes asks for nothing.
         part, self._unsettled = self._unsettled, _Part()
         self._settled.join(part)
-        found, store = part.opening(), KeyStore(session, self._place.owner_class, policy.seals)
+        found, store = part.opening(), desk.keys(self._place.owner_class)
         if not self._root.trusted or (store.locks_as_a_whole and (self._is_left or self._slots)):
-            lock_groups(session, policy, [self._place])  # before anything is read that is written by
+            lock_groups(desk, [self._place])  # before anything is read that is written by
         if self._is_left:
             # Another unlock of this owner may have done it meanwhile.
             within = None if part.whole else owners_of(found)
-            found = load_again(session, policy, keyring, found.places, within)
+            found = load_again(desk, keyring, found.places, within)
         free = store.free_slots([old.slot_id for old, _ in self._slots])
         for old, new in self._slots:
             if old.slot_id in free:
                 store.replace_slot(old, new)  # a lost race is no loss: whoever won did the same, or more
-        if not self._root.trusted and not self._is_renewed(session, policy, keyring):
-            renew(session, policy, self._place, keyring, self._root)
-        settle(session, policy, keyring, found)
+        if not self._root.trusted and not self._is_renewed(desk, keyring):
+            renew(desk, self._place, keyring, self._root)
+        settle(desk, keyring, found)
         return found.places
 
-    def _is_renewed(self, session: Session, policy: Policy, keyring: Keyring) -> bool:
+    def _is_renewed(self, desk: Desk, keyring: Keyring) -> bool:
         """Whether another unlock put a new root key in place of this one, and it is reached the same way."""
         current, slot = keyring.current(self._place.owner, Purpose.ROOT), self._root.slot
         if current is None or current.key_id == self._root.root.stored.key_id:
             return False
-        store = KeyStore(session, self._place.owner_class, policy.seals)
+        store = desk.keys(self._place.owner_class)
         for one in store.load_slots([current.key_id], slot.kind):
             if is_sealed(one.wrapped) or (one.kdf, one.recipient_public_key) != (
                 slot.kdf,

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy.orm import Session
 
-    from sqlalchemy_envelope.orm.sharing.settle import Owners
+    from sqlalchemy_envelope.orm.sharing.granted import Owners
     from sqlalchemy_envelope.orm.tables.owners import OwnerClass, Place
 
     Owner = tuple[OwnerClass, tuple[Any, ...]]
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 def is_straight(start: OwnerClass, owner_class: OwnerClass) -> bool:
     """Whether no owner of this class is reached in more than one step: nothing can lead there but its own
     grants to the owner of the first class."""
-    return all(one.to.owner_class is start for one in owner_class.grants_of) and not _whole_grants_of(start)
+    return all(one.to.owner_class is start for one in owner_class.grants_of) and not start.grants_with(None)
 
 
 def classes_beyond(start: OwnerClass) -> list[OwnerClass]:
@@ -83,10 +83,6 @@ def steps_from(
 def _leading_to(targets: Collection[OwnerClass]) -> set[OwnerClass]:
     walk = list(targets)
     for one in walk:  # grows while it is walked
-        grants = one.grants_of if one in targets else _whole_grants_of(one)
+        grants = one.grants_of if one in targets else one.grants_with(None)
         walk += [grant.to.owner_class for grant in grants if grant.to.owner_class not in walk]
     return set(walk)
-
-
-def _whole_grants_of(owner_class: OwnerClass) -> list[Any]:
-    return [one for one in owner_class.grants_of if one.scope is None]

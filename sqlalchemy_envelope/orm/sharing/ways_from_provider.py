@@ -9,21 +9,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from sqlalchemy_envelope.keys.model import Purpose
 from sqlalchemy_envelope.orm.sharing.beyond import MAX_LEVELS
-from sqlalchemy_envelope.orm.tables.grant_rows import GrantStore, load_recipients
-from sqlalchemy_envelope.orm.tables.key_rows import KeyStore
+from sqlalchemy_envelope.orm.sharing.rights import gives
+from sqlalchemy_envelope.orm.tables.grant_rows import load_recipients
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from sqlalchemy.orm import Session
-
     from sqlalchemy_envelope.keys.keyring import OwnerId
-    from sqlalchemy_envelope.keys.model import StoredKey
-    from sqlalchemy_envelope.keys.row_seals import RowSeals
+    from sqlalchemy_envelope.orm.current.desk import Desk
     from sqlalchemy_envelope.orm.tables.key_rows import OwnedKey
-    from sqlalchemy_envelope.orm.tables.owners import GrantClass, OwnerClass
+    from sqlalchemy_envelope.orm.tables.owners import OwnerClass
 
     PrimaryKey = tuple[Any, ...]
     OwnersByClass = dict[OwnerClass, dict[PrimaryKey, None]]
@@ -42,14 +38,13 @@ class ProviderWays(NamedTuple):
 
 
 def ways_from_provider(
-    session: Session, seals: RowSeals, provider: str, owner_class: OwnerClass, rows: Iterable[OwnedKey]
+    desk: Desk, provider: str, owner_class: OwnerClass, rows: Iterable[OwnedKey]
 ) -> ProviderWays:
     """Search for ways to the owners of these key rows, who are of one class. One query for each class of
     grants on each level.
 
     Args:
-        session: the session that reads the rows of values.
-        seals: the policy's row seals.
+        desk: of the session that reads the rows of values.
         provider: the name of the provider.
         owner_class: the class of the owners.
         rows: every key row of the owners.
@@ -61,26 +56,25 @@ def ways_from_provider(
         above: OwnersByClass = {}
         for of, keys in level.items():
             between.setdefault(of, {}).update((key.primary_key, None) for key in keys)
-            reached = _held_recipients(session, seals, provider, of, keys, starts)
+            reached = _held_recipients(desk, provider, of, keys, starts)
             left = {key.primary_key: None for key in keys if key.owner not in reached}
             for grant in of.grants_of if left else ():
                 to = grant.to.owner_class
                 if to.grants_of:  # else no key of the recipient is granted to anybody
-                    recipients = load_recipients(session, grant, list(left))
+                    recipients = load_recipients(desk.session, grant, list(left))
                     above.setdefault(to, {}).update((recipient, None) for recipient in recipients)
         level = {}
         for of, owners in above.items():
             unseen = [owner for owner in owners if owner not in between.get(of, {})]
             if unseen:
-                level[of] = KeyStore(session, of, seals).load(unseen)
+                level[of] = desk.keys(of).load(unseen)
         if not level:
             break
     return ProviderWays(starts, between)
 
 
 def _held_recipients(
-    session: Session,
-    seals: RowSeals,
+    desk: Desk,
     provider: str,
     of: OwnerClass,
     keys: list[OwnedKey],
@@ -90,14 +84,8 @@ def _held_recipients(
     owners = {key.stored.key_id: key.owner for key in keys}
     reached = set()
     for grant in of.grants_of:
-        grantable = [key.stored.key_id for key in keys if _grants(grant, key.stored)]
-        for key_id, recipient in GrantStore(session, grant, seals).load_held(grantable, provider):
+        grantable = [key.stored.key_id for key in keys if gives(grant, key.stored)]
+        for key_id, recipient in desk.grants(grant).load_held(grantable, provider):
             starts.setdefault(grant.to.owner_class, {})[recipient] = None
             reached.add(owners[key_id])
     return reached
-
-
-def _grants(grant: GrantClass, key: StoredKey) -> bool:
-    if grant.scope is None:
-        return key.purpose is Purpose.ROOT
-    return key.purpose is Purpose.DATA and key.scope == grant.scope

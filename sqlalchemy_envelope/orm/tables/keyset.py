@@ -1,4 +1,4 @@
-"""The order of a table's primary key, whatever it is made of: a job goes over the table in this order."""
+"""Going over a table in the order of its primary key, whatever that is made of."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ from sqlalchemy_envelope.orm.tables.records import records_of_table
 from sqlalchemy_envelope.orm.tables.watched import watch_name
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from sqlalchemy import Column
     from sqlalchemy.orm import InstanceState, Mapper
@@ -56,6 +56,10 @@ class OwnerClass:
         """The name of the class."""
         return self.mapper.class_.__name__
 
+    def grants_with(self, scope: str | None) -> list[GrantClass]:
+        """The classes of grants of one scope's keys; with None, of the whole key."""
+        return [grant for grant in self.grants_of if grant.scope == scope]
+
     def owner_id(self, where: Location, primary_key: tuple[Any, ...]) -> OwnerId:
         """The keyring's name for the owner with this primary key, in this database and schema."""
         return where + owner_reference(self.label, primary_key)
@@ -89,6 +93,14 @@ class Place(NamedTuple):
     def owner(self) -> bytes:
         """The keyring's name for this owner."""
         return self.owner_class.owner_id(self.where, self.primary_key)
+
+
+def places_by_class(places: Iterable[Place]) -> dict[OwnerClass, list[Place]]:
+    """Owners by their class, in the order in which they come."""
+    found: dict[OwnerClass, list[Place]] = {}
+    for place in places:
+        found.setdefault(place.owner_class, []).append(place)
+    return found
 
 
 History = Literal["shared", "from_join"]

@@ -10,9 +10,11 @@ from sqlalchemy_envelope.crypto.frames import emptying, emptying_class
 from sqlalchemy_envelope.crypto.preparation import hide_secret
 from sqlalchemy_envelope.crypto.wrapping import wrong_secret
 from sqlalchemy_envelope.exceptions import ConfigurationError
+from sqlalchemy_envelope.orm.current.desk import Desk
 from sqlalchemy_envelope.orm.verbs.enroll import asked_for
 from sqlalchemy_envelope.orm.verbs.envelope import Envelope
-from sqlalchemy_envelope.orm.verbs.settle_all import AsyncSettling, batch_steps, job
+from sqlalchemy_envelope.orm.verbs.settle_all import AsyncSettling, batch_steps
+from sqlalchemy_envelope.orm.verbs.settle_batch import job
 from sqlalchemy_envelope.orm.verbs.threads import perform
 
 if TYPE_CHECKING:
@@ -25,7 +27,7 @@ if TYPE_CHECKING:
     from sqlalchemy_envelope.orm.sessions.unlocked import UnlockedSession
     from sqlalchemy_envelope.orm.sessions.write_only import WriteOnlySession
     from sqlalchemy_envelope.orm.tables.key_grant import KeyGrant
-    from sqlalchemy_envelope.orm.verbs.envelope import Follow
+    from sqlalchemy_envelope.orm.verbs.envelope_steps import Follow
     from sqlalchemy_envelope.orm.verbs.grant_status import GrantStatus
     from sqlalchemy_envelope.orm.verbs.lock_answer import WhyLocked
     from sqlalchemy_envelope.orm.verbs.slots import KeySlots
@@ -95,7 +97,11 @@ class AsyncEnvelope:
     ) -> AsyncSettling:
         """As `Envelope.settle_all`, for `async for`."""
         work = job(self.envelope.policy, owner_class, provider, reason, batch)
-        return AsyncSettling(lambda so_far: self.run(session, lambda plain: batch_steps(plain, work, so_far)))
+        return AsyncSettling(
+            lambda so_far: self.run(
+                session, lambda plain: batch_steps(Desk(plain, self.envelope.policy), work, so_far)
+            )
+        )
 
     def write_only(self, session: AnyAsyncSession, *owners: object) -> WriteOnlySession:
         """As `Envelope.write_only`, for a plain `with`: entering it waits for nothing."""

@@ -24,7 +24,7 @@ from sqlalchemy_envelope.keys.slots import (
     waiting_slot,
 )
 from sqlalchemy_envelope.orm.current.audit import AuditEvent
-from sqlalchemy_envelope.orm.current.locks import require_no_locks
+from sqlalchemy_envelope.orm.current.keks import kek_for_new, kek_of_slot
 from sqlalchemy_envelope.orm.current.policy import note_policy
 from sqlalchemy_envelope.orm.sessions.unlocked import UnlockedSession
 from sqlalchemy_envelope.orm.sharing.roots import OpenedRoot, open_with_kek
@@ -33,18 +33,17 @@ from sqlalchemy_envelope.orm.tables.key_rows import usable
 from sqlalchemy_envelope.orm.tables.owners import require_owner_class
 from sqlalchemy_envelope.orm.verbs import enroll, unlock
 from sqlalchemy_envelope.orm.verbs.owner_keys import active_root, locate, usable_state
-from sqlalchemy_envelope.orm.verbs.steps import Derivation, Outside, wiping
+from sqlalchemy_envelope.orm.verbs.steps import Derivation, wiping
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-    from sqlalchemy.orm import Session
 
     from sqlalchemy_envelope.crypto.argon2id import KdfProfile
     from sqlalchemy_envelope.crypto.preparation import HiddenSecret
     from sqlalchemy_envelope.crypto.secret import Hidden, KeyBytes
     from sqlalchemy_envelope.keys.model import OpenedKey, StoredKey, StoredSlot
     from sqlalchemy_envelope.keys.slots import ProviderKek
+    from sqlalchemy_envelope.orm.current.desk import Desk
     from sqlalchemy_envelope.orm.current.policy import Policy
     from sqlalchemy_envelope.orm.current.providers import Providers
     from sqlalchemy_envelope.orm.tables.key_rows import KeyStore
@@ -69,66 +68,65 @@ class _Unclaimed(NamedTuple):
 
 
 def enroll_steps(
-    session: Session, policy: Policy, profile: KdfProfile, asked: enroll.Asked, provider: str | None
+    desk: Desk, profile: KdfProfile, asked: enroll.Asked, provider: str | None
 ) -> Steps[UnlockedSession]:
     """The steps of `Envelope.enroll`: a claim, if a campaign holds the owner's keys. Owners of a list do not
     claim: each has authenticated by itself."""
     secret = None if asked.are_many else asked.secrets[0]
     prepared = None if secret is None else prepare_hidden(secret, new=True)
-    found = None if prepared is None else _unclaimed(session, policy, asked.owners[0])
+    found = None if prepared is None else _unclaimed(desk, asked.owners[0])
     if prepared is None or found is None:
-        return (yield from enroll.enroll_steps(session, policy, profile, asked, provider))
-    return (yield from _claim_or_wait(session, policy, profile, found, prepared, provider))
+        return (yield from enroll.enroll_steps(desk, profile, asked, provider))
+    return (yield from _claim_or_wait(desk, profile, found, prepared, provider))
 
 
 def unlock_steps(
-    session: Session, policy: Policy, profile: KdfProfile, owner: object, secret: HiddenSecret
+    desk: Desk, profile: KdfProfile, owner: object, secret: HiddenSecret
 ) -> Steps[UnlockedSession]:
     """The steps of `Envelope.unlock` with a secret that the caller has checked."""
-    found = _unclaimed(session, policy, owner)
+    found = _unclaimed(desk, owner)
     if found is not None:
         prepared = prepare_hidden(secret, new=True)
-        return (yield from _claim_or_wait(session, policy, profile, found, prepared, None))
+        return (yield from _claim_or_wait(desk, profile, found, prepared, None))
     owner_class = require_owner_class(owner)
-    if usable_state(owner, owner_class).key is None or not locate(session, owner, policy).load():
+    if usable_state(owner, owner_class).key is None or not locate(desk, owner).load():
         asked = enroll.asked_for(owner, secret)
         try:
-            return (yield from enroll.enroll_steps(session, policy, profile, asked, None))
+            return (yield from enroll.enroll_steps(desk, profile, asked, None))
         except AlreadyEnrolledError:
             lost = TransactionConflictError(
                 f"This {owner_class.name} was enrolled by somebody else at the same moment. Run the "
                 "transaction again: it unlocks."
             )
         raise lost
-    return (yield from unlock.unlock_steps(session, policy, profile, owner, secret))
+    return (yield from unlock.unlock_steps(desk, profile, owner, secret))
 
 
 def _claim_or_wait(
-    session: Session,
-    policy: Policy,
+    desk: Desk,
     profile: KdfProfile,
     found: _Unclaimed,
     prepared: Hidden[bytes],
     provider: str | None,
 ) -> Steps[UnlockedSession]:
-    require_cascades(session, found.located.place.owner_class.mapper)
-    note_policy(session, policy)
-    providers = policy.require_providers()
+    require_cascades(desk.session, found.located.place.owner_class.mapper)
+    note_policy(desk.session, desk.policy)
+    providers = desk.policy.require_providers()
     if providers.can_open(providers.of(found.slot)):
-        return (yield from _claim(session, policy, profile, found, prepared, provider))
+        return (yield from _claim(desk, profile, found, prepared, provider))
     if provider is not None:
         raise EnrollmentError(
             f"This {found.located.name} waits for the custodians of an offline key; add the provider later."
         )
-    return (yield from _wait(session, policy, profile, found, prepared))
+    return (yield from _wait(desk, profile, found, prepared))
 
 
-def _unclaimed(session: Session, policy: Policy, owner: object) -> _Unclaimed | None:
-    owner_class, providers = require_owner_class(owner), policy.providers
+def _unclaimed(desk: Desk, owner: object) -> _Unclaimed | None:
+    owner_class, providers = require_owner_class(owner), desk.policy.providers
     state = usable_state(owner, owner_class)
     if providers is None or not providers.campaigns or state.key is None:
         return None
-    located = locate(session, owner, policy)
+    located = locate(desk, owner)
     rows = located.load()
     if not rows:
         return None
@@ -154,29 +152,24 @@ def _is_provisional(slot: StoredSlot, providers: Providers) -> bool:
 
 
 def _claim(
-    session: Session,
-    policy: Policy,
+    desk: Desk,
     profile: KdfProfile,
     found: _Unclaimed,
     prepared: Hidden[bytes],
     provider: str | None,
 ) -> Steps[UnlockedSession]:
-    providers, located = policy.require_providers(), found.located
+    providers, located = desk.policy.require_providers(), found.located
     name = providers.of(found.slot)
     added: ProviderKek | None = None
     if provider is not None:
-        added = yield from enroll.kek_for_new(session, policy, provider)
-    campaign_kek = providers.cached(found.slot)
-    if campaign_kek is None:
-        if not providers.is_local(name):
-            require_no_locks(session, name)
-        campaign_kek = yield Outside(lambda: providers.open(found.slot))
+        added = yield from kek_for_new(desk, provider)
+    campaign_kek = yield from kek_of_slot(desk, found.slot)
     salt = KdfSalt.generate(profile)
     kek = yield Derivation(prepared, salt)
 
     with wiping(kek):
-        found = _still(policy, found)
-        reached = open_with_kek(policy, found.keys, found.root, found.slot, found.campaign, campaign_kek)
+        found = _still(found)
+        reached = open_with_kek(desk.policy, found.keys, found.root, found.slot, found.campaign, campaign_kek)
         try:
             mine = [(secret_slot(root, kek, salt), root) for _, root in reached.slots]
             more = [] if added is None else [provider_slot(reached.root, added)]
@@ -186,26 +179,26 @@ def _claim(
             for _, root in reached.slots:
                 root.key.wipe()
             raise
-        policy.emit(_event("claimed", found, name))
+        desk.emit(_event("claimed", found, name))
         # What was sealed to the campaign's key may be anybody's, and is not trusted whatever the policy says.
-        harden = policy.harden_claims or not reached.trusted
+        harden = desk.policy.harden_claims or not reached.trusted
         own = OpenedRoot(reached.root, mine[0][0], kek, reached.older, mine, [], not harden)
         # Untrusted, it is renewed: a new root key and new data keys, under the secret alone.
-        unlocked = unlock.unlocked_owner(session, policy, located, found.keys, own)
+        unlocked = unlock.unlocked_owner(desk, located, found.keys, own)
         unlocked.settle()  # a claim writes
         if harden:
-            policy.emit(_event("hardened", found, name))
+            desk.emit(_event("hardened", found, name))
         return unlocked
 
 
 def _wait(
-    session: Session, policy: Policy, profile: KdfProfile, found: _Unclaimed, prepared: Hidden[bytes]
+    desk: Desk, profile: KdfProfile, found: _Unclaimed, prepared: Hidden[bytes]
 ) -> Steps[UnlockedSession]:
     """Leave a slot for the custodians. Nothing is open: who waits is locked."""
     salt = KdfSalt.generate(profile)
     kek = yield Derivation(prepared, salt)
     with wiping(kek):
-        found = _still(policy, found)
+        found = _still(found)
         roots = {key.key_id: key for key in found.keys}
         slots = [waiting_slot(roots[slot.key_id], kek, salt) for slot in found.campaign]
     store = found.located.store
@@ -218,18 +211,18 @@ def _wait(
     if before:
         store.delete_slots(before)
     store.label_slots(slots, _label(found.slot))
-    policy.emit(_event("claim_waiting", found, policy.require_providers().of(found.slot)))
-    return UnlockedSession(session, policy, [], Keyring())
+    desk.emit(_event("claim_waiting", found, desk.policy.require_providers().of(found.slot)))
+    return UnlockedSession(desk.session, desk.policy, [], Keyring())
 
 
-def _still(policy: Policy, found: _Unclaimed) -> _Unclaimed:
+def _still(found: _Unclaimed) -> _Unclaimed:
     """As it is now, with its key rows locked: a derivation takes long, and another claim may have come."""
     store, primary_key = found.located.store, found.located.place.primary_key
     store.load([primary_key], for_update=True)
     # Again: a statement that waited for a lock sees changed rows as they are now, and none that are new.
     rows = store.load([primary_key])
     keys = [row.stored for row in usable(rows)]
-    now = _found(found.located, policy.require_providers(), keys) if rows else None
+    now = _found(found.located, found.located.desk.policy.require_providers(), keys) if rows else None
     if now is None or now.slot != found.slot:
         raise _lost(found)
     return now

@@ -27,7 +27,7 @@ from sqlalchemy_envelope.keys.slots import provider_slot, secret_slot
 from sqlalchemy_envelope.orm.columns.plans import plan_of_mapper
 from sqlalchemy_envelope.orm.columns.state import current_key
 from sqlalchemy_envelope.orm.current import context
-from sqlalchemy_envelope.orm.current.locks import require_no_locks
+from sqlalchemy_envelope.orm.current.keks import kek_for_new
 from sqlalchemy_envelope.orm.current.policy import note_policy
 from sqlalchemy_envelope.orm.sessions.unlocked import UnlockedSession
 from sqlalchemy_envelope.orm.sharing.first_grants import note_first_keys
@@ -39,7 +39,7 @@ from sqlalchemy_envelope.orm.tables.key_rows import KeyStore
 from sqlalchemy_envelope.orm.tables.key_types import mistyped
 from sqlalchemy_envelope.orm.tables.owners import require_owner_class
 from sqlalchemy_envelope.orm.verbs.owner_keys import how_opened, locate, named, usable_state
-from sqlalchemy_envelope.orm.verbs.steps import Derivation, Outside
+from sqlalchemy_envelope.orm.verbs.steps import Derivation
 from sqlalchemy_envelope.orm.writing.newcomers import (
     ENROLLING_OWNER,
     Enrolling,
@@ -59,7 +59,7 @@ if TYPE_CHECKING:
     from sqlalchemy_envelope.keys.model import OpenedKey, StoredSlot
     from sqlalchemy_envelope.keys.slots import ProviderKek
     from sqlalchemy_envelope.orm.current.context import OpenKeys
-    from sqlalchemy_envelope.orm.current.policy import Policy
+    from sqlalchemy_envelope.orm.current.desk import Desk
     from sqlalchemy_envelope.orm.tables.owners import OwnerClass, Place
     from sqlalchemy_envelope.orm.verbs.steps import Steps
 
@@ -113,32 +113,24 @@ class _New:
 
 
 def enroll_steps(
-    session: Session, policy: Policy, profile: KdfProfile, asked: Asked, provider: str | None
+    desk: Desk, profile: KdfProfile, asked: Asked, provider: str | None
 ) -> Steps[UnlockedSession]:
     """The steps of `Envelope.enroll`."""
     prepared = [None if one is None else prepare_hidden(one, new=True) for one in asked.secrets]
     new = [_newcomer(owner, secret) for owner, secret in zip(asked.owners, prepared, strict=True)]
     for mapper in {one.owner_class.mapper for one in new}:
-        require_cascades(session, mapper)
-    note_policy(session, policy)
-    around = context.unlocked_sessions(session)
-    for one in new:
-        if one.prepared is None and provider is None and not around:
-            raise _unopened(one.owner_class)
-    _refuse_enrolled(session, policy, new, are_many=asked.are_many)
-    for one in new:
-        wrong = mistyped(one.owner_class.primary_key, current_key(one.state))
-        if wrong is not None:
-            raise ConfigurationError(f"This {one.owner_class.name} cannot get keys: {wrong}.")
-    _refuse_unenrolled_others(session, {one.state for one in new})
-    kek = None if provider is None or not new else (yield from kek_for_new(session, policy, provider))
+        require_cascades(desk.session, mapper)
+    note_policy(desk.session, desk.policy)
+    around = context.unlocked_sessions(desk.session)
+    _require_enrollable(desk, new, are_many=asked.are_many, is_opened=bool(provider is not None or around))
+    kek = None if provider is None or not new else (yield from kek_for_new(desk, provider))
     try:
         for one in new:
             if one.prepared is not None:
                 one.salt = KdfSalt.generate(profile)
                 one.derived = yield Derivation(one.prepared, one.salt)
-            one.keys = new_keys(one.owner_class.scopes, hybrid=policy.hybrid)
-        _write(session, policy, new, kek, are_many=asked.are_many)
+            one.keys = new_keys(one.owner_class.scopes, hybrid=desk.policy.hybrid)
+        _write(desk, new, kek, are_many=asked.are_many)
     except BaseException:
         for key in (key for one in new for key in one.keys):
             key.key.wipe()
@@ -147,13 +139,30 @@ def enroll_steps(
         for one in new:
             if one.derived is not None:
                 one.derived.wipe()
-    return _unlocked(session, policy, new, around, is_held=kek is not None)
+    return _unlocked(desk, new, around, is_held=kek is not None)
+
+
+def _require_enrollable(desk: Desk, new: Sequence[_New], *, are_many: bool, is_opened: bool) -> None:
+    """Refuse to make keys that cannot be stored, or that nothing would open.
+
+    Args:
+        is_opened: whether keys without a secret are opened by a provider, or are open here.
+    """
+    for one in new:
+        if one.prepared is None and not is_opened:
+            raise _unopened(one.owner_class)
+    _refuse_enrolled(desk, new, are_many=are_many)
+    for one in new:
+        wrong = mistyped(one.owner_class.primary_key, current_key(one.state))
+        if wrong is not None:
+            raise ConfigurationError(f"This {one.owner_class.name} cannot get keys: {wrong}.")
+    _refuse_unenrolled_others(desk.session, {one.state for one in new})
 
 
 def _unopened(owner_class: OwnerClass) -> EnrollmentError:
     """The error for an owner whose keys nothing would open."""
     said = f"Nothing would open the keys of this {owner_class.name}: give `secret=` or `provider=`"
-    if not any(one.scope is None for one in owner_class.grants_of):
+    if not owner_class.grants_with(None):
         return EnrollmentError(f"{said}.")
     return EnrollmentError(
         f"{said}, or enroll it while one of its members-to-be is unlocked and add their grants in the same "
@@ -166,24 +175,12 @@ def _newcomer(owner: object, prepared: Hidden[bytes] | None) -> _New:
     return _New(owner, owner_class, usable_state(owner, owner_class), prepared)
 
 
-def kek_for_new(session: Session, policy: Policy, provider: str) -> Steps[ProviderKek]:
-    """The KEK that new slots of a provider are under; wrapped by it now if there is none yet."""
-    providers = policy.require_providers()
-    ready = providers.ready_for_new(provider)
-    if ready is not None and not providers.needs_new(provider):
-        return ready
-    if not providers.is_local(provider):
-        require_no_locks(session, provider)
-    made: ProviderKek = yield Outside(lambda: providers.wrap_new(provider))
-    return made
-
-
-def _refuse_enrolled(session: Session, policy: Policy, new: Sequence[_New], *, are_many: bool) -> None:
+def _refuse_enrolled(desk: Desk, new: Sequence[_New], *, are_many: bool) -> None:
     """Raises AlreadyEnrolledError for the first of those in the database who has keys."""
-    for store, some in _by_class(session, policy, [one for one in new if one.state.key is not None]):
+    for store, some in _by_class(desk, [one for one in new if one.state.key is not None]):
         located = {}
         for one in some:
-            found = locate(session, one.owner, policy, store)
+            found = locate(desk, one.owner, store)
             located[found.place.owner] = found
         rows = store.load([one.place.primary_key for one in located.values()])
         if rows:
@@ -192,12 +189,10 @@ def _refuse_enrolled(session: Session, policy: Policy, new: Sequence[_New], *, a
             raise AlreadyEnrolledError(f"{named(first, are_many)} has keys already: {told}.")
 
 
-def _by_class(session: Session, policy: Policy, new: Collection[_New]) -> list[tuple[KeyStore, list[_New]]]:
+def _by_class(desk: Desk, new: Collection[_New]) -> list[tuple[KeyStore, list[_New]]]:
     """These owners by class; the classes in one order, so that two transactions do not wait in a circle."""
     classes = sorted({one.owner_class for one in new}, key=lambda one: one.label)
-    return [
-        (KeyStore(session, of, policy.seals), [one for one in new if one.owner_class is of]) for of in classes
-    ]
+    return [(desk.keys(of), [one for one in new if one.owner_class is of]) for of in classes]
 
 
 def _refuse_unenrolled_others(session: Session, states: Collection[InstanceState[Any]]) -> None:
@@ -208,20 +203,18 @@ def _refuse_unenrolled_others(session: Session, states: Collection[InstanceState
             require_enrolling(other)
 
 
-def _write(
-    session: Session, policy: Policy, new: Sequence[_New], kek: ProviderKek | None, *, are_many: bool
-) -> None:
+def _write(desk: Desk, new: Sequence[_New], kek: ProviderKek | None, *, are_many: bool) -> None:
     # Who is there already gets its keys first: others may enroll it at this moment, and nothing of it may be
     # written under keys that are not stored. Of a new one, nobody else knows.
     there = {one: None for one in new if _has_place(one.state)}
     others = [one for one in new if one not in there]
     alone = len(new) == len(there) == 1  # if it is lost, nothing was written
-    _store(session, policy, there, kek, are_many=are_many, alone=alone)
+    _store(desk, there, kek, are_many=are_many, alone=alone)
     if new:
-        _flush_owners(session, new)
-    _store(session, policy, others, kek, are_many=are_many, alone=False, are_new=True)
-    with session.no_autoflush:
-        grant_existing(session, policy, {one.place: one.keys for one in there if one.place is not None})
+        _flush_owners(desk.session, new)
+    _store(desk, others, kek, are_many=are_many, alone=False, are_new=True)
+    with desk.session.no_autoflush:
+        grant_existing(desk, {one.place: one.keys for one in there if one.place is not None})
 
 
 def _flush_owners(session: Session, new: Sequence[_New]) -> None:
@@ -245,8 +238,7 @@ def _has_place(state: InstanceState[object]) -> bool:
 
 
 def _store(
-    session: Session,
-    policy: Policy,
+    desk: Desk,
     new: Collection[_New],
     kek: ProviderKek | None,
     *,
@@ -260,11 +252,11 @@ def _store(
         AlreadyEnrolledError: one has keys that another transaction stored, or those of an owner in whose
             place its row was written.
     """
-    for store, some in _by_class(session, policy, new):
+    for store, some in _by_class(desk, new):
         rows, owners = [], []
-        with session.no_autoflush:
+        with desk.session.no_autoflush:
             for one in some:
-                located = locate(session, one.owner, policy, store)
+                located = locate(desk, one.owner, store)
                 one.place, one.keys = located.place, bound_keys(one.keys, located.reference)
                 owners.append(located)
                 stored = [key.stored for key in one.keys]
@@ -274,7 +266,7 @@ def _store(
         lost = [located for located, is_there in zip(owners, written, strict=True) if not is_there]
         if lost:
             if not alone:
-                session.rollback()  # the others have keys, or its own columns were written under these
+                desk.session.rollback()  # the others have keys, or its own columns were written under these
             if are_new:
                 raise AlreadyEnrolledError(
                     f"{named(lost[0], are_many)} has the primary key of an owner whose keys are still there: "
@@ -296,8 +288,7 @@ def _slots(new: _New, kek: ProviderKek | None) -> list[StoredSlot]:
 
 
 def _unlocked(
-    session: Session,
-    policy: Policy,
+    desk: Desk,
     new: Sequence[_New],
     around: Sequence[OpenKeys],
     *,
@@ -311,17 +302,17 @@ def _unlocked(
         places.append(one.place)
         keyring.add(one.place.owner, one.keys)
         for other in around:
-            other.make_way(session, one.place)
-    unlocked = UnlockedSession(session, policy, places, keyring)
+            other.make_way(desk.session, one.place)
+    unlocked = UnlockedSession(desk.session, desk.policy, places, keyring)
     # A server opens what its provider holds, as it opens any other: in its own time.
     holders = around if not is_held else [one for one in around if not one.on_demand]
     for one, place in zip(new, places, strict=True):
-        note_enrolment(session, place.owner, unlocked)
+        note_enrolment(desk.session, place.owner, unlocked)
         if one.prepared is None and holders:
             holders[0].admit(place, keyring.copy_of(place.owner))
-            note_enrolment(session, place.owner, holders[0])
+            note_enrolment(desk.session, place.owner, holders[0])
         if one.prepared is None and not is_held:
             unreachable.append(place)
-    note_first_keys(session, places)
-    note_unreachable(session, policy, unreachable)
+    note_first_keys(desk.session, places)
+    note_unreachable(desk, unreachable)
     return unlocked

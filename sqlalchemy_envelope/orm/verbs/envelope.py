@@ -1,15 +1,15 @@
-"""`Envelope`: the policy of an application, and its verbs: enroll, unlock, write only, change a secret."""
+"""`Envelope`: an application's policy and verbs. Over 400 lines, since its docstrings are the reference."""
 
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from sqlalchemy.orm import Session, scoped_session
 
-from sqlalchemy_envelope.crypto.argon2id import KdfLimit, KdfProfile, KdfSalt
+from sqlalchemy_envelope.crypto.argon2id import KdfLimit, KdfProfile
 from sqlalchemy_envelope.crypto.frames import emptying_class
-from sqlalchemy_envelope.crypto.preparation import hide_secret, prepare_hidden
+from sqlalchemy_envelope.crypto.preparation import hide_secret
 from sqlalchemy_envelope.crypto.wrapping import wrong_secret
 from sqlalchemy_envelope.exceptions import ConfigurationError
 from sqlalchemy_envelope.keys.row_seals import RowSeals, realm_name
@@ -19,12 +19,13 @@ from sqlalchemy_envelope.orm.current.providers import CachePolicy, make_provider
 from sqlalchemy_envelope.orm.sessions.server import ServerSession
 from sqlalchemy_envelope.orm.sessions.write_only import WriteOnlySession
 from sqlalchemy_envelope.orm.tables.owners import owner_class_of
-from sqlalchemy_envelope.orm.verbs import claim, slots, unlock
-from sqlalchemy_envelope.orm.verbs.enroll import Asked, asked_for
+from sqlalchemy_envelope.orm.verbs import slots
+from sqlalchemy_envelope.orm.verbs.enroll import asked_for
+from sqlalchemy_envelope.orm.verbs.envelope_steps import EnvelopeSteps, Follow
 from sqlalchemy_envelope.orm.verbs.grant_status import grant_states
 from sqlalchemy_envelope.orm.verbs.owner_keys import locate_enrolled
-from sqlalchemy_envelope.orm.verbs.settle_all import Settling, batch_steps, job
-from sqlalchemy_envelope.orm.verbs.steps import Derivation, Outside
+from sqlalchemy_envelope.orm.verbs.settle_all import Settling, batch_steps
+from sqlalchemy_envelope.orm.verbs.settle_batch import job
 from sqlalchemy_envelope.orm.verbs.why_locked import why_locked
 
 if TYPE_CHECKING:
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Engine
 
-    from sqlalchemy_envelope.crypto.preparation import GivenSecret, HiddenSecret
     from sqlalchemy_envelope.keys.providers.base import KeyProvider
     from sqlalchemy_envelope.keys.providers.server import ServerKeyring
     from sqlalchemy_envelope.orm.current.audit import AuditEvent
@@ -41,16 +41,14 @@ if TYPE_CHECKING:
     from sqlalchemy_envelope.orm.verbs.grant_status import GrantStatus
     from sqlalchemy_envelope.orm.verbs.lock_answer import WhyLocked
     from sqlalchemy_envelope.orm.verbs.slots import KeySlots
-    from sqlalchemy_envelope.orm.verbs.steps import Steps
 
     AnySession = Session | scoped_session[Any]
 
 T = TypeVar("T")
-Follow = Literal["needed", "all"]
 
 
 @emptying_class
-class Envelope:
+class Envelope(EnvelopeSteps):
     """The policy of an application; one for each. Holds no user's key.
 
     Args:
@@ -240,7 +238,7 @@ class Envelope:
             ProviderError: the provider failed, or is the public half of an offline key.
         """
         plain, work = plain_session(session), job(self.policy, owner_class, provider, reason, batch)
-        return Settling(lambda so_far: self.run(batch_steps(plain, work, so_far)))
+        return Settling(lambda so_far: self.run(batch_steps(self._desk(plain), work, so_far)))
 
     def write_only(self, session: AnySession, *owners: object) -> WriteOnlySession:
         """Encrypt for owners who are locked: a webhook's events, a job's results. Inside, their values can be
@@ -260,7 +258,7 @@ class Envelope:
         """
         plain = plain_session(session)
         note_policy(plain, self.policy)
-        places = [locate_enrolled(plain, owner, self.policy).place for owner in owners]
+        places = [locate_enrolled(self._desk(plain), owner).place for owner in owners]
         return WriteOnlySession(plain, self.policy, places)
 
     def server_mode(
@@ -290,7 +288,7 @@ class Envelope:
         Raises:
             NotEnrolledError: the owner is not in the database.
         """
-        return slots.slots_of(plain_session(session), self.policy, owner)
+        return slots.slots_of(self._desk(plain_session(session)), owner)
 
     def why_locked(
         self,
@@ -312,7 +310,7 @@ class Envelope:
         Raises:
             ConfigurationError: it has no such encrypted attribute.
         """
-        return why_locked(plain_session(session), self.policy, instance, attribute, reader)
+        return why_locked(self._desk(plain_session(session)), instance, attribute, reader)
 
     def grant_states(
         self, session: AnySession, grants: type[KeyGrant] | Iterable[KeyGrant]
@@ -329,7 +327,7 @@ class Envelope:
         """
         plain = plain_session(session)
         note_policy(plain, self.policy)
-        return grant_states(plain, self.policy, grants)
+        return grant_states(self._desk(plain), grants)
 
     def add_provider(self, session: AnySession, owner: object, *, provider: str) -> None:
         """Let a provider open an owner who is unlocked here. Never commits.
@@ -362,7 +360,7 @@ class Envelope:
         Raises:
             KeyNotFoundError: it has none.
         """
-        slots.remove_provider(plain_session(session), self.policy, owner, provider)
+        slots.remove_provider(self._desk(plain_session(session)), owner, provider)
 
     def seal_rows(self, session: AnySession, *owner_classes: type[Any]) -> int:
         """Seal every key, slot and grant row of these classes under the active server key; how many. Never
@@ -379,7 +377,7 @@ class Envelope:
         classes = [owner_class_of(getattr(one, "__table__", None)) for one in owner_classes]
         if None in classes:
             raise ConfigurationError("seal_rows() takes classes of key owners.")
-        return slots.seal_rows(plain_session(session), self.policy, classes)
+        return slots.seal_rows(self._desk(plain_session(session)), classes)
 
     def change_secret(
         self, session: AnySession, owner: object, *, old: str | bytes, new: str | bytes
@@ -408,10 +406,6 @@ class Envelope:
         kek.wipe()
         raise wrong_secret()
 
-    def unknown(self, secret: HiddenSecret) -> Derivation:
-        """The derivation of `unlock_unknown`, whose key opens nothing."""
-        return Derivation(prepare_hidden(secret), KdfSalt.generate(self.kdf_profile))
-
     def rebind(self, session: AnySession, owner: object, *, secret: str | bytes) -> None:
         """Bind an owner's keys to its present primary key, after that was changed. Never commits.
 
@@ -428,88 +422,6 @@ class Envelope:
         """Let this envelope's policy serve the flushes of a session in which none of its verbs was used: of
         use only where a process has several envelopes."""
         note_policy(plain_session(session), self.policy)
-
-    def run(self, steps: Steps[T]) -> T:
-        """Carry steps out, with derivations and calls on this thread."""
-        try:
-            work = next(steps)
-            while True:
-                work = steps.send(self.perform(work))
-        except StopIteration as stop:
-            result: T = stop.value
-            return result
-
-    def perform(self, work: Derivation | Outside) -> Any:
-        """Run one key derivation, within the limit, or one call to a provider."""
-        if isinstance(work, Outside):
-            return work.call()
-        return self.limit.derive(work.secret, work.salt)
-
-    def enroll_steps(
-        self,
-        session: Session,
-        owner: object,
-        secret: GivenSecret | Mapping[Any, GivenSecret] | Asked | None,
-        provider: str | None,
-    ) -> Steps[UnlockedSession]:
-        """The steps of `enroll`."""
-        asked = asked_for(owner, secret)
-        return claim.enroll_steps(session, self.policy, self.kdf_profile, asked, provider)
-
-    def unlock_steps(
-        self,
-        session: Session,
-        owner: object,
-        secret: GivenSecret | None,
-        provider: str | None = None,
-        reason: str | None = None,
-        authenticated: bool = False,
-        follow: Follow = "needed",
-    ) -> Steps[UnlockedSession]:
-        """The steps of `unlock`."""
-        if follow not in ("needed", "all"):
-            raise ConfigurationError(f"follow={follow!r}; use 'needed' or 'all'.")
-        steps = self._unlock_steps(session, owner, secret, provider, reason, authenticated=authenticated)
-        return unlock.whole_steps(steps) if follow == "all" else steps
-
-    def _unlock_steps(
-        self,
-        session: Session,
-        owner: object,
-        secret: GivenSecret | None,
-        provider: str | None,
-        reason: str | None,
-        *,
-        authenticated: bool,
-    ) -> Steps[UnlockedSession]:
-        if (secret is None) == (provider is None):
-            raise ConfigurationError("Unlock with `secret=` or with `provider=`: one of them.")
-        if authenticated and secret is None:
-            raise ConfigurationError("authenticated=True says that a secret was checked: give `secret=`.")
-        if secret is not None:
-            steps = claim.unlock_steps if authenticated else unlock.unlock_steps
-            return steps(session, self.policy, self.kdf_profile, owner, hide_secret(secret))
-        assert provider is not None  # noqa: S101 - asked above
-        return unlock.unlock_with_provider_steps(session, self.policy, owner, provider, reason or "")
-
-    def add_provider_steps(self, session: Session, owner: object, provider: str) -> Steps[None]:
-        """The steps of `add_provider`."""
-        return slots.add_provider_steps(session, self.policy, owner, provider)
-
-    def add_secret_steps(self, session: Session, owner: object, secret: GivenSecret) -> Steps[None]:
-        """The steps of `add_secret`."""
-        return slots.add_secret_steps(session, self.policy, self.kdf_profile, owner, hide_secret(secret))
-
-    def change_secret_steps(
-        self, session: Session, owner: object, old: GivenSecret, new: GivenSecret
-    ) -> Steps[None]:
-        """The steps of `change_secret`."""
-        hidden, hidden_new = hide_secret(old), hide_secret(new)
-        return unlock.change_secret_steps(session, self.policy, self.kdf_profile, owner, hidden, hidden_new)
-
-    def rebind_steps(self, session: Session, owner: object, secret: GivenSecret) -> Steps[None]:
-        """The steps of `rebind`."""
-        return unlock.rebind_steps(session, self.policy, self.kdf_profile, owner, hide_secret(secret))
 
     def __repr__(self) -> str:
         return f"Envelope(kdf_profile={self.kdf_profile!r})"

@@ -23,17 +23,13 @@ from sqlalchemy_envelope.orm.sharing.rights import (
     keys_due,
     standing,
 )
-from sqlalchemy_envelope.orm.tables.grant_rows import GrantStore
 from sqlalchemy_envelope.orm.tables.key_grant import KeyGrant, grant_class_of
-from sqlalchemy_envelope.orm.tables.key_rows import KeyStore
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
-
-    from sqlalchemy.orm import Session
+    from collections.abc import Iterable, Mapping, Sequence
 
     from sqlalchemy_envelope.keys.model import KeyId
-    from sqlalchemy_envelope.orm.current.policy import Policy
+    from sqlalchemy_envelope.orm.current.desk import Desk
     from sqlalchemy_envelope.orm.sharing.rights import KeysDue, Right
     from sqlalchemy_envelope.orm.tables.owners import GrantClass, OwnerClass
 
@@ -95,17 +91,17 @@ class GrantStatus:
         return f"{said}{since}, for {by or 'nobody who is left'} to fulfil"
 
 
-def grant_states(session: Session, policy: Policy, grants: type[Any] | Iterable[object]) -> list[GrantStatus]:
+def grant_states(desk: Desk, grants: type[Any] | Iterable[object]) -> list[GrantStatus]:
     """What these granting rows give: of a whole class, or of some objects of any classes, in their order."""
     if isinstance(grants, type):
-        return statuses_of(session, policy, RightStore(session, _class_of(grants), policy.seals).load_all())
+        return statuses_of(desk, RightStore(desk.session, _class_of(grants), desk.policy.seals).load_all())
     asked = [_row_of(one) for one in grants]
     rights: dict[tuple[GrantClass, PrimaryKey], Right] = {}
     for grant in dict.fromkeys(grant for grant, _ in asked):
         rows = [row for other, row in asked if other is grant]
-        found = RightStore(session, grant, policy.seals).load_rows(rows)
+        found = RightStore(desk.session, grant, desk.policy.seals).load_rows(rows)
         rights.update(((grant, one.row), one) for one in found)
-    return statuses_of(session, policy, [rights[one] for one in asked if one in rights])
+    return statuses_of(desk, [rights[one] for one in asked if one in rights])
 
 
 def _class_of(cls: type[Any]) -> GrantClass:
@@ -127,56 +123,69 @@ def _row_of(instance: object) -> tuple[GrantClass, PrimaryKey]:
     return grant, tuple(state.key[1])
 
 
-def statuses_of(session: Session, policy: Policy, rights: Sequence[Right]) -> list[GrantStatus]:
+def statuses_of(desk: Desk, rights: Sequence[Right]) -> list[GrantStatus]:
     """What these granting rows give. A number of queries that depends on the classes, and not on the rows."""
-    due = keys_due(session, policy.seals, rights)
-    found = [(right, *standing(right, due.get(granted_kind(right)), policy.seals)) for right in rights]
+    due = keys_due(desk.session, desk.policy.seals, rights)
+    found = [(right, *standing(right, due.get(granted_kind(right)), desk.policy.seals)) for right in rights]
     pending = [right for right, where, _ in found if where is GrantStanding.PENDING]
-    holders, providers = _holders(session, policy, pending, due)
-    enrolled = _enrolled(session, policy, pending)
+    helpers = _Helpers(desk, pending, due)
+    enrolled = _enrolled(desk, pending)
 
     def told(right: Right, where: GrantStanding, since: dt.datetime | None) -> GrantStatus:
         grant, key = right.grant, granted_kind(right)
-        of, to = (
-            OwnerName(grant.of.owner_class.name, right.of),
-            OwnerName(grant.to.owner_class.name, right.to),
-        )
+        of = OwnerName(grant.of.owner_class.name, right.of)
+        to = OwnerName(grant.to.owner_class.name, right.to)
         status = GrantStatus(grant.mapper.class_.__name__, right.row, of, to, grant.scope, where, since)
         if where is not GrantStanding.PENDING:
             return status
         has_keys = (grant.to.owner_class, right.to) in enrolled
-        return replace(status, holders=holders[key], providers=providers[key], is_enrolled=has_keys)
+        return replace(
+            status, holders=helpers.holders(key), providers=helpers.providers(key), is_enrolled=has_keys
+        )
 
     return [told(*one) for one in found]
 
 
-def _holders(
-    session: Session, policy: Policy, pending: Sequence[Right], due: KeysDue
-) -> tuple[dict[Any, tuple[OwnerName, ...]], dict[Any, tuple[str, ...]]]:
-    """Who can fulfil what is pending: who holds the key, or the root key that leads to it. For each class of
-    owners a query for the slots, and one for each class of grants of theirs."""
-    holders: dict[Any, dict[OwnerName, None]] = {granted_kind(one): {} for one in pending}
-    providers: dict[Any, dict[str, None]] = {granted_kind(one): {} for one in pending}
-    for owner_class in {one[0] for one in holders}:
-        mine = {one: due[one] for one in holders if one[0] is owner_class}
-        by_key: dict[KeyId, list[Any]] = {}
-        for one, key in mine.items():
-            for key_id in {key.active.key_id, key.root_id}:
-                by_key.setdefault(key_id, []).append(one)
-        roots = {key.root_id for key in mine.values()}
-        for slot in _slots(session, policy, owner_class, roots):
-            for one in by_key[slot.key_id]:
-                if slot.kind is SlotKind.SECRET and not is_waiting(slot):
-                    holders[one][OwnerName(owner_class.name, one[1])] = None
-                elif slot.kind is SlotKind.PROVIDER:
-                    providers[one][(slot.provider_ref or "").partition(" ")[0]] = None
-        for grant in owner_class.grants_of:
-            for wrap, _, recipient in GrantStore(session, grant, policy.seals).load_of(by_key):
-                if wrap.state is not GrantState.PENDING:
-                    for one in by_key[wrap.key_id]:
-                        holders[one][OwnerName(grant.to.owner_class.name, recipient)] = None
-    in_order = {one: tuple(sorted(found, key=_place_in_list)) for one, found in holders.items()}
-    return in_order, {one: tuple(sorted(found)) for one, found in providers.items()}
+class _Helpers:
+    """Who can fulfil what is pending: who holds the key, or the root key that leads to it."""
+
+    def __init__(self, desk: Desk, pending: Sequence[Right], due: KeysDue) -> None:
+        """For each class of owners a query for the slots, and one for each class of grants of theirs."""
+        self._desk = desk
+        kinds = {granted_kind(one): due[granted_kind(one)] for one in pending}
+        self._holders: dict[Any, dict[OwnerName, None]] = {kind: {} for kind in kinds}
+        self._providers: dict[Any, set[str]] = {kind: set() for kind in kinds}
+        for owner_class in {kind[0] for kind in kinds}:
+            mine = {kind: key for kind, key in kinds.items() if kind[0] is owner_class}
+            by_key: dict[KeyId, list[Any]] = {}
+            for kind, key in mine.items():
+                for key_id in {key.active.key_id, key.root_id}:
+                    by_key.setdefault(key_id, []).append(kind)
+            self._note_slots(owner_class, {key.root_id for key in mine.values()}, by_key)
+            self._note_grants(owner_class, by_key)
+
+    def holders(self, kind: Any) -> tuple[OwnerName, ...]:
+        """The owners who hold this."""
+        return tuple(sorted(self._holders[kind], key=_place_in_list))
+
+    def providers(self, kind: Any) -> tuple[str, ...]:
+        """The providers that hold this."""
+        return tuple(sorted(self._providers[kind]))
+
+    def _note_slots(self, of: OwnerClass, roots: Iterable[KeyId], by_key: Mapping[KeyId, list[Any]]) -> None:
+        for slot in _slots(self._desk, of, roots):
+            for kind in by_key[slot.key_id]:
+                if slot.kind is SlotKind.PROVIDER:
+                    self._providers[kind].add(slot.provider_name)
+                elif not is_waiting(slot):
+                    self._holders[kind][OwnerName(of.name, kind[1])] = None
+
+    def _note_grants(self, of: OwnerClass, by_key: Mapping[KeyId, list[Any]]) -> None:
+        for grant in of.grants_of:
+            for wrap, _, recipient in self._desk.grants(grant).load_of(by_key):
+                kinds = () if wrap.state is GrantState.PENDING else by_key[wrap.key_id]
+                for kind in kinds:
+                    self._holders[kind][OwnerName(grant.to.owner_class.name, recipient)] = None
 
 
 def _place_in_list(name: OwnerName) -> tuple[str, list[str]]:
@@ -184,16 +193,14 @@ def _place_in_list(name: OwnerName) -> tuple[str, list[str]]:
     return name.class_name, [str(part).rjust(20) for part in name.primary_key]
 
 
-def _slots(session: Session, policy: Policy, owner_class: OwnerClass, roots: Iterable[KeyId]) -> Any:
+def _slots(desk: Desk, owner_class: OwnerClass, roots: Iterable[KeyId]) -> Any:
     try:
-        return KeyStore(session, owner_class, policy.seals).load_slots(roots)
+        return desk.keys(owner_class).load_slots(roots)
     except EnvelopeError:
         return ()  # altered: who relies on one is told when it is opened
 
 
-def _enrolled(
-    session: Session, policy: Policy, pending: Sequence[Right]
-) -> set[tuple[OwnerClass, PrimaryKey]]:
+def _enrolled(desk: Desk, pending: Sequence[Right]) -> set[tuple[OwnerClass, PrimaryKey]]:
     """Which recipients have keys. One query for each class of them."""
     wanted: dict[OwnerClass, dict[PrimaryKey, None]] = {}
     for right in pending:
@@ -201,5 +208,5 @@ def _enrolled(
     return {
         (owner_class, primary_key)
         for owner_class, owners in wanted.items()
-        for primary_key in KindStore(session, owner_class, policy.seals).load_kinds(owners)
+        for primary_key in KindStore(desk.session, owner_class, desk.policy.seals).load_kinds(owners)
     }

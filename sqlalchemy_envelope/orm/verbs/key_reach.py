@@ -12,17 +12,15 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from sqlalchemy_envelope.keys.model import KeyState, Purpose
 from sqlalchemy_envelope.orm.sharing.beyond import MAX_LEVELS
 from sqlalchemy_envelope.orm.sharing.rights import RightStore
-from sqlalchemy_envelope.orm.tables.key_rows import KeyStore
+from sqlalchemy_envelope.orm.tables.owners import places_by_class
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping, Sequence
 
-    from sqlalchemy.orm import Session
-
     from sqlalchemy_envelope.keys.keyring import OwnerId
     from sqlalchemy_envelope.keys.model import KeyId, StoredKey
+    from sqlalchemy_envelope.orm.current.desk import Desk
     from sqlalchemy_envelope.orm.current.names import Names
-    from sqlalchemy_envelope.orm.current.policy import Policy
     from sqlalchemy_envelope.orm.sharing.rights import Right
     from sqlalchemy_envelope.orm.tables.owners import GrantClass, OwnerClass, Place
 
@@ -43,9 +41,7 @@ class Way(NamedTuple):
     blocked: Right | None
 
 
-def ways_to(
-    session: Session, policy: Policy, names: Names, held: Held, target: Place, scope: str
-) -> list[Way]:
+def ways_to(desk: Desk, names: Names, held: Held, target: Place, scope: str) -> list[Way]:
     """Every way from owners, of whom these keys are held, to another one's key of a scope. A query for each
     class of grants and of owners on each level."""
     found: list[Way] = []
@@ -59,14 +55,14 @@ def ways_to(
             if grant.of.owner_class not in leading:
                 continue
             mine = {one.primary_key: one for one in frontier if one.owner_class is grant.to.owner_class}
-            for right in RightStore(session, grant, policy.seals).load_rights(list(mine)):
+            for right in RightStore(desk.session, grant, desk.policy.seals).load_rights(list(mine)):
                 of = names.place(grant.of.owner_class, right.of)
                 way = _along(right, *frontier[mine[right.to]])
                 if of == target and grant.scope in (None, scope):
                     found.append(way)
                 elif grant.scope is None and of != target and _is_news(way, seen.get(of.owner)):
                     reached.setdefault(of, []).append(way)
-        frontier = _opened(session, policy, reached)
+        frontier = _opened(desk, reached)
         seen.update((place.owner, blocked is None) for place, (_, blocked) in frontier.items())
         if not frontier:
             break
@@ -102,14 +98,13 @@ def _along(right: Right, opens: frozenset[KeyId], blocked: Right | None) -> Way:
 
 
 def _opened(
-    session: Session, policy: Policy, reached: Mapping[Place, list[Way]]
+    desk: Desk, reached: Mapping[Place, list[Way]]
 ) -> dict[Place, tuple[frozenset[KeyId], Right | None]]:
     """What the ways to these owners open of them together; where that is nothing, the row in the way."""
     found: dict[Place, tuple[frozenset[KeyId], Right | None]] = {}
-    for owner_class in {place.owner_class for place in reached}:
-        some = [place for place in reached if place.owner_class is owner_class]
+    for owner_class, some in places_by_class(reached).items():
         rows: dict[OwnerId, list[StoredKey]] = {}
-        for one in KeyStore(session, owner_class, policy.seals).load([place.primary_key for place in some]):
+        for one in desk.keys(owner_class).load([place.primary_key for place in some]):
             if one.error is None:
                 rows.setdefault(one.owner, []).append(one.stored)
         for place in some:

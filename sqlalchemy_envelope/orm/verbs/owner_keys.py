@@ -14,24 +14,27 @@ from sqlalchemy_envelope.exceptions import (
     OwnerMismatchError,
 )
 from sqlalchemy_envelope.keys.hierarchy import check_generations
-from sqlalchemy_envelope.keys.model import KeyState, Purpose, SlotKind
+from sqlalchemy_envelope.keys.model import Purpose, SlotKind
 from sqlalchemy_envelope.orm.current.context import server_hint
+from sqlalchemy_envelope.orm.sharing.roots import active_root_among
 from sqlalchemy_envelope.orm.tables.cascades import require_cascades
-from sqlalchemy_envelope.orm.tables.key_rows import KeyStore, OwnedKey, usable
+from sqlalchemy_envelope.orm.tables.key_rows import usable
 from sqlalchemy_envelope.orm.tables.owners import OwnerClass, Place, require_owner_class
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from sqlalchemy.orm import InstanceState, Session
+    from sqlalchemy.orm import InstanceState
 
     from sqlalchemy_envelope.keys.model import StoredKey
-    from sqlalchemy_envelope.orm.current.policy import Policy
+    from sqlalchemy_envelope.orm.current.desk import Desk
+    from sqlalchemy_envelope.orm.tables.key_rows import KeyStore, OwnedKey
 
 
 class LocatedOwner(NamedTuple):
     """An owner with its place in the database."""
 
+    desk: Desk
     instance: object
     place: Place
     store: KeyStore
@@ -59,15 +62,15 @@ def usable_state(owner: object, owner_class: OwnerClass) -> InstanceState[Any]:
     return state
 
 
-def locate(session: Session, owner: object, policy: Policy, store: KeyStore | None = None) -> LocatedOwner:
+def locate(desk: Desk, owner: object, store: KeyStore | None = None) -> LocatedOwner:
     """An owner that is in the database; `store` is that of its class, where several of them are located."""
     owner_class = require_owner_class(owner)
     identity: Any = inspect(owner).key
-    store = store or KeyStore(session, owner_class, policy.seals)
-    return LocatedOwner(owner, Place(owner_class, tuple(identity[1]), store.where), store)
+    store = store or desk.keys(owner_class)
+    return LocatedOwner(desk, owner, Place(owner_class, tuple(identity[1]), store.where), store)
 
 
-def locate_enrolled(session: Session, owner: object, policy: Policy) -> LocatedOwner:
+def locate_enrolled(desk: Desk, owner: object) -> LocatedOwner:
     """An owner that could have keys, in a database that would delete them with it.
 
     Raises:
@@ -78,8 +81,8 @@ def locate_enrolled(session: Session, owner: object, policy: Policy) -> LocatedO
         raise NotEnrolledError(
             f"This {owner_class.name} is not in the database yet; enroll it: envelope.enroll(...)."
         )
-    require_cascades(session, owner_class.mapper)
-    return locate(session, owner, policy)
+    require_cascades(desk.session, owner_class.mapper)
+    return locate(desk, owner)
 
 
 def named(located: LocatedOwner, among_others: bool) -> str:
@@ -95,10 +98,10 @@ def active_root(located: LocatedOwner, keys: Sequence[StoredKey]) -> StoredKey:
     Raises:
         KeyNotFoundError: there is none.
     """
-    for key in keys:
-        if key.purpose is Purpose.ROOT and key.state is KeyState.ACTIVE:
-            return key
-    raise KeyNotFoundError(f"This {located.name} has keys and no active root key to open them with.")
+    root = active_root_among(keys)
+    if root is None:
+        raise KeyNotFoundError(f"This {located.name} has keys and no active root key to open them with.")
+    return root
 
 
 def how_opened(located: LocatedOwner, keys: Sequence[StoredKey]) -> str:
@@ -106,7 +109,7 @@ def how_opened(located: LocatedOwner, keys: Sequence[StoredKey]) -> str:
     slots = located.store.load_slots([key.key_id for key in keys if key.purpose is Purpose.ROOT])
     if any(slot.kind is SlotKind.SECRET for slot in slots):
         return "unlock it, or change its secret"
-    providers = sorted({(slot.provider_ref or "").partition(" ")[0] for slot in slots})
+    providers = sorted({slot.provider_name for slot in slots})
     if not providers:
         return "it is opened by whom they are granted to"
     names = " and ".join(repr(one) for one in providers)
@@ -117,24 +120,36 @@ def how_opened(located: LocatedOwner, keys: Sequence[StoredKey]) -> str:
     )
 
 
-def load_keys(located: LocatedOwner, *, moved: bool = False) -> list[StoredKey]:
-    """An owner's keys, one active generation of each; `moved` if they may be bound to another primary key.
+def load_keys(located: LocatedOwner) -> list[StoredKey]:
+    """An owner's keys, one active generation of each.
 
     Raises:
         NotEnrolledError: there are none.
         TamperedKeyError, RowSealError: an older one was made active again, or one was altered.
         OwnerMismatchError: they are bound to another owner.
     """
+    return _checked(_rows(located))
+
+
+def load_moved_keys(located: LocatedOwner) -> list[StoredKey]:
+    """As `load_keys`, of an owner whose primary key was changed: they may be bound to the old one."""
+    rows = _rows(located)
+    return _checked(
+        [row._replace(error=None) if isinstance(row.error, OwnerMismatchError) else row for row in rows]
+    )
+
+
+def _rows(located: LocatedOwner) -> list[OwnedKey]:
     rows = located.load()
     if not rows:
         hint = server_hint(object_session(located.instance))
         raise NotEnrolledError(
             f"This {located.name} has no keys; enroll it first: envelope.enroll(...).{hint}"
         )
-    if moved:
-        rows = [
-            row._replace(error=None) if isinstance(row.error, OwnerMismatchError) else row for row in rows
-        ]
+    return rows
+
+
+def _checked(rows: list[OwnedKey]) -> list[StoredKey]:
     keys = [row.stored for row in usable(rows)]
     check_generations(keys)
     return keys

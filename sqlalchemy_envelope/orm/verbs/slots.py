@@ -4,7 +4,7 @@ and of a first secret."""
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sqlalchemy_envelope.crypto.argon2id import KdfSalt
 from sqlalchemy_envelope.crypto.preparation import prepare_hidden
@@ -13,14 +13,13 @@ from sqlalchemy_envelope.keys.model import KeyState, Purpose, SlotKind
 from sqlalchemy_envelope.keys.slots import is_waiting, provider_slot, secret_slot
 from sqlalchemy_envelope.orm.current import context
 from sqlalchemy_envelope.orm.current.audit import AuditEvent
+from sqlalchemy_envelope.orm.current.keks import kek_for_new
 from sqlalchemy_envelope.orm.current.names import Names
 from sqlalchemy_envelope.orm.current.policy import note_policy
 from sqlalchemy_envelope.orm.sharing.beyond import MAX_LEVELS
 from sqlalchemy_envelope.orm.sharing.epochs import start_epoch
-from sqlalchemy_envelope.orm.tables.grant_rows import GrantStore
 from sqlalchemy_envelope.orm.tables.key_rows import KeyStore
 from sqlalchemy_envelope.orm.tables.owners import Place
-from sqlalchemy_envelope.orm.verbs.enroll import kek_for_new
 from sqlalchemy_envelope.orm.verbs.owner_keys import active_root, load_keys, locate_enrolled
 from sqlalchemy_envelope.orm.verbs.steps import Derivation, wiping
 from sqlalchemy_envelope.orm.verbs.unlock import is_unclaimed
@@ -28,12 +27,10 @@ from sqlalchemy_envelope.orm.verbs.unlock import is_unclaimed
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from sqlalchemy.orm import Session
-
     from sqlalchemy_envelope.crypto.argon2id import KdfProfile
     from sqlalchemy_envelope.crypto.preparation import HiddenSecret
     from sqlalchemy_envelope.keys.model import OpenedKey, StoredKey, StoredSlot
-    from sqlalchemy_envelope.orm.current.policy import Policy
+    from sqlalchemy_envelope.orm.current.desk import Desk
     from sqlalchemy_envelope.orm.verbs.owner_keys import LocatedOwner
     from sqlalchemy_envelope.orm.verbs.steps import Steps
 
@@ -69,36 +66,53 @@ class KeySlots(tuple[KeySlot, ...]):
         return frozenset(slot.provider for slot in self if slot.provider is not None)
 
 
-def slots_of(session: Session, policy: Policy, owner: object) -> KeySlots:
+def slots_of(desk: Desk, owner: object) -> KeySlots:
     """The slots of an owner, and the provider slots that lead to it through grants."""
-    located = locate_enrolled(session, owner, policy)
+    located = locate_enrolled(desk, owner)
     found: list[KeySlot] = []
-    seen, names = {located.place.owner}, Names(session)
-    frontier: list[tuple[Place, tuple[str, ...], str | None]] = [(located.place, (), None)]
+    seen, frontier = {located.place.owner}, [_Step(located.place, (), None)]
     for _ in range(MAX_LEVELS + 1):
-        reached: list[tuple[Place, tuple[str, ...], str | None]] = []
-        for place, through, scope in frontier:
-            store = KeyStore(session, place.owner_class, policy.seals)
-            keys = [one.stored for one in store.load([place.primary_key])]
-            active = [key for key in keys if key.state is KeyState.ACTIVE]
-            roots = [key.key_id for key in active if key.purpose is Purpose.ROOT]
-            slots = store.load_slots(roots, SlotKind.PROVIDER if through else None)
-            found += [_told(slot, through, scope) for slot in slots]
-            for grant in place.owner_class.grants_of:
-                # Of what was granted to others only what leads on to the whole: a root key.
-                if through and grant.scope is not None:
-                    continue
-                rows = GrantStore(session, grant, policy.seals).load_of([key.key_id for key in active])
-                for _, _, recipient in rows:
-                    to = names.place(grant.to.owner_class, recipient)
-                    if to.owner not in seen:
-                        seen.add(to.owner)
-                        name = grant.mapper.class_.__name__
-                        reached.append((to, (*through, name), grant.scope if not through else scope))
+        reached: list[_Step] = []
+        for step in frontier:
+            slots, further = _look_at(desk, step)
+            found += slots
+            for one in further:
+                if one.place.owner not in seen:
+                    seen.add(one.place.owner)
+                    reached.append(one)
         frontier = reached
         if not frontier:
             break
     return KeySlots(dict.fromkeys(found))
+
+
+class _Step(NamedTuple):
+    """An owner that is reached through these grants, which open this scope."""
+
+    place: Place
+    through: tuple[str, ...]
+    scope: str | None
+
+
+def _look_at(desk: Desk, step: _Step) -> tuple[list[KeySlot], list[_Step]]:
+    """The slots of an owner, and to whom its keys were granted."""
+    place, through, scope = step
+    store = desk.keys(place.owner_class)
+    keys = [one.stored for one in store.load([place.primary_key])]
+    active = [key for key in keys if key.state is KeyState.ACTIVE]
+    roots = [key.key_id for key in active if key.purpose is Purpose.ROOT]
+    slots = store.load_slots(roots, SlotKind.PROVIDER if through else None)
+    further: list[_Step] = []
+    names = Names(desk.session)
+    for grant in place.owner_class.grants_of:
+        # Of what was granted to others only what leads on to the whole: a root key.
+        if through and grant.scope is not None:
+            continue
+        name = grant.mapper.class_.__name__
+        for _, _, recipient in desk.grants(grant).load_of([key.key_id for key in active]):
+            to = names.place(grant.to.owner_class, recipient)
+            further.append(_Step(to, (*through, name), scope if through else grant.scope))
+    return [_told(slot, through, scope) for slot in slots], further
 
 
 def _told(slot: StoredSlot, through: tuple[str, ...], scope: str | None) -> KeySlot:
@@ -108,30 +122,28 @@ def _told(slot: StoredSlot, through: tuple[str, ...], scope: str | None) -> KeyS
     return KeySlot("provider", name, reference, through, scope)
 
 
-def add_provider_steps(session: Session, policy: Policy, owner: object, provider: str) -> Steps[None]:
+def add_provider_steps(desk: Desk, owner: object, provider: str) -> Steps[None]:
     """The steps of `Envelope.add_provider`."""
-    located = locate_enrolled(session, owner, policy)
-    note_policy(session, policy)
-    _settle(session, located)
+    located = locate_enrolled(desk, owner)
+    note_policy(desk.session, desk.policy)
+    _settle(located)
     root = active_root(located, load_keys(located))
-    opened = _opened(session, located, root)
-    kek = yield from kek_for_new(session, policy, provider)
-    mine = [slot for slot in _provider_slots(located.store, [root]) if _name(slot) == provider]
+    opened = _opened(located, root)
+    kek = yield from kek_for_new(desk, provider)
+    mine = [slot for slot in _provider_slots(located.store, [root]) if slot.provider_name == provider]
     if not mine:
         located.store.insert_slots([provider_slot(opened, kek)])
-        policy.emit(AuditEvent("provider_added", located.name, provider=provider))
+        desk.emit(AuditEvent("provider_added", located.name, provider=provider))
 
 
-def add_secret_steps(
-    session: Session, policy: Policy, profile: KdfProfile, owner: object, secret: HiddenSecret
-) -> Steps[None]:
+def add_secret_steps(desk: Desk, profile: KdfProfile, owner: object, secret: HiddenSecret) -> Steps[None]:
     """The steps of `Envelope.add_secret`."""
     prepared = prepare_hidden(secret, new=True)
-    located = locate_enrolled(session, owner, policy)
-    note_policy(session, policy)
+    located = locate_enrolled(desk, owner)
+    note_policy(desk.session, desk.policy)
     keys = load_keys(located)
-    _require_no_secret(located, policy, keys)
-    opened = _opened(session, located, active_root(located, keys))
+    _require_no_secret(located, keys)
+    opened = _opened(located, active_root(located, keys))
     salt = KdfSalt.generate(profile)
     kek = yield Derivation(prepared, salt)
     with wiping(kek):
@@ -139,26 +151,28 @@ def add_secret_steps(
         # again, since what waited for a lock sees no rows that are new.
         located.store.load([located.place.primary_key], for_update=True)
         keys = load_keys(located)
-        _require_no_secret(located, policy, keys)
+        _require_no_secret(located, keys)
         if active_root(located, keys).key_id != opened.stored.key_id:
-            opened = _opened(session, located, active_root(located, keys))
+            opened = _opened(located, active_root(located, keys))
         located.store.insert_slots([secret_slot(opened, kek, salt)])
-    policy.emit(AuditEvent("secret_added", located.name))
+    desk.emit(AuditEvent("secret_added", located.name))
 
 
-def _settle(session: Session, located: LocatedOwner) -> None:
+def _settle(located: LocatedOwner) -> None:
     """An owner's keys are about to be given to somebody: what waits for them is put in order first."""
+    session = located.desk.session
     for unlocked in context.unlocked_sessions(session):
         unlocked.follow_owners(session, located.place.owner_class, [located.place.primary_key])
     context.settle_unlocked(session)
 
 
-def _opened(session: Session, located: LocatedOwner, root: StoredKey) -> OpenedKey:
+def _opened(located: LocatedOwner, root: StoredKey) -> OpenedKey:
     """A root key of an owner who is unlocked here.
 
     Raises:
         LockedError: nobody here has it.
     """
+    session = located.desk.session
     for unlocked in context.unlocked_sessions(session):
         if unlocked.on_demand:  # a server opens owners as they are needed
             unlocked.prepare_write(session, located.place.owner_class, [located.place.primary_key], 0)
@@ -171,9 +185,9 @@ def _opened(session: Session, located: LocatedOwner, root: StoredKey) -> OpenedK
     raise context.locked(f"This {located.name}", session)
 
 
-def _require_no_secret(located: LocatedOwner, policy: Policy, keys: Sequence[StoredKey]) -> None:
+def _require_no_secret(located: LocatedOwner, keys: Sequence[StoredKey]) -> None:
     roots = [key.key_id for key in keys if key.purpose is Purpose.ROOT]
-    if is_unclaimed(located, policy, roots):
+    if is_unclaimed(located, roots):
         raise UnclaimedError(
             f"This {located.name} has keys that wait to be claimed: `envelope.enroll(session, owner, "
             "secret=...)` claims them with its first secret."
@@ -185,36 +199,29 @@ def _require_no_secret(located: LocatedOwner, policy: Policy, keys: Sequence[Sto
         )
 
 
-def remove_provider(session: Session, policy: Policy, owner: object, provider: str) -> None:
+def remove_provider(desk: Desk, owner: object, provider: str) -> None:
     """Take a provider's slots away, and start a new epoch that it never held."""
-    located = locate_enrolled(session, owner, policy)
-    note_policy(session, policy)
-    _settle(session, located)
+    located = locate_enrolled(desk, owner)
+    note_policy(desk.session, desk.policy)
+    _settle(located)
     roots = [key for key in load_keys(located) if key.purpose is Purpose.ROOT]
     slots = _provider_slots(located.store, roots)
-    mine = [slot for slot in slots if _name(slot) == provider]
+    mine = [slot for slot in slots if slot.provider_name == provider]
     if not mine:
         raise KeyNotFoundError(f"This {located.name} has no key slot of provider {provider!r}.")
     located.store.delete_slots(mine)
-    here = context.unlocked_sessions(session)
-    keyrings = (unlocked.keyring_for(located.place.owner, session) for unlocked in here)
-    keyring = next((one for one in keyrings if one is not None), None)
-    start_epoch(session, policy, located.place, keyring)
-    policy.emit(AuditEvent("provider_removed", located.name, provider=provider))
+    start_epoch(desk, located.place, desk.keyring_for(located.place.owner))
+    desk.emit(AuditEvent("provider_removed", located.name, provider=provider))
 
 
-def seal_rows(session: Session, policy: Policy, owner_classes: Sequence[Any]) -> int:
+def seal_rows(desk: Desk, owner_classes: Sequence[Any]) -> int:
     """Seal every key, slot and grant row of these classes; how many."""
     count = 0
     for owner_class in owner_classes:
-        count += KeyStore(session, owner_class, policy.seals).reseal()
-        count += sum(GrantStore(session, grant, policy.seals).reseal() for grant in owner_class.grants_of)
+        count += desk.keys(owner_class).reseal()
+        count += sum(desk.grants(grant).reseal() for grant in owner_class.grants_of)
     return count
 
 
 def _provider_slots(store: KeyStore, roots: Sequence[StoredKey]) -> list[StoredSlot]:
     return store.load_slots([root.key_id for root in roots], SlotKind.PROVIDER)
-
-
-def _name(slot: StoredSlot) -> str:
-    return (slot.provider_ref or "").partition(" ")[0]

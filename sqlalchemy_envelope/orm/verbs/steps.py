@@ -6,12 +6,13 @@ face runs that on the spot, the asynchronous one in a thread: the core is writte
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from sqlalchemy_envelope.crypto.argon2id import KdfSalt
 from sqlalchemy_envelope.crypto.secret import Hidden, Uncopied
+from sqlalchemy_envelope.orm.current.keks import Outside
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -32,12 +33,6 @@ class Derivation(Uncopied):
 
     def __repr__(self) -> str:
         return "<Derivation redacted>"
-
-
-class Outside(NamedTuple):
-    """A call to a provider that a step waits for."""
-
-    call: Callable[[], Any]
 
 
 Steps = Generator[Derivation | Outside, Any, T]

@@ -13,8 +13,8 @@ from sqlalchemy_envelope.orm.verbs.steps import Derivation
 
 if TYPE_CHECKING:
     from sqlalchemy_envelope.crypto.argon2id import KdfLimit
+    from sqlalchemy_envelope.orm.current.keks import Outside
     from sqlalchemy_envelope.orm.verbs.envelope import Envelope
-    from sqlalchemy_envelope.orm.verbs.steps import Outside
 
 
 class _Places:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -17,7 +18,7 @@ from sqlalchemy_envelope.exceptions import (
     UnclaimedError,
     UnlockError,
 )
-from sqlalchemy_envelope.keys.hierarchy import link_to_newer_root, wrap_under_root
+from sqlalchemy_envelope.keys.hierarchy import link_to_newer_root, short, wrap_under_root
 from sqlalchemy_envelope.keys.keyring import Keyring
 from sqlalchemy_envelope.keys.model import KeyState, OpenedKey, Purpose, SlotKind
 from sqlalchemy_envelope.keys.slots import (
@@ -28,7 +29,7 @@ from sqlalchemy_envelope.keys.slots import (
 )
 from sqlalchemy_envelope.orm.columns.state import closed_values
 from sqlalchemy_envelope.orm.current.audit import AuditEvent
-from sqlalchemy_envelope.orm.current.locks import require_no_locks
+from sqlalchemy_envelope.orm.current.keks import kek_of_slot
 from sqlalchemy_envelope.orm.current.policy import note_policy, require_reason
 from sqlalchemy_envelope.orm.sessions.unlocked import UnlockedSession
 from sqlalchemy_envelope.orm.sharing.epochs import start_epoch
@@ -37,42 +38,46 @@ from sqlalchemy_envelope.orm.sharing.rollbacks import note_unlock
 from sqlalchemy_envelope.orm.sharing.roots import OpenedRoot, open_with_kek, renew
 from sqlalchemy_envelope.orm.sharing.waiting import Waiting
 from sqlalchemy_envelope.orm.tables.key_rows import MAX_SLOTS
-from sqlalchemy_envelope.orm.verbs.owner_keys import active_root, how_opened, load_keys, locate_enrolled
-from sqlalchemy_envelope.orm.verbs.steps import Derivation, Outside, wiping
+from sqlalchemy_envelope.orm.verbs.owner_keys import (
+    active_root,
+    how_opened,
+    load_keys,
+    load_moved_keys,
+    locate_enrolled,
+)
+from sqlalchemy_envelope.orm.verbs.steps import Derivation, wiping
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from sqlalchemy.orm import Session
+    from collections.abc import Iterator, Sequence
 
     from sqlalchemy_envelope.crypto.argon2id import KdfProfile
     from sqlalchemy_envelope.crypto.preparation import HiddenSecret
     from sqlalchemy_envelope.crypto.secret import Hidden, KeyBytes
     from sqlalchemy_envelope.keys.model import KeyId, StoredKey, StoredSlot
-    from sqlalchemy_envelope.orm.current.policy import Policy
+    from sqlalchemy_envelope.orm.current.desk import Desk
     from sqlalchemy_envelope.orm.sharing.waiting import SlotChange
     from sqlalchemy_envelope.orm.verbs.owner_keys import LocatedOwner
     from sqlalchemy_envelope.orm.verbs.steps import Steps
 
 
 def unlock_steps(
-    session: Session, policy: Policy, profile: KdfProfile, owner: object, secret: HiddenSecret
+    desk: Desk, profile: KdfProfile, owner: object, secret: HiddenSecret
 ) -> Steps[UnlockedSession]:
     """The steps of `Envelope.unlock` with a secret."""
     prepared = prepare_hidden(secret)
-    located = locate_enrolled(session, owner, policy)
-    note_policy(session, policy)
+    located = locate_enrolled(desk, owner)
+    note_policy(desk.session, desk.policy)
     try:
         keys = load_keys(located)
     except NotEnrolledError:
         yield from _waste_a_derivation(prepared, profile)
         raise
-    found, salt = yield from _open_with_secret(located, policy, profile, keys, prepared)
+    found, salt = yield from _open_with_secret(located, profile, keys, prepared)
     with wiping(found.kek):
         stronger: list[SlotChange] = []
         if profile.exceeds(salt.profile) and found.trusted:
             stronger = yield from _stronger_slots(profile, found, prepared)
-        return unlocked_owner(session, policy, located, keys, found, stronger)
+        return unlocked_owner(desk, located, keys, found, stronger)
 
 
 def _stronger_slots(
@@ -88,14 +93,14 @@ def _stronger_slots(
 
 
 def unlock_with_provider_steps(
-    session: Session, policy: Policy, owner: object, provider: str, reason: str
+    desk: Desk, owner: object, provider: str, reason: str
 ) -> Steps[UnlockedSession]:
     """The steps of `Envelope.unlock` with a provider."""
     require_reason(reason)
-    providers = policy.require_providers()
+    providers = desk.policy.require_providers()
     providers.named(provider)
-    located = locate_enrolled(session, owner, policy)
-    note_policy(session, policy)
+    located = locate_enrolled(desk, owner)
+    note_policy(desk.session, desk.policy)
     keys = load_keys(located)
     root = active_root(located, keys)
     slots = located.store.load_slots(_roots(keys), SlotKind.PROVIDER)
@@ -105,18 +110,14 @@ def unlock_with_provider_steps(
         raise KeyNotFoundError(
             f"This {located.name} has no key slot of provider {provider!r}: it is not its to open."
         )
-    kek = providers.cached(slot)
-    if kek is None:
-        if not providers.is_local(provider):
-            require_no_locks(session, provider)
-        kek = yield Outside(lambda: providers.open(slot))
-    found = trusting_first_use(open_with_kek(policy, keys, root, slot, mine, kek), keys)
-    policy.emit(
+    kek = yield from kek_of_slot(desk, slot)
+    found = trusting_first_use(open_with_kek(desk.policy, keys, root, slot, mine, kek), keys)
+    desk.emit(
         AuditEvent(
             "provider_unlocked", located.name, reason=reason, provider=provider, key_id=root.key_id.hex[:8]
         )
     )
-    return unlocked_owner(session, policy, located, keys, found)
+    return unlocked_owner(desk, located, keys, found)
 
 
 def whole_steps(steps: Steps[UnlockedSession]) -> Steps[UnlockedSession]:
@@ -127,8 +128,7 @@ def whole_steps(steps: Steps[UnlockedSession]) -> Steps[UnlockedSession]:
 
 
 def change_secret_steps(
-    session: Session,
-    policy: Policy,
+    desk: Desk,
     profile: KdfProfile,
     owner: object,
     old: HiddenSecret,
@@ -136,39 +136,29 @@ def change_secret_steps(
 ) -> Steps[None]:
     """The steps of `Envelope.change_secret`."""
     prepared, prepared_new = prepare_hidden(old), prepare_hidden(new, new=True)
-    located = locate_enrolled(session, owner, policy)
+    located = locate_enrolled(desk, owner)
     keys = load_keys(located)
-    found, _ = yield from _open_with_secret(located, policy, profile, keys, prepared)
-    keyring = Keyring()
-    keyring.add_stored(located.place.owner, keys)
-    keyring.add(located.place.owner, [found.root, *found.older])
-    try:
+    found, _ = yield from _open_with_secret(located, profile, keys, prepared)
+    with _keyring_of(located, keys, found) as keyring:
         salt = KdfSalt.generate(profile)
         kek = yield Derivation(prepared_new, salt)
         with wiping(kek, found.kek):
             slots = found.slots
             if not found.trusted:
                 # Its slot would be wrapped now, and the root key in it taken for the owner's own.
-                slots = [*renew(session, policy, located.place, keyring, found), *slots[1:]]
+                slots = [*renew(desk, located.place, keyring, found), *slots[1:]]
             # Those of retired root keys too: what hangs on them alone has no other way.
             for slot, root in slots:
                 _replace(located, slot, secret_slot(root, kek, salt, slot.slot_id))
-    finally:
-        keyring.wipe()
 
 
-def rebind_steps(
-    session: Session, policy: Policy, profile: KdfProfile, owner: object, secret: HiddenSecret
-) -> Steps[None]:
+def rebind_steps(desk: Desk, profile: KdfProfile, owner: object, secret: HiddenSecret) -> Steps[None]:
     """The steps of `Envelope.rebind`."""
     prepared = prepare_hidden(secret)
-    located = locate_enrolled(session, owner, policy)
-    keys = load_keys(located, moved=True)
-    found, _ = yield from _open_with_secret(located, policy, profile, keys, prepared)
-    keyring = Keyring()
-    keyring.add_stored(located.place.owner, keys)
-    keyring.add(located.place.owner, [found.root, *found.older])
-    try:
+    located = locate_enrolled(desk, owner)
+    keys = load_moved_keys(located)
+    found, _ = yield from _open_with_secret(located, profile, keys, prepared)
+    with _keyring_of(located, keys, found) as keyring:
         salt = KdfSalt.generate(profile)
         kek = yield Derivation(prepared, salt)
         new_root = OpenedKey(replace(found.root.stored, owner_reference=located.reference), found.root.key)
@@ -181,7 +171,17 @@ def rebind_steps(
             _replace(located, slot, replace(sealed_slot(new_root, slot), slot_id=slot.slot_id))
         located.store.replace_keys([new_root.stored, *moved])
         if located.place.owner_class.grants_of or not found.trusted:
-            start_epoch(session, policy, located.place, keyring)
+            start_epoch(desk, located.place, keyring)
+
+
+@contextmanager
+def _keyring_of(located: LocatedOwner, keys: Sequence[StoredKey], found: OpenedRoot) -> Iterator[Keyring]:
+    """A keyring of an owner's keys, wiped at the end of the block."""
+    keyring = Keyring()
+    try:
+        keyring.add_stored(located.place.owner, keys)
+        keyring.add(located.place.owner, [found.root, *found.older])
+        yield keyring
     finally:
         keyring.wipe()
 
@@ -201,24 +201,16 @@ def _roots(keys: Sequence[StoredKey]) -> list[KeyId]:
 
 
 def _open_with_secret(
-    located: LocatedOwner,
-    policy: Policy,
-    profile: KdfProfile,
-    keys: Sequence[StoredKey],
-    prepared: Hidden[bytes],
+    located: LocatedOwner, profile: KdfProfile, keys: Sequence[StoredKey], prepared: Hidden[bytes]
 ) -> Steps[tuple[OpenedRoot, KdfSalt]]:
+    """The root key behind the first of an owner's secret slots that this secret opens.
+
+    Raises:
+        UnlockError: it opens none.
+    """
     root = active_root(located, keys)
-    roots = _roots(keys)
-    loaded = located.store.load_slots(roots, SlotKind.SECRET, limit=(MAX_SLOTS + 1) * len(roots))
+    loaded = yield from _secret_slots(located, profile, keys, root, prepared)
     slots = [slot for slot in loaded if slot.key_id == root.key_id]
-    if not slots and is_unclaimed(located, policy, roots):
-        yield from _waste_a_derivation(prepared, profile)
-        raise UnclaimedError(
-            f"This {located.name} has keys that wait to be claimed, and no secret yet: authenticate as "
-            "before, then call enroll() with the secret, or unlock(..., authenticated=True)."
-        )
-    if not slots:
-        raise KeyNotFoundError(f"No secret opens this {located.name}: {how_opened(located, [root])}.")
     if len(slots) > MAX_SLOTS:
         raise KeyNotFoundError(f"This {located.name} has more than {MAX_SLOTS} secret slots.")
     refused: UnlockError | None = None
@@ -226,13 +218,7 @@ def _open_with_secret(
         salt = KdfSalt.parse(slot.kdf, policy=profile)
         kek = yield Derivation(prepared, salt)
         try:
-            if is_waiting(slot):
-                raise _waits(located, slot, kek)
-            found = open_with_kek(policy, keys, root, slot, loaded, kek)
-            if policy.harden_claims and is_sealed(slot.wrapped) and not found.vouching:
-                # An enrolment wraps, and an epoch leaves a wrapped slot behind: this one custodians released.
-                found = found._replace(trusted=False, hardens=True)
-            return found, salt
+            return _open_slot(located, keys, root, slot, loaded, kek), salt
         except UnlockError as error:
             kek.wipe()
             refused = error
@@ -243,6 +229,50 @@ def _open_with_secret(
     raise refused
 
 
+def _secret_slots(
+    located: LocatedOwner,
+    profile: KdfProfile,
+    keys: Sequence[StoredKey],
+    root: StoredKey,
+    prepared: Hidden[bytes],
+) -> Steps[list[StoredSlot]]:
+    """The secret slots of an owner's root keys, retired ones too.
+
+    Raises:
+        UnclaimedError, KeyNotFoundError: the active root key has none.
+    """
+    roots = _roots(keys)
+    loaded = located.store.load_slots(roots, SlotKind.SECRET, limit=(MAX_SLOTS + 1) * len(roots))
+    if any(slot.key_id == root.key_id for slot in loaded):
+        return loaded
+    if is_unclaimed(located, roots):
+        yield from _waste_a_derivation(prepared, profile)
+        raise UnclaimedError(
+            f"This {located.name} has keys that wait to be claimed, and no secret yet: authenticate as "
+            "before, then call enroll() with the secret, or unlock(..., authenticated=True)."
+        )
+    raise KeyNotFoundError(f"No secret opens this {located.name}: {how_opened(located, [root])}.")
+
+
+def _open_slot(
+    located: LocatedOwner,
+    keys: Sequence[StoredKey],
+    root: StoredKey,
+    slot: StoredSlot,
+    slots: Sequence[StoredSlot],
+    kek: KeyBytes,
+) -> OpenedRoot:
+    """The active root key through this slot, and what its KEK opens of the others."""
+    policy = located.desk.policy
+    if is_waiting(slot):
+        raise _waits(located, slot, kek)
+    found = open_with_kek(policy, keys, root, slot, slots, kek)
+    if policy.harden_claims and is_sealed(slot.wrapped) and not found.vouching:
+        # An enrolment wraps, and an epoch leaves a wrapped slot behind: this one custodians released.
+        found = found._replace(trusted=False, hardens=True)
+    return found
+
+
 def _waste_a_derivation(prepared: Hidden[bytes], profile: KdfProfile) -> Steps[None]:
     """Who has no secret yet is refused as slowly as a wrong secret: time does not tell which accounts are
     so."""
@@ -250,13 +280,13 @@ def _waste_a_derivation(prepared: Hidden[bytes], profile: KdfProfile) -> Steps[N
     kek.wipe()
 
 
-def is_unclaimed(located: LocatedOwner, policy: Policy, roots: Sequence[KeyId]) -> bool:
+def is_unclaimed(located: LocatedOwner, roots: Sequence[KeyId]) -> bool:
     """Whether a campaign holds these root keys."""
-    campaigns = policy.providers.campaigns if policy.providers is not None else frozenset()
-    if not campaigns:
+    providers = located.desk.policy.providers
+    if providers is None or not providers.campaigns:
         return False
     slots = located.store.load_slots(roots, SlotKind.PROVIDER)
-    return any(policy.require_providers().of(slot) in campaigns for slot in slots)
+    return any(slot.provider_name in providers.campaigns for slot in slots)
 
 
 def _waits(located: LocatedOwner, slot: StoredSlot, kek: KeyBytes) -> EnvelopeError:
@@ -270,8 +300,7 @@ def _waits(located: LocatedOwner, slot: StoredSlot, kek: KeyBytes) -> EnvelopeEr
 
 
 def unlocked_owner(
-    session: Session,
-    policy: Policy,
+    desk: Desk,
     located: LocatedOwner,
     keys: Sequence[StoredKey],
     found: OpenedRoot,
@@ -284,27 +313,29 @@ def unlocked_owner(
     try:
         keyring.add_stored(owner, keys)
         keyring.add(owner, [found.root, *found.older])
-        # One's own keys are tried now, so that an altered one is told at once; what was granted waits until
-        # it is needed.
-        for key in keys:
-            own = key.purpose in (Purpose.DATA, Purpose.INDEX) and key.state is not KeyState.DESTROYED
-            if own and keyring.open(key.key_id) is None:
-                raise KeyNotFoundError(
-                    f"Key {key.key_id.hex[:8]} is wrapped under a root key that is not here."
-                )
+        _require_open(keyring, keys)
         waiting = Waiting(located.place, found, stronger)
-        unlocked = UnlockedSession(session, policy, [located.place], keyring, waiting)
-        note_unlock(session, owner, unlocked)
+        unlocked = UnlockedSession(desk.session, desk.policy, [located.place], keyring, waiting)
+        note_unlock(desk.session, owner, unlocked)
         if not located.place.owner_class.grants_to:
-            unlocked.follow_all(session)  # nothing leads on, so that there is no query
-        elif closed := closed_values(session):
+            unlocked.follow_all(desk.session)  # nothing leads on, so that there is no query
+        elif closed := closed_values(desk.session):
             # Objects that are locked here are opened without SQL when they are touched.
             for owner_class, headers in closed.items():
-                unlocked.prepare_read(session, owner_class, headers)
+                unlocked.prepare_read(desk.session, owner_class, headers)
     except BaseException:
         keyring.wipe()
         raise
     return unlocked
+
+
+def _require_open(keyring: Keyring, keys: Sequence[StoredKey]) -> None:
+    """An owner's own keys are tried at the unlock, so that an altered one is told at once; what was granted
+    waits until it is needed."""
+    for key in keys:
+        own = key.purpose in (Purpose.DATA, Purpose.INDEX) and key.state is not KeyState.DESTROYED
+        if own and keyring.open(key.key_id) is None:
+            raise KeyNotFoundError(f"Key {short(key)} is wrapped under a root key that is not here.")
 
 
 def _replace(located: LocatedOwner, old: StoredSlot, new: StoredSlot) -> None:

@@ -24,11 +24,8 @@ from sqlalchemy_envelope.orm.current import context
 from sqlalchemy_envelope.orm.current.names import Names, reference_in
 from sqlalchemy_envelope.orm.current.policy import note_policy
 from sqlalchemy_envelope.orm.reading.opener import open_bytes
-from sqlalchemy_envelope.orm.sessions.server import ServerSession
-from sqlalchemy_envelope.orm.sessions.write_only import WriteOnlySession
 from sqlalchemy_envelope.orm.sharing.rights import GrantStanding, KindStore
 from sqlalchemy_envelope.orm.tables.followed import leader_of
-from sqlalchemy_envelope.orm.tables.key_rows import KeyStore
 from sqlalchemy_envelope.orm.verbs.asked_values import asked_for, values_of
 from sqlalchemy_envelope.orm.verbs.grant_status import OwnerName, statuses_of
 from sqlalchemy_envelope.orm.verbs.key_reach import active_roots, closure, ways_to
@@ -38,10 +35,8 @@ from sqlalchemy_envelope.orm.verbs.owner_keys import locate_enrolled
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    from sqlalchemy.orm import Session
-
     from sqlalchemy_envelope.keys.model import KeyId, StoredKey
-    from sqlalchemy_envelope.orm.current.policy import Policy
+    from sqlalchemy_envelope.orm.current.desk import Desk
     from sqlalchemy_envelope.orm.sessions.unlocked import UnlockedSession
     from sqlalchemy_envelope.orm.sharing.rights import Right
     from sqlalchemy_envelope.orm.tables.owners import Place
@@ -54,14 +49,14 @@ _MOST_NAMED = 3
 
 
 def why_locked(
-    session: Session, policy: Policy, instance: object, attribute: str | None, reader: object | None
+    desk: Desk, instance: object, attribute: str | None, reader: object | None
 ) -> WhyLocked | None:
     """Why an attribute does not open; of several, why the first one that does not. None if each does."""
-    note_policy(session, policy)
+    note_policy(desk.session, desk.policy)
     state, plan = asked_for(instance, attribute)
-    with session.no_autoflush:
-        search = _Search(session, policy, reader)
-        reasons = (search.why(value) for value in values_of(session, state, plan))
+    with desk.session.no_autoflush:
+        search = _Search(desk, reader)
+        reasons = (search.why(value) for value in values_of(desk.session, state, plan))
         return next((why for why in reasons if why is not None), None)
 
 
@@ -72,11 +67,11 @@ class _Search:
         reader: for whom; left out, for who is unlocked here.
     """
 
-    def __init__(self, session: Session, policy: Policy, reader: object | None) -> None:
-        self._session = session
-        self._policy = policy
-        self._names = Names(session)
-        self._reader = None if reader is None else locate_enrolled(session, reader, policy).place
+    def __init__(self, desk: Desk, reader: object | None) -> None:
+        self._desk = desk
+        self._session = desk.session
+        self._names = Names(desk.session)
+        self._reader = None if reader is None else locate_enrolled(desk, reader).place
         self._loaded: dict[Place, tuple[list[StoredKey], EnvelopeError | None]] = {}
 
     def why(self, value: AskedValue) -> WhyLocked | None:
@@ -126,7 +121,7 @@ class _Search:
     def _keys(self, place: Place) -> tuple[list[StoredKey], EnvelopeError | None]:
         """An owner's keys, and why they must not be used, if they must not."""
         if place not in self._loaded:
-            rows = KeyStore(self._session, place.owner_class, self._policy.seals).load([place.primary_key])
+            rows = self._desk.keys(place.owner_class).load([place.primary_key])
             error = next((row.error for row in rows if row.error is not None), None)
             self._loaded[place] = [row.stored for row in rows], error
         return self._loaded[place]
@@ -155,7 +150,7 @@ class _Search:
         """Whether any owner that the value could be of has its key."""
         assert value.key_id is not None  # noqa: S101 - asked before
         classes = value.attribute.encrypted.path.owner_classes
-        stores = (KindStore(self._session, one, self._policy.seals) for one in classes)
+        stores = (KindStore(self._session, one, self._desk.policy.seals) for one in classes)
         return any(store.is_stored(value.key_id) for store in stores)
 
     def _why_of_reader(self, value: AskedValue, place: Place) -> WhyLocked | None:
@@ -169,7 +164,7 @@ class _Search:
             if not held:
                 return self._why_nobody(value, place, elsewhere)
         wanted, here = _key_of(value, keys), held.get(place, frozenset())
-        ways = ways_to(self._session, self._policy, self._names, held, place, value.scope)
+        ways = ways_to(self._desk, self._names, held, place, value.scope)
         if not any(wanted in closure(keys, opens) for opens in (here, *(way.opens for way in ways))):
             return self._why_no_way(value, place, ways, held)
         if self._reader is not None or value.stored is None:
@@ -183,7 +178,7 @@ class _Search:
         """Which of the ways leads furthest, and where it ends."""
         keys, _ = self._keys(place)
         who, wanted = " and ".join(sorted(map(_name, held))[:_MOST_NAMED]), _key_of(value, keys)
-        grants = statuses_of(self._session, self._policy, [way.blocked or way.right for way in ways])
+        grants = statuses_of(self._desk, [way.blocked or way.right for way in ways])
         for way, grant in zip(ways, grants, strict=True):
             if grant.standing is GrantStanding.PENDING and _would_open(way, keys, wanted, value.scope):
                 said = f"is locked: {grant}. {_how_fulfilled(grant)}"
@@ -233,12 +228,9 @@ class _Search:
 
     def _reading(self) -> Iterator[UnlockedSession]:
         """The unlocked sessions here that hold owners' keys to read with, and those around them."""
-        for innermost in context.unlocked_sessions(self._session):
-            unlocked: Any = innermost
-            while unlocked is not None:
-                if not isinstance(unlocked, (ServerSession, WriteOnlySession)):
-                    yield unlocked
-                unlocked = unlocked._parent
+        here: Any = context.unlocked_sessions(self._session)
+        for innermost in here:
+            yield from (unlocked for unlocked in innermost.outward() if not unlocked.on_demand)
 
     def _why_nobody(self, value: AskedValue, place: Place, elsewhere: bool) -> WhyLocked:
         """Nobody in this database is unlocked here."""
@@ -249,13 +241,10 @@ class _Search:
             )
             return _because(value, LockReason.OTHER_DATABASE, said)
         here = context.unlocked_sessions(self._session)
-        server = next((one for one in here if isinstance(one, ServerSession)), None)
-        if server is not None:
+        if any(one.enrolls for one in here):
             keys, _ = self._keys(place)
-            slots = KeyStore(self._session, place.owner_class, self._policy.seals).load_slots(
-                active_roots(keys), SlotKind.PROVIDER
-            )
-            names = {(slot.provider_ref or "").partition(" ")[0] for slot in slots}
+            slots = self._desk.keys(place.owner_class).load_slots(active_roots(keys), SlotKind.PROVIDER)
+            names = {slot.provider_name for slot in slots}
             by = " or ".join(sorted(names)) or "no provider"
             said = (
                 f"is locked: server mode opens what its provider holds, and {_name(place)} is held by {by}."

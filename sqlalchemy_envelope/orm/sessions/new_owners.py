@@ -1,0 +1,122 @@
+"""Owners who are new in server mode: their first keys are one session's alone until it commits."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from sqlalchemy.exc import IntegrityError
+
+from sqlalchemy_envelope.exceptions import EnrollmentError
+from sqlalchemy_envelope.keys.hierarchy import bound_keys, new_keys
+from sqlalchemy_envelope.keys.keyring import Keyring
+from sqlalchemy_envelope.keys.slots import provider_slot
+from sqlalchemy_envelope.orm.sessions.by_session import BySession
+from sqlalchemy_envelope.orm.tables.cascades import require_cascades
+from sqlalchemy_envelope.orm.tables.foreign_key_errors import is_foreign_key_error
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from sqlalchemy.orm import Session
+
+    from sqlalchemy_envelope.crypto.aead import Field, ValueCipher
+    from sqlalchemy_envelope.keys.keyring import OwnerId
+    from sqlalchemy_envelope.keys.model import OpenedKey
+    from sqlalchemy_envelope.keys.slots import ProviderKek
+    from sqlalchemy_envelope.orm.current.desk import Desk
+    from sqlalchemy_envelope.orm.tables.owners import OwnerClass, Place
+
+    Made = list[tuple[Place, list[OpenedKey]]]
+    """New keys by owner, the root key first."""
+
+_MOST_SHOWN = 5
+"""Most primary keys in an error."""
+
+
+class FreshKeys:
+    """The keys of owners who are new in one session, and not committed yet."""
+
+    def __init__(self) -> None:
+        self.keyring = Keyring()
+
+    def drop(self, owner: OwnerId) -> None:
+        """The transaction that made them was rolled back, or committed."""
+        self.keyring.drop(owner)
+
+
+class NewOwners:
+    """The new owners of every session that a server session serves."""
+
+    def __init__(self) -> None:
+        self._fresh: BySession[FreshKeys] = BySession()
+
+    def known_in(self, session: Session | None) -> FreshKeys | None:
+        """The new owners of a session, if it has any."""
+        return self._fresh.get(session)
+
+    def keys_in(self, session: Session) -> FreshKeys:
+        """As `known_in`, for a session that may get some."""
+        fresh = self._fresh.get(session)
+        if fresh is None:
+            fresh = FreshKeys()
+            self._fresh.put(session, fresh)
+        return fresh
+
+    def reader(self, header: bytes, field: Field) -> ValueCipher | None:
+        """The cipher for a stored value, whichever session's. Values name their key: a new owner's serves
+        whoever sees them."""
+        ciphers = (fresh.keyring.reader(header, field) for fresh in self._fresh.all())
+        return next((one for one in ciphers if one is not None), None)
+
+    def owner_of(self, header: bytes) -> OwnerId | None:
+        """Whose key a stored value names, as `reader`."""
+        owners = (fresh.keyring.owner_of(header) for fresh in self._fresh.all())
+        return next((one for one in owners if one is not None), None)
+
+    def wipe(self) -> None:
+        """Wipe every key."""
+        for fresh in self._fresh.all():
+            fresh.keyring.wipe()
+        self._fresh.clear()
+
+    def store(
+        self, desk: Desk, owner_class: OwnerClass, made: Made, kek: ProviderKek
+    ) -> tuple[Made, list[Place]]:
+        """Store the first keys of owners, all in three statements, and hold them for this session; which were
+        stored, and for whom others were faster: the keys of those are wiped."""
+        require_cascades(desk.session, owner_class.mapper)
+        rows = [
+            (place.primary_key, [one.stored for one in keys], [provider_slot(keys[0], kek)])
+            for place, keys in made
+        ]
+        stored = desk.keys(owner_class).insert_first_of(rows)
+        mine = [(place, keys) for place, keys in made if keys[0].stored.key_id in stored]
+        lost = [(place, keys) for place, keys in made if keys[0].stored.key_id not in stored]
+        keyring = self.keys_in(desk.session).keyring
+        for place, keys in mine:
+            keyring.add(place.owner, keys)
+        for one in (one for _, keys in lost for one in keys):
+            one.key.wipe()
+        return mine, [place for place, _ in lost]
+
+
+def first_keys(owner_class: OwnerClass, places: Sequence[Place], *, hybrid: bool) -> Made:
+    """First keys for owners who are in the database, bound to them."""
+    made = [(place, new_keys(owner_class.scopes, hybrid=hybrid)) for place in places]
+    return [(place, bound_keys(keys, owner_class.reference_of(place.primary_key))) for place, keys in made]
+
+
+def no_such_owner(
+    error: IntegrityError, owner_class: OwnerClass, places: Sequence[Place]
+) -> EnrollmentError | None:
+    """The error for rows whose owner is not in the database, if that is what the database said."""
+    if not is_foreign_key_error(error):
+        return None
+    keys = [", ".join(map(repr, place.primary_key)) for place in places]
+    told = f"no {owner_class.name} has the key {keys[0]}"
+    if len(keys) > 1:
+        some = "; ".join(keys[:_MOST_SHOWN])
+        told = f"at least one of these keys is no {owner_class.name}'s: {some}"
+    return EnrollmentError(
+        f"Rows name an owner who does not exist: {told}. Insert the {owner_class.name} before its rows."
+    )

@@ -1,0 +1,35 @@
+"""Stands around the outermost unlocked session: no key is open there, and nothing is done."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+class NothingAround:
+    """Answers as an unlocked session without keys."""
+
+    follows = False
+    makes_keys = False
+
+    def __contains__(self, owner: object) -> bool:
+        return False
+
+    def nothing(self, *_: Any) -> None:
+        """No key, no owner, and nothing to do."""
+
+    reader = writer = owner_of = keyring_for = nothing
+    follow_all = follow_owners = find_others = prepare_read = prepare_write = nothing
+    settle_for = settle_around = make_way = saw = forget_deleted = seek = nothing
+
+    def no(self, *_: Any) -> bool:
+        """Nothing waits, and nothing is left to follow."""
+        return False
+
+    may_follow = waits_in = no
+
+    def sole(self, *_: Any) -> set[Any]:
+        """No sole owner is open."""
+        return set()
+
+
+NOTHING_AROUND = NothingAround()

@@ -1,0 +1,109 @@
+"""Grants that are written: a key, sealed to each recipient who has keys, and pending for the others."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy_envelope.keys.grants import pending_grant, sealed_grant
+from sqlalchemy_envelope.keys.model import GrantState, KeyState
+from sqlalchemy_envelope.orm.current.audit import AuditEvent
+from sqlalchemy_envelope.orm.sharing.recipients import Recipient, roots_of
+from sqlalchemy_envelope.orm.sharing.rights import gives
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from sqlalchemy_envelope.keys.keyring import Keyring, OwnerId
+    from sqlalchemy_envelope.keys.model import KeyId, OpenedKey, StoredGrant, StoredKey
+    from sqlalchemy_envelope.orm.current.desk import Desk
+    from sqlalchemy_envelope.orm.sharing.recipients import Roots
+    from sqlalchemy_envelope.orm.tables.key_rows import KeyStore
+    from sqlalchemy_envelope.orm.tables.owners import GrantClass
+
+    PrimaryKey = tuple[Any, ...]
+    NewGrant = tuple[GrantClass, PrimaryKey, StoredGrant]
+    PendingGrant = tuple[StoredGrant, PrimaryKey, PrimaryKey]
+    """A grant, the primary key of its row and that of its recipient, as `GrantStore.load_of` gives them."""
+
+
+def sealed_to(key: OpenedKey, to: Sequence[Recipient], roots: Roots) -> list[NewGrant]:
+    """One key, sealed to those of these recipients whose root keys are given; pending for the others."""
+    made: list[NewGrant] = []
+    for one in to:
+        root = None if one.waits else roots.get((one.grant_class.to.owner_class, one.primary_key))
+        row = one.grant_class.granting_row(one.row_key)
+        grant = pending_grant(key.stored.key_id, row) if root is None else sealed_grant(key, row, root)
+        made.append(_to(one, grant))
+    return made
+
+
+def pending_for(key_id: KeyId, to: Sequence[Recipient]) -> list[NewGrant]:
+    """Grants of a key that nobody here holds."""
+    return [_to(one, pending_grant(key_id, one.grant_class.granting_row(one.row_key))) for one in to]
+
+
+def _to(one: Recipient, grant: StoredGrant) -> NewGrant:
+    reference = one.grant_class.to.owner_class.reference_of(one.primary_key)
+    return one.grant_class, one.row_key, replace(grant, recipient=reference)
+
+
+def seal_to(desk: Desk, key: OpenedKey, to: Sequence[Recipient], *, strict: bool = False) -> list[NewGrant]:
+    """As `sealed_to`, with the root keys as they are stored. One query for each class of grants."""
+    return sealed_to(key, to, roots_of(desk, to, strict=strict))
+
+
+def insert_grants(desk: Desk, grants: Sequence[NewGrant]) -> None:
+    """Write new grants: one statement for each class."""
+    for grant_class in dict.fromkeys(grant_class for grant_class, _, _ in grants):
+        mine = [(row_key, grant) for of, row_key, grant in grants if of is grant_class]
+        desk.grants(grant_class).insert(mine)
+        sealed = sum(grant.state is GrantState.SEALED for _, grant in mine)
+        for event, count in (("grant_sealed", sealed), ("grant_pending", len(mine) - sealed)):
+            if count:
+                desk.emit(AuditEvent(event, grant_class.of.owner_class.name, count=count))
+
+
+def grant_to(
+    desk: Desk, store: KeyStore, key: OpenedKey, to: Sequence[Recipient], *, strict: bool = True
+) -> StoredKey:
+    """Grant one key to these recipients, pending for those without keys, and, unless `strict`, for those
+    whose keys were altered; the key's row as it is now."""
+    grants = seal_to(desk, key, [one._replace(waits=False) for one in to], strict=strict)
+    insert_grants(desk, grants)
+    store.add_granted([(key.stored.key_id, len(grants))])
+    return replace(key.stored, granted=key.stored.granted + len(grants))
+
+
+def granted_keys(keyring: Keyring, grant_class: GrantClass, owner: OwnerId) -> list[OpenedKey]:
+    """The keys that a grant of this class gives. Of root keys the active one: the others hang on it. Of a
+    scope's keys every one: they hang on none that is granted."""
+    keys = [key for key in keyring.keys_of(owner) if gives(grant_class, key)]
+    if grant_class.scope is None:
+        keys = [key for key in keys if key.state is KeyState.ACTIVE]
+    opened = [keyring.open(key.key_id) for key in keys]
+    return [one for one in opened if one is not None]
+
+
+def recipients_in(grant_class: GrantClass, pending: Sequence[PendingGrant]) -> list[Recipient]:
+    """For whom these grants are pending."""
+    return [Recipient(grant_class, row_key, recipient) for _, row_key, recipient in pending]
+
+
+def fulfil(
+    desk: Desk, grant_class: GrantClass, keys: Mapping[KeyId, OpenedKey], pending: Sequence[PendingGrant]
+) -> list[StoredGrant]:
+    """Seal keys in grants that were pending, to those recipients who have keys by now. What another
+    transaction holds is left to it."""
+    store, sealed = desk.grants(grant_class), []
+    roots = roots_of(desk, recipients_in(grant_class, pending), strict=False)
+    free = store.free([grant.grant_id for grant, _, _ in pending])
+    for grant, _, recipient in pending:
+        root = roots.get((grant_class.to.owner_class, recipient))
+        if root is not None and grant.grant_id in free:
+            made = sealed_grant(keys[grant.key_id], grant.granting_row, root, grant.grant_id)
+            sealed.append(replace(made, recipient=grant.recipient))
+    store.replace(sealed)
+    if sealed:
+        desk.emit(AuditEvent("grant_sealed", grant_class.of.owner_class.name, count=len(sealed)))
+    return sealed

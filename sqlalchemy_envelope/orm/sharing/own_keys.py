@@ -1,0 +1,124 @@
+"""What waits among an owner's own keys: those that are sealed or not linked, and scopes that have none."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from sqlalchemy_envelope.crypto.sealing import is_sealed
+from sqlalchemy_envelope.crypto.secret import KeyBytes
+from sqlalchemy_envelope.keys.hierarchy import describe, link_to_newer_root, wrap_under_root
+from sqlalchemy_envelope.keys.model import GrantState, KeyState, OpenedKey, Purpose
+from sqlalchemy_envelope.orm.current.audit import AuditEvent
+from sqlalchemy_envelope.orm.sharing.rights import has_past
+from sqlalchemy_envelope.orm.sharing.rollbacks import note_new_keys
+from sqlalchemy_envelope.orm.tables.key_rows import usable
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from sqlalchemy_envelope.keys.keyring import Keyring
+    from sqlalchemy_envelope.keys.model import StoredKey
+    from sqlalchemy_envelope.orm.current.desk import Desk
+    from sqlalchemy_envelope.orm.sharing.granted import Opening
+    from sqlalchemy_envelope.orm.tables.owners import Place
+
+
+class _Undone(NamedTuple):
+    """What waits among an owner's own keys: those sealed to its root key, those without a link to it, and the
+    scopes that have none."""
+
+    sealed: list[StoredKey]
+    unlinked: list[StoredKey]
+    missing: frozenset[str]
+
+
+def _undone(keyring: Keyring, place: Place) -> _Undone:
+    keys = keyring.keys_of(place.owner)
+    sealed = [key for key in keys if key.wrapped is not None and is_sealed(key.wrapped)]
+    unlinked = [
+        key
+        for key in keys
+        if key.purpose is Purpose.ROOT and key.state is KeyState.RETIRED and key.wrapped is None
+    ]
+    here = {key.scope for key in keys if key.purpose is Purpose.DATA}
+    missing = frozenset(place.owner_class.scopes - here)
+    return _Undone(sealed, unlinked if has_past(place.owner_class) else [], missing)
+
+
+def is_left_undone(keyring: Keyring, found: Opening) -> bool:
+    """Whether anything waits, as far as the rows tell that were loaded."""
+    if any(grant.state is GrantState.SEALED for _, grant in found.grants):
+        return True
+    return any(any(_undone(keyring, place)) for place in found.places.values())
+
+
+def settle_own_keys(desk: Desk, keyring: Keyring, place: Place) -> list[StoredKey]:
+    """Wrap what was sealed to an owner's root key, link what has no link to it, and make keys for scopes
+    without one. Tells which data keys are to be replaced, since anybody can have sealed them."""
+    undone = _undone(keyring, place)
+    root = keyring.root(place.owner) if any(undone) else None
+    if root is None:
+        return []
+    unproven = _adopt(desk, keyring, place, root, undone)
+    if undone.missing:
+        _make_missing(desk, keyring, place, root, undone.missing)
+    return unproven
+
+
+def _adopt(desk: Desk, keyring: Keyring, place: Place, root: OpenedKey, undone: _Undone) -> list[StoredKey]:
+    """Wrap and link the keys that no other transaction holds; which data keys anybody can have sealed."""
+    store = desk.keys(place.owner_class)
+    free = store.free([key.key_id for key in (*undone.sealed, *undone.unlinked)])
+    sealed, unlinked = _opened(keyring, undone.sealed), _opened(keyring, undone.unlinked)
+    changed = [_wrapped(keyring, place, key, root) for key in sealed if key.stored.key_id in free]
+    changed += [link_to_newer_root(key, root) for key in unlinked if key.stored.key_id in free]
+    store.replace_keys(changed, in_their_state=True)
+    keyring.add_stored(place.owner, changed)
+    writes = sum(key.purpose is Purpose.WRITE for key in changed)
+    if writes:
+        desk.emit(AuditEvent("write_epoch_adopted", place.owner_class.name, count=writes))
+    if desk.policy.seals.is_on:
+        return []
+    active = [key.stored for key in sealed if key.stored.state is KeyState.ACTIVE]
+    return [key for key in active if key.purpose is Purpose.DATA]
+
+
+def _opened(keyring: Keyring, keys: Iterable[StoredKey]) -> list[OpenedKey]:
+    """Those of these keys that open, with the row as it is now: it may have been opened when it was still
+    active."""
+    opened = ((key, keyring.open(key.key_id)) for key in keys)
+    return [OpenedKey(key, one.key) for key, one in opened if one is not None]
+
+
+def _wrapped(keyring: Keyring, place: Place, key: OpenedKey, root: OpenedKey) -> StoredKey:
+    """A sealed key under the root key; under that which it was sealed to, where who joined since is not to
+    read what is under it."""
+    under = None if has_past(place.owner_class) else keyring.open(key.stored.wrapping_key_id)
+    return wrap_under_root(key, under or root)
+
+
+def _make_missing(
+    desk: Desk, keyring: Keyring, place: Place, root: OpenedKey, missing: Iterable[str]
+) -> None:
+    """Data keys for scopes that have none."""
+    owner, store = place.owner, desk.keys(place.owner_class)
+    # A destroyed key is in no keyring, and its epoch is taken.
+    taken = [one.stored for one in store.load([place.primary_key]) if one.stored.purpose is Purpose.DATA]
+    epochs = {key.scope: key.epoch for key in sorted(taken, key=lambda key: key.epoch)}
+    reference, made = root.stored.owner_reference, []
+    for scope in sorted(missing):
+        epoch = epochs.get(scope, 0) + 1
+        key = describe(KeyBytes.generate(), reference, Purpose.DATA, scope=scope, epoch=epoch)
+        made.append(OpenedKey(wrap_under_root(key, root), key.key))
+    written = store.insert_first([(place.primary_key, one.stored) for one in made])
+    mine = [one for one in made if one.stored.key_id in written]
+    keyring.add(owner, mine)
+    if mine:
+        note_new_keys(desk.session, keyring, owner, [one.stored for one in mine])
+    if len(mine) < len(made):
+        # Another unlock of this owner made them at the same moment: go on with its keys.
+        for one in made:
+            if one.stored.key_id not in written:
+                one.key.wipe()
+        there = usable(store.load([place.primary_key], for_update=True))
+        keyring.add_stored(owner, [one.stored for one in there])

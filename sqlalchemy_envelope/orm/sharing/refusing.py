@@ -1,0 +1,44 @@
+"""What is wrong with the keys of one owner is told to whoever asks for them, and stops nobody else's."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from sqlalchemy_envelope.exceptions import EnvelopeError, TransactionConflictError
+from sqlalchemy_envelope.keys.hierarchy import short
+from sqlalchemy_envelope.orm.current.audit import AuditEvent
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from sqlalchemy_envelope.keys.keyring import Keyring, OwnerId
+    from sqlalchemy_envelope.keys.model import StoredKey
+    from sqlalchemy_envelope.orm.current.desk import Desk
+    from sqlalchemy_envelope.orm.tables.owners import Place
+
+
+@contextmanager
+def refusing(
+    desk: Desk, keyring: Keyring | None, owner: OwnerId, event: AuditEvent, *, altogether: bool = False
+) -> Iterator[None]:
+    """Inside, an error of ours makes the keyring refuse this owner's keys, and is told as this event. A
+    conflict between transactions goes on its way.
+
+    Args:
+        altogether: open none of the owner's keys from now on; else only in other ways, which are genuine.
+    """
+    try:
+        yield
+    except TransactionConflictError:
+        raise
+    except EnvelopeError as error:
+        if keyring is not None:
+            keyring.refuse(owner, error, altogether=altogether)
+        desk.emit(event)
+
+
+def grant_refused(place: Place, key: StoredKey | None = None) -> AuditEvent:
+    """The event for an owner's key that cannot be granted, or be replaced."""
+    key_id = None if key is None else short(key)
+    return AuditEvent("grant_refused", place.owner_class.name, key_id=key_id)

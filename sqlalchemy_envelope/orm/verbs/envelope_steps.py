@@ -1,0 +1,134 @@
+"""The steps of an envelope's verbs, for its two faces: one carries them out on the spot, one in threads."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+from sqlalchemy.orm import Session
+
+from sqlalchemy_envelope.crypto.argon2id import KdfLimit, KdfProfile, KdfSalt
+from sqlalchemy_envelope.crypto.frames import emptying_class
+from sqlalchemy_envelope.crypto.preparation import hide_secret, prepare_hidden
+from sqlalchemy_envelope.exceptions import ConfigurationError
+from sqlalchemy_envelope.orm.current.desk import Desk
+from sqlalchemy_envelope.orm.current.keks import Outside
+from sqlalchemy_envelope.orm.current.policy import Policy
+from sqlalchemy_envelope.orm.verbs import claim, slots, unlock
+from sqlalchemy_envelope.orm.verbs.enroll import Asked, asked_for
+from sqlalchemy_envelope.orm.verbs.steps import Derivation
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from sqlalchemy_envelope.crypto.preparation import GivenSecret, HiddenSecret
+    from sqlalchemy_envelope.orm.sessions.unlocked import UnlockedSession
+    from sqlalchemy_envelope.orm.verbs.steps import Steps
+
+
+T = TypeVar("T")
+Follow = Literal["needed", "all"]
+
+
+@emptying_class
+class EnvelopeSteps:
+    """Makes the steps of each verb.
+
+    Attributes:
+        policy: what the layers below need.
+        kdf_profile: the cost of new secret slots.
+        limit: carries key derivations out.
+    """
+
+    policy: Policy
+    kdf_profile: KdfProfile
+    limit: KdfLimit
+
+    def _desk(self, session: Session) -> Desk:
+        """The desk of a session, by this envelope's policy."""
+        return Desk(session, self.policy)
+
+    def run(self, steps: Steps[T]) -> T:
+        """Carry steps out, with derivations and calls on this thread."""
+        try:
+            work = next(steps)
+            while True:
+                work = steps.send(self.perform(work))
+        except StopIteration as stop:
+            result: T = stop.value
+            return result
+
+    def perform(self, work: Derivation | Outside) -> Any:
+        """Run one key derivation, within the limit, or one call to a provider."""
+        if isinstance(work, Outside):
+            return work.call()
+        return self.limit.derive(work.secret, work.salt)
+
+    def enroll_steps(
+        self,
+        session: Session,
+        owner: object,
+        secret: GivenSecret | Mapping[Any, GivenSecret] | Asked | None,
+        provider: str | None,
+    ) -> Steps[UnlockedSession]:
+        """The steps of `enroll`."""
+        asked = asked_for(owner, secret)
+        return claim.enroll_steps(self._desk(session), self.kdf_profile, asked, provider)
+
+    def unlock_steps(
+        self,
+        session: Session,
+        owner: object,
+        secret: GivenSecret | None,
+        provider: str | None = None,
+        reason: str | None = None,
+        authenticated: bool = False,
+        follow: Follow = "needed",
+    ) -> Steps[UnlockedSession]:
+        """The steps of `unlock`."""
+        if follow not in ("needed", "all"):
+            raise ConfigurationError(f"follow={follow!r}; use 'needed' or 'all'.")
+        steps = self._unlock_steps(session, owner, secret, provider, reason, authenticated=authenticated)
+        return unlock.whole_steps(steps) if follow == "all" else steps
+
+    def _unlock_steps(
+        self,
+        session: Session,
+        owner: object,
+        secret: GivenSecret | None,
+        provider: str | None,
+        reason: str | None,
+        *,
+        authenticated: bool,
+    ) -> Steps[UnlockedSession]:
+        if (secret is None) == (provider is None):
+            raise ConfigurationError("Unlock with `secret=` or with `provider=`: one of them.")
+        if authenticated and secret is None:
+            raise ConfigurationError("authenticated=True says that a secret was checked: give `secret=`.")
+        if secret is not None:
+            steps = claim.unlock_steps if authenticated else unlock.unlock_steps
+            return steps(self._desk(session), self.kdf_profile, owner, hide_secret(secret))
+        assert provider is not None  # noqa: S101 - asked above
+        return unlock.unlock_with_provider_steps(self._desk(session), owner, provider, reason or "")
+
+    def add_provider_steps(self, session: Session, owner: object, provider: str) -> Steps[None]:
+        """The steps of `add_provider`."""
+        return slots.add_provider_steps(self._desk(session), owner, provider)
+
+    def add_secret_steps(self, session: Session, owner: object, secret: GivenSecret) -> Steps[None]:
+        """The steps of `add_secret`."""
+        return slots.add_secret_steps(self._desk(session), self.kdf_profile, owner, hide_secret(secret))
+
+    def change_secret_steps(
+        self, session: Session, owner: object, old: GivenSecret, new: GivenSecret
+    ) -> Steps[None]:
+        """The steps of `change_secret`."""
+        hidden, hidden_new = hide_secret(old), hide_secret(new)
+        return unlock.change_secret_steps(self._desk(session), self.kdf_profile, owner, hidden, hidden_new)
+
+    def rebind_steps(self, session: Session, owner: object, secret: GivenSecret) -> Steps[None]:
+        """The steps of `rebind`."""
+        return unlock.rebind_steps(self._desk(session), self.kdf_profile, owner, hide_secret(secret))
+
+    def unknown(self, secret: HiddenSecret) -> Derivation:
+        """The derivation of `unlock_unknown`, whose key opens nothing."""
+        return Derivation(prepare_hidden(secret), KdfSalt.generate(self.kdf_profile))
