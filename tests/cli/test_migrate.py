@@ -131,7 +131,9 @@ def test_status_in_five_lines(verified: Old) -> None:
     assert [line.split()[0] for line in lines] == [f"{BODY}:", "to", "encrypted", "verified", "plaintext"]
     assert lines[0] == f"{BODY}: verified, policy 'both'"
     assert lines[2].split(None, 1)[1] == f"{ROWS:,} rows in both columns, 0 in the encrypted one alone"
+    assert lines[4].split(",")[0].split(None, 1) == ["plaintext", "in 1 place"]
     assert lines[4].endswith("more: migrate status --residue")
+    assert lines[4] == verified.migrate("status", NOTES_POLICY="none").out.splitlines()[1]
 
 
 # ------------------------------------------------------------------ exit codes

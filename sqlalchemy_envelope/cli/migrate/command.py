@@ -1,15 +1,13 @@
 """`sqlalchemy-envelope migrate`: the steps of a migration, from the plan to the last previous column dropped.
 
 Exit codes: 0 done; 1 something is left to do; 2 wrong usage; 3 refused, since something would be lost;
-4 stopped by the database or the machine; 130 and 143 interrupted, after a clean stop.
+4 stopped by the database or the machine; 130, 141 and 143 interrupted, after a clean stop.
 """
 
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import click
-from sqlalchemy import inspect, select
-from sqlalchemy.orm import Session
 
 from sqlalchemy_envelope.cli.migrate.options import (
     DONE,
@@ -31,7 +29,7 @@ from sqlalchemy_envelope.cli.migrate.report import (
     verify_text,
 )
 from sqlalchemy_envelope.cli.output import Group
-from sqlalchemy_envelope.migration.database.state import MigrationState
+from sqlalchemy_envelope.migration.database.record import standings
 from sqlalchemy_envelope.migration.inspection.residue import Residue, where_plaintext_remains
 from sqlalchemy_envelope.migration.migrator import Migrator
 from sqlalchemy_envelope.migration.running.reports import RunReport
@@ -45,7 +43,7 @@ def migrate() -> None:
     plan, run, verify, cutover, guard, contract; each can be repeated, and goes on where it was interrupted.
 
     Exit codes: 0 done, 1 something is left to do, 2 wrong usage, 3 refused, 4 stopped by the database or the
-    machine, 130 or 143 interrupted.
+    machine, 130, 141 or 143 interrupted.
     """
 
 
@@ -285,11 +283,9 @@ def _undeclared(migrator: Migrator) -> Iterator[tuple[str, str, list[Residue]]]:
     """Migrations whose column has no `previous=` any more, as is right after the last step."""
     known = {one.name for one in migrator.columns}
     tables = {table.name: table for table in migrator.base.metadata.tables.values()}
-    with Session(migrator.engine) as session:
-        if not inspect(session.connection()).has_table(MigrationState.__tablename__):
-            return
-        stored = session.execute(select(MigrationState.name, MigrationState.phase)).all()
-        for name, phase in sorted(tuple(row) for row in stored if row[0] not in known):
+    with migrator.engine.connect() as connection:
+        for name, standing in sorted(standings(connection).items()):
             table = tables.get(name.rpartition(".")[0])
-            if table is not None:
-                yield name, phase, where_plaintext_remains(session.connection(), table)
+            if name not in known and table is not None:
+                residues = where_plaintext_remains(connection, table, standing.previous)
+                yield name, standing.phase.value, residues

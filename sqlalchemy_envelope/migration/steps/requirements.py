@@ -6,10 +6,12 @@ from typing import TYPE_CHECKING
 
 from sqlalchemy_envelope.exceptions import EnvelopeError, MigrationRefusedError
 from sqlalchemy_envelope.migration.database import schema
+from sqlalchemy_envelope.migration.database.faults import is_lost
 from sqlalchemy_envelope.migration.database.record import Record
 from sqlalchemy_envelope.migration.database.state import Phase
 from sqlalchemy_envelope.migration.jobs.preflight import check_sample
 from sqlalchemy_envelope.migration.running.runner import stopped
+from sqlalchemy_envelope.orm.tables.collisions import may_pass
 
 if TYPE_CHECKING:
     from sqlalchemy_envelope.migration.database.columns import MigratingColumn
@@ -99,7 +101,10 @@ class Requirements:
             return
         except EnvelopeError:
             raise
-        except Exception as error:  # noqa: BLE001 - told without what a database shows of a row
+        except Exception as error:
+            if may_pass(error) or is_lost(error):
+                raise  # the step is done again
+            # Told without what a database shows of a row.
             failed = stopped("look at the previous values", error)
         raise failed
 

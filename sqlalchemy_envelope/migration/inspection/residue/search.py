@@ -29,17 +29,20 @@ _COUNTED = 100_000
 """Rows that still have a value are counted up to here."""
 
 
-def where_plaintext_remains(connection: Connection, column: MigratingColumn | Table) -> list[Residue]:
+def where_plaintext_remains(
+    connection: Connection, column: MigratingColumn | Table, previous: str | None = None
+) -> list[Residue]:
     """Every place where plaintext of a column's previous values lies or may lie.
 
     Args:
-        column: the column; or, after the contract, its table: no model knows the previous column then.
+        column: the column; or its table, where no model knows the previous column any more.
+        previous: with a table, the name of that column, as the migration has noted it.
 
     Raises:
         sqlalchemy.exc.NoSuchTableError: the database has no such table.
     """
     if isinstance(column, Table):
-        table, name = column, None
+        table, name = column, previous
     else:
         table, name = column.table, None if column.previous is None else column.previous.name
     columns = inspect(connection).get_columns(table.name, schema=table.schema)
