@@ -69,6 +69,16 @@ def test_a_search_finds(word: str) -> None:
     assert found != []
 
 
+@pytest.mark.parametrize(
+    "query", ["password reset", "login session", "search email", "blind index", "slow tests"]
+)
+def test_a_search_for_two_words_finds(query: str) -> None:
+    """The search of the built pages finds a page that has all words of a query."""
+    texts = [set(re.findall(r"\w+", page.read_text("utf-8").lower())) for page in DOCS.rglob("*.md")]
+
+    assert any(set(query.split()) <= text for text in texts)
+
+
 def test_the_counts_of_the_designs() -> None:
     """What the page says that a design costs in statements and key rows is what is counted."""
     page = (DOCS / "how-to" / "choose-a-design.md").read_text("utf-8")
