@@ -56,7 +56,8 @@ class Verify:
         parts = open_previous(session, rows, parts)
         keys = OwnerCiphers(session, rows.column)
         keys.prepare_read(headers_of(stored for *_, stored in parts))
-        examples, locked = [], list[tuple[Position, bytes, tuple[Any, ...]]]()
+        examples: list[Position] = []
+        locked: list[tuple[Position, bytes, tuple[Any, ...]]] = []
         for part in parts:
             position, owner, typed, _, stored = part
             verdict, _ = compare(rows.column, keys, part)
