@@ -23,7 +23,7 @@ MARKS = "sqlalchemy_envelope"
 
 
 class Mark(Enum):
-    """What an attribute's value is, where no more has to be known of it."""
+    """The state of an attribute's value, where nothing more has to be known of it."""
 
     WIPED = "wiped"
     """It was decrypted once and forgotten on leaving, and no stored value is kept. To read it again from the
@@ -53,12 +53,12 @@ class Marks(dict[str, Sealed | DualAttribute | Mark]):
         return mark if type(mark) is Sealed else None
 
     def waiting(self, key: str) -> DualAttribute | None:
-        """The columns of an attribute whose value is in the previous one alone."""
+        """The columns of an attribute whose value is in the previous column alone."""
         mark = self.get(key)
         return mark if type(mark) is DualAttribute else None
 
     def is_wiped(self, key: str) -> bool:
-        """Whether the value of an attribute was closed, and nothing of it is kept."""
+        """Whether the value of an attribute was closed, and no stored value is kept."""
         mark = self.get(key)
         return mark is Mark.WIPED or mark is Mark.WIPED_READABLE
 
@@ -91,26 +91,26 @@ def forget(state: InstanceState[Any], keys: Iterable[str] | None) -> None:
 
 
 def is_sealed(state: InstanceState[Any], key: str) -> bool:
-    """Whether the stored value of an attribute is there, and is locked or unreadable."""
+    """Whether an attribute has a stored value that is locked or unreadable."""
     marks = known_marks(state)
     return marks is not None and marks.sealed(key) is not None
 
 
 def is_unreadable(state: InstanceState[Any], key: str) -> bool:
-    """Whether the stored value of an attribute is none that a key would open."""
+    """Whether an attribute has a stored value that no key would open."""
     marks = known_marks(state)
     sealed = None if marks is None else marks.sealed(key)
     return sealed is not None and sealed.why is not None
 
 
 def is_from_previous(state: InstanceState[Any], key: str) -> bool:
-    """Whether an attribute's value is that of its previous column."""
+    """Whether an attribute has the value of its previous column."""
     marks = known_marks(state)
     return marks is not None and marks.get(key) is Mark.FROM_PREVIOUS
 
 
 def has_from_previous(state: InstanceState[Any]) -> bool:
-    """Whether the value of any attribute is that of its previous column."""
+    """Whether any attribute has the value of its previous column."""
     marks = known_marks(state)
     return marks is not None and any(mark is Mark.FROM_PREVIOUS for mark in marks.values())
 
@@ -130,8 +130,9 @@ def was_closed(state: InstanceState[Any], key: str) -> bool:
 
 
 def on_pickle(state: InstanceState[Any], pickled: dict[str, Any]) -> None:
-    """An object is pickled: what was closed on leaving stays behind, and is read again where it arrives. The
-    type that goes along with a stored value may list what is in it, as that of an Enum does."""
+    """An object is pickled. Values that were closed on leaving stay behind, and are read again where the
+    object arrives. The type that goes along with a stored value may list what the value can be, as the
+    type of an Enum does."""
     info = pickled.get("info", {})
     marks: Marks = info.get(MARKS, Marks())
     closed = {key for key in marks if marks.sealed(key) is not None and key in state.expired_attributes}

@@ -1,5 +1,5 @@
-"""What is checked when a column or a mapper is declared: an encrypted column that cannot keep its promise is
-an error there, and not at first use."""
+"""What is checked when a column or a mapper is declared. An encrypted column that cannot keep its promise
+raises there, and not at first use."""
 
 from __future__ import annotations
 
@@ -40,7 +40,8 @@ def declare_column(column: Column[Any], table: Any) -> bool:
 
 
 def _check_variants(column: Column[Any]) -> None:
-    """A variant takes the place of the whole type on its database: nothing would encrypt there, or refuse."""
+    """Refuse variants. A variant takes the place of the whole type on its database, and nothing would
+    encrypt there, or refuse plaintext."""
     variants: Any = getattr(column.type, "_variant_mapping", {})
     if variants and any(isinstance(one, EncryptedType) for one in (column.type, *variants.values())):
         raise ConfigurationError(
@@ -73,11 +74,11 @@ def _useless_index(where: str) -> ConfigurationError:
 
 
 def check_mapper(mapper: Mapper[Any]) -> tuple[EncryptedAttribute, ...]:
-    """Resolve the owners of a mapper's encrypted columns, and check what only the whole table shows.
+    """Find the owners of a mapper's encrypted columns, and check what only the whole table shows.
 
     Raises:
-        ConfigurationError: no owner, several, an index over ciphertext, or a row-bound
-            column without client-made key.
+        ConfigurationError: a column has no owner or several, an index is over ciphertext, or a row-bound
+            column has no client-made key.
     """
     plan = plan_of_mapper(mapper)
     for attribute in plan:

@@ -1,4 +1,4 @@
-"""A codec: how the values of one type become bytes, and bytes values."""
+"""Codecs: how the values of one type become bytes, and bytes values."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -7,14 +7,14 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Codec:
-    """How one type's values become bytes. What `encode` and `decode` raise may hold the value
-    and never leaves `orm`.
+    """How one type's values become bytes. Errors of `encode` and `decode` may hold the value, and never leave
+    `orm`.
 
     Attributes:
-        convert: what a `TypeDecorator` makes of a value before it is encoded, and of None, which is stored as
-            NULL if it stays None; None without a conversion.
-        encode_converted: the bytes of a value that was converted.
-        read_null: what a `TypeDecorator` makes of NULL; None without a conversion.
+        convert: what a `TypeDecorator` makes of a value before it is encoded. A None that it makes is stored
+            as NULL. None if there is no conversion.
+        encode_converted: the bytes of a converted value.
+        read_null: what a `TypeDecorator` makes of NULL; None if there is no conversion.
     """
 
     tag: str
@@ -26,12 +26,13 @@ class Codec:
 
 
 def refused(value: object, wanted: str) -> TypeError:
-    """The error for a value of another type than is wanted. It does not show the value."""
+    """The error for a value of another type than the column takes. It does not show the value."""
     return TypeError(f"expected {wanted}, not {type(value).__name__}")
 
 
 def canonical(encode: Callable[[Any], bytes], decode: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
-    """`decode`, for bytes that `encode` makes: Python's parsers read many spellings of one value."""
+    """`decode`, restricted to the bytes that `encode` makes: Python's parsers read many spellings of one
+    value."""
 
     def strict(data: bytes) -> Any:
         value = decode(data)

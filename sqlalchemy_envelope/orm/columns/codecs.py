@@ -1,7 +1,7 @@
-"""Values to bytes and back: canonical, typed, the same on every database (wire format, section 6).
+"""Codecs by type: canonical, typed, the same on every database (wire format, section 6).
 
-SQLAlchemy's own bind processors are not used: they depend on the dialect (SQLite makes a float of a `Numeric`
-and drops time zones), and a value must open wherever its bytes are copied to.
+SQLAlchemy's own bind processors are not used: they depend on the dialect. SQLite's makes a float of a
+`Numeric` and drops time zones, and a value must open on every database to which its bytes are copied.
 """
 
 import datetime as dt
@@ -23,12 +23,13 @@ from sqlalchemy_envelope.orm.columns.list_codec import list_codec
 from sqlalchemy_envelope.orm.tables.python_types import python_type_of
 
 _NEUTRAL = DefaultDialect()
-"""The dialect that a `TypeDecorator` is asked with, whatever the database: its answers decide the bytes."""
+"""The dialect that is given to a `TypeDecorator`, whatever the database, because its answers decide the
+bytes."""
 _DOUBLE = struct.Struct(">d")
 _MICROSECOND = dt.timedelta(microseconds=1)
 _CANONICAL_NAN = bytes.fromhex("7ff8000000000000")
 _SPELLING = Context(capitals=1)
-"""How a Decimal is written: `str` would ask the context of the thread, which may want small letters."""
+"""How a Decimal is written. `str` would ask the context of the thread, which may want small letters."""
 
 
 class _Converts(Protocol):
@@ -50,8 +51,8 @@ def codec_for(inner: sa.TypeEngine[Any]) -> Codec:
 
 
 def key_codec(type_: sa.TypeEngine[Any]) -> Codec:
-    """The codec of a primary key's values, in a plain column: how its type brings them to the database
-    does not matter.
+    """The codec of a primary key's values in a plain column. How the type brings them to the database does
+    not matter.
 
     Raises:
         ConfigurationError: values of this type have no codec.
@@ -83,7 +84,7 @@ _BY_DIALECT = ("bind_processor", "result_processor")
 
 
 def _check_methods(inner: sa.TypeEngine[Any]) -> None:
-    """Refuse a type whose own code is not run here: a plain column would give other values."""
+    """Refuse a type with code of its own that is not run here: a plain column would give other values."""
     name = type(inner).__name__
     for method in (*_IN_SQL, *_BY_DIALECT):
         defined = next((one for one in type(inner).__mro__ if method in vars(one)), None)
@@ -147,8 +148,8 @@ def _decorated(inner: sa.TypeDecorator[Any]) -> Codec:
 
 
 def _impl_of(inner: sa.TypeDecorator[Any]) -> sa.TypeEngine[Any]:
-    """What a decorator hands its values to. A value opens on every database, so it does not choose by the
-    one at hand."""
+    """The type to which a decorator hands its values. A value opens on every database, so the decorator
+    may not choose another type for some of them."""
     with suppress(Exception):
         return sa.to_instance(inner.load_dialect_impl(_NEUTRAL))
     name = type(inner).__name__
@@ -160,15 +161,15 @@ def _impl_of(inner: sa.TypeDecorator[Any]) -> sa.TypeEngine[Any]:
 
 
 def check_null(inner: sa.TypeEngine[Any]) -> None:
-    """Refuse a conversion that makes something of NULL, for a column in which NULL stands for a value that is
-    still in its previous column.
+    """Refuse a conversion that makes a value of NULL, for a column in which NULL says that the value is still
+    in its previous column.
 
     Raises:
-        ConfigurationError: it does.
+        ConfigurationError: the conversion does so.
     """
     codec = codec_for(inner)
     made = []
-    with suppress(Exception):  # it takes no None at all
+    with suppress(Exception):  # it does not take None
         made.append(None if codec.convert is None else codec.convert(None))
     with suppress(Exception):
         made.append(None if codec.read_null is None else codec.read_null())
@@ -308,7 +309,7 @@ def _enum(inner: sa.Enum) -> Codec:
 
     def encode(value: Any) -> bytes:
         name: str = bind(value)
-        if name not in inner.enums:  # which lets any text pass, and would not read it back
+        if name not in inner.enums:  # Enum lets any text pass, and could not read it back
             raise LookupError("not a name of this Enum")
         # A member may have several names, and any of them may be given: it is stored under one.
         name = bind(result(name))

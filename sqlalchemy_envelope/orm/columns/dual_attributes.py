@@ -1,4 +1,4 @@
-"""Attributes over two columns: the encrypted one, and while values are moved to it the previous one."""
+"""Attributes over two columns: the encrypted column, and the previous column while values are moved."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class DualAttribute(NamedTuple):
-    """A mapped attribute over an encrypted column, and the hidden one over its previous column."""
+    """A mapped attribute over an encrypted column, and the hidden attribute over its previous column."""
 
     key: str
     previous: str
@@ -30,7 +30,7 @@ _DUALS = "dual_attributes"
 
 
 def dual_attributes(mapper: Mapper[Any]) -> tuple[DualAttribute, ...]:
-    """The attributes of a mapper whose columns have a previous one."""
+    """The attributes of a mapper whose columns have a previous column."""
     records = records_of_mapper(mapper)
     known: tuple[DualAttribute, ...] | None = records.get(_DUALS)
     if known is None:

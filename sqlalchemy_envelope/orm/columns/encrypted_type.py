@@ -1,9 +1,9 @@
 """`EncryptedType`: describes an encrypted column. Types describe; sessions hold keys.
 
-A type sees a value and a dialect, no row and no session. So it never encrypts: its bind processor takes
-what the statement hook encrypted and refuses everything else, and what slips past the hook is
-thus refused, never stored in the clear. Nor does it decrypt: its result processor takes what was opened
-in its row out of its cell, and makes a `Sealed` of everything else.
+A type sees a value and a dialect, no row and no session. So it never encrypts: its bind processor takes what
+the statement hook has encrypted, and refuses everything else. A value that slips past the hook is thus
+refused, and never stored in the clear. Nor does the type decrypt: its result processor takes the value that
+was opened in its row out of the cell, and makes a `Sealed` of everything else.
 """
 
 from collections.abc import Callable
@@ -33,7 +33,7 @@ _NULL_TESTS = (operators.is_, operators.is_not, operators.eq, operators.ne)
 
 
 class _EncryptedComparator(TypeEngine.Comparator[Any]):
-    """Refuses, where the statement is built, every comparison that could only give a wrong answer."""
+    """Refuses every comparison that could only give a wrong answer, as soon as it is written."""
 
     __slots__ = ()
 
@@ -43,8 +43,8 @@ class _EncryptedComparator(TypeEngine.Comparator[Any]):
             to = other[0]
             if to is None or isinstance(to, Null):
                 return _null_test(self.expr, op, super().operate(op, *other, **kwargs))
-            # SQLAlchemy looks columns up in lists and dictionaries, which compare them: `column == column`
-            # has to be built. Sent, it is refused as any other.
+            # SQLAlchemy looks columns up in lists and dictionaries, which compare them: so `column == column`
+            # can be written. If it is sent, it is refused like any other comparison.
             if op is operators.eq and isinstance(to, ColumnClause):
                 return super().operate(op, *other, **kwargs)
         raise refused(self.expr, op)
@@ -55,7 +55,7 @@ class _EncryptedComparator(TypeEngine.Comparator[Any]):
 
 
 def _null_test(column: Any, op: Any, tested: Any) -> Any:
-    """While values are moved: whether a row holds nothing in either column, or something in one of them."""
+    """The test whether a row has a value in either of the two columns, while values are moved."""
     while isinstance(column, (Label, Grouping)):
         column = column.element
     previous = previous_of(column)
@@ -90,7 +90,7 @@ _SYMBOLS = {
 
 
 def shown_operator(op: Any) -> str:
-    """An operator as it is written: `==`, `.desc()`."""
+    """An operator as an application writes it: `==`, `.desc()`."""
     custom = getattr(op, "opstring", None)
     if custom is not None:
         return f"`.op({custom!r})`"
@@ -169,7 +169,7 @@ class EncryptedType(TypeDecorator[Any]):
 
     @cached_property
     def format(self) -> ColumnFormat:
-        """What is stored, without the column."""
+        """The format of stored values, without the column."""
         return ColumnFormat(self.inner, self.label, self.bind)
 
     @property
@@ -190,11 +190,11 @@ class EncryptedType(TypeDecorator[Any]):
         """A copy of this type for one column, with its label fixed."""
         copy = self.copy()
         copy.label = label
-        copy.__dict__.pop("format", None)  # has the label that was
+        copy.__dict__.pop("format", None)  # it has the former label
         return copy
 
     def bind_processor(self, dialect: Dialect) -> Callable[[Any], Any]:
-        """Pass on what the statement hook encrypted; refuse everything else."""
+        """Pass on what the statement hook has encrypted, and refuse everything else."""
         label = self.label
 
         def process(value: Any) -> Any:
@@ -221,13 +221,13 @@ class EncryptedType(TypeDecorator[Any]):
         return process
 
     def result_processor(self, dialect: Dialect, coltype: object) -> Callable[[Any], Any]:
-        """Hand out what was opened where the row is whole (`reading.rows`), and nothing else."""
+        """Hand out the values that were opened where the row is whole (`reading.rows`), and nothing else."""
         return _null_aware(_processor(self.format), self.codec.read_null)
 
     def literal_processor(self, dialect: Dialect) -> Callable[[Any], str]:
-        """Literals would be plaintext in the statement's text. An error raised here would be worse:
-        SQLAlchemy wraps it in one that prints the value. So this is what shows in a log, and what no
-        database takes for SQL."""
+        """A literal would put plaintext into the statement's text. An error raised here would be worse:
+        SQLAlchemy wraps it in an error that prints the value. So a log shows this text, which no database
+        takes for SQL."""
         shown = f"<encrypted {self.label}>"
         return lambda value: shown
 
@@ -246,7 +246,7 @@ class EncryptedType(TypeDecorator[Any]):
         return self.inner.hashable
 
     def __getstate__(self) -> dict[str, Any]:
-        # Made again where it is asked for: its codec is made of functions that no pickle takes.
+        # The format is made again when it is read: its codec consists of functions, which no pickle takes.
         return {name: value for name, value in self.__dict__.items() if name != "format"}
 
     def __repr__(self) -> str:
@@ -266,7 +266,7 @@ class EncryptedType(TypeDecorator[Any]):
 
 
 def _null_aware(process: Callable[[Any], Any], read_null: Callable[[], Any] | None) -> Callable[[Any], Any]:
-    """A processor that gives for NULL what the inner type gives for it."""
+    """A processor that gives for NULL what the inner type's processor gives for it."""
     if read_null is None:
         return process
     return lambda value: read_null() if value is None else process(value)
@@ -280,14 +280,14 @@ def _processor(form: ColumnFormat) -> Callable[[Any], Any]:
             return value.cell_contents
         except AttributeError:
             pass
-        # It did not come through the place of reading, and in which row it was, nobody looked.
+        # It did not pass the place of reading (`reading.results`), which knows the row that a value is in.
         return Sealed(bytes(value) if isinstance(value, _BYTES) else b"", form, note=_PASSED_BY)
 
     return process
 
 
 def format_in(type_: Any) -> ColumnFormat | None:
-    """The format of an encrypted type, or of one that an application's decorator is around."""
+    """The format of an encrypted type, or of the encrypted type inside an application's decorator."""
     while isinstance(type_, TypeDecorator):
         if isinstance(type_, EncryptedType):
             return type_.format

@@ -51,10 +51,10 @@ class ColumnFormat:
         return Field(self.label, self.codec.tag, self.bind == "row")
 
     def decode(self, plaintext: bytes) -> Any:
-        """Bytes that authenticated, as a Python value.
+        """The Python value of bytes that authenticated.
 
         Raises:
-            FormatError: no writer of this format makes them.
+            FormatError: no writer of this format makes such bytes.
         """
         try:
             return self.codec.decode(plaintext)
@@ -65,5 +65,5 @@ class ColumnFormat:
         )
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # A codec is made of functions that no pickle takes.
+        # A codec consists of functions, which no pickle takes.
         return ColumnFormat, (self.inner, self.label, self.bind)

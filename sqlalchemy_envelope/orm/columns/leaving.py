@@ -1,9 +1,9 @@
-"""What an unlocked session leaves behind in the objects of a `Session`: no plaintext.
+"""What an unlocked session leaves in the objects of a `Session`: no plaintext.
 
-An attribute goes back to what it was before it was opened: a stored value that waits for its key. It is
-encrypted anew for that, while the key is still here, since what was read was not kept beside its plaintext.
-So a second unlock opens it without SQL, also under asyncio. Whatever else came out of an encrypted column is
-expired: expressions, and dictionaries whose keys did.
+An attribute goes back to its state before it was opened: a stored value that waits for its key. The value is
+encrypted anew for this while the key is still open, because the ciphertext was not kept beside its plaintext.
+So a second unlock opens it without SQL, also under asyncio. Everything else that came out of an encrypted
+column is expired: expressions, and dictionaries whose keys did.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     Writer = Callable[[OwnerId, EncryptedAttribute], ValueCipher | None]
 
 _CHUNK = 256
-"""Objects that are closed at a time: until a chunk is encrypted, it is held twice."""
+"""Objects that are closed at a time. A chunk is held twice until it is encrypted."""
 _ABSENT: Any = object()
 _DERIVED = "derived_attributes"
 
@@ -64,16 +64,16 @@ class SeenPlaintext:
 
 
 def note_deleted(session: Session, instance: object) -> None:
-    """Remember an object whose deletion was flushed: it is in the identity map no more, and comes back to it
-    with a rollback."""
+    """Remember an object whose deletion was flushed. It is no longer in the identity map, and a rollback
+    brings it back."""
     state: InstanceState[Any] = attributes.instance_state(instance)
     if plan_of_mapper(state.mapper) or derived_attributes(state.mapper)[0]:
         page_of(session, SeenPlaintext).deleted.add(state)
 
 
 def note_expressions(session: Session, options: Iterable[Any]) -> None:
-    """Remember the attributes that `with_expression` fills from an encrypted column: their mapping does not
-    say so."""
+    """Remember the attributes that `with_expression` fills from an encrypted column: their mapping does
+    not name that column."""
     for option in options:
         for element in getattr(option, "context", ()):
             fills = ("query_expression", True) in (element.strategy or ())
@@ -86,10 +86,11 @@ def note_expressions(session: Session, options: Iterable[Any]) -> None:
 def forget_plaintext(
     session: Session, stays_open: Callable[[OwnerId | None], bool], writer: Writer | None = None
 ) -> None:
-    """Close every decrypted attribute in a session, but what waits for a flush and what is still unlocked.
+    """Close every decrypted attribute in a session, except those that wait for a flush and those whose owner
+    is still unlocked.
 
     Args:
-        writer: gives what encrypts a value for an owner; without it, values are expired.
+        writer: gives the cipher for an owner's values; without it, values are expired.
     """
     note_left(session)
     failed: BaseException | None = None
@@ -114,11 +115,12 @@ def forget_plaintext(
 
 @dataclass(frozen=True, eq=False)
 class _MapperPlan:
-    """What is looked at in the objects of a mapper.
+    """What has to be looked at in the objects of a mapper.
 
     Attributes:
-        owner_keys: the attributes that tell whose all encrypted ones are; None if it takes more than these.
-        relations: those whose collection may be a dictionary with keys of plaintext.
+        owner_keys: the attributes that name the owner of all encrypted ones; None if other objects are needed
+            too.
+        relations: the relationships whose collection may be a dictionary with keys of plaintext.
     """
 
     attributes: tuple[EncryptedAttribute, ...]
@@ -128,7 +130,7 @@ class _MapperPlan:
 
 
 class _Closing:
-    """What is to be closed in objects that are alike: of one mapper, and of one owner."""
+    """What has to be closed in objects that are alike: of one mapper, and of one owner."""
 
     __slots__ = ("attributes", "expressions")
 
@@ -217,11 +219,11 @@ class _Leaving:
         return plan
 
     def _closing(self, state: InstanceState[Any], plan: _MapperPlan) -> _Closing:
-        """What is closed in an object."""
+        """What has to be closed in an object."""
         if state.committed_state or plan.owner_keys is None or has_from_previous(state):
             to_close = [one for one in plan.attributes if self._is_left(state, one)]
             return _Closing([(one, self._owner(state, one)[0]) for one in to_close], plan.expressions)
-        # Asked once for all objects of an owner: its name costs more than all the rest.
+        # One lookup for all objects of an owner: the owner's name costs more than all the rest.
         values = state.dict
         named = (plan, *[values.get(key) for key in plan.owner_keys])
         closing = self._alike.get(named)
@@ -232,13 +234,13 @@ class _Leaving:
         return closing
 
     def _is_left(self, state: InstanceState[Any], attribute: EncryptedAttribute) -> bool:
-        """Whether an attribute with changes about it is closed all the same."""
+        """Whether a changed attribute is closed all the same."""
         if attribute.key not in state.dict or is_from_previous(state, attribute.key):
             return False
         return not self._owner(state, attribute)[1] and not waits(state, attribute)
 
     def drop_dictionaries(self, states: Iterable[InstanceState[Any]]) -> None:
-        """Expire collections whose keys are plaintext of what was closed."""
+        """Expire collections whose keys are plaintext of closed values."""
         for state in states:
             relations = self._plan(state.mapper).relations
             if relations:
@@ -276,7 +278,7 @@ class _Leaving:
     def _encrypt(
         self, attribute: EncryptedAttribute, owner: OwnerId | None, values: list[Any], tails: list[bytes]
     ) -> list[bytes | None]:
-        """The values as they would be stored; None for each that has to be read again."""
+        """The values as they would be stored; None for a value that has to be read again."""
         encrypted = attribute.encrypted
         nothing: list[bytes | None] = [None] * len(values)
         if self.writer is None or owner is None or previous_of(encrypted.column) is not None:
@@ -309,7 +311,7 @@ def _encrypt_alone(
 
 
 def _expire(state: InstanceState[Any], values: dict[str, Any], keys: list[str]) -> None:
-    """`session.expire` of attributes that hold values, without what it does for all other kinds."""
+    """Expire attributes that hold values. `session.expire` does the same, and more for all other kinds."""
     state.expired_attributes.update(keys)  # first: interrupted after it, they are read again
     for key in keys:
         values.pop(key, None)
@@ -318,8 +320,8 @@ def _expire(state: InstanceState[Any], values: dict[str, Any], keys: list[str]) 
 
 
 def derived_attributes(mapper: Mapper[Any]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Attributes over expressions of an encrypted type; and relationships to classes with encrypted columns,
-    whose collection may be a dictionary with keys of theirs."""
+    """Attributes over expressions of an encrypted type; and relationships to classes with encrypted
+    columns, whose collection may be a dictionary by the values of those."""
     records = records_of_mapper(mapper)
     known: tuple[tuple[str, ...], tuple[str, ...]] | None = records.get(_DERIVED)
     if known is None:
@@ -339,7 +341,7 @@ def derived_attributes(mapper: Mapper[Any]) -> tuple[tuple[str, ...], tuple[str,
 
 
 def _flat(members: Iterable[Any]) -> Iterable[Any]:
-    """The objects of a dictionary; of one of an application's own kind, of the lists in it."""
+    """The objects in a dictionary; a dictionary of an application's own kind may have lists of them."""
     for one in members:
         if isinstance(one, (list, set, tuple)):
             yield from one

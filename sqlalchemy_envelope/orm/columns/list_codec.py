@@ -1,4 +1,4 @@
-"""Lists to bytes and back: a count, then each item with its kind and its size (wire format, section 6)."""
+"""The codec of lists: a count, then each item with its kind and its size (wire format, section 6)."""
 
 import struct
 from collections.abc import Callable, Sequence
@@ -10,11 +10,11 @@ from sqlalchemy_envelope.orm.columns.codec import Codec, refused
 
 _COUNT = struct.Struct(">I")
 MAX_LIST_DEPTH = 8
-"""Most lists inside each other. PostgreSQL has six dimensions."""
+"""How many lists may be inside each other. PostgreSQL has six dimensions."""
 
 
 def list_codec(inner: sa.ARRAY[Any], item: Codec) -> Codec:
-    """The codec of an ARRAY, whose items have this one."""
+    """The codec of an ARRAY, made of the codec of its items."""
     flat = inner.dimensions == 1
     collect: Callable[[list[Any]], Any] = tuple if inner.as_tuple else list
     encode_item, convert, read_null = item.encode_converted or item.encode, item.convert, item.read_null
@@ -38,7 +38,7 @@ def list_codec(inner: sa.ARRAY[Any], item: Codec) -> Codec:
         return b"".join(parts)
 
     def read(view: memoryview, position: int, end: int, depth: int) -> Any:
-        """The list between two places: only items are copied, whatever the depth."""
+        """The list between two positions. Only items are copied, whatever the depth."""
         if depth > MAX_LIST_DEPTH:
             raise ValueError("too many lists inside each other")
         count, position = _read_count(view, position, end)
@@ -74,7 +74,7 @@ def list_codec(inner: sa.ARRAY[Any], item: Codec) -> Codec:
 
 
 def _read_count(view: memoryview, position: int, end: int) -> tuple[int, int]:
-    """A number of four bytes, and the place after it."""
+    """A number of four bytes, and the position after it."""
     if end - position < _COUNT.size:
         raise ValueError("a list is cut short")
     return _COUNT.unpack_from(view, position)[0], position + _COUNT.size

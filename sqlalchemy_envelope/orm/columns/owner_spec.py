@@ -45,11 +45,11 @@ class OwnerColumn:
 
 @dataclass(frozen=True)
 class OneOf:
-    """Alternatives: each row is a user's or an organisation's, and exactly one of these is set in it, or in
-    the other row that they go through.
+    """Alternatives: each row belongs to a user or to an organisation, for example. Exactly one of these is
+    set in the row, or in the other row through which they lead.
 
     Attributes:
-        owners: each as `owner=` would have it.
+        owners: each alternative as `owner=` would take it.
     """
 
     owners: tuple[OwnerSpec, ...]
@@ -68,7 +68,7 @@ OwnerSpec = str | tuple[str, ...] | type[Any] | OwnerColumn | OneOf
 
 
 def check_spec(owner: Any) -> None:
-    """Whether this can name an owner at all.
+    """Check that a declaration can name an owner at all.
 
     Raises:
         ConfigurationError: it cannot.

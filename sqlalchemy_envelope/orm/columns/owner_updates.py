@@ -1,5 +1,5 @@
-"""Columns that lead to a row's owner, and that an UPDATE changes without naming them: by `onupdate=`, or in
-the database. Such a row goes to another owner, and its values stay under the key of the former one."""
+"""Columns that lead to a row's owner and that an UPDATE changes without naming them: by `onupdate=`, or in
+the database. Such a row goes to another owner, and its values stay under the former owner's key."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 
 
 def refuse_owner_updates(encrypted: Column[Any], path: OwnerPath) -> None:
-    """Refuse such a column, in the row of an encrypted column or on the way from there.
+    """Refuse such a column, in the row of an encrypted column or in a row on the way to the owner.
 
     Raises:
-        ConfigurationError: there is one.
+        ConfigurationError: there is such a column.
     """
     for column in _leading(path):
         how = changed_by_itself(column)
@@ -34,7 +34,7 @@ def refuse_owner_updates(encrypted: Column[Any], path: OwnerPath) -> None:
 
 
 def changed_by_itself(column: Column[Any]) -> str | None:
-    """What changes a column in an UPDATE that does not name it."""
+    """The reason why a column changes in an UPDATE that does not name it."""
     if column.computed is not None:
         return "`Computed(...)`"
     if column.onupdate is not None:

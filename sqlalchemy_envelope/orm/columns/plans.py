@@ -1,5 +1,5 @@
-"""Which row and owner a value belongs to: a plan for each table and mapper with
-encrypted columns, made once."""
+"""Which row and owner a value belongs to: a plan for each table and mapper with encrypted columns, made
+once."""
 
 from __future__ import annotations
 
@@ -31,15 +31,17 @@ T = TypeVar("T")
 
 
 class EncryptedColumn:
-    """One encrypted column of a table; read for every value written, so plain attributes throughout.
+    """One encrypted column of a table. It is read for every value that is written, so it has plain attributes
+    throughout.
 
     Attributes:
         key: its name in a statement's parameters.
         encode: a value's plaintext bytes.
-        convert: what the inner type makes of a value first, if it is a decorator: None is stored as NULL.
-        encode_converted: the plaintext bytes of what it made.
+        convert: what the inner type makes of a value first, if it is a decorator. A None that it makes is
+            stored as NULL.
+        encode_converted: the plaintext bytes of a converted value.
         row_bound: whether its values are bound to their row.
-        scope: which of the owner's data keys encrypts it.
+        scope: the scope of the owner's data key that encrypts it.
         slot: its place among an unlocked session's readers.
     """
 
@@ -72,7 +74,7 @@ class EncryptedColumn:
 
 
 def _plain_only(encode: Callable[[Any], T]) -> Callable[[Any], T]:
-    """Refuse what is encrypted already: a codec that takes any sequence, or a user's,
+    """Refuse what is encrypted already. A codec that takes any sequence, or a codec of the application's,
     might encode it once more."""
     if encode is str.encode:
         return encode  # takes text alone
@@ -89,10 +91,10 @@ class TablePlan:
     """The encrypted columns of a table, grouped by the path to their owner.
 
     Attributes:
-        attributes: by the key of a column, the attribute that it is mapped by, if that has another name.
+        attributes: by the key of a column, the attribute that maps it, if that has another name.
         keys: the keys of the encrypted columns.
-        dual: those with a previous column: its name, and whether it is written too.
-        converting: those whose inner type converts values itself.
+        dual: the columns with a previous column: its name, and whether it is written too.
+        converting: the columns whose inner type converts values itself.
         key_kinds: the types of the primary key's values, as `key_types` has them.
     """
 
@@ -124,12 +126,14 @@ class TablePlan:
         }
 
     def has(self, path: OwnerPath) -> bool:
-        """Whether the owner's columns are in this very table (a joined subclass has them in its base)."""
+        """Whether the owner's columns are in this very table. A joined subclass has them in the table that
+        it extends."""
         return path in self._here
 
     def decided_by(self, encrypted: EncryptedColumn) -> list[Column[Any]]:
-        """The columns of this table that a value is encrypted for: those that say whose it is, and the
-        primary key if it is bound to its row, or leads to the base table's row that says so."""
+        """The columns of this table for which a value is encrypted: the columns that name its owner; and
+        the primary key, if the value is bound to its row, or if the key leads to the row of the base table
+        that names the owner."""
         path = encrypted.path
         found = [] if path.is_self else [one for one in path.columns if one.table is self.table]
         by_key = encrypted.row_bound or not (path.is_self or self.has(path))
@@ -153,13 +157,11 @@ class EncryptedAttribute:
         self.row_bound = encrypted.row_bound
 
     def is_nothing(self, value: Any) -> bool:
-        """Whether a value says that NULL is stored: a decorator may store something for None, and read it as
-        None."""
+        """Whether NULL is stored for a value. A decorator may store a value for None, and read it as None."""
         return value is None and self.encrypted.convert is None
 
     def is_null(self, value: Any) -> bool:
-        """Whether NULL reads as this, by a decorator. Whoever moves such a value here does no more than who
-        writes NULL."""
+        """Whether a decorator reads NULL as this value. To move such a value here is to write NULL."""
         read_null = self.type.codec.read_null
         return read_null is not None and bool(self.type.compare_values(read_null(), value))
 
@@ -169,7 +171,7 @@ _MAPPER = "mapper"
 
 
 def note_mapper(mapper: Mapper[Any]) -> None:
-    """Remember which mapper a table belongs to; the first one made is the most general."""
+    """Remember the mapper of a table. The first mapper is the most general."""
     for table in mapper.tables:
         if isinstance(table, Table) and any(isinstance(c.type, EncryptedType) for c in table.columns):
             records = records_of_table(table)
@@ -187,8 +189,8 @@ def mapper_of_table(table: Table) -> Mapper[Any] | None:
 
 
 def key_in_base(table: Table, path: OwnerPath) -> list[Column[Any]]:
-    """The primary key of a joined subclass's table, as the table that it extends has it, with the columns of
-    a path in it; empty if there is no such table."""
+    """The primary key of a joined subclass's table, as the table that it extends has it, with the columns
+    of a path in that table; empty if there is no such table."""
     mapper, bases = mapper_of_table(table), {column.table for column in path.columns}
     if mapper is None or len(bases) != 1:
         return []
@@ -258,9 +260,9 @@ def _plan_attributes(mapper: Mapper[Any]) -> Iterable[EncryptedAttribute]:
 
 
 def encrypted_column_of(column: ColumnElement[Any]) -> EncryptedColumn | None:
-    """The encrypted column of a table that this is, or that a part of a UNION comes from; None if there is
-    none. The other parts may have anything in its place, `NULL` as a rule. Where two columns meet, the first
-    by name counts, so that each process takes the same."""
+    """The encrypted column of a table that this column is, or that a part of a UNION takes it from; None
+    if there is none. The other parts may have anything in its place, usually `NULL`. Where two encrypted
+    columns meet, the first by name counts, so that every process takes the same."""
     found = []
     for base in column.base_columns:
         plan = plan_of_table(getattr(base, "table", None))
@@ -288,7 +290,7 @@ def _attribute_keys(mapper: Mapper[Any], columns: Sequence[Column[Any]]) -> tupl
 
 
 def _path_of_copy(column: Column[Any]) -> OwnerPath | None:
-    """The path of a column that `Table.to_metadata()` made, which is that of the column it was made of."""
+    """The path of a column that `Table.to_metadata()` made: that of its original."""
     origin = origin_of(column)
     encrypted = None if origin is None else encrypted_column_of(origin)
     if encrypted is None or any(one.table is not encrypted.column.table for one in encrypted.path.columns):
@@ -303,8 +305,8 @@ def _encrypted_type(column: Column[Any]) -> EncryptedType:
 
 
 def _original(label: str, table: Table) -> tuple[Table, OwnerPath] | None:
-    """The table whose column has this label, and the path from there; None if no other table of the same
-    MetaData is it. Several schemas may have one each: the copy's own comes first.
+    """The table whose column has this label, and the path from that table; None if no other table of the same
+    MetaData has such a column. Several schemas may have one each: the copy's own schema comes first.
 
     Raises:
         ConfigurationError: there are several, all in other schemas.
@@ -328,7 +330,7 @@ def _original(label: str, table: Table) -> tuple[Table, OwnerPath] | None:
 
 
 def _path_without_copy(column: Column[Any]) -> Iterable[OwnerPath]:
-    """The path of a column that says itself whose key encrypts it; none where it does not, as in a copy."""
+    """The path of a column that itself says whose key encrypts it; none for a copy, which does not."""
     try:
         yield path_of(column, mapper_of_table(column.table), lambda *_: None)
     except ConfigurationError:

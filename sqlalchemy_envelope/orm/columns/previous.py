@@ -1,15 +1,15 @@
 """`PreviousColumn`: where the values of an encrypted column come from while they are moved to it.
 
-Both columns stand in one table. What a row holds tells how far it is, and nothing else does:
+Both columns are in one table. What a row holds says how far it is, and nothing else does:
 
     previous     encrypted    the row is
     value        NULL         pending: to be encrypted
-    value        value        in both; the encrypted one counts
+    value        value        in both; the encrypted value counts
     NULL         value        encrypted
     NULL         NULL         NULL
 
-A trigger keeps it so (`migration.database.triggers`): who changes the previous column alone, as a program
-does that knows nothing of the other, makes the row pending again.
+A trigger keeps this so (`migration.database.triggers`): a program that changes the previous column alone,
+because it does not know the encrypted column, makes the row pending again.
 """
 
 from __future__ import annotations
@@ -104,12 +104,13 @@ def attach_previous(column: Column[Any], table: Table) -> None:
     )
     note(added, replaced_by=column.key)
     note(column, previous=added.key)
-    column.nullable = True  # pending rows hold nothing in it
+    column.nullable = True  # it is NULL in pending rows
     table.append_column(added)
 
 
 def _null_for_none(type_: Any) -> Any:
-    """A JSON column would store the text `null` for None, where a row without a value is to hold NULL."""
+    """Store NULL for None. A JSON column would store the text `null`, and a row without a value has to
+    hold NULL."""
     if isinstance(type_, JSON) and not type_.none_as_null:
         type_ = copy(type_)
         type_.none_as_null = True
@@ -117,14 +118,14 @@ def _null_for_none(type_: Any) -> Any:
 
 
 def previous_of(column: Any) -> Any:
-    """The previous column beside an encrypted one, of the same table or alias; None if it has none."""
+    """The previous column beside an encrypted one, of the same table or alias; None if there is none."""
     base = _base(column)
     if base is None or not has_previous(base):
         return None
     previous = base.table.c.get(notes_of(base).previous)
     entity = column._annotations.get("parententity")
     if entity is not None and previous is not None:
-        # Of the same mapped class or alias, as its attribute gives it.
+        # The column of the same mapped class or alias, as the attribute gives it.
         try:
             key = entity.mapper.get_property_by_column(previous).key
         except UnmappedColumnError:
@@ -135,7 +136,7 @@ def previous_of(column: Any) -> Any:
 
 
 def is_moving(column: Any) -> bool:
-    """Whether a column, of a table or of what is selected from one, has a previous one."""
+    """Whether a column, of a table or of a SELECT from one, has a previous column."""
     base = _base(column)
     return base is not None and has_previous(base)
 
@@ -146,7 +147,7 @@ def has_previous(column: Column[Any]) -> bool:
 
 
 def _base(column: Any) -> Any | None:
-    """The column of a table that this one is, or is selected from."""
+    """The column of a table that this column is, or is selected from."""
     if getattr(column, "table", None) is None:
         return None
     bases = (one for one in column.base_columns if isinstance(one, Column) and one.table is not None)

@@ -1,4 +1,4 @@
-"""What a value is between the database and its owner's key: bytes that show nothing of themselves."""
+"""A value between the database and its owner's key: bytes that show nothing."""
 
 from __future__ import annotations
 
@@ -28,18 +28,18 @@ class _Ciphertext:
 
 
 CIPHERTEXT = _Ciphertext()
-"""A value on its way into the database is the pair `(CIPHERTEXT, bytes)`. The bind processor accepts nothing
-else, and nobody but the statement hook has the mark. A plain tuple, because a class of its own takes four
-times as long to make."""
+"""A value on its way into the database is the pair `(CIPHERTEXT, bytes)`. The bind processor accepts
+nothing else, and only the statement hook has the mark. A plain tuple, because a class takes four times as
+long to make."""
 
 
 def is_ciphertext(value: object) -> bool:
-    """Whether the statement hook made this."""
+    """Whether the statement hook made this value."""
     return type(value) is tuple and len(value) == 2 and value[0] is CIPHERTEXT
 
 
 class _Refusing(dict[str, Any]):
-    """The attributes of a `Sealed`, for whoever takes it apart."""
+    """The attributes of a `Sealed`, for code that takes it apart."""
 
     __slots__ = ("_refuse",)
 
@@ -75,7 +75,7 @@ class Sealed:
 
     def unreadable(self, error: EnvelopeError) -> Sealed:
         """The same bytes, which turned out to be no value of their column and row."""
-        # Of the error its message alone: the frames that it passed had a key.
+        # Only the error's message is kept: the frames that it passed had a key.
         return Sealed(self.blob, self.format, type(error)(*error.args))
 
     @property
@@ -94,7 +94,7 @@ class Sealed:
         return "unlocked.decrypt(sealed, primary_key=...)" if row_bound else "unlocked.decrypt(sealed)"
 
     def error(self) -> EnvelopeError:
-        """What whoever takes it for a value is told: why it cannot be read, or that it is locked."""
+        """The error for a use as a value: why it cannot be read, or that it is locked."""
         if self.why is not None:
             return type(self.why)(*self.why.args)  # a new one for each use
         if self.note is not None:
@@ -108,8 +108,8 @@ class Sealed:
         del _  # what it was added to or compared with may be a value
         raise self.error()
 
-    # Whatever would take it for the value that it hides is refused, so that no redacted text ends in a page
-    # or a file. `repr` alone may be printed: logs and debuggers do.
+    # Every use as the hidden value is refused, so that no redacted text ends up in a page or a file. Only
+    # `repr` may be printed, because logs and debuggers print it.
     __str__ = __format__ = __bytes__ = _refuse
     __bool__ = __int__ = __float__ = __complex__ = __index__ = __round__ = _refuse
     __len__ = __iter__ = __getitem__ = __contains__ = _refuse
@@ -119,8 +119,8 @@ class Sealed:
     __neg__ = __pos__ = __abs__ = _refuse
 
     def __getattr__(self, name: str) -> NoReturn:
-        """Asked for what a `Sealed` has not: the methods of the value are refused as the value is."""
-        # Names with underscores are asked for by `copy`, `pickle`, debuggers and SQLAlchemy, of any object.
+        """Called for what a `Sealed` does not have: the methods of the value are refused as the value is."""
+        # `copy`, `pickle`, debuggers and SQLAlchemy ask every object for names with underscores.
         if not name.startswith("_") and name not in self.__slots__ and _is_of_value(self.format.inner, name):
             raise self.error()
         raise AttributeError(f"'Sealed' object has no attribute {name!r}", name=name, obj=self)
@@ -133,8 +133,8 @@ class Sealed:
         return _Refusing(self._refuse)
 
     def __eq__(self, other: object) -> bool:
-        """Whether the stored bytes are the same; a value that is open equals nothing that is sealed, and the
-        answer would be taken for one about the plaintext."""
+        """Whether the stored bytes are the same; a value that is open equals nothing that is sealed, and
+        the answer would be taken for one about the plaintext."""
         return other.blob == self.blob if isinstance(other, Sealed) else self._refuse()
 
     def __hash__(self) -> int:

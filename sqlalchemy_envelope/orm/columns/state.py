@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 def owner_of_row(
     state: InstanceState[Any], attribute: EncryptedAttribute, names: Names | None = None
 ) -> OwnerId | None:
-    """Whose row this is in the database, if that was loaded and the object has a session. A change still in
-    memory does not count."""
+    """The owner of an object's row in the database, if the owner's columns are loaded and the object has a
+    session. A change in memory does not count."""
     values = _owner_values(state, attribute)
     if values is None or (names is None and state.session is None):
         return None
@@ -34,8 +34,8 @@ def owner_of_row(
 
 
 def is_row_of(state: InstanceState[Any], attribute: EncryptedAttribute, owner: OwnerId | None) -> bool:
-    """Whether a row is this owner's, as far as the object tells. Of an object without a session, class and
-    primary key are compared alone."""
+    """Whether a row belongs to this owner, as far as the object says. For an object without a session only
+    class and primary key are compared."""
     values = _owner_values(state, attribute)
     if values is None:
         return True
@@ -49,7 +49,7 @@ def is_row_of(state: InstanceState[Any], attribute: EncryptedAttribute, owner: O
 
 
 def _owner_values(state: InstanceState[Any], attribute: EncryptedAttribute) -> list[Any] | None:
-    """What the object's row says of its owner; None where it was not loaded."""
+    """The owner's values in the object's row; None if they are not loaded."""
     if len(attribute.owner_keys) != len(attribute.encrypted.path.columns):
         return None  # a mapped subquery leaves one out
     values = [state.committed_state.get(key, state.dict.get(key, NO_VALUE)) for key in attribute.owner_keys]
@@ -57,8 +57,8 @@ def _owner_values(state: InstanceState[Any], attribute: EncryptedAttribute) -> l
 
 
 def closed_values(session: Session) -> dict[OwnerClass, dict[bytes, int]]:
-    """The stored values that the objects of a session hold locked: how many under each header, by the classes
-    that their owner may be of."""
+    """The stored values that the objects of a session hold locked: how many under each header, by the
+    classes that their owner may have."""
     found: dict[OwnerClass, dict[bytes, int]] = {}
     for state in session.identity_map.all_states():
         marks = known_marks(state)
@@ -88,7 +88,7 @@ def unflushed(
 
 
 def waits(state: InstanceState[Any], attribute: EncryptedAttribute) -> bool:
-    """Whether a flush would write this value: set to what it was before, it needs none."""
+    """Whether a flush would write this value. A value that was set to what it was needs none."""
     if state.key is None:
         return True
     if attribute.key not in state.committed_state:
@@ -103,7 +103,7 @@ def current_key(state: InstanceState[Any]) -> tuple[Any, ...]:
 
 
 def owner_values(state: InstanceState[Any], path: OwnerPath, column_key: str) -> tuple[Any, ...] | None:
-    """What an object says now of the owner of one of its columns; None if it has no such column."""
+    """The owner's values that an object holds now for one of its columns; None if it has no such column."""
     for attribute in plan_of_mapper(state.mapper):
         if attribute.encrypted.path.identity == path.identity and attribute.encrypted.key == column_key:
             if len(attribute.owner_keys) != len(path.columns):
@@ -113,7 +113,7 @@ def owner_values(state: InstanceState[Any], path: OwnerPath, column_key: str) ->
 
 
 def holds_nothing(state: InstanceState[Any], column_key: str) -> bool:
-    """Whether the object's value of an encrypted column is NULL, so that there is nothing to re-encrypt."""
+    """Whether an object's value of an encrypted column is NULL, so that nothing has to be encrypted anew."""
     for attribute in plan_of_mapper(state.mapper):
         if attribute.encrypted.key == column_key:
             marks, key = known_marks(state) or Marks(), attribute.key
@@ -125,8 +125,8 @@ def holds_nothing(state: InstanceState[Any], column_key: str) -> bool:
 
 
 def stays(state: InstanceState[Any], path: OwnerPath, column_key: str, values: Sequence[Any]) -> bool:
-    """Whether these values of the owner's columns name the owner that the object's
-    row has in the database."""
+    """Whether these values of the owner's columns name the owner that the object's row has in the
+    database."""
     for attribute in plan_of_mapper(state.mapper):
         if attribute.encrypted.path.identity == path.identity and attribute.encrypted.key == column_key:
             before = _owner_values(state, attribute)

@@ -1,8 +1,8 @@
-"""What a stored value looks like, in SQL: the one definition for the CHECK of an encrypted column and for
-the guard of a migration.
+"""What a stored value looks like, in SQL: one definition for the CHECK of an encrypted column and for the
+guard of a migration.
 
-Format 0x01 is told by its first byte and its least length. That is no authentication: whoever knows the
-format can make bytes that pass. It stops programs that know nothing of it, and would store plaintext.
+Format 0x01 is recognised by its first byte and its least length. That is no authentication: anybody who knows
+the format can make bytes that pass. It stops programs that do not know the format and would store plaintext.
 """
 
 from __future__ import annotations
@@ -34,17 +34,17 @@ _NAME_SIZE = 63
 
 
 def looks_encrypted(dialect_name: str, quoted: str) -> str | None:
-    """The condition that a value is one of ours; None on a database that is not known.
+    """The condition that a value is a stored value of this library; None on an unknown database.
 
     Args:
-        quoted: the column as it stands in the statement, `NEW."body"` in a trigger. It is not NULL.
+        quoted: the column as the statement writes it, `NEW."body"` in a trigger. It is not NULL.
     """
     condition = _LOOKS_ENCRYPTED.get(dialect_name)
     return None if condition is None else condition.format(quoted, OVERHEAD, _FIRST_BYTE, _NEXT_BYTE)
 
 
 def check_condition(dialect_name: str, quoted: str) -> str | None:
-    """What a CHECK says: NULL, or one of our values."""
+    """The condition of a CHECK: NULL, or a stored value of this library."""
     condition = looks_encrypted(dialect_name, quoted)
     if dialect_name != "sqlite":
         return condition  # unknown of NULL, which a CHECK takes; to say so costs PostgreSQL twice as much
@@ -55,8 +55,8 @@ def check_name(table: str, column: str, convention: Mapping[Any, Any] | None = N
     """The name of an encrypted column's CHECK, the same in models and migrations.
 
     Args:
-        convention: the `naming_convention` of the MetaData. Its rule for a CHECK counts if it asks for the
-            constraint's name, as SQLAlchemy has it; the name is then `<column>_ciphertext`.
+        convention: the `naming_convention` of the MetaData. As in SQLAlchemy, its rule for a CHECK counts if
+            it asks for the constraint's name; that is then `<column>_ciphertext`.
     """
     rules: Any = convention or {}
     rule = rules.get("ck", rules.get(CheckConstraint))
@@ -79,8 +79,8 @@ def check_name_of(column: Column[Any], table: Table) -> str:
 
 
 class EncryptedCheck(CheckConstraint):
-    """The CHECK of an encrypted column. It belongs to the column: SQLite drops a column with its own CHECK,
-    and none that a CHECK of the table names."""
+    """The CHECK of an encrypted column. It belongs to the column: SQLite drops a column together with its
+    own CHECK, and refuses to drop one that a CHECK of the table names."""
 
     def __init__(self, column: Column[Any], table: Table) -> None:
         name = conv(check_name_of(column, table))
@@ -96,22 +96,22 @@ class EncryptedCheck(CheckConstraint):
 
 @compiles(EncryptedCheck)
 def _compile_check(constraint: EncryptedCheck, compiler: Any, **_: Any) -> str:
-    """The CHECK in a CREATE TABLE, after its column; nothing on a database that is not known."""
+    """The CHECK in a CREATE TABLE, after its column; nothing on an unknown database."""
     quote = compiler.preparer.quote
     clause = check_clause(compiler.dialect.name, str(constraint.name), constraint.column_name, quote)
     if clause is None:
         return ""
-    # MariaDB gives no name to a column's own CHECK, and one of the table may stand between columns.
+    # MariaDB gives no name to a column's own CHECK, and allows a CHECK of the table between columns.
     return f", {clause}" if compiler.dialect.name in ("mysql", "mariadb") else clause
 
 
 def check_clause(dialect_name: str, name: str, column: str, quote: Callable[[str], str]) -> str | None:
-    """`CONSTRAINT name CHECK (...)`; None on a database that is not known."""
+    """`CONSTRAINT name CHECK (...)`; None on an unknown database."""
     condition = check_condition(dialect_name, quote(column))
     return None if condition is None else f"CONSTRAINT {quote(name)} CHECK ({condition})"
 
 
 def attach_check(column: Column[Any], table: Table) -> None:
-    """Give a column its CHECK, unless its type does without."""
+    """Give a column its CHECK, unless its type was declared with `check=False`."""
     if getattr(column.type, "check", None) is not False:
         EncryptedCheck(column, table)

@@ -1,8 +1,8 @@
 """Whose key encrypts a column: the path from its rows to their owner, as `owner_spec` declares it.
 
-A copy of an encrypted column in another table of the same MetaData, as a history table has it, keeps the
-label and takes the path of the original through the columns of the same names; but not through a primary key
-that the copy's rows may have of their own, nor where several originals have the label.
+A copy of an encrypted column in another table of the same MetaData, such as a history table, keeps the label
+and takes the path of the original, through the columns of the same names. It does not go through a primary
+key that the copy's rows may have of their own, and not where several originals have the label.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 Original = tuple[Table, OwnerPath]
 MAX_STEPS = 8
-"""Most relationships between a row and its owner."""
+"""The greatest number of relationships between a row and its owner."""
 
 
 def path_of(
@@ -46,7 +46,7 @@ def path_of(
     """The path from the rows of an encrypted column to their owners.
 
     Args:
-        original: finds the column with this label in another table than this one: that table, and the path.
+        original: finds the column with this label in another table: that table, and its path.
 
     Raises:
         ConfigurationError: the declaration leads to no owner, or to several.
@@ -108,7 +108,7 @@ class _Resolver:
         return path
 
     def _leads(self, names: Sequence[str], columns: Sequence[Column[Any]]) -> str:
-        """Where a declaration leads that does not lead to an owner."""
+        """Where a declaration leads if it does not lead to an owner."""
         shown = " and ".join(repr(name) for name in names)
         targets = {foreign.column.table for one in columns for foreign in one.foreign_keys}
         if not targets:
@@ -134,7 +134,8 @@ class _Resolver:
         return united[0] if len(united) == 1 else ChosenPath(united)
 
     def _check_told_apart(self, owner: OneOf, paths: Sequence[OwnerPath]) -> None:
-        """A row chooses by the columns that are set in it: no alternative may be set whenever another is."""
+        """Refuse alternatives of which one is set whenever another is: a row chooses by the columns that
+        are set in it."""
         for one, other in permutations(paths, 2):
             if not one.is_self and not set(one.columns) <= set(other.columns):
                 continue
@@ -267,8 +268,9 @@ class _Resolver:
         return path.along(columns) if len(columns) == len(path.columns) else None
 
     def _check_key(self, original: Table, path: OwnerPath, columns: tuple[Column[Any], ...]) -> None:
-        """A version table keeps the original's key, with a version beside it. A copy whose own key is called
-        the same may number its rows itself, if another column is there to name the original."""
+        """Check a copy whose own key has the name of the original's key. A version table keeps the
+        original's key, with a version beside it. Another copy may number its rows itself, if it has
+        another column that names the original."""
         keys = [
             mine
             for mine, its in zip(columns, path.columns, strict=True)
@@ -297,7 +299,8 @@ class _Resolver:
 
 
 def _united(paths: Sequence[OwnerPath]) -> tuple[OwnerPath, ...]:
-    """Alternatives that go the same way to another row are one path, and the choice is made in that row."""
+    """Alternatives that go the same way to another row become one path, and the choice is made in that
+    row."""
     united: dict[object, list[OwnerPath]] = {}
     for path in paths:
         way = (path.columns, path.steps) if isinstance(path, LinkedPath) else path
@@ -321,6 +324,6 @@ def _told(column: Column[Any]) -> str:
 
 
 def _is_made(column: Column[Any]) -> bool:
-    """Whether a column of a primary key gets a value of its own in each row."""
+    """Whether a column of a primary key gets another value in each row."""
     made = column.default, column.server_default, column.identity
     return column.autoincrement is True or any(one is not None for one in made)

@@ -29,13 +29,16 @@ def check_row_moves(rows: WrittenRows, row: Row) -> None:
     Raises:
         StatementRefusedError: the row moves and leaves a value behind.
     """
-    rekeys = _sets(rows, row, (column.key for column in rows.plan.table.primary_key))
     for path, columns in rows.plan.groups:
         changes_owner = not path.is_self and _sets(rows, row, path.keys) and not _is_pinned(rows, row, path)
         for column in columns:
-            by_key = rekeys and _hangs_on_key(rows, row, column)
+            by_key = _hangs_on_key(rows, row, column) and _sets(rows, row, _primary_key(rows))
             if changes_owner or by_key:
                 _check_left(rows, row, column, changes_owner=changes_owner, by_key=by_key)
+
+
+def _primary_key(rows: WrittenRows) -> tuple[str, ...]:
+    return tuple(column.key for column in rows.plan.table.primary_key)
 
 
 def _sets(rows: WrittenRows, row: Row, keys: Iterable[str]) -> bool:
@@ -71,8 +74,7 @@ def _check_left(
         return
     values = [rows.value(key, row) for key in path.keys]
     if by_key or not stays(state, path, column.key, values):
-        primary = tuple(column.key for column in table.primary_key)
-        raise moved_late(state, path.keys if changes_owner else primary, column.key)
+        raise moved_late(state, path.keys if changes_owner else _primary_key(rows), column.key)
 
 
 def _left_behind(table: str, column: EncryptedColumn, *, changes_owner: bool) -> StatementRefusedError:

@@ -48,7 +48,7 @@ def of_owner(
             name, where = owner.owner_class.name, plan.table.name
             raise StatementRefusedError(
                 f"`using` names the {name} whose rows an UPDATE of {where} writes, and its WHERE takes rows "
-                "of other owners too: the values could not be read there. Let the WHERE take rows of this "
+                "of others as well: the values could not be read there. Let the WHERE take rows of this "
                 f"{name} alone, or load the objects and change them."
             )
         statement = statement.where(belongs)
