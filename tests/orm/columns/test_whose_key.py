@@ -20,7 +20,7 @@ from sqlalchemy_envelope import (
     StatementRefusedError,
 )
 from sqlalchemy_envelope.migration.migrator import Migrator
-from tests.orm.whose_models import KINDS, Kind, models
+from tests.orm.columns.whose_models import KINDS, Kind, models
 from tests.prepared import prepared
 
 pytestmark = [pytest.mark.both_lines, pytest.mark.any_database]

@@ -2,7 +2,7 @@
 
 `test_reading_table.py` holds each cell against the library. After a change here, write the page anew:
 
-    python -m tests.orm.reading_table > docs/reference/reading.md
+    python -m tests.orm.reading.reading_table > docs/reference/reading.md
 """
 
 from __future__ import annotations
@@ -898,7 +898,7 @@ loaded those rows, a value that is loaded by itself is taken for that user's."""
 _PAGE = """\
 # What each way of reading gives
 
-Made by `python -m tests.orm.reading_table`, from the table that the tests go through cell by cell. Two rules are
+Made by `python -m tests.orm.reading.reading_table`, from the table that the tests go through cell by cell. Two rules are
 enough to use the library:
 
 - **Select the row's owner beside the value**, or the entity. What stands in a row is compared with its owner

@@ -17,7 +17,7 @@ from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sqlalchemy.orm import Session
 
 from sqlalchemy_envelope import DecryptionError, LockedError, Sealed, enforce_foreign_keys
-from tests.orm.reading_table import (
+from tests.orm.reading.reading_table import (
     ADDED,
     ASYNC,
     COLUMN,
@@ -347,8 +347,8 @@ def test_a_value_by_its_column(made: dict[int, Engine], mode: str, form: str) ->
 
 
 def test_the_page() -> None:
-    """docs/reference/reading.md is what `python -m tests.orm.reading_table` prints; more than sixty ways."""
-    page_ = Path(__file__).parents[2] / "docs" / "reference" / "reading.md"
+    """docs/reference/reading.md is what `python -m tests.orm.reading.reading_table` prints: sixty ways."""
+    page_ = Path(__file__).parents[3] / "docs" / "reference" / "reading.md"
 
     assert page() == page_.read_text()
     assert sum(map(len, WAYS.values())) > 60

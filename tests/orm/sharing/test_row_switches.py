@@ -13,8 +13,8 @@ from sqlalchemy.orm import Session
 
 from sqlalchemy_envelope import AlreadyEnrolledError, AsyncEnvelope, GrantStanding
 from sqlalchemy_envelope.orm.sharing.invariants import violations
-from tests.orm import test_follows as following
 from tests.orm.interleavings import OWNERS
+from tests.orm.sharing import test_follows as following
 from tests.orm.sharing_models import (
     Base,
     Club,

@@ -42,7 +42,7 @@ from tests.orm.sharing_models import (
 )
 from tests.prepared import prepared
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 GROUP, BEN, CLEO = 1, 2, 3
 
 

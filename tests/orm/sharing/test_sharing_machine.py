@@ -40,7 +40,7 @@ from sqlalchemy_envelope.orm.sharing.granted import follow_grants
 from sqlalchemy_envelope.orm.sharing.invariants import violations
 from sqlalchemy_envelope.orm.tables.key_rows import KeyStore
 from sqlalchemy_envelope.orm.tables.owners import owner_class_of
-from tests.orm.sharing_world import (
+from tests.orm.sharing.sharing_world import (
     COLUMNS,
     GRANTS,
     PAGES,

@@ -512,7 +512,7 @@ def test_the_first_statement_of_a_process(tmp_path: Any) -> None:
     """A process that begins with Core knows what leads to owners before any class was used."""
     program = f"""
         from sqlalchemy import create_engine, update
-        from tests.orm.test_moved_links import Base, Order
+        from tests.orm.writing.test_moved_links import Base, Order
         from sqlalchemy_envelope import StatementRefusedError
         engine = create_engine("sqlite:///{tmp_path}/shop.db")
         orders = Order.__table__
