@@ -44,20 +44,20 @@ STORED: list[Claim] = [
         README,
         "sizes, times, `NULL`s, who exists and whose each row is: no value and no key",
         [
-            "orm/test_nothing_in_the_clear.py::test_a_whole_life_leaves_nothing_on_sqlite",
-            "orm/test_nothing_in_the_clear.py::test_a_whole_life_leaves_nothing_on_postgres",
-            "orm/test_nothing_in_the_clear.py::test_the_search_finds_what_is_there",
-            "orm/sharing/test_sharing_attackers.py::test_a_copy_of_the_database",
+            "orm/nothing_in_the_clear/test_a_whole_life.py::test_a_whole_life_leaves_nothing_on_sqlite",
+            "orm/nothing_in_the_clear/test_a_whole_life.py::test_a_whole_life_leaves_nothing_on_postgres",
+            "orm/nothing_in_the_clear/test_a_whole_life.py::test_the_search_finds_what_is_there",
+            "orm/sharing/attackers/test_altered_rows.py::test_a_copy_of_the_database",
         ],
     ),
     (
         README,
         "an INSERT or UPDATE in any form that SQLAlchemy has is encrypted or refused before it is sent",
         [
-            "orm/writing/test_gate.py::test_works",
-            "orm/writing/test_gate.py::test_locked",
-            "orm/writing/test_gate.py::test_in_a_cte",
-            "orm/writing/test_gate.py::test_another_table_object",
+            "orm/writing/gate/test_forms.py::test_works",
+            "orm/writing/gate/test_forms.py::test_locked",
+            "orm/writing/gate/test_forms.py::test_in_a_cte",
+            "orm/writing/gate/test_other_tables.py::test_another_table_object",
             "orm/writing/test_statement_generator.py::test_on_sqlite",
             "orm/writing/test_statement_generator.py::test_on_postgresql",
         ],
@@ -71,9 +71,9 @@ STORED: list[Claim] = [
         README,
         "A value that was altered, or moved to another column or table, is an error and never a value",
         [
-            "orm/test_attackers.py::test_no_flipped_bit_of_a_value_goes_unnoticed",
-            "orm/test_attackers.py::test_values_swapped_between_columns_tables_and_types_do_not_open",
-            "orm/test_attackers.py::test_plaintext_planted_in_a_column_is_never_taken_for_a_value",
+            "orm/attackers/test_values.py::test_no_flipped_bit_of_a_value_goes_unnoticed",
+            "orm/attackers/test_values.py::test_values_swapped_between_columns_tables_and_types_do_not_open",
+            "orm/attackers/test_values.py::test_plaintext_planted_in_a_column_is_never_taken_for_a_value",
         ],
     ),
     (
@@ -82,9 +82,9 @@ STORED: list[Claim] = [
         [
             "orm/reading/test_reading_table.py::test_the_table",
             "orm/reading/test_reading_table.py::test_on_postgresql",
-            "orm/test_attackers.py::test_another_owners_value_does_not_open_in_my_row",
+            "orm/attackers/test_values.py::test_another_owners_value_does_not_open_in_my_row",
             "orm/columns/test_whose_key.py::test_another_owners_value_is_refused",
-            "orm/sessions/test_server_mode.py::test_a_value_moved_to_another_owners_row_is_found",
+            "orm/sessions/server_mode/test_entering.py::test_a_value_moved_to_another_owners_row_is_found",
         ],
     ),
     (
@@ -98,15 +98,15 @@ STORED: list[Claim] = [
     (
         README,
         'with `bind="row"` to another row too',
-        ["orm/test_attackers.py::test_a_row_bound_value_does_not_open_in_another_row"],
+        ["orm/attackers/test_values.py::test_a_row_bound_value_does_not_open_in_another_row"],
     ),
     (
         README,
         "keys are resolved per row, from the row's owner, and live in a context that no other request sees",
         [
-            "orm/current/test_isolation.py::test_many_unlocks_in_tasks",
-            "orm/current/test_isolation.py::test_many_unlocks_in_threads",
-            "orm/current/test_isolation.py::test_who_inherits_the_context",
+            "orm/current/isolation/test_many_unlocks.py::test_many_unlocks_in_tasks",
+            "orm/current/isolation/test_many_unlocks.py::test_many_unlocks_in_threads",
+            "orm/current/isolation/test_contexts.py::test_who_inherits_the_context",
         ],
     ),
     (
@@ -117,7 +117,7 @@ STORED: list[Claim] = [
     (
         LIMITS,
         "It is never taken for an encrypted one: reading it is `FormatError`.",
-        ["orm/test_attackers.py::test_plaintext_planted_in_a_column_is_never_taken_for_a_value"],
+        ["orm/attackers/test_values.py::test_plaintext_planted_in_a_column_is_never_taken_for_a_value"],
     ),
     (
         DECLARE,
@@ -166,8 +166,8 @@ STORED: list[Claim] = [
         LIMITS,
         "An INSERT or UPDATE of an encrypted column is encrypted, or refused before it is sent",
         [
-            "orm/writing/test_gate.py::test_works",
-            "orm/writing/test_gate.py::test_a_construct_that_nobody_knows",
+            "orm/writing/gate/test_forms.py::test_works",
+            "orm/writing/gate/test_forms.py::test_a_construct_that_nobody_knows",
         ],
     ),
     (
@@ -182,8 +182,8 @@ STORED: list[Claim] = [
         THREATS,
         "A dump with the server keys opens exactly what the slot lists say.",
         [
-            "orm/sharing/test_sharing_attackers.py::test_a_copy_of_the_database",
-            "orm/sharing/test_sharing_attackers.py::test_an_owner_of_secrets_alone_is_not_the_operators",
+            "orm/sharing/attackers/test_altered_rows.py::test_a_copy_of_the_database",
+            "orm/sharing/attackers/test_altered_rows.py::test_an_owner_of_secrets_alone_is_not_the_operators",
         ],
     ),
 ]
@@ -193,8 +193,8 @@ TOLD: list[Claim] = [
         README,
         "no plaintext and no key, from this library and from SQLAlchemy",
         [
-            "orm/test_nothing_in_the_clear.py::test_a_whole_life_leaves_nothing_on_sqlite",
-            "orm/test_nothing_in_the_clear.py::test_no_way_to_switch_debug_on_shows_a_decrypted_row",
+            "orm/nothing_in_the_clear/test_a_whole_life.py::test_a_whole_life_leaves_nothing_on_sqlite",
+            "orm/nothing_in_the_clear/test_a_whole_life.py::test_no_way_to_switch_debug_on_shows_a_decrypted_row",
         ],
     ),
     (
@@ -234,8 +234,8 @@ TOLD: list[Claim] = [
         THREATS,
         "The library's errors and representations hold no value and no key",
         [
-            "orm/test_nothing_in_the_clear.py::test_what_decryption_finds_is_not_told",
-            "orm/test_nothing_in_the_clear.py::test_no_object_of_the_library_shows_what_it_holds",
+            "orm/nothing_in_the_clear/test_errors_and_objects.py::test_what_decryption_finds_is_not_told",
+            "orm/nothing_in_the_clear/test_errors_and_objects.py::test_no_object_of_the_library_shows_what_it_holds",
         ],
     ),
 ]

@@ -23,7 +23,7 @@ from sqlalchemy_envelope import (
 )
 from sqlalchemy_envelope.crypto.aead import Batch
 from sqlalchemy_envelope.orm.sessions.unlocked import UnlockedSession
-from tests.orm.reading.reading_table import Base, Note, Page, User, envelope
+from tests.orm.reading.reading_models import Base, Note, Page, User, envelope
 
 pytestmark = pytest.mark.both_lines
 

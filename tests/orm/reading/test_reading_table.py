@@ -17,24 +17,17 @@ from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sqlalchemy.orm import Session
 
 from sqlalchemy_envelope import DecryptionError, LockedError, Sealed, enforce_foreign_keys
-from tests.orm.reading.reading_table import (
+from tests.orm.reading.reading_models import (
     ADDED,
-    ASYNC,
     COLUMN,
-    COLUMNS,
     KINDS,
-    LATE,
     LINKED,
     MOVED_PLACE,
-    OBJECTS,
     OWN,
     REFUSED,
-    RETURNED,
     ROW,
     SEALED,
-    TRACED_TWICE,
     VALUE,
-    WAYS,
     AsyncWay,
     Base,
     Kind,
@@ -45,8 +38,8 @@ from tests.orm.reading.reading_table import (
     User,
     Way,
     envelope,
-    page,
 )
+from tests.orm.reading.reading_table import ASYNC, COLUMNS, LATE, OBJECTS, RETURNED, TRACED_TWICE, WAYS, page
 
 pytestmark = pytest.mark.both_lines
 

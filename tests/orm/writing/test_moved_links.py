@@ -4,129 +4,21 @@ value is never stored under the key of another owner than its row's."""
 import subprocess
 import sys
 import textwrap
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
-from sqlalchemy import Engine, ForeignKey, MetaData, Table, Text, insert, select, table, update
+from sqlalchemy import Engine, MetaData, Table, insert, select, table, update
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.exc import DBAPIError
-from sqlalchemy.orm import DeclarativeBase, Mapped, Session, foreign, mapped_column, relationship, synonym
+from sqlalchemy.orm import Session
 
-from sqlalchemy_envelope import (
-    EncryptedType,
-    Envelope,
-    KdfProfile,
-    KeyOwner,
-    ServerKeyring,
-    StatementRefusedError,
-)
+from sqlalchemy_envelope import Envelope, KdfProfile, ServerKeyring, StatementRefusedError
+from tests.orm.writing.moving_shop import Base, Doc, Item, Label, Letter, Node, Order, Shop, User
 from tests.prepared import prepared
 
 pytestmark = pytest.mark.both_lines
-
-
-class Base(DeclarativeBase):
-    pass
-
-
-class User(KeyOwner, Base):
-    __tablename__ = "users"
-    id: Mapped[int] = mapped_column(primary_key=True)
-
-
-class Order(Base):
-    __tablename__ = "orders"
-    id: Mapped[int] = mapped_column(primary_key=True)
-    customer_id: Mapped[int | None] = mapped_column(ForeignKey("users.id"))
-    total: Mapped[int | None]
-    customer: Mapped[User | None] = relationship()
-    buyer: Mapped[int | None] = synonym("customer_id")
-
-
-class Item(Base):
-    __tablename__ = "items"
-    id: Mapped[int] = mapped_column(primary_key=True)
-    order_id: Mapped[int | None] = mapped_column(ForeignKey("orders.id"))
-    order: Mapped[Order | None] = relationship()
-    text: Mapped[str | None] = mapped_column(EncryptedType(Text, owner="order.customer"))
-
-
-class Label(Base):
-    __tablename__ = "labels"
-    id: Mapped[int] = mapped_column(primary_key=True)
-    item_id: Mapped[int | None] = mapped_column(ForeignKey("items.id"))
-    item: Mapped[Item | None] = relationship()
-    text: Mapped[str | None] = mapped_column(EncryptedType(Text, owner="item.order.customer"))
-
-
-class Node(Base):
-    __tablename__ = "nodes"
-    id: Mapped[int] = mapped_column(primary_key=True)
-    parent_id: Mapped[int | None] = mapped_column(ForeignKey("nodes.id"))
-    user_id: Mapped[int | None] = mapped_column(ForeignKey("users.id"))
-    parent: Mapped["Node | None"] = relationship(remote_side="Node.id")
-    user: Mapped[User | None] = relationship()
-    text: Mapped[str | None] = mapped_column(EncryptedType(Text, owner="parent.user"))
-
-
-class Doc(Base):
-    __tablename__ = "docs"
-    id: Mapped[int] = mapped_column(primary_key=True)
-    kind: Mapped[str]
-    user_id: Mapped[int] = mapped_column(ForeignKey("users.id"))
-    user: Mapped[User] = relationship(post_update=True)
-    __mapper_args__: ClassVar[Any] = {"polymorphic_on": "kind", "polymorphic_identity": "doc"}
-
-
-class Letter(Doc):
-    __tablename__ = "letters"
-    id: Mapped[int] = mapped_column(ForeignKey("docs.id"), primary_key=True)
-    text: Mapped[str | None] = mapped_column(EncryptedType(Text, owner="user_id"))
-    __mapper_args__: ClassVar[Any] = {"polymorphic_identity": "letter"}
-
-
-OWNERS = {
-    "items": "SELECT i.id, o.customer_id, i.text FROM items i LEFT JOIN orders o ON o.id = i.order_id",
-    "labels": "SELECT l.id, o.customer_id, l.text FROM labels l JOIN items i ON i.id = l.item_id "
-    "LEFT JOIN orders o ON o.id = i.order_id",
-    "nodes": "SELECT n.id, p.user_id, n.text FROM nodes n JOIN nodes p ON p.id = n.parent_id",
-    "letters": "SELECT l.id, d.user_id, l.text FROM letters l JOIN docs d ON d.id = l.id",
-}
-ISOLATION = ["READ COMMITTED", "REPEATABLE READ", "SERIALIZABLE"]
-
-
-@dataclass
-class Shop:
-    """Users 1 and 2; order 1 of user 1 with an item, order 2 of user 2 without, letter 1 of user 1; node 2
-    of user 1, with a value behind it in the nodes 1 and 3."""
-
-    engine: Engine
-    envelope: Envelope
-
-    @contextmanager
-    def session(self, **options: Any) -> Iterator[Session]:
-        with Session(self.engine, **options) as session, self.envelope.server_mode(session, reason="test"):
-            yield session
-
-    def stored(self, table_name: str) -> dict[int, tuple[Any, Any]]:
-        """By primary key, the owner of a row and the owner of the key that its value names, read past the
-        library."""
-        keys = Base.metadata.tables["users_key"]
-        with self.engine.connect() as connection:
-            named = {
-                one.bytes: owner for one, owner in connection.execute(select(keys.c.key_id, keys.c.owner_id))
-            }
-            rows = connection.exec_driver_sql(OWNERS[table_name]).all()
-        return {key: (owner, named[bytes(blob)[1:17]]) for key, owner, blob in rows if blob is not None}
-
-    def is_sound(self) -> bool:
-        """Whether each value is under the key of its row's owner."""
-        return all(owner == key for name in OWNERS for owner, key in self.stored(name).values())
 
 
 @pytest.fixture
@@ -512,7 +404,7 @@ def test_the_first_statement_of_a_process(tmp_path: Any) -> None:
     """A process that begins with Core knows what leads to owners before any class was used."""
     program = f"""
         from sqlalchemy import create_engine, update
-        from tests.orm.writing.test_moved_links import Base, Order
+        from tests.orm.writing.moving_shop import Base, Order
         from sqlalchemy_envelope import StatementRefusedError
         engine = create_engine("sqlite:///{tmp_path}/shop.db")
         orders = Order.__table__
@@ -561,199 +453,6 @@ def test_a_table_of_that_name_in_another_schema() -> None:
             connection.execute(update(tenant).values(customer_id=2))
 
         assert connection.scalar(select(other.c.customer_id)) == 2
-
-
-# Two transactions at a time. Each step of the second waits for a lock of the first at most half a second.
-
-
-@pytest.fixture
-def contested(postgres_engine: Engine) -> Iterator[Shop]:
-    """Two empty orders, and keys for both users."""
-    url = postgres_engine.url.update_query_dict({"options": "-c lock_timeout=500"})
-    engine = sa.create_engine(url)
-    Base.metadata.create_all(engine)
-    envelope = Envelope(kdf_profile=KdfProfile.unsafe_for_tests(), server_keys=ServerKeyring([b"k" * 32]))
-    made = Shop(engine, envelope)
-    with made.session() as session:
-        session.add_all([User(id=1), User(id=2)])
-        session.flush()
-        session.add_all([Order(id=1, customer_id=1), Order(id=2, customer_id=2)])
-        session.flush()
-        session.add(Item(id=1, order_id=1, text="keys for user 1"))
-        session.add(Item(id=2, order_id=2, text="keys for user 2"))
-        session.flush()
-        session.execute(sa.delete(Item))
-        session.commit()
-    yield made
-    engine.dispose()
-
-
-def _move(session: Session) -> None:
-    session.execute(update(Order).where(Order.id == 1).values(customer_id=2))
-
-
-def _add(session: Session) -> None:
-    session.execute(insert(Item).values(id=1, order_id=1, text="new"))
-
-
-INTERLEAVED = [
-    "move add commit-move commit-add",
-    "move add commit-add commit-move",
-    "add move commit-add commit-move",
-    "add move commit-move commit-add",
-    "move commit-move add commit-add",
-    "add commit-add move commit-move",
-]
-
-
-@pytest.mark.backend
-@pytest.mark.parametrize("steps", INTERLEAVED)
-@pytest.mark.parametrize("isolation", ISOLATION)
-def test_a_move_beside_a_new_value(contested: Shop, steps: str, isolation: str) -> None:
-    """One transaction moves an empty order, another adds an item: in whatever order, with both snapshots
-    taken first, at most one gets through where both would leave the item under the former owner's key."""
-    refused = []
-    contested.engine = engine = contested.engine.execution_options(isolation_level=isolation)
-    sessions = {"move": Session(engine), "add": Session(engine)}
-    server = contested.envelope.server_mode(reason="test").everywhere()
-    for session in sessions.values():
-        session.scalar(select(Order.total).where(Order.id == 2))
-    for step in steps.split():
-        verb, _, who = step.rpartition("-")
-        session = sessions[who]
-        try:
-            if verb:
-                session.commit()
-            elif who in refused:
-                continue
-            else:
-                {"move": _move, "add": _add}[who](session)
-        except (DBAPIError, StatementRefusedError):
-            session.rollback()
-            refused.append(who)
-    for session in sessions.values():
-        session.close()
-    server.stop()
-
-    assert contested.is_sound()
-    assert len(refused) < 2
-
-
-@pytest.mark.backend
-def test_a_new_value_waits_for_a_move(contested: Shop) -> None:
-    """At READ COMMITTED an item that is added during a move is encrypted for the new owner."""
-    engine = contested.engine.execution_options()
-    server = contested.envelope.server_mode(reason="test").everywhere()
-    with Session(engine) as mover, Session(engine) as adder:
-        _move(mover)
-        waiting = threading.Thread(target=lambda: (_add(adder), adder.commit()))
-        waiting.start()
-        waiting.join(0.1)
-        assert waiting.is_alive()
-        mover.commit()
-        waiting.join(5)
-    server.stop()
-
-    assert contested.stored("items") == {1: (2, 2)}
-
-
-@pytest.mark.backend
-def test_items_beside_a_changed_total(contested: Shop) -> None:
-    """Two that add an item to one order and then change its total wait for each other no longer than without
-    encryption: what they lock is what a foreign key locks."""
-    server = contested.envelope.server_mode(reason="test").everywhere()
-    with Session(contested.engine) as one, Session(contested.engine) as other:
-        one.execute(insert(Item).values(id=1, order_id=1, text="new"))
-        other.execute(insert(Item).values(id=2, order_id=1, text="new"))
-        one.execute(update(Order).where(Order.id == 1).values(total=1))
-        one.commit()
-        other.execute(update(Order).where(Order.id == 1).values(total=2))
-        other.commit()
-    server.stop()
-
-    assert contested.is_sound()
-
-
-# A row on the way that is found by something other than a foreign key
-
-
-class Coded(DeclarativeBase):
-    pass
-
-
-class Member(KeyOwner, Coded):
-    __tablename__ = "coded_members"
-    id: Mapped[int] = mapped_column(primary_key=True)
-
-
-class Code(Coded):
-    __tablename__ = "codes"
-    id: Mapped[int] = mapped_column(primary_key=True)
-    code: Mapped[str] = mapped_column(Text, unique=True)
-    member_id: Mapped[int] = mapped_column(ForeignKey("coded_members.id"))
-    member: Mapped[Member] = relationship()
-
-
-class Leaf(Coded):
-    __tablename__ = "leaves"
-    id: Mapped[int] = mapped_column(primary_key=True)
-    code: Mapped[str] = mapped_column(Text)
-    by_code: Mapped[Code] = relationship(primaryjoin=lambda: foreign(Leaf.code) == Code.code)
-    text: Mapped[str | None] = mapped_column(EncryptedType(Text, owner="by_code.member"))
-
-
-class Later(Coded):
-    """Its foreign key is looked at when the transaction ends, and two rows may change places before."""
-
-    __tablename__ = "laters"
-    id: Mapped[int] = mapped_column(primary_key=True)
-    code_id: Mapped[int] = mapped_column(ForeignKey("codes.id", deferrable=True, initially="DEFERRED"))
-    by_id: Mapped[Code] = relationship()
-    text: Mapped[str | None] = mapped_column(EncryptedType(Text, owner="by_id.member"))
-
-
-def _renamed_object(session: Session) -> None:
-    session.get_one(Code, 1).code = "new"
-    session.flush()
-
-
-CODES: dict[str, Callable[[Session], object]] = {
-    "an object": _renamed_object,
-    "an update": lambda session: session.execute(update(Code).values(code="new").where(Code.id == 1)),
-    "an update by what it changes": lambda session: session.execute(
-        update(Code).values(code="new").where(Code.code == "a")
-    ),
-    "rows": lambda session: session.execute(update(Code), [{"id": 2, "code": "c"}, {"id": 1, "code": "d"}]),
-    "another Table object": lambda session: session.execute(
-        update(table("codes", sa.column("code"))).values(code="new")
-    ),
-    "a key that is held at the end alone": lambda session: session.execute(
-        update(Code.__table__).where(Code.id == 1).values(id=7)
-    ),
-}
-
-
-@pytest.mark.parametrize("how", CODES)
-@pytest.mark.any_database
-def test_what_a_row_is_found_by(engine: Engine, how: str) -> None:
-    """A row on the way to the owner keeps what it is found by while encrypted values hang on it, where no
-    foreign key sees to that; without such values it changes freely."""
-    Coded.metadata.create_all(engine)
-    envelope = Envelope(kdf_profile=KdfProfile.unsafe_for_tests(), server_keys=ServerKeyring([b"k" * 32]))
-    with Session(engine) as session, envelope.server_mode(session, reason="test"):
-        session.add_all([Member(id=1), Member(id=2)])
-        session.flush()
-        session.add_all([Code(id=1, code="a", member_id=1), Code(id=2, code="b", member_id=2)])
-        session.flush()
-        session.add_all([Leaf(id=1, code="a", text="of 1"), Later(id=1, code_id=1, text="of 1")])
-        session.commit()
-        with pytest.raises(StatementRefusedError, match=r"leads to the owner"):
-            CODES[how](session)
-        session.rollback()
-        session.execute(update(Code).where(Code.id == 2).values(code="free"))
-        session.commit()
-
-        assert session.get_one(Leaf, 1).text == session.get_one(Later, 1).text == "of 1"
 
 
 @pytest.mark.any_database
