@@ -44,69 +44,69 @@ STORED: list[Claim] = [
         README,
         "sizes, times, `NULL`s, who exists and whose each row is: no value and no key",
         [
-            "orm/test_nothing_in_the_clear.py::test_a_whole_life_leaves_nothing_on_sqlite",
-            "orm/test_nothing_in_the_clear.py::test_a_whole_life_leaves_nothing_on_postgres",
-            "orm/test_nothing_in_the_clear.py::test_the_search_finds_what_is_there",
-            "orm/test_sharing_attackers.py::test_a_copy_of_the_database",
+            "orm/nothing_in_the_clear/test_a_whole_life.py::test_a_whole_life_leaves_nothing_on_sqlite",
+            "orm/nothing_in_the_clear/test_a_whole_life.py::test_a_whole_life_leaves_nothing_on_postgres",
+            "orm/nothing_in_the_clear/test_a_whole_life.py::test_the_search_finds_what_is_there",
+            "orm/sharing/attackers/test_altered_rows.py::test_a_copy_of_the_database",
         ],
     ),
     (
         README,
         "an INSERT or UPDATE in any form that SQLAlchemy has is encrypted or refused before it is sent",
         [
-            "orm/test_gate.py::test_works",
-            "orm/test_gate.py::test_locked",
-            "orm/test_gate.py::test_in_a_cte",
-            "orm/test_gate.py::test_another_table_object",
-            "orm/test_statement_generator.py::test_on_sqlite",
-            "orm/test_statement_generator.py::test_on_postgresql",
+            "orm/writing/gate/test_forms.py::test_works",
+            "orm/writing/gate/test_forms.py::test_locked",
+            "orm/writing/gate/test_forms.py::test_in_a_cte",
+            "orm/writing/gate/test_other_tables.py::test_another_table_object",
+            "orm/writing/test_statement_generator.py::test_on_sqlite",
+            "orm/writing/test_statement_generator.py::test_on_postgresql",
         ],
     ),
     (
         README,
         "in new tables a CHECK refuses what comes past SQLAlchemy",
-        ["orm/test_stored_value.py::test_what_is_refused"],
+        ["orm/columns/test_stored_value.py::test_what_is_refused"],
     ),
     (
         README,
         "A value that was altered, or moved to another column or table, is an error and never a value",
         [
-            "orm/test_attackers.py::test_no_flipped_bit_of_a_value_goes_unnoticed",
-            "orm/test_attackers.py::test_values_swapped_between_columns_tables_and_types_do_not_open",
-            "orm/test_attackers.py::test_plaintext_planted_in_a_column_is_never_taken_for_a_value",
+            "orm/attackers/test_values.py::test_no_flipped_bit_of_a_value_goes_unnoticed",
+            "orm/attackers/test_values.py::test_values_swapped_between_columns_tables_and_types_do_not_open",
+            "orm/attackers/test_values.py::test_plaintext_planted_in_a_column_is_never_taken_for_a_value",
         ],
     ),
     (
         README,
         "A value that was moved to another owner's row is an error wherever the row says whose it is",
         [
-            "orm/test_reading_table.py::test_the_table",
-            "orm/test_reading_table.py::test_on_postgresql",
-            "orm/test_attackers.py::test_another_owners_value_does_not_open_in_my_row",
-            "orm/test_whose_key.py::test_another_owners_value_is_refused",
-            "orm/test_server_mode.py::test_a_value_moved_to_another_owners_row_is_found",
+            "orm/reading/test_reading_table.py::test_the_table",
+            "orm/reading/test_reading_table.py::test_on_postgresql",
+            "orm/attackers/test_values.py::test_another_owners_value_does_not_open_in_my_row",
+            "orm/columns/test_whose_key.py::test_another_owners_value_is_refused",
+            "orm/sessions/server_mode/test_entering.py::test_a_value_moved_to_another_owners_row_is_found",
         ],
     ),
     (
         THREATS,
         "Nobody is shown another person's value",
         [
-            "orm/test_reading_table.py::test_the_table",
-            "orm/test_reading_stress.py::test_many_readers_at_once",
+            "orm/reading/test_reading_table.py::test_the_table",
+            "orm/reading/test_reading_stress.py::test_many_readers_at_once",
         ],
     ),
     (
         README,
         'with `bind="row"` to another row too',
-        ["orm/test_attackers.py::test_a_row_bound_value_does_not_open_in_another_row"],
+        ["orm/attackers/test_values.py::test_a_row_bound_value_does_not_open_in_another_row"],
     ),
     (
         README,
         "keys are resolved per row, from the row's owner, and live in a context that no other request sees",
         [
-            "orm/test_isolation.py::test_many_unlocks_in_tasks",
-            "orm/test_isolation.py::test_many_unlocks_in_threads",
-            "orm/test_isolation.py::test_who_inherits_the_context",
+            "orm/current/isolation/test_many_unlocks.py::test_many_unlocks_in_tasks",
+            "orm/current/isolation/test_many_unlocks.py::test_many_unlocks_in_threads",
+            "orm/current/isolation/test_contexts.py::test_who_inherits_the_context",
         ],
     ),
     (
@@ -117,12 +117,12 @@ STORED: list[Claim] = [
     (
         LIMITS,
         "It is never taken for an encrypted one: reading it is `FormatError`.",
-        ["orm/test_attackers.py::test_plaintext_planted_in_a_column_is_never_taken_for_a_value"],
+        ["orm/attackers/test_values.py::test_plaintext_planted_in_a_column_is_never_taken_for_a_value"],
     ),
     (
         DECLARE,
         "Nothing of a refused flush or statement is stored.",
-        ["orm/test_whose_key.py::test_without_the_key_nothing_is_stored"],
+        ["orm/columns/test_whose_key.py::test_without_the_key_nothing_is_stored"],
     ),
     (
         DECLARE,
@@ -165,19 +165,25 @@ STORED: list[Claim] = [
     (
         LIMITS,
         "An INSERT or UPDATE of an encrypted column is encrypted, or refused before it is sent",
-        ["orm/test_gate.py::test_works", "orm/test_gate.py::test_a_construct_that_nobody_knows"],
+        [
+            "orm/writing/gate/test_forms.py::test_works",
+            "orm/writing/gate/test_forms.py::test_a_construct_that_nobody_knows",
+        ],
     ),
     (
         DECLARE,
         "at least 45 bytes, the first of them `01`, or `NULL`.",
-        ["orm/test_stored_value.py::test_what_is_refused", "orm/test_stored_value.py::test_what_is_taken"],
+        [
+            "orm/columns/test_stored_value.py::test_what_is_refused",
+            "orm/columns/test_stored_value.py::test_what_is_taken",
+        ],
     ),
     (
         THREATS,
         "A dump with the server keys opens exactly what the slot lists say.",
         [
-            "orm/test_sharing_attackers.py::test_a_copy_of_the_database",
-            "orm/test_sharing_attackers.py::test_an_owner_of_secrets_alone_is_not_the_operators",
+            "orm/sharing/attackers/test_altered_rows.py::test_a_copy_of_the_database",
+            "orm/sharing/attackers/test_altered_rows.py::test_an_owner_of_secrets_alone_is_not_the_operators",
         ],
     ),
 ]
@@ -187,8 +193,8 @@ TOLD: list[Claim] = [
         README,
         "no plaintext and no key, from this library and from SQLAlchemy",
         [
-            "orm/test_nothing_in_the_clear.py::test_a_whole_life_leaves_nothing_on_sqlite",
-            "orm/test_nothing_in_the_clear.py::test_no_way_to_switch_debug_on_shows_a_decrypted_row",
+            "orm/nothing_in_the_clear/test_a_whole_life.py::test_a_whole_life_leaves_nothing_on_sqlite",
+            "orm/nothing_in_the_clear/test_a_whole_life.py::test_no_way_to_switch_debug_on_shows_a_decrypted_row",
         ],
     ),
     (
@@ -228,8 +234,8 @@ TOLD: list[Claim] = [
         THREATS,
         "The library's errors and representations hold no value and no key",
         [
-            "orm/test_nothing_in_the_clear.py::test_what_decryption_finds_is_not_told",
-            "orm/test_nothing_in_the_clear.py::test_no_object_of_the_library_shows_what_it_holds",
+            "orm/nothing_in_the_clear/test_errors_and_objects.py::test_what_decryption_finds_is_not_told",
+            "orm/nothing_in_the_clear/test_errors_and_objects.py::test_no_object_of_the_library_shows_what_it_holds",
         ],
     ),
 ]
@@ -239,10 +245,10 @@ APART: list[Claim] = [
         README,
         "an owner's name says database and schema, so that user 1 of one tenant is not user 1 of the other.",
         [
-            "orm/test_locations.py::test_whoever_is_unlocked_in_one_database_is_locked_in_another",
-            "orm/test_locations.py::test_each_database_has_its_own_key_while_both_are_unlocked",
-            "orm/test_locations.py::test_a_schema_of_its_own_is_a_place_of_its_own",
-            "orm/test_found_keys.py::test_each_tenant_is_written_under_its_own_keys",
+            "orm/tables/test_locations.py::test_whoever_is_unlocked_in_one_database_is_locked_in_another",
+            "orm/tables/test_locations.py::test_each_database_has_its_own_key_while_both_are_unlocked",
+            "orm/tables/test_locations.py::test_a_schema_of_its_own_is_a_place_of_its_own",
+            "orm/sessions/test_found_keys.py::test_each_tenant_is_written_under_its_own_keys",
         ],
     ),
     (
@@ -255,59 +261,62 @@ APART: list[Claim] = [
         "the key rows of one database are genuine in another, unless each has a realm.",
         [
             "test_claims.py::test_the_rows_of_another_database",
-            "orm/test_locations.py::test_rows_that_were_sealed_in_another_realm_are_refused",
+            "orm/tables/test_locations.py::test_rows_that_were_sealed_in_another_realm_are_refused",
         ],
     ),
     (
         TENANTS,
         "Keys that are unlocked for a user in one place open nothing in another and encrypt nothing there.",
         [
-            "orm/test_locations.py::test_whoever_is_unlocked_in_one_database_is_locked_in_another",
-            "orm/test_locations.py::test_a_value_of_another_databases_owner_is_refused",
+            "orm/tables/test_locations.py::test_whoever_is_unlocked_in_one_database_is_locked_in_another",
+            "orm/tables/test_locations.py::test_a_value_of_another_databases_owner_is_refused",
         ],
     ),
     (
         TENANTS,
         "Two engines are one database if their URLs have the same host, port and database name.",
         [
-            "orm/test_locations.py::test_names_of_databases",
-            "orm/test_locations.py::test_two_engines_on_one_database_are_one",
+            "orm/tables/test_locations.py::test_names_of_databases",
+            "orm/tables/test_locations.py::test_two_engines_on_one_database_are_one",
         ],
     ),
     (
         TENANTS,
         "`SET search_path` on PostgreSQL and `USE` on MySQL and MariaDB work as well",
         [
-            "orm/test_locations.py::test_search_path",
-            "orm/test_found_keys.py::test_one_transaction_goes_from_tenant_to_tenant",
+            "orm/tables/test_locations.py::test_search_path",
+            "orm/sessions/test_found_keys.py::test_one_transaction_goes_from_tenant_to_tenant",
         ],
     ),
     (
         TENANTS,
         "where the pool has listeners, in each transaction.",
-        ["orm/test_default_schema.py::test_a_checkout_listener_may_change_the_schema"],
+        ["orm/tables/test_default_schema.py::test_a_checkout_listener_may_change_the_schema"],
     ),
     (
         TENANTS,
         "the key tables are on the engine of the class that they belong to.",
-        ["orm/test_follow_owner.py::test_binds", "orm/test_follow_owner.py::test_server_mode_with_binds"],
+        [
+            "orm/tables/test_follow_owner.py::test_binds",
+            "orm/tables/test_follow_owner.py::test_server_mode_with_binds",
+        ],
     ),
     (
         TENANTS,
         "the database of an owner is the one that its session *writes* to.",
-        ["orm/test_locations.py::test_followers_of_a_leader_serve_its_owners"],
+        ["orm/tables/test_locations.py::test_followers_of_a_leader_serve_its_owners"],
     ),
     (
         TENANTS,
         "keys are in the same transaction as the values that are written under them.",
-        ["orm/test_follow_owner.py::test_two_phase_commit"],
+        ["orm/tables/test_follow_owner.py::test_two_phase_commit"],
     ),
     (
         LIMITS,
         "A `ShardedSession` is refused",
         [
-            "orm/test_locations.py::test_a_sharded_session_is_refused_with_a_sentence",
-            "orm/test_follow_owner.py::test_sharded_session",
+            "orm/tables/test_locations.py::test_a_sharded_session_is_refused_with_a_sentence",
+            "orm/tables/test_follow_owner.py::test_sharded_session",
         ],
     ),
     (

@@ -1,0 +1,221 @@
+"""What raises at a secret, or at a stored key."""
+
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from sqlalchemy_envelope import CampaignKeyFile, ServerKeyring, exceptions
+from sqlalchemy_envelope.migration import Campaign
+from tests.raised.scene import (
+    NEW,
+    PLAIN,
+    RIGHT,
+    SERVER_KEY,
+    WRONG,
+    Base,
+    Group,
+    Membership,
+    Nesting,
+    Note,
+    Scene,
+    User,
+    flipped,
+    raises,
+)
+
+# ------------------------------------------------------------------ secrets
+
+
+@raises(exceptions.UnlockError)
+def wrong_secret(at: Scene) -> None:
+    at.unlock(WRONG)
+
+
+@raises(exceptions.UnlockError)
+def wrong_secret_of_bytes(at: Scene) -> None:
+    at.unlock(WRONG.encode())  # type: ignore[arg-type]
+
+
+@raises(exceptions.UnlockError)
+def unknown_account(at: Scene) -> None:
+    at.envelope.unlock_unknown(secret=RIGHT)
+
+
+@raises(exceptions.UnlockError)
+def wrong_old_secret(at: Scene) -> None:
+    at.envelope.change_secret(at.session, at.ada, old=WRONG, new=NEW)
+
+
+@raises(exceptions.UnlockError)
+def wrong_secret_to_rebind(at: Scene) -> None:
+    at.envelope.rebind(at.session, at.ada, secret=WRONG)
+
+
+@raises(exceptions.TransactionConflictError)
+def changed_by_two(at: Scene) -> None:
+    waiting = ["UPDATE users_keyslot SET wrapped = x'00'"]
+
+    def before(_: object, __: object, statement: str, *___: object) -> None:
+        if statement.startswith("UPDATE users_keyslot") and waiting:
+            at.raw(waiting.pop())
+
+    sa.event.listen(at.engine, "before_cursor_execute", before)
+    at.envelope.change_secret(at.session, at.ada, old=RIGHT, new=NEW)
+
+
+@raises(exceptions.SecretError)
+def control_character(at: Scene) -> None:
+    at.unlock(RIGHT + "\n")
+
+
+@raises(exceptions.SecretError)
+def too_many_characters(at: Scene) -> None:
+    at.unlock(RIGHT * 1000)
+
+
+@raises(exceptions.SecretError)
+def too_many_bytes(at: Scene) -> None:
+    at.envelope.change_secret(at.session, at.ada, old=RIGHT, new=NEW + "\u6f22" * 400)
+
+
+@raises(exceptions.SecretError)
+def no_secret_at_all(at: Scene) -> None:
+    at.envelope.unlock_unknown(secret=[RIGHT])  # type: ignore[arg-type]
+
+
+@raises(exceptions.SecretError)
+def unassigned_character(at: Scene) -> None:
+    at.envelope.enroll(at.session, User(phone=PLAIN), secret=RIGHT + "\U000e0fff")
+
+
+@raises(exceptions.SecretError)
+def lone_surrogate(at: Scene) -> None:
+    at.unlock(RIGHT + "\udc80", authenticated=True)
+
+
+@raises(exceptions.UnlockBusyError)
+def too_many_derivations(at: Scene) -> None:
+    at.again(concurrent_derivations=1, derivation_wait=0.01)
+    assert at.envelope.limit._slots.acquire(timeout=1)
+    at.unlock()
+
+
+@raises(exceptions.ConfigurationError)
+def secret_and_provider(at: Scene) -> None:
+    at.unlock(RIGHT, provider="kms")
+
+
+@raises(exceptions.ConfigurationError)
+def the_wrong_kind_of_session(at: Scene) -> None:
+    at.envelope.unlock(AsyncSession(), at.ada, secret=RIGHT)  # type: ignore[arg-type]
+
+
+@raises(exceptions.ConfigurationError)
+def not_an_owner(at: Scene) -> None:
+    at.envelope.enroll(at.session, Note(body=PLAIN), secret=RIGHT)
+
+
+@raises(exceptions.NotEnrolledError)
+def not_enrolled(at: Scene) -> None:
+    at.raw("INSERT INTO users (id) VALUES (2)")
+    at.envelope.unlock(at.session, at.session.get_one(User, 2), secret=RIGHT)
+
+
+@raises(exceptions.NotEnrolledError)
+def new_owner_with_values(at: Scene) -> None:
+    at.session.add(User(phone=PLAIN))
+    at.session.flush()
+
+
+@raises(exceptions.AlreadyEnrolledError)
+def enrolled_before(at: Scene) -> None:
+    at.envelope.enroll(at.session, at.ada, secret=NEW)
+
+
+@raises(exceptions.EnrollmentError)
+def nothing_would_open_it(at: Scene) -> None:
+    at.envelope.enroll(at.session, User(phone=PLAIN))
+
+
+@raises(exceptions.UnclaimedError)
+def unclaimed(at: Scene) -> None:
+    key = CampaignKeyFile.generate(at.folder / "campaign.key")
+    at.again(providers={"campaign": key})
+    at.raw("INSERT INTO users (id) VALUES (2)")
+    Campaign(at.engine, at.envelope, Base, provider="campaign").provide()
+    at.envelope.unlock(at.session, at.session.get_one(User, 2), secret=RIGHT)
+
+
+# ------------------------------------------------------------------ stored keys
+
+
+@raises(exceptions.TamperedKeyError)
+def slot_with_a_flipped_bit(at: Scene) -> None:
+    at.planted("users_keyslot", flipped(-1))
+    at.unlock()
+
+
+@raises(exceptions.UnlockError)
+def slot_with_another_commitment(at: Scene) -> None:
+    at.planted("users_keyslot", flipped(30))
+    at.unlock()
+
+
+@raises(exceptions.TamperedKeyError)
+def data_key_with_a_flipped_bit(at: Scene) -> None:
+    at.planted("users_key", flipped(-1))
+    at.unlock()
+
+
+@raises(exceptions.TamperedKeyError)
+def slot_with_anothers_public_key(at: Scene) -> None:
+    at.planted("users_keyslot", flipped(3), "recipient_public_key")
+    at.unlock()
+
+
+@raises(exceptions.FormatError)
+def slot_of_another_format(at: Scene) -> None:
+    at.planted("users_keyslot", lambda data: b"\x7f" + data[1:])
+    at.unlock()
+
+
+@raises(exceptions.TruncatedError)
+def slot_cut_short(at: Scene) -> None:
+    at.planted("users_keyslot", lambda data: data[:50])
+    at.unlock()
+
+
+@raises(exceptions.KdfParametersError)
+def weak_parameters(at: Scene) -> None:
+    at.raw("UPDATE users_keyslot SET kdf = replace(kdf, 'm=64', 'm=32')")
+    at.unlock()
+
+
+@raises(exceptions.OwnerMismatchError)
+def keys_of_another_owner(at: Scene) -> None:
+    at.planted("users_key", flipped(-1), "owner_reference")
+    at.unlock()
+
+
+@raises(exceptions.KeyNotFoundError)
+def no_slot(at: Scene) -> None:
+    at.raw("DELETE FROM users_keyslot")
+    at.unlock()
+
+
+@raises(exceptions.RowSealError)
+def no_row_seal(at: Scene) -> None:
+    at.again(server_keys=ServerKeyring([SERVER_KEY]))
+    at.unlock()
+
+
+@raises(exceptions.GrantError)
+def members_of_each_other(at: Scene) -> None:
+    with at.unlock():
+        groups = [Group(name=PLAIN), Group(name=PLAIN)]
+        for group in groups:
+            at.envelope.enroll(at.session, group)
+            at.session.add(Membership(group_id=group.id, user_id=at.ada.id))
+            at.session.flush()
+        one, other = (group.id for group in groups)
+        at.session.add_all([Nesting(outer_id=one, inner_id=other), Nesting(outer_id=other, inner_id=one)])
+        at.session.flush()
