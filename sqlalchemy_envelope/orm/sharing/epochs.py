@@ -72,13 +72,11 @@ def start_epoch(
         return False
     held = keyring.open(old.key_id) if keyring is not None else None
     root = locked.new_root(old, [one for one in (vouching, held) if one is not None])
-    before = [key for key in locked.keys if _is_active(key, Purpose.DATA)]
-    data = [locked.new_data_key(key) for key in before]
-    wrapped = [OpenedKey(wrap_under_root(one, root), one.key) for one in data]
-    epoch = _NewEpoch(locked, [*before, old], [root, *wrapped])
+    before, children = locked.new_data_keys(root)
+    epoch = _NewEpoch(locked, [*before, old], [root, *children])
     with epoch.written():
         epoch.grant(root, members)
-        for child, of in zip(wrapped, before, strict=True):
+        for child, of in zip(children, before, strict=True):
             epoch.grant(child, locked.members(of))
         epoch.insert()
         locked.store.insert_slots([sealed_slot(root, slot) for slot in slots])
@@ -180,6 +178,12 @@ class _LockedOwner:
         """A new data key in place of another one of its scope, wrapped in nothing yet."""
         epoch = self._next_epoch(old)
         return describe(KeyBytes.generate(), old.owner_reference, old.purpose, scope=old.scope, epoch=epoch)
+
+    def new_data_keys(self, root: OpenedKey) -> tuple[list[StoredKey], list[OpenedKey]]:
+        """The active data keys, and new ones in their place, wrapped under this root key."""
+        before = [key for key in self.keys if _is_active(key, Purpose.DATA)]
+        made = [self.new_data_key(key) for key in before]
+        return before, [OpenedKey(wrap_under_root(one, root), one.key) for one in made]
 
     def _next_epoch(self, old: StoredKey) -> int:
         return max(key.epoch for key in self._generations(old)) + 1

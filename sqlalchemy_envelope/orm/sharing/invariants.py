@@ -25,12 +25,12 @@ from sqlalchemy_envelope.orm.sharing.rights import RightStore, granted_kind, key
 from sqlalchemy_envelope.orm.tables.key_rows import Rows
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Sequence
+    from collections.abc import Collection, Iterable, Iterator, Sequence
 
     from sqlalchemy.orm import Session
 
     from sqlalchemy_envelope.keys.model import KeyId
-    from sqlalchemy_envelope.orm.sharing.rights import Right
+    from sqlalchemy_envelope.orm.sharing.rights import Right, Wrap
     from sqlalchemy_envelope.orm.tables.owners import GrantClass, OwnerClass
 
 
@@ -110,32 +110,47 @@ def _several_active(owner_class: OwnerClass, keys: _Keys) -> list[str]:
 def _of_grant(
     session: Session, grant: GrantClass, keys: _Keys, rights: Sequence[Right], *, settled: bool, written: bool
 ) -> list[str]:
-    to, due, found = _keys(session, grant.to.owner_class), keys_due(session, _UNSEALED, rights), []
+    to, due = _keys(session, grant.to.owner_class), keys_due(session, _UNSEALED, rights)
+    found: list[str] = []
     with_keys = {one.owner for one in to.values() if (one.purpose, one.state) == ("root", "active")}
     for right in rights:
-        told = f"row {right.row} of {grant.table.name}"
         for wrap in (*right.wraps, *right.void):
-            key = keys.get(wrap.key_id)
-            if key is None:
-                found.append(f"(a) a grant through {told} is of a key that is not there")
-                continue
-            if wrap.is_pending != wrap.is_empty:
-                is_, holds = ("is", "a") if wrap.is_pending else ("is not", "no")
-                found.append(f"(a) a grant through {told} {is_} pending and holds {holds} key")
-            if not settled or key.state != KeyState.ACTIVE:
-                continue
-            what, sealed_to = _name(grant.of.owner_class, key), to.get(wrap.recipient_key_id)
-            if wrap in right.void:
-                found.append(f"(c) the active {what} is in the hands of somebody whom {told} does not name")
-            elif written and sealed_to is not None and sealed_to.state != KeyState.ACTIVE:
-                found.append(f"(c) the active {what} is under a retired key of who is named by {told}")
-        for one in (waiting(right, due.get(granted_kind(right)), _UNSEALED) or ()) if settled else ():
+            found += _of_wrap(right, wrap, keys)
+            if settled:
+                found += _of_active(right, wrap, keys, to, written=written)
+        left = waiting(right, due.get(granted_kind(right)), _UNSEALED) if settled else None
+        for one in left or ():
             what = _name(grant.of.owner_class, keys[one.key.key_id])
             if one.is_missing:
-                found.append(f"(a) the {what} is not granted through {told}")
+                found.append(f"(a) the {what} is not granted through {_row(right)}")
             elif right.to in with_keys:
-                found.append(f"(b) the {what} is pending through {told}, whose recipient has keys")
+                found.append(f"(b) the {what} is pending through {_row(right)}, whose recipient has keys")
     return found
+
+
+def _row(right: Right) -> str:
+    return f"row {right.row} of {right.grant.table.name}"
+
+
+def _of_wrap(right: Right, wrap: Wrap, keys: _Keys) -> Iterator[str]:
+    """What does not hold of a wrap by itself."""
+    if wrap.key_id not in keys:
+        yield f"(a) a grant through {_row(right)} is of a key that is not there"
+    elif wrap.is_pending != wrap.is_empty:
+        is_, holds = ("is", "a") if wrap.is_pending else ("is not", "no")
+        yield f"(a) a grant through {_row(right)} {is_} pending and holds {holds} key"
+
+
+def _of_active(right: Right, wrap: Wrap, keys: _Keys, to: _Keys, *, written: bool) -> Iterator[str]:
+    """Who holds a key that new values are written under, though they should not."""
+    key, sealed_to = keys.get(wrap.key_id), to.get(wrap.recipient_key_id)
+    if key is None or key.state != KeyState.ACTIVE:
+        return
+    what = _name(right.grant.of.owner_class, key)
+    if wrap in right.void:
+        yield f"(c) the active {what} is in the hands of somebody whom {_row(right)} does not name"
+    elif written and sealed_to is not None and sealed_to.state != KeyState.ACTIVE:
+        yield f"(c) the active {what} is under a retired key of who is named by {_row(right)}"
 
 
 def _keys(session: Session, owner_class: OwnerClass) -> _Keys:

@@ -34,16 +34,16 @@ def sealed_to(key: OpenedKey, to: Sequence[Recipient], roots: Roots) -> list[New
         root = None if one.waits else roots.get((one.grant_class.to.owner_class, one.primary_key))
         row = one.grant_class.granting_row(one.row_key)
         grant = pending_grant(key.stored.key_id, row) if root is None else sealed_grant(key, row, root)
-        made.append(_to(one, grant))
+        made.append(_grant_for(one, grant))
     return made
 
 
 def pending_for(key_id: KeyId, to: Sequence[Recipient]) -> list[NewGrant]:
     """Grants of a key that nobody here holds."""
-    return [_to(one, pending_grant(key_id, one.grant_class.granting_row(one.row_key))) for one in to]
+    return [_grant_for(one, pending_grant(key_id, one.grant_class.granting_row(one.row_key))) for one in to]
 
 
-def _to(one: Recipient, grant: StoredGrant) -> NewGrant:
+def _grant_for(one: Recipient, grant: StoredGrant) -> NewGrant:
     reference = one.grant_class.to.owner_class.reference_of(one.primary_key)
     return one.grant_class, one.row_key, replace(grant, recipient=reference)
 

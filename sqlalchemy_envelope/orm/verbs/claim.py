@@ -7,6 +7,7 @@ application has asked for the password as it always did, and says so by calling 
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, NamedTuple
 
 from sqlalchemy_envelope.crypto.argon2id import KdfSalt
@@ -36,7 +37,7 @@ from sqlalchemy_envelope.orm.verbs.owner_keys import active_root, locate, usable
 from sqlalchemy_envelope.orm.verbs.steps import Derivation, wiping
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from sqlalchemy_envelope.crypto.argon2id import KdfProfile
     from sqlalchemy_envelope.crypto.preparation import HiddenSecret
@@ -274,8 +275,7 @@ def release(
         slot.kind is SlotKind.SECRET and not is_waiting(slot) for slot in slots
     ):
         raise EnrollmentError("Several secrets wait for the same keys, or their owner has one already.")
-    opened = _open_all(policy, keys, slots, provider)
-    try:
+    with _opened_roots(policy, keys, slots, provider) as opened:
         by_key = {slot.key_id: root for slot, root in opened}
         if any(slot.key_id not in by_key for slot in waiting):
             raise EnrollmentError("A secret waits for keys that this campaign does not hold.")
@@ -285,10 +285,7 @@ def release(
                     "A waiting secret was changed at the same moment. Run the transaction again."
                 )
         store.delete_slots([slot for slot, _ in opened])
-        return True
-    finally:
-        for _, root in opened:
-            root.key.wipe()
+    return True
 
 
 def rewrap(
@@ -305,29 +302,25 @@ def rewrap(
         EnvelopeError: the rows are not as the application wrote them.
     """
     check_generations(keys)
-    opened = _open_all(policy, keys, slots, provider)
-    try:
+    with _opened_roots(policy, keys, slots, provider) as opened:
         store.insert_slots([provider_slot(root, kek) for _, root in opened])
         store.delete_slots([slot for slot, _ in opened])
-    finally:
-        for _, root in opened:
-            root.key.wipe()
 
 
-def _open_all(
+@contextmanager
+def _opened_roots(
     policy: Policy, keys: Sequence[StoredKey], slots: Sequence[StoredSlot], provider: str
-) -> list[tuple[StoredSlot, OpenedKey]]:
-    """The root keys that a campaign holds, each with its slot."""
+) -> Iterator[list[tuple[StoredSlot, OpenedKey]]]:
+    """The root keys that a campaign holds, each with its slot; wiped at the end of the block."""
     providers = policy.require_providers()
     roots = {key.key_id: key for key in keys if key.purpose is Purpose.ROOT}
     found: list[tuple[StoredSlot, OpenedKey]] = []
     try:
         for slot in slots:
-            if slot.kind is SlotKind.PROVIDER and providers.of(slot) == provider:
+            if slot.kind is SlotKind.PROVIDER and slot.provider_name == provider:
                 kek: KeyBytes = providers.open(slot)
                 found.append((slot, open_slot(slot, roots[slot.key_id], kek)))
-    except BaseException:
+        yield found
+    finally:
         for _, root in found:
             root.key.wipe()
-        raise
-    return found

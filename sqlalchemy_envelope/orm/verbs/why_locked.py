@@ -7,7 +7,7 @@ asked whether the value opens after all.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sqlalchemy_envelope.crypto.aead import HEADER_SIZE, check_value
 from sqlalchemy_envelope.exceptions import (
@@ -177,34 +177,11 @@ class _Search:
     ) -> WhyLocked:
         """Which of the ways leads furthest, and where it ends."""
         keys, _ = self._keys(place)
-        who, wanted = " and ".join(sorted(map(_name, held))[:_MOST_NAMED]), _key_of(value, keys)
+        who = " and ".join(sorted(map(_name, held))[:_MOST_NAMED])
         grants = statuses_of(self._desk, [way.blocked or way.right for way in ways])
-        for way, grant in zip(ways, grants, strict=True):
-            if grant.standing is GrantStanding.PENDING and _would_open(way, keys, wanted, value.scope):
-                said = f"is locked: {grant}. {_how_fulfilled(grant)}"
-                return _because(value, LockReason.PENDING, said, grant=grant)
         opens = closure(keys, held.get(place, frozenset()).union(*(way.opens for way in ways)))
-        there = next((one for one in grants if one.standing is not GrantStanding.VOID), None)
-        if opens or there is not None:
-            epoch, epochs = _epochs(keys, wanted, opens)
-            holds = f"those of epoch {', '.join(map(str, epochs))}" if epochs else "none of its kind"
-            right = "no row gives a right any more" if there is None else "its row gives no right to this one"
-            said = (
-                f"is locked: its key is of epoch {epoch} of {_name(place)}. {who} holds {holds}, and {right}."
-            )
-            return _because(value, LockReason.OTHER_EPOCH, said, grant=there, epoch=epoch, epochs=epochs)
-        if grants:
-            said = (
-                f"is locked: {grants[0]}. No flush added that row, or it named somebody else when it was "
-                f"added. {_how_cured(ways[0].blocked or ways[0].right)}"
-            )
-            return _because(value, LockReason.VOID, said, grant=grants[0])
-        classes = [one for one in place.owner_class.grants_of if one.scope in (None, value.scope)]
-        names = " or ".join(sorted({one.mapper.class_.__name__ for one in classes}))
-        said = f"is locked: no {names} gives the key of {_name(place)} to {who}, directly or through others."
-        if not classes:
-            said = f"is locked: {_name(place)} shares its key with nobody, and {who} is another owner."
-        return _because(value, LockReason.NO_RIGHT, said)
+        end = _End(value, place, keys, who, ways, grants, opens)
+        return end.pending() or end.other_epoch() or end.void() or end.no_right()
 
     def _held(self, target: Place) -> tuple[dict[Place, frozenset[KeyId]], bool]:
         """The owners of whom keys are open here, in this database, with these keys; and whether some are open
@@ -253,6 +230,69 @@ class _Search:
         error = context.locked(value.name, self._session, place.owner_class, value.scope)
         said = error.args[0].removeprefix(value.name).lstrip()
         return _because(value, error.reason or LockReason.NOTHING_UNLOCKED, said)
+
+
+class _End(NamedTuple):
+    """Where the ways to a value's key end: each ends at a row, and none leads to the key.
+
+    Attributes:
+        keys: of the value's owner.
+        who: the owners whose keys are held.
+        ways, grants: the ways, and what the row at the end of each gives.
+        opens: which of the keys are open all the same.
+    """
+
+    value: AskedValue
+    place: Place
+    keys: Sequence[StoredKey]
+    who: str
+    ways: Sequence[Way]
+    grants: Sequence[GrantStatus]
+    opens: frozenset[KeyId]
+
+    def pending(self) -> WhyLocked | None:
+        """A row gives a right to the key, and somebody has to seal it."""
+        value, wanted = self.value, _key_of(self.value, self.keys)
+        for way, grant in zip(self.ways, self.grants, strict=True):
+            is_pending = grant.standing is GrantStanding.PENDING
+            if is_pending and _would_open(way, self.keys, wanted, value.scope):
+                said = f"is locked: {grant}. {_how_fulfilled(grant)}"
+                return _because(value, LockReason.PENDING, said, grant=grant)
+        return None
+
+    def other_epoch(self) -> WhyLocked | None:
+        """A row gives a right, or gave one, to the owner's keys of other epochs."""
+        there = next((one for one in self.grants if one.standing is not GrantStanding.VOID), None)
+        if not self.opens and there is None:
+            return None
+        epoch, epochs = _epochs(self.keys, _key_of(self.value, self.keys), self.opens)
+        holds = f"those of epoch {', '.join(map(str, epochs))}" if epochs else "none of its kind"
+        right = "no row gives a right any more" if there is None else "its row gives no right to this one"
+        said = (
+            f"is locked: its key is of epoch {epoch} of {_name(self.place)}. {self.who} holds {holds}, and "
+            f"{right}."
+        )
+        return _because(self.value, LockReason.OTHER_EPOCH, said, grant=there, epoch=epoch, epochs=epochs)
+
+    def void(self) -> WhyLocked | None:
+        """There is a row, and it grants nothing."""
+        if not self.grants:
+            return None
+        said = (
+            f"is locked: {self.grants[0]}. No flush added that row, or it named somebody else when it was "
+            f"added. {_how_cured(self.ways[0].blocked or self.ways[0].right)}"
+        )
+        return _because(self.value, LockReason.VOID, said, grant=self.grants[0])
+
+    def no_right(self) -> WhyLocked:
+        """There is no row."""
+        owner = _name(self.place)
+        classes = [one for one in self.place.owner_class.grants_of if one.scope in (None, self.value.scope)]
+        names = " or ".join(sorted({one.mapper.class_.__name__ for one in classes}))
+        said = f"is locked: no {names} gives the key of {owner} to {self.who}, directly or through others."
+        if not classes:
+            said = f"is locked: {owner} shares its key with nobody, and {self.who} is another owner."
+        return _because(self.value, LockReason.NO_RIGHT, said)
 
 
 def _because(value: AskedValue, reason: LockReason, said: str, **more: Any) -> WhyLocked:

@@ -337,6 +337,24 @@ def test_altered_owners_are_refused_and_stop_nobody(lite: Engine) -> None:
     assert epochs(lite, Group, 1) == 1
 
 
+def test_what_settling_finds_altered_stops_nobody(lite: Engine) -> None:
+    """A write epoch that was altered shows when it is to be adopted: its owner is refused, and the run goes
+    on to the owners behind."""
+    keys = Base.metadata.tables["users_key"]
+    with Session(lite) as session, web.write_only(session):
+        session.get_one(User, 1).diary = "by a webhook"
+        session.commit()
+    with lite.begin() as connection:
+        is_epoch = keys.c.purpose == "write"
+        wrapped = connection.scalar(select(keys.c.wrapped).where(is_epoch))
+        broken = wrapped[:-1] + bytes([wrapped[-1] ^ 1])
+        connection.execute(update(keys).where(is_epoch).values(wrapped=broken))
+    so_far = _run(lite, User)
+
+    assert [(one.primary_key, one.code) for one in so_far.refused] == [((1,), "tampered-key")]
+    assert so_far.last == (3,)
+
+
 def test_slots_of_an_earlier_offline_key_are_refused(lite: Engine) -> None:
     """An owner whose slot is under an offline key that is not here any more is told, and stops nobody."""
     other = _app(OfflineKey(OfflineKey.generate()))
