@@ -322,7 +322,7 @@ def check_value(blob: object, label: str) -> None:
 def may_be_value(blob: bytes) -> bool:
     """Whether bytes look like a stored value: format byte, least length, key id a UUIDv8 (RFC 9562).
 
-    A random string of 45 bytes or more looks so with a chance of 1 to 16,384.
+    Of random strings of 45 bytes or more, one in 16,384 looks so by chance.
     """
     if len(blob) < OVERHEAD or blob[0] != FORMAT_VALUE:
         return False

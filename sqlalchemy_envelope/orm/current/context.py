@@ -1,7 +1,7 @@
-"""Where the unlocked session lives: in the context, and bound to a `Session`, which is asked first.
+"""Where the unlocked session is kept: in the context, and in the `Session` it is bound to, asked first.
 
-Threads, asyncio tasks and greenlets each see their own context. `Session.info` serves code that runs in
-another context than the one that unlocked: a synchronous generator dependency of FastAPI is run in a copy.
+Threads, asyncio tasks and greenlets each have their own context. The `Session` serves code that runs in
+another context than the unlock: FastAPI runs a synchronous generator dependency in a copy of the context.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 
 class OpenKeys(Protocol):
-    """The keys that are open here, as statements, rows and attributes see them; an unlocked session is one.
+    """The open keys, as statements, rows and attributes see them. Unlocked sessions are of this kind.
 
     Attributes:
         readers: by column and value header, what opens the values of one owner.
@@ -45,7 +45,7 @@ class OpenKeys(Protocol):
         follows: whether grants are followed as they are needed: such a session is told so too.
         enrolls: whether new owners get keys here with the flush that adds them.
         home: the session that it was opened with.
-        left: why it is open no more.
+        left: the kind of error that says why it is no longer open.
     """
 
     readers: dict[object, dict[bytes, Any]]
@@ -68,27 +68,27 @@ class OpenKeys(Protocol):
         """The cipher for new values of an owner that a session writes, if its key is open."""
 
     def owner_of(self, header: bytes) -> OwnerId | None:
-        """Whose key a stored value names, if it is open."""
+        """The owner whose key a stored value names, if the key is open."""
 
     @property
     def only_owner(self) -> OwnerId | None:
-        """The owner whose keys are open here, if nobody else's are, or could be in a moment."""
+        """The owner whose keys are open here, if no other owner's keys are, or could be in a moment."""
 
     @property
     def makes_keys(self) -> bool:
-        """Whether owners without keys get some here."""
+        """Whether owners without keys get keys here."""
         ...
 
     def sole(self, owner_class: OwnerClass, where: bytes) -> set[tuple[Any, ...]]:
-        """The primary keys of the sole owners of a class, in this database and schema, that are open here:
-        several, if one was deleted and another one made."""
+        """The primary keys of the sole owners of a class, in this database and schema, that are open here.
+        There are several if a sole owner was deleted and another was made."""
         ...
 
     def keyring_for(self, owner: OwnerId, session: Session | None = None) -> Keyring | None:
         """The keyring that reaches the owner's root key."""
 
     def follow_all(self, session: Session | None = None) -> None:
-        """Follow all grants that were not followed yet."""
+        """Follow all grants that are not followed yet."""
 
     def follow_owners(
         self, session: Session | None, owner_class: OwnerClass, keys: Collection[tuple[Any, ...]]
@@ -96,65 +96,69 @@ class OpenKeys(Protocol):
         """Follow the grants that lead to these owners, by primary key."""
 
     def may_follow(self, owner_class: OwnerClass, header: bytes) -> bool:
-        """Whether nothing looked yet for grants that lead to the key of a stored value."""
+        """Whether the grants that lead to the key of a stored value were not looked for yet."""
         ...
 
     def find_others(self, session: Session | None) -> None:
-        """Have it known whether keys of other owners may come."""
+        """Find out whether keys of other owners may come."""
 
     def prepare_read(
         self, session: Session | None, owner_class: OwnerClass, headers: Mapping[bytes, int]
     ) -> None:
-        """Rows with values under these keys, so many of each, are about to be read."""
+        """Prepare for rows that are about to be read, with so many values under each of these keys."""
 
     def prepare_write(
         self, session: Session | None, owner_class: OwnerClass, keys: Collection[tuple[Any, ...]], values: int
     ) -> None:
-        """So many values of these owners, by primary key, are about to be encrypted."""
+        """Prepare to encrypt so many values of these owners, by primary key."""
 
     def waits_in(self, session: Session) -> bool:
-        """Whether an unlock in this session left something to be settled."""
+        """Whether an unlock in this session left anything to settle."""
         ...
 
     def settle_for(self, session: Session, owner: OwnerId) -> None:
-        """A session is about to write under this owner's keys: what waits for them is put in order first."""
+        """Settle what waits for an owner, before a session writes under the owner's keys."""
 
     def places_for(self, owner: OwnerId) -> Mapping[OwnerId, Place]:
-        """Whom the keys that this owner's are among reach."""
+        """The owners that are reached by the keys among which this owner's keys are."""
         ...
 
     def settle_around(self, session: Session) -> None:
-        """The session writes: what unlocks in it left waiting is put in order first."""
+        """Settle what the unlocks in a session left waiting, before the session writes."""
 
     def remember(self, slot: object, header: bytes, cipher: ValueCipher, entry: tuple[Any, ...]) -> None:
-        """Keep what opens the values of a column under one key, for the hot paths."""
+        """Keep, for the hot paths, the cipher that opens the values of a column under one key."""
 
     def begin_statement(self, session: Session | None) -> None:
-        """A session runs a statement here."""
+        """Note that a session runs a statement here."""
 
     def saw(self, session: Session | None) -> None:
         """Note a session that may hold decrypted values."""
 
     def admit(self, place: Place, keys: Iterable[OpenedKey]) -> None:
-        """Take in an owner that was enrolled inside this unlocked session."""
+        """Add an owner that was enrolled inside this unlocked session."""
 
     def make_way(self, session: Session, place: Place) -> None:
-        """A session makes the first keys of this owner: others of its name are a deleted one's."""
+        """Make way for the first keys of this owner, which a session makes: other keys of the same name are a
+        deleted owner's."""
 
     def drop(self, owner: OwnerId) -> None:
         """Forget an owner's keys."""
 
     def forget_deleted(self, owner_classes: Collection[OwnerClass], owner: OwnerId | None = None) -> None:
-        """Owners of these classes may have been deleted, and this owner was: trust no key of theirs."""
+        """Trust no key of these classes any more: owners of them may have been deleted, and this owner
+        was."""
 
 
 class NothingUnlocked:
-    """Stands in the context where nothing is unlocked, so that the hot path asks one question less. The
-    server session of the whole process answers in its place, if there is one.
+    """Stands in the context where nothing is unlocked, so that the hot path asks one question less.
+
+    If the whole process has a server session, that session answers in its place.
 
     Attributes:
-        server: that server session.
-        is_open, begin_statement, saw: those of the server session; without it they are False and do nothing.
+        server: the server session of the process.
+        is_open, begin_statement, saw: those of the server session. Without it, `is_open` is False and the
+            two functions do nothing.
     """
 
     __slots__ = ("begin_statement", "is_open", "saw", "server")
@@ -168,7 +172,7 @@ class NothingUnlocked:
         self.serve(None)
 
     def serve(self, server: OpenKeys | None) -> None:
-        """Let a server session answer wherever nothing else is unlocked; None ends that."""
+        """Let a server session answer where nothing else is unlocked; None ends that."""
         self.server = server
         self.is_open = server is not None and server.is_open
         self.begin_statement = _do_nothing if server is None else server.begin_statement
@@ -180,7 +184,7 @@ def _do_nothing(session: Session | None) -> None:
 
 
 NOTHING = NothingUnlocked()
-"""The default of `CURRENT`, one object for ever. Its `server` is that of the process."""
+"""The default of `CURRENT`, the same object for ever. Its `server` is that of the process."""
 CURRENT: ContextVar[OpenKeys | NothingUnlocked] = ContextVar("unlocked", default=NOTHING)
 USING: ContextVar[Place | None] = ContextVar("using", default=None)
 
@@ -212,11 +216,11 @@ def unlocked_sessions(session: Session | None) -> tuple[OpenKeys, ...]:
         current = NOTHING.server
     if bound is None:
         return (current,) if current is not None and current.is_open else ()
-    return tuple(one for one in (bound, current) if one is not None and one.is_open)
+    return tuple(keys for keys in (bound, current) if keys is not None and keys.is_open)
 
 
 def settle_unlocked(session: Session) -> None:
-    """The session writes under the keys that are open here: what waits for them is put in order first."""
+    """Settle what waits in the open unlocked sessions, before the session writes under their keys."""
     for unlocked in unlocked_sessions(session):
         unlocked.settle_around(session)
 
@@ -240,12 +244,13 @@ def find_writer(session: Session | None, owner: OwnerId, scope: str, field: Fiel
 
 
 def only_owner(here: tuple[OpenKeys, ...]) -> OwnerId | None:
-    """The one owner who is unlocked in these sessions. What opens is that owner's: no other key is here."""
+    """The only owner who is unlocked in these sessions. A value that opens is that owner's: no other key is
+    here."""
     return here[0].only_owner if len(here) == 1 else None
 
 
 def owner_of(session: Session | None, header: bytes) -> OwnerId | None:
-    """Whose key a stored value names, if it is unlocked here."""
+    """The owner whose key a stored value names, if the owner is unlocked here."""
     for unlocked in unlocked_sessions(session):
         owner = unlocked.owner_of(header)
         if owner is not None:
@@ -260,7 +265,8 @@ class _Left:
 
 
 def note_left(session: Session) -> None:
-    """What was unlocked in a session was left: errors tell it from a session that was never unlocked."""
+    """Note that an unlocked session of this session was left, so that errors can tell it from a session that
+    was never unlocked."""
     page_of(session, _Left)
 
 
@@ -272,14 +278,16 @@ def locked(
     *,
     was_open: bool = False,
 ) -> LockedError:
-    """The error for `what` being locked here: what was unlocked was left or forked away, somebody else is
-    unlocked, or nobody is; and who else than the owner may open this scope of its keys.
+    """The error for `what` being locked here.
+
+    It says why: the unlocked session was left or belongs to the parent process, another owner is unlocked, or
+    nobody is. And it says which owners beside the value's own may open this scope of its keys.
 
     Args:
-        was_open: whether it was open, and was closed when its unlocked session was left.
+        was_open: whether the value was open, and was closed when its unlocked session was left.
     """
     bound = bound_to(session)
-    left = next((one.left for one in (bound, CURRENT.get()) if one is not None and one.left), None)
+    left = next((keys.left for keys in (bound, CURRENT.get()) if keys is not None and keys.left), None)
     if left is SessionForkedError:
         return SessionForkedError(f"{what} is locked: keys do not cross a fork; unlock again in the child.")
     if left is SessionLeftError:
@@ -296,13 +304,12 @@ def locked(
         reason = LockReason.NOTHING_UNLOCKED
     else_ = _others(here)
     tell = " `envelope.why_locked(session, instance)` tells what is missing." if reason is None else ""
-    grants = (
-        [] if owner_class is None else [one for one in owner_class.grants_of if one.scope in (None, scope)]
-    )
+    every = () if owner_class is None else owner_class.grants_of
+    grants = [grant for grant in every if grant.scope in (None, scope)]
     if owner_class is not None and grants:
         # A group has no secret of its own, as a rule: `secret=` would lead nowhere.
-        holders = " or ".join(sorted({one.to.owner_class.name for one in grants}))
-        names = " or ".join(sorted({one.mapper.class_.__name__ for one in grants}))
+        holders = " or ".join(sorted({grant.to.owner_class.name for grant in grants}))
+        names = " or ".join(sorted({grant.mapper.class_.__name__ for grant in grants}))
         return LockedError(
             f"{what} is locked: {else_}unlock a {holders} who has the key by a {names} around this, or its "
             f"{owner_class.name} if that has a secret. A {names} that was added while nobody with the key "
@@ -316,7 +323,7 @@ def locked(
 
 
 def no_keys(what: str, owner: str, session: Session | None) -> LockedError:
-    """The error for a value that is to be written, and whose owner has no keys."""
+    """The error for a value whose owner has no keys, so that it cannot be written."""
     return LockedError(
         f"{what} cannot be encrypted: its {owner} has no keys yet. Make them, "
         f"`envelope.enroll(session, owner, ...)`.{server_hint(session)}"
@@ -324,9 +331,11 @@ def no_keys(what: str, owner: str, session: Session | None) -> LockedError:
 
 
 def _others(here: Iterable[OpenKeys]) -> str:
-    """Who is unlocked in place of the owner, for an error; nothing where nobody is. By number: a primary key
-    may be a name or an address, and errors go into logs."""
-    places = {place.owner: place for one in here for place in list(getattr(one, "places", {}).values())}
+    """The owners that are unlocked in place of the value's own, for an error; empty if nobody is.
+
+    They are counted by class: a primary key may be a name or an address, and errors go into logs.
+    """
+    places = {place.owner: place for keys in here for place in list(getattr(keys, "places", {}).values())}
     if not places:
         return ""
     counts = sorted(Counter(place.owner_class.name for place in places.values()).items())
@@ -336,8 +345,11 @@ def _others(here: Iterable[OpenKeys]) -> str:
 
 
 def no_sole(what: str, name: str, session: Session | None) -> NotEnrolledError:
-    """The error for a value that is to be written under the key of a sole owner that is not there. Where
-    there are server keys, server mode makes it; a secret would keep it from the server."""
+    """The error for a value to be written under the key of a sole owner that does not exist.
+
+    Where there are server keys, the message names server mode first: a secret would keep the sole owner from
+    the server.
+    """
     served = has_server_keys(session) and not unlocked_sessions(session)
     first = (
         "This process has server keys and no server mode: call "
@@ -351,7 +363,7 @@ def no_sole(what: str, name: str, session: Session | None) -> NotEnrolledError:
 
 
 def _place_hint(session: Session | None, owner_class: OwnerClass | None) -> str:
-    """What an error adds where an owner of this class is unlocked in another database or schema."""
+    """The words that an error adds if an owner of this class is unlocked in another database or schema."""
     if session is None or owner_class is None:
         return ""
     there = {
@@ -369,7 +381,8 @@ def _place_hint(session: Session | None, owner_class: OwnerClass | None) -> str:
 
 
 def server_hint(session: Session | None = None) -> str:
-    """What an error adds where nothing is unlocked, though there are server keys that may be meant to."""
+    """The words that an error adds if nothing is unlocked, although server keys are there that may be meant
+    to serve."""
     if unlocked_sessions(session) or not has_server_keys(session):
         return ""
     return (
@@ -380,16 +393,16 @@ def server_hint(session: Session | None = None) -> str:
 
 
 def realm_of(session: Session | None) -> Realm:
-    """The name of the database, as the application's `Envelope` gives it; None if it gives none."""
+    """The name of the database in the application's `Envelope`; None if it gives none."""
     for unlocked in unlocked_sessions(session):
         return unlocked.policy.seals.realm
     return noted_realm(session)
 
 
 def policy_of(session: Session) -> Policy:
-    """The policy for what a session's flush does by itself: of what is unlocked here, or the session's own.
+    """The policy for what a flush does by itself: that of an unlocked session here, or the session's own.
 
     Raises:
-        ConfigurationError: there are several with different server keys, and nothing says which.
+        ConfigurationError: several policies have different server keys, and nothing says which to use.
     """
-    return next((one.policy for one in unlocked_sessions(session)), None) or noted_policy(session)
+    return next((keys.policy for keys in unlocked_sessions(session)), None) or noted_policy(session)

@@ -1,4 +1,4 @@
-"""What an `Envelope` decides for work that no call of it starts: flushes, and statements."""
+"""The policy of an `Envelope`, for work that no call of the `Envelope` starts: flushes and statements."""
 
 from __future__ import annotations
 
@@ -28,10 +28,12 @@ class Policy:
     """The part of an `Envelope` that the layers under it need.
 
     Attributes:
-        seals: row seals under the server keys, if there are any.
-        hybrid: whether new root keys get a post-quantum pair, so that keys are sealed to it in format 0x13.
+        seals: the row seals under the server keys, if there are server keys.
+        hybrid: whether new root keys get an ML-KEM-768 pair too: keys are sealed to them in format 0x13.
         audit: the application's own function for audit events.
-        harden_claims: whether a claimed owner gets new keys at once, which the campaign never held.
+        write_epoch_seconds: how long a write epoch lasts, in seconds.
+        write_epoch_values: the most values that are encrypted under a write epoch.
+        harden_claims: whether an owner who claims keys gets new keys at once, which the campaign never held.
     """
 
     seals: RowSeals = field(default_factory=RowSeals)
@@ -47,21 +49,21 @@ class Policy:
         """The providers of the envelope.
 
         Raises:
-            ConfigurationError: this policy is no envelope's.
+            ConfigurationError: this policy belongs to no envelope.
         """
         if self.providers is None:
             raise ConfigurationError("No provider is configured: make one Envelope for the application.")
         return self.providers
 
     def emit(self, event: AuditEvent) -> None:
-        """Tell the log and the application what was done."""
+        """Report an audit event to the log and to the application."""
         logger.info("%s", event, extra={"envelope_event": event})
         if self.audit is not None:
             self.audit(event)
 
 
 class Envelopes:
-    """The envelopes of a process that are in use.
+    """The envelopes of this process that are in use.
 
     Attributes:
         policies: the policy of each.
@@ -71,15 +73,18 @@ class Envelopes:
         self.policies: WeakSet[Policy] = WeakSet()
 
     def add(self, policy: Policy) -> None:
-        """Take in the policy of a new envelope."""
+        """Add the policy of a new envelope."""
         self.policies.add(policy)
 
     def __iter__(self) -> Iterator[Policy]:
         return iter(list(self.policies))
 
     def only(self) -> Policy | None:
-        """The policy of the only envelope with server keys; without any, that of the only envelope, or one
-        that decides nothing where there are several or none. None where several have server keys."""
+        """The policy that serves a session without a policy of its own; None if several have server keys.
+
+        It is the policy of the only envelope with server keys. If none has server keys, it is the policy of
+        the only envelope, or a neutral policy where there are several envelopes or none.
+        """
         policies = list(self)
         sealing = [policy for policy in policies if policy.seals.is_on]
         if len(sealing) > 1:
@@ -93,7 +98,7 @@ ENVELOPES = Envelopes()
 
 
 def _forget_in_child() -> None:
-    """Keys do not cross a fork, those of providers and of write epochs no more than others."""
+    """Keys do not cross a fork: neither do those of providers and of write epochs."""
     for policy in ENVELOPES:
         policy.write_epochs.clear()
         if policy.providers is not None:
@@ -105,36 +110,40 @@ if hasattr(os, "register_at_fork"):
 
 
 def has_server_keys(session: Session | None) -> bool:
-    """Whether the session's `Envelope` has server keys; an `Envelope` of this process, if it has none yet."""
+    """Whether the session's `Envelope` has server keys. If the session has no `Envelope` yet, whether any in
+    this process has."""
     noted = _noted(session)
     return any(policy.seals.is_on for policy in ([noted] if noted is not None else ENVELOPES))
 
 
 def note_policy(session: Session, policy: Policy) -> None:
-    """A verb of this policy's `Envelope` was used with a session; its later flushes go by the same one."""
+    """Note that a verb of this policy's `Envelope` was used with a session: its later flushes use the same
+    policy."""
     put_page(session, policy)
 
 
 def noted_policy(session: Session) -> Policy:
-    """The policy for what a session does by itself, while nothing is unlocked in it: of the envelope that was
-    used with it or attached to it, or else of the process's only one.
+    """The policy for what a session does by itself, while nothing is unlocked in it.
+
+    It is the policy of the envelope that was used with the session or attached to it. Otherwise it is that of
+    the process's only envelope.
 
     Raises:
-        ConfigurationError: there are several with server keys, and nothing says which.
+        ConfigurationError: there are several with server keys, and nothing says which to use.
     """
-    found = _noted(session) or ENVELOPES.only()
-    if found is None:
+    policy = _noted(session) or ENVELOPES.only()
+    if policy is None:
         raise ConfigurationError(
             "This process has several Envelopes with server keys, and a flush has to know which one seals "
             "its rows: make one Envelope for the application, or call envelope.attach(session)."
         )
-    return found
+    return policy
 
 
 def noted_realm(session: Session | None) -> Realm:
-    """The realm of the policy that a session's flushes go by: an owner has one name, whoever asks for it."""
-    found = _noted(session) or ENVELOPES.only()
-    return None if found is None else found.seals.realm
+    """The realm of the policy that a session's flushes use: an owner has one name, whoever asks for it."""
+    policy = _noted(session) or ENVELOPES.only()
+    return None if policy is None else policy.seals.realm
 
 
 def _noted(session: Session | None) -> Policy | None:
@@ -142,10 +151,10 @@ def _noted(session: Session | None) -> Policy | None:
 
 
 def require_reason(reason: object) -> None:
-    """Opening without the owner asks for a reason, which goes into the audit event.
+    """Require the reason for opening keys without the owner; it goes into the audit event.
 
     Raises:
-        ConfigurationError: none was given.
+        ConfigurationError: no reason was given.
     """
     if not isinstance(reason, str) or not reason.strip():
         raise ConfigurationError("Say why, for the audit event: reason='nightly export'.")

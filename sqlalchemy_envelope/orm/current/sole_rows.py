@@ -1,7 +1,7 @@
-"""What a transaction knows of the rows of sole owners: it looks for each in the database once.
+"""The rows of sole owners that a transaction knows: it looks for each in the database once.
 
-A key that was kept from before proves nothing: another process may have deleted the row, and made another.
-What the transaction itself writes ends what it knows.
+A primary key that was kept from before proves nothing: another process may have deleted the row, and made
+another. A write of the transaction itself ends its knowledge.
 """
 
 from __future__ import annotations
@@ -38,13 +38,15 @@ def known_in(session: Session) -> dict[tuple[OwnerClass, Location], tuple[Any, .
 
 
 def forget(session: Session, *_: object) -> None:
-    """The transaction changed something, or was rolled back: look again."""
+    """Look again: the transaction changed something, or was rolled back."""
     take_page(session, _SoleRows)
 
 
 def on_statement(session: Session, statement: object) -> None:
-    """A statement comes. A SELECT changes no row of a sole owner, nor do an INSERT and an UPDATE of another
-    table; a DELETE may, by a cascade."""
+    """Look again after a statement that may change the row of a sole owner.
+
+    A SELECT changes no such row. Nor do an INSERT and an UPDATE of another table; a DELETE may, by a cascade.
+    """
     if known_page(session, _SoleRows) is None or isinstance(statement, Select):
         return
     if isinstance(statement, (Insert, Update)) and isinstance(statement.table, Table):

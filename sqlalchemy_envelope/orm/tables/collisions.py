@@ -1,4 +1,4 @@
-"""Which errors of a job's chunk may not come again when the chunk is done again."""
+"""Which errors of a job's chunk may be gone when the chunk is done again."""
 
 from __future__ import annotations
 
@@ -9,12 +9,7 @@ from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy_envelope.orm.tables.conflict_errors import error_number, should_retry, sql_state
 
 _TIMED_OUT = "57014"  # by `statement_timeout`, as a rule
-_THERE_STATES = {
-    "42701",
-    "42P07",
-    "42710",
-    "42723",
-}  # a column, table, object or function that is there already
+_THERE_STATES = {"42701", "42P07", "42710", "42723"}  # a column, table, object or function exists already
 _THERE_NUMBERS = {1050, 1060, 1359}
 
 
@@ -24,7 +19,7 @@ def may_pass(error: Exception) -> bool:
 
 
 def collided(error: Exception) -> bool:
-    """Whether somebody else has just done the same; who looks again finds it there."""
+    """Whether another program has just done the same work: a second look finds it done."""
     if isinstance(error, IntegrityError):
         return True
     if not isinstance(error, DBAPIError):

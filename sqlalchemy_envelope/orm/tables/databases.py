@@ -70,16 +70,26 @@ def _address(engine: Engine) -> str | None:
         return None
     if engine.url.get_backend_name() == "sqlite":
         return _file(engine.url.database or "")
-    parts = {"host": engine.url.host, "port": engine.url.port, "database": engine.url.database}
+    parts = _parts(engine, arguments)
+    if parts.keys() <= {"port", "options"}:
+        return None
+    named = sorted(f"{name}={value}" for name, value in parts.items())
+    return f"url {engine.url.get_backend_name()} {' '.join(named)}"
+
+
+def _parts(engine: Engine, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """The parts of the address that the URL and the driver's arguments name."""
+    parts: dict[str, Any] = {
+        "host": engine.url.host,
+        "port": engine.url.port,
+        "database": engine.url.database,
+    }
     for name, value in (*engine.url.query.items(), *arguments.items()):
         part = _SAME.get(name, name)
         is_settings = part == "options" and isinstance(value, str) and _SETTINGS.fullmatch(value)
         if part in _ADDRESS and not is_settings:
             parts[part] = value
-    said = sorted(f"{name}={value}" for name, value in parts.items() if value)
-    if not any(parts[name] for name in parts.keys() - {"port", "options"}):
-        return None
-    return f"url {engine.url.get_backend_name()} {' '.join(said)}"
+    return {name: value for name, value in parts.items() if value}
 
 
 def _file(database: str) -> str | None:

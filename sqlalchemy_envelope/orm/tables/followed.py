@@ -91,13 +91,13 @@ def _check_table(share: GrantClass, leader: GrantClass) -> None:
     if _key(share, leader) is None:
         names = ", ".join(repr(column.key) for column in (*leader.of.columns, *leader.to.columns))
         raise ConfigurationError(
-            f"{name} follows {followed}, and its rows refer to those by whose key is given to whom: make "
-            f"this the primary key of {leader.table.name}, or add UniqueConstraint({names}) to it."
+            f"{name} follows {followed}, and its rows refer to a row of that by {names}: make these columns "
+            f"the primary key of {leader.table.name}, or add UniqueConstraint({names}) to it."
         )
     needed = [column.key for column in share.table.columns if _is_needed(column, share)]
     if needed:
         raise ConfigurationError(
-            f"{name} follows {followed}, so that its rows are made without you: give {', '.join(needed)} a "
+            f"{name} follows {followed}, and so the library makes its rows: give {', '.join(needed)} a "
             "default, or let it be empty."
         )
 
@@ -109,7 +109,7 @@ def _is_needed(column: Column[Any], share: GrantClass) -> bool:
 
 
 def _pairs(share: GrantClass, leader: GrantClass) -> dict[Column[Any], Column[Any]]:
-    """The share's columns, each by the membership's column that it refers to."""
+    """By each column of the membership, the share's column that refers to it."""
     pairs = dict(zip(leader.of.columns, share.to.columns, strict=False))
     return pairs | dict(zip(leader.to.columns, share.of.columns, strict=False))
 

@@ -1,4 +1,4 @@
-"""Going over a table in the order of its primary key, whatever that is made of."""
+"""The order of a table's primary key, whatever it is made of: a job goes over the table in this order."""
 
 from __future__ import annotations
 

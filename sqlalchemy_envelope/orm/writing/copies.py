@@ -44,31 +44,43 @@ def check_from_select(plan: TablePlan, statement: Any) -> None:
                 f"{len(names)} columns are not matched by {len(sources)} of the select."
             )
         copied = dict(zip(names, sources, strict=True))
-        _check_copies(plan, copied, typed=isinstance(part, TextualSelect))
+        _check_previous(plan, copied)
+        for name in copied:
+            _check_copy(plan, name, copied, is_text=isinstance(part, TextualSelect))
 
 
-def _check_copies(plan: TablePlan, copied: Mapping[str, Any], *, typed: bool) -> None:
+def _check_previous(plan: TablePlan, copied: Mapping[str, Any]) -> None:
+    """Refuse to copy one column of a value that is being moved, without the other."""
     for key, (previous, _) in plan.dual.items():
         if (key in copied) is not (previous in copied):
             raise StatementRefusedError(
                 f"This copies rows into {plan.table.name}.{key}, whose values are being moved: copy "
                 f"{plan.table.c[previous].name} with it, or load the rows and add them as objects."
             )
-    for name, source in copied.items():
-        target = next((column for column in plan.columns if column.key == name), None)
-        if target is None:
-            # For a name that is no column SQLAlchemy has an error of its own.
-            if name in plan.table.columns and holds_ciphertext(source):
-                raise _into_the_clear(f"{plan.table.name}.{name}")
-        elif is_null(source):
-            continue
-        elif typed or target.row_bound or not _copies_owner(target, source, copied):
-            owner = " and ".join(target.path.keys)
-            raise StatementRefusedError(
-                f"{plan.table.name}.{name} is encrypted: an INSERT can take it from a SELECT only if that "
-                f"names a column of the same label, and {owner}, the row's owner, of one table or alias. "
-                "Load the rows and add them as objects, or pin one label on both columns."
-            )
+
+
+def _check_copy(plan: TablePlan, name: str, copied: Mapping[str, Any], *, is_text: bool) -> None:
+    """Refuse to copy anything into a column that does not belong there.
+
+    Args:
+        is_text: whether the SELECT is text, whose columns cannot be followed to their tables.
+    """
+    source = copied[name]
+    target = next((column for column in plan.columns if column.key == name), None)
+    if target is None:
+        # For a name that is no column SQLAlchemy has an error of its own.
+        if name in plan.table.columns and holds_ciphertext(source):
+            raise _into_the_clear(f"{plan.table.name}.{name}")
+        return
+    if is_null(source):
+        return
+    if is_text or target.row_bound or not _copies_owner(target, source, copied):
+        owner = " and ".join(target.path.keys)
+        raise StatementRefusedError(
+            f"{plan.table.name}.{name} is encrypted: an INSERT can take it from a SELECT only if that "
+            f"names a column of the same label, and {owner}, the row's owner, of one table or alias. "
+            "Load the rows and add them as objects, or pin one label on both columns."
+        )
 
 
 def check_plain_target(statement: Any) -> None:
@@ -143,8 +155,8 @@ class _Upsert:
     """An upsert on a table with encrypted columns: what it sets in a row that exists.
 
     Attributes:
-        sets: the value of each column.
-        targets: the columns whose conflict it is about, where the database has them named.
+        sets: the new value of each column that it sets.
+        targets: the columns of the key that two rows share, where the statement names them.
     """
 
     def __init__(self, plan: TablePlan, statement: Any, pairs: Mapping[Any, Any]) -> None:
@@ -156,13 +168,13 @@ class _Upsert:
         self._row_key = {key.key for key in plan.table.primary_key}
 
     def refuse_copies_into_the_clear(self) -> None:
-        """Refuse to set a column that is not encrypted to ciphertext."""
+        """Refuse to copy ciphertext into a column that is not encrypted."""
         for name, value in self.sets.items():
             if name not in self._plan.keys and holds_ciphertext(value):
                 raise _into_the_clear(f"{self._plan.table.name}.{name}")
 
     def check(self, column: EncryptedColumn) -> None:
-        """Refuse a value that does not belong to the row that exists, whether it is set or left there."""
+        """Refuse the upsert if a row that exists would hold a value of another row in this column."""
         path = column.path
         moves = not path.is_self and not self.sets.keys().isdisjoint(path.keys)
         rekeys = column.row_bound and not self.sets.keys().isdisjoint(self._row_key)
@@ -225,8 +237,7 @@ class _Source(NamedTuple):
 
 
 def _copies_owner(target: EncryptedColumn, source: Any, sources: Mapping[str, Any]) -> bool:
-    """Whether an INSERT .. FROM SELECT takes the row's owner from the very row from which it takes the
-    value."""
+    """Whether an INSERT .. FROM SELECT takes the row's owner from the same row as the value."""
     values = _trace(source)
     owners = [_trace(sources[key]) if key in sources else [] for key in target.path.keys]
     if not values or any(len(parts) != len(values) for parts in owners):
@@ -274,7 +285,8 @@ def _into_the_clear(where: str) -> StatementRefusedError:
 
 
 def _key_of_target(plan: TablePlan, named: Any) -> str:
-    """The key of a column that an upsert's conflict is about. Text is its name in the database there."""
+    """The key of a column in the target of an upsert's conflict. Text is the column's name in the database
+    there."""
     if not isinstance(named, str):
         return column_key(named)
     return next((column.key for column in plan.table.columns if column.name == named), named)

@@ -70,8 +70,8 @@ class Decider:
 
 
 def expect(mapper: Mapper[Any]) -> None:
-    """Remember a mapper that may have deciders. Which ones is known when it is configured: only then do paths
-    lead through its relationships."""
+    """Remember a mapper that may have deciders. They are known when it is configured, because only then do
+    paths lead through its relationships."""
     types = [column.type for column in mapper.local_table.columns if isinstance(column.type, EncryptedType)]
     if types and (mapper.inherits is not None or any(type_.owner is not None for type_ in types)):
         EXPECTED.add(ref(mapper, EXPECTED.discard))
@@ -109,8 +109,8 @@ def _deciders(mapper: Mapper[Any], attribute: EncryptedAttribute) -> Iterator[De
 
 
 def _unheld(step: RelationshipProperty[Any]) -> list[Any]:
-    """The columns of the next row on the way that rows refer to and that may change all the same: no foreign
-    key holds them, or one that is checked only when the transaction ends."""
+    """Columns of the next row on the way that may change although rows refer to them: no foreign key holds
+    them, or only one that is checked when the transaction ends."""
     pairs = step.local_remote_pairs or ()
     return [far for near, far in pairs if not any(_holds(key, far) for key in near.foreign_keys)]
 
@@ -130,10 +130,10 @@ def _by_table(columns: Iterable[Any]) -> list[tuple[Table, frozenset[Column[Any]
 def _hanging(
     mapper: Mapper[Any], attribute: EncryptedAttribute, table: Table, path: LinkedPath | None, steps: int
 ) -> Callable[[Sequence[Key]], Select[Any]]:
-    """Makes the queries of a decider: rows of `mapper` with a value, by the keys of rows in `table`.
+    """Makes the query of a decider: rows of `mapper` with a value, by the primary keys of rows in `table`.
 
     Args:
-        path: the path on which that table lies, so many steps on; None if it is the mapper's own.
+        path: the path on which that table lies, so many steps on; None if the table is the mapper's own.
     """
 
     def hanging(keys: Sequence[Key]) -> Select[Any]:
@@ -170,8 +170,8 @@ def configure_expected(target: Any) -> None:
 
 
 def deciders_in(target: Any) -> tuple[list[Decider], bool]:
-    """The deciders in this table, and whether the table is a twin: another `Table` object of the same name,
-    in whichever schema, because a tenant's schema has what the model's has."""
+    """The deciders in this table, and whether the table is a twin: another `Table` object of the same
+    name. Its schema does not count, because a tenant's schema has what the model's has."""
     name = getattr(target, "name", None)
     if not isinstance(target, TableClause) or name is None or name.lower() not in _tables:
         return [], False

@@ -47,8 +47,8 @@ class FlushNotes:
             self._updated[table, tuple(state.key[1])] = state
 
     def rewriting(self, state: InstanceState[Any], attribute: EncryptedAttribute, key: Key) -> None:
-        """Note that the object's row gets a new value. SQLAlchemy leaves out a value that is equal to the
-        stored one: that row gets none."""
+        """Note that the object's row gets a new value. A value that is equal to the stored one is not
+        noted, because SQLAlchemy does not write it."""
         if waits(state, attribute):
             self.to_rewrite.setdefault(attribute.encrypted.column, set()).add(key)
 
@@ -73,7 +73,7 @@ _only_adding: set[Any] = set()
 
 
 def notes_of(connection: Connection) -> FlushNotes | None:
-    """What the flush on this connection has noted, if it noted anything."""
+    """The notes of the flush on this connection, if there are any."""
     return _notes.get(connection)
 
 
@@ -91,12 +91,13 @@ def deletes_nothing(session_id: int | None) -> bool:
 
 
 def note_deletes_nothing(session: Session) -> None:
-    """The session's flush deletes no object: this is asked for its first row and holds for all."""
+    """Note that the session's flush deletes no object. This is asked for its first row, and holds for all
+    rows."""
     _only_adding.add(session.hash_key)
 
 
 def clear_notes(session: Session, *_: object) -> None:
-    """The flush is over, or was rolled back."""
+    """Forget the notes of a flush that is over or was rolled back."""
     _only_adding.discard(session.hash_key)
     forget_lookups(session)
     if _notes:

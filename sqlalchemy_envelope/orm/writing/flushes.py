@@ -48,12 +48,12 @@ def update_listener(mapper: Mapper[Any]) -> Callable[..., None]:
 
 
 class _Writes:
-    """What both listeners know of their mapper: found once, when the mapper is configured.
+    """What both listeners know of their mapper. It is found once, when the mapper is configured.
 
     Attributes:
         plan: the encrypted attributes.
         in_base: the attributes whose owner is named in the table that a joined subclass extends.
-        links: the paths through other rows, each with the attributes that it begins at.
+        links: the paths through other rows, each with the attributes at which it begins.
     """
 
     def __init__(self, mapper: Mapper[Any]) -> None:
@@ -72,7 +72,7 @@ class _Writes:
 
 
 class _Inserts(_Writes):
-    """What happens to the new objects of one mapper."""
+    """Prepares the new objects of one mapper."""
 
     def __init__(self, mapper: Mapper[Any]) -> None:
         super().__init__(mapper)
@@ -91,7 +91,7 @@ class _Inserts(_Writes):
         ]
 
     def before_insert(self, _: Mapper[Any], connection: Connection, state: InstanceState[Any]) -> None:
-        """A new object's row is about to be written."""
+        """Prepare a new object, whose row the flush writes next."""
         open_carried(state, self.plan)
         self._make_defaults(state)
         if self._is_owner:
@@ -132,14 +132,14 @@ class _Inserts(_Writes):
 
 
 class _Updates(_Writes):
-    """What happens to the changed objects of one mapper."""
+    """Prepares the changed objects of one mapper."""
 
     def __init__(self, mapper: Mapper[Any]) -> None:
         super().__init__(mapper)
         self._key_names = [mapper.get_property_by_column(column).key for column in mapper.primary_key]
 
     def before_update(self, _: Mapper[Any], connection: Connection, state: InstanceState[Any]) -> None:
-        """A changed object's row is about to be written."""
+        """Prepare a changed object, whose row the flush writes next."""
         changed = state.committed_state
         identity_key: Any = state.key  # it has one: the row is in the database
         identity, notes = tuple(identity_key[1]), notes_for(connection)
@@ -159,7 +159,8 @@ class _Updates(_Writes):
 
 
 def _encrypt_anew(state: InstanceState[Any], attribute: EncryptedAttribute, *, has_new_key: bool) -> None:
-    """Let the flush write a value again if its row gets another owner, or another key that it is bound to.
+    """Let the flush write a value again if its row gets another owner, or another key that the value is bound
+    to.
 
     Raises:
         LockedError: the value cannot be opened.
@@ -179,8 +180,8 @@ def _encrypt_anew(state: InstanceState[Any], attribute: EncryptedAttribute, *, h
 def owner_through_objects(
     state: InstanceState[Any], path: LinkedPath, values: tuple[Any, ...]
 ) -> tuple[Any, ...] | None:
-    """What the object at the end of the path says of the owner. None if an object on the way is not loaded,
-    or is another than the row refers to."""
+    """The owner's values at the end of the path. None if an object on the way is not loaded, or is not the
+    object that the row refers to."""
     here, wanted = state, values
     for at, step in enumerate(path.steps):
         other = here.dict.get(step.key)
@@ -209,8 +210,8 @@ def _links(plan: Iterable[EncryptedAttribute]) -> Links:
 
 
 def _replaced(mapper: Mapper[Any], state: InstanceState[Any]) -> InstanceState[Any] | None:
-    """The deleted object whose row a new object takes over, if there is one. SQLAlchemy makes an UPDATE of
-    the two, which leaves what the new object does not set."""
+    """The deleted object whose row a new object takes over, if there is one. SQLAlchemy makes one UPDATE
+    of the DELETE and the INSERT, and that UPDATE leaves the columns that the new object does not set."""
     session = state.session
     if session is None:
         return None

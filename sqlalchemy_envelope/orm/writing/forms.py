@@ -172,7 +172,7 @@ def _is_in(target: Any, named: Any) -> bool:
 
 
 def changed_by(statement: Any) -> dict[Any, Any]:
-    """What an UPDATE itself, or an upsert, changes in rows that exist, by column or key. A column that it
+    """What an UPDATE or an upsert itself changes in rows that exist, by column or key. A column that it
     sets to itself is left out."""
     target = target_of(statement)
     assigned = assigned_by_upsert(statement) if isinstance(statement, Insert) else assigned_by(statement)

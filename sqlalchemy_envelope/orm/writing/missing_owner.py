@@ -41,7 +41,7 @@ def not_loaded(state: InstanceState[Any], key: str, why: str) -> StatementRefuse
 
 
 def moved_late(state: InstanceState[Any], keys: Sequence[str], column_key: str) -> StatementRefusedError:
-    """The error for an object that got another owner or key after its flush had looked at it."""
+    """The error for an object that got another owner or key after its flush had prepared it."""
     name = state.class_.__name__
     changed, was = " and ".join(f"{name}.{key}" for key in keys), "was" if len(keys) == 1 else "were"
     return StatementRefusedError(

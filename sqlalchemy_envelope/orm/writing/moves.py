@@ -99,7 +99,7 @@ def may_move_beside(connection: Connection, column: Any, options: Options) -> bo
 
 
 def _replaces(statement: Any) -> bool:
-    """Whether an INSERT may change a row that is there."""
+    """Whether an INSERT may change a row that exists."""
     if getattr(statement, "_post_values_clause", None) is not None:
         return True
     prefixes = statement._prefixes
@@ -117,8 +117,8 @@ def _is_here(connection: Connection, target: Any, decider: Decider, options: Opt
 
 
 def _written(decider: Decider, statement: Any, target: Any, rows: Sequence[Any]) -> dict[str, Any]:
-    """The deciding columns that a statement changes, by key: what it sets them to, or None where the rows of
-    its parameters say so."""
+    """The deciding columns that a statement changes, each with what it is set to; None stands for a value
+    in the rows of parameters."""
     if isinstance(statement, Insert):
         clause = getattr(statement, "_post_values_clause", None)
         if clause is None:  # REPLACE takes the whole row's place

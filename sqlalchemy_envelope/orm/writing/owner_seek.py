@@ -71,8 +71,8 @@ class OwnerSeek(Names):
             self._load(linked, [part for part in wanted if (linked.identity, part) not in self._found])
 
     def linked(self, path: LinkedPath, values: Values) -> Values | None:
-        """What the row at the end of the path says of its owner in the database. If that row is not there
-        yet, the flush's objects say it."""
+        """The owner's values at the end of the path, as the database has them. If that row does not exist
+        yet, the flush's objects give them."""
         at = (path.identity, values)
         if at not in self._found:
             self._load(path, [values])
@@ -90,7 +90,7 @@ class OwnerSeek(Names):
                     self._found[path.identity, tuple(row[:width])] = last
 
     def load_bases(self, table: Table, path: OwnerPath, keys: Iterable[Values]) -> None:
-        """Look up together what rows of a joined subclass say of their owners in the table that it extends.
+        """Look up together the owner's values of a joined subclass's rows in the table that it extends.
         Those rows are locked, as the rows between a row and its owner are."""
         same = key_in_base(table, path)
         if not same:
@@ -102,7 +102,7 @@ class OwnerSeek(Names):
                 self._bases[path.identity, tuple(row[: len(same)])] = tuple(row[len(same) :])
 
     def in_base(self, table: Table, path: OwnerPath, key: Values) -> Values | None:
-        """What a row of a joined subclass says of its owner in the table that it extends."""
+        """The owner's values of a joined subclass's row in the table that it extends."""
         at = (path.identity, key)
         if at not in self._bases and None not in key:
             self.load_bases(table, path, [key])
@@ -204,7 +204,7 @@ def _make(connection: Connection, owner_class: OwnerClass) -> Values:
 
 
 def _part(path: OwnerPath, linked: LinkedPath, values: Values) -> Values | None:
-    """What a row says for one of its paths; None if the row does not go that way."""
+    """A row's values for one of its paths; None if the row does not use that path."""
     if path is linked:
         return values if all(value is not None for value in values) else None
     assert isinstance(path, ChosenPath)  # noqa: S101 - other paths lead through no rows

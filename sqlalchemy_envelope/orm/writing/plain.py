@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 
 def is_plain(connection: Connection, statement: Any) -> bool:
-    """Whether a statement shows no CTE that may write, and is a SELECT or writes to a table that is not
-    watched and with which no owners are deleted."""
+    """Whether a statement needs nothing here: it is a SELECT, or writes to a table that is not watched and
+    deletes no owners; and it shows no CTE that may write."""
     if isinstance(statement, UpdateBase):
         table: Any = statement.table
         if is_watched(table):

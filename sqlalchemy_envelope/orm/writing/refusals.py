@@ -39,7 +39,7 @@ def check(compiled: Any, elements: Iterable[Any]) -> None:
         elements: every element of the statement.
 
     Raises:
-        StatementRefusedError: it would.
+        StatementRefusedError: the statement would do so.
     """
     if not any(_touches_encrypted(element) for element in elements):
         return
@@ -155,14 +155,7 @@ class _Walk:
     def _compound(self, compound: CompoundSelect[Any]) -> None:
         columns = [list(select.selected_columns) for select in compound.selects]
         for position in zip(*columns, strict=False):
-            outputs = [output for output in position if not is_null(output)]
-            labels = {output.type.label if _is_encrypted(output) else None for output in outputs}
-            if len(labels) > 1:
-                raise StatementRefusedError(
-                    "A UNION mixes columns bound to different labels "
-                    f"({', '.join(sorted(map(str, labels)))}): nothing would distinguish a value from one "
-                    "that was moved there. Pin one label on both: EncryptedType(..., label='...')."
-                )
+            _check_labels(position)
         if compound.keyword.value != "UNION ALL":  # all others compare rows
             for select in compound.selects:
                 _check_distinct(select, compound.keyword.value)
@@ -206,11 +199,23 @@ class _Walk:
                 self.element(condition, "the WHERE of an upsert")
 
     def _children(self, statement: Any, handled: Iterable[Any]) -> None:
-        """Look at the other elements of a statement."""
+        """Look at the elements of a statement that are not handled yet."""
         done = {id(element) for element in handled}
         for child in statement.get_children():
             if id(child) not in done and not _is_column(child):
                 self.element(child)
+
+
+def _check_labels(position: Iterable[Any]) -> None:
+    """Refuse a UNION that puts values of two labels, or of none, into one column."""
+    outputs = [output for output in position if not is_null(output)]
+    labels = {output.type.label if _is_encrypted(output) else None for output in outputs}
+    if len(labels) > 1:
+        raise StatementRefusedError(
+            "A UNION mixes columns bound to different labels "
+            f"({', '.join(sorted(map(str, labels)))}): nothing would distinguish a value from one that was "
+            "moved there. Pin one label on both: EncryptedType(..., label='...')."
+        )
 
 
 def _check_dual(outputs: Sequence[Any]) -> None:
@@ -230,8 +235,8 @@ def _check_dual(outputs: Sequence[Any]) -> None:
 
 
 def _columns_of(output: Any) -> list[Any]:
-    """The columns that an element of a SELECT list is about. A whole table has all of its columns, and is not
-    listed here."""
+    """The columns that an element of a SELECT list names. A whole table names none: with it come both
+    columns of a value."""
     while isinstance(output, (Label, Grouping)):
         output = output.element
     if isinstance(output, ClauseList):  # a Bundle

@@ -56,8 +56,9 @@ class RowCiphers:
     def _of_or_pending(
         self, row: dict[str, Any], path: OwnerPath, columns: Sequence[EncryptedColumn]
     ) -> list[BoundCipher]:
-        """The same while values are moved: without a key, or without a known owner, the values of columns
-        with the policy "both" stay in the previous column."""
+        """The ciphers of a row while its values are moved. Without a key, or without a known owner, the
+        values of columns with the policy "both" stay in the previous column, and these columns get no
+        cipher."""
         try:
             if any(column.row_bound and not self._rows.is_empty(row, [column]) for column in columns):
                 self._references.of(row)
@@ -69,7 +70,8 @@ class RowCiphers:
         return self._of_owner(row, path, left) if left else []
 
     def _in_written_scopes(self, row: Row, columns: Sequence[EncryptedColumn]) -> Sequence[EncryptedColumn]:
-        """The columns of the scopes that a row writes: others may hold the keys of the other scopes."""
+        """The columns of the scopes that a row writes. The keys of other scopes may be held by others
+        alone."""
         if all([column.scope == columns[0].scope for column in columns]):  # noqa: C419
             return columns
         scopes = {column.scope for column in columns if not self._rows.is_empty(row, [column])}
@@ -100,7 +102,7 @@ class RowCiphers:
         raise context.no_keys(where, owner_class.name, rows.session)
 
     def _attributes(self) -> dict[str, str]:
-        """The attributes that columns are mapped by, which tell one new owner's row from another's."""
+        """The attributes by which columns are mapped, to find the new owner whose row this is."""
         plan = self._rows.plan
         return {
             column.key: plan.attributes.get(column.key, column.key)
@@ -111,8 +113,8 @@ class RowCiphers:
     def _column_cipher(
         self, newcomer: Enrolling | None, owner: OwnerId, column: EncryptedColumn
     ) -> BoundCipher:
-        """A column's cipher under the key of an owner: a new owner's own keyring has it, or an unlocked
-        session."""
+        """A column's cipher under an owner's key. A new owner's key is in a keyring of its own, any other
+        owner's in an unlocked session."""
         cipher = self._cipher(newcomer, owner, column)
         name = self._rows.parameter(column.key)
         return cipher.bind(name, column.encode_converted, column, as_bytearray=self._as_bytearray)

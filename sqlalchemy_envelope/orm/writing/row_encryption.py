@@ -120,7 +120,7 @@ class RowEncryption:
         return chunk
 
     def _prepare(self, row: dict[str, Any]) -> None:
-        """Do what comes before a row is encrypted: previous columns, conversions, the check for moves."""
+        """Add a row's previous values, convert its values, and refuse a move that leaves a value behind."""
         if self._rows.plan.dual:
             add_previous(self._rows, row)
         if self._rows.plan.converting:
@@ -147,7 +147,7 @@ class RowEncryption:
         return by_owner
 
     def _owned_rows(self, row: dict[str, Any], group: _Group) -> _OwnedRows | None:
-        """What encrypts a row and others of its owner; None if the row has no value."""
+        """The ciphers for a row and for other rows of its owner; None if the row has no value."""
         columns = group.columns
         if self._rows.is_empty(row, columns):
             return None
@@ -172,8 +172,8 @@ class RowEncryption:
                 raise error
 
     def _convert(self, row: dict[str, Any]) -> None:
-        """Let the decorators among the inner types convert what is written, as in a plain column: also from
-        None and to None. While values are moved None stays: NULL says that the previous column has the
+        """Let the decorators among the inner types convert values, as in a plain column: also from None
+        and to None. While values are moved None stays as it is: NULL says that the previous column has the
         value."""
         for key, column in self._rows.plan.converting.items():
             name = self._rows.parameter(key)

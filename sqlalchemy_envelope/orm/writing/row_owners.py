@@ -51,8 +51,8 @@ class RowOwners:
         self.under_using: set[OwnerPath] = set()
 
     def find_all(self, rows: Sequence[Row]) -> None:
-        """Find the owners of all rows with one query for each path. Sessions that fetch or make keys do so
-        for all of these owners at once."""
+        """Find the owners of all rows with one query for each path. Sessions that fetch or make keys get
+        all of these owners at once."""
         self._counted = True
         here = context.unlocked_sessions(self._rows.session)
         on_demand = [unlocked for unlocked in here if unlocked.on_demand or unlocked.follows]
@@ -96,7 +96,7 @@ class RowOwners:
     def _named(
         self, path: OwnerPath, columns: Sequence[EncryptedColumn], rows: Sequence[Row]
     ) -> set[Values | None]:
-        """What those rows say of their owners that have something to encrypt."""
+        """The owners that the rows with something to encrypt name, each once."""
         names = [self._rows.parameter(column.key) for column in columns]
         if len(names) == 1:
             (only,) = names
@@ -110,7 +110,7 @@ class RowOwners:
         return {self._said(path, columns[0], row) for row in rows}
 
     def _said(self, path: OwnerPath, column: EncryptedColumn, row: Row) -> Values | None:
-        """What a row, or the object behind it, says of its owner; None if nothing does."""
+        """The owner's values as a row, or the object behind it, gives them; None if neither does."""
         if not path.keys:
             return ()
         in_row = self._rows.plan.has(path)
@@ -134,7 +134,8 @@ class RowOwners:
 
         Raises:
             StatementRefusedError: the row's owner is not known.
-            ConfigurationError, NotEnrolledError: a sole owner has no row.
+            NotEnrolledError: the sole owner has no row.
+            ConfigurationError: the sole owner has several rows, or the owner is in another database.
         """
         values = self._said(path, column, row)
         wrong = None if values is None else path.mistyped(values)
@@ -149,7 +150,7 @@ class RowOwners:
         return owner
 
     def _owner_by_using(self, row: Row, path: OwnerPath) -> tuple[OwnerClass, Values] | None:
-        """The owner that `using` names, if nothing else can say whose the row is."""
+        """The owner that `using` names, if nothing else says whose the row is."""
         using = None if self._is_decided(row, path) else context.USING.get()
         if using is None or self._rows.object_of(row) is not None:
             return None
@@ -160,8 +161,8 @@ class RowOwners:
         return using.owner_class, using.primary_key
 
     def _is_decided(self, row: Row, path: OwnerPath) -> bool:
-        """Whether the statement itself decides whose the row will be: then `using` does not. `using` gives an
-        INSERT no owner: the row would be stored without it."""
+        """Whether the statement itself gives the row its owner, so that `using` does not name one. An
+        INSERT always does: `using` writes no column, and the row would be stored without an owner."""
         return self._rows.plan.has(path) and (self._rows.inserts or bool(self._rows.given(path, row)))
 
     def _no_owner(
@@ -203,11 +204,11 @@ class RowOwners:
         return self._seek.owner(owner_class, key)
 
     def prepare_write(self, owner_class: OwnerClass, key: Values, count: int) -> None:
-        """Tell the unlocked sessions that values of this owner are encrypted next: they may have to fetch
-        keys, make keys, or start an epoch.
+        """Tell the unlocked sessions that values of this owner are encrypted next: a session may have to
+        fetch keys, make keys, or start an epoch first.
 
         Args:
-            count: how many values. `find_all` has counted them, if it ran.
+            count: how many values. It is ignored after `find_all`, which has counted them.
         """
         for unlocked in context.unlocked_sessions(self._rows.session):
             unlocked.prepare_write(self._rows.session, owner_class, [key], 0 if self._counted else count)

@@ -123,7 +123,7 @@ def _some_keys(
 
 
 def _is_upsert_of(there: tuple[Any, ...], statement: Any, row: Any, owner_class: OwnerClass) -> bool:
-    """Whether an INSERT names this very row, and makes no row where it exists."""
+    """Whether an INSERT is an upsert of this very row."""
     if getattr(statement, "_post_values_clause", None) is None:
         return False
     named = {getattr(key, "key", key): value for key, value in {**(statement._values or {}), **row}.items()}

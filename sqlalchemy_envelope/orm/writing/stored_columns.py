@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 
 
 def stores_values(connection: Connection, column: Column[Any], schema: str) -> bool:
-    """Whether a schema has the encrypted column, as a column of bytes. The answer is kept, unless the table
-    is not there yet."""
+    """Whether a schema has the encrypted column, as a column of bytes. If the table does not exist, no
+    answer is kept."""
     table = column.table.name
     question = ("values", schema, table, column.name)
     known = answer(connection, question)
@@ -87,7 +87,7 @@ def _look(
 
 
 def _stores_keys(inspector: Inspector, table: Table, schema: str) -> bool:
-    """Whether this is a table of keys here too: another table may use its name."""
+    """Whether a schema has this table of keys. Another table may have its name."""
     names = {column["name"].lower() for column in _columns_of(inspector, table.name, schema) or ()}
     return all(column.name.lower() in names for column in table.primary_key)
 

@@ -233,7 +233,7 @@ def test_a_reader_that_is_warm_holds_to_the_limit(lite: Started, model: Any) -> 
             for key in first:
                 assert getattr(session.get_one(model, key), column.name) == PLAIN
                 session.expunge_all()
-            with pytest.raises(FormatError, match="more than any that is written"):
+            with pytest.raises(FormatError, match="the longest that is written has"):
                 getattr(session.get_one(model, ids[1]), column.name)
 
 
