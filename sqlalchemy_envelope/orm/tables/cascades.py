@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 from weakref import WeakSet
 
 from sqlalchemy import Engine, event
@@ -90,15 +90,22 @@ def require_cascades(session: Session, mapper: Mapper[Any]) -> None:
     _cascading.add(engine)
 
 
+class _DeletedWith(NamedTuple):
+    """The owner classes that a DELETE may reach, as long as its MetaData has so many tables."""
+
+    table_count: int
+    owner_classes: frozenset[OwnerClass]
+
+
 def deleted_with(table: Table) -> frozenset[OwnerClass]:
     """The classes whose owners a DELETE from this table may delete."""
-    records, size = records_of_table(table), len(table.metadata.tables)
-    known: tuple[int, frozenset[OwnerClass]] | None = records.get(_DELETED_WITH)
-    if known is None or known[0] != size:  # another table was declared since
+    records, count = records_of_table(table), len(table.metadata.tables)
+    known: _DeletedWith | None = records.get(_DELETED_WITH)
+    if known is None or known.table_count != count:  # another table was declared since
         owner_classes = [owner_class_of(reached) for reached in _reached_from(table)]
-        known = size, frozenset(found for found in owner_classes if found is not None)
+        known = _DeletedWith(count, frozenset(found for found in owner_classes if found is not None))
         records[_DELETED_WITH] = known
-    return known[1]
+    return known.owner_classes
 
 
 def _reached_from(table: Table) -> list[Table]:

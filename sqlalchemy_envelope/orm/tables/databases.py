@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from inspect import getclosurevars
 from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 from sqlalchemy_envelope.keys.row_seals import realm_name
@@ -24,9 +24,17 @@ if TYPE_CHECKING:
     from sqlalchemy_envelope.keys.row_seals import Realm
 
 _numbers = count(1)
-_names: WeakKeyDictionary[Dialect, tuple[str, str]] = WeakKeyDictionary()
-"""By an engine's dialect, which `engine.execution_options()` shares: the database's name by address, and
-by number."""
+
+
+class _Names(NamedTuple):
+    """The names of an engine's database: by its address, if that is known, and by a number."""
+
+    by_address: str
+    by_number: str
+
+
+_names: WeakKeyDictionary[Dialect, _Names] = WeakKeyDictionary()
+"""By an engine's dialect, which `engine.execution_options()` shares."""
 _ADDRESS = frozenset(
     {
         "host",
@@ -57,9 +65,9 @@ def database_name(engine: Engine, realm: Realm) -> str:
     known = _names.get(dialect)
     if known is None:
         number = f"engine {next(_numbers)}"
-        known = _names[dialect] = _address(engine) or number, number
+        known = _names[dialect] = _Names(_address(engine) or number, number)
     # A listener may be added at any time.
-    return known[1] if dialect.dispatch.do_connect else known[0]
+    return known.by_number if dialect.dispatch.do_connect else known.by_address
 
 
 def _address(engine: Engine) -> str | None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from functools import lru_cache
 from hashlib import sha256
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 from weakref import ref
 
 from sqlalchemy import Connection, Engine
@@ -24,7 +24,7 @@ from sqlalchemy_envelope.orm.tables.default_schema import default_schema, may_di
 from sqlalchemy_envelope.orm.tables.owners import LOCATION_SIZE, Location, owner_class_of
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from sqlalchemy import Table
     from sqlalchemy.orm import Mapper, Session
@@ -58,6 +58,15 @@ def location_on(
     return _location(connection.engine, connection, mapper, realm, translate)
 
 
+class _Found(NamedTuple):
+    """A location, and what was asked: the realm, the translation of schemas, and whether a listener chooses
+    the database."""
+
+    engine: Callable[[], Engine | None]
+    asked: tuple[Realm, Any, bool]
+    location: Location
+
+
 class LastLocation:
     """Where a statement last found the owners of a class: most statements find them there again."""
 
@@ -65,18 +74,19 @@ class LastLocation:
 
     def __init__(self, owner_class: OwnerClass) -> None:
         self._owner_class = owner_class
-        self._found: tuple[Any, Realm, Any, bool, Location] | None = None
+        self._found: _Found | None = None
 
     def on(self, connection: Connection, realm: Realm, options: Mapping[str, Any]) -> Location:
         """As `location_on`."""
         engine, translate = connection.engine, options.get("schema_translate_map")
         chosen = bool(engine.dialect.dispatch.do_connect)  # a listener may be added at any time
         found = self._found
-        if found is not None and found[0]() is engine and found[1:4] == (realm, translate, chosen):
-            return found[4]
+        if found is not None and found.engine() is engine and found.asked == (realm, translate, chosen):
+            return found.location
         location = location_on(connection, self._owner_class.mapper, realm, options)
         if not may_differ(engine.dialect):
-            self._found = ref(engine), realm, translate and dict(translate), chosen, location
+            asked = realm, translate and dict(translate), chosen
+            self._found = _Found(ref(engine), asked, location)
         return location
 
 

@@ -8,7 +8,7 @@ and nothing else, and so it stays when its table is gone.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 from weakref import WeakKeyDictionary, ref
 
 from sqlalchemy import MetaData, Table
@@ -20,7 +20,16 @@ EXPECTED: set[ref[Mapper[Any]]] = set()
 """Mappers that are not configured yet: which tables lead to the owners of their values is not known."""
 
 _names: set[str] = set()
-_names_by_metadata: WeakKeyDictionary[MetaData, tuple[int, frozenset[str]]] = WeakKeyDictionary()
+
+
+class _Names(NamedTuple):
+    """The names of a MetaData's tables, as long as it has so many."""
+
+    table_count: int
+    names: frozenset[str]
+
+
+_names_by_metadata: WeakKeyDictionary[MetaData, _Names] = WeakKeyDictionary()
 
 
 def watch_name(table: Table) -> None:
@@ -48,8 +57,9 @@ def expected_for(name: str) -> list[Mapper[Any]]:
 def _names_in(metadata: MetaData | None) -> frozenset[str]:
     if metadata is None:
         return frozenset()
+    count = len(metadata.tables)
     known = _names_by_metadata.get(metadata)
-    if known is None or known[0] != len(metadata.tables):
+    if known is None or known.table_count != count:
         names = frozenset(str.lower(table.name) for table in metadata.tables.values())
-        known = _names_by_metadata[metadata] = len(metadata.tables), names
-    return known[1]
+        known = _names_by_metadata[metadata] = _Names(count, names)
+    return known.names
