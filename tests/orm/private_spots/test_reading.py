@@ -14,6 +14,7 @@ from sqlalchemy.orm import (
     ColumnProperty,
     Mapped,
     Session,
+    configure_mappers,
     defer,
     load_only,
     mapped_column,
@@ -45,6 +46,7 @@ pytestmark = pytest.mark.both_lines
 def test_an_attribute_changes_its_class() -> None:
     """`impl.__class__` can be set: both classes have the same slots, and `get` runs for
     what is not in `__dict__`."""
+    configure_mappers()
     implementation: Any = Note.body.impl
     bases = {base.__name__.strip("_") for base in type(implementation).__mro__}
 
@@ -56,6 +58,7 @@ def test_an_attribute_changes_its_class() -> None:
 def test_a_mapped_column_changes_its_class() -> None:
     """`prop.__class__` can be set, and `merge`, which SQLAlchemy documents, runs for every column of an
     object that is merged: `test_object_copies` holds what it carries."""
+    configure_mappers()
     prop: Any = Note.__mapper__.get_property("body")
 
     assert isinstance(prop, object_copies._Carrying)
