@@ -32,7 +32,7 @@ BOTH_ASYNC_DRIVERS = ["aiosqlite", pytest.param("asyncpg", marks=pytest.mark.bac
 
 # A shared machine is slow now and then; that is no finding about the code.
 UNHURRIED: dict[str, Any] = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
-settings.register_profile("some", max_examples=40, **UNHURRIED)
+settings.register_profile("some", max_examples=25, **UNHURRIED)
 settings.register_profile("all", max_examples=100, **UNHURRIED)
 
 

@@ -372,7 +372,7 @@ def test_locked_things_of_every_codec_are_pickled(sqlite_engine: Engine, tmp_pat
     pickled = tmp_path / "things"
     pickled.write_bytes(pickle.dumps(things))
     program = (
-        "import pickle, sys; from tests.orm import test_locked as t; "
+        "import pickle, sys; from tests.orm.reading import test_leaving as t; "
         f"things = pickle.load(open({str(pickled)!r}, 'rb')); "
         "print(len(things['row']), [one.label for one in things['sealed']] == "
         "[f'kept.{n}' for n in t.EVERY_CODEC], repr(things['object'].__class__), "
