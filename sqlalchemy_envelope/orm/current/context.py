@@ -39,10 +39,11 @@ class OpenKeys(Protocol):
     """The open keys, as statements, rows and attributes see them. Unlocked sessions are of this kind.
 
     Attributes:
-        readers: by column and value header, what opens the values of one owner.
-        on_demand: whether keys are fetched or made as they are needed: such a session is told beforehand of
-            the rows that come.
-        follows: whether grants are followed as they are needed: such a session is told so too.
+        readers: by column and value header, the function that opens the values of one owner.
+        on_demand: whether keys are fetched or made as they are needed. Such a session is told of rows before
+            they come.
+        follows: whether grants are followed as they are needed. Such a session is told of rows before they
+            come, too.
         enrolls: whether new owners get keys here with the flush that adds them.
         home: the session that it was opened with.
         left: the kind of error that says why it is no longer open.
