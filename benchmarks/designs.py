@@ -114,7 +114,7 @@ def main() -> None:
     print("| one request that reads one value | statements | processor time |")
     print("|---|---|---|")
     for name, cost in _by_holder():
-        print(f"| {name} | {cost.statements} | {cost.milliseconds:.1f} ms |")
+        print(f"| {name} | {cost.statements} | {cost.milliseconds:.0f} ms |")
 
 
 def counts() -> dict[str, tuple[str, str]]:

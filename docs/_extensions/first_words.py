@@ -26,7 +26,7 @@ GLOSSARY = "glossary"
 
 
 class FirstWords(SphinxPostTransform):
-    """Headings, code and links keep their words as they are."""
+    """Headings, code, links and quoted messages keep their words as they are."""
 
     default_priority = 800
     formats = ("html",)
@@ -67,7 +67,7 @@ class FirstWords(SphinxPostTransform):
 def _is_prose(text: nodes.Text) -> bool:
     node = text.parent
     while not isinstance(node, nodes.paragraph):
-        if isinstance(node, (nodes.reference, nodes.literal, nodes.strong)):
+        if isinstance(node, (nodes.reference, nodes.literal, nodes.strong, nodes.emphasis)):
             return False
         node = node.parent
     return not isinstance(node.parent, (nodes.entry, nodes.caption))
