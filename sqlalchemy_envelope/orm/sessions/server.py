@@ -63,7 +63,12 @@ class ServerSession(UnlockedSession):
     """An unlocked session of a server, for a request or a job (`with`), or for the whole process
     (`everywhere`). Made by `Envelope.server_mode`."""
 
-    on_demand = enrolls = makes_keys = True
+    on_demand = enrolls = True
+
+    @property
+    def makes_keys(self) -> bool:
+        """Owners without keys get keys here."""
+        return True
 
     def __init__(self, session: Session | None, policy: Policy, provider: str, reason: str) -> None:
         require_reason(reason)
