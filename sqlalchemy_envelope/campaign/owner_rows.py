@@ -11,7 +11,9 @@ from sqlalchemy_envelope.exceptions import EnvelopeError
 from sqlalchemy_envelope.keys.model import Purpose, SlotKind
 from sqlalchemy_envelope.orm.current.policy import note_policy
 from sqlalchemy_envelope.orm.tables.binds import bind_for
-from sqlalchemy_envelope.orm.tables.key_rows import KeyStore, chunks, matches, usable
+from sqlalchemy_envelope.orm.tables.key_rows import KeyStore
+from sqlalchemy_envelope.orm.tables.rows import chunks, matches
+from sqlalchemy_envelope.orm.tables.stored_rows import usable
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence

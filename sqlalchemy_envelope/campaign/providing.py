@@ -17,8 +17,8 @@ from sqlalchemy_envelope.orm.current.desk import Desk
 from sqlalchemy_envelope.orm.sharing.new_grants import grant_to
 from sqlalchemy_envelope.orm.sharing.recipients import Recipient
 from sqlalchemy_envelope.orm.tables.collisions import collided, may_pass
-from sqlalchemy_envelope.orm.tables.key_rows import matches
 from sqlalchemy_envelope.orm.tables.keyset import beyond
+from sqlalchemy_envelope.orm.tables.rows import matches
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -34,9 +34,9 @@ from sqlalchemy.types import BINARY, CHAR, NCHAR, TEXT, Enum, NullType, TypeDeco
 from sqlalchemy_envelope.migration.database.chunk_update import ChunkUpdate
 from sqlalchemy_envelope.migration.foreign_types import check_of
 from sqlalchemy_envelope.orm.columns.encrypted_type import EncryptedType
-from sqlalchemy_envelope.orm.tables.key_rows import RawBytes, raw
 from sqlalchemy_envelope.orm.tables.keyset import Position, beyond, up_to
 from sqlalchemy_envelope.orm.tables.owner_paths import ChosenPath
+from sqlalchemy_envelope.orm.tables.stored_rows import RawBytes, raw
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -17,7 +17,7 @@ from sqlalchemy_envelope.keys.model import KeyId
 from sqlalchemy_envelope.orm.current import context
 from sqlalchemy_envelope.orm.reading.opener import open_bytes
 from sqlalchemy_envelope.orm.tables.cascades import without_cascades
-from sqlalchemy_envelope.orm.tables.key_rows import chunks
+from sqlalchemy_envelope.orm.tables.rows import chunks
 from sqlalchemy_envelope.orm.writing.owner_seek import OwnerSeek
 
 if TYPE_CHECKING:

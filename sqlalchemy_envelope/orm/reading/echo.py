@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import Row
 
 from sqlalchemy_envelope.orm.columns.encrypted_type import EncryptedType
-from sqlalchemy_envelope.orm.tables.key_rows import RawBytes
+from sqlalchemy_envelope.orm.tables.stored_rows import RawBytes
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection

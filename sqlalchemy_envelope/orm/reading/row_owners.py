@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import select
 
 from sqlalchemy_envelope.orm.current.names import Names
-from sqlalchemy_envelope.orm.tables.key_rows import chunks
 from sqlalchemy_envelope.orm.tables.owner_paths import ChosenPath, LinkedPath, linked_paths
+from sqlalchemy_envelope.orm.tables.rows import chunks
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping

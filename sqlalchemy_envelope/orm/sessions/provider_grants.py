@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from sqlalchemy_envelope.orm.current.desk import Desk
     from sqlalchemy_envelope.orm.sessions.kept_keys import KeptKeys
     from sqlalchemy_envelope.orm.sharing.granted import Opening
-    from sqlalchemy_envelope.orm.tables.key_rows import OwnedKey
     from sqlalchemy_envelope.orm.tables.owners import OwnerClass, Place
+    from sqlalchemy_envelope.orm.tables.stored_rows import OwnedKey
 
     Held = Sequence[tuple[OwnedKey, OwnedKey, StoredSlot]]
     TakeIn = Callable[[Desk, OwnerClass, Held], None]

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from sqlalchemy_envelope.keys.slots import ProviderKek
     from sqlalchemy_envelope.orm.current.desk import Desk
     from sqlalchemy_envelope.orm.current.keks import Calls
-    from sqlalchemy_envelope.orm.tables.key_rows import OwnedKey
     from sqlalchemy_envelope.orm.tables.owners import Place
+    from sqlalchemy_envelope.orm.tables.stored_rows import OwnedKey
 
     Rows = Mapping[OwnerId, list[OwnedKey]]
     Slots = Mapping[KeyId, Sequence[StoredSlot]]

@@ -36,8 +36,8 @@ from sqlalchemy_envelope.orm.sessions.unlocked import UnlockedSession
 from sqlalchemy_envelope.orm.sharing.granted import Opening
 from sqlalchemy_envelope.orm.sharing.rollbacks import note_enrolment
 from sqlalchemy_envelope.orm.sharing.settle import settle
-from sqlalchemy_envelope.orm.tables.key_rows import usable
 from sqlalchemy_envelope.orm.tables.owners import Place
+from sqlalchemy_envelope.orm.tables.stored_rows import usable
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
@@ -51,8 +51,8 @@ if TYPE_CHECKING:
     from sqlalchemy_envelope.orm.current.policy import Policy
     from sqlalchemy_envelope.orm.sessions.new_owners import FreshKeys
     from sqlalchemy_envelope.orm.sharing.granted import Places
-    from sqlalchemy_envelope.orm.tables.key_rows import OwnedKey
     from sqlalchemy_envelope.orm.tables.owners import OwnerClass
+    from sqlalchemy_envelope.orm.tables.stored_rows import OwnedKey
 
 
 _MOST_TURNS = 5

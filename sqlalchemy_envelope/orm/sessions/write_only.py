@@ -26,7 +26,7 @@ from sqlalchemy_envelope.orm.sharing.epochs import start_epoch
 from sqlalchemy_envelope.orm.sharing.locking import lock_groups
 from sqlalchemy_envelope.orm.sharing.membership import looked_at
 from sqlalchemy_envelope.orm.sharing.rollbacks import note_enrolment
-from sqlalchemy_envelope.orm.tables.grant_rows import count_grants
+from sqlalchemy_envelope.orm.tables.grant_counts import count_grants
 from sqlalchemy_envelope.orm.tables.owners import Place
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from sqlalchemy_envelope.orm.current.names import Names
 from sqlalchemy_envelope.orm.sharing.epochs import start_epoch
 from sqlalchemy_envelope.orm.sharing.locking import lock_groups
 from sqlalchemy_envelope.orm.sharing.refusing import grant_refused, refusing
-from sqlalchemy_envelope.orm.tables.grant_rows import count_grants, recipients_of
+from sqlalchemy_envelope.orm.tables.grant_counts import count_grants, recipients_of
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from sqlalchemy_envelope.keys.model import KeyId, OpenedKey
     from sqlalchemy_envelope.orm.current.desk import Desk
     from sqlalchemy_envelope.orm.sharing.recipients import Recipient
-    from sqlalchemy_envelope.orm.tables.grant_rows import GrantCounts
+    from sqlalchemy_envelope.orm.tables.grant_counts import GrantCounts
     from sqlalchemy_envelope.orm.tables.owners import OwnerClass, Place
 
     Keys = Mapping[OwnerClass, Collection[KeyId]]

@@ -30,7 +30,7 @@ from sqlalchemy_envelope.orm.sharing.new_grants import insert_grants, seal_to
 from sqlalchemy_envelope.orm.sharing.recipients import members_of
 from sqlalchemy_envelope.orm.sharing.rights import has_past
 from sqlalchemy_envelope.orm.sharing.rollbacks import note_new_keys
-from sqlalchemy_envelope.orm.tables.key_rows import usable
+from sqlalchemy_envelope.orm.tables.stored_rows import usable
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from sqlalchemy_envelope.keys.hierarchy import check_generations, is_proven
 from sqlalchemy_envelope.keys.model import Purpose
 from sqlalchemy_envelope.orm.sharing.roots import OpenedRoot, active_root_among, open_with_kek
-from sqlalchemy_envelope.orm.tables.key_rows import usable
+from sqlalchemy_envelope.orm.tables.stored_rows import usable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from sqlalchemy_envelope.crypto.secret import KeyBytes
     from sqlalchemy_envelope.keys.model import KeyId, StoredKey, StoredSlot
     from sqlalchemy_envelope.orm.current.policy import Policy
-    from sqlalchemy_envelope.orm.tables.key_rows import OwnedKey
+    from sqlalchemy_envelope.orm.tables.stored_rows import OwnedKey
 
 
 def trusting_first_use(found: OpenedRoot, keys: Iterable[StoredKey]) -> OpenedRoot:

@@ -21,8 +21,8 @@ from sqlalchemy_envelope.orm.sharing.rights import take_void
 from sqlalchemy_envelope.orm.tables.binds import bind_for
 from sqlalchemy_envelope.orm.tables.followed import followers_of, leader_of
 from sqlalchemy_envelope.orm.tables.key_grant import grant_class_of
-from sqlalchemy_envelope.orm.tables.key_rows import chunks, matches
 from sqlalchemy_envelope.orm.tables.owners import places_by_class
+from sqlalchemy_envelope.orm.tables.rows import chunks, matches
 from sqlalchemy_envelope.orm.tables.session_notes import page_of, take_page
 
 if TYPE_CHECKING:

@@ -34,9 +34,10 @@ from sqlalchemy_envelope.orm.sharing.row_changes import is_moved, place_before
 from sqlalchemy_envelope.orm.sharing.row_switches import Ends, is_written_anew, row_before
 from sqlalchemy_envelope.orm.tables.binds import bind_for
 from sqlalchemy_envelope.orm.tables.key_grant import grant_class_of, grant_written_by, grants_can_circle
-from sqlalchemy_envelope.orm.tables.key_rows import KeyStore, usable
+from sqlalchemy_envelope.orm.tables.key_rows import KeyStore
 from sqlalchemy_envelope.orm.tables.owners import Place, owner_class_of, places_by_class
 from sqlalchemy_envelope.orm.tables.session_notes import page_of, put_page, take_page
+from sqlalchemy_envelope.orm.tables.stored_rows import usable
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -47,8 +48,8 @@ if TYPE_CHECKING:
     from sqlalchemy_envelope.keys.model import StoredKey
     from sqlalchemy_envelope.orm.current.desk import Desk
     from sqlalchemy_envelope.orm.sharing.following import Joined
-    from sqlalchemy_envelope.orm.tables.key_rows import OwnedKey
     from sqlalchemy_envelope.orm.tables.owners import GrantClass
+    from sqlalchemy_envelope.orm.tables.stored_rows import OwnedKey
 
 Shared = tuple["Place", "str | None"]
 """A key that is granted: an owner's, and one scope of it or all."""

@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from sqlalchemy_envelope.keys.keyring import Keyring, OwnerId
     from sqlalchemy_envelope.keys.model import StoredGrant
     from sqlalchemy_envelope.orm.current.desk import Desk
-    from sqlalchemy_envelope.orm.tables.key_rows import OwnedKey
     from sqlalchemy_envelope.orm.tables.owners import GrantClass, OwnerClass
+    from sqlalchemy_envelope.orm.tables.stored_rows import OwnedKey
 
 Places = dict["OwnerId", Place]
 Owners = Mapping["OwnerClass", Collection[tuple[Any, ...]]]

@@ -22,7 +22,7 @@ from sqlalchemy import select
 from sqlalchemy_envelope.keys.model import KeyState, Purpose
 from sqlalchemy_envelope.keys.row_seals import RowSeals
 from sqlalchemy_envelope.orm.sharing.rights import RightStore, granted_kind, keys_due, waiting
-from sqlalchemy_envelope.orm.tables.key_rows import Rows
+from sqlalchemy_envelope.orm.tables.rows import Rows
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Sequence

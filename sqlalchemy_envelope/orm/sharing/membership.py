@@ -20,9 +20,8 @@ from sqlalchemy_envelope.orm.sharing.epochs import start_scope_epoch
 from sqlalchemy_envelope.orm.sharing.granted import Opening, follow_grants, load_again, load_owners, owners_of
 from sqlalchemy_envelope.orm.sharing.locking import lock_groups
 from sqlalchemy_envelope.orm.sharing.settle import settle
-from sqlalchemy_envelope.orm.tables.grant_rows import count_grants
+from sqlalchemy_envelope.orm.tables.grant_counts import count_grants
 from sqlalchemy_envelope.orm.tables.key_grant import grant_of, has_grants
-from sqlalchemy_envelope.orm.tables.key_rows import usable
 from sqlalchemy_envelope.orm.tables.owners import owner_class_of
 from sqlalchemy_envelope.orm.tables.session_notes import (
     WithinTransaction,
@@ -30,6 +29,7 @@ from sqlalchemy_envelope.orm.tables.session_notes import (
     page_within,
     take_page,
 )
+from sqlalchemy_envelope.orm.tables.stored_rows import usable
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -40,9 +40,9 @@ if TYPE_CHECKING:
     from sqlalchemy_envelope.keys.model import KeyId
     from sqlalchemy_envelope.orm.current.desk import Desk
     from sqlalchemy_envelope.orm.sharing.granted import Places
-    from sqlalchemy_envelope.orm.tables.grant_rows import GrantCounts
-    from sqlalchemy_envelope.orm.tables.key_rows import OwnedKey
+    from sqlalchemy_envelope.orm.tables.grant_counts import GrantCounts
     from sqlalchemy_envelope.orm.tables.owners import OwnerClass, Place
+    from sqlalchemy_envelope.orm.tables.stored_rows import OwnedKey
 
 
 @dataclass

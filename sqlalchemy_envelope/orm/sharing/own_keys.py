@@ -11,7 +11,7 @@ from sqlalchemy_envelope.keys.model import GrantState, KeyState, OpenedKey, Purp
 from sqlalchemy_envelope.orm.current.audit import AuditEvent
 from sqlalchemy_envelope.orm.sharing.rights import has_past
 from sqlalchemy_envelope.orm.sharing.rollbacks import note_new_keys
-from sqlalchemy_envelope.orm.tables.key_rows import usable
+from sqlalchemy_envelope.orm.tables.stored_rows import usable
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -38,8 +38,8 @@ if TYPE_CHECKING:
     from sqlalchemy_envelope.orm.current.policy import Policy
     from sqlalchemy_envelope.orm.sharing.granted import Opening, Owners
     from sqlalchemy_envelope.orm.sharing.rollbacks import KeyHolder
-    from sqlalchemy_envelope.orm.tables.key_rows import OwnedKey
     from sqlalchemy_envelope.orm.tables.owners import OwnerClass, Place
+    from sqlalchemy_envelope.orm.tables.stored_rows import OwnedKey
 
     PrimaryKey = tuple[Any, ...]
 

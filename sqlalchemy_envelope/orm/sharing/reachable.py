@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 from sqlalchemy_envelope.exceptions import EnrollmentError
 from sqlalchemy_envelope.orm.current.desk import Desk
 from sqlalchemy_envelope.orm.sharing.rollbacks import note_rollback
-from sqlalchemy_envelope.orm.tables.grant_rows import count_grants
+from sqlalchemy_envelope.orm.tables.grant_counts import count_grants
 from sqlalchemy_envelope.orm.tables.session_notes import known_page, page_of
 
 if TYPE_CHECKING:

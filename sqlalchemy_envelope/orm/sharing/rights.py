@@ -19,7 +19,8 @@ from sqlalchemy import and_, or_, select
 
 from sqlalchemy_envelope.keys.model import GrantState, KeyState, Purpose
 from sqlalchemy_envelope.orm.tables.grant_rows import GrantStore
-from sqlalchemy_envelope.orm.tables.key_rows import KeyStore, chunks, matches
+from sqlalchemy_envelope.orm.tables.key_rows import KeyStore
+from sqlalchemy_envelope.orm.tables.rows import chunks, matches
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

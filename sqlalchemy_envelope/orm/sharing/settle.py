@@ -34,7 +34,7 @@ from sqlalchemy_envelope.orm.sharing.new_grants import fulfil, recipients_in
 from sqlalchemy_envelope.orm.sharing.own_keys import settle_own_keys
 from sqlalchemy_envelope.orm.sharing.refusing import grant_refused, refusing
 from sqlalchemy_envelope.orm.sharing.rights import gives
-from sqlalchemy_envelope.orm.tables.grant_rows import count_grants
+from sqlalchemy_envelope.orm.tables.grant_counts import count_grants
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from sqlalchemy_envelope.orm.current.desk import Desk
     from sqlalchemy_envelope.orm.sharing.adoption import Unproven
     from sqlalchemy_envelope.orm.sharing.granted import Places
-    from sqlalchemy_envelope.orm.tables.grant_rows import GrantCounts
+    from sqlalchemy_envelope.orm.tables.grant_counts import GrantCounts
     from sqlalchemy_envelope.orm.tables.owners import GrantClass, Place
 
     Held = dict[KeyId, tuple[Place, StoredKey]]

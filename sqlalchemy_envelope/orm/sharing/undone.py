@@ -17,8 +17,9 @@ from sqlalchemy_envelope.keys.model import GrantState, KeyState, Purpose
 from sqlalchemy_envelope.orm.sharing.beyond import find_left
 from sqlalchemy_envelope.orm.sharing.rights import has_past
 from sqlalchemy_envelope.orm.sharing.ways import steps_from
-from sqlalchemy_envelope.orm.tables.grant_rows import count_query
-from sqlalchemy_envelope.orm.tables.key_rows import Rows, chunks, given, matches, raw, values_of
+from sqlalchemy_envelope.orm.tables.grant_counts import count_query
+from sqlalchemy_envelope.orm.tables.rows import Rows, chunks, given, matches, values_of
+from sqlalchemy_envelope.orm.tables.stored_rows import raw
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
     from sqlalchemy_envelope.keys.keyring import OwnerId
     from sqlalchemy_envelope.orm.current.desk import Desk
-    from sqlalchemy_envelope.orm.tables.key_rows import OwnedKey
     from sqlalchemy_envelope.orm.tables.owners import OwnerClass
+    from sqlalchemy_envelope.orm.tables.stored_rows import OwnedKey
 
     PrimaryKey = tuple[Any, ...]
     OwnersByClass = dict[OwnerClass, dict[PrimaryKey, None]]

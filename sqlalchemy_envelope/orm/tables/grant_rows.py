@@ -2,23 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import Select, and_, bindparam, case, exists, func, insert, or_, select, union_all, update
+from sqlalchemy import and_, bindparam, exists, func, insert, select, update
 
 from sqlalchemy_envelope.exceptions import EnvelopeError, RowSealError, TamperedKeyError
 from sqlalchemy_envelope.keys.model import GrantState, KeyState, Purpose, SlotKind, StoredGrant
-from sqlalchemy_envelope.orm.tables.key_rows import (
-    KeyStore,
-    Rows,
-    chunks,
-    given,
-    made_once,
-    matches,
-    raw,
-    stored_bytes,
-    values_of,
-)
+from sqlalchemy_envelope.orm.tables.key_rows import KeyStore
+from sqlalchemy_envelope.orm.tables.rows import Rows, chunks, given, made_once, matches, pairs, values_of
+from sqlalchemy_envelope.orm.tables.stored_rows import raw, stored_bytes
 
 if TYPE_CHECKING:
     import uuid
@@ -29,8 +21,8 @@ if TYPE_CHECKING:
     from sqlalchemy_envelope.keys.keyring import OwnerId
     from sqlalchemy_envelope.keys.model import KeyId
     from sqlalchemy_envelope.keys.row_seals import RowSeals
-    from sqlalchemy_envelope.orm.tables.key_rows import OwnedKey
     from sqlalchemy_envelope.orm.tables.owners import GrantClass
+    from sqlalchemy_envelope.orm.tables.stored_rows import OwnedKey
 
     PrimaryKey = tuple[Any, ...]
 
@@ -80,7 +72,7 @@ class GrantStore(Rows):
         query = query.join(self._table, self._table.c.key_id == of.key_id)
         query = query.join(to_keys, to_keys.c.key_id == self._table.c.recipient_key_id)
         query = query.join(self._grant.table, self._on_row()).where(
-            *_pairs(self._grant.of.columns, owners), *_pairs(self._grant.to.columns, holders)
+            *pairs(self._grant.of.columns, owners), *pairs(self._grant.to.columns, holders)
         )
         query = query.where(given(holders, "holders"))
         return query if whole else query.where(given(owners, "owners"))
@@ -117,11 +109,11 @@ class GrantStore(Rows):
             select(c.key_id, *labelled, number.label("number"))
             .join(self._grant.table, self._on_row())
             .join(sealed_to, sealed_to.c.key_id == c.recipient_key_id)
-            .join(active, and_(*_pairs(holders, sealed)))
+            .join(active, and_(*pairs(holders, sealed)))
             .join(slots, slots.c.key_id == active.c.key_id)
             .where(
                 given([c.key_id], "key_ids"),
-                *_pairs(self._grant.to.columns, holders),
+                *pairs(self._grant.to.columns, holders),
                 active.c.purpose == Purpose.ROOT,
                 active.c.state == KeyState.ACTIVE,
                 slots.c.kind == SlotKind.PROVIDER,
@@ -174,7 +166,7 @@ class GrantStore(Rows):
         owners = [keys.c[column.key] for column in grant.of.owner_class.owner_columns]
         both = (
             self._table.join(grant.table, self._on_row())
-            .join(keys, and_(keys.c.key_id == c.key_id, *_pairs(grant.of.columns, owners)))
+            .join(keys, and_(keys.c.key_id == c.key_id, *pairs(grant.of.columns, owners)))
             .outerjoin(to_keys, to_keys.c.key_id == c.recipient_key_id)
         )
         query = select(*self._columns(), *grant.to.columns, *sealed_to).select_from(both)
@@ -193,7 +185,7 @@ class GrantStore(Rows):
     def _query_missing(self) -> Any:
         of = self._grant.of
         keys = of.owner_class.key_class.__table__
-        on = and_(*_pairs(of.columns, of.owner_class.owner_columns))
+        on = and_(*pairs(of.columns, of.owner_class.owner_columns))
         query = select(keys.c.key_id).join(self._grant.table, on).distinct()
         return query.where(given([keys.c.key_id], "key_ids"), ~self._is_granted(keys.c.key_id))
 
@@ -204,10 +196,10 @@ class GrantStore(Rows):
         """Whether a key is granted through a granting row, of a statement that reads those."""
         there = self._table.alias()
         rows = [there.c[column.key] for column in self._grant.row_columns]
-        return exists().where(there.c.key_id == key_id, *_pairs(rows, self._grant.row_key))
+        return exists().where(there.c.key_id == key_id, *pairs(rows, self._grant.row_key))
 
     def _on_row(self) -> Any:
-        return and_(*_pairs(self._grant.row_columns, self._grant.row_key))
+        return and_(*pairs(self._grant.row_columns, self._grant.row_key))
 
     def insert(self, grants: Sequence[tuple[PrimaryKey, StoredGrant]]) -> None:
         """Write new grants, in one statement."""
@@ -338,112 +330,6 @@ def load_recipients(session: Session, grant: GrantClass, owners: Sequence[Primar
         for some in chunks(owners)
         for row in rows._rows(query, {"owners": values_of(grant.of.columns, some)})
     ]
-
-
-class GrantCounts(NamedTuple):
-    """What there is of one key and its grants, at one moment."""
-
-    granted: int
-    """How many were made."""
-    is_active: bool
-    owner: PrimaryKey
-    rows: int = 0
-    pending: int = 0
-    stale: int = 0
-    """Sealed to, or wrapped under, a key of the recipient that was retired since."""
-    void: int = 0
-    """Of a granting row that names somebody else now."""
-
-    @property
-    def is_left(self) -> bool:
-        """Whether somebody may have this key who has no right to what is written from now on."""
-        return self.is_removed or (self.is_active and self.stale > 0)
-
-    @property
-    def is_removed(self) -> bool:
-        """Whether somebody was removed from this key's owner, and not from one that it was granted to."""
-        return self.is_active and (self.rows != self.granted or self.void > 0)
-
-
-def count_grants(
-    session: Session, grants: Sequence[GrantClass], key_ids: Iterable[KeyId] | Select[Any]
-) -> dict[KeyId, GrantCounts]:
-    """These keys with their grants, counted over all classes of grants. One statement for some thousands of
-    keys: how many there should be and how many there are is read at one moment.
-
-    Args:
-        session: where.
-        grants: of the classes of owners whose keys they are.
-        key_ids: the keys, or a query for them.
-    """
-    counts: dict[KeyId, GrantCounts] = {}
-    rows = Rows(session, grants[0].mapper, None)  # type: ignore[arg-type]  # nothing of it is sealed
-    if isinstance(key_ids, Select):
-        parts = [rows._rows(_count_queries(grants, key_ids))]
-    else:
-        query = made_once(
-            grants[0].selects,
-            ("counts", *grants),
-            lambda: _count_queries(grants, bindparam("key_ids", expanding=True)),
-        )
-        parts = [rows._rows(query, {"key_ids": some}) for some in chunks(list(key_ids))]
-    for part in parts:
-        for key_id, state, granted, there, pending, stale, void, *owner in part:
-            known = counts.get(key_id, GrantCounts(granted, state == KeyState.ACTIVE, tuple(owner)))
-            counts[key_id] = known._replace(
-                rows=known.rows + int(there),
-                pending=known.pending + int(pending or 0),
-                stale=known.stale + int(stale or 0),
-                void=known.void + int(void or 0),
-            )
-    return counts
-
-
-def _count_queries(grants: Sequence[GrantClass], key_ids: Any) -> Any:
-    queries = [count_query(grant, key_ids) for grant in grants]
-    return queries[0] if len(queries) == 1 else union_all(*queries)
-
-
-def count_query(grant: GrantClass, key_ids: Any) -> Select[Any]:
-    """A query for these keys with their grants of one class, counted."""
-    c, of, to = grant.companion.c, grant.of.owner_class, grant.to.owner_class
-    keys, to_keys = of.key_class.__table__.alias(), to.key_class.__table__.alias()
-    owners = [keys.c[column.key] for column in of.owner_columns]
-    others = [
-        *(a != b for a, b in zip(grant.of.columns, owners, strict=True)),
-        *(a != to_keys.c[b.key] for a, b in zip(grant.to.columns, to.owner_columns, strict=True)),
-    ]
-    read = (
-        keys.outerjoin(grant.companion, c.key_id == keys.c.key_id)
-        .outerjoin(grant.table, and_(*_pairs(grant.row_columns, grant.row_key)))
-        .outerjoin(to_keys, to_keys.c.key_id == c.recipient_key_id)
-    )
-    counted: Any = (
-        select(
-            keys.c.key_id,
-            keys.c.state,
-            keys.c.granted,
-            func.count(c.grant_id).label("rows"),
-            func.sum(case((c.state == GrantState.PENDING, 1), else_=0)).label("pending"),
-            func.sum(case((to_keys.c.state != KeyState.ACTIVE, 1), else_=0)).label("stale"),
-            func.sum(case((or_(*others), 1), else_=0)).label("void"),
-            *(owner.label(f"owner_{at}") for at, owner in enumerate(owners)),
-        )
-        .select_from(read)
-        .where(keys.c.key_id.in_(key_ids))
-        .group_by(keys.c.key_id, keys.c.state, keys.c.granted, *owners)
-    )
-    return counted  # type: ignore[no-any-return]  # with as many columns as there are
-
-
-def recipients_of(grant: GrantClass, key_ids: Iterable[KeyId]) -> Select[Any]:
-    """A query for the root keys that these keys are sealed to, or wrapped under."""
-    c = grant.companion.c
-    return select(c.recipient_key_id).where(c.key_id.in_(list(key_ids)), c.recipient_key_id.is_not(None))
-
-
-def _pairs(some: Sequence[Any], others: Sequence[Any]) -> list[Any]:
-    return [a == b for a, b in zip(some, others, strict=True)]
 
 
 def _grant_values(grant: StoredGrant) -> dict[str, Any]:

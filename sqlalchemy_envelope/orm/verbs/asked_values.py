@@ -14,7 +14,8 @@ from sqlalchemy_envelope.crypto.context import encode_reference
 from sqlalchemy_envelope.exceptions import ConfigurationError
 from sqlalchemy_envelope.orm.columns.plans import plan_of_mapper
 from sqlalchemy_envelope.orm.reading.row_owners import RowOwners
-from sqlalchemy_envelope.orm.tables.key_rows import matches, raw
+from sqlalchemy_envelope.orm.tables.rows import matches
+from sqlalchemy_envelope.orm.tables.stored_rows import raw
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

@@ -30,8 +30,8 @@ from sqlalchemy_envelope.orm.current.policy import note_policy
 from sqlalchemy_envelope.orm.sessions.unlocked import UnlockedSession
 from sqlalchemy_envelope.orm.sharing.roots import OpenedRoot, open_with_kek
 from sqlalchemy_envelope.orm.tables.cascades import require_cascades
-from sqlalchemy_envelope.orm.tables.key_rows import usable
 from sqlalchemy_envelope.orm.tables.owners import require_owner_class
+from sqlalchemy_envelope.orm.tables.stored_rows import usable
 from sqlalchemy_envelope.orm.verbs import enroll, unlock
 from sqlalchemy_envelope.orm.verbs.owner_keys import active_root, locate, usable_state
 from sqlalchemy_envelope.orm.verbs.steps import Derivation, wiping

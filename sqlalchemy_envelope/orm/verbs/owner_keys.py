@@ -18,8 +18,8 @@ from sqlalchemy_envelope.keys.model import Purpose, SlotKind
 from sqlalchemy_envelope.orm.current.context import server_hint
 from sqlalchemy_envelope.orm.sharing.roots import active_root_among
 from sqlalchemy_envelope.orm.tables.cascades import require_cascades
-from sqlalchemy_envelope.orm.tables.key_rows import usable
 from sqlalchemy_envelope.orm.tables.owners import OwnerClass, Place, require_owner_class
+from sqlalchemy_envelope.orm.tables.stored_rows import usable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -28,7 +28,8 @@ if TYPE_CHECKING:
 
     from sqlalchemy_envelope.keys.model import StoredKey
     from sqlalchemy_envelope.orm.current.desk import Desk
-    from sqlalchemy_envelope.orm.tables.key_rows import KeyStore, OwnedKey
+    from sqlalchemy_envelope.orm.tables.key_rows import KeyStore
+    from sqlalchemy_envelope.orm.tables.stored_rows import OwnedKey
 
 
 class LocatedOwner(NamedTuple):

@@ -23,7 +23,7 @@ from sqlalchemy_envelope.orm.sharing.new_grants import fulfil
 from sqlalchemy_envelope.orm.sharing.own_keys import is_left_undone
 from sqlalchemy_envelope.orm.sharing.roots import renew
 from sqlalchemy_envelope.orm.sharing.settle import settle
-from sqlalchemy_envelope.orm.tables.grant_rows import count_grants
+from sqlalchemy_envelope.orm.tables.grant_counts import count_grants
 from sqlalchemy_envelope.orm.tables.owners import Place, owner_class_of
 
 if TYPE_CHECKING:
@@ -35,9 +35,9 @@ if TYPE_CHECKING:
     from sqlalchemy_envelope.orm.current.desk import Desk
     from sqlalchemy_envelope.orm.current.policy import Policy
     from sqlalchemy_envelope.orm.sharing.roots import OpenedRoot
-    from sqlalchemy_envelope.orm.tables.grant_rows import GrantCounts
-    from sqlalchemy_envelope.orm.tables.key_rows import OwnedKey
+    from sqlalchemy_envelope.orm.tables.grant_counts import GrantCounts
     from sqlalchemy_envelope.orm.tables.owners import GrantClass, OwnerClass
+    from sqlalchemy_envelope.orm.tables.stored_rows import OwnedKey
 
     PrimaryKey = tuple[Any, ...]
 

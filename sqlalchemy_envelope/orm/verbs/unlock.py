@@ -37,7 +37,7 @@ from sqlalchemy_envelope.orm.sharing.first_use import trusting_first_use
 from sqlalchemy_envelope.orm.sharing.rollbacks import note_unlock
 from sqlalchemy_envelope.orm.sharing.roots import OpenedRoot, open_with_kek, renew
 from sqlalchemy_envelope.orm.sharing.waiting import Waiting
-from sqlalchemy_envelope.orm.tables.key_rows import MAX_SLOTS
+from sqlalchemy_envelope.orm.tables.slot_rows import MAX_SLOTS
 from sqlalchemy_envelope.orm.verbs.owner_keys import (
     active_root,
     how_opened,

@@ -23,8 +23,8 @@ from sqlalchemy.sql.elements import BindParameter, ClauseElement
 
 from sqlalchemy_envelope.exceptions import StatementRefusedError
 from sqlalchemy_envelope.orm.tables.default_schema import schema_of, schemas_beside
-from sqlalchemy_envelope.orm.tables.key_rows import chunks
 from sqlalchemy_envelope.orm.tables.owner_paths import among
+from sqlalchemy_envelope.orm.tables.rows import chunks
 from sqlalchemy_envelope.orm.writing.answers import is_temporary
 from sqlalchemy_envelope.orm.writing.deciders import configure_expected, deciders_in
 from sqlalchemy_envelope.orm.writing.flush_notes import notes_of

@@ -19,9 +19,9 @@ from sqlalchemy_envelope.orm.current.context import realm_of, unlocked_sessions
 from sqlalchemy_envelope.orm.current.names import Names
 from sqlalchemy_envelope.orm.current.sole_rows import known_in
 from sqlalchemy_envelope.orm.tables.databases import database_name
-from sqlalchemy_envelope.orm.tables.key_rows import chunks, insert_unless_there, shows_others_when_locked
 from sqlalchemy_envelope.orm.tables.location import bind_of
 from sqlalchemy_envelope.orm.tables.owner_paths import ChosenPath, LinkedPath, among, linked_paths
+from sqlalchemy_envelope.orm.tables.rows import chunks, insert_unless_there, shows_others_when_locked
 from sqlalchemy_envelope.orm.tables.sole import sole_key
 from sqlalchemy_envelope.orm.writing.newcomers import enrolling_in
 from sqlalchemy_envelope.orm.writing.sole_owners import give_sole_key, sole_row

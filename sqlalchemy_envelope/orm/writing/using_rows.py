@@ -11,8 +11,8 @@ from sqlalchemy.sql.selectable import AliasedReturnsRows
 
 from sqlalchemy_envelope.exceptions import StatementRefusedError
 from sqlalchemy_envelope.orm.columns.plans import key_in_base
-from sqlalchemy_envelope.orm.tables.key_rows import chunks
 from sqlalchemy_envelope.orm.tables.owner_paths import SolePath, among
+from sqlalchemy_envelope.orm.tables.rows import chunks
 from sqlalchemy_envelope.orm.writing.forms import conditions, elements_in, equalities
 
 if TYPE_CHECKING:

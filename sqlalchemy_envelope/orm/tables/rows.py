@@ -1,0 +1,141 @@
+"""Statements on the tables of keys and grants, in the caller's transaction, and the parts of them."""
+
+from __future__ import annotations
+
+import uuid
+from functools import cached_property
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import bindparam, select, tuple_
+from sqlalchemy.exc import DBAPIError
+
+from sqlalchemy_envelope.exceptions import TamperedKeyError
+from sqlalchemy_envelope.orm.tables.binds import bind_for
+from sqlalchemy_envelope.orm.tables.location import bind_of
+from sqlalchemy_envelope.orm.tables.missing_tables import missing_tables
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+
+    from sqlalchemy import Dialect, Table
+    from sqlalchemy.orm import Session
+
+    from sqlalchemy_envelope.keys.row_seals import RowSeals
+
+    PrimaryKey = tuple[Any, ...]
+
+CHUNK = 4000
+"""Most values of one `IN`: every supported database takes so many parameters."""
+
+
+class Rows:
+    """Statements on the tables of one class, through the session's own connection."""
+
+    def __init__(self, session: Session, mapper: Any, seals: RowSeals) -> None:
+        self._session = session
+        self._mapper = mapper
+        self._seals = seals
+
+    @cached_property
+    def _realm(self) -> str:
+        """The name of these tables' database, for row seals."""
+        return self._seals.realm_of(bind_of(self._session, self._mapper).engine)
+
+    def _execute(self, statement: Any, *rows: Any, locks: bool = False) -> Any:
+        bind = bind_for(self._session, self._mapper, statement, locks=locks)
+        # No autoflush: values may be waiting for the very key that is being unlocked.
+        try:
+            with self._session.no_autoflush:
+                return self._session.execute(statement, *rows, bind_arguments=bind)
+        except DBAPIError as error:
+            missing = missing_tables(error, statement)
+            if missing is None:
+                raise
+            raise missing from error.orig
+
+    def _rows(self, query: Any, *values: Any, locks: bool = False) -> Sequence[Any]:
+        result = self._execute(query, *values, locks=locks)
+        try:
+            rows: Sequence[Any] = result.all()
+            return rows
+        except (TypeError, ValueError, AttributeError):
+            # SQLite stores anything in any column: what SQLAlchemy's own types choke on comes here.
+            raise TamperedKeyError("A stored key or slot holds what its columns cannot hold.") from None
+
+    def _free(self, column: Any, ids: Sequence[uuid.UUID]) -> set[uuid.UUID]:
+        """Those of these rows that are there and no other transaction holds: they are this one's from now on.
+        Where the database cannot pass over the others, or locks the whole of itself to write, all of them."""
+        if not ids or not _skips_locked(self.dialect):
+            return set(ids)
+        found: set[uuid.UUID] = set()
+        for some in chunks(ids):
+            query = select(column).where(column.in_(some))
+            # As an UPDATE locks that leaves the key alone: whoever refers to the row is not in the way.
+            query = query.with_for_update(skip_locked=True, key_share=True)
+            found.update(row[0] for row in self._rows(query, locks=True))
+        return found
+
+    @property
+    def dialect(self) -> Dialect:
+        """The dialect of the database that these tables are in."""
+        return self._session.connection(bind_arguments=bind_for(self._session, self._mapper)).dialect
+
+
+def shows_others_when_locked(dialect: Dialect) -> bool:
+    """Whether a locking read alone shows what others committed after the transaction's first read."""
+    return dialect.name in ("mysql", "mariadb")
+
+
+def insert_unless_there(dialect: str, table: Table, id_column: Any) -> Any:
+    """An INSERT that leaves out what a unique constraint stands against, and nothing else."""
+    # The engine's own dialect, imported already: another one takes a quarter of a second to import.
+    dialects = import_module(f"sqlalchemy.dialects.{'mysql' if dialect == 'mariadb' else dialect}")
+    statement = dialects.insert(table)
+    if dialect in ("mysql", "mariadb"):
+        # Not INSERT IGNORE, which passes over a missing owner and cuts off what is too long.
+        return statement.on_duplicate_key_update({id_column.key: id_column})
+    return statement.on_conflict_do_nothing()
+
+
+def _skips_locked(dialect: Dialect) -> bool:
+    """Whether a locking read can pass over the rows that others hold."""
+    if dialect.name in ("mysql", "mariadb"):
+        version = dialect.server_version_info or ()
+        return version >= ((10, 6) if getattr(dialect, "is_mariadb", False) else (8, 0, 1))
+    return dialect.name == "postgresql"
+
+
+def chunks(values: Sequence[Any]) -> Iterator[Sequence[Any]]:
+    return (values[start : start + CHUNK] for start in range(0, len(values), CHUNK))
+
+
+def matches(columns: Sequence[Any], keys: Sequence[PrimaryKey]) -> Any:
+    if len(columns) == 1:
+        return columns[0].in_([key[0] for key in keys])
+    # Not one condition for each: SQLite takes some hundreds of those.
+    return tuple_(*columns).in_([tuple(key) for key in keys])
+
+
+def made_once(selects: dict[Any, Any], name: object, make: Callable[[], Any]) -> Any:
+    """A statement that was made before, if it was: to make one takes as long as sending it."""
+    found = selects.get(name)
+    if found is None:
+        found = selects[name] = make()
+    return found
+
+
+def given(columns: Sequence[Any], name: str) -> Any:
+    """As `matches`, of a statement that is made once: the keys come with it, as `values_of` makes them."""
+    keys: Any = bindparam(name, expanding=True)
+    return columns[0].in_(keys) if len(columns) == 1 else tuple_(*columns).in_(keys)
+
+
+def values_of(columns: Sequence[Any], keys: Iterable[PrimaryKey]) -> list[Any]:
+    """What `given` takes for these keys."""
+    return [key[0] for key in keys] if len(columns) == 1 else [tuple(key) for key in keys]
+
+
+def pairs(some: Sequence[Any], others: Sequence[Any]) -> list[Any]:
+    """Conditions that these columns are equal, two by two."""
+    return [a == b for a, b in zip(some, others, strict=True)]
