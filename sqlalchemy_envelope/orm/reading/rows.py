@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from sqlalchemy_envelope.keys.keyring import OwnerId
+    from sqlalchemy_envelope.orm.current.open_keys import OpenKeys
     from sqlalchemy_envelope.orm.reading.statement_plan import PlannedRow, PlannedValue, StatementPlan
     from sqlalchemy_envelope.orm.tables.owners import Location, OwnerClass
 
@@ -127,7 +128,7 @@ class RowOpener:
         # Asked for each fetch: a result may be read when its unlocked session was left.
         return self._open(rows, context.unlocked_sessions(self._session))
 
-    def _open(self, rows: Sequence[Any], here: tuple[context.OpenKeys, ...]) -> Sequence[Any]:
+    def _open(self, rows: Sequence[Any], here: tuple[OpenKeys, ...]) -> Sequence[Any]:
         count = len(rows)
         if not count:
             return rows
@@ -150,13 +151,13 @@ class RowOpener:
             opened += self._chunk(rows[start : start + CHUNK])
         return opened
 
-    def _demands(self, here: tuple[context.OpenKeys, ...]) -> bool:
+    def _demands(self, here: tuple[OpenKeys, ...]) -> bool:
         """Whether something is fetched for all rows of a result together."""
         if not here:
             return False
         return self.plan.linked or here[0].on_demand or (len(here) > 1 and here[1].on_demand)
 
-    def _may_demand(self, here: tuple[context.OpenKeys, ...]) -> bool:
+    def _may_demand(self, here: tuple[OpenKeys, ...]) -> bool:
         """Whether it may be: for a value whose key no grant that was followed leads to."""
         return self._demands(here) or any(one.follows for one in here)
 

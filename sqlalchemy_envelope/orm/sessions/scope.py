@@ -21,6 +21,7 @@ from sqlalchemy_envelope.orm.columns.leaving import forget_plaintext
 from sqlalchemy_envelope.orm.columns.state import unflushed
 from sqlalchemy_envelope.orm.current import context
 from sqlalchemy_envelope.orm.current.names import Names
+from sqlalchemy_envelope.orm.current.open_keys import OpenKeys
 from sqlalchemy_envelope.orm.sessions.nothing_around import NOTHING_AROUND
 from sqlalchemy_envelope.orm.tables.session_notes import notes_of
 
@@ -39,7 +40,7 @@ _live: WeakSet[Scope] = WeakSet()
 T = TypeVar("T")
 
 
-class Scope(context.OpenKeys):
+class Scope(OpenKeys):
     """Stands in the context and, if there is one, on the `Session`, from `with` to its end. Each kind of
     unlocked session says what keys are open in it."""
 

@@ -58,8 +58,8 @@ if TYPE_CHECKING:
     from sqlalchemy_envelope.crypto.secret import Hidden, KeyBytes
     from sqlalchemy_envelope.keys.model import OpenedKey, StoredSlot
     from sqlalchemy_envelope.keys.slots import ProviderKek
-    from sqlalchemy_envelope.orm.current.context import OpenKeys
     from sqlalchemy_envelope.orm.current.desk import Desk
+    from sqlalchemy_envelope.orm.current.open_keys import OpenKeys
     from sqlalchemy_envelope.orm.tables.owners import OwnerClass, Place
     from sqlalchemy_envelope.orm.verbs.steps import Steps
 
