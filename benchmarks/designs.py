@@ -171,6 +171,7 @@ def shape(make: Callable[[Group, int], list[Any]], count: int) -> list[Cost]:
     with _as_member(engine, envelope, costs) as session:
         assert all(one.content for one in session.scalars(select(thing)))
     with Session(engine) as session, _measured(session, costs):
+        envelope.attach(session)  # nobody is unlocked in it
         session.delete(session.get_one(Membership, (1, 3)))
         session.commit()
     with _as_member(engine, envelope, costs) as session:

@@ -120,7 +120,7 @@ def renew_beyond(
             holder = keyring if keyring is not None and place.owner in keyring else None
             proof = vouching.get(key_id)
             with refusing(desk, keyring, place.owner, grant_refused(place)):
-                # Whom nobody is in any more gets a key too that nobody has: the old one leads on.
+                # A group without members gets a new key as well: its old key leads on to other owners.
                 start_epoch(desk, place, holder, vouching=proof, instead_of=key_id, for_nobody=True)
 
 

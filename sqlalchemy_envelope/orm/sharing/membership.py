@@ -105,7 +105,7 @@ def _due(session: Session, keyring: Keyring, owner_class: OwnerClass, waiting: P
         for key_id, owner in known.items()
         if key_id in keyring.distrusted or not _is_present(counts.get(key_id))
     }
-    # Those who are not due are if somebody left whom their keys are sealed to.
+    # Keys that are granted to a group are due too, if somebody was removed from that group.
     if len(due) < len(waiting) and find_left(session, {owner_class: known}):
         return waiting
     return due

@@ -8,8 +8,8 @@ read by. What waits in the rows is *settled*:
 - grants that are pending are fulfilled;
 - a slot that falls short of the policy is replaced;
 - scopes without a key get one;
-- an epoch starts where somebody was removed, or where the maker of the present one is not proven. Whose key
-  was granted to an owner that has a new epoch for that gets one with the next value that is written.
+- an epoch starts where somebody was removed, or where the maker of the present one is not proven. An owner
+  whose key was granted to such a group gets a new epoch too, with the next value that is written for it.
 
 Settling is part of a transaction that writes: of the first flush with anything to write in the session that
 was unlocked, of the first statement that encrypts a value of these owners, or of `unlocked.settle()`. It
