@@ -5,7 +5,6 @@ next run goes on.
 MariaDB's are run where `ENVELOPE_MARIADB_URL` names a server.
 """
 
-import asyncio
 import os
 import subprocess
 import threading
@@ -16,22 +15,19 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
-from sqlalchemy import Engine, create_engine, event, make_url
-from sqlalchemy.ext.asyncio import create_async_engine
+from sqlalchemy import Engine, create_engine, event
 
 from sqlalchemy_envelope import (
     ConfigurationError,
     EnvelopeError,
     MigrationError,
-    MigrationRefusedError,
     MigrationStoppedError,
     ServerKeyring,
 )
-from sqlalchemy_envelope.migration.aio import AsyncMigrator
-from sqlalchemy_envelope.migration.database.faults import advice
 from sqlalchemy_envelope.migration.running.runner import Pace
 from tests.conftest import EveryNth
 from tests.migration.engine_models import Trial, new_envelope, notes
+from tests.migration.faulty import goes_on, shows_nothing
 from tests.throwaway_postgres import unprivileged_account
 
 NOTES = "notes.body"
@@ -46,28 +42,6 @@ def prepared(engine: Engine, pace: Pace = CHUNKED, rows: int = ROWS) -> Trial:
     trial.insert("notes", notes(rows))
     trial.migrator().expand(NOTES)
     return trial
-
-
-def goes_on(trial: Trial, rows: int = ROWS) -> None:
-    """What was done is done; the next run does the rest, each row once, and all of it verifies."""
-    done = trial.migrator().status(NOTES)
-    assert done.pending + done.both == rows
-    before = {key: state for key, state in trial.states("notes", "body").items() if state[1] is not None}
-    report = trial.migrator(pace=CHUNKED).run(NOTES)
-    assert (report.rows, report.finished) == (rows, True)
-    after = trial.states("notes", "body")
-    assert all(after[key] == state for key, state in before.items()), "encrypted twice"
-    assert {key: state[0] for key, state in after.items()} == {one["id"]: one["body"] for one in notes(rows)}
-    verified = trial.migrator().verify(NOTES)
-    assert (verified.rows, verified.is_clean, verified.locked) == (rows, True, 0)
-
-
-def shows_nothing(error: BaseException) -> None:
-    """No value in the error or what it was made from, and something to do in its message."""
-    one: BaseException | None = error
-    while one is not None:
-        assert "note body" not in f"{one}{one!r}{one.args!r}{getattr(one, 'params', '')}"
-        one = one.__cause__ or one.__context__
 
 
 def encrypt_some(trial: Trial) -> None:
@@ -439,174 +413,3 @@ def test_an_interruption_at_every_statement_of_a_run(engine: Engine, every_nth: 
         checked_in = trial.sql("SELECT coalesce(sum(rows), 0) FROM envelope_migration_range")
         assert int(checked_in[0][0]) == trial.migrator().status(NOTES).both
         goes_on(trial, 20)
-
-
-# ---------------------------------------------------------------- values that do not fit
-
-
-def since_the_cut_over(engine: Engine, value: str) -> Trial:
-    """A migration under the policy "read", with one value that only the encrypted column could take."""
-    trial = Trial(engine, pace=HASTY).create("notes")
-    if engine.dialect.name == "sqlite":
-        trial.sql("DROP TABLE notes")
-        trial.sql(
-            "CREATE TABLE notes (id INTEGER PRIMARY KEY, user_id INTEGER REFERENCES users (id), title TEXT, "
-            "body TEXT CHECK (length(body) <= 20))"
-        )
-    else:
-        trial.sql("ALTER TABLE notes ALTER body TYPE VARCHAR(20)")
-    trial.insert("notes", notes(ROWS))
-    trial.to_cutover(NOTES)
-    with trial.server("read") as session:
-        session.get_one(trial.make("read").Note, 57).body = value
-        session.commit()
-    return trial
-
-
-def test_the_way_back_names_the_row_that_does_not_fit(engine: Engine) -> None:
-    """A value that is too long for the previous column stops the reversal with that column and its row, and
-    after the column was made larger it goes on."""
-    trial = since_the_cut_over(engine, "note body " + "x" * 40)
-    with pytest.raises(MigrationStoppedError) as caught:
-        trial.migrator().reverse(NOTES)
-    told = str(caught.value)
-
-    shows_nothing(caught.value)
-    assert "notes.body, which is" in told
-    assert "does not take the value of the row (57,)" in told
-    assert ("too long" if engine.dialect.name == "postgresql" else "a constraint forbids it") in told
-    assert "LONGBLOB" not in told
-    if engine.dialect.name == "postgresql":
-        assert "drop the triggers zz_envelope_" in told
-        (trigger,) = trial.sql("SELECT tgname FROM pg_trigger WHERE tgname LIKE 'zz_envelope_%'")
-        trial.sql(f"DROP TRIGGER {trigger[0]} ON notes")
-        trial.sql("ALTER TABLE notes ALTER body TYPE TEXT")
-    else:
-        with trial.server("both") as session:
-            session.get_one(trial.make("both").Note, 57).body = "shorter"
-            session.commit()
-    assert trial.migrator().reverse(NOTES).finished
-    assert None not in {state[0] for state in trial.states("notes", "body").values()}
-
-
-@pytest.mark.parametrize("driver", ["psycopg", "asyncpg"])
-def test_the_way_back_names_the_row_with_a_nul(postgres_engine: Engine, driver: str) -> None:
-    """PostgreSQL stores no NUL in text: told with the row, by each driver's own error."""
-    trial = since_the_cut_over(postgres_engine, "note body \0")
-    reverse = reverse_on_asyncpg if driver == "asyncpg" else reverse_on_psycopg
-    with pytest.raises(MigrationStoppedError, match=r"the row \(57,\): it holds the character NUL") as caught:
-        reverse(trial)
-    shows_nothing(caught.value)
-
-
-def reverse_on_psycopg(trial: Trial) -> None:
-    trial.migrator().reverse(NOTES)
-
-
-def reverse_on_asyncpg(trial: Trial) -> None:
-    async def reverse() -> None:
-        engine = create_async_engine(trial.engine.url.set(drivername="postgresql+asyncpg"))
-        try:
-            await AsyncMigrator(trial.migrator(engine=engine)).reverse(NOTES)
-        finally:
-            await engine.dispose()
-
-    asyncio.run(reverse())
-
-
-@pytest.mark.parametrize("missing", [["users_keyslot"], ["users_keyslot", "users_key"]])
-def test_key_tables_that_are_missing(engine: Engine, missing: list[str]) -> None:
-    """Told by name, by the plan and by the run, before anything is changed; once they are there it runs."""
-    trial = Trial(engine, pace=HASTY).create("notes")
-    trial.insert("notes", notes(ROWS))
-    for name in missing:
-        trial.table(name).drop(engine)
-    found = [one for one in trial.migrator().plan(NOTES) if one.code == "no-key-table"]
-    with pytest.raises(MigrationRefusedError, match="Create them first") as caught:
-        trial.migrator().run(NOTES)
-
-    assert sorted(missing) == sorted(one.object for one in found)
-    assert all(name in str(caught.value) for name in missing)
-    assert "body_encrypted" not in {one["name"] for one in sa.inspect(engine).get_columns("notes")}
-    for name in reversed(missing):
-        trial.table(name).create(engine)
-    assert trial.migrator().run(NOTES).finished
-
-
-def test_a_table_that_is_missing_is_named(engine: Engine) -> None:
-    """Whatever table it is that the database does not have, the advice has its name and what to do."""
-    for statement in ("SELECT * FROM no_such_notes", 'SELECT * FROM "no_such_notes"'):
-        with engine.connect() as connection, pytest.raises(sa.exc.DBAPIError) as caught:
-            connection.exec_driver_sql(statement)
-
-        assert "The database has no table no_such_notes: create it first" in advice(caught.value)
-    mariadb = sa.exc.ProgrammingError("", {}, Exception(1146, "Table 'app.no_such_notes' doesn't exist"))
-    assert "no table app.no_such_notes: create it" in advice(mariadb)
-    assert "no table no_such_notes: create it" in advice(sa.exc.NoSuchTableError("no_such_notes"))
-
-
-# ---------------------------------------------------------------- MariaDB
-
-
-@pytest.fixture
-def mariadb() -> Iterator[Engine]:
-    """A server that somebody has started; its database `envelope_faults` is made anew."""
-    address = os.environ.get("ENVELOPE_MARIADB_URL")
-    if not address:
-        pytest.skip("ENVELOPE_MARIADB_URL names no server")
-    server = create_engine(address)
-    with server.begin() as connection:
-        connection.exec_driver_sql("DROP DATABASE IF EXISTS envelope_faults")
-        connection.exec_driver_sql("CREATE DATABASE envelope_faults CHARACTER SET utf8mb4")
-    engine = create_engine(make_url(address).set(database="envelope_faults"))
-    yield engine
-    engine.dispose()
-    server.dispose()
-
-
-def make_on_mariadb(engine: Engine) -> Trial:
-    trial = Trial(engine, pace=CHUNKED)
-    users = trial.table("users")
-    users.c.email.type = sa.String(100)
-    for one in trial.before.tables.values():
-        one.dialect_options["mariadb"]["engine"] = "InnoDB"
-    trial.table("notes").c.title.type = sa.String(100)
-    trial.create("notes")
-    trial.insert("notes", notes(ROWS))
-    return trial
-
-
-@pytest.mark.parametrize("mode", ["STRICT_TRANS_TABLES", ""])
-def test_a_column_that_is_too_short_on_mariadb(mariadb: Engine, mode: str) -> None:
-    """Strict or not, a ciphertext is never cut off: it stops with what to do, and goes on when the column is
-    large enough."""
-
-    def loosen(connection: Any, _: object) -> None:
-        connection.cursor().execute(f"SET SESSION sql_mode = '{mode}'")
-
-    event.listen(mariadb, "connect", loosen)
-    trial = make_on_mariadb(mariadb)
-    trial.sql("ALTER TABLE notes ADD COLUMN body_encrypted VARBINARY(40)")
-    with pytest.raises(MigrationStoppedError, match=r"too short.*larger") as caught:
-        trial.migrator().run(NOTES)
-    shows_nothing(caught.value)
-    assert trial.sql("SELECT count(*) FROM notes WHERE body_encrypted IS NOT NULL") == [(0,)]
-    trial.sql("ALTER TABLE notes MODIFY body_encrypted LONGBLOB")
-    goes_on(trial)
-
-
-def test_the_whole_way_on_mariadb(mariadb: Engine) -> None:
-    """Start, an old writer, cut-over, a write of the application, and back."""
-    trial = make_on_mariadb(mariadb)
-    migrator = trial.to_cutover(NOTES)
-    trial.sql("UPDATE notes SET body = 'late' WHERE id = 1")
-    assert migrator.run(NOTES).rows == ROWS + 1
-    assert migrator.verify(NOTES).is_clean
-    with pytest.raises(sa.exc.DBAPIError, match="since the cut-over"):
-        trial.sql("UPDATE notes SET body = NULL")
-    with trial.server("read") as session:
-        session.get_one(trial.make("read").Note, 2).body = "since"
-        session.commit()
-    assert migrator.reverse(NOTES).finished
-    states = trial.states("notes", "body")
-    assert (states[1][0], states[2][0], states[3][0]) == ("late", "since", notes(3)[2]["body"])

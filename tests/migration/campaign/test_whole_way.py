@@ -2,7 +2,6 @@
 copy of the old database, of the server's secrets and of the campaign's key.
 """
 
-import json
 import os
 import shutil
 from pathlib import Path
@@ -10,156 +9,28 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
-from sqlalchemy import Engine, ForeignKey, String, Text, create_engine, func, select
-from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sessionmaker
+from sqlalchemy import create_engine, select
+from sqlalchemy.orm import Session, sessionmaker
 
 from sqlalchemy_envelope import (
     AlreadyEnrolledError,
-    AuditEvent,
     ConfigurationError,
-    EncryptedType,
     Envelope,
     EnvelopeError,
     KdfProfile,
-    KeyGrant,
     KeyNotFoundError,
-    KeyOwner,
     LockedError,
     MigrationRefusedError,
     ProviderError,
     ServerKeyring,
-    UnclaimedError,
     enforce_foreign_keys,
 )
 from sqlalchemy_envelope.campaign.campaign import Campaign
 from sqlalchemy_envelope.campaign.report import CampaignReport, CampaignStatus
-from sqlalchemy_envelope.keys.providers import CampaignKey, CampaignKeyFile, OfflineKey, OfflinePublicKey
+from sqlalchemy_envelope.keys.providers import CampaignKey, CampaignKeyFile
+from tests.migration.campaign.site import Base, Letter, Member, Site, Team, Tenant
 
 CHEAP = KdfProfile.unsafe_for_tests()
-
-
-class Base(DeclarativeBase):
-    pass
-
-
-class Member(KeyOwner, Base):
-    __tablename__ = "members"
-
-    id: Mapped[int] = mapped_column(primary_key=True)
-    email: Mapped[str]
-
-
-class Tenant(KeyOwner, Base):
-    """Its key has two columns, and its keys are bound to another attribute."""
-
-    __tablename__ = "tenants"
-    __owner_reference__ = "slug"
-
-    region: Mapped[str] = mapped_column(String(10), primary_key=True)
-    number: Mapped[int] = mapped_column(primary_key=True)
-    slug: Mapped[str | None] = mapped_column(String(40), unique=True)
-    contact: Mapped[str | None] = mapped_column(EncryptedType(String))
-
-
-class Team(KeyOwner, Base):
-    __tablename__ = "teams"
-
-    id: Mapped[int] = mapped_column(primary_key=True)
-    name: Mapped[str | None] = mapped_column(EncryptedType(String))
-
-
-class TeamMember(KeyGrant, Base, of="team_id", to="member_id"):
-    __tablename__ = "team_members"
-
-    team_id: Mapped[int] = mapped_column(ForeignKey("teams.id", ondelete="CASCADE"), primary_key=True)
-    member_id: Mapped[int] = mapped_column(ForeignKey("members.id", ondelete="CASCADE"), primary_key=True)
-
-
-class Letter(Base):
-    __tablename__ = "letters"
-
-    id: Mapped[int] = mapped_column(primary_key=True)
-    member_id: Mapped[int] = mapped_column(ForeignKey("members.id", ondelete="CASCADE"), index=True)
-    text: Mapped[str | None] = mapped_column(EncryptedType(Text))
-
-
-class Site:
-    """A database with owners who are away, and a campaign."""
-
-    def __init__(self, engine: Engine, folder: Path, key: Any = None, **options: Any) -> None:
-        self.engine, self.path = engine, folder / "campaign.key"
-        self.key = key or CampaignKeyFile.generate(self.path)
-        self.events: list[AuditEvent] = []
-        options.setdefault("server_keys", ServerKeyring([b"\x51" * 32]))
-        self.envelope = Envelope(
-            kdf_profile=CHEAP, providers={"campaign": self.key}, audit=self.events.append, **options
-        )
-        self.campaign = Campaign(engine, self.envelope, Base)
-
-    def add(self, count: int) -> None:
-        """So many owners, with an account and no data."""
-        with Session(self.engine) as session:
-            session.execute(
-                sa.insert(Member), [{"email": f"{number}@example.org"} for number in range(count)]
-            )
-            session.commit()
-
-    def write(self, text: str = "old") -> None:
-        """A letter for each, encrypted as a backfill does."""
-        with Session(self.engine) as session:
-            ids = session.scalars(select(Member.id)).all()
-            with self.envelope.server_mode(session, provider="campaign", reason="backfill"):
-                session.execute(
-                    sa.insert(Letter), [{"member_id": one, "text": f"{text} {one}"} for one in ids]
-                )
-                session.commit()
-
-    def claim(self, *owners: int, text: str | None = None) -> None:
-        """These come back, and write a letter of their own if it is said; some at once, for one commit."""
-        for start in range(0, len(owners), 100):
-            with Session(self.engine) as session:
-                for owner in owners[start : start + 100]:
-                    member, secret = session.get_one(Member, owner), f"secret {owner}"
-                    with self.envelope.unlock(session, member, secret=secret, authenticated=True):
-                        if text is not None:
-                            session.add(Letter(member_id=owner, text=f"{text} {owner}"))
-                        session.flush()
-                session.commit()
-
-    def letters(self, owner: int) -> list[str | None]:
-        """What an owner reads who has a secret, and settles as a log-in does."""
-        with (
-            Session(self.engine) as session,
-            self.envelope.unlock(
-                session, session.get_one(Member, owner), secret=f"secret {owner}"
-            ) as unlocked,
-        ):
-            unlocked.settle()
-            query = select(Letter.text).where(Letter.member_id == owner).order_by(Letter.id)
-            found = list(session.scalars(query))
-            session.commit()
-            return found
-
-    def members(self) -> CampaignStatus:
-        return self.campaign.status()["Member"]
-
-    def named(self, name: str) -> int:
-        """The sum of the counts of all audit events of this name."""
-        return sum(event.count for event in self.events if event.name == name)
-
-
-@pytest.fixture
-def site(engine: Engine, tmp_path: Path) -> Site:
-    """On SQLite and on PostgreSQL."""
-    Base.metadata.create_all(engine)
-    return Site(engine, tmp_path)
-
-
-@pytest.fixture
-def lite(sqlite_engine: Engine, tmp_path: Path) -> Site:
-    """On SQLite."""
-    Base.metadata.create_all(sqlite_engine)
-    return Site(sqlite_engine, tmp_path)
 
 
 # ---------------------------------------------------------------- the whole way
@@ -391,214 +262,6 @@ def test_groups_are_granted_to_the_members_they_have(site: Site) -> None:
         assert session.get_one(Team, 1).name == "readers"
         session.get_one(Team, 1).name = "writers"
         session.commit()
-
-
-# ---------------------------------------------------------------- the end
-
-
-def test_everybody_claimed(site: Site) -> None:
-    """The campaign is closed without a word, and the process forgets what it had of the key."""
-    site.add(2)
-    site.campaign.provide()
-    site.write()
-    site.claim(1, 2)
-
-    report = site.campaign.close()
-
-    assert report.destroyed
-    assert not site.path.exists()
-    assert site.named("campaign_closed") == 2
-    assert site.letters(1) == ["old 1"]
-    with Session(site.engine) as session:
-        table = Base.metadata.tables["members_keyslot"]
-        assert session.scalar(select(func.count()).where(table.c.kind == "provider")) == 0
-    with pytest.raises(ProviderError):
-        site.envelope.server_mode(provider="campaign", reason="again").prepare()
-
-
-def test_the_report_as_text_and_json(lite: Site) -> None:
-    """It names the key, the counts and what was done, the same in each of its forms; and no key."""
-    lite.add(3)
-    lite.campaign.provide()
-    lite.claim(1)
-    text = lite.path.read_text().strip()
-
-    report = lite.campaign.close("shred", confirm=2)
-
-    assert json.loads(report.as_json()) == json.loads(json.dumps(report.as_dict()))
-    assert report.as_dict()["total"]["claimed"] == 1
-    assert "claimed    1, of them hardened 1" in str(report)
-    assert "shredded 2" in str(report)
-    assert f"{lite.key.reference}: destroyed" in str(report)
-    assert text not in report.as_json()
-
-
-def test_kept_owners_keep_the_key(site: Site) -> None:
-    """With "keep" the unclaimed can claim later; the report says that the key is still there."""
-    site.add(2)
-    site.campaign.provide()
-    site.write()
-    site.claim(1)
-
-    report = site.campaign.close("keep")
-
-    assert (report.kept, report.destroyed) == (1, False)
-    assert "NOT destroyed" in str(report)
-    assert site.path.exists()
-    site.claim(2)
-    assert site.letters(2) == ["old 2"]
-    assert site.campaign.close("keep").destroyed
-
-
-def test_unclaimed_owners_under_another_provider(site: Site) -> None:
-    """With "provider:server" the server opens them from then on, and the campaign's key is destroyed."""
-    site.add(3)
-    site.campaign.provide()
-    site.write()
-    site.claim(1)
-
-    report = site.campaign.close("provider:server")
-
-    assert (report.rewrapped, report.kept, report.destroyed) == (2, 0, True)
-    with (
-        Session(site.engine) as session,
-        site.envelope.unlock(session, session.get_one(Member, 3), provider="server", reason="test"),
-    ):
-        assert session.scalars(select(Letter.text).where(Letter.member_id == 3)).one() == "old 3"
-
-
-def test_shredding_is_confirmed_by_its_number(site: Site) -> None:
-    """Without the number of owners, or with another one, nothing is done; with it nobody opens them."""
-    site.add(3)
-    site.campaign.provide()
-    site.write()
-    site.claim(1)
-
-    for confirm in (None, 0, 1, 3):
-        with pytest.raises(MigrationRefusedError, match="confirm=2"):
-            site.campaign.close("shred", confirm=confirm)
-    assert site.members().unclaimed == 2
-    assert site.campaign.close("shred", confirm=2).shredded == 2
-
-    assert site.letters(1) == ["old 1"]
-    with pytest.raises(KeyNotFoundError):
-        site.letters(2)
-    assert site.members() == CampaignStatus(owners=3, claimed=1, hardened=1, other=2)
-
-
-def test_a_key_that_a_person_has_to_destroy(sqlite_engine: Engine, tmp_path: Path) -> None:
-    """For a provider that cannot destroy its key the report says what to do."""
-    Base.metadata.create_all(sqlite_engine)
-    site = Site(sqlite_engine, tmp_path, CampaignKey(ServerKeyring([b"\x77" * 32])))
-
-    report = site.campaign.close()
-
-    assert not report.destroyed
-    assert report.by_hand is not None
-    assert "nothing here can" in str(report)
-
-
-def test_a_key_that_does_not_let_itself_be_destroyed(sqlite_engine: Engine, tmp_path: Path) -> None:
-    """The failure is told and the campaign can be closed again."""
-    Base.metadata.create_all(sqlite_engine)
-    answers: list[Any] = [OSError("busy"), "KMS deletes it in 7 days."]
-
-    def destroy() -> str:
-        answer = answers.pop(0)
-        if isinstance(answer, Exception):
-            raise answer
-        return str(answer)
-
-    site = Site(sqlite_engine, tmp_path, CampaignKey(ServerKeyring([b"\x77" * 32]), destroy))
-
-    with pytest.raises(ProviderError, match="OSError"):
-        site.campaign.close()
-    report = site.campaign.close()
-    assert report.destroyed
-    assert "7 days" in str(report)
-
-
-@pytest.mark.parametrize("policy", ["", "shredd", "provider", "provider:nobody", "provider:campaign"])
-def test_a_policy_that_is_none(lite: Site, policy: str) -> None:
-    """What is misspelt is refused before anything is done."""
-    lite.add(1)
-    lite.campaign.provide()
-
-    with pytest.raises(ConfigurationError):
-        lite.campaign.close(policy, confirm=1)
-    assert lite.members().unclaimed == 1
-
-
-def test_altered_rows_hold_the_end_up(lite: Site) -> None:
-    """An owner whose slot was altered is not rewrapped; its key is not destroyed."""
-    lite.add(3)
-    lite.campaign.provide()
-    lite.write()
-    table = Base.metadata.tables["members_keyslot"]
-    with lite.engine.begin() as connection:
-        slot = connection.scalars(select(table.c.slot_id)).first()
-        connection.execute(table.update().where(table.c.slot_id == slot).values(wrapped=b"\x11" * 105))
-
-    with pytest.raises(MigrationRefusedError, match="1 owners still depend"):
-        lite.campaign.close("provider:server")
-
-    assert lite.path.exists()
-    assert lite.named("rewrap_refused") == 1
-
-
-# ---------------------------------------------------------------- an offline campaign
-
-
-@pytest.fixture
-def offline(sqlite_engine: Engine, tmp_path: Path) -> tuple[Site, Site]:
-    """The application, which has the public half, and the custodians' machine."""
-    Base.metadata.create_all(sqlite_engine)
-    private = OfflineKey.generate()
-    public = OfflinePublicKey(OfflineKey(private).public_key)
-    return Site(sqlite_engine, tmp_path, public), Site(sqlite_engine, tmp_path, OfflineKey(private))
-
-
-def test_an_offline_campaign(offline: tuple[Site, Site]) -> None:
-    """Keys for everybody, data that the server cannot read, claims that wait, a release, and the end."""
-    site, custodians = offline
-    site.add(4)
-    assert site.campaign.provide() == 4
-    with (
-        Session(site.engine) as session,
-        site.envelope.write_only(session),
-    ):
-        session.add_all(Letter(member_id=owner, text=f"old {owner}") for owner in range(1, 5))
-        session.commit()
-    site.claim(1, 2)
-    assert site.members() == CampaignStatus(owners=4, unclaimed=2, waiting=2)
-    with pytest.raises(UnclaimedError):
-        site.letters(1)
-    with pytest.raises(ConfigurationError, match="custodians"), Session(site.engine) as session:
-        site.campaign.release(session)
-
-    with Session(site.engine) as session:
-        assert custodians.campaign.release(session) == (2, 0)
-        session.commit()
-    assert site.letters(1) == ["old 1"]
-    assert site.members() == CampaignStatus(owners=4, unclaimed=2, claimed=2, hardened=1)
-
-    with pytest.raises(ConfigurationError, match="custodians"):
-        site.campaign.close("provider:server")
-    report = custodians.campaign.close("provider:server")
-    assert (report.rewrapped, report.destroyed) == (2, False)
-    assert report.by_hand is not None
-    assert site.letters(2) == ["old 2"]
-
-
-def test_who_waits_is_unclaimed_at_the_end(offline: tuple[Site, Site]) -> None:
-    """Whoever waits for the custodians depends on their key, and is counted before it is destroyed."""
-    site, _ = offline
-    site.add(2)
-    site.campaign.provide()
-    site.claim(1)
-
-    with pytest.raises(MigrationRefusedError, match="2 owners"):
-        site.campaign.close()
 
 
 # ---------------------------------------------------------------- how it is made
