@@ -65,11 +65,6 @@ class ServerSession(UnlockedSession):
 
     on_demand = enrolls = True
 
-    @property
-    def makes_keys(self) -> bool:
-        """Owners without keys get keys here."""
-        return True
-
     def __init__(self, session: Session | None, policy: Policy, provider: str, reason: str) -> None:
         require_reason(reason)
         self._providers = policy.require_providers()

@@ -211,7 +211,7 @@ class UnlockedSession(Scope):
     @property
     def makes_keys(self) -> bool:
         """Whether owners without keys get some, here or around this."""
-        return bool(self._parent.makes_keys)
+        return self.enrolls or bool(self._parent.makes_keys)
 
     def sole(self, owner_class: OwnerClass, where: bytes) -> set[tuple[Any, ...]]:
         """The primary keys of the sole owners of a class that are open here: several, if one was deleted and
