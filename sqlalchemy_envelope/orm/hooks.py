@@ -30,7 +30,7 @@ from sqlalchemy_envelope.orm.reading import (
     two_columns,
 )
 from sqlalchemy_envelope.orm.sessions import server_flushes
-from sqlalchemy_envelope.orm.sharing import deletions, following, grant_flushes, membership
+from sqlalchemy_envelope.orm.sharing import deletions, following, grant_flushes, membership, reachable
 from sqlalchemy_envelope.orm.tables import connections, key_grant, key_owner
 from sqlalchemy_envelope.orm.tables.connections import USE, Use, lent_session
 from sqlalchemy_envelope.orm.tables.default_schema import on_statement
@@ -213,6 +213,7 @@ def _install_sharing() -> None:
         event.listen(Session, "before_flush", following.before_flush)
         event.listen(Session, "before_flush", grant_flushes.before_flush)
         event.listen(Session, "after_flush", grant_flushes.after_flush)
+        reachable.listen()
 
 
 def _on_mapper_constructed(mapper: Mapper[Any], cls: type[Any]) -> None:

@@ -244,7 +244,8 @@ def test_what_was_not_verified_is_accepted_by_number(app: App) -> None:
         file.write_text(text.replace("String(20))", f"String(20){accepted})", 1))
         with pytest.raises(MigrationRefusedError, match=refusal):
             command.upgrade(config, "head")
-    file.write_text(text.replace("String(20))", "String(20), accept_sample=True, accept_locked=3)", 1))
+    # One line longer: of a file of the same size and second, Python takes the bytecode that it has.
+    file.write_text(text.replace("String(20))", "String(20), accept_sample=True, accept_locked=3)", 1) + "\n")
     command.upgrade(config, "head")
 
     assert "phone" not in app.columns("users")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import ColumnClause, func, select
+from sqlalchemy import ColumnClause, func, literal, select
 from sqlalchemy import column as bare_column
 from sqlalchemy import table as bare_table
 
@@ -57,7 +57,7 @@ def refuse_contract(connection: Connection, columns: Tracked, op: ops.ContractOp
     pending = _count(connection, columns, "previous", "encrypted")
     if pending:
         raise MigrationRefusedError(f"{pending} {filled_in(PENDING, columns)}")
-    if op.unverified:
+    if op.unverified or _is_empty(connection, columns):
         return
     record = record_of(connection, columns, op.name)
     now = None if record is None else record.read()
@@ -103,3 +103,10 @@ def _count(connection: Connection, columns: Tracked, there: str, not_there: str)
     rows = bare_table(columns.table, one, other, schema=columns.schema)
     query = select(func.count()).select_from(rows).where(one.is_not(None), other.is_(None))
     return int(connection.execute(query).scalar_one())
+
+
+def _is_empty(connection: Connection, columns: Tracked) -> bool:
+    """Whether the table has no row, and so nothing to verify: a new database runs every revision."""
+    key: ColumnClause[Any] = bare_column(columns.previous)
+    rows = bare_table(columns.table, key, schema=columns.schema)
+    return connection.execute(select(literal(1)).select_from(rows).limit(1)).first() is None

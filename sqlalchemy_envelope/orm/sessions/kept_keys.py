@@ -51,13 +51,13 @@ class KeptKeys:
                 if owner is not None and owner in self.owners.stale:
                     stale.add(owner)
                     missing.append(header)
-                elif owner is not None and self._leads_to(header):
+                elif owner is not None and self.leads_to(header):
                     self.owners.touch(owner, uses)
                 elif len(header) == HEADER_SIZE and (owner is not None or owner_of(header) is None):
                     missing.append(header)
         return missing, stale
 
-    def _leads_to(self, header: bytes) -> bool:
+    def leads_to(self, header: bytes) -> bool:
         """Whether something that is known here opens this key, or says why it must not be opened."""
         try:
             return self.keyring.open(UUID(bytes=header[1:])) is not None
@@ -67,7 +67,7 @@ class KeptKeys:
     def is_ready(self, header: bytes) -> bool:
         """Whether the key of this value serves whoever reads it now."""
         owner = self.keyring.owner_of(header)
-        return owner is not None and owner not in self.owners.stale and self._leads_to(header)
+        return owner is not None and owner not in self.owners.stale and self.leads_to(header)
 
     def take_granted(self, places: Iterable[Place]) -> Counter[str]:
         """Note owners whom grants led to; how many are new here, by the name of their class."""

@@ -1,21 +1,26 @@
-"""Grants to owners whose keys a provider holds. A server reads by them what the provider holds no key of."""
+"""What leads from a provider's slots to keys that have no slot of it: a newer root key of the same owner, and
+grants to owners whom the provider can open."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 from uuid import UUID
 
+from sqlalchemy_envelope.exceptions import EnvelopeError
+from sqlalchemy_envelope.keys.hierarchy import check_generations
 from sqlalchemy_envelope.orm.current.names import Names
 from sqlalchemy_envelope.orm.sessions.by_session import BySession
 from sqlalchemy_envelope.orm.sharing.granted import follow_grants
 from sqlalchemy_envelope.orm.sharing.membership import looked_at
 from sqlalchemy_envelope.orm.sharing.ways_from_provider import ways_from_provider
+from sqlalchemy_envelope.orm.tables.stored_rows import usable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from sqlalchemy.orm import Session
 
+    from sqlalchemy_envelope.keys.keyring import OwnerId
     from sqlalchemy_envelope.keys.model import KeyId, StoredSlot
     from sqlalchemy_envelope.orm.current.desk import Desk
     from sqlalchemy_envelope.orm.sessions.kept_keys import KeptKeys
@@ -24,8 +29,19 @@ if TYPE_CHECKING:
     from sqlalchemy_envelope.orm.tables.stored_rows import OwnedKey
 
     Held = Sequence[tuple[OwnedKey, OwnedKey, StoredSlot]]
-    TakeIn = Callable[[Desk, OwnerClass, Held], None]
-    """Takes in keys that were loaded with the root key and the slot that lead to them."""
+    TakeIn = Callable[[Desk, OwnerClass, Held], set[OwnerId]]
+    """Takes in keys that were loaded with the root key and the slot that lead to them; tells their owners."""
+
+
+class Followed(NamedTuple):
+    """What was found for values whose keys were closed."""
+
+    key_ids: set[KeyId]
+    """Every key that the owners of the values have."""
+    owners: set[OwnerId]
+    """The owners to whom something leads."""
+    opened: Mapping[str, int]
+    """How many owners were opened by grants, by the name of their class."""
 
 
 class ProviderGrants:
@@ -41,32 +57,65 @@ class ProviderGrants:
         kept: KeptKeys,
         owner_class: OwnerClass,
         headers: Sequence[bytes],
+        led: set[OwnerId],
         take_in: TakeIn,
-    ) -> tuple[set[KeyId], Mapping[str, int]]:
-        """Open the keys of these values that are still closed. Gives the ids of all keys that their owners
-        have, and how many owners were opened, by the name of their class."""
+    ) -> Followed:
+        """Open the keys of these values that are still closed.
+
+        Args:
+            led: the owners whose own slots were found.
+        """
         closed = self._closed_in(desk.session)
         asked = [header for header in headers if header not in closed and not kept.is_ready(header)]
         if not asked:
-            return set(), {}
+            return Followed(set(), set(), {})
         rows = desk.keys(owner_class).load_around([UUID(bytes=header[1:]) for header in asked])
-        opened = self._open(desk, kept, owner_class, rows, take_in)
-        closed.update(header for header in asked if not kept.is_ready(header))
-        return {row.stored.key_id for row in rows}, opened
+        found = self._open_older(desk, kept, owner_class, rows, take_in)
+        opened: Mapping[str, int] = {}
+        if owner_class.grants_of and not all(kept.is_ready(header) for header in asked):
+            opened, granted = self._open(desk, kept, owner_class, rows, led | found, take_in)
+            found |= granted
+        # An owner that another thread distrusts meanwhile is not closed: this fetch has found a way.
+        closed.update(header for header in asked if not kept.leads_to(header))
+        return Followed({row.stored.key_id for row in rows}, found, opened)
+
+    def _open_older(
+        self, desk: Desk, kept: KeptKeys, owner_class: OwnerClass, rows: Sequence[OwnedKey], take_in: TakeIn
+    ) -> set[OwnerId]:
+        """Open keys that are older than the provider's slot: the active root key leads back to them."""
+        held = desk.keys(owner_class).load_held_of(list({row.primary_key: None for row in rows}))
+        found = take_in(desk, owner_class, held)
+        for owner in found:
+            keys = [row.stored for row in rows if row.owner == owner]
+            try:
+                usable(row for row in rows if row.owner == owner)
+                check_generations(keys)
+                kept.keyring.add_stored(owner, keys)
+            except EnvelopeError as error:
+                kept.refuse(owner, keys, error)
+        return found
 
     def _open(
-        self, desk: Desk, kept: KeptKeys, owner_class: OwnerClass, rows: Sequence[OwnedKey], take_in: TakeIn
-    ) -> Mapping[str, int]:
+        self,
+        desk: Desk,
+        kept: KeptKeys,
+        owner_class: OwnerClass,
+        rows: Sequence[OwnedKey],
+        led: set[OwnerId],
+        take_in: TakeIn,
+    ) -> tuple[Mapping[str, int], set[OwnerId]]:
         ways = ways_from_provider(desk, self._provider, owner_class, rows)
         names, starts = Names(desk.session), []
         for of, keys in ways.starts.items():
             take_in(desk, of, desk.keys(of).load_held_of(list(keys)))
             starts += [names.place(of, key) for key in keys]
         if not starts:
-            return {}
+            return {}, set()
         found = follow_grants(desk, kept.keyring, starts, ways.between, rows=rows)
+        _close_others(kept, found, led)
         beyond = {place.owner for place in starts}
-        return kept.take_granted([one for one in _places(found, names) if one.owner not in beyond])
+        granted = [place for place in _places(found, names) if place.owner not in beyond]
+        return kept.take_granted(granted), {place.owner for place in granted}
 
     def forget(self) -> None:
         """A forked child looks for itself."""
@@ -79,6 +128,18 @@ class ProviderGrants:
             found = look, set()
             self._closed.put(session, found)
         return found[1]
+
+
+def _close_others(kept: KeptKeys, found: Opening, led: set[OwnerId]) -> None:
+    """Of owners who are looked for anew, and of whom scopes alone are granted now: forget every other key."""
+    granted: dict[OwnerId, set[KeyId]] = {}
+    for grant_class, grant in found.grants:
+        if grant_class.scope is not None:
+            granted.setdefault(kept.keyring.owner_of_key(grant.key_id), set()).add(grant.key_id)
+    for owner, key_ids in granted.items():
+        if owner in kept.owners.stale and owner not in led and owner not in found.places:
+            others = [key.key_id for key in kept.keyring.keys_of(owner) if key.key_id not in key_ids]
+            kept.keyring.take_back(owner, others, ())
 
 
 def _places(found: Opening, names: Names) -> list[Place]:

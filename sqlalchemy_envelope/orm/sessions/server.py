@@ -129,25 +129,19 @@ class ServerSession(UnlockedSession):
         if missing:
             desk, key_ids = Desk(session, self.policy), [UUID(bytes=header[1:]) for header in missing]
             held = desk.keys(owner_class).load_held(header[1:] for header in missing)
-            self._take_in(desk, owner_class, held)
+            led = self._take_in(desk, owner_class, held)
             there = {data.stored.key_id for data, _, _ in held}
-            there.update(self._follow_grants(desk, owner_class, missing))
-            if self._kept.forget_deleted([key_id for key_id in key_ids if key_id not in there]):
+            if self._slots.can_open:
+                followed = self._grants.follow(desk, self._kept, owner_class, missing, led, self._take_in)
+                there |= followed.key_ids
+                led |= followed.owners
+                for name, count in followed.opened.items():
+                    self.policy.emit(self._event("server_opened", name, count))
+            gone = [key_id for key_id in key_ids if key_id not in there]
+            if self._kept.forget_deleted(gone) or stale & led:
                 self._clear_readers()
-        for owner in stale & self._kept.owners.stale:
-            self.drop(owner)  # no slot of the provider leads to its keys any more
-
-    def _follow_grants(
-        self, desk: Desk, owner_class: OwnerClass, headers: Sequence[bytes]
-    ) -> Collection[KeyId]:
-        """Open the keys of these values that are still closed through grants to owners whom the provider can
-        open. Gives the ids of all keys that these owners have."""
-        if not owner_class.grants_of or not self._slots.can_open:
-            return ()
-        key_ids, opened = self._grants.follow(desk, self._kept, owner_class, headers, self._take_in)
-        for name, count in opened.items():
-            self.policy.emit(self._event("server_opened", name, count))
-        return key_ids
+            for owner in stale - led:
+                self.drop(owner)  # no slot of the provider leads to its keys any more
 
     def prepare_write(
         self, session: Session | None, owner_class: OwnerClass, keys: Collection[tuple[Any, ...]], values: int
@@ -248,13 +242,14 @@ class ServerSession(UnlockedSession):
 
     def _take_in(
         self, desk: Desk, owner_class: OwnerClass, held: Sequence[tuple[OwnedKey, OwnedKey, StoredSlot]]
-    ) -> None:
-        """Take in data keys that were loaded with the root key and the slot that lead to them."""
-        opened, store_where = set(), Names(desk.session).where(owner_class)
+    ) -> set[OwnerId]:
+        """Take in data keys, loaded with the root key and the slot that lead to them; their owners."""
+        opened, led, store_where = set(), set(), Names(desk.session).where(owner_class)
         for data, root, slot in held:
             owner = data.owner
             if not self._slots.opens(slot):
                 continue
+            led.add(owner)
             try:
                 usable([root, data])
                 if self._kept.needs(owner, root.stored.key_id):
@@ -271,6 +266,7 @@ class ServerSession(UnlockedSession):
             self._kept.owners.touch(owner)
         if opened:
             self.policy.emit(self._event("server_opened", owner_class.name, len(opened)))
+        return led
 
     def kek_for_new(self, session: Session) -> ProviderKek:
         """The KEK that new owners' slots are under. A flush takes the one that is there, however old."""

@@ -28,6 +28,7 @@ from sqlalchemy_envelope.orm.sharing.following import follow, note_moved
 from sqlalchemy_envelope.orm.sharing.locking import lock_groups
 from sqlalchemy_envelope.orm.sharing.membership import catch_up, forget_looks
 from sqlalchemy_envelope.orm.sharing.new_grants import grant_to, granted_keys, insert_grants, pending_for
+from sqlalchemy_envelope.orm.sharing.reachable import note_left
 from sqlalchemy_envelope.orm.sharing.recipients import Recipient
 from sqlalchemy_envelope.orm.sharing.rights import take_void, void_among
 from sqlalchemy_envelope.orm.sharing.row_changes import is_moved, place_before
@@ -227,6 +228,7 @@ def _change(desk: Desk, left: set[Shared], joined: Sequence[Joined]) -> None:
         stored = _load(desk, places)
         for place, scope in _farthest_first(desk.session, left, stored):
             _leave(desk, place, scope, stored.get(place, []))
+        note_left(desk, {place for place, scope in left if scope is None})
         for (grant, place), recipients in shared.items():
             _join(desk, grant, place, recipients, stored.get(place, []))
     forget_looks(desk.session)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from sqlalchemy_envelope.keys.model import KeyState
 from sqlalchemy_envelope.orm.sharing.beyond import MAX_LEVELS
 from sqlalchemy_envelope.orm.sharing.rights import gives
 from sqlalchemy_envelope.orm.tables.grant_rows import load_recipients
@@ -80,12 +81,14 @@ def _held_recipients(
     keys: list[OwnedKey],
     starts: OwnersByClass,
 ) -> set[OwnerId]:
-    """Note a recipient whom the provider can open for each key that has one; the owners of these keys."""
-    owners = {key.stored.key_id: key.owner for key in keys}
+    """Note a recipient whom the provider can open for each key that has one; the owners whose active root key
+    is among them, so that no longer way is needed."""
+    owners = {key.stored.key_id: key for key in keys}
     reached = set()
     for grant in of.grants_of:
         grantable = [key.stored.key_id for key in keys if gives(grant, key.stored)]
         for key_id, recipient in desk.grants(grant).load_held(grantable, provider):
             starts.setdefault(grant.to.owner_class, {})[recipient] = None
-            reached.add(owners[key_id])
+            if owners[key_id].stored.state is KeyState.ACTIVE and grant.scope is None:
+                reached.add(owners[key_id].owner)
     return reached

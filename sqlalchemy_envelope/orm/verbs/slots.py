@@ -18,6 +18,7 @@ from sqlalchemy_envelope.orm.current.names import Names
 from sqlalchemy_envelope.orm.current.policy import note_policy
 from sqlalchemy_envelope.orm.sharing.beyond import MAX_LEVELS
 from sqlalchemy_envelope.orm.sharing.epochs import start_epoch
+from sqlalchemy_envelope.orm.sharing.reachable import note_provider_removed
 from sqlalchemy_envelope.orm.tables.key_rows import KeyStore
 from sqlalchemy_envelope.orm.tables.owners import Place
 from sqlalchemy_envelope.orm.verbs.owner_keys import active_root, load_keys, locate_enrolled
@@ -211,6 +212,12 @@ def remove_provider(desk: Desk, owner: object, provider: str) -> None:
         raise KeyNotFoundError(f"This {located.name} has no key slot of provider {provider!r}.")
     located.store.delete_slots(mine)
     start_epoch(desk, located.place, desk.keyring_for(located.place.owner))
+    note_provider_removed(desk, located.place)
+    here: Any = context.unlocked_sessions(desk.session)
+    for innermost in here:
+        for unlocked in innermost.outward():
+            if unlocked.on_demand:  # the new epoch is not the provider's to read
+                unlocked.drop(located.place.owner)
     desk.emit(AuditEvent("provider_removed", located.name, provider=provider))
 
 

@@ -151,7 +151,7 @@ def test_rotating_a_thousand_members_is_one_batch(engine: Engine, unlocked: bool
     assert sum(batches) in (members, len(batches))
     assert count(engine, grants) == before - 1 + members
     assert len(batches) == 1
-    assert len(sent) <= 16
+    assert len(sent) <= 17
 
 
 @contextmanager
