@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from contextvars import Context
 from dataclasses import dataclass
+from typing import Any
 
-from sqlalchemy import Engine
 from sqlalchemy.orm import Session
 
 from sqlalchemy_envelope import Envelope, KdfProfile, ServerKeyring, UnlockedSession
@@ -13,7 +13,8 @@ from tests.orm.sharing.sharing_world import Owner
 
 NAMES = ("ann", "bob", "cat", "dan")
 SERVER_KEY = b"\x05" * 32
-ENGINES: list[Engine] = []
+COMPILED: dict[Any, Any] = {}
+"""The statements, compiled once for all runs."""
 TEMPLATES: dict[bool, bytes] = {}
 
 

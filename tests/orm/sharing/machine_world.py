@@ -40,7 +40,7 @@ from tests.orm.sharing.sharing_world import (
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-from tests.orm.sharing.machine_setting import ENGINES, NAMES, TEMPLATES, Kept, make_envelope, secret_of
+from tests.orm.sharing.machine_setting import COMPILED, NAMES, TEMPLATES, Kept, make_envelope, secret_of
 
 
 class World:
@@ -67,14 +67,11 @@ class World:
 
     def _start(self, is_sealed: bool) -> Engine:
         """Four people, one of them without keys; two in a crew, which is in a fleet; and a watch of one."""
-        if not ENGINES:
-            ENGINES.append(create_engine("sqlite://", poolclass=StaticPool))
-            enforce_foreign_keys(ENGINES[0])
-        engine = ENGINES[0]
-        with engine.connect() as connection:  # a run that failed may have left its savepoint open
-            connection.connection.rollback()
+        # For each run a database that no session of a run before can reach, however it ended.
+        fresh = create_engine("sqlite://", poolclass=StaticPool)
+        enforce_foreign_keys(fresh)
+        engine = fresh.execution_options(compiled_cache=COMPILED)
         if is_sealed not in TEMPLATES:
-            WorldBase.metadata.drop_all(engine)
             WorldBase.metadata.create_all(engine)
             with Session(engine) as session:
                 people = [Person(name=name) for name in NAMES]
