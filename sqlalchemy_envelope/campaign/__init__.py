@@ -1,6 +1,6 @@
-"""Keys for owners who are away: a campaign makes them now, and owners take them over at their next login.
+"""Keys for owners who are away: a campaign makes keys now, and owners take them over at their next login.
 
-Nothing here moves a value: what encrypts, reads or counts the rows of an encrypted column belongs to
+Nothing here moves a value: code that encrypts, reads or counts the rows of an encrypted column belongs to
 `migration`.
 """
 

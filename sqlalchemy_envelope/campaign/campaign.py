@@ -1,4 +1,4 @@
-"""A campaign: keys for every owner now, though most are away; claimed as they come back, and then closed."""
+"""A campaign: make keys for every owner now, let owners claim them as they come back, then close."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ if TYPE_CHECKING:
 
 @emptying_class
 class Campaign:
-    """Keys for owners who are away, from `provide` over their claims to `close`.
+    """Keys for owners who are away, from `provide` over the owners' claims to `close`.
 
     Args:
-        engine: an engine, or what makes sessions.
-        envelope: the application's, with the campaign's provider among its `providers`.
+        engine: an engine, or a maker of sessions.
+        envelope: the application's envelope, with the campaign's provider among its `providers`.
         base: the declarative base of the models, or a registry.
-        provider: the campaign's, by its name.
+        provider: the name of the campaign's provider.
 
     Raises:
-        ConfigurationError: there is no such provider, or it is not one of a campaign's.
+        ConfigurationError: there is no such provider, or it is not made for a campaign.
     """
 
     def __init__(
@@ -60,30 +60,35 @@ class Campaign:
     def provide(
         self, *classes: type[Any], batch: int = 500, progress: Callable[[str, int], None] | None = None
     ) -> int:
-        """Make keys for every owner who has none, of these classes or of all; how many.
+        """Make keys for every owner without keys.
 
-        Each batch is a transaction of its own. Run again, it goes on, and finds who came meanwhile. Of owners
-        that are shared, as groups are, the keys are granted to whoever the rows of their `KeyGrant` name.
+        Each batch is a transaction of its own. A second run goes on, and also finds owners that were added
+        meanwhile. The keys of a shared owner, such as a group, are granted to the recipients that the rows of
+        its `KeyGrant` name.
 
         Args:
-            classes: of whom; left out, of every `KeyOwner` of the base.
-            batch: how many owners a transaction.
-            progress: called after each with the name of the class and how many of it were made.
+            classes: the classes of owners. Left out: every `KeyOwner` of the base.
+            batch: the number of owners in a transaction.
+            progress: called after each batch with the name of the class, and the number of its owners that
+                got keys so far.
+
+        Returns:
+            The number of owners that got keys.
 
         Raises:
-            MigrationStoppedError: others go on making keys for the same owners at the same moments.
+            MigrationStoppedError: other processes keep making keys for the same owners at the same moments.
             ProviderError: the provider failed.
         """
         known = self.setting.classes
         wanted = [class_named(known, one) for one in classes] or known
-        # Who is granted something needs keys that it is sealed to.
+        # Recipients of grants first: a key is sealed to the recipient's keys.
         in_order = sorted(wanted, key=lambda one: bool(one.grants_of))
         return sum(self._providing.provide(one, batch, progress) for one in in_order)
 
     # ------------------------------------------------------------ where it stands
 
     def status(self) -> dict[str, CampaignStatus]:
-        """How many owners of each class stand where."""
+        """Count the owners of each class by their standing in the campaign."""
         with self.setting.transaction() as session:
             return {one.name: status_of(self.setting, session, one) for one in self.setting.classes}
 
@@ -96,19 +101,21 @@ class Campaign:
         *,
         unsafe_without_row_seals: bool = False,
     ) -> Released:
-        """Hand their keys to owners who chose a secret and wait; where the private half of the offline key
-        is. Never commits.
+        """Hand the keys to owners who chose a secret and wait. Never commits.
+
+        Run this where the private half of the offline key is.
 
         Args:
-            session: whose transaction it is.
-            owners: whom; left out, all who wait.
-            unsafe_without_row_seals: do it though nothing tells a secret that was chosen through the
-                application from one that somebody with access to the database put there to be given the keys.
+            session: the session; the changes are part of its transaction.
+            owners: the owners to release. Left out: all owners who wait.
+            unsafe_without_row_seals: release without row seals. Then nothing distinguishes a secret that was
+                chosen through the application from a secret that an attacker with access to the database put
+                there to get the keys.
 
         Raises:
             MigrationRefusedError: there are no server keys, and so no row seals.
             ConfigurationError: the private half is not here.
-            TransactionConflictError: one of them chose another secret at the same moment.
+            TransactionConflictError: an owner chose another secret at the same moment.
         """
         if not self.policy.seals.is_on and not unsafe_without_row_seals:
             raise MigrationRefusedError(
@@ -124,22 +131,22 @@ class Campaign:
     def close(
         self, policy: str = "refuse", *, confirm: int | None = None, batch: int = 500
     ) -> CampaignReport:
-        """Take the campaign's last slots away and destroy its key. Can be run again.
+        """Delete the campaign's last slots and destroy its key. Can be run again.
 
-        Before, take the campaign's provider out of every other process: what one of them would still enrol
-        under it is lost with the key.
+        First remove the campaign's provider from every other process: owners that another process still
+        enrols under it are lost with the key.
 
         Args:
-            policy: what becomes of those who have not claimed their keys. "refuse": do not close. "keep":
-                they keep their slots, and the key is not destroyed. "provider:NAME": their keys are put under
+            policy: the fate of owners who have not claimed their keys. "refuse": do not close. "keep": the
+                owners keep their slots, and the key is not destroyed. "provider:NAME": put their keys under
                 that provider. "shred": nobody will ever open their data again.
-            confirm: for "shred", how many owners that is.
-            batch: how many owners a transaction.
+            confirm: for "shred", the number of these owners.
+            batch: the number of owners in a transaction.
 
         Raises:
-            MigrationRefusedError: some are unclaimed, or other slots than expected are left.
+            MigrationRefusedError: some owners are unclaimed, or unexpected slots are left.
             ConfigurationError: there is no such policy.
-            ProviderError: the provider failed; what was done stays done.
+            ProviderError: the provider failed. Finished steps stay done.
         """
         closing = Closing(self.setting, policy, batch)
         return closing.close(self.status(), confirm)

@@ -1,4 +1,4 @@
-"""The end of a campaign: what becomes of those who are away still, and of the key."""
+"""The end of a campaign: the fate of owners who are still away, and of the campaign's key."""
 
 from __future__ import annotations
 
@@ -29,14 +29,15 @@ if TYPE_CHECKING:
 
 
 class Closing:
-    """One closing of a campaign. All of it can be done again.
+    """The closing of a campaign. Every step can be repeated.
 
     Args:
-        unclaimed: what becomes of those who have not claimed their keys.
-        batch: how many owners a transaction.
+        setting: the campaign.
+        unclaimed: the fate of owners who have not claimed their keys.
+        batch: the number of owners in a transaction.
 
     Raises:
-        ConfigurationError: `unclaimed` says nothing that can be done here.
+        ConfigurationError: `unclaimed` is not known, or cannot be carried out here.
     """
 
     def __init__(self, setting: Setting, unclaimed: str, batch: int) -> None:
@@ -44,7 +45,7 @@ class Closing:
         self._to = self._target()
 
     def _target(self) -> str | None:
-        """The provider under which the keys are put, if they are."""
+        """The name of the provider that takes the keys; None if no provider does."""
         kind, _, name = self._unclaimed.partition(":")
         if self._unclaimed not in ("refuse", "keep", "shred") and kind != "provider":
             raise ConfigurationError(
@@ -59,7 +60,7 @@ class Closing:
         return name
 
     def close(self, found: dict[str, CampaignStatus], confirm: int | None) -> CampaignReport:
-        """Close the campaign, which stands as it was found; shred so many owners, if that is confirmed."""
+        """Close the campaign, given the counts that were found. `confirm`: the number of owners to shred."""
         setting, total = self._setting, sum(found.values(), CampaignStatus())
         left = total.unclaimed + total.waiting
         if self._unclaimed == "refuse" and left:
@@ -93,7 +94,7 @@ class Closing:
         return report
 
     def _rewrap(self, owner_class: OwnerClass, to: str) -> int:
-        """Put the keys of those whom nobody else opens under another provider; of how many."""
+        """Put keys that only the campaign opens under another provider, and count their owners."""
         setting, at = self._setting, Standing(owner_class, self._setting.provider)
         condition = and_(at.is_active, at.is_provisional, ~at.has_secret, ~at.is_shared)
         done = 0
@@ -121,7 +122,7 @@ class Closing:
         return done
 
     def _let_go(self, owner_class: OwnerClass) -> None:
-        """Of owners whom others open, take the campaign's slots away; what was its alone stays."""
+        """Delete the campaign's slots of owners with another way to their keys. The other slots stay."""
         setting, at = self._setting, Standing(owner_class, self._setting.provider)
         others = or_(at.has_secret, at.is_shared)
         with setting.transaction() as session:
@@ -137,7 +138,7 @@ class Closing:
                         start_epoch(Desk(session, setting.policy), place, None)
 
     def _shred(self, expected: int) -> int:
-        """All in one transaction: as many as were agreed to, and no one else."""
+        """Shred in a single transaction, and no more owners than the caller confirmed."""
         setting, count = self._setting, 0
         with setting.transaction() as session:
             for owner_class in setting.classes:
@@ -156,7 +157,7 @@ class Closing:
         return count
 
     def _left(self) -> int:
-        """How many owners have a slot of the campaign still."""
+        """Count the owners that still have a slot of the campaign."""
         setting = self._setting
         with setting.transaction() as session:
             return sum(

@@ -1,4 +1,4 @@
-"""How many owners stand where in a campaign."""
+"""Count owners by their standing in a campaign."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def status_of(setting: Setting, session: Session, owner_class: OwnerClass) -> CampaignStatus:
-    """How many owners of a class stand where."""
+    """Count the owners of a class by their standing in the campaign."""
     found = OwnerRows(setting, session, owner_class)
     owners = select(func.count()).select_from(owner_class.primary_key[0].table)
     total: int = found.rows(owners)[0][0]

@@ -1,4 +1,4 @@
-"""The rows of one class of owners, as a campaign reads and changes them."""
+"""The rows of a class of owners, as a campaign reads and changes them."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ if TYPE_CHECKING:
     PrimaryKey = tuple[Any, ...]
 
 _PART = 500
-"""Most owners that one statement names."""
+"""The largest number of owners that a statement names."""
 
 
 class OwnerRows:
-    """One class of owners in one session.
+    """A class of owners in a session.
 
     Attributes:
-        store: the statements on their key tables.
+        store: the statements on the key tables of the class.
     """
 
     def __init__(self, setting: Setting, session: Session, owner_class: OwnerClass) -> None:
@@ -43,13 +43,13 @@ class OwnerRows:
         self.store = KeyStore(session, owner_class, setting.policy.seals)
 
     def rows(self, query: Any) -> Sequence[Any]:
-        """What a query finds, in the database of the class."""
+        """The rows that a query finds in the database of the class."""
         bind = bind_for(self.session, self.owner_class.mapper, query)
         rows: Sequence[Any] = self.session.execute(query, bind_arguments=bind).all()
         return rows
 
     def owners(self, condition: Any, among: Sequence[PrimaryKey] | None = None) -> list[PrimaryKey]:
-        """The owners that have a key of which this holds; among some, if they are given."""
+        """The owners with a key row that meets the condition. `among`: only look at these owners."""
         columns = self.owner_class.owner_columns
         query = select(*columns).where(condition).distinct().order_by(*columns)
         queries = [query] if among is None else [query.where(matches(columns, some)) for some in parts(among)]
@@ -58,8 +58,10 @@ class OwnerRows:
     def loaded(
         self, owners: Sequence[PrimaryKey]
     ) -> Iterator[tuple[list[Any], list[StoredSlot] | EnvelopeError]]:
-        """The key rows of each of these owners, and the slots of its root keys or why they must not be used;
-        with every KEK at hand: it is asked for before the first of them is written."""
+        """The key rows of each owner, and the slots of its root keys, or the error that forbids their use.
+
+        The provider is asked for every KEK first, before the caller writes the first row.
+        """
         providers, rows = self._setting.providers, dict[bytes, list[Any]]()
         for row in self.store.load(owners):
             rows.setdefault(row.owner, []).append(row)
@@ -76,7 +78,7 @@ class OwnerRows:
                 loaded = self.store.load_slots(some)
             except EnvelopeError:
                 loaded = []
-                for key_id in some:  # one altered row is not to stop all the others
+                for key_id in some:  # an altered row must not stop the other rows
                     try:
                         loaded += self.store.load_slots([key_id])
                     except EnvelopeError as error:
@@ -102,7 +104,7 @@ class OwnerRows:
 
 
 def parts(owners: Sequence[PrimaryKey], size: int = _PART) -> Iterator[Sequence[PrimaryKey]]:
-    """Some at a time, for statements of a bearable length."""
+    """Split the owners into parts, so that no statement gets too long."""
     return (owners[start : start + size] for start in range(0, len(owners), size))
 
 
@@ -112,7 +114,7 @@ def usable_keys(rows: Iterable[Any]) -> list[StoredKey]:
 
 
 def usable_slots(slots: list[StoredSlot] | EnvelopeError) -> list[StoredSlot]:
-    """The slots of `OwnerRows.loaded`, or the reason why they must not be used, raised."""
+    """The slots of `OwnerRows.loaded`. Raises the error that forbids their use, if there is one."""
     if isinstance(slots, EnvelopeError):
         raise slots
     return slots

@@ -1,4 +1,4 @@
-"""Keys for owners who have none, batch by batch."""
+"""Make keys for owners without keys, batch by batch."""
 
 from __future__ import annotations
 
@@ -32,17 +32,17 @@ if TYPE_CHECKING:
     Progress = Callable[[str, int], None]
 
 _MOST_COLLISIONS = 20
-"""Most times that one batch is begun anew because others enrol the same owners."""
+"""The largest number of times that a batch is repeated because others enrol the same owners."""
 
 
 class Providing:
-    """Making keys for everybody who has none; each batch is a transaction of its own."""
+    """Makes keys for every owner without keys. Each batch is a transaction of its own."""
 
     def __init__(self, setting: Setting) -> None:
         self._setting = setting
 
     def provide(self, owner_class: OwnerClass, batch: int, progress: Progress | None) -> int:
-        """Make keys for every owner of a class who has none; how many."""
+        """Make keys for every owner of a class without keys, and count the owners that got keys."""
         after: PrimaryKey | None = None
         made = collisions = 0
         while True:
@@ -53,7 +53,7 @@ class Providing:
                     found = self._without_keys(rows, after, batch)
                     count = self._make(rows, found, kek)
             except (DBAPIError, TransactionConflictError) as error:
-                # Somebody deleted one of them: now it is not among them any more. Or a lock, or a conflict.
+                # An owner was deleted, and the next query does not find it. Or a lock, or a conflict.
                 if not (may_pass(error) or collided(error)):
                     raise
                 collisions += 1
@@ -74,7 +74,7 @@ class Providing:
     def _without_keys(
         self, rows: OwnerRows, after: PrimaryKey | None, batch: int
     ) -> list[tuple[PrimaryKey, bytes]]:
-        """Some owners without keys, in the order of their primary keys, and what theirs would be bound to."""
+        """A batch of owners without keys, by primary key, each with the reference to bind its keys to."""
         owner_class = rows.owner_class
         keys, table = owner_class.primary_key, owner_class.key_class.__table__
         owned = and_(*(a == b for a, b in zip(owner_class.owner_columns, keys, strict=True)))
@@ -94,7 +94,7 @@ class Providing:
         ]
 
     def _make(self, rows: OwnerRows, found: Sequence[tuple[PrimaryKey, bytes]], kek: ProviderKek) -> int:
-        """Make their keys, but for those whose keys others made meanwhile; for how many."""
+        """Make the owners' keys, except where others did so meanwhile, and count the owners that got keys."""
         scopes, hybrid = rows.owner_class.scopes, self._setting.policy.hybrid
         made = [
             (primary_key, bound_keys(new_keys(scopes, hybrid=hybrid), reference))
@@ -117,7 +117,7 @@ class Providing:
                     one.key.wipe()
 
     def _grant(self, rows: OwnerRows, made: dict[PrimaryKey, list[OpenedKey]]) -> None:
-        """Grant new keys to those whom rows named before there were any."""
+        """Grant new keys to the recipients that granting rows named before the keys were made."""
         for grant in rows.owner_class.grants_of:
             of, end = grant.of.columns, len(grant.row_key) + len(grant.of.columns)
             query = select(*grant.row_key, *of, *grant.to.columns)

@@ -1,4 +1,4 @@
-"""Keys handed to owners who chose a secret and wait for the custodians of an offline key."""
+"""Hand keys to owners who chose a secret and wait for the custodians of an offline key."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 def release(setting: Setting, session: Session, owners: Iterable[object] | None) -> Released:
-    """Release these owners, or all who wait."""
+    """Release these owners, or all owners who wait."""
     note_policy(session, setting.policy)
     places = None
     if owners is not None:

@@ -1,4 +1,4 @@
-"""What a campaign tells: how many owners stand where, and what became of them at its end."""
+"""The reports of a campaign: the standing of its owners, and their fate at the end."""
 
 from __future__ import annotations
 
@@ -9,18 +9,20 @@ from typing import Any, NamedTuple
 
 @dataclass(frozen=True)
 class CampaignStatus:
-    """How many owners stand where; each is counted once, but for `hardened`, which counts some of `claimed`.
+    """The number of owners in each standing.
+
+    Each owner is counted once. `hardened` is an extra count of some owners in `claimed`.
 
     Attributes:
-        owners: all of them.
-        unprovided: without keys.
-        unclaimed: the campaign's key opens them, and no secret of theirs does.
-        waiting: they chose a secret, and the custodians of the offline key have not released them.
-        claimed: with a secret of their own, by a claim.
-        hardened: those of them with newer keys, which the campaign's key never opened.
-        enrolled: with a secret of their own from the beginning.
-        shared: opened by others who were granted their keys, as a group is by its members.
-        other: with keys that none of these opens: held by another provider, or shredded.
+        owners: all owners.
+        unprovided: owners without keys.
+        unclaimed: owners with keys that the campaign's key opens, and no secret of their own.
+        waiting: owners who chose a secret, but were not released by the custodians of the offline key yet.
+        claimed: owners with a secret of their own, set by a claim.
+        hardened: claimed owners with newer keys, which the campaign's key never opened.
+        enrolled: owners with a secret of their own from the beginning.
+        shared: owners with keys that were granted to others, as a group's keys are to its members.
+        other: owners with keys that none of these ways opens: held by another provider, or shredded.
     """
 
     owners: int = 0
@@ -39,15 +41,15 @@ class CampaignStatus:
 
 @dataclass(frozen=True)
 class CampaignReport:
-    """What was found when a campaign was closed, and what was done.
+    """The counts at the closing of a campaign, and the steps that were carried out.
 
     Attributes:
         provider, reference: the campaign, and its key.
-        policy: what was to be done with the unclaimed.
+        policy: the requested fate of unclaimed owners.
         classes: the counts at closing, by the name of each class.
-        kept, rewrapped, shredded: what became of those who were unclaimed or waiting.
+        kept, rewrapped, shredded: the number of unclaimed or waiting owners by their fate.
         destroyed: whether the key was destroyed.
-        by_hand: what is left for a person to do; None if nothing is.
+        by_hand: the step that a person still has to take; None if there is none.
     """
 
     provider: str
@@ -90,7 +92,7 @@ class CampaignReport:
 
 
 class Released(NamedTuple):
-    """How many owners were released, and how many were not, since their rows are not as they should be."""
+    """The number of released owners, and of owners that were refused because of errors in their rows."""
 
     released: int
     refused: int

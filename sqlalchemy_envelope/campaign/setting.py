@@ -1,4 +1,4 @@
-"""Whose campaign it is: its database, the classes of owners, and the provider whose key opens them."""
+"""The setting of a campaign: its database, the classes of owners, and the campaign's provider."""
 
 from __future__ import annotations
 
@@ -27,10 +27,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Setting:
-    """What all parts of a campaign have in common.
+    """The settings that all parts of a campaign share.
 
     Attributes:
-        provider: the campaign's, by its name.
+        sessions: makes sessions on the database.
+        policy: the settings of the envelope.
+        provider: the name of the campaign's provider.
         classes: the classes of owners of the application.
     """
 
@@ -56,10 +58,11 @@ class Setting:
         return self.providers.named(self.provider)
 
     def require_own_key(self) -> None:
-        """Check that the key which is destroyed at the end is one that nothing else is under.
+        """Check that the key to destroy at the end protects nothing but the campaign.
 
         Raises:
-            ConfigurationError: the provider is not a campaign's, or another one is under the same key.
+            ConfigurationError: the provider is not made for a campaign, or another provider uses the same
+                key.
         """
         if not self.calls.is_campaign:
             raise ConfigurationError(
@@ -75,10 +78,10 @@ class Setting:
                 )
 
     def require_opening(self) -> None:
-        """Check that the campaign's key opens here what it was put around.
+        """Check that the campaign's provider can open slots here.
 
         Raises:
-            ConfigurationError: this is the public half of an offline key.
+            ConfigurationError: the provider is the public half of an offline key.
         """
         if not self.calls.can_open:
             raise ConfigurationError(
@@ -87,22 +90,22 @@ class Setting:
             )
 
     def new_kek(self, provider: str) -> ProviderKek:
-        """A key under a provider, for new slots."""
+        """A KEK under a provider, for new slots."""
         ready = self.providers.ready_for_new(provider)
         if ready is None or self.providers.needs_new(provider):
             return self.providers.wrap_new(provider)
         return ready
 
     def tell(self, event: str, owner_class: str, count: int) -> None:
-        """Tell the application's audit what was done."""
+        """Emit an audit event to the application."""
         self.policy.emit(AuditEvent(event, owner_class, count=count, provider=self.provider))
 
 
 def owner_classes_of(base: Any) -> list[OwnerClass]:
-    """The classes of owners of a declarative base, or a registry, in the order of names.
+    """The classes of owners of a declarative base, or of a registry, in the order of their names.
 
     Raises:
-        ConfigurationError: it is neither.
+        ConfigurationError: `base` is neither.
     """
     require_registries(base)
     configure_mappers()
@@ -114,10 +117,10 @@ def owner_classes_of(base: Any) -> list[OwnerClass]:
 
 
 def class_named(classes: Sequence[OwnerClass], wanted: type[Any]) -> OwnerClass:
-    """The one of these that is mapped to a class.
+    """The class of owners among these that belongs to a mapped class.
 
     Raises:
-        ConfigurationError: none is.
+        ConfigurationError: the mapped class has none among these.
     """
     found = owner_class_of(getattr(wanted, "__table__", None))
     if found is None or found not in classes:

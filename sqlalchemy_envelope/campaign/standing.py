@@ -1,4 +1,4 @@
-"""Where owners stand in a campaign, as conditions on their key rows."""
+"""The standing of owners in a campaign, as conditions on their key rows."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class Standing:
-    """Conditions on one class's key rows, that tell where their owner stands in a campaign."""
+    """Conditions on the key rows of a class that tell the standing of their owner in a campaign."""
 
     def __init__(self, owner_class: OwnerClass, provider: str) -> None:
         keys, slots = owner_class.key_class.__table__, owner_class.slot_class.__table__
@@ -43,7 +43,7 @@ def _any(table: Any, *conditions: Any) -> Any:
 
 
 def held_by(slots: Any, provider: str) -> Any:
-    """The slots of a provider."""
+    """The condition for slots of a provider."""
     return and_(
         slots.c.kind == SlotKind.PROVIDER, slots.c.provider_ref.startswith(f"{provider} ", autoescape=True)
     )

@@ -1,8 +1,8 @@
-"""Where the library hooks into SQLAlchemy: public events only, registered with the first
+"""The hooks of the library into SQLAlchemy: public events only, registered with the first
 encrypted column or owner.
 
-A statement listener costs every other statement some microseconds, so that importing
-this package registers none.
+A statement listener costs every other statement some microseconds, so importing this
+package registers no statement listener.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ from sqlalchemy_envelope.orm.writing.plain import is_plain
 
 
 def register() -> None:
-    """Listen for declarations; everything else follows from them."""
+    """Listen for declarations. A declaration registers the other listeners."""
     event.listen(Column, "after_parent_attach", _on_column)
     event.listen(Mapper, "after_mapper_constructed", _on_mapper_constructed)
     event.listen(Mapper, "mapper_configured", _on_mapper_configured)
@@ -87,8 +87,8 @@ def _install() -> None:
 
 
 def _settle_before_flush(session: Session, *_: object) -> None:
-    """A flush with something to write: what unlocks in this session left waiting goes with it."""
-    flush_notes.clear_notes(session)  # of one whose rollback failed
+    """Settle the pending work of the unlocks in this session before a flush that writes."""
+    flush_notes.clear_notes(session)  # the notes of a flush whose rollback failed
     if not any(one.waits_in(session) for one in context.unlocked_sessions(session)):
         return
     if session.new or session.deleted or any(session.is_modified(one) for one in session.dirty):
@@ -98,7 +98,7 @@ def _settle_before_flush(session: Session, *_: object) -> None:
 def _before_execute(
     connection: Connection, statement: Any, multiparams: Any, params: Any, execution_options: Any
 ) -> tuple[Any, Any, Any]:
-    """What is done before a statement, in this order; the last step encrypts its parameters."""
+    """The steps before a statement, in this order. The last step encrypts the parameters."""
     use: Use | None = getattr(connection, USE, None)
     try:
         if is_plain(connection, statement):
@@ -115,7 +115,7 @@ def _before_execute(
             sole_rows.on_statement(session, statement)
         elif _needs_a_session(connection, statement):
             if not connection.in_transaction():
-                connection.begin()  # as the statement would: what is stored for it belongs to its transaction
+                connection.begin()  # as the statement would: rows stored for it belong to its transaction
             with lent_session(connection):
                 return statements.encrypt(connection, statement, multiparams, params, execution_options)
         return statements.encrypt(connection, statement, multiparams, params, execution_options)
@@ -126,8 +126,8 @@ def _before_execute(
 
 
 def _note(use: Use, statement: Any) -> None:
-    """What is noted of every statement of a session, whichever table it is on."""
-    # A SELECT that is not FOR UPDATE, the most frequent statement, is not asked further.
+    """The notes that every statement of a session leaves, whatever its table."""
+    # A SELECT without FOR UPDATE, the most frequent statement, is not examined further.
     if (type(statement) is not Select or statement._for_update_arg is not None) and takes_locks(statement):
         use.holds_locks = True
     current = context.CURRENT.get()
@@ -136,8 +136,10 @@ def _note(use: Use, statement: Any) -> None:
 
 
 def _needs_a_session(connection: Connection, statement: Any) -> bool:
-    """Whether a statement on a connection without a session may write values whose keys are fetched, or made,
-    as they are needed: that takes a session."""
+    """Whether a statement on a connection without a session needs a session.
+
+    It does if it may write values with keys that are fetched or made on demand.
+    """
     in_ctes = connection.dialect.name in forms.WRITE_IN_CTES and forms.may_hold_ctes(statement)
     if not in_ctes and isinstance(statement, (Insert, Update)):
         if plan_of_table(forms.target_of(statement)) is None:
@@ -148,14 +150,14 @@ def _needs_a_session(connection: Connection, statement: Any) -> bool:
 
 
 _PASSES = "_sqlalchemy_envelope_passes"
-"""An attribute of a compiled statement that was looked at: what is asked before each execution, or True if
-nothing is."""
+"""An attribute of a compiled statement that was checked: the check to repeat before each execution, or True
+if there is none."""
 
 
 def _before_cursor_execute(
     connection: Connection, cursor: object, sql: str, parameters: Any, execution: Any, executemany: bool
 ) -> tuple[str, Any]:
-    """Refuse what must not be sent. SQLAlchemy keeps compiled statements, and so each is looked at once."""
+    """Refuse forbidden statements. Each compiled statement is checked once, because SQLAlchemy keeps it."""
     compiled = getattr(execution, "compiled", None)
     passes = getattr(compiled, _PASSES, _check)
     if passes is True:
@@ -192,7 +194,7 @@ def _check(connection: Connection, sql: str, compiled: Any, execution: Any) -> N
 
 
 def _follow(connection: Connection, sql: str, compiled: Any, execution: Any) -> None:
-    """Of a statement that may change the schema in which tables are found."""
+    """Note a statement that may change the schema in which tables are found."""
     on_statement(connection, sql, compiled)
     schema_maps.check(connection, sql, compiled, execution)
 
@@ -251,7 +253,7 @@ def _on_mapper_configured(mapper: Mapper[Any], cls: type[Any]) -> None:
     if duals:
         event.listen(cls, "load", listener, insert=True, raw=True)
     settling.make_settling(plan, mapper)
-    # Where there is a previous column, one that was left out may have to be read after all.
+    # Where there is a previous column, a column that was left out may have to be read after all.
     event.listen(cls, "refresh", listener, insert=True, raw=True, restore_load_context=bool(duals))
     event.listen(cls, "expire", forget, raw=True)
     event.listen(cls, "pickle", on_pickle, raw=True)

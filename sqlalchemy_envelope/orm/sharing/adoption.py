@@ -1,4 +1,4 @@
-"""Grants that are sealed become wraps under their recipients' own root keys, where they may be trusted."""
+"""Sealed grants become wraps under the recipients' own root keys, where the sealed keys may be trusted."""
 
 from __future__ import annotations
 
@@ -24,8 +24,12 @@ if TYPE_CHECKING:
 
 
 def adopt_grants(desk: Desk, keyring: Keyring, grants: Grants) -> Unproven:
-    """Wrap what was sealed under the recipients' own root keys; tells whose active root key is not to be
-    trusted, with the newest one that is."""
+    """Wrap sealed keys under the recipients' own root keys.
+
+    Returns:
+        Each owner with an active root key that may not be trusted: the id of that key, and the owner's newest
+        trusted root key.
+    """
     trust = _Trust(keyring, grants)
     adopted: dict[GrantClass, list[StoredGrant]] = {}
     sealed = [one for one in grants if one[1].state is GrantState.SEALED]
@@ -37,7 +41,7 @@ def adopt_grants(desk: Desk, keyring: Keyring, grants: Grants) -> Unproven:
             key, recipient = keyring.open(grant.key_id), keyring.open(grant.recipient_key_id)
             if key is None or recipient is None:
                 continue
-            # With row seals nobody else can have made it.
+            # With row seals, only the application can have written this row.
             if desk.policy.seals.is_on or trust.allows(owner, key):
                 adopted.setdefault(grant_class, []).append(adopted_grant(grant, key, recipient))
     _store(desk, adopted)
@@ -55,10 +59,11 @@ def _store(desk: Desk, adopted: Mapping[GrantClass, list[StoredGrant]]) -> None:
 
 
 class _Trust:
-    """Which root keys that were sealed may be adopted, where no row seals say who made them.
+    """Which sealed root keys may be adopted, where no row seals show that the application wrote them.
 
     Attributes:
-        unproven: whose active root key may not, with the newest one that is known to be genuine.
+        unproven: each owner with an active root key that may not be adopted: the id of that key, and the
+            newest root key that is known to be genuine.
     """
 
     def __init__(self, keyring: Keyring, grants: Grants) -> None:
@@ -71,15 +76,18 @@ class _Trust:
                 self._adopted.setdefault(keyring.owner_of_key(grant.key_id), []).append(grant)
 
     def allows(self, owner: OwnerId, key: OpenedKey) -> bool:
-        """Whether a key of this owner may be adopted: the first root key may, one that was adopted before,
-        and one whose maker proves to have held the newest of these."""
+        """Whether a key of this owner may be adopted.
+
+        Any key but a root key may. A root key may if no root key of this owner is known yet, if this very key
+        was adopted before, or if its maker proves to have held the newest known root key.
+        """
         if key.stored.purpose is not Purpose.ROOT:
             return True
         if owner not in self._known:
             self._known[owner] = _opened(self._keyring, self._adopted.get(owner, ()))
         known = self._known[owner]
         is_known = not known or any(one.stored.key_id == key.stored.key_id for one in known)
-        # By the newest alone: an older one is known to those who were removed since.
+        # Only the newest root key can prove it: removed members still know the older ones.
         newest = max(known, key=lambda one: one.stored.epoch, default=key)
         if is_known or is_proven(key.stored, [newest]):
             known.append(key)
@@ -90,15 +98,17 @@ class _Trust:
 
 
 def _opened(keyring: Keyring, adopted: Iterable[StoredGrant]) -> list[OpenedKey]:
-    """The root keys in grants that were adopted at an earlier unlock. Nobody but their recipient can have
-    wrapped them so; what is sealed, anybody can have made."""
+    """Open the root keys in grants that were adopted earlier.
+
+    Only the recipient can have wrapped these keys. A sealed key can come from anybody.
+    """
     opened = []
     for grant in adopted:
         stored = keyring.stored(grant.key_id)
         if stored is None:
             continue
         try:
-            # Through this very grant: what another way opens says nothing about who wrote this row.
+            # Through this very grant: a key that opens in another way does not show who wrote this row.
             way, parent = way_through(grant, stored), keyring.open(grant.recipient_key_id)
             if way is not None and parent is not None:
                 opened.append(open_wrap(stored, way, parent))

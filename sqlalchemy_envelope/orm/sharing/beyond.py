@@ -1,9 +1,8 @@
-"""Who reaches a key beyond the owners that it is granted to: the members of a group that is a member, and so
-on.
+"""Indirect holders of a key: the members of a group that is itself a member, and so on.
 
-Somebody who left such a group reaches the key through the group's old one, until the group has a new epoch.
-Epochs start at the far end: each makes stale what the next group on the way was sealed to, and an epoch that
-started before would have to start again.
+A former member of such a group reaches the key through the group's old key, until the group has a new epoch.
+Epochs start at the far end. Each epoch makes stale the key that the next group on the way was sealed to, so
+an epoch that started earlier would have to start again.
 """
 
 from __future__ import annotations
@@ -31,15 +30,16 @@ if TYPE_CHECKING:
     Keys = Mapping[OwnerClass, Collection[KeyId]]
 
 MAX_LEVELS = 8
-"""Most grants from an unlocked owner to another: groups in groups in groups."""
+"""The largest number of grants in a row from an unlocked owner to another: groups in groups in groups."""
 
 
 class Left(NamedTuple):
-    """An owner from whom somebody was removed.
+    """An owner that needs a new root key: somebody was removed from it, or the caller named its root key.
 
     Attributes:
-        key_id: the root key that a new one is to replace.
-        level: how many grants lead from the keys in question to this owner, by the longest way.
+        key_id: the root key to replace.
+        level: how far the owner is from the keys in question, on the longest way: 0 for a recipient of a key,
+            -1 for the owner of a key.
     """
 
     place: Place
@@ -58,13 +58,16 @@ def by_class(keys: Iterable[tuple[Place, KeyId]]) -> dict[OwnerClass, set[KeyId]
 def find_left(
     session: Session, keys: Keys, also: Collection[KeyId] = (), *, themselves: bool = False
 ) -> list[Left]:
-    """Of the owners that these keys are granted to, directly or through others, those from whom somebody was
-    removed, and those whose root keys are named in `also`. The farthest first, each once. One statement for
-    each class of grants on the way that leads on.
+    """Find owners that need a new root key among the recipients of these keys, direct and indirect.
+
+    The farthest owner comes first, and each root key comes once. Each level sends one statement for each
+    class of grants that leads on.
 
     Args:
-        session, keys, also: what is asked.
-        themselves: these are root keys, and their owners are asked about as well.
+        session: the session to query.
+        keys: the keys to start from, by the class of their owners.
+        also: root keys to report even if nobody was removed from their owners.
+        themselves: look at the owners of `keys` as well. `keys` are root keys then.
     """
     found: dict[KeyId, Left] = {}
     names, frontier = Names(session), {of: set(some) for of, some in keys.items()}
@@ -87,7 +90,7 @@ def find_left(
 
 
 def _count_whole(session: Session, of: OwnerClass, key_ids: Any) -> dict[KeyId, GrantCounts]:
-    """How often these root keys of a class were granted; nothing, and no query, where none can be."""
+    """Count the grants of these root keys. No query where the class has no grants of root keys."""
     whole = of.grants_with(None)
     return count_grants(session, whole, key_ids) if whole else {}
 
@@ -100,8 +103,11 @@ def renew_beyond(
     *,
     themselves: bool = False,
 ) -> None:
-    """Start epochs of those who reach these keys and whom somebody left, or whose root key another one has to
-    vouch for. One level at a time, for an epoch may make owners stale that are nearer: each has one epoch."""
+    """Start epochs of the owners that reach these keys and need a new root key.
+
+    An owner needs a new root key if somebody was removed from it, or if `vouching` names its root key. Work
+    on one level at a time: an epoch may make nearer owners stale. Each owner gets one epoch.
+    """
     done: set[OwnerId] = set()
     vouching = vouching or {}
     while True:
@@ -125,8 +131,11 @@ def renew_beyond(
 
 
 def renew_left(desk: Desk, keyring: Keyring | None, recipients: Iterable[Recipient]) -> None:
-    """Before a key is sealed to groups: start epochs of those from whom somebody was removed, and of those
-    who reach them. Who left would open by the old key of the group what they never had a right to."""
+    """Start the epochs that are due before a key is sealed to groups.
+
+    These are the epochs of groups that somebody was removed from, and of groups that reach them. Otherwise a
+    former member could open the new grant with the group's old key, without ever having had a right to it.
+    """
     groups: dict[OwnerClass, set[tuple[Any, ...]]] = {}
     for one in recipients:
         owner_class = one.grant_class.to.owner_class

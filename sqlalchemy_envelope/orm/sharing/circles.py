@@ -1,4 +1,4 @@
-"""Circles of grants are refused: owners that reach each other's keys could never shut anybody out."""
+"""Refuse circles of grants: owners that reach each other's keys could never shut anybody out."""
 
 from __future__ import annotations
 
@@ -21,8 +21,10 @@ if TYPE_CHECKING:
 
 
 def refuse_circles(session: Session, place: Place, recipients: Iterable[Recipient]) -> None:
-    """Two owners that reach each other's keys cannot shut anybody out: each one's new key would be sealed to
-    the other one's old key, which who left still has.
+    """Refuse a grant that would let two owners reach each other's keys.
+
+    Two such owners cannot shut anybody out: the new key of each owner would be sealed to the old key of the
+    other, and a former member still has that old key.
 
     Raises:
         GrantError: the owner reaches the key of one of these recipients already.
@@ -43,7 +45,7 @@ def refuse_circles(session: Session, place: Place, recipients: Iterable[Recipien
 
 
 def _one_grant_on(session: Session, names: Names, places: Collection[Place]) -> set[Place]:
-    """The owners whose whole key was granted to one of these."""
+    """The owners with a root key that was granted to at least one of these owners."""
     reached: set[Place] = set()
     for owner_class, some in places_by_class(places).items():
         keys = [one.primary_key for one in some]

@@ -1,12 +1,13 @@
-"""The keys of a deleted owner open nothing more, in the process that deleted it too.
+"""The keys of a deleted owner open nothing more, not even in the process that deleted the owner.
 
-A value without a foreign key to its owner outlives it. A new owner with the same primary key, which SQLite
-gives out again, must not read that value with keys that were kept from before.
+A value without a foreign key to its owner outlives the owner. SQLite gives primary keys out again. A new
+owner with the same primary key must not read the value with keys that were kept from before.
 
-An object that the unit of work deleted is known, and its keys go with the commit. Where the same transaction
-enrolls another owner of its name, they are put aside at once, and the new one's stay. Any other DELETE may
-delete any owner of the table, and through ON DELETE CASCADE of further tables: a server session looks again
-for the keys of all of these before it uses them. What other processes keep ends with `CachePolicy.seconds`.
+The unit of work knows the object that it deletes, and the owner's keys go with the commit. If the same
+transaction enrolls another owner of the same name, the old keys are put aside at once and the new keys stay.
+Any other DELETE may delete any owner of the table, and through ON DELETE CASCADE owners of further tables: a
+server session looks for the keys of all these owners again before it uses them. Other processes keep the
+keys for at most `CachePolicy.seconds`.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 
 
 def on_statement(session: Session, statement: object) -> None:
-    """A statement comes: note the owners that it may delete."""
+    """Note the owners that a statement may delete."""
     if isinstance(statement, Delete) and isinstance(statement.table, Table):
         classes = deleted_with(statement.table)
         if classes:
@@ -40,7 +41,7 @@ def on_statement(session: Session, statement: object) -> None:
 
 
 def after_delete(mapper: Mapper[Any], connection: Connection, state: InstanceState[Any]) -> None:
-    """The unit of work deleted an owner."""
+    """Note an owner that the unit of work deleted."""
     session, owner_class = object_session(state.obj()), owner_class_of(mapper.local_table)
     if session is None or owner_class is None or state.key is None:
         return
@@ -50,6 +51,6 @@ def after_delete(mapper: Mapper[Any], connection: Connection, state: InstanceSta
 
 def _forget(session: Session, classes: frozenset[OwnerClass], owner: OwnerId | None = None) -> None:
     if owner is not None and made_first_keys(session, owner):
-        return  # after the deletion: these are another owner's, and the former one's were put aside
+        return  # enrolled after the deletion: the keys here are the new owner's, the old ones were put aside
     for unlocked in context.unlocked_sessions(session):
         unlocked.forget_deleted(classes, owner)

@@ -1,9 +1,10 @@
-"""New epochs: a fresh key in place of one that somebody was shut out from.
+"""New epochs: a fresh key replaces a key that somebody was shut out from.
 
-Whoever starts one locks the group first, and seals the new key to all who are there then: to those who were
-left out of the old one too. It takes nobody's secret. The new key is sealed to the public keys of those who
-stay, and to each key slot's; a retired key stays, for what was written under it. Who holds the old key adds
-what only a holder can: the proof that they did, and the link through which newcomers read what was before.
+First lock the group, then seal the new key to everybody who is a member at that time, including members who
+were left out of the old key. No secret is needed. The new key is sealed to the public keys of the remaining
+members and of each key slot. The retired key stays, because earlier values are encrypted under it. A holder
+of the old key adds two things that only a holder can make: the proof of having held it, and the link through
+which new members read earlier values.
 """
 
 from __future__ import annotations
@@ -54,14 +55,22 @@ def start_epoch(
     instead_of: KeyId | None = None,
     for_nobody: bool = False,
 ) -> bool:
-    """A new root key, and a new data key for each scope, for those who hold grants and slots of the old one.
+    """Make a new root key, and a new data key for each scope, for the holders of the old root key.
 
-    Where the active root key is not proven, `vouching`, an earlier one that is, speaks for the new one beside
-    it: some members may have adopted the one and some the other.
+    Four statements read and four write, whatever the number of members.
 
-    Four statements read, four write, whatever the number of members. Does nothing for an owner without keys,
-    or whose keys nobody could open afterwards, unless it is `for_nobody`, or where another epoch was started
-    already than the one `instead_of` which this one is to be. Tells whether it was started.
+    Args:
+        desk, place: the session with its policy, and the owner.
+        keyring: the keyring that takes the new keys, if it may hold them; None if there is none.
+        joining: further recipients of the new root key.
+        vouching: an earlier root key that is proven, where the active root key is not. The new root key then
+            has a proof by `vouching`, and a proof by the active root key if that key opens here: some members
+            may have adopted the earlier key, and other members the active key.
+        instead_of: the root key to replace. Nothing is done if another root key is active by now.
+        for_nobody: start the epoch even if no member and no slot could open the new root key.
+
+    Returns:
+        Whether the epoch was started. An owner without keys gets none.
     """
     locked = _LockedOwner(desk, place)
     old = locked.root
@@ -97,8 +106,10 @@ def start_scope_epoch(
     *,
     instead_of: KeyId | None = None,
 ) -> bool:
-    """A new data key for one scope, wrapped under the owner's root key if that is open here, else sealed; as
-    `start_epoch`."""
+    """Make a new data key for a scope; as `start_epoch`.
+
+    The new key is wrapped under the owner's root key if that key is open here, and sealed to it otherwise.
+    """
     locked = _LockedOwner(desk, place)
     old, root = locked.data_key(scope), locked.root
     if old is None or root is None or instead_of not in (None, old.key_id):
@@ -118,10 +129,10 @@ def start_scope_epoch(
 
 
 def load_locked(store: KeyStore, place: Place) -> list[StoredKey]:
-    """The keys of an owner who is locked, as they are now.
+    """The keys of a locked owner, as they are now.
 
     Raises:
-        RowSealError, OwnerMismatchError: one was altered.
+        RowSealError, OwnerMismatchError: a key row was altered.
     """
     return [
         one.stored
@@ -130,7 +141,7 @@ def load_locked(store: KeyStore, place: Place) -> list[StoredKey]:
 
 
 class _LockedOwner:
-    """An owner who is locked, with its keys as they are now."""
+    """A locked owner, with its keys as they are now."""
 
     def __init__(self, desk: Desk, place: Place) -> None:
         lock_groups(desk, [place])
@@ -149,19 +160,19 @@ class _LockedOwner:
         return next((key for key in self.keys if _is_active(key, Purpose.DATA) and key.scope == scope), None)
 
     def members(self, key: StoredKey) -> list[Recipient]:
-        """Who has this key, or another generation of it, through a grant."""
+        """The recipients of grants of this key, or of another generation of it."""
         scope = None if key.purpose is Purpose.ROOT else key.scope
         grants = self.place.owner_class.grants_with(scope)
         return members_of(self.desk, grants, key, self._generations(key)) if grants else []
 
     def open_slots(self, root: StoredKey) -> list[StoredSlot]:
-        """The slots of a root key that another one can be sealed into."""
+        """The slots of a root key that have a public key, so that a new root key can be sealed to them."""
         return [
             slot for slot in self.store.load_slots([root.key_id]) if slot.recipient_public_key is not None
         ]
 
     def new_root(self, old: StoredKey, provers: Sequence[OpenedKey]) -> OpenedKey:
-        """A new root key, with the proofs of these earlier ones."""
+        """A new root key, with a proof by each of these earlier root keys."""
         root = describe(
             KeyBytes.generate(),
             old.owner_reference,
@@ -175,12 +186,12 @@ class _LockedOwner:
         return OpenedKey(replace(root.stored, proof=proof), root.key)
 
     def new_data_key(self, old: StoredKey) -> OpenedKey:
-        """A new data key in place of another one of its scope, wrapped in nothing yet."""
+        """A new data key in place of an old data key of the same scope, not wrapped yet."""
         epoch = self._next_epoch(old)
         return describe(KeyBytes.generate(), old.owner_reference, old.purpose, scope=old.scope, epoch=epoch)
 
     def new_data_keys(self, root: OpenedKey) -> tuple[list[StoredKey], list[OpenedKey]]:
-        """The active data keys, and new ones in their place, wrapped under this root key."""
+        """The active data keys, and the new data keys that replace them, wrapped under this root key."""
         before = [key for key in self.keys if _is_active(key, Purpose.DATA)]
         made = [self.new_data_key(key) for key in before]
         return before, [OpenedKey(wrap_under_root(one, root), one.key) for one in made]
@@ -195,7 +206,7 @@ class _LockedOwner:
 
 
 class _NewEpoch:
-    """Keys of one owner in place of others: written, granted, and taken into a keyring."""
+    """New keys of an owner in place of old ones: written, granted, and taken into a keyring."""
 
     def __init__(
         self, locked: _LockedOwner, replaced: Sequence[StoredKey], made: Sequence[OpenedKey]
@@ -208,8 +219,10 @@ class _NewEpoch:
 
     @contextmanager
     def written(self) -> Iterator[None]:
-        """Inside, the keys are written. The old ones are retired first, for two may not be active at once.
-        After an error nobody holds the new ones."""
+        """Retire the old keys before the body writes the new ones: two keys may not be active at once.
+
+        After an error the new keys are wiped.
+        """
         try:
             self._store.replace_keys(self._retired)
             yield
@@ -218,11 +231,11 @@ class _NewEpoch:
             raise
 
     def grant(self, key: OpenedKey, to: Sequence[Recipient]) -> None:
-        """Seal one of the new keys to these; written by `insert`."""
+        """Seal a new key to these recipients. `insert` writes the grants."""
         self._grants += seal_to(self._desk, key, to)
 
     def insert(self) -> None:
-        """Write the new keys with their grants, counted."""
+        """Write the new keys, each with the number of its grants, and then the grants."""
         self._made = [
             OpenedKey(replace(key.stored, granted=len(self.grants_of(key))), key.key) for key in self._made
         ]
@@ -230,22 +243,22 @@ class _NewEpoch:
         insert_grants(self._desk, self._grants)
 
     def link(self, held: OpenedKey, root: OpenedKey) -> None:
-        """Wrap the old root key under the new one, so that who joins reads what is under the old one."""
+        """Wrap the old root key under the new root key, so that new members read earlier values."""
         linked = link_to_newer_root(OpenedKey(self._retired[-1], held.key), root)
         self._store.replace_keys([linked])
         self._retired[-1] = linked
 
     def grants_of(self, key: OpenedKey) -> list[NewGrant]:
-        """The grants of one of the new keys."""
+        """The grants of a new key."""
         return [one for one in self._grants if one[2].key_id == key.stored.key_id]
 
     def tell(self, key: OpenedKey, members: int) -> None:
-        """The audit event."""
+        """Emit the audit event."""
         name = self._place.owner_class.name
         self._desk.emit(AuditEvent("epoch_started", name, count=members, key_id=short(key.stored)))
 
     def take_into(self, keyring: Keyring | None, *, keeps: bool) -> None:
-        """Let a keyring know the keys as they are now, and hold the new ones if it `keeps` them."""
+        """Tell a keyring the keys as they are stored now. It holds the new keys if it `keeps` them."""
         if not keeps:
             self._wipe()
         if keyring is None:
@@ -268,8 +281,11 @@ def _is_active(key: StoredKey, purpose: Purpose) -> bool:
 def _reaches(
     keyring: Keyring, old: StoredKey, grants: Iterable[NewGrant], slots: Sequence[StoredSlot]
 ) -> bool:
-    """Whether a keyring that holds the old root key may hold the new one: its owner may be the very one who
-    was removed. Through a grant of the new one it may, and where a slot led to the old one."""
+    """Whether a keyring that holds the old root key may hold the new root key.
+
+    The keyring's owner may be the very member who was removed. It may hold the new root key if a grant of
+    that key opens here, or if a slot led to the old root key.
+    """
     if slots and not keyring.has_way(old.key_id):
         return True
     sealed_under = (grant.recipient_key_id for _, _, grant in grants)

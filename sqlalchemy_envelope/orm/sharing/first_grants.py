@@ -1,8 +1,8 @@
-"""The first grants of owners whose keys this transaction made: all of them at once.
+"""The first grants of owners with keys that this transaction made, all at once.
 
-Nobody else sees such keys before the commit, so that nobody can have been removed from them, and nothing has
-to be locked, compared or retired. What is left to do is to seal: one query for the recipients of each class,
-one INSERT for the grants of each class and one UPDATE for their counts, however many owners there are.
+Nobody else sees such keys before the commit. So nobody can have been removed from them, and nothing has to be
+locked, compared or retired. Only the sealing is left: one query for the recipients of each class, one INSERT
+for the grants of each class and one UPDATE for their counts, whatever the number of owners.
 """
 
 from __future__ import annotations
@@ -30,18 +30,18 @@ if TYPE_CHECKING:
     from sqlalchemy_envelope.orm.tables.owners import GrantClass, OwnerClass, Place
 
 Shared = dict[tuple["GrantClass", "Place"], "list[Recipient]"]
-"""Who joined, by whose key is granted."""
+"""The recipients that joined, by the class of the grants and the owner of the granted key."""
 
 
 @dataclass(slots=True)
 class _FirstKeys:
-    """A page of `SessionNotes`: the owners whose first keys the present transaction makes."""
+    """A page of `SessionNotes`: the owners that get their first keys in the present transaction."""
 
     owners: set[OwnerId] = field(default_factory=set)
 
 
 def note_first_keys(session: Session, places: Iterable[Place]) -> None:
-    """The session's present transaction makes the first keys of these owners."""
+    """Note that the session's present transaction makes the first keys of these owners."""
     owners = {place.owner for place in places}
     known = page_of(session, _FirstKeys).owners
     known |= owners
@@ -55,8 +55,11 @@ def made_first_keys(session: Session, owner: OwnerId) -> bool:
 
 
 def grant_first(desk: Desk, shared: Shared) -> Shared:
-    """Grant the keys that this transaction made, where they are open here; the others, which are to be
-    granted one by one."""
+    """Grant the keys that this transaction made, where they are open here.
+
+    Returns:
+        The other shares, which the caller grants one by one.
+    """
     page = known_page(desk.session, _FirstKeys)
     if page is None or not page.owners:
         return shared
@@ -76,7 +79,7 @@ def grant_first(desk: Desk, shared: Shared) -> Shared:
         counts = _seal(desk, [(key, recipients) for _, _, key, recipients in some])
         desk.keys(owner_class).add_granted(list(counts.items()))
         for keyring, place, key, _ in some:
-            # Two classes may grant one key: as the keyring knows it now, and as it is stored.
+            # Two classes may grant the same key: start from the row as the keyring knows it by now.
             stored = keyring.stored(key.stored.key_id) or key.stored
             granted = key.stored.granted + counts[stored.key_id]
             keyring.add_stored(place.owner, [replace(stored, granted=granted)])
@@ -84,12 +87,12 @@ def grant_first(desk: Desk, shared: Shared) -> Shared:
 
 
 def _is_plain(grant: GrantClass) -> bool:
-    """Whether granting needs no more than a seal: no epoch for who joins, and no search for circles."""
+    """Whether a grant needs no more than a seal: no epoch for new members, and no search for circles."""
     return grant.history == "shared" and not (grant.scope is None and grants_can_circle(grant))
 
 
 def _seal(desk: Desk, keys: Sequence[tuple[OpenedKey, list[Recipient]]]) -> Counter[KeyId]:
-    """Seal each key to its recipients, pending for those without keys; how many grants were made of each."""
+    """Seal each key to its recipients, pending for recipients without keys; count the grants of each key."""
     roots = roots_of(desk, [one for _, to in keys for one in to], strict=True)
     made = [grant for key, to in keys for grant in sealed_to(key, to, roots)]
     insert_grants(desk, made)

@@ -1,14 +1,14 @@
 """Trust on first use, by an outside key.
 
-A slot that is sealed to an outside key may be anybody's, and without server keys nothing else says whose it
-is. Where the key has adopted none of an owner's root keys, it takes the first of them for genuine, as whoever
-is granted a key for the first time does, and each later one whose maker proves that they held one before.
-What it took is adopted, wrapped under the outside key: from then on a root key that is not proven is
-replaced.
+Anybody can make a slot that is sealed to an outside key, and without server keys nothing else shows its
+origin. While the outside key has adopted none of an owner's root keys, it takes the first root key for
+genuine, as a recipient does with a first grant. It also takes each later root key with a proof that its maker
+held an earlier root key. A trusted root key is adopted: it is wrapped under the outside key. From then on, a
+root key without a proof is replaced.
 
-Without that, each owner whose slot was made where only the public half of a key is would start a needless
-epoch when the other half first writes. Whoever could plant the first root key could plant the slots and
-grants of its next epoch too, so that this epoch would shut nobody out.
+Without this rule, an owner with a slot that was made where only the public half of the key is would start a
+needless epoch at the first write with the other half. That epoch would shut nobody out: an attacker who could
+plant the first root key could also plant the slots and grants of the next epoch.
 """
 
 from __future__ import annotations
@@ -30,8 +30,10 @@ if TYPE_CHECKING:
 
 
 def trusting_first_use(found: OpenedRoot, keys: Iterable[StoredKey]) -> OpenedRoot:
-    """What a provider's slot led to; trusted, if it is the first that the provider sees of this owner. If it
-    is not, the older root keys vouch for the one that takes its place, to those who know them."""
+    """Trust the root key behind a provider's slot if the owner has no other root key, or if it is proven.
+
+    Otherwise the older root keys vouch for the root key that replaces it, to holders who know them.
+    """
     if found.trusted or found.vouching:
         return found
     is_first = sum(key.purpose is Purpose.ROOT for key in keys) == 1
@@ -44,7 +46,7 @@ def open_held(
     slots: Mapping[KeyId, Sequence[StoredSlot]],
     kek_of: Callable[[StoredSlot], KeyBytes],
 ) -> OpenedRoot | None:
-    """An owner's active root key, through a slot of a provider; None if it has no such slot.
+    """Open an owner's active root key through a slot of a provider; None if it has no such slot.
 
     Args:
         rows: every key of the owner.

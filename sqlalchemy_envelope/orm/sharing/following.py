@@ -1,8 +1,9 @@
-"""Shares that follow a membership are written with it: by the same flush, in the same transaction.
+"""Shares that follow a membership are written with it, by the same flush and in the same transaction.
 
-Their rows are made by statements and not as objects: nothing orders two unrelated objects in a flush, and the
-share's foreign key needs the membership first. What a flush deletes the database deletes with it; here it is
-noted, so that an epoch starts. What is deleted in another way is found missing, as with any grant.
+Statements make the rows of these shares, not objects. Nothing orders two unrelated objects in a flush, and
+the share's foreign key needs the membership first. When a flush deletes a membership, the database deletes
+its shares; this module notes the shares, so that an epoch starts. Shares that are deleted in another way are
+found missing, as with any grant.
 """
 
 from __future__ import annotations
@@ -38,31 +39,31 @@ if TYPE_CHECKING:
 
     PrimaryKey = tuple[Any, ...]
     Ends = tuple[PrimaryKey, PrimaryKey]
-    """Of a share: whose key, and to whom."""
+    """Of a share: the primary key of the owner of the key, and that of the recipient."""
     Joined = tuple[GrantClass, Place, Recipient]
 
 
 @dataclass(slots=True)
 class _SharesLeft:
-    """A page of `SessionNotes`: the shares that the present flush ends with the memberships they follow."""
+    """A page of `SessionNotes`: the shares that the present flush ends together with their memberships."""
 
     ends: set[tuple[GrantClass, Ends]] = field(default_factory=set)
 
 
 class Followed(NamedTuple):
-    """What became of shares in a flush: who left, and who joined."""
+    """The changes to shares in a flush: the keys that somebody left, and the recipients that joined."""
 
     left: set[tuple[Place, str | None]]
     joined: list[Joined]
 
 
 def before_flush(session: Session, *_: object) -> None:
-    """Forget what a flush noted that failed."""
+    """Forget the notes of an earlier flush that failed."""
     take_page(session, _SharesLeft)
 
 
 def before_delete(mapper: object, connection: object, state: InstanceState[Any]) -> None:
-    """A membership is about to be deleted, and the shares that follow it with it."""
+    """Note the shares that will be deleted with a membership."""
     leader, session = grant_class_of(state.mapper), state.session
     followers = [] if leader is None else followers_of(leader)
     if leader is None or session is None or not followers:
@@ -71,7 +72,7 @@ def before_delete(mapper: object, connection: object, state: InstanceState[Any])
 
 
 def before_update(mapper: object, connection: object, state: InstanceState[Any]) -> None:
-    """A membership is about to be made one of somebody else's; the foreign key takes its shares along."""
+    """Note the shares of a membership that will get other ends. The foreign key takes the shares along."""
     leader, session = grant_class_of(state.mapper), state.session
     followers = [] if leader is None else followers_of(leader)
     if leader is None or session is None or not followers:
@@ -82,15 +83,23 @@ def before_update(mapper: object, connection: object, state: InstanceState[Any])
 
 
 def note_moved(session: Session, leader: GrantClass, before: MemberOf) -> None:
-    """A membership of these ends becomes one of others, though no object of it changed."""
+    """Note the shares of a membership that gets other ends, although no object of it changed."""
     page_of(session, _SharesLeft).ends.update(
         (share, (before.to, before.of)) for share in followers_of(leader)
     )
 
 
 def follow(session: Session, joined: Iterable[Joined], kept: Iterable[Joined] = ()) -> Followed:
-    """The shares that follow the memberships that a flush has written; of those that it wrote anew as they
-    were, the shares that are missing or void."""
+    """Write the shares that follow the memberships of a flush.
+
+    Args:
+        session: the session of the flush.
+        joined: new memberships. All their shares are written.
+        kept: memberships that the flush wrote again unchanged. Only missing or void shares are written.
+
+    Returns:
+        The keys that somebody left, and the shares to grant.
+    """
     left = (take_page(session, _SharesLeft) or _SharesLeft()).ends
     given: set[tuple[GrantClass, Ends]] = set()
     wanted, repaired = _wanted(joined, given), _wanted(kept, given)
@@ -101,7 +110,7 @@ def follow(session: Session, joined: Iterable[Joined], kept: Iterable[Joined] = 
     with session.no_autoflush:
         for shares, add in ((wanted, _add), (repaired, _repair)):
             for share, ends in shares.items():
-                # Whoever adds the share as an object as well has it granted as one.
+                # A share that the application also adds as an object is granted as that object.
                 mine = [one for one in ends if (share, one) not in given]
                 for row_key, (of, to) in add(desk, share, mine):
                     more.append((share, names.place(share.of.owner_class, of), Recipient(share, row_key, to)))
@@ -109,7 +118,7 @@ def follow(session: Session, joined: Iterable[Joined], kept: Iterable[Joined] = 
 
 
 def _wanted(rows: Iterable[Joined], given: set[tuple[GrantClass, Ends]]) -> dict[GrantClass, list[Ends]]:
-    """The shares that follow these rows; the rows are noted as given."""
+    """The shares that follow these rows. The rows are noted in `given`."""
     found: dict[GrantClass, list[Ends]] = {}
     for grant, place, recipient in rows:
         given.add((grant, (place.primary_key, recipient.primary_key)))
@@ -119,7 +128,7 @@ def _wanted(rows: Iterable[Joined], given: set[tuple[GrantClass, Ends]]) -> dict
 
 
 def grant_existing(desk: Desk, owners: Mapping[Place, Sequence[OpenedKey]]) -> None:
-    """Owners who had no keys until now may be members already: grant what follows that."""
+    """Grant the shares of owners that had no keys until now and may be members already."""
     for owner_class, places in places_by_class(owners).items():
         keys = {place.primary_key: owners[place] for place in places}
         store = desk.keys(owner_class)
@@ -134,19 +143,25 @@ def grant_existing(desk: Desk, owners: Mapping[Place, Sequence[OpenedKey]]) -> N
 
 
 def _add(desk: Desk, share: GrantClass, ends: Sequence[Ends]) -> list[tuple[PrimaryKey, Ends]]:
-    """The rows of new memberships, inserted where the foreign key did not take them along; those to be
-    granted."""
+    """Insert the share rows of new memberships, except the rows that the foreign key took along.
+
+    Returns:
+        The shares to grant.
+    """
     columns = (*share.of.columns, *share.to.columns)
     together = [(*of, *to) for of, to in ends]
     there = _rows(desk.session, share, columns, together)
-    # What was granted by a row that was taken along is another owner's key.
+    # A row that was taken along still holds the grants of another owner's key.
     desk.grants(share).delete([row_key for row_key, _ in there])
     return _enrolled(desk, share, [*there, *_insert(desk.session, share, ends, there)])
 
 
 def _repair(desk: Desk, share: GrantClass, ends: Sequence[Ends]) -> list[tuple[PrimaryKey, Ends]]:
-    """The rows of memberships that were there already, inserted where SQL deleted them; those to be granted:
-    these, and those that are void."""
+    """Insert the share rows of earlier memberships, where SQL deleted the rows.
+
+    Returns:
+        The shares to grant: the inserted rows, and the void rows.
+    """
     columns = (*share.of.columns, *share.to.columns)
     there = _rows(desk.session, share, columns, [(*of, *to) for of, to in ends])
     void = set(take_void(desk, share, [row_key for row_key, _ in there]))
@@ -160,7 +175,7 @@ def _insert(
     ends: Sequence[Ends],
     there: Sequence[tuple[PrimaryKey, Ends]],
 ) -> list[tuple[PrimaryKey, Ends]]:
-    """Insert the rows that are not there; those."""
+    """Insert the rows that are missing, and return them."""
     known = {found for _, found in there}
     missing = [one for one in ends if one not in known]
     if not missing:
@@ -175,7 +190,7 @@ def _insert(
 def _enrolled(
     desk: Desk, share: GrantClass, there: Sequence[tuple[PrimaryKey, Ends]]
 ) -> list[tuple[PrimaryKey, Ends]]:
-    """Those of these shares whose owners have keys. The others' are granted when they are enrolled."""
+    """The shares of owners that have keys. The other shares are granted when their owners are enrolled."""
     owners = list({of for _, (of, _) in there})
     roots = desk.keys(share.of.owner_class).load_active_roots(owners)
     enrolled = {one.primary_key for one in roots.values()}
@@ -185,7 +200,7 @@ def _enrolled(
 def _rows(
     session: Session, share: GrantClass, columns: Sequence[Column[Any]], keys: Sequence[PrimaryKey]
 ) -> list[tuple[PrimaryKey, Ends]]:
-    """The shares whose rows have these values in these columns."""
+    """The shares with these values in these columns."""
     found: list[tuple[PrimaryKey, Ends]] = []
     first, second = len(share.row_key), len(share.row_key) + len(share.of.columns)
     for some in chunks(keys):
@@ -201,7 +216,7 @@ def _ends(leader: GrantClass, state: InstanceState[Any]) -> Ends:
 
 
 def _ends_before(leader: GrantClass, state: InstanceState[Any]) -> Ends:
-    """What a membership says in the database."""
+    """The ends of a membership as they are in the database."""
     known = dict(zip(leader.row_key, state.key[1], strict=True)) if state.key is not None else {}
     instance: Any = state.obj()
 

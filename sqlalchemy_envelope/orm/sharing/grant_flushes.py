@@ -1,11 +1,11 @@
-"""Flushes of granting rows: joining seals a key to the newcomer, leaving starts a new epoch for the rest.
+"""Flushes of granting rows: a new row seals a key to its recipient, a deleted row starts a new epoch.
 
-It happens after the flush has written its rows, when their keys are known, in the same transaction: the group
-is locked, its keys are read as they are now, and those are sealed. Before the flush deletes a row, the group
+This happens after the flush has written its rows, when their primary keys are known, in the same transaction.
+Lock the group, read its keys as they are now, and seal these keys. Before the flush deletes a row, the group
 is locked.
 
-A row that is deleted and added again in one flush is one UPDATE. If it says what it said before, its grants
-stay; if it is void, it is granted as a new one is.
+A row that is deleted and added again in one flush is a single UPDATE. If its ends are unchanged, its grants
+stay; if it is void, it is granted as a new row is.
 """
 
 from __future__ import annotations
@@ -53,17 +53,17 @@ if TYPE_CHECKING:
     from sqlalchemy_envelope.orm.tables.stored_rows import OwnedKey
 
 Shared = tuple["Place", "str | None"]
-"""A key that is granted: an owner's, and one scope of it or all."""
+"""A key that is granted: the owner, and the scope, or None for the root key."""
 
 
 @dataclass(slots=True)
 class _Changes:
-    """A page of `SessionNotes`: what the present flush does to granting rows.
+    """A page of `SessionNotes`: the changes of the present flush to granting rows.
 
     Attributes:
-        leaving: what rows granted that are deleted.
-        before: of changed rows, the owner whose key they granted.
-        switched: of rows that are deleted and added again, what they said.
+        leaving: the keys that deleted rows granted.
+        before: for each changed row, the owner of the key that it granted.
+        switched: for each row that is deleted and added again, its former ends.
     """
 
     leaving: set[Shared] = field(default_factory=set)
@@ -72,8 +72,7 @@ class _Changes:
 
 
 def before_flush(session: Session, *_: object) -> None:
-    """Recipients are about to be deleted, and grants changed: note what was granted, while the rows still say
-    so."""
+    """Note the grants that the flush will change or delete, while the rows still name them."""
     leaving: set[Shared] = set()
     names = Names(session)
     changes = _Changes()
@@ -86,7 +85,7 @@ def before_flush(session: Session, *_: object) -> None:
     for instance in session.deleted:
         leaving |= _granted_to(session, names, instance)
     changes.leaving = leaving
-    # Those that are deleted note themselves when they are: one may become an UPDATE.
+    # Deleted granting rows are noted later, by `before_delete`: a deletion may become an UPDATE.
     removed = [left for one in session.deleted for left in _left_by(session, inspect(one))]
     moved = [
         place
@@ -99,7 +98,7 @@ def before_flush(session: Session, *_: object) -> None:
 
 
 def _granted_to(session: Session, names: Names, instance: object) -> set[Shared]:
-    """What an object was granted that is to be deleted; nothing, if it is no owner's."""
+    """The keys that were granted to an object that is to be deleted; none if the object is no owner."""
     state: InstanceState[Any] = inspect(instance)
     owner_class = owner_class_of(getattr(type(instance), "__table__", None))
     if owner_class is None or state.key is None or not owner_class.grants_to:
@@ -115,7 +114,7 @@ def _granted_to(session: Session, names: Names, instance: object) -> set[Shared]
 
 
 def before_delete(mapper: object, connection: object, state: InstanceState[Any]) -> None:
-    """A granting row is about to be deleted, be it as an orphan, which is in no list of the session's."""
+    """Note a granting row that will be deleted, also an orphan, which is in no list of the session."""
     session = state.session
     if session is not None:
         left = _left_by(session, state)
@@ -125,7 +124,7 @@ def before_delete(mapper: object, connection: object, state: InstanceState[Any])
 
 
 def before_insert(mapper: object, connection: object, state: InstanceState[Any]) -> None:
-    """A granting row is about to be added, or one that was deleted to be written anew."""
+    """Note a new granting row that takes over a row that was deleted in the same flush."""
     session, grant = state.session, grant_class_of(state.mapper)
     before = None if session is None or grant is None else row_before(session, grant, state)
     if session is None or grant is None or before is None:
@@ -138,16 +137,17 @@ def before_insert(mapper: object, connection: object, state: InstanceState[Any])
 
 
 def _left_by(session: Session, state: InstanceState[Any]) -> set[Shared]:
-    """What a granting row granted that is about to be deleted."""
+    """The key that a granting row granted that is about to be deleted."""
     grant = grant_class_of(state.mapper)
     return set() if grant is None else {(place_before(session, grant, state), grant.scope)}
 
 
 def refuse_other_class(mapper: Mapper[Any], connection: object, state: InstanceState[Any]) -> None:
-    """A class that is no grant, mapped to a grant's table, is about to insert a row.
+    """Refuse a row of a grant's table that another mapped class is about to insert.
 
     Raises:
-        GrantError: always: the row would be there for everybody to see, and grant nothing.
+        GrantError: the class is not the grant class of the table. Everybody would see the row, and it would
+            grant nothing.
     """
     grant = grant_written_by(mapper)
     if grant is not None:
@@ -158,7 +158,7 @@ def refuse_other_class(mapper: Mapper[Any], connection: object, state: InstanceS
 
 
 def after_flush(session: Session, *_: object) -> None:
-    """Grant to who joined, and start new epochs where somebody left."""
+    """Grant keys to new recipients, and start new epochs where somebody left."""
     changes = take_page(session, _Changes) or _Changes()
     written = _written(session, changes.before, changes.switched)
     left = changes.leaving | written.left
@@ -170,8 +170,13 @@ def after_flush(session: Session, *_: object) -> None:
 
 
 class _Written(NamedTuple):
-    """What a flush wrote: the keys from which somebody was removed, the rows that are to be granted, and the
-    rows that were written anew and say what they said."""
+    """The granting rows of a flush.
+
+    Attributes:
+        left: the keys that somebody was removed from.
+        joined: the rows to grant.
+        kept: the rows that were written again unchanged.
+    """
 
     left: set[Shared]
     joined: list[Joined]
@@ -183,14 +188,15 @@ def _written(
     before: Mapping[InstanceState[Any], Place],
     switched: Mapping[InstanceState[Any], Ends],
 ) -> _Written:
-    """What became of the granting rows of a flush. Grants of rows that name somebody else now are deleted.
+    """Sort the granting rows of a flush. The grants of rows that name somebody else now are deleted.
 
     Args:
-        before: whose key the changed rows granted.
-        switched: what rows said that new objects took the place of.
+        session: the session of the flush.
+        before: for each changed row, the owner of the key that it granted.
+        switched: for each row that a new object took over, its former ends.
     """
     found = _Written(set(), [], [])
-    names, new = Names(session), session.new  # a set of its own each time that it is asked for
+    names, new = Names(session), session.new  # SQLAlchemy makes a new set at each access
     for instance in [*session.dirty, *new]:
         state: InstanceState[Any] = inspect(instance)
         grant = grant_class_of(state.mapper)
@@ -224,7 +230,7 @@ def _change(desk: Desk, left: set[Shared], joined: Sequence[Joined]) -> None:
         shared = grant_first(desk, shared)
         places = {place for place, _ in left} | {place for _, place in shared}
         lock_groups(desk, places)
-        forget_looks(desk.session)  # what was looked at before the lock
+        forget_looks(desk.session)  # the checks before the lock
         stored = _load(desk, places)
         for place, scope in _farthest_first(desk.session, left, stored):
             _leave(desk, place, scope, stored.get(place, []))
@@ -235,8 +241,11 @@ def _change(desk: Desk, left: set[Shared], joined: Sequence[Joined]) -> None:
 
 
 def _void_among(session: Session, kept: Sequence[Joined]) -> list[Joined]:
-    """Of rows that were written anew and say what they said, those that are void. Whoever holds the key
-    through one is not in it; the epoch for that starts before the next write, as after any removal."""
+    """The void rows among rows that were written again unchanged.
+
+    A holder of the key through a void row is not named by the row. The epoch for that starts before the next
+    write, as after any removal.
+    """
     found: list[Joined] = []
     for grant in {grant for grant, _, _ in kept}:
         desk = desk_of(session)
@@ -244,13 +253,13 @@ def _void_among(session: Session, kept: Sequence[Joined]) -> list[Joined]:
         void = void_among(desk, grant, list(some))
         if void:
             lock_groups(desk, [some[row_key][1] for row_key in void])
-            # Another flush may have granted them meanwhile.
+            # Another flush may have granted these rows meanwhile.
             found += [some[row_key] for row_key in take_void(desk, grant, void)]
     return found
 
 
 def _load(desk: Desk, places: Collection[Place]) -> dict[Place, list[OwnedKey]]:
-    """The keys of these owners, who are locked, as they are now."""
+    """The keys of these locked owners, as they are now."""
     found: dict[Place, list[OwnedKey]] = {}
     for owner_class, mine in places_by_class(places).items():
         some, store = {place.owner: place for place in mine}, desk.keys(owner_class)
@@ -269,7 +278,7 @@ def _ends(names: Names, grant: GrantClass, state: InstanceState[Any]) -> tuple[P
 def _farthest_first(
     session: Session, left: Collection[Shared], stored: Mapping[Place, Sequence[OwnedKey]]
 ) -> list[Shared]:
-    """Those who reach others before these: an epoch makes stale what was sealed to the one before it."""
+    """Sort the keys, the farthest owner first: its epoch makes stale the keys that were sealed to it."""
     if len(left) < 2:
         return list(left)
     active = {one: _active(stored.get(one[0], ()), *_kind(one[1])) for one in left}
@@ -290,7 +299,7 @@ def _leave(desk: Desk, place: Place, scope: str | None, stored: Sequence[OwnedKe
     if key is None:
         return
     keyring = _holder(desk, place, stored)
-    # In its place alone: a server that opened the group in this transaction has seen that somebody left.
+    # Only replace this key: a server that opened the group in this transaction has seen the removal already.
     if scope is None:
         start_epoch(desk, place, keyring, instead_of=key.key_id)
     else:
@@ -298,7 +307,7 @@ def _leave(desk: Desk, place: Place, scope: str | None, stored: Sequence[OwnedKe
 
 
 def _active(keys: Iterable[OwnedKey], purpose: Purpose, scope: str | None) -> StoredKey | None:
-    """The key of this kind that new values are written under."""
+    """The active key of this purpose and scope."""
     kind = purpose, scope or "", KeyState.ACTIVE
     return next(
         (one.stored for one in keys if (one.stored.purpose, one.stored.scope, one.stored.state) == kind), None
@@ -331,8 +340,11 @@ def _join(
 
 
 def _is_nobodys(store: KeyStore, grant: GrantClass, place: Place, keyring: Keyring | None) -> bool:
-    """Whether an owner was just enrolled, and these are the first to get its key: they read what was written
-    with the enrolment, which nobody could read otherwise."""
+    """Whether nobody has the owner's root key yet: it was never granted, and has no slot.
+
+    The first recipients of a just enrolled owner then read the values that were written with the enrolment,
+    because nobody could read these values otherwise.
+    """
     root = keyring.current(place.owner, Purpose.ROOT) if keyring is not None else None
     if root is None or root.granted or grant.scope is not None:
         return False
@@ -357,7 +369,7 @@ def _note_pending(
 
 
 def _holder(desk: Desk, place: Place, stored: Sequence[OwnedKey]) -> Keyring | None:
-    """The keyring here that reaches the owner's root key, with the owner's keys as they are now."""
+    """An unlocked keyring that reaches the owner's root key, with the owner's keys as they are now."""
     for unlocked in context.unlocked_sessions(desk.session):
         if unlocked.on_demand:
             unlocked.prepare_write(desk.session, place.owner_class, [place.primary_key], 0)

@@ -1,8 +1,9 @@
-"""What owners were granted, and what that leads to, loaded into a keyring and not opened.
+"""Load the keys that owners were granted, directly and through other owners, into a keyring, unopened.
 
-Grants lead from owner to owner: a user to its groups, a group to larger ones and to what its members share
-with it. They are followed level by level, one query for each class of grants and one for each class of
-owners, and no owner twice; all of them, or those within some owners (`reach`).
+Grants lead from owner to owner: from a user to its groups, from a group to larger groups and to the scopes
+that its members share with it. They are followed level by level, with one query for each class of grants and
+one query for each class of owners, and no owner twice. Either all grants are followed, or only the grants of
+given owners (`reach`).
 """
 
 from __future__ import annotations
@@ -35,8 +36,13 @@ Owners = Mapping["OwnerClass", Collection[tuple[Any, ...]]]
 
 
 class Opening(NamedTuple):
-    """What was found: the owners whose root keys are held, the grants that led to keys, and of whom a scope
-    was granted."""
+    """The result of following grants.
+
+    Attributes:
+        places: the owners that were reached through a root key.
+        grants: the grants that led to keys.
+        scoped: the owners of granted scopes, by class and primary key.
+    """
 
     places: Places
     grants: list[tuple[GrantClass, StoredGrant]]
@@ -44,7 +50,7 @@ class Opening(NamedTuple):
 
 
 def owners_of(found: Opening) -> Owners:
-    """Whose grants were found, by class and primary key."""
+    """The owners of the keys that were found, by class and primary key."""
     owners = {of: dict(keys) for of, keys in found.scoped.items()}
     for place in found.places.values():
         owners.setdefault(place.owner_class, {})[place.primary_key] = None
@@ -59,12 +65,15 @@ def follow_grants(
     levels: int = MAX_LEVELS,
     rows: Iterable[OwnedKey] = (),
 ) -> Opening:
-    """Load what these owners were granted, and what that leads to, into the keyring, unopened.
+    """Load the keys that these owners were granted, directly or through others, into the keyring, unopened.
 
     Args:
-        within: the owners whose grants are followed; None for all.
-        levels: how many grants in a row.
-        rows: every key of some of these owners, if they were read already.
+        desk: the session with its policy.
+        keyring: the keyring that takes the keys.
+        start: the owners to start from.
+        within: the owners whose granted keys are loaded; None for all.
+        levels: the largest number of grants in a row.
+        rows: every key of some of the owners that may be reached, if those were read already.
     """
     first = {place.owner: place for place in start}
     found = _Walk(desk, keyring, within, _by_owner(rows)).follow(first, levels)
@@ -75,8 +84,10 @@ def follow_grants(
 
 
 def _is_ahead(keyring: Keyring, owner: OwnerId) -> bool:
-    """Whether a grant led to an owner, and none to its active root key: an epoch was committed after the
-    grants were read, and before the keys were."""
+    """Whether a grant led to an owner, but no grant led to its active root key.
+
+    Then an epoch was committed after the grants were read and before the keys were read.
+    """
     root = keyring.current(owner, Purpose.ROOT)
     return root is not None and not keyring.is_open(root.key_id) and not keyring.has_way(root.key_id)
 
@@ -94,7 +105,7 @@ class _Walk:
         self._found = Opening({}, [], {})
 
     def follow(self, start: Places, levels: int) -> Opening:
-        """What these owners reach."""
+        """Follow the grants of these owners, and return all that they lead to."""
         self._found.places.update(start)
         frontier = list(start.values())
         for _ in range(levels):
@@ -106,7 +117,7 @@ class _Walk:
         return self._found
 
     def _step(self, frontier: list[Place]) -> list[Place]:
-        """The owners that grants to these lead to, who were not reached before."""
+        """The owners that grants to these owners lead to, without owners that were reached before."""
         reached: list[Place] = []
         for owner_class, places in places_by_class(frontier).items():
             keys = [place.primary_key for place in places]
@@ -124,8 +135,8 @@ class _Walk:
         for grant, broken, owned in self._desk.grants(grant_class).load_to(recipients, of):
             if not self._take(grant_class, grant, owned, broken or owned.error):
                 continue
-            # Of who is refused too, so that values under their keys are known for theirs, and the reason is
-            # told.
+            # Also for a refused owner, so that values under its keys are recognised, and the reason for the
+            # refusal is told.
             if grant_class.scope is None and owned.owner not in found.places:
                 place = found.places[owned.owner] = Place(owner_class, owned.primary_key, where)
                 reached.append(place)
@@ -134,8 +145,11 @@ class _Walk:
     def _take(
         self, grant_class: GrantClass, grant: StoredGrant, owned: OwnedKey, error: EnvelopeError | None
     ) -> bool:
-        """Take in a key and the grant that leads to it, or refuse it; False if the grant leads to nothing
-        yet."""
+        """Take in a key and the grant that leads to it, or refuse the key.
+
+        Returns:
+            False if the grant leads to no key yet.
+        """
         keyring, name, way = self._keyring, grant_class.of.owner_class.name, None
         try:
             if error is None and not gives(grant_class, owned.stored):
@@ -157,7 +171,7 @@ class _Walk:
         return True
 
     def _load(self, places: list[Place]) -> None:
-        """Every key of these owners, of one class: from the rows that were read already, or with a query."""
+        """Load every key of these owners, of one class, from rows that were read already or with a query."""
         read = [row for place in places for row in self._rows.get(place.owner, ())]
         _take_in(self._desk, self._keyring, places[0].owner_class, read)
         if unread := [place for place in places if place.owner not in self._rows]:
@@ -165,18 +179,23 @@ class _Walk:
 
 
 def load_owners(desk: Desk, keyring: Keyring, places: list[Place], *, again: bool = False) -> None:
-    """Load every key of these owners, of one class, into the keyring, unopened; `again` if that was done
-    before, and whatever hangs on nothing was told then."""
+    """Load every key of these owners, of one class, into the keyring, unopened.
+
+    `again`: the keys were loaded before, so keys without their wrapping key are not refused a second time.
+    """
     owner_class = places[0].owner_class
     rows = desk.keys(owner_class).load([place.primary_key for place in places])
     _take_in(desk, keyring, owner_class, rows, again=again)
 
 
 def load_again(desk: Desk, keyring: Keyring, places: Places, within: Owners | None = None) -> Opening:
-    """What these owners have and were granted, as it is now.
+    """Load the keys and the granted keys of these owners again, as they are now.
 
     Args:
-        within: the owners whose grants are followed; None for all.
+        desk: the session with its policy.
+        keyring: the keyring that takes the keys.
+        places: the owners.
+        within: the owners whose granted keys are loaded; None for all.
     """
     for some in places_by_class(places.values()).values():
         load_owners(desk, keyring, some, again=True)
@@ -193,7 +212,7 @@ def _by_owner(rows: Iterable[OwnedKey]) -> dict[OwnerId, list[OwnedKey]]:
 def _take_in(
     desk: Desk, keyring: Keyring, owner_class: OwnerClass, found: Iterable[OwnedKey], *, again: bool = False
 ) -> None:
-    """Take in every key of some owners of one class, as it is stored; `again` as for `load_owners`."""
+    """Take in every key of some owners of one class, as stored. `again`: as for `load_owners`."""
     for owner, rows in _by_owner(found).items():
         error = next((row.error for row in rows if row.error is not None), None)
         try:
@@ -210,7 +229,7 @@ def _take_in(
 
 
 def _hangs_on_nothing(rows: Iterable[OwnedKey]) -> bool:
-    """Whether one of an owner's keys is wrapped under none of the others."""
+    """Whether some key of an owner, other than a root key, is wrapped under no key of the owner."""
     keys = [row.stored for row in rows]
     ids = {key.key_id for key in keys}
     return any(

@@ -1,16 +1,14 @@
-"""What always holds of the keys that are shared, asked of the raw rows: no key is needed to check it.
+"""The invariants of shared keys, checked on the raw rows: the check needs no key.
 
-(a) Each granting row that grants at all has a wrap of every key that it gives a right to, or is visibly
-pending.
-(b) A pending grant is fulfilled by whoever next holds the key and writes or settles.
-(c) The key that new values are written under is in the hands of nobody who is in no row, through any number
-of
-    grants.
+(a) Each granting row that is not void has a wrap of every key that it gives a right to, or is visibly
+    pending.
+(b) The next holder of the key who writes or settles fulfils a pending grant.
+(c) Nobody without a granting row holds the key that encrypts new values, through any number of grants.
 (d) An owner has one active key of each kind and scope.
 
-Which row grants is said by `rights`, as it is to whoever asks for a status. A void row grants nothing, and is
-no violation. The page `docs/explanation/groups.md`
-says what the rules mean; the tests of interleavings ask for them after each.
+`rights` decides whether a row grants, here as for a status. A void row grants nothing, and is no violation.
+The page `docs/explanation/groups.md` explains the rules. The tests of interleavings check the rules after
+each interleaving.
 """
 
 from __future__ import annotations
@@ -45,7 +43,7 @@ class _Key(NamedTuple):
 
 _Keys = dict["KeyId | None", _Key]
 _UNSEALED = RowSeals()
-"""No seal is looked at: what is asked is what holds of the rows as they are."""
+"""Checks no row seal: the invariants are asked of the rows as they are."""
 
 
 def violations(
@@ -56,16 +54,16 @@ def violations(
     written: bool = False,
     removed: Collection[KeyId] = (),
 ) -> list[str]:
-    """What does not hold, in plain words; nothing, if all is right.
+    """Describe each violation in plain words; an empty list if there is none.
 
     Args:
-        session: on the database; it is read alone.
-        owner_classes: those whose keys are looked at.
-        settled: whether somebody who holds the keys has settled since the last change. Until then a removal
-            that no flush saw waits for its epoch, and a pending grant for its wrap.
-        written: whether something was written for each of these owners, too. Until then an owner whose key
-            was granted to a group that somebody left waits for an epoch.
-        removed: the keys that somebody opens who is in no row any more.
+        session: a session on the database. It only reads.
+        owner_classes: the classes of owners to check.
+        settled: whether a holder of the keys has settled since the last change. Until then, a removal that
+            no flush saw waits for its epoch, and a pending grant waits for its wrap.
+        written: whether a value was also written for each of these owners. Until then, an owner waits for an
+            epoch if its key was granted to a group that somebody left.
+        removed: the keys that a person without a granting row can still open.
     """
     found = []
     for owner_class in owner_classes:
@@ -133,7 +131,7 @@ def _row(right: Right) -> str:
 
 
 def _of_wrap(right: Right, wrap: Wrap, keys: _Keys) -> Iterator[str]:
-    """What does not hold of a wrap by itself."""
+    """The violations of a wrap by itself."""
     if wrap.key_id not in keys:
         yield f"(a) a grant through {_row(right)} is of a key that is not there"
     elif wrap.is_pending != wrap.is_empty:
@@ -142,7 +140,7 @@ def _of_wrap(right: Right, wrap: Wrap, keys: _Keys) -> Iterator[str]:
 
 
 def _of_active(right: Right, wrap: Wrap, keys: _Keys, to: _Keys, *, written: bool) -> Iterator[str]:
-    """Who holds a key that new values are written under, though they should not."""
+    """The violations of rule (c): holders of an active key who should not hold it."""
     key, sealed_to = keys.get(wrap.key_id), to.get(wrap.recipient_key_id)
     if key is None or key.state != KeyState.ACTIVE:
         return
@@ -165,7 +163,7 @@ def _keys(session: Session, owner_class: OwnerClass) -> _Keys:
 
 
 def _read(session: Session, mapper: Any, query: Any) -> Sequence[Any]:
-    return Rows(session, mapper, None)._rows(query)  # type: ignore[arg-type]  # no seal is looked at
+    return Rows(session, mapper, None)._rows(query)  # type: ignore[arg-type]  # checks no row seal
 
 
 def _name(owner_class: OwnerClass, key: _Key) -> str:

@@ -1,4 +1,4 @@
-"""Members who were left out of a key: granted another generation of it, with a row that says so still."""
+"""Members who were left out of a key: their rows still grant them another generation of it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 def put_in_missing(desk: Desk, keyring: Keyring, held: Mapping[KeyId, tuple[Place, StoredKey]]) -> None:
-    """Grant these keys to members who were left out of them: nobody else may ever do it."""
+    """Grant these keys to members who were left out of them. Perhaps no other holder will ever do it."""
     missing: dict[OwnerId, set[KeyId]] = {}
     for grant_class in {grant: None for place, _ in held.values() for grant in place.owner_class.grants_of}:
         mine = [
@@ -42,7 +42,7 @@ def put_in_missing(desk: Desk, keyring: Keyring, held: Mapping[KeyId, tuple[Plac
 
 def _put_in(desk: Desk, place: Place, keyring: Keyring, wanted: Collection[KeyId]) -> None:
     if not _missing(desk, place, keyring.keys_of(place.owner), wanted):
-        return  # rows that no flush added: nobody waits for a lock because of them
+        return  # rows that no flush added: they are no reason to wait for a lock
     store = desk.keys(place.owner_class)
     lock_groups(desk, [place])
     there = load_locked(store, place)
@@ -58,7 +58,7 @@ def _put_in(desk: Desk, place: Place, keyring: Keyring, wanted: Collection[KeyId
 def _missing(
     desk: Desk, place: Place, there: Sequence[StoredKey], wanted: Collection[KeyId]
 ) -> list[tuple[StoredKey, list[Recipient]]]:
-    """The wanted keys of an owner who has these, each with the members whom it was not granted to."""
+    """The wanted keys of an owner, each with the members that it was not granted to."""
     found = []
     for key in [one for one in there if one.key_id in wanted]:
         alike = [

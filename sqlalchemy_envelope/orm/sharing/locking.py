@@ -1,12 +1,12 @@
-"""One change of a group at a time: who changes it locks it first, and reads it then.
+"""Change a group in one transaction at a time: lock the group first, then read it.
 
-A change adds a member, removes one, starts an epoch, or puts in who was missing. What was read before the
-lock is not used after it: another change may have come in between.
+A change adds a member, removes a member, starts an epoch, or grants a key to a member who was left out. Do
+not use rows that were read before the lock: another change may have come in between.
 
-The order is fixed, so that two changes never wait for each other: classes of owners by their label; in a
-class first the owners' rows, which whoever deletes an owner locks first too, then their root keys; both by
-primary key. A granting row is deleted after the lock, and inserted before it, because only then is it known
-whose it is.
+The order of locks is fixed, so that two changes never wait for each other. Classes of owners come in the
+order of their labels. Within a class, the owners' rows come first, because a deletion of an owner locks its
+row first too; then come the root keys. Both are locked in the order of the primary keys. A granting row is
+deleted after the lock. It is inserted before the lock, because its owner is known only then.
 """
 
 from __future__ import annotations
@@ -29,31 +29,33 @@ if TYPE_CHECKING:
 
 @dataclass
 class _LockedGroups(WithinTransaction):
-    """A page of `SessionNotes`: the owners whose keys are held."""
+    """A page of `SessionNotes`: the owners that are locked."""
 
     owners: set[OwnerId] = field(default_factory=set)
 
 
 def lock_groups(desk: Desk, places: Iterable[Place]) -> None:
-    """Hold the keys of these owners until the transaction ends: nobody else changes who has them. One
-    statement for each class, and none for what is held already.
+    """Lock these owners until the transaction ends, so that no other transaction changes their members.
+
+    Each class takes one statement. Owners that are locked already take none.
 
     Raises:
-        DBAPIError: they were changed after this transaction's snapshot was taken (SQLSTATE 40001), or, on
-        SQLite,
-            the database is locked. Nothing of the change is done yet: run the transaction again.
+        DBAPIError: the keys were changed after this transaction's snapshot was taken (SQLSTATE 40001), or, on
+            SQLite, the database is locked. Nothing of the change is done yet: run the transaction again.
     """
     held = _held(desk.session)
     waiting = {place.owner: place for place in places if None not in place.primary_key}
     new = [place for owner, place in waiting.items() if owner not in held]
     for owner_class, some in sorted(places_by_class(new).items(), key=lambda one: one[0].label):
         desk.keys(owner_class).lock_roots([place.primary_key for place in some])
-    # Noted last: what failed is not held.
+    # Noted last: an owner is not locked if its statement failed.
     _held(desk.session).update(place.owner for place in new)
 
 
 def _held(session: Session) -> set[OwnerId]:
-    """Those whom this transaction holds. A savepoint counts for itself: rolled back, it lets go of its
-    own."""
+    """The owners that this transaction locked.
+
+    Each savepoint has a set of its own, because a rollback of the savepoint releases its locks.
+    """
     within = session.get_nested_transaction() or session.get_transaction()
     return page_within(session, _LockedGroups, within).owners

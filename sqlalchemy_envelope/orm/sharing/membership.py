@@ -1,7 +1,9 @@
-"""Keys that others share change hands: before an unlocked session writes under one, it looks whether somebody
-was removed since, or a new epoch was started elsewhere: from the owner that it writes for, or from another
-that reaches this one's key through any number of grants. Once in each transaction, with one statement for
-each class of grants on the way."""
+"""Check the members of shared keys before an unlocked session writes under these keys.
+
+The check looks for two changes: a member was removed, or another session started a new epoch. It covers the
+owner of the new value, and every owner that reaches this owner's key through any number of grants. It runs
+once in each transaction, with one statement for each class of grants on the way.
+"""
 
 from __future__ import annotations
 
@@ -47,7 +49,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class _Looks(WithinTransaction):
-    """A page of `SessionNotes`: what was looked at."""
+    """A page of `SessionNotes`: the owners that were checked."""
 
     seen: set[Any] = field(default_factory=set)
 
@@ -59,7 +61,7 @@ def require_present_members(
     owner_class: OwnerClass,
     keys: Collection[tuple[Any, ...]],
 ) -> None:
-    """See to it that what is written for these owners is under keys that only present members hold."""
+    """Make sure that values for these owners are encrypted under keys that only present members hold."""
     names = Names(desk.session)
     owners = {names.owner(owner_class, key): key for key in keys}
     strangers = [names.place(owner_class, key) for owner, key in owners.items() if owner not in known_places]
@@ -76,8 +78,10 @@ def _not_looked_at(
     known_places: Mapping[OwnerId, Place],
     owners: Collection[OwnerId],
 ) -> Places:
-    """Those of these owners whose root keys are held here, and who were not looked at in this transaction.
-    They are noted as looked at."""
+    """The owners with root keys in this keyring that were not checked in this transaction yet.
+
+    They are noted as checked.
+    """
     looked = looked_at(session)
     waiting = {
         owner: place
@@ -91,8 +95,10 @@ def _not_looked_at(
 
 
 def _due(session: Session, keyring: Keyring, owner_class: OwnerClass, waiting: Places) -> Collection[OwnerId]:
-    """Those of these owners, of one class, whose keys are in the hands of somebody who left, are replaced
-    already, or are nobody's whom this keyring trusts."""
+    """The owners among these, of one class, with a key that must not encrypt new values.
+
+    A former member holds such a key, or the key was replaced already, or this keyring distrusts it.
+    """
     known = {
         key.key_id: owner
         for owner in waiting
@@ -132,8 +138,11 @@ def _settle_again(
 def _renew_scopes(
     desk: Desk, keyring: Keyring, known_places: Mapping[OwnerId, Place], places: Iterable[Place]
 ) -> None:
-    """The same for owners of whom a scope is held here, and no more. Who may not have its key any more gets
-    none of the new one, and it is made by nobody in particular: the owner's root key is not here."""
+    """The same for owners of which this keyring holds only scopes.
+
+    A former member gets no grant of the new key. The new key is sealed to the owner's root key and not
+    wrapped under it, because the root key is not here. So nothing in the sealed key shows its maker.
+    """
     held = _held_scopes(desk.session, keyring, places)
     if not held:
         return
@@ -151,14 +160,16 @@ def _renew_scopes(
             stored = keyring.stored(key_id)
             scope = "" if stored is None else stored.scope
             start_scope_epoch(desk, held[key_id], scope, None, instead_of=key_id)
-        # What was written under is here still, and is not to be written under again.
+        # The keyring still holds the replaced keys, and must not encrypt under them again.
         load_owners(desk, keyring, list(dict.fromkeys(held.values())))
         load_again(desk, keyring, dict(known_places))
 
 
 def _held_scopes(session: Session, keyring: Keyring, places: Iterable[Place]) -> dict[KeyId, Place]:
-    """The active data keys of these owners, of one class, but for those who were looked at in this
-    transaction. The others are noted as looked at."""
+    """The active data keys of the owners that were not checked in this transaction yet, all of one class.
+
+    The owners are noted as checked.
+    """
     looked = looked_at(session)
     new = [one for one in places if one.owner in keyring and (one.owner, id(keyring)) not in looked]
     held = {
@@ -178,23 +189,26 @@ def catch_up(
     place: Place,
     stored: Sequence[OwnedKey],
 ) -> bool:
-    """Take in the keys of an owner who is locked, as they are now; tells whether the active root key
-    opens."""
+    """Take in the keys of a locked owner, as they are now.
+
+    Returns:
+        Whether the active root key opens.
+    """
     keyring.add_stored(place.owner, [one.stored for one in usable(stored)])
     if keyring.root(place.owner) is None:
-        # An epoch was started elsewhere: it was granted to whoever is unlocked here too.
+        # Another session started an epoch, and granted the new key to the owners that are unlocked here too.
         everybody = owners_of(Opening({**known_places, place.owner: place}, [], {}))
         follow_grants(desk, keyring, known_places.values(), everybody)
     return keyring.root(place.owner) is not None
 
 
 def forget_looks(session: Session, *_: object) -> None:
-    """Something was granted or revoked in this transaction, or rolled back: look again."""
+    """Check again: a key was granted or revoked in this transaction, or a rollback happened."""
     take_page(session, _Looks)
 
 
 def on_statement(session: Session, statement: object) -> None:
-    """A statement that may remove or change granting rows past the unit of work comes: look again."""
+    """Check again after a statement that may remove or change granting rows past the unit of work."""
     if isinstance(statement, Insert):
         if has_grants(statement.table) and not session._flushing:
             _tell_bypassed(session, statement.table)
@@ -203,11 +217,11 @@ def on_statement(session: Session, statement: object) -> None:
         return
     if isinstance(statement, TextClause):
         text = statement.text.lstrip().upper()
-        # Whatever it sets: with another search_path the same names are other tables.
+        # Whatever the statement sets: with another search_path the same names are other tables.
         if not text.startswith("SELECT") or "SET_CONFIG" in text:
             forget_looks(session)
     elif isinstance(statement, (Delete, Update)) and (
-        # Of recipients too: their grants go with them. What a flush writes of them moves no grant.
+        # Statements on recipients count too: their grants go with them. An UPDATE by a flush moves no grant.
         has_grants(statement.table)
         or (
             owner_class_of(statement.table) is not None
@@ -218,14 +232,14 @@ def on_statement(session: Session, statement: object) -> None:
 
 
 def _tell_bypassed(session: Session, table: Any) -> None:
-    """Granting rows are inserted that are no objects: they grant nothing, and nobody shall have to guess."""
+    """Report granting rows that are inserted past the unit of work, because such rows grant nothing."""
     try:
         policy = policy_of(session)
     except ConfigurationError:
-        return  # several envelopes, and nothing says whose log this is: no reason to refuse the statement
+        return  # several envelopes, and it is unknown which log to write to: do not refuse the statement
     policy.emit(AuditEvent("grant_bypassed", grant_of(table).of.owner_class.name))
 
 
 def looked_at(session: Session) -> set[Any]:
-    """What was looked at in the session's present transaction."""
+    """The owners that were checked in the session's present transaction."""
     return page_within(session, _Looks, session.get_transaction()).seen

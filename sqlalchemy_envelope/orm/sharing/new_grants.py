@@ -1,4 +1,4 @@
-"""Grants that are written: a key, sealed to each recipient who has keys, and pending for the others."""
+"""Write grants: a key is sealed to each recipient with keys, and pending for the other recipients."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ if TYPE_CHECKING:
     PrimaryKey = tuple[Any, ...]
     NewGrant = tuple[GrantClass, PrimaryKey, StoredGrant]
     PendingGrant = tuple[StoredGrant, PrimaryKey, PrimaryKey]
-    """A grant, the primary key of its row and that of its recipient, as `GrantStore.load_of` gives them."""
+    """As `GrantStore.load_of` returns: a grant, the primary key of its row, and that of the recipient."""
 
 
 def sealed_to(key: OpenedKey, to: Sequence[Recipient], roots: Roots) -> list[NewGrant]:
-    """One key, sealed to those of these recipients whose root keys are given; pending for the others."""
+    """Seal a key to the recipients with a given root key. The other grants are pending."""
     made: list[NewGrant] = []
     for one in to:
         root = None if one.waits else roots.get((one.grant_class.to.owner_class, one.primary_key))
@@ -39,7 +39,7 @@ def sealed_to(key: OpenedKey, to: Sequence[Recipient], roots: Roots) -> list[New
 
 
 def pending_for(key_id: KeyId, to: Sequence[Recipient]) -> list[NewGrant]:
-    """Grants of a key that nobody here holds."""
+    """Pending grants of a key, for a key that nobody here holds."""
     return [_grant_for(one, pending_grant(key_id, one.grant_class.granting_row(one.row_key))) for one in to]
 
 
@@ -49,7 +49,7 @@ def _grant_for(one: Recipient, grant: StoredGrant) -> NewGrant:
 
 
 def seal_to(desk: Desk, key: OpenedKey, to: Sequence[Recipient], *, strict: bool = False) -> list[NewGrant]:
-    """As `sealed_to`, with the root keys as they are stored. One query for each class of grants."""
+    """As `sealed_to`, with the stored root keys. One query for each class of grants."""
     return sealed_to(key, to, roots_of(desk, to, strict=strict))
 
 
@@ -67,8 +67,13 @@ def insert_grants(desk: Desk, grants: Sequence[NewGrant]) -> None:
 def grant_to(
     desk: Desk, store: KeyStore, key: OpenedKey, to: Sequence[Recipient], *, strict: bool = True
 ) -> StoredKey:
-    """Grant one key to these recipients, pending for those without keys, and, unless `strict`, for those
-    whose keys were altered; the key's row as it is now."""
+    """Grant a key to these recipients.
+
+    A grant is pending for a recipient without keys, and, unless `strict`, for a recipient with altered keys.
+
+    Returns:
+        The key's row as it is now.
+    """
     grants = seal_to(desk, key, [one._replace(waits=False) for one in to], strict=strict)
     insert_grants(desk, grants)
     store.add_granted([(key.stored.key_id, len(grants))])
@@ -76,8 +81,11 @@ def grant_to(
 
 
 def granted_keys(keyring: Keyring, grant_class: GrantClass, owner: OwnerId) -> list[OpenedKey]:
-    """The keys that a grant of this class gives. Of root keys the active one: the others hang on it. Of a
-    scope's keys every one: they hang on none that is granted."""
+    """The keys that a grant of this class gives.
+
+    For root keys this is the active root key, because the older root keys are reached through it. For a scope
+    it is every data key of the scope, because no granted key leads to the older ones.
+    """
     keys = [key for key in keyring.keys_of(owner) if gives(grant_class, key)]
     if grant_class.scope is None:
         keys = [key for key in keys if key.state is KeyState.ACTIVE]
@@ -86,15 +94,17 @@ def granted_keys(keyring: Keyring, grant_class: GrantClass, owner: OwnerId) -> l
 
 
 def recipients_in(grant_class: GrantClass, pending: Sequence[PendingGrant]) -> list[Recipient]:
-    """For whom these grants are pending."""
+    """The recipients of these pending grants."""
     return [Recipient(grant_class, row_key, recipient) for _, row_key, recipient in pending]
 
 
 def fulfil(
     desk: Desk, grant_class: GrantClass, keys: Mapping[KeyId, OpenedKey], pending: Sequence[PendingGrant]
 ) -> list[StoredGrant]:
-    """Seal keys in grants that were pending, to those recipients who have keys by now. What another
-    transaction holds is left to it."""
+    """Fulfil the pending grants of recipients that have keys by now.
+
+    A grant that another transaction holds is left to that transaction.
+    """
     store, sealed = desk.grants(grant_class), []
     roots = roots_of(desk, recipients_in(grant_class, pending), strict=False)
     free = store.free([grant.grant_id for grant, _, _ in pending])

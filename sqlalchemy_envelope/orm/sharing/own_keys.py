@@ -1,4 +1,4 @@
-"""What waits among an owner's own keys: those that are sealed or not linked, and scopes that have none."""
+"""The pending work among an owner's own keys: sealed keys, unlinked keys, and scopes without a key."""
 
 from __future__ import annotations
 
@@ -24,8 +24,13 @@ if TYPE_CHECKING:
 
 
 class _Undone(NamedTuple):
-    """What waits among an owner's own keys: those sealed to its root key, those without a link to it, and the
-    scopes that have none."""
+    """The pending work among an owner's own keys.
+
+    Attributes:
+        sealed: keys that are sealed to the owner's root key.
+        unlinked: retired root keys without a link to a newer root key.
+        missing: scopes without a data key.
+    """
 
     sealed: list[StoredKey]
     unlinked: list[StoredKey]
@@ -46,15 +51,18 @@ def _undone(keyring: Keyring, place: Place) -> _Undone:
 
 
 def is_left_undone(keyring: Keyring, found: Opening) -> bool:
-    """Whether anything waits, as far as the rows tell that were loaded."""
+    """Whether the loaded rows show any pending work."""
     if any(grant.state is GrantState.SEALED for _, grant in found.grants):
         return True
     return any(any(_undone(keyring, place)) for place in found.places.values())
 
 
 def settle_own_keys(desk: Desk, keyring: Keyring, place: Place) -> list[StoredKey]:
-    """Wrap what was sealed to an owner's root key, link what has no link to it, and make keys for scopes
-    without one. Tells which data keys are to be replaced, since anybody can have sealed them."""
+    """Wrap sealed keys under the owner's root key, link unlinked root keys, and make missing data keys.
+
+    Returns:
+        The data keys to replace, because anybody can have sealed them.
+    """
     undone = _undone(keyring, place)
     root = keyring.root(place.owner) if any(undone) else None
     if root is None:
@@ -66,7 +74,11 @@ def settle_own_keys(desk: Desk, keyring: Keyring, place: Place) -> list[StoredKe
 
 
 def _adopt(desk: Desk, keyring: Keyring, place: Place, root: OpenedKey, undone: _Undone) -> list[StoredKey]:
-    """Wrap and link the keys that no other transaction holds; which data keys anybody can have sealed."""
+    """Wrap and link the keys that no other transaction holds.
+
+    Returns:
+        The active data keys that anybody can have sealed; none with row seals.
+    """
     store = desk.keys(place.owner_class)
     free = store.free([key.key_id for key in (*undone.sealed, *undone.unlinked)])
     sealed, unlinked = _opened(keyring, undone.sealed), _opened(keyring, undone.unlinked)
@@ -84,15 +96,19 @@ def _adopt(desk: Desk, keyring: Keyring, place: Place, root: OpenedKey, undone: 
 
 
 def _opened(keyring: Keyring, keys: Iterable[StoredKey]) -> list[OpenedKey]:
-    """Those of these keys that open, with the row as it is now: it may have been opened when it was still
-    active."""
+    """Open these keys, as far as they open, with their rows as they are now.
+
+    The keyring may have opened a key while its row was still active.
+    """
     opened = ((key, keyring.open(key.key_id)) for key in keys)
     return [OpenedKey(key, one.key) for key, one in opened if one is not None]
 
 
 def _wrapped(keyring: Keyring, place: Place, key: OpenedKey, root: OpenedKey) -> StoredKey:
-    """A sealed key under the root key; under that which it was sealed to, where who joined since is not to
-    read what is under it."""
+    """Wrap a sealed key under the root key.
+
+    Where new members may not read earlier values, wrap it under the root key that it was sealed to.
+    """
     under = None if has_past(place.owner_class) else keyring.open(key.stored.wrapping_key_id)
     return wrap_under_root(key, under or root)
 
@@ -100,7 +116,7 @@ def _wrapped(keyring: Keyring, place: Place, key: OpenedKey, root: OpenedKey) ->
 def _make_missing(
     desk: Desk, keyring: Keyring, place: Place, root: OpenedKey, missing: Iterable[str]
 ) -> None:
-    """Data keys for scopes that have none."""
+    """Make data keys for scopes without a data key."""
     owner, store = place.owner, desk.keys(place.owner_class)
     # A destroyed key is in no keyring, and its epoch is taken.
     taken = [one.stored for one in store.load([place.primary_key]) if one.stored.purpose is Purpose.DATA]
@@ -116,7 +132,7 @@ def _make_missing(
     if mine:
         note_new_keys(desk.session, keyring, owner, [one.stored for one in mine])
     if len(mine) < len(made):
-        # Another unlock of this owner made them at the same moment: go on with its keys.
+        # Another unlock of this owner made keys at the same moment: go on with those keys.
         for one in made:
             if one.stored.key_id not in written:
                 one.key.wipe()

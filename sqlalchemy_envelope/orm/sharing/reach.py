@@ -1,15 +1,15 @@
-"""What an unlocked owner reaches beyond its own keys, followed as it is needed.
+"""The keys that an unlocked owner reaches through grants, followed when they are needed.
 
 An unlock loads the owner's own keys. The grants that lead to another owner are followed when rows of that
-owner are read or written: those of one fetch together. So a page of one group costs the same for a member of
-two groups and of two hundred.
+owner are read or written. The rows of a fetch are handled together, so a page of a group's rows costs the
+same for a member of two groups as for a member of two hundred.
 
-**To read, one way is enough.** The grants that lead straight to the owners of some values are loaded with
-these owners' keys; where that does not open them, the ways through others.
+**To read, a single way is enough.** First load the grants that lead straight to the owners of the values,
+together with these owners' keys. If some values stay closed, load the ways through other owners.
 
-**To write, every way is followed** that leads to the owner: who may have planted its active root key shows
-against the newest one that this owner adopted, on whichever way. The first write looks for whom anything
-waits (`undone`), and follows and settles those.
+**To write, follow every way** that leads to the owner. A planted active root key shows against the newest
+root key that the unlocked owner adopted, on whichever way. The first write looks for owners with pending work
+(`undone`), and follows and settles those owners.
 """
 
 from __future__ import annotations
@@ -48,11 +48,12 @@ class Reach:
     """The grants of an unlocked owner that were not followed yet.
 
     Args:
-        keyring: the keys that are held, which those that are reached come into.
+        policy: the settings of the envelope.
+        keyring: the keys of the unlocked session. Keys that are reached are added to it.
         place: the owner.
 
     Attributes:
-        has_looked: whether it was asked for whom something waits. That is kept until it is settled for good.
+        has_looked: whether owners with pending work were looked for. Kept until they are settled for good.
     """
 
     def __init__(self, policy: Policy, keyring: Keyring, place: Place) -> None:
@@ -76,20 +77,20 @@ class Reach:
         return owner_class in self.owner_classes
 
     def note(self, place: Place) -> None:
-        """This owner's keys are here, and no grant has to be followed to write for it."""
+        """Note that this owner's keys are loaded, and that a write for it has to follow no grant."""
         self._followed.add((place.owner_class, place.primary_key))
 
     def forget(self, place: Place) -> None:
-        """This owner's keys are here no more."""
+        """Note that this owner's keys are no longer loaded."""
         self._followed.discard((place.owner_class, place.primary_key))
 
     def is_in(self, session: Session) -> bool:
-        """Whether this session reaches the database and schema that the owner is in."""
+        """Whether this session uses the database and schema of the owner."""
         names = Names(session)
         return names.owner(self._place.owner_class, self._place.primary_key) == self._place.owner
 
     def leads_on(self, session: Session) -> bool:
-        """Whether anything was granted to the owner. Asked once."""
+        """Whether anything was granted to the owner. Asks the database once."""
         if self._leads_on is None:
             desk = Desk(session, self._policy)
             self._leads_on = any(
@@ -99,15 +100,14 @@ class Reach:
         return self._leads_on
 
     def look_again(self, session: Session) -> None:
-        """In another transaction, or after a rollback, a way may lead to what none led to before."""
+        """Forget failed searches in a new transaction, or after a rollback: there may be a way by now."""
         looked = looked_at(session)
         if looked is not self._looked:
             self._looked = looked
             self._lost.clear()
 
     def closed(self, owner_class: OwnerClass, headers: Collection[bytes]) -> list[bytes]:
-        """Those of these value headers that name a key which nothing followed so far opens, and for which
-        no way was looked for among the owners of this class."""
+        """The value headers with keys that do not open yet, except where a search in this class failed."""
         return [
             one
             for one in headers
@@ -118,12 +118,12 @@ class Reach:
         try:
             return self._keyring.open(UUID(bytes=header[1:])) is not None
         except EnvelopeError:
-            return False  # another way may open it; if none does, whoever asks for it is told
+            return False  # another way may open it; if no way does, the reader of the value gets the error
 
     def follow_values(
         self, session: Session, holder: KeyHolder, owner_class: OwnerClass, headers: Collection[bytes]
     ) -> list[Opening]:
-        """Load what leads to the owners of these values, who are of one class."""
+        """Load the grants and keys that lead to the owners of these values, all of one class."""
         found: list[Opening] = []
         if self.may_lead_to(owner_class):
             store = Desk(session, self._policy).keys(owner_class)
@@ -138,12 +138,12 @@ class Reach:
             left = {held[one[1:]] for one in self.closed(owner_class, headers) if one[1:] in held}
             if left:
                 found += self.follow_owners(session, holder, owner_class, [owners[one] for one in left], rows)
-        # No way leads to what opens the rest: it is not looked for again.
+        # No way leads to the keys of the other values: do not look for them again.
         self._lost.update((owner_class, one) for one in self.closed(owner_class, headers))
         return found
 
     def unfollowed(self, owner_class: OwnerClass, keys: Collection[PrimaryKey]) -> list[PrimaryKey]:
-        """Those of these owners to whom not every way was followed."""
+        """The owners among these with ways that were not followed yet."""
         return [key for key in keys if (owner_class, key) not in self._followed]
 
     def follow_owners(
@@ -154,7 +154,7 @@ class Reach:
         keys: Collection[PrimaryKey],
         rows: Iterable[OwnedKey] = (),
     ) -> list[Opening]:
-        """Load what leads to these owners, on every way."""
+        """Load the grants and keys that lead to these owners, on every way."""
         targets: Owners = {owner_class: list(keys)}
         found = []
         if self.may_lead_to(owner_class):
@@ -165,11 +165,11 @@ class Reach:
         return found
 
     def undone(self, session: Session) -> Owners | None:
-        """The owners for whom something waits; None if it may be anybody."""
+        """The owners with pending work; None if any owner may have some."""
         return find_undone(session, self._place)
 
     def follow_all(self, session: Session, holder: KeyHolder) -> Opening:
-        """Load all that the owner was granted, and all that leads to."""
+        """Load every key that the owner was granted, directly or through other owners."""
         return self._follow(session, holder, None)
 
     def _follow(

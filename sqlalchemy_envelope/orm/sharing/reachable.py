@@ -1,8 +1,8 @@
-"""Owners whose keys nobody might be able to open after a commit: the commit is refused.
+"""Refuse a commit after which nobody might be able to open the keys of an owner.
 
-An owner that was enrolled without a slot waits for its first grant. An owner whose provider was removed, or
-whose last member leaves while the others have no key yet, needs another way to its keys. A group that is left
-by its last member is not refused: there is nobody who expects to read its data.
+An owner that was enrolled without a slot waits for its first grant. An owner needs another way to its keys if
+its provider was removed, or if the last holder of its key leaves while the other members have no key yet. The
+last member of a group may leave: nobody expects to read the group's data any more.
 """
 
 from __future__ import annotations
@@ -59,17 +59,17 @@ class _Unreachable:
 
 
 def note_unreachable(desk: Desk, places: Iterable[Place]) -> None:
-    """These owners were enrolled without a slot: each has to be granted to somebody before the commit."""
+    """Note owners that were enrolled without a slot. Each needs a grant to somebody before the commit."""
     _note(desk, list(places), _Doubt(desk.policy, _NEW))
 
 
 def note_provider_removed(desk: Desk, place: Place) -> None:
-    """The slots of a provider were deleted: the owner needs another slot, or a grant, before the commit."""
+    """Note an owner whose provider slots were deleted. It needs another slot or a grant before the commit."""
     _note(desk, [place], _Doubt(desk.policy, _PROVIDER_REMOVED))
 
 
 def note_left(desk: Desk, places: Iterable[Place]) -> None:
-    """Somebody leaves these owners: if others stay, somebody of them has to hold the key at the commit."""
+    """Note owners that somebody leaves. If members remain, a member has to hold the key at the commit."""
     _note(desk, list(places), _Doubt(desk.policy, _LEFT, may_be_empty=True))
 
 
@@ -78,7 +78,7 @@ def _note(desk: Desk, places: Sequence[Place], doubt: _Doubt) -> None:
         return
     listen()
     waiting = page_of(desk.session, _Unreachable).waiting
-    new = [place for place in places if place not in waiting]  # what was noted first says more
+    new = [place for place in places if place not in waiting]  # the first note says more
     waiting.update(dict.fromkeys(new, doubt))
     note_rollback(desk.session, lambda: _forget(waiting, new))
 
@@ -96,7 +96,7 @@ def listen() -> None:
 
 def _require_reachable(session: Session) -> None:
     if session.in_nested_transaction():
-        return  # what comes after the savepoint may bring a way
+        return  # work after the savepoint may bring a way
     session.flush()  # as the commit does next: a member may leave with it
     page = known_page(session, _Unreachable)
     if page is None or not page.waiting:
@@ -115,7 +115,7 @@ def _require(desk: Desk, owner_class: OwnerClass, doubt: _Doubt, places: Sequenc
     store = desk.keys(owner_class)
     owners = [place.primary_key for place in places]
     if doubt.may_be_empty:
-        # The new epoch may be sealed to those who stay: it is what was written before that they lose.
+        # The new epoch may be sealed to the remaining members: they would lose the earlier values.
         roots = [key for key in store.load(owners) if _hangs_on_nothing(key.stored)]
     else:
         roots = list(store.load_active_roots(owners).values())
@@ -128,14 +128,14 @@ def _require(desk: Desk, owner_class: OwnerClass, doubt: _Doubt, places: Sequenc
 
 
 def _hangs_on_nothing(key: StoredKey) -> bool:
-    """Whether a key is a root key that no newer one leads back to."""
+    """Whether a key is a root key that no newer root key leads back to."""
     return key.purpose is Purpose.ROOT and key.state is not KeyState.DESTROYED and key.wrapping_key_id is None
 
 
 def _without_grant(
     desk: Desk, owner_class: OwnerClass, roots: Sequence[OwnedKey], *, may_be_empty: bool
 ) -> list[OwnedKey]:
-    """Those of these root keys that no grant leads to: all of them are pending, or there are none."""
+    """The root keys among these that no grant leads to: all their grants are pending, or they have none."""
     key_ids = [root.stored.key_id for root in roots]
     counts = count_grants(desk.session, owner_class.grants_of, key_ids) if owner_class.grants_of else {}
     found = []

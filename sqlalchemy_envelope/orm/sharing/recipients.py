@@ -1,4 +1,4 @@
-"""To whom keys are granted: the rows that grant them, and the root keys that they are sealed to."""
+"""The recipients of keys: the rows that grant the keys, and the root keys that the keys are sealed to."""
 
 from __future__ import annotations
 
@@ -20,11 +20,12 @@ if TYPE_CHECKING:
 
 
 class Recipient(NamedTuple):
-    """A row that grants, and to whom.
+    """A granting row, with the primary key of its recipient.
 
     Attributes:
-        waits: whether it is a group to which the key before this one is still pending. An epoch leaves that
-            as it is: somebody may have been removed from the group, and whoever fulfils it looks.
+        waits: whether the recipient is a group, and the key before this key is still pending for the group.
+            The grant of the new key is pending then, too: somebody may have been removed from the group, and
+            the holder who fulfils the grant checks that.
     """
 
     grant_class: GrantClass
@@ -36,7 +37,7 @@ class Recipient(NamedTuple):
 def members_of(
     desk: Desk, grants: Sequence[GrantClass], key: StoredKey, generations: Sequence[StoredKey]
 ) -> list[Recipient]:
-    """Who has a key now, and who has another generation of it and was left out of this one."""
+    """The recipients of a key, and the recipients of another generation who were left out of this key."""
     others = [
         one
         for one in generations
@@ -53,7 +54,7 @@ def members_of(
 def rows_granting(
     desk: Desk, grant_class: GrantClass, keys: Sequence[StoredKey], without: StoredKey | None = None
 ) -> list[Recipient]:
-    """The granting rows through which any of these keys is granted, each once; they are held."""
+    """The granting rows that grant any of these keys, each once. The rows are locked."""
     rows = desk.grants(grant_class).load_of(
         [key.key_id for key in keys], without=None if without is None else without.key_id, held=True
     )
@@ -69,7 +70,7 @@ def roots_of(desk: Desk, to: Sequence[Recipient], *, strict: bool) -> Roots:
     """The active root keys of these recipients, by class and primary key.
 
     Raises:
-        RowSealError, OwnerMismatchError: one was altered, and it is `strict`. Else it is left out.
+        RowSealError, OwnerMismatchError: a root key was altered. Unless `strict`, that key is left out.
     """
     roots: Roots = {}
     for grant_class in {one.grant_class for one in to}:

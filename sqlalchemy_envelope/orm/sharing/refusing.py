@@ -1,4 +1,4 @@
-"""What is wrong with the keys of one owner is told to whoever asks for them, and stops nobody else's."""
+"""An error in the keys of one owner is raised when those keys are asked for, and stops no other owner."""
 
 from __future__ import annotations
 
@@ -22,11 +22,17 @@ if TYPE_CHECKING:
 def refusing(
     desk: Desk, keyring: Keyring | None, owner: OwnerId, event: AuditEvent, *, altogether: bool = False
 ) -> Iterator[None]:
-    """Inside, an error of ours makes the keyring refuse this owner's keys, and is told as this event. A
-    conflict between transactions goes on its way.
+    """Turn an `EnvelopeError` of the body into a refusal of this owner's keys, and emit the event.
+
+    A `TransactionConflictError` is raised on.
 
     Args:
-        altogether: open none of the owner's keys from now on; else only in other ways, which are genuine.
+        desk: emits the event.
+        keyring: the keyring that refuses the keys, if there is one.
+        owner: the owner of the keys.
+        event: the event to emit after an error.
+        altogether: open none of the owner's keys from now on. Otherwise open them only in other, genuine
+            ways.
     """
     try:
         yield
@@ -39,6 +45,6 @@ def refusing(
 
 
 def grant_refused(place: Place, key: StoredKey | None = None) -> AuditEvent:
-    """The event for an owner's key that cannot be granted, or be replaced."""
+    """The event for an owner's key that cannot be granted or replaced."""
     key_id = None if key is None else short(key)
     return AuditEvent("grant_refused", place.owner_class.name, key_id=key_id)

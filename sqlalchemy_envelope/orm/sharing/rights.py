@@ -1,10 +1,12 @@
-"""What granting rows give, as the rows alone tell it. Here alone is said which wraps count, and whether a row
-is granted, pending or void.
+"""The rights that granting rows give, by the rows alone.
 
-A row of a `KeyGrant` is the right; the wraps beside it are what it takes to use it. A wrap counts while it is
-what the row says: of the key that the class grants, of the owner whom the row names, for the recipient whom
-it names, and with its row seal. A row without a wrap that counts is void: no flush added it, or it named
-somebody else when a flush did. One wrap that counts is a right to every key that is due.
+Only this module decides which wraps count, and whether a row is granted, pending or void.
+
+A row of a `KeyGrant` is the right. The wraps beside the row make the right usable. A wrap counts while it
+matches the row: it is of the key that the class grants, of the owner that the row names, for the recipient
+that the row names, and has its row seal. A row without a wrap that counts is void: no flush added the row, or
+the row named somebody else when a flush did. A single wrap that counts gives a right to every key that is
+due.
 """
 
 from __future__ import annotations
@@ -37,21 +39,21 @@ if TYPE_CHECKING:
 
 
 class GrantStanding(StrEnum):
-    """Where a granting row stands."""
+    """The standing of a granting row."""
 
     GRANTED = "granted"
     """The recipient can open the key, with the next unlock at the latest."""
     PENDING = "pending"
-    """The row is a right, and the key waits to be sealed by somebody who holds it."""
+    """The row is a right, and a holder of the key still has to seal it."""
     VOID = "void"
-    """No flush added the row, it named somebody else then, or the owner has no keys; it grants nothing."""
+    """The row grants nothing: no flush added it, it named somebody else then, or the owner has no keys."""
 
 
 class Wrap(NamedTuple):
-    """One wrap beside a granting row.
+    """A wrap beside a granting row.
 
     Attributes:
-        is_empty: nothing is wrapped in it, as in one that is pending.
+        is_empty: whether no key is wrapped in it, as in a pending wrap.
     """
 
     key_id: KeyId
@@ -66,8 +68,8 @@ class Right(NamedTuple):
     """A granting row.
 
     Attributes:
-        wraps: those beside it that count.
-        void: those that do not.
+        wraps: the wraps beside it that count.
+        void: the wraps beside it that do not count.
     """
 
     grant: GrantClass
@@ -79,7 +81,7 @@ class Right(NamedTuple):
 
 
 class DueKey(NamedTuple):
-    """A key of the kind that a row grants, and since when it is there."""
+    """A key of the kind that a row grants, and the time since when it is there."""
 
     key_id: KeyId
     epoch: int
@@ -87,12 +89,13 @@ class DueKey(NamedTuple):
 
 
 class GrantedKey(NamedTuple):
-    """The key that a grant of an owner is of.
+    """The key that a grant of an owner gives.
 
     Attributes:
-        active: the one that new values are written under.
+        active: the key that encrypts new values, or wraps the keys that do.
         root_id: the root key that leads to it.
-        older: those before it that open something still; none of a root key, for they hang on the active one.
+        older: older keys that still open values. Empty for a root key, because the active root key leads to
+            the older root keys.
     """
 
     active: DueKey
@@ -101,10 +104,10 @@ class GrantedKey(NamedTuple):
 
 
 class Waiting(NamedTuple):
-    """A key that a row gives a right to, and that its recipient cannot open yet.
+    """A key that a row gives a right to, and that the recipient cannot open yet.
 
     Attributes:
-        is_missing: no wrap of it is there, not even one that is pending.
+        is_missing: whether the key has no wrap beside the row, not even a pending wrap.
     """
 
     key: DueKey
@@ -113,8 +116,10 @@ class Waiting(NamedTuple):
 
 
 def is_due(grant: GrantClass, purpose: str, scope: str, state: str) -> bool:
-    """Whether whoever has a right of this class is to have a key of this kind: older root keys are reached
-    through the active one."""
+    """Whether a right of this class calls for a wrap of a key of this kind.
+
+    Older root keys need no wrap: they are reached through the active root key.
+    """
     if grant.scope is None:
         return (purpose, state) == (Purpose.ROOT, KeyState.ACTIVE)
     if (purpose, scope) != (Purpose.DATA, grant.scope):
@@ -130,26 +135,32 @@ def gives(grant: GrantClass, key: StoredKey) -> bool:
 
 
 def has_past(owner_class: OwnerClass) -> bool:
-    """Whether who joins an owner of this class reads what was written before."""
+    """Whether new members of an owner of this class read earlier values."""
     return all(one.history == "shared" for one in owner_class.grants_with(None))
 
 
 def vouches(seals: RowSeals, granted: int, missing: int) -> bool:
-    """Whether who was granted the key of one epoch is to have that of another one too.
+    """Whether a grant of the key of an epoch gives a right to the key of another epoch.
 
-    With server keys a grant of an older epoch says nothing of a newer one: it may have been put back with its
-    row, and nobody else can make one. Without, whoever writes the tables can plant a pending grant as well.
+    With server keys, a grant of an older epoch gives no right to a newer key: an attacker may have put the
+    grant back with its row, and cannot make a grant. Without server keys, an attacker who can write to the
+    tables can plant a pending grant as well.
+
+    Args:
+        seals: whether there are row seals, which need server keys.
+        granted: the epoch of the granted key.
+        missing: the epoch of the other key.
     """
     return granted > missing or not seals.is_on
 
 
 def granted_kind(right: Right) -> tuple[OwnerClass, PrimaryKey, str | None]:
-    """What a row grants a key of: an owner, and a scope or the whole."""
+    """The key that a row grants: class and primary key of the owner, and the scope; None for the root key."""
     return right.grant.of.owner_class, right.of, right.grant.scope
 
 
 def waiting(right: Right, key: GrantedKey | None, seals: RowSeals) -> list[Waiting] | None:
-    """The keys that wait for somebody who holds them; None if the row is void."""
+    """The keys that a holder still has to seal; None if the row is void."""
     if key is None or not right.wraps:
         return None
     here = {one.key_id: one for one in right.wraps}
@@ -170,7 +181,7 @@ def waiting(right: Right, key: GrantedKey | None, seals: RowSeals) -> list[Waiti
 def standing(
     right: Right, key: GrantedKey | None, seals: RowSeals
 ) -> tuple[GrantStanding, dt.datetime | None]:
-    """Where a row stands, and since when it is granted or pending."""
+    """The standing of a row, and the time since when it is granted or pending."""
     left = waiting(right, key, seals)
     if left is None or key is None:
         return GrantStanding.VOID, None
@@ -181,7 +192,7 @@ def standing(
 
 
 def void_among(desk: Desk, grant: GrantClass, rows: Sequence[PrimaryKey]) -> list[PrimaryKey]:
-    """Those of these rows that are void."""
+    """The void rows among these rows."""
     session, seals = desk.session, desk.policy.seals
     rights = RightStore(session, grant, seals).load_rows(rows)
     keys = keys_due(session, seals, rights)
@@ -189,8 +200,10 @@ def void_among(desk: Desk, grant: GrantClass, rows: Sequence[PrimaryKey]) -> lis
 
 
 def take_void(desk: Desk, grant: GrantClass, rows: Sequence[PrimaryKey]) -> list[PrimaryKey]:
-    """As `void_among`; the wraps beside them, which count for nothing, are deleted, so that the rows can be
-    granted as new ones are."""
+    """Find void rows as `void_among` does, and delete their wraps, so that they can be granted as new rows.
+
+    The wraps of a void row count for nothing.
+    """
     void = void_among(desk, grant, rows)
     desk.grants(grant).delete(void)
     return void
@@ -275,7 +288,7 @@ class RightStore(GrantStore):
 
 
 def aware(moment: dt.datetime) -> dt.datetime:
-    """With its time zone, which SQLite and MariaDB do not keep."""
+    """Add the time zone, which SQLite and MariaDB do not keep."""
     return moment.replace(tzinfo=dt.UTC) if moment.tzinfo is None else moment
 
 
@@ -294,10 +307,10 @@ def keys_due(session: Session, seals: RowSeals, rights: Iterable[Right]) -> Keys
 
 
 class KindStore(KeyStore):
-    """The keys of owners that are granted, without what they are wrapped in."""
+    """The keys of owners that are granted, without their wrapped bytes."""
 
     def load_kinds(self, owners: Iterable[PrimaryKey]) -> dict[PrimaryKey, dict[str | None, GrantedKey]]:
-        """By owner and scope, None for the root key. An owner without an active root key is left out."""
+        """The keys by owner and scope, None for the root key. Owners without active root key are left out."""
         c, columns = self._keys.c, self._class.owner_columns
         active: dict[PrimaryKey, dict[str | None, DueKey]] = {}
         older: dict[tuple[PrimaryKey, str | None], list[DueKey]] = {}

@@ -1,7 +1,7 @@
-"""Keys whose rows were rolled back are never used again: what is written under them could never be read.
+"""Never use a key after its row was rolled back: values under such a key could never be read.
 
-An enrolment becomes real with the commit of its transaction. Until then the keyrings that hold its keys are
-noted here by session, and a rollback, of a savepoint too, takes the keys out of them.
+An enrolment becomes real with the commit of its transaction. Until then, the keyrings that hold its keys are
+noted here by session. A rollback, also of a savepoint, takes the keys out of the keyrings.
 """
 
 from __future__ import annotations
@@ -33,18 +33,18 @@ class _Enrolment:
     committed: Callable[[], None] | None = None
     undo: Callable[[], None] | None = None
     what: object = None
-    """What `committed` is called for, where that is asked for several times."""
+    """The subject of `committed`, so that several requests for the same subject make a single call."""
 
 
 @dataclass(slots=True)
 class _Enrolments:
-    """A page of `SessionNotes`: what is not committed yet, the oldest first."""
+    """A page of `SessionNotes`: the enrolments that are not committed yet, the oldest first."""
 
     fresh: list[_Enrolment] = field(default_factory=list)
 
 
 class KeyHolder(Protocol):
-    """What has keys that may have to go."""
+    """A holder of keys that a rollback may take away."""
 
     def drop(self, owner: OwnerId) -> None:
         """Forget an owner's keys."""
@@ -53,8 +53,10 @@ class KeyHolder(Protocol):
 def note_enrolment(
     session: Session, owner: OwnerId, unlocked: KeyHolder, committed: Callable[[], None] | None = None
 ) -> None:
-    """Keys of this owner were written in the session's current transaction; `committed` is called when that
-    is for good."""
+    """Note that the session's current transaction wrote keys of this owner.
+
+    `committed` is called when they are committed for good.
+    """
     enrolment = _note(session, owner)
     enrolment.committed = committed
     enrolment.holders.add(unlocked)
@@ -67,20 +69,22 @@ def note_new_keys(
     made: Iterable[StoredKey],
     replaced: Iterable[StoredKey] = (),
 ) -> None:
-    """An owner who has keys got new ones in the session's current transaction; a rollback takes them out of
-    the keyring, and makes current again what they replaced."""
+    """Note that an owner with keys got new keys in the session's current transaction.
+
+    A rollback takes the new keys out of the keyring, and makes the replaced keys current again.
+    """
     key_ids, before = [key.key_id for key in made], list(replaced)
     _note(session, owner).undo = lambda: keyring.take_back(owner, key_ids, before)
 
 
 def note_end(session: Session, ended: Callable[[], None]) -> None:
-    """Call this when the session's current transaction ends, however it does."""
+    """Call this when the session's current transaction ends, with a commit or a rollback."""
     enrolment = _note(session, b"")
     enrolment.committed = enrolment.undo = ended
 
 
 def note_commit(session: Session, what: object, committed: Callable[[], None]) -> None:
-    """Call this when what the session's current transaction did is committed for good; once for `what`."""
+    """Call this when the session's current transaction is committed for good, once for each `what`."""
     within = _around(session)
     if any(one.what == what and one.within == within for one in page_of(session, _Enrolments).fresh):
         return
@@ -89,8 +93,10 @@ def note_commit(session: Session, what: object, committed: Callable[[], None]) -
 
 
 def note_outcome(session: Session, committed: Callable[[], None], undone: Callable[[], None]) -> None:
-    """Call the one when what the session's current transaction did is committed for good, the other if it is
-    rolled back."""
+    """Call `committed` when the session's current transaction is committed for good.
+
+    Call `undone` if it is rolled back.
+    """
     enrolment = _note(session, b"")
     enrolment.committed, enrolment.undo = committed, undone
 
@@ -115,7 +121,7 @@ def _fresh_in(session: Session) -> list[_Enrolment]:
 
 
 def _around(session: Session) -> list[SessionTransaction]:
-    """The session's current transaction and those around it, the innermost first."""
+    """The session's current transaction and the transactions around it, the innermost first."""
     within = []
     transaction = session.get_nested_transaction() or session.get_transaction()
     while transaction is not None:
@@ -125,7 +131,7 @@ def _around(session: Session) -> list[SessionTransaction]:
 
 
 def note_unlock(session: Session, owner: OwnerId, unlocked: KeyHolder) -> None:
-    """An owner was unlocked; if its enrolment has not been committed yet, its keys may still go."""
+    """Note that an owner was unlocked. A rollback of its enrolment takes its keys away again."""
     for enrolment in _fresh_in(session):
         if enrolment.owner == owner and enrolment.undo is None:
             enrolment.holders.add(unlocked)
@@ -145,7 +151,7 @@ def _ended(session: Session, transaction: SessionTransaction) -> None:
     fresh = _fresh_in(session)
     if not fresh:
         return
-    for enrolment in fresh[::-1]:  # the newest first: each makes current what was before it
+    for enrolment in fresh[::-1]:  # the newest first: each makes the keys before it current
         if transaction in enrolment.within:
             if enrolment.undo is not None:
                 enrolment.undo()

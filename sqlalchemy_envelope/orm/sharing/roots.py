@@ -1,4 +1,4 @@
-"""Reaching an owner's root keys through a slot; a new epoch where the present one's maker is unproven."""
+"""Open an owner's root keys through a slot; start a new epoch where the present epoch is unproven."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ if TYPE_CHECKING:
 
 
 class OpenedRoot(NamedTuple):
-    """The active root key, through the slot that opened it, with the retired ones that its KEK opens too."""
+    """The active root key, the slot that opened it, and the retired root keys that the same KEK opens."""
 
     root: OpenedKey
     slot: StoredSlot
     kek: KeyBytes
     older: list[OpenedKey]
     slots: list[tuple[StoredSlot, OpenedKey]]
-    """The slots that this KEK opens, with the root key in each; that of the active one first."""
+    """The slots that this KEK opens, each with its root key. The slot of the active root key comes first."""
     vouching: list[OpenedKey]
-    """Those of them that nobody without the KEK can have put there."""
+    """The retired root keys that only a holder of the KEK can have put there."""
     trusted: bool
     hardens: bool = False
-    """Not trusted because custodians have held it, by the policy."""
+    """Whether the root key is not trusted because custodians have held it, as the policy decides."""
 
 
 def active_root_among(keys: Iterable[StoredKey]) -> StoredKey | None:
@@ -54,7 +54,7 @@ def open_with_kek(
     slots: Sequence[StoredSlot],
     kek: KeyBytes,
 ) -> OpenedRoot:
-    """The active root key through a slot with its KEK, and the retired ones that the same KEK opens.
+    """Open the active root key through a slot with its KEK, and the retired root keys with the same KEK.
 
     Raises: as `open_slot`.
     """
@@ -68,12 +68,12 @@ def open_with_kek(
         try:
             before = open_slot(one, key, kek)
         except EnvelopeError:
-            continue  # what hangs on it stays locked; the active root key is not the worse for it
+            continue  # the values under it stay locked, and the active root key is not affected
         older.append(before)
         reached.append((one, before))
         if not is_sealed(one.wrapped):
             trusted.append(before)
-    # A sealed slot can be made by anybody; a wrapped one by nobody without the KEK.
+    # Anybody can make a sealed slot; only a holder of the KEK can make a wrapped slot.
     genuine = not is_sealed(slot.wrapped) or policy.seals.is_on or is_proven(root, trusted)
     return OpenedRoot(opened, slot, kek, older, reached, trusted, genuine)
 
@@ -81,10 +81,13 @@ def open_with_kek(
 def renew(
     desk: Desk, place: Place, keyring: Keyring, found: OpenedRoot
 ) -> list[tuple[StoredSlot, OpenedKey]]:
-    """Start an epoch in place of one that somebody else may have made, and keep its slot: the slot and the
-    new root key."""
+    """Replace an epoch that somebody else may have made, and keep the slot that led to it.
+
+    Returns:
+        The slot with the new root key; an empty list if the keyring does not hold the new root key.
+    """
     if place.owner_class.grants_of:
-        # Those who reach this one first: the new key is sealed to what they have then.
+        # First the owners that reach this owner: the new key is sealed to the root keys that they have then.
         renew_beyond(desk, keyring, {place.owner_class: [found.root.stored.key_id]})
     vouching = max(found.vouching, key=lambda one: one.stored.epoch, default=None)
     start_epoch(desk, place, keyring, vouching=vouching)

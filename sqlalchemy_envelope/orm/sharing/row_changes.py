@@ -1,4 +1,4 @@
-"""A granting row that is changed: what it said before, and whether it says something else now."""
+"""Changed granting rows: the owner that a row named before, and whether its ends or primary key change."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def place_before(session: Session, grant: GrantClass, state: InstanceState[Any]) -> Place:
-    """The owner whose key a row in the database grants."""
+    """The owner of the key that a row grants, as the database has it."""
     instance: Any = state.obj()
     keys = _keys(grant)
     if any(key not in state.dict for key in keys) and instance is not None and state.key is not None:
@@ -26,7 +26,7 @@ def place_before(session: Session, grant: GrantClass, state: InstanceState[Any])
             getattr(instance, key)  # expired: loaded now, because the flush takes it for unchanged later
     values = [state.committed_state.get(key, state.dict.get(key)) for key in keys[: len(grant.of.columns)]]
     if any(value is NO_VALUE or value is None for value in values) and state.key is not None:
-        # It was set anew while it was expired, and what it was is in the database alone.
+        # The attribute was set while it was expired: only the database has the former value.
         query = select(*grant.of.columns).where(
             and_(*(a == b for a, b in zip(grant.row_key, state.key[1], strict=True)))
         )

@@ -1,8 +1,8 @@
-"""A row that is deleted and added again in one flush: SQLAlchemy makes one UPDATE of the two, and no DELETE.
+"""A row that is deleted and added again in one flush: SQLAlchemy sends a single UPDATE and no DELETE.
 
-So it is with a list of members that is assigned anew, and with a member who is taken out of it and put back.
-The row stays, and with it what hangs on it. What it said before is read where the new object is about to be
-written, for the old one may be in no list of the session's: an orphan is in none.
+This happens when a list of members is assigned anew, and when a member is removed from the list and added
+again. The row stays, and the rows that depend on it stay too. Its former values are read when the new object
+is about to be written, because the old object may be in no list of the session: an orphan is in none.
 """
 
 from __future__ import annotations
@@ -21,22 +21,21 @@ if TYPE_CHECKING:
 
 
 class Ends(NamedTuple):
-    """Whose key a row grants, and to whom: two primary keys."""
+    """The ends of a granting row, as primary keys: the owner of the key, and the recipient."""
 
     of: tuple[Any, ...]
     to: tuple[Any, ...]
 
 
 def row_before(session: Session, grant: GrantClass, state: InstanceState[Any]) -> Ends | None:
-    """What the row says, in the database, that a new object takes the place of; None if it is a new row."""
+    """The stored ends of a row that a new object takes over; None if the row is new."""
     key = state.mapper.identity_key_from_instance(state.obj())
     instance = session.identity_map.get(key)
     return None if instance is None else _stored_ends(session, grant, inspect(instance), key[1])
 
 
 def is_written_anew(session: Session, key: Any) -> bool:
-    """Whether a row of this identity, which is to be deleted, is written by a new object: an owner's, whose
-    keys and grants stay."""
+    """Whether a new object takes over an owner's row that is to be deleted: its keys and grants stay."""
     same = (one for one in session.new if isinstance(one, key[0]))
     return any(inspect(one).mapper.identity_key_from_instance(one) == key for one in same)
 
@@ -51,12 +50,12 @@ def _stored_ends(
         bind = bind_for(session, grant.mapper, query)
         row = session.connection(bind_arguments=bind).execute(query).first()
         if row is None:
-            return None  # it was deleted by SQL
+            return None  # SQL deleted the row
         values = list(row)
     width = len(grant.of.columns)
     return Ends(tuple(values[:width]), tuple(values[width:]))
 
 
 def _stored_value(state: InstanceState[Any], key: str) -> Any:
-    """What an attribute was when it was loaded."""
+    """The value of an attribute when it was loaded."""
     return state.committed_state.get(key, state.dict.get(key, NO_VALUE))

@@ -1,21 +1,22 @@
-"""What waits for an unlocked owner, and for all that it reaches, is put in order.
+"""Settle: carry out the pending work of an unlocked owner, and of every owner that it reaches.
 
-**An unlock reads.** It sends no INSERT, UPDATE or DELETE, locks no row and waits for nobody: on a standby, in
-a read-only transaction, beside another transaction of the same owner. What is sealed is opened in memory, and
-read by. What waits in the rows is *settled*:
+**An unlock only reads.** It sends no INSERT, UPDATE or DELETE, locks no row and waits for nobody. So it works
+on a standby, in a read-only transaction, and beside another transaction of the same owner. Sealed keys are
+opened in memory, and values are read with them. The pending work in the rows is *settled*:
 
-- grants and write epochs that are sealed are adopted, and a sealed slot;
-- grants that are pending are fulfilled;
+- sealed grants, sealed write epochs and a sealed slot are adopted;
+- pending grants are fulfilled;
 - a slot that falls short of the policy is replaced;
-- scopes without a key get one;
-- an epoch starts where somebody was removed, or where the maker of the present one is not proven. An owner
-  whose key was granted to such a group gets a new epoch too, with the next value that is written for it.
+- a scope without a key gets a key;
+- an epoch starts where somebody was removed, or where the maker of the present epoch is not proven. If the
+  key of an owner was granted to such a group, that owner gets a new epoch too, with the next value that is
+  written for it.
 
-Settling is part of a transaction that writes: of the first flush with anything to write in the session that
-was unlocked, of the first statement that encrypts a value of these owners, or of `unlocked.settle()`. It
-comes before anything is encrypted or sealed under these keys, so that nothing is ever written under a key
-that has to be replaced first. Rolled back, it waits again. Of rows that another transaction holds it leaves
-those that are only to be adopted or fulfilled: that one does the same.
+Settling is part of a transaction that writes: the first flush with anything to write in the unlocked session,
+the first statement that encrypts a value of these owners, or `unlocked.settle()`. It comes before anything is
+encrypted or sealed under these keys, so that nothing is ever written under a key that has to be replaced
+first. After a rollback the work is pending again. Rows that only need adopting or fulfilling are left alone
+while another transaction holds them: the other transaction does the same work.
 """
 
 from __future__ import annotations
@@ -51,18 +52,20 @@ if TYPE_CHECKING:
 
 
 def settle(desk: Desk, keyring: Keyring, found: Opening, *, writes: bool = False) -> None:
-    """Put in order what waited for a holder of these keys: adopt what was sealed, grant what is pending, and
-    start new epochs where somebody was removed or where an epoch's maker is not proven.
+    """Carry out the pending work that needs a holder of these keys.
+
+    Adopt sealed grants, fulfil pending grants, and start new epochs where somebody was removed or where the
+    maker of an epoch is not proven.
 
     Args:
-        desk, keyring: where, how, and by which keys.
-        found: whose keys, and what was granted.
-        writes: values are about to be written for these owners. Else an epoch that an owner is due because
-            somebody was removed from another one, whom its key was granted to, waits until then: a group may
-            own any number of them.
+        desk, keyring: the session with its policy, and the keys to work with.
+        found: the owners, and the grants that led to their keys.
+        writes: whether values are about to be written for these owners. Otherwise some epochs wait until
+            then: the epochs of owners whose key was granted to a group that somebody was removed from. A
+            group may hold the keys of any number of owners.
     """
     unproven = adopt_grants(desk, keyring, found.grants)
-    # Before anything else: an older root key that is linked to one that somebody planted would be theirs.
+    # Before anything else: an older root key that is linked to a planted root key would be the attacker's.
     _replace_unproven(desk, keyring, found.places, unproven)
     sealed: list[tuple[Place, StoredKey]] = []
     for owner, place in found.places.items():
@@ -80,7 +83,7 @@ def settle(desk: Desk, keyring: Keyring, found: Opening, *, writes: bool = False
 
 
 def _replace_unproven(desk: Desk, keyring: Keyring, places: Places, unproven: Unproven) -> None:
-    """Start epochs in place of root keys that nobody vouches for, those who reach others first."""
+    """Start epochs in place of unproven root keys. Owners that reach other owners come first."""
     keyring.distrusted.update(key_id for key_id, _ in unproven.values())
     mine = [(places[owner], key_id) for owner, (key_id, _) in unproven.items() if owner in places]
     vouching = dict(unproven.values())
@@ -91,7 +94,7 @@ def _replace_unproven(desk: Desk, keyring: Keyring, places: Places, unproven: Un
 
 
 def _settle_shared(desk: Desk, keyring: Keyring, places: Places, shared: Places, *, writes: bool) -> None:
-    """Start epochs where somebody left, put in who was left out, and grant what is pending."""
+    """Start due epochs, grant keys to members who were left out of them, and fulfil pending grants."""
     held = _shared_keys(keyring, shared)
     counts = _count(desk, held)
     left = [place for place in shared.values() if _is_left(keyring, place, counts, removed=not writes)]
@@ -103,7 +106,7 @@ def _settle_shared(desk: Desk, keyring: Keyring, places: Places, shared: Places,
         lock_groups(desk, [*left, *(one.place for one in beyond)])
         if beyond:
             renew_beyond(desk, keyring, active)
-        # As they are under the lock: those who are reached through one of these are stale by now.
+        # Read again under the lock: the keys that are reached through these owners are stale by now.
         load_again(desk, keyring, places, owners_of(Opening(places, [], {})))
         _start_epochs(desk, keyring, shared, writes=writes)
         held = _shared_keys(keyring, shared)
@@ -119,9 +122,11 @@ def _settle_shared(desk: Desk, keyring: Keyring, places: Places, shared: Places,
 
 
 def _start_epochs(desk: Desk, keyring: Keyring, places: Places, *, writes: bool) -> None:
-    """New epochs of those whom somebody left, unless another transaction was faster. Then, if their keys are
-    about to be written by, of those whose keys are stale because of these, one after the other: what is
-    sealed to a group comes after the group's own epoch."""
+    """Start epochs of the owners that somebody left, unless another transaction was faster.
+
+    If values are about to be written, continue with the owners whose keys became stale through these epochs,
+    round after round: a key is sealed to a group only after the group's own epoch.
+    """
     done: set[OwnerId] = set()
     while True:
         counts = count_grants(desk.session, _grants_of(places.values()), _shared_keys(keyring, places))
@@ -137,7 +142,7 @@ def _start_epochs(desk: Desk, keyring: Keyring, places: Places, *, writes: bool)
 
 
 def _renew(desk: Desk, keyring: Keyring, place: Place, counts: Mapping[KeyId, GrantCounts]) -> None:
-    # The root key first: a new one brings new data keys.
+    # The root key first: a new root key brings new data keys.
     for key in sorted(keyring.keys_of(place.owner), key=lambda one: one.purpose is not Purpose.ROOT):
         if key.key_id not in counts or not counts[key.key_id].is_left:
             continue
@@ -160,8 +165,7 @@ def _is_left(
 
 
 def _shared_keys(keyring: Keyring, places: Places) -> Held:
-    """The keys that grants of these owners are of: the active ones, and the older ones of a scope that is
-    granted with its past."""
+    """The keys that these owners grant: the active keys, and older keys of a scope with a shared history."""
     found: Held = {}
     for owner, place in places.items():
         past = {one.scope for one in place.owner_class.grants_of if one.history == "shared"}
@@ -176,8 +180,10 @@ def _shared_keys(keyring: Keyring, places: Places) -> Held:
 
 
 def _keys_of_the_past(keyring: Keyring, places: Places) -> Held:
-    """The older keys of these owners that are granted to whoever was there at their time: a newer one does
-    not lead to them, and a grant of one may be pending still."""
+    """The retired keys that these owners granted to the members of their time.
+
+    A newer key does not lead to these keys, and a grant of such a key may still be pending.
+    """
     return {
         key.key_id: (place, key)
         for owner, place in places.items()
@@ -188,7 +194,7 @@ def _keys_of_the_past(keyring: Keyring, places: Places) -> Held:
 
 
 def _count(desk: Desk, held: Held) -> dict[KeyId, GrantCounts]:
-    """How often these keys were granted."""
+    """Count the grants of these keys."""
     return count_grants(desk.session, _grants_of(place for place, _ in held.values()), held)
 
 
@@ -197,7 +203,7 @@ def _grants_of(places: Iterable[Place]) -> list[GrantClass]:
 
 
 def _grant_pending(desk: Desk, keyring: Keyring, place: Place, key: StoredKey) -> None:
-    """Seal a key to those to whom it was granted while nobody present held it."""
+    """Seal a key to the recipients of its pending grants."""
     opened = keyring.open(key.key_id)
     if opened is None:
         return

@@ -1,8 +1,9 @@
-"""Finds the owners whose keys or grants have to be settled, among all that an unlocked owner reaches. It
-reads rows and opens no key, so that a first write loads only what it puts in order.
+"""Find the owners with keys or grants to settle, among all owners that an unlocked owner reaches.
 
-One query for each class of grants on each level finds the owners that are reached. One query for each class
-of owners finds those to be settled. Its conditions are those of `settle`; to find more owners does no harm.
+The search reads rows and opens no key, so that a first write loads only the keys that it settles.
+
+One query for each class of grants on each level finds the reached owners. One query for each class of owners
+finds the owners to settle. Its conditions are the conditions of `settle`; finding more owners does no harm.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 
 
 def find_undone(session: Session, start: Place) -> Owners | None:
-    """The owners beyond this one that have to be settled; None if it may be any of them."""
+    """The owners beyond this owner that have to be settled; None if any of them may have to be."""
     reached: dict[OwnerClass, list[PrimaryKey]] = {}
     for owner_class, key in steps_from(session, start):
         reached.setdefault(owner_class, []).append(key)
@@ -56,7 +57,7 @@ def find_undone(session: Session, start: Place) -> Owners | None:
 
 
 def _scopes_beyond(holders: Owners) -> dict[OwnerClass, None]:
-    """The classes of owners of whose keys a scope may be granted to these."""
+    """The classes of owners that may grant a scope to these holders."""
     return {
         grant.of.owner_class: None for one in holders for grant in one.grants_to if grant.scope is not None
     }
@@ -69,8 +70,11 @@ def _names(holders: Collection[OwnerClass]) -> list[str]:
 def _query(
     owner_class: OwnerClass, is_reached: bool, holders: tuple[OwnerClass, ...]
 ) -> tuple[Any, list[Sequence[Any]]]:
-    """A query for those owners of a class for whom something waits, and the columns that each list of keys is
-    compared with; none where it is not asked for. Made once: it takes longer than sending it."""
+    """A query for the owners of a class with pending work, and the columns to compare each list of keys with.
+
+    The columns are empty for a list that is not needed. A query is built once and kept, because building it
+    takes longer than sending it.
+    """
     known = ("undone", is_reached, holders, frozenset(owner_class.scopes), len(owner_class.grants_of))
     if known not in owner_class.selects:
         parts = _undone(owner_class) if is_reached else []
@@ -86,7 +90,7 @@ def _query(
 
 
 def _undone(owner_class: OwnerClass) -> list[Select[Any]]:
-    """Queries for those of the given owners whose own keys and grants have to be settled."""
+    """Queries for the given owners with own keys and grants that have to be settled."""
     keys = owner_class.key_class.__table__.alias()
     owners = [keys.c[column.key] for column in owner_class.owner_columns]
     mine = select(*owners).where(given(owners, "owners"))
@@ -132,7 +136,7 @@ def _has_scope(owner_class: OwnerClass, owners: Sequence[Any], scope: str) -> An
 
 
 def _not_granted(grant: GrantClass, owner_class: OwnerClass) -> Any:
-    """The owners of keys that a granting row gives a right to, and that were not granted through it."""
+    """The owners of keys that a granting row gives a right to and that have no grant beside the row."""
     keys, granted = owner_class.key_class.__table__.alias(), grant.companion.alias()
     owners = [keys.c[column.key] for column in owner_class.owner_columns]
     pairs = zip(grant.row_columns, grant.row_key, strict=True)
@@ -150,7 +154,7 @@ def _not_granted(grant: GrantClass, owner_class: OwnerClass) -> Any:
 
 
 def _sealed(grant: GrantClass, holders: str) -> Select[Any]:
-    """The owners whose keys were sealed to the given holders, and are not adopted yet."""
+    """The owners of keys that are sealed to the given holders and not adopted yet."""
     rows = [a == b for a, b in zip(grant.row_columns, grant.row_key, strict=True)]
     return (
         select(*grant.of.columns)
@@ -160,14 +164,16 @@ def _sealed(grant: GrantClass, holders: str) -> Select[Any]:
 
 
 def _left_beyond(session: Session, owner_class: OwnerClass, some: Sequence[PrimaryKey]) -> list[Place]:
-    """The owners from whom somebody was removed, among those that the keys of these owners are granted to.
-    The unlocked owner may not reach all of them."""
+    """The owners that somebody was removed from, among the recipients of these owners' keys.
+
+    The unlocked owner may not reach all of these recipients.
+    """
     holders = [grant.to.owner_class for grant in owner_class.grants_of]
     if not some or not any(holder.grants_with(None) for holder in holders):
         return []
     keys = owner_class.key_class.__table__
     active = select(keys.c.key_id).where(keys.c.state == KeyState.ACTIVE)
-    rows = Rows(session, owner_class.mapper, None)  # type: ignore[arg-type]  # nothing of it is sealed
+    rows = Rows(session, owner_class.mapper, None)  # type: ignore[arg-type]  # reads no row seal
     key_ids = [
         row[0]
         for part in chunks(some)

@@ -1,8 +1,8 @@
-"""What an unlock found and left: it reads, and the first write settles.
+"""The pending work that an unlock found: an unlock only reads, and the first write settles.
 
-Kept are the grants that were followed, the slots as they will be stored, which are ciphertext already,
-and the KEK of a slot whose root key has to be replaced. No secret is kept: what a stronger slot needs was
-derived at the unlock, while no row was locked and off the event loop.
+Three things are kept: the grants that were followed, the new slots, which are ciphertext already, and the KEK
+of a slot with a root key that has to be replaced. No secret is kept. The key for a stronger slot was derived
+at the unlock, while no row was locked and off the event loop.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from sqlalchemy_envelope.orm.tables.owners import GrantClass, OwnerClass, Place
 
 SlotChange = tuple["StoredSlot", "StoredSlot"]
-"""A slot as it is stored, and as it is to be."""
+"""A slot as it is stored now, and the slot that replaces it."""
 
 
 class _Part:
@@ -62,12 +62,12 @@ class _Part:
 
 
 class Waiting:
-    """What waits in the database for an owner who was unlocked.
+    """The pending work of an unlocked owner.
 
     Args:
         place: the owner.
-        root: its root key, with the slot and the KEK that led to it.
-        stronger: its slots under the present key derivation policy, where they fall short of it.
+        root: the owner's root key, with the slot and the KEK that opened it.
+        stronger: replacements for slots of the owner that fall short of the present key derivation policy.
     """
 
     def __init__(
@@ -78,7 +78,7 @@ class Waiting:
     ) -> None:
         self._place = place
         self._unsettled, self._settled = _Part(), _Part()
-        # The unlock wipes its KEK, and a provider keeps one for others.
+        # A copy: the unlock wipes its KEK, and a provider keeps its KEK for others.
         self._root = root if root.trusted else root._replace(kek=KeyBytes(root.kek.buffer))
         self._is_left = not root.trusted
         self._slots = list(stronger)
@@ -86,10 +86,20 @@ class Waiting:
             self._slots = [(root.slot, adopted_slot(root.slot, root.root, root.kek))]
 
     def take(self, keyring: Keyring, found: Opening, *, waits: bool, whole: bool = False) -> bool:
-        """Some of what the owner was granted was followed, or the `whole` of it; tells whether it is to be
-        settled. So it is if something `waits`, as other rows tell, and if these rows do: nothing may be
-        written under what is sealed before it is known who made it."""
-        # Asked now: after a rollback the keyring says what was to be, and not what is.
+        """Take in grants of the owner that were followed.
+
+        Nothing may be written under a sealed key before its maker is known.
+
+        Args:
+            keyring: the keys of the unlocked session.
+            found: the owners and grants that were followed.
+            waits: whether other rows show pending work.
+            whole: whether every grant of the owner was followed.
+
+        Returns:
+            Whether these owners have to be settled: `waits`, or these rows show pending work themselves.
+        """
+        # Asked now: after a rollback the keyring shows the planned state, not the stored state.
         is_left = is_left_undone(keyring, found)
         if waits or is_left:
             self._unsettled.add(found, whole=whole)
@@ -98,16 +108,16 @@ class Waiting:
 
     @property
     def owners(self) -> Owners:
-        """The owners that were followed and are not settled."""
+        """The owners that were followed and are not settled yet."""
         return owners_of(self._unsettled.opening())
 
     def again(self) -> None:
-        """What was settled was rolled back."""
+        """Make settled work pending again, after a rollback."""
         self._unsettled.join(self._settled)
         self._settled = _Part()
 
     def wipe(self) -> None:
-        """Forget the KEK: what waits will be found by the next unlock."""
+        """Forget the KEK. The next unlock finds the pending work again."""
         if not self._root.trusted:
             self._root.kek.wipe()
 
@@ -116,29 +126,32 @@ class Waiting:
         return bind_of(session, self._place.owner_class.mapper).dialect.is_async
 
     def settle(self, desk: Desk, keyring: Keyring) -> Places:
-        """Do what waits among what was followed, in the session's transaction; whom the keyring reaches
-        now."""
-        # What settling writes asks for nothing.
+        """Carry out the pending work of the owners that were followed, in the session's transaction.
+
+        Returns:
+            The owners that the keyring reaches now.
+        """
+        # Emptied first: the writes of settling must not ask for settling.
         part, self._unsettled = self._unsettled, _Part()
         self._settled.join(part)
         found, store = part.opening(), desk.keys(self._place.owner_class)
         if not self._root.trusted or (store.locks_as_a_whole and (self._is_left or self._slots)):
-            lock_groups(desk, [self._place])  # before anything is read that is written by
+            lock_groups(desk, [self._place])  # before the rows are read that the writes depend on
         if self._is_left:
-            # Another unlock of this owner may have done it meanwhile.
+            # Another unlock of this owner may have done the work meanwhile.
             within = None if part.whole else owners_of(found)
             found = load_again(desk, keyring, found.places, within)
         free = store.free_slots([old.slot_id for old, _ in self._slots])
         for old, new in self._slots:
             if old.slot_id in free:
-                store.replace_slot(old, new)  # a lost race is no loss: whoever won did the same, or more
+                store.replace_slot(old, new)  # a lost race does no harm: the winner did the same, or more
         if not self._root.trusted and not self._is_renewed(desk, keyring):
             renew(desk, self._place, keyring, self._root)
         settle(desk, keyring, found)
         return found.places
 
     def _is_renewed(self, desk: Desk, keyring: Keyring) -> bool:
-        """Whether another unlock put a new root key in place of this one, and it is reached the same way."""
+        """Whether another unlock already replaced this root key, with a new root key that this KEK opens."""
         current, slot = keyring.current(self._place.owner, Purpose.ROOT), self._root.slot
         if current is None or current.key_id == self._root.root.stored.key_id:
             return False

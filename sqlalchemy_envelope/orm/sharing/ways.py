@@ -1,5 +1,7 @@
-"""The owners on the ways from one owner to others, by the granting rows alone: whose keys and grants are to
-be loaded, so that these others' keys open."""
+"""The owners on the ways from an owner to other owners, by the granting rows alone.
+
+The keys and grants of these owners have to be loaded, so that the keys at the end of the ways open.
+"""
 
 from __future__ import annotations
 
@@ -20,8 +22,10 @@ if TYPE_CHECKING:
 
 
 def is_straight(start: OwnerClass, owner_class: OwnerClass) -> bool:
-    """Whether no owner of this class is reached in more than one step: nothing can lead there but its own
-    grants to the owner of the first class."""
+    """Whether every way to an owner of this class is a single step.
+
+    Then only the owner's own grants to an owner of the first class lead there.
+    """
     return all(one.to.owner_class is start for one in owner_class.grants_of) and not start.grants_with(None)
 
 
@@ -38,8 +42,10 @@ def classes_beyond(start: OwnerClass) -> list[OwnerClass]:
 
 
 def owners_between(session: Session, start: Place, targets: Owners) -> Owners:
-    """These owners, with all through whom a way leads from the first one to them. One query for each class of
-    grants on each level."""
+    """The target owners, and every owner on a way from the first owner to them.
+
+    Each level sends one query for each class of grants.
+    """
     walk = [(of, key) for of, keys in targets.items() for key in keys]
     steps, first = steps_from(session, start, set(targets)), (start.owner_class, start.primary_key)
     found: dict[OwnerClass, dict[tuple[Any, ...], None]] = {}
@@ -53,11 +59,13 @@ def owners_between(session: Session, start: Place, targets: Owners) -> Owners:
 def steps_from(
     session: Session, start: Place, targets: Collection[OwnerClass] | None = None
 ) -> dict[Owner, list[Owner]]:
-    """Every owner that granting rows lead to from this one, with the owners whom its own rows name.
+    """Every owner that granting rows lead to from this owner, each with the recipients that the rows name.
 
     Args:
-        targets: the classes that ways are looked for to, and scopes of whose keys count; None for every way
-            of whole keys.
+        session: the session to query.
+        start: the owner where the ways begin.
+        targets: the classes of owners to find ways to. Grants of a scope count for these classes only. None
+            for every way of root keys.
     """
     leading = None if targets is None else _leading_to(targets)
     steps: dict[Owner, list[Owner]] = {}
@@ -72,7 +80,7 @@ def steps_from(
                     continue
                 for owner_key, key in load_granting_rows(session, grant, list(keys)):
                     steps.setdefault((of, owner_key), []).append((to, key))
-                    # A scope of an owner leads to nobody else.
+                    # A scope of an owner leads to no other owner.
                     if not ends and (of, owner_key) not in seen:
                         seen.add((of, owner_key))
                         reached.setdefault(of, set()).add(owner_key)

@@ -1,8 +1,8 @@
-"""The ways from owners whose keys a provider holds to owners whose keys it does not hold.
+"""The ways from owners with keys that a provider holds to owners with keys that it does not hold.
 
-A user may have a slot of the provider, and the groups of the user none. In server mode the grants are
-searched backwards: from the owners of some values to a recipient whom the provider can open. One recipient is
-enough for each key.
+A user may have a slot of the provider while the user's groups have none. In server mode, the grants are
+searched backwards: from the owners of some values to a recipient that the provider can open. A single
+recipient is enough for each key.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ if TYPE_CHECKING:
 
 
 class ProviderWays(NamedTuple):
-    """Where the ways begin, and through whom they lead.
+    """The owners on the ways.
 
     Attributes:
-        starts: owners whose keys the provider holds, by class and primary key.
-        between: the owners whose grants are on the ways, those that the ways lead to included.
+        starts: owners at the beginning, with keys that the provider holds, by class and primary key.
+        between: owners with grants on the ways, including the owners at the end.
     """
 
     starts: OwnersByClass
@@ -41,8 +41,9 @@ class ProviderWays(NamedTuple):
 def ways_from_provider(
     desk: Desk, provider: str, owner_class: OwnerClass, rows: Iterable[OwnedKey]
 ) -> ProviderWays:
-    """Search for ways to the owners of these key rows, who are of one class. One query for each class of
-    grants on each level.
+    """Search for ways to the owners of these key rows, all of one class.
+
+    Each level sends one query for each class of grants.
 
     Args:
         desk: of the session that reads the rows of values.
@@ -61,7 +62,7 @@ def ways_from_provider(
             left = {key.primary_key: None for key in keys if key.owner not in reached}
             for grant in of.grants_of if left else ():
                 to = grant.to.owner_class
-                if to.grants_of:  # else no key of the recipient is granted to anybody
+                if to.grants_of:  # otherwise the recipient's keys are granted to nobody
                     recipients = load_recipients(desk.session, grant, list(left))
                     above.setdefault(to, {}).update((recipient, None) for recipient in recipients)
         level = {}
@@ -81,8 +82,11 @@ def _held_recipients(
     keys: list[OwnedKey],
     starts: OwnersByClass,
 ) -> set[OwnerId]:
-    """Note a recipient whom the provider can open for each key that has one; the owners whose active root key
-    is among them, so that no longer way is needed."""
+    """Note a recipient that the provider can open, for each key that has such a recipient.
+
+    Returns:
+        The owners whose active root key is among these keys, so that a longer way to them is not needed.
+    """
     owners = {key.stored.key_id: key for key in keys}
     reached = set()
     for grant in of.grants_of:
