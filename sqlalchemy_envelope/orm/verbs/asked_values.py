@@ -97,7 +97,7 @@ def values_of(
 
 
 def _unflushed(state: InstanceState[Any]) -> dict[str, Any]:
-    """Return the values of an object without a row, and the keys that a flush takes from its relationships."""
+    """Return the values of an object without a row, with keys that a flush takes from its relationships."""
     held, mapper = dict(state.dict), state.mapper
     for relation in mapper.relationships:
         referred: Any = held.get(relation.key)

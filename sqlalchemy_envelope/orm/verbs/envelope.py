@@ -136,7 +136,7 @@ class Envelope(EnvelopeSteps):
 
         An owner whose keys a campaign made while it was away *claims* them with this call: from now on the
         secret opens the keys, and the campaign's key does not. If the campaign uses an offline key, the
-        secret waits for the custodians of that key, and the owner stays locked until they release it.
+        secret waits for the key's custodians, and the owner stays locked until they release its keys.
 
         Raises:
             AlreadyEnrolledError: the owner has claimed keys, or was enrolled at the same moment.
