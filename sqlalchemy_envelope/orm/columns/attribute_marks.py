@@ -93,26 +93,26 @@ def forget(state: InstanceState[Any], keys: Iterable[str] | None) -> None:
 
 
 def is_sealed(state: InstanceState[Any], key: str) -> bool:
-    """Whether an attribute has a stored value that is locked or unreadable."""
+    """Tell whether an attribute has a stored value that is locked or unreadable."""
     marks = known_marks(state)
     return marks is not None and marks.sealed(key) is not None
 
 
 def is_unreadable(state: InstanceState[Any], key: str) -> bool:
-    """Whether an attribute has a stored value that no key would open."""
+    """Tell whether an attribute has a stored value that no key would open."""
     marks = known_marks(state)
     sealed = None if marks is None else marks.sealed(key)
     return sealed is not None and sealed.why is not None
 
 
 def is_from_previous(state: InstanceState[Any], key: str) -> bool:
-    """Whether an attribute has the value of its previous column."""
+    """Tell whether an attribute has the value of its previous column."""
     marks = known_marks(state)
     return marks is not None and marks.get(key) is Mark.FROM_PREVIOUS
 
 
 def has_from_previous(state: InstanceState[Any]) -> bool:
-    """Whether any attribute has the value of its previous column."""
+    """Tell whether any attribute has the value of its previous column."""
     marks = known_marks(state)
     return marks is not None and any(mark is Mark.FROM_PREVIOUS for mark in marks.values())
 
@@ -124,7 +124,7 @@ def written(state: InstanceState[Any], key: str) -> None:
 
 
 def was_closed(state: InstanceState[Any], key: str) -> bool:
-    """Whether an attribute was open, and was closed when its unlocked session was left."""
+    """Tell whether an attribute was open, and was closed when its unlocked session was left."""
     marks = known_marks(state)
     if marks is None:
         return False

@@ -234,7 +234,7 @@ class EncryptedType(TypeDecorator[Any]):
         return lambda value: shown
 
     def compare_values(self, x: Any, y: Any) -> bool:
-        """Whether two plaintexts are equal, as the inner type sees it."""
+        """Tell whether two plaintexts are equal, as the inner type sees it."""
         return self.inner.compare_values(x, y)
 
     @property

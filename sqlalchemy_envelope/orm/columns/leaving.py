@@ -86,8 +86,8 @@ def note_expressions(session: Session, options: Iterable[Any]) -> None:
 def forget_plaintext(
     session: Session, stays_open: Callable[[OwnerId | None], bool], writer: Writer | None = None
 ) -> None:
-    """Close every decrypted attribute in a session, except those that wait for a flush and those whose owner
-    is still unlocked.
+    """Close every decrypted attribute in a session, except attributes that wait for a flush and attributes of
+    owners who are still unlocked.
 
     Args:
         writer: gives the cipher for an owner's values; without it, values are expired.
@@ -321,7 +321,7 @@ def _expire(state: InstanceState[Any], values: dict[str, Any], keys: list[str]) 
 
 def derived_attributes(mapper: Mapper[Any]) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Attributes over expressions of an encrypted type; and relationships to classes with encrypted
-    columns, whose collection may be a dictionary by the values of those."""
+    columns, whose collection may be a dictionary by the values of these columns."""
     records = records_of_mapper(mapper)
     known: tuple[tuple[str, ...], tuple[str, ...]] | None = records.get(_DERIVED)
     if known is None:

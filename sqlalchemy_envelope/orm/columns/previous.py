@@ -136,7 +136,7 @@ def previous_of(column: Any) -> Any:
 
 
 def is_moving(column: Any) -> bool:
-    """Whether a column, of a table or of a SELECT from one, has a previous column."""
+    """Tell whether a column, of a table or of a SELECT from one, has a previous column."""
     base = _base(column)
     return base is not None and has_previous(base)
 

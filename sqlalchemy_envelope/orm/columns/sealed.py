@@ -34,7 +34,7 @@ long to make."""
 
 
 def is_ciphertext(value: object) -> bool:
-    """Whether the statement hook made this value."""
+    """Tell whether the statement hook made this value."""
     return type(value) is tuple and len(value) == 2 and value[0] is CIPHERTEXT
 
 
@@ -155,7 +155,7 @@ _PLAIN = (str, bytes, int, float, bool, list, dict)
 
 
 def _is_of_value(inner: TypeEngine[Any], name: str) -> bool:
-    """Whether the values of a type have this attribute."""
+    """Tell whether the values of a type have this attribute."""
     python_type = python_type_of(inner) or object
     types = _PLAIN if python_type is object or isinstance(inner, JSON) else (python_type,)
     return any(hasattr(one, name) for one in types)

@@ -66,7 +66,7 @@ def owner_not_loaded(
 def not_followed(
     state: InstanceState[Any], attribute: EncryptedAttribute, sealed: Sealed
 ) -> LockedError | None:
-    """Return the error for a value whose grants were not looked for yet; None if no grant may lead to it."""
+    """Return the error for a value whose grants were not looked for yet; None if no grant can open it."""
     here, header = context.unlocked_sessions(state.session), bytes(sealed.blob[:HEADER_SIZE])
     classes = attribute.encrypted.path.owner_classes
     if not any(one.follows and one.may_follow(of, header) for one in here for of in classes):

@@ -106,8 +106,8 @@ class RowOpener:
     def open_all(self) -> Sequence[Any]:
         """Return all remaining rows, opened.
 
-        The rows are fetched and opened piece by piece, so that stored values are still in the processor's
-        cache when they are opened.
+        The rows are fetched and opened piece by piece, so that stored values are opened and freed while they
+        are still in the processor's cache.
         """
         here = context.unlocked_sessions(self._session)
         rows = self._cursor.fetchmany(CHUNK)

@@ -1,4 +1,4 @@
-"""Writing for owners who are locked: by a sealed write epoch.
+"""Writing for locked owners: by a sealed write epoch.
 
 A fresh data key is sealed once to the owner's public key, and then encrypts any number of ordinary values.
 The owner adopts it at the next unlock. A write-only session can read nothing back, and the server forgets the

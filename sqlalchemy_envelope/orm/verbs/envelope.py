@@ -56,7 +56,7 @@ class Envelope(EnvelopeSteps):
             replaced.
         concurrent_derivations: the highest number of key derivations at once in this process; by default, one
             for each core. Each derivation holds its profile's memory while it runs.
-        derivation_wait: the seconds to wait for a free derivation, before `UnlockBusyError`.
+        derivation_wait: the seconds to wait until a derivation may start, before `UnlockBusyError`.
         server_keys: keys from outside the database. With them every key, slot and grant row carries a seal,
             and they are the provider `"server"`.
         realm: the name of the application's database, or a function that returns the name for an engine. Rows

@@ -53,7 +53,7 @@ class OwnerName(NamedTuple):
 
 @dataclass(frozen=True)
 class GrantStatus:
-    """What one granting row gives at this moment. Holds no key, and nothing that leads to one.
+    """The status of a granting row at this moment. Holds no key, and nothing that leads to a key.
 
     Attributes:
         grant: the class of the row.

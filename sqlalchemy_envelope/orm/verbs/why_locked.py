@@ -206,7 +206,7 @@ class _Search:
         return held, elsewhere
 
     def _reading(self) -> Iterator[UnlockedSession]:
-        """Yield the unlocked sessions, and the sessions around them, except those of server mode."""
+        """Yield the unlocked sessions, and sessions around them, that hold owners' keys to read with."""
         here: Any = context.unlocked_sessions(self._session)
         for innermost in here:
             yield from (unlocked for unlocked in innermost.outward() if not unlocked.on_demand)
