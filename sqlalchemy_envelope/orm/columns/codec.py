@@ -1,4 +1,4 @@
-"""Codecs: how the values of one type become bytes, and bytes values."""
+"""Codecs: they turn the values of a type into bytes, and the bytes into values."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -7,14 +7,14 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Codec:
-    """How one type's values become bytes. Errors of `encode` and `decode` may hold the value, and never leave
-    `orm`.
+    """Turns the values of a type into bytes and back. Errors of `encode` and `decode` may hold the value, so
+    they never leave `orm`.
 
     Attributes:
-        convert: what a `TypeDecorator` makes of a value before it is encoded. A None that it makes is stored
-            as NULL. None if there is no conversion.
-        encode_converted: the bytes of a converted value.
-        read_null: what a `TypeDecorator` makes of NULL; None if there is no conversion.
+        convert: the conversion of a `TypeDecorator` before a value is encoded. If it returns None, NULL is
+            stored. None if there is no conversion.
+        encode_converted: returns the bytes of a converted value.
+        read_null: returns the value that a `TypeDecorator` reads for NULL; None if there is no conversion.
     """
 
     tag: str

@@ -1,7 +1,7 @@
-"""What the library notes in `Column.info`: one `ColumnNotes`.
+"""The library's notes in `Column.info`: a `ColumnNotes`.
 
-`Column.info` and what is in it go along into a copy, as `Table.to_metadata()` makes it. So the notes never
-change: a column that has more to say gets others.
+A copy of a column, as by `Table.to_metadata()`, shares the contents of `Column.info`. So the notes never
+change: for a further note, a column gets new notes.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ NOTES = "sqlalchemy_envelope"
 
 
 class Origin:
-    """A column, which this does not keep alive. A pickled one leads to nothing."""
+    """A reference to a column, which it does not keep alive. After pickling, it refers to no column."""
 
     def __init__(self, column: Column[Any] | None = None) -> None:
         self.column = (lambda: None) if column is None else ref(column)
@@ -29,13 +29,13 @@ class Origin:
 
 @dataclass(frozen=True, slots=True)
 class ColumnNotes:
-    """What is noted on one column.
+    """The notes on a column.
 
     Attributes:
-        origin: of an encrypted column, itself; of a copy, what it is a copy of.
-        previous: of an encrypted column, the key of its previous column.
-        replaced_by: of a previous column, the key of the encrypted one.
-        check_name: of an encrypted column in a CREATE TABLE of Alembic's, the name of its CHECK.
+        origin: for an encrypted column, the column; for a copy, the original column.
+        previous: for an encrypted column, the key of its previous column.
+        replaced_by: for a previous column, the key of the encrypted column.
+        check_name: for an encrypted column in a CREATE TABLE of Alembic, the name of its CHECK.
     """
 
     origin: Origin | None = None
@@ -48,11 +48,11 @@ _NO_NOTES = ColumnNotes()
 
 
 def notes_of(column: Column[Any]) -> ColumnNotes:
-    """The notes on a column. To read `Column.info` makes a dictionary: a column without notes gets none."""
+    """Return the notes on a column. Reading `Column.info` makes a dictionary, so this avoids it."""
     notes: ColumnNotes = column.info.get(NOTES, _NO_NOTES) if "info" in column.__dict__ else _NO_NOTES
     return notes
 
 
 def note(column: Column[Any], **more: Any) -> None:
-    """Note something more on a column."""
+    """Add a note to a column."""
     column.info[NOTES] = replace(notes_of(column), **more)

@@ -1,9 +1,9 @@
 """`EncryptedType`: describes an encrypted column. Types describe; sessions hold keys.
 
-A type sees a value and a dialect, no row and no session. So it never encrypts: its bind processor takes what
-the statement hook has encrypted, and refuses everything else. A value that slips past the hook is thus
-refused, and never stored in the clear. Nor does the type decrypt: its result processor takes the value that
-was opened in its row out of the cell, and makes a `Sealed` of everything else.
+A type sees a value and a dialect, no row and no session. So it never encrypts: its bind processor takes
+values that the statement hook has encrypted, and refuses everything else. A value that slips past the hook is
+thus refused, and never stored in the clear. The type never decrypts either. Its result processor takes an
+opened value out of its cell, and makes a `Sealed` of everything else.
 """
 
 from collections.abc import Callable
@@ -118,13 +118,13 @@ class EncryptedType(TypeDecorator[Any]):
             primary key), or relationships that lead to it ("order.customer"); `OwnerColumn`, `OneOf`, or a
             class with a sole row. Left out: the class itself if it is a `KeyOwner`, else its only foreign key
             to one.
-        label: what values are bound to. Left out: `table.column`; pin the old name before a rename.
+        label: the name that values are bound to. Left out: `table.column`; pin the old name before a rename.
         bind: "column", or "row" to bind each value to its row's primary key too, which
             the client must then make.
-        scope: which of the owner's data keys, by name; a `KeyGrant` may share one scope and not the others.
-        previous: the column that this one takes the place of, while its values are moved.
-        check: whether the database refuses what is no ciphertext, by a CHECK on first byte and length.
-            Left out: in new tables and columns. True: Alembic adds it to a column that is there, too.
+        scope: the name of the owner's data key; a `KeyGrant` may share one scope and not the others.
+        previous: the column that this column replaces, while its values are moved.
+        check: whether the database refuses values that are no ciphertext, by a CHECK on first byte and
+            length. Left out: in new tables and columns. True: Alembic adds it to existing columns, too.
 
     Stored: plaintext + 45 bytes, in the dialect's binary type. The length and `NULL` show; the empty string
     is encrypted. Format: docs/reference/wire-format.md, section 6.
@@ -174,12 +174,12 @@ class EncryptedType(TypeDecorator[Any]):
 
     @property
     def codec(self) -> Codec:
-        """How values become bytes."""
+        """The codec that turns values into bytes."""
         return self.format.codec
 
     @property
     def field(self) -> Field:
-        """What values of this column are bound to.
+        """The field that values of this column are bound to.
 
         Raises:
             ConfigurationError: the type is in no table yet and has no label.
@@ -194,7 +194,7 @@ class EncryptedType(TypeDecorator[Any]):
         return copy
 
     def bind_processor(self, dialect: Dialect) -> Callable[[Any], Any]:
-        """Pass on what the statement hook has encrypted, and refuse everything else."""
+        """Pass on values that the statement hook has encrypted, and refuse everything else."""
         label = self.label
 
         def process(value: Any) -> Any:
@@ -225,14 +225,16 @@ class EncryptedType(TypeDecorator[Any]):
         return _null_aware(_processor(self.format), self.codec.read_null)
 
     def literal_processor(self, dialect: Dialect) -> Callable[[Any], str]:
-        """A literal would put plaintext into the statement's text. An error raised here would be worse:
-        SQLAlchemy wraps it in an error that prints the value. So a log shows this text, which no database
-        takes for SQL."""
+        """Return a text that no database accepts as SQL, in place of a literal.
+
+        A literal would put plaintext into the statement's text. An error raised here would be worse:
+        SQLAlchemy wraps it in an error that prints the value. So a log shows this text.
+        """
         shown = f"<encrypted {self.label}>"
         return lambda value: shown
 
     def compare_values(self, x: Any, y: Any) -> bool:
-        """Whether two plaintexts are equal, as the inner type sees it."""
+        """Tell whether two plaintexts are equal, as the inner type sees it."""
         return self.inner.compare_values(x, y)
 
     @property
@@ -266,7 +268,7 @@ class EncryptedType(TypeDecorator[Any]):
 
 
 def _null_aware(process: Callable[[Any], Any], read_null: Callable[[], Any] | None) -> Callable[[Any], Any]:
-    """A processor that gives for NULL what the inner type's processor gives for it."""
+    """Return a processor that reads NULL as the inner type's processor does."""
     if read_null is None:
         return process
     return lambda value: read_null() if value is None else process(value)
@@ -280,7 +282,7 @@ def _processor(form: ColumnFormat) -> Callable[[Any], Any]:
             return value.cell_contents
         except AttributeError:
             pass
-        # It did not pass the place of reading (`reading.results`), which knows the row that a value is in.
+        # The value did not pass the place of reading (`reading.results`), which knows the value's row.
         return Sealed(bytes(value) if isinstance(value, _BYTES) else b"", form, note=_PASSED_BY)
 
     return process
@@ -296,5 +298,5 @@ def format_in(type_: Any) -> ColumnFormat | None:
 
 
 def is_ours(processor: object) -> bool:
-    """Whether a result processor is one that decrypts."""
+    """Tell whether a result processor is from this module."""
     return getattr(processor, "__module__", None) == __name__

@@ -1,4 +1,4 @@
-"""`ColumnFormat`: the type of a column's plaintext and what its values are bound to, without the column."""
+"""`ColumnFormat`: the type of a column's plaintext and the binding of its values, without the column."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class ColumnFormat:
 
     Args:
         inner: the type of the plaintext.
-        label: what values are bound to; None as long as the column is in no table.
+        label: the label that values are bound to; None as long as the column is in no table.
         bind: "column" or "row".
     """
 
@@ -30,7 +30,7 @@ class ColumnFormat:
 
     @cached_property
     def codec(self) -> Codec:
-        """How values become bytes.
+        """The codec that turns values into bytes.
 
         Raises:
             ConfigurationError: values of this type cannot be encrypted.
@@ -39,7 +39,7 @@ class ColumnFormat:
 
     @cached_property
     def field(self) -> Field:
-        """What values are bound to.
+        """The field that values are bound to.
 
         Raises:
             ConfigurationError: there is no label.
@@ -51,7 +51,7 @@ class ColumnFormat:
         return Field(self.label, self.codec.tag, self.bind == "row")
 
     def decode(self, plaintext: bytes) -> Any:
-        """The Python value of bytes that authenticated.
+        """Return the Python value of authenticated bytes.
 
         Raises:
             FormatError: no writer of this format makes such bytes.

@@ -1,9 +1,9 @@
-"""What an unlocked session leaves in the objects of a `Session`: no plaintext.
+"""Leaving an unlocked session: no plaintext stays in the objects of a `Session`.
 
-An attribute goes back to its state before it was opened: a stored value that waits for its key. The value is
-encrypted anew for this while the key is still open, because the ciphertext was not kept beside its plaintext.
-So a second unlock opens it without SQL, also under asyncio. Everything else that came out of an encrypted
-column is expired: expressions, and dictionaries whose keys did.
+An attribute goes back to its state before it was opened: a stored value that waits for its key. For this, the
+value is encrypted anew while the key is still open, because the ciphertext was not kept beside its plaintext.
+So a second unlock opens it without SQL, also under asyncio. All other data from an encrypted column is
+expired: expressions, and dictionaries with plaintext keys.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ _DERIVED = "derived_attributes"
 
 @dataclass(slots=True)
 class SeenPlaintext:
-    """A page of `SessionNotes`: where plaintext may be that the identity map and the mappers do not tell of.
+    """A page of `SessionNotes`: places of plaintext that the identity map and the mappers do not show.
 
     Attributes:
         deleted: objects whose deletion was flushed.
@@ -86,8 +86,8 @@ def note_expressions(session: Session, options: Iterable[Any]) -> None:
 def forget_plaintext(
     session: Session, stays_open: Callable[[OwnerId | None], bool], writer: Writer | None = None
 ) -> None:
-    """Close every decrypted attribute in a session, except those that wait for a flush and those whose owner
-    is still unlocked.
+    """Close every decrypted attribute in a session, except attributes that wait for a flush and attributes of
+    owners who are still unlocked.
 
     Args:
         writer: gives the cipher for an owner's values; without it, values are expired.
@@ -115,12 +115,12 @@ def forget_plaintext(
 
 @dataclass(frozen=True, eq=False)
 class _MapperPlan:
-    """What has to be looked at in the objects of a mapper.
+    """The attributes to look at in the objects of a mapper.
 
     Attributes:
-        owner_keys: the attributes that name the owner of all encrypted ones; None if other objects are needed
-            too.
-        relations: the relationships whose collection may be a dictionary with keys of plaintext.
+        owner_keys: the attributes that name the owner of all encrypted attributes; None if this needs other
+            objects too.
+        relations: the relationships whose collection may be a dictionary with plaintext keys.
     """
 
     attributes: tuple[EncryptedAttribute, ...]
@@ -130,7 +130,7 @@ class _MapperPlan:
 
 
 class _Closing:
-    """What has to be closed in objects that are alike: of one mapper, and of one owner."""
+    """The attributes to close in similar objects: objects of one mapper and one owner."""
 
     __slots__ = ("attributes", "expressions")
 
@@ -219,7 +219,7 @@ class _Leaving:
         return plan
 
     def _closing(self, state: InstanceState[Any], plan: _MapperPlan) -> _Closing:
-        """What has to be closed in an object."""
+        """Return the attributes to close in an object."""
         if state.committed_state or plan.owner_keys is None or has_from_previous(state):
             to_close = [one for one in plan.attributes if self._is_left(state, one)]
             return _Closing([(one, self._owner(state, one)[0]) for one in to_close], plan.expressions)
@@ -234,7 +234,7 @@ class _Leaving:
         return closing
 
     def _is_left(self, state: InstanceState[Any], attribute: EncryptedAttribute) -> bool:
-        """Whether a changed attribute is closed all the same."""
+        """Tell whether a changed attribute is closed nevertheless."""
         if attribute.key not in state.dict or is_from_previous(state, attribute.key):
             return False
         return not self._owner(state, attribute)[1] and not waits(state, attribute)
@@ -321,7 +321,7 @@ def _expire(state: InstanceState[Any], values: dict[str, Any], keys: list[str]) 
 
 def derived_attributes(mapper: Mapper[Any]) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Attributes over expressions of an encrypted type; and relationships to classes with encrypted
-    columns, whose collection may be a dictionary by the values of those."""
+    columns, whose collection may be a dictionary by the values of these columns."""
     records = records_of_mapper(mapper)
     known: tuple[tuple[str, ...], tuple[str, ...]] | None = records.get(_DERIVED)
     if known is None:

@@ -10,7 +10,7 @@ from sqlalchemy_envelope.orm.columns.codec import Codec, refused
 
 _COUNT = struct.Struct(">I")
 MAX_LIST_DEPTH = 8
-"""How many lists may be inside each other. PostgreSQL has six dimensions."""
+"""The greatest depth of nested lists. PostgreSQL has six dimensions."""
 
 
 def list_codec(inner: sa.ARRAY[Any], item: Codec) -> Codec:
@@ -18,7 +18,7 @@ def list_codec(inner: sa.ARRAY[Any], item: Codec) -> Codec:
     flat = inner.dimensions == 1
     collect: Callable[[list[Any]], Any] = tuple if inner.as_tuple else list
     encode_item, convert, read_null = item.encode_converted or item.encode, item.convert, item.read_null
-    # What a user's conversion makes of an item says nothing about what it was made from.
+    # The result of a user's conversion of an item does not tell the original item.
     reversible = convert is None and read_null is None
 
     def encode(value: Any, depth: int = 1) -> bytes:

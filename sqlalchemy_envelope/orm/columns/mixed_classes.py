@@ -1,4 +1,4 @@
-"""Classes of SQLAlchemy's with a few methods of ours in front, for single objects of a mapping: the attribute
+"""SQLAlchemy's classes with a few methods of ours in front, for single objects of a mapping: the attribute
 and the property of an encrypted column."""
 
 from __future__ import annotations
@@ -6,14 +6,14 @@ from __future__ import annotations
 from typing import Any
 
 _mixed: dict[tuple[type, type], type] = {}
-"""By mixin and class, the class that was made of both."""
+"""For each mixin and class, the class made from both."""
 
 
 def mix_in(mixin: type, thing: Any, name: str, **own: Any) -> None:
-    """Let an object be of a class that has a mixin's methods before those of its own. Once is enough.
+    """Give an object a class with a mixin's methods before the methods of its own class. Once is enough.
 
     Args:
-        name: that of the new class.
+        name: the name of the new class.
         own: attributes of the new class.
     """
     base = type(thing)

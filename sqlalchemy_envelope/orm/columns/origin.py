@@ -1,4 +1,4 @@
-"""Which column another one is a copy of: `Table.to_metadata()` copies tables, and not who owns their rows."""
+"""The original of a copied column: `Table.to_metadata()` copies tables, but not the owners of their rows."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def note_origin(column: Column[Any]) -> None:
 
 
 def origin_of(column: Column[Any]) -> Column[Any] | None:
-    """The column of the same table in another MetaData that this is a copy of; None if it is none."""
+    """Return the original of a copied column, in the same table of another MetaData; None for no copy."""
     origin = notes_of(column).origin
     found = None if origin is None else origin.column()
     if found is None or found is column:

@@ -47,7 +47,7 @@ def advice(
 
 
 def _by_new_owners(table: Table, mapper: Mapper[Any] | None) -> str:
-    """No class is an owner yet: which to declare so, the likeliest first."""
+    """Advise which classes to declare as owners, the likeliest first, if no class is an owner yet."""
     mappers = [] if mapper is None else list(mapper.registry.mappers)
     referred = {one.column.table for one in table.foreign_keys} - {table}
     names = sorted({one.class_.__name__ for one in mappers if one.local_table in referred})
@@ -65,7 +65,7 @@ def _by_new_owners(table: Table, mapper: Mapper[Any] | None) -> str:
 
 
 def _by_itself(mapper: Mapper[Any] | None) -> str:
-    """The class with the encrypted column may be the one that `KeyOwner` was forgotten on."""
+    """Advise `KeyOwner` for the class with the encrypted column, in case it was forgotten there."""
     if mapper is None:
         return ""
     name = mapper.class_.__name__
@@ -78,7 +78,7 @@ def _by_sole(owners: Iterable[str]) -> Iterator[tuple[str, str]]:
 
 
 def _of_written(names: Sequence[str], columns: Sequence[Column[Any]], owners: dict[str, Mapper[Any]]) -> str:
-    """What makes an owner of the columns that were written; nothing if they can hold no owner's key."""
+    """Return the advice that makes the written columns an owner; "" if they can hold no owner's key."""
     types = [python_type_of(one.type) for one in columns]
     fits = [
         name
@@ -99,7 +99,7 @@ def _of_written(names: Sequence[str], columns: Sequence[Column[Any]], owners: di
 
 
 def _by_columns(table: Table, mapper: Mapper[Any] | None) -> Iterator[tuple[str, str]]:
-    """Each foreign key to an owner that the table has: what to write, and the owner's class."""
+    """Yield the advice for each of the table's foreign keys to an owner, with the owner's class."""
     paths = foreign_key_paths(table, mapper)
     places = {column: place for place, column in enumerate(table.columns)}
     paths.sort(key=lambda path: places.get(path.columns[0], len(places)))
@@ -113,7 +113,7 @@ def _by_columns(table: Table, mapper: Mapper[Any] | None) -> Iterator[tuple[str,
 
 
 def _one_of(nullable: Iterable[str]) -> Iterator[tuple[str, str]]:
-    """Several references of a row, each of which may be left out, may be alternatives."""
+    """Advise `OneOf` for several nullable references of a row, which may be alternatives."""
     some = list(nullable)
     if len(some) > 1:
         yield f"OneOf({', '.join(some)})", "if each row is one or the other's"
@@ -161,7 +161,7 @@ def _ends(names: tuple[str, ...], here: Mapper[Any]) -> Iterator[tuple[str, str]
 
 
 def _by_new_columns(owners: dict[str, Mapper[Any]]) -> str:
-    """The foreign keys of which the table could be given one, and the form without one."""
+    """Advise a new foreign key for the table, or the form without a foreign key."""
     written, shown = [], ""
     for name in sorted(owners):
         keys = [

@@ -1,4 +1,4 @@
-"""What `EncryptedType(owner=...)` takes: how a declaration names the owner of a column's rows.
+"""The values of `EncryptedType(owner=...)`: they name the owner of a column's rows.
 
 left out                                    the class itself, or its only foreign key to a KeyOwner
 "user_id", ("region", "number")             columns with a foreign key to the owner's primary key
@@ -20,11 +20,11 @@ from sqlalchemy_envelope.exceptions import ConfigurationError
 
 @dataclass(frozen=True)
 class OwnerColumn:
-    """An owner that is named by a column, or several, without a foreign key.
+    """An owner named by one or several columns without a foreign key.
 
     Attributes:
         names: the attributes or columns that hold the owner's primary key, in that key's order.
-        of: the class of the owner, a `KeyOwner`; its name, where it is declared later.
+        of: the class of the owner, a `KeyOwner`; or its name, if the class is declared later.
     """
 
     names: tuple[str, ...]
@@ -49,7 +49,7 @@ class OneOf:
     set in the row, or in the other row through which they lead.
 
     Attributes:
-        owners: each alternative as `owner=` would take it.
+        owners: the alternatives, each in a form that `owner=` accepts.
     """
 
     owners: tuple[OwnerSpec, ...]
@@ -64,14 +64,14 @@ class OneOf:
 
 
 OwnerSpec = str | tuple[str, ...] | type[Any] | OwnerColumn | OneOf
-"""What `EncryptedType(owner=...)` takes."""
+"""The type of the argument of `EncryptedType(owner=...)`."""
 
 
 def check_spec(owner: Any) -> None:
     """Check that a declaration can name an owner at all.
 
     Raises:
-        ConfigurationError: it cannot.
+        ConfigurationError: the declaration cannot name an owner.
     """
     names = owner if isinstance(owner, tuple) else (owner,)
     text = bool(names) and all(isinstance(name, str) and name for name in names)

@@ -1,5 +1,6 @@
-"""Columns that lead to a row's owner and that an UPDATE changes without naming them: by `onupdate=`, or in
-the database. Such a row goes to another owner, and its values stay under the former owner's key."""
+"""Columns that lead to a row's owner, and that an UPDATE changes without naming them: by `onupdate=`, or in
+the database. Such an UPDATE moves the row to another owner, but its values stay under the former owner's key.
+"""
 
 from __future__ import annotations
 

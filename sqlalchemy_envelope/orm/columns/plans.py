@@ -161,7 +161,7 @@ class EncryptedAttribute:
         return value is None and self.encrypted.convert is None
 
     def is_null(self, value: Any) -> bool:
-        """Whether a decorator reads NULL as this value. To move such a value here is to write NULL."""
+        """Tell whether a decorator reads NULL as this value. To move such a value here is to write NULL."""
         read_null = self.type.codec.read_null
         return read_null is not None and bool(self.type.compare_values(read_null(), value))
 
@@ -330,7 +330,7 @@ def _original(label: str, table: Table) -> tuple[Table, OwnerPath] | None:
 
 
 def _path_without_copy(column: Column[Any]) -> Iterable[OwnerPath]:
-    """The path of a column that itself says whose key encrypts it; none for a copy, which does not."""
+    """Yield the path of a column that needs no original to find its owner; none for a copy."""
     try:
         yield path_of(column, mapper_of_table(column.table), lambda *_: None)
     except ConfigurationError:

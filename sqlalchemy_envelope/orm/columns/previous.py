@@ -1,6 +1,6 @@
-"""`PreviousColumn`: where the values of an encrypted column come from while they are moved to it.
+"""`PreviousColumn`: the source of an encrypted column's values while they are moved to it.
 
-Both columns are in one table. What a row holds says how far it is, and nothing else does:
+Both columns are in one table. Only the contents of a row tell how far it is:
 
     previous     encrypted    the row is
     value        NULL         pending: to be encrypted
@@ -28,22 +28,22 @@ from sqlalchemy_envelope.orm.columns.column_notes import note, notes_of
 ColumnPolicy = Literal["both", "read", "refuse"]
 """The three steps of a migration, each of them a deployment:
 
-- `both`: written to both columns, read from the encrypted one if there is something, else from the previous.
-- `read`: written encrypted alone; a previous value is still read.
-- `refuse`: a value that is nowhere but in the previous column is an error.
+- `both`: write to both columns; read the encrypted column if it has a value, else the previous column.
+- `read`: write to the encrypted column alone; a previous value is still read.
+- `refuse`: a value in the previous column alone is an error.
 """
 
 
 @dataclass(frozen=True, eq=False)
 class PreviousColumn:
-    """The column that an encrypted column takes the place of.
+    """The column that an encrypted column replaces.
 
     Attributes:
         name: its name in the same table. Do not map it as well: the library adds it to the table.
         type: its type: that of plaintext, another library's encrypted type, or an `EncryptedType` that
             differs in label, binding or scope.
         policy: how far the migration is: "both", "read" or "refuse".
-        nullable: whether the database lets it be NULL. Must be true from the policy "read" on.
+        nullable: whether the column may be NULL in the database. Must be true from the policy "read" on.
 
     Raises:
         ConfigurationError: another policy, or a type that moves values itself.
@@ -118,7 +118,7 @@ def _null_for_none(type_: Any) -> Any:
 
 
 def previous_of(column: Any) -> Any:
-    """The previous column beside an encrypted one, of the same table or alias; None if there is none."""
+    """Return the previous column of an encrypted column, in the same table or alias; None without one."""
     base = _base(column)
     if base is None or not has_previous(base):
         return None
@@ -136,13 +136,13 @@ def previous_of(column: Any) -> Any:
 
 
 def is_moving(column: Any) -> bool:
-    """Whether a column, of a table or of a SELECT from one, has a previous column."""
+    """Tell whether a column, of a table or of a SELECT from one, has a previous column."""
     base = _base(column)
     return base is not None and has_previous(base)
 
 
 def has_previous(column: Column[Any]) -> bool:
-    """Whether a column of a table has a previous one."""
+    """Tell whether a column of a table has a previous column."""
     return policy_of_column(column) is not None and notes_of(column).previous is not None
 
 
@@ -155,6 +155,6 @@ def _base(column: Any) -> Any | None:
 
 
 def policy_of_column(column: Any) -> ColumnPolicy | None:
-    """How far the migration of an encrypted column is; None if it has no previous column."""
+    """Return the policy of an encrypted column's migration; None if it has no previous column."""
     declared: PreviousColumn | None = getattr(column.type, "previous", None)
     return None if declared is None else declared.policy

@@ -34,7 +34,7 @@ long to make."""
 
 
 def is_ciphertext(value: object) -> bool:
-    """Whether the statement hook made this value."""
+    """Tell whether the statement hook made this value."""
     return type(value) is tuple and len(value) == 2 and value[0] is CIPHERTEXT
 
 
@@ -54,14 +54,17 @@ class _Refusing(dict[str, Any]):
 
 
 class Sealed:
-    """A stored value that could not be opened where it was read: its key is locked, or the statement does
-    not say whose row it is in, or which; `note` is what it does not say. `unlocked.decrypt(sealed)` opens
-    it, with `primary_key=` if row-bound. `repr` shows nothing of the value; whatever would take it for the
-    value, `str`, `==` with anything that is not sealed and the methods of the value's type among them, raises
-    `LockedError`. `json.dumps` takes it for no type that it knows, and raises its own `TypeError`.
+    """A stored value that could not be opened when it was read, or that is unreadable.
 
-    Or a stored value that cannot be read by anybody, since it is not what was written there; `why` is the
-    error that whoever uses it gets."""
+    The value's key is locked, or the statement does not tell the value's row or the row's owner; then `note`
+    names the missing part. `unlocked.decrypt(sealed)` opens the value, with `primary_key=` if row-bound.
+
+    `repr` shows nothing of the value. Every use as the value raises `LockedError`: for example `str`, `==`
+    with anything that is not sealed, and the methods of the value's type. `json.dumps` does not know this
+    type, and raises its own `TypeError`.
+
+    An unreadable value is not what was written there, and no key opens it. Using it raises the error `why`.
+    """
 
     __slots__ = ("blob", "format", "note", "why")
 
@@ -74,8 +77,8 @@ class Sealed:
         self.note = note
 
     def unreadable(self, error: EnvelopeError) -> Sealed:
-        """The same bytes, which turned out to be no value of their column and row."""
-        # Only the error's message is kept: the frames that it passed had a key.
+        """Return the same bytes as an unreadable value: they are no value of their column and row."""
+        # Keep only the error's message: the frames in its traceback had a key.
         return Sealed(self.blob, self.format, type(error)(*error.args))
 
     @property
@@ -94,7 +97,7 @@ class Sealed:
         return "unlocked.decrypt(sealed, primary_key=...)" if row_bound else "unlocked.decrypt(sealed)"
 
     def error(self) -> EnvelopeError:
-        """The error for a use as a value: why it cannot be read, or that it is locked."""
+        """Return the error for a use as the value: the value is unreadable, or locked."""
         if self.why is not None:
             return type(self.why)(*self.why.args)  # a new one for each use
         if self.note is not None:
@@ -105,7 +108,7 @@ class Sealed:
         )
 
     def _refuse(self, *_: Any) -> NoReturn:
-        del _  # what it was added to or compared with may be a value
+        del _  # the other operand may be a plaintext value
         raise self.error()
 
     # Every use as the hidden value is refused, so that no redacted text ends up in a page or a file. Only
@@ -119,7 +122,7 @@ class Sealed:
     __neg__ = __pos__ = __abs__ = _refuse
 
     def __getattr__(self, name: str) -> NoReturn:
-        """Called for what a `Sealed` does not have: the methods of the value are refused as the value is."""
+        """Called for attributes that a `Sealed` lacks: methods of the value are refused, like the value."""
         # `copy`, `pickle`, debuggers and SQLAlchemy ask every object for names with underscores.
         if not name.startswith("_") and name not in self.__slots__ and _is_of_value(self.format.inner, name):
             raise self.error()
@@ -128,13 +131,16 @@ class Sealed:
     @property
     def __dict__(self) -> dict[str, Any]:  # type: ignore[override]  # a slotted class has none
         """FastAPI makes JSON of `dict(value)`, then of `vars(value)`, and turns an error of both into a
-        `ValueError`, past the application's handler of `LockedError`. So `vars` succeeds, and what it gives
-        refuses."""
+        `ValueError`, past the application's handler of `LockedError`. So `vars` succeeds, and its result
+        refuses every use."""
         return _Refusing(self._refuse)
 
     def __eq__(self, other: object) -> bool:
-        """Whether the stored bytes are the same; a value that is open equals nothing that is sealed, and
-        the answer would be taken for one about the plaintext."""
+        """Tell whether the stored bytes of two sealed values are the same.
+
+        A comparison with an open value is refused: its answer would be mistaken for an answer about the
+        plaintext.
+        """
         return other.blob == self.blob if isinstance(other, Sealed) else self._refuse()
 
     def __hash__(self) -> int:
@@ -145,11 +151,11 @@ class Sealed:
 
 
 _PLAIN = (str, bytes, int, float, bool, list, dict)
-"""What a value may be whose type does not say, as of a JSON column."""
+"""The possible types of a value if the column's type does not tell, for example for a JSON column."""
 
 
 def _is_of_value(inner: TypeEngine[Any], name: str) -> bool:
-    """Whether the values of a type have this attribute."""
+    """Tell whether the values of a type have this attribute."""
     python_type = python_type_of(inner) or object
     types = _PLAIN if python_type is object or isinstance(inner, JSON) else (python_type,)
     return any(hasattr(one, name) for one in types)

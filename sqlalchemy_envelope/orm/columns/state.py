@@ -88,7 +88,7 @@ def unflushed(
 
 
 def waits(state: InstanceState[Any], attribute: EncryptedAttribute) -> bool:
-    """Whether a flush would write this value. A value that was set to what it was needs none."""
+    """Tell whether a flush would write this value. A value that was set to an equal value needs no flush."""
     if state.key is None:
         return True
     if attribute.key not in state.committed_state:
@@ -125,7 +125,7 @@ def holds_nothing(state: InstanceState[Any], column_key: str) -> bool:
 
 
 def stays(state: InstanceState[Any], path: OwnerPath, column_key: str, values: Sequence[Any]) -> bool:
-    """Whether these values of the owner's columns name the owner that the object's row has in the
+    """Tell whether these values of the owner's columns name the owner that the object's row has in the
     database."""
     for attribute in plan_of_mapper(state.mapper):
         if attribute.encrypted.path.identity == path.identity and attribute.encrypted.key == column_key:

@@ -1,5 +1,5 @@
-"""What a stored value looks like, in SQL: one definition for the CHECK of an encrypted column and for the
-guard of a migration.
+"""The shape of a stored value, in SQL: one definition for the CHECK of an encrypted column and for the guard
+of a migration.
 
 Format 0x01 is recognised by its first byte and its least length. That is no authentication: anybody who knows
 the format can make bytes that pass. It stops programs that do not know the format and would store plaintext.

@@ -324,6 +324,6 @@ def _told(column: Column[Any]) -> str:
 
 
 def _is_made(column: Column[Any]) -> bool:
-    """Whether a column of a primary key gets another value in each row."""
+    """Tell whether a column of a primary key gets another value in each row."""
     made = column.default, column.server_default, column.identity
     return column.autoincrement is True or any(one is not None for one in made)

@@ -1,4 +1,4 @@
-"""From a row of the database to an attribute: values are compared with their row's owner and opened.
+"""From a database row to an attribute: the package compares each value with its row's owner and opens it.
 
 Nothing here writes a value.
 """

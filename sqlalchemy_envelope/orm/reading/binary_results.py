@@ -1,8 +1,8 @@
 """psycopg's binary results, for statements that read encrypted columns.
 
-As text, PostgreSQL sends each byte of a stored value as two hexadecimal digits, which are then read back; in
-binary it sends the bytes. Which columns a statement gives is asked of the database: its first execution gets
-text, and only if every column is of a type that psycopg reads alike in both forms are later ones binary.
+As text, PostgreSQL sends each byte of a stored value as two hexadecimal digits, and psycopg converts them
+back. In binary it sends the bytes. The database tells which columns a statement returns: the first execution
+gets text, and later executions are binary only if psycopg reads the type of every column alike in both forms.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncEngine
 
 _BINARY = 1
-"""`psycopg.pq.Format.BINARY`; a number, so that psycopg need not be there."""
+"""`psycopg.pq.Format.BINARY`, as a number, so that psycopg need not be installed."""
 _ALIKE = frozenset(
     {
         16,  # boolean
@@ -38,10 +38,10 @@ _ALIKE = frozenset(
 def binary_results(engine: Engine | AsyncEngine) -> None:
     """Have psycopg read encrypted columns in binary, which is faster.
 
-    Call it once, right after `create_engine()`. It changes statements that read encrypted columns, if all of
-    their columns are bytes, text, numbers but NUMERIC, booleans, dates and times, or UUIDs: psycopg reads
-    these alike in both forms, unless the application has registered loaders of its own for text. asyncpg
-    reads in binary anyway.
+    Call it once, right after `create_engine()`. It changes statements that read encrypted columns, if all
+    their columns are bytes, text, numbers except NUMERIC, booleans, dates and times, or UUIDs. psycopg reads
+    these types alike in both forms, unless the application has registered its own loaders for text. asyncpg
+    always reads in binary.
 
     Raises:
         ConfigurationError: the engine's driver is not psycopg.
@@ -64,7 +64,7 @@ def _before_cursor_execute(
     connection: object, cursor: Any, sql: str, parameters: object, execution: Any, executemany: bool
 ) -> None:
     if execution is not None and execution.compiled in _in_binary:
-        # Of an asynchronous engine SQLAlchemy hands out an adapter.
+        # For an asynchronous engine, SQLAlchemy passes an adapter around the cursor.
         getattr(cursor, "_cursor", cursor).format = _BINARY
 
 

@@ -1,8 +1,7 @@
-"""`create_engine(echo="debug")` logs result rows after they are decrypted: rows with
-encrypted columns are not shown.
+"""`create_engine(echo="debug")` logs decrypted result rows: a filter hides rows with encrypted columns.
 
-SQLAlchemy has no event between decrypting a row and logging it. A filter on the engine's own logger is the
-place that every handler stands behind.
+SQLAlchemy has no event between decrypting a row and logging it. A filter on the engine's own logger runs
+before every handler.
 """
 
 from __future__ import annotations
@@ -20,9 +19,9 @@ if TYPE_CHECKING:
 
 
 def on_connect(connection: Connection) -> None:
-    """A connection is taken: see to it that its engine's logger shows no decrypted row."""
+    """When a connection is taken, add the filter that hides decrypted rows to its engine's logger."""
     logger: Any = connection.engine.logger
-    # With `echo=` it is SQLAlchemy's wrapper around the logger itself.
+    # With `echo=`, `engine.logger` is SQLAlchemy's wrapper around the real logger.
     logger = getattr(logger, "logger", logger)
     if hide_rows not in logger.filters:
         logger.addFilter(hide_rows)
@@ -38,8 +37,8 @@ def hide_rows(record: logging.LogRecord) -> bool:
 
 
 def _has_encrypted(row: Row[Any]) -> bool:
-    # Both are asked: rows that SQLAlchemy keeps for later have lost their processors, and rows of a text
-    # statement have no column objects. What cannot be told is not shown.
+    # Look at the types and at the processors: rows that SQLAlchemy keeps for later have lost their
+    # processors, and rows of a text statement have no column objects. Hide a row if neither can be read.
     try:
         metadata: Any = row._parent
         hidden = (EncryptedType, RawBytes)

@@ -1,5 +1,5 @@
-"""Cursors whose rows are fetched ahead: for readers that cannot wait for the database, and for databases that
-take no statement before the rows of another one were fetched."""
+"""Cursors that fetch rows ahead: for readers that cannot wait for the database, and for databases that accept
+no other statement until all rows of the last statement are fetched."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 class FetchedCursor:
-    """A cursor whose rows are here already."""
+    """A cursor over rows that are already fetched."""
 
     __slots__ = ("_cursor", "_rows")
 
@@ -20,15 +20,15 @@ class FetchedCursor:
         self._rows = iter(rows)
 
     def fetchone(self) -> Any:
-        """One row, or None."""
+        """Return the next row, or None."""
         return next(self._rows, None)
 
     def fetchmany(self, size: int | None = None) -> list[Any]:
-        """Some rows."""
+        """Return up to `size` rows."""
         return list(islice(self._rows, self._cursor.arraysize if size is None else size))
 
     def fetchall(self) -> list[Any]:
-        """All rows that are left."""
+        """Return all remaining rows."""
         return list(self._rows)
 
     def __getattr__(self, name: str) -> Any:
@@ -36,7 +36,7 @@ class FetchedCursor:
 
 
 class StreamedCursor:
-    """A cursor of a database that takes no other statement while its rows are on their way."""
+    """A cursor of a database that accepts no other statement until all its rows are fetched."""
 
     __slots__ = ("_cursor", "_rest")
 
@@ -44,7 +44,7 @@ class StreamedCursor:
         self._cursor = self._rest = cursor
 
     def fetch_ahead(self) -> None:
-        """Fetch the rows that are left: another statement comes."""
+        """Fetch the remaining rows, because another statement follows."""
         if self._rest is self._cursor:
             self._rest = FetchedCursor(self._cursor, self._cursor.fetchall())
 

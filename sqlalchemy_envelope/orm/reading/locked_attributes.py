@@ -1,4 +1,4 @@
-"""What is said where an attribute's value cannot be opened."""
+"""The errors for an attribute whose value cannot be opened."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def locked_attribute(state: InstanceState[Any], key: str) -> LockedError:
-    """The error for a value whose key is not open here."""
+    """Return the error for a value whose key is not unlocked."""
     attribute = next(one for one in plan_of_mapper(state.mapper) if one.key == key)
     encrypted = attribute.encrypted
     name = f"{state.class_.__name__}.{key}"
@@ -28,7 +28,7 @@ def locked_attribute(state: InstanceState[Any], key: str) -> LockedError:
 
 
 def cannot_wait(state: InstanceState[Any], key: str) -> LockedError:
-    """The error for a value that takes a statement to be opened, in an attribute under asyncio."""
+    """Return the error for an attribute under asyncio whose value needs a SQL statement to open."""
     attribute = next(one for one in plan_of_mapper(state.mapper) if one.key == key)
     if linked_paths(attribute.encrypted.path):
         return owner_not_loaded(state, attribute, "an attribute cannot wait for them", "await ")
@@ -42,10 +42,10 @@ def cannot_wait(state: InstanceState[Any], key: str) -> LockedError:
 def owner_not_loaded(
     state: InstanceState[Any], attribute: EncryptedAttribute, why: str, wait: str = ""
 ) -> LockedError:
-    """The error for a value whose owner other rows tell, where those may not be loaded for it.
+    """Return the error for a value whose owner is found through data that may not be loaded now.
 
     Args:
-        wait: what stands before a call that reads: "await " under asyncio.
+        wait: the text before a call that reads: "await " under asyncio.
     """
     name = state.class_.__name__
     ways = [
@@ -66,7 +66,7 @@ def owner_not_loaded(
 def not_followed(
     state: InstanceState[Any], attribute: EncryptedAttribute, sealed: Sealed
 ) -> LockedError | None:
-    """The error for a value whose grants nothing looked for, in an attribute that cannot wait for that."""
+    """Return the error for a value whose grants were not looked for yet; None if no grant can open it."""
     here, header = context.unlocked_sessions(state.session), bytes(sealed.blob[:HEADER_SIZE])
     classes = attribute.encrypted.path.owner_classes
     if not any(one.follows and one.may_follow(of, header) for one in here for of in classes):

@@ -1,13 +1,13 @@
-"""Reading entities: values that could not be opened where their row was fetched are put where touching them
-opens them if their key has come, and raises if not.
+"""Reading entities: a value that could not be opened with its row is put aside until the attribute is read.
+Reading the attribute opens the value if its key has been unlocked meanwhile, and raises if not.
 
 A locked value never sits in `__dict__`, where Mutable, pydantic and merge would meet it: it waits in
-`state.info`, and the attribute's own `impl.get()`, which runs only for what is not in `__dict__`, finds it
-there. Reading an open value costs nothing extra.
+`state.info`. The attribute's own `impl.get()`, which runs only for a key that is missing in `__dict__`, finds
+it there. Reading an open value costs nothing extra.
 
-The rule for a stored value that is not what was written there (foreign bytes, cut short, altered, moved): it
-is put beside the locked ones, with the error. Its row and all others load, a flush leaves its bytes alone,
-and whoever touches the attribute gets the error, which names column and row.
+A stored value that is not what was written there (foreign bytes, cut short, altered, moved) is put aside like
+a locked value, with its error. Its row and all other rows load, and a flush leaves its bytes alone. Reading
+the attribute raises the error, which names the column and the row.
 """
 
 from __future__ import annotations
@@ -58,11 +58,11 @@ if TYPE_CHECKING:
 
 
 _NEW: Any = object()
-"""An object that was just made has no marks yet."""
+"""Says that the object was just made, so that it has no marks yet."""
 
 
 def load_listener(mapper: Mapper[Any]) -> Callable[..., None]:
-    """The listener for `refresh` of one mapper; for `load` too if a value may stand in two columns."""
+    """Return a mapper's `refresh` listener; its `load` listener too if a value may stand in two columns."""
     listener = _load_listener(mapper)
     duals = dual_attributes(mapper)
     return two_columns.load_listener(listener, duals) if duals else listener
@@ -92,7 +92,7 @@ def _load_listener(mapper: Mapper[Any]) -> Callable[..., None]:
 def put_aside(
     state: InstanceState[Any], values: dict[str, Any], query_context: Any, plan: Iterable[EncryptedAttribute]
 ) -> None:
-    """Open what came without its row, now that the object tells which it is; put the rest aside."""
+    """Open values that came without their row, now that the object tells the row; put the others aside."""
     sealed_type = Sealed
     found = [one for one in plan if one.key in values and type(values[one.key]) is sealed_type]
     if not found:
@@ -118,10 +118,10 @@ def put_aside(
 def _open(
     state: InstanceState[Any], attribute: EncryptedAttribute, sealed: Sealed, session: Session | None
 ) -> Any:
-    """The value in its row; `LOCKED` if its key is, or if its row does not tell whose it is.
+    """Open a value in its row; return `LOCKED` if its key is locked or its row does not tell its owner.
 
     Raises:
-        FormatError, TruncatedError, DecryptionError: it does not belong there.
+        FormatError, TruncatedError, DecryptionError: the value does not belong there.
     """
     if sealed.why is not None:
         raise sealed.error()
@@ -132,10 +132,10 @@ def _open(
 
 
 def _locked(attribute: EncryptedAttribute, sealed: Sealed) -> Any:
-    """`LOCKED`: nobody's key is here who could be meant.
+    """Return `LOCKED`: no key of a possible owner is unlocked.
 
     Raises:
-        FormatError, TruncatedError, DecryptionError: it is none of ours, or was found to be unreadable.
+        FormatError, TruncatedError, DecryptionError: the value is not ours, or was found to be unreadable.
     """
     if sealed.why is not None:
         raise sealed.error()
@@ -144,7 +144,7 @@ def _locked(attribute: EncryptedAttribute, sealed: Sealed) -> Any:
 
 
 def _reference(state: InstanceState[Any], attribute: EncryptedAttribute) -> bytes:
-    """The row that a value is bound to; of an object without a row, the row that it is going to be."""
+    """Return the reference of the row that a value is bound to; for a new object, of its future row."""
     if not attribute.row_bound:
         return b""
     key = state.key[1] if state.key is not None else current_key(state)
@@ -154,13 +154,16 @@ def _reference(state: InstanceState[Any], attribute: EncryptedAttribute) -> byte
 def _owner(
     state: InstanceState[Any], attribute: EncryptedAttribute, sealed: Sealed, session: Session | None
 ) -> OwnerId | None:
-    """Whose row it is. Where it does not tell, nobody's but the only one's who is unlocked here; where other
-    rows tell, they are looked for when the value is touched."""
+    """Return the owner of the value's row.
+
+    If the row does not tell its owner, only a sole unlocked owner can be meant. If other rows tell the owner,
+    `_find_owner` looks for them when the attribute is read.
+    """
     if session is not None:
         named = owner_of_row(state, attribute, Names(session))
         if named is None and any(state.committed_state.get(key) is NO_VALUE for key in attribute.owner_keys):
-            # The application gave the row another owner before the former one was loaded. It is about to be
-            # written anew for that one, by whoever holds the key that it is under.
+            # The application gave the row another owner before the former owner was loaded. The value is
+            # about to be encrypted for the new owner, in a session that holds the key of the stored value.
             return context.owner_of(session, bytes(sealed.blob[:HEADER_SIZE]))
         if named is not None or not attribute.encrypted.path.is_direct:
             return named
@@ -174,7 +177,7 @@ def _owner(
 def _in_row(
     error: DecryptionError | FormatError, state: InstanceState[Any], attribute: EncryptedAttribute
 ) -> DecryptionError | FormatError:
-    """The same error, which says where to look: label and value are told before the row is known."""
+    """Return the same error with column and row, which were not known yet when the error was made."""
     if state.key is None:
         return error
     column = attribute.encrypted.column
@@ -186,7 +189,8 @@ def _in_row(
 class _LockedAware:
     """Mixed into an attribute's own implementation class: `get` runs only on a `__dict__` miss.
 
-    Who may not load, gets nothing, as from a deferred attribute; and no error, since nothing is asked for.
+    A caller that may not load gets no value, as from a deferred attribute. It gets no error either, since it
+    did not ask for the value.
     """
 
     __slots__ = ()
@@ -222,7 +226,7 @@ class _LockedAware:
         except KeyError:
             marks = known_marks(state) or Marks()
             sealed, waiting = marks.sealed(self.key), marks.waiting(self.key)
-        # The refresh that `get` ran found a locked value, or one in the previous column alone.
+        # The refresh that `get` ran found a locked value, or a value in the previous column alone.
         if waiting is not None:
             return two_columns.read_waiting(state, waiting, passive)
         if sealed is None:
@@ -234,8 +238,8 @@ class _LockedAware:
             super().set(state, dict_, value, *arguments, **named)  # type: ignore[misc]  # as above
             self._was_set(state)
             return
-        # The history of the attribute asks for the old value, and goes without one that is locked here:
-        # `write_only` replaces what it cannot read.
+        # The history of the attribute asks for the old value, and does without it if it is locked:
+        # `write_only` replaces values that it cannot read.
         marks = marks_of(state)
         around = getattr(marks, "replacing", 0)  # a listener may set it once more
         marks.replacing = around + 1
@@ -246,11 +250,11 @@ class _LockedAware:
         self._was_set(state)
 
     def _was_set(self, state: InstanceState[Any]) -> None:
-        # Here and not in a listener, which would cost each value five times as much.
+        # Done here and not in a listener, which would cost each value five times as much.
         if "info" in state.__dict__:
             forget(state, (self.key,))
-        # A session that was only written to counts too: leaving has to find the values that wait in it. One
-        # that is bound to its unlocked session is known there; the context's is told.
+        # A session that was only written to counts too: leaving the unlocked session has to find the values
+        # that wait in it. A session bound to its unlocked session is known there; tell the context's session.
         if state.session_id is not None:
             context.CURRENT.get().saw(state.session)
 
@@ -274,11 +278,11 @@ def _may_open(state: InstanceState[Any], key: str) -> bool:
 
 
 def _open_late(state: InstanceState[Any], key: str, sealed: Sealed, passive: Any) -> Any:
-    """A value that was locked when its row was loaded: open it now, without SQL, if its key has come.
+    """Open a value that was locked when its row was loaded, if its key is unlocked by now.
 
     Raises:
-        FormatError, TruncatedError, DecryptionError: it does not belong there, or is none of ours.
-        LockedError: its key has not come.
+        FormatError, TruncatedError, DecryptionError: the value does not belong there, or is not ours.
+        LockedError: its key is still locked.
     """
     attribute = next(one for one in plan_of_mapper(state.mapper) if one.key == key)
     failed = None
@@ -301,14 +305,16 @@ def _open_late(state: InstanceState[Any], key: str, sealed: Sealed, passive: Any
         unlocked.saw(state.session)
     attributes.set_committed_value(instance, key, opened)
     forget(state, (key,))
-    # Lets Mutable wrap it; set_committed_value() alone would leave a plain dict whose changes go unseen.
+    # Lets Mutable wrap the value; set_committed_value() alone would leave a dict whose changes go unseen.
     state.manager.dispatch.refresh(state, None, (key,))
     return state.dict[key]
 
 
 def _fetch_key(state: InstanceState[Any], attribute: EncryptedAttribute, sealed: Sealed) -> None:
-    """Have the key of a value fetched that was loaded before a server served here, or before the grants that
-    lead to it were followed; where asyncio runs, only in a greenlet of its."""
+    """Fetch the key of a value that was loaded before server mode began or its grants were followed.
+
+    Under asyncio this happens only in a greenlet of SQLAlchemy.
+    """
     session = state.session
     demanding = [one for one in context.unlocked_sessions(session) if one.on_demand or one.follows]
     if not demanding or (session is not None and not _may_wait(state, session)):
@@ -324,13 +330,16 @@ def _fetch_key(state: InstanceState[Any], attribute: EncryptedAttribute, sealed:
 
 
 def _may_wait(state: InstanceState[Any], session: Session) -> bool:
-    """Whether a statement can be sent here: under asyncio, in a greenlet of SQLAlchemy's alone."""
+    """Tell whether a statement can be sent now: under asyncio, only in a greenlet of SQLAlchemy."""
     return not session.get_bind(state.mapper).dialect.is_async or in_greenlet()
 
 
 def _find_owner(state: InstanceState[Any], attribute: EncryptedAttribute, sealed: Sealed) -> bool:
-    """Have the rows read that lead from this one to its owner, if only that keeps its value from being
-    opened; tells whether they were."""
+    """Load the rows that lead from this row to its owner, if only they are missing to open the value.
+
+    Returns:
+        Whether the owner was found.
+    """
     session, path = state.session, attribute.encrypted.path
     if session is None or context.owner_of(session, bytes(sealed.blob[:HEADER_SIZE])) is None:
         return False
@@ -353,7 +362,7 @@ def _steps(path: LinkedPath) -> tuple[str, ...]:
 
 
 def _load_along(instance: Any, keys: Iterable[str]) -> str:
-    """Have the attributes loaded that lead on from an object; the one that forbids it, if one does."""
+    """Load attributes along a path from an object; return the name of an attribute that forbids it, or ""."""
     for key in keys:
         if instance is None:
             break
@@ -365,7 +374,6 @@ def _load_along(instance: Any, keys: Iterable[str]) -> str:
 
 
 def make_locked_aware(implementation: Any) -> None:
-    """Let one attribute's implementation find locked values. Fails closed: without
-    it a read is a KeyError."""
+    """Let an attribute's implementation find locked values. Fails closed: else a read is a KeyError."""
     name = "Encrypted" + type(implementation).__name__.strip("_")
     mix_in(_LockedAware, implementation, name)

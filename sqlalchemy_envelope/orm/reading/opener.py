@@ -1,7 +1,8 @@
-"""The one opener: it opens a stored value for an owner and a row, and for no other.
+"""The only opener: it opens a stored value for a given owner and row, and for no other.
 
-Whoever reads says whose the value is. That its key is open here is not enough: somebody could put a value of
-one owner into a row of another, to be read, saved and so encrypted for the wrong one.
+The caller names the owner of the value's row. An unlocked key is not enough: somebody could move a value of
+one owner into a row of another owner. Reading and saving that row would then encrypt the value for the wrong
+owner.
 """
 
 from __future__ import annotations
@@ -20,23 +21,23 @@ if TYPE_CHECKING:
     from sqlalchemy_envelope.orm.columns.format import ColumnFormat
 
 LOCKED: Any = object()
-"""In place of a value whose key is not open here."""
+"""Stands in place of a value whose key is not unlocked."""
 
 
 def open_stored(
     session: Session | None, form: ColumnFormat, stored: Any, owner: OwnerId, reference: bytes
 ) -> Any:
-    """The plaintext of a stored value, or `LOCKED`.
+    """Return the plaintext of a stored value, or `LOCKED`.
 
     Args:
-        session: whose unlocked sessions are asked.
-        form: of the value's column.
-        owner: whose row it is in.
-        reference: of its row, if the column is bound to it.
+        session: the session that selects the unlocked sessions.
+        form: the format of the value's column.
+        owner: the owner of the value's row.
+        reference: the reference of the value's row, if the column is bound to its row.
 
     Raises:
-        FormatError, TruncatedError: it is no value of ours.
-        DecryptionError: it is not what was written into this row of this owner.
+        FormatError, TruncatedError: the bytes are not a stored value of ours.
+        DecryptionError: the value is not what was written into this row of this owner.
     """
     opened = open_bytes(session, form.field, stored, owner, reference)
     return LOCKED if opened is None else form.decode(opened)
@@ -45,7 +46,7 @@ def open_stored(
 def open_bytes(
     session: Session | None, field: Field, stored: Any, owner: OwnerId, reference: bytes
 ) -> bytes | None:
-    """The same, not yet read as a Python value; None if its key is locked."""
+    """Return the plaintext bytes, not yet decoded to a Python value; None if the key is locked."""
     check_value(stored, field.label)
     blob = bytes(stored)
     header = blob[:HEADER_SIZE]
@@ -58,7 +59,7 @@ def open_bytes(
 
 
 def moved(field: Field) -> DecryptionError:
-    """The error for a value in a row of another owner."""
+    """Return the error for a value in a row of another owner."""
     return DecryptionError(
         f"A value of {field.label!r} is under the key of another owner than its row's: it was moved here."
     )

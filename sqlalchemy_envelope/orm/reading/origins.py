@@ -1,5 +1,5 @@
-"""Where a statement's outputs come from: each is traced through labels, aliases, subqueries and the parts of
-a UNION down to the columns of tables."""
+"""The origins of a statement's outputs: each output is traced through labels, aliases, subqueries and the
+parts of a UNION down to the columns of tables."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def output_column(entry: Any) -> ColumnClause[Any] | None:
-    """The column that an output is, whatever its name is there."""
+    """Return the column that an output selects, whatever the output's name is."""
     for one in entry.objects:
         column = unlabelled(one)
         if isinstance(column, ColumnClause):
@@ -27,15 +27,14 @@ def output_column(entry: Any) -> ColumnClause[Any] | None:
 
 
 def unlabelled(element: Any) -> Any:
-    """An output without its label and brackets."""
+    """Return an output without its label and brackets."""
     while isinstance(element, (Label, Grouping)):
         element = element.element
     return element
 
 
 def origins_of(compiled: Any, columns: Sequence[Any]) -> list[list[Origin] | None]:
-    """Of each output, where its values come from: more than once for parts of a UNION. None where that cannot
-    be told."""
+    """Return the origins of each output: several for the parts of a UNION, None if they cannot be traced."""
     statement = compiled.statement
     if not isinstance(statement, CompoundSelect):
         return [None if column is None else _trace(column) for column in columns]
@@ -66,7 +65,7 @@ def _parts(statement: Any) -> Iterable[Any]:
 
 
 def _agree(columns: Sequence[Any], outputs: Sequence[Any]) -> bool:
-    """Whether a part gives its columns in the order in which they were compiled."""
+    """Tell whether a part gives its columns in the order in which they were compiled."""
     return all(
         column is None or (_trace(column) or None) == (_trace(output) or None)
         for column, output in zip(columns, outputs, strict=True)
@@ -74,7 +73,7 @@ def _agree(columns: Sequence[Any], outputs: Sequence[Any]) -> bool:
 
 
 def _trace(output: Any) -> list[Origin] | None:
-    """The columns of tables that an output comes from, with the way there; None for an expression."""
+    """Return the table columns that an output comes from, with the way there; None for an expression."""
     column = unlabelled(output)
     if isinstance(column, Null):
         return []
@@ -94,6 +93,6 @@ def _trace(output: Any) -> list[Origin] | None:
 
 
 def _proxies(column: Any) -> list[Any]:
-    """What a column of a subquery stands for. For a label SQLAlchemy names both it and its element."""
+    """Return the columns behind a subquery's column. SQLAlchemy lists both a label and its element."""
     labelled = {hash(unlabelled(one)) for one in column._proxies if isinstance(one, Label)}
     return [one for one in column._proxies if isinstance(one, Label) or hash(one) not in labelled]

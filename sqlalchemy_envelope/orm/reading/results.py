@@ -1,10 +1,10 @@
-"""How a result's rows reach the place of reading: it stands between the driver's cursor and SQLAlchemy.
+"""The way of a result's rows to the place of reading, between the driver's cursor and SQLAlchemy.
 
-What was opened is handed on in a cell, which the result processor of its column takes it out of: bytes that
-came by another way are never taken for a value. A processor costs as much as opening the value does. So once
-a result is seen to fetch from that cursor and from nowhere else, it is given metadata without our
-processors, and the values as they are. That is seen anew for each result: what SQLAlchemy keeps of a
-statement always has the processors.
+An opened value is passed on in a cell, and the result processor of its column takes the value out. So bytes
+that came by another way are never mistaken for a value. A processor costs as much as opening the value. So
+once a result is known to fetch from that cursor alone, it gets metadata without our processors, and the
+values without cells. Each result is checked anew: the metadata that SQLAlchemy keeps for a statement always
+has the processors.
 """
 
 from __future__ import annotations
@@ -25,14 +25,13 @@ if TYPE_CHECKING:
 
 
 _ONE_AT_A_TIME = frozenset({"mysql", "mariadb"})
-"""Databases that take no statement while rows of another one are on their way."""
+"""Databases that accept no statement until all rows of the last statement are fetched."""
 
 
 def after_cursor_execute(
     connection: Any, cursor: Any, statement: str, parameters: object, execution: Any, executemany: bool
 ) -> None:
-    """Put the place of reading between the driver's cursor and SQLAlchemy, if the rows have encrypted
-    values."""
+    """Put the place of reading between the driver's cursor and SQLAlchemy, if rows have encrypted values."""
     if execution.compiled is None:
         return
     plan = plan_of_statement(execution, cursor.description or ())
@@ -52,28 +51,33 @@ def after_cursor_execute(
 def after_execute(
     connection: object, statement: object, multiparams: object, params: object, options: object, result: Any
 ) -> None:
-    """Let the result take opened values as they are, if it fetches from the place of reading."""
+    """Let the result take opened values without cells, if it fetches from the place of reading."""
     cursor = getattr(result, "cursor", None)
-    # For one object or two it costs more than it saves.
+    # For an object or two, this costs more than it saves.
     if type(cursor) is OpeningCursor and cursor.opener.plan.gave_many:
         cursor.hand_to(result)
 
 
 def opener_of(result: Any) -> RowOpener | None:
-    """What opens the rows of a result as it fetches them; None if they came by another way."""
+    """Return the opener of a result's rows; None if the rows came by another way."""
     cursor = getattr(result, "cursor", None)
     return cursor.opener if type(cursor) is OpeningCursor else None
 
 
 def _is_read_out_of_reach(cursor: Any) -> bool:
-    """Whether rows may be read where nothing can be fetched: an `AsyncConnection` hands on what the driver
-    has buffered, and its reader cannot wait for the database."""
+    """Tell whether rows may be read where nothing can be fetched.
+
+    An `AsyncConnection` passes on the rows that the driver has buffered, and its reader cannot wait for the
+    database.
+    """
     return cursor.description is not None and not getattr(cursor, "server_side", False)
 
 
 def _read_batches(connection: Any, cursor: Any, execution: Any, plan: StatementPlan) -> None:
-    """The rows of `INSERT .. RETURNING` for many rows are fetched batch by batch, past the execution's
-    cursor."""
+    """Open the rows of `INSERT .. RETURNING` for many rows.
+
+    SQLAlchemy fetches them batch by batch, past the execution's cursor.
+    """
     if "fetchall_for_returning" in vars(execution):
         return
     opener = RowOpener(connection, cursor, execution, plan)
@@ -86,7 +90,7 @@ def _read_batches(connection: Any, cursor: Any, execution: Any, plan: StatementP
 
 
 class OpeningCursor:
-    """A driver's cursor whose rows are opened as they are fetched."""
+    """A driver's cursor that opens rows as they are fetched."""
 
     __slots__ = ("_ahead", "_cursor", "opener")
 
@@ -96,8 +100,11 @@ class OpeningCursor:
         self.opener = opener
 
     def fetchone(self) -> Any:
-        """One row, or None. A result that is iterated fetches so: where something is fetched for the rows
-        before they can be opened, more and more of them are opened ahead, and not each by itself."""
+        """Return the next row, or None.
+
+        Iterating a result calls this. If the rows need something fetched before they can be opened, ever more
+        rows are opened ahead, instead of each row on its own.
+        """
         if self._ahead:
             return self._ahead.popleft()
         fetched = self.opener.fetched
@@ -109,19 +116,19 @@ class OpeningCursor:
         return self._ahead.popleft() if rows else None
 
     def fetchmany(self, *size: int) -> Any:
-        """Some rows."""
+        """Return up to `size` rows."""
         if self._ahead:
             wanted = min(len(self._ahead), *(size or (self._cursor.arraysize,)))
             return [self._ahead.popleft() for _ in range(wanted)]
         return self.opener.open(self._cursor.fetchmany(*size))
 
     def fetchall(self) -> Any:
-        """All rows that are left."""
+        """Return all remaining rows."""
         ahead, self._ahead = self._ahead, None
         return [*ahead, *self.opener.open_all()] if ahead else self.opener.open_all()
 
     def hand_to(self, result: CursorResult[Any]) -> None:
-        """Give the result values as they are from here on, and metadata without our processors."""
+        """From now on, give the result values without cells, and metadata without our processors."""
         strategy, metadata = result.cursor_strategy, result._metadata
         streams = type(strategy) is BufferedRowCursorFetchStrategy
         if not streams and type(strategy) is not CursorFetchStrategy:

@@ -1,5 +1,5 @@
-"""Whose rows a statement reads: what a row does not say itself is looked for among the objects that the
-session has loaded, and then in the database, one query for all rows of a fetch."""
+"""The owners of the rows that a statement reads. If a row does not tell its owner, look among the objects
+that the session has loaded, and then in the database, with one query for all rows of a fetch."""
 
 from __future__ import annotations
 
@@ -55,8 +55,11 @@ class RowOwners(Names):
             self._ask(linked, wanted)
 
     def ask_again(self, path: OwnerPath, values: Values) -> bool:
-        """Ask the database where an object that the session has loaded, which may be stale, told the owner of
-        a row; tells whether the database says otherwise."""
+        """Ask the database for an owner that came from a loaded object, which may be stale.
+
+        Returns:
+            Whether the database names another owner.
+        """
         otherwise = False
         for linked in linked_paths(path):
             part = _part(path, linked, values)
@@ -77,11 +80,11 @@ class RowOwners(Names):
                     self._found[linked.identity, tuple(row[:width])] = last
 
     def linked(self, path: LinkedPath, values: Values) -> Values | None:
-        """The owner behind the row that these values refer to."""
+        """Return the owner behind the row that these values refer to."""
         return self._found.get((path.identity, values)) or super().linked(path, values)
 
     def sole(self, owner_class: OwnerClass) -> Values | None:
-        """The one row of a class; None if there is none, or several."""
+        """Return the only row of a class; None if the class has no row, or several."""
         if owner_class not in self._sole:
             found = super().sole(owner_class)
             if found is None:
@@ -93,7 +96,7 @@ class RowOwners(Names):
 
 
 def _part(path: OwnerPath, linked: LinkedPath, values: Values) -> Values | None:
-    """What a row says for one of its paths; None if it does not go that way."""
+    """Return a row's values for one of its paths; None if the row does not use that path."""
     if path is linked:
         return values if all(value is not None for value in values) else None
     assert isinstance(path, ChosenPath)  # noqa: S101 - other paths lead through no rows

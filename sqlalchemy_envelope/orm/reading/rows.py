@@ -1,13 +1,13 @@
-"""The one place of reading. Over 400 lines: each further object would cost every result its making.
+"""The place of reading: it opens the encrypted values of a row while the row is whole.
 
-Where a row is whole, its encrypted values are opened.
+This module is over 400 lines long, because each further object would have to be made for every result.
 
-The statement's plan says where they are, and beside them their owner and primary key. Each value is opened
-for that owner and that row, whether one owner is unlocked, several, or a server fetches keys as they are
-needed.
+The statement's plan says where the encrypted values are, and where their owner and primary key are. Each
+value is opened for that owner and that row, whether one owner is unlocked, several owners are, or a server
+fetches keys as they are needed.
 
-A value that cannot be opened is handed on as a `Sealed`, which tells why where it is used. So no row is lost
-for a value that nobody looks at.
+A value that cannot be opened is passed on as a `Sealed`, which gives the reason when the value is used. So no
+row is lost for a value that nobody uses.
 """
 
 from __future__ import annotations
@@ -48,11 +48,11 @@ if TYPE_CHECKING:
 _HEADER, _NONCE, _BODY = slice(HEADER_SIZE), slice(HEADER_SIZE, 29), slice(29, None)
 _BYTES = (bytes, bytearray, memoryview)
 CHUNK = 256
-"""Rows that are opened at a time: what they take fits into the processor's cache."""
+"""The number of rows that are opened at a time: so few fit into the processor's cache."""
 _NOTHING: Any = object()
 _NO_READERS: Mapping[object, Mapping[bytes, Any]] = {}
 _FEW = 8
-"""So few rows are opened value by value: a column's tight loop would cost more than it saves."""
+"""Up to this many rows are opened value by value: a loop over columns would cost more than it saves."""
 _NO_OWNER = (
     "its row came without its owner, so that nobody can tell whether it was moved there. Select the row's "
     "owner beside it, or the entity"
@@ -65,10 +65,10 @@ class RowOpener:
 
     Attributes:
         plan: where the encrypted values are.
-        bare: the positions whose values are handed on as they are. Every other value is handed on in a cell,
-            which the result processor of its column takes it out of.
-        fetched: how many rows were opened.
-        met_sealed: whether a value was met that could not be opened.
+        bare: the positions of values that are passed on as they are. Every other value is passed on in a
+            cell, and the result processor of its column takes the value out.
+        fetched: the number of rows opened so far.
+        met_sealed: whether any value could not be opened.
     """
 
     __slots__ = (
@@ -97,15 +97,18 @@ class RowOpener:
         self._connection = execution.root_connection
         self._execution = execution
         self._cursor = cursor
-        # Made when they are needed: most results have a row or two, of an owner who is known.
+        # Made on first use: most results have a row or two, of an owner who is known.
         self._row_owners: RowOwners | None = None
         self._processors: dict[tuple[int, ...], list[Any]] = {}
         self._owners: dict[tuple[int, Any], OwnerId | None] = {}
 
     @emptying
     def open_all(self) -> Sequence[Any]:
-        """All rows that are left. They are fetched and opened piece by piece: stored values are gone again
-        before they have left the processor's cache."""
+        """Return all remaining rows, opened.
+
+        The rows are fetched and opened piece by piece, so that stored values are opened and freed while they
+        are still in the processor's cache.
+        """
         here = context.unlocked_sessions(self._session)
         rows = self._cursor.fetchmany(CHUNK)
         if len(rows) < CHUNK:
@@ -119,13 +122,13 @@ class RowOpener:
         return opened
 
     def fetches_more(self) -> bool:
-        """Whether something is fetched for the rows before they can be opened."""
+        """Tell whether keys or other rows may have to be fetched before the rows can be opened."""
         return self._may_demand(context.unlocked_sessions(self._session))
 
     @emptying
     def open(self, rows: Sequence[Any]) -> Sequence[Any]:
-        """The rows, with each encrypted value opened as far as it can be."""
-        # Asked for each fetch: a result may be read when its unlocked session was left.
+        """Return the rows with every encrypted value opened that can be opened."""
+        # Looked up at each fetch: a result may be read after its unlocked session was left.
         return self._open(rows, context.unlocked_sessions(self._session))
 
     def _open(self, rows: Sequence[Any], here: tuple[OpenKeys, ...]) -> Sequence[Any]:
@@ -152,18 +155,17 @@ class RowOpener:
         return opened
 
     def _demands(self, here: tuple[OpenKeys, ...]) -> bool:
-        """Whether something is fetched for all rows of a result together."""
+        """Tell whether something is fetched for all rows of a result together."""
         if not here:
             return False
         return self.plan.linked or here[0].on_demand or (len(here) > 1 and here[1].on_demand)
 
     def _may_demand(self, here: tuple[OpenKeys, ...]) -> bool:
-        """Whether it may be: for a value whose key no grant that was followed leads to."""
+        """Like `_demands`, and also true if a value's key may need further grants to be followed."""
         return self._demands(here) or any(one.follows for one in here)
 
     def _demand(self, rows: Sequence[Any]) -> None:
-        """Have what these rows need fetched for all of them together: keys, and the rows that lead to an
-        owner."""
+        """Fetch the keys, and the rows that lead to an owner, for all these rows together."""
         self._make_way()
         for row in self.plan.rows if self.plan.linked else ():
             if row.path is not None and not row.path.is_direct:
@@ -172,8 +174,8 @@ class RowOpener:
         if not demanding:
             return
         if any(row.path is None for row in self.plan.rows):
-            # Rows that do not say whose they are open for the only owner who can be meant: for whom there is
-            # nobody else.
+            # Rows that do not tell their owner open only if a single owner can be meant. So look for all
+            # other owners first.
             for one in demanding:
                 one.find_others(self._session)
         by_class: dict[OwnerClass, Counter[bytes]] = {}
@@ -193,8 +195,13 @@ class RowOpener:
                     one.prepare_read(session, owner_class, headers)
 
     def _ask(self) -> bool:
-        """Have what leads to the owners of these rows followed, for all rows of the fetch together; tells
-        whether anything was. Asked at the first value that is locked: most fetches need nothing."""
+        """Follow the grants to the owners of these rows, for all rows of the fetch together.
+
+        Called at the first locked value: most fetches need no grant.
+
+        Returns:
+            Whether any grants were followed.
+        """
         rows = self._unasked
         if getattr(self, "_asked", None) is rows or not any(one.follows for one in self._here):
             return False
@@ -204,12 +211,12 @@ class RowOpener:
         return True
 
     def _make_way(self) -> None:
-        """Another statement comes."""
+        """Fetch the remaining rows of a streamed cursor, because another statement follows."""
         if type(self._cursor) is StreamedCursor:
             self._cursor.fetch_ahead()
 
     def _few(self, rows: Sequence[Any]) -> Sequence[Any]:
-        """A few rows, most often of an owner whose keys have opened values before."""
+        """Open a few rows, most often of an owner whose keys have opened values before."""
         opened = [list(row) for row in rows]
         readers, bare = self._here[0].readers if self._here else _NO_READERS, self.bare
         for row in self.plan.rows:
@@ -251,14 +258,17 @@ class RowOpener:
         tails: Sequence[Any],
         where: Location | None,
     ) -> Sequence[Any]:
-        """One column of some rows. First as if all were under one key, as they are most often; then by each
-        value's key; then value by value, which tells what is locked or wrong."""
+        """Open one column of some rows.
+
+        Try first to open all values under one key, which is the usual case. Then try each value's own key.
+        Then open value by value, which tells the locked and the wrong values apart.
+        """
         readers: Mapping[bytes, Any] = {}
         if where is not None and value.slot is not None:
             readers = self._here[0].readers.setdefault(value.slot, {})
             first = stored[0]
             if isinstance(first, _BYTES) and bytes(first[_HEADER]) not in readers:
-                # The first under its key. Once it is opened, its key is known.
+                # The first value under its key. Once it is opened, its key is known.
                 self._one(row, value, first, owners[0], tails[0])
             for open_all in (_under_one_key, _under_several):
                 try:
@@ -294,7 +304,7 @@ class RowOpener:
         return opened
 
     def _where(self, row: PlannedRow) -> Location | None:
-        """Where the owners of these rows lie; None if that is of no use."""
+        """Return where the owners of these rows are stored; None if no path is known or nothing unlocked."""
         if row.location is None or not self._here:
             return None
         realm = self._here[0].policy.seals.realm
@@ -308,7 +318,7 @@ class RowOpener:
         return self._row_owners
 
     def _one(self, row: PlannedRow, value: PlannedValue, stored: Any, raw: Any, tail: bytes | None) -> Any:
-        """Any one value: NULL, the first under its key, or one that is locked, moved or wrong."""
+        """Open any single value: NULL, the first value under its key, or a locked, moved or wrong value."""
         if stored is None:
             return value.null()
         opened = self._opened_or_sealed(row, value, stored, raw, tail)
@@ -328,7 +338,7 @@ class RowOpener:
         form = value.formats[0]
         blob = bytes(stored) if isinstance(stored, _BYTES) else b""
         try:
-            check_value(stored, form.field.label)  # told to whoever is locked, too
+            check_value(stored, form.field.label)  # raised for a locked owner, too
             if not self._here:
                 return Sealed(blob, form)
             owner = None if row.path is None else self._owner(row, raw)
@@ -346,7 +356,7 @@ class RowOpener:
                 return self._opened_or_sealed(row, value, stored, raw, tail, asked=True)
             return Sealed(blob, form).unreadable(error)
         except ConfigurationError:
-            return Sealed(blob, form)  # of a type that is in no table
+            return Sealed(blob, form)  # the type is in no table
         if opened is LOCKED and self._ask():
             return self._opened_or_sealed(row, value, stored, raw, tail)
         if opened is LOCKED:
@@ -356,7 +366,7 @@ class RowOpener:
         return opened
 
     def _was_stale(self, row: PlannedRow, raw: Any) -> bool:
-        """Whether the owner was told by an object that another transaction has changed since."""
+        """Tell whether the owner came from a loaded object that another transaction has changed since."""
         if row.path is None or row.path.is_direct:
             return False
         values = raw if len(row.owners) != 1 else (raw,)
@@ -376,7 +386,7 @@ class RowOpener:
         raise failed
 
     def _remember(self, row: PlannedRow, value: PlannedValue, blob: bytes, raw: Any) -> None:
-        """Keep what opens the next one of this owner under this key."""
+        """Keep the reader that opens the next value of this owner under this key."""
         assert row.path is not None  # noqa: S101 - it was compared
         field, header = value.formats[0].field, blob[:HEADER_SIZE]
         cipher = context.find_reader(self._session, header, field)
@@ -401,7 +411,7 @@ class RowOpener:
     def _processed(
         self, positions: tuple[int, ...], types: tuple[Any, ...], values: Sequence[Any]
     ) -> tuple[Any, ...]:
-        """What the driver gave, as the application has it."""
+        """Convert values from the driver to the application's Python values."""
         processors = self._processors.get(positions)
         if processors is None:
             dialect, described = self._execution.dialect, self._cursor.description
@@ -415,7 +425,7 @@ class RowOpener:
         )
 
     def _tails(self, row: PlannedRow, found: Sequence[Any]) -> list[bytes]:
-        """The end of each row's AAD, which says which row it is."""
+        """Return the end of each row's AAD, which identifies the row."""
         if len(row.keys) == 1:
             if type(found[0]) is int and set(map(type, found)) == {int}:
                 return row_tails(found)
@@ -432,16 +442,16 @@ def _under_one_key(
     where: Any,
     readers: Mapping[bytes, Any],
 ) -> list[Any]:
-    """Values of one owner under one key. The hot path of every load.
+    """Open values of one owner under one key. The hot path of every load.
 
     Raises:
-        Exception: of any kind; one of them is of another key, or does not open.
+        Exception: any exception; a value is under another key, or does not open.
     """
     header = stored[0][_HEADER]
     open_, aad, owner, there = readers[header]
     if owners.count(owner) != len(owners) or there != where or any_too_large(stored):
         raise ValueError
-    # What lies between two byte strings that begin alike begins like them.
+    # If the smallest and the largest value begin with the same header, all values between begin with it.
     if min(stored)[_HEADER] != header or max(stored)[_HEADER] != header:
         raise ValueError
     if value.row_bound:
@@ -459,10 +469,10 @@ def _under_several(
     where: Any,
     readers: Mapping[bytes, Any],
 ) -> list[Any]:
-    """Values of several owners, or under several keys, each of which has opened one before.
+    """Open values of several owners or under several keys, if each key has opened a value before.
 
     Raises:
-        Exception: of any kind; as above.
+        Exception: any exception; a key has opened no value before, or a value does not open.
     """
     if any_too_large(stored):
         raise ValueError

@@ -1,7 +1,7 @@
-"""A `schema_translate_map` of one statement: its rows come from another schema than their keys would.
+"""A statement with a `schema_translate_map` of its own: its rows and their keys would come from two schemas.
 
-Keys are looked for where the session's connection looks for tables, also later, when an attribute is read and
-nothing is left of the statement. So such a statement may read no encrypted column.
+Keys are looked up in the schema of the session's connection. This also happens later, when an attribute is
+read and the statement is gone. So such a statement may read no encrypted column.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def check(connection: Connection, sql: str, compiled: Any, execution: Any) -> No
     """Refuse a statement that reads encrypted columns with a map of its own.
 
     Raises:
-        ConfigurationError: it does.
+        ConfigurationError: the statement reads encrypted columns with such a map.
     """
     mine, its = connection.get_execution_options().get(_MAP), execution.execution_options.get(_MAP)
     if its is mine or its == mine:
@@ -39,7 +39,7 @@ def check(connection: Connection, sql: str, compiled: Any, execution: Any) -> No
 
 
 def labels_read(compiled: Any) -> list[str]:
-    """The encrypted columns that a compiled statement reads, by their labels."""
+    """Return the labels of the encrypted columns that a compiled statement reads."""
     entries = compiled._result_columns if isinstance(compiled, SQLCompiler) else ()
     formats = [format_in(entry.type) for entry in entries]
     return sorted({str(one.label) for one in formats if one is not None})

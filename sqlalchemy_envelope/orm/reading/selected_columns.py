@@ -1,8 +1,8 @@
 """Columns, and not objects, read through a `Session`: `select(User.phone)`.
 
-What it takes to open a value is read beside it: the previous column while values are moved, which comes out
-with it as one value under the same name, and the row's owner where several are unlocked, which is left out
-again.
+The columns that opening a value needs are read with it. While values are moved, this is the previous column:
+both columns come out as a single value under the same name. If several owners are unlocked, it is also the
+row's owner, which the result leaves out again.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ if TYPE_CHECKING:
 
 
 class DualBundle(Bundle[Any]):
-    """An encrypted column and its previous one, which come out of each row as one value."""
+    """An encrypted column and its previous column, which come out of each row as a single value."""
 
     inherit_cache = True
 
     def create_row_processor(
         self, query: Any, procs: Sequence[Any], labels: Sequence[str]
     ) -> Callable[[Any], Any]:
-        """What makes one value of the two."""
+        """Return the function that merges the two values of a row into one."""
         encrypted: Any = self.exprs[0]
         policy = policy_of_column(encrypted)
         read, read_previous = procs[:2]
@@ -47,7 +47,7 @@ class DualBundle(Bundle[Any]):
         def merge(row: Any) -> Any:
             value = read(row)
             if isinstance(value, Sealed) and value.why is not None:
-                raise value.error()  # the previous value beside it may be what whoever altered it wanted
+                raise value.error()  # an attacker may have altered it so that the previous value is read
             if value is not None and not (policy == "both" and isinstance(value, Sealed)):
                 return value
             previous = read_previous(row)
@@ -61,8 +61,10 @@ class DualBundle(Bundle[Any]):
 
 
 def do_orm_execute(state: ORMExecuteState) -> Result[Any] | None:
-    """Read with each encrypted column that is selected by itself what it takes to open it: its previous
-    column, and where several owners are unlocked its row's owner."""
+    """Add the columns that opening each selected encrypted column needs.
+
+    These are its previous column and, if several owners are unlocked, its row's owner.
+    """
     statement: Any = state.statement
     if not isinstance(statement, Select) or state.is_relationship_load or state.is_column_load:
         return None
@@ -84,14 +86,16 @@ def do_orm_execute(state: ORMExecuteState) -> Result[Any] | None:
         statement = state.statement = statement.with_only_columns(*new)
     if not owners:
         return None
-    # They are at the end, and are left out again: what was asked for keeps its place and its name.
+    # The owners stand at the end and are left out again, so that the selected columns keep place and name.
     whole = state.invoke_statement(statement.add_columns(*owners))
     return whole.columns(*range(len(new)))
 
 
 def _needs_owner(session: Session, statement: Any) -> bool:
-    """Whether a value opens only in a row that says whose it is. A column more would change what DISTINCT and
-    GROUP BY give."""
+    """Tell whether a value opens only in a row that tells its owner.
+
+    False for DISTINCT and GROUP BY: a further column would change their result.
+    """
     here = unlocked_sessions(session)
     if not here or only_owner(here) is not None:
         return False
@@ -99,7 +103,7 @@ def _needs_owner(session: Session, statement: Any) -> bool:
 
 
 def _with_previous(output: Any) -> Any:
-    """An output, or in its place the two columns that its value may stand in."""
+    """Return an output, or in its place the two columns in which its value may stand."""
     found = _entity_and_column(output)
     previous = previous_of(found[1]) if found is not None and is_moving(found[1]) else None
     if found is None or previous is None:
@@ -109,8 +113,7 @@ def _with_previous(output: Any) -> Any:
 
 
 def _entity_and_column(output: Any) -> tuple[Any, Any] | None:
-    """The entity and the encrypted column that an output is of, whatever its name is there; None if it is no
-    such column."""
+    """Return the entity and the encrypted column of an output, whatever its name; None for other outputs."""
     column: Any = output
     while isinstance(column, (Label, Grouping)):
         column = column.element
@@ -121,8 +124,7 @@ def _entity_and_column(output: Any) -> tuple[Any, Any] | None:
 
 
 def _owners_beside(columns: Sequence[Any]) -> list[Any]:
-    """The attributes that say whose rows the encrypted columns among these are in, as far as they are not
-    selected already."""
+    """Return the attributes that tell the owner of each encrypted column's row and are not yet selected."""
     found = filter(None, map(_entity_and_column, columns))
     owners = {
         hash(owner.__clause_element__()): owner
@@ -135,7 +137,7 @@ def _owners_beside(columns: Sequence[Any]) -> list[Any]:
 
 
 def _is_whole(output: Any, entity: Any) -> bool:
-    """Whether this is the entity itself."""
+    """Tell whether an output is the whole entity."""
     mine = getattr(output, "_annotations", {}).get("parententity") is entity
     return mine and not isinstance(output, ColumnElement)
 
@@ -162,7 +164,7 @@ def _attributes_beside(statement: Any) -> list[Any]:
             mapper = inspect(entity).mapper
             keys = [one.previous for one in dual_attributes(mapper)]
             owners = [key for attribute in plan_of_mapper(mapper) for key in attribute.owner_keys]
-            # SQLAlchemy takes no second option for an attribute; what is deferred is loaded when needed.
+            # SQLAlchemy accepts no second option for an attribute. A deferred owner is loaded when needed.
             named = _named_by(statement._with_options) if owners else ()
             keys += [key for key in owners if mapper.attrs[key] not in named]
             found += [getattr(entity, key) for key in dict.fromkeys(keys)]
@@ -170,6 +172,6 @@ def _attributes_beside(statement: Any) -> list[Any]:
 
 
 def _named_by(options: Iterable[Any]) -> set[Any]:
-    """The properties that loader options name, `defer(Note.user_id)`."""
+    """Return the properties that loader options name, as in `defer(Note.user_id)`."""
     elements = (element for option in options for element in getattr(option, "context", ()))
     return {getattr(getattr(one, "path", None), "prop", None) for one in elements}

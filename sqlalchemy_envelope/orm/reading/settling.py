@@ -1,8 +1,9 @@
 """Values that could not be opened are put aside as their row becomes an object.
 
-SQLAlchemy asks each property of a mapper for what fills an object from a row. The property of the first
-encrypted column answers for all of them. A `load` listener could do this too, but SQLAlchemy's dispatch to
-one costs for each object as much as opening a value does; this asks whether anything is locked, no more.
+SQLAlchemy asks each property of a mapper for functions that fill an object from a row. The property of the
+first encrypted column answers for all encrypted columns. A `load` listener could do the same, but
+SQLAlchemy's dispatch to a listener costs as much per object as opening a value. Here it is only checked
+whether anything is locked.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from sqlalchemy_envelope.orm.reading.rows import RowOpener
 
 _SETTLES = "sqlalchemy_envelope.settles"
-"""Stands where SQLAlchemy keeps the name of the attribute that is filled. No attribute is called this."""
+"""Stands where SQLAlchemy keeps the name of the attribute that is filled. No attribute has this name."""
 
 
 class _Settling:
@@ -40,7 +41,7 @@ class _Settling:
         super().setup(  # type: ignore[misc]  # of the class it is mixed into
             *arguments, memoized_populators=memoized_populators, **named
         )
-        memoized_populators.pop(self, None)  # a property that is in it is not asked for what fills an object
+        memoized_populators.pop(self, None)  # SQLAlchemy would not ask a memoized property for its functions
 
     def create_row_processor(
         self,
@@ -66,9 +67,9 @@ class _Settling:
         for name, found in fills:
             populators[name] += found
         settle = _settler(mapper, duals, context, opener_of(result))
-        if not duals:  # values in two columns have their `load` listener
+        if not duals:  # values in two columns have a `load` listener
             populators["new"].append((_SETTLES, settle))
-        # An object that stands at several places of a row is filled anew for each; SQLAlchemy asks by name.
+        # An object at several places of a row is filled anew for each place; SQLAlchemy asks by name.
         populators["existing"] += zip(keys, repeat(settle))
 
 
@@ -76,7 +77,7 @@ def _settler(
     mapper: Mapper[Any], duals: Sequence[DualAttribute], query_context: Any, opener: RowOpener | None
 ) -> Callable[..., None]:
     def settle(state: InstanceState[Any], values: dict[str, Any], row: object) -> None:
-        # Rows that came past the opener were fetched by none of its ways.
+        # If rows came past the opener, it has fetched none.
         if opener is not None and opener.fetched and not opener.met_sealed and not duals:
             return
         try:
@@ -91,7 +92,7 @@ def _settler(
 
 
 def make_settling(plan: tuple[EncryptedAttribute, ...], mapper: Mapper[Any]) -> None:
-    """Let the first encrypted property of a mapper put aside what could not be opened."""
+    """Let the first encrypted property of a mapper put aside values that could not be opened."""
     prop: Any = mapper.attrs[plan[0].key]
     base = type(prop)
     mix_in(_Settling, prop, base.__name__, __module__=base.__module__, inherit_cache=True)

@@ -1,7 +1,7 @@
-"""Where in a statement's rows encrypted values are, and beside each the owner and the primary key of its row.
+"""A statement's plan: the positions of encrypted values, and of the owner and primary key of their rows.
 
-Two columns are of the same row if both come the same way (`origins`): by the same alias of the same part.
-What cannot be traced has no place: it is in nobody's row, as far as anybody can tell here.
+Two columns belong to the same row if both come the same way (`origins`): by the same alias of the same part.
+A value that cannot be traced has no known row, and so no known owner.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ class PlannedValue:
     """An encrypted value in each row.
 
     Attributes:
-        position: where it is in the row.
-        formats: of its column; of the parts of a UNION, the different ones.
-        slot: its place among an unlocked session's readers; None if nothing is kept of it.
-        owner_classes: whose keys it may be under, as far as is known.
-        for_entity: whether an object is made of it, which knows its row better.
+        position: its position in the row.
+        formats: the format of its column; for a UNION, the distinct formats of its parts.
+        slot: its place among an unlocked session's readers; None if no reader is kept for it.
+        owner_classes: the classes of its possible owners, as far as they are known.
+        for_entity: whether the value goes into an object, which knows its row better.
     """
 
     __slots__ = (
@@ -71,7 +71,7 @@ class PlannedValue:
         self._read_null = formats[0].codec.read_null
 
     def null(self) -> Any:
-        """What NULL is read as."""
+        """Return the value that NULL is read as."""
         return None if self._read_null is None else self._read_null()
 
 
@@ -79,12 +79,13 @@ class PlannedRow:
     """The part of a row that is one row of one table, or of one entity: its values have one owner.
 
     Attributes:
-        path: how it leads to its owner; None if it has no place.
-        owners, owner_types: where the values are that say so.
-        keys, key_types: where its primary key is; empty if it is not there, or nothing is bound to it.
-        location: where the owners are; None without a path.
+        path: the path to its owner; None if the owner cannot be traced.
+        owners, owner_types: the positions and types of the values that identify the owner.
+        keys, key_types: the positions and types of its primary key; empty if the key is not in the result, or
+            no value is bound to it.
+        location: the place where its owners are stored; None without a path.
         values: its encrypted values.
-        few: the same, with what each row's loop asks of them.
+        few: the same values, with the attributes that the loop over a few rows needs.
     """
 
     __slots__ = ("few", "key_types", "keys", "location", "owner_types", "owners", "path", "values")
@@ -100,18 +101,19 @@ class PlannedRow:
         self.few: list[tuple[PlannedValue, int, object, Any, bool]] = []
 
     def add(self, value: PlannedValue) -> None:
-        """Take in a value."""
+        """Add a value."""
         self.values.append(value)
         self.few.append((value, value.position, value.slot, value.decode, value.row_bound))
 
 
 class StatementPlan:
-    """Where in a statement's rows encrypted values are.
+    """The positions of encrypted values in a statement's rows.
 
     Attributes:
-        rows: the rows of tables that each of its rows is made of; none if nothing in them is encrypted.
-        linked: whether the owner of one of them is found in other rows.
-        gave_many: whether a result of it had many rows.
+        rows: the parts of a result row with encrypted values, a part for each table row; empty if no output
+            is encrypted.
+        linked: whether the owner of any part is found through other rows.
+        gave_many: whether any result of the statement had many rows.
     """
 
     __slots__ = ("_bare", "gave_many", "linked", "rows")
@@ -123,8 +125,10 @@ class StatementPlan:
         self._bare: tuple[Any, Any, frozenset[int]] = (None, None, frozenset())
 
     def without_processors(self, metadata: Any) -> tuple[Any, frozenset[int]]:
-        """A copy of a result's metadata without our processors, and the positions they were at. An
-        application's own type around ours keeps its processor."""
+        """Return a copy of a result's metadata without our processors, and the positions of those processors.
+
+        An application's own type around ours keeps its processor.
+        """
         known, copy, bare = self._bare
         if metadata is not known:
             places = [value.position for row in self.rows for value in row.values]
@@ -143,7 +147,7 @@ _plans: WeakKeyDictionary[Any, StatementPlan] = WeakKeyDictionary()
 
 
 def plan_of_statement(execution: Any, description: Sequence[Any]) -> StatementPlan:
-    """The plan of a statement that is being executed; empty if nothing in its rows is encrypted."""
+    """Return the plan of a statement that is being executed; empty if nothing in its rows is encrypted."""
     compiled = execution.compiled
     known = _plans.get(compiled)
     if known is not None:
@@ -163,7 +167,7 @@ def plan_of_statement(execution: Any, description: Sequence[Any]) -> StatementPl
 
 
 def _by_name(compiled: Any, entries: Sequence[Any], description: Sequence[Any]) -> list[Any]:
-    """SQL in text: its columns are known by the names that the database gives them, as SQLAlchemy has it."""
+    """Match outputs to the names in the cursor's description, as SQLAlchemy does for textual SQL."""
     named: dict[Any, Any] = {}
     for entry in entries:
         named.setdefault(entry.keyname, entry)
@@ -209,7 +213,7 @@ def _owner_classes(origins: list[Origin] | None) -> tuple[OwnerClass, ...]:
 
 
 def _encrypted(origins: list[Origin] | None) -> list[EncryptedColumn]:
-    """The encrypted columns that an output comes from; none if anything else is among them."""
+    """Return the encrypted columns that an output comes from; empty if any origin is not encrypted."""
     found = [encrypted_column_of(base) for _, base in origins or ()]
     known = [one for one in found if one is not None]
     return known if len(known) == len(found) else []
@@ -221,7 +225,7 @@ def _owners(
     origins: Sequence[list[Origin] | None],
     encrypted: Sequence[EncryptedColumn],
 ) -> Way | None:
-    """Where the owner of an output's row is; None if it is not there."""
+    """Return the positions of the owner of an output's row; None if the owner is not in the result."""
     if not encrypted or any(not _alike(one.path, encrypted[0].path) for one in encrypted):
         return None
     wanted = [one.path.columns for one in encrypted]
@@ -234,7 +238,7 @@ def _keys(
     origins: Sequence[list[Origin] | None],
     encrypted: Sequence[EncryptedColumn],
 ) -> Way:
-    """Where the primary key of an output's row is, if its value is bound to that."""
+    """Return the positions of the primary key of an output's row, if the value is bound to its row."""
     if not any(one.row_bound for one in encrypted):
         return ()
     wanted = [tuple(one.column.table.primary_key.columns) for one in encrypted]
@@ -244,7 +248,7 @@ def _keys(
 
 
 def _alike(one: OwnerPath, other: OwnerPath) -> bool:
-    """Whether the same values lead to the same owner by both."""
+    """Tell whether the same values lead to the same owner along both paths."""
     both_direct = one.is_direct and other.is_direct
     return one.identity == other.identity or (both_direct and one.owner_class is other.owner_class)
 
@@ -255,7 +259,11 @@ def _positions(
     origins: Sequence[list[Origin] | None],
     wanted: Sequence[Sequence[Column[Any]]],
 ) -> Way | None:
-    """Where these columns are, in the same row; for each one, as each origin of the value has it."""
+    """Return the positions of these columns in the row of a value; None if a column is missing.
+
+    Args:
+        wanted: for each column, its counterpart at each origin of the value.
+    """
     found = []
     for each in wanted:
         for other, theirs in enumerate(origins):
@@ -278,7 +286,7 @@ def _beside(
 
 
 def _is_same_entity(one: Any, other: Any) -> bool:
-    """Whether both are one entity, or parts of one `with_polymorphic`, which have its selectable."""
+    """Tell whether both are the same entity, or parts of one `with_polymorphic`: they share a selectable."""
     if one is None or other is None:
         return False
     aliases = one.is_aliased_class and other.is_aliased_class
@@ -289,7 +297,7 @@ def _is_there(way: Way, base: Column[Any], other: Origin, *, mapper: Any, wanted
     their_way, their_base = other
     if their_base in wanted.base_columns and their_way == way:
         return True
-    # Joined inheritance: the columns of one entity are in several tables, and one attribute is over several.
+    # Joined inheritance: an entity has columns in several tables, and an attribute may map several columns.
     if mapper is None or their_base.table is base.table:
         return False
     try:
@@ -299,7 +307,7 @@ def _is_there(way: Way, base: Column[Any], other: Origin, *, mapper: Any, wanted
 
 
 def _homes(compiled: Any, columns: Sequence[Any]) -> list[Any]:
-    """The entity that each column is of; None if it is of none."""
+    """Return the entity of each column; None for a column without an entity."""
     selected: dict[int, Any] = {}
     waiting = list(getattr(compiled.compile_state, "_entities", None) or ())
     for one in waiting:  # grows while it is walked: a bundle has entities of its own
@@ -316,7 +324,7 @@ def _homes(compiled: Any, columns: Sequence[Any]) -> list[Any]:
 
 
 def _entities(compiled: Any) -> tuple[bool, frozenset[int]]:
-    """Whether objects are made of the rows, and which columns are selected by themselves nevertheless."""
+    """Tell whether the rows become objects, and return the columns that are selected on their own as well."""
     state = compiled.compile_state
     entities = getattr(state, "_entities", None)
     if not entities or not any(getattr(one, "supports_single_entity", False) for one in entities):

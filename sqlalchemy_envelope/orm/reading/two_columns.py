@@ -1,8 +1,8 @@
-"""Objects whose values stand in two columns: the encrypted one, and while it is moved the previous one.
+"""Objects with values in two columns: the encrypted column and, while values are moved, the previous column.
 
-Both are read in one statement or neither counts: between two, the migration may have moved the value. So the
-previous attribute is only passed through here and never stays in an object, where it could grow old beside
-the other, or be merged back into the database.
+Both columns count only if the same statement read them: between two statements, the migration may have moved
+the value. So the previous attribute only passes through here and never stays in an object. There it could
+become stale beside the encrypted attribute, or be merged back into the database.
 """
 
 from __future__ import annotations
@@ -33,8 +33,10 @@ _MISSING = object()
 
 
 def load_listener(inner: Callable[..., None], duals: Sequence[DualAttribute]) -> Callable[..., None]:
-    """The `load` and `refresh` listener of a mapper with previous columns, around the one of its encrypted
-    columns."""
+    """Return the `load` and `refresh` listener of a mapper with previous columns.
+
+    It wraps `inner`, the listener of the mapper's encrypted columns.
+    """
 
     def on_load(state: InstanceState[Any], query_context: Any, read: Any = None) -> None:
         inner(state, query_context, read)
@@ -48,8 +50,8 @@ def load_listener(inner: Callable[..., None], duals: Sequence[DualAttribute]) ->
                 state.dict.pop(dual.previous, None)
         if unread:
             state.expired_attributes.update(unread)
-            # The one row that was asked for, as by `refresh` or a deferred attribute: now, while SQL can be
-            # sent. Of many rows, those whose attribute is touched will be read then.
+            # If a single row was asked for, as by `refresh` or a deferred attribute, read it now, while SQL
+            # can be sent. Of many rows, each is read when its attribute is read.
             if query_context.refresh_state is state:
                 with query_context.session.no_autoflush:
                     query_context.session.refresh(state.obj(), unread)
@@ -58,12 +60,14 @@ def load_listener(inner: Callable[..., None], duals: Sequence[DualAttribute]) ->
 
 
 def seen_again(state: InstanceState[Any], duals: Sequence[DualAttribute]) -> None:
-    """A row fills an object for another place that it has in it, once it was loaded: what was left out of it
-    then is there again."""
+    """Settle an object again that a row fills for a second place in that row.
+
+    The row puts back the previous values that were left out of the object at the first place.
+    """
     for dual in duals:
         if dual.previous not in state.dict and dual.key not in state.dict:
             continue
-        # What stands in the object is the previous value, and nothing is to be said of it anew.
+        # The object holds the previous value already, so that there is nothing to settle.
         if not is_from_previous(state, dual.key):
             _settle(state, dual)
         if dual.previous not in state.committed_state:
@@ -71,14 +75,17 @@ def seen_again(state: InstanceState[Any], duals: Sequence[DualAttribute]) -> Non
 
 
 def _settle(state: InstanceState[Any], dual: DualAttribute) -> bool:
-    """Say what the attribute's value is, now that its encrypted column was read; False if the previous column
-    would have to be read with it."""
+    """Choose the attribute's value between the two columns, after its encrypted column was read.
+
+    Returns:
+        False if the previous column has to be read with the encrypted column first.
+    """
     key, previous, policy = dual
     values = state.dict
     value = values.get(key, _MISSING)
     if value is _MISSING and is_unreadable(state, key):
         forget(state, (previous,))
-        return True  # and never the previous value for it, which whoever altered it may have wanted
+        return True  # never the previous value: an attacker may have altered this one so that it is read
     locked = value is _MISSING and is_sealed(state, key)
     if value is _MISSING and not locked:
         return True  # it was not read
@@ -109,12 +116,11 @@ def _settle(state: InstanceState[Any], dual: DualAttribute) -> bool:
 
 
 def read_waiting(state: InstanceState[Any], dual: DualAttribute, passive: Any) -> Any:
-    """The value of an attribute that stands in the previous column alone, which was not handed out when its
-    row was read.
+    """Return a value that stands in the previous column alone and was held back when its row was read.
 
     Raises:
-        PlaintextRefusedError: the policy refuses it there.
-        LockedError: it is encrypted there, and its key is locked.
+        PlaintextRefusedError: the policy refuses a value in the previous column.
+        LockedError: the previous column is encrypted, and the value's key is locked.
     """
     if dual.policy == "refuse":
         if not passive & SQL_OK:
@@ -127,13 +133,13 @@ def read_waiting(state: InstanceState[Any], dual: DualAttribute, passive: Any) -
     attributes.set_committed_value(instance, dual.key, value)
     state.dict.pop(dual.previous, None)
     forget(state, (dual.key, dual.previous))
-    # Lets Mutable wrap it, as after a load.
+    # Lets Mutable wrap the value, as after a load.
     state.manager.dispatch.refresh(state, None, (dual.key,))
     return state.dict[dual.key]
 
 
 def refused_plaintext(what: str) -> PlaintextRefusedError:
-    """The error for a value that stands in the previous column alone."""
+    """Return the error for a value that stands in the previous column alone."""
     return PlaintextRefusedError(
         f"{what} stands in the previous column alone, and the column's policy is 'refuse'. Encrypt what is "
         "left, `migrate run`, or go back to the policy 'read'."
@@ -141,7 +147,7 @@ def refused_plaintext(what: str) -> PlaintextRefusedError:
 
 
 def expire_listener(duals: Iterable[DualAttribute]) -> Callable[..., None]:
-    """The `expire` listener of a mapper: who reads the one column again reads the other with it."""
+    """Return the `expire` listener of a mapper: if either column is read again, both are read."""
     pairs = tuple((one.key, one.previous) for one in duals)
 
     def on_expire(state: InstanceState[Any], keys: Any) -> None:

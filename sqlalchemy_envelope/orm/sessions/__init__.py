@@ -1,4 +1,4 @@
-"""The three kinds of unlocked session: opened with a secret, write-only, and a server's.
+"""The three kinds of unlocked session: opened with a secret, write-only, and server mode.
 
-They hold keys; the verbs that an application calls stand above them.
+Unlocked sessions hold keys. The verbs that an application calls are built on them.
 """

@@ -1,4 +1,5 @@
-"""Keys of owners that a session deleted, put aside until its transaction ends: others have their names."""
+"""Keys of owners that a session deleted. They are put aside until the transaction ends, because new owners
+have the same names."""
 
 from __future__ import annotations
 
@@ -18,8 +19,8 @@ if TYPE_CHECKING:
 
 
 class FormerOwners:
-    """What was put aside of one unlocked session's keyring and places. After the commit it is wiped, after a
-    rollback it comes back."""
+    """Keys and places that were put aside from an unlocked session. A commit wipes them; a rollback puts them
+    back."""
 
     def __init__(self, keyring: Keyring, places: Places) -> None:
         self._keyring = keyring
@@ -30,7 +31,7 @@ class FormerOwners:
         """Put an owner's keys aside.
 
         Args:
-            taken_back: a method, called when they come back. It is not kept alive.
+            taken_back: a method, called when the keys are put back. It is not kept alive.
         """
         self._aside[owner] = self._places.get(owner), self._keyring.put_aside(owner)
         forget, take_back, told = (
@@ -45,7 +46,7 @@ class FormerOwners:
         )
 
     def wipe(self) -> None:
-        """Wipe what is aside."""
+        """Wipe all keys that are put aside."""
         for owner in list(self._aside):
             self._forget(owner)
 

@@ -1,9 +1,9 @@
-"""What a transaction may write under in server mode: keys that it found in its own database, or made.
+"""The keys under which a transaction may write in server mode: keys that it found in its database, or made.
 
-The keys that a server keeps are one store for all threads, and name an owner as the application does. Another
-thread may put other keys there at any moment: of an owner that was deleted and made again, or of the owner of
-the same name in another schema. So a transaction notes which keys it found, by their ids, and writes under no
-other.
+The keys that a server keeps are a single store for all threads, and the store names owners as the application
+does. Another thread may put other keys there at any moment: keys of an owner that was deleted and made again,
+or of an owner with the same name in another schema. So a transaction notes the ids of the keys that it found,
+and writes under no other key.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class FoundKeys:
     """The keys that a transaction found or made.
 
     Attributes:
-        look: what was looked at in the transaction; another one there means to look again.
+        look: the set of everything looked at in the transaction. If the session has another set, look again.
         opened: the keys of owners that were opened in this transaction; no other thread has this keyring.
     """
 
@@ -52,15 +52,17 @@ class FoundKeys:
         return owner in self._seen or owner in self.opened
 
     def note_made(self, place: Place, keys: Iterable[OpenedKey]) -> None:
-        """This transaction made these keys."""
+        """Note keys that this transaction made."""
         data_keys = {
             one.stored.scope: one.stored.key_id for one in keys if one.stored.purpose is Purpose.DATA
         }
         self._seen[place.owner] = _Seen(place, data_keys)
 
     def look_for(self, desk: Desk, places: Sequence[Place], keyrings: Sequence[Keyring]) -> None:
-        """Note which active keys of these owners, of one class, are both in the keyrings and in the database.
-        An owner of whom something is missing is left out. One query."""
+        """Note the active keys of these owners that are both in the keyrings and in the database.
+
+        The owners are of one class. An owner with a missing key is left out. Sends one query.
+        """
         known: dict[KeyId, tuple[Place, StoredKey]] = {
             key.key_id: (place, key)
             for place in places
@@ -90,8 +92,7 @@ class FoundKeys:
     def writer(
         self, owner: OwnerId, scope: str, field: Field, keyrings: Iterable[Keyring]
     ) -> ValueCipher | None:
-        """The cipher for new values of an owner, from the keyrings that hold what was seen, or from those
-        opened here.
+        """Return the cipher for an owner's new values, from the keyrings with noted keys or from `opened`.
 
         Raises: as `Keyring.open`.
         """
@@ -108,21 +109,21 @@ class FoundKeys:
         return None
 
     def forget(self, owner: OwnerId) -> Place | None:
-        """The keyrings that held what was seen of an owner may hold it no more: where to look again."""
+        """Forget an owner's noted keys, which the keyrings may have lost; return its place to look again."""
         seen = self._seen.pop(owner, None)
         return None if seen is None else seen.place
 
     def close(self) -> None:
-        """The transaction is over."""
+        """End the transaction: forget its keys."""
         self._seen.clear()
         self.opened.wipe()
 
 
 class FoundBySession(BySession[FoundKeys]):
-    """What each session's present transaction found, since something changed hands in it."""
+    """The keys that each session's present transaction has found since its last look."""
 
     def now_in(self, session: Session) -> FoundKeys:
-        """What this session's transaction found."""
+        """Return the keys that this session's transaction found."""
         look, found = looked_at(session), self.get(session)
         if found is None or found.look is not look:
             found = FoundKeys(look)
@@ -131,7 +132,7 @@ class FoundBySession(BySession[FoundKeys]):
         return found
 
     def close(self) -> None:
-        """Every transaction is over."""
+        """End every transaction."""
         for found in self.all():
             found.close()
         self.clear()
@@ -144,4 +145,4 @@ def _cipher(keyring: Keyring, key_id: KeyId, field: Field) -> ValueCipher | None
     try:
         return keyring.cipher(key_id, field)
     except EnvelopeError:
-        return None  # of an owner of the same name; this one's own rows tell more
+        return None  # the error is of an owner with the same name; this owner's own rows tell more

@@ -1,4 +1,4 @@
-"""What the owner of an unlocked session was granted: followed as it is needed, and settled before a write."""
+"""The grants to the owner of an unlocked session: followed as they are needed, and settled before a write."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ if TYPE_CHECKING:
 
 
 class Holder(KeyHolder, Protocol):
-    """An unlocked session, as what it has of grants sees it."""
+    """The part of an unlocked session that `GrantedKeys` uses."""
 
     def follow_all(self, session: Session | None = None) -> None:
-        """Follow everything, here and around this."""
+        """Follow all grants, of this unlocked session and the sessions around it."""
 
 
 class GrantedKeys:
@@ -35,15 +35,15 @@ class GrantedKeys:
 
     Args:
         home: the session of the unlock.
-        keyring: the keys that are held; what is followed comes in there.
-        places: whose keys these are; the unlocked owner's alone to begin with.
-        waiting: what the unlock found and left.
+        keyring: the keys that are held; keys of followed grants are added to it.
+        places: the owners of these keys; at first only the unlocked owner.
+        waiting: the work that the unlock found and left.
 
     Attributes:
         is_settled: whether nothing waits, as far as the grants were followed.
 
-    The unlocked session gives itself, as `holder`, and is not kept: it goes, and wipes its keys, as soon as
-    nobody has it.
+    The unlocked session passes itself as `holder`. It is not kept here, so that it goes, and wipes its keys,
+    as soon as nothing else refers to it.
     """
 
     def __init__(
@@ -60,26 +60,26 @@ class GrantedKeys:
 
     @property
     def leads_on(self) -> bool:
-        """Whether grants are left that were not followed."""
+        """Whether any grants were not followed yet."""
         return self._reach is not None
 
     @property
     def owner_classes(self) -> Sequence[OwnerClass]:
-        """The classes of owners that what is left may lead to."""
+        """The classes of owners to which the remaining grants may lead."""
         return self._reach.owner_classes if self._reach is not None else ()
 
     def note(self, place: Place) -> None:
-        """This owner's keys are here: no grant has to be followed to it."""
+        """Note an owner with open keys, so that no grant is followed to it."""
         if self._reach is not None:
             self._reach.note(place)
 
     def forget(self, place: Place) -> None:
-        """This owner's keys are here no more."""
+        """Forget an owner whose keys are gone."""
         if self._reach is not None:
             self._reach.forget(place)
 
     def wipe(self) -> None:
-        """Forget what waits: the next unlock finds it."""
+        """Forget the waiting work: the next unlock finds it."""
         self._waiting.wipe()
 
     def is_async(self) -> bool:
@@ -87,7 +87,7 @@ class GrantedKeys:
         return self._home is not None and self._waiting.is_async(self._home)
 
     def follow_all(self, session: Session | None, holder: Holder) -> None:
-        """Follow everything that is left."""
+        """Follow all remaining grants."""
         reach = self._reach
         reader = None if reach is None else self._reads_with(reach, session)
         if reach is not None and reader is not None:
@@ -100,7 +100,7 @@ class GrantedKeys:
         owner_class: OwnerClass,
         keys: Collection[tuple[Any, ...]],
     ) -> None:
-        """Follow what leads to these owners, on every way."""
+        """Follow all grants that lead to these owners, on every way."""
         reach = self._reach
         left = reach.unfollowed(owner_class, keys) if reach is not None else ()
         reader = self._reads_with(reach, session) if reach is not None and left else None
@@ -111,7 +111,7 @@ class GrantedKeys:
     def closed(
         self, session: Session | None, owner_class: OwnerClass, headers: Collection[bytes]
     ) -> list[bytes]:
-        """Those of these value headers that name a key which grants may lead to, and nothing opens yet."""
+        """Return the value headers whose keys are not open, but may be reached through grants."""
         reach, reader = self._reach, session or self._home
         if reach is None:
             return []
@@ -122,7 +122,7 @@ class GrantedKeys:
     def follow_values(
         self, session: Session | None, holder: Holder, owner_class: OwnerClass, headers: Collection[bytes]
     ) -> None:
-        """Follow what leads to the owners of these values."""
+        """Follow the grants that lead to the owners of these values."""
         reach = self._reach
         reader = self._reads_with(reach, session) if reach is not None and headers else None
         if reach is not None and reader is not None:
@@ -130,25 +130,27 @@ class GrantedKeys:
                 self._take(found)
 
     def may_follow(self, owner_class: OwnerClass, header: bytes) -> bool:
-        """Whether nothing looked yet for grants that lead to the key of a stored value."""
+        """Tell whether a grant may lead to the key of a stored value, and was not looked for yet."""
         reach = self._reach
         return (
             reach is not None and reach.may_lead_to(owner_class) and bool(reach.closed(owner_class, [header]))
         )
 
     def find_others(self, session: Session | None) -> None:
-        """Have it known whether keys of other owners may come."""
+        """Find out whether keys of other owners may come."""
         reach = self._reach
         reader = None if reach is None else self._reads_with(reach, session)
         if reach is not None and reader is not None and not reach.leads_on(reader):
             self._end(reach, Opening(dict(self._places), [], {}))
 
     def settle(self, session: Session, holder: Holder) -> None:
-        """Put in order what waits, in the transaction of a session that is about to write under these keys. A
-        rollback leaves it to the next write."""
+        """Settle what waits, in the transaction of a session that is about to write under these keys.
+
+        After a rollback, the next write settles it.
+        """
         if self.is_settled:
             return
-        self.is_settled = True  # what it writes itself asks for nothing
+        self.is_settled = True  # set first, so that the writes of settling do not settle again
         try:
             self._follow_undone(session, holder)
             for owner_class, keys in self._waiting.owners.items():
@@ -162,7 +164,7 @@ class GrantedKeys:
         note_rollback(session, lambda: (settle_again := again()) and settle_again())
 
     def _follow_undone(self, session: Session, holder: Holder) -> None:
-        """Follow what leads to the owners for whom something waits."""
+        """Follow the grants that lead to owners with waiting work."""
         reach = self._reach
         reader = None if reach is None else self._reads_with(reach, session)
         if reach is None or reader is None or reach.has_looked:
@@ -180,7 +182,7 @@ class GrantedKeys:
         self.is_settled = False
 
     def _end(self, reach: Reach, found: Opening) -> None:
-        """Everything was followed."""
+        """Take in the last grants: all of them were followed."""
         if self._reach is reach:  # no other thread was faster
             self._take(found, waits=True, whole=True)
             self._reach = None
@@ -191,7 +193,7 @@ class GrantedKeys:
             self.is_settled = False
 
     def _reads_with(self, reach: Reach, session: Session | None) -> Session | None:
-        """The session that grants are read with; None where nothing can be awaited."""
+        """Return the session to read grants with; None if nothing can be awaited."""
         reader = session if session is not None and reach.is_in(session) else self._home
         if reader is None or self._waiting.is_async(reader):
             return reader if in_greenlet() else None

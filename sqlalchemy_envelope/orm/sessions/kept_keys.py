@@ -23,11 +23,11 @@ if TYPE_CHECKING:
 
 
 class KeptKeys:
-    """Keys, whose they are, and how long they are kept.
+    """Keys, with their owners and their limits.
 
     Attributes:
-        owners: how long their keys are kept.
-        keyring: the keys themselves.
+        owners: the owners whose keys are kept, with their time and uses.
+        keyring: the keys.
     """
 
     def __init__(self, cache: CachePolicy, keyring: Keyring, places: Places) -> None:
@@ -38,14 +38,17 @@ class KeptKeys:
     def use(
         self, headers: Mapping[bytes, int], owner_of: Callable[[bytes], OwnerId | None]
     ) -> tuple[list[bytes], set[OwnerId]]:
-        """Note the owners of values, so many of each, as in use; the headers whose keys are to be loaded, and
-        the owners who are to be opened anew.
+        """Note the owners of values as in use.
 
         Args:
-            owner_of: tells of keys that are elsewhere.
+            headers: the headers of the values, with the number of values under each.
+            owner_of: finds the owner of a key that is held elsewhere.
+
+        Returns:
+            The headers of keys to be loaded, and the owners to be opened anew.
         """
         missing, stale = [], set()
-        with self.owners.guard:  # what is found here is not swept away before it is marked as in use
+        with self.owners.guard:  # no owner found here is swept away before it is marked as in use
             for header, uses in headers.items():
                 owner = self.keyring.owner_of(header)
                 if owner is not None and owner in self.owners.stale:
@@ -58,19 +61,19 @@ class KeptKeys:
         return missing, stale
 
     def leads_to(self, header: bytes) -> bool:
-        """Whether something that is known here opens this key, or says why it must not be opened."""
+        """Tell whether this key opens with the keys held, or is known to be refused."""
         try:
             return self.keyring.open(UUID(bytes=header[1:])) is not None
         except EnvelopeError:
             return True
 
     def is_ready(self, header: bytes) -> bool:
-        """Whether the key of this value serves whoever reads it now."""
+        """Tell whether the key of this value can be used now."""
         owner = self.keyring.owner_of(header)
         return owner is not None and owner not in self.owners.stale and self.leads_to(header)
 
     def take_granted(self, places: Iterable[Place]) -> Counter[str]:
-        """Note owners whom grants led to; how many are new here, by the name of their class."""
+        """Note owners reached through grants; return the number of new owners, by the name of their class."""
         opened: Counter[str] = Counter()
         for place in places:
             if place.owner not in self.owners.granted or place.owner in self.owners.stale:
@@ -82,10 +85,13 @@ class KeptKeys:
         return opened
 
     def share(self, place: Place, keyring: Keyring) -> None:
-        """Take in all of an owner's keys: they serve everybody, to read, and to write in transactions that
-        find them."""
+        """Take in all of an owner's keys for all threads.
+
+        Every transaction reads with them. A transaction that finds them in its database also writes with
+        them.
+        """
         owner, keys = place.owner, keyring.copy_of(place.owner)
-        # Root keys first: as soon as a data key is known here, other threads take it to be open.
+        # Root keys first: as soon as a data key is known here, other threads assume that it is open.
         for is_root in (True, False):
             some = [one for one in keys if (one.stored.purpose is Purpose.ROOT) is is_root]
             self.keyring.add(owner, some)
@@ -95,11 +101,11 @@ class KeptKeys:
         self.owners.touch(owner)
 
     def needs(self, owner: OwnerId, root_id: KeyId) -> bool:
-        """Whether an owner's root key is to be opened before its keys are used."""
+        """Tell whether an owner's root key has to be opened before its keys are used."""
         return not self.keyring.is_open(root_id) or owner in self.owners.stale
 
     def refuse(self, owner: OwnerId, keys: Sequence[StoredKey], error: EnvelopeError) -> None:
-        """Whoever asks for these keys is told why they do not open."""
+        """Refuse to open these keys: a later use raises the error."""
         self.keyring.refuse(owner, error, altogether=True)
         self.keyring.add_stored(owner, keys)
 
@@ -110,8 +116,11 @@ class KeptKeys:
         self.keyring.drop(owner)
 
     def forget_deleted(self, key_ids: Collection[KeyId]) -> bool:
-        """Forget keys that are in the database no more, though their owner has others; whether any was
-        here."""
+        """Forget keys that were deleted from the database, while their owner has others.
+
+        Returns:
+            Whether any of the keys was kept.
+        """
         here = [(key_id, owner) for key_id in key_ids if (owner := self.keyring.owner_of_key(key_id))]
         gone = [(key_id, owner) for key_id, owner in here if owner not in self.owners.stale]
         for key_id, owner in gone:
@@ -119,13 +128,13 @@ class KeptKeys:
         return bool(gone)
 
     def distrust(self, owner_classes: Collection[OwnerClass]) -> None:
-        """The keys of owners of these classes are to be loaded anew before their next use."""
+        """Have the keys of all owners of these classes loaded anew before their next use."""
         with self.owners.guard:
             places = list(self._places.items())
             self.owners.distrust([owner for owner, place in places if place.owner_class in owner_classes])
 
     def sweep(self) -> bool:
-        """Let go of owners over a limit, if it is time to look; whether there were any."""
+        """Drop owners over a limit, if it is time to look; tell whether there were any."""
         if not self.owners.is_sweep_due():
             return False
         with self.owners.guard:
@@ -135,9 +144,9 @@ class KeptKeys:
         return bool(gone)
 
     def start_again(self) -> Keyring:
-        """A forked child keeps none of its parent's keys; its new keyring."""
+        """Drop the parent's keys in a forked child, and return the child's new keyring."""
         self.owners.clear()
         self.keyring.wipe()
         self._places.clear()
-        self.keyring = Keyring()  # the other one's lock may be held by a thread that is not here
+        self.keyring = Keyring()  # the old keyring's lock may be held by a thread of the parent
         return self.keyring

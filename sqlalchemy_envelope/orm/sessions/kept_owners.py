@@ -1,7 +1,6 @@
-"""Which owners a server keeps: for a time, a number of uses, and up to a number of owners.
+"""The owners that a server keeps: for a time, for a number of uses, and up to a number of owners.
 
-Of an owner over a limit that is in use at this moment the keys stay; they are opened anew before their next
-use.
+If an owner over a limit is in use at this moment, its keys stay, and are opened anew before their next use.
 """
 
 from __future__ import annotations
@@ -18,18 +17,18 @@ if TYPE_CHECKING:
     from sqlalchemy_envelope.orm.current.providers import CachePolicy
 
 _IN_USE = 5.0
-"""Seconds for which an owner that was just needed is kept, whatever the limits say: another thread may be
-reading its rows."""
+"""The seconds for which an owner stays after its last use, whatever the limits: another thread may be reading
+its rows."""
 
 
 class KeptOwners:
-    """The owners whose keys are kept, with when and how often they were used.
+    """The owners whose keys are kept, with the time and number of their uses.
 
     Attributes:
-        stale: those to be opened anew before their next use.
-        whole: those of whom every key is here.
-        granted: those to whom a grant leads: they are read, and not written.
-        guard: held while owners are looked up and noted as used, so that none is let go of in between.
+        stale: the owners to be opened anew before their next use.
+        whole: the owners with all their keys in memory.
+        granted: the owners reached through a grant: their values are read, but not written.
+        guard: held while owners are looked up and noted as used, so that no owner is dropped in between.
     """
 
     def __init__(self, cache: CachePolicy) -> None:
@@ -39,42 +38,42 @@ class KeptOwners:
         self.guard = Lock()
         self._cache = cache
         self._used: OrderedDict[OwnerId, tuple[float, float]] = OrderedDict()
-        """Since when each is kept, and when it was used last; the latest at the end."""
+        """For each owner, the start of its keeping and the time of its last use; the latest at the end."""
         self._uses: dict[OwnerId, int] = {}
         self._swept = time.monotonic()
 
     def touch(self, owner: OwnerId, uses: int = 1) -> None:
-        """An owner's keys are used, so many times."""
+        """Note that an owner's keys are used, and how many times."""
         now = time.monotonic()
         since, _ = self._used.pop(owner, (now, now))
         self._used[owner] = since, now
         self._uses[owner] = self._uses.get(owner, 0) + uses
 
     def renew(self, owner: OwnerId) -> None:
-        """An owner's keys were opened anew: its time and uses begin again."""
+        """Start an owner's time and uses again, after its keys were opened anew."""
         self.stale.discard(owner)
         self._used.pop(owner, None)
         self._uses.pop(owner, None)
 
     def forget(self, owner: OwnerId) -> None:
-        """An owner's keys are kept no more."""
+        """Forget an owner whose keys are no longer kept."""
         self.renew(owner)
         self.whole.discard(owner)
         self.granted.discard(owner)
 
     def distrust(self, owners: Collection[OwnerId]) -> None:
-        """These are to be opened anew before their next use."""
+        """Have these owners opened anew before their next use."""
         self.stale.update(owners)
         self.whole.difference_update(owners)
 
     def clear(self) -> None:
-        """Nobody is kept. In a forked child the lock may be held by a thread that is not here."""
+        """Forget all owners. In a forked child, a thread of the parent may hold the lock: make a new lock."""
         self.guard = Lock()
         for known in (self.stale, self.whole, self.granted, self._used, self._uses):
             known.clear()
 
     def is_sweep_due(self) -> bool:
-        """Whether it is time to look for owners over a limit; asked with each statement."""
+        """Tell whether it is time to look for owners over a limit. Called with each statement."""
         now = time.monotonic()
         if now - self._swept <= 1.0 and len(self._used) <= self._cache.keys:
             return False
@@ -82,7 +81,7 @@ class KeptOwners:
         return True
 
     def over_limit(self) -> list[OwnerId]:
-        """The owners to let go of. One that is in use is noted as to be opened anew."""
+        """Return the owners to drop. Owners over a limit that are in use become stale instead."""
         now, used = self._swept, list(self._used.items())
         due = [owner for owner, (since, _) in used if self._is_spent(owner, now - since)]
         busy = {owner for owner, (_, last) in used if now - last <= _IN_USE}

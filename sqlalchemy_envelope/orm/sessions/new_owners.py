@@ -1,4 +1,4 @@
-"""Owners who are new in server mode: their first keys are one session's alone until it commits."""
+"""New owners in server mode: their first keys belong to a single session until it commits."""
 
 from __future__ import annotations
 
@@ -30,17 +30,17 @@ if TYPE_CHECKING:
     """New keys by owner, the root key first."""
 
 _MOST_SHOWN = 5
-"""Most primary keys in an error."""
+"""The highest number of primary keys in an error."""
 
 
 class FreshKeys:
-    """The keys of owners who are new in one session, and not committed yet."""
+    """The keys of a session's new owners, which are not committed yet."""
 
     def __init__(self) -> None:
         self.keyring = Keyring()
 
     def drop(self, owner: OwnerId) -> None:
-        """The transaction that made them was rolled back, or committed."""
+        """Drop an owner's keys, after the transaction that made them was rolled back or committed."""
         self.keyring.drop(owner)
 
 
@@ -51,11 +51,11 @@ class NewOwners:
         self._fresh: BySession[FreshKeys] = BySession()
 
     def known_in(self, session: Session | None) -> FreshKeys | None:
-        """The new owners of a session, if it has any."""
+        """Return the keys of a session's new owners, or None."""
         return self._fresh.get(session)
 
     def keys_in(self, session: Session) -> FreshKeys:
-        """As `known_in`, for a session that may get some."""
+        """As `known_in`, for a session that may get new owners."""
         fresh = self._fresh.get(session)
         if fresh is None:
             fresh = FreshKeys()
@@ -63,13 +63,15 @@ class NewOwners:
         return fresh
 
     def reader(self, header: bytes, field: Field) -> ValueCipher | None:
-        """The cipher for a stored value, whichever session's. Values name their key: a new owner's serves
-        whoever sees them."""
+        """Return the cipher for a stored value, from the new owners of any session.
+
+        A value names its key. So every session that sees the value can use a new owner's key.
+        """
         ciphers = (fresh.keyring.reader(header, field) for fresh in self._fresh.all())
         return next((one for one in ciphers if one is not None), None)
 
     def owner_of(self, header: bytes) -> OwnerId | None:
-        """Whose key a stored value names, as `reader`."""
+        """Return the owner of the key that a stored value names, as `reader`."""
         owners = (fresh.keyring.owner_of(header) for fresh in self._fresh.all())
         return next((one for one in owners if one is not None), None)
 
@@ -82,8 +84,12 @@ class NewOwners:
     def store(
         self, desk: Desk, owner_class: OwnerClass, made: Made, kek: ProviderKek
     ) -> tuple[Made, list[Place]]:
-        """Store the first keys of owners, all in three statements, and hold them for this session; which were
-        stored, and for whom others were faster: the keys of those are wiped."""
+        """Store the first keys of owners in three statements, and hold the keys for this session.
+
+        Returns:
+            The keys that were stored, and the owners for whom another transaction was faster. The new keys of
+            these owners are wiped.
+        """
         require_cascades(desk.session, owner_class.mapper)
         rows = [
             (place.primary_key, [one.stored for one in keys], [provider_slot(keys[0], kek)])
@@ -101,7 +107,7 @@ class NewOwners:
 
 
 def first_keys(owner_class: OwnerClass, places: Sequence[Place], *, hybrid: bool) -> Made:
-    """First keys for owners who are in the database, bound to them."""
+    """Make first keys for owners in the database, bound to their owners."""
     made = [(place, new_keys(owner_class.scopes, hybrid=hybrid)) for place in places]
     return [(place, bound_keys(keys, owner_class.reference_of(place.primary_key))) for place, keys in made]
 
@@ -109,7 +115,7 @@ def first_keys(owner_class: OwnerClass, places: Sequence[Place], *, hybrid: bool
 def no_such_owner(
     error: IntegrityError, owner_class: OwnerClass, places: Sequence[Place]
 ) -> EnrollmentError | None:
-    """The error for rows whose owner is not in the database, if that is what the database said."""
+    """Return the error for rows whose owner is not in the database; None if the error is another."""
     if not is_foreign_key_error(error):
         return None
     keys = [", ".join(map(repr, place.primary_key)) for place in places]

@@ -1,4 +1,4 @@
-"""Stands around the outermost unlocked session: no key is open there, and nothing is done."""
+"""A null object around the outermost unlocked session: it holds no key, and does nothing."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ class NothingAround:
         return False
 
     def nothing(self, *_: Any) -> None:
-        """No key, no owner, and nothing to do."""
+        """Return None: there is no key, no owner, and nothing to do."""
 
     reader = writer = owner_of = keyring_for = nothing
     follow_all = follow_owners = find_others = prepare_read = prepare_write = nothing
     settle_for = settle_around = make_way = saw = forget_deleted = seek = nothing
 
     def no(self, *_: Any) -> bool:
-        """Nothing waits, and nothing is left to follow."""
+        """Return False: nothing waits, and there is no grant to follow."""
         return False
 
     may_follow = waits_in = no
 
     def sole(self, *_: Any) -> set[Any]:
-        """No sole owner is open."""
+        """Return an empty set: no sole owner is open."""
         return set()
 
 

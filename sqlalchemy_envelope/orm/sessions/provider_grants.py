@@ -1,5 +1,5 @@
-"""What leads from a provider's slots to keys that have no slot of it: a newer root key of the same owner, and
-grants to owners whom the provider can open."""
+"""The ways from a provider's slots to keys without a slot of it: a newer root key of the same owner, and
+grants to owners that the provider can open."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ if TYPE_CHECKING:
 
 
 class Followed(NamedTuple):
-    """What was found for values whose keys were closed."""
+    """The result of a search for the keys of locked values."""
 
     key_ids: set[KeyId]
-    """Every key that the owners of the values have."""
+    """All keys of the owners of the values."""
     owners: set[OwnerId]
-    """The owners to whom something leads."""
+    """The owners that were reached."""
     opened: Mapping[str, int]
-    """How many owners were opened by grants, by the name of their class."""
+    """The number of owners opened through grants, by the name of their class."""
 
 
 class ProviderGrants:
@@ -75,7 +75,7 @@ class ProviderGrants:
         if owner_class.grants_of and not all(kept.is_ready(header) for header in asked):
             opened, granted = self._open(desk, kept, owner_class, rows, led | found, take_in)
             found |= granted
-        # An owner that another thread distrusts meanwhile is not closed: this fetch has found a way.
+        # If another thread distrusts an owner meanwhile, the owner is not closed: this fetch has found a way.
         closed.update(header for header in asked if not kept.leads_to(header))
         return Followed({row.stored.key_id for row in rows}, found, opened)
 
@@ -118,11 +118,11 @@ class ProviderGrants:
         return kept.take_granted(granted), {place.owner for place in granted}
 
     def forget(self) -> None:
-        """A forked child looks for itself."""
+        """Forget all closed keys, so that a forked child looks for itself."""
         self._closed.clear()
 
     def _closed_in(self, session: Session) -> set[bytes]:
-        """The values' keys that no grant leads to, as the session's transaction sees it."""
+        """Return the headers of keys that no grant leads to, as the session's transaction sees the rows."""
         look, found = looked_at(session), self._closed.get(session)
         if found is None or found[0] is not look:
             found = look, set()
@@ -131,7 +131,7 @@ class ProviderGrants:
 
 
 def _close_others(kept: KeptKeys, found: Opening, led: set[OwnerId]) -> None:
-    """Of owners who are looked for anew, and of whom scopes alone are granted now: forget every other key."""
+    """Forget the keys outside the granted scopes, for stale owners of whom only scopes are granted now."""
     granted: dict[OwnerId, set[KeyId]] = {}
     for grant_class, grant in found.grants:
         if grant_class.scope is not None:
@@ -143,6 +143,6 @@ def _close_others(kept: KeptKeys, found: Opening, led: set[OwnerId]) -> None:
 
 
 def _places(found: Opening, names: Names) -> list[Place]:
-    """The owners whom grants led to, those of whom a scope was granted included."""
+    """Return the owners reached through grants, including owners of whom only a scope was granted."""
     scoped = [names.place(of, key) for of, keys in found.scoped.items() for key in keys]
     return [*found.places.values(), *scoped]

@@ -1,4 +1,4 @@
-"""The slots of one provider, by which a server opens owners."""
+"""The slots of one provider, through which a server opens owners."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class ProviderSlots:
     """The slots of a provider.
 
     Args:
-        can_open: whether the provider opens here what it holds.
+        can_open: whether the provider can open its slots in this process.
     """
 
     def __init__(self, provider: str, *, can_open: bool) -> None:
@@ -46,11 +46,11 @@ class ProviderSlots:
         self.can_open = can_open
 
     def opens(self, slot: StoredSlot) -> bool:
-        """Whether the provider opens this slot here."""
+        """Tell whether the provider can open this slot in this process."""
         return self.can_open and slot.provider_name == self._provider
 
     def of_owners(self, desk: Desk, places: Sequence[Place], rows: Rows, *, locking: bool) -> Slots:
-        """The slots of these owners' root keys; of one class. One query, if the provider can open any."""
+        """Return the slots of root keys of owners of one class. One query, if the provider can open any."""
         found: dict[KeyId, list[StoredSlot]] = {}
         if not self.can_open:
             return found
@@ -63,8 +63,9 @@ class ProviderSlots:
         return found
 
     def open(self, desk: Desk, keyring: Keyring, place: Place, rows: list[OwnedKey], slots: Slots) -> bool:
-        """Take all of one owner's keys into a keyring; False if no slot leads to its active root key. A root
-        key that nobody vouches for is replaced, and a sealed slot adopted.
+        """Take all of an owner's keys into a keyring; return False if no slot opens its active root key.
+
+        An untrusted root key is replaced, and a sealed slot is adopted.
 
         Raises:
             EnvelopeError: the rows are not as the application wrote them.
@@ -82,17 +83,16 @@ class ProviderSlots:
         return True
 
     def kek(self, desk: Desk, slot: StoredSlot) -> KeyBytes:
-        """The KEK of a slot."""
+        """Return the KEK of a slot."""
         return _answered(kek_of_slot(desk, slot))
 
     def kek_for_new(self, desk: Desk, *, however_old: bool) -> ProviderKek:
-        """The KEK that new slots are under."""
+        """Return the KEK that wraps new slots."""
         return _answered(kek_for_new(desk, self._provider, however_old=however_old))
 
 
 def _answered(calls: Calls[T]) -> T:
-    """Carry steps out that call a provider; where asyncio runs, in a thread, so that its loop is not held
-    up."""
+    """Run steps that call a provider; under asyncio in a thread, so that the event loop is not blocked."""
     try:
         work = next(calls)
         while True:

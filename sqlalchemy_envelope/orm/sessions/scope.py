@@ -1,6 +1,6 @@
-"""From where to where keys are open: a scope is entered, nests, and is left or locked; values go with it.
+"""The extent in which keys are open: a scope is entered, and later left or locked, which closes its values.
 
-Scopes nest: an inner one sees the keys of the outer one too, and takes only its own with it.
+Scopes nest: an inner scope sees the keys of the outer scope too, and takes only its own keys away.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ T = TypeVar("T")
 
 
 class Scope(OpenKeys):
-    """Stands in the context and, if there is one, on the `Session`, from `with` to its end. Each kind of
-    unlocked session says what keys are open in it."""
+    """Stands in the context and, if there is a `Session`, on the `Session`, from `with` to its end. Each kind
+    of unlocked session decides which keys are open in it."""
 
     on_demand = False
     follows = False
@@ -61,15 +61,15 @@ class Scope(OpenKeys):
         self.is_open = False
         self.left: type[LockedError] | None = None
         self.readers: dict[object, dict[bytes, Any]] = {}
-        """By column and value header, what opens the values of one owner. Emptied when anything is locked."""
+        """By column and value header, the reader for one owner's values. Emptied when anything is locked."""
         _live.add(self)
 
     @emptying
     def __enter__(self) -> Self:
-        """Unlock: from here on values of the owner are encrypted and decrypted.
+        """Unlock: from now on, values of the owner are encrypted and decrypted.
 
         Raises:
-            SessionLeftError, SessionForkedError: it was left already, or belongs to the parent process.
+            SessionLeftError, SessionForkedError: the session was left, or belongs to the parent process.
         """
         self._require_usable()
         if self.is_open:
@@ -97,15 +97,14 @@ class Scope(OpenKeys):
         )
 
     def __aexit__(self, *_: object) -> NoReturn:
-        """Never reached; without it `async with` would not come as far as `__aenter__`."""
+        """Never reached; without this method, `async with` would not call `__aenter__`."""
         raise NotImplementedError
 
     @emptying
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: object
     ) -> None:
-        """Lock. Raises `UnflushedError` if values would be lost, unless an exception
-        is on its way already."""
+        """Lock. Raises `UnflushedError` if values would be lost, unless the block raised an exception."""
         try:
             self._lock(raise_unflushed=kind is None)
         finally:
@@ -113,11 +112,10 @@ class Scope(OpenKeys):
 
     @emptying
     def lock(self) -> None:
-        """Lock now: wipe the keys and expire what was decrypted. Leaving the block later does nothing more.
+        """Lock now: wipe the keys and expire decrypted values. Leaving the block later does nothing more.
 
         Raises:
-            UnflushedError: values waited to be encrypted. They stay in their objects; the
-                keys are gone all the same.
+            UnflushedError: values waited to be encrypted. They stay in their objects, but the keys are gone.
         """
         self._require_usable()
         self._lock(raise_unflushed=True)
@@ -127,14 +125,14 @@ class Scope(OpenKeys):
         return self._parent is NOTHING_AROUND
 
     def outward(self) -> Iterator[Scope]:
-        """This, and the unlocked sessions around it."""
+        """Yield this session and the unlocked sessions around it."""
         scope: Any = self
         while scope is not NOTHING_AROUND:
             yield scope
             scope = scope._parent
 
     def begin_statement(self, session: Session | None) -> None:
-        """A session runs a statement here."""
+        """Note that a session runs a statement here."""
         self.saw(session)
 
     def saw(self, session: Session | None) -> None:
@@ -145,14 +143,14 @@ class Scope(OpenKeys):
             self._parent.saw(session)
 
     def remember(self, slot: object, header: bytes, cipher: ValueCipher, entry: tuple[Any, ...]) -> None:
-        """Keep what opens the values of a column under one key, for the hot paths."""
-        # A dict of dicts, and not one keyed by pairs, which would cost a tuple and its hash for each value.
+        """Keep the reader for a column's values under one key, for the hot paths."""
+        # A dict of dicts: a dict keyed by pairs would cost a tuple and its hash for each value.
         self.readers.setdefault(slot, {})[header] = entry
         if self.reader(header, cipher.field) is not cipher:
-            self.readers.pop(slot, None)  # left by another thread meanwhile; this would have outlived its key
+            self.readers.pop(slot, None)  # another thread left meanwhile: the reader would outlive its key
 
     def _clear_readers(self) -> None:
-        self.readers.clear()  # the same dictionary: the process's own is known by others
+        self.readers.clear()  # keep the same dictionary: other code refers to the process's readers
         for child in _living(self._children):
             child._clear_readers()
 
@@ -179,7 +177,7 @@ class Scope(OpenKeys):
                 forget_plaintext(session, self._stays_open, self._cipher)
                 closed.append(session)
         finally:
-            self._close(SessionLeftError)  # whatever went wrong above, the keys do not stay
+            self._close(SessionLeftError)  # whatever fails above, the keys must not stay
             for session in sessions[len(closed) :]:
                 forget_plaintext(session, self._stays_open)
         if waiting and raise_unflushed:
@@ -190,7 +188,7 @@ class Scope(OpenKeys):
             )
 
     def close_in_child(self) -> None:
-        """This is a forked child: its parent's keys do not come with it."""
+        """Close the session in a forked child, which must not have its parent's keys."""
         self._close(SessionForkedError)
 
     def _close(self, why: type[LockedError]) -> None:
@@ -205,9 +203,10 @@ class Scope(OpenKeys):
         raise NotImplementedError
 
     def _leave_context(self) -> None:
-        # No tokens: one would put back a session that was left meanwhile, where they are not left in order,
-        # and is of no use in another context than it was made in. A session that is covered by an inner one
-        # keeps its links until that one is left too, and finds through them what is still open.
+        # Do not use context tokens. If sessions are not left in order, a token would put back a session that
+        # was left meanwhile. And a token works only in the context in which it was made. A session under an
+        # inner session keeps its links until the inner session is left too. Through these links, the inner
+        # session finds the sessions that are still open.
         notes = notes_of(self.home) if self.home is not None else None
         if notes is not None and notes.bound is self:
             below, self._displaced = self._displaced, None
@@ -221,19 +220,18 @@ class Scope(OpenKeys):
             context.CURRENT.set(around)
 
     def _is_lost(self, state: InstanceState[Any], attribute: EncryptedAttribute) -> bool:
-        """Whether nobody else could write this value: an outer session that holds its
-        owner's key still can."""
+        """Tell whether no other session could write this value: an outer session with its owner's key can."""
         if self._is_outermost:
             return True
         values = [state.dict.get(key) for key in attribute.owner_keys]
         owner = (
             Names(state.session).of(attribute.encrypted.path, values) if values and state.session else None
         )
-        # What the outer one reaches may not be followed yet; it looks again when it is left itself.
+        # The outer session may have grants that were not followed yet. It checks again when it is left.
         return owner is None or (owner not in self._parent and not self._parent.follows)
 
     def _cipher(self, owner: OwnerId, attribute: EncryptedAttribute) -> ValueCipher | None:
-        """What closes a value that was read, when this is left."""
+        """Return the cipher that closes a decrypted value when this session is left."""
         raise NotImplementedError
 
     def _stays_open(self, owner: OwnerId | None) -> bool:

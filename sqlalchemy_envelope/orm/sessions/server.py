@@ -1,9 +1,9 @@
 """Server mode: owners whose keys a provider holds are opened as their rows appear.
 
 For applications whose operator holds the keys, and for worker processes. Keys are fetched for all rows of a
-fetch at once, kept for a time, a number of uses and up to a number of owners, and always with a reason in the
-audit event. Owners without a slot of the provider are read through grants to owners who have one, and stay
-locked if there are none.
+fetch at once, always with a reason in the audit event. They are kept for a time, for a number of uses, and up
+to a number of owners. Owners without a slot of the provider are read through grants to owners with such a
+slot, and stay locked if there are no grants.
 """
 
 from __future__ import annotations
@@ -56,11 +56,11 @@ if TYPE_CHECKING:
 
 
 _MOST_TURNS = 5
-"""Most times that the same owners are looked for anew because others make or delete their keys."""
+"""How often the same owners are looked for, at most, while other transactions make or delete their keys."""
 
 
 class ServerSession(UnlockedSession):
-    """An unlocked session of a server, for a request or a job (`with`), or for the whole process
+    """An unlocked session in server mode, for a request or a job (`with`), or for the whole process
     (`everywhere`). Made by `Envelope.server_mode`."""
 
     on_demand = enrolls = True
@@ -79,11 +79,12 @@ class ServerSession(UnlockedSession):
         self._kept = KeptKeys(self._providers.cache, self._keyring, self.places)
 
     def everywhere(self) -> Self:
-        """Serve the whole process from here on, until `stop`: every thread and task, those that start later
-        included, and child processes, each with keys of its own. Whoever unlocks inside sees both.
+        """Serve the whole process from now on, until `stop`: all present and later threads and tasks, and
+        child processes, each with keys of its own. Unlocked sessions inside see both their own keys and
+        these keys.
 
         Raises:
-            ConfigurationError: another one serves the process already.
+            ConfigurationError: another server session serves the process already.
         """
         self._require_usable()
         if self.is_open or context.NOTHING.server is not None:
@@ -96,20 +97,20 @@ class ServerSession(UnlockedSession):
         return self
 
     def stop(self) -> None:
-        """Stop serving the process: wipe the keys. What was decrypted stays in its objects."""
+        """Stop serving the process: wipe the keys. Decrypted values stay in their objects."""
         if context.NOTHING.server is self:
             context.NOTHING.serve(None)
         self.lock()
 
     def __enter__(self) -> Self:
-        """Serve this context and, if one was given, this `Session`."""
+        """Serve this context and, if a `Session` was given, this `Session`."""
         super().__enter__()
         self.policy.emit(self._event("server_mode_started", "a context", 1))
         return self
 
     def prepare(self) -> Self:
-        """Have the KEK that new owners' slots are under wrapped now, at start-up: else the first flush of a
-        new owner asks the provider, before its first statement.
+        """Have the provider wrap the KEK for new owners' slots now, at start-up. Otherwise the first flush of
+        a new owner asks the provider, before the flush's first statement.
 
         Raises:
             ProviderError: the provider failed.
@@ -121,7 +122,7 @@ class ServerSession(UnlockedSession):
     def prepare_read(
         self, session: Session | None, owner_class: OwnerClass, headers: Mapping[bytes, int]
     ) -> None:
-        """Fetch the keys of these values that are not here yet, one query for some thousands."""
+        """Fetch the missing keys of these values, with one query for some thousands."""
         self._parent.prepare_read(session, owner_class, headers)
         if not self.is_open or session is None:
             return
@@ -141,12 +142,12 @@ class ServerSession(UnlockedSession):
             if self._kept.forget_deleted(gone) or stale & led:
                 self._clear_readers()
             for owner in stale - led:
-                self.drop(owner)  # no slot of the provider leads to its keys any more
+                self.drop(owner)  # no slot of the provider leads to the owner's keys any more
 
     def prepare_write(
         self, session: Session | None, owner_class: OwnerClass, keys: Collection[tuple[Any, ...]], values: int
     ) -> None:
-        """Open these owners for writing; who has no keys yet gets some."""
+        """Open these owners for writing, and make keys for owners without keys."""
         self._parent.prepare_write(session, owner_class, keys, values)
         if session is None or not self.is_open:
             return
@@ -161,7 +162,7 @@ class ServerSession(UnlockedSession):
             for place in {names.place(owner_class, key) for key in keys}
             if place.owner not in found and place.owner not in self._parent
         ]
-        # What is shared is opened anew in each transaction: somebody may have been removed since.
+        # Owners that share keys are opened anew in each transaction: a member may have been removed since.
         known = [
             place
             for place in waiting
@@ -174,8 +175,10 @@ class ServerSession(UnlockedSession):
             self._open_whole(desk, owner_class, missing)
 
     def _open_whole(self, desk: Desk, owner_class: OwnerClass, places: list[Place]) -> None:
-        """Open these owners in this transaction; who has no keys gets some, or goes on with those that others
-        made at the same moment."""
+        """Open these owners in this transaction, and make keys for owners without keys.
+
+        If another transaction made an owner's keys at the same moment, use these keys.
+        """
         store = desk.keys(owner_class)
         locking = False
         for _ in range(_MOST_TURNS):
@@ -198,7 +201,7 @@ class ServerSession(UnlockedSession):
     def _open_found(
         self, desk: Desk, places: list[Place], rows: Mapping[OwnerId, list[OwnedKey]], *, locking: bool
     ) -> None:
-        """Open these owners, of one class, whose keys were loaded."""
+        """Open these owners of one class, whose keys were loaded."""
         owner_class, keyring = places[0].owner_class, self._found.now_in(desk.session).opened
         slots = self._slots.of_owners(desk, places, rows, locking=locking)
         opened: Places = {
@@ -223,12 +226,12 @@ class ServerSession(UnlockedSession):
         rows: list[OwnedKey],
         slots: Mapping[KeyId, Sequence[StoredSlot]],
     ) -> bool:
-        """Take all of one owner's keys into a keyring; tells whether its active root key opened."""
+        """Take all of an owner's keys into a keyring; tell whether its active root key opened."""
         try:
             if not self._slots.open(desk, keyring, place, rows, slots):
                 if (
                     place.owner not in self._kept.owners.granted
-                ):  # what a grant leads to is read, and not written
+                ):  # values of an owner reached through a grant are read, and not written
                     self._kept.forget(place.owner)
                 return False
         except (ProviderError, ConfigurationError, TransactionConflictError):
@@ -243,7 +246,7 @@ class ServerSession(UnlockedSession):
     def _take_in(
         self, desk: Desk, owner_class: OwnerClass, held: Sequence[tuple[OwnedKey, OwnedKey, StoredSlot]]
     ) -> set[OwnerId]:
-        """Take in data keys, loaded with the root key and the slot that lead to them; their owners."""
+        """Take in data keys, loaded with their root keys and slots; return the owners of the keys."""
         opened, led, store_where = set(), set(), Names(desk.session).where(owner_class)
         for data, root, slot in held:
             owner = data.owner
@@ -256,7 +259,7 @@ class ServerSession(UnlockedSession):
                     self._keyring.add(owner, [open_slot(slot, root.stored, self._slots.kek(desk, slot))])
                     self._kept.owners.renew(owner)
                     opened.add(owner)
-                # Last: as soon as it is known here, other threads take it to be open.
+                # Last: as soon as the data key is known here, other threads assume that it is open.
                 self._keyring.add_stored(owner, [data.stored])
             except (ProviderError, ConfigurationError):
                 raise
@@ -269,13 +272,13 @@ class ServerSession(UnlockedSession):
         return led
 
     def kek_for_new(self, session: Session) -> ProviderKek:
-        """The KEK that new owners' slots are under. A flush takes the one that is there, however old."""
+        """Return the KEK for new owners' slots. A flush uses the present KEK, however old it is."""
         return self._slots.kek_for_new(Desk(session, self.policy), however_old=session._flushing)
 
     def _enroll_rows(self, desk: Desk, owner_class: OwnerClass, places: list[Place]) -> list[Place]:
-        """Make keys for owners who are in the database and have none: for whom others were faster."""
+        """Make keys for owners in the database; return the owners for whom another transaction was faster."""
         if not places or owner_class.reference_attribute is not None:
-            return []  # what keys are bound to is not known here; they stay locked
+            return []  # the reference to bind keys to is not known here: the owners stay locked
         kek = self.kek_for_new(desk.session)
         made = first_keys(owner_class, places, hybrid=self.policy.hybrid)
         try:
@@ -293,9 +296,12 @@ class ServerSession(UnlockedSession):
         made: list[tuple[Place, list[OpenedKey]]],
         kek: ProviderKek,
     ) -> list[Place]:
-        """Store the keys of new owners, and hold them: for this session alone until its transaction is
-        committed. Those for whom others stored keys at the same moment are returned, and have none of
-        these."""
+        """Store the keys of new owners, and hold them for this session alone until its transaction commits.
+
+        Returns:
+            The owners for whom another transaction stored keys at the same moment. The new keys of these
+            owners are not used.
+        """
         mine, lost = self._new.store(Desk(session, self.policy), owner_class, made, kek)
         fresh, found = self._new.keys_in(session), self._found.now_in(session)
         for place, keys in mine:
@@ -306,7 +312,7 @@ class ServerSession(UnlockedSession):
         return lost
 
     def _admit(self, fresh: FreshKeys, place: Place) -> None:
-        """An owner's keys are committed: they serve everybody here."""
+        """Share an owner's keys with all sessions here, after the keys were committed."""
         if self.is_open and place.owner in fresh.keyring:
             self._kept.share(place, fresh.keyring)
         fresh.drop(place.owner)
@@ -314,34 +320,34 @@ class ServerSession(UnlockedSession):
     def writer(
         self, owner: OwnerId, scope: str, field: Field, session: Session | None = None
     ) -> ValueCipher | None:
-        """The cipher for new values of an owner, under a key that the session's transaction found or made."""
+        """Return the cipher for an owner's new values, under a key that the transaction found or made."""
         found = self._found.get(session)
         cipher = None
         if session is not None and found is not None and self.is_open:
             kept = (self._keyring, self._new.keys_in(session).keyring)
             cipher = found.writer(owner, scope, field, kept)
             if cipher is None and (place := found.forget(owner)) is not None:
-                # It was over a limit, or another thread let go of it: it is opened for this one alone.
+                # The owner was over a limit, or another thread dropped it: open it for this session alone.
                 self._open_whole(Desk(session, self.policy), place.owner_class, [place])
                 cipher = self._found.now_in(session).writer(owner, scope, field, kept)
         return self._parent.writer(owner, scope, field, session) if cipher is None else cipher
 
     def reader(self, header: bytes, field: Field) -> ValueCipher | None:
-        """The cipher for a stored value. Values name their key, so a new owner's serves whoever sees them."""
+        """Return the cipher for a stored value. Any session that sees the value can use a new owner's key."""
         found = super().reader(header, field)
         if found is None and self.is_open:
             found = self._new.reader(header, field)
         return found
 
     def owner_of(self, header: bytes) -> OwnerId | None:
-        """Whose key a stored value names."""
+        """Return the owner of the key that a stored value names."""
         found = super().owner_of(header)
         if found is None and self.is_open:
             found = self._new.owner_of(header)
         return found
 
     def keyring_for(self, owner: OwnerId, session: Session | None = None) -> Keyring | None:
-        """The keyring that reaches the owner's root key."""
+        """Return the keyring that holds the owner's root key."""
         found = self._found.get(session)
         if found is not None and found.opened.root(owner) is not None:
             return found.opened
@@ -351,28 +357,28 @@ class ServerSession(UnlockedSession):
         return super().keyring_for(owner, session)
 
     def begin_statement(self, session: Session | None) -> None:
-        """Let go of what is over a limit."""
+        """Drop owners over a limit."""
         self.saw(session)
         if self._kept.sweep():
             self._clear_readers()
 
     def forget_deleted(self, owner_classes: Collection[OwnerClass], owner: OwnerId | None = None) -> None:
-        """Owners of these classes may have been deleted: load their keys anew before their next use."""
+        """Load the keys of these classes anew before their next use: owners may have been deleted."""
         self._kept.distrust(owner_classes)
         super().forget_deleted(owner_classes, owner)
 
     def drop(self, owner: OwnerId) -> None:
-        """An owner's keys are not to be used again."""
+        """Drop an owner's keys, so that they are not used again."""
         self._kept.forget(owner)
         self._clear_readers()
 
     def saw(self, session: Session | None) -> None:
-        """Note a session that may hold decrypted values; for a whole process nobody will ask."""
+        """Note a session that may hold decrypted values; not needed when serving the whole process."""
         if not self._process_wide:
             super().saw(session)
 
     def close_in_child(self) -> None:
-        """A forked child has no keys of its parent's, and goes on serving if that served its process."""
+        """Drop the parent's keys in a forked child. A session for the whole process serves the child too."""
         if not self._process_wide:
             super().close_in_child()
             return

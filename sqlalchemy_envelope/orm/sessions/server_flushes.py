@@ -1,7 +1,7 @@
 """Flushes in server mode: new owners get keys without a call of `enroll`.
 
-Their keys are made before the flush, which encrypts their own columns, and bound and stored after it, when
-their primary keys are known.
+The keys are made before the flush, which encrypts the owners' own columns. They are bound and stored after
+the flush, when the owners' primary keys are known.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def _server(session: Session) -> ServerSession | None:
 
 
 def before_flush(session: Session, *_: object) -> None:
-    """New owners get keys in server mode, without a call of `enroll`."""
+    """Make keys for new owners in server mode, without a call of `enroll`."""
     server = _server(session)
     if server is None:
         return
@@ -75,7 +75,7 @@ def before_flush(session: Session, *_: object) -> None:
 
 
 def after_flush(session: Session, *_: object) -> None:
-    """Their rows are written: bind their keys to them and store those."""
+    """Bind the keys of new owners to the written rows, and store the keys."""
     new = take_page(session, _NewOwners)
     server = _server(session)
     if new is None or server is None:
@@ -93,7 +93,7 @@ def after_flush(session: Session, *_: object) -> None:
     with session.no_autoflush:
         for owner_class, some in by_class.items():
             if server.write_new(session, owner_class, some, kek):
-                # What the flush wrote for them is under keys that are not stored: it must not be committed.
+                # The flush wrote values under keys that are not stored: they must not be committed.
                 raise AlreadyEnrolledError(
                     f"A new {owner_class.name} has the primary key of an owner whose keys are still there: "
                     "delete that one in a flush of its own."
@@ -101,7 +101,7 @@ def after_flush(session: Session, *_: object) -> None:
 
 
 def after_soft_rollback(session: Session, *_: object) -> None:
-    """A flush that failed leaves no half-made owners behind."""
+    """Remove half-made owners after a failed flush."""
     new = take_page(session, _NewOwners)
     if new is None:
         return

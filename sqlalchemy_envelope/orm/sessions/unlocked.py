@@ -1,7 +1,7 @@
-"""One unlocked session: an owner's keys, and what it was granted, from `with` to its end.
+"""An unlocked session: an owner's keys, and the keys granted to it, from `with` to its end.
 
-Two other kinds stand where this one may: `write_only`, which encrypts for owners who are locked, and
-`server`, which opens owners as their rows appear.
+Two other kinds of session build on it: `write_only` encrypts for locked owners, and `server` opens owners as
+their rows appear.
 """
 
 from __future__ import annotations
@@ -43,11 +43,11 @@ if TYPE_CHECKING:
 
 
 class UnlockedSession(Scope):
-    """Keys of an owner and of all that was granted to it, open from `with` to its end. Made by
+    """The keys of an owner, and the keys granted to it, open from `with` to its end. Made by
     `Envelope.enroll` and `Envelope.unlock`.
 
-    Entering it puts it into the context and binds it to the `Session`. It is left once;
-    after that it is of no use.
+    Entering the unlocked session puts it into the context and binds it to the `Session`. After leaving, it
+    cannot be used again.
     """
 
     def __init__(
@@ -64,15 +64,15 @@ class UnlockedSession(Scope):
         self._granted: GrantedKeys | None = None
         if waiting is not None:
             self._granted, self.follows = GrantedKeys(session, policy, keyring, self.places, waiting), True
-        super().__init__(session, policy)  # last: from here on a fork finds it
-        # One that is never entered is left by nobody: its keys are wiped when it is forgotten.
+        super().__init__(session, policy)  # last: from here on a fork finds this session
+        # A session that is never entered is never left: its keys are wiped when it is collected.
         for one in (keyring, waiting):
             if one is not None:
                 finalize(self, one.wipe).atexit = False
 
     @property
     def only_owner(self) -> OwnerId | None:
-        """The owner whose keys are open here, if nobody else's are, or could be in a moment."""
+        """The only owner with open keys; None if other owners' keys are open, or may come."""
         may_come = self.on_demand or (self._granted is not None and self._granted.leads_on)
         if may_come or not len(self._keyring) == len(self.places) == 1:
             return None
@@ -87,8 +87,11 @@ class UnlockedSession(Scope):
         self._keyring.add(place.owner, keys)
 
     def make_way(self, session: Session, place: Place) -> None:
-        """A session makes the first keys of this owner: what is open here under its name, or around this, is
-        of one that it deleted in the same transaction."""
+        """Put aside open keys under the name of an owner who is about to get its first keys.
+
+        These keys, here or in a session around this, belong to a former owner with the same name, which the
+        session deleted in the same transaction.
+        """
         owner = place.owner
         if owner in self._keyring and not self.on_demand:
             self._former.put_aside(session, owner, self._clear_readers)
@@ -97,16 +100,18 @@ class UnlockedSession(Scope):
 
     @property
     def keyring(self) -> Keyring:
-        """The keys themselves."""
+        """The keys."""
         return self._keyring
 
     def follow_all(self, session: Session | None = None) -> None:
-        """Follow everything that the owner was granted, and what that leads to, here and around this, unless
-        it was followed: with one query for each class of grants and of owners on the way.
+        """Follow all grants to the owner that were not followed yet, and the grants that they lead to.
+
+        This includes the unlocked sessions around this one. It takes one query for each class of grants and
+        each class of owners on the way.
 
         Args:
-            session: the one to read with. Another one than that of the unlock may be in use by another thread
-                or task; left out, or if it reaches another database, that of the unlock reads.
+            session: the session to read with. The session of the unlock may be in use by another thread or
+                task. If this is left out, or reaches another database, the session of the unlock reads.
         """
         granted = self._unfollowed
         if granted is not None:
@@ -116,30 +121,36 @@ class UnlockedSession(Scope):
 
     @property
     def _unfollowed(self) -> GrantedKeys | None:
-        """The grants here, if some were not followed yet, and may be."""
+        """The grants of this unlocked session, if some are not followed yet and the session was not left."""
         granted = self._granted
         return granted if granted is not None and granted.leads_on and self.left is None else None
 
     def follow_owners(
         self, session: Session | None, owner_class: OwnerClass, keys: Collection[tuple[Any, ...]]
     ) -> None:
-        """Follow what leads to these owners, here and around this, on every way: something is written or
-        granted for them."""
+        """Follow all grants that lead to these owners, here and in the sessions around this.
+
+        Called before values are written, or keys granted, for these owners.
+        """
         granted = self._unfollowed
         if granted is not None:
             granted.follow_owners(session, self, owner_class, keys)
         self._parent.follow_owners(session, owner_class, keys)
 
     def may_follow(self, owner_class: OwnerClass, header: bytes) -> bool:
-        """Whether nothing looked yet, here and around this, for grants that lead to the key of a stored
-        value."""
+        """Tell whether a grant may lead to the key of a stored value, and was not looked for yet.
+
+        Asks this unlocked session and the sessions around it.
+        """
         if self._granted is not None and self._granted.may_follow(owner_class, header):
             return True
         return bool(self._parent.may_follow(owner_class, header))
 
     def find_others(self, session: Session | None) -> None:
-        """Have it known whether keys of other owners may come, here and around this: `only_owner` tells
-        nobody as long as it is not."""
+        """Find out whether keys of other owners may come, here or around this.
+
+        Until this is known, `only_owner` is None.
+        """
         granted = self._unfollowed
         if granted is not None:
             granted.find_others(session)
@@ -147,8 +158,7 @@ class UnlockedSession(Scope):
         self._parent.find_others(session)
 
     def keyring_for(self, owner: OwnerId, session: Session | None = None) -> Keyring | None:
-        """The keyring, of this unlocked session or one around it, that reaches the root key of an owner to
-        whom the grants were followed."""
+        """Return the keyring, here or around this, with an owner's root key, as far as grants lead to it."""
         if self.is_open and owner in self._keyring and self._keyring.root(owner) is not None:
             return self._keyring
         around: Keyring | None = self._parent.keyring_for(owner, session)
@@ -156,12 +166,12 @@ class UnlockedSession(Scope):
 
     @emptying
     def settle(self) -> None:
-        """Do now what the first write would do: adopt what was sealed to this owner, grant what is pending,
-        start a new epoch where somebody was removed. For a log-in whose requests only read. Never commits; a
-        rollback leaves it to the next write. With nothing left to do it does nothing.
+        """Do now what the first write would do: adopt keys sealed to this owner, fulfil pending grants, and
+        start a new epoch if a member was removed. For a log-in whose requests only read. Never commits. After
+        a rollback, the next write does it. If nothing waits, it does nothing.
 
         Raises:
-            SessionLeftError, SessionForkedError: it was left already, or belongs to the parent process.
+            SessionLeftError, SessionForkedError: the session was left, or belongs to the parent process.
             ConfigurationError: the session is an AsyncSession.
         """
         self._require_usable()
@@ -183,39 +193,40 @@ class UnlockedSession(Scope):
             self._granted.settle(session, self)
 
     def settle_for(self, session: Session, owner: OwnerId) -> None:
-        """As `settle_in`, here or around this, of who holds this owner's keys."""
+        """As `settle_in`, for each unlocked session, here or around this, that holds this owner's keys."""
         if self.is_open and not self._is_settled and owner in self._keyring:
             self.settle_in(session)
         self._parent.settle_for(session, owner)
 
     def places_for(self, owner: OwnerId) -> Mapping[OwnerId, Place]:
-        """Whom the keyring reaches, of this unlocked session or one around it, that this owner's keys are
-        in."""
+        """Return the owners reached by the keyring, here or around this, that holds this owner's keys."""
         if self._is_outermost or (self.is_open and owner in self._keyring):
             return self.places
         found: Mapping[OwnerId, Place] = self._parent.places_for(owner)
         return found
 
     def waits_in(self, session: Session) -> bool:
-        """Whether an unlock in this session, here or around this, left something to be settled."""
+        """Tell whether an unlock in this session, here or around this, left work to be settled."""
         if self.home is session and self.is_open and not self._is_settled:
             return True
         return bool(self._parent.waits_in(session))
 
     def settle_around(self, session: Session) -> None:
-        """Settle whatever was unlocked in this session, here and around this: it writes."""
+        """Settle all unlocked sessions of this session, here and around this, since the session writes."""
         if self.home is session and self.is_open:
             self.settle_in(session)
         self._parent.settle_around(session)
 
     @property
     def makes_keys(self) -> bool:
-        """Whether owners without keys get some, here or around this."""
+        """Whether owners without keys get keys, here or around this."""
         return self.enrolls or bool(self._parent.makes_keys)
 
     def sole(self, owner_class: OwnerClass, where: bytes) -> set[tuple[Any, ...]]:
-        """The primary keys of the sole owners of a class that are open here: several, if one was deleted and
-        another one made."""
+        """Return the primary keys of the open sole owners of a class.
+
+        There are several, if a sole owner was deleted and another was made.
+        """
         found = {
             place.primary_key
             for place in list(self.places.values())
@@ -226,8 +237,10 @@ class UnlockedSession(Scope):
     def prepare_read(
         self, session: Session | None, owner_class: OwnerClass, headers: Mapping[bytes, int]
     ) -> None:
-        """Rows with values under these keys, so many of each, are about to be read; all are told at once, so
-        that keys can be fetched in batches."""
+        """Prepare for reading values under these keys, with the number of values under each.
+
+        All keys are passed at once, so that they can be fetched in batches.
+        """
         self._parent.prepare_read(session, owner_class, headers)
         granted = self._unfollowed
         if granted is None:
@@ -239,7 +252,7 @@ class UnlockedSession(Scope):
     def prepare_write(
         self, session: Session | None, owner_class: OwnerClass, keys: Collection[tuple[Any, ...]], values: int
     ) -> None:
-        """So many values of these owners, by primary key, are about to be encrypted."""
+        """Prepare for encrypting a number of values of these owners, named by primary key."""
         if (granted := self._unfollowed) is not None:
             granted.follow_owners(session, self, owner_class, keys)
         if self.is_open:
@@ -250,7 +263,7 @@ class UnlockedSession(Scope):
     def _put_in_order(
         self, session: Session | None, owner_class: OwnerClass, keys: Collection[tuple[Any, ...]]
     ) -> None:
-        """Before a write for these owners: settle what waits, and see that only present members hold keys."""
+        """Before a write for these owners, settle what waits, and require that only members hold keys."""
         writer = session or self.home
         if (writer is not None and not self._is_settled) and (
             writer is self.home or len(self._others(writer, owner_class, keys)) < len(keys)
@@ -263,7 +276,7 @@ class UnlockedSession(Scope):
     def _others(
         self, session: Session | None, owner_class: OwnerClass, keys: Collection[tuple[Any, ...]]
     ) -> Collection[tuple[Any, ...]]:
-        """Those of these owners whose keys are not here."""
+        """Return the owners whose keys are not in this keyring."""
         if session is None:
             return keys
         names = Names(session)
@@ -271,10 +284,11 @@ class UnlockedSession(Scope):
 
     @emptying
     def using(self, owner: object) -> AbstractContextManager[None]:
-        """Inside, an UPDATE that writes no column of its rows' owner is encrypted for this one. A query asks
-        whether its WHERE takes rows of others, and then it is a `StatementRefusedError`. An INSERT names the
-        owner in its values; one into the table of a joined subclass, whose base has the owner's column, is
-        encrypted for this one too.
+        """Inside the `with`, encrypt an UPDATE for this owner if it writes no column of its rows' owner.
+
+        A query checks whether the UPDATE's WHERE matches rows of other owners; if so, a
+        `StatementRefusedError` is raised. An INSERT names the owner in its values. An INSERT into the table
+        of a joined subclass, whose base has the owner's column, is encrypted for this owner too.
 
         Raises:
             LockedError: the owner is not unlocked here.
@@ -292,16 +306,16 @@ class UnlockedSession(Scope):
 
     @emptying
     def decrypt(self, sealed: Sealed, *, primary_key: object = None) -> Any:
-        """The value behind a `Sealed` handle.
+        """Return the value behind a `Sealed` handle.
 
         Args:
-            sealed: what a select of columns gave.
-            primary_key: of its row (a tuple if composite), for a row-bound column.
+            sealed: a value that a select of columns returned.
+            primary_key: the primary key of its row (a tuple if composite), for a row-bound column.
 
         Raises:
-            LockedError: its key is not unlocked here.
-            FormatError, TruncatedError, DecryptionError: it does not belong to that column or row.
-            ConfigurationError: it is no `Sealed`.
+            LockedError: the value's key is not unlocked here.
+            FormatError, TruncatedError, DecryptionError: the value does not belong to that column or row.
+            ConfigurationError: the argument is no `Sealed`.
         """
         self._require_usable()
         if not isinstance(sealed, Sealed):
@@ -336,26 +350,25 @@ class UnlockedSession(Scope):
         return context.locked(f"A value of {label!r}", self.home)
 
     def seek(self, header: bytes) -> None:
-        """Follow what leads to a value that says nothing of its owner but the name of its key."""
+        """Follow the grants that lead to a value, if only the name of its key is known."""
         for owner_class in () if self._granted is None else self._granted.owner_classes:
             self.prepare_read(None, owner_class, {header: 1})
         self._parent.seek(header)
 
     def reader(self, header: bytes, field: Field) -> ValueCipher | None:
-        """The cipher for a stored value, from this session or one around it."""
+        """Return the cipher for a stored value, from this session or a session around it."""
         found = self._keyring.reader(header, field) if self.is_open else None
         return found or self._parent.reader(header, field)
 
     def writer(
         self, owner: OwnerId, scope: str, field: Field, session: Session | None = None
     ) -> ValueCipher | None:
-        """The cipher for new values of an owner that a session writes, from this unlocked session or one
-        around it."""
+        """Return the cipher for an owner's new values, from this unlocked session or a session around it."""
         found = self._keyring.writer(owner, scope, field) if self.is_open else None
         return self._parent.writer(owner, scope, field, session) if found is None else found
 
     def owner_of(self, header: bytes) -> OwnerId | None:
-        """Whose key a stored value names, if it is open here."""
+        """Return the owner of the key that a stored value names, if the key is open here."""
         found = self._keyring.owner_of(header) if self.is_open else None
         return found or self._parent.owner_of(header)
 
@@ -363,8 +376,7 @@ class UnlockedSession(Scope):
         return (self.is_open and owner in self._keyring) or owner in self._parent
 
     def drop(self, owner: OwnerId) -> None:
-        """Forget an owner whose enrolment was rolled back: what is written under its
-        keys could never be read."""
+        """Forget an owner whose enrolment was rolled back: values under its keys could never be read."""
         self._keyring.drop(owner)
         place = self.places.pop(owner, None)
         if self._granted is not None and place is not None:
@@ -372,13 +384,13 @@ class UnlockedSession(Scope):
         self._clear_readers()
 
     def forget_deleted(self, owner_classes: Collection[OwnerClass], owner: OwnerId | None = None) -> None:
-        """Owners of these classes may have been deleted, and this owner was: forget its keys."""
+        """Forget the keys of a deleted owner. Other owners of these classes may have been deleted, too."""
         if owner is not None and owner in self.places:
             self.drop(owner)
         self._parent.forget_deleted(owner_classes, owner)
 
     def __del__(self) -> None:
-        # An unlock that was never entered, to authenticate and no more, leaves no key behind either.
+        # An unlock only to authenticate is never entered: it must leave no key behind either.
         UnlockedSession._wipe(self)
 
     def __repr__(self) -> str:
@@ -390,10 +402,10 @@ class UnlockedSession(Scope):
 
     def _wipe(self) -> None:
         for name in ("_keyring", "_former", "_granted"):
-            part = getattr(self, name, None)  # missing where a part could not be made
+            part = getattr(self, name, None)  # missing if a part could not be made
             if part is not None:
                 part.wipe()
 
     def _cipher(self, owner: OwnerId, attribute: EncryptedAttribute) -> ValueCipher | None:
-        """What closes a value that was read, when this is left."""
+        """Return the cipher that closes a decrypted value when this session is left."""
         return self._keyring.writer(owner, attribute.encrypted.scope, attribute.type.field)

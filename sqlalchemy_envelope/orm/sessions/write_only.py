@@ -1,7 +1,7 @@
-"""Writing for owners who are locked: by a sealed write epoch.
+"""Writing for locked owners: by a sealed write epoch.
 
-One fresh data key is sealed once to the owner's public key and then encrypts any number of ordinary values.
-The owner adopts it at their next unlock. Whoever writes so can read nothing back, and the server forgets the
+A fresh data key is sealed once to the owner's public key, and then encrypts any number of ordinary values.
+The owner adopts it at the next unlock. A write-only session can read nothing back, and the server forgets the
 key when the epoch ends.
 """
 
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from sqlalchemy_envelope.orm.tables.owners import OwnerClass
 
 MOST_EPOCHS = 10_000
-"""Most write epochs that a process keeps for its next transaction."""
+"""The highest number of write epochs that a process keeps for its next transaction."""
 
 
 class WriteOnlySession(UnlockedSession):
@@ -58,7 +58,7 @@ class WriteOnlySession(UnlockedSession):
     def prepare_write(
         self, session: Session | None, owner_class: OwnerClass, keys: Collection[tuple[Any, ...]], values: int
     ) -> None:
-        """Have a write epoch ready for each of these owners that nothing here has unlocked."""
+        """Prepare a write epoch for each of these owners that is not unlocked here."""
         self._parent.prepare_write(session, owner_class, keys, values)
         if session is None or not self.is_open:
             return
@@ -75,8 +75,11 @@ class WriteOnlySession(UnlockedSession):
             epoch.values_left[0] -= values
 
     def _is_there(self, desk: Desk, place: Place, epoch: WriteEpoch) -> bool:
-        """Whether an epoch may be used still, asked once in each transaction: its row goes with its owner,
-        and the root key that it was sealed to may have been shared with somebody who was removed since."""
+        """Tell whether an epoch may still be used. Checked once in each transaction.
+
+        The epoch's row is deleted with its owner. And a member who has the root key that the epoch was sealed
+        to may have been removed since.
+        """
         stored = epoch.opened.stored
         if stored.key_id in looked_at(desk.session):
             return True
@@ -89,8 +92,10 @@ class WriteOnlySession(UnlockedSession):
         return True
 
     def _kept(self, desk: Desk, place: Place, values: int) -> WriteEpoch | None:
-        """An epoch of an earlier transaction, if its row is still there: deleted with its owner, it would
-        lead nowhere."""
+        """Return an epoch of an earlier transaction, if its row still exists.
+
+        The row is deleted with its owner. Nobody could then open the epoch's key.
+        """
         epoch = self.policy.write_epochs.pop(place.owner, None)
         if epoch is None or not epoch.lasts(values) or not self._is_there(desk, place, epoch):
             return None
@@ -110,7 +115,7 @@ class WriteOnlySession(UnlockedSession):
             stored = seal_to_root(OpenedKey(stored, key), root)
             if store.insert_first([(place.primary_key, stored)]):
                 break
-            key.wipe()  # an epoch of this owner has this number: chance, and another one has not
+            key.wipe()  # by chance, another epoch of this owner has the same number: try a new key
         self.policy.emit(AuditEvent("write_epoch_sealed", place.owner_class.name, key_id=short(stored)))
         epoch = WriteEpoch(
             OpenedKey(stored, key),
@@ -122,8 +127,10 @@ class WriteOnlySession(UnlockedSession):
         return epoch
 
     def _keep(self, owner: OwnerId, kept: WriteEpoch) -> None:
-        """The epoch's row is committed: the next transaction may go on with it. What has expired goes, of
-        whichever owner: the oldest stand first."""
+        """Keep an epoch for the next transaction, after its row was committed.
+
+        Expired epochs of all owners are dropped. The oldest epochs stand first.
+        """
         epochs = self.policy.write_epochs
         epochs[owner] = kept
         while len(epochs) > MOST_EPOCHS or not next(iter(epochs.values())).lasts(0):
@@ -134,7 +141,7 @@ class WriteOnlySession(UnlockedSession):
     def writer(
         self, owner: OwnerId, scope: str, field: Field, session: Session | None = None
     ) -> ValueCipher | None:
-        """The cipher of the owner's write epoch, or of whoever unlocked it around this."""
+        """Return the cipher of the owner's write epoch, or of a session around this with the owner's keys."""
         found: ValueCipher | None = self._parent.writer(owner, scope, field, session)
         if found is not None:
             return found
@@ -142,7 +149,7 @@ class WriteOnlySession(UnlockedSession):
         return None if epoch is None else self._keyring.cipher(epoch.opened.stored.key_id, field)
 
     def reader(self, header: bytes, field: Field) -> ValueCipher | None:
-        """Of whoever is unlocked around this; a write epoch reads nothing."""
+        """Ask the sessions around this: a write epoch reads nothing."""
         return self._parent.reader(header, field)  # type: ignore[no-any-return]
 
     def owner_of(self, header: bytes) -> OwnerId | None:
@@ -154,7 +161,7 @@ class WriteOnlySession(UnlockedSession):
         return self._parent.keyring_for(owner, session)  # type: ignore[no-any-return]
 
     def drop(self, owner: OwnerId) -> None:
-        """The transaction in which an epoch was sealed was rolled back."""
+        """Drop an epoch, after the transaction that sealed it was rolled back."""
         self._epochs.pop(owner, None)
         super().drop(owner)
 
@@ -162,16 +169,16 @@ class WriteOnlySession(UnlockedSession):
         return True
 
     def _cipher(self, owner: OwnerId, attribute: EncryptedAttribute) -> None:
-        """An epoch ends with this, and is of no use for values that are read again."""
+        """Return None: an epoch ends with this session, and cannot close values that are read again."""
 
 
 def _root_of(desk: Desk, place: Place) -> StoredKey:
-    """The root key to seal to, of which nobody was removed.
+    """Return the root key to seal to, which no removed member has.
 
     Raises:
-        NotEnrolledError: there is none.
-        EnrollmentError: nobody is left who would open it.
-        TransactionConflictError: somebody was removed while this was being seen to.
+        NotEnrolledError: the owner has no root key.
+        EnrollmentError: no member is left to open the root key.
+        TransactionConflictError: another member was removed meanwhile.
     """
     store = desk.keys(place.owner_class)
     before: KeyId | None = None
@@ -205,8 +212,10 @@ def _root_of(desk: Desk, place: Place) -> StoredKey:
 
 
 def _without_keys(owner_class: OwnerClass, policy: Policy) -> NotEnrolledError:
-    """The error for an owner who is to be written to and has no keys. Server mode makes them, where it knows
-    what to bind them to."""
+    """Return the error for a write to an owner without keys.
+
+    Server mode makes the keys, if it knows the reference to bind them to.
+    """
     name, grants = owner_class.name, owner_class.grants_with(None)
     secret = "" if grants else ", secret=..."
     cure = f"Make them, `envelope.enroll(session, owner{secret})`"

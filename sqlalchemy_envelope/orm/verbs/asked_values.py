@@ -1,4 +1,4 @@
-"""The encrypted values of an object that a question is about: as the database has them, with their owners."""
+"""The encrypted values of an object, as stored in the database, with their owners. For `why_locked`."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ if TYPE_CHECKING:
 
 
 class AskedValue(NamedTuple):
-    """A stored value, or what an object holds that has no row yet.
+    """A stored value, or a value of an object without a row.
 
     Attributes:
-        name: of its attribute, "Post.text".
-        stored: the bytes as they are stored; None of an object without a row.
-        owner: whose row it is, if it leads to an owner; if not, `why_none` says why.
-        reference: of its row, if the column is bound to it.
+        name: the name of its attribute, "Post.text".
+        stored: the bytes as they are stored; None for an object without a row.
+        owner: the owner of its row; None if the row leads to no owner, and `why_none` gives the reason.
+        reference: the reference of its row, if the column is bound to its row.
     """
 
     name: str
@@ -46,7 +46,7 @@ class AskedValue(NamedTuple):
 
     @property
     def scope(self) -> str:
-        """Which of the owner's data keys encrypts it."""
+        """The scope whose data key encrypts the value."""
         return self.attribute.encrypted.scope
 
     @property
@@ -56,10 +56,10 @@ class AskedValue(NamedTuple):
 
 
 def asked_for(instance: object, attribute: str | None) -> tuple[InstanceState[Any], list[EncryptedAttribute]]:
-    """The state of an object, and its encrypted attribute of this name; all of them without one.
+    """Return the state of an object, and its encrypted attribute of this name, or all without a name.
 
     Raises:
-        ConfigurationError: it has none.
+        ConfigurationError: the object has no such encrypted attribute.
     """
     state: Any = inspect(instance, raiseerr=False)
     mapper = getattr(state, "mapper", None)
@@ -78,7 +78,7 @@ def asked_for(instance: object, attribute: str | None) -> tuple[InstanceState[An
 def values_of(
     session: Session, state: InstanceState[Any], plan: Sequence[EncryptedAttribute]
 ) -> Iterator[AskedValue]:
-    """The values that are there, as the database has them, each with its owner."""
+    """Yield the values that are not NULL, as stored in the database, each with its owner."""
     held = _unflushed(state) if state.key is None else _row(session, state, plan)
     names = RowOwners(session, session.connection(bind_arguments={"mapper": state.mapper}))
     for one in plan:
@@ -97,7 +97,7 @@ def values_of(
 
 
 def _unflushed(state: InstanceState[Any]) -> dict[str, Any]:
-    """What an object holds that has no row yet. A flush takes keys from the objects that it refers to."""
+    """Return the values of an object without a row, with keys that a flush takes from its relationships."""
     held, mapper = dict(state.dict), state.mapper
     for relation in mapper.relationships:
         referred: Any = held.get(relation.key)
@@ -110,7 +110,7 @@ def _unflushed(state: InstanceState[Any]) -> dict[str, Any]:
 
 
 def _row(session: Session, state: InstanceState[Any], plan: Sequence[EncryptedAttribute]) -> dict[str, Any]:
-    """The row of an object: the stored bytes, and what says whose it is."""
+    """Load the row of an object: the stored bytes, and the columns that tell its owner."""
     assert state.key is not None  # noqa: S101 - asked before
     cls, owners = state.class_, dict.fromkeys(key for one in plan for key in one.owner_keys)
     columns = [raw(getattr(cls, one.key)).label(f"stored_{at}") for at, one in enumerate(plan)]

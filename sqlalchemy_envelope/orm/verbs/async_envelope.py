@@ -1,5 +1,5 @@
-"""The asynchronous face: the same steps, with database work in the session's greenlet; key derivations and
-calls to providers run in threads of their own."""
+"""The asynchronous envelope: the same steps, with database work in the session's greenlet. Key derivations
+and calls to providers run in threads of their own."""
 
 from __future__ import annotations
 
@@ -203,7 +203,7 @@ class AsyncEnvelope:
 
 
 def _plain(session: AnyAsyncSession) -> Any:
-    # An async_scoped_session hands its session out, and has neither of the two that are used here.
+    # An async_scoped_session returns its session, and lacks both attributes that are used here.
     registry = getattr(session, "registry", None)
     plain: Any = registry() if registry is not None else session
     if not hasattr(plain, "sync_session"):
@@ -212,7 +212,7 @@ def _plain(session: AnyAsyncSession) -> Any:
 
 
 def _advance(steps: Any, answer: Any) -> tuple[bool, Any]:
-    """One step; a StopIteration cannot leave a coroutine, so the end is told in a pair."""
+    """Take one step. A StopIteration cannot leave a coroutine, so a pair tells the end."""
     try:
         return False, steps.send(answer)
     except StopIteration as stop:

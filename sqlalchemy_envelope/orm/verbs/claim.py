@@ -1,7 +1,7 @@
-"""Claiming: keys that a campaign made for an owner who was away become that owner's own.
+"""Claiming: an owner who was away takes over the keys that a campaign made.
 
-Nothing here authenticates anybody. An unclaimed owner has no secret yet, so that any would fit: the
-application has asked for the password as it always did, and says so by calling `enroll`, or
+Nothing here authenticates the owner. An unclaimed owner has no secret yet, so that any secret would fit. The
+application has checked the password as before, and confirms this by calling `enroll` or
 `unlock(authenticated=True)`.
 """
 
@@ -52,27 +52,29 @@ if TYPE_CHECKING:
     from sqlalchemy_envelope.orm.verbs.steps import Steps
 
 CLAIMED = "claimed"
-"""How the label of a secret slot begins that a claim made; behind it stands the reference of the campaign."""
+"""The start of the label of a secret slot that a claim made. The reference of the campaign follows it."""
 
 
 class _Unclaimed(NamedTuple):
-    """An owner whose keys a campaign holds, and who has no secret."""
+    """An owner without a secret, whose keys a campaign holds."""
 
     located: LocatedOwner
     keys: list[StoredKey]
     root: StoredKey
     slot: StoredSlot
-    """The campaign's, of the active root key."""
+    """The campaign's slot of the active root key."""
     campaign: list[StoredSlot]
-    """Every slot of campaigns, those of retired root keys too."""
+    """All slots of campaigns, including the slots of retired root keys."""
     waiting: list[StoredSlot]
 
 
 def enroll_steps(
     desk: Desk, profile: KdfProfile, asked: enroll.Asked, provider: str | None
 ) -> Steps[UnlockedSession]:
-    """The steps of `Envelope.enroll`: a claim, if a campaign holds the owner's keys. Owners of a list do not
-    claim: each has authenticated by itself."""
+    """The steps of `Envelope.enroll`: a claim, if a campaign holds the owner's keys.
+
+    Owners of a list do not claim: each has to authenticate on its own.
+    """
     secret = None if asked.are_many else asked.secrets[0]
     prepared = None if secret is None else prepare_hidden(secret, new=True)
     found = None if prepared is None else _unclaimed(desk, asked.owners[0])
@@ -181,10 +183,10 @@ def _claim(
                 root.key.wipe()
             raise
         desk.emit(_event("claimed", found, name))
-        # What was sealed to the campaign's key may be anybody's, and is not trusted whatever the policy says.
+        # Anybody can seal to the campaign's key. So a sealed root key is not trusted, whatever the policy is.
         harden = desk.policy.harden_claims or not reached.trusted
         own = OpenedRoot(reached.root, mine[0][0], kek, reached.older, mine, [], not harden)
-        # Untrusted, it is renewed: a new root key and new data keys, under the secret alone.
+        # An untrusted root key is renewed: a new root key and new data keys, under the secret alone.
         unlocked = unlock.unlocked_owner(desk, located, found.keys, own)
         unlocked.settle()  # a claim writes
         if harden:
@@ -195,7 +197,7 @@ def _claim(
 def _wait(
     desk: Desk, profile: KdfProfile, found: _Unclaimed, prepared: Hidden[bytes]
 ) -> Steps[UnlockedSession]:
-    """Leave a slot for the custodians. Nothing is open: who waits is locked."""
+    """Leave a slot for the custodians. The owner stays locked until they release the keys."""
     salt = KdfSalt.generate(profile)
     kek = yield Derivation(prepared, salt)
     with wiping(kek):
@@ -203,10 +205,10 @@ def _wait(
         roots = {key.key_id: key for key in found.keys}
         slots = [waiting_slot(roots[slot.key_id], kek, salt) for slot in found.campaign]
     store = found.located.store
-    # The same row again, to be the only one here from now on, where no row was locked to begin with.
+    # Replace the row by itself: this locks it, also if `_still` locked no row.
     if not store.replace_slot(found.slot, found.slot):
         raise _lost(found)
-    # Whoever waited with another secret: the application has authenticated this one since.
+    # Delete slots that wait with another secret: the application has authenticated this secret since.
     before = [slot for slot in store.load_slots(roots, SlotKind.SECRET) if is_waiting(slot)]
     store.insert_slots(slots)
     if before:
@@ -217,10 +219,10 @@ def _wait(
 
 
 def _still(found: _Unclaimed) -> _Unclaimed:
-    """As it is now, with its key rows locked: a derivation takes long, and another claim may have come."""
+    """Lock the owner's key rows and load them again: during a derivation, another claim may have happened."""
     store, primary_key = found.located.store, found.located.place.primary_key
     store.load([primary_key], for_update=True)
-    # Again: a statement that waited for a lock sees changed rows as they are now, and none that are new.
+    # Load again: a statement that waited for a lock sees changed rows as they are now, but no new rows.
     rows = store.load([primary_key])
     keys = [row.stored for row in usable(rows)]
     now = _found(found.located, found.located.desk.policy.require_providers(), keys) if rows else None
@@ -230,7 +232,7 @@ def _still(found: _Unclaimed) -> _Unclaimed:
 
 
 def _exchange(found: _Unclaimed, new: Sequence[StoredSlot]) -> None:
-    """New slots in place of the campaign's; in this order, so that whatever interrupts it leaves one."""
+    """Insert the new slots, then delete the campaign's: in this order, an interruption leaves a slot."""
     store = found.located.store
     store.insert_slots(new)
     if store.delete_slots([found.slot]) != 1:
@@ -259,12 +261,14 @@ def _event(name: str, found: _Unclaimed, provider: str) -> AuditEvent:
 def release(
     policy: Policy, store: KeyStore, keys: Sequence[StoredKey], slots: Sequence[StoredSlot], provider: str
 ) -> bool:
-    """Seal an owner's root keys into the slots that wait for them, and take the campaign's away; tells
-    whether any waited.
+    """Seal an owner's root keys into the waiting slots, and delete the campaign's slots.
+
+    Returns:
+        Whether any slot waited.
 
     Raises:
-        EnrollmentError: it cannot be told which secret is meant.
-        TransactionConflictError: its owner chose another one at the same moment.
+        EnrollmentError: several secrets wait, the owner has a secret already, or the campaign lacks a key.
+        TransactionConflictError: a waiting secret was changed at the same moment.
         EnvelopeError: the rows are not as the application wrote them.
     """
     check_generations(keys)
@@ -296,7 +300,7 @@ def rewrap(
     provider: str,
     kek: ProviderKek,
 ) -> None:
-    """Put an owner's root keys under another provider, and take the campaign's slots away.
+    """Wrap an owner's root keys for another provider, and delete the campaign's slots.
 
     Raises:
         EnvelopeError: the rows are not as the application wrote them.
@@ -311,7 +315,7 @@ def rewrap(
 def _opened_roots(
     policy: Policy, keys: Sequence[StoredKey], slots: Sequence[StoredSlot], provider: str
 ) -> Iterator[list[tuple[StoredSlot, OpenedKey]]]:
-    """The root keys that a campaign holds, each with its slot; wiped at the end of the block."""
+    """Open the root keys that a campaign holds, each with its slot. The block's end wipes them."""
     providers = policy.require_providers()
     roots = {key.key_id: key for key in keys if key.purpose is Purpose.ROOT}
     found: list[tuple[StoredSlot, OpenedKey]] = []

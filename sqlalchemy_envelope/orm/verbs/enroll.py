@@ -1,7 +1,7 @@
-"""Enrolment: owners' keys are made, and their rows are flushed with their own columns encrypted under them.
+"""Enrolment: make owners' keys, and flush the owners' rows with their own columns encrypted under these keys.
 
-One owner or ten thousand: one flush, and one INSERT each for root keys, data keys and slots of some
-thousands.
+For one owner or ten thousand, it takes one flush, and one INSERT each for the root keys, data keys and slots
+of some thousands of owners.
 """
 
 from __future__ import annotations
@@ -65,20 +65,20 @@ if TYPE_CHECKING:
 
 
 class Asked(NamedTuple):
-    """Whom to enroll, each with the secret that opens it, if one does."""
+    """The owners to enroll, each with its secret or None."""
 
     owners: list[object]
     secrets: list[HiddenSecret | None]
     are_many: bool
-    """Whether a list was given, be it of one."""
+    """Whether a list was given, even a list of one owner."""
 
 
 @emptying
 def asked_for(owner: object, secret: GivenSecret | Mapping[Any, GivenSecret] | Asked | None) -> Asked:
-    """What `enroll` was called with, secrets hidden. An owner that is in a list twice is enrolled once.
+    """Return the arguments of `enroll`, with hidden secrets. An owner that is in a list twice enrolls once.
 
     Raises:
-        SecretError: one secret for a list, or a mapping that does not name each owner of the list.
+        SecretError: a single secret for a list, or a mapping that does not name exactly the list's owners.
     """
     if isinstance(secret, Asked):
         return secret
@@ -108,7 +108,7 @@ class _New:
     salt: KdfSalt | None = None
     derived: KeyBytes | None = field(default=None, repr=False)
     keys: list[OpenedKey] = field(default_factory=list, repr=False)
-    """Its root key, then a data key for each scope; bound to their owner once its primary key is known."""
+    """The root key, then a data key for each scope. They are bound once the owner's primary key is known."""
     place: Place | None = None
 
 
@@ -146,7 +146,7 @@ def _require_enrollable(desk: Desk, new: Sequence[_New], *, are_many: bool, is_o
     """Refuse to make keys that cannot be stored, or that nothing would open.
 
     Args:
-        is_opened: whether keys without a secret are opened by a provider, or are open here.
+        is_opened: whether a provider opens keys without a secret, or an unlocked session holds them.
     """
     for one in new:
         if one.prepared is None and not is_opened:
@@ -160,7 +160,7 @@ def _require_enrollable(desk: Desk, new: Sequence[_New], *, are_many: bool, is_o
 
 
 def _unopened(owner_class: OwnerClass) -> EnrollmentError:
-    """The error for an owner whose keys nothing would open."""
+    """Return the error for an owner whose keys nothing would open."""
     said = f"Nothing would open the keys of this {owner_class.name}: give `secret=` or `provider=`"
     if not owner_class.grants_with(None):
         return EnrollmentError(f"{said}.")
@@ -176,7 +176,7 @@ def _newcomer(owner: object, prepared: Hidden[bytes] | None) -> _New:
 
 
 def _refuse_enrolled(desk: Desk, new: Sequence[_New], *, are_many: bool) -> None:
-    """Raises AlreadyEnrolledError for the first of those in the database who has keys."""
+    """Raise AlreadyEnrolledError for the first owner in the database with keys."""
     for store, some in _by_class(desk, [one for one in new if one.state.key is not None]):
         located = {}
         for one in some:
@@ -190,13 +190,13 @@ def _refuse_enrolled(desk: Desk, new: Sequence[_New], *, are_many: bool) -> None
 
 
 def _by_class(desk: Desk, new: Collection[_New]) -> list[tuple[KeyStore, list[_New]]]:
-    """These owners by class; the classes in one order, so that two transactions do not wait in a circle."""
+    """Group owners by class. The classes have a fixed order, so that transactions do not deadlock."""
     classes = sorted({one.owner_class for one in new}, key=lambda one: one.label)
     return [(desk.keys(of), [one for one in new if one.owner_class is of]) for of in classes]
 
 
 def _refuse_unenrolled_others(session: Session, states: Collection[InstanceState[Any]]) -> None:
-    """Before the flush, and not in it: a failed flush would roll the caller's transaction back."""
+    """Refuse other new owners before the flush: a failed flush would roll back the caller's transaction."""
     for instance in session.new:
         other: InstanceState[object] = inspect(instance)
         if other not in states and any(a.encrypted.path.is_self for a in plan_of_mapper(other.mapper)):
@@ -204,11 +204,12 @@ def _refuse_unenrolled_others(session: Session, states: Collection[InstanceState
 
 
 def _write(desk: Desk, new: Sequence[_New], kek: ProviderKek | None, *, are_many: bool) -> None:
-    # Who is there already gets its keys first: others may enroll it at this moment, and nothing of it may be
-    # written under keys that are not stored. Of a new one, nobody else knows.
+    # Owners in the database get their keys first: another transaction may enroll such an owner at this
+    # moment, and no value may be written under keys that are not stored. No other transaction knows a new
+    # owner.
     there = {one: None for one in new if _has_place(one.state)}
     others = [one for one in new if one not in there]
-    alone = len(new) == len(there) == 1  # if it is lost, nothing was written
+    alone = len(new) == len(there) == 1  # if this owner is lost, nothing was written
     _store(desk, there, kek, are_many=are_many, alone=alone)
     if new:
         _flush_owners(desk.session, new)
@@ -232,7 +233,7 @@ def _flush_owners(session: Session, new: Sequence[_New]) -> None:
 
 
 def _has_place(state: InstanceState[object]) -> bool:
-    """Whether an owner is in the database, and stays where it is in the flush that comes."""
+    """Tell whether an owner is in the database and keeps its primary key in the coming flush."""
     names = (state.mapper.get_property_by_column(column).key for column in state.mapper.primary_key)
     return state.key is not None and not any(name in state.committed_state for name in names)
 
@@ -246,11 +247,11 @@ def _store(
     alone: bool,
     are_new: bool = False,
 ) -> None:
-    """Store owners' first keys, and what opens them.
+    """Store owners' first keys, with the slots that open them.
 
     Raises:
-        AlreadyEnrolledError: one has keys that another transaction stored, or those of an owner in whose
-            place its row was written.
+        AlreadyEnrolledError: another transaction stored keys for an owner, or an owner has the primary key of
+            a former owner whose keys are still there.
     """
     for store, some in _by_class(desk, new):
         rows, owners = [], []
@@ -294,8 +295,11 @@ def _unlocked(
     *,
     is_held: bool,
 ) -> UnlockedSession:
-    """The unlocked session of these owners. Whoever enrolls an owner without a secret holds its keys too,
-    until the end of their own unlock: they found a group, and go on to grant it."""
+    """Return the unlocked session of these owners.
+
+    An unlocked session that enrolls an owner without a secret holds the new keys too, until it ends: somebody
+    creates a group, and then grants its key.
+    """
     keyring, places, unreachable = Keyring(), [], []
     for one in new:
         assert one.place is not None  # noqa: S101 - each was stored
@@ -304,7 +308,7 @@ def _unlocked(
         for other in around:
             other.make_way(desk.session, one.place)
     unlocked = UnlockedSession(desk.session, desk.policy, places, keyring)
-    # A server opens what its provider holds, as it opens any other: in its own time.
+    # A server opens owners with a slot of its provider on demand, as it opens any other owner.
     holders = around if not is_held else [one for one in around if not one.on_demand]
     for one, place in zip(new, places, strict=True):
         note_enrolment(desk.session, place.owner, unlocked)

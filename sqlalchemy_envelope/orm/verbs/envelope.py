@@ -49,32 +49,33 @@ T = TypeVar("T")
 
 @emptying_class
 class Envelope(EnvelopeSteps):
-    """The policy of an application; one for each. Holds no user's key.
+    """The policy of an application, which makes one `Envelope`. Holds no user's key.
 
     Args:
-        kdf_profile: the cost of new secret slots, and the least an opened one is left at.
-        concurrent_derivations: most key derivations at once in this process; default, one for each core. Each
-            holds its profile's memory while it runs.
-        derivation_wait: seconds to wait for one to come free, before `UnlockBusyError`.
+        kdf_profile: the cost of new secret slots, and the minimum cost of opened slots: weaker slots are
+            replaced.
+        concurrent_derivations: the highest number of key derivations at once in this process; by default, one
+            for each core. Each derivation holds its profile's memory while it runs.
+        derivation_wait: the seconds to wait until a derivation may start, before `UnlockBusyError`.
         server_keys: keys from outside the database. With them every key, slot and grant row carries a seal,
             and they are the provider `"server"`.
-        realm: the name of the application's database, or a function that tells the name of an engine's. Rows
-            that are sealed in one realm are refused in another. Left out, seals name no database, and in
-            memory databases are told apart by host, port and database, in the URL or in `connect_args`. An
-            engine with `creator=` or a `do_connect` listener is a database of its own. Name the realm where
-            several engines reach one database in different ways (a leader and its replicas), or where
-            several databases have one server key.
+        realm: the name of the application's database, or a function that returns the name for an engine. Rows
+            that are sealed in one realm are refused in another. Without a realm, seals name no database, and
+            in memory databases are told apart by host, port and database, in the URL or in `connect_args`. An
+            engine with `creator=` or a `do_connect` listener is a database of its own. Name the realm if
+            several engines reach one database in different ways (a leader and its replicas), or if several
+            databases have one server key.
         providers: other outside holders of keys, by the name that slots store: `{"kms": AwsKms(...)}`.
         provider_timeout: seconds that one call to a provider may take.
-        provider_retries: how often a call is made again after a failure that may pass.
+        provider_retries: the number of retries after a failure that may pass.
         cache: how long keys that a provider opened stay in memory.
-        post_quantum: give new root keys an ML-KEM-768 pair too, so that what is sealed to them withstands a
+        post_quantum: give new root keys an ML-KEM-768 pair too, so that keys sealed to them withstand a
             quantum computer later (format 0x13, 1,169 bytes in place of 81).
-        write_epoch_seconds, write_epoch_values: when a sealed write epoch ends: after so many seconds, or
-            encrypted values.
-        harden_claims: give an owner who claims keys that a campaign held new ones at once, which the
-            campaign's key never opened. What was written before stays under the old ones.
-        audit: called with each `AuditEvent`; they go to the logger `sqlalchemy_envelope.audit` as well.
+        write_epoch_seconds, write_epoch_values: the seconds, and the encrypted values, after which a sealed
+            write epoch ends.
+        harden_claims: when an owner claims keys that a campaign held, give it new keys at once, which the
+            campaign's key never opened. Older values stay under the old keys.
+        audit: called with each `AuditEvent`; the events go to the logger `sqlalchemy_envelope.audit` as well.
     """
 
     def __init__(
@@ -124,26 +125,25 @@ class Envelope(EnvelopeSteps):
         """Make an owner's keys, opened by `secret`, by an outside `provider`, or by both, and flush the owner
         with them. Never commits.
 
-        With neither, as for a group, the keys are open in the unlocked session around this call, and the same
-        transaction must grant them to somebody (`KeyGrant`).
+        Without a secret and a provider, as for a group, the keys are open in the unlocked session around this
+        call, and the same transaction must grant them to somebody (`KeyGrant`).
 
-        Adds the owner to the session if it is not in it. The owner is unlocked while the
-        result is used in a `with`.
+        If the owner is not in the session, it is added. To unlock the owner, use the result in a `with`.
 
-        A list of owners is enrolled in as many statements as one owner, for some thousands: all of them, or
-        with an error none. Secrets of a list are a mapping, `secret={owner: its secret}`, and cost one key
-        derivation each.
+        A list of some thousand owners takes as many statements as one owner. Either all of them are enrolled,
+        or, with an error, no owner is. Give the secrets of a list as a mapping, `secret={owner: its secret}`.
+        Each secret costs one key derivation.
 
-        An owner whose keys a campaign made while it was away *claims* them so: the secret opens them from now
-        on, and the campaign's key does no more. With an offline key, which nobody here can open, the secret
-        waits for its custodians, and the owner stays locked until then.
+        An owner whose keys a campaign made while it was away *claims* them with this call: from now on the
+        secret opens the keys, and the campaign's key does not. If the campaign uses an offline key, the
+        secret waits for the key's custodians, and the owner stays locked until they release its keys.
 
         Raises:
-            AlreadyEnrolledError: it has keys that are claimed, or was enrolled at the same moment.
-            TransactionConflictError: its keys were claimed or changed at the same moment.
-            EnrollmentError: nothing would open its keys.
-            SecretError: the secret cannot be used, or is one for a list.
-            ConfigurationError: it is no `KeyOwner`, or its database would not delete its keys with it.
+            AlreadyEnrolledError: the owner has claimed keys, or was enrolled at the same moment.
+            TransactionConflictError: the owner's keys were claimed or changed at the same moment.
+            EnrollmentError: nothing would open the owner's keys.
+            SecretError: the secret cannot be used, or is a single secret for a list.
+            ConfigurationError: the object is no `KeyOwner`, or its database would not delete keys with it.
             ProviderError: the provider failed.
         """
         asked = asked_for(owner, secret)
@@ -161,37 +161,39 @@ class Envelope(EnvelopeSteps):
         authenticated: bool = False,
         follow: Follow = "needed",
     ) -> UnlockedSession:
-        """Open an owner's keys, and all that it was granted; they are of use while the result is used in a
+        """Open an owner's keys, and all keys granted to it. The keys are open while the result is used in a
         `with`. Success with a secret is an authentication.
 
-        Two queries and one key derivation, of some 0.2 s with the default profile, however many groups the
-        owner is in. The grants that lead to a group are followed when its rows are read or written: one query
-        for the keys of a fetch, and one for each class of grants. It writes nothing and waits for nobody.
-        What waits for the owner is settled with the first flush that writes, or by `UnlockedSession.settle`:
-        what was sealed is adopted, pending grants are fulfilled, a slot that falls short of the policy is
-        replaced, an epoch starts where somebody was removed.
+        An unlock takes two queries and one key derivation, of some 0.2 s with the default profile, however
+        many groups the owner is in. The grants that lead to a group are followed when its rows are read or
+        written: with one query for the keys of a fetch, and one for each class of grants. An unlock writes
+        nothing and waits for no other transaction.
+
+        The first flush that writes, or `UnlockedSession.settle`, settles what waits for the owner: sealed
+        keys are adopted, pending grants are fulfilled, a slot that falls short of the policy is replaced, and
+        an epoch starts if a member was removed.
 
         Args:
-            secret: the owner's own.
-            provider: in its place, the outside holder of a key slot; needs a `reason`.
-            reason: why, for the audit event.
-            authenticated: the caller has checked this secret, as by the password hash that was there before:
-                an owner who has not claimed its keys, or has none, gets them opened by it, as by `enroll`.
-                Never without a check: of an owner without a secret any would fit.
-            follow: "all" follows every grant now. For code that cannot query when it reads, as attributes
-                under asyncio whose objects were loaded, locked, in another session.
+            secret: the owner's secret.
+            provider: in place of a secret, the outside holder of a key slot; needs a `reason`.
+            reason: the reason, for the audit event.
+            authenticated: the caller has checked this secret, for example by the former password hash. If the
+                owner has not claimed its keys, or has no keys, the secret opens them from now on, as with
+                `enroll`. Never pass True without a check: any secret would fit an owner without a secret.
+            follow: "all" follows every grant now. Use it for code that cannot query when it reads: attributes
+                under asyncio, of objects that were loaded, locked, in another session.
 
         Raises:
-            UnclaimedError: a campaign holds the owner's keys; it has no secret yet, or a right one that
-                waits.
-            UnlockError: the secret is wrong, or its slot was altered. Which of the two cannot be told.
+            UnclaimedError: a campaign holds the owner's keys. The owner has no secret yet, or the secret is
+                right and waits.
+            UnlockError: the secret is wrong, or its slot was altered. The two cases cannot be told apart.
             NotEnrolledError: the owner has no keys.
-            TransactionConflictError: its keys were made, claimed or changed at the same moment.
-            KeyNotFoundError: it has no slot of this provider.
+            TransactionConflictError: the owner's keys were made, claimed or changed at the same moment.
+            KeyNotFoundError: the owner has no slot of this provider.
             TamperedKeyError, RowSealError, OwnerMismatchError, KdfParametersError: stored keys were altered.
                 Certain.
             UnlockBusyError: too many derivations at once.
-            SecretError: the secret cannot be anyone's.
+            SecretError: the secret cannot be any owner's secret.
             ProviderError: the provider failed, or answered with another key.
         """
         hidden = hide_secret(secret)
@@ -201,11 +203,11 @@ class Envelope(EnvelopeSteps):
         )
 
     def settle(self, session: AnySession) -> None:
-        """Do now what waits for whoever is unlocked in this session, which the first write would do: as
+        """Settle now what waits for the owners unlocked in this session, as the first write would do: see
         `UnlockedSession.settle`. Never commits.
 
         Raises:
-            LockedError: nothing is unlocked in it.
+            LockedError: no owner is unlocked in the session.
         """
         plain = plain_session(session)
         if not any(one.home is plain for one in context.unlocked_sessions(plain)):
@@ -215,23 +217,23 @@ class Envelope(EnvelopeSteps):
     def settle_all(
         self, session: AnySession, owner_class: type[Any], *, provider: str, reason: str, batch: int = 500
     ) -> Settling:
-        """Settle each owner of a class that this provider holds a slot of: fulfil their pending grants, adopt
-        what is sealed, start an epoch where somebody was removed. For a job; each turn of a loop over it does
-        one batch and tells how far it has come, and the loop commits:
+        """Settle each owner of a class with a slot of this provider: fulfil pending grants, adopt sealed
+        keys, and start an epoch if a member was removed. Use it in a job. Each turn of a loop over the result
+        settles one batch and returns the progress, and the loop commits:
 
             for so_far in envelope.settle_all(session, Group, provider="staff", reason="nightly"):
                 session.commit()
 
-        In a fixed number of statements for each batch, and some more for each owner whom somebody left. Never
-        commits, and never waits for owners that another transaction holds: they are skipped. Begun again, it
-        finds what is left.
+        Each batch takes a fixed number of statements, and some more for each owner that a member has left.
+        `settle_all` never commits, and never waits for owners that another transaction holds: it skips them.
+        A new run finds the remaining work.
 
         Args:
             session: a session of the job's own: between two batches its transaction ends.
             owner_class: the class of the owners.
-            provider: the outside holder of their slots. Owners without one are passed over.
-            reason: why, for the audit events.
-            batch: how many owners are looked at in one turn, at most, and so in one transaction.
+            provider: the outside holder of their slots. Owners without a slot of it are passed over.
+            reason: the reason, for the audit events.
+            batch: the highest number of owners in one turn, and so in one transaction.
 
         Raises:
             ConfigurationError: no class of key owners, no such provider, or no reason.
@@ -241,19 +243,19 @@ class Envelope(EnvelopeSteps):
         return Settling(lambda so_far: self.run(batch_steps(self._desk(plain), work, so_far)))
 
     def write_only(self, session: AnySession, *owners: object) -> WriteOnlySession:
-        """Encrypt for owners who are locked: a webhook's events, a job's results. Inside, their values can be
-        written and not read.
+        """Encrypt for locked owners: a webhook's events, a job's results. Inside the `with`, their values can
+        be written but not read.
 
-        A fresh data key is sealed to each owner's public key with the first value, and serves until its epoch
-        ends; the owner adopts it at their next unlock. Owners that are unlocked around this are written as
-        usual.
+        The first value seals a fresh data key to the owner's public key. The data key serves until its epoch
+        ends, and the owner adopts it at the next unlock. For owners that are unlocked around this session,
+        values are written as usual.
 
         Args:
-            owners: for whom; left out, for whoever's rows are written.
+            owners: the owners to write for; left out, the owners of all rows that are written.
 
         Raises (when the first value is written):
             NotEnrolledError: an owner has no keys.
-            EnrollmentError: it is a group, and has no member left.
+            EnrollmentError: the owner is a group, and no member is left.
             RowSealError: a public key was not written by the application.
         """
         plain = plain_session(session)
@@ -264,8 +266,8 @@ class Envelope(EnvelopeSteps):
     def server_mode(
         self, session: AnySession | None = None, *, provider: str = "server", reason: str
     ) -> ServerSession:
-        """Open owners that this provider holds a slot of as their rows appear, and give new owners one:
-        for applications whose operator holds the keys, and for workers.
+        """Open owners with a slot of this provider as their rows appear, and give new owners such a slot. For
+        applications whose operator holds the keys, and for workers.
 
         `with envelope.server_mode(...)` serves a request or a job; `envelope.server_mode(...).everywhere()`
         the whole process. Owners without a slot of the provider stay locked.
@@ -273,7 +275,7 @@ class Envelope(EnvelopeSteps):
         Args:
             session: bind it to this session too, for code that runs in another context than the `with`.
             provider: the name of the provider, as it was given to the `Envelope`.
-            reason: why, for the audit events: "web application", "nightly export".
+            reason: the reason, for the audit events: "web application", "nightly export".
 
         Raises:
             ConfigurationError: there is no such provider, or no reason was given.
@@ -282,8 +284,8 @@ class Envelope(EnvelopeSteps):
         return ServerSession(plain, self.policy, provider, reason)
 
     def slots(self, session: AnySession, owner: object) -> KeySlots:
-        """The slots that open an owner's keys. "Can the operator read this?" is one line:
-        `bool(envelope.slots(session, owner).providers)`; who reaches the owner through grants is counted in.
+        """Return the slots that open an owner's keys. "Can the operator read this?" is one line:
+        `bool(envelope.slots(session, owner).providers)`. Providers that reach the owner through grants count.
 
         Raises:
             NotEnrolledError: the owner is not in the database.
@@ -298,32 +300,32 @@ class Envelope(EnvelopeSteps):
         *,
         reader: object | None = None,
     ) -> WhyLocked | None:
-        """Why an encrypted attribute of an object does not open here; None if it does. It sends SELECTs
-        alone, locks nothing and needs no key.
+        """Return why an encrypted attribute of an object does not open; None if it opens. Sends only SELECTs,
+        locks nothing and needs no key.
 
         Args:
-            instance: an object of the session. What it has changed and not flushed does not count; of one
-                that is not flushed yet: why it cannot be.
-            attribute: which; left out, the first one that does not open.
-            reader: why this owner could not read it, whether unlocked or not; left out, who is unlocked here.
+            instance: an object of the session. Unflushed changes do not count. For an object that is not
+                flushed yet, the answer is why it cannot be flushed.
+            attribute: the name of the attribute; left out, the first attribute that does not open.
+            reader: the owner who should read the attribute, unlocked or not; left out, the unlocked owners.
 
         Raises:
-            ConfigurationError: it has no such encrypted attribute.
+            ConfigurationError: the object has no such encrypted attribute.
         """
         return why_locked(self._desk(plain_session(session)), instance, attribute, reader)
 
     def grant_states(
         self, session: AnySession, grants: type[KeyGrant] | Iterable[KeyGrant]
     ) -> list[GrantStatus]:
-        """Where granting rows stand: granted, pending or void, since when, and who can fulfil what is
-        pending. It sends SELECTs alone, as many for a thousand rows as for one, and needs no key.
+        """Return the status of granting rows: granted, pending or void, since when, and who can fulfil a
+        pending grant. Sends only SELECTs, as many for a thousand rows as for one row, and needs no key.
 
         Args:
-            grants: a class, for all of its rows; or objects, of any classes. Those that are in the database
-                no more are left out.
+            grants: a class, for all its rows; or objects of any classes. Objects whose rows are deleted are
+                left out.
 
         Raises:
-            ConfigurationError: it is no `KeyGrant`, or not in the database yet.
+            ConfigurationError: an object is no `KeyGrant`, or is not in the database yet.
         """
         plain = plain_session(session)
         note_policy(plain, self.policy)
@@ -344,8 +346,8 @@ class Envelope(EnvelopeSteps):
 
         Raises:
             LockedError: the owner is not unlocked here.
-            AlreadyEnrolledError: it has a secret: `change_secret`.
-            UnclaimedError: a campaign holds its keys: `enroll` claims them.
+            AlreadyEnrolledError: the owner has a secret: call `change_secret`.
+            UnclaimedError: a campaign holds the owner's keys: `enroll` claims them.
             SecretError: the secret cannot be used.
             UnlockBusyError: too many derivations at once.
         """
@@ -354,20 +356,20 @@ class Envelope(EnvelopeSteps):
         self.run(self.add_secret_steps(plain_session(session), owner, hidden))
 
     def remove_provider(self, session: AnySession, owner: object, *, provider: str) -> None:
-        """Take a provider's slots of an owner away and start a new epoch: what is written from now on, it
-        cannot open. What it kept of the old keys opens what was written before. Never commits.
+        """Delete a provider's slots of an owner, and start a new epoch: the provider cannot open values that
+        are written from now on. Old keys that it kept still open older values. Never commits.
 
         Raises:
-            KeyNotFoundError: it has none.
+            KeyNotFoundError: the owner has no slot of the provider.
         """
         slots.remove_provider(self._desk(plain_session(session)), owner, provider)
 
     def seal_rows(self, session: AnySession, *owner_classes: type[Any]) -> int:
-        """Seal every key, slot and grant row of these classes under the active server key; how many. Never
-        commits.
+        """Seal every key, slot and grant row of these classes under the active server key, and return the
+        number of rows. Never commits.
 
-        For a database that had no server keys until now, and before an old server key is taken away. The rows
-        are taken as they stand: whatever was planted before is sealed with them.
+        Call it for a database that had no server keys until now, and before you remove an old server key. The
+        rows are sealed as they are, including rows that an attacker planted before.
 
         Raises:
             ConfigurationError: no server keys are configured, or a class is no `KeyOwner`.
@@ -386,15 +388,15 @@ class Envelope(EnvelopeSteps):
 
         Raises: as `unlock`, and
             UnlockError: the old secret is wrong.
-            TransactionConflictError: somebody else changed a slot of it at the same moment.
+            TransactionConflictError: somebody else changed a slot of the owner at the same moment.
         """
         hidden, hidden_new = hide_secret(old), hide_secret(new)
         del old, new
         self.run(self.change_secret_steps(plain_session(session), owner, hidden, hidden_new))
 
     def unlock_unknown(self, *, secret: str | bytes) -> NoReturn:
-        """Refuse an account that does not exist as slowly as a wrong secret, so that time
-        does not tell who exists.
+        """Refuse an account that does not exist as slowly as a wrong secret, so that time does not tell which
+        accounts exist.
 
         Raises:
             UnlockError: always, after one key derivation.
@@ -407,10 +409,10 @@ class Envelope(EnvelopeSteps):
         raise wrong_secret()
 
     def rebind(self, session: AnySession, owner: object, *, secret: str | bytes) -> None:
-        """Bind an owner's keys to its present primary key, after that was changed. Never commits.
+        """Bind an owner's keys to its present primary key, after the primary key was changed. Never commits.
 
-        The cure for `OwnerMismatchError` when the primary key was changed on purpose, and only then: keys
-        that were moved here from another owner open with that owner's secret alone.
+        Use it against `OwnerMismatchError` only if the primary key was changed on purpose. Keys that were
+        moved here from another owner open with that owner's secret alone.
 
         Raises: as `change_secret`.
         """
@@ -419,8 +421,8 @@ class Envelope(EnvelopeSteps):
         self.run(self.rebind_steps(plain_session(session), owner, hidden))
 
     def attach(self, session: AnySession) -> None:
-        """Let this envelope's policy serve the flushes of a session in which none of its verbs was used: of
-        use only where a process has several envelopes."""
+        """Let this envelope's policy serve the flushes of a session that has used none of its verbs. Needed
+        only if a process has several envelopes."""
         note_policy(plain_session(session), self.policy)
 
     def __repr__(self) -> str:
@@ -428,10 +430,10 @@ class Envelope(EnvelopeSteps):
 
 
 def plain_session(session: AnySession) -> Session:
-    """The session behind a scoped one.
+    """Return the session behind a scoped session.
 
     Raises:
-        ConfigurationError: it is an asynchronous one.
+        ConfigurationError: the session is asynchronous.
     """
     if hasattr(session, "sync_session"):
         raise ConfigurationError(
@@ -441,9 +443,9 @@ def plain_session(session: AnySession) -> Session:
 
 
 def checked_realm(realm: Any) -> Any:
-    """A realm that can be a name.
+    """Return a realm, checked to be a name or a function.
 
     Raises:
-        ConfigurationError: it is neither text nor a function.
+        ConfigurationError: the realm is neither text nor a function.
     """
     return realm if realm is None or callable(realm) else realm_name(realm, None)

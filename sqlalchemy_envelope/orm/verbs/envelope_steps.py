@@ -1,4 +1,4 @@
-"""The steps of an envelope's verbs, for its two faces: one carries them out on the spot, one in threads."""
+"""The steps of the verbs, for both envelopes: `Envelope` runs them at once, `AsyncEnvelope` in threads."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""What a granting row gives at this moment, as the rows alone tell it: for an administrator's page, without a
-key.
+"""The status of a granting row at this moment, read from the rows without a key: for an administrator's page.
 
-Where a row stands is said by `sharing.rights`; here it is told, with names and who can help.
+`sharing.rights` decides the standing of a row. This module adds names, and the owners and providers who can
+fulfil a pending grant.
 """
 
 from __future__ import annotations
@@ -53,19 +53,19 @@ class OwnerName(NamedTuple):
 
 @dataclass(frozen=True)
 class GrantStatus:
-    """What one granting row gives at this moment. Holds no key, and nothing that leads to one.
+    """The status of a granting row at this moment. Holds no key, and nothing that leads to a key.
 
     Attributes:
         grant: the class of the row.
         row: its primary key.
-        of: whose key it grants.
+        of: the owner whose key it grants.
         to: the recipient.
         scope: the scope that it grants; None for the whole key.
         standing: pending, granted or void.
-        since: since when it is pending or granted.
-        holders: of a pending one, who can fulfil it: each of these owners, once unlocked.
-        providers: of a pending one, the providers that hold a slot of the owner, and can fulfil it too.
-        is_enrolled: whether the recipient has keys; a grant to an owner without any waits for that first.
+        since: the time since when it is pending or granted.
+        holders: for a pending grant, the owners who can fulfil it, each once unlocked.
+        providers: for a pending grant, the providers that hold a slot of the owner and can fulfil it too.
+        is_enrolled: whether the recipient has keys; a grant to an owner without keys waits for them first.
     """
 
     grant: str
@@ -92,7 +92,7 @@ class GrantStatus:
 
 
 def grant_states(desk: Desk, grants: type[Any] | Iterable[object]) -> list[GrantStatus]:
-    """What these granting rows give: of a whole class, or of some objects of any classes, in their order."""
+    """Return the status of all rows of a class, or of some objects of any classes, in their order."""
     if isinstance(grants, type):
         return statuses_of(desk, RightStore(desk.session, _class_of(grants), desk.policy.seals).load_all())
     asked = [_row_of(one) for one in grants]
@@ -124,7 +124,7 @@ def _row_of(instance: object) -> tuple[GrantClass, PrimaryKey]:
 
 
 def statuses_of(desk: Desk, rights: Sequence[Right]) -> list[GrantStatus]:
-    """What these granting rows give. A number of queries that depends on the classes, and not on the rows."""
+    """Return the status of granting rows. The number of queries depends on the classes, not on the rows."""
     due = keys_due(desk.session, desk.policy.seals, rights)
     found = [(right, *standing(right, due.get(granted_kind(right)), desk.policy.seals)) for right in rights]
     pending = [right for right, where, _ in found if where is GrantStanding.PENDING]
@@ -147,10 +147,10 @@ def statuses_of(desk: Desk, rights: Sequence[Right]) -> list[GrantStatus]:
 
 
 class _Helpers:
-    """Who can fulfil what is pending: who holds the key, or the root key that leads to it."""
+    """The owners and providers who can fulfil pending grants: they hold the key, or its root key."""
 
     def __init__(self, desk: Desk, pending: Sequence[Right], due: KeysDue) -> None:
-        """For each class of owners a query for the slots, and one for each class of grants of theirs."""
+        """For each class of owners, send a query for the slots, and one for each of its classes of grants."""
         self._desk = desk
         kinds = {granted_kind(one): due[granted_kind(one)] for one in pending}
         self._holders: dict[Any, dict[OwnerName, None]] = {kind: {} for kind in kinds}
@@ -165,11 +165,11 @@ class _Helpers:
             self._note_grants(owner_class, by_key)
 
     def holders(self, kind: Any) -> tuple[OwnerName, ...]:
-        """The owners who hold this."""
+        """Return the owners who hold this kind of key."""
         return tuple(sorted(self._holders[kind], key=_place_in_list))
 
     def providers(self, kind: Any) -> tuple[str, ...]:
-        """The providers that hold this."""
+        """Return the providers that hold this kind of key."""
         return tuple(sorted(self._providers[kind]))
 
     def _note_slots(self, of: OwnerClass, roots: Iterable[KeyId], by_key: Mapping[KeyId, list[Any]]) -> None:
@@ -189,7 +189,7 @@ class _Helpers:
 
 
 def _place_in_list(name: OwnerName) -> tuple[str, list[str]]:
-    """By class and key, 2 before 10. Keys of two classes of one name may be of types that do not compare."""
+    """Sort by class and key, 2 before 10: keys of two classes of the same name may be of different types."""
     return name.class_name, [str(part).rjust(20) for part in name.primary_key]
 
 
@@ -197,11 +197,11 @@ def _slots(desk: Desk, owner_class: OwnerClass, roots: Iterable[KeyId]) -> Any:
     try:
         return desk.keys(owner_class).load_slots(roots)
     except EnvelopeError:
-        return ()  # altered: who relies on one is told when it is opened
+        return ()  # a slot was altered: opening it raises the error
 
 
 def _enrolled(desk: Desk, pending: Sequence[Right]) -> set[tuple[OwnerClass, PrimaryKey]]:
-    """Which recipients have keys. One query for each class of them."""
+    """Return the recipients with keys. One query for each class of recipients."""
     wanted: dict[OwnerClass, dict[PrimaryKey, None]] = {}
     for right in pending:
         wanted.setdefault(right.grant.to.owner_class, {})[right.to] = None

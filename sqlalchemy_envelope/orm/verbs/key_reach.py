@@ -1,8 +1,8 @@
-"""Which keys of an owner others can open, by the rows alone.
+"""The keys of an owner that other owners can open, read from the rows alone.
 
-As an unlock follows wraps, and without a key: a wrap that is there leads from the key that it is under to the
-key that it holds. Beside the wraps the granting rows are followed, so that what stands in the way is found: a
-right whose wrap is missing, or is not of the key in question.
+The search follows wraps as an unlock does, but without a key: a wrap leads from the wrapping key to the
+wrapped key. It also follows the granting rows, so that it finds the obstacle: a right without a wrap, or with
+a wrap of another key.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ if TYPE_CHECKING:
 
 
 class Way(NamedTuple):
-    """A way by granting rows to an owner.
+    """A way through granting rows to an owner.
 
     Attributes:
-        right: the last row on it.
-        opens: the owner's keys that it opens.
-        blocked: the first row on it that opens nothing.
+        right: the last row on the way.
+        opens: the owner's keys that the way opens.
+        blocked: the first row on the way that opens nothing.
     """
 
     right: Right
@@ -42,8 +42,10 @@ class Way(NamedTuple):
 
 
 def ways_to(desk: Desk, names: Names, held: Held, target: Place, scope: str) -> list[Way]:
-    """Every way from owners, of whom these keys are held, to another one's key of a scope. A query for each
-    class of grants and of owners on each level."""
+    """Return all ways from owners with held keys to another owner's key of a scope.
+
+    On each level, it sends a query for each class of grants and each class of owners.
+    """
     found: list[Way] = []
     leading = _leading_to(target.owner_class)
     seen: dict[OwnerId, bool] = {place.owner: True for place in held}
@@ -70,12 +72,12 @@ def ways_to(desk: Desk, names: Names, held: Held, target: Place, scope: str) -> 
 
 
 def _is_news(way: Way, was_open: bool | None) -> bool:
-    """Whether a way leads further than what led to the same owner before."""
+    """Tell whether a way leads further than the earlier ways to the same owner."""
     return was_open is None or (not was_open and bool(way.opens))
 
 
 def _leading_to(target: OwnerClass) -> set[OwnerClass]:
-    """The classes through whose keys grants may lead to an owner of this class, itself among them."""
+    """Return the classes whose keys may lead to an owner of this class through grants, including itself."""
     leading, frontier = {id(target): target}, [target]
     while frontier:
         onward = [one.to.owner_class for way in frontier for one in way.grants_of]
@@ -100,7 +102,7 @@ def _along(right: Right, opens: frozenset[KeyId], blocked: Right | None) -> Way:
 def _opened(
     desk: Desk, reached: Mapping[Place, list[Way]]
 ) -> dict[Place, tuple[frozenset[KeyId], Right | None]]:
-    """What the ways to these owners open of them together; where that is nothing, the row in the way."""
+    """Return the keys of each owner that all ways to it open together, or the row in the way if none."""
     found: dict[Place, tuple[frozenset[KeyId], Right | None]] = {}
     for owner_class, some in places_by_class(reached).items():
         rows: dict[OwnerId, list[StoredKey]] = {}
@@ -116,7 +118,7 @@ def _opened(
 
 
 def closure(keys: Sequence[StoredKey], opens: Iterable[KeyId]) -> frozenset[KeyId]:
-    """Which of an owner's keys are open where these are: their own rows say what each is wrapped under."""
+    """Return an owner's keys that open from these keys: each row names the key that wraps it."""
     there = {key.key_id: key for key in keys if key.state is not KeyState.DESTROYED}
     found = {key_id for key_id in opens if key_id in there}
     more: set[Any] = found
@@ -131,5 +133,5 @@ def closure(keys: Sequence[StoredKey], opens: Iterable[KeyId]) -> frozenset[KeyI
 
 
 def active_roots(keys: Iterable[StoredKey]) -> list[KeyId]:
-    """The id of an owner's active root key, which whoever is that owner opens."""
+    """Return the ids of an owner's active root keys, which the owner's slots open."""
     return [key.key_id for key in keys if key.purpose is Purpose.ROOT and key.state is KeyState.ACTIVE]

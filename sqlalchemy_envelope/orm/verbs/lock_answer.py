@@ -1,4 +1,4 @@
-"""The answer to why an attribute is locked, as a value."""
+"""The answer of `why_locked`, as a value."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class WhyLocked:
-    """Why an encrypted attribute does not open here. Holds no key, value or secret.
+    """The reason why an encrypted attribute does not open. Holds no key, value or secret.
 
     Attributes:
-        attribute: which one, "Post.text".
-        reason: the short form, as on `LockedError`.
+        attribute: the name of the attribute, "Post.text".
+        reason: the reason in short form, as on `LockedError`.
         message: cause and cure, in words.
-        owner: whose key the value is under; None where that is not known.
-        scope: under which of the owner's scopes.
-        grant: the granting row in the way, if one is: since when it is pending, and who can fulfil it.
-        epoch: of `LockReason.OTHER_EPOCH`, that of the value.
-        epochs: of the same, those that are held.
+        owner: the owner whose key encrypts the value; None if the owner is not known.
+        scope: the owner's scope that the value is in.
+        grant: the granting row in the way, if any: since when it is pending, and who can fulfil it.
+        epoch: for `LockReason.OTHER_EPOCH`, the epoch of the value's key.
+        epochs: for `LockReason.OTHER_EPOCH`, the epochs of the keys that are held.
     """
 
     attribute: str

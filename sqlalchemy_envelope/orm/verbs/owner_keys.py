@@ -1,4 +1,4 @@
-"""An owner with its place in the database, and what must hold of it before its keys are opened."""
+"""An owner with its place in the database, and the checks before its keys are opened."""
 
 from __future__ import annotations
 
@@ -47,16 +47,16 @@ class LocatedOwner(NamedTuple):
 
     @property
     def reference(self) -> bytes:
-        """What this owner's wraps are bound to."""
+        """The reference that this owner's wrapped keys are bound to."""
         return self.place.owner_class.reference(self.instance, self.place.primary_key)
 
     def load(self) -> list[OwnedKey]:
-        """Its key rows, checked but not refused yet."""
+        """Load the owner's key rows, checked but not refused yet."""
         return self.store.load([self.place.primary_key])
 
 
 def usable_state(owner: object, owner_class: OwnerClass) -> InstanceState[Any]:
-    """The state of an owner that is not deleted."""
+    """Return the state of an owner that is not deleted."""
     state: InstanceState[Any] = inspect(owner)
     if state.deleted or state.was_deleted or (state.session is not None and owner in state.session.deleted):
         raise EnrollmentError(f"This {owner_class.name} is deleted, and its keys with it.")
@@ -64,7 +64,7 @@ def usable_state(owner: object, owner_class: OwnerClass) -> InstanceState[Any]:
 
 
 def locate(desk: Desk, owner: object, store: KeyStore | None = None) -> LocatedOwner:
-    """An owner that is in the database; `store` is that of its class, where several of them are located."""
+    """Locate an owner that is in the database. To locate several owners of a class, share its `store`."""
     owner_class = require_owner_class(owner)
     identity: Any = inspect(owner).key
     store = store or desk.keys(owner_class)
@@ -72,10 +72,10 @@ def locate(desk: Desk, owner: object, store: KeyStore | None = None) -> LocatedO
 
 
 def locate_enrolled(desk: Desk, owner: object) -> LocatedOwner:
-    """An owner that could have keys, in a database that would delete them with it.
+    """Locate an owner that can have keys, in a database that deletes the keys with the owner.
 
     Raises:
-        NotEnrolledError, EnrollmentError, ConfigurationError: it could not.
+        NotEnrolledError, EnrollmentError, ConfigurationError: the owner cannot have keys.
     """
     owner_class = require_owner_class(owner)
     if usable_state(owner, owner_class).key is None:
@@ -87,17 +87,17 @@ def locate_enrolled(desk: Desk, owner: object) -> LocatedOwner:
 
 
 def named(located: LocatedOwner, among_others: bool) -> str:
-    """How an error speaks of an owner: by its primary key, if it is one of several."""
+    """Return an owner's name for an error: with its primary key, if there are several owners."""
     if not among_others:
         return f"This {located.name}"
     return f"{located.name} {', '.join(map(str, located.place.primary_key))}"
 
 
 def active_root(located: LocatedOwner, keys: Sequence[StoredKey]) -> StoredKey:
-    """The root key that an owner's slots open.
+    """Return an owner's active root key.
 
     Raises:
-        KeyNotFoundError: there is none.
+        KeyNotFoundError: there is no active root key.
     """
     root = active_root_among(keys)
     if root is None:
@@ -106,7 +106,7 @@ def active_root(located: LocatedOwner, keys: Sequence[StoredKey]) -> StoredKey:
 
 
 def how_opened(located: LocatedOwner, keys: Sequence[StoredKey]) -> str:
-    """What an error says of keys that the caller did not expect: who opens them, and what to call."""
+    """Return an error's text for keys that the caller did not expect: what opens them, and what to call."""
     slots = located.store.load_slots([key.key_id for key in keys if key.purpose is Purpose.ROOT])
     if any(slot.kind is SlotKind.SECRET for slot in slots):
         return "unlock it, or change its secret"
@@ -122,18 +122,18 @@ def how_opened(located: LocatedOwner, keys: Sequence[StoredKey]) -> str:
 
 
 def load_keys(located: LocatedOwner) -> list[StoredKey]:
-    """An owner's keys, one active generation of each.
+    """Load an owner's keys, and check that each has one active generation.
 
     Raises:
-        NotEnrolledError: there are none.
-        TamperedKeyError, RowSealError: an older one was made active again, or one was altered.
-        OwnerMismatchError: they are bound to another owner.
+        NotEnrolledError: the owner has no keys.
+        TamperedKeyError, RowSealError: an older key was made active again, or a key was altered.
+        OwnerMismatchError: the keys are bound to another owner.
     """
     return _checked(_rows(located))
 
 
 def load_moved_keys(located: LocatedOwner) -> list[StoredKey]:
-    """As `load_keys`, of an owner whose primary key was changed: they may be bound to the old one."""
+    """As `load_keys`, after a change of the primary key: the keys may be bound to the old primary key."""
     rows = _rows(located)
     return _checked(
         [row._replace(error=None) if isinstance(row.error, OwnerMismatchError) else row for row in rows]

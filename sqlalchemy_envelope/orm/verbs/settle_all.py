@@ -1,13 +1,13 @@
-"""Settling a whole class of owners in batches: the job of a machine that may open what a provider holds.
+"""Settling a whole class of owners in batches: the job of a machine that may open a provider's slots.
 
-Each batch is looked at without a lock. Where something waits, the owners' keys are locked, those that another
-transaction holds are left out, and what is there then is put in order:
+Each batch is first read without a lock. If anything waits for an owner, the owner's keys are locked, unless
+another transaction holds them. Then the waiting work is done:
 
-- slots that are sealed are adopted, and what lies sealed to the owners' root keys;
-- pending grants are fulfilled, those of the whole batch at once;
-- an epoch starts where somebody was removed, or where nobody vouches for the present one.
+- sealed slots are adopted, and keys that are sealed to the owners' root keys;
+- pending grants are fulfilled, for the whole batch at once;
+- a new epoch starts if a member was removed, or if the present root key is not trusted.
 
-What was done is not looked for again: a run that was cut off is simply begun anew, and goes on where it was.
+Finished work is not found again. So after an interruption, start the run anew: it continues where it stopped.
 """
 
 from __future__ import annotations
@@ -44,14 +44,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Settled:
-    """How far `settle_all` has come, over all its batches so far.
+    """The progress of `settle_all`, over all its batches so far.
 
     Attributes:
-        settled: owners for whom something waited, and was put in order.
-        unchanged: owners for whom nothing was to do.
-        skipped: owners for whom something waits, and whose keys another transaction holds. They are left to
-            it, or to the next run.
-        refused: owners whose keys were altered, or do not open with the provider's key.
+        settled: the number of owners whose waiting work was done.
+        unchanged: the number of owners without waiting work.
+        skipped: the number of owners with waiting work whose keys another transaction holds. That
+            transaction, or the next run, settles them.
+        refused: the owners whose keys were altered, or do not open with the provider's key.
         last: the primary key of the last owner that was looked at.
     """
 
@@ -155,10 +155,10 @@ def _opened(job: Job, count: int) -> AuditEvent:
 def _settle(
     desk: Desk, job: Job, primary_keys: Sequence[PrimaryKey], keks: Mapping[bytes, KeyBytes]
 ) -> tuple[set[OwnerId], dict[OwnerId, RefusedOwner]]:
-    """Settle owners whose keys are locked; for whom something was done, and who was refused."""
+    """Settle owners with locked key rows; return the owners for whom anything changed, and the refused."""
     if not primary_keys:
         return set(), {}
-    # What was read before the lock is not used after it.
+    # Load the rows again: rows that were read before the lock are not used after it.
     batch = Batch(desk, job, primary_keys)
     try:
         batch.open(keks)
@@ -170,8 +170,7 @@ def _settle(
 
 
 def _keks(desk: Desk, job: Job, slots: Iterable[StoredSlot]) -> Steps[dict[bytes, KeyBytes]]:
-    """The KEKs of these slots, as the provider wrapped them; without those that a key at hand does not
-    open."""
+    """Return the KEKs of these slots by their wrapped form, except KEKs that a local provider cannot open."""
     providers, keks = desk.policy.require_providers(), {}
     for slot in slots:
         if not providers.is_local(job.provider):
@@ -183,10 +182,10 @@ def _keks(desk: Desk, job: Job, slots: Iterable[StoredSlot]) -> Steps[dict[bytes
 
 
 def _kek_of(providers: Providers, provider: str, slot: StoredSlot) -> KeyBytes | None:
-    """The KEK of a slot; None if a key at hand does not open it, which asking again would not change.
+    """Return the KEK of a slot; None if a local provider cannot open it, since a retry would not help.
 
     Raises:
-        ProviderError: a provider that is away failed.
+        ProviderError: a remote provider failed.
     """
     try:
         return providers.open(slot)

@@ -1,4 +1,4 @@
-"""One batch of `settle_all`: some owners of a class, as they are at one moment, and what waits for them."""
+"""One batch of `settle_all`: some owners of a class, as they are at one moment, and their waiting work."""
 
 from __future__ import annotations
 
@@ -46,9 +46,9 @@ class RefusedOwner(NamedTuple):
     """An owner whose keys could not be settled.
 
     Attributes:
-        primary_key: whose.
-        code: of the error, as in the error reference.
-        why: its text.
+        primary_key: the owner's primary key.
+        code: the code of the error, as in the error reference.
+        why: the text of the error.
     """
 
     primary_key: PrimaryKey
@@ -58,7 +58,7 @@ class RefusedOwner(NamedTuple):
 
 @dataclass(frozen=True)
 class Job:
-    """What a run does, and for whom."""
+    """The arguments of a run of `settle_all`."""
 
     owner_class: OwnerClass
     provider: str
@@ -67,11 +67,11 @@ class Job:
 
 
 def job(policy: Policy, owner_class: type[Any], provider: str, reason: str, size: int) -> Job:
-    """What `settle_all` was asked for.
+    """Check the arguments of `settle_all`.
 
     Raises:
         ConfigurationError: no class of key owners, no such provider, no reason, or an empty batch.
-        ProviderError: the provider opens nothing here.
+        ProviderError: the provider can open no keys in this process.
     """
     found = owner_class_of(getattr(owner_class, "__table__", None)) if isinstance(owner_class, type) else None
     if found is None or found.key_class is None or found.slot_class is None:
@@ -92,7 +92,7 @@ class Batch:
 
     Attributes:
         places: the owners whose root key is open.
-        refused: those whose keys could not be settled.
+        refused: the owners whose keys could not be settled.
     """
 
     def __init__(self, desk: Desk, job: Job, primary_keys: Sequence[PrimaryKey]) -> None:
@@ -120,7 +120,7 @@ class Batch:
             )
         except EnvelopeError:
             slots = []
-            for owner, some in roots.items():  # one of them was altered: whose?
+            for owner, some in roots.items():  # a slot was altered: find its owner
                 try:
                     slots += self._store.load_slots(some, SlotKind.PROVIDER)
                 except EnvelopeError as error:
@@ -128,7 +128,7 @@ class Batch:
             return slots
 
     def keks_needed(self) -> Iterable[StoredSlot]:
-        """A slot for each KEK that active root keys are under."""
+        """Return a slot for each KEK that wraps active root keys."""
         active = {
             row.stored.key_id
             for rows in self._found.values()
@@ -139,7 +139,7 @@ class Batch:
         return {slot.provider_wrapped: slot for slot in slots}.values()
 
     def open(self, keks: Mapping[bytes, KeyBytes]) -> None:
-        """Open the root keys, and count what was granted of these owners' keys."""
+        """Open the root keys, and count the grants of these owners' keys."""
         for owner, rows in self._found.items():
             if owner in self.refused:
                 continue
@@ -163,7 +163,7 @@ class Batch:
 
         found = open_held(self._desk.policy, rows, self._slots, kek_of)
         if found is None:
-            return  # its keys changed a moment ago
+            return  # the owner's keys changed a moment ago
         self.keyring.add(owner, [found.root, *found.older])
         self.keyring.add_stored(owner, [row.stored for row in rows])
         self._roots[owner] = found
@@ -177,7 +177,7 @@ class Batch:
         ]
 
     def due(self) -> list[OwnerId]:
-        """The owners for whom something waits, as far as the rows tell."""
+        """Return the owners with waiting work, as far as the rows tell."""
         return [
             owner
             for owner in self.places
@@ -191,14 +191,14 @@ class Batch:
         return [key for key in self._shared(owner) if key.key_id in self._counts]
 
     def _is_left(self, owner: OwnerId) -> bool:
-        """Whether somebody was removed, or something lies sealed, unlinked or not made yet."""
+        """Tell whether a member was removed, or a key is sealed, unlinked or not made yet."""
         counts = [(key, self._counts.get(key.key_id)) for key in self._shared(owner)]
         return is_left_undone(self.keyring, Opening({owner: self.places[owner]}, [], {})) or any(
             key.granted > 0 if count is None else count.is_left for key, count in counts
         )
 
     def lock(self, owners: Sequence[OwnerId]) -> list[OwnerId]:
-        """Hold these owners' keys; those that no other transaction holds."""
+        """Lock these owners' keys; return the owners whose keys no other transaction holds."""
         ids = {
             owner: {
                 key.key_id
@@ -211,7 +211,7 @@ class Batch:
         return [owner for owner, some in ids.items() if some <= free]
 
     def settle(self) -> set[OwnerId]:
-        """Put in order what waits, of owners whose keys are locked; for whom something was done."""
+        """Settle what waits, for owners with locked key rows; return the owners for whom anything changed."""
         before = {owner: self._state(owner) for owner in self.places}
         adopted = self._adopt(self._roots)
         self._renew_untrusted()
@@ -232,7 +232,7 @@ class Batch:
         return adopted | fulfilled | changed
 
     def _renew_untrusted(self) -> None:
-        """Start epochs in place of root keys that nobody vouches for."""
+        """Start new epochs to replace untrusted root keys."""
         for owner in [one for one in self.places if not self._roots[one].trusted]:
             try:
                 renew(self._desk, self.places[owner], self.keyring, self._roots[owner])
@@ -245,7 +245,7 @@ class Batch:
         return {(key.key_id, key.state, key.wrapped) for key in self.keyring.keys_of(owner)}
 
     def _adopt(self, roots: Mapping[OwnerId, OpenedRoot]) -> set[OwnerId]:
-        """Wrap sealed slots under their KEK, so that the next root key can be told to be genuine."""
+        """Wrap sealed slots under their KEK, so that the next root key can be recognised as genuine."""
         sealed = {
             owner: (found.slot, adopted_slot(found.slot, found.root, found.kek))
             for owner, found in roots.items()
@@ -255,7 +255,7 @@ class Batch:
         return set(sealed)
 
     def _adopt_new(self, owners: Iterable[OwnerId]) -> None:
-        """The slots of epochs that were started here are genuine beyond doubt."""
+        """Adopt the slots of epochs that were started here: they are certainly genuine."""
         new = {}
         for owner in owners:
             root = self.keyring.root(owner)
@@ -272,8 +272,10 @@ class Batch:
         self._adopt(made)
 
     def _fulfil(self) -> set[OwnerId]:
-        """Seal keys to those to whom they were granted while nobody present held them: for each class of
-        grants three statements, and one for each class of recipients."""
+        """Fulfil the pending grants of these owners' keys.
+
+        It takes three statements for each class of grants, and one for each class of recipients.
+        """
         done: set[OwnerId] = set()
         for grant_class in self._job.owner_class.grants_of:
             keys = self._current(grant_class)
@@ -284,7 +286,7 @@ class Batch:
         return done
 
     def _current(self, grant_class: GrantClass) -> dict[KeyId, OpenedKey]:
-        """The active keys that a grant of this class gives, of owners who are not refused."""
+        """Return the active keys that a grant of this class gives, without those of refused owners."""
         purpose, scope = Purpose.ROOT if grant_class.scope is None else Purpose.DATA, grant_class.scope or ""
         owners = [owner for owner in self.places if owner not in self.refused]
         stored = [self.keyring.current(owner, purpose, scope) for owner in owners]
@@ -292,7 +294,7 @@ class Batch:
         return {key.stored.key_id: key for key in opened if key is not None}
 
     def _is_pending(self, keys: Iterable[KeyId]) -> bool:
-        # Of a key that was just made nothing was counted: what its epoch could not seal waits for later.
+        # Grants of a key that was just made were not counted: grants that its epoch could not seal wait.
         return any(self._counts[key_id].pending for key_id in keys if key_id in self._counts)
 
     def _refuse(self, owner: OwnerId, error: EnvelopeError) -> None:

@@ -1,5 +1,5 @@
-"""Who can open an owner's keys, told from the rows; and slots that are given or taken later: of a provider,
-and of a first secret."""
+"""The slots that open an owner's keys, read from the rows; adding and removing provider slots, and adding a
+first secret."""
 
 from __future__ import annotations
 
@@ -41,11 +41,12 @@ class KeySlot:
     """One way to an owner's keys that needs no other owner unlocked.
 
     Attributes:
-        kind: "secret" or "provider"; "waiting", of a secret that opens nothing before custodians release it.
+        kind: "secret" or "provider"; "waiting" for a secret that opens nothing until custodians release it.
         provider: the name of the provider, for a provider slot.
-        reference: which outside key wraps it.
-        through: the grants that lead from the owner to whose slot it is, outermost last; empty for its own.
-        scope: what the grants open: one scope, or None for everything.
+        reference: the reference of the outside key that wraps it.
+        through: the grants that lead from the owner to the owner of the slot, outermost last; empty for the
+            owner's own slots.
+        scope: the scope that the grants open, or None for all scopes.
     """
 
     kind: str
@@ -56,19 +57,21 @@ class KeySlot:
 
 
 class KeySlots(tuple[KeySlot, ...]):
-    """The slots that open an owner's keys: its own, and the providers' who reach it through grants."""
+    """The slots that open an owner's keys: its own slots, and provider slots that reach it through grants."""
 
     __slots__ = ()
 
     @property
     def providers(self) -> frozenset[str]:
-        """The providers that can open something of this owner. Who runs them can read it. Empty, and only
-        people can."""
+        """The providers that can open any of this owner's data.
+
+        The operators of these providers can read it. If this is empty, only people with a secret can.
+        """
         return frozenset(slot.provider for slot in self if slot.provider is not None)
 
 
 def slots_of(desk: Desk, owner: object) -> KeySlots:
-    """The slots of an owner, and the provider slots that lead to it through grants."""
+    """Return the slots of an owner, and the provider slots that lead to it through grants."""
     located = locate_enrolled(desk, owner)
     found: list[KeySlot] = []
     seen, frontier = {located.place.owner}, [_Step(located.place, (), None)]
@@ -88,7 +91,7 @@ def slots_of(desk: Desk, owner: object) -> KeySlots:
 
 
 class _Step(NamedTuple):
-    """An owner that is reached through these grants, which open this scope."""
+    """An owner reached through these grants, with the scope that they open."""
 
     place: Place
     through: tuple[str, ...]
@@ -96,7 +99,7 @@ class _Step(NamedTuple):
 
 
 def _look_at(desk: Desk, step: _Step) -> tuple[list[KeySlot], list[_Step]]:
-    """The slots of an owner, and to whom its keys were granted."""
+    """Return the slots of an owner, and the recipients of grants of its keys."""
     place, through, scope = step
     store = desk.keys(place.owner_class)
     keys = [one.stored for one in store.load([place.primary_key])]
@@ -106,7 +109,7 @@ def _look_at(desk: Desk, step: _Step) -> tuple[list[KeySlot], list[_Step]]:
     further: list[_Step] = []
     names = Names(desk.session)
     for grant in place.owner_class.grants_of:
-        # Of what was granted to others only what leads on to the whole: a root key.
+        # Past the first grant, follow only grants of a root key: a granted scope leads no further.
         if through and grant.scope is not None:
             continue
         name = grant.mapper.class_.__name__
@@ -148,8 +151,8 @@ def add_secret_steps(desk: Desk, profile: KdfProfile, owner: object, secret: Hid
     salt = KdfSalt.generate(profile)
     kek = yield Derivation(prepared, salt)
     with wiping(kek):
-        # A derivation takes long, and somebody else may have given it one: its rows are locked now, and read
-        # again, since what waited for a lock sees no rows that are new.
+        # During the derivation, somebody else may have added a secret. So lock the owner's rows now, and load
+        # them again, since a statement that waited for a lock sees no new rows.
         located.store.load([located.place.primary_key], for_update=True)
         keys = load_keys(located)
         _require_no_secret(located, keys)
@@ -160,7 +163,7 @@ def add_secret_steps(desk: Desk, profile: KdfProfile, owner: object, secret: Hid
 
 
 def _settle(located: LocatedOwner) -> None:
-    """An owner's keys are about to be given to somebody: what waits for them is put in order first."""
+    """Settle what waits for an owner before its keys are given to somebody."""
     session = located.desk.session
     for unlocked in context.unlocked_sessions(session):
         unlocked.follow_owners(session, located.place.owner_class, [located.place.primary_key])
@@ -168,10 +171,10 @@ def _settle(located: LocatedOwner) -> None:
 
 
 def _opened(located: LocatedOwner, root: StoredKey) -> OpenedKey:
-    """A root key of an owner who is unlocked here.
+    """Open a root key of an unlocked owner.
 
     Raises:
-        LockedError: nobody here has it.
+        LockedError: no unlocked session has the root key.
     """
     session = located.desk.session
     for unlocked in context.unlocked_sessions(session):
@@ -201,7 +204,7 @@ def _require_no_secret(located: LocatedOwner, keys: Sequence[StoredKey]) -> None
 
 
 def remove_provider(desk: Desk, owner: object, provider: str) -> None:
-    """Take a provider's slots away, and start a new epoch that it never held."""
+    """Delete a provider's slots, and start a new epoch whose keys the provider never held."""
     located = locate_enrolled(desk, owner)
     note_policy(desk.session, desk.policy)
     _settle(located)
@@ -216,13 +219,13 @@ def remove_provider(desk: Desk, owner: object, provider: str) -> None:
     here: Any = context.unlocked_sessions(desk.session)
     for innermost in here:
         for unlocked in innermost.outward():
-            if unlocked.on_demand:  # the new epoch is not the provider's to read
+            if unlocked.on_demand:  # the provider must not read the new epoch
                 unlocked.drop(located.place.owner)
     desk.emit(AuditEvent("provider_removed", located.name, provider=provider))
 
 
 def seal_rows(desk: Desk, owner_classes: Sequence[Any]) -> int:
-    """Seal every key, slot and grant row of these classes; how many."""
+    """Seal every key, slot and grant row of these classes; return the number of rows."""
     count = 0
     for owner_class in owner_classes:
         count += desk.keys(owner_class).reseal()

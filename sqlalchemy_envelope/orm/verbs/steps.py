@@ -1,7 +1,7 @@
-"""Work that is not done on the database: a key derivation, a call to a provider.
+"""Work outside the database: a key derivation, or a call to a provider.
 
-Each verb is a generator that does its database work and yields what takes time elsewhere. The synchronous
-face runs that on the spot, the asynchronous one in a thread: the core is written once.
+Each verb is a generator that does its database work and yields other slow work. The synchronous envelope does
+this work at once, and the asynchronous envelope does it in a thread. So the core is written once.
 """
 
 from __future__ import annotations

@@ -18,25 +18,26 @@ if TYPE_CHECKING:
 
 
 class _Places:
-    """How many derivations may still begin in one event loop, and the threads for as many."""
+    """The number of derivations that may still begin in an event loop, and the threads for them."""
 
     def __init__(self, count: int) -> None:
         self.free = asyncio.Semaphore(count)
         self.threads = ThreadPoolExecutor(count, "envelope-derivation")
 
 
-# An envelope is made once and may be wrapped for each request: its limit stands for it.
+# An envelope is made once, but may be wrapped for each request: so the envelope's limit is the key.
 _places: WeakKeyDictionary[KdfLimit, WeakKeyDictionary[asyncio.AbstractEventLoop, _Places]] = (
     WeakKeyDictionary()
 )
 
 
 async def perform(envelope: Envelope, work: Derivation | Outside) -> Any:
-    """As `Envelope.perform`, in a thread. As many derivations run as the envelope allows, and whoever waits
-    for one does so here, in no thread.
+    """As `Envelope.perform`, in a thread.
+
+    At most as many derivations run as the envelope allows. Further derivations wait here, without a thread.
 
     Raises:
-        UnlockBusyError: none came free within the wait.
+        UnlockBusyError: no place came free within the wait.
     """
     if not isinstance(work, Derivation):
         return await off_loop(lambda: envelope.perform(work))
@@ -56,8 +57,8 @@ async def perform(envelope: Envelope, work: Derivation | Outside) -> Any:
 
 
 def _release(loop: asyncio.AbstractEventLoop, free: asyncio.Semaphore) -> None:
-    """When the thread is done, and not when its task goes on: a cancelled one leaves a derivation behind."""
+    """Free a place when its thread is done: a cancelled task leaves a running derivation behind."""
     try:
         loop.call_soon_threadsafe(free.release)
     except RuntimeError:
-        pass  # the loop is closed, and nobody waits
+        pass  # the loop is closed, so that no task waits

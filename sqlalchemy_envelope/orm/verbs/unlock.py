@@ -1,4 +1,4 @@
-"""Unlocking: a root key is reached through a slot, and with it everything its owner has and was granted."""
+"""Unlocking: a slot opens the root key. The root key opens the owner's other keys, and keys granted to it."""
 
 from __future__ import annotations
 
@@ -83,9 +83,11 @@ def unlock_steps(
 def _stronger_slots(
     profile: KdfProfile, found: OpenedRoot, prepared: Hidden[bytes]
 ) -> Steps[list[SlotChange]]:
-    """The slots that a secret opened, as they are to be under the present profile: ciphertext, to be stored
-    with the first write. Derived now, so that no secret is kept, and no derivation runs while rows are
-    locked."""
+    """Wrap the root keys in the opened slots again, under the present profile.
+
+    The first write stores the new slots. They are derived now, so that no secret is kept, and no derivation
+    runs while rows are locked.
+    """
     salt = KdfSalt.generate(profile)
     kek = yield Derivation(prepared, salt)
     with wiping(kek):
@@ -121,7 +123,7 @@ def unlock_with_provider_steps(
 
 
 def whole_steps(steps: Steps[UnlockedSession]) -> Steps[UnlockedSession]:
-    """The same unlock, with all grants followed."""
+    """The steps of an unlock, with all grants followed."""
     unlocked = yield from steps
     unlocked.follow_all()
     return unlocked
@@ -145,9 +147,9 @@ def change_secret_steps(
         with wiping(kek, found.kek):
             slots = found.slots
             if not found.trusted:
-                # Its slot would be wrapped now, and the root key in it taken for the owner's own.
+                # The new slot would be wrapped, so that its root key would pass as the owner's own: renew it.
                 slots = [*renew(desk, located.place, keyring, found), *slots[1:]]
-            # Those of retired root keys too: what hangs on them alone has no other way.
+            # Slots of retired root keys, too: keys wrapped under such a root key have no other way.
             for slot, root in slots:
                 _replace(located, slot, secret_slot(root, kek, salt, slot.slot_id))
 
@@ -166,7 +168,7 @@ def rebind_steps(desk: Desk, profile: KdfProfile, owner: object, secret: HiddenS
             new_slot = secret_slot(new_root, kek, salt, found.slot.slot_id)
         moved = [_moved(key, keyring, new_root) for key in keys if key.key_id != new_root.stored.key_id]
         _replace(located, found.slot, new_slot)
-        # Others' slots are closed to us: what they hold is sealed to them anew.
+        # The secret does not open provider slots: seal the root key to the providers anew.
         for slot in located.store.load_slots([new_root.stored.key_id], SlotKind.PROVIDER):
             _replace(located, slot, replace(sealed_slot(new_root, slot), slot_id=slot.slot_id))
         located.store.replace_keys([new_root.stored, *moved])
@@ -176,7 +178,7 @@ def rebind_steps(desk: Desk, profile: KdfProfile, owner: object, secret: HiddenS
 
 @contextmanager
 def _keyring_of(located: LocatedOwner, keys: Sequence[StoredKey], found: OpenedRoot) -> Iterator[Keyring]:
-    """A keyring of an owner's keys, wiped at the end of the block."""
+    """Make a keyring of an owner's keys. The block's end wipes it."""
     keyring = Keyring()
     try:
         keyring.add_stored(located.place.owner, keys)
@@ -187,7 +189,7 @@ def _keyring_of(located: LocatedOwner, keys: Sequence[StoredKey], found: OpenedR
 
 
 def _moved(key: StoredKey, keyring: Keyring, root: OpenedKey) -> StoredKey:
-    """A key's row, bound to where its owner is now."""
+    """Return a key's row, bound to its owner's present primary key."""
     here = replace(key, owner_reference=root.stored.owner_reference)
     opened = keyring.open(key.key_id)
     if opened is None:
@@ -203,10 +205,10 @@ def _roots(keys: Sequence[StoredKey]) -> list[KeyId]:
 def _open_with_secret(
     located: LocatedOwner, profile: KdfProfile, keys: Sequence[StoredKey], prepared: Hidden[bytes]
 ) -> Steps[tuple[OpenedRoot, KdfSalt]]:
-    """The root key behind the first of an owner's secret slots that this secret opens.
+    """Open the active root key through the first secret slot that this secret opens.
 
     Raises:
-        UnlockError: it opens none.
+        UnlockError: the secret opens no slot.
     """
     root = active_root(located, keys)
     loaded = yield from _secret_slots(located, profile, keys, root, prepared)
@@ -236,10 +238,10 @@ def _secret_slots(
     root: StoredKey,
     prepared: Hidden[bytes],
 ) -> Steps[list[StoredSlot]]:
-    """The secret slots of an owner's root keys, retired ones too.
+    """Return the secret slots of an owner's root keys, including retired root keys.
 
     Raises:
-        UnclaimedError, KeyNotFoundError: the active root key has none.
+        UnclaimedError, KeyNotFoundError: the active root key has no secret slot.
     """
     roots = _roots(keys)
     loaded = located.store.load_slots(roots, SlotKind.SECRET, limit=(MAX_SLOTS + 1) * len(roots))
@@ -262,26 +264,28 @@ def _open_slot(
     slots: Sequence[StoredSlot],
     kek: KeyBytes,
 ) -> OpenedRoot:
-    """The active root key through this slot, and what its KEK opens of the others."""
+    """Open the active root key through this slot, and other slots that the same KEK opens."""
     policy = located.desk.policy
     if is_waiting(slot):
         raise _waits(located, slot, kek)
     found = open_with_kek(policy, keys, root, slot, slots, kek)
     if policy.harden_claims and is_sealed(slot.wrapped) and not found.vouching:
-        # An enrolment wraps, and an epoch leaves a wrapped slot behind: this one custodians released.
+        # An enrolment wraps, and a new epoch leaves a wrapped slot behind. So custodians released this slot.
         found = found._replace(trusted=False, hardens=True)
     return found
 
 
 def _waste_a_derivation(prepared: Hidden[bytes], profile: KdfProfile) -> Steps[None]:
-    """Who has no secret yet is refused as slowly as a wrong secret: time does not tell which accounts are
-    so."""
+    """Run a derivation for an owner without a secret.
+
+    The refusal then takes as long as a wrong secret, so that time does not tell which owners have no secret.
+    """
     kek = yield Derivation(prepared, KdfSalt.generate(profile))
     kek.wipe()
 
 
 def is_unclaimed(located: LocatedOwner, roots: Sequence[KeyId]) -> bool:
-    """Whether a campaign holds these root keys."""
+    """Tell whether a campaign holds these root keys."""
     providers = located.desk.policy.providers
     if providers is None or not providers.campaigns:
         return False
@@ -290,7 +294,7 @@ def is_unclaimed(located: LocatedOwner, roots: Sequence[KeyId]) -> bool:
 
 
 def _waits(located: LocatedOwner, slot: StoredSlot, kek: KeyBytes) -> EnvelopeError:
-    """Whoever does not know the secret is told no more than anywhere else."""
+    """Return the error for a waiting slot. A caller with a wrong secret gets the usual error."""
     if not opens_waiting(slot, kek):
         return wrong_secret()
     return UnclaimedError(
@@ -306,8 +310,10 @@ def unlocked_owner(
     found: OpenedRoot,
     stronger: Sequence[SlotChange] = (),
 ) -> UnlockedSession:
-    """The unlocked session of an owner whose root key was reached. It reads alone: what waits is left to be
-    settled. What the owner was granted is followed as it is needed."""
+    """Return the unlocked session of an owner with an open root key.
+
+    This only reads: waiting work is left to be settled later. Grants to the owner are followed as needed.
+    """
     keyring = Keyring()
     owner = located.place.owner
     try:
@@ -318,9 +324,9 @@ def unlocked_owner(
         unlocked = UnlockedSession(desk.session, desk.policy, [located.place], keyring, waiting)
         note_unlock(desk.session, owner, unlocked)
         if not located.place.owner_class.grants_to:
-            unlocked.follow_all(desk.session)  # nothing leads on, so that there is no query
+            unlocked.follow_all(desk.session)  # no class grants to this owner, so that there is no query
         elif closed := closed_values(desk.session):
-            # Objects that are locked here are opened without SQL when they are touched.
+            # Fetch the keys of locked objects now, so that reading their attributes needs no SQL.
             for owner_class, headers in closed.items():
                 unlocked.prepare_read(desk.session, owner_class, headers)
     except BaseException:
@@ -330,8 +336,10 @@ def unlocked_owner(
 
 
 def _require_open(keyring: Keyring, keys: Sequence[StoredKey]) -> None:
-    """An owner's own keys are tried at the unlock, so that an altered one is told at once; what was granted
-    waits until it is needed."""
+    """Open an owner's own keys at the unlock, so that an altered key is reported at once.
+
+    Granted keys wait until they are needed.
+    """
     for key in keys:
         own = key.purpose in (Purpose.DATA, Purpose.INDEX) and key.state is not KeyState.DESTROYED
         if own and keyring.open(key.key_id) is None:

@@ -1,8 +1,8 @@
-"""Why an encrypted attribute does not open here: what is missing on the way to its key, since when, and who
-can help.
+"""Why an encrypted attribute does not open: what is missing on the way to its key, since when, and who can
+help.
 
-It reads, locks nothing and needs no key: rows of keys and grants tell enough. Keys that happen to be open are
-asked whether the value opens after all.
+The search only reads. It locks nothing and needs no key, because the rows of keys and grants tell enough. If
+keys are unlocked, it tries them first, in case the value opens after all.
 """
 
 from __future__ import annotations
@@ -45,13 +45,13 @@ if TYPE_CHECKING:
     from sqlalchemy_envelope.orm.verbs.key_reach import Way
 
 _MOST_NAMED = 3
-"""Most owners that are named as unlocked."""
+"""The highest number of unlocked owners that a message names."""
 
 
 def why_locked(
     desk: Desk, instance: object, attribute: str | None, reader: object | None
 ) -> WhyLocked | None:
-    """Why an attribute does not open; of several, why the first one that does not. None if each does."""
+    """Return why an attribute, or the first locked attribute of several, does not open; None if all open."""
     note_policy(desk.session, desk.policy)
     state, plan = asked_for(instance, attribute)
     with desk.session.no_autoflush:
@@ -61,10 +61,10 @@ def why_locked(
 
 
 class _Search:
-    """Finds the reasons for the values of one object: an owner's keys are loaded once.
+    """Finds the reasons for the values of one object. The keys of each owner are loaded once.
 
     Args:
-        reader: for whom; left out, for who is unlocked here.
+        reader: the owner who should be able to read; left out, the owners who are unlocked.
     """
 
     def __init__(self, desk: Desk, reader: object | None) -> None:
@@ -75,7 +75,7 @@ class _Search:
         self._loaded: dict[Place, tuple[list[StoredKey], EnvelopeError | None]] = {}
 
     def why(self, value: AskedValue) -> WhyLocked | None:
-        """The reason, or None if there is none."""
+        """Return the reason why a value does not open, or None if it opens."""
         try:
             if value.stored is not None and self._opens(value):
                 return None
@@ -93,10 +93,10 @@ class _Search:
         return self._why_of_keys(value, value.owner) or self._why_of_reader(value, value.owner)
 
     def _opens(self, value: AskedValue) -> bool:
-        """Whether the stored value is one, and opens with the keys that are open here.
+        """Tell whether the stored value opens with the unlocked keys.
 
         Raises:
-            EnvelopeError: it is not what was written there.
+            EnvelopeError: the bytes are not what was written there.
         """
         field = value.attribute.type.field
         check_value(value.stored, field.label)
@@ -111,7 +111,7 @@ class _Search:
                 unlocked.prepare_read(self._session, owner_class, {header: 1})
         owner = context.only_owner(here) if value.owner is None else value.owner.owner
         holder = context.owner_of(self._session, header)
-        # A copy of a database has the same keys, and what is unlocked there is nobody here.
+        # A copy of a database has the same keys, but an owner unlocked there is no owner in this database.
         if owner is None or (
             holder != owner and holder is not None and reference_in(holder) == reference_in(owner)
         ):
@@ -119,7 +119,7 @@ class _Search:
         return open_bytes(self._session, field, value.stored, owner, value.reference) is not None
 
     def _keys(self, place: Place) -> tuple[list[StoredKey], EnvelopeError | None]:
-        """An owner's keys, and why they must not be used, if they must not."""
+        """Return an owner's keys, and the error if they must not be used."""
         if place not in self._loaded:
             rows = self._desk.keys(place.owner_class).load([place.primary_key])
             error = next((row.error for row in rows if row.error is not None), None)
@@ -127,7 +127,7 @@ class _Search:
         return self._loaded[place]
 
     def _why_of_keys(self, value: AskedValue, place: Place) -> WhyLocked | None:
-        """What keeps the value from everybody: its owner's keys."""
+        """Return the reason in the owner's keys that keeps everybody from reading the value, if any."""
         (keys, error), owner = self._keys(place), _name(place)
         if error is not None:
             return _because(value, LockReason.UNREADABLE, f"cannot be read: {error.args[0]}")
@@ -147,14 +147,14 @@ class _Search:
         return _because(value, LockReason.SHREDDED, said)
 
     def _is_stored(self, value: AskedValue) -> bool:
-        """Whether any owner that the value could be of has its key."""
+        """Tell whether any possible owner of the value has its key."""
         assert value.key_id is not None  # noqa: S101 - asked before
         classes = value.attribute.encrypted.path.owner_classes
         stores = (KindStore(self._session, one, self._desk.policy.seals) for one in classes)
         return any(store.is_stored(value.key_id) for store in stores)
 
     def _why_of_reader(self, value: AskedValue, place: Place) -> WhyLocked | None:
-        """What keeps the value from who is unlocked here, or from the reader."""
+        """Return the reason that keeps the reader, or the unlocked owners, from reading the value, if any."""
         keys, _ = self._keys(place)
         if self._reader is not None:
             mine, _ = self._keys(self._reader)
@@ -175,7 +175,7 @@ class _Search:
     def _why_no_way(
         self, value: AskedValue, place: Place, ways: Sequence[Way], held: Mapping[Place, frozenset[KeyId]]
     ) -> WhyLocked:
-        """Which of the ways leads furthest, and where it ends."""
+        """Return the reason from the way that leads furthest: the place where it ends."""
         keys, _ = self._keys(place)
         who = " and ".join(sorted(map(_name, held))[:_MOST_NAMED])
         grants = statuses_of(self._desk, [way.blocked or way.right for way in ways])
@@ -184,8 +184,10 @@ class _Search:
         return end.pending() or end.other_epoch() or end.void() or end.no_right()
 
     def _held(self, target: Place) -> tuple[dict[Place, frozenset[KeyId]], bool]:
-        """The owners of whom keys are open here, in this database, with these keys; and whether some are open
-        in another one alone."""
+        """Return the unlocked owners in this database with their open keys.
+
+        The second value tells whether an owner is unlocked in another database.
+        """
         held: dict[Place, frozenset[KeyId]] = {}
         elsewhere = False
         for unlocked in self._reading():
@@ -204,13 +206,13 @@ class _Search:
         return held, elsewhere
 
     def _reading(self) -> Iterator[UnlockedSession]:
-        """The unlocked sessions here that hold owners' keys to read with, and those around them."""
+        """Yield the unlocked sessions, and sessions around them, that hold owners' keys to read with."""
         here: Any = context.unlocked_sessions(self._session)
         for innermost in here:
             yield from (unlocked for unlocked in innermost.outward() if not unlocked.on_demand)
 
     def _why_nobody(self, value: AskedValue, place: Place, elsewhere: bool) -> WhyLocked:
-        """Nobody in this database is unlocked here."""
+        """Return the reason if no owner in this database is unlocked."""
         if elsewhere:
             said = (
                 "is locked: who is unlocked here is in another database or schema than this session's. If "
@@ -233,13 +235,13 @@ class _Search:
 
 
 class _End(NamedTuple):
-    """Where the ways to a value's key end: each ends at a row, and none leads to the key.
+    """The ends of the ways to a value's key: each way ends at a row, and no way leads to the key.
 
     Attributes:
-        keys: of the value's owner.
-        who: the owners whose keys are held.
-        ways, grants: the ways, and what the row at the end of each gives.
-        opens: which of the keys are open all the same.
+        keys: the keys of the value's owner.
+        who: the names of the owners whose keys are held.
+        ways, grants: the ways, and the status of the row at the end of each way.
+        opens: the ids of the owner's keys that are open nevertheless.
     """
 
     value: AskedValue
@@ -251,7 +253,7 @@ class _End(NamedTuple):
     opens: frozenset[KeyId]
 
     def pending(self) -> WhyLocked | None:
-        """A row gives a right to the key, and somebody has to seal it."""
+        """Return the reason if a row gives a right to the key, and the key still has to be sealed."""
         value, wanted = self.value, _key_of(self.value, self.keys)
         for way, grant in zip(self.ways, self.grants, strict=True):
             is_pending = grant.standing is GrantStanding.PENDING
@@ -261,7 +263,7 @@ class _End(NamedTuple):
         return None
 
     def other_epoch(self) -> WhyLocked | None:
-        """A row gives a right, or gave one, to the owner's keys of other epochs."""
+        """Return the reason if a row gives, or gave, a right to the owner's keys of other epochs."""
         there = next((one for one in self.grants if one.standing is not GrantStanding.VOID), None)
         if not self.opens and there is None:
             return None
@@ -275,7 +277,7 @@ class _End(NamedTuple):
         return _because(self.value, LockReason.OTHER_EPOCH, said, grant=there, epoch=epoch, epochs=epochs)
 
     def void(self) -> WhyLocked | None:
-        """There is a row, and it grants nothing."""
+        """Return the reason if there is a row, and it grants nothing."""
         if not self.grants:
             return None
         said = (
@@ -285,7 +287,7 @@ class _End(NamedTuple):
         return _because(self.value, LockReason.VOID, said, grant=self.grants[0])
 
     def no_right(self) -> WhyLocked:
-        """There is no row."""
+        """Return the reason if there is no row."""
         owner = _name(self.place)
         classes = [one for one in self.place.owner_class.grants_of if one.scope in (None, self.value.scope)]
         names = " or ".join(sorted({one.mapper.class_.__name__ for one in classes}))
@@ -309,7 +311,7 @@ def _name(place: Place) -> str:
 
 
 def _open_among(unlocked: UnlockedSession, keys: Sequence[StoredKey]) -> frozenset[KeyId]:
-    """Those of these keys that an unlocked session can open."""
+    """Return the ids of the keys that an unlocked session can open."""
     found = set()
     for key in keys:
         try:
@@ -321,7 +323,7 @@ def _open_among(unlocked: UnlockedSession, keys: Sequence[StoredKey]) -> frozens
 
 
 def _key_of(value: AskedValue, keys: Sequence[StoredKey]) -> KeyId | None:
-    """The key that a value is under, or would be."""
+    """Return the key that encrypts a value, or would encrypt it."""
     return value.key_id or _active(keys, value.scope) or next(iter(active_roots(keys)), None)
 
 
@@ -332,7 +334,7 @@ def _active(keys: Sequence[StoredKey], scope: str) -> KeyId | None:
 
 
 def _would_open(way: Way, keys: Sequence[StoredKey], wanted: KeyId | None, scope: str) -> bool:
-    """Whether what is pending on a way opens the key, once it is fulfilled."""
+    """Tell whether the pending grant on a way opens the key, once it is fulfilled."""
     if way.blocked not in (None, way.right) or way.right.grant.history == "shared":
         return True
     due = {one.key_id for one in way.right.wraps if one.is_pending}
@@ -358,8 +360,10 @@ def _how_fulfilled(grant: GrantStatus) -> str:
 def _epochs(
     keys: Sequence[StoredKey], wanted: KeyId | None, opens: frozenset[KeyId]
 ) -> tuple[int | None, tuple[int, ...]]:
-    """The epoch of a key, and those of its kind that are open. The epochs of write keys are no numbers to
-    compare: the root key that one hangs on has its epoch."""
+    """Return the epoch of a key, and the epochs of open keys of the same kind.
+
+    The epoch numbers of write keys cannot be compared. For a write key, use the epoch of its root key.
+    """
     there = {key.key_id: key for key in keys}
     key = there.get(wanted) if wanted is not None else None
     if key is not None and key.purpose is Purpose.WRITE and key.wrapping_key_id is not None:
