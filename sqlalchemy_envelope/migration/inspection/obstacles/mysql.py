@@ -1,4 +1,4 @@
-"""What will hurt on MySQL and MariaDB: found in `information_schema`, mostly in the text of definitions."""
+"""Obstacles on MySQL and MariaDB, found in `information_schema`, mostly in the text of definitions."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ _FOUR_BYTES = ("utf8mb4", "utf16", "utf16le", "utf32", "gb18030")
 
 
 def find(connection: Connection, column: MigratingColumn) -> list[Finding]:
-    """Everything that only the catalogs of MySQL and MariaDB tell."""
+    """All findings that come from the catalogs of MySQL and MariaDB alone."""
     return _Search(connection, column).all()
 
 
@@ -131,7 +131,7 @@ class _Search:
         return found
 
     def _checks(self) -> list[Finding]:
-        # MariaDB checks that a JSON column holds JSON; that goes with the column.
+        # MariaDB checks that a JSON column holds JSON; that check is dropped with the column.
         json = re.compile(rf"json_valid\(`?{re.escape(self._name)}`?\)", re.IGNORECASE)
         return [
             check_over(one.name, one.clause)
@@ -238,7 +238,7 @@ class _Search:
         return found
 
     def _isolation(self) -> str:
-        # What the session was set to, not this connection's present transaction; the variable's name differs.
+        # The session's setting, not that of the present transaction. The variable's name differs.
         for row in self._connection.exec_driver_sql(
             "SHOW SESSION VARIABLES WHERE Variable_name IN ('tx_isolation', 'transaction_isolation')"
         ):
@@ -273,5 +273,5 @@ def _bytes_of(column: Row[Any]) -> int | None:
     each = 4 if column.charset in _FOUR_BYTES else 3
     if column.type in ("char", "varchar"):
         return int(column.letters) * each
-    # A TEXT is limited in bytes; a letter that takes one there may take three in UTF-8.
+    # A TEXT is limited in bytes. A letter of a single byte there may take three bytes in UTF-8.
     return int(column.octets) * (1 if column.charset.startswith("utf8") else 3)

@@ -1,9 +1,9 @@
 """Where plaintext of a column still lies, as far as the database tells, and what to do about each place.
 
-A value that was set to NULL or dropped is gone from every query at once and from the disc much later. This
-module asks the catalogs; what was found in the bytes themselves is in
-docs/explanation/plaintext-that-remains.md. It counts and asks for sizes. It never reads a value: not from the
-table, and not from statistics, which hold some.
+A value that was set to NULL or dropped is gone from every query at once, and from the disc much later. This
+module asks the catalogs. docs/explanation/plaintext-that-remains.md tells what was found in the bytes
+themselves. The module counts rows and asks for sizes. It never reads a value, neither from the table nor
+from statistics, which hold some values.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ _COUNTED = 100_000
 def where_plaintext_remains(
     connection: Connection, column: MigratingColumn | Table, previous: str | None = None
 ) -> list[Residue]:
-    """Every place where plaintext of a column's previous values lies or may lie.
+    """Find every place where plaintext of a column's previous values lies or may lie.
 
     Args:
-        column: the column; or its table, where no model knows the previous column any more.
-        previous: with a table, the name of that column, as the migration has noted it.
+        column: the column; or its table, if no model declares the previous column any more.
+        previous: with a table, the name of the previous column, as the migration has noted it.
 
     Raises:
         sqlalchemy.exc.NoSuchTableError: the database has no such table.
