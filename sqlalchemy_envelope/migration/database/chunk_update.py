@@ -116,7 +116,7 @@ class ChunkUpdate:
 
 
 def _bound(dialect: Dialect, type_: Any, values: Sequence[Any]) -> Sequence[Any]:
-    """The values of one parameter as the driver takes them."""
+    """The values of a parameter as the driver takes them."""
     process = type_.dialect_impl(dialect).bind_processor(dialect)
     return values if process is None else list(map(process, values))
 

@@ -27,7 +27,7 @@ _LOST_NUMBERS = {2006, 2013, 2055, 1927}
 
 
 def is_lost(error: Exception) -> bool:
-    """Whether the connection is gone; a new one may work."""
+    """Whether the connection is lost; a new connection may work."""
     if not isinstance(error, DBAPIError):
         return False
     state = sql_state(error) or ""
@@ -77,7 +77,7 @@ _ABSENT_TABLE = re.compile(
     r"(?:no such table: |relation \"|Table ')(?P<name>[^\s\"']+)(?:$|\" does not exist|' doesn't exist)",
     re.MULTILINE,
 )
-"""SQLite's, PostgreSQL's and MariaDB's words for a table that is not there."""
+"""The words of SQLite, PostgreSQL and MariaDB for a missing table."""
 
 
 def advice(error: Exception) -> str:

@@ -69,7 +69,7 @@ class Rows:
         if column.previous is not None:
             name = column.previous.name
             self.previous = self.table.c[name]
-            # A value that this library encrypted is decrypted and encrypted elsewhere, with its owner's key.
+            # Values of this library are handled as bytes here: `own_previous` has the keys of their owners.
             ours = isinstance(column.previous.type, EncryptedType)
             type_ = RawBytes() if ours else column.previous.type
             if column.policy != "none":  # else the type is no longer declared, and nobody reads the column
@@ -182,7 +182,7 @@ class Rows:
         return and_(*named)
 
     def _one_chosen(self, path: ChosenPath) -> ColumnElement[bool]:
-        """Exactly one of the alternatives is set."""
+        """Exactly a single alternative is set."""
         at = dict(zip(path.columns, self.owners, strict=True))
         chosen = [and_(*(at[column].is_not(None) for column in one.columns)) for one in path.alternatives]
         return or_(*(and_(one, *(not_(other) for other in chosen if other is not one)) for one in chosen))

@@ -218,7 +218,7 @@ def is_tracked(connection: Connection, columns: Tracked, *, kept: bool, guarded:
 
 
 def require_trackable(connection: Connection, columns: Tracked) -> None:
-    """Refuse a table whose triggers do not see all of its rows.
+    """Refuse a table if its triggers do not see all of its rows.
 
     Raises:
         MigrationRefusedError: other tables inherit from it. PostgreSQL hands triggers down to partitions

@@ -1,4 +1,4 @@
-"""What a migration will cost on this database: how many owners get keys first, and how fast it writes.
+"""The cost of a migration on this database: the owners that get keys first, and the speed of writing.
 
 The speed is measured, because it depends on the machine, indexes, triggers and other load. The measurement
 writes some rows unchanged, in a transaction that is rolled back. No value leaves the database.

@@ -11,7 +11,7 @@ Severity = Literal["stops", "breaks", "note"]
 
 - `stops`: deal with it before the migration is started; values would be lost or left
   behind, or it cannot run.
-- `breaks`: the migration runs; something that used the previous column ceases to work on the way.
+- `breaks`: the migration runs, but an object that used the previous column ceases to work on the way.
 - `note`: good to know.
 """
 # The order in which findings are shown.

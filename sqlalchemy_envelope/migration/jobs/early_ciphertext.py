@@ -37,7 +37,7 @@ BESIDE = Advice(
     "the plaintext. Then run again.",
     f"have {_WRITE_ANEW}. Then run again.",
 )
-"""Where the encrypted column is there, and stays."""
+"""The advice if the encrypted column exists, and stays."""
 IN_PLACE = Advice(
     "The column is as it was, and there is none beside it that could take the bytes. Restore the plaintext, "
     "and upgrade again. Or write op.expand_encrypted_column() in place of op.encrypt_column(): the column "
@@ -45,7 +45,7 @@ IN_PLACE = Advice(
     "write op.expand_encrypted_column() in place of op.encrypt_column(), with `previous=` in the model, have "
     f"{_WRITE_ANEW}, and let `sqlalchemy-envelope migrate run` encrypt the others.",
 )
-"""Where one revision encrypts the column in place."""
+"""The advice if a single revision encrypts the column in place."""
 
 _HEX = f"\\x{FORMAT_VALUE:02x}"
 _ESCAPED = f"\\{FORMAT_VALUE:03o}"

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from sqlalchemy_envelope.orm.tables.keyset import Position
 
 LOCKED: Any = object()
-"""In place of a previous value that no key here opens."""
+"""Stands for a previous value that no key here opens."""
 
 
 def open_previous(session: Session, rows: Rows, parts: list[Any]) -> list[Any]:

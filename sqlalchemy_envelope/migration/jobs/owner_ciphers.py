@@ -1,8 +1,8 @@
 """The ciphers of each row's owner, while a migration goes over the rows.
 
 The keys of owners with a slot of the provider are opened in server mode. Owners without keys get keys under
-that provider. For an owner who alone holds the keys, values are encrypted as for any locked owner: under a
-sealed write epoch.
+that provider. If only the owner holds the keys, values are encrypted as for any locked owner: under a sealed
+write epoch.
 """
 
 from __future__ import annotations

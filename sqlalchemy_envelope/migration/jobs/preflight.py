@@ -78,7 +78,7 @@ def find_unreadable(
             return position, f"{type(error).__name__} was raised"
         try:
             encode(found.typed)
-        except Exception:  # noqa: BLE001 - told without the value that is in it
+        except Exception:  # noqa: BLE001 - the error may hold the value, so it is not shown
             wanted = rows.column.plan.type.codec.tag
             return position, f"it is a {type(found.typed).__name__} where {wanted!r} is wanted"
     return None
@@ -107,7 +107,7 @@ def check_read(rows: Rows, parts: Sequence[Any]) -> None:
     for position, _, _, exact, _ in parts:
         try:
             same = check(exact)
-        except Exception:  # noqa: BLE001 - what it raises may show the value
+        except Exception:  # noqa: BLE001 - the error may show the value
             same = False
         if not same:
             raise unreadable(rows, position, _NOT_WHAT_IS_STORED)

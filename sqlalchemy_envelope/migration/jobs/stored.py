@@ -56,11 +56,11 @@ class Verdict(Enum):
 
     SAME = auto()
     DIFFERS = auto()
-    """It opens, and is another value."""
+    """The stored value opens, and is another value."""
     BROKEN = auto()
-    """It does not authenticate here: it is no ciphertext, or another owner's, or another column's."""
+    """The stored value does not authenticate: it is altered, or of another owner or another column."""
     NO_KEY = auto()
-    """No key here opens it."""
+    """No key here opens the stored value."""
     PREVIOUS_LOCKED = auto()
     """No key here opens the previous value, which this library encrypted too."""
 

@@ -46,7 +46,7 @@ class Work(Protocol):
     """A kind of job.
 
     Attributes:
-        part: tells apart jobs of this kind that run at the same time; empty if there is only one such job.
+        part: tells apart jobs of this kind that run at the same time; empty if only a single job may run.
         sampled: for a verification, whether it looks at a sample.
     """
 

@@ -58,7 +58,7 @@ class Ranges:
     """The ranges of a job of a migration.
 
     Args:
-        part: tells jobs of the same name apart that run at the same time; empty for the only such job.
+        part: tells apart jobs of this kind that run at the same time; empty if only a single job may run.
         sampled: for a verification, whether it looks at a sample; a verification of the other kind takes
             none of these ranges.
     """

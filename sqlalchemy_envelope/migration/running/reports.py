@@ -82,7 +82,7 @@ class VerifyReport:
 
 @dataclass(frozen=True)
 class RepairReport:
-    """The result of a repair: the rows that were repaired, and the rows whose keys are not here."""
+    """The result of a repair: the rows that were repaired, and the rows without a key here."""
 
     column: str
     rows: int
@@ -92,8 +92,8 @@ class RepairReport:
 
 @dataclass(frozen=True)
 class ReencryptReport:
-    """The result of re-encryption: the rows that were re-encrypted, the rows whose keys are not here, and the
-    rows whose value does not authenticate. The last are left as they are."""
+    """The result of re-encryption: the rows that were re-encrypted, the rows without a key here, and the rows
+    with a value that does not authenticate. Rows of the last kind are left as they are."""
 
     column: str
     rows: int

@@ -228,7 +228,7 @@ class Runner:
                     # An owner may be deleted while its keys are made. The next try no longer finds the owner.
                     again = may_pass(error) or is_lost(error)
                     again = again or (collided(error) and tries < _MOST_COLLISIONS)
-                # Outside of `except`: what the database said may show the values of a row.
+                # Outside of `except`: the database's message may show the values of a row.
                 if not again or time.monotonic() >= until or self._stop():
                     raise failed
                 tries += 1
@@ -246,7 +246,10 @@ class Runner:
             return call(session)
 
     def _warm(self, error: ProviderError) -> None:
-        """Open the keys that the next chunk needs, and roll back: no provider call holds row locks."""
+        """Open the keys that the next chunk needs, and roll back.
+
+        No provider is called while rows are locked.
+        """
         with Session(self._engine) as session, self._envelope.write_only(session):
             taken = self._ranges.take(session, self._number)
             session.rollback()
@@ -274,7 +277,7 @@ def _uncollected() -> Iterator[None]:
 
 _MOST_COLLISIONS = 8
 _CHUNK_BYTES = 32 * 1024 * 1024
-"""Values of a chunk, about: several copies of them are in memory for a moment."""
+"""The approximate size of a chunk's values. Several copies are in memory for a moment."""
 
 
 class _DoneByAnotherError(Exception):

@@ -47,7 +47,7 @@ def steady(step: Callable[Concatenate[S, P], R]) -> Callable[Concatenate[S, P], 
             except (DBAPIError, MemoryError, OSError) as error:
                 failed: Any = stopped(step.__name__, error)
                 again = may_pass(error) or is_lost(error) or (collided(error) and tries < _MOST_COLLISIONS)
-            # Outside of `except`: what the database said may show the values of a row.
+            # Outside of `except`: the database's message may show the values of a row.
             now, patience = time.monotonic(), migrator.setting.pace.patience
             if now - last > patience:
                 until, tries = now + patience, 0

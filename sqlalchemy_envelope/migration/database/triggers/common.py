@@ -151,5 +151,5 @@ class Triggers(ABC):
 
 
 def events(kind: str) -> tuple[str, ...]:
-    """A guard is two triggers: one for UPDATE, one for INSERT."""
+    """The triggers of a kind: a guard has a trigger for UPDATE and a trigger for INSERT."""
     return ("guard", "guardi") if kind == "guard" else (kind,)

@@ -64,7 +64,7 @@ class SqliteTriggers(Triggers):
         return f"{outdated} AND NEW.{self.encrypted} IS NOT {_MARK} AND OLD.{self.encrypted} IS NOT {_MARK}"
 
     def _watched(self) -> str:
-        """The columns whose change may make a row pending."""
+        """The columns that may make a row pending when they change."""
         names = dict.fromkeys((self._columns.previous, *self._columns.bound))
         return ", ".join(self._quote(name) for name in names)
 

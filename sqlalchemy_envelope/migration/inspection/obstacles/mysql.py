@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from sqlalchemy_envelope.migration.database.columns import MigratingColumn
 
 OVERHEAD = 45
-"""What a ciphertext has more than its plaintext, in bytes: docs/reference/wire-format.md, section 6."""
+"""The bytes that a ciphertext is longer than its plaintext: docs/reference/wire-format.md, section 6."""
 _HERE = "table_schema = COALESCE(:schema, database()) AND table_name = :table"
 _COLUMNS = f"""
 SELECT column_name AS name, data_type AS type, column_type AS full_type, character_maximum_length AS letters,
@@ -73,7 +73,7 @@ FROM information_schema.partitions WHERE {_HERE} AND partition_name IS NOT NULL 
 """  # noqa: S608
 # Bytes that a binary column holds; VARBINARY and BINARY say it themselves.
 _BLOBS = {"TINYBLOB": 255, "BLOB": 65_535, "MEDIUMBLOB": 16_777_215, "LONGBLOB": 4_294_967_295}
-# Bytes that a letter of a character set can take in UTF-8, which is what is encrypted.
+# Bytes that a letter of a character set can take in UTF-8: the encryption encodes text as UTF-8.
 _ONE_BYTE = ("ascii", "binary")
 _FOUR_BYTES = ("utf8mb4", "utf16", "utf16le", "utf32", "gb18030")
 

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 __all__ = ["Finding", "Severity", "find_obstacles"]
 
 COUNTED = 1_000
-"""Rows in the way are counted up to here; more are as bad."""
+"""The most rows to count as an obstacle; a higher number would change nothing."""
 
 
 def find_obstacles(connection: Connection, column: MigratingColumn) -> list[Finding]:

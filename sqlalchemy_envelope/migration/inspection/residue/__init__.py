@@ -1,4 +1,4 @@
-"""Where plaintext of a column still lies after a migration.
+"""Plaintext of a column that remains in the database after a migration.
 
 `search` has the questions for every database. The questions for a single kind of database are in the file
 of its name.

@@ -1,4 +1,4 @@
-"""Where plaintext of a column still lies, as far as the database tells, and what to do about each place.
+"""Plaintext of a column that remains, as far as the database tells, and what to do about each place.
 
 A value that was set to NULL or dropped is gone from every query at once, and from the disc much later. This
 module asks the catalogs. docs/explanation/plaintext-that-remains.md tells what was found in the bytes
@@ -26,7 +26,7 @@ _SEARCHES = {
     "mariadb": mysql.find,
 }
 _COUNTED = 100_000
-"""Rows that still have a value are counted up to here."""
+"""The most rows to count that still have a value."""
 
 
 def where_plaintext_remains(

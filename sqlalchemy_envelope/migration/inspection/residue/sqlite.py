@@ -1,4 +1,4 @@
-"""Where plaintext of a column still lies in SQLite."""
+"""Plaintext of a column that remains in SQLite."""
 
 from __future__ import annotations
 
