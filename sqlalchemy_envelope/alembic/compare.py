@@ -1,5 +1,5 @@
-"""What autogenerate finds: the CHECK of encrypted columns; and while values are moved, the steps of the move
-in place of bare columns, and nothing of what belongs to the move itself."""
+"""The findings of autogenerate. It finds the CHECK of encrypted columns. While values are moved, it finds the
+steps of the move in place of bare columns, and ignores the tables and columns of the move itself."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ _LAST: dict[str, Any] = (
 
 
 # Alembic asks `render_item` of the options alone, and the options are first at hand when it compares schemas.
-# It has priorities for comparators since 1.18; before, they ran in the order in which they were registered.
+# Alembic has priorities for comparators since 1.18. Before, comparators ran in the order of registration.
 @comparators.dispatch_for("schema", **_LAST)
 def _install(autogen_context: AutogenContext, upgrade_ops: UpgradeOps, *_: Any) -> None:
     _refuse_to_drop_keys(upgrade_ops)
@@ -66,7 +66,7 @@ _GRANT_COLUMNS = {"grant_id", "key_id", "recipient_key_id", "wrapped"}
 
 
 def _refuse_to_drop_keys(upgrade_ops: UpgradeOps) -> None:
-    """Autogenerate sees the rename of an owner's table as key tables to drop: the end of all they open."""
+    """Refuse to drop key tables: autogenerate takes the rename of an owner's table for key tables to drop."""
     for operation in upgrade_ops.ops:
         if not isinstance(operation, DropTableOp):
             continue
@@ -80,8 +80,8 @@ def _refuse_to_drop_keys(upgrade_ops: UpgradeOps) -> None:
 
 
 def _let_run_again(autogen_context: AutogenContext, upgrade_ops: UpgradeOps) -> None:
-    """PostgreSQL: a step commits what comes before it in its revision, as the tables for keys. If it does not
-    get its lock, the revision is run again, and finds that done."""
+    """PostgreSQL: let a revision run again after a step that did not get its lock. The step has committed the
+    operations before it, such as the tables for keys, so the second run has to accept them as done."""
     if autogen_context.migration_context.dialect.name != "postgresql":
         return
     if not any(
@@ -97,10 +97,10 @@ def _let_run_again(autogen_context: AutogenContext, upgrade_ops: UpgradeOps) -> 
 
 
 def _steps(autogen_context: AutogenContext, operations: list[MigrateOperation]) -> Iterator[MigrateOperation]:
-    """The same operations without those on the state tables, and with the steps of a move.
+    """The operations without changes to the state tables, and with the steps of a move.
 
     A step comes after its table's other changes, outside of a batch: SQLite's table loses its triggers
-    when it is built anew.
+    when it is rebuilt.
     """
     for operation in operations:
         if isinstance(operation, DropTableOp) and operation.table_name in STATE_TABLES:
@@ -137,7 +137,7 @@ def _steps(autogen_context: AutogenContext, operations: list[MigrateOperation]) 
 
 
 def _as_of_new_table(item: Any) -> Any:
-    """An encrypted column of a CREATE TABLE, which is written with its CHECK."""
+    """The column of a CREATE TABLE; an encrypted column is marked to be written with its CHECK."""
     if not isinstance(item, Column) or not isinstance(item.type, EncryptedType) or item.type.check is False:
         return item
     marked = sqla_compat._copy(item)
@@ -150,15 +150,15 @@ def _encrypted(table: Table) -> Iterator[tuple[Column[Any], EncryptedType]]:
 
 
 def _is_of_check(operation: MigrateOperation, table: Table) -> bool:
-    """Whether it creates or drops a CHECK of ours: Alembic has an extension that compares them by name, and
-    knows nothing of `check=None`, under which a table keeps what it has."""
+    """Whether an operation creates or drops a CHECK of ours. An extension of Alembic compares CHECKs by name,
+    and does not know `check=None`, under which a table keeps the CHECK that it has or lacks."""
     if not isinstance(operation, (CreateCheckConstraintOp, DropConstraintOp)):
         return False
     return operation.constraint_name in {check_name_of(column, table) for column, _ in _encrypted(table)}
 
 
 def _checks(autogen_context: AutogenContext) -> Iterator[MigrateOperation]:
-    """The CHECKs that models ask for or decline in so many words, and the database has otherwise."""
+    """Operations for each CHECK that a model asks for or declines, if the database differs."""
     if autogen_context.connection is None or autogen_context.dialect is None:
         return
     if check_condition(autogen_context.dialect.name, "") is None:
@@ -184,7 +184,7 @@ def _key(name: str, schema: str | None) -> str:
 
 
 def _is_of_previous(operation: MigrateOperation, table: Table) -> bool:
-    """Whether it changes the previous column, or an index on it: both stay as they are until they go."""
+    """Whether an operation changes the previous column or its index. Both stay as they are until dropped."""
     previous = {column.name for column in table.columns if notes_of(column).replaced_by is not None}
     if not previous:
         return False
@@ -202,10 +202,10 @@ _BLOBS = {"TINYBLOB": 2**8, "BLOB": 2**16, "MEDIUMBLOB": 2**24}
 
 
 def _is_made_otherwise_by_mysql(operation: MigrateOperation, table: Table) -> bool:
-    """What the database has is what the model means: no partial index, and for BLOB(32) a TINYBLOB.
+    """Whether a difference comes from MySQL alone: it has no partial index, and a TINYBLOB for BLOB(32).
 
-    Without its WHERE, which MySQL does not have, the index for active keys would forbid rotation; and
-    Alembic does not heed that the model leaves it out there.
+    MySQL has no WHERE for an index. Without it the index for active keys would forbid rotation, so the model
+    leaves the index out there; Alembic does not heed that.
     """
     if isinstance(operation, CreateIndexOp):
         return set(table.columns.keys()) >= _KEY_COLUMNS and operation.index_name == f"uq_{table.name}_active"
@@ -243,7 +243,7 @@ def _becomes_step(
 def _expand(
     autogen_context: AutogenContext, column: Column[Any], table: Table
 ) -> ExpandEncryptedColumnOp | None:
-    """The encrypted column is to be added, and the previous one is there."""
+    """The operation that adds the encrypted column, if the previous column exists in the database."""
     if not isinstance(column.type, EncryptedType) or column.type.previous is None:
         return None
     declared = column.type.previous
@@ -255,7 +255,7 @@ def _expand(
 
 
 def _encrypt(operation: AlterColumnOp, table: Table) -> EncryptColumnOp | None:
-    """A column of plaintext is encrypted in the model: a change of type alone would leave plaintext in it."""
+    """The operation for a plaintext column that the model encrypts. A bare change of type keeps plaintext."""
     column = table.columns.get(operation.column_name)
     there, type_ = operation.existing_type, getattr(column, "type", None)
     if column is None or not isinstance(type_, EncryptedType) or type_.previous is not None:
@@ -281,7 +281,7 @@ def _encrypt(operation: AlterColumnOp, table: Table) -> EncryptColumnOp | None:
 
 
 def _add(column: Column[Any], table: Table) -> AddEncryptedColumnOp | None:
-    """A new column, and its CHECK with it."""
+    """The operation that adds a new column together with its CHECK."""
     if not isinstance(column.type, EncryptedType) or column.type.check is False:
         return None
     return AddEncryptedColumnOp(table.name, column, schema=table.schema)
@@ -290,7 +290,7 @@ def _add(column: Column[Any], table: Table) -> AddEncryptedColumnOp | None:
 def _drop(
     autogen_context: AutogenContext, operation: DropColumnOp, table: Table
 ) -> DropEncryptedColumnOp | None:
-    """A column that the model has no more, and its CHECK with it: by that it is known."""
+    """The operation that drops an encrypted column that left the model, known by the name of its CHECK."""
     name = operation.column_name
     if autogen_context.connection is None:
         return None
@@ -304,7 +304,7 @@ def _drop(
 def _contract(
     autogen_context: AutogenContext, operation: DropColumnOp, table: Table
 ) -> ContractEncryptedColumnOp | None:
-    """The previous column is to be dropped: the move that it belongs to shows by the name of its trigger."""
+    """The operation that drops a previous column. The name of its trigger shows the move it belongs to."""
     if autogen_context.connection is None:
         return None
     triggers = _triggers(autogen_context.connection, table)

@@ -1,4 +1,4 @@
-"""How migrations are written: encrypted columns as what the database holds, and this package's operations."""
+"""Write migrations: encrypted columns with the type in the database, and this package's operations."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from sqlalchemy_envelope.orm.columns.encrypted_type import EncryptedType
 from sqlalchemy_envelope.orm.columns.stored_value import check_condition
 
 _DIALECTS: tuple[str | tuple[str, ...], ...] = ("sqlite", "postgresql", ("mysql", "mariadb"))
-"""The databases with a CHECK, those of one spelling together."""
+"""The databases with a CHECK. Databases with the same spelling are in a tuple."""
 
 
 def render_item(kind: str, item: Any, autogen_context: AutogenContext) -> str | Literal[False]:
-    """Render an encrypted column's type, or a previous column; False for everything else, as Alembic
-    asks of such a function.
+    """Render an encrypted column's type, or a previous column; return False for everything else, as Alembic
+    expects.
 
-    Importing this package is enough under `alembic revision --autogenerate`. Call this from a `render_item`
-    of your own where you use `render_python_code()` without a comparison.
+    Importing this package is enough under `alembic revision --autogenerate`. Call this function from a
+    `render_item` of your own if you use `render_python_code()` without a comparison.
     """
     if kind == "type" and isinstance(item, EncryptedType):
         return f"{_prefix(autogen_context)}LargeBinary()"
@@ -50,8 +50,8 @@ def _column(item: Column[Any], type_: TypeEngine[Any], autogen_context: AutogenC
 
 
 def _checks(column: str, name: str, autogen_context: AutogenContext) -> Iterator[str]:
-    """The CHECK as plain SQLAlchemy, in the spelling of each database: a migration that was written on one
-    runs on the others."""
+    """The CHECK as plain SQLAlchemy, in the spelling of each database, so that a migration that was written
+    on any of them runs on the others."""
     prefix = autogen_context.opts.get("alembic_module_prefix") or ""
     named = f"{prefix}f({name!r})"
     for names in _DIALECTS:
@@ -63,14 +63,14 @@ def _checks(column: str, name: str, autogen_context: AutogenContext) -> Iterator
 
 
 def stored_type(type_: TypeEngine[Any]) -> TypeEngine[Any]:
-    """What a type of another library stores. Its own `repr` may show its key."""
+    """The stored type behind a type of another library. That type's own `repr` may show its key."""
     while isinstance(type_, TypeDecorator) and not isinstance(type_, EncryptedType):
         type_ = type_.impl_instance
     return type_
 
 
 class AfterTheirs:
-    """A `render_item` that asks the one of `env.py` first."""
+    """A `render_item` that asks the `render_item` of `env.py` first."""
 
     def __init__(self, theirs: Callable[..., Any] | None) -> None:
         self._theirs = theirs

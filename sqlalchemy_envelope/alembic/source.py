@@ -1,4 +1,4 @@
-"""`KeySource`: what a migration that encrypts is given in `env.py`."""
+"""`KeySource`: the keys and models that `env.py` gives to a migration that encrypts."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, repr=False)
 class KeySource:
-    """Whose keys encrypt, and who opens them, while a migration runs.
+    """The source of owners' keys, and the provider that opens them, while a migration runs.
 
     Attributes:
-        envelope: the application's.
-        base: the declarative base, or registry, of its models: it knows the owners and their key tables.
+        envelope: the application's `Envelope`.
+        base: the declarative base, or registry, of the models, with the owners and their key tables.
         provider: the provider that holds owners' keys; owners without keys get keys under it.
     """
 
@@ -38,7 +38,7 @@ class KeySource:
         self.envelope.policy.require_providers().named(self.provider)
 
     def table(self, name: str, schema: str | None) -> Table | None:
-        """The table of the models that is called so now."""
+        """The table of the models that has this name now."""
         key = f"{schema}.{name}" if schema else name
         return next((one.tables[key] for one in metadata_of(self.base) if key in one.tables), None)
 
@@ -55,10 +55,10 @@ class KeySource:
 
 
 def key_source(operations: Operations) -> KeySource:
-    """What `env.py` gave.
+    """The `KeySource` that `env.py` gave.
 
     Raises:
-        ConfigurationError: nothing.
+        ConfigurationError: `env.py` gave no `KeySource`.
     """
     source = operations.migration_context.opts.get("envelope")
     if isinstance(source, KeySource):

@@ -6,9 +6,9 @@ _MISSING = "The command line needs click and rich: pip install 'sqlalchemy-envel
 
 
 def main() -> None:
-    """Run the command line; without its two packages, say in one line how to get them."""
+    """Run the command line. Without its two packages, say in a single line how to get them."""
     try:
-        import click  # noqa: F401 - asked for here, so that importing this package costs nothing
+        import click  # noqa: F401 - imported here, so that importing this package costs nothing
         import rich  # noqa: F401
     except ModuleNotFoundError as error:
         if error.name not in ("click", "rich"):

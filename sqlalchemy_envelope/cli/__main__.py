@@ -1,4 +1,4 @@
-"""`python -m sqlalchemy_envelope.cli`, where the script is not on the path."""
+"""`python -m sqlalchemy_envelope.cli`, for when the script is not on the path."""
 
 from sqlalchemy_envelope.cli import main
 

@@ -1,4 +1,4 @@
-"""`sqlalchemy-envelope campaign`: keys for owners who are away, from the first to the key's destruction.
+"""`sqlalchemy-envelope campaign`: keys for absent owners, up to the destruction of the campaign's key.
 
 Exit codes are those of `migrate`.
 """
@@ -29,7 +29,7 @@ class _Job:
     stop: StopSignals
 
     def say(self, text: str, values: Mapping[str, Any]) -> None:
-        """For people or for programs."""
+        """Print the text for people, or with `--json` the values for programs."""
         say(json.dumps(values, indent=2, default=str) if self.as_json else text)
 
 

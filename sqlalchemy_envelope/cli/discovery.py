@@ -17,17 +17,17 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Found(Generic[T]):
-    """What was found, and the reference by which other processes find it again."""
+    """The object that was found, and the reference by which other processes find it again."""
 
     value: T
     reference: str
 
 
 def discover(app: str, kind: type[T]) -> Found[T]:
-    """The one object of this kind that `--app` names: itself, what makes one, or the only one in a module.
+    """The object of this kind that `--app` names: itself, by a function, or as the only such in a module.
 
     Raises:
-        click.BadParameter: there is none, there are several, or the code cannot be imported.
+        click.BadParameter: there is no such object, there are several, or the code cannot be imported.
     """
     name, _, attribute = app.partition(":")
     if not name or (":" in app and not attribute):
@@ -52,7 +52,7 @@ def discover(app: str, kind: type[T]) -> Found[T]:
     if callable(given) and not isinstance(given, type):
         try:
             made = given()
-        except Exception as error:  # noqa: BLE001 - the user's code: it becomes one line
+        except Exception as error:  # noqa: BLE001 - the user's code: the error becomes a single line
             raise _refused(f"{reference}() failed: {_shown(error)}.") from None
         if isinstance(made, kind):
             return Found(made, reference)
@@ -86,7 +86,7 @@ def _attribute(module: ModuleType, attribute: str) -> Any:
 
 
 def _shown(error: Exception) -> str:
-    """What was raised, and where. Its words only where they are names: others may quote a setting."""
+    """The error's type and place. Only errors that quote names show a message: others may quote a setting."""
     words = f": {error}" if isinstance(error, (ImportError, SyntaxError, LookupError, EnvelopeError)) else ""
     frames = traceback.extract_tb(error.__traceback__)
     own = [one for one in frames if _is_of_user(one.filename)]

@@ -1,4 +1,4 @@
-"""The commands under one name; each is a file of its own."""
+"""The commands under a common name; each command has a file of its own."""
 
 import click
 

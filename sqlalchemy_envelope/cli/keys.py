@@ -1,4 +1,4 @@
-"""`sqlalchemy-envelope keys`: fresh keys, for those who set up an application and write no Python for it."""
+"""`sqlalchemy-envelope keys`: fresh keys, for people who set up an application without writing Python."""
 
 from pathlib import Path
 

@@ -1,7 +1,7 @@
-"""What the commands print, and what happens when its reader is gone, as `head` is after its last line.
+"""The output of the commands, and their end when the reader is gone, as `head` is after its last line.
 
-Then the command says nothing more, not on standard error either, and ends like a program that SIGPIPE ended:
-with 141. A job that moves rows stops after the chunk at hand, as after any signal.
+The command then prints nothing more, not even on standard error, and exits with 141, like a program that
+SIGPIPE ended. A job that moves rows stops after the chunk at hand, as after any signal.
 """
 
 import os
@@ -20,18 +20,18 @@ class ReaderGoneError(Exception):
 
 
 class PipeConsole(Console):
-    """A console that says so when its reader is gone. Rich itself would end the process with 1, which means
-    that something is left to do."""
+    """A console that raises `ReaderGoneError` when its reader is gone. Rich itself would end the process with
+    1, which means that something is left to do."""
 
     def on_broken_pipe(self) -> None:
         raise ReaderGoneError
 
 
 class Group(click.Group):
-    """A group whose list of commands shows whole sentences; click cuts them off at the edge of the screen."""
+    """A group that lists its commands with whole sentences. Click cuts them off at the edge of the screen."""
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write the list."""
+        """Write the list of commands."""
         with formatter.section("Commands"):
             formatter.write_dl(list(self._described()))
 
@@ -42,7 +42,7 @@ class Group(click.Group):
 
 
 class RootGroup(Group):
-    """The group of all commands: here a reader that is gone ends the program."""
+    """The group of all commands. If the reader of the output is gone, it ends the program."""
 
     def invoke(self, ctx: click.Context) -> object:
         """Run the command."""
@@ -57,7 +57,7 @@ def say(text: str) -> None:
     """Print a line.
 
     Raises:
-        ReaderGoneError: nobody reads it.
+        ReaderGoneError: nobody reads the output.
     """
     try:
         click.echo(text)
@@ -66,10 +66,10 @@ def say(text: str) -> None:
 
 
 def silence() -> None:
-    """Send standard output nowhere. Python would complain at its end about what it could not print."""
+    """Send standard output nowhere. Python would otherwise complain at exit about unprinted output."""
     try:
         number = sys.stdout.fileno()
-    except OSError:  # it is no file, as in a test
+    except OSError:  # standard output is no file, as in a test
         return
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, number)

@@ -1,9 +1,9 @@
-"""Values moved into encrypted columns while the application runs: expand, track, backfill, verify, cut over,
-contract; and back, at any moment before the last.
+"""Move values into encrypted columns while the application runs: expand, track, backfill, verify, cut over,
+contract. The way back is open at any moment before the contract.
 
-What a row holds tells how far it is (`orm.columns.previous`), so that nothing can be encrypted twice, and
-who stops at any point goes on from there. The state tables only spare going over what is done. Nothing here
-knows of revisions or of a command line.
+The columns of a row tell how far the row is (`orm.columns.previous`). So no value can be encrypted twice, and
+a migration that stops at any point goes on from there. The state tables only spare a second look at finished
+rows. Nothing here knows of revisions or of a command line.
 """
 
 from sqlalchemy_envelope.campaign.campaign import Campaign

@@ -30,8 +30,8 @@ T = TypeVar("T")
 class AsyncMigrator:
     """`Migrator` for programs with an event loop: in a greenlet over an `AsyncEngine`, else in a thread.
 
-    A task that is cancelled stops the job after the chunk it is at, and then ends; cancelled twice, it ends
-    at once: in a greenlet that chunk is rolled back, a thread does it to its end.
+    A cancelled task stops the job after the chunk at hand, and then ends. A task that is cancelled twice ends
+    at once: in a greenlet the chunk is rolled back, while a thread does the chunk to its end.
     """
 
     def __init__(self, migrator: Migrator) -> None:
@@ -160,7 +160,7 @@ class AsyncMigrator:
 
     async def _do(self, call: Callable[[Callable[[], bool]], T]) -> T:
         stopping = False
-        # A task of its own: a cancellation of the caller's would cut a chunk off in the middle.
+        # Use a task of its own: a cancellation of the caller would cut off a chunk in the middle.
         task: asyncio.Future[Any] = asyncio.ensure_future(
             spawn(self.migrator.given_engine, lambda: call(lambda: stopping))
         )
@@ -174,7 +174,7 @@ class AsyncMigrator:
 
 
 async def _ended(task: asyncio.Future[Any]) -> None:
-    """Wait for a task that was told to stop; one more cancellation cuts it off."""
+    """Wait for a task that was told to stop. Another cancellation cuts it off."""
     try:
         await asyncio.wait([task])
     except asyncio.CancelledError:
@@ -183,4 +183,4 @@ async def _ended(task: asyncio.Future[Any]) -> None:
         raise
     finally:
         if not task.cancelled():
-            task.exception()  # looked at: its caller has ended, and nobody else will
+            task.exception()  # retrieve the error: the caller has ended, and nobody else will

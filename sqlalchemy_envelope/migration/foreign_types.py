@@ -1,8 +1,8 @@
-"""Types for what other libraries encrypted, to be named in a `PreviousColumn`.
+"""Types for values that other libraries encrypted, to be named in a `PreviousColumn`.
 
-Where a library has a SQLAlchemy type of its own, name that one. Here is what the others need: tokens that
-were made by hand, pgcrypto, values that a type hands out wrapped, and columns that were left half encrypted.
-None of them takes what it cannot open for plaintext.
+If a library has a SQLAlchemy type of its own, name that type. The types here are for other cases: tokens
+that were made by hand, pgcrypto, values that a type hands out wrapped, and columns that were left half
+encrypted. No type here takes a value that it cannot open for plaintext.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from sqlalchemy_envelope.exceptions import ConfigurationError
 
 
 class Tokens(Protocol):
-    """What makes and opens tokens: a `Fernet` or `MultiFernet` of cryptography has these methods."""
+    """An object that makes and opens tokens, such as a `Fernet` or `MultiFernet` of cryptography."""
 
     def encrypt(self, data: bytes) -> bytes:
         """A token for these bytes."""
@@ -35,8 +35,8 @@ class FernetText(TypeDecorator[str]):
     """Text that the application itself encrypted and decrypted with a `Fernet` or `MultiFernet`.
 
     Args:
-        fernet: ready to use; anything with its two methods will do.
-        binary: whether tokens are stored as bytes, and not as text.
+        fernet: an object that is ready to use, with the two methods of `Tokens`.
+        binary: whether tokens are stored as bytes, not as text.
     """
 
     impl = Text
@@ -73,7 +73,7 @@ class FernetText(TypeDecorator[str]):
 
 
 class _Hidden(str):
-    """A text that drivers send as it is, and that shows nothing of itself in a log."""
+    """A text that drivers send as it is, but that a log does not show."""
 
     __slots__ = ()
 
@@ -97,7 +97,7 @@ class _HiddenText(TypeDecorator[str]):
 
 
 class _Passphrase:
-    """A passphrase, or what fetches it. Found by identity, so that no statement's cache key holds it."""
+    """A passphrase, or the function that fetches it. It compares by identity, so no cache key holds it."""
 
     __slots__ = ("_given",)
 
@@ -112,7 +112,7 @@ class _Passphrase:
 
 
 class _Bytea(UserDefinedType[str]):
-    """Bytes in the database that nothing but a function reads."""
+    """Bytes in the database that only a function reads."""
 
     cache_ok = True
 
@@ -123,12 +123,12 @@ class _Bytea(UserDefinedType[str]):
 class PgCryptoText(TypeDecorator[str]):
     """Text that PostgreSQL encrypts and decrypts itself, with pgcrypto's `pgp_sym_encrypt`.
 
-    The passphrase goes to the server as a parameter, as it always did; what logs parameters there sees it.
+    The passphrase goes to the server as a parameter. A server that logs parameters shows it there.
 
     Args:
         key: the passphrase, or a function that fetches it.
-        options: those of `pgp_sym_encrypt`, as "cipher-algo=aes256"; for what is still written.
-        armored: whether the column holds text that `armor()` made, and not bytes.
+        options: options of `pgp_sym_encrypt`, such as "cipher-algo=aes256", for values still to be written.
+        armored: whether the column holds text that `armor()` made, not bytes.
     """
 
     impl = Text
@@ -143,7 +143,7 @@ class PgCryptoText(TypeDecorator[str]):
         self.armored = armored
 
     def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
-        """What the column is in the database; what goes to the functions and comes from them is text."""
+        """The column's type in the database. The functions take and return text."""
         return dialect.type_descriptor(Text() if self.armored else _Bytea())
 
     def _passphrase(self) -> Any:
@@ -164,7 +164,7 @@ class PgCryptoText(TypeDecorator[str]):
 
 
 class _Around(TypeDecorator[Any]):
-    """A type that stands around another library's, and is in the database what that is."""
+    """A type around another library's type, with the same type in the database."""
 
     impl = Text
     cache_ok = True
@@ -183,7 +183,7 @@ class _Around(TypeDecorator[Any]):
         self.inner._set_parent(parent, **options)
 
     def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
-        """What the other type is there."""
+        """The database type of the other type."""
         return self.inner.load_dialect_impl(dialect)
 
     def process_bind_param(self, value: Any, dialect: Dialect) -> Any:
@@ -199,10 +199,10 @@ class _Around(TypeDecorator[Any]):
 
 
 class Revealed(_Around):
-    """Values of a type that hands them out wrapped, to be decrypted when they are asked for.
+    """Values of a type that hands them out wrapped, to be decrypted on demand.
 
-    Made for sqlalchemy-encrypted-field: what has a method `decrypt` gives what that returns, a mapping
-    becomes a dict. It also lets NULL through, which those types do not.
+    Made for sqlalchemy-encrypted-field. A value with a method `decrypt` becomes the result of that method,
+    and a mapping becomes a dict. NULL passes through, which the types of that library do not allow.
 
     Args:
         inner: the other library's type.
@@ -226,12 +226,12 @@ class Revealed(_Around):
 class PartlyPlaintext(_Around):
     """A column in which some rows are another library's ciphertext and others were never encrypted.
 
-    Which is which is said by a function that looks at what is stored. What it calls ciphertext has to open: a
-    value is never taken for plaintext because it does not.
+    A function tells the two apart by the stored value. A value that the function calls ciphertext has to
+    open: a value that does not open is never taken for plaintext.
 
     Args:
         inner: the other library's type.
-        is_ciphertext: is given what is stored; true if the other library wrote it. For Fernet:
+        is_ciphertext: takes the stored value; true if the other library wrote it. For Fernet:
             `lambda stored: stored.startswith("gAAAA")`.
     """
 
@@ -248,7 +248,7 @@ class PartlyPlaintext(_Around):
         self.is_ciphertext = is_ciphertext
 
     def process_result_value(self, value: Any, dialect: Dialect) -> Any:
-        """Read as the other type does, or take what is there for plaintext, as the function says."""
+        """Read as the other type does, or take the stored value for plaintext, as the function says."""
         if value is None or not self.is_ciphertext(value):
             return value
         return self.inner.process_result_value(value, dialect)
@@ -262,12 +262,13 @@ def is_decrypted_by_database(type_: TypeEngine[Any]) -> bool:
 
 
 def check_of(type_: TypeEngine[Any]) -> Callable[[Any], bool] | None:
-    """What tells whether a stored value was read as what was encrypted; None where that needs no check.
+    """A function that tells whether a stored value was read as it was encrypted; None if no check is needed.
 
-    A cipher without authentication makes something of many a ciphertext under a wrong key: sqlalchemy-utils'
-    `AesEngine` with the padding "zeroes" makes the empty string of nearly every short one. But one that makes
-    the same ciphertext of the same value each time can be asked to encrypt what it decrypted. All of it must
-    come out again, or its beginning: naive padding takes more from some values than it added.
+    Under a wrong key, a cipher without authentication still makes something of many ciphertexts. For example,
+    `AesEngine` of sqlalchemy-utils with the padding "zeroes" makes the empty string of nearly every short
+    ciphertext. A cipher that makes the same ciphertext of the same value each time can encrypt the decrypted
+    value again. The result must equal the stored ciphertext, or its beginning: naive padding takes more from
+    some values than it added.
     """
     if isinstance(type_, _Around):
         inner = check_of(type_.inner)
@@ -280,7 +281,7 @@ def check_of(type_: TypeEngine[Any]) -> Callable[[Any], bool] | None:
         return None
 
     def reads_back(stored: Any) -> bool:
-        # Asked here, where the type has just given its engine a key.
+        # Ask for the engine here, where the type has just given it a key.
         if engine.encrypt("") != engine.encrypt(""):
             return True
         text = stored if isinstance(stored, str) else bytes(stored).decode("ascii")

@@ -1,4 +1,4 @@
-"""`Migrator`: the steps of a migration, each of them safe to repeat, and refused while it would lose
+"""`Migrator`: the steps of a migration. Each step is safe to repeat, and is refused while it would lose
 something."""
 
 from __future__ import annotations
@@ -50,12 +50,12 @@ class Migrator:
     """Moves the values of columns with a `PreviousColumn` while the application runs.
 
     Args:
-        engine: of the database; an asynchronous one works through `AsyncMigrator`.
-        envelope: the application's.
-        base: the declarative base, or registry, of its models.
-        provider: the provider that holds owners' keys, or a campaign's: owners without keys get some under
-            it. None: owners who have keys are written to by sealed write epochs, others are left.
-        reference: `"module:attribute"` by which other processes find this very object; workers need it.
+        engine: the engine of the database. An asynchronous engine works through `AsyncMigrator`.
+        envelope: the application's `Envelope`.
+        base: the declarative base, or registry, of the application's models.
+        provider: the provider that holds owners' keys, or a campaign's provider: owners without keys get keys
+            under it. With None, owners with keys are written to by sealed write epochs; others are left.
+        reference: `"module:attribute"`, by which other processes find this very object. Workers need it.
     """
 
     def __init__(
@@ -81,12 +81,12 @@ class Migrator:
 
     @property
     def given_engine(self) -> Engine | AsyncEngine:
-        """The engine as it was given."""
+        """The engine as the application gave it."""
         return self.setting.given_engine
 
     @property
     def reference(self) -> str | None:
-        """Where other processes find this very object."""
+        """The reference by which other processes find this very object."""
         return self.setting.reference
 
     @reference.setter
@@ -95,7 +95,7 @@ class Migrator:
 
     @property
     def pace(self) -> Pace:
-        """How hard it works."""
+        """How hard the migration works."""
         return self.setting.pace
 
     @pace.setter
@@ -110,46 +110,46 @@ class Migrator:
         return self._known.moving
 
     def column(self, name: str) -> MigratingColumn:
-        """One of them, as `table.attribute`; or one of `leftovers`."""
+        """The column of `columns` or `leftovers` with this name, `table.attribute`."""
         return self._known.named(name)
 
     def _migration(self, name: str, reached: Phase | None = None) -> ColumnMigration:
-        """The migration of a column, which has to have reached this phase."""
+        """The migration of a column. It must have reached the phase, if a phase is given."""
         migration = ColumnMigration(self.setting, self.column(name))
         if reached is not None:
             migration.require.reached(reached)
         return migration
 
     def forgotten(self) -> list[str]:
-        """The names of columns whose models have forgotten the previous one before the migration let them."""
+        """The names of columns that lost `previous=` in the models before the migration allowed it."""
         return self._known.forgotten()
 
     def put_back(self, names: Iterable[str]) -> str:
-        """The cure for columns of `forgotten`."""
+        """What to do about columns of `forgotten`."""
         return self._known.put_back(names)
 
     def leftovers(self) -> list[MigratingColumn]:
-        """Columns whose models have forgotten the previous one, while the database still has it."""
+        """Columns without `previous=` in the models, while the database still has the previous column."""
         return self._known.leftovers()
 
     def phase(self, name: str) -> Phase:
-        """How far a column is."""
+        """The phase of a column's migration."""
         return self._migration(name).standing().phase
 
     def plan(self, name: str) -> list[Finding]:
-        """What will hurt, how many owners need keys, and how fast this database writes; changes nothing."""
+        """Find what will hurt, how many owners need keys, and how fast rows are written; change nothing."""
         return plan_of(self.engine, self.column(name), self.setting.provider)
 
     @steady
     def status(self, name: str) -> ColumnStatus:
-        """Where a migration stands. Counts rows: some tenths of a second for each million."""
+        """The state of a migration. Rows are counted: some tenths of a second for each million."""
         return status_of(self.setting, self.column(name))
 
     # ------------------------------------------------------------------ the steps
 
     @steady
     def expand(self, name: str) -> None:
-        """Add the encrypted column, if it is not there, and begin to notice who writes the previous one
+        """Add the encrypted column, if it does not exist, and begin to notice writes to the previous column
         alone."""
         migration = self._migration(name)
         create_state_tables(self.engine)
@@ -168,20 +168,22 @@ class Migrator:
         stop: Callable[[], bool] = lambda: False,
         progress: Callable[[Progress], None] | None = None,
     ) -> RunReport:
-        """Encrypt every row that has a previous value alone; goes on where an earlier run stopped.
+        """Encrypt every row that has a previous value alone; go on where an earlier run stopped.
 
-        Repeated until a look over the table finds none: who writes meanwhile is found.
+        The run repeats until a look over the table finds no such row, so rows that are written meanwhile are
+        found too.
 
         Args:
-            workers: how many work side by side; more than one needs `reference`.
-            executor: where they run, in place of this machine's processes: any `concurrent.futures.Executor`.
-            stop: asked after each chunk.
-            progress: told about twice a second.
+            workers: the number of workers side by side; two or more need `reference`.
+            executor: runs the workers, in place of this machine's processes; any
+                `concurrent.futures.Executor`.
+            stop: asked after each chunk; true ends the work cleanly.
+            progress: called about twice a second.
 
         Raises:
             MigrationRefusedError: the tables for owners' keys are missing.
-            MigrationStoppedError: the database or the machine refused; what is done stays done.
-            PreviousValueError: a previous value cannot be read. Of another library's ciphertext a sample is
+            MigrationStoppedError: the database or the machine refused; finished chunks stay done.
+            PreviousValueError: a previous value cannot be read. A sample of another library's ciphertext is
                 read before anything is changed.
         """
         migration, began = self._migration(name), time.perf_counter()
@@ -216,7 +218,7 @@ class Migrator:
         stop: Callable[[], bool] = lambda: False,
         progress: Callable[[Progress], None] | None = None,
     ) -> VerifyReport:
-        """Decrypt every encrypted value, or a random share of them, and compare it with the previous one."""
+        """Decrypt every encrypted value, or a random share, and compare it with the previous value."""
         if sample is not None and not 0 < sample <= 1:
             raise ConfigurationError(f"verify(sample={sample!r}): a share of the rows, over 0 and up to 1.")
         migration = self._migration(name, Phase.TRACKING)
@@ -225,11 +227,11 @@ class Migrator:
         job.begin(again=True, sample=sample)
         before = migration.written_so_far()
         finished = job.run(Crew(workers, executor, stop, progress))
-        # What another process encrypted meanwhile may lie behind the place where this one was.
+        # Another process may have encrypted rows behind the position of this verification meanwhile.
         finished = finished and migration.written_so_far() == before
         with job.opened() as (session, rows, ranges):
             count, connection = ranges.count(session), session.connection()
-            # Another may have begun anew meanwhile: then these are its numbers.
+            # Another process may have begun the verification anew: then these numbers belong to it.
             finished = finished and count.finished and ranges.is_mine(session)
             pending, examples = rows.count(connection, rows.pending), ranges.examples(session)
             if finished:
@@ -243,7 +245,7 @@ class Migrator:
 
     @steady
     def cutover(self, name: str, *, accept_sample: bool = False, accept_locked: int = 0) -> None:
-        """From here on the encrypted column counts alone: let the previous one be NULL.
+        """Let the encrypted column alone count from here on, and let the previous column be NULL.
 
         Deploy the policy "read" after it. The migration can be reversed until `contract`.
 
@@ -281,15 +283,15 @@ class Migrator:
         """Drop the previous column. There is no way back after it.
 
         Args:
-            stopped: nothing of the application runs, so that no program reads the column that goes: it may
-                be declared still.
+            stopped: the whole application is stopped, so no program reads the column: the models may still
+                declare it.
 
         Raises:
             MigrationRefusedError: as for `guard`, which is done first; or the models declare `previous=`.
         """
         migration = self._migration(name, Phase.CUT_OVER)
         if not migration.schema.require_previous_droppable():
-            # Dropped by one that was killed before it could note it.
+            # A contract that was killed dropped the column before it could record that.
             migration.advance(Phase.CONTRACTED)
             return
         if not stopped:
@@ -312,7 +314,7 @@ class Migrator:
         progress: Callable[[Progress], None] | None = None,
         drop: bool = False,
     ) -> RunReport:
-        """Move every value back to the previous column; what was written since the cut-over is decrypted.
+        """Move every value back to the previous column. Values written since the cut-over are decrypted.
 
         Deploy the policy "both" before it.
 
@@ -320,7 +322,8 @@ class Migrator:
             drop: drop the encrypted column too, when every value is back.
 
         Raises:
-            MigrationRefusedError: contracted already; or, with `drop`, values that no key here opens.
+            MigrationRefusedError: the column is contracted already; or, with `drop`, no key here opens some
+                values.
         """
         migration, began = self._migration(name), time.perf_counter()
         if not (drop and migration.standing().phase is Phase.REVERSED):
@@ -347,11 +350,12 @@ class Migrator:
 
     @steady
     def repair(self, name: str, *, stop: Callable[[], bool] = lambda: False) -> RepairReport:
-        """Put rows right that a verification found, by which of their two values counts.
+        """Repair the rows that a verification found.
 
-        Before the cut-over the previous one: the row becomes pending, and the next run encrypts it. After it
-        the encrypted one, and the previous one is emptied; where that does not authenticate, the previous one
-        is encrypted anew. Look first at who wrote those rows.
+        Before the cut-over the previous value counts: the row becomes pending, and the next run encrypts it.
+        After the cut-over the encrypted value counts, and the previous value is emptied. If the encrypted
+        value does not authenticate, the previous value is encrypted anew. Find out first which program wrote
+        the rows.
         """
         migration = self._migration(name, Phase.TRACKING)
         cut_over = migration.standing().phase in (Phase.CUT_OVER, Phase.GUARDED)
@@ -374,11 +378,11 @@ class Migrator:
         stop: Callable[[], bool] = lambda: False,
         progress: Callable[[Progress], None] | None = None,
     ) -> ReencryptReport:
-        """Encrypt every value anew that is not under its owner's current data key: after a new epoch.
+        """Re-encrypt every value that is not under its owner's current data key, as after a new epoch.
 
         Args:
             name: any encrypted column, as `table.attribute`.
-            owner: do this owner's rows alone, with the keys of the unlocked session around this call.
+            owner: re-encrypt this owner's rows alone, with the keys of the unlocked session around this call.
         """
         column = column_named(encrypted_columns(self.base), name)
         if owner is not None and (workers > 1 or executor is not None):

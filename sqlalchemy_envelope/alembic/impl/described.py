@@ -1,4 +1,4 @@
-"""The column of an operation as a migration sees it: made of the operation, the database and the models."""
+"""The column of an operation, as a migration sees it: from the operation, the database and the models."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ if TYPE_CHECKING:
 
 
 class DescribedColumn:
-    """A column whose values are moved. The operation says how they are encrypted. Whose they are, it says, or
-    the foreign keys of the database do, or the models.
+    """A column with values to move. The operation says how they are encrypted. Their owner is named by the
+    operation, by the foreign keys of the database, or by the models.
 
     Args:
-        source: whose keys they are, and the models.
+        source: the source of keys, with the models.
     """
 
     def __init__(self, connection: Connection, source: KeySource, op: ops.ValuesOp) -> None:
@@ -91,7 +91,7 @@ class DescribedColumn:
         return MigratingColumn(owner_class.mapper, op.column_name, table, key_columns, column, before, plan)
 
     def _declared_path(self, modelled: Any) -> OwnerPath | None:
-        """How the models lead a row to its owner, where no foreign key of the table itself does."""
+        """The models' path from a row to its owner, if no foreign key of the table itself leads there."""
         found = self._path_of_model(modelled) if self._op.owner is None else None
         return None if found is None or found.is_direct else found
 
@@ -101,7 +101,7 @@ class DescribedColumn:
         return next((one.path for one in columns if one.column.name == self._op.column_name), None)
 
     def _named_by_model(self, wanted: list[str]) -> OwnerPath | None:
-        """The columns that name the owners by what the models say: without a foreign key in the database."""
+        """The path by which the models name the owners, without a foreign key in the database."""
         modelled = self._source.table(self._op.table_name, self._op.schema)
         path = self._path_of_model(modelled)
         if path is not None and path.is_direct and (not wanted or set(path.keys) == set(wanted)):
@@ -110,8 +110,8 @@ class DescribedColumn:
         return path_through(tuple(columns)) if columns else None
 
     def _owner(self, keys: list[str]) -> tuple[Any, list[str], bool]:
-        """The class of the rows' owners, the columns that name them in the order of its key, and whether they
-        are the rows themselves."""
+        """The class of the rows' owners, the columns that name the owners in the order of the class's key,
+        and whether the rows are owners themselves."""
         op, classes = self._op, self._source.owner_classes()
         wanted = [op.owner] if isinstance(op.owner, str) else list(op.owner or ())
         own = classes.get((op.schema, op.table_name))
@@ -138,7 +138,7 @@ class DescribedColumn:
         return self._with_keys(found[0][0]), found[0][1], False
 
     def _with_keys(self, owner_class: Any) -> Any:
-        """Check that the key tables are there."""
+        """Check that the key tables exist."""
         for model in (owner_class.key_class, owner_class.slot_class):
             table = None if model is None else model.__table__
             if table is None or not inspect(self._connection).has_table(table.name, table.schema):

@@ -1,8 +1,8 @@
-"""How a revision changes a table while the application runs: the lock of each table by itself, and short.
+"""Change a table in a revision while the application runs: lock each table by itself, and briefly.
 
-Alembic runs all revisions in one transaction. The lock that one operation takes is held until the last
-operation has run. A request that has locked one table and waits for another then waits for the revision, and
-the revision waits for the request: a deadlock. So an operation here
+Alembic runs all revisions in a single transaction. The lock that an operation takes is held until the last
+operation has run. A request that has locked a table and waits for another table then waits for the revision,
+and the revision waits for the request: a deadlock. So an operation here
 
 1. commits what the revision did before, and with it lets every lock go;
 2. waits for the lock of its table for half a second at most, since everybody else queues behind it;
@@ -31,17 +31,17 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection
 
 PATIENCE = 30.0
-"""Seconds for which an operation tries to get its lock."""
+"""The seconds for which an operation tries to get its lock."""
 
 
 def change_alone(operations: Operations, table: str, work: Callable[[], None]) -> None:
-    """Change one table with nothing else locked. SQLite has one lock for everything; its driver waits for it.
+    """Change a table with nothing else locked. SQLite has a single lock, and its driver waits for it.
 
     Args:
-        work: the change. It finds out what is to be done each time: it may be tried again.
+        work: the change. It may be tried again, so each try finds out what is left to do.
 
     Raises:
-        MigrationStoppedError: the lock did not come in time.
+        MigrationStoppedError: the lock did not come free in time.
     """
     dialect = operations.impl.dialect.name
     if operations.migration_context.as_sql or dialect not in ("postgresql", "mysql", "mariadb"):
@@ -60,7 +60,7 @@ def change_alone(operations: Operations, table: str, work: Callable[[], None]) -
 def commit(context: MigrationContext) -> None:
     """Commit what the revision has done so far, and let its locks go.
 
-    A transaction that `env.py` has begun itself is not ours to commit: its locks are held until it ends.
+    Do not commit a transaction that `env.py` has begun itself. Its locks are held until it ends.
     """
     if context._transaction is not None:
         with context.autocommit_block():

@@ -1,4 +1,4 @@
-"""What a revision would lose: rows that have one of the two columns alone, values that were not verified."""
+"""Losses that a revision would cause: rows with a value in a single column, values that were not verified."""
 
 from __future__ import annotations
 
@@ -33,15 +33,15 @@ UNVERIFIED = (
 
 
 def filled_in(reason: str, columns: Tracked) -> str:
-    """One of these reasons for two columns."""
+    """A reason of this module, filled in for two columns."""
     return reason.format(table=columns.table, previous=columns.previous)
 
 
 def refuse_alone(connection: Connection, columns: Tracked) -> None:
-    """Refuse to drop the encrypted column while a row has nothing else.
+    """Refuse to drop the encrypted column while a row has an encrypted value alone.
 
     Raises:
-        MigrationRefusedError: rows have.
+        MigrationRefusedError: such rows exist.
     """
     alone = _count(connection, columns, "encrypted", "previous")
     if alone:
@@ -49,10 +49,10 @@ def refuse_alone(connection: Connection, columns: Tracked) -> None:
 
 
 def refuse_contract(connection: Connection, columns: Tracked, op: ops.ContractOp) -> None:
-    """Refuse to drop the previous column while values are in it alone, or were not verified.
+    """Refuse to drop the previous column while it alone holds values, or values were not verified.
 
     Raises:
-        MigrationRefusedError: they are, or were not.
+        MigrationRefusedError: rows are pending, or the verification does not suffice.
     """
     pending = _count(connection, columns, "previous", "encrypted")
     if pending:
@@ -76,14 +76,14 @@ def refuse_contract(connection: Connection, columns: Tracked, op: ops.ContractOp
 
 
 def names_in_state(columns: Tracked, name: str | None = None) -> list[str]:
-    """What the migration may be called: after the attribute, which mostly has the previous column's name."""
+    """The names that the migration may have. The attribute mostly has the previous column's name."""
     if name is not None:
         return [name]
     return [f"{columns.table}.{columns.previous}", f"{columns.table}.{columns.encrypted}"]
 
 
 def record_of(connection: Connection, columns: Tracked, name: str | None = None) -> Record | None:
-    """What is noted of the migration of two columns; None if nothing is."""
+    """The record of the migration of two columns; None if there is no record."""
     return Record.find(connection, names_in_state(columns, name))
 
 
@@ -96,7 +96,7 @@ def _other_names(connection: Connection, columns: Tracked) -> str:
 
 
 def _count(connection: Connection, columns: Tracked, there: str, not_there: str) -> int:
-    """How many rows have the one column and not the other."""
+    """Count the rows with a value in the column `there` and NULL in the column `not_there`."""
     names = {"previous": columns.previous, "encrypted": columns.encrypted}
     one: ColumnClause[Any] = bare_column(names[there])
     other: ColumnClause[Any] = bare_column(names[not_there])
@@ -106,7 +106,7 @@ def _count(connection: Connection, columns: Tracked, there: str, not_there: str)
 
 
 def _is_empty(connection: Connection, columns: Tracked) -> bool:
-    """Whether the table has no row, and so nothing to verify: a new database runs every revision."""
+    """Whether the table has no row to verify, as in a new database, which runs every revision."""
     key: ColumnClause[Any] = bare_column(columns.previous)
     rows = bare_table(columns.table, key, schema=columns.schema)
     return connection.execute(select(literal(1)).select_from(rows).limit(1)).first() is None

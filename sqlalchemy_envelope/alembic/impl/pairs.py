@@ -1,4 +1,4 @@
-"""How the two steps for large tables are run, and undone: a column and triggers, and never a row lost."""
+"""Run and undo the two steps for large tables: a column and its triggers, without the loss of a row."""
 
 from __future__ import annotations
 
@@ -128,12 +128,12 @@ def _check_behind(
     record: Record | None,
     check: Callable[[], None],
 ) -> None:
-    """Check, let the database refuse what the check looks for, and check again, while others write: what was
-    found then stays so. Where rows came in between, the triggers are again those of the migration's phase."""
+    """Check, let the database refuse writes that would fail the check, and check again while others write.
+    The result of the second check stays true. If it fails, restore the triggers of the migration's phase."""
     connection = operations.get_bind()
     check()
     change_alone(operations, columns.table, lambda: execute(operations, guards))
-    # After an error of its own PostgreSQL takes no statement but one that undoes what came before.
+    # After an error of its own, PostgreSQL takes no statement except a rollback.
     savepoint: Any = connection.begin_nested if connection.dialect.name == "postgresql" else nullcontext
     try:
         with savepoint():
@@ -146,7 +146,7 @@ def _check_behind(
 
 
 def _drop(operations: Operations, columns: Tracked, name: str) -> None:
-    """Drop one of the two columns, and in the same moment the triggers, which name both."""
+    """Drop either column, and in the same moment the triggers, which name both columns."""
 
     def drop() -> None:
         connection = online(operations)

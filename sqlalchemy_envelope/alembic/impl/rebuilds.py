@@ -1,4 +1,4 @@
-"""SQLite's tables, which are built anew for what SQLite cannot do in place: where that loses nothing."""
+"""Rebuild SQLite's tables for changes that SQLite cannot make in place, if the rebuild loses nothing."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 def require_droppable(connection: Connection, columns: Tracked, name: str, *, moving: bool = True) -> None:
-    """Refuse a column that SQLite could only drop by building the table anew, where that loses something."""
+    """Refuse to drop a column if SQLite has to rebuild the table for it and the rebuild loses something."""
     if not schema.is_droppable(connection, columns, name):
         why = f"SQLite drops {columns.table}.{name}, which has a CHECK, by building the table anew"
         require_rebuildable(connection, columns.table, columns.schema, why, moving=moving)
@@ -42,7 +42,7 @@ def drop_column(operations: Operations, columns: Tracked, name: str) -> None:
 
 
 def rebuild(operations: Operations, columns: Tracked) -> Any:
-    """SQLite's table built anew in a batch, where that loses nothing."""
+    """A batch that rebuilds SQLite's table, if the rebuild loses nothing."""
     connection = online(operations)
     why = f"SQLite changes the CHECK of {columns.table}.{columns.encrypted} by building the table anew"
     if connection is None:
@@ -54,14 +54,14 @@ def rebuild(operations: Operations, columns: Tracked) -> Any:
 def require_rebuildable(
     connection: Connection, table: str, schema: str | None, why: str, *, moving: bool = False
 ) -> None:
-    """Refuse to build SQLite's table anew where that would lose something.
+    """Refuse to rebuild SQLite's table if the rebuild would lose something.
 
     Args:
-        moving: the triggers of the migration are to go in any case.
+        moving: the triggers of the migration are to be dropped in any case.
 
     Raises:
-        MigrationRefusedError: foreign keys are enforced; or there are triggers, CHECKs that are not ours, or
-            what SQLAlchemy does not reflect.
+        MigrationRefusedError: foreign keys are enforced; or the table has triggers, CHECKs that are not ours,
+            or parts that SQLAlchemy does not reflect.
     """
     if connection.exec_driver_sql("PRAGMA foreign_keys").scalar():
         raise MigrationRefusedError(
@@ -73,8 +73,8 @@ def require_rebuildable(
     query = "SELECT name FROM sqlite_master WHERE type = 'trigger' AND tbl_name = ?"
     triggers = [str(row[0]) for row in connection.exec_driver_sql(query, (table,))]
     lost = [one for one in triggers if not (moving and one.startswith("zz_envelope_"))]
-    # Alembic carries a CHECK over that has a name. Of one that is not ours nobody knows what it says of the
-    # values that change here.
+    # Alembic keeps a CHECK that has a name. A CHECK that is not ours may have any condition on the values
+    # that change here.
     names = [one["name"] for one in inspector.get_columns(table, schema)]
     ours = {check_condition("sqlite", quoter(connection.dialect)(name)) for name in names}
     checks = inspector.get_check_constraints(table, schema)
@@ -93,7 +93,7 @@ _UNSEEN = re.compile(r"\b(AUTOINCREMENT|COLLATE\s+\w+|ON\s+CONFLICT\s+\w+)", re.
 
 
 def _not_reflected(connection: Connection, table: str, schema: str | None) -> Iterator[str]:
-    """What a table of SQLite has that SQLAlchemy does not see when it reflects the table."""
+    """The parts of a table of SQLite that SQLAlchemy does not see when it reflects the table."""
     quote = connection.dialect.identifier_preparer.quote
     of_schema = f"{quote(schema)}." if schema else ""
 
@@ -107,7 +107,7 @@ def _not_reflected(connection: Connection, table: str, schema: str | None) -> It
         keys = [part for part in ask("index_xinfo", name) if part.key]
         if origin == "c" and any(one.cid < 0 or one.desc or one.coll != "BINARY" for one in keys):
             yield f"the index {name}"
-    # It sees the actions of a foreign key that stands by itself, and none of one within its column.
+    # SQLAlchemy sees the actions of a separate foreign key clause, but not those of a clause in a column.
     reflected = inspect(connection).get_foreign_keys(table, schema)
     seen = {column: one.get("options", {}) for one in reflected for column in one["constrained_columns"]}
     for one in ask("foreign_key_list", table):

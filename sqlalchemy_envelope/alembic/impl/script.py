@@ -20,7 +20,7 @@ def check_contract(operations: Operations, columns: Tracked, op: ops.ContractOp)
     """Write the checks of `losses.refuse_contract` into the script.
 
     Raises:
-        MigrationRefusedError: this database has no way to say them in SQL.
+        MigrationRefusedError: this database cannot express the checks in SQL.
     """
     if operations.impl.dialect.name != "postgresql" and not op.unverified:
         raise MigrationRefusedError(
@@ -46,13 +46,13 @@ def check_alone(operations: Operations, columns: Tracked) -> None:
     """Write the check of `losses.refuse_alone` into the script.
 
     Raises:
-        MigrationRefusedError: this database has no way to say it in SQL.
+        MigrationRefusedError: this database cannot express the check in SQL.
     """
     _check(operations, columns, "encrypted", "previous", ALONE)
 
 
 def _check(operations: Operations, columns: Tracked, there: str, not_there: str, why: str) -> None:
-    """The check as part of the script, on PostgreSQL; elsewhere a comment says that it was not made."""
+    """Write the check into the script on PostgreSQL; elsewhere write a comment that it was not made."""
     names = {"previous": columns.previous, "encrypted": columns.encrypted}
     dialect = operations.impl.dialect
     quote = dialect.identifier_preparer.quote

@@ -1,4 +1,4 @@
-"""What the implementations share: the connection, statements, the end of a batch, and a table's columns."""
+"""Helpers of the implementations: the connection, statements, the end of a batch, and a table's columns."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def online(operations: Operations) -> Connection | None:
-    """The connection; None where SQL is only written."""
+    """The connection; None if SQL is only written to a script."""
     return None if operations.migration_context.as_sql else operations.get_bind()
 
 
@@ -34,7 +34,7 @@ def execute(operations: Operations, statements: Sequence[str]) -> None:
 
 
 def after_batch(operations: Operations, run: Callable[[Operations], None]) -> None:
-    """Run it now, or at the end of the batch: where a table is built anew, its triggers go."""
+    """Run now, or at the end of a batch: a table that is rebuilt loses its triggers."""
     batch: Any = operations.impl
     if not isinstance(batch, BatchOperationsImpl):
         run(operations)
@@ -49,12 +49,12 @@ def after_batch(operations: Operations, run: Callable[[Operations], None]) -> No
 
 
 def hold(connection: Connection, table: str, schema: str | None) -> None:
-    """Let nobody else write to the table until the end of the transaction, where a database can."""
+    """Let nobody else write to the table until the end of the transaction, if the database can."""
     if connection.dialect.name == "postgresql":
         name = connection.dialect.identifier_preparer.format_table(bare_table(table, schema=schema))
         connection.exec_driver_sql(f"LOCK TABLE {name} IN SHARE ROW EXCLUSIVE MODE")
     elif connection.dialect.name == "sqlite":
-        # Its driver begins a transaction with the first statement that writes, if only in name.
+        # The driver begins a transaction with the first writing statement, even if it changes nothing.
         keys = inspect(connection).get_columns(table, schema)
         name = keys[0]["name"]
         rows = bare_table(table, bare_column(name), schema=schema)
@@ -62,10 +62,10 @@ def hold(connection: Connection, table: str, schema: str | None) -> None:
 
 
 def refuse_indexes(connection: Connection, table: str, column: str, schema: str | None) -> None:
-    """An index on a column that goes: to be dropped first, where a downgrade can make it again.
+    """Refuse a column with an index. Drop the index first, where a downgrade can create it again.
 
     Raises:
-        MigrationRefusedError: there is one.
+        MigrationRefusedError: the column has an index.
     """
     inspector = inspect(connection)
     for index in inspector.get_indexes(table, schema):
@@ -93,7 +93,7 @@ def tracked(operations: Operations, op: ops.PairOp) -> Tracked:
 
 
 def name_of_check(operations: Operations, table: str, column: str, schema: str | None) -> str:
-    """What the models call the CHECK of a column, by the naming convention of `target_metadata`."""
+    """The models' name for the CHECK of a column, by the naming convention of `target_metadata`."""
     known: Any = operations.migration_context.opts.get("target_metadata")
     of_models = known if isinstance(known, (list, tuple)) else [known]
     name = f"{schema}.{table}" if schema else table

@@ -1,4 +1,4 @@
-"""How an encrypted column without a previous one is added and dropped, and its CHECK."""
+"""Add and drop an encrypted column without a previous column, and its CHECK."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def _add(operations: Operations, op: ops.AddEncryptedColumnOp) -> None:
         dialect, column = operations.impl.dialect, op.column
         columns = checked(operations, op.table_name, column.name, op.schema)
         if dialect.name == "sqlite":
-            # The one moment at which it takes a CHECK without building the table anew.
+            # SQLite takes a CHECK only at this moment, unless the table is rebuilt.
             suffix = "" if column.nullable else " NOT NULL"
             execute(operations, [one + suffix for one in schema.add_column(dialect, columns)])
             return

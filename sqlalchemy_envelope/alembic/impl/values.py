@@ -1,7 +1,7 @@
-"""How every value of a small table is moved in one revision: into a column beside it, compared, and then
-in its place.
+"""Move every value of a small table in a single revision: into a second column, where it is compared, and
+then into the first column's place.
 
-The same chunks of work as of a migration under load do it; only that nobody else writes meanwhile.
+The work is done in the same chunks as in a migration under load, but nobody else writes meanwhile.
 """
 
 from __future__ import annotations
@@ -91,10 +91,10 @@ def _decrypt(operations: Operations, op: ops.DecryptColumnOp) -> None:
 
 
 class _Move:
-    """One column, the one beside it, and the table they are in.
+    """A column, the column beside it, and their table.
 
     Attributes:
-        beside: the name of the column that is filled, and then takes the other's place.
+        beside: the name of the column that is filled, and then takes the first column's place.
     """
 
     def __init__(self, operations: Operations, op: ops.ValuesOp, beside: Any) -> None:
@@ -121,7 +121,7 @@ class _Move:
         )
         if self._rebuilds:
             self._check_rebuild()
-        if self._has(self.beside):  # of an attempt that failed, on a database that keeps it
+        if self._has(self.beside):  # from a failed attempt, on a database that keeps it
             operations.drop_column(op.table_name, self.beside, schema=op.schema)
         self._add_beside()
         hold(connection, op.table_name, op.schema)
@@ -141,7 +141,7 @@ class _Move:
 
     @property
     def source(self) -> KeySource:
-        """Whose keys they are."""
+        """The source of the keys."""
         return key_source(self.operations)
 
     # ------------------------------------------------------------------ checks
@@ -165,15 +165,15 @@ class _Move:
         refuse_indexes(self.connection, op.table_name, op.column_name, op.schema)
 
     def _check_rebuild(self) -> None:
-        """SQLite makes a column NOT NULL, or drops one with a CHECK, by building its table anew: that has to
-        lose nothing."""
+        """Check that a rebuild would lose nothing. SQLite rebuilds a table to make a column NOT NULL, or to
+        drop a column with a CHECK."""
         op = self.op
         what = "has a CHECK that goes" if op.nullable else "is to be NOT NULL"
         why = f"{op.table_name}.{op.column_name} {what}, for which SQLite's table is built anew"
         require_rebuildable(self.connection, op.table_name, op.schema, why)
 
     def is_empty(self) -> bool:
-        """Whether there is no value to move: on a fresh database a migration needs no keys."""
+        """Whether there is no value to move. On a fresh database a migration needs no keys."""
         old: ColumnClause[Any] = bare_column(self.op.column_name)
         table = bare_table(self.op.table_name, old, schema=self.op.schema)
         query = select(func.count()).select_from(table).where(old.is_not(None))
@@ -194,11 +194,11 @@ class _Move:
 
     @emptying
     def sweep(self, rows: Rows, work: Work) -> Step:
-        """Go over all rows once, in the migration's own transaction; what it came to."""
+        """Go over all rows once, in the migration's own transaction, and return the totals."""
         total = Step(None, full=False)
         with (
             keys_at_hand(self.source.envelope, self.source.provider, f"migration: {self.op.tag}"),
-            # Its commits and rollbacks are those of savepoints: the migration goes on, or fails as a whole.
+            # Commit and rollback act on savepoints here: the migration goes on, or fails as a whole.
             Session(self.connection, join_transaction_mode="create_savepoint") as session,
         ):
             step = work.step(session, rows, None, None, _CHUNK)
@@ -213,7 +213,7 @@ class _Move:
 
     @emptying
     def count_pending(self, rows: Rows) -> int:
-        """How many values are not encrypted; what reads as None, as the JSON text `null` does, is none."""
+        """Count the values that are not encrypted. JSON `null` and others that read as None do not count."""
         count, after = 0, None
         while found := rows.read(self.connection, rows.pending, after, None, _CHUNK):
             parts = [rows.split(row) for row in found]
@@ -226,7 +226,7 @@ class _Move:
         """Decrypt every value and compare it with the other column's.
 
         Raises:
-            MigrationRefusedError: one differs, or could not be decrypted; both columns are as they were.
+            MigrationRefusedError: a value differs, or could not be decrypted; both columns stay as they were.
         """
         step = self.sweep(rows, Verify())
         left = self.count_pending(rows) + rows.count(self.connection, rows.encrypted_alone)
@@ -281,7 +281,7 @@ def _is_binary(type_: Any) -> bool:
 
 
 def _settle(batch: Any) -> None:
-    """Do what the batch has noted so far, so that the column is looked at as it is then."""
+    """Carry out the changes that the batch has collected, so that later code sees the changed column."""
     if batch.copy_from is not None:
         raise ConfigurationError(
             "A batch with `copy_from=` cannot change a column that is encrypted in it: leave that out, or "

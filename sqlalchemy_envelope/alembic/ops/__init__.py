@@ -1,4 +1,4 @@
-"""What can be done to a column in a revision, each with what undoes it.
+"""The operations on a column in a revision, each with the operation that undoes it.
 
 Nothing here is run, written or detected: `impl`, `render` and `compare` do that.
 """

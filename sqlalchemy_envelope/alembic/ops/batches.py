@@ -1,4 +1,4 @@
-"""The table that a batch is about."""
+"""The table of a batch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The two operations for large tables, and what undoes each: a second column, and the end of the first."""
+"""The two operations for large tables, and their reverses: add a second column, and drop the first."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class PairOp(MigrateOperation):
-    """An operation on two columns of a table: the one with the previous values, and the encrypted one.
+    """An operation on two columns of a table: the previous column and the encrypted column.
 
     Attributes:
         tag: the name of the operation.
@@ -40,12 +40,12 @@ class PairOp(MigrateOperation):
 @Operations.register_operation("expand_encrypted_column")
 @BatchOperations.register_operation("expand_encrypted_column", "batch_expand_encrypted_column")
 class ExpandEncryptedColumnOp(PairOp):
-    """Add the encrypted column beside the previous one, and begin to notice who writes that one alone."""
+    """Add the encrypted column, and begin to notice writes to the previous column alone."""
 
     tag = "expand_encrypted_column"
 
     def reverse(self) -> UndoExpandEncryptedColumnOp:
-        """Take both away again."""
+        """Drop the column and the trigger again."""
         return UndoExpandEncryptedColumnOp(
             self.table_name, self.previous, self.encrypted, check=self.check, schema=self.schema
         )
@@ -61,13 +61,13 @@ class ExpandEncryptedColumnOp(PairOp):
         check: bool = True,
         schema: str | None = None,
     ) -> None:
-        """Add the binary column `encrypted`, and a trigger: whoever writes `previous` alone makes the row
+        """Add the binary column `encrypted`, and a trigger: a write to `previous` alone makes the row
         pending. `sqlalchemy-envelope migrate run` fills the column.
 
         Args:
             check: whether a CHECK lets ciphertext alone into the new column: on SQLite from here on, on
-                PostgreSQL from the first `migrate run`. MySQL and MariaDB would copy the table for it:
-                `op.create_encrypted_check` adds it there when that may be.
+                PostgreSQL from the first `migrate run`. MySQL and MariaDB would copy the table for it. There
+                `op.create_encrypted_check` adds the CHECK at a time when the copy is acceptable.
         """
         operations.invoke(cls(table_name, previous, encrypted, check=check, schema=schema))
 
@@ -75,7 +75,7 @@ class ExpandEncryptedColumnOp(PairOp):
     def batch_expand_encrypted_column(
         cls, operations: BatchOperations, previous: str, encrypted: str, *, check: bool = True
     ) -> None:
-        """The same at the end of a batch: a table that is built anew loses its triggers."""
+        """The same at the end of a batch, since a table that is rebuilt loses its triggers."""
         operations.invoke(cls(previous=previous, encrypted=encrypted, check=check, **table_of(operations)))
 
 
@@ -87,7 +87,7 @@ class UndoExpandEncryptedColumnOp(PairOp):
     tag = "undo_expand_encrypted_column"
 
     def reverse(self) -> ExpandEncryptedColumnOp:
-        """Add both again."""
+        """Add the column and the trigger again."""
         return ExpandEncryptedColumnOp(
             self.table_name, self.previous, self.encrypted, check=self.check, schema=self.schema
         )
@@ -102,7 +102,7 @@ class UndoExpandEncryptedColumnOp(PairOp):
         *,
         schema: str | None = None,
     ) -> None:
-        """Drop the encrypted column and the trigger; refused while a value is nowhere else:
+        """Drop the encrypted column and the trigger. Refused while a value is in this column alone:
         `sqlalchemy-envelope migrate reverse` moves such values back."""
         operations.invoke(cls(table_name, previous, encrypted, schema=schema))
 
@@ -115,14 +115,15 @@ class UndoExpandEncryptedColumnOp(PairOp):
 
 
 class ContractOp(PairOp):
-    """The contract, or what undoes it.
+    """The contract, or its reverse.
 
     Attributes:
-        existing_type: the type of the previous column, to make it again.
+        existing_type: the type of the previous column, to add it again.
         unverified: the contract does without a clean verification.
-        accept_sample, accept_locked: the contract takes the verification of a sample, or one with so many
-            values that no provider opens.
-        name: the migration's name in the state table, where it is neither column's: `table.attribute`.
+        accept_sample, accept_locked: the contract takes the verification of a sample, or a verification with
+            up to so many values that no provider opens.
+        name: the migration's name in the state table, `table.attribute`, if the attribute has neither
+            column's name.
     """
 
     def __init__(
@@ -162,7 +163,7 @@ class ContractOp(PairOp):
 @Operations.register_operation("contract_encrypted_column")
 @BatchOperations.register_operation("contract_encrypted_column", "batch_contract_encrypted_column")
 class ContractEncryptedColumnOp(ContractOp):
-    """Drop the previous column, once every value is in the encrypted one and was verified."""
+    """Drop the previous column, after every value is in the encrypted column and was verified."""
 
     tag = "contract_encrypted_column"
 
@@ -185,11 +186,11 @@ class ContractEncryptedColumnOp(ContractOp):
         name: str | None = None,
         schema: str | None = None,
     ) -> None:
-        """Drop the column `previous` and every trigger of the migration; refused while a row has a
+        """Drop the column `previous` and every trigger of the migration. Refused while a row has a
         previous value alone, or without a clean `sqlalchemy-envelope migrate verify` and `cutover`.
 
         Args:
-            existing_type: its type, so that a downgrade can make it again.
+            existing_type: the column's type, so that a downgrade can add it again.
             unverified: do without the verification. A row with a previous value alone is still refused.
             accept_sample: take the verification of a sample.
             accept_locked: how many values may be unverified because only their owners hold the keys.
@@ -245,7 +246,7 @@ class UndoContractEncryptedColumnOp(ContractOp):
     tag = "undo_contract_encrypted_column"
 
     def reverse(self) -> ContractEncryptedColumnOp:
-        """Drop it again."""
+        """Drop the previous column again."""
         return ContractEncryptedColumnOp(**self._arguments())
 
     @classmethod

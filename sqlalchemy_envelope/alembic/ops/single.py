@@ -1,4 +1,4 @@
-"""An encrypted column that has no previous one: added, dropped, and its CHECK."""
+"""The operations on an encrypted column without a previous column, and on its CHECK."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class DropEncryptedColumnOp(MigrateOperation):
     """Drop an encrypted column and its CHECK. SQLite drops no column that a CHECK of its table names.
 
     Attributes:
-        column: what it was, to make it again; None in a revision that runs.
+        column: the column as it was, to add it again; None in a revision that runs.
     """
 
     tag = "drop_encrypted_column"
@@ -80,7 +80,7 @@ class DropEncryptedColumnOp(MigrateOperation):
         """Add the column again, empty.
 
         Raises:
-            ValueError: what it was is not known.
+            ValueError: the column's definition is not known.
         """
         if self.column is None:
             raise ValueError("operation is not reversible; original column is not present")
@@ -94,8 +94,8 @@ class DropEncryptedColumnOp(MigrateOperation):
     def drop_encrypted_column(
         cls, operations: Operations, table_name: str, column_name: str, *, schema: str | None = None
     ) -> None:
-        """Drop an encrypted column, with every value in it, and its CHECK. SQLite's table is built anew where
-        it must be."""
+        """Drop an encrypted column, with every value in it, and its CHECK. SQLite's table is rebuilt if
+        needed."""
         operations.invoke(cls(table_name, column_name, schema=schema))
 
     @classmethod
@@ -105,10 +105,10 @@ class DropEncryptedColumnOp(MigrateOperation):
 
 
 class CheckOp(MigrateOperation):
-    """An operation on the CHECK of an encrypted column that is there.
+    """An operation on the CHECK of an existing encrypted column.
 
     Attributes:
-        validate: whether the rows that are there are looked at.
+        validate: whether the existing rows are checked.
     """
 
     tag = ""
@@ -128,7 +128,7 @@ class CheckOp(MigrateOperation):
 
 @Operations.register_operation("create_encrypted_check")
 class CreateEncryptedCheckOp(CheckOp):
-    """Let the database refuse what is no ciphertext in a column."""
+    """Let the database refuse values that are not ciphertext in a column."""
 
     tag = "create_encrypted_check"
 
@@ -148,11 +148,11 @@ class CreateEncryptedCheckOp(CheckOp):
         validate: bool = True,
         schema: str | None = None,
     ) -> None:
-        """Add the CHECK of an encrypted column that is there; refused while it holds anything else.
+        """Add the CHECK of an existing encrypted column. Refused while the column holds anything else.
 
         Args:
-            validate: PostgreSQL: without it, the rows that are there are not read, and new writes are checked
-                all the same.
+            validate: on PostgreSQL, False leaves the existing rows unread; new writes are checked all the
+                same.
         """
         operations.invoke(cls(table_name, column_name, validate=validate, schema=schema))
 
@@ -164,7 +164,7 @@ class DropEncryptedCheckOp(CheckOp):
     tag = "drop_encrypted_check"
 
     def reverse(self) -> CreateEncryptedCheckOp:
-        """Add it again."""
+        """Add the CHECK again."""
         return CreateEncryptedCheckOp(
             self.table_name, self.column_name, validate=self.validate, schema=self.schema
         )

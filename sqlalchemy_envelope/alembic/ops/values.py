@@ -1,4 +1,4 @@
-"""The operation for small tables, and what undoes it: every value of a column moved in one revision."""
+"""The operation for small tables, and its reverse: move every value of a column in a single revision."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ Owner = str | tuple[str, ...] | None
 class ValuesOp(MigrateOperation):
     """An operation that moves every value of a column in the migration itself.
 
-    The migration stays as it is when the models change, so all that counts stands in it.
+    The migration stays as it is when the models change, so it contains everything that it needs from them.
 
     Attributes:
         type_: the type of the plaintext.
         owner: the columns that name each row's owner.
-        label, bind, scope: as of the `EncryptedType`.
+        label, bind, scope: as in the `EncryptedType`.
         nullable: whether the column may be NULL, before and after.
         check: whether the encrypted column has a CHECK.
     """
@@ -79,7 +79,7 @@ class EncryptColumnOp(ValuesOp):
     tag = "encrypt_column"
 
     def reverse(self) -> DecryptColumnOp:
-        """Decrypt them again."""
+        """Decrypt the values again."""
         return DecryptColumnOp(self.table_name, self.column_name, self.type_, **self._options())
 
     @classmethod
@@ -104,9 +104,9 @@ class EncryptColumnOp(ValuesOp):
 
         Args:
             type_: the type of the plaintext, the same in the database and in the `EncryptedType`.
-            owner: the column (a tuple of them for a composite key) that names the owner; left out, the
+            owner: the column (a tuple of columns for a composite key) that names the owner. By default, the
                 table's own rows if they are owners, else its only foreign key to owners.
-            label, bind, scope: as of the model's `EncryptedType`; the label is `table.column` unless given.
+            label, bind, scope: as in the model's `EncryptedType`; the label is `table.column` unless given.
             nullable: whether the column may be NULL.
             check: whether a CHECK lets ciphertext alone into the column from here on.
         """
@@ -139,7 +139,7 @@ class EncryptColumnOp(ValuesOp):
         nullable: bool = True,
         check: bool = True,
     ) -> None:
-        """The same, after what the batch has done so far; SQLite's table is built anew where it must be."""
+        """The same, after the earlier changes of the batch. SQLite's table is rebuilt if needed."""
         operations.invoke(
             cls(
                 column_name=column_name,
@@ -163,7 +163,7 @@ class DecryptColumnOp(ValuesOp):
     tag = "decrypt_column"
 
     def reverse(self) -> EncryptColumnOp:
-        """Encrypt them again."""
+        """Encrypt the values again."""
         return EncryptColumnOp(self.table_name, self.column_name, self.type_, **self._options())
 
     @classmethod
@@ -182,8 +182,7 @@ class DecryptColumnOp(ValuesOp):
         check: bool = True,
         schema: str | None = None,
     ) -> None:
-        """The reverse of `encrypt_column`, with the same arguments; refused if the provider cannot open a
-        value."""
+        """Undo `encrypt_column`, with the same arguments. Refused if the provider cannot open a value."""
         operations.invoke(
             cls(
                 table_name,

@@ -1,4 +1,4 @@
-"""The command `demo`: a small clinic, what an attacker sees of it, and what each attack comes to.
+"""The command `demo`: a small clinic, an attacker's view of it, and the result of each attack.
 
-Nothing here is used by another command, and nothing here needs more than the public names of the library.
+No other command uses this package, and this package needs only the public names of the library.
 """

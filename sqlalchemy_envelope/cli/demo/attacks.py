@@ -1,4 +1,4 @@
-"""Steps 5 to 7 of the demo: data is altered, a secret changes, an owner is deleted. Each gives its report."""
+"""Steps 5 to 7 of the demo: data is altered, a secret changes, an owner is deleted. Each returns a report."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -19,7 +19,7 @@ from sqlalchemy_envelope.cli.demo.report import Report, attempt, listing, millis
 
 
 def tampering(clinic: Clinic) -> Report:
-    """Step 5: raw SQL alters stored bytes or moves them to where they do not belong."""
+    """Step 5: raw SQL alters stored bytes, or moves them to other cells."""
     report = Report("What altered or moved ciphertext gets")
     outcomes: list[tuple[str, EnvelopeError | None]] = []
     with clinic.unlocked(ADA) as (session, person, _):
@@ -58,7 +58,7 @@ def tampering(clinic: Clinic) -> Report:
 
 
 def new_secret(clinic: Clinic) -> Report:
-    """Step 6: the secret changes, and it is counted what that touched."""
+    """Step 6: the secret changes, and the report counts the cells that this touched."""
     report = Report(f"{ADA} changes her secret")
     data, keys = clinic.cells(DATA_TABLES), clinic.cells(KEY_TABLES)
     old, new = clinic.secrets[ADA], "enchantress of numbers 1852"
@@ -102,7 +102,7 @@ def new_secret(clinic: Clinic) -> Report:
 
 
 def deletion(clinic: Clinic) -> Report:
-    """Step 7: the owner is deleted past the library, and somebody has kept a copy of her ciphertext."""
+    """Step 7: raw SQL deletes the owner past the library. Somebody has kept a copy of her ciphertext."""
     report = Report(f"{ADA} is deleted, and a copy of her ciphertext kept aside")
     statement = "DELETE FROM people WHERE name = ?"
     columns = ", ".join(column.name for column in Entry.__table__.columns)
@@ -144,7 +144,7 @@ def deletion(clinic: Clinic) -> Report:
         f"{were_there} wrapped keys of hers were in the file, {left} are (SQLite's secure_delete is on)",
     )
     if not report.held:
-        return report  # nobody new can take her place while keys of hers are there
+        return report  # no new person can take her id while her keys exist
     outcomes, grace_opened = _read_as_everybody(clinic, person_id, columns, kept)
     refused = {name: count for name, count in outcomes.items() if name != "opened"}
     report.claim(
@@ -161,7 +161,7 @@ def deletion(clinic: Clinic) -> Report:
 def _read_as_everybody(
     clinic: Clinic, person_id: int, columns: str, kept: list[Any]
 ) -> tuple[Counter[str], dict[Any, str]]:
-    """Put the kept rows back, under a new person with the old one's id; read them with every key there is."""
+    """Put the kept rows back, under a new person with the old person's id, and read them with every key."""
     outcomes: Counter[str] = Counter(opened=0)
     with Session(clinic.engine) as session:
         again = Person(id=person_id, name=ADA, phone=clinic.phones[ADA])
@@ -183,7 +183,7 @@ def _read_as_everybody(
 
 @contextmanager
 def _altered(clinic: Clinic, session: Session, changes: dict[tuple[str, UUID], bytes]) -> Iterator[None]:
-    """Overwrite stored cells, and put them back in the end."""
+    """Overwrite stored cells, and restore them at the end of the block."""
     session.rollback()
     before = {place: _cell(clinic, *place) for place in changes}
     try:

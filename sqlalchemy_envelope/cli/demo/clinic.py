@@ -16,14 +16,14 @@ from sqlalchemy_envelope import Envelope, UnlockedSession, enforce_foreign_keys
 from sqlalchemy_envelope.cli.demo.models import Base, Entry, Person, journal
 
 APPLICATION_ID = 0x456E764C
-"""In every demo file, where SQLite keeps the mark of the program a file belongs to."""
+"""The mark of a demo file, in SQLite's field for the program that a file belongs to."""
 ADA, GRACE = "Ada Lovelace", "Grace Hopper"
 DATA_TABLES = ("people", "journal")
 KEY_TABLES = ("people_key", "people_keyslot")
 
 
 def is_demo_file(path: Path) -> bool:
-    """Whether the demo made this file; told by its header alone, so that nothing is repaired on the way."""
+    """Whether the demo made this file. Only the header is read, so that SQLite repairs nothing on the way."""
     if path.is_symlink() or not path.is_file():
         return False
     with path.open("rb") as file:
@@ -33,7 +33,7 @@ def is_demo_file(path: Path) -> bool:
 
 @dataclass
 class Clinic:
-    """The file, how it is reached, and what the people in it know."""
+    """The file, the access to it, and the secrets of the people in it."""
 
     path: Path
     envelope: Envelope
@@ -46,30 +46,30 @@ class Clinic:
     )
     engine: Engine = field(init=False)
     unlock_seconds: float = 0.0
-    """How long the last successful unlock took."""
+    """The seconds that the last successful unlock took."""
 
     def __post_init__(self) -> None:
-        with self.path.open("xb"):  # made by us, or not at all
+        with self.path.open("xb"):  # create the file, or fail if it exists
             pass
         with closing(sqlite3.connect(self.path)) as connection:
             connection.execute(f"PRAGMA application_id={APPLICATION_ID}")
         self.engine = create_engine(URL.create("sqlite", database=str(self.path)))
         enforce_foreign_keys(self.engine)
-        # Without it SQLite leaves what was deleted in the free space of the file, wrapped keys too.
+        # Otherwise SQLite leaves deleted data in the free space of the file, wrapped keys too.
         event.listen(
             self.engine, "connect", lambda connection, _: connection.execute("PRAGMA secure_delete=ON")
         )
         Base.metadata.create_all(self.engine)
 
     def records(self, name: str) -> list[dict[str, Any]]:
-        """What is written for one person: half of all records, and for Ada the odd one."""
+        """The records of a person: half of all records, and for Ada the odd record too."""
         half = self.record_count // 2
         return list(
             journal(half if name == GRACE else self.record_count - half, seed=1815 if name == ADA else 1906)
         )
 
     def enroll(self, name: str) -> float:
-        """Enrol a person and write their journal; the seconds that the enrolment took."""
+        """Enrol a person and write the journal; return the seconds that the enrolment took."""
         with Session(self.engine) as session:
             person = Person(name=name, phone=self.phones[name])
             started = perf_counter()
@@ -82,7 +82,7 @@ class Clinic:
 
     @contextmanager
     def unlocked(self, name: str) -> Iterator[tuple[Session, Person, UnlockedSession]]:
-        """A session in which a person is unlocked with the secret they know."""
+        """A session in which a person is unlocked with their own secret."""
         with Session(self.engine) as session:
             person = session.scalars(select(Person).where(Person.name == name)).one()
             envelope, secret = self.envelope, self.secrets[name]
@@ -92,14 +92,14 @@ class Clinic:
                 yield session, person, unlocked
 
     def try_secret(self, name: str, secret: str) -> None:
-        """Unlock a person and lock them again."""
+        """Unlock a person with this secret, and lock the person again."""
         with Session(self.engine) as session:
             person = session.scalars(select(Person).where(Person.name == name)).one()
             with self.envelope.unlock(session, person, secret=secret):
                 pass
 
     def execute(self, statement: str, *parameters: Any) -> list[Any]:
-        """Run raw SQL in a transaction of its own, past the library: as anybody with the file could."""
+        """Run raw SQL in a transaction of its own, past the library, as anybody with the file could."""
         with self.engine.begin() as connection:
             result = connection.exec_driver_sql(statement, parameters)
             return [tuple(row) for row in result] if result.returns_rows else []
@@ -122,7 +122,7 @@ class Clinic:
 
 
 def digest(cells: dict[tuple[str, int, str], bytes]) -> str:
-    """One hash over all these cells and their places."""
+    """A single hash over all these cells and their places."""
     hashed = hashlib.sha256()
     for place, value in sorted(cells.items()):
         hashed.update(f"{place} {len(value)} ".encode() + value)

@@ -1,4 +1,4 @@
-"""`sqlalchemy-envelope demo`: what the library claims, computed before your eyes on a file of your own.
+"""`sqlalchemy-envelope demo`: the library's claims, computed before your eyes on a file of your own.
 
 The report goes to standard output. The exit code is 0 if every claim held and else 1, so a build may run it.
 """
@@ -48,7 +48,7 @@ LINES = (
     "with envelope.unlock(session, person, secret=secret) as unlocked:",
     "entries = session.scalars(select(Entry).filter_by(person=person)).all()",
 )
-"""The lines that did it, as they stand in the demo's own source; a test compares."""
+"""The lines that do the work, as they stand in the demo's own source. A test compares them."""
 
 
 @click.command()
@@ -101,7 +101,7 @@ def run(
     *,
     pause: bool = False,
 ) -> list[Report]:
-    """Run the steps on a new file. One that cannot be finished ends the demo: that is a claim not held."""
+    """Run the steps on a new file. A step that cannot finish ends the demo, and counts as a failed claim."""
     started = perf_counter()
     clinic = Clinic(path, envelope, records)
     reports: list[Report] = []
@@ -147,7 +147,7 @@ def _ending(number: int) -> Panel:
 
 
 def _console() -> Console:
-    # A pipe may speak an encoding without the signs beyond ASCII: they become question marks, not errors.
+    # A pipe may have an encoding without characters beyond ASCII: write question marks, do not fail.
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")
     console = PipeConsole(highlight=False)
@@ -156,7 +156,7 @@ def _console() -> Console:
 
 
 def _export(reports: list[Report], path: Path) -> None:
-    """Save some of the panels as a picture. Its font is the reader's own: a picture should fetch nothing."""
+    """Save some of the panels as a picture. It uses the reader's own font, so that it fetches nothing."""
     console = Console(record=True, file=io.StringIO(), width=84, highlight=False)
     console.print(Text("$ sqlalchemy-envelope demo", style="bold"))
     for number in PICTURED:

@@ -1,4 +1,4 @@
-"""What the demo stores: people and their clinic journals, made up, and the same each time."""
+"""The data of the demo: people and their clinic journals, made up, and the same each time."""
 
 import datetime as dt
 import enum
@@ -28,11 +28,11 @@ from sqlalchemy_envelope import EncryptedType, KeyOwner
 
 
 class Base(DeclarativeBase):
-    """The demo's tables, apart from anybody else's."""
+    """The registry of the demo's tables, apart from any other."""
 
 
 class Kind(enum.Enum):
-    """What a visit was about."""
+    """The subject of a visit."""
 
     CHECKUP = "check-up"
     THERAPY = "therapy"
@@ -41,7 +41,7 @@ class Kind(enum.Enum):
 
 
 class Person(KeyOwner, Base):
-    """Somebody with a journal, and with keys of their own."""
+    """A person with a journal and keys of their own."""
 
     __tablename__ = "people"
 
@@ -51,7 +51,7 @@ class Person(KeyOwner, Base):
 
 
 class Entry(Base):
-    """One visit. Whose key encrypts it is told by its only foreign key to a `KeyOwner`."""
+    """A visit. Its only foreign key to a `KeyOwner` names the owner, and that owner's keys encrypt it."""
 
     __tablename__ = "journal"
 
@@ -98,7 +98,7 @@ _DRUGS = ("bisoprolol", "sumatriptan", "melatonin", "ibuprofen", "codeine")
 
 
 def journal(count: int, seed: int) -> Iterator[dict[str, Any]]:
-    """The values of so many entries; the same for the same seed."""
+    """The values of `count` entries; the same seed gives the same values."""
     draw = random.Random(seed)  # noqa: S311 - made-up data that must come out alike each time; no key comes from it
     opening = dt.datetime(2019, 1, 7, 8, 30, tzinfo=dt.UTC)
     for number in range(count):

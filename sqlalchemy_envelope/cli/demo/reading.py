@@ -1,4 +1,4 @@
-"""Steps 1 to 4 of the demo: who reads what. Each takes the clinic and gives its report."""
+"""Steps 1 to 4 of the demo: the readers and what they see. Each takes the clinic and returns a report."""
 
 import datetime as dt
 import json
@@ -19,7 +19,7 @@ from sqlalchemy_envelope.cli.demo.models import ENCRYPTED, Entry, Kind, Person
 from sqlalchemy_envelope.cli.demo.report import Report, attempt, hex_dump, listing, milliseconds, quoted
 
 SHORTEST = 6
-"""Bytes of the shortest plaintext searched for: random bytes hold shorter ones by chance."""
+"""The length of the shortest plaintext to search for: random bytes contain shorter texts by chance."""
 
 
 def enrolment(clinic: Clinic) -> Report:
@@ -47,7 +47,7 @@ def enrolment(clinic: Clinic) -> Report:
 
 
 def file_contents(clinic: Clinic) -> Report:
-    """Step 1: read the file as bytes, and look in it for everything that was written."""
+    """Step 1: read the file as bytes, and search it for everything that was written."""
     report = Report("What the database file holds")
     with Session(clinic.engine) as session:
         first = session.execute(select(Entry.id, Entry.note).limit(1)).one()
@@ -162,7 +162,7 @@ def wrong_secret(clinic: Clinic) -> Report:
 
 
 def plaintexts(clinic: Clinic, name: str) -> Iterator[bytes]:
-    """The bytes a column that is not encrypted might hold for what one person wrote, and their secret."""
+    """A person's values as the bytes that a plaintext column might hold, and the person's secret."""
     for value in (clinic.secrets[name], clinic.phones[name]):
         yield from _spellings(value)
     for record in clinic.records(name):
@@ -171,7 +171,7 @@ def plaintexts(clinic: Clinic, name: str) -> Iterator[bytes]:
 
 
 def _count_found(needles: set[bytes], raw: bytes) -> int:
-    """How many of them are in the file, in one pass over it: a search for each would take thousands."""
+    """Count the needles in the file in a single pass. A search for each would need thousands of passes."""
     by_opening: dict[bytes, list[bytes]] = {}
     for needle in needles:
         by_opening.setdefault(needle[:SHORTEST], []).append(needle)

@@ -1,4 +1,4 @@
-"""What a step of the demo shows, and what it claims: each claim is computed while the demo runs."""
+"""The output and the claims of a step of the demo. Each claim is computed while the demo runs."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -16,7 +16,7 @@ from sqlalchemy_envelope import EnvelopeError
 
 @dataclass
 class Report:
-    """One numbered panel: what is seen, then the claims with what became of them."""
+    """A numbered panel: the output, then each claim with its outcome."""
 
     title: str
     shown: list[RenderableType] = field(default_factory=list)
@@ -24,7 +24,7 @@ class Report:
     unfinished: bool = False
 
     def show(self, *what: RenderableType) -> None:
-        """Add something to look at."""
+        """Add output."""
         self.shown += what
 
     def claim(self, held: object, text: str) -> None:
@@ -33,11 +33,11 @@ class Report:
 
     @property
     def held(self) -> bool:
-        """Whether every claim held; a report that makes none has not shown anything."""
+        """Whether every claim held. A report without a claim has proved nothing, so it has not held."""
         return bool(self.claims) and all(held for held, _ in self.claims)
 
     def panel(self, number: int, console: Console) -> Panel:
-        """The report as it is printed. Colour only repeats what the words say."""
+        """The report as it is printed. Colour only repeats the words."""
         good, bad = ("✓", "✗ FAILED:") if (console.encoding or "").startswith("utf") else ("ok", "FAILED:")
         verdicts = Table.grid(padding=(0, 1))
         for held, text in self.claims:
@@ -54,7 +54,7 @@ class Report:
 
 
 def listing(*columns: str, rows: Iterable[Sequence[Any]], fixed: Sequence[str] = ()) -> Table:
-    """A plain table; the columns named in `fixed` are never wrapped, the others share what is left."""
+    """A plain table. Columns named in `fixed` are never wrapped; the other columns share the rest."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="dim", show_edge=False)
     for name in columns:
         table.add_column(name, no_wrap=name in fixed, overflow="fold")
@@ -64,7 +64,7 @@ def listing(*columns: str, rows: Iterable[Sequence[Any]], fixed: Sequence[str] =
 
 
 def attempt(action: Callable[[], Any]) -> tuple[EnvelopeError | None, float]:
-    """Do something that may be refused: the error of ours that came, if one did, and the seconds it took."""
+    """Try an action that may be refused: return this library's error, or None, and the seconds it took."""
     started = perf_counter()
     try:
         action()
@@ -74,7 +74,7 @@ def attempt(action: Callable[[], Any]) -> tuple[EnvelopeError | None, float]:
 
 
 def quoted(error: EnvelopeError | None) -> Text:
-    """An error as a traceback would end, or that there was none."""
+    """An error as the last line of a traceback, or a note that there was no error."""
     if error is None:
         return Text("no error", style="red")
     return Text.assemble((type(error).__name__, "bold yellow"), f": {error}")

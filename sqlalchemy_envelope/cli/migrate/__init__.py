@@ -1,4 +1,4 @@
-"""The commands under `migrate`: their options, their progress, their reports, and what Ctrl-C does.
+"""The commands under `migrate`: their options, their progress, their reports, and the effect of Ctrl-C.
 
-Nothing here decides what a migration may do: a command calls one step of `Migrator` and prints what it tells.
+Nothing here decides what a migration may do: a command calls a step of `Migrator` and prints its report.
 """

@@ -280,7 +280,7 @@ def _residues(migrator: Migrator, name: str) -> list[Residue]:
 
 
 def _undeclared(migrator: Migrator) -> Iterator[tuple[str, str, list[Residue]]]:
-    """Migrations whose column has no `previous=` any more, as is right after the last step."""
+    """Migrations of columns without `previous=` in the models, as is right after the last step."""
     known = {one.name for one in migrator.columns}
     tables = {table.name: table for table in migrator.base.metadata.tables.values()}
     with migrator.engine.connect() as connection:

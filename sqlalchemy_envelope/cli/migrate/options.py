@@ -1,4 +1,4 @@
-"""What the commands of `migrate` have in common: options, errors in a line, exit codes."""
+"""The common parts of the commands of `migrate`: options, errors in a line, exit codes."""
 
 import functools
 import json
@@ -30,10 +30,10 @@ class CutOffError(Exception):
 
 @dataclass
 class Job:
-    """What a command was asked to do, and what it does it with.
+    """The task of a command, and the objects that it works with.
 
     Attributes:
-        columns: the names of the columns it is about; `named` if the user gave them.
+        columns: the names of the columns to work on; `named` if the user gave them.
         stop: whether a signal asked for the end.
     """
 
@@ -45,14 +45,14 @@ class Job:
     console: Console
 
     def print_json(self, value: Any) -> None:
-        """One JSON document."""
+        """Print a JSON document."""
         say(json.dumps(value, indent=2, default=str))
 
     def each(self, step: Callable[[str], bool]) -> int:
-        """Do it for each column, also after one that was refused; a signal ends it before the next.
+        """Run the step for each column, even after a refused column. A signal ends it before the next column.
 
         Raises:
-            CutOffError: a signal did, and something is left.
+            CutOffError: a signal ended the loop, and work is left.
         """
         refused = left = 0
         for name in self.columns:
@@ -70,7 +70,7 @@ class Job:
         return REFUSED if refused else LEFT if left else DONE
 
     def for_each(self, step: Callable[[str], None], text: str) -> int:
-        """Do something short for each column, and say so."""
+        """Run a short step for each column, and print `text` for it."""
         done: list[str] = []
 
         def one(name: str) -> bool:
@@ -87,7 +87,7 @@ class Job:
 
 
 def pace_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """How hard it works; in place of what the migrator's `pace` says."""
+    """Options for how hard the migration works; they override the migrator's `pace`."""
     for option in (
         click.option(
             "--chunk-seconds",
@@ -117,10 +117,10 @@ def in_app(
     """A command that works in the user's application, on some of its columns.
 
     Args:
-        patience: whether it waits for locks.
-        long: whether it can be stopped after a chunk; others are interrupted where they are.
-        forgotten: whether it is about columns too whose models have forgotten the previous one.
-        none: whether it has something to say where no column is being moved.
+        patience: whether the command waits for locks.
+        long: whether the command can be stopped after a chunk; other commands are interrupted at once.
+        forgotten: whether the command includes columns that lost `previous=` in the models too early.
+        none: whether the command has a report even if no column is being moved.
     """
 
     def decorate(body: Callable[..., int]) -> Callable[..., None]:
@@ -163,7 +163,7 @@ def app_option(text: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
 
 
 def carry_out(stop: StopSignals, work: Callable[[], int]) -> int:
-    """Do it, and give the exit code; whatever is raised becomes a line on standard error."""
+    """Do the work, and return the exit code. Any error becomes a line on standard error."""
     try:
         return work()
     except CutOffError:
@@ -183,7 +183,7 @@ def carry_out(stop: StopSignals, work: Callable[[], int]) -> int:
         complain(error)
     except SQLAlchemyError as error:
         complain(f"{advice(error)}.")
-    except Exception as error:  # noqa: BLE001 - its own words might quote a value
+    except Exception as error:  # noqa: BLE001 - the error's own words might quote a value
         frame = traceback.extract_tb(error.__traceback__)[-1]
         complain(f"{advice(error)} ({frame.filename}, line {frame.lineno}).")
     return stop.exit_code if stop() else STOPPED
@@ -193,7 +193,7 @@ def confirm(question: str) -> None:
     """Ask on the terminal.
 
     Raises:
-        MigrationRefusedError: there is none.
+        MigrationRefusedError: there is no terminal.
         click.Abort: the answer is no.
     """
     if not sys.stdin.isatty():
@@ -208,7 +208,7 @@ _SHELL_WORDS = (
     (r'\bclose\("shred", confirm=(\d+)\)', r"`campaign close --unclaimed shred --confirm \1`"),
     (r'\bclose\("([\w:]+)"(?:, \.\.\.)?\)', r"--unclaimed \1"),
 )
-"""What errors advise in Python, and the same for whoever sits at a shell."""
+"""Advice in Python from error messages, and the same advice as options of the shell."""
 
 
 def in_shell_words(advice: str) -> str:
@@ -219,7 +219,7 @@ def in_shell_words(advice: str) -> str:
 
 
 def complain(what: object) -> None:
-    """One line on standard error, as long as somebody reads that."""
+    """Print a line on standard error, as long as somebody reads it."""
     try:
         click.echo(f"Error: {in_shell_words(str(what))}", err=True)
     except BrokenPipeError:
@@ -243,7 +243,7 @@ def _names(migrator: Migrator, given: tuple[str, ...], *, forgotten: bool, none:
 
 
 def nothing() -> NoReturn:
-    """No column is being moved.
+    """Report that no column is being moved.
 
     Raises:
         click.UsageError: always.

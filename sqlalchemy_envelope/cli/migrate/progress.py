@@ -1,4 +1,4 @@
-"""How far a job is: a bar on a terminal, a line now and then in a log, JSON lines for a program."""
+"""The progress of a job: a bar on a terminal, a line now and then in a log, JSON lines for a program."""
 
 import json
 import time
@@ -14,21 +14,21 @@ from sqlalchemy_envelope.cli.output import ReaderGoneError, say
 from sqlalchemy_envelope.migration.running.reports import Progress
 
 LINE_SECONDS = 5.0
-"""A line in a log so often."""
+"""The seconds between two lines in a log."""
 
 
 def display_for(console: Console, stop: StopSignals, *, as_json: bool) -> "Display":
-    """The display for where standard output goes."""
+    """The display that suits the target of standard output."""
     if as_json:
         return JsonLines(stop)
     return Bar(stop, console) if console.is_terminal else Lines(stop)
 
 
 class Display:
-    """Shows nothing; each kind of display says what it has to say.
+    """Shows nothing. Each kind of display overrides the events that it shows.
 
     Args:
-        stop: asked to stop the job when nobody reads what it says.
+        stop: told to stop the job when nobody reads the output.
     """
 
     def __init__(self, stop: StopSignals) -> None:
@@ -46,14 +46,14 @@ class Display:
         """A job begins on a column."""
 
     def progress(self, now: Progress) -> None:
-        """It came so far."""
+        """The job has made this progress."""
 
     def finished(self, column: str, job: str, outcome: dict[str, Any], text: str) -> None:
-        """It ended, with this outcome: for programs, and in words."""
+        """The job ended, with this outcome: values for programs, and text for people."""
         self._say(text)
 
     def _say(self, text: str) -> None:
-        # Not raised: this is called in the midst of a job, which stops after its chunk.
+        # Do not raise: the caller is in the midst of a job, which stops after its chunk.
         if self._stop.is_unread:
             return
         try:
@@ -80,7 +80,7 @@ class Lines(Display):
 
 
 class JsonLines(Display):
-    """One event a line, and nothing else."""
+    """An event in each line, and nothing else."""
 
     def started(self, column: str, job: str, workers: int) -> None:
         self._event("started", {"column": column, "job": job, "workers": workers})
@@ -115,7 +115,7 @@ class Bar(Display):
         self._bars.stop()
 
     def started(self, column: str, job: str, workers: int) -> None:
-        if self._task is not None:  # the last one was refused
+        if self._task is not None:  # the last job was refused
             self._bars.remove_task(self._task)
         self._task = self._bars.add_task(job, total=None, column=column, rest=f"{job} starts")
 

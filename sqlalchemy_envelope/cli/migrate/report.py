@@ -1,4 +1,4 @@
-"""What `migrate plan` and `migrate status` print: for programs as plain values, for people as text."""
+"""The output of `migrate plan` and `migrate status`: plain values for programs, text for people."""
 
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -28,7 +28,7 @@ _STATES = tuple(_STATE)
 
 
 def show_findings(console: Console, column: str, findings: Sequence[Finding]) -> None:
-    """The findings of one column, the worst first."""
+    """Print the findings of a column, the worst first."""
     _heading(console, column, "nothing in the way" if not findings else "")
     ordered = sorted(findings, key=lambda one: SEVERITIES.index(one.severity))
     for severity, group in groupby(ordered, key=lambda one: one.severity):
@@ -40,7 +40,7 @@ def show_findings(console: Console, column: str, findings: Sequence[Finding]) ->
 
 
 def status_values(status: ColumnStatus, residues: Sequence[Residue]) -> dict[str, Any]:
-    """The same as plain values."""
+    """The state of a column as plain values."""
     return {
         **asdict(status),
         "phase": status.phase.value,
@@ -50,10 +50,10 @@ def status_values(status: ColumnStatus, residues: Sequence[Residue]) -> dict[str
 
 
 def show_status(console: Console, status: ColumnStatus, residues: Sequence[Residue], *, listed: bool) -> None:
-    """Where one column stands, and how much plaintext there still is.
+    """Print the state of a column, and how much plaintext remains.
 
     Args:
-        listed: with every place where plaintext lies.
+        listed: whether to list every place where plaintext lies.
     """
     _heading(console, status.column, f"{status.phase.value}, policy {status.policy!r}")
     unowned = f" ({status.unowned:,} without an owner)" if status.unowned else ""
@@ -68,7 +68,7 @@ def show_status(console: Console, status: ColumnStatus, residues: Sequence[Resid
 def show_undeclared(
     console: Console, column: str, phase: str, residues: Sequence[Residue], *, listed: bool
 ) -> None:
-    """The same of a column whose models have forgotten the previous one."""
+    """Print the same for a column without `previous=` in the models."""
     _heading(console, column, f"{phase}; no model declares a previous column")
     _show_plaintext(console, residues, listed=listed)
 
@@ -88,7 +88,7 @@ def _places(count: int) -> str:
 
 
 def show_residues(console: Console, residues: Sequence[Residue]) -> None:
-    """Where plaintext lies, the surest first, and what to do about each place."""
+    """Print the places where plaintext lies, the surest first, and what to do about each place."""
     console.print(Text("  where plaintext lies"))
     for one in sorted(residues, key=lambda one: _STATES.index(one.state)):
         _indented(console, 4, Text.assemble((one.state, _STATE[one.state]), f": {one.place}"))
@@ -107,7 +107,7 @@ def _verified(status: ColumnStatus) -> str:
 
 
 def run_text(report: RunReport, *, interrupted: bool) -> str:
-    """A run in a line."""
+    """The result of a run in a line."""
     late = f", {report.late:,} of them late" if report.late else ""
     text = f"{report.column}: {report.rows:,} rows encrypted{late}; "
     if report.finished:
@@ -124,7 +124,7 @@ def _left_over(report: RunReport) -> str:
 
 
 def reverse_text(report: RunReport, *, interrupted: bool, dropped: bool) -> str:
-    """A way back in a line."""
+    """The result of a reverse in a line."""
     text = f"{report.column}: {report.rows:,} values moved back; "
     if report.finished:
         return text + ("none left, and the encrypted column is dropped" if dropped else "none left")
@@ -133,11 +133,11 @@ def reverse_text(report: RunReport, *, interrupted: bool, dropped: bool) -> str:
 
 
 _AFTER = {Phase.CUT_OVER: "guard", Phase.GUARDED: "contract"}
-"""What comes after a clean verification; before these phases the cut-over."""
+"""The next step after a clean verification. Before these phases, the next step is the cut-over."""
 
 
 def verify_text(report: VerifyReport, phase: Phase, *, interrupted: bool) -> str:
-    """A verification in a line."""
+    """The result of a verification in a line."""
     share = "" if report.sample is None else f" (a sample of {report.sample:.2%})"
     locked = f", {report.locked:,} that no key here opens" if report.locked else ""
     text = f"{report.column}: {report.rows:,} values compared{share}: {report.mismatches:,} differ{locked}"

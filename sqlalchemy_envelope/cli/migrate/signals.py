@@ -1,5 +1,5 @@
-"""SIGINT and SIGTERM: the first asks for a clean stop, the second ends everything at once. A reader of the
-output that is gone counts as the first."""
+"""SIGINT and SIGTERM: the first signal asks for a clean stop, the second signal ends everything at once. If
+the reader of the output is gone, that counts as the first signal."""
 
 import multiprocessing
 import os
@@ -13,10 +13,10 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class StopSignals:
-    """Catches both signals for the length of a `with` block. Called, it says whether one came.
+    """Catches both signals for the length of a `with` block. A call says whether a signal came.
 
     Args:
-        at_once: interrupt what runs, as a step that has no chunks to stop after.
+        at_once: interrupt the running work, for a step without chunks to stop after.
     """
 
     def __init__(self, *, at_once: bool = False) -> None:
@@ -40,7 +40,7 @@ class StopSignals:
 
     @property
     def exit_code(self) -> int:
-        """What a shell reports of a process that this signal ended."""
+        """The exit code that a shell reports for a process that this signal ended."""
         return 128 + (self.number or 0)
 
     def reader_gone(self) -> None:
@@ -51,7 +51,7 @@ class StopSignals:
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self.number is not None:
-            # Chunks are transactions: what is cut off here is rolled back by the database.
+            # Chunks are transactions: the database rolls back a chunk that is cut off here.
             for worker in multiprocessing.active_children():
                 worker.kill()
             os._exit(128 + number)

@@ -1,5 +1,5 @@
-"""What one table is asked and told: its columns, rows, triggers and errors, and the tables that say how far a
-migration is.
+"""Access to a table of a migration: its columns, rows, triggers and errors, and the state tables, which
+record how far the migration is.
 
-Nothing here decides what is done next, and nothing here encrypts or decrypts.
+Nothing here decides the next step, and nothing here encrypts or decrypts.
 """

@@ -1,4 +1,4 @@
-"""One UPDATE for the rows of a chunk: each row changes only where it still is what was read of it."""
+"""An UPDATE for the rows of a chunk: each row changes only if it is still as it was read."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ChunkUpdate:
-    """An UPDATE of one column, for rows of a key, what was read, and what is to be there.
+    """An UPDATE of a column, for rows of a key, the value that was read, and the value to store.
 
     Attributes:
-        keys: the columns by which a row is found; for each whether it may be NULL.
-        still: the condition that a row still is what was read.
+        keys: the columns by which a row is found, each with whether it may be NULL.
+        still: the condition that a row is still as it was read.
         kept: columns that are set to themselves.
     """
 
@@ -49,7 +49,7 @@ class ChunkUpdate:
         ]
 
     def run(self, connection: Connection, rows: Sequence[Any]) -> int:
-        """Update these rows; how many still were what was read."""
+        """Update these rows, and return how many were still as they were read."""
         dialect, names = connection.dialect, self._names
         sent = {
             name: bindparam(name, type_=key.type) for name, (key, _) in zip(names, self.keys, strict=True)
@@ -64,7 +64,8 @@ class ChunkUpdate:
                 {**dict(zip(names, key, strict=True)), "seen": seen, "made": made} for key, seen, made in rows
             ]
             return connection.execute(statement, parameters).rowcount
-        # What Connection.execute does for each row takes longer than the database: here it is done by column.
+        # Convert parameters by column: Connection.execute converts by row, and that takes longer than the
+        # database does.
         types = [*(key.type for key, _ in self.keys), self.seen_type, self.target_type]
         flat = zip(*((*key, seen, made) for key, seen, made in rows), strict=True)
         bound = {
@@ -76,13 +77,13 @@ class ChunkUpdate:
         return connection.exec_driver_sql(str(compiled), list(by_place)).rowcount
 
     def _sends_expressions(self) -> bool:
-        """Whether the database is to call a function on what is stored."""
+        """Whether the database has to call a function on the values to store."""
         return bool(self.target_type._has_bind_expression)
 
     def run_as_document(self, connection: Connection, rows: Sequence[Any]) -> int:
-        """One statement for the whole chunk: PostgreSQL joins the table with what was sent, as one document.
+        """Update the whole chunk in a single statement: PostgreSQL joins the table with a JSON document.
 
-        A driver takes less time for that than for arrays, or for a statement for each row.
+        A driver takes less time for a document than for arrays, or for a statement for each row.
         """
         dialect, names = connection.dialect, self._names
         types = dict(zip(names, (key.type for key, _ in self.keys), strict=True))
@@ -99,7 +100,7 @@ class ChunkUpdate:
         )
         found: Any = sent.c
         statement = update(self.table).where(*self._where(found), self.still(found.seen))
-        # What is sent was encrypted here; of a document the statement hook could not tell.
+        # The values were encrypted here. The statement hook could not tell that of a document.
         statement = mark(statement.values({self.target.name: found.made}))
         processors = [key.type.dialect_impl(dialect).bind_processor(dialect) for key, _ in self.keys]
         process = [one or _as_it_is for one in processors]
@@ -115,7 +116,7 @@ class ChunkUpdate:
 
 
 def _bound(dialect: Dialect, type_: Any, values: Sequence[Any]) -> Sequence[Any]:
-    """The values of one parameter as the driver takes them."""
+    """The values of a parameter as the driver takes them."""
     process = type_.dialect_impl(dialect).bind_processor(dialect)
     return values if process is None else list(map(process, values))
 

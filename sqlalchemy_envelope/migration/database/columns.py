@@ -1,4 +1,4 @@
-"""Which columns are being moved, found in the mapped classes: for each its table, key, owner and both
+"""The columns that are being moved, found in the mapped classes, each with its table, key, owner and both
 columns."""
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class MigratingColumn:
-    """One encrypted column that takes the place of a previous one.
+    """An encrypted column that takes the place of a previous column.
 
     Attributes:
         mapper, attribute: the mapped class, and the attribute's name in it.
         table: the table that holds both columns.
         keys: the columns of its primary key, in order.
-        encrypted, previous: the two columns. To encrypt anew, there need be no previous one.
-        plan: how values are encoded and whose they are.
+        encrypted, previous: the two columns. Re-encryption needs no previous column.
+        plan: how values are encoded, and the path to their owner.
     """
 
     mapper: Mapper[Any]
@@ -44,7 +44,7 @@ class MigratingColumn:
 
     @property
     def name(self) -> str:
-        """What the migration is called in the state table and on the command line: `table.attribute`."""
+        """The migration's name in the state table and on the command line: `table.attribute`."""
         return f"{self.table.name}.{self.attribute}"
 
     @property
@@ -54,10 +54,10 @@ class MigratingColumn:
 
     @property
     def from_column(self) -> Column[Any]:
-        """The previous column, where there must be one.
+        """The previous column, for callers that need it.
 
         Raises:
-            ConfigurationError: there is none.
+            ConfigurationError: there is no previous column.
         """
         if self.previous is None:
             raise ConfigurationError(
@@ -68,22 +68,22 @@ class MigratingColumn:
 
     @property
     def policy(self) -> str:
-        """How far the declaration is; "none" if it has forgotten the previous column."""
+        """The policy that the model declares; "none" if it no longer declares the previous column."""
         declared: PreviousColumn | None = self.plan.type.previous
         return "none" if declared is None else declared.policy
 
     @property
     def declared(self) -> PreviousColumn:
-        """What the encrypted type says of the previous column."""
+        """The encrypted type's declaration of the previous column."""
         declared: PreviousColumn = self.plan.type.previous  # type: ignore[assignment]  # such columns alone come here
         return declared
 
 
 def migrating_columns(base: Any) -> list[MigratingColumn]:
-    """The columns of a declarative base, or a registry, that have a previous one; in the order of names.
+    """The columns of a declarative base, or a registry, that have a previous column; in the order of names.
 
     Raises:
-        ConfigurationError: it is neither.
+        ConfigurationError: `base` is neither.
     """
     return [one for one in encrypted_columns(base) if one.previous is not None]
 
@@ -92,7 +92,7 @@ def encrypted_columns(base: Any) -> list[MigratingColumn]:
     """Every encrypted column of a declarative base, or a registry.
 
     Raises:
-        ConfigurationError: it is neither.
+        ConfigurationError: `base` is neither.
     """
     require_registries(base)
     configure_mappers()
@@ -123,7 +123,7 @@ def column_named(columns: Iterable[MigratingColumn], name: str) -> MigratingColu
     """The column with this name.
 
     Raises:
-        ConfigurationError: none of them has it.
+        ConfigurationError: no column has this name.
     """
     known = list(columns)
     for one in known:

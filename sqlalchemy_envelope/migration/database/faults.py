@@ -1,4 +1,4 @@
-"""What the database said when a chunk failed: try again, or stop and say what to do."""
+"""Decide from a chunk's database error whether to try again, or to stop and say what to do."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _LOST_NUMBERS = {2006, 2013, 2055, 1927}
 
 
 def is_lost(error: Exception) -> bool:
-    """Whether the connection is gone; a new one may work."""
+    """Whether the connection is lost; a new connection may work."""
     if not isinstance(error, DBAPIError):
         return False
     state = sql_state(error) or ""
@@ -42,19 +42,19 @@ def _refused(error: DBAPIError) -> bool:
 
 
 def refuses_value(error: Exception) -> bool:
-    """Whether it was a value that the database, its driver or the column's type did not take."""
+    """Whether the database, its driver or the column's type refused a value."""
     if isinstance(error, DBAPIError):
         if may_pass(error) or is_lost(error):
             return False
         by_state = (sql_state(error) or "").startswith(("22", "23")) or error_number(error) in _VALUE_NUMBERS
         return by_state or isinstance(error, (DataError, IntegrityError))
-    # A StatementError is what a type raised; what a driver raises by itself is none of SQLAlchemy's.
+    # A type's error comes as a StatementError. An error that a driver raises itself is not SQLAlchemy's.
     others = (SQLAlchemyError, EnvelopeError, MemoryError, OSError)
     return isinstance(error, StatementError) or not isinstance(error, others)
 
 
 def why_refused(error: Exception) -> str:
-    """Why a value was not taken, without a word of the value."""
+    """Why a value was refused, without a word of the value."""
     if not isinstance(error, DBAPIError):
         text = str(error.orig if isinstance(error, StatementError) else error)
         return _NUL if "NUL" in text else "its type cannot write it"
@@ -77,11 +77,11 @@ _ABSENT_TABLE = re.compile(
     r"(?:no such table: |relation \"|Table ')(?P<name>[^\s\"']+)(?:$|\" does not exist|' doesn't exist)",
     re.MULTILINE,
 )
-"""SQLite's, PostgreSQL's and MariaDB's words for a table that is not there."""
+"""The words of SQLite, PostgreSQL and MariaDB for a missing table."""
 
 
 def advice(error: Exception) -> str:
-    """What to do, in a sentence; without a word of the statement or its parameters."""
+    """A sentence on what to do, without a word of the statement or its parameters."""
     if isinstance(error, NoSuchTableError):
         return _absent(str(error))
     if isinstance(error, DBAPIError):

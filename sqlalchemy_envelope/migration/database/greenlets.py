@@ -1,4 +1,4 @@
-"""A migration over an asynchronous driver: in a greenlet, where a wait gives the event loop back."""
+"""Run a migration over an asynchronous driver in a greenlet, where a wait lets the event loop go on."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ T = TypeVar("T")
 
 
 def is_asynchronous(engine: Any) -> bool:
-    """Whether an engine is an `AsyncEngine`; asked so that nothing is imported which needs greenlet."""
+    """Whether an engine is an `AsyncEngine`, found without an import that needs greenlet."""
     return hasattr(engine, "sync_engine")
 
 
 def sleep(seconds: float) -> None:
-    """Sleep; in a greenlet of an event loop, without holding the loop up."""
+    """Sleep. In a greenlet of an event loop, the loop goes on meanwhile."""
     if in_greenlet():
         concurrency.await_only(asyncio.sleep(seconds))
     else:
@@ -30,15 +30,15 @@ def sleep(seconds: float) -> None:
 
 
 async def spawn(engine: Any, call: Callable[[], T]) -> T:
-    """Do it beside the event loop: in a greenlet where the engine is asynchronous, and else in a thread."""
+    """Call beside the event loop: in a greenlet if the engine is asynchronous, else in a thread."""
     if is_asynchronous(engine):
         return await concurrency.greenlet_spawn(call)
     return await asyncio.to_thread(call)
 
 
 def run_apart(engine: Any, call: Callable[[], T]) -> T:
-    """Do it where no event loop runs; an asynchronous engine gets one of its own, and gives its connections
-    back at the end: they belong to that loop."""
+    """Call where no event loop runs. An asynchronous engine gets an event loop of its own, and closes its
+    connections at the end, since they belong to that loop."""
     if not is_asynchronous(engine):
         return call()
 

@@ -1,4 +1,4 @@
-"""The columns that one database moves: as the models declare them, and as the state table remembers them."""
+"""The columns that a database moves: as the models declare them, and as the state table remembers them."""
 
 from __future__ import annotations
 
@@ -37,11 +37,11 @@ class KnownColumns:
         return migrating_columns(self._base)
 
     def named(self, name: str) -> MigratingColumn:
-        """One of `moving` or of `leftovers`.
+        """The column of `moving` or `leftovers` with this name.
 
         Raises:
-            ConfigurationError: no column has this name; or its models have forgotten the previous column too
-                early, and the error says so.
+            ConfigurationError: no column has this name; or the models dropped its `previous=` too early, and
+                the error says so.
         """
         known = self.moving
         try:
@@ -56,7 +56,7 @@ class KnownColumns:
             raise
 
     def leftovers(self) -> list[MigratingColumn]:
-        """Columns whose models have forgotten the previous one, while the database still has it."""
+        """Columns without `previous=` in the models, while the database still has the previous column."""
         known = self._standings()
         if not known:
             return []
@@ -70,7 +70,7 @@ class KnownColumns:
         ]
 
     def forgotten(self) -> list[str]:
-        """The names of columns whose models have forgotten the previous one before the migration let them."""
+        """The names of columns that lost `previous=` in the models before the migration allowed it."""
         undeclared = {one.name for one in encrypted_columns(self._base) if one.previous is None}
         return sorted(undeclared & self._unfinished().keys())
 

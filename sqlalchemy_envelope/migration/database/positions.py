@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def encode_position(keys: Sequence[Any], position: Position | None) -> str | None:
-    """A position as text, the same for the same key: the canonical encoding of each of its values."""
+    """A position as text: the canonical encoding of each key value, so that equal keys give equal text."""
     if position is None:
         return None
     parts = []
@@ -30,7 +30,7 @@ def decode_position(keys: Sequence[Any], text: str | None) -> Position | None:
     """The position that a text stands for.
 
     Raises:
-        MigrationError: it is of another primary key than the table has now.
+        MigrationError: the text is of another primary key than the table has now.
     """
     if text is None:
         return None

@@ -1,4 +1,4 @@
-"""What is noted of one column's migration: its phase, and what was found when it was last verified."""
+"""The record of a column's migration: its phase, and the result of its last verification."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ _ORDER = list(Phase)
 
 @dataclass(frozen=True)
 class Standing:
-    """Where a migration stands, as it was noted.
+    """The state of a migration, as recorded.
 
     Attributes:
         previous: the name of the previous column, as the models had it when the migration began.
-        verified_at: when it was verified; None if rows were written since.
-        mismatches, locked, sample: what the verification found: values that differ, values that no key there
-            opened, and the share of rows that was looked at (None for all).
+        verified_at: the time of the verification; None if rows were written since.
+        mismatches, locked, sample: the result of the verification: values that differ, values that no key
+            there opened, and the share of rows that was checked (None for all).
     """
 
     phase: Phase = Phase.NEW
@@ -39,21 +39,21 @@ class Standing:
     sample: float | None = None
 
     def has_reached(self, phase: Phase) -> bool:
-        """Whether it is in this phase or in a later one."""
+        """Whether the migration is in this phase or a later phase."""
         return _ORDER.index(self.phase) >= _ORDER.index(phase)
 
     @property
     def is_clean(self) -> bool:
-        """Whether it was verified since rows were last written, and no value differed."""
+        """Whether the migration was verified since rows were last written, and no value differed."""
         return self.verified_at is not None and not self.mismatches
 
 
 class Record:
-    """The row of one migration in the state table; it need not be there.
+    """The row of a migration in the state table; the row need not exist.
 
     Args:
-        connection: in whose transaction it is read and written.
-        name: what the migration is called.
+        connection: the row is read and written in this connection's transaction.
+        name: the migration's name.
     """
 
     def __init__(self, connection: Connection, name: str) -> None:
@@ -61,28 +61,28 @@ class Record:
 
     @classmethod
     def find(cls, connection: Connection, names: Sequence[str]) -> Record | None:
-        """The record with the first of these names that there is."""
+        """The record of the first of these names that has a row."""
         known = standings(connection, *names)
         return next((cls(connection, name) for name in names if name in known), None)
 
     def read(self) -> Standing:
-        """Where the migration stands; of one that was not begun, in the phase `NEW`."""
+        """The state of the migration. A migration that was not begun is in the phase `NEW`."""
         return standings(self._connection, self.name).get(self.name, Standing())
 
     def set_phase(self, phase: Phase, previous: str) -> None:
-        """Note a phase, with the first one also the previous column's name."""
+        """Record a phase; with the first phase, also the previous column's name."""
         if self._update(phase=phase.value) == 0:
             values = {"name": self.name, "phase": phase.value, "previous": previous}
             self._connection.execute(insert(_TABLE).values(values))
 
     def advance(self, phase: Phase, previous: str) -> None:
-        """Note a phase, unless a later one is reached."""
+        """Record a phase, unless the migration has reached a later phase."""
         now = self.read()
         if now.phase in (Phase.REVERSING, Phase.REVERSED) or not now.has_reached(phase):
             self.set_phase(phase, previous)
 
     def note_verification(self, rows: int, mismatches: int, locked: int, sample: float | None) -> None:
-        """Note what a verification found that is finished."""
+        """Record the result of a finished verification."""
         self._update(
             verified_rows=rows,
             verified_sample=sample,
@@ -92,14 +92,14 @@ class Record:
         )
 
     def forget_verification(self) -> None:
-        """Note that rows were written: what was verified says nothing of them."""
+        """Record that rows were written: the verification says nothing about them."""
         phase = case((_COLUMNS.phase == Phase.VERIFIED.value, Phase.BACKFILLED.value), else_=_COLUMNS.phase)
-        # Each chunk asks for it, and the row is locked only where there is something to forget.
+        # Each chunk calls this. The row is locked only if there is a verification to forget.
         known = or_(_COLUMNS.verified_at.is_not(None), _COLUMNS.phase == Phase.VERIFIED.value)
         self._update(known, verified_at=None, mismatches=None, locked=None, phase=phase)
 
     def forget(self) -> None:
-        """Delete all that is noted: the next migration of this column begins anew."""
+        """Delete the record: the next migration of this column begins anew."""
         inspector = inspect(self._connection)
         for model in (MigrationState, JobState, RangeState):
             table: Any = model.__table__
@@ -112,7 +112,7 @@ class Record:
 
 
 def standings(connection: Connection, *names: str) -> dict[str, Standing]:
-    """Where migrations stand, by name: those with these names, or all."""
+    """The states of the migrations with these names, or of all migrations, by name."""
     if not inspect(connection).has_table(_TABLE.name):
         return {}
     c = _COLUMNS

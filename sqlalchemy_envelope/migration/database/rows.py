@@ -1,8 +1,8 @@
-"""The statements that a migration sends to the table it goes over: read a chunk, write it back if it is still
-what was read, count what is left.
+"""The statements that a migration sends to its table: read a chunk, write rows that are still as they were
+read, count the rows that are left.
 
-They go through bare columns, not through the mapped ones: nothing here is to be encrypted, opened, or noted
-as a change by the application's own hooks.
+The statements use bare columns, not the mapped columns: the application's own hooks must not encrypt or open
+anything here, or note it as a change.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 
 
 class Rows:
-    """The table of one migrating column, on one database."""
+    """The table of a migrating column, on a database."""
 
     def __init__(self, column: MigratingColumn, dialect: Dialect, *, owners_checked: bool = False) -> None:
         self.column = column
@@ -69,10 +69,10 @@ class Rows:
         if column.previous is not None:
             name = column.previous.name
             self.previous = self.table.c[name]
-            # What this library encrypted itself is opened, and made, with the key of its row's owner.
+            # Values of this library are handled as bytes here: `own_previous` has the keys of their owners.
             ours = isinstance(column.previous.type, EncryptedType)
             type_ = RawBytes() if ours else column.previous.type
-            if column.policy != "none":  # else its type is forgotten, and nobody reads it any more
+            if column.policy != "none":  # else the type is no longer declared, and nobody reads the column
                 self._typed = bare_column(name, type_, _selectable=self.table)
         self._owners_checked = owners_checked
         self.owners = [self._owner_column(one) for one in column.path.columns]
@@ -89,7 +89,7 @@ class Rows:
 
     @cached_property
     def _from(self) -> Any:
-        """The table, joined with the one that names the owner where that is another (joined inheritance)."""
+        """The table, joined with the table that names the owner if the two differ (joined inheritance)."""
         other = self.owners[0].table if self.owners else self.table
         if other is self.table:
             return self.table
@@ -101,7 +101,7 @@ class Rows:
     def exact(self) -> Any:
         """The previous value as the database compares it to the byte, whatever its type and collation."""
         if self._name == "postgresql":
-            # The "C" collation: one that ignores case would find "Ada" to be still "ada".
+            # The "C" collation: a collation that ignores case would take "ada" for an unchanged "Ada".
             return self.previous if self._is_bytes else cast(self.previous, TEXT()).collate("C")
         if self._name == "sqlite":
             return self.previous
@@ -116,7 +116,7 @@ class Rows:
 
     @cached_property
     def exact_is_typed(self) -> bool:
-        """Whether the value itself serves for the comparison, so that one column is read in place of two."""
+        """Whether the value itself serves for the comparison, so that a single column is read, not two."""
         if self.column.previous is None:
             return True
         type_ = self._typed.type
@@ -129,9 +129,10 @@ class Rows:
 
     @cached_property
     def seen(self) -> Any:
-        """What tells that a row is still the one that was read: the exact previous value. On PostgreSQL the
-        row's version, so that no statement of ours sends plaintext, which a server's log may show; but for
-        another library's ciphertext that is checked against what is stored."""
+        """The expression that shows whether a row is still as it was read: the exact previous value. On
+        PostgreSQL it is the row's version, so that no statement of ours sends plaintext, which a server's log
+        may show. The exception is another library's ciphertext that `check_of` checks against the stored
+        value."""
         if self._by_version:
             return cast(bare_column("xmin", _selectable=self.table), TEXT())
         return self.exact
@@ -160,7 +161,7 @@ class Rows:
 
     @cached_property
     def owned(self) -> ColumnElement[bool]:
-        """The row names an owner, and there is one."""
+        """The row names an owner, and the owner exists."""
         path = self.column.path
         if path.is_self or not path.columns:
             return true()
@@ -181,15 +182,15 @@ class Rows:
         return and_(*named)
 
     def _one_chosen(self, path: ChosenPath) -> ColumnElement[bool]:
-        """Exactly one of the alternatives is set."""
+        """Exactly a single alternative is set."""
         at = dict(zip(path.columns, self.owners, strict=True))
         chosen = [and_(*(at[column].is_not(None) for column in one.columns)) for one in path.alternatives]
         return or_(*(and_(one, *(not_(other) for other in chosen if other is not one)) for one in chosen))
 
     @cached_property
     def pending(self) -> ColumnElement[bool]:
-        """The row has a previous value and no encrypted one. JSON's own null is no value: it reads as None,
-        which is NULL in an encrypted column."""
+        """The row has a previous value and no encrypted value. JSON's own null does not count as a value: it
+        reads as None, which is NULL in an encrypted column."""
         alone = and_(self.previous.is_not(None), self.encrypted.is_(None))
         if self.column.previous is None or not isinstance(self.column.previous.type, JSON):
             return alone
@@ -197,11 +198,11 @@ class Rows:
 
     @cached_property
     def encrypted_alone(self) -> ColumnElement[bool]:
-        """The row has an encrypted value and no previous one."""
+        """The row has an encrypted value and no previous value."""
         return and_(self.previous.is_(None), self.encrypted.is_not(None))
 
     skip_locked = False
-    """Leave out rows that somebody else has locked: after a chunk that waited for them in vain."""
+    """Leave out rows that another transaction has locked: set after a chunk waited for them in vain."""
 
     @property
     def _locked(self) -> Any:
@@ -217,8 +218,8 @@ class Rows:
         upto: Position | None,
         size: int,
     ) -> list[Any]:
-        """A chunk in the order of the key: key, owner, previous value, what tells its version, and the stored
-        one."""
+        """Read a chunk in the order of the key: key, owner, previous value, `seen`, and the stored encrypted
+        value."""
         query = self.selected(where, after, upto).order_by(*self.keys).limit(size)
         if self.skip_locked:
             query = query.with_for_update(
@@ -239,7 +240,7 @@ class Rows:
         return [tuple(row) for row in connection.execute(query.order_by(*self.keys).limit(size))]
 
     def previous_at(self, position: Position) -> Any:
-        """The query for one row's previous value and its exact form."""
+        """The query for a row's previous value and its exact form."""
         exact = self._typed if self.exact_is_typed else self.exact
         pairs = zip(self.keys, position, strict=True)
         here = (key == bindparam(None, part, type_=key.type) for key, part in pairs)
@@ -261,7 +262,7 @@ class Rows:
         return bounds
 
     def split(self, row: Any) -> tuple[Position, tuple[Any, ...], Any, Any, Any]:
-        """A row of `read` in its parts."""
+        """Split a row of `read` into its parts."""
         count, owners = len(self.keys), len(self.owners)
         typed, seen, stored = row[count + owners :]
         return (
@@ -273,17 +274,17 @@ class Rows:
         )
 
     def count(self, connection: Connection, where: ColumnElement[bool]) -> int:
-        """How many rows are so."""
+        """Count the rows for which the condition holds."""
         query = select(func.count()).select_from(self._from).where(where)
         return int(connection.execute(query).scalar_one())
 
     def any(self, connection: Connection, where: ColumnElement[bool]) -> bool:
-        """Whether any row is so."""
+        """Whether the condition holds for any row."""
         query = select(1).select_from(self._from).where(where).limit(1)
         return connection.execute(query).first() is not None
 
     def average_size(self, connection: Connection) -> float:
-        """Bytes of a value, on the average of the first few hundred rows."""
+        """The average size of a value in bytes, over the first few hundred rows."""
         value: Any = self.encrypted if self.column.previous is None else self.previous
         if self._name == "postgresql":
             size = func.octet_length(cast(value, TEXT()))
@@ -293,7 +294,7 @@ class Rows:
         return float(connection.execute(select(func.avg(some.subquery().c.size))).scalar() or 0.0)
 
     def boundaries(self, connection: Connection, size: int) -> list[Position]:
-        """Every `size`-th key, to work on ranges side by side."""
+        """Every `size`-th key: the bounds of ranges to work on side by side."""
         number = func.row_number().over(order_by=self.keys)
         named = [key.label(f"key_{place}") for place, key in enumerate(self.keys)]
         numbered = select(*named, number.label("place")).subquery()
@@ -306,9 +307,10 @@ class Rows:
     def write_encrypted(
         self, connection: Connection, rows: Sequence[tuple[Position, tuple[Any, ...], Any, bytes]]
     ) -> int:
-        """Store ciphertexts where previous value and owner are still those that were read, and nothing is
-        stored yet; how many were."""
-        # The owner is a part of what is encrypted; one who is named in another table is left to `verify`.
+        """Store ciphertexts in rows with the previous value and owner as they were read, and no encrypted
+        value yet. Return the number of rows that were written."""
+        # The ciphertext depends on the owner, so the owner is compared. An owner that another table names is
+        # left to `verify`.
         keys = {one.name for one in self.keys}
         mine = [
             place for place, one in enumerate(self.owners) if one.table is self.table and one.name not in keys
@@ -324,7 +326,7 @@ class Rows:
         )
 
     def write_previous(self, connection: Connection, rows: Sequence[tuple[Position, bytes, Any]]) -> int:
-        """Store values in the previous column where it is empty and the encrypted one is what was read."""
+        """Store values in previous columns that are empty, if the encrypted value is still as it was read."""
         return self._write(
             connection,
             self._typed,
@@ -335,7 +337,7 @@ class Rows:
         )
 
     def replace_encrypted(self, connection: Connection, rows: Sequence[tuple[Position, bytes, bytes]]) -> int:
-        """Store other ciphertexts where the stored one is still the one that was read."""
+        """Replace stored ciphertexts that are still as they were read."""
         return self._write(
             connection,
             self.encrypted,
@@ -348,8 +350,8 @@ class Rows:
     def put_right(
         self, connection: Connection, key: Position, exact: Any, stored: bytes, made: bytes | None
     ) -> int:
-        """Put one row right that still is what was read: with a ciphertext, the previous value goes; without
-        one the encrypted value goes."""
+        """Repair a row that is still as it was read. With a new ciphertext, store it and empty the previous
+        column. Without a new ciphertext, empty the encrypted column."""
         values = (
             {self.encrypted.name: made}
             if made is None
@@ -380,14 +382,14 @@ class Rows:
         return change.run_as_document(connection, rows) if as_document else change.run(connection, rows)
 
     def _may_be_null(self, key: Any) -> bool:
-        """Of several columns for an owner, all but one are NULL."""
+        """Whether a key is a column of alternative owners: only the chosen owner's columns are set."""
         return isinstance(self.column.path, ChosenPath) and any(key is one for one in self.owners)
 
     def _kept(self) -> dict[str, Any]:
-        """MySQL's columns that set themselves on every UPDATE, kept as they are."""
+        """Assignments that keep MySQL's columns with ON UPDATE as they are."""
         if self._name not in ("mysql", "mariadb"):
             return {}
         return {name: bare_column(name) for name in self.self_updating}
 
     self_updating: Sequence[str] = ()
-    """Names of columns with ON UPDATE CURRENT_TIMESTAMP, found by whoever has looked."""
+    """Names of columns with ON UPDATE CURRENT_TIMESTAMP, set by a caller that has looked for them."""

@@ -1,4 +1,4 @@
-"""What a migration changes of the schema, each change short: nobody waits for it over half a second."""
+"""The changes of a migration to the schema. Each change is short: nobody waits for it over half a second."""
 
 from __future__ import annotations
 
@@ -44,10 +44,10 @@ def tracked(column: MigratingColumn) -> Tracked:
 
 
 def add_column(dialect: Dialect, columns: Tracked) -> list[str]:
-    """Add the encrypted column, on SQLite with its CHECK, which it takes at no other time.
+    """Add the encrypted column; on SQLite with its CHECK, which SQLite takes at no other time.
 
-    PostgreSQL would read every row under its lock to see that the new column holds NULL, and MySQL would copy
-    the table.
+    With a CHECK, PostgreSQL would read every row under its lock to see that the new column holds NULL, and
+    MySQL would copy the table.
     """
     added = f"ADD COLUMN {_quoted(dialect, columns.encrypted)} {LargeBinary().compile(dialect=dialect)}"
     if columns.check is not None and dialect.name == "sqlite":
@@ -56,19 +56,19 @@ def add_column(dialect: Dialect, columns: Tracked) -> list[str]:
 
 
 def drop_column(dialect: Dialect, columns: Tracked, name: str) -> list[str]:
-    """Drop one of the two columns; the CHECK of a column goes with it."""
+    """Drop either of the two columns. The CHECK of a column is dropped with the column."""
     return [f"ALTER TABLE {_table(dialect, columns)} DROP COLUMN {_quoted(dialect, name)}"]
 
 
 def add_check(dialect: Dialect, columns: Tracked, *, validate: bool = True) -> list[str]:
-    """Add the CHECK to a column that is there; without `validate`, PostgreSQL looks at new writes alone."""
+    """Add the CHECK to an existing column. Without `validate`, PostgreSQL checks new writes alone."""
     clause = check_clause(dialect.name, columns.check or "", columns.encrypted, quoter(dialect))
     later = " NOT VALID" if dialect.name == "postgresql" and not validate else ""
     return [f"ALTER TABLE {_table(dialect, columns)} ADD {clause}{later}"]
 
 
 def add_missing_check(connection: Connection, columns: Tracked) -> list[str]:
-    """PostgreSQL: add the CHECK to the column of a migration, for new writes: nobody waits for that."""
+    """PostgreSQL: add the CHECK to the column of a migration, for new writes. Nobody waits for that."""
     dialect = connection.dialect
     if dialect.name != "postgresql" or columns.check is None or has_check(connection, columns):
         return []
@@ -76,8 +76,8 @@ def add_missing_check(connection: Connection, columns: Tracked) -> list[str]:
 
 
 def validate_check(connection: Connection, columns: Tracked) -> list[str]:
-    """PostgreSQL: look at the rows that were there before the CHECK, while others write. SQLAlchemy warns of
-    one that is not validated when it reflects the table."""
+    """PostgreSQL: validate the CHECK for the rows that are older than it, while others write. When SQLAlchemy
+    reflects a table, it warns of a CHECK that is not validated."""
     dialect = connection.dialect
     if dialect.name != "postgresql" or columns.check is None:
         return []
@@ -105,7 +105,7 @@ def has_check(connection: Connection, columns: Tracked) -> bool:
 
 
 def count_foreign(connection: Connection, columns: Tracked) -> int:
-    """How many values of the encrypted column are no ciphertext."""
+    """Count the values of the encrypted column that are not ciphertext."""
     dialect = connection.dialect
     name = _quoted(dialect, columns.encrypted)
     query = (
@@ -123,12 +123,12 @@ def is_droppable(connection: Connection, columns: Tracked, name: str) -> bool:
     of_schema = f"{_quoted(connection.dialect, columns.schema)}." if columns.schema else ""
     query = text(f"SELECT sql FROM {of_schema}sqlite_master WHERE type = 'table' AND name = :name")  # noqa: S608 - quoted
     created = connection.execute(query, {"name": columns.table}).scalar_one()
-    # SQLite itself says whether it can, of an empty table that is made the same way.
+    # Try it on an empty table with the same definition: SQLite itself says whether it can.
     with closing(sqlite3.connect(":memory:")) as trial:
         try:
             trial.execute(created)
         except sqlite3.OperationalError:
-            return True  # it needs what its own connection has, such as a function
+            return True  # the table needs something that the connection has, such as a function
         try:
             for statement in drop_column(connection.dialect, replace(columns, schema=None), name):
                 trial.execute(statement)
@@ -141,7 +141,7 @@ def require_droppable(connection: Connection, columns: Tracked, name: str) -> No
     """Refuse a column that SQLite cannot drop.
 
     Raises:
-        MigrationRefusedError: a CHECK of the table names it, as one does in a table that Alembic made.
+        MigrationRefusedError: a CHECK of the table names the column, as in a table that Alembic made.
     """
     if is_droppable(connection, columns, name):
         return
@@ -154,10 +154,10 @@ def require_droppable(connection: Connection, columns: Tracked, name: str) -> No
 
 
 def make_nullable(connection: Connection, columns: Tracked) -> list[str]:
-    """Let the previous column be NULL; nothing if it may be.
+    """Let the previous column be NULL; no statement if it may be NULL already.
 
     Raises:
-        MigrationRefusedError: SQLite, which cannot do that to a column that is there.
+        MigrationRefusedError: on SQLite, which cannot change that of an existing column.
     """
     found = inspect(connection).get_columns(columns.table, columns.schema)
     previous = next(one for one in found if one["name"] == columns.previous)
@@ -185,7 +185,7 @@ def has_column(connection: Connection, columns: Tracked, name: str) -> bool:
 
 _TRIGGERS = {
     "sqlite": "SELECT 1 FROM sqlite_master WHERE type = 'trigger' AND name = :name AND tbl_name = :table",
-    # One that is disabled is as good as none.
+    # A disabled trigger is as good as no trigger.
     "postgresql": (
         "SELECT 1 FROM pg_catalog.pg_trigger WHERE tgname = :name AND tgenabled IN ('O', 'A') "
         "AND tgrelid = pg_catalog.to_regclass(:whole)"
@@ -198,11 +198,11 @@ _TRIGGERS = {
 
 
 def is_tracked(connection: Connection, columns: Tracked, *, kept: bool, guarded: bool = False) -> bool:
-    """Whether the triggers are there and on duty. A table that is built anew, as SQLite's are for every
-    change, has lost them, and nothing says so.
+    """Whether the triggers exist and are enabled. A table that is rebuilt, as on SQLite for every change,
+    loses its triggers, and nothing says so.
 
     Args:
-        kept, guarded: whether those of after the cut-over, and of the contract, have to be there too.
+        kept, guarded: whether the triggers for after the cut-over, and for the contract, have to exist too.
     """
     dialect = connection.dialect
     name = "mysql" if dialect.name == "mariadb" else dialect.name
@@ -218,10 +218,11 @@ def is_tracked(connection: Connection, columns: Tracked, *, kept: bool, guarded:
 
 
 def require_trackable(connection: Connection, columns: Tracked) -> None:
-    """Refuse a table whose triggers do not see all of its rows.
+    """Refuse a table if its triggers do not see all of its rows.
 
     Raises:
-        MigrationRefusedError: others inherit from it; PostgreSQL hands triggers down to partitions alone.
+        MigrationRefusedError: other tables inherit from it. PostgreSQL hands triggers down to partitions
+            alone.
     """
     if connection.dialect.name != "postgresql":
         return
@@ -240,11 +241,11 @@ def require_trackable(connection: Connection, columns: Tracked) -> None:
 
 
 def checks_owners(connection: Connection, column: MigratingColumn) -> bool:
-    """Whether the database itself sees to it that each row's owner is there."""
+    """Whether the database itself ensures that each row's owner exists."""
     if connection.dialect.name == "sqlite":
-        return False  # it enforces foreign keys only for who asks, and rows may be older than that
+        return False  # SQLite enforces foreign keys only if a connection asks, and rows may be older
     if not column.path.is_direct:
-        return True  # whether a row leads to an owner is found out as it is read
+        return True  # reading a row finds out whether it leads to an owner
     names = [one.name for one in column.path.columns]
     table = column.path.columns[0].table
     keys = inspect(connection).get_foreign_keys(table.name, table.schema)
@@ -268,13 +269,13 @@ def change(
     *,
     patience: float = 30.0,
 ) -> None:
-    """Change the schema in one short transaction, again and again until the locks are there.
+    """Change the schema in a short transaction, and try again until the locks are free.
 
     Args:
-        statements: what to do, or what finds out in that transaction.
+        statements: the statements, or a function that makes them in that transaction.
 
     Raises:
-        MigrationStoppedError: they did not come in time, or the database refused.
+        MigrationStoppedError: the locks did not come free in time, or the database refused.
     """
     until, collisions = time.monotonic() + patience, 0
     while True:
@@ -294,13 +295,13 @@ def change(
 
 
 def change_on(connection: Connection, statements: Sequence[str]) -> None:
-    """Change the schema in a transaction that is there."""
+    """Change the schema in the transaction of this connection."""
     if connection.dialect.name == "postgresql":
         connection.exec_driver_sql("SET LOCAL lock_timeout = '500ms'")
     elif connection.dialect.name in ("mysql", "mariadb"):
         connection.exec_driver_sql("SET SESSION lock_wait_timeout = 1")
     for statement in statements:
-        # Without parameters, or a driver would look for placeholders in names.
+        # Say that there are no parameters: a driver would otherwise look for placeholders in names.
         connection.exec_driver_sql(statement, execution_options={"no_parameters": True})
 
 
@@ -316,18 +317,18 @@ def missing_key_tables(connection: Connection, column: MigratingColumn) -> list[
 
 
 def track(dialect: Dialect, columns: Tracked) -> list[str]:
-    """Begin to notice who writes the previous column alone."""
+    """Begin to notice writes to the previous column alone."""
     return triggers_for(dialect, columns).track()
 
 
 def keep(dialect: Dialect, columns: Tracked) -> list[str]:
-    """After the cut-over: refuse who empties the previous column alone."""
+    """After the cut-over: refuse a write that empties the previous column alone."""
     return triggers_for(dialect, columns).keep()
 
 
 def unkeep(dialect: Dialect, columns: Tracked) -> list[str]:
-    """Before the cut-over, and back there: emptying the previous column means NULL. A contract that was
-    killed in the middle has left its guard."""
+    """Return to the rules of before the cut-over: emptying the previous column means NULL. The guard is
+    dropped too, since a contract that was killed in the middle has left it."""
     triggers = triggers_for(dialect, columns)
     return [*triggers.drop("keep", "guard"), *triggers.track()]
 
@@ -345,12 +346,12 @@ def untrack(dialect: Dialect, columns: Tracked) -> list[str]:
 
 
 def unguard(dialect: Dialect, columns: Tracked) -> list[str]:
-    """Let who writes the previous column alone go on."""
+    """Allow writes to the previous column alone again."""
     return triggers_for(dialect, columns).drop("guard")
 
 
 def triggers_of(dialect: Dialect, columns: Tracked, phase: Phase) -> list[str]:
-    """Statements that leave the triggers of this phase, whatever there was before."""
+    """Statements that leave the triggers of this phase, whatever triggers existed before."""
     if phase is Phase.GUARDED:
         return guard(dialect, columns)
     if phase is Phase.CUT_OVER:

@@ -1,6 +1,6 @@
-"""How far a migration is: two mapped tables, beside the data and in its transactions.
+"""How far a migration is: mapped tables, beside the data and in its transactions.
 
-They are this library's own, under a registry of their own; `expand` creates them.
+The tables are this library's own, under a registry of their own; `expand` creates them.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ class Phase(StrEnum):
     NEW = "new"
     """Nothing was done."""
     TRACKING = "tracking"
-    """Both columns are there, and a trigger notices who writes the previous one alone."""
+    """Both columns exist, and a trigger notices writes to the previous column alone."""
     BACKFILLED = "backfilled"
     """Every row has been encrypted once."""
     VERIFIED = "verified"
     """Every value, or a stated sample, was decrypted and compared."""
     CUT_OVER = "cut over"
-    """The encrypted column counts alone; the application may leave the previous one empty."""
+    """The encrypted column counts alone; the application may leave the previous column empty."""
     GUARDED = "guarded"
-    """The database refuses plaintext; the application may forget the previous column."""
+    """The database refuses plaintext; the models may stop declaring the previous column."""
     CONTRACTED = "contracted"
     """The previous column is gone."""
     REVERSING = "reversing"
@@ -40,7 +40,7 @@ class Phase(StrEnum):
 
 
 class Job(StrEnum):
-    """What goes over the rows."""
+    """The jobs that go over the rows."""
 
     BACKFILL = "backfill"
     VERIFY = "verify"
@@ -58,7 +58,7 @@ def _now() -> dt.datetime:
 
 
 class MigrationState(StateBase):
-    """One column's migration. The previous column's name stays here when the models have forgotten it."""
+    """A column's migration. It keeps the previous column's name when the models no longer declare it."""
 
     __tablename__ = "envelope_migration"
 
@@ -75,8 +75,8 @@ class MigrationState(StateBase):
 
 
 class JobState(StateBase):
-    """One job over the rows of a migration. `rows_before` is how many were done when this sweep
-    began; workers that find `stopping` set end after their chunk."""
+    """A job over the rows of a migration. `rows_before` is the number of rows that were done when this sweep
+    began. Workers that find `stopping` set end after their chunk."""
 
     __tablename__ = "envelope_migration_job"
 
@@ -90,14 +90,14 @@ class JobState(StateBase):
 
 
 class RangeState(StateBase):
-    """One range of primary keys of a job; whoever works on it holds a lock on this row for one chunk.
+    """A range of primary keys of a job. A worker holds a lock on this row for the length of a chunk.
 
     Attributes:
-        lower, upper: the keys it lies between, upper included; None is open.
-        position: the last key that is done in this sweep.
-        rows: how many rows were changed or compared; `late` of them in a later sweep than the first.
-        bad, locked: of a verification: values that differ, and values that no key here opens.
-        examples: the keys of a few rows that differ; keys, never values.
+        lower, upper: the bounds of the range, `upper` included; None is open.
+        position: the last primary key that is done in this sweep.
+        rows: the number of rows that were changed or compared; `late` of them after the first sweep.
+        bad, locked: for a verification, values that differ, and values that no key here opens.
+        examples: the primary keys of a few rows that differ; never values.
     """
 
     __tablename__ = "envelope_migration_range"
@@ -122,6 +122,6 @@ STATE_TABLES = frozenset(StateBase.metadata.tables)
 
 
 def create_state_tables(engine: Engine) -> None:
-    """Create the state tables that are not there."""
+    """Create the state tables that do not exist."""
     with engine.begin() as connection:
         StateBase.metadata.create_all(connection)

@@ -1,4 +1,4 @@
-"""What will hurt before a migration, and where plaintext remains after it, found for each kind of database.
+"""Find obstacles before a migration, and plaintext that remains after it, on each kind of database.
 
 Nothing here leaves a change in the database, or opens a value.
 """

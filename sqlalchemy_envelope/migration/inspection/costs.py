@@ -1,7 +1,7 @@
-"""What a migration will cost on this database: how many owners get keys first, and how fast it writes.
+"""The cost of a migration on this database: the owners that get keys first, and the speed of writing.
 
-The speed is measured: it depends on the machine, on indexes, on triggers and on what else goes on there. Some
-rows are written as they are, in a transaction that is rolled back. No value leaves the database.
+The speed is measured, because it depends on the machine, indexes, triggers and other load. The measurement
+writes some rows unchanged, in a transaction that is rolled back. No value leaves the database.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _FEWEST = 100
 def find_owners_without_keys(
     connection: Connection, column: MigratingColumn, provider: str | None
 ) -> list[Finding]:
-    """How many owners of the rows to encrypt have no keys; nothing while the key tables are missing."""
+    """Count the owners of pending rows that have no keys; nothing while the key tables are missing."""
     if missing_key_tables(connection, column):
         return []
     count = _owners_without_keys(connection, column)
@@ -55,7 +55,7 @@ def find_owners_without_keys(
 def _owners_without_keys(connection: Connection, column: MigratingColumn) -> int:
     path = column.path
     if not path.is_direct or not path.columns or len(path.owner_classes) > 1:
-        # Where rows lead to their owners through others: every owner of these classes.
+        # Rows that lead to their owners through other rows: count every owner of these classes.
         return sum(_all_without_keys(connection, one) for one in path.owner_classes)
     there = [one.is_not(None) for one in path.columns]
     query = (
@@ -83,10 +83,10 @@ def _counted(connection: Connection, query: Any) -> int:
 
 
 def find_speed(engine: Engine, column: MigratingColumn, count: int | None) -> list[Finding]:
-    """How many rows a second are written here; nothing where there are too few, or this user may not write.
+    """Measure how many rows a second this database writes; nothing without enough rows or the right to write.
 
     Args:
-        count: how many rows there are, if that is known.
+        count: the number of rows, if it is known.
     """
     try:
         with engine.connect() as connection:
@@ -98,7 +98,7 @@ def find_speed(engine: Engine, column: MigratingColumn, count: int | None) -> li
 
 def _rows_a_second(connection: Connection, column: MigratingColumn) -> float | None:
     rows = Rows(column, connection.dialect)
-    change_on(connection, [])  # it waits for nobody longer than a chunk does
+    change_on(connection, [])  # so that its waits for locks are as short as a chunk's
     began = time.perf_counter()
     some = select(*rows.keys).where(rows.previous.is_not(None)).order_by(*rows.keys).limit(SAMPLE)
     if connection.dialect.name == "postgresql":

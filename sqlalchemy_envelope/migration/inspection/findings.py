@@ -1,4 +1,4 @@
-"""What `plan` says of one thing in the database, and whether a piece of SQL names a column."""
+"""The findings of `plan`, each about an object in the database; and whether a piece of SQL names a column."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Severity = Literal["stops", "breaks", "note"]
 
 - `stops`: deal with it before the migration is started; values would be lost or left
   behind, or it cannot run.
-- `breaks`: the migration runs; something that used the previous column ceases to work on the way.
+- `breaks`: the migration runs, but an object that used the previous column ceases to work on the way.
 - `note`: good to know.
 """
 # The order in which findings are shown.
@@ -20,14 +20,14 @@ SEVERITIES: tuple[Severity, ...] = ("stops", "breaks", "note")
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that will hurt when the previous column is replaced by ciphertext.
+    """An object or fact that will hurt when ciphertext replaces the previous column.
 
     Attributes:
-        code: what kind of thing; does not change between releases.
+        code: the kind of finding; it does not change between releases.
         severity: "stops", "breaks" or "note".
         object: the name of the index, view, trigger, ...
-        message: what it is and what to do about it.
-        count: how many rows or owners it is about, where that was counted.
+        message: the problem, and what to do about it.
+        count: the number of rows or owners concerned, where they were counted.
     """
 
     code: str
@@ -38,7 +38,7 @@ class Finding:
 
 
 def mentions(sql: str | None, name: str) -> bool:
-    """Whether a piece of SQL has this name in it, as a word; it may be another thing of that name."""
+    """Whether a piece of SQL contains this name as a word. The word may name another object."""
     return (
         sql is not None
         and re.search(rf"(?<![\w$]){re.escape(name)}(?![\w$])", sql, re.IGNORECASE) is not None
@@ -50,11 +50,11 @@ def ours(name: str) -> bool:
     return "envelope_" in name
 
 
-# The same thing is told in the same words on every database.
+# The same finding has the same words on every database.
 
 
 def unique_over(name: str, code: str) -> Finding:
-    """A uniqueness that ends."""
+    """A unique index or constraint that will no longer hold for the values."""
     return Finding(
         code,
         "breaks",
@@ -65,7 +65,7 @@ def unique_over(name: str, code: str) -> Finding:
 
 
 def index_over(name: str, code: str = "index", what: str = "It finds rows by the value") -> Finding:
-    """An index that nothing will use."""
+    """An index on the column, of no use after the migration."""
     return Finding(
         code,
         "breaks",
@@ -102,7 +102,7 @@ def referenced_by(name: str, other: str) -> Finding:
 
 
 def trigger_over(name: str, *, reads: bool) -> Finding:
-    """A trigger of the user's."""
+    """A trigger that the user made."""
     if reads:
         return Finding(
             "trigger-reads-column",

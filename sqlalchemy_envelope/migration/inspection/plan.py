@@ -1,4 +1,4 @@
-"""What a plan tells of a column: what will hurt, how many owners need keys, how fast the database writes."""
+"""The plan for a column: its obstacles, how many owners need keys, and how fast the database writes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def plan_of(engine: Engine, column: MigratingColumn, provider: str | None) -> list[Finding]:
-    """Everything that is found about a column; where its table is missing, nothing but that."""
+    """All findings about a column. If its table is missing, that is the only finding."""
     with engine.connect() as connection:
         found = find_obstacles(connection, column)
         if any(one.code in ("no-table", "no-previous-column") for one in found):

@@ -1,5 +1,4 @@
-"""What is done with one chunk of rows: encrypt them, compare them, move them back, encrypt them anew, repair
-them.
+"""The work on a chunk of rows: encrypt, compare, move back, re-encrypt, repair.
 
 Nothing here commits, waits, tries again, or knows that there are other chunks or workers.
 """

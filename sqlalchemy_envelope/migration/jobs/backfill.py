@@ -33,7 +33,7 @@ class Backfill:
     """Encrypt previous values for their rows' owners.
 
     Args:
-        advice: what an error says to do about a previous value that is ciphertext already.
+        advice: the text of an error that says what to do about a previous value that is ciphertext already.
     """
 
     job = Job.BACKFILL
@@ -50,12 +50,12 @@ class Backfill:
     def step(
         self, session: Session, rows: Rows, after: Position | None, upto: Position | None, size: int
     ) -> Step:
-        """Encrypt one chunk; owners without keys are passed over."""
+        """Encrypt a chunk. Rows of owners without keys are passed over."""
         step, parts = read_parts(session, rows, self.due(rows), after, upto, size)
         if not parts:
             return step
         if rows.dialect.name == "sqlite":
-            # A read that turns into a write fails at once when somebody else wrote in between.
+            # A transaction that read first fails at once when it writes, if another program wrote in between.
             session.rollback()
         check_read(rows, parts)
         opened = [part for part in open_previous(session, rows, parts) if part[2] is not LOCKED]
@@ -70,7 +70,7 @@ class Backfill:
 def encrypt_rows(
     column: MigratingColumn, ciphers: dict[tuple[Any, ...], ValueCipher], parts: Sequence[Any]
 ) -> list[tuple[Position, tuple[Any, ...], Any, bytes]]:
-    """The ciphertexts for a chunk, each beside what was read: key, owner's key, previous value.
+    """The ciphertexts for a chunk, each after the parts that were read: key, owner's key, previous value.
 
     Raises:
         MigrationStoppedError: a value does not fit the encrypted type.

@@ -1,7 +1,8 @@
 """Ciphertext in a previous column: a release that encrypts wrote it there before its revision had run.
 
-It is never encrypted a second time. Plaintext may look like it by chance: bytes that have its outside stop
-the migration, too, in other words. What tells them apart is whether the database has the key that they name.
+Such ciphertext is never encrypted a second time. Plaintext may have the form of ciphertext by chance, and
+stops the migration too, with another message. The test between them is whether the database has the key
+that the bytes name.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class Advice(NamedTuple):
-    """What to do about such a row, by what its value turns out to be."""
+    """What to do about such a row, if its value is ciphertext and if it is plaintext."""
 
     ciphertext: str
     plaintext: str
@@ -36,7 +37,7 @@ BESIDE = Advice(
     "the plaintext. Then run again.",
     f"have {_WRITE_ANEW}. Then run again.",
 )
-"""Where the encrypted column is there, and stays."""
+"""The advice if the encrypted column exists, and stays."""
 IN_PLACE = Advice(
     "The column is as it was, and there is none beside it that could take the bytes. Restore the plaintext, "
     "and upgrade again. Or write op.expand_encrypted_column() in place of op.encrypt_column(): the column "
@@ -44,7 +45,7 @@ IN_PLACE = Advice(
     "write op.expand_encrypted_column() in place of op.encrypt_column(), with `previous=` in the model, have "
     f"{_WRITE_ANEW}, and let `sqlalchemy-envelope migrate run` encrypt the others.",
 )
-"""Where one revision encrypts the column in place."""
+"""The advice if a single revision encrypts the column in place."""
 
 _HEX = f"\\x{FORMAT_VALUE:02x}"
 _ESCAPED = f"\\{FORMAT_VALUE:03o}"
@@ -54,7 +55,7 @@ _ESCAPE = re.compile(r"\\([0-7]{3})|\\(\\)|([^\\])")
 def refuse_ciphertext(
     column: MigratingColumn, keys: OwnerCiphers, parts: Sequence[Any], advice: Advice
 ) -> None:
-    """Stop at a row whose previous value is ciphertext of ours, or may be.
+    """Stop at a row if its previous value is, or may be, ciphertext of this library.
 
     Args:
         parts: the rows as `Rows.split` gives them.
@@ -82,9 +83,9 @@ def refuse_ciphertext(
 
 
 def _bytes_of(value: object) -> bytes | None:
-    """The bytes that a previous value may stand for; None if it is no ciphertext."""
+    """The bytes that a previous value may stand for; None if it cannot be ciphertext."""
     if isinstance(value, str):
-        # As PostgreSQL writes bytes into a column of text, by its setting `bytea_output`.
+        # The forms in which PostgreSQL writes bytes into a column of text, by its setting `bytea_output`.
         if value.startswith(_HEX):
             return _of_hex(value[2:])
         return _of_escapes(value) if value.startswith(_ESCAPED) else None

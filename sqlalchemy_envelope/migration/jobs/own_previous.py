@@ -1,5 +1,5 @@
-"""Previous values that this library encrypted itself, under another label, binding or scope: opened and made
-with the keys of their rows' owners, which no column type has at hand."""
+"""Previous values that this library encrypted itself, under another label, binding or scope. They are
+decrypted and encrypted with the keys of their rows' owners, which no column type has at hand."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ if TYPE_CHECKING:
     from sqlalchemy_envelope.orm.tables.keyset import Position
 
 LOCKED: Any = object()
-"""In place of a previous value that no key here opens."""
+"""Stands for a previous value that no key here opens."""
 
 
 def open_previous(session: Session, rows: Rows, parts: list[Any]) -> list[Any]:
-    """The parts of a chunk's rows, with the previous values opened if this library encrypted them.
+    """The parts of a chunk's rows, with the previous values decrypted if this library encrypted them.
 
     Raises:
-        PreviousValueError: one does not authenticate.
+        PreviousValueError: a previous value does not authenticate, or is under another owner's key.
     """
     type_ = rows.column.from_column.type
     if not isinstance(type_, EncryptedType):
@@ -56,7 +56,7 @@ def _open(
     try:
         check_value(typed, type_.field.label)
         if not keys.are_of(bytes(typed[:HEADER_SIZE]), owner):
-            # Opened and encrypted anew, it would be readable by somebody whose value it never was.
+            # If we re-encrypted this value, the row's owner could read another owner's value.
             raise unreadable(rows, position, "it is under the key of another owner than its row's")
         opened = keys.open(type_.field, typed, owner, _reference(type_, position))
         return LOCKED if opened is None else type_.format.decode(opened)
@@ -66,10 +66,10 @@ def _open(
 
 
 def seal_previous(session: Session, rows: Rows, parts: Sequence[Any]) -> list[Any]:
-    """Values that go back to the previous column, encrypted if it is this library that did so before.
+    """The values to write back to the previous column, encrypted if this library encrypted that column.
 
     Args:
-        parts: key, owner's key, what was read of the encrypted column, value.
+        parts: key, owner's key, the stored encrypted value as read, value.
     """
     type_ = rows.column.from_column.type
     if not isinstance(type_, EncryptedType):

@@ -1,7 +1,8 @@
-"""What encrypts the values of each row's owner, while a migration goes over the rows.
+"""The ciphers of each row's owner, while a migration goes over the rows.
 
-Owners whose keys a provider holds are opened in server mode, and owners without keys get some under that
-provider. Whoever holds their keys alone is written to as any locked owner is: by a sealed write epoch.
+The keys of owners with a slot of the provider are opened in server mode. Owners without keys get keys under
+that provider. If only the owner holds the keys, values are encrypted as for any locked owner: under a sealed
+write epoch.
 """
 
 from __future__ import annotations
@@ -34,8 +35,8 @@ if TYPE_CHECKING:
 
 @contextmanager
 def keys_at_hand(envelope: Envelope, provider: str | None, reason: str) -> Iterator[None]:
-    """Open owners with this provider from here on, if there is one. Foreign keys may be off on SQLite, as
-    while Alembic rebuilds a table: a migration deletes no owner."""
+    """Open owners' keys with this provider inside the block, if a provider is given. Foreign keys may be off
+    on SQLite, as while Alembic rebuilds a table: a migration deletes no owner."""
     with ExitStack() as stack:
         stack.enter_context(without_cascades())
         if provider is not None:
@@ -44,10 +45,10 @@ def keys_at_hand(envelope: Envelope, provider: str | None, reason: str) -> Itera
 
 
 class OwnerCiphers:
-    """The ciphers of one chunk's owners.
+    """The ciphers of the owners of a chunk's rows.
 
     Attributes:
-        unknown: owners that have no keys, and get none here.
+        unknown: owners without a cipher: they have no keys, and get no keys here.
     """
 
     def __init__(self, session: Session, column: MigratingColumn) -> None:
@@ -59,10 +60,10 @@ class OwnerCiphers:
         self.unknown: set[tuple[Any, ...]] = set()
 
     def writers(self, owners: Collection[tuple[Any, ...]], values: int) -> dict[tuple[Any, ...], ValueCipher]:
-        """What encrypts new values for rows that name their owners so; those in `unknown` are left out.
+        """The cipher for new values of each owner. Owners in `unknown` are left out.
 
         Args:
-            owners: what rows say of their owners, in the order of the path's columns.
+            owners: the values by which rows name their owners, in the order of the path's columns.
         """
         found = self._find(owners)
         self._prepare(found, values)
@@ -79,7 +80,7 @@ class OwnerCiphers:
         return ciphers
 
     def _find(self, owners: Collection[tuple[Any, ...]]) -> dict[tuple[Any, ...], Owner | None]:
-        """Class and primary key of the owners that rows name so."""
+        """The class and primary key of each owner, by the values with which rows name the owner."""
         path = self._column.path
         if not path.is_direct:
             self._seek.load(path, owners)
@@ -107,37 +108,37 @@ class OwnerCiphers:
             unlocked.prepare_write(self._session, owner_class, owners, values)
 
     def names_owner(self, named: tuple[Any, ...]) -> bool:
-        """Whether a row says anything of its owner."""
+        """Whether a row with these values names an owner."""
         path = self._column.path
         return (
             None not in named if path.is_direct else not path.columns or any(one is not None for one in named)
         )
 
     def owner_name(self, named: tuple[Any, ...]) -> OwnerId | None:
-        """The keyring's name for the owner that a row names so."""
+        """The keyring's name for the owner that a row with these values names."""
         found = self._find([named])[named]
         return None if found is None else self._seek.owner(*found)
 
     def prepare_read(self, headers: dict[bytes, int]) -> None:
-        """Fetch the keys that these stored values name, as far as a provider holds them."""
+        """Fetch the keys that these value headers name, as far as a provider holds them."""
         for unlocked in context.unlocked_sessions(self._session):
             if unlocked.on_demand or unlocked.follows:
                 for owner_class in self._column.path.owner_classes:
                     unlocked.prepare_read(self._session, owner_class, headers)
 
     def open(self, field: Field, stored: Any, named: tuple[Any, ...], reference: bytes) -> bytes | None:
-        """The plaintext bytes of a stored value of this owner; None if no key here opens it, or if it cannot
-        be told whose it is.
+        """The plaintext bytes of a stored value of this owner; None if no key here opens the value, or the
+        row's owner is not found.
 
         Raises:
-            FormatError, DecryptionError: it is not what was written there, or another owner's.
+            FormatError, DecryptionError: the value was altered, or belongs to another owner.
         """
         owner = self.owner_name(named)
         return None if owner is None else open_bytes(self._session, field, stored, owner, reference)
 
     def strangers(self, values: Sequence[tuple[bytes, tuple[Any, ...]]]) -> list[bool]:
-        """Which of these stored values, each with its row's owner, name a key that is not there any more, or
-        is another owner's: nobody will open them again."""
+        """Say of each value header, given with its row's owner, whether nobody can open the value again: the
+        key that the header names is gone, or belongs to another owner."""
         holders = self._holders([header for header, _ in values])
         found = self._find({owner for _, owner in values})
         return [
@@ -151,7 +152,7 @@ class OwnerCiphers:
         return bool(self._holders([header]))
 
     def _holders(self, headers: Iterable[bytes]) -> dict[bytes, tuple[Any, tuple[Any, ...]]]:
-        """Class and primary key of the owners whose keys these headers name, by key id."""
+        """The class and primary key of the owner of each key that these headers name, by key id."""
         named = {KeyId(bytes=header[1:HEADER_SIZE]) for header in headers if len(header) >= HEADER_SIZE}
         holders: dict[bytes, tuple[Any, tuple[Any, ...]]] = {}
         for owner_class in self._column.path.owner_classes:

@@ -1,8 +1,8 @@
-"""Previous values that another library encrypted: can they be read at all, and if not, which is it?
+"""Previous values that another library encrypted: check that they can be read, before anything is written.
 
-With a wrong key an authenticated cipher refuses every value, and one that is not authenticated makes
-something of a few. So before anything is written the first rows and some at random are read through their
-type, and one that cannot be read is enough.
+With a wrong key, an authenticated cipher refuses every value, while a cipher without authentication makes
+something of a few values. So the first rows and some random rows are read through their type. A single value
+that cannot be read stops the migration.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ _NOT_WHAT_IS_STORED = "what it was read as does not encrypt to what is stored"
 
 
 def check_sample(connection: Connection, rows: Rows) -> None:
-    """Read the first previous values and some at random, unless they are plain ones, or this library's own.
+    """Read the first previous values and some at random, unless they are plain or this library's own.
 
     Raises:
-        PreviousValueError: one cannot be read, or is not what the encrypted type takes.
+        PreviousValueError: a value cannot be read, or the encrypted type does not take it.
     """
     type_ = rows.column.from_column.type
     if not isinstance(type_, TypeDecorator) or isinstance(type_, EncryptedType):
@@ -61,7 +61,7 @@ def _lottery(dialect: str, share: float) -> Any:
 def find_unreadable(
     connection: Connection, rows: Rows, positions: Iterable[Position]
 ) -> tuple[Position, str] | None:
-    """The first of these rows whose previous value cannot be read, and why."""
+    """The first of these rows with an unreadable previous value, and the reason."""
     encode, check = rows.column.plan.type.codec.encode, check_of(rows.column.from_column.type)
     for position in positions:
         try:
@@ -78,26 +78,28 @@ def find_unreadable(
             return position, f"{type(error).__name__} was raised"
         try:
             encode(found.typed)
-        except Exception:  # noqa: BLE001 - told without the value that is in it
+        except Exception:  # noqa: BLE001 - the error may hold the value, so it is not shown
             wanted = rows.column.plan.type.codec.tag
             return position, f"it is a {type(found.typed).__name__} where {wanted!r} is wanted"
     return None
 
 
 def is_of_the_value(rows: Rows, error: Exception) -> bool:
-    """Whether it was a value that could not be read, and not the database or the machine that failed."""
+    """Whether the error is about a value that cannot be read, not a failure of the database or machine."""
     if isinstance(error, DBAPIError):
         by_database = is_decrypted_by_database(rows.column.from_column.type)
-        # What pgcrypto raises, and text that is none in the database's encoding.
+        # pgcrypto's errors, and bytes that are no text in the database's encoding.
         return by_database and (sql_state(error) or "").startswith(("39", "22"))
     return not isinstance(error, (SQLAlchemyError, MemoryError, Warning))
 
 
 def check_read(rows: Rows, parts: Sequence[Any]) -> None:
-    """Of values without authentication, see to it that they are what was encrypted, as far as that shows.
+    """Check that values of a cipher without authentication were read as what was encrypted.
+
+    The check finds no more than `check_of` can tell.
 
     Raises:
-        PreviousValueError: one is not.
+        PreviousValueError: a value was not.
     """
     check = check_of(rows.column.from_column.type)
     if check is None:
@@ -105,7 +107,7 @@ def check_read(rows: Rows, parts: Sequence[Any]) -> None:
     for position, _, _, exact, _ in parts:
         try:
             same = check(exact)
-        except Exception:  # noqa: BLE001 - what it raises may show the value
+        except Exception:  # noqa: BLE001 - the error may show the value
             same = False
         if not same:
             raise unreadable(rows, position, _NOT_WHAT_IS_STORED)
@@ -114,7 +116,7 @@ def check_read(rows: Rows, parts: Sequence[Any]) -> None:
 def unreadable(rows: Rows, position: Position | None, why: str) -> PreviousValueError:
     """The error for a value that its type cannot read.
 
-    Raise it outside of `except`: what a type raises may hold what it tried to read.
+    Raise it outside of `except`: an error of the type may hold the value that the type tried to read.
     """
     column = rows.column.from_column
     row = "a row" if position is None else f"the row {position!r}"

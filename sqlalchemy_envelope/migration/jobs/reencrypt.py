@@ -1,4 +1,4 @@
-"""Encrypt stored values anew, under their owners' current data keys."""
+"""Re-encrypt stored values under their owners' current data keys."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ if TYPE_CHECKING:
 
 
 class Reencrypt:
-    """Encrypt stored values anew that are not under their owner's current data key.
+    """Re-encrypt stored values that are not under their owner's current data key.
 
     Args:
-        owner: the primary key of the one owner whose rows to do; None for all.
+        owner: the primary key of an owner, to do this owner's rows alone; None for all owners.
     """
 
     job = Job.REENCRYPT
@@ -36,15 +36,15 @@ class Reencrypt:
 
     def __init__(self, owner: tuple[Any, ...] | None = None) -> None:
         self._owner = owner
-        # Many owners may be at it in one moment, each in a request of theirs.
+        # Many owners may re-encrypt at the same moment, each in a request of its own.
         self.part = "" if owner is None else f":{uuid4().hex}"
 
     @classmethod
     def of_owner(cls, column: MigratingColumn, owner: object) -> Reencrypt:
-        """The work on one owner's rows, with the keys that are unlocked here.
+        """The work on the rows of this owner, with the keys that are unlocked here.
 
         Raises:
-            ConfigurationError: the column's rows do not name their owner themselves.
+            ConfigurationError: the column's own table does not name the owner of its rows.
         """
         key = column.path.owner_class.mapper.primary_key_from_instance(owner)
         if column.path.columns and not column.path.is_direct:
@@ -56,7 +56,7 @@ class Reencrypt:
         return cls(tuple(key) if column.path.columns else None)
 
     def due(self, rows: Rows) -> ColumnElement[bool]:
-        """Rows with an encrypted value; of one owner, if it is for that one."""
+        """Rows with an encrypted value; the rows of `owner` alone, if it is given."""
         where: ColumnElement[bool] = rows.encrypted.is_not(None)
         if self._owner is None:
             return where
@@ -65,7 +65,7 @@ class Reencrypt:
     def step(
         self, session: Session, rows: Rows, after: Position | None, upto: Position | None, size: int
     ) -> Step:
-        """Encrypt one chunk anew."""
+        """Re-encrypt a chunk."""
         step, parts = read_parts(session, rows, self.due(rows), after, upto, size)
         if not parts:
             return step
@@ -80,7 +80,7 @@ class Reencrypt:
             try:
                 plaintext = open_stored(rows.column, keys, position, stored, owner)
             except (DecryptionError, FormatError):
-                step.bad += 1  # it stays as it is, and is told
+                step.bad += 1  # the value stays as it is, and is counted
                 continue
             if plaintext is None or writer is None:
                 step.locked += 1

@@ -1,5 +1,5 @@
-"""Rows whose two values differ, or whose encrypted value does not authenticate, put right by which of the two
-counts: before the cut-over the previous one, after it the encrypted one where it authenticates."""
+"""Repair rows with two values that differ, or with an encrypted value that does not authenticate. Before the
+cut-over the previous value counts. After it the encrypted value counts, where it authenticates."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ if TYPE_CHECKING:
 
 
 class Repair:
-    """Put rows right that a verification finds.
+    """Repair the rows that a verification finds.
 
     Args:
-        cut_over: whether the encrypted value counts; else the row becomes pending, and the next run encrypts
-            its previous value.
+        cut_over: whether the encrypted value counts. If not, the row becomes pending, and the next run
+            encrypts its previous value.
     """
 
     job = Job.REPAIR
@@ -44,7 +44,7 @@ class Repair:
     def step(
         self, session: Session, rows: Rows, after: Position | None, upto: Position | None, size: int
     ) -> Step:
-        """Compare one chunk, and put right what differs; what no key here opens stays as it is."""
+        """Compare a chunk, and repair rows that differ. Rows that no key here opens stay as they are."""
         step, parts = read_parts(session, rows, self.due(rows), after, upto, size)
         if not parts:
             return step
@@ -66,7 +66,7 @@ class Repair:
                 step.locked += 1
                 continue
             if verdict is not Verdict.DIFFERS and typed is not LOCKED:
-                wanted = encode(typed)  # what is stored is no value, or nobody has its key any more
+                wanted = encode(typed)  # the stored value is broken, or its key is gone
             made = None
             if self._cut_over:
                 writer = keys.writers({owner}, 1).get(owner) if keys.names_owner(owner) else None

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 class Reverse:
-    """Move values back: where there is nothing but an encrypted value, the previous column gets it."""
+    """Move values back: a row with an encrypted value alone gets the plaintext in its previous column."""
 
     job = Job.REVERSE
     part = ""
@@ -37,7 +37,7 @@ class Reverse:
     def step(
         self, session: Session, rows: Rows, after: Position | None, upto: Position | None, size: int
     ) -> Step:
-        """Decrypt one chunk; what no key here opens stays as it is."""
+        """Decrypt a chunk. Values that no key here opens stay as they are."""
         step, parts = read_parts(session, rows, self.due(rows), after, upto, size)
         if not parts:
             return step
@@ -48,7 +48,7 @@ class Reverse:
             try:
                 plaintext = open_stored(rows.column, keys, position, stored, owner)
             except (DecryptionError, FormatError):
-                step.bad += 1  # it stays where it is, and is told as left
+                step.bad += 1  # the value stays where it is, and is reported as left
                 continue
             if plaintext is None:
                 step.locked += 1
@@ -61,10 +61,10 @@ class Reverse:
 
 
 def _write_back(session: Session, rows: Rows, parts: Sequence[tuple[Position, Any, Any]]) -> int:
-    """Write values into the previous column; how many were.
+    """Write values into the previous column, and return how many were written.
 
     Raises:
-        MigrationStoppedError: the column does not take one.
+        MigrationStoppedError: the column refuses a value.
     """
     try:
         return rows.write_previous(session.connection(), parts)
@@ -72,7 +72,7 @@ def _write_back(session: Session, rows: Rows, parts: Sequence[tuple[Position, An
         if not refuses_value(error):
             raise
         why, row = why_refused(error), "a row"
-    # Outside of `except`: what the database said may show the values of a row.
+    # Outside of `except`: the database's message may show the values of a row.
     session.rollback()
     for part in parts:
         try:

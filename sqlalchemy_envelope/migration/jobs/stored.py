@@ -1,4 +1,4 @@
-"""A stored value of one row: opened, encrypted anew, and compared."""
+"""A stored value of a row: decrypted, encrypted again, and compared."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def open_stored(
     """The plaintext bytes of a stored value; None if no key here opens it.
 
     Raises:
-        FormatError, DecryptionError: it is not what was written there, or another owner's.
+        FormatError, DecryptionError: the value was altered, or belongs to another owner.
     """
     return keys.open(column.plan.type.field, stored, owner, _reference(column, position))
 
@@ -34,7 +34,7 @@ def open_stored(
 def encrypted_again(
     column: MigratingColumn, writer: ValueCipher, position: Position, plaintext: bytes
 ) -> bytes:
-    """A ciphertext of plaintext bytes for one row."""
+    """A ciphertext of plaintext bytes for this row."""
     return writer.encrypt(plaintext, _reference(column, position))
 
 
@@ -52,21 +52,21 @@ def headers_of(stored: Iterable[Any]) -> dict[bytes, int]:
 
 
 class Verdict(Enum):
-    """What a stored value is beside the previous one."""
+    """The result of comparing a stored value with the previous value."""
 
     SAME = auto()
     DIFFERS = auto()
-    """It opens, and is another value."""
+    """The stored value opens, and is another value."""
     BROKEN = auto()
-    """It does not authenticate here: it is no ciphertext, or another owner's, or another column's."""
+    """The stored value does not authenticate: it is altered, or of another owner or another column."""
     NO_KEY = auto()
-    """No key here opens it."""
+    """No key here opens the stored value."""
     PREVIOUS_LOCKED = auto()
     """No key here opens the previous value, which this library encrypted too."""
 
 
 def compare(column: MigratingColumn, keys: OwnerCiphers, part: Any) -> tuple[Verdict, bytes | None]:
-    """Compare the two values of a row, in its parts, to the byte and type; with the stored plaintext."""
+    """Compare the two values of a row to the byte and type; the stored plaintext comes with the verdict."""
     position, owner, typed, _, stored = part
     try:
         plaintext = open_stored(column, keys, position, stored, owner)
@@ -84,7 +84,7 @@ def _encrypts_to(codec: Codec, value: Any, plaintext: bytes) -> bool:
     try:
         if bytes(codec.encode(value)) == plaintext:
             return True
-        # The previous column may have a scale, and fill up with zeros what is encrypted as it was written.
+        # The previous column may have a scale and add zeros. The ciphertext has the number as it was written.
         return codec.tag == "decimal" and bool(codec.decode(plaintext) == value)
-    except Exception:  # noqa: BLE001 - a value that cannot be encoded is not the one that was
+    except Exception:  # noqa: BLE001 - a value that cannot be encoded differs from the encrypted value
         return False

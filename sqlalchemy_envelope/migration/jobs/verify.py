@@ -1,4 +1,4 @@
-"""Decrypt what is stored and compare it with the previous values."""
+"""Decrypt stored values and compare them with the previous values."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ if TYPE_CHECKING:
 
 
 class Verify:
-    """Decrypt what is stored and compare it with the previous value, to the byte and type.
+    """Decrypt each stored value and compare it with the previous value, to the byte and type.
 
     Args:
-        sample: the share of rows to look at; None for all.
+        sample: the share of rows to check; None for all.
     """
 
     job = Job.VERIFY
@@ -49,7 +49,7 @@ class Verify:
     def step(
         self, session: Session, rows: Rows, after: Position | None, upto: Position | None, size: int
     ) -> Step:
-        """Compare one chunk."""
+        """Compare a chunk."""
         step, parts = read_parts(session, rows, self.due(rows), after, upto, size)
         if not parts:
             return step
@@ -69,7 +69,8 @@ class Verify:
                 step.bad += 1
                 examples.append(position)
             step.rows += 1
-        # Locked is what somebody has the key of. Who was deleted and made again has lost theirs.
+        # A value counts as locked only if its key still exists. An owner that was deleted and created again
+        # has lost the key, so the value counts as bad.
         for (position, *_), lost in zip(locked, keys.strangers([one[1:] for one in locked]), strict=True):
             step.bad, step.locked = step.bad + lost, step.locked + (not lost)
             if lost:

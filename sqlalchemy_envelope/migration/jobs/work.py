@@ -1,7 +1,7 @@
-"""What a job is: a kind of work, done to a table chunk by chunk.
+"""A job is a kind of work, done to a table chunk by chunk.
 
-Each kind writes only where a row still is what was read of it. What was changed meanwhile is left for the
-next sweep, and a chunk that is done twice changes nothing the second time.
+Each kind writes to a row only if the row is still as it was read. A row that was changed meanwhile is left
+for the next sweep. A chunk that is done twice changes nothing the second time.
 """
 
 from __future__ import annotations
@@ -23,14 +23,15 @@ if TYPE_CHECKING:
 
 @dataclass
 class Step:
-    """What one chunk came to.
+    """The result of a chunk.
 
     Attributes:
-        position: the last key that was looked at; None if there was no row left.
-        full: whether there may be more rows after it.
-        rows: how many were written or compared.
-        bad, locked: of a verification: how many differ, and how many no key here opens.
-        examples: the keys of some that differ; keys, never values.
+        position: the last primary key that was looked at; None if no row was left.
+        full: whether there may be more rows after `position`.
+        rows: the number of rows that were written or compared.
+        bad, locked: for a verification, the number of values that differ, and of values that no key here
+            opens.
+        examples: the primary keys of some rows that differ; never values.
     """
 
     position: Position | None
@@ -42,11 +43,11 @@ class Step:
 
 
 class Work(Protocol):
-    """One kind of job.
+    """A kind of job.
 
     Attributes:
-        part: of a job that several do at once, each for themselves: which of them.
-        sampled: of a verification: whether it looks at a sample.
+        part: tells apart jobs of this kind that run at the same time; empty if only a single job may run.
+        sampled: for a verification, whether it looks at a sample.
     """
 
     job: Job
@@ -54,13 +55,13 @@ class Work(Protocol):
     sampled: bool | None
 
     def due(self, rows: Rows) -> ColumnElement[bool]:
-        """Which rows are still to be done."""
+        """The condition for rows that are still to be done."""
         ...
 
     def step(
         self, session: Session, rows: Rows, after: Position | None, upto: Position | None, size: int
     ) -> Step:
-        """Do one chunk, in the session's transaction."""
+        """Do a chunk, in the session's transaction."""
         ...
 
 
@@ -72,7 +73,7 @@ def read_parts(
     upto: Position | None,
     size: int,
 ) -> tuple[Step, list[Any]]:
-    """The rows of a chunk, each in its parts (`Rows.split`), and what the chunk comes to before any is done.
+    """The rows of a chunk, each in its parts (`Rows.split`), after a `Step` that counts nothing yet.
 
     Raises:
         PreviousValueError: a previous value cannot be read.
@@ -89,10 +90,10 @@ def _read(
     upto: Position | None,
     size: int,
 ) -> list[Any]:
-    """Read a chunk; a previous value that its type cannot read is told with its row's key.
+    """Read a chunk. If the type cannot read a previous value, the error names its row's key.
 
     Raises:
-        PreviousValueError: it cannot be read.
+        PreviousValueError: a previous value cannot be read.
     """
     try:
         return rows.read(session.connection(), where, after, upto, size)
@@ -102,7 +103,7 @@ def _read(
         if not is_of_the_value(rows, error):
             raise
         why = f"{type(error).__name__} was raised"
-    # Nothing is chained: what a type raises may show what it tried to read.
+    # Chain nothing: an error of the type may show the value that it tried to read.
     session.rollback()
     positions = rows.positions(session.connection(), where, after, upto, size)
     failed = find_unreadable(session.connection(), rows, positions)

@@ -1,4 +1,4 @@
-"""How a job gets over all rows: ranges of keys, one worker or many, rests, retries and reports.
+"""How a job gets over all rows: ranges of keys, workers, rests, retries and reports.
 
-Nothing here knows what a chunk's work is, or which step of a migration it belongs to.
+Nothing here knows the work of a chunk, or the step of a migration that the work belongs to.
 """

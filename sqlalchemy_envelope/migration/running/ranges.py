@@ -1,7 +1,8 @@
 """A job's ranges of keys: made once, worked on side by side, gone over again in sweeps.
 
-Whoever works on a range holds a lock on its row for one chunk, and the chunk's work and its checkpoint are
-one transaction: whoever dies, dies with nothing half done, and the lock goes with the connection.
+A worker holds a lock on the row of its range for the length of a chunk. The chunk's work and its checkpoint
+are a single transaction. So a worker that dies leaves nothing half done, and its lock ends with its
+connection.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ _RANGES, _JOBS = _RANGE_TABLE.c, _JOB_TABLE.c
 
 @dataclass(frozen=True)
 class Range:
-    """A range that was taken, from where it is to be gone on."""
+    """A range that a worker took, with the position from which to go on."""
 
     number: int
     sweep: int
@@ -42,7 +43,7 @@ class Range:
 
 @dataclass(frozen=True)
 class JobCount:
-    """What a job came to so far, over all its ranges."""
+    """The results of a job so far, summed over all its ranges."""
 
     rows: int
     late: int
@@ -54,11 +55,12 @@ class JobCount:
 
 
 class Ranges:
-    """The ranges of one job of one migration.
+    """The ranges of a job of a migration.
 
     Args:
-        part: of a job that several do at once, each for themselves: which of them.
-        sampled: of a verification: whether it looks at a sample. One of the other kind leaves its ranges.
+        part: tells apart jobs of this kind that run at the same time; empty if only a single job may run.
+        sampled: for a verification, whether it looks at a sample; a verification of the other kind takes
+            none of these ranges.
     """
 
     def __init__(
@@ -76,11 +78,11 @@ class Ranges:
         return session.execute(select(_JOBS.name).where(*self._my_job)).first() is not None
 
     def is_mine(self, session: Session) -> bool:
-        """Whether the job that is under way is of this kind, and not begun anew as another meanwhile."""
+        """Whether the job under way is still this job, and was not begun anew as the other kind meanwhile."""
         return bool(session.execute(select(self._is_mine)).scalar())
 
     def are_whole(self, session: Session) -> bool:
-        """Whether the ranges cover all keys, and can be read; if not, they are to be made anew."""
+        """Whether the ranges cover all keys and can be read. If not, make them anew."""
         c, keys = _RANGES, self._rows.keys
         found = session.execute(
             select(c.number, c.lower, c.upper, c.position).where(*self._mine).order_by(c.number)
@@ -95,7 +97,7 @@ class Ranges:
         return bool(found) and [*lowers, None] == [None, *uppers]
 
     def make(self, session: Session, *, size: int, total: int, sample: float | None = None) -> None:
-        """Begin the job: ranges of about `size` rows each, the last one open to what comes."""
+        """Begin the job: make ranges of about `size` rows each. The last range is open, for rows to come."""
         self.clear(session)
         bounds: list[Position | None] = [*self._rows.boundaries(session.connection(), size), None]
         keys, lower, made = self._rows.keys, None, []
@@ -117,7 +119,7 @@ class Ranges:
         session.execute(insert(_RANGE_TABLE), made)
 
     def ask_to_stop(self, session: Session, stopping: bool) -> None:
-        """Tell all workers to end after their chunk, or that they may go on."""
+        """Tell all workers to end after their chunk, or with False, to go on."""
         session.execute(update(_JOB_TABLE).where(*self._my_job).values(stopping=stopping))
 
     def is_stopping(self, session: Session) -> bool:
@@ -130,12 +132,12 @@ class Ranges:
         session.execute(delete(_JOB_TABLE).where(*self._my_job))
 
     def take(self, session: Session, worker: int = 0) -> Range | None:
-        """A range that is not finished and that nobody works on, locked until the transaction ends."""
+        """Take an unfinished range that no other worker holds, locked until the transaction ends."""
         query = select(_RANGES.number, _RANGES.sweep, _RANGES.position, _RANGES.upper)
         query = query.where(*self._mine, _RANGES.finished.is_(False), self._is_mine)
         query = query.order_by(_RANGES.number)
         if self._is_sqlite:
-            # No row locks there: workers begin in different places, and the checkpoint is a compare-and-swap.
+            # SQLite has no row locks: workers begin in different places; the checkpoint is compare-and-swap.
             found = session.execute(query.limit(worker + 1)).all()
             row = found[-1] if found else None
         else:
@@ -152,7 +154,7 @@ class Ranges:
         )
 
     def checkpoint(self, session: Session, taken: Range, step: Step) -> bool:
-        """Note in the chunk's own transaction how far it came; False if somebody else did the same chunk."""
+        """Record, in the chunk's own transaction, how far it came; False if another worker did it first."""
         c = _RANGES
         seen = c.position.is_(None) if taken.stored_position is None else c.position == taken.stored_position
         finished = not step.full
@@ -173,14 +175,14 @@ class Ranges:
         )
         if step.rows and self._job in (Job.BACKFILL, Job.REENCRYPT):
             Record(session.connection(), self._name).forget_verification()
-        return result.rowcount == 1  # type: ignore[attr-defined, no-any-return]  # of an UPDATE it has one
+        return result.rowcount == 1  # type: ignore[attr-defined, no-any-return]  # an UPDATE has it
 
     def next_sweep(self, session: Session, *, anyway: bool = False) -> bool:
-        """Go over all ranges once more; False if the last sweep came to nothing, or somebody else has
-        begun one.
+        """Begin another sweep over all ranges; False if the last sweep changed nothing, or another worker
+        has begun the sweep.
 
         Args:
-            anyway: also if the last one came to nothing: owners may have got keys since.
+            anyway: begin even if the last sweep changed nothing: owners may have got keys since.
         """
         count = self.count(session)
         done = select(_JOBS.rows_before).where(*self._my_job).scalar_subquery()
@@ -207,10 +209,10 @@ class Ranges:
         return tuple(session.execute(query.order_by(_RANGES.number).limit(3)).scalars())
 
     def count(self, session: Session) -> JobCount:
-        """What the job came to so far.
+        """The results of the job so far.
 
         Raises:
-            MigrationError: it was not begun.
+            MigrationError: the job was not begun.
         """
         job = session.execute(select(_JOBS.sweep, _JOBS.total).where(*self._my_job)).first()
         if job is None:
@@ -225,7 +227,7 @@ class Ranges:
 
 
 def written_so_far(connection: Connection, name: str) -> list[int]:
-    """How many rows the jobs that write ciphertexts of a column have written."""
+    """The number of rows that each job has written, of the jobs that write a column's ciphertexts."""
     by_job = select(_RANGES.job, func.sum(_RANGES.rows)).where(_RANGES.name == name)
     counted = connection.execute(by_job.group_by(_RANGES.job)).all()
     writing = (Job.BACKFILL.value, Job.REENCRYPT.value)

@@ -1,4 +1,4 @@
-"""What the steps of a migration tell: how far a job is, what it came to, and where a column stands."""
+"""The reports of a migration's steps: a job's progress, its result, and the state of a column."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ class Progress:
     """How far a job is.
 
     Attributes:
-        done, total: rows; the total is of the moment when the job began.
-        rate: rows a second, of late.
-        left_seconds: what is left at that rate; None before there is one.
-        late: how many rows had to be gone over again so far.
+        done, total: numbers of rows; the total was counted when the job began.
+        rate: recent rows a second.
+        left_seconds: the time left at that rate; None while the rate is unknown.
+        late: the number of rows that had to be done again so far.
     """
 
     column: str
@@ -33,13 +33,14 @@ class Progress:
 
 @dataclass(frozen=True)
 class RunReport:
-    """What a run came to.
+    """The result of a run.
 
     Attributes:
-        rows: how many rows were encrypted by this and earlier runs of the job, or moved back.
-        late: how many of them had to be gone over again: old writers, and rows that changed under our hands.
-        pending: how many are left; `unowned` of them have no owner to encrypt for.
-        finished: whether nothing is left that can be done.
+        rows: the number of rows that this and earlier runs of the job encrypted, or moved back.
+        late: how many of these rows a later sweep did: old writers wrote them, or they changed while we
+            worked.
+        pending: the number of rows left; `unowned` of them have no owner to encrypt for.
+        finished: whether no work is left that can be done.
     """
 
     column: str
@@ -53,14 +54,14 @@ class RunReport:
 
 @dataclass(frozen=True)
 class VerifyReport:
-    """What a verification came to.
+    """The result of a verification.
 
     Attributes:
-        rows: how many encrypted values were looked at.
-        mismatches: how many do not authenticate, or differ from the previous value.
-        locked: how many no key here opens: their owners hold the keys alone.
-        pending: rows that are not encrypted yet.
-        sample: the share of rows that was looked at; None for all.
+        rows: the number of encrypted values that were checked.
+        mismatches: the number of values that do not authenticate, or differ from the previous value.
+        locked: the number of values that no key here opens: their owners alone hold the keys.
+        pending: the number of rows that are not encrypted yet.
+        sample: the share of rows that was checked; None for all.
         examples: the primary keys of some rows that differ.
     """
 
@@ -81,7 +82,7 @@ class VerifyReport:
 
 @dataclass(frozen=True)
 class RepairReport:
-    """What putting rows right came to: rows that were, and rows whose keys are not here."""
+    """The result of a repair: the rows that were repaired, and the rows without a key here."""
 
     column: str
     rows: int
@@ -91,8 +92,8 @@ class RepairReport:
 
 @dataclass(frozen=True)
 class ReencryptReport:
-    """What encrypting anew came to: rows that were, rows whose keys are not here, and rows whose value does
-    not authenticate, which are left as they are."""
+    """The result of re-encryption: the rows that were re-encrypted, the rows without a key here, and the rows
+    with a value that does not authenticate. Rows of the last kind are left as they are."""
 
     column: str
     rows: int
@@ -104,12 +105,13 @@ class ReencryptReport:
 
 @dataclass(frozen=True)
 class ColumnStatus:
-    """Where the migration of a column stands, counted in the database now.
+    """The state of a column's migration, counted in the database now.
 
     Attributes:
-        pending, both, encrypted: rows with a previous value alone, with both, with an encrypted one alone.
+        pending, both, encrypted: rows with the previous value alone, with both, with the encrypted value
+            alone.
         unowned: pending rows without an owner.
-        policy: what this program's models declare.
+        policy: the policy that this program's models declare.
     """
 
     column: str

@@ -1,4 +1,4 @@
-"""One worker: takes ranges, does them chunk by chunk, and stops where it is told to."""
+"""A worker: takes ranges, does them chunk by chunk, and stops when it is told to."""
 
 from __future__ import annotations
 
@@ -41,13 +41,13 @@ class Pace:
     """How hard a migration works.
 
     Attributes:
-        chunk_seconds: how long one chunk, and with it each row lock, should last; its size follows.
-        load: the share of time in which it works, from 0 to 1; it rests in between.
-        smallest, largest: rows in a chunk.
-        patience: seconds for which locks, conflicts and a lost connection are waited out.
-        range_rows: rows in a range that one worker takes at a time.
-        sweeps: how often one run goes over the rows again at most, while others go on writing: as long as
-            they do there are always some.
+        chunk_seconds: how long a chunk, and with it each row lock, should last; the chunk's size follows.
+        load: the share of time in which the migration works, from 0 to 1; it rests in between.
+        smallest, largest: bounds on the number of rows in a chunk.
+        patience: seconds to wait out locks, conflicts and a lost connection.
+        range_rows: the number of rows in a range; a worker takes a range at a time.
+        sweeps: the most times that a run goes over the rows again. While other programs write, there are
+            always new rows to do.
     """
 
     chunk_seconds: float = 0.1
@@ -61,7 +61,7 @@ class Pace:
 
 @dataclass(frozen=True)
 class Chunk:
-    """What is told after each chunk: how many rows, and how long it took in seconds."""
+    """The report after each chunk: the number of rows, and the seconds that the chunk took."""
 
     rows: int
     seconds: float
@@ -69,7 +69,7 @@ class Chunk:
 
 
 class _Next(Enum):
-    """What a worker does that finds no free range: take one of a new sweep, wait for others, or end."""
+    """The next move of a worker without a free range: take a range of a new sweep, wait, or end."""
 
     TAKE = auto()
     WAIT = auto()
@@ -77,10 +77,10 @@ class _Next(Enum):
 
 
 class Runner:
-    """One worker of one job.
+    """A worker of a job.
 
     Args:
-        number: which of several workers it is.
+        number: the number of this worker among several.
         stop: asked before each chunk; true ends the work cleanly.
         told: called after each chunk.
     """
@@ -113,13 +113,13 @@ class Runner:
 
     @emptying
     def run(self, *, sweeps: bool) -> bool:
-        """Work until nothing is left, or until told to stop; whether nothing is left.
+        """Work until nothing is left, or until told to stop; True if nothing is left.
 
         Args:
-            sweeps: whether to go over the rows again for those that were changed meanwhile.
+            sweeps: whether to go over the rows again, for rows that were changed meanwhile.
 
         Raises:
-            MigrationStoppedError: the database or the machine refused; what is done stays done.
+            MigrationStoppedError: the database or the machine refused; finished chunks stay done.
         """
         average = self._patiently(lambda session: self._rows.average_size(session.connection()))
         self._affordable = max(int(_CHUNK_BYTES / max(average, 1.0)), 1)
@@ -137,7 +137,10 @@ class Runner:
         return False
 
     def _told_to_stop(self) -> bool:
-        """By whoever started this worker, or, asked once a second, through the state table."""
+        """Whether this worker was told to stop: by its caller, or through the state table.
+
+        The state table is asked once a second.
+        """
         if time.monotonic() - self._asked > 1.0:
             self._asked = time.monotonic()
             self._stopping = self._stopping or self._patiently(self._ranges.is_stopping)
@@ -162,7 +165,7 @@ class Runner:
         return step
 
     def _take_rest(self) -> None:
-        """Leave the database to others for a while; in short naps, since a stop ends it."""
+        """Leave the database to others for a while. The naps are short, so that a stop ends the rest soon."""
         until = time.monotonic() + self._rest
         while (left := until - time.monotonic()) > 0 and not self._told_to_stop():
             self._sleep(min(left, 0.2))
@@ -177,29 +180,29 @@ class Runner:
         self._size = int(min(max(bounded, self._pace.smallest), self._pace.largest))
 
     def _between(self, session: Session, sweeps: bool) -> _Next:
-        """No range is free: is everything done, does somebody work on the last, or is there another sweep?"""
+        """Decide what to do while no range is free: end, wait for other workers, or begin another sweep."""
         if not self._ranges.is_mine(session):
-            return _Next.END  # somebody else has begun another job in the place of this one
+            return _Next.END  # another job was begun in the place of this job
         count = self._ranges.count(session)
         if not count.finished:
             return _Next.WAIT
         due = sweeps and self._rows.any(session.connection(), self._work.due(self._rows))
         if self._first_sweep is None:
-            self._first_sweep = count.sweep  # of this run: an earlier one has gone over them too
+            self._first_sweep = count.sweep  # the first sweep of this run; earlier runs made sweeps too
         if not due or count.sweep - self._first_sweep >= self._pace.sweeps:
             return _Next.END
         began = self._ranges.next_sweep(session)
         session.commit()
         if began:
             return _Next.TAKE
-        # Somebody else began one, or nothing that is left can be done here.
+        # Another worker began a sweep, or no work that is left can be done here.
         return _Next.END if self._ranges.count(session).finished else _Next.WAIT
 
     def _patiently(self, call: Callable[[Session], Any]) -> Any:
-        """Do it in a transaction of its own; again while that may help.
+        """Run the call in a transaction of its own, and again while that may help.
 
         Raises:
-            MigrationStoppedError: it does not help.
+            MigrationStoppedError: another try does not help.
         """
         until = time.monotonic() + self._pace.patience
         tries, warmed = 0, False
@@ -222,10 +225,10 @@ class Runner:
                     raise
                 except Exception as error:  # noqa: BLE001 - told apart below
                     failed = stopped(self._work.job.value, error)
-                    # An owner may be deleted while its keys are made: the next time it is not among them.
+                    # An owner may be deleted while its keys are made. The next try no longer finds the owner.
                     again = may_pass(error) or is_lost(error)
                     again = again or (collided(error) and tries < _MOST_COLLISIONS)
-                # Outside of `except`: what the database said may show the values of a row.
+                # Outside of `except`: the database's message may show the values of a row.
                 if not again or time.monotonic() >= until or self._stop():
                     raise failed
                 tries += 1
@@ -243,7 +246,10 @@ class Runner:
             return call(session)
 
     def _warm(self, error: ProviderError) -> None:
-        """A provider is not called while rows are locked: open what the next chunk needs, and roll back."""
+        """Open the keys that the next chunk needs, and roll back.
+
+        No provider is called while rows are locked.
+        """
         with Session(self._engine) as session, self._envelope.write_only(session):
             taken = self._ranges.take(session, self._number)
             session.rollback()
@@ -252,14 +258,14 @@ class Runner:
             try:
                 self._work.step(session, self._rows, taken.position, taken.upper, self._size)
             except DBAPIError:
-                pass  # the chunk itself comes after this, and meets the same
+                pass  # the chunk itself follows, and meets the same error
             session.rollback()
 
 
 @contextmanager
 def _uncollected() -> Iterator[None]:
-    """Hold the garbage collector off while the rows of a chunk are here. It would take them for old, and go
-    over all objects of the process several times a second: a third of all the time."""
+    """Disable the garbage collector while the rows of a chunk are in memory. It would count them as old, and
+    go over all objects of the process several times a second, which took a third of all the time."""
     was_on = gc.isenabled()
     gc.disable()
     try:
@@ -271,29 +277,29 @@ def _uncollected() -> Iterator[None]:
 
 _MOST_COLLISIONS = 8
 _CHUNK_BYTES = 32 * 1024 * 1024
-"""Values of a chunk, about: several copies of them are in memory for a moment."""
+"""The approximate size of a chunk's values. Several copies are in memory for a moment."""
 
 
 class _DoneByAnotherError(Exception):
-    """Another worker has done the same chunk: this one's work is rolled back."""
+    """Another worker has done the same chunk, so this worker's transaction is rolled back."""
 
 
 _PLANS = ("seqscan", "bitmapscan", "sort", "hashjoin", "mergejoin")
 _POSTGRESQL = "SELECT set_config('lock_timeout', '500ms', true), " + ", ".join(
     f"set_config('enable_{plan}', 'off', true)" for plan in _PLANS
 )
-"""A chunk is read in the order of the key and written by it. Where its statistics are old, PostgreSQL would
-rather go over the whole table, once for each chunk."""
+"""A chunk is read in the order of the key, and written by the key. With old statistics, PostgreSQL would
+otherwise go over the whole table for each chunk."""
 
 
 def limit_waits(session: Session) -> None:
-    """Let this transaction wait half a second for a lock at most: others wait for it meanwhile."""
+    """Let this transaction wait for a lock for half a second at most: others wait for it meanwhile."""
     name = session.get_bind().dialect.name
     if name == "postgresql":
         session.execute(text(_POSTGRESQL))
     elif name in ("mysql", "mariadb"):
         session.execute(text("SET @envelope_mode = @@sql_mode, innodb_lock_wait_timeout = 1"))
-        # Without it MySQL cuts off what does not fit, and says nothing.
+        # Without this mode, MySQL cuts off a value that does not fit, and says nothing.
         session.execute(text("SET SESSION sql_mode = CONCAT(@@sql_mode, ',STRICT_ALL_TABLES')"))
 
 

@@ -1,4 +1,4 @@
-"""Where a migration works and how: its database, whose keys it takes, how hard it works."""
+"""The setting of a migration: its database, its provider, and how hard it works."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ if TYPE_CHECKING:
 
 @dataclass(eq=False, repr=False)
 class Setting:
-    """What all steps of a migration have in common.
+    """The setting that all steps of a migration share.
 
     Attributes:
-        given_engine: as the application gave it, perhaps an asynchronous one.
+        given_engine: the engine that the application gave, perhaps an asynchronous engine.
         engine: the synchronous engine behind it. Its logs and errors show no parameters.
-        provider: the provider under whose key owners without keys get some; None: they get none.
+        provider: owners without keys get keys under this provider; with None they get no keys.
         reference: `"module:attribute"`, by which other processes find the migrator.
     """
 
@@ -52,7 +52,7 @@ class Setting:
         return rows
 
     def runner(self, column: MigratingColumn, work: Work, number: int = 0, **options: Any) -> Runner:
-        """One worker of a job."""
+        """A worker of a job."""
         with self.engine.connect() as connection:
             rows = self.rows(connection, column)
         return Runner(
@@ -70,7 +70,7 @@ class Setting:
 
 
 def quiet(engine: Engine) -> Engine:
-    """The same engine, whose logs and errors show no parameters: previous values are among them."""
+    """The same engine with parameters hidden from logs and errors: previous values are among them."""
     silent: Any = engine.execution_options()
     silent.hide_parameters = True
     found: Engine = silent

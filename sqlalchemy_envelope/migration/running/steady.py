@@ -1,4 +1,4 @@
-"""The steps of a migration, done again while that may help: each of them is safe to repeat."""
+"""Retry a step of a migration while that may help. Every step is safe to repeat."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ R = TypeVar("R")
 
 
 class HasSetting(Protocol):
-    """What has steps: a migrator."""
+    """An object with steps and a setting: a migrator."""
 
     setting: Setting
 
@@ -36,7 +36,7 @@ _MOST_COLLISIONS = 8
 def steady(step: Callable[Concatenate[S, P], R]) -> Callable[Concatenate[S, P], R]:
     """Wait out locks, conflicts and a lost connection as long as `Pace.patience` says, then stop.
 
-    A chunk has a patience of its own (`runner`): this is for what goes before and after all chunks.
+    A chunk has a patience of its own (`runner`). This decorator is for the work before and after all chunks.
     """
 
     def done(migrator: S, /, *arguments: P.args, **options: P.kwargs) -> R:
@@ -47,7 +47,7 @@ def steady(step: Callable[Concatenate[S, P], R]) -> Callable[Concatenate[S, P], 
             except (DBAPIError, MemoryError, OSError) as error:
                 failed: Any = stopped(step.__name__, error)
                 again = may_pass(error) or is_lost(error) or (collided(error) and tries < _MOST_COLLISIONS)
-            # Outside of `except`: what the database said may show the values of a row.
+            # Outside of `except`: the database's message may show the values of a row.
             now, patience = time.monotonic(), migrator.setting.pace.patience
             if now - last > patience:
                 until, tries = now + patience, 0

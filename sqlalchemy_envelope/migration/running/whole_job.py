@@ -1,4 +1,4 @@
-"""One job over all rows of a column: begun or gone on with, worked on by a crew, and counted."""
+"""A job over all rows of a column: begun or resumed, worked on by a crew, and counted."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ if TYPE_CHECKING:
 
 
 class WholeJob:
-    """A kind of work, done to every row of a column that is due for it."""
+    """A kind of work, done to every row of a column that needs it."""
 
     def __init__(self, setting: Setting, column: MigratingColumn, work: Work) -> None:
         self._setting, self._column, self._work = setting, column, work
 
     def begin(self, *, again: bool = False, sample: float | None = None) -> None:
-        """Make the job's ranges, unless it is under way; go over them once more if something is left.
+        """Make the job's ranges, unless the job is under way; go over them once more if rows are left.
 
         Args:
             again: begin anew in any case.
-            sample: of a verification: the share of rows that it looks at.
+            sample: for a verification, the share of rows to check.
         """
         create_state_tables(self._setting.engine)
         with self.opened() as (session, rows, ranges):
@@ -45,16 +45,16 @@ class WholeJob:
             session.commit()
 
     def run(self, crew: Crew, *, sweeps: bool = False) -> bool:
-        """Do it; whether nothing is left.
+        """Do the job; True if nothing is left.
 
         Args:
-            sweeps: whether to go over the rows again for those that were changed meanwhile.
+            sweeps: whether to go over the rows again, for rows that were changed meanwhile.
         """
         return run_workers(self._setting, self._column, self._work, crew, sweeps=sweeps)
 
     @contextmanager
     def opened(self) -> Iterator[tuple[Session, Rows, Ranges]]:
-        """A session, and in it the column's rows and the job's ranges."""
+        """A session, with the column's rows and the job's ranges."""
         work = self._work
         with Session(self._setting.engine) as session:
             rows = self._setting.rows(session.connection(), self._column)

@@ -1,7 +1,7 @@
-"""Workers side by side: here, in processes of this machine, or wherever an executor runs them.
+"""Workers side by side: in this process, in processes of this machine, or wherever an executor runs them.
 
-They share nothing but the database. Each finds the migrator by its reference, `"module:attribute"`, and makes
-connections and keys of its own.
+Workers share nothing but the database. Each worker finds the migrator by its reference, `"module:attribute"`,
+and makes connections and keys of its own.
 """
 
 from __future__ import annotations
@@ -42,10 +42,10 @@ if TYPE_CHECKING:
 
 
 def load(reference: str) -> Any:
-    """The object that `"module:attribute"` names; called, if it is a function.
+    """The object that `"module:attribute"` names. A function is called for it.
 
     Raises:
-        ConfigurationError: there is none.
+        ConfigurationError: there is no such object.
     """
     name, _, attribute = reference.partition(":")
     if not name or not attribute:
@@ -60,7 +60,7 @@ def load(reference: str) -> Any:
 
 
 def work_of(job: str, sample: float | None = None) -> Work:
-    """The work behind a job's name."""
+    """The `Work` of the job with this name."""
     kinds: dict[str, Callable[[], Work]] = {
         Job.BACKFILL: Backfill,
         Job.VERIFY: lambda: Verify(sample),
@@ -79,7 +79,7 @@ def work(
     sample: float | None,
     pace: Pace | None = None,
 ) -> bool:
-    """One worker in a process of its own: what an executor runs. Whether nothing is left."""
+    """Run a worker in a process of its own, as an executor does; True if nothing is left."""
     migrator = load(reference)
     setting: Setting = migrator.setting
     if pace is not None:
@@ -96,13 +96,13 @@ def work(
 
 @dataclass(frozen=True)
 class Crew:
-    """Who does a job.
+    """The workers of a job.
 
     Attributes:
-        workers: how many work side by side; more than one need a `reference`.
-        executor: where they run, in place of this machine's processes.
+        workers: the number of workers side by side; two or more need a `reference`.
+        executor: runs the workers, in place of this machine's processes.
         stop: asked after each chunk; true ends the work cleanly.
-        progress: told about twice a second.
+        progress: called about twice a second.
     """
 
     workers: int = 1
@@ -119,7 +119,7 @@ def run_workers(
     *,
     sweeps: bool,
 ) -> bool:
-    """Do a job with these workers; whether nothing is left."""
+    """Do a job with these workers; True if nothing is left."""
     meter = _Meter(setting, column, job, crew.progress)
     workers, executor = crew.workers, crew.executor
     if workers <= 1 and executor is None:
@@ -134,7 +134,7 @@ def run_workers(
         )
     with ExitStack() as stack:
         if executor is None:
-            # Started anew, not forked: connections and keys do not cross a fork.
+            # Spawn the processes, do not fork: connections and keys must not cross a fork.
             context = multiprocessing.get_context("spawn")
             executor = stack.enter_context(ProcessPoolExecutor(workers, context, initializer=_note_signals))
         sample = job.sample if isinstance(job, Verify) else None
@@ -165,7 +165,7 @@ def _watch(
     asked, waiting = False, set(futures)
     try:
         while waiting:
-            # Not waited for there: an event loop may have other things to do.
+            # No wait here: an event loop may have other things to do.
             done, waiting = wait(waiting, timeout=0, return_when=FIRST_EXCEPTION)
             if waiting and not done:
                 setting.sleep(0.1)
@@ -185,7 +185,7 @@ def _watch(
         wait(waiting, timeout=setting.pace.patience)
         raise
     meter.tell(last=True)
-    # Who was told to end has not seen the end; another may have.
+    # A worker that was told to stop has not seen the end of the job. Another worker may have seen it.
     return any(future.result() for future in futures)
 
 
@@ -200,9 +200,9 @@ _told_to_end = False
 
 
 def _note_signals() -> None:
-    """Ctrl-C reaches every process of a terminal, and the one that started these tells them to stop. SIGTERM
-    to one of these ends it after its chunk. If that one is killed, they end: they would wait for work for
-    ever."""
+    """Set how a worker process takes signals. Ctrl-C reaches every process of a terminal, so a worker ignores
+    it: the parent process tells the workers to stop. SIGTERM to a worker ends it after its chunk. If the
+    parent is killed, the workers end, since they would wait for work for ever."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         threading.Thread(target=_end_with, args=(parent.sentinel,), daemon=True).start()
@@ -213,7 +213,7 @@ def _note_signals() -> None:
 
 def _end_with(parent: int) -> None:
     wait_for_processes([parent])
-    os._exit(1)  # the chunk at hand is rolled back by the database
+    os._exit(1)  # the database rolls the chunk at hand back
 
 
 def _end(number: int, frame: object) -> None:
@@ -222,7 +222,7 @@ def _end(number: int, frame: object) -> None:
 
 
 class _Meter:
-    """Tells how far a job is, about twice a second."""
+    """Reports how far a job is, about twice a second."""
 
     def __init__(
         self,

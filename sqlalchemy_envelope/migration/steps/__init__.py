@@ -1,4 +1,4 @@
-"""What a step of a migration is made of: what it requires, what it changes in the schema, what it notes.
+"""The parts of a migration's step: its requirements, its changes to the schema, and its records.
 
 Nothing here decides the order of the steps: `Migrator` does.
 """

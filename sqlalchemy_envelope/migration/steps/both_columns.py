@@ -1,4 +1,4 @@
-"""The previous and the encrypted column of one migration in the schema, and the triggers that watch them."""
+"""The previous and the encrypted column of a migration in the schema, and the triggers that watch them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class BothColumns:
-    """What a migration changes in the schema; each change is a short transaction that waits for its locks."""
+    """A migration's changes to the schema. Each change is a short transaction that waits for its locks."""
 
     def __init__(self, setting: Setting, column: MigratingColumn) -> None:
         self._setting, self._column = setting, column
@@ -34,7 +34,7 @@ class BothColumns:
     # ------------------------------------------------------------------ there
 
     def add(self, *, reversed_before: bool) -> None:
-        """Add the encrypted column, if it is not there, and begin to notice who writes the previous one
+        """Add the encrypted column, if it does not exist, and begin to notice writes to the previous column
         alone."""
 
         def missing(connection: Connection) -> list[str]:
@@ -48,14 +48,16 @@ class BothColumns:
         self._change(missing)
 
     def add_check(self) -> None:
-        """Add the CHECK of the encrypted column, where the database takes it later than the column."""
-        # Each in a transaction of its own: the second one reads the whole table, and lets others write.
+        """Add the CHECK of the encrypted column, if the database takes it later than the column."""
+        # Use a transaction for each step: the second step reads the whole table, and lets others write.
         for step in (schema.add_missing_check, schema.validate_check):
             self._change(partial(step, columns=self._names))
 
     def track_again(self) -> bool:
-        """Put triggers back that went with a table which was built anew, or were disabled; whether there were
-        such. Who wrote meanwhile was not noticed: what was verified before says nothing any more."""
+        """Put back triggers that were disabled, or were lost when the table was rebuilt; False if none were.
+
+        Writes in the meantime were not noticed, so the last verification no longer holds.
+        """
         with self._engine.connect() as connection:
             phase = Record(connection, self._column.name).read().phase
             kept, guarded = phase in (Phase.CUT_OVER, Phase.GUARDED), phase is Phase.GUARDED
@@ -68,15 +70,15 @@ class BothColumns:
         return True
 
     def let_previous_be_empty(self) -> None:
-        """Let the previous column be NULL, and refuse who empties it alone."""
+        """Let the previous column be NULL, and refuse writes that empty it alone."""
         with self._engine.connect() as connection:
             statements = schema.make_nullable(connection, self._names)
         self._change([*statements, *schema.keep(self._dialect, self._names)])
 
     @contextmanager
     def guarded(self) -> Iterator[None]:
-        """Refuse who writes the previous column alone. Nobody can make a row pending from here on: what is
-        looked at in the block stays so. If the block fails, the guard goes."""
+        """Refuse writes to the previous column alone. From here on nobody can make a row pending, so a check
+        in the block stays true. If the block fails, the guard is dropped."""
         self._change(schema.guard(self._dialect, self._names))
         try:
             yield
@@ -85,10 +87,10 @@ class BothColumns:
             raise
 
     def require_previous_droppable(self) -> bool:
-        """Whether the previous column is there.
+        """Whether the previous column exists.
 
         Raises:
-            MigrationRefusedError: it is, and the database cannot drop it.
+            MigrationRefusedError: the column exists, and the database cannot drop it.
         """
         with self._engine.connect() as connection:
             there = schema.has_column(connection, self._names, self._names.previous)
@@ -103,25 +105,25 @@ class BothColumns:
     # ------------------------------------------------------------------ and back
 
     def require_encrypted_droppable(self) -> None:
-        """Refuse to begin, where the database cannot drop the encrypted column.
+        """Refuse to begin if the database cannot drop the encrypted column.
 
         Raises:
-            MigrationRefusedError: it cannot.
+            MigrationRefusedError: the database cannot drop it.
         """
         with self._engine.connect() as connection:
             schema.require_droppable(connection, self._names, self._names.encrypted)
 
     def unkeep(self) -> None:
-        """Let both columns be written as before the cut-over."""
+        """Allow writes to both columns as before the cut-over."""
         self._change(schema.unkeep(self._dialect, self._names))
 
     def drop_encrypted(self) -> None:
         """Drop the encrypted column and every trigger.
 
         Raises:
-            MigrationRefusedError: values are encrypted alone.
+            MigrationRefusedError: rows have an encrypted value alone.
         """
-        # From here on nobody can write the encrypted column alone: what is looked at below stays so.
+        # From here on nobody can write the encrypted column alone, so the count below stays true.
         self._change(schema.guard(self._dialect, self._names, back=True))
         with self._engine.connect() as connection:
             rows = self._setting.rows(connection, self._column)

@@ -1,4 +1,4 @@
-"""The migration of one column, as its steps see it."""
+"""The migration of a column, as its steps see it."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ if TYPE_CHECKING:
 
 
 class ColumnMigration:
-    """A column, what its steps require and change, and what is noted of them.
+    """A column, the requirements and changes of its steps, and the record of its migration.
 
     Attributes:
-        name: what the migration is called.
-        require: what has to hold.
+        name: the migration's name.
+        require: the requirements of the steps.
         schema: the two columns in the database, and their triggers.
     """
 
@@ -36,7 +36,7 @@ class ColumnMigration:
         self.schema = BothColumns(setting, column)
 
     def standing(self) -> Standing:
-        """Where the migration stands."""
+        """The recorded state of the migration."""
         return self.require.standing()
 
     def job(self, work: Work) -> WholeJob:
@@ -44,27 +44,27 @@ class ColumnMigration:
         return WholeJob(self._setting, self.column, work)
 
     def advance(self, phase: Phase) -> None:
-        """Note a phase, unless a later one is reached."""
+        """Record a phase, unless the migration has reached a later phase."""
         with self._setting.engine.begin() as connection:
             Record(connection, self.name).advance(phase, self.column.from_column.name)
 
     def set_phase(self, phase: Phase) -> None:
-        """Note a phase, be it an earlier one."""
+        """Record a phase, even an earlier phase."""
         with self._setting.engine.begin() as connection:
             Record(connection, self.name).set_phase(phase, self.column.from_column.name)
 
     def note_verification(self, session: Session, count: JobCount, sample: float | None) -> None:
-        """Note what a verification found that is finished, and commit."""
+        """Record the result of a finished verification, and commit."""
         record = Record(session.connection(), self.name)
         record.note_verification(count.rows, count.bad, count.locked, sample)
         session.commit()
 
     def forget_verification(self) -> None:
-        """Note that rows were written since they were verified."""
+        """Record that rows were written since the verification."""
         with self._setting.engine.begin() as connection:
             Record(connection, self.name).forget_verification()
 
     def written_so_far(self) -> list[int]:
-        """How many rows the jobs that write ciphertexts have written."""
+        """The number of rows that each job has written, of the jobs that write ciphertexts."""
         with self._setting.engine.connect() as connection:
             return written_so_far(connection, self.name)

@@ -1,4 +1,4 @@
-"""What has to hold before a step: where it does not, the step is refused, and the error says what to do."""
+"""The requirements of each step. If a requirement fails, the step is refused; the error says what to do."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ if TYPE_CHECKING:
 
 
 class Requirements:
-    """What the steps of one column's migration require; each raises `MigrationRefusedError`."""
+    """The requirements of the steps of a column's migration; each raises `MigrationRefusedError`."""
 
     def __init__(self, setting: Setting, column: MigratingColumn) -> None:
         self._setting, self._column = setting, column
 
     def standing(self) -> Standing:
-        """Where the migration stands."""
+        """The recorded state of the migration."""
         with self._setting.engine.connect() as connection:
             return Record(connection, self._column.name).read()
 
@@ -39,13 +39,13 @@ class Requirements:
             )
 
     def something_to_encrypt(self) -> None:
-        """The previous column is there, and nobody moves values back."""
+        """The previous column exists, and nobody moves values back."""
         phase = self.standing().phase
         if phase in (Phase.CONTRACTED, Phase.REVERSING):
             raise MigrationRefusedError(f"{self._column.name} is {phase.value}: there is nothing to encrypt.")
 
     def reached(self, phase: Phase) -> None:
-        """The migration is in this phase or in a later one, and not over."""
+        """The migration is in this phase or a later phase, and not over."""
         now = self.standing()
         moved_back = now.phase is Phase.REVERSING and phase is Phase.CUT_OVER
         if not now.has_reached(phase) or moved_back or now.phase in (Phase.CONTRACTED, Phase.REVERSED):
@@ -70,7 +70,7 @@ class Requirements:
             )
 
     def undeclared(self) -> None:
-        """This program's models have forgotten the previous column."""
+        """This program's models no longer declare the previous column."""
         if self._column.policy != "none":
             raise MigrationRefusedError(
                 f"{self._column.name} still declares `previous=`: programs with these models read the "
@@ -79,7 +79,7 @@ class Requirements:
             )
 
     def key_tables(self) -> None:
-        """The tables for owners' keys are there."""
+        """The tables for owners' keys exist."""
         with self._setting.engine.connect() as connection:
             missing = schema.missing_key_tables(connection, self._column)
         if missing:
@@ -93,7 +93,7 @@ class Requirements:
         """A sample of the previous values can be read.
 
         Raises:
-            PreviousValueError: one cannot.
+            PreviousValueError: a value cannot be read.
         """
         try:
             with self._setting.engine.connect() as connection:
@@ -104,7 +104,7 @@ class Requirements:
         except Exception as error:
             if may_pass(error) or is_lost(error):
                 raise  # the step is done again
-            # Told without what a database shows of a row.
+            # The report leaves out anything that the database's message shows of a row.
             failed = stopped("look at the previous values", error)
         raise failed
 
@@ -128,7 +128,7 @@ class Requirements:
             )
 
     def clean(self, *, accept_sample: bool, accept_locked: int) -> None:
-        """Every row is encrypted, and was verified since; but for what is accepted."""
+        """Every row is encrypted, and was verified since, except for what the arguments accept."""
         self.none_pending()
         name, now = self._column.name, self.standing()
         if now.verified_at is None:

@@ -1,4 +1,4 @@
-"""Where the migration of a column stands, counted in its rows."""
+"""The state of a column's migration, counted in its rows."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def status_of(setting: Setting, column: MigratingColumn) -> ColumnStatus:
-    """Where a column stands."""
+    """The state of a column's migration."""
     done = late = pending = both = alone = unowned = 0
     with Session(setting.engine) as session:
         connection, names = session.connection(), schema.tracked(column)
@@ -28,7 +28,7 @@ def status_of(setting: Setting, column: MigratingColumn) -> ColumnStatus:
             pending = rows.count(connection, rows.previous.is_not(None))
         else:
             if not schema.has_column(connection, names, names.previous):
-                # Contracted, while this program's models still declare it.
+                # The column was contracted, while this program's models still declare it.
                 alone = rows.count(connection, rows.encrypted.is_not(None))
             else:
                 pending = rows.count(connection, rows.pending)

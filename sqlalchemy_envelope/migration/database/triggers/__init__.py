@@ -1,9 +1,9 @@
 """The triggers that keep both columns of a migration true to each other, as SQL of each database.
 
-`track`: whoever changes the previous column and leaves the encrypted one as it was, makes the row pending:
-the encrypted value is set to NULL. So a program that knows nothing of the migration may go on writing, and
-what it writes is found. `guard`, for the moment of the contract: such a write is refused, and so is one that
-puts into the encrypted column what is no ciphertext, as its CHECK has it where there is one.
+`track`: a write that changes the previous column and leaves the encrypted column as it was makes the row
+pending: the trigger sets the encrypted value to NULL. So a program that knows nothing of the migration may go
+on writing, and its rows are found. `guard`, for the moment of the contract: such a write is refused. A write
+of anything but ciphertext to the encrypted column is refused too, as by the column's CHECK if it has a CHECK.
 
 Values are compared as bytes, not by the column's collation: "Ada" for "ada" is a change.
 """
@@ -37,7 +37,7 @@ def triggers_for(dialect: Dialect, columns: Tracked) -> Triggers:
     """The triggers of two columns, on this kind of database.
 
     Raises:
-        ConfigurationError: it is one that has none here.
+        ConfigurationError: there are no triggers for this kind of database.
     """
     kind = _KINDS.get(dialect.name)
     if kind is None:

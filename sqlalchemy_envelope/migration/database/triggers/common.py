@@ -1,4 +1,4 @@
-"""What the triggers of every database have in common: their names, their conditions, and what they say."""
+"""The parts that the triggers of every database share: names, conditions and messages."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ if TYPE_CHECKING:
 
 
 class Triggers(ABC):
-    """The triggers of two columns, as statements; each list leaves them as asked, whatever there was before.
+    """The triggers of two columns, as statements; each list works whatever triggers existed before.
 
     Attributes:
-        same: the operator by which NULL is the same as NULL.
+        same: the operator that takes NULL for equal to NULL.
     """
 
     same: ClassVar[str]
@@ -44,18 +44,20 @@ class Triggers(ABC):
 
     @abstractmethod
     def track(self, *, kept: bool = False) -> list[str]:
-        """Create the tracking trigger anew; after the cut-over (`kept`), for values alone."""
+        """Create the tracking trigger anew; after the cut-over (`kept`), for values other than NULL alone."""
 
     def keep(self, *, guarded: bool = False) -> list[str]:
         """Create the triggers for after the cut-over, when the encrypted value counts alone.
 
-        Who changes it and leaves the previous one as it was, as a release does that knows nothing of that any
-        more, has the previous one emptied. To empty the previous column alone no longer means NULL, and is
-        refused: who cleans the plaintext up would have every encrypted value dropped, and nothing left.
+        A release that no longer knows the previous column changes the encrypted value and leaves the previous
+        value as it was. The trigger then empties the previous value. A write that empties the previous column
+        alone no longer means NULL, and is refused. Otherwise a clean-up of the plaintext would drop every
+        encrypted value, and nothing would be left.
 
         Args:
-            guarded: who sets it to NULL means NULL. Until then it may be a program with the policy "both"
-                whose owner is locked, and which writes the previous value that was there: the row is pending.
+            guarded: a write that sets the encrypted column to NULL means NULL. Until then such a write may
+                come from a program with the policy "both" and a locked owner, which writes the previous value
+                that was there: the row is pending.
         """
         columns, outdated = self._columns, self._outdated()
         text = (
@@ -70,11 +72,11 @@ class Triggers(ABC):
     def _keep(self, outdated: str, text: str) -> list[str]: ...
 
     def guard(self, *, back: bool = False) -> list[str]:
-        """Create the guarding triggers, which refuse plaintext: a program with the policy "both" writes it
-        beside the ciphertext.
+        """Create the guarding triggers, which refuse plaintext. A program with the policy "both" would write
+        it beside the ciphertext.
 
         Args:
-            back: on the way back: refuse what would stand in the encrypted column alone, which is to be
+            back: for the way back: refuse a value in the encrypted column alone, since that column is to be
                 dropped.
         """
         columns = self._columns
@@ -92,7 +94,7 @@ class Triggers(ABC):
     def _guard(self, changed: str, pending: str, text: str) -> list[str]: ...
 
     def drop(self, *kinds: str) -> list[str]:
-        """Drop triggers of these kinds, there or not: "track", "keep", "guard"."""
+        """Drop triggers of these kinds, if they exist: "track", "keep", "guard"."""
         return [statement for kind in kinds for statement in self._drop(kind)]
 
     def _drop(self, kind: str) -> list[str]:
@@ -101,10 +103,10 @@ class Triggers(ABC):
     # ------------------------------------------------------------------ the conditions
 
     def _stale(self) -> str:
-        """The previous value changed, to the byte, or what the encrypted one depends on; and that did not.
+        """The encrypted value did not change, but the previous value or a column that it is bound to did.
 
-        A row that has an encrypted value alone is left when it moves: there is nothing to encrypt it from,
-        and reading it tells that it was moved.
+        Values are compared to the byte. A row with an encrypted value alone is left when it moves: there is
+        no plaintext to encrypt again, and a read tells that the row was moved.
         """
         changed = self._changed(self._columns.previous)
         moved = " OR ".join(self._changed(name) for name in self._columns.bound)
@@ -115,32 +117,32 @@ class Triggers(ABC):
 
     @abstractmethod
     def _changed(self, name: str) -> str:
-        """A column changed, to the byte."""
+        """A column changed, compared to the byte."""
 
     def _emptied(self) -> str:
-        """The previous value was set to NULL, and the encrypted one is there and did not change."""
+        """The previous value was set to NULL, and the encrypted value was there and did not change."""
         there = f"NEW.{self.previous} IS NULL AND OLD.{self.encrypted} IS NOT NULL"
         return f"{there} AND {self._changed(self._columns.previous)} AND NOT ({self._encrypted_changed()})"
 
     def _outdated(self) -> str:
-        """The encrypted value changed, and the previous one is there and did not."""
+        """The encrypted value was there and changed, and the previous value is there and did not change."""
         there = f"NEW.{self.previous} IS NOT NULL AND OLD.{self.encrypted} IS NOT NULL"
         return f"{there} AND NOT ({self._changed(self._columns.previous)}) AND {self._encrypted_changed()}"
 
     def _writes_plaintext(self) -> str:
-        """The write puts a previous value there, beside an encrypted one too; or would leave one alone."""
+        """The write stores a new previous value, or would make a row with a previous value pending."""
         return (
             f"NEW.{self.previous} IS NOT NULL AND "
             f"(({self._changed(self._columns.previous)}) OR ({self._stale()}))"
         )
 
     def _is_foreign(self) -> str:
-        """The encrypted column holds what is no ciphertext."""
+        """The encrypted column holds a value that is not ciphertext."""
         new = f"NEW.{self.encrypted}"
         return f"{new} IS NOT NULL AND NOT ({looks_encrypted(self._dialect.name, new)})"
 
     def _becomes_foreign(self) -> str:
-        """The write puts there what is no ciphertext; what stood there before is not its fault."""
+        """The write stores a value that is not ciphertext; a value that was there before does not count."""
         return f"{self._encrypted_changed()} AND {self._is_foreign()}"
 
     def _encrypted_changed(self) -> str:
@@ -149,5 +151,5 @@ class Triggers(ABC):
 
 
 def events(kind: str) -> tuple[str, ...]:
-    """A guard is two triggers: one for UPDATE, one for INSERT."""
+    """The triggers of a kind: a guard has a trigger for UPDATE and a trigger for INSERT."""
     return ("guard", "guardi") if kind == "guard" else (kind,)

@@ -1,4 +1,4 @@
-"""The triggers on MySQL and MariaDB, which have one for each event of a table."""
+"""The triggers on MySQL and MariaDB: a trigger for each event of a table."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class MySqlTriggers(Triggers):
         return self._anew("track", f"SET NEW.{self.encrypted} = IF({stale}, NULL, NEW.{self.encrypted})")
 
     def _keep(self, outdated: str, text: str) -> list[str]:
-        # In the place of the tracking trigger, which it does the work of.
+        # This trigger takes the place of the tracking trigger, and does its work too.
         return self._anew(
             "track",
             f"IF {self._emptied()} THEN {_refuse(text)}; "

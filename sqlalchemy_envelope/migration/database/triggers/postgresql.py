@@ -1,4 +1,4 @@
-"""The triggers on PostgreSQL: a function, and what calls it."""
+"""The triggers on PostgreSQL: a function, and the trigger that calls it."""
 
 from __future__ import annotations
 
@@ -52,6 +52,6 @@ class PostgresqlTriggers(Triggers):
 
     def _changed(self, name: str) -> str:
         new, old = f"NEW.{self._quote(name)}", f"OLD.{self._quote(name)}"
-        # The bytes as they are stored: as text, a collation may take "Ada" for "ada", and a session's
-        # settings two numbers for one.
+        # Compare the bytes as they are stored. As text, a collation may take "Ada" for "ada", and a session's
+        # settings may make two numbers equal.
         return f"pg_catalog.record_image_ne(ROW({new}), ROW({old}))"

@@ -1,11 +1,11 @@
-"""The triggers on SQLite, which change a row after it was written."""
+"""The triggers on SQLite. They change a row after it was written."""
 
 from __future__ import annotations
 
 from sqlalchemy_envelope.crypto.aead import FORMAT_VALUE, OVERHEAD
 from sqlalchemy_envelope.migration.database.triggers.common import Triggers
 
-# It passes the CHECK, and no key has the id zero.
+# The mark passes the CHECK, and no key has the id zero.
 _MARK = f"x'{FORMAT_VALUE:02x}{'00' * (OVERHEAD - 1)}'"
 
 
@@ -29,7 +29,7 @@ class SqliteTriggers(Triggers):
 
     def _keep(self, outdated: str, text: str) -> list[str]:
         name, due = self._name("keep"), f"({self._emptied()}) OR ({outdated})"
-        # One trigger for both: its own UPDATE does not fire it again.
+        # Use the same trigger for both cases: its own UPDATE does not fire it again.
         return [
             *self.track(kept=True),
             f"DROP TRIGGER IF EXISTS {name}",
@@ -64,17 +64,17 @@ class SqliteTriggers(Triggers):
         return f"{outdated} AND NEW.{self.encrypted} IS NOT {_MARK} AND OLD.{self.encrypted} IS NOT {_MARK}"
 
     def _watched(self) -> str:
-        """The columns whose change may make a row pending."""
+        """The columns that may make a row pending when they change."""
         names = dict.fromkeys((self._columns.previous, *self._columns.bound))
         return ", ".join(self._quote(name) for name in names)
 
     def _by_a_mark(self) -> str:
-        """A step between a value and NULL, so that the other trigger tells this from a program that writes
-        NULL."""
+        """Write a mark between the value and NULL. By the mark, the other trigger tells this UPDATE from a
+        program that writes NULL."""
         return f"UPDATE {self.bare_table} SET {self.encrypted} = {_MARK} WHERE {self._this_row()}; "
 
     def _this_row(self) -> str:
-        """The row, found again."""
+        """The condition that finds the row again."""
         if not self._columns.keys:
             return "rowid = NEW.rowid"
         keys = [self._quote(key) for key in self._columns.keys]

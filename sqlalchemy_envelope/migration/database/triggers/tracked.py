@@ -18,10 +18,11 @@ class Tracked:
     """The two columns of a table, by name.
 
     Attributes:
-        keys: the columns of the primary key; SQLite's trigger finds the row by them, or by its rowid.
-        bound: the columns that a ciphertext depends on: those that name the owner, and the primary key where
-            values are bound to their rows. Who changes one of them alone makes the row pending too.
-        check: the name of the encrypted column's CHECK; None if it is to have none.
+        keys: the columns of the primary key. SQLite's trigger finds the row by them, or by its rowid.
+        bound: the columns that a ciphertext depends on: the columns that name the owner, and the primary key
+            if values are bound to their rows. A write that changes such a column alone makes the row pending
+            too.
+        check: the name of the encrypted column's CHECK; None for no CHECK.
     """
 
     table: str
@@ -35,14 +36,14 @@ class Tracked:
     def trigger(self, kind: str) -> str:
         """The name of a trigger. PostgreSQL runs triggers in the order of their names: ours come last."""
         digest = hashlib.sha256(f"{self.table}\0{self.previous}\0{self.encrypted}".encode()).hexdigest()[:8]
-        # PostgreSQL's names end after 63 bytes, and two that are cut to the same would be one.
+        # PostgreSQL cuts names after 63 bytes, and two long names could become the same name.
         table = self.table.encode()[:24].decode(errors="ignore")
         return f"zz_envelope_{kind}_{table}_{digest}"
 
 
 def quoter(dialect: Dialect) -> Callable[[str], str]:
-    """What quotes a name for a statement that is sent without parameters: a `%` in it stays one."""
+    """A function that quotes names for a statement without parameters: a `%` in a name is not doubled."""
     preparer = copy(dialect.identifier_preparer)
-    preparer._double_percents, preparer._strings = False, {}  # what it has quoted before is kept there
+    preparer._double_percents, preparer._strings = False, {}  # the second is a cache of quoted names
     quote: Callable[[str], str] = preparer.quote
     return quote

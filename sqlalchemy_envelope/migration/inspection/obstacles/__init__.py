@@ -1,7 +1,7 @@
-"""What will hurt in a migration, found in the database before anything is changed.
+"""Obstacles to a migration, found in the database before anything is changed.
 
-What every database is asked for is in `search`; what one kind of database alone has is in the file of its
-name.
+`search` has the questions for every database. The questions for a single kind of database are in the file
+of its name.
 """
 
 from sqlalchemy_envelope.migration.inspection.obstacles.search import find_obstacles

@@ -1,4 +1,4 @@
-"""What will hurt on MySQL and MariaDB: found in `information_schema`, mostly in the text of definitions."""
+"""Obstacles on MySQL and MariaDB, found in `information_schema`, mostly in the text of definitions."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from sqlalchemy_envelope.migration.database.columns import MigratingColumn
 
 OVERHEAD = 45
-"""What a ciphertext has more than its plaintext, in bytes: docs/reference/wire-format.md, section 6."""
+"""The bytes that a ciphertext is longer than its plaintext: docs/reference/wire-format.md, section 6."""
 _HERE = "table_schema = COALESCE(:schema, database()) AND table_name = :table"
 _COLUMNS = f"""
 SELECT column_name AS name, data_type AS type, column_type AS full_type, character_maximum_length AS letters,
@@ -73,13 +73,13 @@ FROM information_schema.partitions WHERE {_HERE} AND partition_name IS NOT NULL 
 """  # noqa: S608
 # Bytes that a binary column holds; VARBINARY and BINARY say it themselves.
 _BLOBS = {"TINYBLOB": 255, "BLOB": 65_535, "MEDIUMBLOB": 16_777_215, "LONGBLOB": 4_294_967_295}
-# Bytes that a letter of a character set can take in UTF-8, which is what is encrypted.
+# Bytes that a letter of a character set can take in UTF-8: the encryption encodes text as UTF-8.
 _ONE_BYTE = ("ascii", "binary")
 _FOUR_BYTES = ("utf8mb4", "utf16", "utf16le", "utf32", "gb18030")
 
 
 def find(connection: Connection, column: MigratingColumn) -> list[Finding]:
-    """Everything that only the catalogs of MySQL and MariaDB tell."""
+    """All findings that come from the catalogs of MySQL and MariaDB alone."""
     return _Search(connection, column).all()
 
 
@@ -131,7 +131,7 @@ class _Search:
         return found
 
     def _checks(self) -> list[Finding]:
-        # MariaDB checks that a JSON column holds JSON; that goes with the column.
+        # MariaDB checks that a JSON column holds JSON; that check is dropped with the column.
         json = re.compile(rf"json_valid\(`?{re.escape(self._name)}`?\)", re.IGNORECASE)
         return [
             check_over(one.name, one.clause)
@@ -238,7 +238,7 @@ class _Search:
         return found
 
     def _isolation(self) -> str:
-        # What the session was set to, not this connection's present transaction; the variable's name differs.
+        # The session's setting, not that of the present transaction. The variable's name differs.
         for row in self._connection.exec_driver_sql(
             "SHOW SESSION VARIABLES WHERE Variable_name IN ('tx_isolation', 'transaction_isolation')"
         ):
@@ -273,5 +273,5 @@ def _bytes_of(column: Row[Any]) -> int | None:
     each = 4 if column.charset in _FOUR_BYTES else 3
     if column.type in ("char", "varchar"):
         return int(column.letters) * each
-    # A TEXT is limited in bytes; a letter that takes one there may take three in UTF-8.
+    # A TEXT is limited in bytes. A letter of a single byte there may take three bytes in UTF-8.
     return int(column.octets) * (1 if column.charset.startswith("utf8") else 3)

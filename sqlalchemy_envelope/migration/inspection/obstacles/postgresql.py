@@ -1,4 +1,4 @@
-"""What will hurt on PostgreSQL: `pg_depend` knows what uses a column, other catalogs the rest."""
+"""Obstacles on PostgreSQL: `pg_depend` lists the objects that use a column, other catalogs the rest."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ _SLOTS = "SELECT slot_name AS name, slot_type, active FROM pg_replication_slots"
 
 
 def find(connection: Connection, column: MigratingColumn) -> list[Finding]:
-    """Everything that only PostgreSQL's own catalogs tell."""
+    """All findings that come from PostgreSQL's own catalogs alone."""
     return _Search(connection, column).all()
 
 
@@ -348,7 +348,7 @@ class _Search:
 
 
 def _word(name: str) -> str:
-    """A name as a whole word, as a regular expression of PostgreSQL's."""
+    """A regular expression of PostgreSQL for a name as a whole word."""
     escaped = "".join(letter if letter.isalnum() or letter == "_" else f"\\{letter}" for letter in name)
     return rf"\m{escaped}\M"
 

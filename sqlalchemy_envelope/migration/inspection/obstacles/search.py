@@ -1,7 +1,7 @@
-"""What will hurt when a column is replaced by ciphertext: looked up before anything is changed.
+"""Obstacles to replacing a column by ciphertext, looked up before anything is changed.
 
-What SQLAlchemy's inspector knows is asked of it; the rest comes from each database's catalog. Rows are
-counted, never read, and counting ends at a thousand. No value of the column is looked at.
+SQLAlchemy's inspector answers what it can; each database's catalog answers the rest. Rows are counted, never
+read, and counting ends at a thousand. No value of the column is looked at.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ if TYPE_CHECKING:
 __all__ = ["Finding", "Severity", "find_obstacles"]
 
 COUNTED = 1_000
-"""Rows in the way are counted up to here; more are as bad."""
+"""The most rows to count as an obstacle; a higher number would change nothing."""
 
 
 def find_obstacles(connection: Connection, column: MigratingColumn) -> list[Finding]:
-    """Everything that will hurt when the previous column is replaced by ciphertext; the worst first.
+    """Find everything that will hurt when ciphertext replaces the previous column; the worst comes first.
 
     Raises:
-        ConfigurationError: the column has no previous one.
+        ConfigurationError: there is no previous column.
     """
     inspector = inspect(connection)
     table = column.table
@@ -244,7 +244,7 @@ _OWNERLESS = (
 
 
 def _count(connection: Connection, column: MigratingColumn, condition: ColumnElement[bool]) -> int:
-    """How many rows with a previous value are such, counted up to a limit."""
+    """Count the rows with a previous value for which the condition holds, up to a limit."""
     rows = (
         select(literal(1).label("one"))
         .select_from(column.mapper.persist_selectable)
@@ -261,7 +261,7 @@ def _shown(count: int) -> str:
 
 
 def _enforced(connection: Connection, inspector: Inspector, column: MigratingColumn) -> bool:
-    """Whether the database itself holds that the owner exists; SQLite does where each connection asks."""
+    """Whether the database enforces that the owner exists. SQLite does so only if each connection asks."""
     if connection.dialect.name == "sqlite":
         return False
     names = {one.name for one in column.path.columns}
@@ -277,7 +277,7 @@ def _is_text(column: Column[Any]) -> bool:
 
 
 def _bytes(connection: Connection, column: Any) -> Any:
-    """A text as its bytes, which no collation takes for those of another."""
+    """The bytes of a text: no collation takes two different byte strings for equal."""
     if connection.dialect.name == "postgresql":
         return func.convert_to(column, "UTF8")
     return func.hex(column)

@@ -1,4 +1,4 @@
-"""What will hurt on SQLite: found in its schema table and its pragmas."""
+"""Obstacles on SQLite, found in its schema table and its pragmas."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ if TYPE_CHECKING:
 
     from sqlalchemy_envelope.migration.database.columns import MigratingColumn
 
-# Rows of a table without statistics are counted up to here.
+# The most rows to count in a table without statistics.
 _COUNTED = 100_000
 
 
 def find(connection: Connection, column: MigratingColumn, previous: ReflectedColumn) -> list[Finding]:
-    """Everything that only SQLite's own catalog tells."""
+    """All findings that come from SQLite's own catalog alone."""
     return _Search(connection, column, previous).all()
 
 
@@ -194,7 +194,7 @@ class _Search:
 
 
 def _after_on(sql: str | None) -> str | None:
-    """The part of CREATE INDEX that follows the table's name: an index's name may contain the column's."""
+    """The part of CREATE INDEX after the table's name. An index's own name may contain the column's name."""
     return None if sql is None else sql[sql.index("(") :]
 
 
@@ -208,13 +208,13 @@ def _fires(sql: str, encrypted: str) -> bool:
 
 
 def _checks_in(create: str) -> list[tuple[str | None, str]]:
-    """The CHECK constraints of CREATE TABLE, with their names: SQLite keeps them nowhere else."""
+    """The CHECK constraints of CREATE TABLE, with their names. SQLite stores them nowhere else."""
     pattern = re.compile(r"""(?:\bCONSTRAINT\s+["`\[]?(\w+)["`\]]?\s+)?\bCHECK\s*\(""", re.IGNORECASE)
     return [(match[1], _until_closed(create, match.end())) for match in pattern.finditer(create)]
 
 
 def _definition(create: str, column: str) -> str:
-    """From a column's name to the end of the expression that generates it."""
+    """The definition of a column, from its name to the end of the expression that generates it."""
     match = re.search(
         rf"(?<![\w$]){re.escape(column)}(?![\w$]).*?\bAS\s*\(", create, re.IGNORECASE | re.DOTALL
     )

@@ -1,7 +1,7 @@
-"""Where plaintext of a column still lies after a migration.
+"""Plaintext of a column that remains in the database after a migration.
 
-What every database is asked for is in `search`; what one kind of database alone has is in the file of its
-name.
+`search` has the questions for every database. The questions for a single kind of database are in the file
+of its name.
 """
 
 from sqlalchemy_envelope.migration.inspection.residue.places import Residue

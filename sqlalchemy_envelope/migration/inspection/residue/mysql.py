@@ -1,4 +1,4 @@
-"""Where plaintext of a column still lies in MySQL and MariaDB."""
+"""Plaintext of a column that remains in MySQL and MariaDB."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One table, asked for what remains of a column in it, and what is told of each place."""
+"""A table that is searched for the remains of a column, and the report on each place."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ State = Literal["holds plaintext", "may hold plaintext", "clean", "unknown"]
 
 @dataclass(frozen=True)
 class Residue:
-    """One place where plaintext lies or may lie.
+    """A place where plaintext lies or may lie.
 
     Attributes:
-        place: what it is.
-        state: whether it holds plaintext, as far as the database tells.
-        known: the figures behind that.
-        cure: the statement to run, or what else to do; empty if there is nothing to do.
+        place: the name of the place.
+        state: whether the place holds plaintext, as far as the database tells.
+        known: the figures behind `state`.
+        cure: the statement to run, or another thing to do; empty if there is nothing to do.
     """
 
     place: str
@@ -47,7 +47,7 @@ class Place:
         return self.connection.execute(text(sql), parameters).one()
 
     def allowed(self, sql: str) -> list[Any] | None:
-        """What MySQL or SQLite answers, or None if it has no such thing or this user may not ask."""
+        """The answer of MySQL or SQLite; None if the database cannot answer or this user may not ask."""
         try:
             return list(self.connection.exec_driver_sql(sql).all())
         except DBAPIError:

@@ -1,4 +1,4 @@
-"""Where plaintext of a column still lies in PostgreSQL."""
+"""Plaintext of a column that remains in PostgreSQL."""
 
 from __future__ import annotations
 

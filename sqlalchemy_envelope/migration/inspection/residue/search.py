@@ -1,9 +1,9 @@
-"""Where plaintext of a column still lies, as far as the database tells, and what to do about each place.
+"""Plaintext of a column that remains, as far as the database tells, and what to do about each place.
 
-A value that was set to NULL or dropped is gone from every query at once and from the disc much later. This
-module asks the catalogs; what was found in the bytes themselves is in
-docs/explanation/plaintext-that-remains.md. It counts and asks for sizes. It never reads a value: not from the
-table, and not from statistics, which hold some.
+A value that was set to NULL or dropped is gone from every query at once, and from the disc much later. This
+module asks the catalogs. docs/explanation/plaintext-that-remains.md tells what was found in the bytes
+themselves. The module counts rows and asks for sizes. It never reads a value, neither from the table nor
+from statistics, which hold some values.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ _SEARCHES = {
     "mariadb": mysql.find,
 }
 _COUNTED = 100_000
-"""Rows that still have a value are counted up to here."""
+"""The most rows to count that still have a value."""
 
 
 def where_plaintext_remains(
     connection: Connection, column: MigratingColumn | Table, previous: str | None = None
 ) -> list[Residue]:
-    """Every place where plaintext of a column's previous values lies or may lie.
+    """Find every place where plaintext of a column's previous values lies or may lie.
 
     Args:
-        column: the column; or its table, where no model knows the previous column any more.
-        previous: with a table, the name of that column, as the migration has noted it.
+        column: the column; or its table, if no model declares the previous column any more.
+        previous: with a table, the name of the previous column, as the migration has noted it.
 
     Raises:
         sqlalchemy.exc.NoSuchTableError: the database has no such table.

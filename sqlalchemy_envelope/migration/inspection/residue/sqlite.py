@@ -1,4 +1,4 @@
-"""Where plaintext of a column still lies in SQLite."""
+"""Plaintext of a column that remains in SQLite."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def _journal(mode: str, file: str) -> Residue:
     cures = {
         "wal": "PRAGMA wal_checkpoint(TRUNCATE); after VACUUM, with no reader open: empties the -wal file.",
         "persist": "PRAGMA journal_mode=DELETE; removes the file.",
-        # Left by a connection in the mode PERSIST; one that is in the mode DELETE already removes nothing.
+        # A connection in the mode PERSIST left it. A connection already in the mode DELETE removes nothing.
         "delete": "PRAGMA journal_mode=PERSIST; then PRAGMA journal_mode=DELETE; removes the file.",
         "truncate": "PRAGMA journal_mode=PERSIST; then PRAGMA journal_mode=DELETE; removes the file.",
     }
