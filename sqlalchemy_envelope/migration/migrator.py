@@ -1,5 +1,7 @@
-"""`Migrator`: the steps of a migration. Each step is safe to repeat, and is refused while it would lose
-something."""
+"""`Migrator`: the steps of a migration. Over 400 lines, since its docstrings are the reference.
+
+Each step is safe to repeat, and is refused while it would lose something.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""An unlocked session: an owner's keys, and the keys granted to it, from `with` to its end.
+"""An unlocked session. Over 400 lines, since its docstrings are the reference.
+
+It holds an owner's keys, and the keys granted to the owner, from `with` to its end.
 
 Two other kinds of session build on it: `write_only` encrypts for locked owners, and `server` opens owners as
 their rows appear.

@@ -46,7 +46,7 @@ class GrantStanding(StrEnum):
     PENDING = "pending"
     """The row is a right, and a holder of the key still has to seal it."""
     VOID = "void"
-    """The row grants nothing: no flush added it, it named somebody else then, or the owner has no keys."""
+    """The row grants nothing, as no flush added it, it named somebody else then, or the owner has no keys."""
 
 
 class Wrap(NamedTuple):
