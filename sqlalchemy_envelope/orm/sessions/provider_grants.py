@@ -66,18 +66,26 @@ class ProviderGrants:
             led: the owners whose own slots were found.
         """
         closed = self._closed_in(desk.session)
-        asked = [header for header in headers if header not in closed and not kept.is_ready(header)]
+        # Another thread may have opened some of them since, and may distrust or drop any owner at any moment.
+        ready = {header: kept.keyring.owner_of(header) for header in headers if kept.is_ready(header)}
+        found = {owner for owner in ready.values() if owner is not None}
+        key_ids = {UUID(bytes=header[1:]) for header in ready}
+        asked = [header for header in headers if header not in closed and header not in ready]
         if not asked:
-            return Followed(set(), set(), {})
+            return Followed(key_ids, found, {})
         rows = desk.keys(owner_class).load_around([UUID(bytes=header[1:]) for header in asked])
-        found = self._open_older(desk, kept, owner_class, rows, take_in)
+        found |= self._open_older(desk, kept, owner_class, rows, take_in)
         opened: Mapping[str, int] = {}
         if owner_class.grants_of and not all(kept.is_ready(header) for header in asked):
             opened, granted = self._open(desk, kept, owner_class, rows, led | found, take_in)
             found |= granted
-        # If another thread distrusts an owner meanwhile, the owner is not closed: this fetch has found a way.
-        closed.update(header for header in asked if not kept.leads_to(header))
-        return Followed({row.stored.key_id for row in rows}, found, opened)
+        owners = {row.stored.key_id: row.owner for row in rows}
+        for header in asked:
+            owner = owners.get(UUID(bytes=header[1:]))
+            was_dropped = owner in found and owner not in kept.keyring
+            if not was_dropped and not kept.leads_to(header):
+                closed.add(header)
+        return Followed(key_ids | set(owners), found, opened)
 
     def _open_older(
         self, desk: Desk, kept: KeptKeys, owner_class: OwnerClass, rows: Sequence[OwnedKey], take_in: TakeIn
