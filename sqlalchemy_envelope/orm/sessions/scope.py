@@ -6,6 +6,7 @@ Scopes nest: an inner scope sees the keys of the outer scope too, and takes only
 from __future__ import annotations
 
 import os
+from abc import abstractmethod
 from typing import TYPE_CHECKING, Any, NoReturn, Self, TypeVar
 from weakref import WeakKeyDictionary, WeakSet
 
@@ -97,8 +98,8 @@ class Scope(OpenKeys):
         )
 
     def __aexit__(self, *_: object) -> NoReturn:
-        """Never reached; without this method, `async with` would not call `__aenter__`."""
-        raise NotImplementedError
+        """Python asks for this method before it calls `__aenter__`, which always raises."""
+        raise AssertionError("__aenter__ has raised")
 
     @emptying
     def __exit__(
@@ -198,9 +199,9 @@ class Scope(OpenKeys):
         self._clear_readers()
         self._last_seen = None
 
+    @abstractmethod
     def _wipe(self) -> None:
         """Wipe every key."""
-        raise NotImplementedError
 
     def _leave_context(self) -> None:
         # Do not use context tokens. If sessions are not left in order, a token would put back a session that
@@ -230,9 +231,9 @@ class Scope(OpenKeys):
         # The outer session may have grants that were not followed yet. It checks again when it is left.
         return owner is None or (owner not in self._parent and not self._parent.follows)
 
+    @abstractmethod
     def _cipher(self, owner: OwnerId, attribute: EncryptedAttribute) -> ValueCipher | None:
         """Return the cipher that closes a decrypted value when this session is left."""
-        raise NotImplementedError
 
     def _stays_open(self, owner: OwnerId | None) -> bool:
         return owner is not None and owner in self._parent
