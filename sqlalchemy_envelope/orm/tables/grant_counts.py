@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sqlalchemy import Select, and_, bindparam, case, func, or_, select, union_all
 
-from sqlalchemy_envelope.keys.model import GrantState, KeyState
+from sqlalchemy_envelope.keys.model import GrantState, KeyState, Purpose
 from sqlalchemy_envelope.orm.tables.rows import Rows, chunks, made_once, pairs
 
 if TYPE_CHECKING:
@@ -117,6 +117,22 @@ def count_query(grant: GrantClass, key_ids: Any) -> Select[Any]:
 
 
 def recipients_of(grant: GrantClass, key_ids: Iterable[KeyId]) -> Select[Any]:
-    """A query for the root keys that these keys are sealed to, or wrapped under."""
-    c = grant.companion.c
-    return select(c.recipient_key_id).where(c.key_id.in_(list(key_ids)), c.recipient_key_id.is_not(None))
+    """A query for the root keys that lead to these keys, through grants of one class.
+
+    These are the root keys that the keys are sealed to, or wrapped under, and the active root keys of the
+    same recipients. A grant may be sealed to a root key that was retired since. The next grant is sealed to
+    the active root key, so whoever was removed from that key matters as well.
+    """
+    c, to = grant.companion.c, grant.to.owner_class
+    sealed_to, keys = to.key_class.__table__.alias(), to.key_class.__table__.alias()
+    same_owner = (sealed_to.c[column.key] == keys.c[column.key] for column in to.owner_columns)
+    is_active_root = and_(keys.c.purpose == Purpose.ROOT, keys.c.state == KeyState.ACTIVE)
+    return (
+        select(keys.c.key_id)
+        .select_from(
+            grant.companion.join(sealed_to, sealed_to.c.key_id == c.recipient_key_id).join(
+                keys, and_(*same_owner)
+            )
+        )
+        .where(c.key_id.in_(list(key_ids)), or_(keys.c.key_id == sealed_to.c.key_id, is_active_root))
+    )

@@ -15,6 +15,7 @@ from tests.orm.sharing.sharing_world import (
     Owner,
     ProfileShown,
     Right,
+    WatchGuest,
     WatchSeat,
 )
 
@@ -142,6 +143,45 @@ def test_who_gets_keys_late_reads_everything_since_they_joined(world: World) -> 
         session.commit()
 
     assert {one.text for one in world.plain.values[1:]} == found
+
+
+@pytest.mark.parametrize("how", ["unlocked", "write_only"])
+@pytest.mark.parametrize("grant", [WatchGuest, ProfileShown])
+def test_a_removed_member_is_found_behind_a_key_that_was_replaced_since(
+    world: World, grant: type[Any], how: str
+) -> None:
+    """Dan's removal gives the crew a new key, and the watch, or the profile, that the crew reads is still
+    sealed to the old key. Then a console removes Cat. What Ann writes next is sealed to a key that Cat does
+    not have."""
+    ann, bob, cat, dan = world.plain.people
+    crew, _, watch = world.plain.groups
+    owner, column = (watch, "text") if grant is WatchGuest else (ann, "profile")
+    world.enroll(dan)
+    for person in (cat, dan):
+        world.add(CrewSeat, crew, person, ann)
+    world.add(grant, owner, crew, ann)
+    world.remove(_seat_of(world, ann), bob)
+    world.remove(_seat_of(world, dan), bob)
+    world.remove(_seat_of(world, cat), way="sql")
+    world.write(owner, ann if how == "unlocked" else None, column=column, how=how)
+
+    world.spy(cat)
+    world.spy(dan)
+    world.look(bob)
+
+
+def test_a_write_finds_every_stale_key_on_the_way_at_once(world: World) -> None:
+    """The fleet is sealed to an old key of the crew, and the crew's newest key to an old key of Bob. A
+    server writes for the fleet nevertheless: the epochs start at the far end."""
+    ann, bob, cat, _ = world.plain.people
+    crew, fleet, _ = world.plain.groups
+    world.move(_seat_of(world, ann), crew, cat)
+    world.everybody_settles()
+    world.change_keys(bob)
+    world.write(fleet, how="write_only")
+
+    world.look(bob)
+    world.look(cat)
 
 
 def _seat_of(world: World, person: Owner) -> Right:
