@@ -250,16 +250,28 @@ class Keyring(Uncopied):
         """Move keys back from `put_aside`; the keys that the owner's id has now are wiped."""
         with self._lock:
             self.drop(owner)
-            for key in aside.keys_of(owner):
-                self._take_from(aside, owner, key)
+            self.take(aside, owner)
+
+    def take(self, other: "Keyring", owner: OwnerId) -> None:
+        """Move an owner's keys here from another keyring, with their ways. As `add` for keys open here.
+
+        Raises:
+            TamperedKeyError: a key is stored for another owner too.
+        """
+        with self._lock:
+            for key in other.keys_of(owner):
+                self._take_from(other, owner, key)
+            if owner in other._refused:
+                error, altogether = other._refused[owner]
+                self.refuse(owner, error, altogether=altogether)
 
     def _take_from(self, other: "Keyring", owner: OwnerId, key: StoredKey) -> None:
         self.add_stored(owner, [key])
         for way in other._ways.get(key.key_id, ()):
             self.add_way(key.key_id, way)
         opened = other._opened.pop(key.key_id, None)
-        if opened is not None:
-            self._opened[key.key_id] = opened
+        if opened is not None and self._opened.setdefault(key.key_id, opened).key is not opened.key:
+            opened.key.wipe()
 
     def take_back(self, owner: OwnerId, made: Iterable[KeyId], replaced: Iterable[StoredKey]) -> None:
         """Forget and wipe keys of an owner whose rows did not stay; the keys before them are current again.
@@ -351,9 +363,13 @@ class Keyring(Uncopied):
             if opened is None:
                 return None
             cipher = ValueCipher(opened.key, key_id, field)
-            self._ciphers.setdefault(key_id, {})[field] = cipher
-            if key_id not in self._opened:
-                # Another thread wiped the key while the cipher was built, perhaps from 32 zeros.
+            with self._lock:
+                # Another thread may have wiped the key while the cipher was built, perhaps from 32 zeros.
+                held = self._opened.get(key_id)
+                if held is None or held.key is not opened.key:
+                    return None
+                self._ciphers.setdefault(key_id, {})[field] = cipher
+            if key_id not in self._opened:  # `wipe` does not wait for the lock
                 self._ciphers.pop(key_id, None)
                 return None
         return cipher

@@ -53,7 +53,10 @@ def open_bytes(
     cipher = context.find_reader(session, header, field)
     if cipher is None:
         return None
-    if context.owner_of(session, header) != owner:
+    holder = context.owner_of(session, header)
+    if holder is None:
+        return None  # another thread dropped the key since
+    if holder != owner:
         raise moved(field)
     return cipher.decrypt(blob, reference if field.row_bound else b"")
 

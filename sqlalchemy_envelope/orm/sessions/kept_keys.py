@@ -9,7 +9,6 @@ from uuid import UUID
 from sqlalchemy_envelope.crypto.aead import HEADER_SIZE
 from sqlalchemy_envelope.exceptions import EnvelopeError
 from sqlalchemy_envelope.keys.keyring import Keyring
-from sqlalchemy_envelope.keys.model import Purpose
 from sqlalchemy_envelope.orm.sessions.kept_owners import KeptOwners
 
 if TYPE_CHECKING:
@@ -18,6 +17,7 @@ if TYPE_CHECKING:
     from sqlalchemy_envelope.keys.keyring import OwnerId
     from sqlalchemy_envelope.keys.model import KeyId, StoredKey
     from sqlalchemy_envelope.orm.current.providers import CachePolicy
+    from sqlalchemy_envelope.orm.sessions.fetched_keys import FetchedKeys
     from sqlalchemy_envelope.orm.sharing.granted import Places
     from sqlalchemy_envelope.orm.tables.owners import OwnerClass, Place
 
@@ -37,7 +37,7 @@ class KeptKeys:
 
     def use(
         self, headers: Mapping[bytes, int], owner_of: Callable[[bytes], OwnerId | None]
-    ) -> tuple[list[bytes], set[OwnerId]]:
+    ) -> tuple[list[bytes], set[OwnerId], int]:
         """Note the owners of values as in use.
 
         Args:
@@ -45,7 +45,7 @@ class KeptKeys:
             owner_of: finds the owner of a key that is held elsewhere.
 
         Returns:
-            The headers of keys to be loaded, and the owners to be opened anew.
+            The headers of keys to be loaded, the owners to be opened anew, and the present moment.
         """
         missing, stale = [], set()
         with self.owners.guard:  # no owner found here is swept away before it is marked as in use
@@ -58,7 +58,7 @@ class KeptKeys:
                     self.owners.touch(owner, uses)
                 elif len(header) == HEADER_SIZE and (owner is not None or owner_of(header) is None):
                     missing.append(header)
-        return missing, stale
+            return missing, stale, self.owners.moment
 
     def leads_to(self, header: bytes) -> bool:
         """Tell whether this key opens with the keys held, or is known to be refused."""
@@ -67,21 +67,40 @@ class KeptKeys:
         except EnvelopeError:
             return True
 
-    def is_ready(self, header: bytes) -> bool:
-        """Tell whether the key of this value can be used now."""
-        owner = self.keyring.owner_of(header)
-        return owner is not None and owner not in self.owners.stale and self.leads_to(header)
+    def lend(self, owner: OwnerId, keyring: Keyring) -> None:
+        """Copy an owner's open keys into another keyring, unless the owner has to be opened anew."""
+        with self.owners.guard:
+            if owner not in self.owners.stale:
+                keyring.add(owner, self.keyring.copy_of(owner))
 
-    def take_granted(self, places: Iterable[Place]) -> Counter[str]:
-        """Note owners reached through grants; return the number of new owners, by the name of their class."""
+    def share_fetched(self, fetched: FetchedKeys, moment: int) -> Counter[str]:
+        """Share the keys of one fetch with all threads, all at once.
+
+        Args:
+            fetched: the keys.
+            moment: the moment before the keys were loaded. Owners that became stale later remain stale.
+
+        Returns:
+            The number of owners that were opened anew, by the name of their class.
+        """
         opened: Counter[str] = Counter()
-        for place in places:
-            if place.owner not in self.owners.granted or place.owner in self.owners.stale:
-                opened[place.owner_class.name] += 1
-                self.owners.renew(place.owner)
-            self.owners.granted.add(place.owner)
-            self._places.setdefault(place.owner, place)
-            self.owners.touch(place.owner)
+        with self.owners.guard:
+            for owner, place in fetched.places.items():
+                is_new = owner in self.owners.stale or owner not in self.keyring
+                if owner in self.owners.stale and owner not in fetched.by_slot:
+                    # Every key that a grant leads to now is in `fetched`.
+                    here = {key.key_id for key in self.keyring.keys_of(owner)}
+                    there = {key.key_id for key in fetched.keyring.keys_of(owner)}
+                    self.keyring.take_back(owner, here - there, ())
+                self.keyring.take(fetched.keyring, owner)
+                if is_new and fetched.keyring.refusal(owner) is None:
+                    opened[place.owner_class.name] += 1
+                if is_new:
+                    self.owners.renew(owner, moment)
+                if owner not in fetched.by_slot:
+                    self.owners.granted.add(owner)
+                self._places.setdefault(owner, place)
+                self.owners.touch(owner)
         return opened
 
     def share(self, place: Place, keyring: Keyring) -> None:
@@ -91,18 +110,12 @@ class KeptKeys:
         them.
         """
         owner, keys = place.owner, keyring.copy_of(place.owner)
-        # Root keys first: as soon as a data key is known here, other threads assume that it is open.
-        for is_root in (True, False):
-            some = [one for one in keys if (one.stored.purpose is Purpose.ROOT) is is_root]
-            self.keyring.add(owner, some)
-        self.keyring.add_stored(owner, keyring.keys_of(owner))
-        self._places[owner] = place
-        self.owners.whole.add(owner)
-        self.owners.touch(owner)
-
-    def needs(self, owner: OwnerId, root_id: KeyId) -> bool:
-        """Tell whether an owner's root key has to be opened before its keys are used."""
-        return not self.keyring.is_open(root_id) or owner in self.owners.stale
+        with self.owners.guard:
+            self.keyring.add(owner, keys)
+            self.keyring.add_stored(owner, keyring.keys_of(owner))
+            self._places[owner] = place
+            self.owners.whole.add(owner)
+            self.owners.touch(owner)
 
     def refuse(self, owner: OwnerId, keys: Sequence[StoredKey], error: EnvelopeError) -> None:
         """Refuse to open these keys: a later use raises the error."""
@@ -115,16 +128,27 @@ class KeptKeys:
         self._places.pop(owner, None)
         self.keyring.drop(owner)
 
+    def forget_stale(self, owners: Iterable[OwnerId]) -> None:
+        """Wipe the keys of owners that nothing leads to any more.
+
+        An owner that is no longer stale was opened anew by another thread, and stays.
+        """
+        with self.owners.guard:
+            for owner in owners:
+                if owner in self.owners.stale:
+                    self.forget(owner)
+
     def forget_deleted(self, key_ids: Collection[KeyId]) -> bool:
         """Forget keys that were deleted from the database, while their owner has others.
 
         Returns:
             Whether any of the keys was kept.
         """
-        here = [(key_id, owner) for key_id in key_ids if (owner := self.keyring.owner_of_key(key_id))]
-        gone = [(key_id, owner) for key_id, owner in here if owner not in self.owners.stale]
-        for key_id, owner in gone:
-            self.keyring.take_back(owner, [key_id], ())
+        with self.owners.guard:
+            here = [(key_id, owner) for key_id in key_ids if (owner := self.keyring.owner_of_key(key_id))]
+            gone = [(key_id, owner) for key_id, owner in here if owner not in self.owners.stale]
+            for key_id, owner in gone:
+                self.keyring.take_back(owner, [key_id], ())
         return bool(gone)
 
     def distrust(self, owner_classes: Collection[OwnerClass]) -> None:

@@ -25,14 +25,16 @@ class KeptOwners:
     """The owners whose keys are kept, with the time and number of their uses.
 
     Attributes:
-        stale: the owners to be opened anew before their next use.
+        stale: the owners to be opened anew before their next use, each with the moment since when.
+        moment: a number that grows whenever owners become stale.
         whole: the owners with all their keys in memory.
         granted: the owners reached through a grant: their values are read, but not written.
         guard: held while owners are looked up and noted as used, so that no owner is dropped in between.
     """
 
     def __init__(self, cache: CachePolicy) -> None:
-        self.stale: set[OwnerId] = set()
+        self.stale: dict[OwnerId, int] = {}
+        self.moment = 0
         self.whole: set[OwnerId] = set()
         self.granted: set[OwnerId] = set()
         self.guard = Lock()
@@ -49,9 +51,15 @@ class KeptOwners:
         self._used[owner] = since, now
         self._uses[owner] = self._uses.get(owner, 0) + uses
 
-    def renew(self, owner: OwnerId) -> None:
-        """Start an owner's time and uses again, after its keys were opened anew."""
-        self.stale.discard(owner)
+    def renew(self, owner: OwnerId, moment: int | None = None) -> None:
+        """Start an owner's time and uses again, after its keys were opened anew.
+
+        Args:
+            owner: the owner.
+            moment: the moment before its keys were loaded. If it became stale later, it remains stale.
+        """
+        if moment is None or self.stale.get(owner, 0) <= moment:
+            self.stale.pop(owner, None)
         self._used.pop(owner, None)
         self._uses.pop(owner, None)
 
@@ -63,7 +71,8 @@ class KeptOwners:
 
     def distrust(self, owners: Collection[OwnerId]) -> None:
         """Have these owners opened anew before their next use."""
-        self.stale.update(owners)
+        self.moment += 1
+        self.stale.update(dict.fromkeys(owners, self.moment))
         self.whole.difference_update(owners)
 
     def clear(self) -> None:

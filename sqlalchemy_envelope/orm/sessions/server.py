@@ -21,12 +21,12 @@ from sqlalchemy_envelope.exceptions import (
     TransactionConflictError,
 )
 from sqlalchemy_envelope.keys.keyring import Keyring
-from sqlalchemy_envelope.keys.slots import open_slot
 from sqlalchemy_envelope.orm.current import context
 from sqlalchemy_envelope.orm.current.audit import AuditEvent
 from sqlalchemy_envelope.orm.current.desk import Desk
 from sqlalchemy_envelope.orm.current.names import Names
 from sqlalchemy_envelope.orm.current.policy import require_reason
+from sqlalchemy_envelope.orm.sessions.fetched_keys import FetchedKeys
 from sqlalchemy_envelope.orm.sessions.found_keys import FoundBySession
 from sqlalchemy_envelope.orm.sessions.kept_keys import KeptKeys
 from sqlalchemy_envelope.orm.sessions.new_owners import NewOwners, first_keys, no_such_owner
@@ -37,7 +37,6 @@ from sqlalchemy_envelope.orm.sharing.granted import Opening
 from sqlalchemy_envelope.orm.sharing.rollbacks import note_enrolment
 from sqlalchemy_envelope.orm.sharing.settle import settle
 from sqlalchemy_envelope.orm.tables.owners import Place
-from sqlalchemy_envelope.orm.tables.stored_rows import usable
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
@@ -126,23 +125,27 @@ class ServerSession(UnlockedSession):
         self._parent.prepare_read(session, owner_class, headers)
         if not self.is_open or session is None:
             return
-        missing, stale = self._kept.use(headers, self.owner_of)
+        missing, stale, moment = self._kept.use(headers, self.owner_of)
         if missing:
-            desk, key_ids = Desk(session, self.policy), [UUID(bytes=header[1:]) for header in missing]
-            held = desk.keys(owner_class).load_held(header[1:] for header in missing)
-            led = self._take_in(desk, owner_class, held)
-            there = {data.stored.key_id for data, _, _ in held}
-            if self._slots.can_open:
-                followed = self._grants.follow(desk, self._kept, owner_class, missing, led, self._take_in)
-                there |= followed.key_ids
-                led |= followed.owners
-                for name, count in followed.opened.items():
+            fetched = FetchedKeys(self._slots, self._kept.lend)
+            try:
+                self._fetch(Desk(session, self.policy), fetched, owner_class, missing)
+                for name, count in self._kept.share_fetched(fetched, moment).items():
                     self.policy.emit(self._event("server_opened", name, count))
-            gone = [key_id for key_id in key_ids if key_id not in there]
-            if self._kept.forget_deleted(gone) or stale & led:
+            finally:
+                fetched.keyring.wipe()
+            asked = {UUID(bytes=header[1:]) for header in missing}
+            self._kept.forget_stale(stale - fetched.places.keys())
+            if self._kept.forget_deleted(asked - fetched.key_ids) or stale:
                 self._clear_readers()
-            for owner in stale - led:
-                self.drop(owner)  # no slot of the provider leads to the owner's keys any more
+
+    def _fetch(
+        self, desk: Desk, fetched: FetchedKeys, owner_class: OwnerClass, headers: Collection[bytes]
+    ) -> None:
+        """Load the keys of these values: through slots of the provider, and then through grants."""
+        fetched.take_in(desk, owner_class, desk.keys(owner_class).load_held(one[1:] for one in headers))
+        if self._slots.can_open:
+            self._grants.follow(desk, fetched, owner_class, headers)
 
     def prepare_write(
         self, session: Session | None, owner_class: OwnerClass, keys: Collection[tuple[Any, ...]], values: int
@@ -242,34 +245,6 @@ class ServerSession(UnlockedSession):
             self._kept.refuse(place.owner, [row.stored for row in rows], error)
             return False
         return True
-
-    def _take_in(
-        self, desk: Desk, owner_class: OwnerClass, held: Sequence[tuple[OwnedKey, OwnedKey, StoredSlot]]
-    ) -> set[OwnerId]:
-        """Take in data keys, loaded with their root keys and slots; return the owners of the keys."""
-        opened, led, store_where = set(), set(), Names(desk.session).where(owner_class)
-        for data, root, slot in held:
-            owner = data.owner
-            if not self._slots.opens(slot):
-                continue
-            led.add(owner)
-            try:
-                usable([root, data])
-                if self._kept.needs(owner, root.stored.key_id):
-                    self._keyring.add(owner, [open_slot(slot, root.stored, self._slots.kek(desk, slot))])
-                    self._kept.owners.renew(owner)
-                    opened.add(owner)
-                # Last: as soon as the data key is known here, other threads assume that it is open.
-                self._keyring.add_stored(owner, [data.stored])
-            except (ProviderError, ConfigurationError):
-                raise
-            except EnvelopeError as error:
-                self._kept.refuse(owner, [root.stored, data.stored], error)
-            self.places.setdefault(owner, Place(owner_class, data.primary_key, store_where))
-            self._kept.owners.touch(owner)
-        if opened:
-            self.policy.emit(self._event("server_opened", owner_class.name, len(opened)))
-        return led
 
     def kek_for_new(self, session: Session) -> ProviderKek:
         """Return the KEK for new owners' slots. A flush uses the present KEK, however old it is."""

@@ -2,7 +2,10 @@
 and opens nothing else.
 """
 
+import sys
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -283,3 +286,45 @@ def test_one_grant_does_not_hide_another_way(shared: Shared) -> None:
     with Session(shared.engine) as session, shared.envelope.server_mode(reason=REASON):
         assert session.get_one(Organisation, 1).name == "the union"
         assert session.get_one(User, 2).display_name == "Bob"
+
+
+def test_readers_are_not_disturbed_while_other_groups_are_deleted(shared: Shared) -> None:
+    """Three threads read the posts of forty groups, again and again, while a fourth makes and deletes groups
+    that have nothing to do with them: every read finds every post, and none is said to be forged."""
+    with Session(shared.engine) as session, shared.unlocked(session, "bob"):
+        for number in range(1, 41):
+            shared.found(session, number, 2, 1)
+        session.commit()
+    texts = [f"post {number}" for number in range(1, 41)]
+    stops = time.monotonic() + 1.5
+
+    def read() -> int:
+        rounds = 0
+        while time.monotonic() < stops:
+            with Session(shared.engine) as session:
+                assert [post.text for post in session.scalars(select(Post).order_by(Post.id))] == texts
+            rounds += 1
+        return rounds
+
+    def disturb() -> int:
+        rounds = 0
+        while time.monotonic() < stops:
+            with Session(shared.engine) as session:
+                group = Group(id=1000 + rounds, name="another")
+                session.add(group)
+                session.commit()
+                session.delete(group)
+                session.commit()
+            rounds += 1
+        return rounds
+
+    before, serving = sys.getswitchinterval(), shared.envelope.server_mode(reason=REASON).everywhere()
+    sys.setswitchinterval(1e-5)
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            rounds = [one.result() for one in [pool.submit(work) for work in (read, read, read, disturb)]]
+    finally:
+        sys.setswitchinterval(before)
+        serving.stop()
+
+    assert min(rounds) > 1
