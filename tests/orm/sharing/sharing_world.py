@@ -302,14 +302,23 @@ class Plain:
         )
 
     def is_kept_by_somebody(self, without: list[Right], gone: Owner | None = None) -> bool:
-        """Whether each group has somebody who surely holds its key once these rights are gone."""
+        """Whether each group has somebody who surely holds its key once these rights are gone, and each key
+        that a pending right waits for."""
         rest = Plain(self.now, self.people, self.groups, [one for one in self.rights if one not in without])
         return all(
             group is gone
             or group.has_provider
-            or any(rest.holds(one, group, surely=True) for one in self.people)
+            or all(rest._is_held_since(group, moment) for moment in rest._moments(group))
             for group in self.groups
         )
+
+    def _moments(self, group: Owner) -> list[int]:
+        """When those joined who wait for this group's key, and the next moment."""
+        return [self.now + 1, *(one.joined for one in self.rights if one.of is group and one.sure is None)]
+
+    def _is_held_since(self, group: Owner, moment: int) -> bool:
+        written = Value(group, "text", 0, "", moment)
+        return any(self._has_right(one, written, surely=True) for one in self.people)
 
     def removable(self, rights: list[Right]) -> list[Right]:
         """Those of these that can go, and every group is still held by somebody."""
