@@ -52,8 +52,12 @@ class FetchedKeys:
 
     def leads_to(self, header: bytes) -> bool:
         """Tell whether the key of this value opens, or is known to be refused."""
+        return self.opens(UUID(bytes=header[1:]))
+
+    def opens(self, key_id: KeyId) -> bool:
+        """Tell whether this key opens, or is known to be refused."""
         try:
-            return self.keyring.open(UUID(bytes=header[1:])) is not None
+            return self.keyring.open(key_id) is not None
         except EnvelopeError:
             return True
 

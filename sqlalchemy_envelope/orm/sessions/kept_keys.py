@@ -73,7 +73,7 @@ class KeptKeys:
             if owner not in self.owners.stale:
                 keyring.add(owner, self.keyring.copy_of(owner))
 
-    def share_fetched(self, fetched: FetchedKeys, moment: int) -> Counter[str]:
+    def share_fetched(self, fetched: FetchedKeys, moment: int) -> tuple[Counter[str], bool]:
         """Share the keys of one fetch with all threads, all at once.
 
         Args:
@@ -81,17 +81,16 @@ class KeptKeys:
             moment: the moment before the keys were loaded. Owners that became stale later remain stale.
 
         Returns:
-            The number of owners that were opened anew, by the name of their class.
+            The number of owners that were opened anew, by the name of their class; and whether any of them
+            was stale, so that readers of its values have to be made anew.
         """
         opened: Counter[str] = Counter()
         with self.owners.guard:
+            stale = fetched.places.keys() & self.owners.stale.keys()
             for owner, place in fetched.places.items():
-                is_new = owner in self.owners.stale or owner not in self.keyring
-                if owner in self.owners.stale and owner not in fetched.by_slot:
-                    # Every key that a grant leads to now is in `fetched`.
-                    here = {key.key_id for key in self.keyring.keys_of(owner)}
-                    there = {key.key_id for key in fetched.keyring.keys_of(owner)}
-                    self.keyring.take_back(owner, here - there, ())
+                is_new = owner in stale or owner not in self.keyring
+                if owner in stale and owner not in fetched.by_slot:
+                    self.keyring.take_back(owner, self._lost(owner, fetched), ())
                 self.keyring.take(fetched.keyring, owner)
                 if is_new and fetched.keyring.refusal(owner) is None:
                     opened[place.owner_class.name] += 1
@@ -101,7 +100,12 @@ class KeptKeys:
                     self.owners.granted.add(owner)
                 self._places.setdefault(owner, place)
                 self.owners.touch(owner)
-        return opened
+        return opened, bool(stale)
+
+    def _lost(self, owner: OwnerId, fetched: FetchedKeys) -> list[KeyId]:
+        """Return the open keys of an owner that no grant leads to any more."""
+        key_ids = [key.key_id for key in self.keyring.keys_of(owner)]
+        return [one for one in key_ids if self.keyring.is_open(one) and not fetched.opens(one)]
 
     def share(self, place: Place, keyring: Keyring) -> None:
         """Take in all of an owner's keys for all threads.

@@ -130,13 +130,14 @@ class ServerSession(UnlockedSession):
             fetched = FetchedKeys(self._slots, self._kept.lend)
             try:
                 self._fetch(Desk(session, self.policy), fetched, owner_class, missing)
-                for name, count in self._kept.share_fetched(fetched, moment).items():
-                    self.policy.emit(self._event("server_opened", name, count))
+                opened, is_changed = self._kept.share_fetched(fetched, moment)
             finally:
                 fetched.keyring.wipe()
+            for name, count in opened.items():
+                self.policy.emit(self._event("server_opened", name, count))
             asked = {UUID(bytes=header[1:]) for header in missing}
             self._kept.forget_stale(stale - fetched.places.keys())
-            if self._kept.forget_deleted(asked - fetched.key_ids) or stale:
+            if self._kept.forget_deleted(asked - fetched.key_ids) or stale or is_changed:
                 self._clear_readers()
 
     def _fetch(

@@ -17,8 +17,11 @@ from tests.orm.models import statements_sent
 from tests.orm.sharing_models import (
     Affiliation,
     Base,
+    Club,
+    ClubMembership,
     Group,
     Membership,
+    Minute,
     Organisation,
     Post,
     ProfileShare,
@@ -328,3 +331,37 @@ def test_readers_are_not_disturbed_while_other_groups_are_deleted(shared: Shared
         serving.stop()
 
     assert min(rounds) > 1
+
+
+def test_who_left_and_came_back_lends_the_server_only_what_is_granted_now(shared: Shared) -> None:
+    """Ada, through whom the server reads a club, leaves it and joins again; a club does not show its past to
+    who joins. Once its keys are loaded anew, the process reads what a process that starts now reads."""
+    with Session(shared.engine) as session, shared.unlocked(session, "bob"):
+        shared.envelope.enroll(session, [Club(id=1), Club(id=2)])
+        session.flush()
+        session.add_all([ClubMembership(club_id=1, user_id=one) for one in (1, 2)])
+        session.add(ClubMembership(club_id=2, user_id=2))
+        session.flush()
+        session.add(Minute(id=1, club_id=1, text="before"))
+        session.commit()
+    serving = shared.envelope.server_mode(reason=REASON).everywhere()
+    try:
+        with Session(shared.engine) as session:
+            assert session.get_one(Minute, 1).text == "before"
+        with shared.engine.begin() as connection:
+            connection.execute(delete(ClubMembership).where(ClubMembership.user_id == 1))
+        with Session(shared.engine) as session, shared.unlocked(session, "bob"):
+            session.add(Minute(id=2, club_id=1, text="between"))
+            session.commit()
+            session.add(ClubMembership(club_id=1, user_id=1))
+            session.commit()
+            session.add(Minute(id=3, club_id=1, text="after"))
+            session.execute(delete(Club).where(Club.id == 2))  # now the server loads keys of clubs anew
+            session.commit()
+        with Session(shared.engine) as session:
+            assert session.get_one(Minute, 3).text == "after"
+            for number in (1, 2):
+                with pytest.raises(LockedError):
+                    _ = session.get_one(Minute, number).text
+    finally:
+        serving.stop()
