@@ -43,6 +43,9 @@ if TYPE_CHECKING:
 from tests.orm.sharing.machine_setting import COMPILED, NAMES, TEMPLATES, Kept, make_envelope, secret_of
 
 
+SHARED = create_engine("sqlite://", poolclass=StaticPool)
+
+
 class World:
     """The database, and those who come to it; in step with the plain model of what they may."""
 
@@ -67,8 +70,9 @@ class World:
 
     def _start(self, is_sealed: bool) -> Engine:
         """Four people, one of them without keys; two in a crew, which is in a fleet; and a watch of one."""
-        # For each run a database that no session of a run before can reach, however it ended.
-        fresh = create_engine("sqlite://", poolclass=StaticPool)
+        # For each run a database that no session of a run before can reach, however it ended. They share a
+        # dialect, and so the compiled statements.
+        fresh = Engine(SHARED.pool.recreate(), SHARED.dialect, SHARED.url)
         enforce_foreign_keys(fresh)
         engine = fresh.execution_options(compiled_cache=COMPILED)
         if is_sealed not in TEMPLATES:
