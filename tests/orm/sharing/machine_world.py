@@ -42,7 +42,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 from tests.orm.sharing.machine_setting import COMPILED, NAMES, TEMPLATES, Kept, make_envelope, secret_of
 
-
 SHARED = create_engine("sqlite://", poolclass=StaticPool)
 
 
