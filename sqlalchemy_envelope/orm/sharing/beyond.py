@@ -13,7 +13,7 @@ from sqlalchemy_envelope.orm.current.names import Names
 from sqlalchemy_envelope.orm.sharing.epochs import start_epoch
 from sqlalchemy_envelope.orm.sharing.locking import lock_groups
 from sqlalchemy_envelope.orm.sharing.refusing import grant_refused, refusing
-from sqlalchemy_envelope.orm.tables.grant_counts import count_grants, recipients_of
+from sqlalchemy_envelope.orm.tables.grant_counts import count_grants
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from sqlalchemy_envelope.orm.current.desk import Desk
     from sqlalchemy_envelope.orm.sharing.recipients import Recipient
     from sqlalchemy_envelope.orm.tables.grant_counts import GrantCounts
-    from sqlalchemy_envelope.orm.tables.owners import OwnerClass, Place
+    from sqlalchemy_envelope.orm.tables.owners import GrantClass, OwnerClass, Place
 
     Keys = Mapping[OwnerClass, Collection[KeyId]]
 
@@ -79,7 +79,7 @@ def find_left(
         reached: dict[OwnerClass, set[KeyId]] = {}
         for grant, some in [(grant, some) for of, some in frontier.items() if some for grant in of.grants_of]:
             to = grant.to.owner_class
-            for key_id, count in _count_whole(session, to, recipients_of(grant, some)).items():
+            for key_id, count in _count_whole(session, to, some, grant).items():
                 if count.is_left or key_id in also:
                     found[key_id] = Left(names.place(to, count.owner), key_id, level)
                 reached.setdefault(to, set()).add(key_id)
@@ -89,10 +89,12 @@ def find_left(
     return sorted(found.values(), key=lambda one: -one.level)
 
 
-def _count_whole(session: Session, of: OwnerClass, key_ids: Any) -> dict[KeyId, GrantCounts]:
+def _count_whole(
+    session: Session, of: OwnerClass, key_ids: Collection[KeyId], recipients_of: GrantClass | None = None
+) -> dict[KeyId, GrantCounts]:
     """Count the grants of these root keys. No query where the class has no grants of root keys."""
     whole = of.grants_with(None)
-    return count_grants(session, whole, key_ids) if whole else {}
+    return count_grants(session, whole, key_ids, recipients_of) if whole else {}
 
 
 def renew_beyond(

@@ -214,7 +214,7 @@ class RightStore(GrantStore):
 
     def load_all(self) -> list[Right]:
         """Every row, in the order of the primary key."""
-        return self._rights(self._joined().order_by(*self._grant.row_key))
+        return self._rights(self._joined.order_by(*self._grant.row_key))
 
     def load_rows(self, rows: Sequence[PrimaryKey]) -> list[Right]:
         """The rows with these primary keys."""
@@ -227,10 +227,14 @@ class RightStore(GrantStore):
     def _matching(self, columns: Sequence[Any], keys: Sequence[PrimaryKey]) -> list[Right]:
         found: list[Right] = []
         for some in chunks(keys):
-            found += self._rights(self._joined().where(matches(columns, some)))
+            found += self._rights(self._joined.where(matches(columns, some)))
         return found
 
+    @property
     def _joined(self) -> Any:
+        return self._made_once("rights", self._query_joined)
+
+    def _query_joined(self) -> Any:
         grant, c = self._grant, self._table.c
         of_class, to_class = grant.of.owner_class, grant.to.owner_class
         keys, to_keys = of_class.key_class.__table__.alias(), to_class.key_class.__table__.alias()

@@ -46,7 +46,10 @@ class GrantCounts(NamedTuple):
 
 
 def count_grants(
-    session: Session, grants: Sequence[GrantClass], key_ids: Iterable[KeyId] | Select[Any]
+    session: Session,
+    grants: Sequence[GrantClass],
+    key_ids: Iterable[KeyId],
+    recipients_of: GrantClass | None = None,
 ) -> dict[KeyId, GrantCounts]:
     """These keys with their grants, counted over all classes of grants. One statement for some thousands of
     keys: how many there should be and how many there are is read at one moment.
@@ -54,20 +57,16 @@ def count_grants(
     Args:
         session: where.
         grants: of the classes of owners whose keys they are.
-        key_ids: the keys, or a query for them.
+        key_ids: the keys.
+        recipients_of: count instead the grants of the root keys that lead to these keys through grants of
+            this class.
     """
     counts: dict[KeyId, GrantCounts] = {}
     rows = Rows(session, grants[0].mapper, None)  # type: ignore[arg-type]  # nothing of it is sealed
-    if isinstance(key_ids, Select):
-        parts = [rows._rows(_count_queries(grants, key_ids))]
-    else:
-        query = made_once(
-            grants[0].selects,
-            ("counts", *grants),
-            lambda: _count_queries(grants, bindparam("key_ids", expanding=True)),
-        )
-        parts = [rows._rows(query, {"key_ids": some}) for some in chunks(list(key_ids))]
-    for part in parts:
+    query = made_once(
+        grants[0].selects, ("counts", recipients_of, *grants), lambda: _count_queries(grants, recipients_of)
+    )
+    for part in [rows._rows(query, {"key_ids": some}) for some in chunks(list(key_ids))]:
         for key_id, state, granted, there, pending, stale, void, *owner in part:
             known = counts.get(key_id, GrantCounts(granted, state == KeyState.ACTIVE, tuple(owner)))
             counts[key_id] = known._replace(
@@ -79,7 +78,10 @@ def count_grants(
     return counts
 
 
-def _count_queries(grants: Sequence[GrantClass], key_ids: Any) -> Any:
+def _count_queries(grants: Sequence[GrantClass], through: GrantClass | None) -> Any:
+    key_ids: Any = bindparam("key_ids", expanding=True)
+    if through is not None:
+        key_ids = _recipients_of(through, key_ids)
     queries = [count_query(grant, key_ids) for grant in grants]
     return queries[0] if len(queries) == 1 else union_all(*queries)
 
@@ -116,7 +118,7 @@ def count_query(grant: GrantClass, key_ids: Any) -> Select[Any]:
     return counted  # type: ignore[no-any-return]  # with as many columns as there are
 
 
-def recipients_of(grant: GrantClass, key_ids: Iterable[KeyId]) -> Select[Any]:
+def _recipients_of(grant: GrantClass, key_ids: Any) -> Select[Any]:
     """A query for the root keys that lead to these keys, through grants of one class.
 
     These are the root keys that the keys are sealed to, or wrapped under, and the active root keys of the
@@ -134,5 +136,5 @@ def recipients_of(grant: GrantClass, key_ids: Iterable[KeyId]) -> Select[Any]:
                 keys, and_(*same_owner)
             )
         )
-        .where(c.key_id.in_(list(key_ids)), or_(keys.c.key_id == sealed_to.c.key_id, is_active_root))
+        .where(c.key_id.in_(key_ids), or_(keys.c.key_id == sealed_to.c.key_id, is_active_root))
     )
