@@ -34,7 +34,6 @@ from sqlalchemy_envelope import (
 )
 
 
-# [models]
 class Base(DeclarativeBase):
     pass
 
@@ -65,10 +64,6 @@ class NewSecret(BaseModel):
     secret: SecretStr
 
 
-# [models end]
-
-
-# [credentials]
 class Utf8Basic(HTTPBasic):
     """HTTP Basic for secrets in any alphabet: FastAPI's own refuses what is not ASCII."""
 
@@ -89,10 +84,8 @@ def refused() -> HTTPException:
 
 
 Credentials = Annotated[HTTPBasicCredentials, Depends(Utf8Basic())]
-# [credentials end]
 
 
-# [async]
 async def async_session(request: Request) -> AsyncIterator[AsyncSession]:
     async with request.app.state.async_sessions() as session:
         yield session
@@ -115,10 +108,8 @@ UnlockedUser = Annotated[User, Depends(unlocked_user, scope="function")]
 """Unlocked while the endpoint runs, and locked before its response is sent."""
 StreamedUser = Annotated[User, Depends(unlocked_user)]
 """Unlocked until the last byte of the response is sent, and until background tasks are done."""
-# [async end]
 
 
-# [sync]
 def sync_session(request: Request) -> Iterator[Session]:
     with request.app.state.sessions() as session:
         yield session
@@ -138,10 +129,8 @@ def unlocked_user_sync(request: Request, session: DbSync, credentials: Credentia
 
 
 UnlockedUserSync = Annotated[User, Depends(unlocked_user_sync, scope="function")]
-# [sync end]
 
 
-# [endpoints]
 router = APIRouter()
 
 
@@ -207,10 +196,6 @@ def list_notes_sync(session: DbSync, user: UnlockedUserSync) -> list[str]:
     ]
 
 
-# [endpoints end]
-
-
-# [stream]
 @router.get("/notes/stream")
 async def stream_notes(session: DbAsync, user: StreamedUser) -> StreamingResponse:
     """A line of JSON for each note. The body is made after the endpoint has returned."""
@@ -223,10 +208,6 @@ async def stream_notes(session: DbAsync, user: StreamedUser) -> StreamingRespons
     return StreamingResponse(lines(), media_type="application/x-ndjson")
 
 
-# [stream end]
-
-
-# [slow]
 @router.get("/notes/digest")
 async def digest(session: DbAsync, user: UnlockedUser, wait: float = 0.0) -> dict[str, int]:
     """Waits for something slow, at most 30 seconds: nobody stays unlocked because a caller has hung up."""
@@ -241,10 +222,6 @@ async def digest(session: DbAsync, user: UnlockedUser, wait: float = 0.0) -> dic
     return {"notes": len(notes), "letters": sum(len(note.body) for note in notes)}
 
 
-# [slow end]
-
-
-# [app]
 def create_app(database: str = "notes.db", envelope: Envelope | None = None) -> FastAPI:
     engine, async_engine = (
         create_engine(f"sqlite:///{database}"),
@@ -273,10 +250,6 @@ def create_app(database: str = "notes.db", envelope: Envelope | None = None) -> 
     return app
 
 
-# [app end]
-
-
-# [errors]
 async def not_unlocked(request: Request, error: Exception) -> JSONResponse:
     wrong = refused()
     return JSONResponse({"detail": wrong.detail}, wrong.status_code, wrong.headers)
@@ -298,4 +271,3 @@ ANSWERS = {
     UnlockBusyError: busy,
     LockedError: locked,
 }
-# [errors end]

@@ -29,7 +29,6 @@ from sqlalchemy_envelope import (
 )
 
 
-# [models]
 class Base(DeclarativeBase):
     pass
 
@@ -48,10 +47,6 @@ class Note(Base):
     body: Mapped[str] = mapped_column(EncryptedType(Text))
 
 
-# [models end]
-
-
-# [unlock]
 def envelope() -> Envelope:
     policy: Envelope = current_app.extensions["envelope"]
     return policy
@@ -97,10 +92,6 @@ def refused() -> Response:
     return Response("Unknown email or wrong secret.\n", 401, {"WWW-Authenticate": 'Basic charset="UTF-8"'})
 
 
-# [unlock end]
-
-
-# [views]
 notes = Blueprint("notes", __name__)
 
 
@@ -166,10 +157,6 @@ def notes_of(user: User) -> Any:
     return select(Note).where(Note.user_id == user.id).order_by(Note.id)
 
 
-# [views end]
-
-
-# [stream]
 @notes.get("/notes/stream")
 def stream_notes() -> Response:
     """A line of JSON for each note. The body is read after this function returns, so it unlocks by itself."""
@@ -185,10 +172,6 @@ def stream_notes() -> Response:
     return Response(body, mimetype="application/x-ndjson")
 
 
-# [stream end]
-
-
-# [app]
 def create_app(database: str = "notes.db", policy: Envelope | None = None) -> Flask:
     engine = create_engine(f"sqlite:///{database}")
     enforce_foreign_keys(engine)
@@ -208,10 +191,6 @@ def create_app(database: str = "notes.db", policy: Envelope | None = None) -> Fl
     return app
 
 
-# [app end]
-
-
-# [errors]
 def busy(error: Exception) -> Response:
     return Response("Try again shortly.\n", 503, {"Retry-After": "1"})
 
@@ -219,6 +198,3 @@ def busy(error: Exception) -> Response:
 def locked(error: Exception) -> Response:
     """A view touched a value without `unlocked`: a bug of ours, and nothing leaked."""
     return Response("This is locked.\n", 423)
-
-
-# [errors end]

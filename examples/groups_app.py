@@ -35,7 +35,6 @@ from sqlalchemy_envelope import (
 T = TypeVar("T")
 
 
-# [models]
 class Base(DeclarativeBase):
     pass
 
@@ -77,10 +76,6 @@ class PostText(BaseModel):
     text: str
 
 
-# [models end]
-
-
-# [again]
 def run_again(work: Callable[[], T], attempts: int = 5) -> T:
     """Run a whole transaction, and once more each time that another one came first."""
     for attempt in range(1, attempts):
@@ -93,10 +88,6 @@ def run_again(work: Callable[[], T], attempts: int = 5) -> T:
     return work()
 
 
-# [again end]
-
-
-# [transaction]
 Credentials = Annotated[HTTPBasicCredentials, Depends(HTTPBasic())]
 
 
@@ -123,10 +114,8 @@ class Transactions:
 
 
 AsUser = Annotated[Transactions, Depends()]
-# [transaction end]
 
 
-# [endpoints]
 router = APIRouter()
 
 
@@ -205,10 +194,6 @@ def membership_of(session: Session, group_id: int, user: User) -> Membership:
     return found
 
 
-# [endpoints end]
-
-
-# [app]
 def create_app(database: str | URL = "sqlite:///groups.db", envelope: Envelope | None = None) -> FastAPI:
     engine = create_engine(database)
     enforce_foreign_keys(engine)
@@ -237,4 +222,3 @@ ANSWERS: dict[type[Exception], tuple[int, str]] = {
     LockedError: (423, "This is not shared with you."),
     EnrollmentError: (409, "This would leave a group without anybody who can read it."),
 }
-# [app end]

@@ -14,7 +14,6 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from sqlalchemy_envelope import EncryptedType, Envelope, KeyOwner, PreviousColumn, ServerKeyring
 from sqlalchemy_envelope.migration import Migrator
 
-# [models]
 policy: Any = os.environ.get("NOTES_POLICY", "both")
 
 
@@ -47,10 +46,6 @@ class Note(Base):
     )
 
 
-# [models end]
-
-# [migrator]
 engine = create_engine(os.environ.get("DATABASE_URL", "sqlite:///notes.db"))
 envelope = Envelope(server_keys=ServerKeyring.from_environment())
 migrator = Migrator(engine, envelope, Base, provider="server")
-# [migrator end]

@@ -21,7 +21,6 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, rela
 from sqlalchemy_envelope import EncryptedType, Envelope, KeyOwner, ServerKeyring, enforce_foreign_keys
 
 
-# [models]
 class Base(DeclarativeBase):
     pass
 
@@ -43,9 +42,6 @@ class Note(Base):
     body: Mapped[str] = mapped_column(EncryptedType(Text))
     stars: Mapped[int | None] = mapped_column(EncryptedType(Integer))
     user: Mapped[User] = relationship(back_populates="notes")
-
-
-# [models end]
 
 
 class SignUp(BaseModel):
@@ -73,7 +69,6 @@ DbAsync = Annotated[AsyncSession, Depends(async_session)]
 DbSync = Annotated[Session, Depends(sync_session)]
 
 
-# [endpoints]
 router = APIRouter()
 
 
@@ -169,10 +164,6 @@ def notes_of(user_id: int) -> Any:
     return select(Note).where(Note.user_id == user_id).order_by(Note.id)
 
 
-# [endpoints end]
-
-
-# [app]
 def create_app(
     database: str | URL = "sqlite:///notes.db", async_database: str | URL = "sqlite+aiosqlite:///notes.db"
 ) -> FastAPI:
@@ -199,6 +190,3 @@ def create_app(
     app.state.async_sessions = async_sessionmaker(async_engine, expire_on_commit=False)
     app.include_router(router)
     return app
-
-
-# [app end]

@@ -25,7 +25,6 @@ from sqlalchemy_envelope import (
 )
 
 
-# [models]
 class Base(DeclarativeBase):
     pass
 
@@ -88,9 +87,6 @@ class Credential(Base):
     __tablename__ = "credentials"
     id: Mapped[int] = mapped_column(primary_key=True)
     token: Mapped[str] = mapped_column(EncryptedType(Text, owner=Vault))
-
-
-# [models end]
 
 
 def fill(session: Session) -> None:

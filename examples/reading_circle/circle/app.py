@@ -21,7 +21,6 @@ from sqlalchemy_envelope import (
 )
 
 
-# [login]
 def open_session(request: Request) -> Iterator[Session]:
     with request.app.state.sessions() as session:
         yield session
@@ -65,10 +64,6 @@ def settle(request: Request, session: Db, user: LoggedIn) -> None:
     session.commit()
 
 
-# [login end]
-
-
-# [diary]
 class Diary(BaseModel):
     text: str
 
@@ -84,10 +79,6 @@ def read_diary(user: LoggedIn) -> str | None:
     return user.diary
 
 
-# [diary end]
-
-
-# [circles]
 class NewCircle(BaseModel):
     book: str
 
@@ -98,7 +89,6 @@ class NewMember(BaseModel):
 
 class NewComment(BaseModel):
     text: str
-    quote: str | None = None
 
 
 @router.post("/circles", status_code=201)
@@ -116,8 +106,13 @@ def add_member(session: Db, user: LoggedIn, circle_id: int, given: NewMember) ->
     newcomer = session.scalar(select(User).where(User.email == given.email))
     if newcomer is None:
         raise HTTPException(404, "There is no such user.")
+    if session.get(Membership, (circle_id, newcomer.id)) is not None:
+        raise HTTPException(409, "This user is a member already.")
     session.add(Membership(circle_id=circle_id, user_id=newcomer.id))
-    session.commit()
+    try:
+        session.commit()
+    except IntegrityError:  # another request added the same user meanwhile
+        raise HTTPException(409, "This user is a member already.") from None
 
 
 @router.delete("/circles/{circle_id}/members/me", status_code=204)
@@ -128,7 +123,7 @@ def leave(session: Db, user: LoggedIn, circle_id: int) -> None:
 
 @router.post("/circles/{circle_id}/comments", status_code=201)
 def write_comment(session: Db, user: LoggedIn, circle_id: int, given: NewComment) -> None:
-    session.add(Comment(circle_id=circle_id, text=given.text, quote=given.quote))
+    session.add(Comment(circle_id=circle_id, text=given.text))
     session.commit()
 
 
@@ -145,10 +140,6 @@ def require_membership(session: Session, circle_id: int, user: User) -> Membersh
     return membership
 
 
-# [circles end]
-
-
-# [app]
 def create_app(database: str = "sqlite:///circle.db", envelope: Envelope | None = None) -> FastAPI:
     engine = create_engine(database)
     enforce_foreign_keys(engine)  # SQLite cascades only when told to
@@ -157,6 +148,7 @@ def create_app(database: str = "sqlite:///circle.db", envelope: Envelope | None 
     app.state.envelope = envelope or Envelope()
     app.include_router(router)
     app.add_exception_handler(UnlockError, wrong_secret)
+    app.add_exception_handler(SecretError, wrong_secret)  # an empty secret, or far too long
     app.add_exception_handler(LockedError, locked)
     return app
 
@@ -170,4 +162,23 @@ def locked(request: Request, error: Exception) -> JSONResponse:
     return JSONResponse({"detail": "This is not shared with you."}, 423)
 
 
-# [app end]
+class Quote(BaseModel):
+    text: str
+
+
+@router.put("/comments/{comment_id}/quote", status_code=204)
+def write_quote(session: Db, user: LoggedIn, comment_id: int, given: Quote) -> None:
+    comment_with(session, comment_id).quote = given.text
+    session.commit()
+
+
+@router.get("/comments/{comment_id}/quote")
+def read_quote(session: Db, user: LoggedIn, comment_id: int) -> str | None:
+    return comment_with(session, comment_id).quote
+
+
+def comment_with(session: Session, comment_id: int) -> Comment:
+    comment = session.get(Comment, comment_id)
+    if comment is None:
+        raise HTTPException(404, "There is no such comment.")
+    return comment

@@ -34,5 +34,4 @@ class Comment(Base):
     id: Mapped[int] = mapped_column(primary_key=True)
     circle_id: Mapped[int] = mapped_column(ForeignKey("circles.id", ondelete="CASCADE"), index=True)
     text: Mapped[str] = mapped_column(EncryptedType(Text))  # under the key of the row's circle
-    # [quote]
     quote: Mapped[str | None] = mapped_column(EncryptedType(Text))

@@ -56,6 +56,26 @@ def test_members_read_and_nobody_else_does(client: TestClient) -> None:
     assert client.get("/circles/1/comments", auth=EVE).status_code == 423
 
 
+def test_a_member_is_added_once(client: TestClient) -> None:
+    """Adding a member again is a plain answer, also when a member adds herself."""
+    client.post("/circles", auth=ADA, json={"book": "Middlemarch"})
+    client.post("/circles/1/members", auth=ADA, json={"email": "bob"})
+    again = [client.post("/circles/1/members", auth=ADA, json={"email": who}) for who in ("bob", "ada")]
+
+    assert [answer.status_code for answer in again] == [409, 409]
+    assert again[0].json() == {"detail": "This user is a member already."}
+
+
+def test_a_quote_is_the_circles(client: TestClient) -> None:
+    """A member reads the quote in a comment. Somebody who is no member gets 423."""
+    client.post("/circles", auth=ADA, json={"book": "Middlemarch"})
+    client.post("/circles/1/comments", auth=ADA, json={"text": "Dorothea!"})
+    client.put("/comments/1/quote", auth=ADA, json={"text": "If we had a keen vision"})
+
+    assert client.get("/comments/1/quote", auth=ADA).json() == "If we had a keen vision"
+    assert client.get("/comments/1/quote", auth=EVE).status_code == 423
+
+
 def test_a_member_who_left_reads_nothing_new(client: TestClient) -> None:
     """After Bob leaves, a comment is under a key that he never had."""
     client.post("/circles", auth=ADA, json={"book": "Middlemarch"})
