@@ -50,9 +50,25 @@ def test_what_is_used_was_imported(page: Path) -> None:
     assert missing == []
 
 
+@pytest.mark.parametrize("page", RUN, ids=lambda page: page.name)
+def test_tests_are_whole(page: Path) -> None:
+    """A block for a file of tests imports pytest itself, and what it calls `test_...` asserts something: pytest
+    collects each function of that name."""
+    for block in blocks(page):
+        nodes = list(ast.walk(block))
+        names = {node.id for node in nodes if isinstance(node, ast.Name)}
+        imported = {one.name for node in nodes if isinstance(node, ast.Import) for one in node.names}
+        tests = [
+            node for node in nodes if isinstance(node, ast.FunctionDef) and node.name.startswith("test_")
+        ]
+
+        assert "pytest" not in names or "pytest" in imported
+        assert all("raises" in ast.dump(test) or "Assert(" in ast.dump(test) for test in tests)
+
+
 WORDS = """
 password forgot reset recovery logout login session token search email index
-test pytest fixture performance slow deadlock audit backup file
+test pytest fixture performance slow fast forgotten removing restore leave deadlock audit backup file
 """
 
 
@@ -70,7 +86,18 @@ def test_a_search_finds(word: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "query", ["password reset", "login session", "search email", "blind index", "slow tests"]
+    "query",
+    [
+        "password reset",
+        "forgotten password",
+        "login session",
+        "search email",
+        "blind index",
+        "slow tests",
+        "run tests fast",
+        "removing a member",
+        "restore a backup",
+    ],
 )
 def test_a_search_for_two_words_finds(query: str) -> None:
     """The search of the built pages finds a page that has all words of a query."""
