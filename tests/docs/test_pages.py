@@ -52,8 +52,8 @@ def test_what_is_used_was_imported(page: Path) -> None:
 
 @pytest.mark.parametrize("page", RUN, ids=lambda page: page.name)
 def test_tests_are_whole(page: Path) -> None:
-    """A block for a file of tests imports pytest itself, and what it calls `test_...` asserts something: pytest
-    collects each function of that name."""
+    """A block for a file of tests imports pytest itself. What it calls `test_...` asserts something, since
+    pytest collects each function of that name."""
     for block in blocks(page):
         nodes = list(ast.walk(block))
         names = {node.id for node in nodes if isinstance(node, ast.Name)}
