@@ -64,9 +64,11 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_collection_finish() -> None:
     """What the collected modules hold stays to the end: neither the garbage collector nor a test that looks
-    through the memory for what is new there goes over it again."""
+    through the memory for what is new there goes over it again. Tests make much garbage that is no cycle:
+    the collector looks for cycles less often."""
     gc.collect()
     gc.freeze()
+    gc.set_threshold(50_000, 20, 20)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
