@@ -21,6 +21,7 @@ from sqlalchemy_envelope.exceptions import (
 from sqlalchemy_envelope.orm.current.policy import has_server_keys, noted_policy, noted_realm
 from sqlalchemy_envelope.orm.tables.location import location_of
 from sqlalchemy_envelope.orm.tables.session_notes import NOTES, known_page, page_of
+from sqlalchemy_envelope.words import counted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -224,7 +225,7 @@ def _others(here: Iterable[OpenKeys]) -> str:
     if not places:
         return ""
     counts = sorted(Counter(place.owner_class.name for place in places.values()).items())
-    shown = [f"{count} {'owner' if count == 1 else 'owners'} of class {name}" for name, count in counts]
+    shown = [f"{counted(count, 'owner')} of class {name}" for name, count in counts]
     are, do = ("is", "does") if len(places) == 1 else ("are", "do")
     return f"{' and '.join(shown)} {are} unlocked here, which {do} not open it: "
 
