@@ -64,11 +64,12 @@ class Closing:
         """Close the campaign, given the counts that were found. `confirm`: the number of owners to shred."""
         setting, total = self._setting, sum(found.values(), CampaignStatus())
         left = total.unclaimed + total.waiting
+        waiting = counted(left, "owner has not claimed its", "owners have not claimed their")
         if self._unclaimed == "refuse" and left:
             raise MigrationRefusedError(
-                f"{counted(left, 'owner has', 'owners have')} not claimed keys. Wait, or say what becomes of "
-                'such owners: close("keep"), close("provider:NAME"), or close("shred", ...), after which '
-                "nobody opens their data any more."
+                f"{waiting} keys. Wait, or say what becomes of them: "
+                'close("keep"), close("provider:NAME"), or close("shred", ...), after which nobody opens '
+                "their data any more."
             )
         if self._unclaimed == "shred" and confirm != left:
             raise MigrationRefusedError(

@@ -61,7 +61,7 @@ class WrapContext(NamedTuple):
             TamperedKeyError: the epoch is out of range; no key has it.
         """
         if not 0 <= self.epoch < 2**32:
-            raise TamperedKeyError(f"A stored key says it is of epoch {self.epoch}; no key is.")
+            raise TamperedKeyError(f"A stored key has the epoch {self.epoch}, which is out of range.")
         return encode_context(
             "wrap",
             self.kind.encode("ascii"),

@@ -87,9 +87,9 @@ def _drop_check(operations: Operations, op: ops.DropEncryptedCheckOp) -> None:
 def _refuse_foreign(connection: Connection, columns: Tracked) -> None:
     foreign = schema.count_foreign(connection, columns)
     if foreign:
-        where = f"{columns.table}.{columns.encrypted}"
+        found = f"{counted(foreign, 'value')} of {columns.table}.{columns.encrypted}"
         raise MigrationRefusedError(
-            f"{counted(foreign, 'value')} of {where} cannot be ciphertext, and its CHECK would not hold. Move "
-            "plaintext by op.encrypt_column() or `sqlalchemy-envelope migrate run`; remove all else. "
+            f"{found} cannot be ciphertext, and its CHECK would not hold. Move "
+            "plaintext by op.encrypt_column() or `sqlalchemy-envelope migrate run`; remove the rest. "
             "On PostgreSQL, validate=False adds the CHECK for new writes alone."
         )

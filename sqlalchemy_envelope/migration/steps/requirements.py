@@ -19,6 +19,12 @@ if TYPE_CHECKING:
     from sqlalchemy_envelope.migration.database.record import Standing
     from sqlalchemy_envelope.migration.running.setting import Setting
 
+_BEFORE = {
+    Phase.TRACKING: " Run `migrate expand` or `migrate run` before.",
+    Phase.CUT_OVER: " Run `migrate cutover` before.",
+}
+"""The step that leads to a phase."""
+
 
 class Requirements:
     """The requirements of the steps of a column's migration; each raises `MigrationRefusedError`."""
@@ -36,7 +42,7 @@ class Requirements:
         phase = self.standing().phase
         if phase in (Phase.CUT_OVER, Phase.GUARDED, Phase.CONTRACTED, Phase.REVERSING):
             raise MigrationRefusedError(
-                f"{self._column.name} is in the phase {phase.value!r}: it was expanded before."
+                f"There is nothing to expand: {self._column.name} is in the phase {phase.value!r}."
             )
 
     def something_to_encrypt(self) -> None:
@@ -51,7 +57,8 @@ class Requirements:
         moved_back = now.phase is Phase.REVERSING and phase is Phase.CUT_OVER
         if not now.has_reached(phase) or moved_back or now.phase in (Phase.CONTRACTED, Phase.REVERSED):
             raise MigrationRefusedError(
-                f"{self._column.name} is in the phase {now.phase.value!r}, and has to be in {phase.value!r}."
+                f"{self._column.name} is in the phase {now.phase.value!r}, and this step comes after the "
+                f"phase {phase.value!r}.{_BEFORE.get(phase, '') if now.phase is not Phase.CONTRACTED else ''}"
             )
 
     def both_written(self) -> None:
