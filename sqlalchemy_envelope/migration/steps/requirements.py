@@ -124,7 +124,8 @@ class Requirements:
             unowned = rows.count(connection, rows.pending & ~rows.owned) if pending else 0
         if pending:
             alone = counted(pending, "row has", "rows have")
-            why = f" {unowned:,} of them lack an owner: give them one, or delete them." if unowned else ""
+            lacking = counted(unowned, "of these has no owner", "of these have no owner")
+            why = f" {lacking}: give each an owner, or delete it." if unowned else ""
             raise MigrationRefusedError(
                 f"{self._column.name}: {alone} a previous value alone.{why} Run `migrate run` and "
                 "`migrate verify` again. If such rows come back, a program still writes the previous column "

@@ -113,7 +113,7 @@ def test_history_keeps_no_plaintext(lite: Started) -> None:
     state = sa.inspect(note)
 
     assert PLAIN not in repr((state.committed_state, state.attrs.body.history))
-    assert ["p2aintext"] == state.attrs.body.history.added
+    assert state.attrs.body.history.added == ["p2aintext"]
     with unlock(lite.session, lite.ada):
         lite.session.commit()
         assert note.body == "p2aintext"
