@@ -119,9 +119,9 @@ class Campaign:
         """
         if not self.policy.seals.is_on and not unsafe_without_row_seals:
             raise MigrationRefusedError(
-                "Without row seals whoever can write to the database can have put a secret of their own "
-                "among those that wait, and would be given the keys: configure server_keys, or look at each "
-                "owner and pass unsafe_without_row_seals=True."
+                "Configure server_keys, which give rows their seals; or check each owner, and pass "
+                "unsafe_without_row_seals=True. Without row seals, anybody who can write to the database may "
+                "have added a secret of their own, and would get the keys."
             )
         self.setting.require_opening()
         return release(self.setting, session, owners)

@@ -20,6 +20,7 @@ from sqlalchemy_envelope.orm.current.desk import Desk
 from sqlalchemy_envelope.orm.current.names import Names
 from sqlalchemy_envelope.orm.sharing.epochs import start_epoch
 from sqlalchemy_envelope.orm.verbs import claim
+from sqlalchemy_envelope.words import counted
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -63,15 +64,16 @@ class Closing:
         """Close the campaign, given the counts that were found. `confirm`: the number of owners to shred."""
         setting, total = self._setting, sum(found.values(), CampaignStatus())
         left = total.unclaimed + total.waiting
+        waiting = counted(left, "owner has not claimed its", "owners have not claimed their")
         if self._unclaimed == "refuse" and left:
             raise MigrationRefusedError(
-                f"{left} owners have not claimed their keys. Wait, or say what becomes of them: "
+                f"{waiting} keys. Wait, or say what becomes of them: "
                 'close("keep"), close("provider:NAME"), or close("shred", ...), after which nobody opens '
                 "their data any more."
             )
         if self._unclaimed == "shred" and confirm != left:
             raise MigrationRefusedError(
-                f"This makes the data of {left} owners unreadable for ever, for them and for everybody: if "
+                f"This makes the data of {counted(left, 'owner')} unreadable for ever, for everybody. If "
                 f'that is meant, close("shred", confirm={left}).'
             )
         rewrapped = 0
@@ -83,8 +85,9 @@ class Closing:
         kept = self._left()
         if kept and self._unclaimed != "keep":
             raise MigrationRefusedError(
-                f"{kept} owners still depend on the campaign's key: they came meanwhile, or their rows were "
-                "altered and do not open. The key was not destroyed; look at status() and close again."
+                f"{counted(kept, 'owner still depends', 'owners still depend')} on the campaign's key, which "
+                "was not destroyed. Look at status(), and close again: somebody came meanwhile, or rows were "
+                "altered and do not open."
             )
         report = CampaignReport(
             setting.provider, setting.calls.reference, self._unclaimed, found, kept, rewrapped, shredded
@@ -149,8 +152,8 @@ class Closing:
                     rows.delete_slots(some)
             if count > expected:
                 raise MigrationRefusedError(
-                    f"{count} owners would be shredded and not {expected}: more came meanwhile. Nothing was "
-                    "done."
+                    f"{counted(count, 'owner')} would be shredded, and {expected:,} confirmed: more came "
+                    "meanwhile. Nothing was done."
                 )
         if count:
             setting.tell("campaign_shredded", "every class", count)

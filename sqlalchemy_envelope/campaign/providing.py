@@ -59,8 +59,8 @@ class Providing:
                 collisions += 1
                 if collisions > _MOST_COLLISIONS:
                     raise MigrationStoppedError(
-                        f"Others enrol {owner_class.name} rows in the same moments; run provide() again, "
-                        "it goes on."
+                        f"Other processes enrolled owners of {owner_class.name} at this moment. Run "
+                        "provide() again: it goes on from here."
                     ) from error
                 time.sleep(min(0.01 * 2**collisions, 1.0))
                 continue

@@ -66,8 +66,8 @@ class Setting:
         """
         if not self.calls.is_campaign:
             raise ConfigurationError(
-                f"Provider {self.provider!r} is no campaign's. A key that is destroyed at the end has to be "
-                "one that nothing else is under: CampaignKeyFile, OfflinePublicKey, or "
+                f"Provider {self.provider!r} is no campaign's key. A campaign destroys its key at the end, "
+                "so give it a key that nothing else is under: CampaignKeyFile, OfflinePublicKey, or "
                 "CampaignKey(AwsKms(...))."
             )
         for name, calls in self.providers.calls.items():

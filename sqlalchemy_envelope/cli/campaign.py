@@ -17,9 +17,10 @@ from rich.table import Table
 from sqlalchemy_envelope.campaign.campaign import Campaign
 from sqlalchemy_envelope.campaign.report import CampaignStatus
 from sqlalchemy_envelope.cli.discovery import discover
-from sqlalchemy_envelope.cli.migrate.options import DONE, LEFT, CutOffError, app_option, carry_out, confirm
+from sqlalchemy_envelope.cli.migrate.options import CutOffError, app_option, carry_out, confirm
 from sqlalchemy_envelope.cli.migrate.signals import StopSignals
-from sqlalchemy_envelope.cli.output import Group, PipeConsole, say
+from sqlalchemy_envelope.cli.output import DONE, LEFT, Group, PipeConsole, say
+from sqlalchemy_envelope.words import counted
 
 
 @dataclass
@@ -72,12 +73,12 @@ def provide(job: _Job, batch: int) -> int:
 
     def told(owner_class: str, made: int) -> None:
         if not job.as_json:
-            say(f"{owner_class}: {made:,} owners have keys now")
+            say(f"{owner_class}: {counted(made, 'owner has', 'owners have')} keys now")
         if job.stop():
             raise CutOffError
 
     made = job.campaign.provide(batch=batch, progress=told)
-    job.say(f"{made:,} owners were given keys", {"made": made})
+    job.say(f"{counted(made, 'owner was', 'owners were')} given keys", {"made": made})
     return DONE
 
 
@@ -111,7 +112,7 @@ def release(job: _Job, unsafe_without_row_seals: bool) -> int:
     """
     with job.campaign.setting.transaction() as session:
         released, refused = job.campaign.release(session, unsafe_without_row_seals=unsafe_without_row_seals)
-    text = f"{released:,} owners released" + (f", {refused:,} refused" if refused else "")
+    text = f"{counted(released, 'owner')} released" + (f", {refused:,} refused" if refused else "")
     job.say(text, {"released": released, "refused": refused})
     return LEFT if refused else DONE
 

@@ -11,6 +11,7 @@ from typing import Any, Generic, TypeVar
 import click
 
 from sqlalchemy_envelope import EnvelopeError
+from sqlalchemy_envelope.words import with_article
 
 T = TypeVar("T")
 
@@ -42,7 +43,7 @@ def discover(app: str, kind: type[T]) -> Found[T]:
             )
         attribute, value = next(iter(found.items()))
         return Found(value, f"{name}:{attribute}")
-    given = _attribute(module, attribute)
+    given, wanted = _attribute(module, attribute), with_article(kind.__name__)
     reference = f"{name}:{attribute}"
     if isinstance(given, kind):
         return Found(given, reference)
@@ -56,9 +57,9 @@ def discover(app: str, kind: type[T]) -> Found[T]:
             raise _refused(f"{reference}() failed: {_shown(error)}.") from None
         if isinstance(made, kind):
             return Found(made, reference)
-        raise _refused(f"{reference}() gave a {type(made).__name__}, and not a {kind.__name__}.")
+        raise _refused(f"{reference}() gave {with_article(type(made).__name__)}, and not {wanted}.")
     raise _refused(
-        f"{reference} is a {type(given).__name__}, and neither a {kind.__name__} nor what makes one."
+        f"{reference} is {with_article(type(given).__name__)}. Name {wanted}, or a function that makes it."
     )
 
 

@@ -29,6 +29,7 @@ from sqlalchemy_envelope.exceptions import (
     TruncatedError,
     ValueTooLargeError,
 )
+from sqlalchemy_envelope.words import counted
 
 FORMAT_VALUE = 0x01
 HEADER_SIZE = 17
@@ -311,11 +312,13 @@ def check_value(blob: object, label: str) -> None:
         )
     if len(blob) < OVERHEAD:
         raise TruncatedError(
-            f"A value of {label!r} was cut short: it has {len(blob)} bytes; the shortest has {OVERHEAD}."
+            f"A value of {label!r} was cut short: it has {counted(len(blob), 'byte')}, and the shortest has "
+            f"{OVERHEAD}."
         )
     if len(blob) > MAX_STORED_SIZE:
         raise FormatError(
-            f"A value of {label!r} has {len(blob)} bytes; the longest that is written has {MAX_STORED_SIZE}."
+            f"A value of {label!r} has {counted(len(blob), 'byte')}, and the longest that is written has "
+            f"{MAX_STORED_SIZE}."
         )
 
 

@@ -23,6 +23,8 @@ SALT_SIZE = 16
 _PHC = re.compile(
     r"\$argon2id\$v=19\$m=([1-9][0-9]{0,9}),t=([1-9][0-9]{0,9}),p=([1-9][0-9]{0,9})\$([A-Za-z0-9+/]{22})"
 )
+_OF_TESTS = (64, 1, 1)
+"""The parameters of `KdfProfile.unsafe_for_tests`."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,7 @@ class KdfProfile:
         envelope's policy.
         """
         profile = object.__new__(cls)  # skips `__post_init__`, the check of bounds; nothing else does
-        for name, value in (("memory", 64), ("passes", 1), ("lanes", 1)):
+        for name, value in zip(("memory", "passes", "lanes"), _OF_TESTS, strict=True):
             object.__setattr__(profile, name, value)
         return profile
 
@@ -129,6 +131,13 @@ class KdfSalt:
             raise KdfParametersError("The stored key-derivation salt is not canonical base64.")
         if (memory, passes, lanes) == (policy.memory, policy.passes, policy.lanes):
             return cls(policy, salt)
+        if (memory, passes, lanes) == _OF_TESTS:
+            raise KdfParametersError(
+                "The key slot was written under `KdfProfile.unsafe_for_tests()`, and this envelope has "
+                "another profile; nothing was derived. In a test suite, write `Envelope(kdf_profile="
+                "KdfProfile.unsafe_for_tests())` for each envelope. Anywhere else, a secret under this "
+                "profile is easily guessed: remove the slot, and give the owner another secret."
+            )
         return cls(KdfProfile(memory, passes, lanes), salt)
 
     def __str__(self) -> str:

@@ -20,6 +20,7 @@ from sqlalchemy_envelope.crypto.frames import emptying
 from sqlalchemy_envelope.crypto.kdf import expand
 from sqlalchemy_envelope.crypto.secret import KEY_SIZE, KeyBytes
 from sqlalchemy_envelope.exceptions import FormatError, TamperedKeyError, TruncatedError, UnlockError
+from sqlalchemy_envelope.words import counted
 
 FORMAT_WRAPPED = 0x11
 WRAPPED_SIZE = 105
@@ -60,7 +61,7 @@ class WrapContext(NamedTuple):
             TamperedKeyError: the epoch is out of range; no key has it.
         """
         if not 0 <= self.epoch < 2**32:
-            raise TamperedKeyError(f"A stored key says it is of epoch {self.epoch}; no key is.")
+            raise TamperedKeyError(f"A stored key has the epoch {self.epoch}, which is out of range.")
         return encode_context(
             "wrap",
             self.kind.encode("ascii"),
@@ -88,10 +89,11 @@ def check_frame(blob: bytes, first: int, size: int) -> None:
     """
     if not blob or blob[0] != first:
         raise FormatError(f"The stored key is not in format 0x{first:02x}.")
+    found = f"The stored key has {counted(len(blob), 'byte')} where format 0x{first:02x} has {size}."
     if len(blob) < size:
-        raise TruncatedError(f"The stored key has {len(blob)} bytes where format 0x{first:02x} has {size}.")
+        raise TruncatedError(found)
     if len(blob) > size:
-        raise FormatError(f"The stored key has {len(blob)} bytes where format 0x{first:02x} has {size}.")
+        raise FormatError(found)
 
 
 def wrap(key: KeyBytes, wrapping_key: KeyBytes, context: bytes) -> bytes:

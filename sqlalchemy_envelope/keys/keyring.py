@@ -148,7 +148,9 @@ class Keyring(Uncopied):
         if opened is not None or key_id in tried or known is None:
             return opened
         if depth >= MAX_DEPTH:
-            raise GrantError(f"A key is more than {MAX_DEPTH} steps away from any open key.")
+            raise GrantError(
+                f"A key is more than {MAX_DEPTH} steps away from any open key: grant it more directly."
+            )
         tried.add(key_id)
         refused, altogether = self._refused.get(known[0], (None, False))
         if refused is not None and altogether:

@@ -197,7 +197,7 @@ class Migrator:
             self.expand(migration.name)
         migration.schema.track_again()
         job = migration.job(Backfill())
-        job.begin(again=phase is Phase.REVERSED)
+        earlier = job.begin(again=phase is Phase.REVERSED)
         finished = job.run(Crew(workers, executor, stop, progress), sweeps=True)
         with job.opened() as (session, rows, ranges):
             count, connection = ranges.count(session), session.connection()
@@ -207,7 +207,7 @@ class Migrator:
         if finished:
             migration.advance(Phase.BACKFILLED)
         seconds = time.perf_counter() - began
-        return RunReport(migration.name, count.rows, count.late, pending, unowned, finished, seconds)
+        return RunReport(migration.name, count.rows, count.late, pending, unowned, finished, seconds, earlier)
 
     @steady
     def verify(

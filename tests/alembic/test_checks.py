@@ -249,7 +249,9 @@ def test_a_table_that_holds_plaintext(environment: Environment, engine: Engine) 
     write(engine, None, 4)
     switched(config, models(EncryptedType(Text, check=True)))
     migration(config)
-    with pytest.raises(MigrationRefusedError, match=r"2 values of notes\.body are no ciphertext") as caught:
+    with pytest.raises(
+        MigrationRefusedError, match=r"2 values of notes\.body cannot be ciphertext"
+    ) as caught:
         command.upgrade(config, "head")
 
     assert "plaintext'" not in str(caught.value)

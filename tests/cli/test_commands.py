@@ -1,6 +1,7 @@
-"""What all commands have in common: help, version, whole sentences in every list, and silence when nobody
-reads on; and the commands that make keys."""
+"""What all commands have in common: help, version, whole sentences in every list, silence when nobody reads
+on, a line when the output cannot be written; and the commands that make keys."""
 
+import math
 import os
 import re
 import subprocess
@@ -13,8 +14,15 @@ import click
 import pytest
 from click.testing import CliRunner, Result
 
-from sqlalchemy_envelope import CampaignKeyFile, ServerKeyring
+from sqlalchemy_envelope import CampaignKeyFile, ConfigurationError, ServerKeyring
 from sqlalchemy_envelope.cli.group import commands
+from sqlalchemy_envelope.cli.migrate.options import carry_out
+from sqlalchemy_envelope.cli.migrate.progress import Lines
+from sqlalchemy_envelope.cli.migrate.report import run_text
+from sqlalchemy_envelope.cli.migrate.signals import StopSignals
+from sqlalchemy_envelope.cli.output import OutputError
+from sqlalchemy_envelope.migration import Pace
+from sqlalchemy_envelope.migration.running.reports import RunReport
 from tests.cli.migrating import PROJECT, Old
 
 COMMAND_LINE = "from sqlalchemy_envelope.cli import main; main()"
@@ -101,3 +109,72 @@ def test_closed_pipe_is_silence(template: Old, tmp_path: Path, arguments: str) -
     os.close(writer)
 
     assert (ran.returncode, ran.stderr) == (141, b"")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
+@pytest.mark.parametrize(
+    "arguments", ["keys generate server", "keys --help", "--version", "demo --no-keep --records 10"]
+)
+def test_full_disk_is_a_line(tmp_path: Path, arguments: str) -> None:
+    """When the output cannot be written there is one line on standard error, and the exit code of a stop."""
+    with Path("/dev/full").open("w") as full:
+        ran = subprocess.run(
+            [sys.executable, "-c", COMMAND_LINE, *arguments.split()],
+            check=False,
+            cwd=tmp_path,
+            stdout=full,
+            stderr=subprocess.PIPE,
+            timeout=60,
+            text=True,
+        )
+
+    assert ran.stderr == "Error: The output cannot be written: No space left on device.\n"
+    assert ran.returncode == 4
+
+
+def test_full_disk_stops_a_job(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A job whose output cannot be written is told to stop, and the command then ends with the error."""
+
+    def fail(text: str) -> None:
+        raise OutputError("The output cannot be written: No space left on device.")
+
+    monkeypatch.setattr("sqlalchemy_envelope.cli.migrate.progress.say", fail)
+    with StopSignals() as stop:
+        Lines(stop).started("notes.body", "backfill", 1)
+
+        assert stop()
+        with pytest.raises(OutputError, match="No space left"):
+            carry_out(stop, lambda: 1)
+
+
+@pytest.mark.parametrize("option", ["run --load", "run --chunk-seconds", "run --patience", "verify --sample"])
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf", "-1", "many"])
+def test_numbers_are_finite(option: str, value: str) -> None:
+    """Each option for a number refuses what is no number in its range, and names itself."""
+    ran = run("migrate", *option.split(), value, "--app", "never.imported")
+
+    assert (ran.exit_code, f"Invalid value for '{option.split()[1]}'" in ran.output) == (2, True)
+
+
+@pytest.mark.parametrize("value", [math.nan, -1.0])
+@pytest.mark.parametrize("name", ["load", "chunk_seconds", "patience"])
+def test_pace_is_a_number(name: str, value: float) -> None:
+    """A `Pace` written in Python refuses what no job could keep to."""
+    with pytest.raises(ConfigurationError, match=name):
+        Pace(**{name: value})
+
+
+@pytest.mark.parametrize(
+    ("rows", "earlier", "late", "text"),
+    [
+        (1, 0, 0, "1 row encrypted; none left"),
+        (450, 0, 2, "450 rows encrypted, 2 of them late; none left"),
+        (450, 450, 0, "0 rows encrypted now, 450 by earlier runs; none left"),
+        (1450, 1000, 0, "450 rows encrypted now, 1,000 by earlier runs; none left"),
+    ],
+)
+def test_run_tells_its_own_rows(rows: int, earlier: int, late: int, text: str) -> None:
+    """A run tells the rows that it encrypted from those of earlier runs."""
+    report = RunReport("notes.body", rows, late, 0, 0, True, 1.0, earlier)
+
+    assert f"notes.body: {text}. Next: migrate verify" == run_text(report, interrupted=False)

@@ -130,7 +130,7 @@ def test_status_in_five_lines(verified: Old) -> None:
 
     assert [line.split()[0] for line in lines] == [f"{BODY}:", "to", "encrypted", "verified", "plaintext"]
     assert lines[0] == f"{BODY}: verified, policy 'both'"
-    assert lines[2].split(None, 1)[1] == f"{ROWS:,} rows in both columns, 0 in the encrypted one alone"
+    assert lines[2].split(None, 1)[1] == f"{ROWS:,} rows in both columns, 0 in the encrypted column alone"
     assert lines[4].split(",")[0].split(None, 1) == ["plaintext", "in 1 place"]
     assert lines[4].endswith("more: migrate status --residue")
     assert lines[4] == verified.migrate("status", NOTES_POLICY="none").out.splitlines()[1]
@@ -307,9 +307,9 @@ def test_app_from_environment(old: Old) -> None:
         ("{name}", "has to have one int in it, and has one, two"),
         ("{name}:", "names no object"),
         ("{name}:three", "has no 'three'"),
-        ("{name}:text", "is a str, and neither a int nor what makes one"),
-        ("{name}:Class", "is a type, and neither"),
-        ("{name}:make_text", "gave a str, and not a int"),
+        ("{name}:text", "is a str. Name an int, or a function that makes it"),
+        ("{name}:Class", "is a type. Name an int"),
+        ("{name}:make_text", "gave a str, and not an int"),
         ("{name}:broken", r"broken\(\) failed: ZeroDivisionError \(.*, line 9\)"),
         ("{name}_not", "there is no module"),
         ("broken_{name}", "ZeroDivisionError .*, line 1"),

@@ -240,6 +240,12 @@ def test_a_cheap_policy_makes_no_other_profile_readable() -> None:
             KdfSalt.parse(weak, policy=CHEAP)
 
 
+def test_a_slot_of_the_test_profile_is_named() -> None:
+    """A slot that a test suite made is refused by the name of its profile, with the line to write."""
+    with pytest.raises(KdfParametersError, match=r"Envelope\(kdf_profile=KdfProfile\.unsafe_for_tests\(\)\)"):
+        KdfSalt.parse(phc(64, 1, 1), policy=DEFAULT)
+
+
 def test_salts_are_fresh() -> None:
     """Every slot has a salt of its own, 16 random bytes, with the profile of the policy."""
     made = [KdfSalt.generate(CHEAP) for _ in range(1000)]

@@ -203,7 +203,7 @@ def test_a_guard_that_is_gone_before_the_contract(sqlite_engine: Engine) -> None
     rebuild(trial)
     trial.sql("UPDATE notes SET body = 'late', body_encrypted = NULL WHERE id = 3")
     for _ in range(2):
-        with pytest.raises(MigrationRefusedError, match="1 rows"):
+        with pytest.raises(MigrationRefusedError, match="1 row "):
             migrator.contract(NOTES, stopped=True)
     with pytest.raises(DBAPIError):
         trial.sql("UPDATE notes SET body = 'refused again', body_encrypted = NULL WHERE id = 4")
@@ -231,7 +231,7 @@ def test_a_release_that_writes_encrypted_alone_while_the_column_is_dropped(
         return guard(*arguments, **options)
 
     monkeypatch.setattr(schema, "guard", late)
-    with pytest.raises(MigrationRefusedError, match="1 values"):
+    with pytest.raises(MigrationRefusedError, match="1 value "):
         migrator.reverse(NOTES, drop=True)
     assert migrator.reverse(NOTES, drop=True).finished
     assert trial.sql("SELECT body FROM notes WHERE id = 1") == [("at the last moment",)]

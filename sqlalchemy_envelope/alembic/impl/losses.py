@@ -11,6 +11,7 @@ from sqlalchemy import table as bare_table
 from sqlalchemy_envelope.exceptions import MigrationRefusedError
 from sqlalchemy_envelope.migration.database.record import Record, standings
 from sqlalchemy_envelope.migration.database.state import Phase
+from sqlalchemy_envelope.words import counted
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
@@ -19,12 +20,12 @@ if TYPE_CHECKING:
     from sqlalchemy_envelope.migration.database.triggers import Tracked
 
 ALONE = (
-    "rows of {table} have nothing but their encrypted value, and would lose it: move the values back with "
+    "of {table} would lose the encrypted value, beside which there is no other: move the values back with "
     "`sqlalchemy-envelope migrate reverse` before."
 )
 PENDING = (
-    "rows of {table} have a value in {previous} alone, and would lose it: `sqlalchemy-envelope migrate run` "
-    "and `migrate verify` before."
+    "of {table} would lose the value in {previous}, which is not encrypted yet: `sqlalchemy-envelope migrate "
+    "run` and `migrate verify` before."
 )
 UNVERIFIED = (
     "{table}.{previous} was not verified and cut over, or not to the end: `sqlalchemy-envelope migrate "
@@ -33,7 +34,7 @@ UNVERIFIED = (
 
 
 def filled_in(reason: str, columns: Tracked) -> str:
-    """A reason of this module, filled in for two columns."""
+    """A reason of this module, filled in for two columns. ALONE and PENDING follow a number of rows."""
     return reason.format(table=columns.table, previous=columns.previous)
 
 
@@ -45,7 +46,7 @@ def refuse_alone(connection: Connection, columns: Tracked) -> None:
     """
     alone = _count(connection, columns, "encrypted", "previous")
     if alone:
-        raise MigrationRefusedError(f"{alone} {filled_in(ALONE, columns)}")
+        raise MigrationRefusedError(f"{counted(alone, 'row')} {filled_in(ALONE, columns)}")
 
 
 def refuse_contract(connection: Connection, columns: Tracked, op: ops.ContractOp) -> None:
@@ -56,7 +57,7 @@ def refuse_contract(connection: Connection, columns: Tracked, op: ops.ContractOp
     """
     pending = _count(connection, columns, "previous", "encrypted")
     if pending:
-        raise MigrationRefusedError(f"{pending} {filled_in(PENDING, columns)}")
+        raise MigrationRefusedError(f"{counted(pending, 'row')} {filled_in(PENDING, columns)}")
     if op.unverified or _is_empty(connection, columns):
         return
     record = record_of(connection, columns, op.name)
@@ -70,8 +71,8 @@ def refuse_contract(connection: Connection, columns: Tracked, op: ops.ContractOp
         )
     if (now.locked or 0) > op.accept_locked:
         raise MigrationRefusedError(
-            f"{now.locked} values of {record.name} could not be verified: only their owners hold the keys. "
-            f"Accept that many, if that is as it should be: accept_locked={now.locked}."
+            f"{counted(now.locked or 0, 'value')} of {record.name} could not be verified: only the owners "
+            f"hold the keys. Accept that many, if that is as it should be: accept_locked={now.locked}."
         )
 
 

@@ -63,7 +63,7 @@ def _check(operations: Operations, columns: Tracked, there: str, not_there: str,
     )
     reason = filled_in(why, columns)
     if dialect.name == "postgresql":
-        execute(operations, [_raise_if(f"EXISTS ({rows})", f"Some {reason}")])
+        execute(operations, [_raise_if(f"EXISTS ({rows})", f"Some rows {reason}")])
     elif not_there == "previous":
         raise MigrationRefusedError(
             f"Whether {columns.table}.{columns.encrypted} can go can only be checked with a connection: "

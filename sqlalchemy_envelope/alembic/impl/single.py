@@ -15,6 +15,7 @@ from sqlalchemy_envelope.exceptions import MigrationRefusedError
 from sqlalchemy_envelope.migration.database import schema
 from sqlalchemy_envelope.migration.database.triggers import quoter
 from sqlalchemy_envelope.orm.columns.stored_value import check_condition
+from sqlalchemy_envelope.words import counted
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
@@ -86,9 +87,9 @@ def _drop_check(operations: Operations, op: ops.DropEncryptedCheckOp) -> None:
 def _refuse_foreign(connection: Connection, columns: Tracked) -> None:
     foreign = schema.count_foreign(connection, columns)
     if foreign:
-        where = f"{columns.table}.{columns.encrypted}"
+        found = f"{counted(foreign, 'value')} of {columns.table}.{columns.encrypted}"
         raise MigrationRefusedError(
-            f"{foreign} values of {where} are no ciphertext, and its CHECK would not hold. Plaintext is "
-            "moved by op.encrypt_column() or `sqlalchemy-envelope migrate run`; anything else must go first. "
+            f"{found} cannot be ciphertext, and its CHECK would not hold. Move "
+            "plaintext by op.encrypt_column() or `sqlalchemy-envelope migrate run`; remove the rest. "
             "On PostgreSQL, validate=False adds the CHECK for new writes alone."
         )

@@ -6,6 +6,7 @@ The work is done in the same chunks as in a migration under load, but nobody els
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -34,60 +35,70 @@ from sqlalchemy_envelope.migration.jobs.reverse import Reverse
 from sqlalchemy_envelope.migration.jobs.verify import Verify
 from sqlalchemy_envelope.migration.jobs.work import Step
 from sqlalchemy_envelope.orm.columns.stored_value import check_condition
+from sqlalchemy_envelope.words import counted
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from sqlalchemy_envelope.migration.database.columns import MigratingColumn
     from sqlalchemy_envelope.migration.jobs.work import Work
 
 _CHUNK = 1000
+_NOT_OPENED = "reaches the keys of their owners neither by a slot nor by a grant"
 
 
 @Operations.implementation_for(ops.EncryptColumnOp)
 def _encrypt(operations: Operations, op: ops.EncryptColumnOp) -> None:
     move = _Move(operations, op, beside=LargeBinary())
-    if move.is_empty():
-        move.replace()
-        return
-    column = move.migrating(encrypted=move.beside, previous=op.column_name)
+    with move.beside_the_column():
+        if not move.is_empty():
+            _fill_encrypted(move)
+    move.replace()
+
+
+def _fill_encrypted(move: _Move) -> None:
+    column = move.migrating(encrypted=move.beside, previous=move.op.column_name)
     rows = move.rows(column)
     unowned = rows.count(move.connection, rows.pending) - rows.count(
         move.connection, rows.pending & rows.owned
     )
     if unowned:
         raise MigrationRefusedError(
-            f"{unowned} values of {column.name} have no owner whose key could encrypt them: give those rows "
-            "an owner, or delete them, before."
+            f"{counted(unowned, 'value')} of {column.name} cannot be encrypted, for want of an owner: give "
+            "those rows an owner, or delete them, before."
         )
     move.sweep(rows, Backfill(IN_PLACE))
     pending = move.count_pending(rows)
     if pending:
         raise MigrationRefusedError(
-            f"{pending} values of {column.name} could not be encrypted: the provider "
-            f"{move.source.provider!r} does not hold the keys of their owners, who hold them alone. Use "
-            "op.expand_encrypted_column() and `sqlalchemy-envelope migrate run`, which writes to such "
-            "owners too."
+            f"{counted(pending, 'value')} of {column.name} could not be encrypted: the provider "
+            f"{move.source.provider!r} {_NOT_OPENED}. Use op.expand_encrypted_column() and "
+            "`sqlalchemy-envelope migrate run`, which writes to such owners too."
         )
     move.verify(rows)
-    move.replace()
 
 
 @Operations.implementation_for(ops.DecryptColumnOp)
 def _decrypt(operations: Operations, op: ops.DecryptColumnOp) -> None:
     move = _Move(operations, op, beside=op.type_)
-    if move.is_empty():
-        move.replace()
-        return
-    column = move.migrating(encrypted=op.column_name, previous=move.beside)
+    with move.beside_the_column():
+        if not move.is_empty():
+            _fill_decrypted(move)
+    move.replace()
+
+
+def _fill_decrypted(move: _Move) -> None:
+    column = move.migrating(encrypted=move.op.column_name, previous=move.beside)
     rows = move.rows(column)
     move.sweep(rows, Reverse())
     left = rows.count(move.connection, rows.encrypted_alone)
     if left:
         raise MigrationRefusedError(
-            f"{left} values of {column.name} could not be decrypted: the provider {move.source.provider!r} "
-            "does not hold the keys of their owners, who hold them alone."
+            f"{counted(left, 'value')} of {column.name} could not be decrypted: the provider "
+            f"{move.source.provider!r} {_NOT_OPENED}. Let the provider in first, with "
+            "`envelope.add_provider(session, owner, provider=...)` while the owner is unlocked."
         )
     move.verify(rows)
-    move.replace()
 
 
 class _Move:
@@ -121,10 +132,32 @@ class _Move:
         )
         if self._rebuilds:
             self._check_rebuild()
-        if self._has(self.beside):  # from a failed attempt, on a database that keeps it
-            operations.drop_column(op.table_name, self.beside, schema=op.schema)
+
+    @contextmanager
+    def beside_the_column(self) -> Iterator[None]:
+        """Add the column that is filled, and remove it again if the work inside the block is refused.
+
+        The caller may go on in the same transaction, and MySQL commits before each change of a table. On
+        SQLite the table is held first, since the driver begins its transaction there, and not with ALTER.
+        """
+        if self.connection.dialect.name == "sqlite":
+            hold(self.connection, self.op.table_name, self.op.schema)
+        self._drop_beside()  # of an attempt that was killed, on a database that keeps it
         self._add_beside()
-        hold(connection, op.table_name, op.schema)
+        hold(self.connection, self.op.table_name, self.op.schema)
+        savepoint = self.connection.begin_nested()
+        try:
+            yield
+        except BaseException:
+            if savepoint.is_active:
+                savepoint.rollback()
+            self._drop_beside()
+            raise
+        savepoint.commit()
+
+    def _drop_beside(self) -> None:
+        if self._has(self.beside):
+            self.operations.drop_column(self.op.table_name, self.beside, schema=self.op.schema)
 
     @property
     def _is_checked(self) -> bool:
@@ -232,8 +265,9 @@ class _Move:
         left = self.count_pending(rows) + rows.count(self.connection, rows.encrypted_alone)
         if step.bad or step.locked or left:
             raise MigrationRefusedError(
-                f"{self.op.table_name}.{self.op.column_name}: of {step.rows} values {step.bad} differ after "
-                f"the move, {step.locked} cannot be opened and {left} were not moved. Nothing was dropped."
+                f"{self.op.table_name}.{self.op.column_name}: {counted(step.rows, 'value')} moved, of which "
+                f"{step.bad:,} differ and {step.locked:,} cannot be opened; {left:,} not moved. Nothing was "
+                "changed."
             )
 
     def replace(self) -> None:

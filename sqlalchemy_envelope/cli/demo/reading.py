@@ -17,6 +17,7 @@ from sqlalchemy_envelope import KdfProfile, LockedError, UnlockError
 from sqlalchemy_envelope.cli.demo.clinic import ADA, GRACE, Clinic
 from sqlalchemy_envelope.cli.demo.models import ENCRYPTED, Entry, Kind, Person
 from sqlalchemy_envelope.cli.demo.report import Report, attempt, hex_dump, listing, milliseconds, quoted
+from sqlalchemy_envelope.words import counted
 
 SHORTEST = 6
 """The length of the shortest plaintext to search for: random bytes contain shorter texts by chance."""
@@ -108,7 +109,7 @@ def owner_reads(clinic: Clinic) -> Report:
     same = [repr(row) == repr(written.get(row["id"])) for row in read]
     report.claim(
         len(read) == len(written) and all(same),
-        f"{len(read) * len(ENCRYPTED):,} values read, equal to what was written, types and all: "
+        f"{counted(len(read) * len(ENCRYPTED), 'value')} read, equal to what was written, types and all: "
         f"{milliseconds(seconds)}, after {milliseconds(clinic.unlock_seconds)} for the unlock",
     )
     return report
@@ -212,7 +213,7 @@ def _stored(clinic: Clinic, column: str, entry_id: uuid.UUID) -> str:
 
 def _cell(value: Any) -> str:
     if isinstance(value, bytes):
-        return f"{value[:8].hex(' ')} … {len(value)} bytes"
+        return f"{value[:8].hex(' ')} … {counted(len(value), 'byte')}"
     if isinstance(value, Kind):
         return value.value
     return str(value)

@@ -10,9 +10,8 @@ from typing import Any
 import click
 
 from sqlalchemy_envelope.cli.migrate.options import (
-    DONE,
-    LEFT,
     Job,
+    Number,
     confirm,
     in_app,
     nothing,
@@ -28,11 +27,12 @@ from sqlalchemy_envelope.cli.migrate.report import (
     status_values,
     verify_text,
 )
-from sqlalchemy_envelope.cli.output import Group
+from sqlalchemy_envelope.cli.output import DONE, LEFT, Group
 from sqlalchemy_envelope.migration.database.record import standings
 from sqlalchemy_envelope.migration.inspection.residue import Residue, where_plaintext_remains
 from sqlalchemy_envelope.migration.migrator import Migrator
 from sqlalchemy_envelope.migration.running.reports import RunReport
+from sqlalchemy_envelope.words import counted
 
 
 @click.group(cls=Group)
@@ -101,7 +101,7 @@ def run(job: Job, workers: int) -> int:
 @migrate.command()
 @click.option(
     "--sample",
-    type=click.FloatRange(0, 1, min_open=True),
+    type=Number(0, 1, min_open=True),
     help="Look at this share of the rows, chosen at random, and not at all of them.",
 )
 @pace_options
@@ -231,7 +231,8 @@ def repair(job: Job) -> int:
     def one(name: str) -> bool:
         report = job.migrator.repair(name, stop=job.stop)
         if not job.as_json:
-            job.console.print(f"{name}: {report.rows:,} rows put right, {report.locked:,} without a key here")
+            done = counted(report.rows, "row")
+            job.console.print(f"{name}: {done} put right, {report.locked:,} without a key here")
         return report.finished and not report.locked
 
     left = job.each(one)

@@ -2,6 +2,7 @@
 
 import functools
 import json
+import math
 import re
 import sys
 import traceback
@@ -16,12 +17,19 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy_envelope import ConfigurationError, EnvelopeError, MigrationRefusedError
 from sqlalchemy_envelope.cli.discovery import discover
 from sqlalchemy_envelope.cli.migrate.signals import StopSignals
-from sqlalchemy_envelope.cli.output import PipeConsole, ReaderGoneError, say
+from sqlalchemy_envelope.cli.output import (
+    DONE,
+    LEFT,
+    REFUSED,
+    STOPPED,
+    OutputError,
+    PipeConsole,
+    ReaderGoneError,
+    say,
+)
 from sqlalchemy_envelope.migration.database.faults import advice
 from sqlalchemy_envelope.migration.database.greenlets import run_apart
 from sqlalchemy_envelope.migration.migrator import Migrator
-
-DONE, LEFT, REFUSED, STOPPED = 0, 1, 3, 4
 
 
 class CutOffError(Exception):
@@ -86,17 +94,28 @@ class Job:
         return code
 
 
+class Number(click.FloatRange):
+    """A number in a range. Python reads "nan" and "inf" as numbers too, and no comparison refuses "nan"."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """The number that was given."""
+        found = float(super().convert(value, param, ctx))
+        if not math.isfinite(found):
+            self.fail(f"{value} is no finite number.", param, ctx)
+        return found
+
+
 def pace_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Options for how hard the migration works; they override the migrator's `pace`."""
     for option in (
         click.option(
             "--chunk-seconds",
-            type=click.FloatRange(0, min_open=True),
+            type=Number(0, min_open=True),
             help="How long a chunk, and with it a row lock, should last. [default: the migrator's, 0.1]",
         ),
         click.option(
             "--load",
-            type=click.FloatRange(0, 1, min_open=True),
+            type=Number(0, 1, min_open=True),
             help="The share of time in which it works; it rests in between. [default: the migrator's, 1]",
         ),
         click.option(
@@ -145,7 +164,7 @@ def in_app(
         if patience:
             wrapped = click.option(
                 "--patience",
-                type=click.FloatRange(0),
+                type=Number(0),
                 help="Seconds to wait for locks and a lost connection. [default: the migrator's, 30]",
             )(wrapped)
         wrapped = click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")(wrapped)
@@ -165,9 +184,9 @@ def app_option(text: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
 def carry_out(stop: StopSignals, work: Callable[[], int]) -> int:
     """Do the work, and return the exit code. Any error becomes a line on standard error."""
     try:
-        return work()
+        return _written(stop, work())
     except CutOffError:
-        return stop.exit_code
+        return _written(stop, stop.exit_code)
     except KeyboardInterrupt:
         if not stop():
             raise
@@ -187,6 +206,13 @@ def carry_out(stop: StopSignals, work: Callable[[], int]) -> int:
         frame = traceback.extract_tb(error.__traceback__)[-1]
         complain(f"{advice(error)} ({frame.filename}, line {frame.lineno}).")
     return stop.exit_code if stop() else STOPPED
+
+
+def _written(stop: StopSignals, code: int) -> int:
+    """The exit code of work that came to its end, if all of its output was written."""
+    if isinstance(stop.unwritten, OutputError):
+        raise stop.unwritten
+    return code
 
 
 def confirm(question: str) -> None:
@@ -222,7 +248,7 @@ def complain(what: object) -> None:
     """Print a line on standard error, as long as somebody reads it."""
     try:
         click.echo(f"Error: {in_shell_words(str(what))}", err=True)
-    except BrokenPipeError:
+    except OSError:
         pass
 
 

@@ -10,8 +10,9 @@ from rich.progress import BarColumn, SpinnerColumn, TaskID, TextColumn
 from rich.progress import Progress as Bars
 
 from sqlalchemy_envelope.cli.migrate.signals import StopSignals
-from sqlalchemy_envelope.cli.output import ReaderGoneError, say
+from sqlalchemy_envelope.cli.output import OutputError, ReaderGoneError, say
 from sqlalchemy_envelope.migration.running.reports import Progress
+from sqlalchemy_envelope.words import counted
 
 LINE_SECONDS = 5.0
 """The seconds between two lines in a log."""
@@ -28,7 +29,7 @@ class Display:
     """Shows nothing. Each kind of display overrides the events that it shows.
 
     Args:
-        stop: told to stop the job when nobody reads the output.
+        stop: told to stop the job when the output cannot be written any more.
     """
 
     def __init__(self, stop: StopSignals) -> None:
@@ -54,12 +55,12 @@ class Display:
 
     def _say(self, text: str) -> None:
         # Do not raise: the caller is in the midst of a job, which stops after its chunk.
-        if self._stop.is_unread:
+        if self._stop.unwritten is not None:
             return
         try:
             say(text)
-        except ReaderGoneError:
-            self._stop.reader_gone()
+        except (OutputError, ReaderGoneError) as error:
+            self._stop.output_ended(error)
 
 
 class Lines(Display):
@@ -71,12 +72,13 @@ class Lines(Display):
 
     def started(self, column: str, job: str, workers: int) -> None:
         self._last = time.monotonic()
-        self._say(f"{column}: {job} started{f', {workers} workers' if workers > 1 else ''}")
+        side_by_side = f", {counted(workers, 'worker')}" if workers > 1 else ""
+        self._say(f"{column}: {job} started{side_by_side}")
 
     def progress(self, now: Progress) -> None:
         if time.monotonic() - self._last >= LINE_SECONDS:
             self._last = time.monotonic()
-            self._say(f"{now.column}: {now.job}, {now.done:,} of {now.total:,} rows, {_rest(now)}")
+            self._say(f"{now.column}: {now.job}, {now.done:,} of {counted(now.total, 'row')}, {_rest(now)}")
 
 
 class JsonLines(Display):

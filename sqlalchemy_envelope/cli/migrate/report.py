@@ -12,6 +12,7 @@ from sqlalchemy_envelope.migration.database.state import Phase
 from sqlalchemy_envelope.migration.inspection.findings import SEVERITIES, Finding
 from sqlalchemy_envelope.migration.inspection.residue import Residue
 from sqlalchemy_envelope.migration.running.reports import ColumnStatus, RunReport, VerifyReport
+from sqlalchemy_envelope.words import counted
 
 _SEVERITY: dict[str, tuple[str, str]] = {
     "stops": ("bold red", "deal with it before the migration starts"),
@@ -57,9 +58,11 @@ def show_status(console: Console, status: ColumnStatus, residues: Sequence[Resid
     """
     _heading(console, status.column, f"{status.phase.value}, policy {status.policy!r}")
     unowned = f" ({status.unowned:,} without an owner)" if status.unowned else ""
-    late = f"; {status.late:,} rows had to be encrypted again so far" if status.late else ""
-    _line(console, "to encrypt", f"{status.pending:,} rows{unowned}{late}")
-    encrypted = f"{status.both:,} rows in both columns, {status.encrypted:,} in the encrypted one alone"
+    late = f"; {counted(status.late, 'row')} had to be encrypted again so far" if status.late else ""
+    _line(console, "to encrypt", f"{counted(status.pending, 'row')}{unowned}{late}")
+    encrypted = (
+        f"{counted(status.both, 'row')} in both columns, {status.encrypted:,} in the encrypted column alone"
+    )
     _line(console, "encrypted", encrypted)
     _line(console, "verified", _verified(status))
     _show_plaintext(console, residues, listed=listed)
@@ -80,11 +83,11 @@ def _show_plaintext(console: Console, residues: Sequence[Residue], *, listed: bo
     states = [one.state for one in residues]
     holding, clean = states.count("holds plaintext"), states.count("clean")
     more = len(states) - holding - clean
-    _line(console, "plaintext", f"in {_places(holding)}, perhaps in {more} more: migrate status --residue")
-
-
-def _places(count: int) -> str:
-    return f"{count} place{'s' if count != 1 else ''}"
+    _line(
+        console,
+        "plaintext",
+        f"in {counted(holding, 'place')}, perhaps in {more} more: migrate status --residue",
+    )
 
 
 def show_residues(console: Console, residues: Sequence[Residue]) -> None:
@@ -103,13 +106,16 @@ def _verified(status: ColumnStatus) -> str:
         return "no, or rows were encrypted since"
     share = "every value" if status.sample is None else f"a sample of {status.sample:.2%}"
     locked = f", {status.locked:,} that no key here opens" if status.locked else ""
-    return f"{status.verified_at:%Y-%m-%d %H:%M}, {share}: {status.mismatches or 0:,} differ{locked}"
+    differing = counted(status.mismatches or 0, "differs", "differ")
+    return f"{status.verified_at:%Y-%m-%d %H:%M}, {share}: {differing}{locked}"
 
 
 def run_text(report: RunReport, *, interrupted: bool) -> str:
     """The result of a run in a line."""
-    late = f", {report.late:,} of them late" if report.late else ""
-    text = f"{report.column}: {report.rows:,} rows encrypted{late}; "
+    earlier = f" now, {report.earlier:,} by earlier runs" if report.earlier else ""
+    late = f", {report.late:,} of {'all' if report.earlier else 'them'} late" if report.late else ""
+    done = counted(report.rows - report.earlier, "row")
+    text = f"{report.column}: {done} encrypted{earlier}{late}; "
     if report.finished:
         return f"{text}none left. Next: migrate verify"
     owners = f", {report.unowned:,} of them without an owner" if report.unowned else ""
@@ -125,11 +131,11 @@ def _left_over(report: RunReport) -> str:
 
 def reverse_text(report: RunReport, *, interrupted: bool, dropped: bool) -> str:
     """The result of a reverse in a line."""
-    text = f"{report.column}: {report.rows:,} values moved back; "
+    text = f"{report.column}: {counted(report.rows, 'value')} moved back; "
     if report.finished:
         return text + ("none left, and the encrypted column is dropped" if dropped else "none left")
     why = "Stopped; run it again to go on" if interrupted else "No key here opens them, or others still write"
-    return f"{text}{report.pending:,} are encrypted alone. {why}"
+    return f"{text}{counted(report.pending, 'value is', 'values are')} in the encrypted column alone. {why}"
 
 
 _AFTER = {Phase.CUT_OVER: "guard", Phase.GUARDED: "contract"}
@@ -140,11 +146,13 @@ def verify_text(report: VerifyReport, phase: Phase, *, interrupted: bool) -> str
     """The result of a verification in a line."""
     share = "" if report.sample is None else f" (a sample of {report.sample:.2%})"
     locked = f", {report.locked:,} that no key here opens" if report.locked else ""
-    text = f"{report.column}: {report.rows:,} values compared{share}: {report.mismatches:,} differ{locked}"
+    differing = counted(report.mismatches, "differs", "differ")
+    text = f"{report.column}: {counted(report.rows, 'value')} compared{share}: {differing}{locked}"
     if interrupted:
         return f"{text}. Stopped before the end: it says nothing yet"
     if report.pending:
-        return f"{text}; {report.pending:,} rows are to be encrypted. Next: migrate run, and this again"
+        due = counted(report.pending, "row is", "rows are")
+        return f"{text}; {due} to be encrypted. Next: migrate run, and this again"
     if report.mismatches:
         rows = "; ".join(report.examples)
         return f"{text}, {rows} among them. See who wrote them; then migrate repair, run, and this again"

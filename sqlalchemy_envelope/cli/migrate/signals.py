@@ -1,5 +1,5 @@
 """SIGINT and SIGTERM: the first signal asks for a clean stop, the second signal ends everything at once. If
-the reader of the output is gone, that counts as the first signal."""
+the output cannot be written any more, that counts as the first signal."""
 
 import multiprocessing
 import os
@@ -7,7 +7,7 @@ import signal
 from types import FrameType, TracebackType
 from typing import Any
 
-from sqlalchemy_envelope.cli.output import PIPE_SIGNAL, silence
+from sqlalchemy_envelope.cli.output import PIPE_SIGNAL, OutputError, ReaderGoneError, silence
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -23,7 +23,7 @@ class StopSignals:
         self._at_once = at_once
         self._before: dict[int, Any] = {}
         self.number: int | None = None
-        self.is_unread = False
+        self.unwritten: OutputError | ReaderGoneError | None = None
 
     def __enter__(self) -> "StopSignals":
         self._before = {number: signal.signal(number, self._note) for number in _SIGNALS}
@@ -43,9 +43,9 @@ class StopSignals:
         """The exit code that a shell reports for a process that this signal ended."""
         return 128 + (self.number or 0)
 
-    def reader_gone(self) -> None:
-        """Nobody reads the output: stop, and print nothing more."""
-        self.is_unread = True
+    def output_ended(self, error: OutputError | ReaderGoneError) -> None:
+        """The output cannot be written any more: stop, and print nothing more there."""
+        self.unwritten = error
         self.number = self.number or PIPE_SIGNAL
         silence()
 

@@ -28,6 +28,7 @@ from sqlalchemy_envelope.exceptions import (
     TruncatedError,
 )
 from sqlalchemy_envelope.keys.providers.base import KeyProvider
+from sqlalchemy_envelope.words import counted
 
 FORMAT_PROVIDER = 0x14
 MAX_REFERENCE = 255
@@ -218,7 +219,7 @@ class ProviderCalls:
 
 def _kind(answer: object) -> str:
     """The type and the size of an answer, and nothing of its content."""
-    size = f" of {len(answer)} bytes" if isinstance(answer, (bytes, bytearray)) else ""
+    size = f" of {counted(len(answer), 'byte')}" if isinstance(answer, (bytes, bytearray)) else ""
     return type(answer).__name__ + size
 
 

@@ -29,6 +29,7 @@ from sqlalchemy_envelope.exceptions import (
     UnlockError,
 )
 from sqlalchemy_envelope.keys.providers.base import encode_bound
+from sqlalchemy_envelope.words import counted
 
 _ID_SIZE = 16
 
@@ -63,7 +64,8 @@ class ServerKeyring(Uncopied):
                     "for base64 text there are from_text(), from_environment() and from_file()."
                 )
             if len(data) != KEY_SIZE:
-                raise ConfigurationError(f"Server key {number} has {len(data)} bytes, not {KEY_SIZE}.")
+                size = counted(len(data), "byte")
+                raise ConfigurationError(f"Server key {number} has {size}, not {KEY_SIZE}.")
             key = KeyBytes(data)
             key_id = server_key_id(key)
             if key_id in self._keys:
@@ -200,7 +202,8 @@ def _decoded(source: str, texts: Iterable[str]) -> list[bytes]:
         except (binascii.Error, ValueError):  # ValueError: letters outside of ASCII
             raise ConfigurationError(f"Key {number} of {source} is not base64.") from None
         if len(data) != KEY_SIZE:
-            raise ConfigurationError(f"Key {number} of {source} has {len(data)} bytes, not {KEY_SIZE}.")
+            size = counted(len(data), "byte")
+            raise ConfigurationError(f"Key {number} of {source} has {size}, not {KEY_SIZE}.")
         keys.append(data)
     if not keys:
         raise ConfigurationError(f"There is no key in {source}.")

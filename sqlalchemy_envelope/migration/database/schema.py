@@ -234,9 +234,8 @@ def require_trackable(connection: Connection, columns: Tracked) -> None:
     children = connection.execute(query, {"name": _table(connection.dialect, columns)}).scalars().all()
     if children:
         raise MigrationRefusedError(
-            f"{columns.table} is inherited by {', '.join(children)}: who writes to those directly would not "
-            "be "
-            "noticed. Make partitions of them, or tables of their own, before the migration."
+            f"{columns.table} is inherited by {', '.join(children)}: a program that writes to those directly "
+            "would not be noticed. Make partitions of them, or tables of their own, before the migration."
         )
 
 

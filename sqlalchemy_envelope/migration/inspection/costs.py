@@ -15,6 +15,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy_envelope.migration.database.rows import Rows
 from sqlalchemy_envelope.migration.database.schema import change_on, missing_key_tables
 from sqlalchemy_envelope.migration.inspection.findings import Finding, speed
+from sqlalchemy_envelope.words import counted
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection, Engine
@@ -36,9 +37,7 @@ def find_owners_without_keys(
     if not count:
         return []
     name = ", ".join(sorted(one.name for one in column.path.owner_classes))
-    owners = (
-        f"{count:,} owner{'s' if count != 1 else ''} of these rows {'have' if count != 1 else 'has'} no keys"
-    )
+    owners = counted(count, "owner of these rows has no keys", "owners of these rows have no keys")
     if provider is not None:
         message = (
             f"{owners}. `run` makes keys under the provider {provider!r} before it encrypts the rows. The "

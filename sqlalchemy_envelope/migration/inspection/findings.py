@@ -6,6 +6,8 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
+from sqlalchemy_envelope.words import counted
+
 Severity = Literal["stops", "breaks", "note"]
 """How much a finding hurts:
 
@@ -140,7 +142,7 @@ def rows(table: str, count: int | None, *, exact: bool = False) -> Finding:
         return Finding(
             "rows", "note", table, "The database has no estimate of its rows. ANALYZE the table to get one."
         )
-    return Finding("rows", "note", table, f"{'' if exact else 'About '}{count:,} rows.", count)
+    return Finding("rows", "note", table, f"{'' if exact else 'About '}{counted(count, 'row')}.", count)
 
 
 def speed(table: str, rate: float, count: int | None) -> Finding:
@@ -159,5 +161,5 @@ def _duration(seconds: float) -> str:
         return "less than a minute"
     minutes = round(seconds / 60)
     if minutes < 120:
-        return f"about {minutes} minute{'s' if minutes != 1 else ''}"
+        return f"about {counted(minutes, 'minute')}"
     return f"about {round(seconds / 3600):,} hours"

@@ -41,6 +41,7 @@ class RunReport:
             worked.
         pending: the number of rows left; `unowned` of them have no owner to encrypt for.
         finished: whether no work is left that can be done.
+        earlier: how many of `rows` earlier runs did.
     """
 
     column: str
@@ -50,6 +51,7 @@ class RunReport:
     unowned: int
     finished: bool
     seconds: float
+    earlier: int = 0
 
 
 @dataclass(frozen=True)

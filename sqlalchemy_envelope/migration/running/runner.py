@@ -16,6 +16,7 @@ from sqlalchemy.orm import Session
 
 from sqlalchemy_envelope.crypto.frames import emptying
 from sqlalchemy_envelope.exceptions import (
+    ConfigurationError,
     EnvelopeError,
     MigrationStoppedError,
     ProviderError,
@@ -57,6 +58,13 @@ class Pace:
     patience: float = 30.0
     range_rows: int = 50_000
     sweeps: int = 5
+
+    def __post_init__(self) -> None:
+        for name in ("chunk_seconds", "load", "patience"):
+            if not getattr(self, name) >= 0:  # so written, it refuses NaN too
+                raise ConfigurationError(
+                    f"Pace({name}={getattr(self, name)}): give a number that is not negative."
+                )
 
 
 @dataclass(frozen=True)

@@ -27,8 +27,10 @@ class WholeJob:
     def __init__(self, setting: Setting, column: MigratingColumn, work: Work) -> None:
         self._setting, self._column, self._work = setting, column, work
 
-    def begin(self, *, again: bool = False, sample: float | None = None) -> None:
+    def begin(self, *, again: bool = False, sample: float | None = None) -> int:
         """Make the job's ranges, unless the job is under way; go over them once more if rows are left.
+
+        Returns the number of rows that earlier runs of the job did.
 
         Args:
             again: begin anew in any case.
@@ -42,7 +44,9 @@ class WholeJob:
             elif ranges.count(session).finished and rows.any(session.connection(), self._work.due(rows)):
                 ranges.next_sweep(session, anyway=True)
             ranges.ask_to_stop(session, False)
+            done = ranges.count(session).rows
             session.commit()
+        return done
 
     def run(self, crew: Crew, *, sweeps: bool = False) -> bool:
         """Do the job; True if nothing is left.

@@ -10,6 +10,7 @@ from sqlalchemy_envelope.exceptions import MigrationRefusedError
 from sqlalchemy_envelope.migration.database import schema
 from sqlalchemy_envelope.migration.database.record import Record
 from sqlalchemy_envelope.migration.database.state import Phase
+from sqlalchemy_envelope.words import counted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -131,9 +132,9 @@ class BothColumns:
         if left:
             self._change(schema.unguard(self._dialect, self._names))
             raise MigrationRefusedError(
-                f"{left} values of {self._column.name} are encrypted alone. Either no key here opens them, "
-                "since their owners hold the keys, or a program with the policy 'read' goes on writing: stop "
-                "it, and reverse again. The encrypted column stays."
+                f"{self._column.name}: {counted(left, 'value is', 'values are')} in the encrypted column "
+                "alone, which stays. No key here opens them, since only their owners hold the keys; or a "
+                "program with the policy 'read' goes on writing: stop it, and reverse again."
             )
         self._drop(self._names.encrypted)
 

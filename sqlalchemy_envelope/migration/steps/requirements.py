@@ -12,11 +12,18 @@ from sqlalchemy_envelope.migration.database.state import Phase
 from sqlalchemy_envelope.migration.jobs.preflight import check_sample
 from sqlalchemy_envelope.migration.running.runner import stopped
 from sqlalchemy_envelope.orm.tables.collisions import may_pass
+from sqlalchemy_envelope.words import counted
 
 if TYPE_CHECKING:
     from sqlalchemy_envelope.migration.database.columns import MigratingColumn
     from sqlalchemy_envelope.migration.database.record import Standing
     from sqlalchemy_envelope.migration.running.setting import Setting
+
+_BEFORE = {
+    Phase.TRACKING: " Run `migrate expand` or `migrate run` before.",
+    Phase.CUT_OVER: " Run `migrate cutover` before.",
+}
+"""The step that leads to a phase."""
 
 
 class Requirements:
@@ -35,7 +42,7 @@ class Requirements:
         phase = self.standing().phase
         if phase in (Phase.CUT_OVER, Phase.GUARDED, Phase.CONTRACTED, Phase.REVERSING):
             raise MigrationRefusedError(
-                f"{self._column.name} is in the phase {phase.value!r}: it was expanded before."
+                f"There is nothing to expand: {self._column.name} is in the phase {phase.value!r}."
             )
 
     def something_to_encrypt(self) -> None:
@@ -50,7 +57,8 @@ class Requirements:
         moved_back = now.phase is Phase.REVERSING and phase is Phase.CUT_OVER
         if not now.has_reached(phase) or moved_back or now.phase in (Phase.CONTRACTED, Phase.REVERSED):
             raise MigrationRefusedError(
-                f"{self._column.name} is in the phase {now.phase.value!r}, and has to be in {phase.value!r}."
+                f"{self._column.name} is in the phase {now.phase.value!r}, and this step comes after the "
+                f"phase {phase.value!r}.{_BEFORE.get(phase, '') if now.phase is not Phase.CONTRACTED else ''}"
             )
 
     def both_written(self) -> None:
@@ -115,16 +123,14 @@ class Requirements:
             pending = rows.count(connection, rows.pending)
             unowned = rows.count(connection, rows.pending & ~rows.owned) if pending else 0
         if pending:
-            why = (
-                f", {unowned} of them because they have no owner: give them one, or delete them"
-                if unowned
-                else ""
-            )
+            alone = counted(pending, "row has", "rows have")
+            lacking = counted(unowned, "of these has no owner", "of these have no owner")
+            why = f" {lacking}: give each an owner, or delete it." if unowned else ""
             raise MigrationRefusedError(
-                f"{pending} rows of {self._column.name} have a previous value alone{why}. Run `migrate run` "
-                "and `migrate verify` again. If rows come back, somebody still writes the previous column "
-                "alone: a program that knows nothing of the migration, or, under the policy 'both', one that "
-                "writes for locked owners without `envelope.write_only(session)`."
+                f"{self._column.name}: {alone} a previous value alone.{why} Run `migrate run` and "
+                "`migrate verify` again. If such rows come back, a program still writes the previous column "
+                "alone: it knows nothing of the migration, or it has the policy 'both' and writes for locked "
+                "owners without `envelope.write_only(session)`."
             )
 
     def clean(self, *, accept_sample: bool, accept_locked: int) -> None:
@@ -134,11 +140,12 @@ class Requirements:
         if now.verified_at is None:
             raise MigrationRefusedError(f"{name} was not verified since it was last written to: verify it.")
         if now.mismatches:
+            found = counted(now.mismatches, "value that differs", "values that differ")
             raise MigrationRefusedError(
-                f"The verification of {name} found {now.mismatches} values that differ or do not "
-                "authenticate. Find out who wrote those rows. `repair` puts them right by the value that "
-                "counts, the previous one before the cut-over, and the encrypted one after it; then run and "
-                "verify again."
+                f"The verification of {name} found {found} from the previous value, or cannot be "
+                "opened. Find out which program wrote those rows. `repair` puts them right by the value "
+                "that counts: the previous value before the cut-over, the encrypted value after it. Then run "
+                "and verify again."
             )
         if now.sample is not None and not accept_sample:
             raise MigrationRefusedError(
@@ -147,6 +154,6 @@ class Requirements:
             )
         if (now.locked or 0) > accept_locked:
             raise MigrationRefusedError(
-                f"{now.locked} values of {name} could not be verified: their owners hold the keys alone. "
-                f"Accept that many, if that is as it should be: accept_locked={now.locked}."
+                f"{counted(now.locked or 0, 'value')} of {name} could not be verified: only the owners hold "
+                f"the keys. Accept that many, if that is as it should be: accept_locked={now.locked}."
             )

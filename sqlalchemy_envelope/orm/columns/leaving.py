@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
 from sqlalchemy.orm import attributes
+from sqlalchemy.orm.base import NO_VALUE
 
 from sqlalchemy_envelope.crypto.aead import NO_ROW, Batch, row_tail, row_tails
 from sqlalchemy_envelope.crypto.context import encode_reference
@@ -34,7 +35,7 @@ from sqlalchemy_envelope.orm.tables.records import records_of_mapper
 from sqlalchemy_envelope.orm.tables.session_notes import page_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Sequence
 
     from sqlalchemy.orm import InstanceState, Mapper, Session
 
@@ -155,7 +156,7 @@ class _Leaving:
         self._alike: dict[tuple[Any, ...], _Closing] = {}
         self._known: dict[Any, tuple[OwnerId | None, bool]] = {}
 
-    def close(self, states: Iterable[InstanceState[Any]]) -> None:
+    def close(self, states: Sequence[InstanceState[Any]]) -> None:
         """Close the attributes of some objects."""
         found: dict[_Closing, list[InstanceState[Any]]] = {}
         for state in states:
@@ -164,6 +165,17 @@ class _Leaving:
                 found.setdefault(self._closing(state, plan), []).append(state)
         for closing, alike in found.items():
             self._close(closing, alike)
+        for state in states:
+            if state.committed_state:
+                self._forget_history(state)
+
+    def _forget_history(self, state: InstanceState[Any]) -> None:
+        """Forget the decrypted value that an attribute had before its change. The change itself waits for a
+        flush, which then writes it without a comparison."""
+        for attribute in plan_of_mapper(state.mapper):
+            before = state.committed_state.get(attribute.key)
+            if not isinstance(before, (Sealed, type(None))) and not self._owner(state, attribute)[1]:
+                state.committed_state[attribute.key] = NO_VALUE
 
     def _close(self, closing: _Closing, states: list[InstanceState[Any]]) -> None:
         rows = [state.dict for state in states]

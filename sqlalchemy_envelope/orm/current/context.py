@@ -21,6 +21,7 @@ from sqlalchemy_envelope.exceptions import (
 from sqlalchemy_envelope.orm.current.policy import has_server_keys, noted_policy, noted_realm
 from sqlalchemy_envelope.orm.tables.location import location_of
 from sqlalchemy_envelope.orm.tables.session_notes import NOTES, known_page, page_of
+from sqlalchemy_envelope.words import counted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -165,8 +166,9 @@ def locked(
 ) -> LockedError:
     """The error for `what` being locked here.
 
-    It says why: the unlocked session was left or belongs to the parent process, another owner is unlocked, or
-    nobody is. And it says which owners beside the value's own may open this scope of its keys.
+    It says why: the unlocked session was left or belongs to the parent process, another owner is unlocked,
+    server mode does not reach the key, or nobody is unlocked. And it says which owners beside the value's own
+    may open this scope of its keys.
 
     Args:
         was_open: whether the value was open, and was closed when its unlocked session was left.
@@ -187,7 +189,7 @@ def locked(
     reason = LockReason.OTHER_DATABASE if hint else None
     if not here:
         reason = LockReason.NOTHING_UNLOCKED
-    else_ = _others(here)
+    else_ = f"{_not_served(here)}{_others(here)}"
     tell = " `envelope.why_locked(session, instance)` tells what is missing." if reason is None else ""
     every = () if owner_class is None else owner_class.grants_of
     grants = [grant for grant in every if grant.scope in (None, scope)]
@@ -196,10 +198,10 @@ def locked(
         holders = " or ".join(sorted({grant.to.owner_class.name for grant in grants}))
         names = " or ".join(sorted({grant.mapper.class_.__name__ for grant in grants}))
         return LockedError(
-            f"{what} is locked: {else_}unlock a {holders} who has the key by a {names} around this, or its "
-            f"{owner_class.name} if that has a secret. A {names} that was added while nobody with the key "
-            "was unlocked gives it after somebody with the key has unlocked and written, or called "
-            f"envelope.settle(session).{hint}{tell}"
+            f"{what} is locked: {else_}unlock a {holders} whose {names} gives the key, around this, or its "
+            f"{owner_class.name} if that has a secret. A {names} that was added while no owner with the key "
+            "was unlocked is pending. It gives the key after an owner with the key has unlocked and written, "
+            f"or called envelope.settle(session).{hint}{tell}"
         ).because(reason)
     return LockedError(
         f"{what} is locked: {else_}unlock its owner around this, "
@@ -207,12 +209,27 @@ def locked(
     ).because(reason)
 
 
-def no_keys(what: str, owner: str, session: Session | None) -> LockedError:
-    """The error for a value whose owner has no keys, so that it cannot be written."""
-    return LockedError(
-        f"{what} cannot be encrypted: its {owner} has no keys yet. Make them, "
-        f"`envelope.enroll(session, owner, ...)`.{server_hint(session)}"
-    ).because(LockReason.NOT_ENROLLED)
+def no_keys(what: str, owner: str, session: Session | None, *, is_there: bool) -> LockedError:
+    """The error for a value whose owner has no keys, so that it cannot be written.
+
+    Args:
+        is_there: whether the owner's row is in the database.
+    """
+    why = f"its row names a {owner} that is not in the database. Add the {owner} first, or correct the row."
+    if is_there:
+        why = f"its {owner} has no keys yet. Make them, `envelope.enroll(session, owner, ...)`."
+        why += server_hint(session)
+    return LockedError(f"{what} cannot be encrypted: {why}").because(LockReason.NOT_ENROLLED)
+
+
+def _not_served(here: Iterable[OpenKeys]) -> str:
+    """The words for an error in server mode; empty where it is off."""
+    provider = next((keys.provider for keys in here if keys.provider is not None), None)
+    if provider is None:
+        return ""
+    return (
+        f"server mode is on, and neither a slot of its provider {provider!r} nor a grant leads to the key: "
+    )
 
 
 def _others(here: Iterable[OpenKeys]) -> str:
@@ -224,7 +241,7 @@ def _others(here: Iterable[OpenKeys]) -> str:
     if not places:
         return ""
     counts = sorted(Counter(place.owner_class.name for place in places.values()).items())
-    shown = [f"{count} {'owner' if count == 1 else 'owners'} of class {name}" for name, count in counts]
+    shown = [f"{counted(count, 'owner')} of class {name}" for name, count in counts]
     are, do = ("is", "does") if len(places) == 1 else ("are", "do")
     return f"{' and '.join(shown)} {are} unlocked here, which {do} not open it: "
 

@@ -28,6 +28,7 @@ class OpenKeys(Protocol):
         follows: whether grants are followed as they are needed. Such a session is told of rows before they
             come, too.
         enrolls: whether new owners get keys here with the flush that adds them.
+        provider: in server mode, the provider whose slots open keys; else None.
         home: the session that it was opened with.
         left: the kind of error that says why it is no longer open.
     """
@@ -40,6 +41,7 @@ class OpenKeys(Protocol):
     on_demand: bool
     follows: bool
     enrolls: bool
+    provider: str | None
 
     def __contains__(self, owner: OwnerId) -> bool: ...
 

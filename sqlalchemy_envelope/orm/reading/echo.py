@@ -13,6 +13,7 @@ from sqlalchemy import Row
 
 from sqlalchemy_envelope.orm.columns.encrypted_type import EncryptedType
 from sqlalchemy_envelope.orm.tables.stored_rows import RawBytes
+from sqlalchemy_envelope.words import counted
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
@@ -32,7 +33,7 @@ def hide_rows(record: logging.LogRecord) -> bool:
     if isinstance(record.args, tuple) and record.args:
         row = getattr(record.args[0], "row", None)
         if isinstance(row, Row) and _has_encrypted(row):
-            record.args = (f"({len(row)} columns, some encrypted: not shown)",)
+            record.args = (f"({counted(len(row), 'column')}, some encrypted: not shown)",)
     return True
 
 

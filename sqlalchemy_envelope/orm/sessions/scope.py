@@ -48,6 +48,7 @@ class Scope(OpenKeys):
     on_demand = False
     follows = False
     enrolls = False
+    provider: str | None = None
 
     def __init__(self, session: Session | None, policy: Policy) -> None:
         self.home = session

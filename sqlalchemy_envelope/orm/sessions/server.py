@@ -63,11 +63,12 @@ class ServerSession(UnlockedSession):
     (`everywhere`). Made by `Envelope.server_mode`."""
 
     on_demand = enrolls = True
+    provider: str
 
     def __init__(self, session: Session | None, policy: Policy, provider: str, reason: str) -> None:
         require_reason(reason)
         self._providers = policy.require_providers()
-        self._provider = provider
+        self.provider = provider
         self._slots = ProviderSlots(provider, can_open=self._providers.can_open(provider))
         self._reason = reason
         self._process_wide = False
@@ -114,8 +115,8 @@ class ServerSession(UnlockedSession):
         Raises:
             ProviderError: the provider failed.
         """
-        if self._providers.needs_new(self._provider):
-            self._providers.wrap_new(self._provider)
+        if self._providers.needs_new(self.provider):
+            self._providers.wrap_new(self.provider)
         return self
 
     def prepare_read(
@@ -373,4 +374,4 @@ class ServerSession(UnlockedSession):
         self._found.close()
 
     def _event(self, name: str, owner_class: str, count: int) -> AuditEvent:
-        return AuditEvent(name, owner_class, count=count, reason=self._reason, provider=self._provider)
+        return AuditEvent(name, owner_class, count=count, reason=self._reason, provider=self.provider)

@@ -185,6 +185,11 @@ def _root_of(desk: Desk, place: Place) -> StoredKey:
     for _ in range(2):
         found = store.load_active_roots([place.primary_key]).get(place.owner)
         if found is None:
+            if not store.is_there(place.primary_key):
+                raise NotEnrolledError(
+                    f"A row names a {place.owner_class.name} that is not in the database. Add the "
+                    f"{place.owner_class.name} first, or correct the row."
+                )
             raise _without_keys(place.owner_class, desk.policy)
         if found.error is not None:
             raise found.error

@@ -360,9 +360,15 @@ def _note_pending(
 ) -> None:
     key = _active(usable(store.load([place.primary_key])), *_kind(grant.scope))
     if key is None:
+        name = place.owner_class.name
+        if not store.is_there(place.primary_key):
+            raise NotEnrolledError(
+                f"A {grant.mapper.class_.__name__} grants the key of a {name} that is not in the database. "
+                f"Add the {name} first, or correct the row."
+            )
         raise NotEnrolledError(
-            f"A {grant.mapper.class_.__name__} grants the key of a {place.owner_class.name} that has none; "
-            f"enroll it first: envelope.enroll(session, owner).{context.server_hint(desk.session)}"
+            f"A {grant.mapper.class_.__name__} grants the key of a {name} that has none. Make it: "
+            f"`envelope.enroll(session, owner)`.{context.server_hint(desk.session)}"
         )
     insert_grants(desk, pending_for(key.key_id, recipients))
     store.add_granted([(key.key_id, len(recipients))])

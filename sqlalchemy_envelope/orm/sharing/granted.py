@@ -34,6 +34,9 @@ Places = dict["OwnerId", Place]
 Owners = Mapping["OwnerClass", Collection[tuple[Any, ...]]]
 """Owners by class and primary key."""
 
+KEYS_WERE_DELETED = "Rows of keys were deleted: restore them from a backup."
+"""The cure for a key whose wrapping key is missing."""
+
 
 class Opening(NamedTuple):
     """The result of following grants.
@@ -224,7 +227,9 @@ def _take_in(
             desk.emit(AuditEvent("keys_refused", owner_class.name))
             keyring.refuse(owner, error, altogether=True)
         elif not again and _hangs_on_nothing(rows):
-            lost = KeyNotFoundError("A key is wrapped under a root key that its owner does not have.")
+            lost = KeyNotFoundError(
+                f"A key is wrapped under a root key that its owner does not have. {KEYS_WERE_DELETED}"
+            )
             keyring.refuse(owner, lost, altogether=False)
 
 

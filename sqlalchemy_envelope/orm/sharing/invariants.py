@@ -21,6 +21,7 @@ from sqlalchemy_envelope.keys.model import KeyState, Purpose
 from sqlalchemy_envelope.keys.row_seals import RowSeals
 from sqlalchemy_envelope.orm.sharing.rights import RightStore, granted_kind, keys_due, waiting
 from sqlalchemy_envelope.orm.tables.rows import Rows
+from sqlalchemy_envelope.words import counted
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Sequence
@@ -83,7 +84,7 @@ def violations(
         if settled and owner_class.grants_of:
             found += [
                 f"(c) the {_name(owner_class, key)} was granted {key.granted} times, and "
-                f"{rows.get(key_id, 0)} grants are there: no epoch was started"
+                f"{counted(rows.get(key_id, 0), 'grant is', 'grants are')} there: no epoch was started"
                 for key_id, key in keys.items()
                 if key.state == KeyState.ACTIVE and key.granted != rows.get(key_id, 0)
             ]

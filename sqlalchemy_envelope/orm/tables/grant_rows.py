@@ -282,7 +282,7 @@ class GrantStore(Rows):
             state = GrantState(row[3])
             wrapped, seal = (None if row[at] is None else stored_bytes(row[at]) for at in (4, 5))
         except ValueError:
-            altered = TamperedKeyError("A stored grant has a state that no grant has.")
+            altered = TamperedKeyError("A stored grant has an unknown state.")
             return StoredGrant(row[0], b"", row[1], row[2], GrantState.PENDING), altered
         except TamperedKeyError as altered:
             return StoredGrant(row[0], b"", row[1], row[2], GrantState.PENDING), altered

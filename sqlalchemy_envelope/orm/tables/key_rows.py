@@ -196,6 +196,11 @@ class KeyStore(SlotRows):
         mine = matches(self._class.owner_columns, [primary_key])
         return bool(self._rows(select(c.key_id).where(c.key_id == key_id, mine)))
 
+    def is_there(self, primary_key: PrimaryKey) -> bool:
+        """Whether the owner's own row is in the database: asked for an error alone."""
+        keys = self._class.primary_key
+        return bool(self._rows(select(*keys).where(matches(keys, [primary_key])).limit(1)))
+
     def load_held_by(self, provider: str, after: PrimaryKey | None, limit: int) -> list[PrimaryKey]:
         """The owners whose active root key has a slot of this provider, in the order of their primary keys;
         so many after this one."""

@@ -67,9 +67,7 @@ def raw(column: Any) -> Any:
 
 def stored_bytes(value: object, size: int | None = None) -> bytes:
     if not isinstance(value, (bytes, bytearray, memoryview)) or size not in (None, len(value)):
-        raise TamperedKeyError(
-            "A stored key has something else than bytes of its size where bytes are stored."
-        )
+        raise TamperedKeyError("A stored key holds no bytes where bytes belong, or bytes of a wrong size.")
     return bytes(value)
 
 
@@ -102,12 +100,12 @@ _STATES = {state.value: state for state in KeyState}
 def stored_key(row: Any) -> StoredKey:
     purpose, state = _PURPOSES.get(row[2]), _STATES.get(row[5])
     if purpose is None or state is None:
-        raise TamperedKeyError("A stored key has a purpose or state that no key has.")
+        raise TamperedKeyError("A stored key has an unknown purpose or state.")
     scope, epoch, granted = row[3], row[4], row[12]
     if not isinstance(scope, str) or not isinstance(epoch, int) or not isinstance(granted, int):
-        raise TamperedKeyError("A stored key has a scope or epoch that no key has.")
+        raise TamperedKeyError("A stored key has an impossible scope or epoch.")
     if not 0 <= epoch < 2**32:
-        raise TamperedKeyError(f"A stored key says it is of epoch {epoch}; no key is.")
+        raise TamperedKeyError(f"A stored key has the epoch {epoch}, which is out of range.")
     return StoredKey(
         row[0],
         stored_bytes(row[1]),
@@ -131,18 +129,18 @@ def _proof(value: object) -> bytes | None:
         return None
     proof = stored_bytes(value)
     if len(proof) not in (32, 64):
-        raise TamperedKeyError("A stored key has a proof of another size than proofs have.")
+        raise TamperedKeyError("A stored key has a proof of a wrong size.")
     return proof
 
 
 def stored_slot(row: Any) -> StoredSlot:
     kdf, reference = row[3] or "", row[6]
     if not isinstance(kdf, str) or not isinstance(reference, (str, type(None))):
-        raise KdfParametersError("The stored key-derivation string is no text.")
+        raise KdfParametersError("The stored key-derivation string is not text.")
     try:
         kind = SlotKind(row[2])
     except ValueError:
-        raise TamperedKeyError("A stored slot is of a kind that no slot is of.") from None
+        raise TamperedKeyError("A stored slot has an unknown kind.") from None
     return StoredSlot(
         row[0],
         row[1],

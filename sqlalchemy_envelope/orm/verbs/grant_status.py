@@ -88,7 +88,7 @@ class GrantStatus:
         if not self.is_enrolled:
             return f"{said}{since}: {self.to} has no keys yet"
         by = ", ".join([*map(str, self.holders), *(f"provider {name!r}" for name in self.providers)])
-        return f"{said}{since}, for {by or 'nobody who is left'} to fulfil"
+        return f"{said}{since}, for {by} to fulfil" if by else f"{said}{since}, and nobody holds the key"
 
 
 def grant_states(desk: Desk, grants: type[Any] | Iterable[object]) -> list[GrantStatus]:

@@ -16,6 +16,7 @@ from sqlalchemy_envelope.exceptions import (
 from sqlalchemy_envelope.keys.hierarchy import check_generations
 from sqlalchemy_envelope.keys.model import Purpose, SlotKind
 from sqlalchemy_envelope.orm.current.context import server_hint
+from sqlalchemy_envelope.orm.sharing.granted import KEYS_WERE_DELETED
 from sqlalchemy_envelope.orm.sharing.roots import active_root_among
 from sqlalchemy_envelope.orm.tables.cascades import require_cascades
 from sqlalchemy_envelope.orm.tables.owners import OwnerClass, Place, require_owner_class
@@ -101,7 +102,9 @@ def active_root(located: LocatedOwner, keys: Sequence[StoredKey]) -> StoredKey:
     """
     root = active_root_among(keys)
     if root is None:
-        raise KeyNotFoundError(f"This {located.name} has keys and no active root key to open them with.")
+        raise KeyNotFoundError(
+            f"This {located.name} has keys and no active root key to open them with. {KEYS_WERE_DELETED}"
+        )
     return root
 
 

@@ -157,7 +157,7 @@ class Batch:
             if kek is None:
                 name = self._job.provider
                 raise ProviderError(
-                    f"Provider {name!r} does not open this slot here: it is under another of its keys."
+                    f"Provider {name!r} does not open this slot here: the slot is under another of its keys."
                 )
             return kek
 

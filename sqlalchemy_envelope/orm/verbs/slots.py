@@ -212,7 +212,10 @@ def remove_provider(desk: Desk, owner: object, provider: str) -> None:
     slots = _provider_slots(located.store, roots)
     mine = [slot for slot in slots if slot.provider_name == provider]
     if not mine:
-        raise KeyNotFoundError(f"This {located.name} has no key slot of provider {provider!r}.")
+        raise KeyNotFoundError(
+            f"This {located.name} has no key slot of provider {provider!r}. `envelope.slots(session, owner)` "
+            "lists its slots."
+        )
     located.store.delete_slots(mine)
     start_epoch(desk, located.place, desk.keyring_for(located.place.owner))
     note_provider_removed(desk, located.place)

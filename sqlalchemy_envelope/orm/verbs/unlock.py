@@ -34,6 +34,7 @@ from sqlalchemy_envelope.orm.current.policy import note_policy, require_reason
 from sqlalchemy_envelope.orm.sessions.unlocked import UnlockedSession
 from sqlalchemy_envelope.orm.sharing.epochs import start_epoch
 from sqlalchemy_envelope.orm.sharing.first_use import trusting_first_use
+from sqlalchemy_envelope.orm.sharing.granted import KEYS_WERE_DELETED
 from sqlalchemy_envelope.orm.sharing.rollbacks import note_unlock
 from sqlalchemy_envelope.orm.sharing.roots import OpenedRoot, open_with_kek, renew
 from sqlalchemy_envelope.orm.sharing.waiting import Waiting
@@ -110,7 +111,9 @@ def unlock_with_provider_steps(
     slot = next((slot for slot in mine if slot.key_id == root.key_id), None)
     if slot is None:
         raise KeyNotFoundError(
-            f"This {located.name} has no key slot of provider {provider!r}: it is not its to open."
+            f"Provider {provider!r} has no key slot of this {located.name}, and so cannot unlock it. "
+            "`envelope.slots(session, owner)` lists the slots. To add one, while the owner is unlocked: "
+            f"`envelope.add_provider(session, owner, provider={provider!r})`."
         )
     kek = yield from kek_of_slot(desk, slot)
     found = trusting_first_use(open_with_kek(desk.policy, keys, root, slot, mine, kek), keys)
@@ -214,7 +217,10 @@ def _open_with_secret(
     loaded = yield from _secret_slots(located, profile, keys, root, prepared)
     slots = [slot for slot in loaded if slot.key_id == root.key_id]
     if len(slots) > MAX_SLOTS:
-        raise KeyNotFoundError(f"This {located.name} has more than {MAX_SLOTS} secret slots.")
+        raise KeyNotFoundError(
+            f"This {located.name} has more than {MAX_SLOTS} secret slots, and the library makes no more: "
+            "some were added past it."
+        )
     refused: UnlockError | None = None
     for slot in slots:
         salt = KdfSalt.parse(slot.kdf, policy=profile)
@@ -343,7 +349,9 @@ def _require_open(keyring: Keyring, keys: Sequence[StoredKey]) -> None:
     for key in keys:
         own = key.purpose in (Purpose.DATA, Purpose.INDEX) and key.state is not KeyState.DESTROYED
         if own and keyring.open(key.key_id) is None:
-            raise KeyNotFoundError(f"Key {short(key)} is wrapped under a root key that is not here.")
+            raise KeyNotFoundError(
+                f"Key {short(key)} is wrapped under a root key that is not here. {KEYS_WERE_DELETED}"
+            )
 
 
 def _replace(located: LocatedOwner, old: StoredSlot, new: StoredSlot) -> None:

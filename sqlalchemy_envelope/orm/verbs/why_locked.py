@@ -132,7 +132,9 @@ class _Search:
         if error is not None:
             return _because(value, LockReason.UNREADABLE, f"cannot be read: {error.args[0]}")
         if not keys:
-            said = f"is locked: {owner} has no keys. `envelope.enroll(session, owner, ...)` makes them."
+            said = f"is locked: {owner} has no keys. Make them: `envelope.enroll(session, owner, ...)`."
+            if not self._desk.keys(place.owner_class).is_there(place.primary_key):
+                said = f"is locked: its row names {owner}, which is not in the database."
             return _because(value, LockReason.NOT_ENROLLED, said)
         if value.key_id is None:
             return None
@@ -223,10 +225,14 @@ class _Search:
         if any(one.enrolls for one in here):
             keys, _ = self._keys(place)
             slots = self._desk.keys(place.owner_class).load_slots(active_roots(keys), SlotKind.PROVIDER)
-            names = {slot.provider_name for slot in slots}
-            by = " or ".join(sorted(names)) or "no provider"
+            names = sorted({slot.provider_name for slot in slots})
+            by = " and ".join(map(repr, names)) or "no provider"
+            serving = next(one.provider for one in here if one.enrolls)
             said = (
-                f"is locked: server mode opens what its provider holds, and {_name(place)} is held by {by}."
+                f"is locked: server mode is on with the provider {serving!r}. The newest key of "
+                f"{_name(place)} has slots of {by}, and no grant leads to it from an owner with a slot of "
+                f"{serving!r}. Unlock an owner with the key, and call `envelope.add_provider(session, owner, "
+                f"provider={serving!r})`."
             )
             return _because(value, LockReason.NO_RIGHT, said)
         error = context.locked(value.name, self._session, place.owner_class, value.scope)
@@ -258,7 +264,7 @@ class _End(NamedTuple):
         for way, grant in zip(self.ways, self.grants, strict=True):
             is_pending = grant.standing is GrantStanding.PENDING
             if is_pending and _would_open(way, self.keys, wanted, value.scope):
-                said = f"is locked: {grant}. {_how_fulfilled(grant)}"
+                said = f"is locked: {_what_waits(grant)} {_how_fulfilled(grant)}"
                 return _because(value, LockReason.PENDING, said, grant=grant)
         return None
 
@@ -351,10 +357,31 @@ def _how_cured(right: Right) -> str:
     return f"Delete the {name} that it follows, and add that as an object."
 
 
+def _what_waits(grant: GrantStatus) -> str:
+    row = f"{grant.grant} {', '.join(map(str, grant.row))}"
+    what = f"the scope {grant.scope!r} of {grant.of}" if grant.scope else f"{grant.of}"
+    since = "" if grant.since is None else f" since {grant.since:%Y-%m-%d %H:%M}"
+    return f"{row} gives {grant.to} the key of {what}, and has been pending{since}."
+
+
 def _how_fulfilled(grant: GrantStatus) -> str:
     if not grant.is_enrolled:
-        return "Its keys come with `envelope.enroll(session, owner, ...)`; the grant is fulfilled after that."
-    return "The next write of one of these fulfils it, or `envelope.settle(session)` while they are unlocked."
+        return (
+            f"Give {grant.to} keys first: `envelope.enroll(session, owner, ...)`. The next write of an owner "
+            "with the key then seals it."
+        )
+    ways = []
+    if grant.holders:
+        ways.append(f"unlock {' or '.join(map(str, grant.holders[:_MOST_NAMED]))}")
+    if grant.providers:
+        ways.append(f"open {grant.of} by provider {' or '.join(map(repr, grant.providers))}")
+    if not ways:
+        return (
+            "Nobody holds that key any more, and nothing can seal it. Restore the rows of keys and grants "
+            "from a backup, or give up the values under that key."
+        )
+    way = " or ".join(ways)
+    return f"To seal the key, {way}, and call `envelope.settle(session)`; the next write does it too."
 
 
 def _epochs(

@@ -19,6 +19,7 @@ from sqlalchemy_envelope.orm.writing.forms import (
     is_proposed,
     parts_of,
 )
+from sqlalchemy_envelope.words import counted
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -40,8 +41,8 @@ def check_from_select(plan: TablePlan, statement: Any) -> None:
         sources = list(part.selected_columns)
         if len(names) != len(sources):  # a textual select without `columns()`: nobody can say what goes where
             raise StatementRefusedError(
-                f"INSERT .. FROM SELECT into {plan.table.name}, which has encrypted columns: its "
-                f"{len(names)} columns are not matched by {len(sources)} of the select."
+                f"INSERT .. FROM SELECT into {plan.table.name}, which has encrypted columns: it "
+                f"names {counted(len(names), 'column')}, and its SELECT has {len(sources):,}."
             )
         copied = dict(zip(names, sources, strict=True))
         _check_previous(plan, copied)

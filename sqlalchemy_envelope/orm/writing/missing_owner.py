@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from sqlalchemy_envelope.orm.columns.plans import EncryptedColumn
     from sqlalchemy_envelope.orm.tables.owner_paths import OwnerPath
 
+_RESULTS = {"unlock": "unlocked", "server_mode": "server", "write_only": "writing"}
+"""Names for the results of the envelope's verbs, as the documentation has them."""
+
 
 def not_set(state: InstanceState[Any], path: OwnerPath, column: EncryptedColumn) -> StatementRefusedError:
     """The error for a new object that has no owner when it is flushed."""
@@ -46,7 +49,8 @@ def moved_late(state: InstanceState[Any], keys: Sequence[str], column_key: str) 
     changed, was = " and ".join(f"{name}.{key}" for key in keys), "was" if len(keys) == 1 else "were"
     return StatementRefusedError(
         f"{changed} {was} changed while the {name} was being flushed, and too late, as by a `before_update` "
-        f"listener: {name}.{column_key} would stay encrypted for where it was; nothing was sent. Change it "
+        f"listener: {name}.{column_key} would stay encrypted for the former owner or key; nothing was sent. "
+        "Change it "
         f"before the flush, or let the listener run first: `event.listen({name}, 'before_update', ..., "
         "insert=True)`."
     )
@@ -69,21 +73,24 @@ def unnamed_owner(
     """The error for a statement that does not say whose rows it writes.
 
     Args:
-        using: the variable whose `using` could say it, "unlocked" or "server"; None if `using` could not.
+        using: the verb of the envelope whose result could say it by `using`; None if `using` could not.
     """
     named = f"name it in the values ({', '.join(f'`{key}=`' for key in path.keys)})"
     objects = "add objects to a session" if inserts else "load the objects and change them"
     if using is None:
         cures = f"{named[0].upper()}{named[1:]}, or {objects}; `using` gives no row its owner."
     else:
-        opened_by = "server_mode" if using == "server" else "unlock"
-        said = (
-            f"say whose rows these are: `with {using}.using(owner): ...`, where `{using}` is what "
-            f"`envelope.{opened_by}(...)` returned"
+        name = _RESULTS[using]
+        inside = (
+            f"inside `with {name}.using(owner): session.execute(...)`, where `{name}` is what "
+            f"`envelope.{using}(...)` returned, or {objects}."
         )
         # An owner in the values of an UPDATE gets the rows, which is seldom what is meant.
-        cures = f"Name it in the values, or {said}" if inserts else f"A WHERE does not count: {said}"
-        cures += f", or {objects}."
+        cures = (
+            f"Name it in the values, or run it {inside}"
+            if inserts
+            else f"Run it {inside} A WHERE does not count."
+        )
     where = f"{column.column.table.name}.{column.key}"
     return StatementRefusedError(f"A statement writes {where} and does not name the row's owner. {cures}")
 

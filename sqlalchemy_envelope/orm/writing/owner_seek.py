@@ -127,6 +127,11 @@ class OwnerSeek(Names):
         query: Any = select(keys.__table__.c.key_id).where(among(owner_class.owner_columns, [key])).limit(1)
         return self._writes.execute(query).first() is not None
 
+    def is_there(self, owner_class: OwnerClass, key: Values) -> bool:
+        """Whether an owner's row is in the database: asked for an error alone."""
+        keys = owner_class.primary_key
+        return self._writes.execute(select(*keys).where(among(keys, [key])).limit(1)).first() is not None
+
     def require_here(self, mapper: Mapper[Any]) -> None:
         """Refuse a class whose rows the session has in another database than the rows that the statement
         writes.

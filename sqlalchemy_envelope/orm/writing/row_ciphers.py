@@ -99,7 +99,9 @@ class RowCiphers:
             if rows.plan.dual or rows.session is None or self._owners.have_keys(owner_class, key):
                 raise
         where = f"{rows.plan.table.name}.{written.key}"
-        raise context.no_keys(where, owner_class.name, rows.session)
+        raise context.no_keys(
+            where, owner_class.name, rows.session, is_there=self._owners.is_there(owner_class, key)
+        )
 
     def _attributes(self) -> dict[str, str]:
         """The attributes by which columns are mapped, to find the new owner whose row this is."""

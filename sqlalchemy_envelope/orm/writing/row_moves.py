@@ -84,7 +84,7 @@ def _left_behind(table: str, column: EncryptedColumn, *, changes_owner: bool) ->
     )
     return StatementRefusedError(
         f"An UPDATE moves rows of {table} to another owner or key and leaves {column.key} encrypted for "
-        f"where it was. Load the objects and change them.{cure if changes_owner else ''}"
+        f"the former owner or key. Load the objects and change them.{cure if changes_owner else ''}"
     )
 
 

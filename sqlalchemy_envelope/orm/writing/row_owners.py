@@ -187,8 +187,13 @@ class RowOwners:
         new = self._new_object() if inserts else None
         if new is not None:
             return not_set(new, path, column)
-        makes_keys = any(unlocked.makes_keys for unlocked in context.unlocked_sessions(self._rows.session))
-        using = None if self._is_decided(row, path) else ("server" if makes_keys else "unlocked")
+        here = context.unlocked_sessions(self._rows.session)
+        verb = "unlock"
+        if any(unlocked.makes_keys for unlocked in here):
+            verb = "server_mode"
+        elif any(unlocked.on_demand for unlocked in here):
+            verb = "write_only"
+        using = None if self._is_decided(row, path) else verb
         return unnamed_owner(path, column, inserts=inserts, using=using)
 
     def _new_object(self) -> InstanceState[Any] | None:
@@ -216,6 +221,10 @@ class RowOwners:
     def have_keys(self, owner_class: OwnerClass, key: Values) -> bool:
         """Whether an owner has keys in the database: asked for an error alone."""
         return self._seek.has_keys(owner_class, key)
+
+    def is_there(self, owner_class: OwnerClass, key: Values) -> bool:
+        """Whether an owner's row is in the database: asked for an error alone."""
+        return self._seek.is_there(owner_class, key)
 
     def require_here(self, owner_classes: Iterable[OwnerClass]) -> None:
         """Refuse classes whose rows are in another database than those that the statement writes.

@@ -250,6 +250,6 @@ def _move(column: Column[Any], decides: str) -> StatementRefusedError:
     table = column.table
     return StatementRefusedError(
         f"A statement writes {table.name}.{decides} through another Table object than the model's, and rows "
-        f"that move to another owner or key would leave {column.name} encrypted for where it was. Load the "
-        f"objects and change them; or leave {decides} out of what the statement sets."
+        f"that move to another owner or key would leave {column.name} encrypted for the former owner or key. "
+        f"Load the objects and change them; or leave {decides} out of what the statement sets."
     )

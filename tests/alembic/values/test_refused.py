@@ -6,10 +6,19 @@ import pytest
 import sqlalchemy as sa
 from alembic import command
 from alembic.config import Config
+from alembic.migration import MigrationContext
+from alembic.operations import Operations
 from sqlalchemy import Engine
 from sqlalchemy.orm import Session
 
-from sqlalchemy_envelope import ConfigurationError, Envelope, KdfProfile, MigrationRefusedError, ServerKeyring
+from sqlalchemy_envelope import (
+    ConfigurationError,
+    Envelope,
+    EnvelopeError,
+    KdfProfile,
+    MigrationRefusedError,
+    ServerKeyring,
+)
 from sqlalchemy_envelope.alembic import KeySource
 from tests.alembic.environments import Environment, by_hand, script
 from tests.alembic.moving_models import SERVER_KEY, declare, envelope, fill, values
@@ -18,6 +27,15 @@ from tests.alembic.values.letters import phones, stored
 PHONE = 'op.encrypt_column("users", "phone", sa.String(20))'
 PHONE_BACK = 'op.decrypt_column("users", "phone", sa.String(20))'
 Made = Callable[..., Config]
+
+
+def enroll_with_a_secret(engine: Engine) -> None:
+    """Give the first user keys that no provider holds."""
+    with Session(engine) as session:
+        envelope.enroll(
+            session, session.get_one(declare("plaintext").User, 1), secret="a long secret of hers"
+        )
+        session.commit()
 
 
 @pytest.mark.parametrize("unique", [False, True])
@@ -85,7 +103,9 @@ def test_rows_without_an_owner(environment: Environment, engine: Engine) -> None
         )
         connection.execute(sa.text("INSERT INTO drafts VALUES (1, 1, 'a'), (2, NULL, 'b'), (3, NULL, NULL)"))
     by_hand(config, 'op.encrypt_column("drafts", "body", sa.Text())')
-    with pytest.raises(MigrationRefusedError, match=r"1 values of drafts\.body have no owner"):
+    with pytest.raises(
+        MigrationRefusedError, match=r"1 value of drafts\.body cannot be encrypted, for want of an owner"
+    ):
         command.upgrade(config, "head")
 
     assert stored(engine, "drafts", "body") == ["a", "b", None]
@@ -107,12 +127,8 @@ def test_owners_who_hold_their_keys_alone(made: Made, engine: Engine) -> None:
     """The provider has no slot for them: refused with their number, and with what to use."""
     config = made(PHONE)
     before = fill(engine)
-    with Session(engine) as session:
-        envelope.enroll(
-            session, session.get_one(declare("plaintext").User, 1), secret="a long secret of hers"
-        )
-        session.commit()
-    with pytest.raises(MigrationRefusedError, match=r"1 values of users\.phone.*expand_encrypted_column"):
+    enroll_with_a_secret(engine)
+    with pytest.raises(MigrationRefusedError, match=r"1 value of users\.phone.*expand_encrypted_column"):
         command.upgrade(config, "head")
 
     assert values(engine, "plaintext") == before
@@ -145,3 +161,26 @@ def test_a_key_source_of_no_base() -> None:
     with pytest.raises(ConfigurationError):
         KeySource(envelope, declare("in place").Base, provider="other")
     assert SERVER_KEY.hex() not in repr(KeySource(envelope, declare("in place").Base))
+
+
+@pytest.mark.parametrize("back", [False, True])
+def test_a_refusal_leaves_no_column(made: Made, engine: Engine, back: bool) -> None:
+    """The column that was to be filled is gone, also where the caller goes on in the same transaction."""
+    config = made(PHONE, PHONE_BACK)
+    fill(engine)
+    if back:
+        command.upgrade(config, "head")
+        other = Envelope(kdf_profile=KdfProfile.unsafe_for_tests(), server_keys=ServerKeyring([b"\x99" * 32]))
+        config.attributes["options"]["envelope"] = KeySource(other, declare("in place").Base)
+    else:
+        enroll_with_a_secret(engine)
+    before = [one["name"] for one in sa.inspect(engine).get_columns("users")]
+    with pytest.raises(EnvelopeError):
+        command.downgrade(config, "-1") if back else command.upgrade(config, "head")
+    with engine.begin() as connection:
+        op = Operations(MigrationContext.configure(connection, opts=config.attributes["options"]))
+        call = op.decrypt_column if back else op.encrypt_column  # type: ignore[attr-defined]
+        with pytest.raises(EnvelopeError):
+            call("users", "phone", sa.String(20))
+
+    assert before == [one["name"] for one in sa.inspect(engine).get_columns("users")]

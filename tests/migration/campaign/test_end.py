@@ -171,7 +171,7 @@ def test_altered_rows_hold_the_end_up(lite: Site) -> None:
         slot = connection.scalars(select(table.c.slot_id)).first()
         connection.execute(table.update().where(table.c.slot_id == slot).values(wrapped=b"\x11" * 105))
 
-    with pytest.raises(MigrationRefusedError, match="1 owners still depend"):
+    with pytest.raises(MigrationRefusedError, match="1 owner still depends"):
         lite.campaign.close("provider:server")
 
     assert lite.path.exists()

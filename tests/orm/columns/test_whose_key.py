@@ -275,7 +275,9 @@ def test_rows_of_which_the_first_leaves_something_out(app: Application, kind: Ki
             rows = [{"id": ROW, "text": None}, row(kind, 2, "of 2", ROW + 1)]
             statements += [(insert(table), rows), (insert(table).values(rows), None)]
         for statement, parameters in statements:
-            with pytest.raises(StatementRefusedError, match=r"do not all name|encrypted for where it was"):
+            with pytest.raises(
+                StatementRefusedError, match=r"do not all name|encrypted for the former owner or key"
+            ):
                 session.connection().execute(statement, parameters)
         session.rollback()
 

@@ -186,6 +186,28 @@ def test_the_owner_has_no_keys(scene: Started, way: str, around: bool) -> None:
     )
 
 
+@pytest.mark.parametrize("way", ["add", "insert"])
+def test_the_owner_is_not_there(scene: Started, way: str) -> None:
+    """A row that names nobody is told from a row of an owner without keys."""
+    with scene.fresh() as session, unlock(session, session.get_one(User, scene.ada.id)):
+        error = told(touch(session, User(id=999))[way])
+
+    assert "its row names a User that is not in the database" in str(error)
+
+
+@pytest.mark.parametrize("way", ["read", "add", "insert"])
+def test_server_mode_without_a_slot(scene: Started, way: str) -> None:
+    """In server mode the error says that it is on, and what it lacks."""
+    ada = scene.ada
+    server = Envelope(
+        kdf_profile=KdfProfile.unsafe_for_tests(), providers={"staff": ServerKeyring([b"k" * 32])}
+    )
+    with scene.fresh() as session, server.server_mode(session, provider="staff", reason="test"):
+        error = told(touch(session, session.get_one(User, ada.id))[way])
+
+    assert "server mode is on, and neither a slot of its provider 'staff' nor a grant" in str(error)
+
+
 def test_a_sealed_value_taken_apart(scene: Started) -> None:
     """What takes a value apart that it does not know, as FastAPI's encoder does, ends in the error itself;
     what only looks is let."""

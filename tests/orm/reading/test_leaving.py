@@ -104,6 +104,25 @@ def test_unflushed_values_are_flushed_by_a_later_unlock(lite: Started) -> None:
     assert body_of(lite, lite.ada, note_id) == "changed"
 
 
+def test_history_keeps_no_plaintext(lite: Started) -> None:
+    """The value that a change replaced is gone with the keys, whether or not the change was flushed."""
+    note = lite.session.get_one(Note, note_of(lite, lite.ada))
+    with pytest.raises(UnflushedError), unlock(lite.session, lite.ada):  # noqa: PT012 - leaving the block raises
+        assert note.body == PLAIN
+        note.body = "p2aintext"
+    state = sa.inspect(note)
+
+    assert PLAIN not in repr((state.committed_state, state.attrs.body.history))
+    assert state.attrs.body.history.added == ["p2aintext"]
+    with unlock(lite.session, lite.ada):
+        lite.session.commit()
+        assert note.body == "p2aintext"
+        del note.body
+
+    assert "p2aintext" not in repr((state.committed_state, state.attrs.body.history))
+    lite.session.rollback()
+
+
 def test_an_exception_inside_stays_the_error(started: Started) -> None:
     """An exception inside the block reaches the caller as itself, with the keys wiped."""
     note_id = note_of(started, started.ada)

@@ -223,7 +223,8 @@ def test_a_move_that_leaves_values_behind_is_refused(shop: Shop, move: Callable[
     """Whatever form a statement has, the row stays where it is, also if the rest is committed."""
     with shop.session() as session:
         with pytest.raises(
-            StatementRefusedError, match=r"the owner of encrypted values|encrypted for where it was"
+            StatementRefusedError,
+            match=r"the owner of encrypted values|encrypted for the former owner or key",
         ):
             move(session)
         if session.is_active:

@@ -26,6 +26,7 @@ from sqlalchemy.types import Float, LargeBinary, NullType, Numeric, TypeDecorato
 from sqlalchemy_envelope.migration.database.schema import missing_key_tables
 from sqlalchemy_envelope.migration.inspection.findings import SEVERITIES, Finding, Severity, referenced_by
 from sqlalchemy_envelope.migration.inspection.obstacles import mysql, postgresql, sqlite
+from sqlalchemy_envelope.words import counted
 
 if TYPE_CHECKING:
     from sqlalchemy import Column, Inspector
@@ -257,7 +258,7 @@ def _count(connection: Connection, column: MigratingColumn, condition: ColumnEle
 def _shown(count: int) -> str:
     if count >= COUNTED:
         return f"{COUNTED:,} rows or more"
-    return f"{count:,} row{'s' if count != 1 else ''}"
+    return counted(count, "row")
 
 
 def _enforced(connection: Connection, inspector: Inspector, column: MigratingColumn) -> bool:

@@ -18,6 +18,7 @@ from sqlalchemy_envelope.migration.inspection.findings import (
     unique_over,
     view_over,
 )
+from sqlalchemy_envelope.words import counted
 
 if TYPE_CHECKING:
     from sqlalchemy.engine.interfaces import ReflectedColumn
@@ -155,8 +156,8 @@ class _Search:
         count = self._count(condition, 1_000)
         if count:
             message = (
-                f"SQLite let {count:,} rows{' or more' if count == 1_000 else ''} have NULL in their primary "
-                "key: they cannot be found one by one. Give them keys first."
+                f"Give a primary key to {counted(count, 'row')}{' or more' if count == 1_000 else ''} first: "
+                "SQLite let the key be NULL, and no statement can name such a row."
             )
             return [Finding("nullable-primary-key", "stops", ", ".join(loose), message)]
         message = (

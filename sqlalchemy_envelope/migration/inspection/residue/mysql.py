@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from sqlalchemy.exc import DBAPIError
 
 from sqlalchemy_envelope.migration.inspection.residue.places import Place, Residue
+from sqlalchemy_envelope.words import counted
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -120,7 +121,11 @@ def _binlog(place: Place, variables: Mapping[str, str]) -> Residue:
     if variables.get("log_bin", "OFF") != "ON":
         return Residue("binary log", "unknown", "log_bin=OFF now.", "Delete files of an earlier one.")
     files = place.allowed("SHOW BINARY LOGS")
-    size = f"{sum(int(row[1]) for row in files):,} bytes in {len(files)} files" if files else "size not told"
+    size = (
+        f"{sum(int(row[1]) for row in files):,} bytes in {counted(len(files), 'file')}"
+        if files
+        else "size not told"
+    )
     return Residue(
         "binary log",
         "may hold plaintext",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from sqlalchemy_envelope.migration.inspection.residue.places import Place, Residue
+from sqlalchemy_envelope.words import counted
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -47,7 +48,7 @@ def _table(place: Place, table: int) -> Residue:
     )
     if row.dropped:
         known += (
-            f" {row.dropped} dropped column{'s' if row.dropped > 1 else ''}: rows written before keep the "
+            f" {counted(row.dropped, 'dropped column')}: rows written before keep the "
             "bytes until the table is rewritten, and the catalog does not tell whether it was."
         )
     else:

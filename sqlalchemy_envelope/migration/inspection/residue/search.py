@@ -15,6 +15,7 @@ from sqlalchemy import Connection, Table, inspect
 from sqlalchemy_envelope.migration.database.columns import MigratingColumn
 from sqlalchemy_envelope.migration.inspection.residue import mysql, postgresql, sqlite
 from sqlalchemy_envelope.migration.inspection.residue.places import Place, Residue
+from sqlalchemy_envelope.words import counted
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -57,17 +58,17 @@ def where_plaintext_remains(
 def _rows(place: Place) -> Residue:
     if place.name is None:
         return Residue("rows", "clean", "The column is dropped: no query gives its values.", "")
-    counted = place.one(
+    count = place.one(
         f"SELECT count(*) FROM (SELECT 1 AS one FROM {place.sql_table} "  # noqa: S608 - quoted
         f"WHERE {place.sql_name} IS NOT NULL LIMIT {_COUNTED}) AS counted"
     )[0]
-    if not counted:
+    if not count:
         return Residue("rows", "clean", f"{place.name} is NULL in every row.", "")
-    shown = f"{counted:,}" if counted < _COUNTED else f"{_COUNTED:,} or more"
+    shown = counted(count, "row") if count < _COUNTED else f"{_COUNTED:,} rows or more"
     return Residue(
         "rows",
         "holds plaintext",
-        f"{shown} rows have a value in {place.name}.",
+        f"{shown} with a value in {place.name}.",
         "`sqlalchemy-envelope migrate cutover`, then `contract`.",
     )
 

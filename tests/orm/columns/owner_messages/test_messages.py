@@ -141,7 +141,7 @@ def test_a_where_does_not_count(shop: Engine) -> None:
     advice = refused(shop, lambda session: session.execute(statement.values(address="x")))
     bulk = refused(shop, lambda session: session.execute(update(Order), [{"id": 1, "address": "x"}]))
 
-    assert "A WHERE does not count: say whose rows these are: `with server.using(owner): ...`" in advice
+    assert "Run it inside `with server.using(owner): session.execute(...)`" in advice
     assert "`server` is what `envelope.server_mode(...)` returned" in advice
     assert "A WHERE does not count" in bulk
     with Session(shop) as session, envelope.server_mode(reason="test") as server:
@@ -157,7 +157,19 @@ def test_outside_server_mode_it_is_the_unlocked_session(shop: Engine) -> None:
     with Session(shop) as session, pytest.raises(StatementRefusedError) as caught:
         session.execute(update(Order).values(address="x"))
 
-    assert "`with unlocked.using(owner): ...`" in str(caught.value)
+    assert "`with unlocked.using(owner): session.execute(...)`" in str(caught.value)
+
+
+def test_write_only_is_named_too(shop: Engine) -> None:
+    """Inside `write_only` its own result has `using`."""
+    with (
+        Session(shop) as session,
+        envelope.write_only(session),
+        pytest.raises(
+            StatementRefusedError, match=r"`writing` is what `envelope\.write_only\(\.\.\.\)` returned"
+        ),
+    ):
+        session.execute(update(Order).values(address="x"))
 
 
 def test_a_new_object_without_owner(shop: Engine) -> None:

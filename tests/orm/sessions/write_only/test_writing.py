@@ -210,6 +210,17 @@ def test_an_owner_without_keys(webhook: Webhook) -> None:
     assert webhook.seals == 0
 
 
+def test_an_owner_that_is_not_there(lite: Webhook) -> None:
+    """A row that names nobody is told from a row of an owner without keys."""
+    statement = insert(Note).values(user_id=999, body="no")
+    with (
+        Session(lite.engine) as session,
+        lite.envelope.write_only(session),
+        pytest.raises(NotEnrolledError, match="names a User that is not in the database"),
+    ):
+        session.execute(statement)
+
+
 @pytest.mark.parametrize("served", [False, True])
 def test_the_error_about_an_owner_without_keys(lite: Webhook, served: bool) -> None:
     """It names what makes keys: server mode only where there are server keys, and both cures work."""

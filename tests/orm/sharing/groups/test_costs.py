@@ -297,7 +297,7 @@ def test_what_a_locked_value_of_a_group_is_told_as(lite: Engine) -> None:
             told[name] = str(caught.value)
 
     for name in ("read", "write"):
-        assert "unlock a Group or User who has the key by a Membership or Nesting around this" in told[name]
+        assert "unlock a Group or User whose Membership or Nesting gives the key, around this" in told[name]
         assert "or its Group if that has a secret" in told[name]
         assert "secret=" not in told[name]
     assert "User.diary is locked: unlock its owner around this" in told["own"]

@@ -86,6 +86,15 @@ def test_what_opens_an_owner_is_what_it_was_enrolled_with(
             app.read(ada)
 
 
+def test_a_provider_without_a_slot_is_named(app: Application) -> None:
+    """The error names the provider, and the line that gives it a slot."""
+    ada = app.enroll(secret=SECRET)
+    with pytest.raises(
+        KeyNotFoundError, match=r"Provider 'remote' has no key slot of this User.*add_provider"
+    ):
+        app.read(ada, provider="remote", reason="test")
+
+
 def test_a_wrong_secret_is_not_helped_by_a_provider_slot(app: Application) -> None:
     """An owner with both slots opens with the right secret and with no other."""
     ada = app.enroll(secret=SECRET, provider="remote")

@@ -125,11 +125,31 @@ def test_a_right_is_pending(both: Engine) -> None:
         assert (found.grant.grant, found.grant.row) == ("Membership", (GROUP, OUTSIDER))
         assert {OwnerName("User", (FOUNDER,)), OwnerName("User", (MEMBER,))} == set(found.grant.holders)
         assert found.grant.since.tzinfo is not None
+        assert (
+            f"Membership {GROUP}, {OUTSIDER} gives User {OUTSIDER} the key of Group {GROUP}" in found.message
+        )
+        assert f"and has been pending since {found.grant.since:%Y-%m-%d %H:%M}." in found.message
+        assert "unlock User 1 or User 2, and call `envelope.settle(session)`" in found.message
     with as_user(both, "member") as session:
         envelope.settle(session)
         session.commit()
     with as_user(both, "outsider") as session:
         assert envelope.why_locked(session, session.scalars(select(Post)).one()) is None
+
+
+def test_a_pending_right_that_nobody_can_fulfil(scene: Engine) -> None:
+    """Where the wraps of all holders are gone, the answer says that, and what is left to do."""
+    add_pending(scene)
+    with scene.begin() as connection:
+        connection.execute(delete(GRANTS).where(GRANTS.c.row_user_id != OUTSIDER))
+    with Session(scene) as session:
+        (status,) = [one for one in envelope.grant_states(session, Membership) if one.row[1] == OUTSIDER]
+        with unlock(session, "outsider"):
+            found = why(session)
+
+    assert LockReason.PENDING is found.reason
+    assert "Nobody holds that key any more" in found.message
+    assert str(status).endswith(", and nobody holds the key")
 
 
 def test_a_right_behind_a_pending_one_is_pending(scene: Engine) -> None:
@@ -340,7 +360,8 @@ def test_server_mode_without_a_slot(scene: Engine) -> None:
 
     assert found is not None
     assert LockReason.NO_RIGHT is found.reason
-    assert "no provider" in found.message
+    assert "server mode is on with the provider 'staff'" in found.message
+    assert "The newest key of Group 1 has slots of no provider, and no grant leads to it" in found.message
 
 
 def test_write_only_reads_nothing(scene: Engine) -> None:
