@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy.orm import Session
 
+    from sqlalchemy_envelope.keys.keyring import OwnerId
     from sqlalchemy_envelope.orm.current.desk import Desk
     from sqlalchemy_envelope.orm.sessions.fetched_keys import FetchedKeys
     from sqlalchemy_envelope.orm.sharing.granted import Opening
@@ -56,14 +57,7 @@ class ProviderGrants:
         """Open keys that are older than the provider's slot: the active root key leads back to them."""
         held = desk.keys(owner_class).load_held_of(list({row.primary_key: None for row in rows}))
         fetched.take_in(desk, owner_class, held)
-        for owner in {data.owner for data, _, _ in held} & fetched.by_slot:
-            keys = [row.stored for row in rows if row.owner == owner]
-            try:
-                usable(row for row in rows if row.owner == owner)
-                check_generations(keys)
-                fetched.keyring.add_stored(owner, keys)
-            except EnvelopeError as error:
-                fetched.refuse(owner, keys, error)
+        _take_in_older(fetched, [row for row in rows if row.owner in fetched.by_slot])
 
     def _open(
         self, desk: Desk, fetched: FetchedKeys, owner_class: OwnerClass, rows: Sequence[OwnedKey]
@@ -72,8 +66,13 @@ class ProviderGrants:
         ways = ways_from_provider(desk, self._provider, owner_class, rows)
         names, starts = Names(desk.session), []
         for of, keys in ways.starts.items():
-            fetched.take_in(desk, of, desk.keys(of).load_held_of(list(keys)))
+            store = desk.keys(of)
+            held = store.load_held_of(list(keys))
+            fetched.take_in(desk, of, held)
             starts += [names.place(of, key) for key in keys]
+            # A grant may be sealed to an older root key of the recipient.
+            if renewed := [data.primary_key for data, root, _ in held if root.stored.epoch > 1]:
+                _take_in_older(fetched, store.load(renewed))
         if not starts:
             return
         found = follow_grants(desk, fetched.keyring, starts, ways.between, rows=rows)
@@ -91,6 +90,21 @@ class ProviderGrants:
             found = look, set()
             self._closed.put(session, found)
         return found[1]
+
+
+def _take_in_older(fetched: FetchedKeys, rows: Sequence[OwnedKey]) -> None:
+    """Take in every key of owners that a slot of the provider leads to. The active root key leads to them."""
+    by_owner: dict[OwnerId, list[OwnedKey]] = {}
+    for row in rows:
+        by_owner.setdefault(row.owner, []).append(row)
+    for owner, some in by_owner.items():
+        keys = [row.stored for row in some]
+        try:
+            usable(some)
+            check_generations(keys)
+            fetched.keyring.add_stored(owner, keys)
+        except EnvelopeError as error:
+            fetched.refuse(owner, keys, error)
 
 
 def _places(found: Opening, names: Names) -> list[Place]:

@@ -365,3 +365,19 @@ def test_who_left_and_came_back_lends_the_server_only_what_is_granted_now(shared
                     _ = session.get_one(Minute, number).text
     finally:
         serving.stop()
+
+
+def test_a_grant_to_an_older_key_of_a_recipient_is_followed(shared: Shared) -> None:
+    """Ada takes the server's slot away and gives it another one: her keys are new since, and the group's key
+    is still sealed to her old one."""
+    with Session(shared.engine) as session, shared.unlocked(session, "bob"):
+        shared.found(session, 1, 2, 1)
+        session.commit()
+    with Session(shared.engine) as session, shared.unlocked(session, "ada"):
+        ada = session.get_one(User, 1)
+        shared.envelope.remove_provider(session, ada, provider="server")
+        session.commit()
+        shared.envelope.add_provider(session, ada, provider="server")
+        session.commit()
+
+    assert shared.read(1) == "post 1"
