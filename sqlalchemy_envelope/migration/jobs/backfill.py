@@ -14,7 +14,7 @@ from sqlalchemy_envelope.migration.jobs.early_ciphertext import BESIDE, Advice, 
 from sqlalchemy_envelope.migration.jobs.own_previous import LOCKED, open_previous
 from sqlalchemy_envelope.migration.jobs.owner_ciphers import OwnerCiphers
 from sqlalchemy_envelope.migration.jobs.preflight import check_read
-from sqlalchemy_envelope.migration.jobs.work import read_parts
+from sqlalchemy_envelope.migration.jobs.work import Work
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from sqlalchemy_envelope.orm.tables.keyset import Position
 
 
-class Backfill:
+class Backfill(Work):
     """Encrypt previous values for their rows' owners.
 
     Args:
@@ -37,8 +37,6 @@ class Backfill:
     """
 
     job = Job.BACKFILL
-    part = ""
-    sampled: bool | None = None
 
     def __init__(self, advice: Advice = BESIDE) -> None:
         self._advice = advice
@@ -47,13 +45,8 @@ class Backfill:
         """Pending rows that have an owner."""
         return and_(rows.pending, rows.owned)
 
-    def step(
-        self, session: Session, rows: Rows, after: Position | None, upto: Position | None, size: int
-    ) -> Step:
+    def work(self, session: Session, rows: Rows, parts: list[Any], step: Step) -> None:
         """Encrypt a chunk. Rows of owners without keys are passed over."""
-        step, parts = read_parts(session, rows, self.due(rows), after, upto, size)
-        if not parts:
-            return step
         if rows.dialect.name == "sqlite":
             # A transaction that read first fails at once when it writes, if another program wrote in between.
             session.rollback()
@@ -64,7 +57,6 @@ class Backfill:
         refuse_ciphertext(rows.column, keys, opened, self._advice)
         ciphers = keys.writers({owner for _, owner, *_ in opened}, len(opened))
         step.rows = rows.write_encrypted(session.connection(), encrypt_rows(rows.column, ciphers, opened))
-        return step
 
 
 def encrypt_rows(

@@ -12,7 +12,7 @@ from sqlalchemy_envelope.exceptions import ConfigurationError, DecryptionError, 
 from sqlalchemy_envelope.migration.database.state import Job
 from sqlalchemy_envelope.migration.jobs.owner_ciphers import OwnerCiphers
 from sqlalchemy_envelope.migration.jobs.stored import encrypted_again, headers_of, open_stored
-from sqlalchemy_envelope.migration.jobs.work import read_parts
+from sqlalchemy_envelope.migration.jobs.work import Work
 
 if TYPE_CHECKING:
     from sqlalchemy import ColumnElement
@@ -21,10 +21,9 @@ if TYPE_CHECKING:
     from sqlalchemy_envelope.migration.database.columns import MigratingColumn
     from sqlalchemy_envelope.migration.database.rows import Rows
     from sqlalchemy_envelope.migration.jobs.work import Step
-    from sqlalchemy_envelope.orm.tables.keyset import Position
 
 
-class Reencrypt:
+class Reencrypt(Work):
     """Re-encrypt stored values that are not under their owner's current data key.
 
     Args:
@@ -32,7 +31,6 @@ class Reencrypt:
     """
 
     job = Job.REENCRYPT
-    sampled: bool | None = None
 
     def __init__(self, owner: tuple[Any, ...] | None = None) -> None:
         self._owner = owner
@@ -62,13 +60,8 @@ class Reencrypt:
             return where
         return and_(where, *(mine == key for mine, key in zip(rows.owners, self._owner, strict=True)))
 
-    def step(
-        self, session: Session, rows: Rows, after: Position | None, upto: Position | None, size: int
-    ) -> Step:
+    def work(self, session: Session, rows: Rows, parts: list[Any], step: Step) -> None:
         """Re-encrypt a chunk."""
-        step, parts = read_parts(session, rows, self.due(rows), after, upto, size)
-        if not parts:
-            return step
         keys = OwnerCiphers(session, rows.column)
         writers = keys.writers({owner for _, owner, *_ in parts if keys.names_owner(owner)}, len(parts))
         keys.prepare_read(headers_of(stored for *_, stored in parts))
@@ -87,4 +80,3 @@ class Reencrypt:
             else:
                 made.append((position, stored, encrypted_again(rows.column, writer, position, plaintext)))
         step.rows = rows.replace_encrypted(session.connection(), made)
-        return step

@@ -12,17 +12,17 @@ from sqlalchemy_envelope.migration.database.state import Job
 from sqlalchemy_envelope.migration.jobs.own_previous import LOCKED, open_previous
 from sqlalchemy_envelope.migration.jobs.owner_ciphers import OwnerCiphers
 from sqlalchemy_envelope.migration.jobs.stored import Verdict, compare, encrypted_again, headers_of
-from sqlalchemy_envelope.migration.jobs.work import Step, read_parts
+from sqlalchemy_envelope.migration.jobs.work import Work
 
 if TYPE_CHECKING:
     from sqlalchemy import ColumnElement
     from sqlalchemy.orm import Session
 
     from sqlalchemy_envelope.migration.database.rows import Rows
-    from sqlalchemy_envelope.orm.tables.keyset import Position
+    from sqlalchemy_envelope.migration.jobs.work import Step
 
 
-class Repair:
+class Repair(Work):
     """Repair the rows that a verification finds.
 
     Args:
@@ -31,8 +31,6 @@ class Repair:
     """
 
     job = Job.REPAIR
-    part = ""
-    sampled: bool | None = None
 
     def __init__(self, *, cut_over: bool) -> None:
         self._cut_over = cut_over
@@ -41,13 +39,8 @@ class Repair:
         """Rows with both values."""
         return and_(rows.previous.is_not(None), rows.encrypted.is_not(None))
 
-    def step(
-        self, session: Session, rows: Rows, after: Position | None, upto: Position | None, size: int
-    ) -> Step:
+    def work(self, session: Session, rows: Rows, parts: list[Any], step: Step) -> None:
         """Compare a chunk, and repair rows that differ. Rows that no key here opens stay as they are."""
-        step, parts = read_parts(session, rows, self.due(rows), after, upto, size)
-        if not parts:
-            return step
         parts = open_previous(session, rows, parts)
         keys = OwnerCiphers(session, rows.column)
         keys.prepare_read(headers_of(stored for *_, stored in parts))
@@ -75,4 +68,3 @@ class Repair:
                     continue
                 made = encrypted_again(rows.column, writer, position, wanted)
             step.rows += rows.put_right(session.connection(), position, exact, stored, made)
-        return step

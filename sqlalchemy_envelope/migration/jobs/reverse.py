@@ -10,7 +10,7 @@ from sqlalchemy_envelope.migration.database.state import Job
 from sqlalchemy_envelope.migration.jobs.own_previous import seal_previous
 from sqlalchemy_envelope.migration.jobs.owner_ciphers import OwnerCiphers
 from sqlalchemy_envelope.migration.jobs.stored import headers_of, open_stored
-from sqlalchemy_envelope.migration.jobs.work import read_parts
+from sqlalchemy_envelope.migration.jobs.work import Work
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -23,24 +23,17 @@ if TYPE_CHECKING:
     from sqlalchemy_envelope.orm.tables.keyset import Position
 
 
-class Reverse:
+class Reverse(Work):
     """Move values back: a row with an encrypted value alone gets the plaintext in its previous column."""
 
     job = Job.REVERSE
-    part = ""
-    sampled: bool | None = None
 
     def due(self, rows: Rows) -> ColumnElement[bool]:
         """Rows with an encrypted value alone."""
         return rows.encrypted_alone
 
-    def step(
-        self, session: Session, rows: Rows, after: Position | None, upto: Position | None, size: int
-    ) -> Step:
+    def work(self, session: Session, rows: Rows, parts: list[Any], step: Step) -> None:
         """Decrypt a chunk. Values that no key here opens stay as they are."""
-        step, parts = read_parts(session, rows, self.due(rows), after, upto, size)
-        if not parts:
-            return step
         keys = OwnerCiphers(session, rows.column)
         keys.prepare_read(headers_of(stored for *_, stored in parts))
         decode, made = rows.column.plan.type.codec.decode, []
@@ -57,7 +50,6 @@ class Reverse:
         sealed = seal_previous(session, rows, made)
         step.locked += len(made) - len(sealed)
         step.rows = _write_back(session, rows, sealed)
-        return step
 
 
 def _write_back(session: Session, rows: Rows, parts: Sequence[tuple[Position, Any, Any]]) -> int:

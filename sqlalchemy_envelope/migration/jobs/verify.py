@@ -11,7 +11,7 @@ from sqlalchemy_envelope.migration.database.state import Job
 from sqlalchemy_envelope.migration.jobs.own_previous import open_previous
 from sqlalchemy_envelope.migration.jobs.owner_ciphers import OwnerCiphers
 from sqlalchemy_envelope.migration.jobs.stored import Verdict, compare, headers_of
-from sqlalchemy_envelope.migration.jobs.work import read_parts
+from sqlalchemy_envelope.migration.jobs.work import Work
 
 if TYPE_CHECKING:
     from sqlalchemy import ColumnElement
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from sqlalchemy_envelope.orm.tables.keyset import Position
 
 
-class Verify:
+class Verify(Work):
     """Decrypt each stored value and compare it with the previous value, to the byte and type.
 
     Args:
@@ -30,11 +30,10 @@ class Verify:
     """
 
     job = Job.VERIFY
-    part = ""
 
     def __init__(self, sample: float | None = None) -> None:
         self.sample = sample
-        self.sampled: bool | None = sample is not None
+        self.sampled = sample is not None
 
     def due(self, rows: Rows) -> ColumnElement[bool]:
         """Rows with an encrypted value."""
@@ -46,13 +45,8 @@ class Verify:
             return and_(where, func.abs(func.random() % 1_000_000) < int(self.sample * 1_000_000))
         return and_(where, (func.rand() if name in ("mysql", "mariadb") else func.random()) < self.sample)
 
-    def step(
-        self, session: Session, rows: Rows, after: Position | None, upto: Position | None, size: int
-    ) -> Step:
+    def work(self, session: Session, rows: Rows, parts: list[Any], step: Step) -> None:
         """Compare a chunk."""
-        step, parts = read_parts(session, rows, self.due(rows), after, upto, size)
-        if not parts:
-            return step
         parts = open_previous(session, rows, parts)
         keys = OwnerCiphers(session, rows.column)
         keys.prepare_read(headers_of(stored for *_, stored in parts))
@@ -76,4 +70,3 @@ class Verify:
             if lost:
                 examples.append(position)
         step.examples = tuple(examples[:5])
-        return step

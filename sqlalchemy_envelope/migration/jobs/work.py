@@ -6,8 +6,9 @@ for the next sweep. A chunk that is done twice changes nothing the second time.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from sqlalchemy_envelope.exceptions import EnvelopeError
 from sqlalchemy_envelope.migration.jobs.preflight import find_unreadable, is_of_the_value, unreadable
@@ -42,7 +43,7 @@ class Step:
     examples: tuple[Position, ...] = ()
 
 
-class Work(Protocol):
+class Work(ABC):
     """A kind of job.
 
     Attributes:
@@ -50,36 +51,32 @@ class Work(Protocol):
         sampled: for a verification, whether it looks at a sample.
     """
 
-    job: Job
-    part: str
-    sampled: bool | None
+    job: ClassVar[Job]
+    part: str = ""
+    sampled: bool | None = None
 
+    @abstractmethod
     def due(self, rows: Rows) -> ColumnElement[bool]:
         """The condition for rows that are still to be done."""
-        ...
+
+    @abstractmethod
+    def work(self, session: Session, rows: Rows, parts: list[Any], step: Step) -> None:
+        """Do the rows of a chunk, each in its parts (`Rows.split`), and count them in its result."""
 
     def step(
         self, session: Session, rows: Rows, after: Position | None, upto: Position | None, size: int
     ) -> Step:
-        """Do a chunk, in the session's transaction."""
-        ...
+        """Do a chunk, in the session's transaction.
 
-
-def read_parts(
-    session: Session,
-    rows: Rows,
-    where: ColumnElement[bool],
-    after: Position | None,
-    upto: Position | None,
-    size: int,
-) -> tuple[Step, list[Any]]:
-    """The rows of a chunk, each in its parts (`Rows.split`), after a `Step` that counts nothing yet.
-
-    Raises:
-        PreviousValueError: a previous value cannot be read.
-    """
-    parts = [rows.split(row) for row in _read(session, rows, where, after, upto, size)]
-    return Step(parts[-1][0] if parts else None, full=len(parts) == size), parts
+        Raises:
+            PreviousValueError: a previous value cannot be read.
+        """
+        found = _read(session, rows, self.due(rows), after, upto, size)
+        parts = [rows.split(row) for row in found]
+        step = Step(parts[-1][0] if parts else None, full=len(parts) == size)
+        if parts:
+            self.work(session, rows, parts, step)
+        return step
 
 
 def _read(
