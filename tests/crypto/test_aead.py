@@ -208,7 +208,7 @@ def test_sizes_are_checked_at_the_byte() -> None:
     check_value(b"\1" + bytes(MAX_STORED_SIZE - 1), "notes.body")
     with pytest.raises(ValueTooLargeError):
         check_size(bytes(MAX_VALUE_SIZE + 1))
-    with pytest.raises(TruncatedError, match=f"has {OVERHEAD - 1} bytes; the shortest has {OVERHEAD}"):
+    with pytest.raises(TruncatedError, match=f"has {OVERHEAD - 1} bytes, and the shortest has {OVERHEAD}"):
         check_value(b"\1" + bytes(OVERHEAD - 2), "notes.body")
     with pytest.raises(FormatError, match=f"has {MAX_STORED_SIZE + 1} bytes") as caught:
         check_value(b"\1" + bytes(MAX_STORED_SIZE), "notes.body")
