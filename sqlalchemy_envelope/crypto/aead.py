@@ -279,7 +279,7 @@ def check_size(plaintext: bytes) -> None:
     """
     if len(plaintext) > MAX_VALUE_SIZE:
         raise ValueTooLargeError(
-            f"A value of {len(plaintext)} bytes is over the limit of {MAX_VALUE_SIZE} bytes."
+            f"A value of {len(plaintext):,} bytes is over the limit of {MAX_VALUE_SIZE:,} bytes."
         )
 
 
@@ -318,7 +318,7 @@ def check_value(blob: object, label: str) -> None:
     if len(blob) > MAX_STORED_SIZE:
         raise FormatError(
             f"A value of {label!r} has {counted(len(blob), 'byte')}, and the longest that is written has "
-            f"{MAX_STORED_SIZE}."
+            f"{MAX_STORED_SIZE:,}."
         )
 
 

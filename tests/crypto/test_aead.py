@@ -195,7 +195,7 @@ def test_the_largest_value_comes_back(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(blob) == MAX_STORED_SIZE
     assert largest == CIPHER.decrypt(blob)
     monkeypatch.setattr(aead.os, "urandom", lambda size: pytest.fail("something was encrypted"))
-    with pytest.raises(ValueTooLargeError, match=str(MAX_VALUE_SIZE)):
+    with pytest.raises(ValueTooLargeError, match=f"{MAX_VALUE_SIZE:,}"):
         CIPHER.encrypt(largest + b"\0")
     assert FormatError is decryption_error(blob + b"\0", b"")
 
@@ -210,7 +210,7 @@ def test_sizes_are_checked_at_the_byte() -> None:
         check_size(bytes(MAX_VALUE_SIZE + 1))
     with pytest.raises(TruncatedError, match=f"has {OVERHEAD - 1} bytes, and the shortest has {OVERHEAD}"):
         check_value(b"\1" + bytes(OVERHEAD - 2), "notes.body")
-    with pytest.raises(FormatError, match=f"has {MAX_STORED_SIZE + 1} bytes") as caught:
+    with pytest.raises(FormatError, match=f"has {MAX_STORED_SIZE + 1:,} bytes") as caught:
         check_value(b"\1" + bytes(MAX_STORED_SIZE), "notes.body")
 
     assert FormatError is caught.type

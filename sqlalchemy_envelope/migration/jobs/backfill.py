@@ -79,9 +79,9 @@ def encrypt_rows(
         if failed is not None:
             size = 0 if failed[2] is None else len(failed[2])
             raise MigrationStoppedError(
-                f"{column.name}: the previous value of the row {position!r} has {size - OVERHEAD} bytes, "
+                f"{column.name}: the previous value of the row {position!r} has {size - OVERHEAD:,} bytes, "
                 "over "
-                f"{MAX_VALUE_SIZE}. Shorten it, or store it elsewhere, and run again."
+                f"{MAX_VALUE_SIZE:,}. Shorten it, or store it elsewhere, and run again."
                 if size > MAX_VALUE_SIZE
                 else f"{column.name}: the previous value of the row {position!r} is no "
                 f"{column.plan.type.codec.tag!r} that "

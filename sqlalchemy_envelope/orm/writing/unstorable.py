@@ -32,7 +32,7 @@ def unstorable(column: EncryptedColumn, value: Any, blob: bytes | bytearray | No
     where = f"{column.column.table.name}.{column.key}"
     if blob is not None:
         return ValueTooLargeError(
-            f"{where}: a value of {len(blob) - OVERHEAD} bytes is over {MAX_VALUE_SIZE} bytes."
+            f"{where}: a value of {len(blob) - OVERHEAD:,} bytes is over {MAX_VALUE_SIZE:,} bytes."
         )
     if isinstance(value, Sealed) or is_ciphertext(value):
         return StatementRefusedError(

@@ -118,7 +118,7 @@ def test_values_over_16_mib(lite: Started, kind: str) -> None:
         with pytest.raises(ValueTooLargeError) as caught:
             lite.session.flush()
         lite.session.rollback()
-        assert_helpful(caught.value, says="16777216", hides="p1aintext")
+        assert_helpful(caught.value, says="16,777,216", hides="p1aintext")
         assert isinstance(caught.value, ValueEncodingError)
         assert lite.session.scalar(select(func.count()).select_from(Note)) == 0
         if kind == "text":

@@ -237,7 +237,9 @@ def test_bulk_update_of_one_column(lite: Started) -> None:
         note = Note(user_id=OWNER, body=PLAIN, size=1)
         lite.session.add(note)
         lite.session.commit()
-        with pytest.raises(StatementRefusedError, match=r"writes notes\.size and does not name the row's owner"):
+        with pytest.raises(
+            StatementRefusedError, match=r"writes notes\.size and does not name the row's owner"
+        ):
             lite.session.execute(update(Note), [{"id": note.id, "size": 4}])
         with pytest.raises(StatementRefusedError, match=r"leave user_id out of the values"):
             lite.session.execute(update(Note), [{"id": note.id, "size": 4, "user_id": OWNER}])
