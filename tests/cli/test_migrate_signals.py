@@ -13,7 +13,7 @@ import pytest
 from tests.cli.migrating import APP, Old, make_old
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="there are no such signals")
-ROWS = 20_000
+ROWS = 8_000
 BODY = "notes.body"
 HELD = f"""
 import time
