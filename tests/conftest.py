@@ -62,13 +62,12 @@ def pytest_configure(config: pytest.Config) -> None:
     settings.load_profile("all" if config.getoption("all") else "some")
 
 
-def pytest_collection_finish() -> None:
-    """What the collected modules hold stays to the end: neither the garbage collector nor a test that looks
-    through the memory for what is new there goes over it again. Tests make much garbage that is no cycle:
-    the collector looks for cycles less often."""
+@pytest.fixture(autouse=True, scope="module")
+def _what_lives_stays() -> None:
+    """What is alive when a file of tests begins stays to the end: neither the garbage collector nor a test
+    that looks through the memory for what is new there goes over it again."""
     gc.collect()
     gc.freeze()
-    gc.set_threshold(50_000, 20, 20)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
