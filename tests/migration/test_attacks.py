@@ -300,7 +300,7 @@ def test_a_value_that_is_too_large(sqlite_engine: Engine) -> None:
     """A value over 16 MiB stops the run and is told by its row and size."""
     trial = trial_of(sqlite_engine)
     trial.sql("UPDATE notes SET body = :body WHERE id = 3", body=CANARY + "x" * 2**24)
-    with pytest.raises(MigrationStoppedError, match=r"row \(3,\) has 16777227 bytes") as caught:
+    with pytest.raises(MigrationStoppedError, match=r"row \(3,\) has 16,777,227 bytes") as caught:
         trial.migrator().run(NOTES)
     assert CANARY not in str(caught.value)
     assert caught.value.__context__ is None

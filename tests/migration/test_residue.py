@@ -110,6 +110,7 @@ POSTGRES_STEPS: list[tuple[str, list[str]]] = [
         [
             "ALTER SYSTEM SET wal_recycle = off",
             "SELECT pg_reload_conf()",
+            "SELECT pg_sleep(1)",
             *["SELECT pg_switch_wal()", "CHECKPOINT"] * 2,
         ],
     ),

@@ -93,6 +93,7 @@ def test_two_workers_of_this_machine(trial: Trial) -> None:
     assert migrator.verify(NOTES, workers=2).is_clean
 
 
+@pytest.mark.any_database
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
 @pytest.mark.parametrize("kind", ["threads", "spawned", "dask"])
 def test_an_executor_that_is_given(trial: Trial, kind: str) -> None:

@@ -35,6 +35,7 @@ def test_texts_come_over(database: Database, peer: Callable[[str], Any]) -> None
     database.models(peer(KEY)).comes_over(values)
 
 
+@pytest.mark.any_database
 @every_peer
 def test_wrong_key_is_refused(database: Database, peer: Callable[[str], Any]) -> None:
     """With another key nothing is written, and the error names the row and shows no value."""
@@ -103,6 +104,7 @@ TYPED: dict[str, tuple[Any, Any, list[Any]]] = {
 }
 
 
+@pytest.mark.any_database
 @pytest.mark.parametrize("engine_class", [AesEngine, AesGcmEngine, FernetEngine])
 @pytest.mark.parametrize(("theirs", "ours", "values"), TYPED.values(), ids=TYPED)
 def test_typed_values_come_over(

@@ -32,6 +32,7 @@ CANARY = "canary 5d1e73"
 KEY, WRONG = "the application's old key", "some other key"
 
 
+@pytest.mark.any_database
 @every_peer
 def test_corrupted_in_the_middle(database: Database, peer: Callable[[str], Any]) -> None:
     """A value in the middle that its package cannot open stops the run cleanly, with the row's key."""
@@ -94,6 +95,7 @@ def test_stars_that_naive_padding_ate(database: Database) -> None:
     database.models(type_).comes_over(["p@ss", "x" * 12, "", "y" * 16])
 
 
+@pytest.mark.any_database
 @pytest.mark.parametrize("peer", [*PEERS.values()], ids=PEERS)
 def test_plaintext_among_ciphertext(database: Database, peer: Callable[[str], Any]) -> None:
     """A column that was half encrypted is refused: what does not open is not taken for plaintext."""
@@ -150,6 +152,7 @@ OURS = {
 }
 
 
+@pytest.mark.any_database
 @pytest.mark.parametrize(("before", "after"), OURS.values(), ids=OURS)
 def test_our_own_ciphertext(database: Database, before: dict[str, Any], after: dict[str, Any]) -> None:
     """From column-bound to row-bound and back, to another label, to another scope: through the same steps."""
