@@ -152,8 +152,8 @@ def _wal(place: Place) -> Residue:
     known = f"{int(size.size):,} bytes in {size.files} files" if size is not None else "its size is not told"
     cure = (
         "WAL files are reused under new names without being wiped. `ALTER SYSTEM SET wal_recycle = off;`, "
-        "`SELECT pg_reload_conf();`, a second later `SELECT pg_switch_wal(); CHECKPOINT;` twice: old files are deleted "
-        "rather than reused. Set it back afterwards."
+        "`SELECT pg_reload_conf();`, a second later `SELECT pg_switch_wal(); CHECKPOINT;` twice: old files "
+        "are deleted rather than reused. Set it back afterwards."
     )
     if row.archived != "off":
         cure += " Then delete what was archived before."
