@@ -38,8 +38,8 @@ _PROVIDER_REMOVED = (
     "transaction."
 )
 _LEFT = (
-    "Nobody could open the keys of this {name} after this commit: the last holder of its key leaves, and the "
-    "grants to the others are pending. Once the others have keys, unlock the holder and call `settle()`, and "
+    "Nobody could open a key of this {name} after this commit: its last holder leaves, and its grants to the "
+    "others are pending. Once the others have keys, unlock the holder and call `settle()`, and "
     "then delete the holder's row."
 )
 
