@@ -35,9 +35,18 @@ if TYPE_CHECKING:
 def on_statement(session: Session, statement: object) -> None:
     """Note the owners that a statement may delete."""
     if isinstance(statement, Delete) and isinstance(statement.table, Table):
-        classes = deleted_with(statement.table)
+        classes = deleted_with(statement.table, by_cascade=_is_of_a_flush(session, statement))
         if classes:
             note_commit(session, classes, lambda: _forget(session, classes))
+
+
+def _is_of_a_flush(session: Session, statement: Delete) -> bool:
+    """Whether the unit of work made this statement: `after_delete` tells each owner that it deletes."""
+    owner_class = owner_class_of(statement.table)
+    if not session._flushing or owner_class is None:
+        return False
+    made: Any = getattr(owner_class.mapper.base_mapper, "_memoized_values", {})
+    return made.get(("delete", statement.table)) is statement
 
 
 def after_delete(mapper: Mapper[Any], connection: Connection, state: InstanceState[Any]) -> None:

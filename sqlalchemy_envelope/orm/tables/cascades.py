@@ -95,17 +95,27 @@ class _DeletedWith(NamedTuple):
 
     table_count: int
     owner_classes: frozenset[OwnerClass]
+    by_cascade: frozenset[OwnerClass]
 
 
-def deleted_with(table: Table) -> frozenset[OwnerClass]:
-    """The classes whose owners a DELETE from this table may delete."""
+def deleted_with(table: Table, *, by_cascade: bool = False) -> frozenset[OwnerClass]:
+    """The classes whose owners a DELETE from this table may delete; or those alone that a cascade deletes."""
     records, count = records_of_table(table), len(table.metadata.tables)
     known: _DeletedWith | None = records.get(_DELETED_WITH)
     if known is None or known.table_count != count:  # another table was declared since
-        owner_classes = [owner_class_of(reached) for reached in _reached_from(table)]
-        known = _DeletedWith(count, frozenset(found for found in owner_classes if found is not None))
+        reached = _reached_from(table)
+        start = reached[0]
+        beyond = [
+            one for one in reached if one is not start or any(_is_deleted_with(start, two) for two in reached)
+        ]
+        known = _DeletedWith(count, _owner_classes(reached), _owner_classes(beyond))
         records[_DELETED_WITH] = known
-    return known.owner_classes
+    return known.by_cascade if by_cascade else known.owner_classes
+
+
+def _owner_classes(tables: list[Table]) -> frozenset[OwnerClass]:
+    found = map(owner_class_of, tables)
+    return frozenset(one for one in found if one is not None)
 
 
 def _reached_from(table: Table) -> list[Table]:

@@ -502,6 +502,7 @@ def test_no_private_spot_without_a_canary() -> None:
         "_keymap",
         "_label",
         "_loose_column_name_matching",
+        "_memoized_values",
         "_metadata",
         "_multi_values",
         "_order_by_clauses",

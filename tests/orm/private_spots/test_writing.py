@@ -11,6 +11,7 @@ from sqlalchemy import Engine, insert, literal, select, union_all, update
 from sqlalchemy.dialects.sqlite import insert as upsert
 
 from sqlalchemy_envelope import EnvelopeError, StatementRefusedError
+from sqlalchemy_envelope.orm.sharing import deletions
 from sqlalchemy_envelope.orm.writing import copies, forms, marks, statements
 from sqlalchemy_envelope.orm.writing.rows import WrittenRows
 from tests.orm.conftest import Started
@@ -317,6 +318,23 @@ def test_what_a_statement_memoizes_is_not_handed_on(lite: Started) -> None:
         marks.mark_lasting(plain)._values or ()
     )
     assert marks.mark_lasting(plain.values(title="x").values(size=1))._values.keys() != {"title"}
+
+
+def test_the_statement_of_the_unit_of_work(lite: Started) -> None:
+    """`Mapper._memoized_values` keeps the DELETE that the unit of work sends. Without it, every DELETE may
+    delete any owner of the class."""
+    seen: list[tuple[Any, bool]] = []
+
+    def note(_: object, statement: Any, *__: object) -> None:
+        if isinstance(statement, sa.Delete):
+            seen.append((statement.table, deletions._is_of_a_flush(lite.session, statement)))
+
+    sa.event.listen(lite.engine, "before_execute", note)
+    lite.session.execute(sa.delete(User.__table__).where(User.id == 99))  # type: ignore[arg-type]
+    lite.session.delete(lite.ben)
+    lite.session.flush()
+
+    assert seen == [(User.__table__, False), (User.__table__, True)]
 
 
 def test_without_the_mark(lite: Started, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -313,10 +313,9 @@ def test_readers_are_not_disturbed_while_other_groups_are_deleted(shared: Shared
         rounds = 0
         while time.monotonic() < stops:
             with Session(shared.engine) as session:
-                group = Group(id=1000 + rounds, name="another")
-                session.add(group)
+                session.add(Group(id=1000 + rounds, name="another"))
                 session.commit()
-                session.delete(group)
+                session.execute(delete(Group).where(Group.id == 1000 + rounds))
                 session.commit()
             rounds += 1
         return rounds
@@ -381,3 +380,26 @@ def test_a_grant_to_an_older_key_of_a_recipient_is_followed(shared: Shared) -> N
         session.commit()
 
     assert shared.read(1) == "post 1"
+
+
+def test_a_deletion_by_the_unit_of_work_leaves_the_keys_of_others_alone(shared: Shared) -> None:
+    """The unit of work says which group it deletes: a post of another group is read without a look for keys.
+    A DELETE by a statement may delete any group, and the keys are looked for."""
+    with Session(shared.engine) as session, shared.unlocked(session, "bob"):
+        for number in (1, 2, 3):
+            shared.found(session, number, 2, 1)
+        session.commit()
+    counts = []
+    with shared.envelope.server_mode(reason=REASON):
+        for way in (None, "unit of work", "statement"):
+            with Session(shared.engine) as session:
+                if way == "unit of work":
+                    session.delete(session.get_one(Group, 2))
+                elif way == "statement":
+                    session.execute(delete(Group).where(Group.id == 3))
+                session.commit()
+            with statements_sent(shared.engine) as sent, Session(shared.engine) as session:
+                assert session.get_one(Post, 1).text == "post 1"
+            counts.append(len(sent))
+
+    assert counts[1] == 1 < counts[2]

@@ -39,6 +39,7 @@ class User(KeyOwner, Base):
     __tablename__ = "users"
     id: Mapped[int] = mapped_column(primary_key=True)
     company_id: Mapped[int | None] = mapped_column(ForeignKey("companies.id", ondelete="CASCADE"))
+    invited_by: Mapped[int | None] = mapped_column(ForeignKey("users.id", ondelete="CASCADE"))
 
 
 class Setting(Base):
@@ -60,7 +61,9 @@ def users(engine: Engine) -> Engine:
         session.add(Company(id=1))
         session.flush()
         with server_mode():
-            session.add_all(User(id=number, company_id=1 if number == 1 else None) for number in (1, 2))
+            session.add_all([User(id=2), User(id=3)])
+            session.flush()
+            session.add(User(id=1, company_id=1, invited_by=3))
             session.flush()
             session.add_all(Setting(user_id=number, theme=f"of {number}") for number in (1, 2))
             session.flush()
@@ -77,7 +80,20 @@ WAYS: dict[str, Callable[[Session], object]] = {
     "statement": lambda session: session.execute(delete(User).where(User.id == 1)),
     "table": lambda session: session.execute(delete(User.__table__).where(User.id == 1)),  # type: ignore[arg-type]
     "cascade": lambda session: session.execute(delete(Company)),
+    "cascade of the unit of work": lambda session: session.delete(session.get_one(User, 3)),
+    "table, in a flush": lambda session: delete_in_flush(session),
 }
+
+
+def delete_in_flush(session: Session) -> None:
+    """A listener of the application deletes the user while another one is deleted."""
+
+    def listener(*_: object) -> None:
+        session.execute(delete(User.__table__).where(User.id == 1))  # type: ignore[arg-type]
+
+    event.listen(session, "after_flush", listener)
+    session.execute(text("UPDATE users SET invited_by = NULL"))
+    session.delete(session.get_one(User, 3))
 
 
 @pytest.mark.parametrize("way", WAYS)
