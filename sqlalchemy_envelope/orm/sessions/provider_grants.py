@@ -16,7 +16,7 @@ from sqlalchemy_envelope.orm.sharing.ways_from_provider import ways_from_provide
 from sqlalchemy_envelope.orm.tables.stored_rows import usable
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
+    from collections.abc import Iterable, Sequence
 
     from sqlalchemy.orm import Session
 
@@ -35,13 +35,22 @@ class ProviderGrants:
         self._provider = provider
         self._closed: BySession[tuple[object, set[bytes]]] = BySession()
 
+    def not_closed(self, desk: Desk, fetched: FetchedKeys, headers: Iterable[bytes]) -> list[bytes]:
+        """Leave out the headers of keys that this transaction has looked for in vain."""
+        closed = self._closed_in(desk.session)
+        asked = []
+        for header in headers:
+            if header in closed:
+                fetched.key_ids.add(UUID(bytes=header[1:]))
+            else:
+                asked.append(header)
+        return asked
+
     def follow(
-        self, desk: Desk, fetched: FetchedKeys, owner_class: OwnerClass, headers: Collection[bytes]
+        self, desk: Desk, fetched: FetchedKeys, owner_class: OwnerClass, headers: Iterable[bytes]
     ) -> None:
         """Open the keys of these values that are still closed."""
-        closed = self._closed_in(desk.session)
-        fetched.key_ids.update(UUID(bytes=one[1:]) for one in headers if one in closed)
-        asked = [one for one in headers if one not in closed and not fetched.leads_to(one)]
+        asked = [one for one in headers if not fetched.leads_to(one)]
         if not asked:
             return
         rows = desk.keys(owner_class).load_around([UUID(bytes=header[1:]) for header in asked])
@@ -49,7 +58,7 @@ class ProviderGrants:
         self._open_older(desk, fetched, owner_class, rows)
         if owner_class.grants_of and not all(fetched.leads_to(header) for header in asked):
             self._open(desk, fetched, owner_class, rows)
-        closed.update(header for header in asked if not fetched.leads_to(header))
+        self._closed_in(desk.session).update(one for one in asked if not fetched.leads_to(one))
 
     def _open_older(
         self, desk: Desk, fetched: FetchedKeys, owner_class: OwnerClass, rows: Sequence[OwnedKey]

@@ -145,9 +145,12 @@ class ServerSession(UnlockedSession):
         self, desk: Desk, fetched: FetchedKeys, owner_class: OwnerClass, headers: Collection[bytes]
     ) -> None:
         """Load the keys of these values: through slots of the provider, and then through grants."""
-        fetched.take_in(desk, owner_class, desk.keys(owner_class).load_held(one[1:] for one in headers))
+        asked = self._grants.not_closed(desk, fetched, headers)
+        if not asked:
+            return
+        fetched.take_in(desk, owner_class, desk.keys(owner_class).load_held(one[1:] for one in asked))
         if self._slots.can_open:
-            self._grants.follow(desk, fetched, owner_class, headers)
+            self._grants.follow(desk, fetched, owner_class, asked)
 
     def prepare_write(
         self, session: Session | None, owner_class: OwnerClass, keys: Collection[tuple[Any, ...]], values: int

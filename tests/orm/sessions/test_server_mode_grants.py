@@ -159,7 +159,7 @@ def test_many_groups_cost_as_many_statements_as_one(shared: Shared) -> None:
             with statements_sent(shared.engine) as again:
                 session.scalars(select(Post)).all()
 
-            assert len(again) == 2  # its own, and one for the keys of the group that stays locked
+            assert len(again) == 1  # its own: the keys of the group that stays locked were looked for
 
     assert sent[0] == sent[1]
     assert sent[0] <= 9
@@ -403,3 +403,26 @@ def test_a_deletion_by_the_unit_of_work_leaves_the_keys_of_others_alone(shared: 
             counts.append(len(sent))
 
     assert counts[1] == 1 < counts[2]
+
+
+def test_what_stays_locked_is_looked_for_once_in_a_transaction(shared: Shared) -> None:
+    """An attribute that no slot and no grant opens is touched three times: the keys are looked for at first
+    alone; the next transaction looks again."""
+    with Session(shared.engine) as session, shared.unlocked(session, "bob"):
+        shared.found(session, 1, 2)
+        session.commit()
+    loading, touching = [], []
+    with Session(shared.engine) as session, shared.envelope.server_mode(reason=REASON):
+        for _ in range(2):
+            with statements_sent(shared.engine) as sent:
+                post = session.get_one(Post, 1)
+            loading.append(len(sent))
+            with statements_sent(shared.engine) as sent:
+                for _ in range(3):
+                    with pytest.raises(LockedError):
+                        _ = post.text
+            touching.append(len(sent))
+            session.commit()
+
+    assert touching == [0, 0]
+    assert loading[0] == loading[1] > 1
