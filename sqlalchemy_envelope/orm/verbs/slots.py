@@ -18,6 +18,7 @@ from sqlalchemy_envelope.orm.current.names import Names
 from sqlalchemy_envelope.orm.current.policy import note_policy
 from sqlalchemy_envelope.orm.sharing.beyond import MAX_LEVELS
 from sqlalchemy_envelope.orm.sharing.epochs import start_epoch
+from sqlalchemy_envelope.orm.sharing.membership import forget_looks
 from sqlalchemy_envelope.orm.sharing.reachable import note_provider_removed
 from sqlalchemy_envelope.orm.tables.key_rows import KeyStore
 from sqlalchemy_envelope.orm.tables.owners import Place
@@ -137,6 +138,7 @@ def add_provider_steps(desk: Desk, owner: object, provider: str) -> Steps[None]:
     mine = [slot for slot in _provider_slots(located.store, [root]) if slot.provider_name == provider]
     if not mine:
         located.store.insert_slots([provider_slot(opened, kek)])
+        forget_looks(desk.session)  # this transaction may have looked for these keys in vain
         desk.emit(AuditEvent("provider_added", located.name, provider=provider))
 
 

@@ -426,3 +426,20 @@ def test_what_stays_locked_is_looked_for_once_in_a_transaction(shared: Shared) -
 
     assert touching == [0, 0]
     assert loading[0] == loading[1] > 1
+
+
+def test_a_slot_of_this_transaction_is_found_at_once(shared: Shared) -> None:
+    """A value that was locked in a transaction is read in it once its owner has a slot of the provider."""
+    with Session(shared.engine) as session, shared.unlocked(session, "bob"):
+        shared.found(session, 1, 2)
+        session.commit()
+    with Session(shared.engine) as session, shared.envelope.server_mode(reason=REASON):
+        post = session.get_one(Post, 1)
+        with pytest.raises(LockedError):
+            _ = post.text
+        with shared.unlocked(session, "bob"):
+            shared.envelope.add_provider(session, session.get_one(Group, 1), provider="server")
+            session.flush()
+        session.expire(post)
+
+        assert post.text == "post 1"
