@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from sqlalchemy_envelope.migration.database.triggers import Tracked
 
 ALONE = (
-    "of {table} would lose the encrypted value, beside which there is no other: move the values back with "
+    "of {table} would lose the value, which is in the encrypted column alone: move the values back with "
     "`sqlalchemy-envelope migrate reverse` before."
 )
 PENDING = (
