@@ -136,7 +136,9 @@ class KdfSalt:
                 "The key slot was written under `KdfProfile.unsafe_for_tests()`, and this envelope has "
                 "another profile; nothing was derived. In a test suite, write `Envelope(kdf_profile="
                 "KdfProfile.unsafe_for_tests())` for each envelope. Anywhere else, a secret under this "
-                "profile is easily guessed: remove the slot, and give the owner another secret."
+                "profile is easily guessed: open the owner with such an envelope once, and call its "
+                "`add_provider`, or copy the data to an owner with another secret. Do not delete the slot: "
+                "it may be the only way to the owner's keys."
             )
         return cls(KdfProfile(memory, passes, lanes), salt)
 

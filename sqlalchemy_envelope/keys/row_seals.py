@@ -106,7 +106,7 @@ class RowSeals(Uncopied):
         if server_key is None:
             raise RowSealError(
                 f"A row of the keys of {label!r} is sealed under server key {key_id.hex()[:8]}, which is not "
-                "configured."
+                "configured. Put that key back among the server keys, after the first key."
             )
         if not compare_digest(
             bytes(seal[16:]), row_mac(self._row_key(key_id, server_key, label, realm), fields)

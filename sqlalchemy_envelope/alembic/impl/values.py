@@ -72,8 +72,10 @@ def _fill_encrypted(move: _Move) -> None:
     if pending:
         raise MigrationRefusedError(
             f"{counted(pending, 'value')} of {column.name} could not be encrypted: the provider "
-            f"{move.source.provider!r} {_NOT_OPENED}. Use op.expand_encrypted_column() and "
-            "`sqlalchemy-envelope migrate run`, which writes to such owners too."
+            f"{move.source.provider!r} has no slot of their owners, and does not write through grants. Use "
+            "op.expand_encrypted_column() and `sqlalchemy-envelope migrate run`, which writes to such owners "
+            "too; or let the provider in first, with `envelope.add_provider(session, owner, provider=...)` "
+            "while the owner is unlocked."
         )
     move.verify(rows)
 

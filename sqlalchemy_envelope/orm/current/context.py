@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from sqlalchemy_envelope.exceptions import (
     LockedError,
@@ -163,6 +163,7 @@ def locked(
     scope: str = "",
     *,
     was_open: bool = False,
+    use: Literal["read", "write", "give"] = "read",
 ) -> LockedError:
     """The error for `what` being locked here.
 
@@ -172,6 +173,7 @@ def locked(
 
     Args:
         was_open: whether the value was open, and was closed when its unlocked session was left.
+        use: what the key was wanted for; "give" is to give it to somebody else.
     """
     bound = bound_to(session)
     left = next((keys.left for keys in (bound, CURRENT.get()) if keys is not None and keys.left), None)
@@ -189,7 +191,9 @@ def locked(
     reason = LockReason.OTHER_DATABASE if hint else None
     if not here:
         reason = LockReason.NOTHING_UNLOCKED
-    else_ = f"{_not_served(here)}{_others(here)}"
+    # What a server reads may be the value's own owner: it is not counted among the others of a write.
+    others = _others(here if use == "read" else [keys for keys in here if keys.provider is None])
+    else_ = f"{_not_served(here, use)}{others}"
     tell = " `envelope.why_locked(session, instance)` tells what is missing." if reason is None else ""
     every = () if owner_class is None else owner_class.grants_of
     grants = [grant for grant in every if grant.scope in (None, scope)]
@@ -222,13 +226,24 @@ def no_keys(what: str, owner: str, session: Session | None, *, is_there: bool) -
     return LockedError(f"{what} cannot be encrypted: {why}").because(LockReason.NOT_ENROLLED)
 
 
-def _not_served(here: Iterable[OpenKeys]) -> str:
+def _not_served(here: Iterable[OpenKeys], use: str) -> str:
     """The words for an error in server mode; empty where it is off."""
     provider = next((keys.provider for keys in here if keys.provider is not None), None)
     if provider is None:
         return ""
+    if use == "read":
+        nothing = f"neither a slot of its provider {provider!r} nor a grant leads to the key"
+        return f"server mode is on, and {nothing}: "
+    served = (
+        f"server mode is on, and its provider {provider!r} has no slot of the owner. Through a grant, server "
+        "mode only reads"
+    )
+    if use == "give":
+        return f"{served}: "
+    add_slot = f"`envelope.add_provider(session, owner, provider={provider!r})`"
     return (
-        f"server mode is on, and neither a slot of its provider {provider!r} nor a grant leads to the key: "
+        f"{served}. Write inside `with envelope.write_only(session):`, or add a slot while the owner is "
+        f"unlocked, {add_slot}. Or "
     )
 
 

@@ -33,11 +33,13 @@ class ProviderGrants:
 
     def __init__(self, provider: str) -> None:
         self._provider = provider
-        self._closed: BySession[tuple[object, set[bytes]]] = BySession()
+        self._closed: BySession[tuple[object, dict[OwnerClass, set[bytes]]]] = BySession()
 
-    def not_closed(self, desk: Desk, fetched: FetchedKeys, headers: Iterable[bytes]) -> list[bytes]:
-        """Leave out the headers of keys that this transaction has looked for in vain."""
-        closed = self._closed_in(desk.session)
+    def not_closed(
+        self, desk: Desk, fetched: FetchedKeys, owner_class: OwnerClass, headers: Iterable[bytes]
+    ) -> list[bytes]:
+        """Leave out the headers of keys that this transaction has looked for in vain, for this class."""
+        closed = self._closed_in(desk.session, owner_class)
         asked = []
         for header in headers:
             if header in closed:
@@ -58,7 +60,8 @@ class ProviderGrants:
         self._open_older(desk, fetched, owner_class, rows)
         if owner_class.grants_of and not all(fetched.leads_to(header) for header in asked):
             self._open(desk, fetched, owner_class, rows)
-        self._closed_in(desk.session).update(one for one in asked if not fetched.leads_to(one))
+        closed = self._closed_in(desk.session, owner_class)
+        closed.update(header for header in asked if not fetched.leads_to(header))
 
     def _open_older(
         self, desk: Desk, fetched: FetchedKeys, owner_class: OwnerClass, rows: Sequence[OwnedKey]
@@ -92,13 +95,13 @@ class ProviderGrants:
         """Forget all closed keys, so that a forked child looks for itself."""
         self._closed.clear()
 
-    def _closed_in(self, session: Session) -> set[bytes]:
-        """Return the headers of keys that no grant leads to, as the session's transaction sees the rows."""
+    def _closed_in(self, session: Session, owner_class: OwnerClass) -> set[bytes]:
+        """Return the headers of keys of a class that nothing leads to, as the transaction sees the rows."""
         look, found = looked_at(session), self._closed.get(session)
         if found is None or found[0] is not look:
-            found = look, set()
+            found = look, {}
             self._closed.put(session, found)
-        return found[1]
+        return found[1].setdefault(owner_class, set())
 
 
 def _take_in_older(fetched: FetchedKeys, rows: Sequence[OwnedKey]) -> None:

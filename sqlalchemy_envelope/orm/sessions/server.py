@@ -145,7 +145,7 @@ class ServerSession(UnlockedSession):
         self, desk: Desk, fetched: FetchedKeys, owner_class: OwnerClass, headers: Collection[bytes]
     ) -> None:
         """Load the keys of these values: through slots of the provider, and then through grants."""
-        asked = self._grants.not_closed(desk, fetched, headers)
+        asked = self._grants.not_closed(desk, fetched, owner_class, headers)
         if not asked:
             return
         fetched.take_in(desk, owner_class, desk.keys(owner_class).load_held(one[1:] for one in asked))

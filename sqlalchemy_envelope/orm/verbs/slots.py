@@ -188,7 +188,7 @@ def _opened(located: LocatedOwner, root: StoredKey) -> OpenedKey:
         opened = None if keyring is None else keyring.open(root.key_id)
         if opened is not None:
             return opened
-    raise context.locked(f"This {located.name}", session)
+    raise context.locked(f"This {located.name}", session, located.place.owner_class, use="give")
 
 
 def _require_no_secret(located: LocatedOwner, keys: Sequence[StoredKey]) -> None:

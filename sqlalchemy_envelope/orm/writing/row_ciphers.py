@@ -134,5 +134,6 @@ class RowCiphers:
                 self._rows.session,
                 column.path.owner_class,
                 column.scope,
+                use="write",
             )
         return cipher
