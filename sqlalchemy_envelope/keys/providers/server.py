@@ -33,6 +33,8 @@ from sqlalchemy_envelope.words import counted
 
 _ID_SIZE = 16
 
+_MAKE = "`ServerKeyring.generate_key()` makes the text of a key."
+
 
 class ServerKeyring(Uncopied):
     """Server keys in order: the first wraps, all of them unwrap.
@@ -72,9 +74,7 @@ class ServerKeyring(Uncopied):
                 raise ConfigurationError(f"Server key {number} is there twice.")
             self._keys[key_id] = key
         if not self._keys:
-            raise ConfigurationError(
-                "There is no server key. ServerKeyring.generate_key() makes the text of one."
-            )
+            raise ConfigurationError(f"There is no server key. {_MAKE}")
 
     @classmethod
     @emptying
@@ -200,11 +200,11 @@ def _decoded(source: str, texts: Iterable[str]) -> list[bytes]:
         try:
             data = base64.b64decode(standard + "=" * (-len(standard) % 4), validate=True)
         except (binascii.Error, ValueError):  # ValueError: letters outside of ASCII
-            raise ConfigurationError(f"Key {number} of {source} is not base64.") from None
+            raise ConfigurationError(f"Key {number} of {source} is not base64. {_MAKE}") from None
         if len(data) != KEY_SIZE:
             size = counted(len(data), "byte")
-            raise ConfigurationError(f"Key {number} of {source} has {size}, not {KEY_SIZE}.")
+            raise ConfigurationError(f"Key {number} of {source} has {size}, not {KEY_SIZE}. {_MAKE}")
         keys.append(data)
     if not keys:
-        raise ConfigurationError(f"There is no key in {source}.")
+        raise ConfigurationError(f"There is no key in {source}. {_MAKE}")
     return keys
