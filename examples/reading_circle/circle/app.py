@@ -1,5 +1,6 @@
 """The application. Start it with `uvicorn --factory circle.app:create_app`."""
 
+from base64 import b64decode
 from collections.abc import Iterator
 from typing import Annotated
 
@@ -27,7 +28,23 @@ def open_session(request: Request) -> Iterator[Session]:
 
 
 Db = Annotated[Session, Depends(open_session)]
-Credentials = Annotated[HTTPBasicCredentials, Depends(HTTPBasic())]
+
+
+class Utf8Basic(HTTPBasic):
+    """HTTP Basic for secrets in any alphabet: FastAPI's own refuses what is not ASCII."""
+
+    async def __call__(self, request: Request) -> HTTPBasicCredentials:  # type: ignore[override]
+        scheme, _, encoded = request.headers.get("Authorization", "").partition(" ")
+        try:
+            email, colon, secret = b64decode(encoded, validate=True).decode().partition(":")
+        except ValueError:
+            colon = ""
+        if scheme.lower() != "basic" or not colon:
+            raise HTTPException(401, "Log in with HTTP Basic.", {"WWW-Authenticate": 'Basic charset="UTF-8"'})
+        return HTTPBasicCredentials(username=email, password=secret)
+
+
+Credentials = Annotated[HTTPBasicCredentials, Depends(Utf8Basic())]
 
 
 def log_in(request: Request, session: Db, credentials: Credentials) -> Iterator[User]:

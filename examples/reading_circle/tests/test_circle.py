@@ -46,6 +46,15 @@ def test_a_wrong_secret_is_refused(client: TestClient) -> None:
     assert (unknown.status_code, unknown.json()) == (wrong.status_code, wrong.json())
 
 
+def test_a_secret_in_any_alphabet(client: TestClient) -> None:
+    """A secret may have letters that ASCII has not. Without credentials nobody logs in."""
+    zoe = ("zoe", "the café at the river".encode())
+
+    assert client.post("/users", auth=zoe).status_code == 201
+    assert client.get("/diary", auth=zoe).status_code == 200
+    assert client.get("/diary").status_code == 401
+
+
 def test_members_read_and_nobody_else_does(client: TestClient) -> None:
     """A new member reads what was written before. Somebody who is no member gets 423."""
     client.post("/circles", auth=ADA, json={"book": "Middlemarch"})
