@@ -17,11 +17,12 @@ from sqlalchemy import and_, inspect, select
 
 from sqlalchemy_envelope.exceptions import GrantError, NotEnrolledError
 from sqlalchemy_envelope.keys.model import KeyState, Purpose
+from sqlalchemy_envelope.orm.columns.plans import plan_of_mapper
 from sqlalchemy_envelope.orm.current import context
 from sqlalchemy_envelope.orm.current.desk import desk_of
 from sqlalchemy_envelope.orm.current.names import Names
 from sqlalchemy_envelope.orm.sharing.beyond import by_class, find_left, renew_left
-from sqlalchemy_envelope.orm.sharing.circles import refuse_circles
+from sqlalchemy_envelope.orm.sharing.circles import owners_around, refuse_circles
 from sqlalchemy_envelope.orm.sharing.epochs import start_epoch, start_scope_epoch
 from sqlalchemy_envelope.orm.sharing.first_grants import grant_first
 from sqlalchemy_envelope.orm.sharing.following import follow, note_moved
@@ -34,6 +35,7 @@ from sqlalchemy_envelope.orm.sharing.rights import take_void, void_among
 from sqlalchemy_envelope.orm.sharing.row_changes import is_moved, place_before
 from sqlalchemy_envelope.orm.sharing.row_switches import Ends, is_written_anew, row_before
 from sqlalchemy_envelope.orm.tables.binds import bind_for
+from sqlalchemy_envelope.orm.tables.grant_counts import count_grants
 from sqlalchemy_envelope.orm.tables.key_grant import grant_class_of, grant_written_by, grants_can_circle
 from sqlalchemy_envelope.orm.tables.key_rows import KeyStore
 from sqlalchemy_envelope.orm.tables.owners import Place, owner_class_of, places_by_class
@@ -64,9 +66,11 @@ class _Changes:
         leaving: the keys that deleted rows granted.
         before: for each changed row, the owner of the key that it granted.
         switched: for each row that is deleted and added again, its former ends.
+        early: the keys whose grants were deleted before the flush writes values.
     """
 
     leaving: set[Shared] = field(default_factory=set)
+    early: set[Shared] = field(default_factory=set)
     before: dict[InstanceState[Any], Place] = field(default_factory=dict)
     switched: dict[InstanceState[Any], Ends] = field(default_factory=dict)
 
@@ -95,6 +99,49 @@ def before_flush(session: Session, *_: object) -> None:
     places = [*(place for place, _ in (*leaving, *removed)), *moved]
     if places:
         lock_groups(desk_of(session), places)
+    if removed and _writes_for_groups(session):
+        changes.early = _delete_early(session, names)
+
+
+def _writes_for_groups(session: Session) -> bool:
+    """Whether the flush may write encrypted values of owners that share their keys."""
+    plans = (plan_of_mapper(inspect(one).mapper) for one in [*session.dirty, *session.new])
+    paths = (attribute.encrypted.path for plan in plans for attribute in plan)
+    return any(owner_class.grants_of for path in paths for owner_class in path.owner_classes)
+
+
+def _delete_early(session: Session, names: Names) -> set[Shared]:
+    """Delete the grants of granting rows that the flush will delete, and return the keys that they granted.
+
+    The unit of work writes values before it deletes rows. With the grants gone, the first value for the group
+    starts the epoch, so that the removed member cannot open what is written in the same flush.
+
+    A member who is unlocked here, and leaves, keeps the key for this flush.
+    """
+    found: set[Shared] = set()
+    for instance in session.deleted:
+        state: InstanceState[Any] = inspect(instance)
+        grant = grant_class_of(state.mapper)
+        if grant is None or state.key is None or is_written_anew(session, state.key):
+            continue
+        recipient = names.place(grant.to.owner_class, grant.values(state, grant.to.columns))
+        if _is_unlocked(session, recipient):
+            continue
+        desk_of(session).grants(grant).delete([grant.values(state, grant.row_key)])
+        found |= _left_by(session, state)
+    if found:
+        forget_looks(session)
+    return found
+
+
+def _is_unlocked(session: Session, place: Place) -> bool:
+    """Whether an unlocked session holds the root key of an owner."""
+    keyrings = [
+        one.keyring_for(place.owner, session)
+        for one in context.unlocked_sessions(session)
+        if not one.on_demand
+    ]
+    return any(one is not None and one.current(place.owner, Purpose.ROOT) is not None for one in keyrings)
 
 
 def _granted_to(session: Session, names: Names, instance: object) -> set[Shared]:
@@ -166,7 +213,7 @@ def after_flush(session: Session, *_: object) -> None:
     left |= followed.left
     joined = [*written.joined, *followed.joined, *_void_among(session, written.kept)]
     if left or joined:
-        _change(desk_of(session), left, joined)
+        _change(desk_of(session), left, joined, changes.early)
 
 
 class _Written(NamedTuple):
@@ -221,23 +268,37 @@ def _written(
     return found
 
 
-def _change(desk: Desk, left: set[Shared], joined: Sequence[Joined]) -> None:
-    """Start new epochs of these keys, and grant to these recipients."""
+def _change(desk: Desk, left: set[Shared], joined: Sequence[Joined], early: Collection[Shared]) -> None:
+    """Start new epochs of these keys, and grant to these recipients.
+
+    Args:
+        early: the keys whose new epoch may have started within the flush.
+    """
     with desk.session.no_autoflush:
         shared: dict[tuple[GrantClass, Place], list[Recipient]] = {}
         for grant, place, recipient in joined:
             shared.setdefault((grant, place), []).append(recipient)
         shared = grant_first(desk, shared)
         places = {place for place, _ in left} | {place for _, place in shared}
-        lock_groups(desk, places)
+        lock_groups(desk, places | _around(desk, shared))
         forget_looks(desk.session)  # the checks before the lock
         stored = _load(desk, places)
         for place, scope in _farthest_first(desk.session, left, stored):
-            _leave(desk, place, scope, stored.get(place, []))
+            may_be_done = (place, scope) in early
+            _leave(desk, place, scope, stored.get(place, []), may_be_done=may_be_done)
         note_left(desk, {place for place, scope in left if scope is None})
         for (grant, place), recipients in shared.items():
             _join(desk, grant, place, recipients, stored.get(place, []))
     forget_looks(desk.session)
+
+
+def _around(desk: Desk, shared: Mapping[tuple[GrantClass, Place], Sequence[Recipient]]) -> set[Place]:
+    """The owners that might be in a circle with these grants. All of them are locked in one order."""
+    found: set[Place] = set()
+    for (grant, place), recipients in shared.items():
+        if grant.scope is None and grants_can_circle(grant):
+            found |= owners_around(desk.session, place, recipients)
+    return found
 
 
 def _void_among(session: Session, kept: Sequence[Joined]) -> list[Joined]:
@@ -292,12 +353,18 @@ def _kind(scope: str | None) -> tuple[Purpose, str | None]:
     return (Purpose.ROOT if scope is None else Purpose.DATA), scope
 
 
-def _leave(desk: Desk, place: Place, scope: str | None, stored: Sequence[OwnedKey]) -> None:
+def _leave(
+    desk: Desk, place: Place, scope: str | None, stored: Sequence[OwnedKey], *, may_be_done: bool
+) -> None:
     if None in place.primary_key:
         return
     key = _active(usable(stored), *_kind(scope))
     if key is None:
         return
+    if may_be_done:
+        counts = count_grants(desk.session, place.owner_class.grants_of, [key.key_id])
+        if key.key_id in counts and not counts[key.key_id].is_removed:
+            return
     keyring = _holder(desk, place, stored)
     # Only replace this key: a server that opened the group in this transaction has seen the removal already.
     if scope is None:
@@ -322,7 +389,7 @@ def _join(
     stored: Sequence[OwnedKey],
 ) -> None:
     if grant.scope is None and grants_can_circle(grant):
-        refuse_circles(desk.session, place, recipients)
+        refuse_circles(desk, place, recipients)
     keyring = _holder(desk, place, stored)
     store = desk.keys(place.owner_class)
     if grant.history == "from_join" and not _is_nobodys(store, grant, place, keyring):
