@@ -32,7 +32,7 @@ from sqlalchemy_envelope.orm.reading import (
 from sqlalchemy_envelope.orm.sessions import server_flushes
 from sqlalchemy_envelope.orm.sharing import deletions, following, grant_flushes, membership, reachable
 from sqlalchemy_envelope.orm.tables import connections, key_grant, key_owner
-from sqlalchemy_envelope.orm.tables.connections import USE, Use, lent_session
+from sqlalchemy_envelope.orm.tables.connections import USE, Use, lent_session, session_of
 from sqlalchemy_envelope.orm.tables.default_schema import on_statement
 from sqlalchemy_envelope.orm.writing import (
     answers,
@@ -177,6 +177,9 @@ def _check(connection: Connection, sql: str, compiled: Any, execution: Any) -> N
     if changes_tables:
         answers.tables_change(connection)
     if compiled is None:
+        session = session_of(connection)
+        if session is not None:
+            membership.on_text(session, sql)
         return
     schema_maps.check(connection, sql, compiled, execution)
     elements = list(forms.elements_in(*gate.statements_of(compiled)))

@@ -25,7 +25,7 @@ class NothingAround:
         """Return False: nothing waits, and there is no grant to follow."""
         return False
 
-    may_follow = waits_in = no
+    may_follow = waits_in = only_reads = no
 
     def sole(self, *_: Any) -> set[Any]:
         """Return an empty set: no sole owner is open."""

@@ -336,6 +336,12 @@ class ServerSession(UnlockedSession):
             return fresh.keyring
         return super().keyring_for(owner, session)
 
+    def only_reads(self, owner: OwnerId) -> bool:
+        """Tell whether an owner is reached through a grant alone."""
+        if self.is_open and owner in self._keyring:
+            return owner in self._kept.owners.granted and owner not in self._kept.owners.whole
+        return bool(self._parent.only_reads(owner))
+
     def begin_statement(self, session: Session | None) -> None:
         """Drop owners over a limit."""
         self.saw(session)

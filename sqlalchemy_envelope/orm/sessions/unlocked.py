@@ -377,6 +377,11 @@ class UnlockedSession(Scope):
     def __contains__(self, owner: OwnerId) -> bool:
         return (self.is_open and owner in self._keyring) or owner in self._parent
 
+    def only_reads(self, owner: OwnerId) -> bool:
+        """Tell whether an owner's values are read here, or around this, and not written."""
+        held = self.is_open and owner in self._keyring
+        return not held and bool(self._parent.only_reads(owner))
+
     def drop(self, owner: OwnerId) -> None:
         """Forget an owner whose enrolment was rolled back: values under its keys could never be read."""
         self._keyring.drop(owner)

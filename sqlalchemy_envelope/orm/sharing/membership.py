@@ -10,7 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import Delete, Insert, TextClause, Update
+from sqlalchemy import Delete, Insert, Table, TextClause, TextualSelect, Update
+from sqlalchemy.orm import FromStatement
 
 from sqlalchemy_envelope.exceptions import ConfigurationError
 from sqlalchemy_envelope.keys.model import KeyState, Purpose
@@ -22,6 +23,7 @@ from sqlalchemy_envelope.orm.sharing.epochs import start_scope_epoch
 from sqlalchemy_envelope.orm.sharing.granted import Opening, follow_grants, load_again, load_owners, owners_of
 from sqlalchemy_envelope.orm.sharing.locking import lock_groups
 from sqlalchemy_envelope.orm.sharing.settle import settle
+from sqlalchemy_envelope.orm.tables.cascades import deletes_grants
 from sqlalchemy_envelope.orm.tables.grant_counts import count_grants
 from sqlalchemy_envelope.orm.tables.key_grant import grant_of, has_grants
 from sqlalchemy_envelope.orm.tables.owners import owner_class_of
@@ -215,19 +217,26 @@ def on_statement(session: Session, statement: object) -> None:
         return
     if known_page(session, _Looks) is None:
         return
+    while isinstance(statement, (FromStatement, TextualSelect)):
+        statement = statement.element
     if isinstance(statement, TextClause):
-        text = statement.text.lstrip().upper()
-        # Whatever the statement sets: with another search_path the same names are other tables.
-        if not text.startswith("SELECT") or "SET_CONFIG" in text:
+        on_text(session, statement.text)
+    elif isinstance(statement, Delete):
+        # The granting rows go with their recipients, and with any other row that a cascade leads on from.
+        if not isinstance(statement.table, Table) or deletes_grants(statement.table):
             forget_looks(session)
-    elif isinstance(statement, (Delete, Update)) and (
-        # Statements on recipients count too: their grants go with them. An UPDATE by a flush moves no grant.
-        has_grants(statement.table)
-        or (
-            owner_class_of(statement.table) is not None
-            and not (isinstance(statement, Update) and session._flushing)
-        )
+    elif isinstance(statement, Update) and (
+        # An UPDATE by a flush moves no grant.
+        has_grants(statement.table) or (owner_class_of(statement.table) is not None and not session._flushing)
     ):
+        forget_looks(session)
+
+
+def on_text(session: Session, text: str) -> None:
+    """Check again after SQL that is not known to be a query."""
+    text = text.lstrip().upper()
+    # Whatever the statement sets: with another search_path the same names are other tables.
+    if not text.startswith("SELECT") or "SET_CONFIG" in text:
         forget_looks(session)
 
 

@@ -13,6 +13,7 @@ from sqlalchemy.util import concurrency
 
 from sqlalchemy_envelope.exceptions import ConfigurationError
 from sqlalchemy_envelope.orm.tables.binds import bind_for
+from sqlalchemy_envelope.orm.tables.key_grant import has_grants
 from sqlalchemy_envelope.orm.tables.owners import owner_class_of
 from sqlalchemy_envelope.orm.tables.records import records_of_table
 
@@ -96,10 +97,21 @@ class _DeletedWith(NamedTuple):
     table_count: int
     owner_classes: frozenset[OwnerClass]
     by_cascade: frozenset[OwnerClass]
+    grants: bool
 
 
 def deleted_with(table: Table, *, by_cascade: bool = False) -> frozenset[OwnerClass]:
     """The classes whose owners a DELETE from this table may delete; or those alone that a cascade deletes."""
+    known = _deleted_with(table)
+    return known.by_cascade if by_cascade else known.owner_classes
+
+
+def deletes_grants(table: Table) -> bool:
+    """Whether a DELETE from this table may delete granting rows, directly or by cascade."""
+    return _deleted_with(table).grants
+
+
+def _deleted_with(table: Table) -> _DeletedWith:
     records, count = records_of_table(table), len(table.metadata.tables)
     known: _DeletedWith | None = records.get(_DELETED_WITH)
     if known is None or known.table_count != count:  # another table was declared since
@@ -108,9 +120,10 @@ def deleted_with(table: Table, *, by_cascade: bool = False) -> frozenset[OwnerCl
         beyond = [
             one for one in reached if one is not start or any(_is_deleted_with(start, two) for two in reached)
         ]
-        known = _DeletedWith(count, _owner_classes(reached), _owner_classes(beyond))
+        grants = any(map(has_grants, reached))
+        known = _DeletedWith(count, _owner_classes(reached), _owner_classes(beyond), grants)
         records[_DELETED_WITH] = known
-    return known.by_cascade if by_cascade else known.owner_classes
+    return known
 
 
 def _owner_classes(tables: list[Table]) -> frozenset[OwnerClass]:

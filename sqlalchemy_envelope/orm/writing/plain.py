@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Select, UpdateBase
 
-from sqlalchemy_envelope.orm.tables.cascades import deleted_with
+from sqlalchemy_envelope.orm.tables.cascades import deleted_with, deletes_grants
 from sqlalchemy_envelope.orm.tables.watched import is_watched
 from sqlalchemy_envelope.orm.writing.forms import WRITE_IN_CTES, emitted_table, may_hold_ctes
 
@@ -27,7 +27,7 @@ def is_plain(connection: Connection, statement: Any) -> bool:
             return False
         if statement._annotations and is_watched(emitted_table(statement, table)):
             return False
-        if statement.is_delete and deleted_with(table):
+        if statement.is_delete and (deleted_with(table) or deletes_grants(table)):
             return False
     elif not isinstance(statement, Select):
         return False
