@@ -17,7 +17,9 @@ from sqlalchemy_envelope.exceptions import (
     NotEnrolledError,
     SessionForkedError,
     SessionLeftError,
+    TransactionConflictError,
 )
+from sqlalchemy_envelope.keys.model import Purpose
 from sqlalchemy_envelope.orm.current.policy import has_server_keys, noted_policy, noted_realm
 from sqlalchemy_envelope.orm.tables.location import location_of
 from sqlalchemy_envelope.orm.tables.session_notes import NOTES, known_page, page_of
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy_envelope.crypto.aead import Field, ValueCipher
     from sqlalchemy_envelope.keys.keyring import OwnerId
+    from sqlalchemy_envelope.keys.model import KeyId
     from sqlalchemy_envelope.keys.row_seals import Realm
     from sqlalchemy_envelope.orm.current.open_keys import OpenKeys
     from sqlalchemy_envelope.orm.current.policy import Policy
@@ -211,6 +214,32 @@ def locked(
         f"{what} is locked: {else_}unlock its owner around this, "
         f"`with envelope.unlock(session, owner, secret=...):`.{hint}{tell}{server_hint(session)}"
     ).because(reason)
+
+
+def refuse_replaced(
+    session: Session | None, owner: OwnerId, owner_class: OwnerClass, root_id: KeyId | None = None
+) -> None:
+    """Refuse to go on with keys that another transaction replaced since their owner was unlocked here.
+
+    Args:
+        root_id: the active root key; None if the unlocked sessions know it.
+
+    Raises:
+        TransactionConflictError: the owner has a newer root key, to which the earlier one does not lead. A
+            new unlock opens it. A member of a group may have been removed instead: this is not told here.
+    """
+    if owner_class.grants_with(None):
+        return
+    here: Any = unlocked_sessions(session)
+    for keyring in [one.keyring for innermost in here for one in innermost.outward() if not one.on_demand]:
+        root = keyring.current(owner, Purpose.ROOT)
+        if root is None or keyring.is_open(root_id or root.key_id):
+            continue
+        if any(keyring.is_open(key.key_id) for key in keyring.keys_of(owner) if key.purpose is Purpose.ROOT):
+            raise TransactionConflictError(
+                f"The keys of this {owner_class.name} were replaced since it was unlocked here. Run the "
+                "transaction again, with the unlock in it."
+            )
 
 
 def no_keys(what: str, owner: str, session: Session | None, *, is_there: bool) -> LockedError:

@@ -188,6 +188,7 @@ def _opened(located: LocatedOwner, root: StoredKey) -> OpenedKey:
         opened = None if keyring is None else keyring.open(root.key_id)
         if opened is not None:
             return opened
+    context.refuse_replaced(session, located.place.owner, located.place.owner_class, root.key_id)
     raise context.locked(f"This {located.name}", session, located.place.owner_class, use="give")
 
 

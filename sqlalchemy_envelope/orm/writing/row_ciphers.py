@@ -129,6 +129,7 @@ class RowCiphers:
             cipher = context.find_writer(self._rows.session, owner, column.scope, field)
         if cipher is None:
             self._owners.require_here(column.path.owner_classes)
+            context.refuse_replaced(self._rows.session, owner, column.path.owner_class)
             raise context.locked(
                 f"{self._rows.plan.table.name}.{column.key}, of this row's {names_of(column.path)},",
                 self._rows.session,

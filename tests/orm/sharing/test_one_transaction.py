@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Callable, Iterator
+from contextvars import Context
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ from sqlalchemy_envelope import (
     KeyOwner,
     LockedError,
     ServerKeyring,
+    TransactionConflictError,
     should_retry,
 )
 from tests.prepared import prepared
@@ -210,6 +212,34 @@ def test_a_write_only_session_writes_what_server_mode_only_reads(groups: Engine)
             session.commit()
 
     assert readable(groups, BOB) == ["first", "first", "by the server"]
+
+
+def test_keys_that_are_replaced_after_the_unlock(groups: Engine) -> None:
+    """Another request takes the provider away from Bob, who is unlocked here and so has new keys: the
+    transaction is to be run again, and then it goes through."""
+    with Session(groups) as session, unlock(session, BOB):
+        envelope.add_provider(session, session.get_one(Person, BOB), provider="server")
+        session.commit()
+
+    def take_away() -> None:
+        with Session(groups) as session:
+            envelope.attach(session)
+            envelope.remove_provider(session, session.get_one(Person, BOB), provider="server")
+            session.commit()
+
+    def work(between: Callable[[], None]) -> None:
+        with Session(groups) as session, unlock(session, BOB):
+            bob = session.get_one(Person, BOB)
+            session.commit()
+            Context().run(between)
+            envelope.add_provider(session, bob, provider="server")
+            session.commit()
+
+    with pytest.raises(TransactionConflictError, match="were replaced since it was unlocked here") as caught:
+        work(take_away)
+    work(lambda: None)
+
+    assert should_retry(caught.value)
 
 
 @pytest.mark.backend
