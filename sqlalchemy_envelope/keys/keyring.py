@@ -29,8 +29,7 @@ _NO_CIPHERS: dict[Field, ValueCipher] = {}
 class Keyring(Uncopied):
     """Keys by id, the current key of each owner and scope, and a cached cipher for each key and field.
 
-    To build a cipher costs three times as much as a value, so each is built once and lives as long as the
-    keyring.
+    Building a cipher costs as much as three values. So each cipher is built once, and kept.
     """
 
     def __init__(self) -> None:
@@ -64,8 +63,7 @@ class Keyring(Uncopied):
                 self._stored[stored.key_id] = owner, stored
                 opened = self._opened.get(stored.key_id)
                 if opened is not None and opened.stored is not stored:
-                    # The row changed while the key was open. Take the columns that may change from the new
-                    # row: whoever writes this row again must not write the old ones back.
+                    # Take the columns that may change from the new row, so that no old value is written back.
                     row = replace(
                         opened.stored,
                         state=stored.state,

@@ -28,6 +28,14 @@ if TYPE_CHECKING:
     from sqlalchemy_envelope.orm.tables.stored_rows import OwnedKey
 
 
+def opens(keyring: Keyring, key_id: KeyId) -> bool:
+    """Tell whether a keyring opens this key, or knows that it is refused."""
+    try:
+        return keyring.open(key_id) is not None
+    except EnvelopeError:
+        return True
+
+
 class FetchedKeys:
     """Keys of one fetch, with their owners.
 
@@ -52,14 +60,7 @@ class FetchedKeys:
 
     def leads_to(self, header: bytes) -> bool:
         """Tell whether the key of this value opens, or is known to be refused."""
-        return self.opens(UUID(bytes=header[1:]))
-
-    def opens(self, key_id: KeyId) -> bool:
-        """Tell whether this key opens, or is known to be refused."""
-        try:
-            return self.keyring.open(key_id) is not None
-        except EnvelopeError:
-            return True
+        return opens(self.keyring, UUID(bytes=header[1:]))
 
     def take_in(
         self, desk: Desk, owner_class: OwnerClass, held: Sequence[tuple[OwnedKey, OwnedKey, StoredSlot]]

@@ -9,6 +9,7 @@ from uuid import UUID
 from sqlalchemy_envelope.crypto.aead import HEADER_SIZE
 from sqlalchemy_envelope.exceptions import EnvelopeError
 from sqlalchemy_envelope.keys.keyring import Keyring
+from sqlalchemy_envelope.orm.sessions.fetched_keys import FetchedKeys, opens
 from sqlalchemy_envelope.orm.sessions.kept_owners import KeptOwners
 
 if TYPE_CHECKING:
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
     from sqlalchemy_envelope.keys.keyring import OwnerId
     from sqlalchemy_envelope.keys.model import KeyId, StoredKey
     from sqlalchemy_envelope.orm.current.providers import CachePolicy
-    from sqlalchemy_envelope.orm.sessions.fetched_keys import FetchedKeys
     from sqlalchemy_envelope.orm.sharing.granted import Places
     from sqlalchemy_envelope.orm.tables.owners import OwnerClass, Place
 
@@ -62,10 +62,7 @@ class KeptKeys:
 
     def leads_to(self, header: bytes) -> bool:
         """Tell whether this key opens with the keys held, or is known to be refused."""
-        try:
-            return self.keyring.open(UUID(bytes=header[1:])) is not None
-        except EnvelopeError:
-            return True
+        return opens(self.keyring, UUID(bytes=header[1:]))
 
     def lend(self, owner: OwnerId, keyring: Keyring) -> None:
         """Copy an owner's open keys into another keyring, unless the owner has to be opened anew."""
@@ -105,7 +102,7 @@ class KeptKeys:
     def _lost(self, owner: OwnerId, fetched: FetchedKeys) -> list[KeyId]:
         """Return the open keys of an owner that no grant leads to any more."""
         key_ids = [key.key_id for key in self.keyring.keys_of(owner)]
-        return [one for one in key_ids if self.keyring.is_open(one) and not fetched.opens(one)]
+        return [one for one in key_ids if self.keyring.is_open(one) and not opens(fetched.keyring, one)]
 
     def share(self, place: Place, keyring: Keyring) -> None:
         """Take in all of an owner's keys for all threads.
