@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import Column, Connection, Engine, Insert, Select, Update, event
+from sqlalchemy import Column, Connection, Delete, Engine, Insert, Select, Update, event
 from sqlalchemy.orm import FromStatement, Mapper, Session
 
 from sqlalchemy_envelope.crypto.frames import empty_frames, emptying
@@ -185,7 +185,8 @@ def _check(connection: Connection, sql: str, compiled: Any, execution: Any) -> N
     elements = list(forms.elements_in(*gate.statements_of(compiled)))
     again = gate.check_writes(connection, compiled, elements, execution.execution_options)
     refusals.check(compiled, elements)
-    if again or changes_tables:
+    writes_in_query = _looks_again(connection, compiled, elements)
+    if again or changes_tables or writes_in_query:
         return
     if changes_schema:
         passes: Any = _follow
@@ -194,6 +195,18 @@ def _check(connection: Connection, sql: str, compiled: Any, execution: Any) -> N
     else:
         passes = True
     setattr(compiled, _PASSES, passes)
+
+
+def _looks_again(connection: Connection, compiled: Any, elements: list[Any]) -> bool:
+    """Whether a query has a CTE that deletes or updates. Then the members of groups are checked again."""
+    if not isinstance(getattr(compiled, "statement", None), Select):
+        return False
+    if not any(isinstance(one, (Delete, Update)) for one in elements):
+        return False
+    session = session_of(connection)
+    if session is not None:
+        membership.forget_looks(session)
+    return True
 
 
 def _follow(connection: Connection, sql: str, compiled: Any, execution: Any) -> None:

@@ -6,7 +6,7 @@ from contextvars import Context
 from typing import Any
 
 import pytest
-from sqlalchemy import Engine, ForeignKey, String, create_engine, delete, select, text
+from sqlalchemy import Engine, ForeignKey, String, bindparam, create_engine, delete, select, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
@@ -198,6 +198,22 @@ def test_a_value_after_a_removal_in_one_transaction(groups: Engine, way: str) ->
 
     first, before, later = keys_of_values(groups, SMALL)
     assert first == before != later
+
+
+@pytest.mark.backend
+def test_a_value_after_a_removal_by_a_cte(postgres_engine: Engine) -> None:
+    """PostgreSQL deletes in a CTE of a query; the statement is compiled once and run twice."""
+    _make(postgres_engine)
+    gone = delete(Seat).where(Seat.person_id == bindparam("person")).returning(Seat.group_id).cte("gone")
+    with Session(postgres_engine) as session, unlock(session, ADA):
+        for person in (BOB, CAT):
+            session.add(Note(group_id=SMALL, text="before"))
+            session.flush()
+            assert session.execute(select(gone.c.group_id), {"person": person}).scalars().all() == [SMALL]
+        session.add(Note(group_id=SMALL, text="later"))
+        session.commit()
+
+    assert len(set(keys_of_values(postgres_engine, SMALL))) == 3
 
 
 def test_a_write_only_session_writes_what_server_mode_only_reads(groups: Engine) -> None:
