@@ -56,6 +56,7 @@ from sqlalchemy_envelope.orm.columns.sealed import Sealed
 from sqlalchemy_envelope.orm.current.audit import AuditEvent
 from sqlalchemy_envelope.orm.current.providers import CachePolicy
 from sqlalchemy_envelope.orm.reading.binary_results import binary_results
+from sqlalchemy_envelope.orm.sessions.key_slots import KeySlot, KeySlots
 from sqlalchemy_envelope.orm.sessions.server import ServerSession
 from sqlalchemy_envelope.orm.sessions.unlocked import UnlockedSession
 from sqlalchemy_envelope.orm.sessions.write_only import WriteOnlySession
@@ -71,7 +72,6 @@ from sqlalchemy_envelope.orm.verbs.grant_status import GrantStatus, OwnerName
 from sqlalchemy_envelope.orm.verbs.lock_answer import WhyLocked
 from sqlalchemy_envelope.orm.verbs.settle_all import Settled
 from sqlalchemy_envelope.orm.verbs.settle_batch import RefusedOwner
-from sqlalchemy_envelope.orm.verbs.slots import KeySlot, KeySlots
 
 _hooks.register()
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy_envelope.keys.providers.calls import ProviderCalls
     from sqlalchemy_envelope.keys.slots import ProviderKek
+    from sqlalchemy_envelope.orm.current.audit import EventName
     from sqlalchemy_envelope.orm.current.policy import Policy
     from sqlalchemy_envelope.orm.current.providers import Providers
     from sqlalchemy_envelope.orm.tables.owners import OwnerClass
@@ -96,7 +97,7 @@ class Setting:
             return self.providers.wrap_new(provider)
         return ready
 
-    def tell(self, event: str, owner_class: str, count: int) -> None:
+    def tell(self, event: EventName, owner_class: str, count: int) -> None:
         """Emit an audit event to the application."""
         self.policy.emit(AuditEvent(event, owner_class, count=count, provider=self.provider))
 

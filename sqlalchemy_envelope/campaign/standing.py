@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import and_, exists, func, or_, select
 
 from sqlalchemy_envelope.keys.model import GrantState, KeyState, Purpose, SlotKind
-from sqlalchemy_envelope.orm.verbs import claim
 
 if TYPE_CHECKING:
     from sqlalchemy_envelope.orm.tables.owners import OwnerClass
@@ -21,7 +20,7 @@ class Standing:
         all_keys = keys.alias()
         of_owner = and_(*(all_keys.c[one.key] == one for one in owner_class.owner_columns))
         c, mine = slots.c, slots.c.key_id == keys.c.key_id
-        claimed = c.label.startswith(f"{claim.CLAIMED} {provider} ", autoescape=True)
+        claimed = c.claimed_from.startswith(f"{provider} ", autoescape=True)
         anywhere = slots.join(all_keys, all_keys.c.key_id == c.key_id)
         is_secret = c.kind == SlotKind.SECRET
         grants = [one.companion for one in owner_class.grants_of if one.scope is None]

@@ -1,5 +1,6 @@
 """Keys, slots and grants as stored and as opened: frozen records, which `orm` reads and writes as rows."""
 
+import datetime as dt
 import uuid
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -33,10 +34,16 @@ class KeyState(StrEnum):
 
 
 class SlotKind(StrEnum):
-    """How a key slot is opened: with a secret, or by a provider."""
+    """What opens a key slot."""
 
     SECRET = "secret"  # noqa: S105 - the name of a kind, stored in rows
+    """A secret that the owner knows."""
     PROVIDER = "provider"
+    """An outside key: of a server, a KMS or a campaign."""
+    RECOVERY = "recovery"
+    """A recovery code that the owner keeps."""
+    ESCROW = "escrow"
+    """The private half of a public key that the application's configuration names."""
 
 
 class GrantState(StrEnum):
@@ -138,6 +145,10 @@ class StoredSlot:
         provider_ref: the name of the provider, and which of its keys wraps the KEK.
         provider_wrapped: the KEK, wrapped by the provider (format 0x14).
         seal: the row seal, 48 bytes, where server keys are configured.
+        label: a name for people, such as "phone". Under no seal, as the times.
+        created_at: when the slot was made, for this root key or an earlier one; None for a new slot.
+        used_at: when the slot last opened its root key, to the day.
+        unacknowledged_since: when the slot was added, while its owner has not acknowledged it.
     """
 
     slot_id: uuid.UUID
@@ -149,6 +160,18 @@ class StoredSlot:
     provider_ref: str | None = None
     provider_wrapped: bytes | None = field(default=None, repr=False)
     seal: bytes | None = field(default=None, repr=False)
+    label: str | None = None
+    created_at: dt.datetime | None = None
+    used_at: dt.datetime | None = None
+    unacknowledged_since: dt.datetime | None = None
+
+    def opens_like(self, other: "StoredSlot") -> bool:
+        """Whether the same KEK opens both slots, each of another root key."""
+        return (self.kind, self.kdf, self.recipient_public_key) == (
+            other.kind,
+            other.kdf,
+            other.recipient_public_key,
+        )
 
     @property
     def provider_name(self) -> str:

@@ -5,6 +5,7 @@ unwrapped by an outside key. Both slots store the KEK's public key, so that the 
 put it into the slot without the secret or the provider.
 """
 
+import datetime as dt
 import uuid
 from dataclasses import dataclass, replace
 from hmac import compare_digest
@@ -36,30 +37,69 @@ class ProviderKek:
     key: KeyBytes | None = None
 
 
-def secret_slot(
-    root: OpenedKey, kek: KeyBytes, salt: KdfSalt, slot_id: uuid.UUID | None = None
+def new_slot(
+    root: OpenedKey,
+    kek: KeyBytes,
+    kind: SlotKind,
+    *,
+    kdf: str = "",
+    label: str | None = None,
+    unacknowledged: bool = False,
 ) -> StoredSlot:
-    """Make a slot that a secret opens.
+    """Make a slot: a root key, wrapped under a KEK.
 
-    The salt string is part of the wrap's context: to alter it locks the slot.
+    Args:
+        kek: what opens the slot; it has a public key, to which the maker of a new root key seals that key.
+        kdf: the PHC salt string that makes the KEK from a secret. It is part of the wrap's context: to alter
+            it locks the slot.
+        label: a name for people.
+        unacknowledged: whether the owner is to be told of the slot at the next unlock.
+    """
+    slot = StoredSlot(
+        uuid.uuid4(),
+        root.stored.key_id,
+        kind,
+        kdf,
+        b"",
+        recipient_public_key=x25519_public(kek),
+        label=label,
+        unacknowledged_since=now() if unacknowledged else None,
+    )
+    return replace(slot, wrapped=_wrap_in_slot(root, slot, kek))
+
+
+def secret_slot(
+    root: OpenedKey, kek: KeyBytes, salt: KdfSalt, instead_of: StoredSlot | None = None
+) -> StoredSlot:
+    """Make a slot that a secret opens, of which the owner knows.
 
     Args:
         kek: derived from the secret with `salt`.
-        slot_id: the id of the row that is replaced; None makes a new id.
+        instead_of: the slot that is replaced. The new slot keeps its id, its label and when it was made.
     """
-    wrapped = wrap(root.key, kek, root.stored.wrap_context(SlotKind.SECRET, str(salt)))
-    return StoredSlot(
-        slot_id or uuid.uuid4(),
-        root.stored.key_id,
-        SlotKind.SECRET,
-        str(salt),
-        wrapped,
-        recipient_public_key=x25519_public(kek),
+    slot = replace(new_slot(root, kek, SlotKind.SECRET, kdf=str(salt)), used_at=now())
+    if instead_of is None:
+        return slot
+    return replace(
+        slot,
+        slot_id=instead_of.slot_id,
+        label=instead_of.label,
+        created_at=instead_of.created_at,
+        unacknowledged_since=instead_of.unacknowledged_since,
     )
 
 
-def provider_slot(root: OpenedKey, kek: ProviderKek) -> StoredSlot:
-    """Make a slot that a provider opens."""
+def now() -> dt.datetime:
+    """The time that is noted in a slot, in UTC."""
+    return dt.datetime.now(dt.UTC)
+
+
+def provider_slot(root: OpenedKey, kek: ProviderKek, *, unacknowledged: bool = False) -> StoredSlot:
+    """Make a slot that a provider opens.
+
+    Args:
+        unacknowledged: as in `new_slot`.
+    """
     slot = StoredSlot(
         uuid.uuid4(),
         root.stored.key_id,
@@ -69,6 +109,8 @@ def provider_slot(root: OpenedKey, kek: ProviderKek) -> StoredSlot:
         recipient_public_key=kek.public_key,
         provider_ref=kek.reference,
         provider_wrapped=kek.wrapped,
+        used_at=now(),
+        unacknowledged_since=now() if unacknowledged else None,
     )
     if kek.key is None:
         return sealed_slot(root, slot)
@@ -144,7 +186,7 @@ def adopted_slot(slot: StoredSlot, root: OpenedKey, kek: KeyBytes) -> StoredSlot
     Raises:
         TransactionConflictError: another thread wiped the KEK meanwhile.
     """
-    return replace(slot, wrapped=_wrap_in_slot(root, slot, kek))
+    return replace(slot, wrapped=_wrap_in_slot(root, slot, kek), used_at=now())
 
 
 def _wrap_in_slot(root: OpenedKey, slot: StoredSlot, kek: KeyBytes) -> bytes:

@@ -1,6 +1,5 @@
 """A slot opens with its own KEK to the root key that its row describes; altered, it stays shut."""
 
-import uuid
 from dataclasses import replace
 
 import pytest
@@ -62,10 +61,10 @@ def test_a_slot_opens_with_its_secret(secret: bytes, key: KeyBytes) -> None:
 
 def test_a_slot_has_its_own_id_or_the_one_it_is_given() -> None:
     """A slot is made with a random id, and made again with the id of the row that it replaces."""
-    given_id = uuid.uuid4()
+    first, again = secret_slot(ROOT, KEK, SALT), secret_slot(ROOT, KEK, SALT)
 
-    assert secret_slot(ROOT, KEK, SALT).slot_id != secret_slot(ROOT, KEK, SALT).slot_id
-    assert given_id == secret_slot(ROOT, KEK, SALT, given_id).slot_id
+    assert first.slot_id != again.slot_id
+    assert first.slot_id == secret_slot(ROOT, KEK, SALT, first).slot_id
 
 
 @given(st.binary(max_size=40).filter(lambda secret: secret != b"secret"))
@@ -240,6 +239,6 @@ def test_an_adopted_slot_is_wrapped(slot: StoredSlot) -> None:
     sealed = sealed_slot(NEXT, slot)
     adopted = adopted_slot(sealed, NEXT, KEK)
 
-    assert sealed == replace(adopted, wrapped=sealed.wrapped)
+    assert sealed == replace(adopted, wrapped=sealed.wrapped, used_at=sealed.used_at)
     assert len(adopted.wrapped) == WRAPPED_SIZE
     assert open_slot(adopted, NEXT.stored, KEK) == NEXT

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 from weakref import WeakSet
 
@@ -31,6 +31,7 @@ class Policy:
         seals: the row seals under the server keys, if there are server keys.
         hybrid: whether new root keys get an ML-KEM-768 pair too: keys are sealed to them in format 0x13.
         audit: the application's own function for audit events.
+        actor: tells who acts at this moment, for audit events; None if nobody is named.
         write_epoch_seconds: how long a write epoch lasts, in seconds.
         write_epoch_values: the most values that are encrypted under a write epoch.
         harden_claims: whether an owner who claims keys gets new keys at once, which the campaign never held.
@@ -39,6 +40,7 @@ class Policy:
     seals: RowSeals = field(default_factory=RowSeals)
     hybrid: bool = False
     audit: Callable[[AuditEvent], None] | None = None
+    actor: Callable[[], str | None] | None = None
     providers: Providers | None = None
     write_epoch_seconds: float = 3600.0
     write_epoch_values: int = 2**24
@@ -57,6 +59,8 @@ class Policy:
 
     def emit(self, event: AuditEvent) -> None:
         """Report an audit event to the log and to the application."""
+        if self.actor is not None and event.actor is None:
+            event = replace(event, actor=self.actor())
         logger.info("%s", event, extra={"envelope_event": event})
         if self.audit is not None:
             self.audit(event)

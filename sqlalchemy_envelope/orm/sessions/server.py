@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from sqlalchemy_envelope.keys.keyring import OwnerId
     from sqlalchemy_envelope.keys.model import KeyId, OpenedKey, StoredSlot
     from sqlalchemy_envelope.keys.slots import ProviderKek
+    from sqlalchemy_envelope.orm.current.audit import EventName
     from sqlalchemy_envelope.orm.current.policy import Policy
     from sqlalchemy_envelope.orm.sessions.new_owners import FreshKeys
     from sqlalchemy_envelope.orm.sharing.granted import Places
@@ -382,5 +383,5 @@ class ServerSession(UnlockedSession):
         self._new.wipe()
         self._found.close()
 
-    def _event(self, name: str, owner_class: str, count: int) -> AuditEvent:
+    def _event(self, name: EventName, owner_class: str, count: int) -> AuditEvent:
         return AuditEvent(name, owner_class, count=count, reason=self._reason, provider=self.provider)

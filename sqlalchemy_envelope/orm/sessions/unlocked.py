@@ -25,6 +25,7 @@ from sqlalchemy_envelope.orm.current.desk import Desk
 from sqlalchemy_envelope.orm.current.names import Names
 from sqlalchemy_envelope.orm.sessions.former_owners import FormerOwners
 from sqlalchemy_envelope.orm.sessions.granted_keys import GrantedKeys
+from sqlalchemy_envelope.orm.sessions.own_verbs import OwnVerbs
 from sqlalchemy_envelope.orm.sessions.scope import Scope
 from sqlalchemy_envelope.orm.sharing.membership import require_present_members
 from sqlalchemy_envelope.orm.tables.cascades import in_greenlet
@@ -40,17 +41,24 @@ if TYPE_CHECKING:
     from sqlalchemy_envelope.keys.model import OpenedKey
     from sqlalchemy_envelope.orm.columns.plans import EncryptedAttribute
     from sqlalchemy_envelope.orm.current.policy import Policy
+    from sqlalchemy_envelope.orm.sessions.key_slots import KeySlot
     from sqlalchemy_envelope.orm.sharing.waiting import Waiting
     from sqlalchemy_envelope.orm.tables.owners import OwnerClass
 
 
-class UnlockedSession(Scope):
+class UnlockedSession(OwnVerbs, Scope):
     """The keys of an owner, and the keys granted to it, open from `with` to its end. Made by
     `Envelope.enroll` and `Envelope.unlock`.
 
     Entering the unlocked session puts it into the context and binds it to the `Session`. After leaving, it
     cannot be used again.
+
+    Attributes:
+        unacknowledged_slots: the key slots that were added to the owner and not acknowledged yet. Show them
+            to the user, and call `acknowledge_slots`.
     """
+
+    unacknowledged_slots: tuple[KeySlot, ...] = ()
 
     def __init__(
         self,

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy_envelope.keys.keyring import Keyring, OwnerId
     from sqlalchemy_envelope.keys.model import KeyId, OpenedKey, StoredGrant, StoredKey
+    from sqlalchemy_envelope.orm.current.audit import EventName
     from sqlalchemy_envelope.orm.current.desk import Desk
     from sqlalchemy_envelope.orm.sharing.recipients import Roots
     from sqlalchemy_envelope.orm.tables.key_rows import KeyStore
@@ -59,7 +60,8 @@ def insert_grants(desk: Desk, grants: Sequence[NewGrant]) -> None:
         mine = [(row_key, grant) for of, row_key, grant in grants if of is grant_class]
         desk.grants(grant_class).insert(mine)
         sealed = sum(grant.state is GrantState.SEALED for _, grant in mine)
-        for event, count in (("grant_sealed", sealed), ("grant_pending", len(mine) - sealed)):
+        events: dict[EventName, int] = {"grant_sealed": sealed, "grant_pending": len(mine) - sealed}
+        for event, count in events.items():
             if count:
                 desk.emit(AuditEvent(event, grant_class.of.owner_class.name, count=count))
 

@@ -63,8 +63,8 @@ def note_unreachable(desk: Desk, places: Iterable[Place]) -> None:
     _note(desk, list(places), _Doubt(desk.policy, _NEW))
 
 
-def note_provider_removed(desk: Desk, place: Place) -> None:
-    """Note an owner whose provider slots were deleted. It needs another slot or a grant before the commit."""
+def note_slots_removed(desk: Desk, place: Place) -> None:
+    """Note an owner whose slots were deleted. It needs another slot or a grant before the commit."""
     _note(desk, [place], _Doubt(desk.policy, _PROVIDER_REMOVED))
 
 

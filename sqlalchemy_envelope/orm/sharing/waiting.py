@@ -7,6 +7,8 @@ at the unlock, while no row was locked and off the event loop.
 
 from __future__ import annotations
 
+import datetime as dt
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy_envelope.crypto.sealing import is_sealed
@@ -19,7 +21,9 @@ from sqlalchemy_envelope.orm.sharing.locking import lock_groups
 from sqlalchemy_envelope.orm.sharing.own_keys import is_left_undone
 from sqlalchemy_envelope.orm.sharing.roots import renew
 from sqlalchemy_envelope.orm.sharing.settle import settle
+from sqlalchemy_envelope.orm.tables.attempts import attempt
 from sqlalchemy_envelope.orm.tables.location import bind_of
+from sqlalchemy_envelope.orm.tables.slot_rows import was_used_since
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -33,6 +37,8 @@ if TYPE_CHECKING:
     from sqlalchemy_envelope.orm.sharing.granted import Owners, Places
     from sqlalchemy_envelope.orm.sharing.roots import OpenedRoot
     from sqlalchemy_envelope.orm.tables.owners import GrantClass, OwnerClass, Place
+
+_NOTED_EVERY = dt.timedelta(days=1)
 
 SlotChange = tuple["StoredSlot", "StoredSlot"]
 """A slot as it is stored now, and the slot that replaces it."""
@@ -82,6 +88,7 @@ class Waiting:
         self._root = root if root.trusted else root._replace(kek=KeyBytes(root.kek.buffer))
         self._is_left = not root.trusted
         self._slots = list(stronger)
+        self._used = root.slot
         if root.trusted and not stronger and is_sealed(root.slot.wrapped):
             self._slots = [(root.slot, adopted_slot(root.slot, root.root, root.kek))]
 
@@ -148,7 +155,19 @@ class Waiting:
         if not self._root.trusted and not self._is_renewed(desk, keyring):
             renew(desk, self._place, keyring, self._root)
         settle(desk, keyring, found)
+        self._note_use(desk)
         return found.places
+
+    def _note_use(self, desk: Desk) -> None:
+        """Note, once a day, that the slot was used. It is done without: others may change the slot now."""
+        slot, now = self._used, dt.datetime.now(dt.UTC)
+        if was_used_since(slot, now - _NOTED_EVERY) or any(old == slot for old, _ in self._slots):
+            return
+        self._used = replace(slot, used_at=now)
+        store = desk.keys(self._place.owner_class)
+        with attempt(desk.session, self._place.owner_class.mapper):
+            if store.free_slots([slot.slot_id]):
+                store.note_use([slot], now)
 
     def _is_renewed(self, desk: Desk, keyring: Keyring) -> bool:
         """Whether another unlock already replaced this root key, with a new root key that this KEK opens."""

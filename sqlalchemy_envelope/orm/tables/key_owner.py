@@ -159,8 +159,11 @@ class KeySlotTable(_OwnedTable[Owner]):
     wrapped: Mapped[bytes] = mapped_column(LargeBinary)
     seal: Mapped[bytes | None] = mapped_column(LargeBinary(48))
     label: Mapped[str | None] = mapped_column(String(255))
+    claimed_from: Mapped[str | None] = mapped_column(String(255))
     created_at: Mapped[dt.datetime] = mapped_column(DateTime(timezone=True), default=now)
     changed_at: Mapped[dt.datetime | None] = mapped_column(DateTime(timezone=True), onupdate=now)
+    used_at: Mapped[dt.datetime | None] = mapped_column(DateTime(timezone=True))
+    unacknowledged_since: Mapped[dt.datetime | None] = mapped_column(DateTime(timezone=True))
 
     if TYPE_CHECKING:
         key_id: Mapped[uuid.UUID]

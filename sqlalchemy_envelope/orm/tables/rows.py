@@ -106,8 +106,8 @@ def _skips_locked(dialect: Dialect) -> bool:
     return dialect.name == "postgresql"
 
 
-def chunks(values: Sequence[Any]) -> Iterator[Sequence[Any]]:
-    return (values[start : start + CHUNK] for start in range(0, len(values), CHUNK))
+def chunks(values: Sequence[Any], size: int = CHUNK) -> Iterator[Sequence[Any]]:
+    return (values[start : start + size] for start in range(0, len(values), size))
 
 
 def matches(columns: Sequence[Any], keys: Sequence[PrimaryKey]) -> Any:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import datetime as dt
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import bindparam, insert, select, update
+from sqlalchemy import and_, bindparam, case, insert, or_, select, update
 
 from sqlalchemy_envelope.orm.tables.rows import Rows, chunks, given, insert_unless_there, made_once
-from sqlalchemy_envelope.orm.tables.stored_rows import slot_columns, stored_slot
+from sqlalchemy_envelope.orm.tables.stored_rows import slot_columns, slot_notes, stored_slot
 
 if TYPE_CHECKING:
     import uuid
@@ -21,8 +22,23 @@ if TYPE_CHECKING:
     from sqlalchemy_envelope.orm.tables.owners import OwnerClass
 
 
-MAX_SLOTS = 3
-"""Most secret slots that are tried: each costs a derivation, and planted ones would cost many."""
+MAX_SLOTS = 32
+"""The most slots of one kind that an owner has."""
+_EXCHANGED = 200
+"""The most slots that one statement replaces."""
+
+
+def in_utc(time: dt.datetime | None) -> dt.datetime | None:
+    """A time from the database. SQLite and MySQL store no zone: the library writes UTC."""
+    if time is None or time.tzinfo is not None:
+        return time
+    return time.replace(tzinfo=dt.UTC)
+
+
+def was_used_since(slot: StoredSlot, time: dt.datetime) -> bool:
+    """Whether a slot opened its root key at this time or later, as far as it is noted."""
+    used = in_utc(slot.used_at)
+    return used is not None and used >= time
 
 
 class SlotRows(Rows):
@@ -39,11 +55,20 @@ class SlotRows(Rows):
         kind: SlotKind | None = None,
         limit: int | None = None,
         *,
+        or_new: bool = False,
         for_update: bool = False,
     ) -> list[StoredSlot]:
-        """The slots of these root keys. One query for some thousands."""
+        """The slots of these root keys. One query for some thousands.
+
+        Args:
+            kind: the kind of the slots; left out, every kind.
+            limit: the most slots to load.
+            or_new: load slots of other kinds too, if their owner has not acknowledged them.
+            for_update: lock the slots.
+        """
         found: list[StoredSlot] = []
-        query = self._made_once(("slots", kind, limit), lambda: self._query_slots(kind, limit))
+        name = ("slots", kind, limit, or_new)
+        query = self._made_once(name, lambda: self._query_slots(kind, limit, or_new=or_new))
         query = query.with_for_update(of=self._slots) if for_update else query
         for some in chunks(list(key_ids)):
             found += [stored_slot(row) for row in self._rows(query, {"key_ids": some})]
@@ -51,10 +76,14 @@ class SlotRows(Rows):
             self._seals.check(slot.seal, self._class.label, slot.sealed_fields(), self._realm)
         return found
 
-    def _query_slots(self, kind: SlotKind | None, limit: int | None) -> Any:
+    def _query_slots(self, kind: SlotKind | None, limit: int | None, *, or_new: bool) -> Any:
         c = self._slots.c
-        query = select(*slot_columns(self._slots)).where(given([c.key_id], "key_ids")).order_by(c.slot_id)
-        return (query if kind is None else query.where(c.kind == kind)).limit(limit)
+        columns = (*slot_columns(self._slots), *slot_notes(self._slots))
+        query = select(*columns).where(given([c.key_id], "key_ids")).order_by(c.slot_id)
+        if kind is not None:
+            of_kind = c.kind == kind
+            query = query.where(or_(of_kind, c.unacknowledged_since.is_not(None)) if or_new else of_kind)
+        return query.limit(limit)
 
     def free_slots(self, slot_ids: Sequence[uuid.UUID]) -> set[uuid.UUID]:
         """As `free`, of slots."""
@@ -71,11 +100,6 @@ class SlotRows(Rows):
         ids = [one.slot_id for one in slots]
         return int(self._execute(self._slots.delete().where(self._slots.c.slot_id.in_(ids))).rowcount)
 
-    def label_slots(self, slots: Sequence[StoredSlot], label: str) -> None:
-        """Note something about slots, for people and reports: the label is under no seal."""
-        ids = [one.slot_id for one in slots]
-        self._execute(update(self._slots).where(self._slots.c.slot_id.in_(ids)).values(label=label))
-
     def replace_slot(self, old: StoredSlot, new: StoredSlot) -> bool:
         """Replace a slot's wrap, unless somebody else did in the meantime; tells whether it did."""
         c = self._slots.c
@@ -87,10 +111,58 @@ class SlotRows(Rows):
                 recipient_public_key=new.recipient_public_key,
                 provider_ref=new.provider_ref,
                 provider_wrapped=new.provider_wrapped,
+                used_at=new.used_at,
                 seal=self._seal(new),
             )
         )
         return bool(result.rowcount == 1)
+
+    def note_use(self, slots: Sequence[StoredSlot], at: dt.datetime) -> None:
+        """Note that these slots opened their root keys."""
+        self._note(slots, used_at=at)
+
+    def note_claim(self, slots: Sequence[StoredSlot], provider_ref: str | None) -> None:
+        """Note the campaign's key that held the keys of these slots, for its report."""
+        self._note(slots, claimed_from=provider_ref)
+
+    def acknowledge(self, slots: Sequence[StoredSlot]) -> None:
+        """Note that the owner knows of these slots."""
+        self._note(slots, unacknowledged_since=None)
+
+    def _note(self, slots: Sequence[StoredSlot], **values: Any) -> None:
+        c = self._slots.c
+        for some in chunks([slot.slot_id for slot in slots]):
+            # `changed_at` tells when a slot's wrap changed, so that a note leaves it as it is.
+            statement = update(self._slots).where(c.slot_id.in_(some))
+            self._execute(statement.values(changed_at=c.changed_at, **values))
+
+    def exchange(self, slots: Sequence[tuple[StoredSlot, StoredSlot]]) -> bool:
+        """Replace slots of one owner in one statement, each unless somebody else did in the meantime.
+
+        Returns:
+            Whether every slot was replaced. If not, the caller raises, and the transaction is rolled back.
+        """
+        c = self._slots.c
+        replaced = 0
+        for some in chunks(slots, _EXCHANGED):
+            statement = update(self._slots).where(
+                or_(*(and_(c.slot_id == old.slot_id, c.wrapped == old.wrapped) for old, _ in some))
+            )
+            by_slot = {
+                column: case(
+                    {old.slot_id: bindparam(None, value, type_=column.type) for (old, _), value in pairs},
+                    value=c.slot_id,
+                )
+                for column, pairs in (
+                    (c.kdf, [(one, one[1].kdf) for one in some]),
+                    (c.wrapped, [(one, one[1].wrapped) for one in some]),
+                    (c.recipient_public_key, [(one, one[1].recipient_public_key) for one in some]),
+                    (c.seal, [(one, self._seal(one[1])) for one in some]),
+                    (c.used_at, [(one, one[1].used_at) for one in some]),
+                )
+            }
+            replaced += self._execute(statement.values(by_slot)).rowcount
+        return replaced == len(slots)
 
     def replace_slots(self, slots: Sequence[tuple[StoredSlot, StoredSlot]]) -> None:
         """Replace the wraps of slots, each unless somebody else did in the meantime."""
@@ -104,7 +176,16 @@ class SlotRows(Rows):
             self._execute(statement.values(wrapped=bindparam("new"), seal=bindparam("new_seal")), rows)
 
     def _slot_rows(self, slots: Iterable[StoredSlot]) -> list[dict[str, Any]]:
-        return [{**vars(slot), "kind": slot.kind.value, "seal": self._seal(slot)} for slot in slots]
+        now = dt.datetime.now(dt.UTC)
+        return [
+            {
+                **vars(slot),
+                "kind": slot.kind.value,
+                "seal": self._seal(slot),
+                "created_at": slot.created_at or now,
+            }
+            for slot in slots
+        ]
 
     def _insert_whole(
         self, table: Table, rows: Sequence[dict[str, Any]], *, unless_there: bool = False

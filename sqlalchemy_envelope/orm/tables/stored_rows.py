@@ -88,6 +88,12 @@ def slot_columns(slots: Table) -> tuple[Any, ...]:
     )  # fmt: skip
 
 
+def slot_notes(slots: Table) -> tuple[Any, ...]:
+    """The columns of a slot that are for people: a page of values that a server opens needs none of them."""
+    c = slots.c
+    return c.label, c.created_at, c.used_at, c.unacknowledged_since
+
+
 KEY_WIDTH = 14
 
 
@@ -134,6 +140,7 @@ def _proof(value: object) -> bytes | None:
 
 
 def stored_slot(row: Any) -> StoredSlot:
+    """A row of `slot_columns`, and of `slot_notes` after them where they were selected."""
     kdf, reference = row[3] or "", row[6]
     if not isinstance(kdf, str) or not isinstance(reference, (str, type(None))):
         raise KdfParametersError("The stored key-derivation string is not text.")
@@ -151,4 +158,5 @@ def stored_slot(row: Any) -> StoredSlot:
         reference,
         None if row[7] is None else stored_bytes(row[7]),
         None if row[8] is None else stored_bytes(row[8]),
+        *row[9:13],
     )

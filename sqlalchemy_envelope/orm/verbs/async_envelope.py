@@ -4,13 +4,15 @@ and calls to providers run in threads of their own."""
 from __future__ import annotations
 
 import warnings
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from sqlalchemy_envelope.crypto.frames import emptying, emptying_class
 from sqlalchemy_envelope.crypto.preparation import hide_secret
 from sqlalchemy_envelope.crypto.wrapping import wrong_secret
 from sqlalchemy_envelope.exceptions import ConfigurationError
 from sqlalchemy_envelope.orm.current.desk import Desk
+from sqlalchemy_envelope.orm.verbs.async_slot_verbs import AsyncSlotVerbs
+from sqlalchemy_envelope.orm.verbs.async_steps import AsyncSteps, plain_async
 from sqlalchemy_envelope.orm.verbs.enroll import asked_for
 from sqlalchemy_envelope.orm.verbs.envelope import Envelope
 from sqlalchemy_envelope.orm.verbs.settle_all import AsyncSettling, batch_steps
@@ -20,26 +22,21 @@ from sqlalchemy_envelope.orm.verbs.threads import perform
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterable, Mapping
 
-    from sqlalchemy.ext.asyncio import AsyncSession, async_scoped_session
     from sqlalchemy.orm import Session
 
     from sqlalchemy_envelope.orm.sessions.server import ServerSession
     from sqlalchemy_envelope.orm.sessions.unlocked import UnlockedSession
     from sqlalchemy_envelope.orm.sessions.write_only import WriteOnlySession
     from sqlalchemy_envelope.orm.tables.key_grant import KeyGrant
+    from sqlalchemy_envelope.orm.verbs.async_steps import AnyAsyncSession
     from sqlalchemy_envelope.orm.verbs.envelope_steps import Follow
     from sqlalchemy_envelope.orm.verbs.grant_status import GrantStatus
     from sqlalchemy_envelope.orm.verbs.lock_answer import WhyLocked
-    from sqlalchemy_envelope.orm.verbs.slots import KeySlots
     from sqlalchemy_envelope.orm.verbs.steps import Steps
-
-    AnyAsyncSession = AsyncSession | async_scoped_session[Any]
-
-T = TypeVar("T")
 
 
 @emptying_class
-class AsyncEnvelope:
+class AsyncEnvelope(AsyncSlotVerbs, AsyncSteps):
     """`Envelope` for `AsyncSession`. Neither a key derivation nor a provider ever holds up the event loop."""
 
     def __init__(self, envelope: Envelope | None = None) -> None:
@@ -84,7 +81,7 @@ class AsyncEnvelope:
 
     async def settle(self, session: AnyAsyncSession) -> None:
         """As `Envelope.settle`."""
-        await _plain(session).run_sync(self.envelope.settle)
+        await plain_async(session).run_sync(self.envelope.settle)
 
     def settle_all(
         self,
@@ -105,19 +102,14 @@ class AsyncEnvelope:
 
     def write_only(self, session: AnyAsyncSession, *owners: object) -> WriteOnlySession:
         """As `Envelope.write_only`, for a plain `with`: entering it waits for nothing."""
-        return self.envelope.write_only(_plain(session).sync_session, *owners)
+        return self.envelope.write_only(plain_async(session).sync_session, *owners)
 
     def server_mode(
         self, session: AnyAsyncSession | None = None, *, provider: str = "server", reason: str
     ) -> ServerSession:
         """As `Envelope.server_mode`, for a plain `with`: entering it waits for nothing."""
-        plain = None if session is None else _plain(session).sync_session
+        plain = None if session is None else plain_async(session).sync_session
         return self.envelope.server_mode(plain, provider=provider, reason=reason)
-
-    async def slots(self, session: AnyAsyncSession, owner: object) -> KeySlots:
-        """As `Envelope.slots`."""
-        found: KeySlots = await _plain(session).run_sync(lambda plain: self.envelope.slots(plain, owner))
-        return found
 
     async def why_locked(
         self,
@@ -128,7 +120,7 @@ class AsyncEnvelope:
         reader: object | None = None,
     ) -> WhyLocked | None:
         """As `Envelope.why_locked`."""
-        why: WhyLocked | None = await _plain(session).run_sync(
+        why: WhyLocked | None = await plain_async(session).run_sync(
             lambda plain: self.envelope.why_locked(plain, instance, attribute, reader=reader)
         )
         return why
@@ -137,43 +129,17 @@ class AsyncEnvelope:
         self, session: AnyAsyncSession, grants: type[KeyGrant] | Iterable[KeyGrant]
     ) -> list[GrantStatus]:
         """As `Envelope.grant_states`."""
-        found: list[GrantStatus] = await _plain(session).run_sync(
+        found: list[GrantStatus] = await plain_async(session).run_sync(
             lambda plain: self.envelope.grant_states(plain, grants)
         )
         return found
 
-    async def add_provider(self, session: AnyAsyncSession, owner: object, *, provider: str) -> None:
-        """As `Envelope.add_provider`."""
-        await self.run(session, lambda plain: self.envelope.add_provider_steps(plain, owner, provider))
-
-    async def add_secret(self, session: AnyAsyncSession, owner: object, *, secret: str | bytes) -> None:
-        """As `Envelope.add_secret`."""
-        hidden = hide_secret(secret)
-        del secret
-        await self.run(session, lambda plain: self.envelope.add_secret_steps(plain, owner, hidden))
-
-    async def remove_provider(self, session: AnyAsyncSession, owner: object, *, provider: str) -> None:
-        """As `Envelope.remove_provider`."""
-        await _plain(session).run_sync(
-            lambda plain: self.envelope.remove_provider(plain, owner, provider=provider)
-        )
-
     async def seal_rows(self, session: AnyAsyncSession, *owner_classes: type[Any]) -> int:
         """As `Envelope.seal_rows`."""
-        count: int = await _plain(session).run_sync(
+        count: int = await plain_async(session).run_sync(
             lambda plain: self.envelope.seal_rows(plain, *owner_classes)
         )
         return count
-
-    async def change_secret(
-        self, session: AnyAsyncSession, owner: object, *, old: str | bytes, new: str | bytes
-    ) -> None:
-        """As `Envelope.change_secret`."""
-        hidden, hidden_new = hide_secret(old), hide_secret(new)
-        del old, new
-        await self.run(
-            session, lambda plain: self.envelope.change_secret_steps(plain, owner, hidden, hidden_new)
-        )
 
     async def unlock_unknown(self, *, secret: str | bytes) -> NoReturn:
         """As `Envelope.unlock_unknown`."""
@@ -188,35 +154,6 @@ class AsyncEnvelope:
         hidden = hide_secret(secret)
         del secret
         await self.run(session, lambda plain: self.envelope.rebind_steps(plain, owner, hidden))
-
-    async def run(self, session: AnyAsyncSession, make_steps: Callable[[Session], Steps[T]]) -> T:
-        """Carry steps out, deriving keys in a thread."""
-        plain = _plain(session)
-        steps: Any = make_steps(plain.sync_session)
-        answer: Any = None
-        while True:
-            finished, value = await plain.run_sync(lambda _, answer=answer: _advance(steps, answer))
-            if finished:
-                result: T = value
-                return result
-            answer = await perform(self.envelope, value)
-
-
-def _plain(session: AnyAsyncSession) -> Any:
-    # An async_scoped_session returns its session, and lacks both attributes that are used here.
-    registry = getattr(session, "registry", None)
-    plain: Any = registry() if registry is not None else session
-    if not hasattr(plain, "sync_session"):
-        raise ConfigurationError("This is a plain Session: use Envelope, without `await`.")
-    return plain
-
-
-def _advance(steps: Any, answer: Any) -> tuple[bool, Any]:
-    """Take one step. A StopIteration cannot leave a coroutine, so a pair tells the end."""
-    try:
-        return False, steps.send(answer)
-    except StopIteration as stop:
-        return True, stop.value
 
 
 class AsyncUnlocking:

@@ -44,15 +44,13 @@ if TYPE_CHECKING:
     from sqlalchemy_envelope.crypto.secret import Hidden, KeyBytes
     from sqlalchemy_envelope.keys.model import OpenedKey, StoredKey, StoredSlot
     from sqlalchemy_envelope.keys.slots import ProviderKek
+    from sqlalchemy_envelope.orm.current.audit import EventName
     from sqlalchemy_envelope.orm.current.desk import Desk
     from sqlalchemy_envelope.orm.current.policy import Policy
     from sqlalchemy_envelope.orm.current.providers import Providers
     from sqlalchemy_envelope.orm.tables.key_rows import KeyStore
     from sqlalchemy_envelope.orm.verbs.owner_keys import LocatedOwner
     from sqlalchemy_envelope.orm.verbs.steps import Steps
-
-CLAIMED = "claimed"
-"""The start of the label of a secret slot that a claim made. The reference of the campaign follows it."""
 
 
 class _Unclaimed(NamedTuple):
@@ -177,7 +175,7 @@ def _claim(
             mine = [(secret_slot(root, kek, salt), root) for _, root in reached.slots]
             more = [] if added is None else [provider_slot(reached.root, added)]
             _exchange(found, [*(slot for slot, _ in mine), *more])
-            located.store.label_slots([slot for slot, _ in mine], _label(found.slot))
+            located.store.note_claim([slot for slot, _ in mine], found.slot.provider_ref)
         except BaseException:
             for _, root in reached.slots:
                 root.key.wipe()
@@ -213,7 +211,7 @@ def _wait(
     store.insert_slots(slots)
     if before:
         store.delete_slots(before)
-    store.label_slots(slots, _label(found.slot))
+    store.note_claim(slots, found.slot.provider_ref)
     desk.emit(_event("claim_waiting", found, desk.policy.require_providers().of(found.slot)))
     return UnlockedSession(desk.session, desk.policy, [], Keyring())
 
@@ -250,11 +248,7 @@ def _lost(found: _Unclaimed) -> TransactionConflictError:
     )
 
 
-def _label(slot: StoredSlot) -> str:
-    return f"{CLAIMED} {slot.provider_ref}"[:255]
-
-
-def _event(name: str, found: _Unclaimed, provider: str) -> AuditEvent:
+def _event(name: EventName, found: _Unclaimed, provider: str) -> AuditEvent:
     return AuditEvent(name, found.located.name, provider=provider, key_id=found.root.key_id.hex[:8])
 
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
-from sqlalchemy.orm import Session, scoped_session
-
 from sqlalchemy_envelope.crypto.argon2id import KdfLimit, KdfProfile
 from sqlalchemy_envelope.crypto.frames import emptying_class
 from sqlalchemy_envelope.crypto.preparation import hide_secret
@@ -19,13 +17,14 @@ from sqlalchemy_envelope.orm.current.providers import CachePolicy, make_provider
 from sqlalchemy_envelope.orm.sessions.server import ServerSession
 from sqlalchemy_envelope.orm.sessions.write_only import WriteOnlySession
 from sqlalchemy_envelope.orm.tables.owners import owner_class_of
-from sqlalchemy_envelope.orm.verbs import slots
 from sqlalchemy_envelope.orm.verbs.enroll import asked_for
-from sqlalchemy_envelope.orm.verbs.envelope_steps import EnvelopeSteps, Follow
+from sqlalchemy_envelope.orm.verbs.envelope_steps import AnySession, EnvelopeSteps, Follow, plain_session
 from sqlalchemy_envelope.orm.verbs.grant_status import grant_states
 from sqlalchemy_envelope.orm.verbs.owner_keys import locate_enrolled
 from sqlalchemy_envelope.orm.verbs.settle_all import Settling, batch_steps
 from sqlalchemy_envelope.orm.verbs.settle_batch import job
+from sqlalchemy_envelope.orm.verbs.slot_verbs import SlotVerbs
+from sqlalchemy_envelope.orm.verbs.slots import seal_rows
 from sqlalchemy_envelope.orm.verbs.why_locked import why_locked
 
 if TYPE_CHECKING:
@@ -40,15 +39,12 @@ if TYPE_CHECKING:
     from sqlalchemy_envelope.orm.tables.key_grant import KeyGrant
     from sqlalchemy_envelope.orm.verbs.grant_status import GrantStatus
     from sqlalchemy_envelope.orm.verbs.lock_answer import WhyLocked
-    from sqlalchemy_envelope.orm.verbs.slots import KeySlots
-
-    AnySession = Session | scoped_session[Any]
 
 T = TypeVar("T")
 
 
 @emptying_class
-class Envelope(EnvelopeSteps):
+class Envelope(SlotVerbs, EnvelopeSteps):
     """The policy of an application, which makes one `Envelope`. Holds no user's key.
 
     Args:
@@ -76,6 +72,7 @@ class Envelope(EnvelopeSteps):
         harden_claims: when an owner claims keys that a campaign held, give it new keys at once, which the
             campaign's key never opened. Older values stay under the old keys.
         audit: called with each `AuditEvent`; the events go to the logger `sqlalchemy_envelope.audit` as well.
+        actor: called for each event, to tell who acts: the user of the request, or a person of the support.
     """
 
     def __init__(
@@ -95,6 +92,7 @@ class Envelope(EnvelopeSteps):
         write_epoch_values: int = 2**24,
         harden_claims: bool = True,
         audit: Callable[[AuditEvent], None] | None = None,
+        actor: Callable[[], str | None] | None = None,
     ) -> None:
         self.kdf_profile = kdf_profile
         self.limit = KdfLimit(concurrent_derivations or os.cpu_count() or 1, derivation_wait)
@@ -105,6 +103,7 @@ class Envelope(EnvelopeSteps):
             seals=RowSeals(server_keys, checked_realm(realm)),
             hybrid=post_quantum,
             audit=audit,
+            actor=actor,
             providers=make_providers(
                 named, cache or CachePolicy(), timeout=provider_timeout, retries=provider_retries
             ),
@@ -283,15 +282,6 @@ class Envelope(EnvelopeSteps):
         plain = None if session is None else plain_session(session)
         return ServerSession(plain, self.policy, provider, reason)
 
-    def slots(self, session: AnySession, owner: object) -> KeySlots:
-        """Return the slots that open an owner's keys. "Can the operator read this?" is one line:
-        `bool(envelope.slots(session, owner).providers)`. Providers that reach the owner through grants count.
-
-        Raises:
-            NotEnrolledError: the owner is not in the database.
-        """
-        return slots.slots_of(self._desk(plain_session(session)), owner)
-
     def why_locked(
         self,
         session: AnySession,
@@ -331,39 +321,6 @@ class Envelope(EnvelopeSteps):
         note_policy(plain, self.policy)
         return grant_states(self._desk(plain), grants)
 
-    def add_provider(self, session: AnySession, owner: object, *, provider: str) -> None:
-        """Let a provider open an owner who is unlocked here. Never commits.
-
-        Raises:
-            LockedError: the owner is not unlocked here.
-            ProviderError: the provider failed.
-        """
-        self.run(self.add_provider_steps(plain_session(session), owner, provider))
-
-    def add_secret(self, session: AnySession, owner: object, *, secret: str | bytes) -> None:
-        """Give a first secret to an owner who has none and is unlocked here, in server mode or by a provider.
-        The provider's slot stays. One key derivation. Never commits.
-
-        Raises:
-            LockedError: the owner is not unlocked here.
-            AlreadyEnrolledError: the owner has a secret: call `change_secret`.
-            UnclaimedError: a campaign holds the owner's keys: `enroll` claims them.
-            SecretError: the secret cannot be used.
-            UnlockBusyError: too many derivations at once.
-        """
-        hidden = hide_secret(secret)
-        del secret
-        self.run(self.add_secret_steps(plain_session(session), owner, hidden))
-
-    def remove_provider(self, session: AnySession, owner: object, *, provider: str) -> None:
-        """Delete a provider's slots of an owner, and start a new epoch: the provider cannot open values that
-        are written from now on. Old keys that it kept still open older values. Never commits.
-
-        Raises:
-            KeyNotFoundError: the owner has no slot of the provider.
-        """
-        slots.remove_provider(self._desk(plain_session(session)), owner, provider)
-
     def seal_rows(self, session: AnySession, *owner_classes: type[Any]) -> int:
         """Seal every key, slot and grant row of these classes under the active server key, and return the
         number of rows. Never commits.
@@ -379,20 +336,7 @@ class Envelope(EnvelopeSteps):
         classes = [owner_class_of(getattr(one, "__table__", None)) for one in owner_classes]
         if None in classes:
             raise ConfigurationError("seal_rows() takes classes of key owners.")
-        return slots.seal_rows(self._desk(plain_session(session)), classes)
-
-    def change_secret(
-        self, session: AnySession, owner: object, *, old: str | bytes, new: str | bytes
-    ) -> None:
-        """Put a new secret in place of the old one. One row changes and no data is touched. Never commits.
-
-        Raises: as `unlock`, and
-            UnlockError: the old secret is wrong.
-            TransactionConflictError: somebody else changed a slot of the owner at the same moment.
-        """
-        hidden, hidden_new = hide_secret(old), hide_secret(new)
-        del old, new
-        self.run(self.change_secret_steps(plain_session(session), owner, hidden, hidden_new))
+        return seal_rows(self._desk(plain_session(session)), classes)
 
     def unlock_unknown(self, *, secret: str | bytes) -> NoReturn:
         """Refuse an account that does not exist as slowly as a wrong secret, so that time does not tell which
@@ -427,19 +371,6 @@ class Envelope(EnvelopeSteps):
 
     def __repr__(self) -> str:
         return f"Envelope(kdf_profile={self.kdf_profile!r})"
-
-
-def plain_session(session: AnySession) -> Session:
-    """Return the session behind a scoped session.
-
-    Raises:
-        ConfigurationError: the session is asynchronous.
-    """
-    if hasattr(session, "sync_session"):
-        raise ConfigurationError(
-            "This is an AsyncSession: use AsyncEnvelope(envelope), with `await` or `async with`."
-        )
-    return session.registry() if isinstance(session, scoped_session) else session
 
 
 def checked_realm(realm: Any) -> Any:

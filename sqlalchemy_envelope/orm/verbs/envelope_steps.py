@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, scoped_session
 
 from sqlalchemy_envelope.crypto.argon2id import KdfLimit, KdfProfile, KdfSalt
 from sqlalchemy_envelope.crypto.frames import emptying_class
@@ -13,7 +13,7 @@ from sqlalchemy_envelope.exceptions import ConfigurationError
 from sqlalchemy_envelope.orm.current.desk import Desk
 from sqlalchemy_envelope.orm.current.keks import Outside
 from sqlalchemy_envelope.orm.current.policy import Policy
-from sqlalchemy_envelope.orm.verbs import claim, slots, unlock
+from sqlalchemy_envelope.orm.verbs import claim, secrets, slots, unlock
 from sqlalchemy_envelope.orm.verbs.enroll import Asked, asked_for
 from sqlalchemy_envelope.orm.verbs.steps import Derivation
 
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from sqlalchemy_envelope.orm.verbs.steps import Steps
 
 
+AnySession = Session | scoped_session[Any]
 T = TypeVar("T")
 Follow = Literal["needed", "all"]
 
@@ -72,7 +73,13 @@ class EnvelopeSteps:
     ) -> Steps[UnlockedSession]:
         """The steps of `enroll`."""
         asked = asked_for(owner, secret)
-        return claim.enroll_steps(self._desk(session), self.kdf_profile, asked, provider)
+        return self._made(claim.enroll_steps(self._desk(session), self.kdf_profile, asked, provider))
+
+    def _made(self, steps: Steps[UnlockedSession]) -> Steps[UnlockedSession]:
+        """Let the unlocked session that steps make know who made it."""
+        unlocked = yield from steps
+        unlocked.made_by = self
+        return unlocked
 
     def unlock_steps(
         self,
@@ -88,7 +95,7 @@ class EnvelopeSteps:
         if follow not in ("needed", "all"):
             raise ConfigurationError(f"follow={follow!r}; use 'needed' or 'all'.")
         steps = self._unlock_steps(session, owner, secret, provider, reason, authenticated=authenticated)
-        return unlock.whole_steps(steps) if follow == "all" else steps
+        return self._made(unlock.whole_steps(steps) if follow == "all" else steps)
 
     def _unlock_steps(
         self,
@@ -114,16 +121,26 @@ class EnvelopeSteps:
         """The steps of `add_provider`."""
         return slots.add_provider_steps(self._desk(session), owner, provider)
 
-    def add_secret_steps(self, session: Session, owner: object, secret: GivenSecret) -> Steps[None]:
+    def add_secret_steps(
+        self, session: Session, owner: object, secret: GivenSecret, label: str | None = None
+    ) -> Steps[None]:
         """The steps of `add_secret`."""
-        return slots.add_secret_steps(self._desk(session), self.kdf_profile, owner, hide_secret(secret))
+        hidden = hide_secret(secret)
+        return secrets.add_secret_steps(self._desk(session), self.kdf_profile, owner, hidden, label)
+
+    def set_secret_steps(
+        self, session: Session, owner: object, new: GivenSecret, label: str | None = None
+    ) -> Steps[None]:
+        """The steps of `set_secret`."""
+        hidden = hide_secret(new)
+        return secrets.set_secret_steps(self._desk(session), self.kdf_profile, owner, hidden, label)
 
     def change_secret_steps(
         self, session: Session, owner: object, old: GivenSecret, new: GivenSecret
     ) -> Steps[None]:
         """The steps of `change_secret`."""
         hidden, hidden_new = hide_secret(old), hide_secret(new)
-        return unlock.change_secret_steps(self._desk(session), self.kdf_profile, owner, hidden, hidden_new)
+        return secrets.change_secret_steps(self._desk(session), self.kdf_profile, owner, hidden, hidden_new)
 
     def rebind_steps(self, session: Session, owner: object, secret: GivenSecret) -> Steps[None]:
         """The steps of `rebind`."""
@@ -132,3 +149,16 @@ class EnvelopeSteps:
     def unknown(self, secret: HiddenSecret) -> Derivation:
         """The derivation of `unlock_unknown`, whose key opens nothing."""
         return Derivation(prepare_hidden(secret), KdfSalt.generate(self.kdf_profile))
+
+
+def plain_session(session: AnySession) -> Session:
+    """Return the session behind a scoped session.
+
+    Raises:
+        ConfigurationError: the session is asynchronous.
+    """
+    if hasattr(session, "sync_session"):
+        raise ConfigurationError(
+            "This is an AsyncSession: use AsyncEnvelope(envelope), with `await` or `async with`."
+        )
+    return session.registry() if isinstance(session, scoped_session) else session

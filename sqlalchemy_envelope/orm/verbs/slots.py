@@ -1,74 +1,37 @@
-"""The slots that open an owner's keys, read from the rows; adding and removing provider slots, and adding a
-first secret."""
+"""The slots that open an owner's keys, read from the rows; adding a provider, and removing slots."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from sqlalchemy_envelope.crypto.argon2id import KdfSalt
-from sqlalchemy_envelope.crypto.preparation import prepare_hidden
-from sqlalchemy_envelope.exceptions import AlreadyEnrolledError, KeyNotFoundError, UnclaimedError
+from sqlalchemy_envelope.exceptions import EnrollmentError, KeyNotFoundError
 from sqlalchemy_envelope.keys.model import KeyState, Purpose, SlotKind
-from sqlalchemy_envelope.keys.slots import is_waiting, provider_slot, secret_slot
+from sqlalchemy_envelope.keys.slots import is_waiting, provider_slot
 from sqlalchemy_envelope.orm.current import context
 from sqlalchemy_envelope.orm.current.audit import AuditEvent
 from sqlalchemy_envelope.orm.current.keks import kek_for_new
 from sqlalchemy_envelope.orm.current.names import Names
 from sqlalchemy_envelope.orm.current.policy import note_policy
+from sqlalchemy_envelope.orm.sessions.key_slots import KeySlot, KeySlots, shown_slot
 from sqlalchemy_envelope.orm.sharing.beyond import MAX_LEVELS
 from sqlalchemy_envelope.orm.sharing.epochs import start_epoch
 from sqlalchemy_envelope.orm.sharing.membership import forget_looks
-from sqlalchemy_envelope.orm.sharing.reachable import note_provider_removed
+from sqlalchemy_envelope.orm.sharing.reachable import note_slots_removed
+from sqlalchemy_envelope.orm.tables.grant_counts import count_grants
 from sqlalchemy_envelope.orm.tables.key_rows import KeyStore
 from sqlalchemy_envelope.orm.tables.owners import Place
+from sqlalchemy_envelope.orm.verbs.opened_owner import opened_root, opened_roots, settle_owner
 from sqlalchemy_envelope.orm.verbs.owner_keys import active_root, load_keys, locate_enrolled
-from sqlalchemy_envelope.orm.verbs.steps import Derivation, wiping
-from sqlalchemy_envelope.orm.verbs.unlock import is_unclaimed
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    import uuid
+    from collections.abc import Iterable, Sequence
 
-    from sqlalchemy_envelope.crypto.argon2id import KdfProfile
-    from sqlalchemy_envelope.crypto.preparation import HiddenSecret
-    from sqlalchemy_envelope.keys.model import OpenedKey, StoredKey, StoredSlot
+    from sqlalchemy_envelope.keys.model import StoredKey, StoredSlot
+    from sqlalchemy_envelope.orm.current.audit import EventName
     from sqlalchemy_envelope.orm.current.desk import Desk
     from sqlalchemy_envelope.orm.verbs.owner_keys import LocatedOwner
     from sqlalchemy_envelope.orm.verbs.steps import Steps
-
-
-@dataclass(frozen=True)
-class KeySlot:
-    """One way to an owner's keys that needs no other owner unlocked.
-
-    Attributes:
-        kind: "secret" or "provider"; "waiting" for a secret that opens nothing until custodians release it.
-        provider: the name of the provider, for a provider slot.
-        reference: the reference of the outside key that wraps it.
-        through: the grants that lead from the owner to the owner of the slot, outermost last; empty for the
-            owner's own slots.
-        scope: the scope that the grants open, or None for all scopes.
-    """
-
-    kind: str
-    provider: str | None = None
-    reference: str | None = None
-    through: tuple[str, ...] = ()
-    scope: str | None = None
-
-
-class KeySlots(tuple[KeySlot, ...]):
-    """The slots that open an owner's keys: its own slots, and provider slots that reach it through grants."""
-
-    __slots__ = ()
-
-    @property
-    def providers(self) -> frozenset[str]:
-        """The providers that can open any of this owner's data.
-
-        The operators of these providers can read it. If this is empty, only people with a secret can.
-        """
-        return frozenset(slot.provider for slot in self if slot.provider is not None)
 
 
 def slots_of(desk: Desk, owner: object) -> KeySlots:
@@ -117,100 +80,31 @@ def _look_at(desk: Desk, step: _Step) -> tuple[list[KeySlot], list[_Step]]:
         for _, _, recipient in desk.grants(grant).load_of([key.key_id for key in active]):
             to = names.place(grant.to.owner_class, recipient)
             further.append(_Step(to, (*through, name), scope if through else grant.scope))
-    return [_told(slot, through, scope) for slot in slots], further
-
-
-def _told(slot: StoredSlot, through: tuple[str, ...], scope: str | None) -> KeySlot:
-    if slot.kind is SlotKind.SECRET:
-        return KeySlot("waiting" if is_waiting(slot) else "secret", through=through, scope=scope)
-    name, _, reference = (slot.provider_ref or "").partition(" ")
-    return KeySlot("provider", name, reference, through, scope)
+    return [shown_slot(slot, through, scope) for slot in slots], further
 
 
 def add_provider_steps(desk: Desk, owner: object, provider: str) -> Steps[None]:
     """The steps of `Envelope.add_provider`."""
     located = locate_enrolled(desk, owner)
     note_policy(desk.session, desk.policy)
-    _settle(located)
-    root = active_root(located, load_keys(located))
-    opened = _opened(located, root)
+    settle_owner(located)
+    opened = opened_roots(located)
     kek = yield from kek_for_new(desk, provider)
-    mine = [slot for slot in _provider_slots(located.store, [root]) if slot.provider_name == provider]
-    if not mine:
-        located.store.insert_slots([provider_slot(opened, kek)])
+    slots = _provider_slots(located.store, [root.stored for root in opened])
+    mine = {slot.key_id for slot in slots if slot.provider_name == provider}
+    missing = [root for root in opened if root.stored.key_id not in mine]
+    if missing:
+        made = [provider_slot(root, kek, unacknowledged=True) for root in missing]
+        located.store.insert_slots(made)
         forget_looks(desk.session)  # this transaction may have looked for these keys in vain
-        desk.emit(AuditEvent("provider_added", located.name, provider=provider))
-
-
-def add_secret_steps(desk: Desk, profile: KdfProfile, owner: object, secret: HiddenSecret) -> Steps[None]:
-    """The steps of `Envelope.add_secret`."""
-    prepared = prepare_hidden(secret, new=True)
-    located = locate_enrolled(desk, owner)
-    note_policy(desk.session, desk.policy)
-    keys = load_keys(located)
-    _require_no_secret(located, keys)
-    opened = _opened(located, active_root(located, keys))
-    salt = KdfSalt.generate(profile)
-    kek = yield Derivation(prepared, salt)
-    with wiping(kek):
-        # During the derivation, somebody else may have added a secret. So lock the owner's rows now, and load
-        # them again, since a statement that waited for a lock sees no new rows.
-        located.store.load([located.place.primary_key], for_update=True)
-        keys = load_keys(located)
-        _require_no_secret(located, keys)
-        if active_root(located, keys).key_id != opened.stored.key_id:
-            opened = _opened(located, active_root(located, keys))
-        located.store.insert_slots([secret_slot(opened, kek, salt)])
-    desk.emit(AuditEvent("secret_added", located.name))
-
-
-def _settle(located: LocatedOwner) -> None:
-    """Settle what waits for an owner before its keys are given to somebody."""
-    session = located.desk.session
-    for unlocked in context.unlocked_sessions(session):
-        unlocked.follow_owners(session, located.place.owner_class, [located.place.primary_key])
-    context.settle_unlocked(session)
-
-
-def _opened(located: LocatedOwner, root: StoredKey) -> OpenedKey:
-    """Open a root key of an unlocked owner.
-
-    Raises:
-        LockedError: no unlocked session has the root key.
-    """
-    session = located.desk.session
-    for unlocked in context.unlocked_sessions(session):
-        if unlocked.on_demand:  # a server opens owners as they are needed
-            unlocked.prepare_write(session, located.place.owner_class, [located.place.primary_key], 0)
-        else:
-            unlocked.follow_owners(session, located.place.owner_class, [located.place.primary_key])
-        keyring = unlocked.keyring_for(located.place.owner, session)
-        opened = None if keyring is None else keyring.open(root.key_id)
-        if opened is not None:
-            return opened
-    context.refuse_replaced(session, located.place.owner, located.place.owner_class, root.key_id)
-    raise context.locked(f"This {located.name}", session, located.place.owner_class, use="give")
-
-
-def _require_no_secret(located: LocatedOwner, keys: Sequence[StoredKey]) -> None:
-    roots = [key.key_id for key in keys if key.purpose is Purpose.ROOT]
-    if is_unclaimed(located, roots):
-        raise UnclaimedError(
-            f"This {located.name} has keys that wait to be claimed: `envelope.enroll(session, owner, "
-            "secret=...)` claims them with its first secret."
-        )
-    if located.store.load_slots(roots, SlotKind.SECRET):
-        raise AlreadyEnrolledError(
-            f"This {located.name} has a secret already: `envelope.change_secret(session, owner, old=..., "
-            "new=...)` puts another in its place."
-        )
+        _tell(located, "provider_added", SlotKind.PROVIDER, provider)
 
 
 def remove_provider(desk: Desk, owner: object, provider: str) -> None:
     """Delete a provider's slots, and start a new epoch whose keys the provider never held."""
     located = locate_enrolled(desk, owner)
     note_policy(desk.session, desk.policy)
-    _settle(located)
+    settle_owner(located)
     roots = [key for key in load_keys(located) if key.purpose is Purpose.ROOT]
     slots = _provider_slots(located.store, roots)
     mine = [slot for slot in slots if slot.provider_name == provider]
@@ -219,15 +113,106 @@ def remove_provider(desk: Desk, owner: object, provider: str) -> None:
             f"This {located.name} has no key slot of provider {provider!r}. `envelope.slots(session, owner)` "
             "lists its slots."
         )
-    located.store.delete_slots(mine)
+    _shut_out(located, mine)
+    _tell(located, "provider_removed", SlotKind.PROVIDER, provider)
+
+
+def remove_slot(desk: Desk, owner: object, slot: KeySlot | uuid.UUID) -> None:
+    """Delete a slot, and start a new epoch whose keys its holder never held."""
+    located = locate_enrolled(desk, owner)
+    note_policy(desk.session, desk.policy)
+    settle_owner(located)
+    opened_root(located, active_root(located, load_keys(located)))
+    # Locked, so that two removals at once do not leave the owner without a slot.
+    located.store.load([located.place.primary_key], for_update=True)
+    keys = [key for key in load_keys(located) if key.purpose is Purpose.ROOT]
+    slots = located.store.load_slots([key.key_id for key in keys], for_update=True)
+    named = _named(located, slots, [slot])
+    mine = [one for one in slots if any(one.opens_like(removed) for removed in named)]
+    _require_other_way(located, keys, slots, mine)
+    _shut_out(located, mine)
+    _tell(located, "slot_removed", named[0].kind, named[0].provider_name or None)
+
+
+def acknowledge_slots(desk: Desk, owner: object, slots: Sequence[KeySlot | uuid.UUID]) -> None:
+    """Note that the owner knows of these slots; of every slot if none is named."""
+    located = locate_enrolled(desk, owner)
+    note_policy(desk.session, desk.policy)
+    root = active_root(located, load_keys(located))
+    opened_root(located, root)
+    stored = located.store.load_slots([root.key_id])
+    named = _named(located, stored, slots) if slots else stored
+    unknown = [slot for slot in named if slot.unacknowledged_since is not None]
+    if unknown:
+        located.store.acknowledge(unknown)
+        for kind in sorted({slot.kind for slot in unknown}):
+            _tell(located, "slot_acknowledged", kind, count=sum(slot.kind is kind for slot in unknown))
+
+
+def _named(
+    located: LocatedOwner, stored: Sequence[StoredSlot], slots: Iterable[KeySlot | uuid.UUID]
+) -> list[StoredSlot]:
+    """Return the stored slots that an application names.
+
+    Raises:
+        KeyNotFoundError: the owner has no such slot any more.
+    """
+    by_id = {slot.slot_id: slot for slot in stored}
+    found = []
+    for slot in slots:
+        slot_id = slot.slot_id if isinstance(slot, KeySlot) else slot
+        if slot_id is None or slot_id not in by_id:
+            raise KeyNotFoundError(
+                f"This {located.name} has no such key slot. A new epoch gives every slot a new id: "
+                "`envelope.slots(session, owner)` lists the slots as they are now."
+            )
+        found.append(by_id[slot_id])
+    return found
+
+
+def _require_other_way(
+    located: LocatedOwner,
+    roots: Sequence[StoredKey],
+    slots: Sequence[StoredSlot],
+    removed: Sequence[StoredSlot],
+) -> None:
+    """Require that each root key opens in another way, once these slots are gone.
+
+    Raises:
+        EnrollmentError: nothing else leads to one of the root keys.
+    """
+    gone = {slot.slot_id for slot in removed}
+    stay = {slot.key_id for slot in slots if slot.slot_id not in gone and not is_waiting(slot)}
+    alone = [
+        root.key_id
+        for root in roots
+        if root.key_id in {slot.key_id for slot in removed}
+        and root.key_id not in stay
+        and root.wrapping_key_id is None
+    ]
+    grants = located.place.owner_class.grants_of
+    counts = count_grants(located.desk.session, grants, alone) if alone and grants else {}
+    for key_id in alone:
+        if key_id not in counts or counts[key_id].rows == counts[key_id].pending:
+            raise EnrollmentError(
+                f"This key slot is the last way to keys of this {located.name}: values under these keys "
+                "would be lost. Add another slot first, such as a secret or a recovery code."
+            )
+
+
+def _shut_out(located: LocatedOwner, slots: Sequence[StoredSlot]) -> None:
+    """Delete slots, and start a new epoch, whose keys they never held."""
+    desk = located.desk
+    located.store.delete_slots(slots)
     start_epoch(desk, located.place, desk.keyring_for(located.place.owner))
-    note_provider_removed(desk, located.place)
+    note_slots_removed(desk, located.place)
+    if not any(slot.kind is SlotKind.PROVIDER for slot in slots):
+        return
     here: Any = context.unlocked_sessions(desk.session)
     for innermost in here:
         for unlocked in innermost.outward():
             if unlocked.on_demand:  # the provider must not read the new epoch
                 unlocked.drop(located.place.owner)
-    desk.emit(AuditEvent("provider_removed", located.name, provider=provider))
 
 
 def seal_rows(desk: Desk, owner_classes: Sequence[Any]) -> int:
@@ -241,3 +226,16 @@ def seal_rows(desk: Desk, owner_classes: Sequence[Any]) -> int:
 
 def _provider_slots(store: KeyStore, roots: Sequence[StoredKey]) -> list[StoredSlot]:
     return store.load_slots([root.key_id for root in roots], SlotKind.PROVIDER)
+
+
+def _tell(
+    located: LocatedOwner,
+    name: EventName,
+    kind: SlotKind,
+    provider: str | None = None,
+    count: int = 1,
+) -> None:
+    owner_id = located.place.primary_key
+    located.desk.emit(
+        AuditEvent(name, located.name, count, provider=provider, owner_id=owner_id, slot_kind=kind.value)
+    )

@@ -31,12 +31,13 @@ from sqlalchemy_envelope.orm.columns.state import closed_values
 from sqlalchemy_envelope.orm.current.audit import AuditEvent
 from sqlalchemy_envelope.orm.current.keks import kek_of_slot
 from sqlalchemy_envelope.orm.current.policy import note_policy, require_reason
+from sqlalchemy_envelope.orm.sessions.key_slots import shown_slot
 from sqlalchemy_envelope.orm.sessions.unlocked import UnlockedSession
 from sqlalchemy_envelope.orm.sharing.epochs import start_epoch
 from sqlalchemy_envelope.orm.sharing.first_use import trusting_first_use
 from sqlalchemy_envelope.orm.sharing.granted import KEYS_WERE_DELETED
 from sqlalchemy_envelope.orm.sharing.rollbacks import note_unlock
-from sqlalchemy_envelope.orm.sharing.roots import OpenedRoot, open_with_kek, renew
+from sqlalchemy_envelope.orm.sharing.roots import OpenedRoot, open_with_kek
 from sqlalchemy_envelope.orm.sharing.waiting import Waiting
 from sqlalchemy_envelope.orm.tables.slot_rows import MAX_SLOTS
 from sqlalchemy_envelope.orm.verbs.owner_keys import (
@@ -49,7 +50,7 @@ from sqlalchemy_envelope.orm.verbs.owner_keys import (
 from sqlalchemy_envelope.orm.verbs.steps import Derivation, wiping
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from sqlalchemy_envelope.crypto.argon2id import KdfProfile
     from sqlalchemy_envelope.crypto.preparation import HiddenSecret
@@ -59,6 +60,9 @@ if TYPE_CHECKING:
     from sqlalchemy_envelope.orm.sharing.waiting import SlotChange
     from sqlalchemy_envelope.orm.verbs.owner_keys import LocatedOwner
     from sqlalchemy_envelope.orm.verbs.steps import Steps
+
+MAX_SALTS = 3
+"""The most salts that an unlock tries: each costs a derivation, and planted ones would cost many."""
 
 
 def unlock_steps(
@@ -73,12 +77,12 @@ def unlock_steps(
     except NotEnrolledError:
         yield from _waste_a_derivation(prepared, profile)
         raise
-    found, salt = yield from _open_with_secret(located, profile, keys, prepared)
+    found, salt, loaded = yield from open_with_secret(located, profile, keys, prepared)
     with wiping(found.kek):
         stronger: list[SlotChange] = []
         if profile.exceeds(salt.profile) and found.trusted:
             stronger = yield from _stronger_slots(profile, found, prepared)
-        return unlocked_owner(desk, located, keys, found, stronger)
+        return unlocked_owner(desk, located, keys, found, stronger, new=loaded)
 
 
 def _stronger_slots(
@@ -92,7 +96,7 @@ def _stronger_slots(
     salt = KdfSalt.generate(profile)
     kek = yield Derivation(prepared, salt)
     with wiping(kek):
-        return [(slot, secret_slot(root, kek, salt, slot.slot_id)) for slot, root in found.slots]
+        return [(slot, secret_slot(root, kek, salt, slot)) for slot, root in found.slots]
 
 
 def unlock_with_provider_steps(
@@ -132,43 +136,18 @@ def whole_steps(steps: Steps[UnlockedSession]) -> Steps[UnlockedSession]:
     return unlocked
 
 
-def change_secret_steps(
-    desk: Desk,
-    profile: KdfProfile,
-    owner: object,
-    old: HiddenSecret,
-    new: HiddenSecret,
-) -> Steps[None]:
-    """The steps of `Envelope.change_secret`."""
-    prepared, prepared_new = prepare_hidden(old), prepare_hidden(new, new=True)
-    located = locate_enrolled(desk, owner)
-    keys = load_keys(located)
-    found, _ = yield from _open_with_secret(located, profile, keys, prepared)
-    with _keyring_of(located, keys, found) as keyring:
-        salt = KdfSalt.generate(profile)
-        kek = yield Derivation(prepared_new, salt)
-        with wiping(kek, found.kek):
-            slots = found.slots
-            if not found.trusted:
-                # The new slot would be wrapped, so that its root key would pass as the owner's own: renew it.
-                slots = [*renew(desk, located.place, keyring, found), *slots[1:]]
-            # Slots of retired root keys, too: keys wrapped under such a root key have no other way.
-            for slot, root in slots:
-                _replace(located, slot, secret_slot(root, kek, salt, slot.slot_id))
-
-
 def rebind_steps(desk: Desk, profile: KdfProfile, owner: object, secret: HiddenSecret) -> Steps[None]:
     """The steps of `Envelope.rebind`."""
     prepared = prepare_hidden(secret)
     located = locate_enrolled(desk, owner)
     keys = load_moved_keys(located)
-    found, _ = yield from _open_with_secret(located, profile, keys, prepared)
-    with _keyring_of(located, keys, found) as keyring:
+    found, _, _ = yield from open_with_secret(located, profile, keys, prepared)
+    with keyring_of(located, keys, found) as keyring:
         salt = KdfSalt.generate(profile)
         kek = yield Derivation(prepared, salt)
         new_root = OpenedKey(replace(found.root.stored, owner_reference=located.reference), found.root.key)
         with wiping(kek, found.kek):
-            new_slot = secret_slot(new_root, kek, salt, found.slot.slot_id)
+            new_slot = secret_slot(new_root, kek, salt, found.slot)
         moved = [_moved(key, keyring, new_root) for key in keys if key.key_id != new_root.stored.key_id]
         _replace(located, found.slot, new_slot)
         # The secret does not open provider slots: seal the root key to the providers anew.
@@ -180,7 +159,7 @@ def rebind_steps(desk: Desk, profile: KdfProfile, owner: object, secret: HiddenS
 
 
 @contextmanager
-def _keyring_of(located: LocatedOwner, keys: Sequence[StoredKey], found: OpenedRoot) -> Iterator[Keyring]:
+def keyring_of(located: LocatedOwner, keys: Sequence[StoredKey], found: OpenedRoot) -> Iterator[Keyring]:
     """Make a keyring of an owner's keys. The block's end wipes it."""
     keyring = Keyring()
     try:
@@ -205,31 +184,43 @@ def _roots(keys: Sequence[StoredKey]) -> list[KeyId]:
     return [key.key_id for key in keys if key.purpose is Purpose.ROOT]
 
 
-def _open_with_secret(
+def open_with_secret(
     located: LocatedOwner, profile: KdfProfile, keys: Sequence[StoredKey], prepared: Hidden[bytes]
-) -> Steps[tuple[OpenedRoot, KdfSalt]]:
+) -> Steps[tuple[OpenedRoot, KdfSalt, list[StoredSlot]]]:
     """Open the active root key through the first secret slot that this secret opens.
+
+    One key derivation serves all slots with the same salt: `secrets` gives the secrets of an owner one salt.
+
+    Returns:
+        The root key, the salt of its slot, and the slots that were loaded: those of secrets, and those that
+        the owner has not acknowledged.
 
     Raises:
         UnlockError: the secret opens no slot.
     """
     root = active_root(located, keys)
     loaded = yield from _secret_slots(located, profile, keys, root, prepared)
-    slots = [slot for slot in loaded if slot.key_id == root.key_id]
-    if len(slots) > MAX_SLOTS:
+    secrets = [slot for slot in loaded if slot.kind is SlotKind.SECRET]
+    by_salt: dict[str, list[StoredSlot]] = {}
+    for slot in secrets:
+        if slot.key_id == root.key_id:
+            by_salt.setdefault(slot.kdf, []).append(slot)
+    if len(by_salt) > MAX_SALTS or sum(map(len, by_salt.values())) > MAX_SLOTS:
         raise KeyNotFoundError(
-            f"This {located.name} has more than {MAX_SLOTS} secret slots, and the library makes no more: "
-            "some were added past it."
+            f"This {located.name} has more than {MAX_SLOTS} secret slots, or more than {MAX_SALTS} salts, "
+            "and the library makes no more: some were added past it."
         )
     refused: UnlockError | None = None
-    for slot in slots:
-        salt = KdfSalt.parse(slot.kdf, policy=profile)
+    for kdf, slots in by_salt.items():
+        salt = KdfSalt.parse(kdf, policy=profile)
         kek = yield Derivation(prepared, salt)
         try:
-            return _open_slot(located, keys, root, slot, loaded, kek), salt
-        except UnlockError as error:
+            for slot in slots:
+                try:
+                    return _open_slot(located, keys, root, slot, secrets, kek), salt, loaded
+                except UnlockError as error:
+                    refused = error
             kek.wipe()
-            refused = error
         except BaseException:
             kek.wipe()
             raise
@@ -244,14 +235,16 @@ def _secret_slots(
     root: StoredKey,
     prepared: Hidden[bytes],
 ) -> Steps[list[StoredSlot]]:
-    """Return the secret slots of an owner's root keys, including retired root keys.
+    """Return the secret slots of an owner's root keys, including retired root keys, and the slots that the
+    owner has not acknowledged.
 
     Raises:
         UnclaimedError, KeyNotFoundError: the active root key has no secret slot.
     """
     roots = _roots(keys)
-    loaded = located.store.load_slots(roots, SlotKind.SECRET, limit=(MAX_SLOTS + 1) * len(roots))
-    if any(slot.key_id == root.key_id for slot in loaded):
+    limit = (MAX_SLOTS + 1) * len(roots)
+    loaded = located.store.load_slots(roots, SlotKind.SECRET, limit=limit, or_new=True)
+    if any(slot.key_id == root.key_id and slot.kind is SlotKind.SECRET for slot in loaded):
         return loaded
     if is_unclaimed(located, roots):
         yield from _waste_a_derivation(prepared, profile)
@@ -315,10 +308,16 @@ def unlocked_owner(
     keys: Sequence[StoredKey],
     found: OpenedRoot,
     stronger: Sequence[SlotChange] = (),
+    new: Iterable[StoredSlot] = (),
 ) -> UnlockedSession:
     """Return the unlocked session of an owner with an open root key.
 
     This only reads: waiting work is left to be settled later. Grants to the owner are followed as needed.
+
+    Args:
+        found: the root key, and the slot that opened it.
+        stronger: replacements for slots that fall short of the present key derivation policy.
+        new: the slots that were loaded; the owner is shown those that it has not acknowledged.
     """
     keyring = Keyring()
     owner = located.place.owner
@@ -328,6 +327,11 @@ def unlocked_owner(
         _require_open(keyring, keys)
         waiting = Waiting(located.place, found, stronger)
         unlocked = UnlockedSession(desk.session, desk.policy, [located.place], keyring, waiting)
+        unlocked.unacknowledged_slots = tuple(
+            shown_slot(slot)
+            for slot in new
+            if slot.unacknowledged_since is not None and slot.key_id == found.root.stored.key_id
+        )
         note_unlock(desk.session, owner, unlocked)
         if not located.place.owner_class.grants_to:
             unlocked.follow_all(desk.session)  # no class grants to this owner, so that there is no query

@@ -32,7 +32,10 @@ from tests.orm.outsider import (
     set_scene,
 )
 
-NOT_COVERED = {"granted", "proof", "created_at", "retired_at", "changed_at", "label", "seal"}
+NOT_COVERED = {
+    "granted", "proof", "created_at", "retired_at", "changed_at", "label", "seal", "claimed_from", "used_at",
+    "unacknowledged_since",
+}  # fmt: skip
 """What may be altered unseen. `proof` is of use without server keys alone; a lowered `granted` hides a
 removal."""
 

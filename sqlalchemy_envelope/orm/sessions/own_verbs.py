@@ -1,0 +1,84 @@
+"""What an unlocked session does with the keys of its owners: give them a secret, a slot, an epoch.
+
+The verbs are those of the `Envelope` that made the unlocked session, in the session that it was made for.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy_envelope.crypto.frames import emptying
+from sqlalchemy_envelope.crypto.preparation import hide_secret
+from sqlalchemy_envelope.exceptions import ConfigurationError
+from sqlalchemy_envelope.orm.tables.location import bind_of
+from sqlalchemy_envelope.orm.tables.owners import require_owner_class
+
+if TYPE_CHECKING:
+    import uuid
+
+    from sqlalchemy.orm import Session
+
+    from sqlalchemy_envelope.orm.sessions.key_slots import KeySlot
+
+
+class OwnVerbs:
+    """The verbs of an unlocked session. With an `AsyncSession`, `AsyncEnvelope` has the same verbs."""
+
+    home: Session | None
+    made_by: Any = None
+    """The `Envelope` that made this session."""
+    if TYPE_CHECKING:
+
+        def _require_usable(self) -> None: ...
+
+    @emptying
+    def add_secret(self, owner: object, secret: str | bytes, *, label: str | None = None) -> None:
+        """As `Envelope.add_secret`."""
+        hidden = hide_secret(secret)
+        del secret
+        envelope, session = self._verbs("add_secret", owner)
+        envelope.run(envelope.add_secret_steps(session, owner, hidden, label))
+
+    @emptying
+    def set_secret(self, owner: object, new: str | bytes, *, label: str | None = None) -> None:
+        """As `Envelope.set_secret`."""
+        hidden = hide_secret(new)
+        del new
+        envelope, session = self._verbs("set_secret", owner)
+        envelope.run(envelope.set_secret_steps(session, owner, hidden, label))
+
+    @emptying
+    def add_provider(self, owner: object, provider: str) -> None:
+        """As `Envelope.add_provider`."""
+        envelope, session = self._verbs("add_provider", owner)
+        envelope.add_provider(session, owner, provider=provider)
+
+    @emptying
+    def remove_slot(self, owner: object, slot: KeySlot | uuid.UUID) -> None:
+        """As `Envelope.remove_slot`."""
+        envelope, session = self._verbs("remove_slot", owner)
+        envelope.remove_slot(session, owner, slot)
+
+    @emptying
+    def acknowledge_slots(self, owner: object, *slots: KeySlot | uuid.UUID) -> None:
+        """As `Envelope.acknowledge_slots`."""
+        envelope, session = self._verbs("acknowledge_slots", owner)
+        envelope.acknowledge_slots(session, owner, *slots)
+
+    def _verbs(self, name: str, owner: object) -> tuple[Any, Session]:
+        """Return the envelope of this unlocked session, and the session to work in.
+
+        Raises:
+            SessionLeftError, SessionForkedError: the session was left, or belongs to the parent process.
+            ConfigurationError: the session is an AsyncSession, or there is none.
+        """
+        self._require_usable()
+        if self.made_by is None or self.home is None:
+            raise ConfigurationError(
+                f"This unlocked session serves several sessions: call `envelope.{name}(session, owner, ...)`."
+            )
+        if bind_of(self.home, require_owner_class(owner).mapper).dialect.is_async:
+            raise ConfigurationError(
+                f"An AsyncSession is awaited: `await AsyncEnvelope(envelope).{name}(session, owner, ...)`."
+            )
+        return self.made_by, self.home
