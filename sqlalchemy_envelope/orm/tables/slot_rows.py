@@ -137,7 +137,8 @@ class SlotRows(Rows):
             self._execute(statement.values(changed_at=c.changed_at, **values))
 
     def exchange(self, slots: Sequence[tuple[StoredSlot, StoredSlot]]) -> bool:
-        """Replace slots of one owner in one statement, each unless somebody else did in the meantime.
+        """Replace slots that one KEK opens by slots of another KEK, in one statement; each unless somebody
+        else did in the meantime.
 
         Returns:
             Whether every slot was replaced. If not, the caller raises, and the transaction is rolled back.
@@ -145,23 +146,22 @@ class SlotRows(Rows):
         c = self._slots.c
         replaced = 0
         for some in chunks(slots, _EXCHANGED):
+            new = some[0][1]
             statement = update(self._slots).where(
                 or_(*(and_(c.slot_id == old.slot_id, c.wrapped == old.wrapped) for old, _ in some))
             )
-            by_slot = {
-                column: case(
-                    {old.slot_id: bindparam(None, value, type_=column.type) for (old, _), value in pairs},
-                    value=c.slot_id,
+            result = self._execute(
+                statement.values(
+                    kdf=new.kdf,
+                    recipient_public_key=new.recipient_public_key,
+                    used_at=new.used_at,
+                    wrapped=_by_slot(c, c.wrapped, [(old, new.wrapped) for old, new in some]),
+                    seal=_by_slot(c, c.seal, [(old, self._seal(new)) for old, new in some])
+                    if self._seals.is_on
+                    else None,
                 )
-                for column, pairs in (
-                    (c.kdf, [(one, one[1].kdf) for one in some]),
-                    (c.wrapped, [(one, one[1].wrapped) for one in some]),
-                    (c.recipient_public_key, [(one, one[1].recipient_public_key) for one in some]),
-                    (c.seal, [(one, self._seal(one[1])) for one in some]),
-                    (c.used_at, [(one, one[1].used_at) for one in some]),
-                )
-            }
-            replaced += self._execute(statement.values(by_slot)).rowcount
+            )
+            replaced += result.rowcount
         return replaced == len(slots)
 
     def replace_slots(self, slots: Sequence[tuple[StoredSlot, StoredSlot]]) -> None:
@@ -216,3 +216,10 @@ class SlotRows(Rows):
 
     def _made_once(self, name: object, make: Callable[[], Any]) -> Any:
         return made_once(self._class.selects, name, make)
+
+
+def _by_slot(c: Any, column: Any, values: Sequence[tuple[StoredSlot, bytes | None]]) -> Any:
+    """An expression that gives each of these slots its own value."""
+    return case(
+        {slot.slot_id: bindparam(None, value, type_=column.type) for slot, value in values}, value=c.slot_id
+    )

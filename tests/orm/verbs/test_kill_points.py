@@ -1,0 +1,108 @@
+"""Killed at any moment: an owner opens all that it could before, or all that it can after."""
+
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+from sqlalchemy import Engine, select
+from sqlalchemy.orm import Session
+
+from tests.orm.models import SECRET, Base, Note, User, envelope
+from tests.orm.verbs.kill_points import Flow, Material, kill_everywhere
+from tests.prepared import tables_of
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="there is no kill -9 on Windows")
+
+NEW = "another secret altogether"
+
+
+def enrolled(session: Session) -> tuple[int, Material]:
+    """An owner with values under the keys of two epochs, and a second secret."""
+    number = session.query(User).count()
+    user = User(email=f"{number}@example.org", phone="first epoch")
+    with envelope.enroll(session, user, secret=SECRET) as unlocked:
+        session.commit()
+        unlocked.add_secret(user, "to be removed", label="old phone")
+        session.commit()
+        (slot,) = (slot for slot in envelope.slots(session, user) if slot.label)
+        unlocked.remove_slot(user, slot)
+        unlocked.add_secret(user, "of the phone", label="phone")
+        session.add(Note(user=user, body="second epoch"))
+        session.commit()
+        return user.id, {"secret": SECRET, "phone": "of the phone"}
+
+
+def opens_with(session: Session, key: int, **ways: Any) -> None:
+    """Require that an owner opens in this way, with its values of every epoch."""
+    user = session.get_one(User, key)
+    with envelope.unlock(session, user, **ways):
+        assert user.phone == "first epoch"
+        assert [note.body for note in session.scalars(select(Note).filter_by(user_id=key))] == [
+            "second epoch"
+        ]
+
+
+def opens_as_before(session: Session, key: int, known: Mapping[str, str]) -> None:
+    opens_with(session, key, secret=known["secret"])
+    opens_with(session, key, secret=known["phone"])
+
+
+def opens_with_new(session: Session, key: int, known: Mapping[str, str]) -> None:
+    opens_with(session, key, secret=NEW)
+
+
+def change(session: Session, key: int, known: Mapping[str, str]) -> None:
+    user = session.get_one(User, key)
+    envelope.change_secret(session, user, old=known["secret"], new=NEW)
+    session.commit()
+
+
+def set_new(session: Session, key: int, known: Mapping[str, str]) -> None:
+    user = session.get_one(User, key)
+    with envelope.unlock(session, user, secret=known["phone"]) as unlocked:
+        unlocked.set_secret(user, NEW)
+        session.commit()
+
+
+def add(session: Session, key: int, known: Mapping[str, str]) -> None:
+    user = session.get_one(User, key)
+    with envelope.unlock(session, user, secret=known["phone"]) as unlocked:
+        unlocked.add_secret(user, NEW, label="tablet")
+        session.commit()
+
+
+def remove(session: Session, key: int, known: Mapping[str, str]) -> None:
+    user = session.get_one(User, key)
+    with envelope.unlock(session, user, secret=known["secret"]) as unlocked:
+        (slot,) = (slot for slot in envelope.slots(session, user) if slot.label == "phone")
+        unlocked.remove_slot(user, slot)
+        session.commit()
+
+
+def opens_with_secret(session: Session, key: int, known: Mapping[str, str]) -> None:
+    opens_with(session, key, secret=known["secret"])
+
+
+FLOWS = [
+    Flow("change of a secret", enrolled, change, opens_as_before, opens_with_new),
+    Flow("a secret set anew", enrolled, set_new, opens_as_before, opens_with_new),
+    Flow("a secret added", enrolled, add, opens_as_before, opens_with_new),
+    Flow("a slot removed", enrolled, remove, opens_as_before, opens_with_secret),
+]
+
+
+@pytest.mark.parametrize("flow", FLOWS, ids=[flow.name for flow in FLOWS])
+def test_killed_anywhere_an_owner_opens_as_before_or_as_after(
+    flow: Flow, engine: Engine, record_property: Any
+) -> None:
+    """Killed after each statement and each commit, in turn, a change is whole or did not happen."""
+    tables_of(Base.metadata, engine)
+    url = engine.url.render_as_string(hide_password=False)
+    engine.dispose()
+
+    points = kill_everywhere(flow, url)
+    record_property("points", points)
+    print(f"{flow.name}, {engine.dialect.name}: {points} points")
+
+    assert points >= 4
