@@ -81,7 +81,7 @@ def test_slots_are_listed_with_label_kind_and_times(started: Started) -> None:
 
     assert [(first.kind, first.label), (phone.kind, phone.label)] == [("secret", None), ("secret", "phone")]
     assert before < (phone.created_at or before)
-    assert [True, False] == [slot.used_at is not None for slot in (first, phone)]
+    assert [slot.used_at is not None for slot in (first, phone)] == [True, False]
 
     with envelope.unlock(started.session, started.ada, secret=PHONE):
         started.ada.phone = "the first write notes the use"
