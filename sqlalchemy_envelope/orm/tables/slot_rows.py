@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import and_, bindparam, case, insert, or_, select, update
 
+from sqlalchemy_envelope.keys.model import SlotKind
 from sqlalchemy_envelope.orm.tables.rows import Rows, chunks, given, insert_unless_there, made_once
 from sqlalchemy_envelope.orm.tables.stored_rows import slot_columns, slot_notes, stored_slot
 
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Table
     from sqlalchemy.orm import Session
 
-    from sqlalchemy_envelope.keys.model import KeyId, SlotKind, StoredKey, StoredSlot
+    from sqlalchemy_envelope.keys.model import KeyId, StoredKey, StoredSlot
     from sqlalchemy_envelope.keys.row_seals import RowSeals
     from sqlalchemy_envelope.orm.tables.owners import OwnerClass
 
@@ -81,8 +82,12 @@ class SlotRows(Rows):
         columns = (*slot_columns(self._slots), *slot_notes(self._slots))
         query = select(*columns).where(given([c.key_id], "key_ids")).order_by(c.slot_id)
         if kind is not None:
-            of_kind = c.kind == kind
-            query = query.where(or_(of_kind, c.unacknowledged_since.is_not(None)) if or_new else of_kind)
+            wanted = c.kind == kind
+            if or_new:
+                # A slot of a kind that a later version adds must not keep its owner out.
+                is_new = and_(c.unacknowledged_since.is_not(None), c.kind.in_(list(SlotKind)))
+                wanted = or_(wanted, is_new)
+            query = query.where(wanted)
         return query.limit(limit)
 
     def free_slots(self, slot_ids: Sequence[uuid.UUID]) -> set[uuid.UUID]:

@@ -24,6 +24,7 @@ from sqlalchemy_envelope import (
     UnlockError,
 )
 from sqlalchemy_envelope.crypto import argon2id
+from sqlalchemy_envelope.crypto.argon2id import KdfProfile, KdfSalt
 from sqlalchemy_envelope.crypto.sealing import public_keys
 from sqlalchemy_envelope.crypto.secret import KeyBytes
 from tests.conftest import EveryNth
@@ -455,7 +456,7 @@ def test_no_derivation_runs_with_planted_parameters(
 @pytest.mark.parametrize("planted", [3, 50, 10_000])
 def test_planted_slots_cost_no_derivation(scene: Scene, derivations: list[Any], planted: int) -> None:
     """More slots than are accepted are an error at once, however many, and are not even read."""
-    _plant_slots(scene, planted)
+    _plant_slots(scene, _salts(planted))
 
     tracemalloc.start()
     with pytest.raises(KeyNotFoundError):
@@ -469,7 +470,7 @@ def test_planted_slots_cost_no_derivation(scene: Scene, derivations: list[Any], 
 
 def test_a_few_planted_slots_cost_three_derivations_at_most(scene: Scene, derivations: list[Any]) -> None:
     """And keep nobody out: the genuine one is found among them."""
-    _plant_slots(scene, 2)
+    _plant_slots(scene, _salts(2))
 
     assert scene.read_everything()[0] == BODY
     assert 1 <= len(derivations) <= 3
@@ -481,11 +482,32 @@ def test_a_few_planted_slots_cost_three_derivations_at_most(scene: Scene, deriva
     assert len(derivations) == 3
 
 
-def _plant_slots(scene: Scene, count: int) -> None:
+def test_planted_slots_of_one_salt_cost_one_derivation(scene: Scene, derivations: list[Any]) -> None:
+    """The genuine one is found among 30, by the one key that its salt gives."""
+    _plant_slots(scene, [{}] * 30)
+
+    assert scene.read_everything()[0] == BODY
+    assert len(derivations) == 1
+
+
+def test_a_planted_slot_of_an_unknown_kind_keeps_nobody_out(scene: Scene) -> None:
+    """A slot of no kind that this version knows, marked as new, is passed over."""
+    _plant_slots(scene, [{"kind": "of tomorrow", "unacknowledged_since": "2026-01-01 00:00:00.000000"}])
+
+    assert scene.read_everything()[0] == BODY
+
+
+def _salts(count: int) -> list[dict[str, str]]:
+    return [{"kdf": str(KdfSalt.generate(KdfProfile.unsafe_for_tests()))} for _ in range(count)]
+
+
+def _plant_slots(scene: Scene, others: list[dict[str, str]]) -> None:
     slot = dict(scene.writer.run(f"SELECT * FROM users_keyslot WHERE {scene.slot_row(1)}").mappings().one())
     names = ", ".join(slot)
     statement = text(f"INSERT INTO users_keyslot ({names}) VALUES ({', '.join(':' + name for name in slot)})")
-    rows = [{**slot, "slot_id": uuid.uuid4().hex, "wrapped": b"\x11" + bytes(104)} for _ in range(count)]
+    rows = [
+        {**slot, "slot_id": uuid.uuid4().hex, "wrapped": b"\x11" + bytes(104), **other} for other in others
+    ]
     with scene.writer.engine.begin() as connection:
         connection.execute(statement, rows)
 
@@ -534,5 +556,6 @@ def test_every_column_of_the_key_tables_is_attacked_or_of_no_consequence() -> No
     assert set(keys.columns.keys()) == attacked | of_no_consequence
     assert set(slots.columns.keys()) == {
         "key_id", "slot_id", "kind", "kdf", "wrapped", "recipient_public_key", "provider_ref",
-        "provider_wrapped", "seal", "label", "created_at", "changed_at",
+        "provider_wrapped", "seal", "label", "created_at", "changed_at", "used_at", "unacknowledged_since",
+        "claimed_from",
     }  # fmt: skip
