@@ -1,6 +1,7 @@
 """Encrypted columns for SQLAlchemy, whose keys belong to the people that the data is about."""
 
 from sqlalchemy_envelope.crypto.argon2id import KdfProfile
+from sqlalchemy_envelope.crypto.recovery_code import RecoveryCode
 from sqlalchemy_envelope.exceptions import (
     AlreadyEnrolledError,
     ConfigurationError,
@@ -22,6 +23,7 @@ from sqlalchemy_envelope.exceptions import (
     PreviousValueError,
     ProviderError,
     ProviderTimeoutError,
+    RecoveryCodeError,
     RowSealError,
     SecretError,
     SessionForkedError,
@@ -70,6 +72,7 @@ from sqlalchemy_envelope.orm.verbs.async_envelope import AsyncEnvelope
 from sqlalchemy_envelope.orm.verbs.envelope import Envelope
 from sqlalchemy_envelope.orm.verbs.grant_status import GrantStatus, OwnerName
 from sqlalchemy_envelope.orm.verbs.lock_answer import WhyLocked
+from sqlalchemy_envelope.orm.verbs.recoverable import Loss, Recoverability
 from sqlalchemy_envelope.orm.verbs.settle_all import Settled
 from sqlalchemy_envelope.orm.verbs.settle_batch import RefusedOwner
 
@@ -128,6 +131,10 @@ __all__ = [
     "Sealed",
     "ServerKeyring",
     "ServerSession",
+    "Loss",
+    "Recoverability",
+    "RecoveryCode",
+    "RecoveryCodeError",
     "SecretError",
     "SessionForkedError",
     "SessionLeftError",

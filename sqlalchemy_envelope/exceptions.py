@@ -131,6 +131,12 @@ class SecretError(EnvelopeError):
     code = "secret"
 
 
+class RecoveryCodeError(SecretError):
+    """The text is no recovery code: it is mistyped, cut or something else; nothing was tried with it."""
+
+    code = "recovery-code"
+
+
 class KdfParametersError(EnvelopeError):
     """Stored key-derivation parameters are malformed or out of bounds; nothing was derived."""
 

@@ -24,6 +24,7 @@ class Needles:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.secrets = ["needle-right", "needle-wrong", "needle-new"]
+        self.secrets += ["needle-recovery-code", "DSJP-AS3C-CMPQ"]
         self.plaintexts = ["needle-plaintext", "4711471147"]
         self.keys: set[bytes] = set()
         make, derive, stretch = KeyBytes.__init__, wrapping._derive, argon2id.hash_secret_raw

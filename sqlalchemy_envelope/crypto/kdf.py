@@ -82,3 +82,9 @@ def key_encryption_key(stretched: bytes | bytearray) -> KeyBytes:
     """The KEK from the output of Argon2id, 32 bytes each: HKDF-SHA-512 (section 3, step 4)."""
     kdf = HKDF(algorithm=SHA512(), length=KEY_SIZE, salt=None, info=encode_context("kek"))
     return KeyBytes(kdf.derive(stretched))
+
+
+def recovery_kek(random: bytes) -> KeyBytes:
+    """The KEK from the 20 random bytes of a recovery code: HKDF-SHA-512 (section 3)."""
+    kdf = HKDF(algorithm=SHA512(), length=KEY_SIZE, salt=None, info=encode_context("recovery-code"))
+    return KeyBytes(kdf.derive(random))

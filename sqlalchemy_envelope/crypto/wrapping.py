@@ -32,7 +32,7 @@ class WrapContext(NamedTuple):
     """The nine fields that a wrapped key is bound to: always all of them, in this order (section 4).
 
     Attributes:
-        kind: `secret`, `provider`, `root`, `sealed`, `previous` or `grant`.
+        kind: `secret`, `provider`, `recovery`, `root`, `sealed`, `previous` or `grant`.
         key_id: the id of the wrapped key, 16 bytes.
         owner_reference: the owner of the wrapped key (`context.owner_reference`).
         purpose: `root`, `data`, `index` or `write`.

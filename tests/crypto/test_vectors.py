@@ -13,7 +13,17 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from sqlalchemy_envelope.crypto import aead, argon2id, context, kdf, preparation, row_seal, sealing, wrapping
+from sqlalchemy_envelope.crypto import (
+    aead,
+    argon2id,
+    context,
+    kdf,
+    preparation,
+    recovery_code,
+    row_seal,
+    sealing,
+    wrapping,
+)
 from sqlalchemy_envelope.crypto.secret import KeyBytes
 from sqlalchemy_envelope.exceptions import (
     ConfigurationError,
@@ -22,6 +32,7 @@ from sqlalchemy_envelope.exceptions import (
     FormatError,
     KdfParametersError,
     ProviderError,
+    RecoveryCodeError,
     RowSealError,
     SecretError,
     TamperedKeyError,
@@ -211,6 +222,31 @@ def test_secrets(case: Case) -> None:
     assert case["prepared"] == preparation.prepare_secret(secret, new=case["making"]).hex()
 
 
+@cases_of("recovery_code")
+def test_recovery_codes(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A code gives its key however it is typed, is written in one way, and is refused with any fault."""
+    typed = recovery_code.hide_code(case["text"])
+    if case["expect"] == "refused":
+        with pytest.raises(RecoveryCodeError) as caught:
+            recovery_code.kek_of_code(typed)
+        assert REFUSED_CODES[case["reason"]] in str(caught.value)
+        return
+    kek = recovery_code.kek_of_code(typed)
+    monkeypatch.setattr(recovery_code.os, "urandom", lambda size: bytes.fromhex(case["random"]))
+
+    assert key(case, "kek") == kek
+    assert case["public"] == kdf.x25519_public(kek).hex()
+    assert case["written"] == str(recovery_code.new_code())
+
+
+REFUSED_CODES = {
+    "too long": "is too long",
+    "character": "a character that no recovery code has",
+    "count": "has 36 letters and digits",
+    "check": "is mistyped",
+}
+
+
 @cases_of("kdf")
 def test_key_derivation(case: Case) -> None:
     """Stored parameters are accepted within their bounds and in one spelling only, and give the known KEK."""
@@ -331,7 +367,7 @@ def test_rows_give_the_contexts_of_the_specification(name: str) -> None:
         if case["expect"] != "ok" or "context" not in case:
             continue
         of, blob = case["context"], bytes.fromhex(case["blob"])
-        if of["kind"] in ("secret", "provider"):
+        if of["kind"] in ("secret", "provider", "recovery"):
             public = bytes.fromhex(of["recipient"]) or None
             slot = StoredSlot(
                 uuid.UUID(int=0), uuid.UUID(of["key_id"]), SlotKind(of["kind"]), of["kdf"], blob, public
@@ -347,8 +383,8 @@ def test_rows_give_the_contexts_of_the_specification(name: str) -> None:
         checked.add(of["kind"])
 
     expected = {
-        "wrap": {"secret", "provider", "root", "previous", "grant"},
-        "sealed": {"secret", "provider", "sealed", "grant"},
+        "wrap": {"secret", "provider", "recovery", "root", "previous", "grant"},
+        "sealed": {"secret", "provider", "recovery", "sealed", "grant"},
         "hybrid": {"sealed", "grant"},
     }
     assert expected[name] == checked

@@ -6,6 +6,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy_envelope import CampaignKeyFile, ServerKeyring, exceptions
 from sqlalchemy_envelope.migration import Campaign
 from tests.raised.scene import (
+    CODE,
     NEW,
     PLAIN,
     RIGHT,
@@ -43,6 +44,26 @@ def unknown_account(at: Scene) -> None:
 @raises(exceptions.UnlockError)
 def wrong_old_secret(at: Scene) -> None:
     at.envelope.change_secret(at.session, at.ada, old=WRONG, new=NEW)
+
+
+@raises(exceptions.UnlockError)
+def recovery_code_of_nobody(at: Scene) -> None:
+    at.envelope.unlock(at.session, at.ada, recovery_code=CODE)
+
+
+@raises(exceptions.UnlockError)
+def reset_with_a_recovery_code_of_nobody(at: Scene) -> None:
+    at.envelope.reset_secret(at.session, at.ada, recovery_code=CODE, new=NEW)
+
+
+@raises(exceptions.RecoveryCodeError)
+def mistyped_recovery_code(at: Scene) -> None:
+    at.envelope.reset_secret(at.session, at.ada, recovery_code=CODE[:-1] + "0", new=NEW)
+
+
+@raises(exceptions.RecoveryCodeError)
+def cut_recovery_code(at: Scene) -> None:
+    at.envelope.unlock(at.session, at.ada, recovery_code=CODE[:-1])
 
 
 @raises(exceptions.UnlockError)

@@ -24,6 +24,8 @@ from tests.orm.models import unchecked
 RIGHT = "needle-right cafe\u0301"  # not in the form in which it is prepared
 WRONG = "needle-wrong cafe\u0301"
 NEW = "needle-new cafe\u0301"
+CODE = "DSJP-AS3C-CMPQ-4SB3-DXV6-AWKS-5NHP-YS35-N66A"
+"""A recovery code of nobody, with the bytes `needle-recovery-code` behind it."""
 PLAIN = "needle-plaintext"
 CHEAP = KdfProfile.unsafe_for_tests()
 SERVER_KEY = b"server-key-of-thirty-two-bytes-1"

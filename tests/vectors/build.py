@@ -201,6 +201,42 @@ def kek(argon2_output: bytes) -> bytes:
     return HKDF(hashes.SHA512(), 32, b"\x00" * 64, ctx("kek")).derive(argon2_output)
 
 
+CROCKFORD = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
+
+
+def recovery_text(random: bytes) -> str:
+    data = int.from_bytes(random, "big")
+    number = data * 2**20 + (-data * 2**20) % 1_048_517
+    symbols = "".join(CROCKFORD[int(f"{number:0180b}"[at : at + 5], 2)] for at in range(0, 180, 5))
+    return "-".join(re.findall("....", symbols))
+
+
+def recovery_random(text: str) -> bytes:
+    if len(text) > 256:
+        raise RefusedError("too long")
+    kept = [
+        one
+        for one in unicodedata.normalize("NFKC", text)
+        if one not in "_\t\n\r\u2212\u2043\u30fc"
+        and unicodedata.category(one) not in ("Pd", "Cf", "Zs", "Zl", "Zp")
+    ]
+    if any(one not in CROCKFORD + CROCKFORD.lower() + "OoIiLl" for one in kept):
+        raise RefusedError("character")
+    if len(kept) != 36:
+        raise RefusedError("count")
+    spelt = "".join(kept).upper().replace("O", "0").replace("I", "1").replace("L", "1")
+    number = 0
+    for symbol in spelt:
+        number = number * 32 + CROCKFORD.index(symbol)
+    if number % 1_048_517:
+        raise RefusedError("check")
+    return (number >> 20).to_bytes(20, "big")
+
+
+def recovery_kek(random: bytes) -> bytes:
+    return HKDF(hashes.SHA512(), 32, b"\x00" * 64, ctx("recovery-code")).derive(random)
+
+
 # ---------------------------------------------------------------- section 4: 0x11
 
 WRAP_FIELDS = (
@@ -1027,6 +1063,81 @@ def secret_cases() -> list[Case]:
     return cases
 
 
+# ---------------------------------------------------------------- recovery_code.json
+
+
+def recovery_code_cases() -> list[Case]:
+    cases: list[Case] = []
+
+    def add(name: str, comment: str, text: str, reason: str = "") -> None:
+        case: Case = {"name": name, "comment": comment, "text": text}
+        assert outcome(lambda: recovery_random(text)) == (reason or "ok"), name
+        if reason:
+            cases.append(case | {"expect": "refused", "reason": reason})
+            return
+        random = recovery_random(text)
+        more = {"random": random.hex(), "written": recovery_text(random), "kek": recovery_kek(random).hex()}
+        cases.append(case | more | {"public": x25519_public(recovery_kek(random)).hex(), "expect": "ok"})
+
+    random = fixed("recovery code", 20)
+    code = recovery_text(random)
+    add("as written", "nine groups of four", code)
+    add("zeros", "no code is weak: the reader refuses none", recovery_text(b"\x00" * 20))
+    add("ones", "the largest number", recovery_text(b"\xff" * 20))
+    for byte in (1, 0x80):
+        add(f"last byte {byte:02x}", "the bytes are big-endian", recovery_text(b"\x00" * 19 + bytes([byte])))
+    for at, name in ((0, "first"), (19, "last")):
+        add(f"another {name} byte", "every bit counts", recovery_text(flip(random, at)))
+
+    add("lower case", "case means nothing", code.lower())
+    add("without hyphens", "groups mean nothing", code.replace("-", ""))
+    add("in fives", "wherever the hyphens are", "-".join(re.findall(".{1,5}", code.replace("-", ""))))
+    mixed = recovery_text(b"\x00\x44\x32\x14\x00" * 4)
+    assert {"0", "1"} <= set(mixed)
+    add("O for 0", "the letter is read as the digit", mixed.replace("0", "O"))
+    add("o for 0", "in lower case too", mixed.lower().replace("0", "o"))
+    add("I for 1", "the letter is read as the digit", mixed.replace("1", "I"))
+    add("i for 1", "in lower case too", mixed.lower().replace("1", "i"))
+    add("L for 1", "the letter is read as the digit", mixed.replace("1", "L"))
+    add("l for 1", "in lower case too", mixed.lower().replace("1", "l"))
+    wide = "".join(chr(ord(one) + 0xFEE0) for one in code)
+    add("full width", "NFKC makes them ASCII, and their hyphens too", wide)
+    dashes = "-\u058a\u05be\u2010\u2011\u2012\u2013\u2014\u2015\u2212\u2043\u301c\u30fc\ufe58\ufe63\uff0d_"
+    spaces = " \t\n\r\u00a0\u1680\u2003\u2009\u2028\u2029\u202f\u205f\u3000\u200b\u200d\u2060\ufeff\u00ad"
+    for one in dashes + spaces:
+        what = "a dash" if one in dashes else "a space, or invisible"
+        add(f"separator U+{ord(one):04X}", f"{what}: left out", code.replace("-", one) + one)
+    add("256 characters", "the most that are looked at", code + " " * (256 - len(code)))
+
+    for at, symbol in enumerate(code):
+        if symbol == "-":
+            continue
+        other = CROCKFORD[(CROCKFORD.index(symbol) + 1 + at % 31) % 32]
+        typo = code[:at] + other + code[at + 1 :]
+        add(f"typo at {at}", "one symbol is another", typo, "check")
+    bare = code.replace("-", "")
+    for at, (a, b) in enumerate(pairwise(bare)):
+        if a != b:
+            swapped = bare[:at] + b + a + bare[at + 2 :]
+            add(f"swap at {at}", "two neighbours changed places", swapped, "check")
+    assert "Q" not in (bare[3], bare[30])
+    two = f"{bare[:3]}Q{bare[4:30]}Q{bare[31:]}"
+    add("two typos", "two wrong symbols are found, wherever they are", two, "check")
+    add("checked by nothing", "the last four symbols are the check", bare[:32] + "0000", "check")
+    add("one missing", "35 symbols", bare[:-1], "count")
+    add("one twice", "37 symbols", bare[0] + bare, "count")
+    add("bits alone", "32 symbols", bare[:32], "count")
+    add("empty", "no symbol", "", "count")
+    add("separators alone", "no symbol", " - - ", "count")
+    for one in "U*~$=.+\u00e9\u0660\u0391\u0131\u00df":
+        add(f"character U+{ord(one):04X}", "neither a symbol nor a separator", one + code[1:], "character")
+    add("control", "a NUL is no separator", code + "\x00", "character")
+    add("lone surrogate", "no character", code + "\ud800", "character")
+    add("character and count", "characters are looked at first", "U", "character")
+    add("257 characters", "refused before any other work", code + " " * (257 - len(code)), "too long")
+    return cases
+
+
 # ---------------------------------------------------------------- kdf.json
 
 SALT = "AAECAwQFBgcICQoLDA0ODw"
@@ -1193,10 +1304,11 @@ GRANT_CONTEXT = ROOT_CONTEXT | {
     "recipient": key_id(C).hex(),
     "granter": GRANTER.hex(),
 }
-# What is sealed, to the key C: for the first two C is the KEK of a slot, for the others a root key.
+# What is sealed, to the key C: for the first three C is the KEK of a slot, for the others a root key.
 SEALED_CONTEXTS: dict[str, Case] = {
     "secret": SECRET_CONTEXT | {"recipient": x25519_public(C).hex()},
     "provider": SECRET_CONTEXT | {"kind": "provider", "kdf": "", "recipient": x25519_public(C).hex()},
+    "recovery": SECRET_CONTEXT | {"kind": "recovery", "kdf": "", "recipient": x25519_public(C).hex()},
     "sealed": ROOT_CONTEXT | {"kind": "sealed", "purpose": "write", "epoch": 3, "recipient": key_id(C).hex()},
     "grant": GRANT_CONTEXT,
 }
@@ -1398,11 +1510,14 @@ def wrap_cases() -> list[Case]:
     )
 
     provider = SECRET_CONTEXT | {"kind": "provider", "kdf": ""}
+    recovery = SECRET_CONTEXT | {"kind": "recovery", "kdf": ""}
+    the_code = recovery_kek(fixed("recovery code", 20))
     write = ROOT_CONTEXT | {"purpose": "write", "epoch": 3}
     grant_root = SEALED_CONTEXT
     of_composite = granting_row("memberships", ["eu", -7, uuid.UUID(int=1)]).hex()
     new: list[tuple[str, str, bytes, Case, bytes]] = [
         ("provider", "a root key under a provider's KEK: no kdf", the_kek, provider, A),
+        ("recovery", "a root key under the KEK of a recovery code: no kdf", the_code, recovery, A),
         ("root, write key", "the key of a write epoch, once its owner has adopted it", the_root, write, B),
         ("previous", "a retired root key under a newer one", wrapping(C), PREVIOUS_CONTEXT, A),
         ("grant", "a data key of a scope under a recipient's root key", wrapping(C), GRANT_CONTEXT, B),
@@ -1415,7 +1530,7 @@ def wrap_cases() -> list[Case]:
         ]
         faults += [
             (f"read as kind {kind}", "no kind is taken for another", context | {"kind": kind})
-            for kind in ("secret", "provider", "root", "sealed", "previous", "grant")
+            for kind in ("secret", "provider", "recovery", "root", "sealed", "previous", "grant")
             if kind != context["kind"] and kind != other_field("kind", context)["kind"]
         ]
         faults += [
@@ -1554,10 +1669,11 @@ def sealed_cases() -> list[Case]:
 
     stored = commitment(A)
     blob = good("grant, root key", "a root key sealed to a recipient's root key", C, SEALED_CONTEXT, A)
-    keys = {"secret": A, "provider": A, "sealed": B, "grant": B}
+    keys = {"secret": A, "provider": A, "recovery": A, "sealed": B, "grant": B}
     comments = {
         "secret": "a root key sealed to the KEK of a secret slot; kdf is as in 0x11",
         "provider": "a root key sealed to the KEK of a provider slot: no kdf",
+        "recovery": "a root key sealed to the KEK of a recovery code: no kdf",
         "sealed": "the key of a write epoch, made while its owner is away",
         "grant": "a data key of a scope, granted to one who is away",
     }
@@ -1691,11 +1807,11 @@ def seal_faults(kind: str, context: Case) -> Iterable[tuple[str, str, Case]]:
     """What is sealed, moved to where something else stands: one field at a time, then the moves that pay."""
     for field in WRAP_FIELDS:
         yield f"wrong {field}", "the seal is bound to this field", other_field(field, context)
-    for other in ("provider", "root", "sealed", "previous", "grant", "secret"):
+    for other in ("provider", "recovery", "root", "sealed", "previous", "grant", "secret"):
         if other not in (kind, other_field("kind", context)["kind"]):
             yield f"read as kind {other}", "no kind is taken for another", context | {"kind": other}
     yield "previous epoch", "an old epoch is not made current", context | {"epoch": context["epoch"] - 1}
-    if kind in ("secret", "provider"):
+    if kind in ("secret", "provider", "recovery"):
         yield (
             "recipient's id for its public key",
             "a slot names its KEK by its public key",
@@ -2580,6 +2696,10 @@ FILES: dict[str, tuple[str, Callable[[], list[Case]]]] = {
     "secret.json": (
         "Section 3, steps 1 and 2: preparing a secret, for a new slot or to unlock.",
         secret_cases,
+    ),
+    "recovery_code.json": (
+        "Section 3: the text of a recovery code, its random bytes, its KEK and the KEK's public key.",
+        recovery_code_cases,
     ),
     "kdf.json": ("Section 3, steps 3 and 4: reading the parameters; Argon2id; KEK.", kdf_cases),
     "wrap.json": ("Section 4: a key wrapped under a key.", wrap_cases),

@@ -234,6 +234,35 @@ async function kek(argon2Output) {
   return expand("SHA-512", prk, ctx("kek"), 32);
 }
 
+const CROCKFORD = "0123456789ABCDEFGHJKMNPQRSTVWXYZ";
+const CHECK_PRIME = 1_048_517n;
+
+function recoveryRandom(typed) {
+  if ([...typed].length > 256) refuse("too long");
+  const kept = typed.normalize("NFKC").replace(/[\p{Pd}\p{Cf}\p{Zs}\p{Zl}\p{Zp}_\t\n\r\u2212\u2043\u30fc]/gu, "");
+  if (/[^0-9A-TV-Za-tv-z]/u.test(kept)) refuse("character");
+  if (kept.length !== 36) refuse("count");
+  const symbols = [...kept.toUpperCase().replace(/O/g, "0").replace(/[IL]/g, "1")];
+  const number = symbols.reduce((sum, symbol) => sum * 32n + BigInt(CROCKFORD.indexOf(symbol)), 0n);
+  if (number % CHECK_PRIME !== 0n) refuse("check");
+  return bytes((number >> 20n).toString(16).padStart(40, "0"));
+}
+
+function recoveryText(random) {
+  const data = BigInt(`0x${hex(random)}`) << 20n;
+  let number = data + ((CHECK_PRIME - (data % CHECK_PRIME)) % CHECK_PRIME);
+  let symbols = "";
+  for (let place = 0; place < 36; place++, number >>= 5n) {
+    symbols = CROCKFORD[Number(number & 31n)] + (place % 4 === 0 && place > 0 ? "-" : "") + symbols;
+  }
+  return symbols;
+}
+
+async function recoveryKek(random) {
+  const prk = await hmac("SHA-512", new Uint8Array(64), random);
+  return expand("SHA-512", prk, ctx("recovery-code"), 32);
+}
+
 // ---------------------------------------------------------------- 4. 0x11
 
 const COBBLESTONE = text.encode("c2sp.org/chunked-encryption@v1+AEAD_AES_256_GCM\0");
@@ -612,6 +641,17 @@ async function checkSecretCase(of) {
   else expectEqual(made, of.reason);
 }
 
+async function checkRecoveryCode(of) {
+  const random = await result(() => recoveryRandom(of.text));
+  if (of.expect !== "ok") {
+    expectEqual(random, of.reason);
+    return;
+  }
+  const kek = await recoveryKek(random);
+  const made = [hex(random), recoveryText(random), hex(kek), hex(await x25519PublicOf(kek))];
+  expectEqual(made, [of.random, of.written, of.kek, of.public]);
+}
+
 async function checkKdf(of) {
   const parsed = await result(() => parsePhc(of.phc));
   if (of.op === "derive") {
@@ -723,6 +763,7 @@ const FILES = {
   "context.json": checkContext,
   "derivation.json": checkDerivation,
   "secret.json": checkSecretCase,
+  "recovery_code.json": checkRecoveryCode,
   "kdf.json": checkKdf,
   "wrap.json": checkWrap,
   "sealed.json": checkSealed,

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy.orm import Session
 
+    from sqlalchemy_envelope.crypto.recovery_code import RecoveryCode
     from sqlalchemy_envelope.orm.sessions.key_slots import KeySlot
 
 
@@ -52,6 +53,13 @@ class OwnVerbs:
         """As `Envelope.add_provider`."""
         envelope, session = self._verbs("add_provider", owner)
         envelope.add_provider(session, owner, provider=provider)
+
+    @emptying
+    def add_recovery_code(self, owner: object, *, label: str | None = None) -> RecoveryCode:
+        """As `Envelope.add_recovery_code`."""
+        envelope, session = self._verbs("add_recovery_code", owner)
+        code: RecoveryCode = envelope.add_recovery_code(session, owner, label=label)
+        return code
 
     @emptying
     def remove_slot(self, owner: object, slot: KeySlot | uuid.UUID) -> None:

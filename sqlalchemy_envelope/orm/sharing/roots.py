@@ -34,7 +34,7 @@ class OpenedRoot(NamedTuple):
     slots: list[tuple[StoredSlot, OpenedKey]]
     """The slots that this KEK opens, each with its root key. The slot of the active root key comes first."""
     vouching: list[OpenedKey]
-    """The retired root keys that only a holder of the KEK can have put there."""
+    """The retired root keys that are known to be the owner's, the oldest first."""
     trusted: bool
     hardens: bool = False
     """Whether the root key is not trusted because custodians have held it, as the policy decides."""
@@ -59,7 +59,7 @@ def open_with_kek(
     Raises: as `open_slot`.
     """
     opened = open_slot(slot, root, kek)
-    older, trusted, reached = [], [], [(slot, opened)]
+    older, reached = [], [(slot, opened)]
     for one in slots:
         like = one.kdf == slot.kdf and one.recipient_public_key == slot.recipient_public_key
         key = next((key for key in keys if key.key_id == one.key_id), None)
@@ -71,11 +71,23 @@ def open_with_kek(
             continue  # the values under it stay locked, and the active root key is not affected
         older.append(before)
         reached.append((one, before))
-        if not is_sealed(one.wrapped):
-            trusted.append(before)
+    known = _known(reached[1:])
     # Anybody can make a sealed slot; only a holder of the KEK can make a wrapped slot.
-    genuine = not is_sealed(slot.wrapped) or policy.seals.is_on or is_proven(root, trusted)
-    return OpenedRoot(opened, slot, kek, older, reached, trusted, genuine)
+    genuine = not is_sealed(slot.wrapped) or policy.seals.is_on or is_proven(root, known[-1:])
+    return OpenedRoot(opened, slot, kek, older, reached, known, genuine)
+
+
+def _known(reached: Iterable[tuple[StoredSlot, OpenedKey]]) -> list[OpenedKey]:
+    """The retired root keys that are known to be the owner's, the oldest first.
+
+    A root key is known if a holder of the KEK wrapped it, or if its maker proves to have held the newest root
+    key that was known before. The older ones prove nothing: whoever was shut out since still has them.
+    """
+    known: list[OpenedKey] = []
+    for slot, root in sorted(reached, key=lambda one: one[1].stored.epoch):
+        if not is_sealed(slot.wrapped) or is_proven(root.stored, known[-1:]):
+            known.append(root)
+    return known
 
 
 def renew(

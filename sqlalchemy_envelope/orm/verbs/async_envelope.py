@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from sqlalchemy_envelope.crypto.frames import emptying, emptying_class
 from sqlalchemy_envelope.crypto.preparation import hide_secret
+from sqlalchemy_envelope.crypto.recovery_code import hide_given
 from sqlalchemy_envelope.crypto.wrapping import wrong_secret
 from sqlalchemy_envelope.exceptions import ConfigurationError
 from sqlalchemy_envelope.orm.current.desk import Desk
+from sqlalchemy_envelope.orm.verbs.async_recovery_verbs import AsyncRecoveryVerbs
 from sqlalchemy_envelope.orm.verbs.async_slot_verbs import AsyncSlotVerbs
 from sqlalchemy_envelope.orm.verbs.async_steps import AsyncSteps, plain_async
 from sqlalchemy_envelope.orm.verbs.enroll import asked_for
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy.orm import Session
 
+    from sqlalchemy_envelope.crypto.recovery_code import RecoveryCode
     from sqlalchemy_envelope.orm.sessions.server import ServerSession
     from sqlalchemy_envelope.orm.sessions.unlocked import UnlockedSession
     from sqlalchemy_envelope.orm.sessions.write_only import WriteOnlySession
@@ -36,7 +39,7 @@ if TYPE_CHECKING:
 
 
 @emptying_class
-class AsyncEnvelope(AsyncSlotVerbs, AsyncSteps):
+class AsyncEnvelope(AsyncSlotVerbs, AsyncRecoveryVerbs, AsyncSteps):
     """`Envelope` for `AsyncSession`. Neither a key derivation nor a provider ever holds up the event loop."""
 
     def __init__(self, envelope: Envelope | None = None) -> None:
@@ -67,15 +70,16 @@ class AsyncEnvelope(AsyncSlotVerbs, AsyncSteps):
         reason: str | None = None,
         authenticated: bool = False,
         follow: Follow = "needed",
+        recovery_code: str | RecoveryCode | None = None,
     ) -> AsyncUnlocking:
         """As `Envelope.unlock`, for `async with`."""
-        hidden = hide_secret(secret)
-        del secret
+        hidden, code = hide_secret(secret), hide_given(recovery_code)
+        del secret, recovery_code
         return AsyncUnlocking(
             self,
             session,
             lambda plain: self.envelope.unlock_steps(
-                plain, owner, hidden, provider, reason, authenticated, follow
+                plain, owner, hidden, provider, reason, authenticated, follow, code
             ),
         )
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 from sqlalchemy_envelope.crypto.argon2id import KdfLimit, KdfProfile
 from sqlalchemy_envelope.crypto.frames import emptying_class
 from sqlalchemy_envelope.crypto.preparation import hide_secret
+from sqlalchemy_envelope.crypto.recovery_code import hide_given
 from sqlalchemy_envelope.crypto.wrapping import wrong_secret
 from sqlalchemy_envelope.exceptions import ConfigurationError
 from sqlalchemy_envelope.keys.row_seals import RowSeals, realm_name
@@ -21,6 +22,7 @@ from sqlalchemy_envelope.orm.verbs.enroll import asked_for
 from sqlalchemy_envelope.orm.verbs.envelope_steps import AnySession, EnvelopeSteps, Follow, plain_session
 from sqlalchemy_envelope.orm.verbs.grant_status import grant_states
 from sqlalchemy_envelope.orm.verbs.owner_keys import locate_enrolled
+from sqlalchemy_envelope.orm.verbs.recovery_verbs import RecoveryVerbs
 from sqlalchemy_envelope.orm.verbs.settle_all import Settling, batch_steps
 from sqlalchemy_envelope.orm.verbs.settle_batch import job
 from sqlalchemy_envelope.orm.verbs.slot_verbs import SlotVerbs
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Engine
 
+    from sqlalchemy_envelope.crypto.recovery_code import RecoveryCode
     from sqlalchemy_envelope.keys.providers.base import KeyProvider
     from sqlalchemy_envelope.keys.providers.server import ServerKeyring
     from sqlalchemy_envelope.orm.current.audit import AuditEvent
@@ -44,7 +47,7 @@ T = TypeVar("T")
 
 
 @emptying_class
-class Envelope(SlotVerbs, EnvelopeSteps):
+class Envelope(SlotVerbs, RecoveryVerbs, EnvelopeSteps):
     """The policy of an application, which makes one `Envelope`. Holds no user's key.
 
     Args:
@@ -159,6 +162,7 @@ class Envelope(SlotVerbs, EnvelopeSteps):
         reason: str | None = None,
         authenticated: bool = False,
         follow: Follow = "needed",
+        recovery_code: str | RecoveryCode | None = None,
     ) -> UnlockedSession:
         """Open an owner's keys, and all keys granted to it. The keys are open while the result is used in a
         `with`. Success with a secret is an authentication.
@@ -182,10 +186,15 @@ class Envelope(SlotVerbs, EnvelopeSteps):
             follow: "all" follows every grant now. Use it for code that cannot query when it reads: attributes
                 under asyncio, of objects that were loaded, locked, in another session.
 
+            recovery_code: in place of a secret, a recovery code as it was typed, in any case and with any
+                dashes or spaces. No key derivation. The code stays; `reset_secret` replaces it.
+
         Raises:
+            RecoveryCodeError: the text is no recovery code: it is mistyped. Nothing was tried with it.
             UnclaimedError: a campaign holds the owner's keys. The owner has no secret yet, or the secret is
                 right and waits.
-            UnlockError: the secret is wrong, or its slot was altered. The two cases cannot be told apart.
+            UnlockError: the secret is wrong, or its slot was altered. The two cases cannot be told apart. Or
+                the recovery code is none of this owner's.
             NotEnrolledError: the owner has no keys.
             TransactionConflictError: the owner's keys were made, claimed or changed at the same moment.
             KeyNotFoundError: the owner has no slot of this provider.
@@ -195,10 +204,11 @@ class Envelope(SlotVerbs, EnvelopeSteps):
             SecretError: the secret cannot be any owner's secret.
             ProviderError: the provider failed, or answered with another key.
         """
-        hidden = hide_secret(secret)
-        del secret
+        hidden, code = hide_secret(secret), hide_given(recovery_code)
+        del secret, recovery_code
+        plain = plain_session(session)
         return self.run(
-            self.unlock_steps(plain_session(session), owner, hidden, provider, reason, authenticated, follow)
+            self.unlock_steps(plain, owner, hidden, provider, reason, authenticated, follow, code)
         )
 
     def settle(self, session: AnySession) -> None:

@@ -9,11 +9,12 @@ from sqlalchemy.orm import Session, scoped_session
 from sqlalchemy_envelope.crypto.argon2id import KdfLimit, KdfProfile, KdfSalt
 from sqlalchemy_envelope.crypto.frames import emptying_class
 from sqlalchemy_envelope.crypto.preparation import hide_secret, prepare_hidden
+from sqlalchemy_envelope.crypto.recovery_code import hide_given
 from sqlalchemy_envelope.exceptions import ConfigurationError
 from sqlalchemy_envelope.orm.current.desk import Desk
 from sqlalchemy_envelope.orm.current.keks import Outside
 from sqlalchemy_envelope.orm.current.policy import Policy
-from sqlalchemy_envelope.orm.verbs import claim, secrets, slots, unlock
+from sqlalchemy_envelope.orm.verbs import claim, recovery, secrets, slots, unlock
 from sqlalchemy_envelope.orm.verbs.enroll import Asked, asked_for
 from sqlalchemy_envelope.orm.verbs.steps import Derivation
 
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from sqlalchemy_envelope.crypto.preparation import GivenSecret, HiddenSecret
+    from sqlalchemy_envelope.crypto.recovery_code import GivenCode
+    from sqlalchemy_envelope.crypto.secret import Hidden
     from sqlalchemy_envelope.orm.sessions.unlocked import UnlockedSession
     from sqlalchemy_envelope.orm.verbs.steps import Steps
 
@@ -90,11 +93,14 @@ class EnvelopeSteps:
         reason: str | None = None,
         authenticated: bool = False,
         follow: Follow = "needed",
+        recovery_code: GivenCode | None = None,
     ) -> Steps[UnlockedSession]:
         """The steps of `unlock`."""
         if follow not in ("needed", "all"):
             raise ConfigurationError(f"follow={follow!r}; use 'needed' or 'all'.")
-        steps = self._unlock_steps(session, owner, secret, provider, reason, authenticated=authenticated)
+        steps = self._unlock_steps(
+            session, owner, secret, provider, reason, hide_given(recovery_code), authenticated=authenticated
+        )
         return self._made(unlock.whole_steps(steps) if follow == "all" else steps)
 
     def _unlock_steps(
@@ -104,16 +110,21 @@ class EnvelopeSteps:
         secret: GivenSecret | None,
         provider: str | None,
         reason: str | None,
+        recovery_code: Hidden[str] | None,
         *,
         authenticated: bool,
     ) -> Steps[UnlockedSession]:
-        if (secret is None) == (provider is None):
-            raise ConfigurationError("Unlock with `secret=` or with `provider=`: one of them.")
+        if sum(way is not None for way in (secret, provider, recovery_code)) != 1:
+            raise ConfigurationError(
+                "Unlock with `secret=`, with `provider=` or with `recovery_code=`: one of them."
+            )
         if authenticated and secret is None:
             raise ConfigurationError("authenticated=True says that a secret was checked: give `secret=`.")
         if secret is not None:
             steps = claim.unlock_steps if authenticated else unlock.unlock_steps
             return steps(self._desk(session), self.kdf_profile, owner, hide_secret(secret))
+        if recovery_code is not None:
+            return recovery.unlock_with_code_steps(self._desk(session), owner, recovery_code)
         assert provider is not None  # noqa: S101 - asked above
         return unlock.unlock_with_provider_steps(self._desk(session), owner, provider, reason or "")
 

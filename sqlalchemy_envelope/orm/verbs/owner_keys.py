@@ -111,11 +111,19 @@ def active_root(located: LocatedOwner, keys: Sequence[StoredKey]) -> StoredKey:
 def how_opened(located: LocatedOwner, keys: Sequence[StoredKey]) -> str:
     """Return an error's text for keys that the caller did not expect: what opens them, and what to call."""
     slots = located.store.load_slots([key.key_id for key in keys if key.purpose is Purpose.ROOT])
-    if any(slot.kind is SlotKind.SECRET for slot in slots):
+    kinds = {slot.kind for slot in slots}
+    if SlotKind.SECRET in kinds:
         return "unlock it, or change its secret"
-    providers = sorted({slot.provider_name for slot in slots})
-    if not providers:
+    if SlotKind.RECOVERY in kinds:
+        return (
+            "it has no secret, and is opened by a recovery code. `envelope.reset_secret(session, owner, "
+            "recovery_code=..., new=...)` gives it a secret"
+        )
+    if SlotKind.ESCROW in kinds:
+        return "it has no secret, and is opened by an escrow key"
+    if not kinds:
         return "it is opened by whom they are granted to"
+    providers = sorted({slot.provider_name for slot in slots})
     names = " and ".join(repr(one) for one in providers)
     return (
         f"it is held by provider {names} alone and has no secret. Open it in server mode or with "

@@ -83,7 +83,7 @@ def set_secret_steps(
         now = _locked(located)
         replaced, kept = _parted(located, now.secrets, label)
         _require_new_secret(kept, kek)
-        _replace_secrets(located, now.roots, replaced, kek, salt)
+        replace_secrets(located, now.roots, replaced, kek, salt)
     _tell(located, "secret_set")
 
 
@@ -181,7 +181,7 @@ def _parted(
     return replaced, [slot for slot in slots if slot.label != label]
 
 
-def _replace_secrets(
+def replace_secrets(
     located: LocatedOwner,
     roots: Sequence[OpenedKey],
     replaced: Sequence[StoredSlot],

@@ -10,6 +10,7 @@ from sqlalchemy.orm import Session
 
 from tests.orm.models import SECRET, Base, Note, User, envelope
 from tests.orm.verbs.kill_points import Flow, Material, kill_everywhere
+from tests.orm.verbs.recovering.flows import RECOVERY_FLOWS
 from tests.prepared import tables_of
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="there is no kill -9 on Windows")
@@ -89,6 +90,7 @@ FLOWS = [
     Flow("a secret set anew", enrolled, set_new, opens_as_before, opens_with_new),
     Flow("a secret added", enrolled, add, opens_as_before, opens_with_new),
     Flow("a slot removed", enrolled, remove, opens_as_before, opens_with_secret),
+    *RECOVERY_FLOWS,
 ]
 
 
