@@ -12,6 +12,7 @@ import os
 import unicodedata
 from collections.abc import Sequence
 from functools import reduce
+from typing import NoReturn, SupportsIndex
 
 from sqlalchemy_envelope.crypto.frames import emptying
 from sqlalchemy_envelope.crypto.kdf import recovery_kek
@@ -37,17 +38,15 @@ _DASHES = "\u2212\u2043\u30fc_\t\n\r"
 """What is typed or pasted as a dash or a space and is in none of these categories."""
 
 
-class RecoveryCode(Hidden[str]):
-    """A new recovery code, to be shown to its owner once: `str(code)`.
-
-    It is not stored anywhere, and it is no `str`: error trackers print the texts among the variables of a
-    frame.
+class RecoveryCode(str):
+    """A new recovery code, to be shown to its owner once, and stored nowhere. Its `repr` shows nothing: logs
+    and error trackers print the `repr` of variables. It is not pickled.
     """
 
     __slots__ = ()
 
-    def __str__(self) -> str:
-        return self.reveal()
+    def __reduce_ex__(self, protocol: SupportsIndex) -> NoReturn:
+        raise TypeError("a recovery code is not copied or pickled")
 
     def __repr__(self) -> str:
         return "<RecoveryCode redacted>"

@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 
     from sqlalchemy.orm import Session
 
-    from sqlalchemy_envelope.crypto.recovery_code import RecoveryCode
     from sqlalchemy_envelope.orm.sessions.server import ServerSession
     from sqlalchemy_envelope.orm.sessions.unlocked import UnlockedSession
     from sqlalchemy_envelope.orm.sessions.write_only import WriteOnlySession
@@ -70,7 +69,7 @@ class AsyncEnvelope(AsyncSlotVerbs, AsyncRecoveryVerbs, AsyncSteps):
         reason: str | None = None,
         authenticated: bool = False,
         follow: Follow = "needed",
-        recovery_code: str | RecoveryCode | None = None,
+        recovery_code: str | None = None,
     ) -> AsyncUnlocking:
         """As `Envelope.unlock`, for `async with`."""
         hidden, code = hide_secret(secret), hide_given(recovery_code)

@@ -31,7 +31,7 @@ class AsyncRecoveryVerbs(AsyncSteps):
         return code
 
     async def reset_secret(
-        self, session: AnyAsyncSession, owner: object, *, recovery_code: str | RecoveryCode, new: str | bytes
+        self, session: AnyAsyncSession, owner: object, *, recovery_code: str, new: str | bytes
     ) -> RecoveryCode:
         """As `Envelope.reset_secret`."""
         code, hidden = hide_code(recovery_code), hide_secret(new)

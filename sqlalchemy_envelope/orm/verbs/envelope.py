@@ -34,7 +34,6 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Engine
 
-    from sqlalchemy_envelope.crypto.recovery_code import RecoveryCode
     from sqlalchemy_envelope.keys.providers.base import KeyProvider
     from sqlalchemy_envelope.keys.providers.server import ServerKeyring
     from sqlalchemy_envelope.orm.current.audit import AuditEvent
@@ -162,7 +161,7 @@ class Envelope(SlotVerbs, RecoveryVerbs, EnvelopeSteps):
         reason: str | None = None,
         authenticated: bool = False,
         follow: Follow = "needed",
-        recovery_code: str | RecoveryCode | None = None,
+        recovery_code: str | None = None,
     ) -> UnlockedSession:
         """Open an owner's keys, and all keys granted to it. The keys are open while the result is used in a
         `with`. Success with a secret is an authentication.

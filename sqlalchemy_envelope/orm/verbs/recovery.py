@@ -15,7 +15,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy_envelope.crypto.argon2id import KdfSalt
 from sqlalchemy_envelope.crypto.kdf import x25519_public
 from sqlalchemy_envelope.crypto.preparation import prepare_hidden
-from sqlalchemy_envelope.crypto.recovery_code import kek_of_code, new_code
+from sqlalchemy_envelope.crypto.recovery_code import hide_code, kek_of_code, new_code
 from sqlalchemy_envelope.exceptions import (
     EnrollmentError,
     EnvelopeError,
@@ -85,7 +85,7 @@ def _require_room(located: LocatedOwner, keys: Sequence[StoredKey]) -> None:
 
 def _insert_code(located: LocatedOwner, roots: Iterable[OpenedKey], label: str | None) -> RecoveryCode:
     code = new_code()
-    kek = kek_of_code(code)
+    kek = kek_of_code(hide_code(code))
     with wiping(kek):
         slots = [new_slot(root, kek, SlotKind.RECOVERY, label=label, unacknowledged=True) for root in roots]
     located.store.insert_slots(slots)

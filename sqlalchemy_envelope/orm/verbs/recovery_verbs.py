@@ -48,7 +48,7 @@ class RecoveryVerbs(EnvelopeSteps):
         return recovery.add_recovery_code(self._desk(plain_session(session)), owner, label)
 
     def reset_secret(
-        self, session: AnySession, owner: object, *, recovery_code: str | RecoveryCode, new: str | bytes
+        self, session: AnySession, owner: object, *, recovery_code: str, new: str | bytes
     ) -> RecoveryCode:
         """Put a new secret in the place of a forgotten one, with a recovery code. The used code opens nothing
         any more. The result is the code that replaces it: commit, and then show it to the user once. No data
