@@ -39,8 +39,9 @@ nitpick_ignore_regex = [
     # Imported for type checkers alone, and so known to Sphinx by their bare names.
     (
         "py:class",
-        r"(Any|AnySession|AnyAsyncSession|AsyncEngine|AsyncSettling|AsyncUnlocking|Engine|Executor|Follow|MigratingColumn|PrimaryKey|Session|Settling)",
+        r"(Any|AnySession|AnyAsyncSession|AsyncEngine|AsyncPepperRotation|AsyncSettling|AsyncUnlocking|Engine|Executor|Follow|MigratingColumn|PepperRotation|PrimaryKey|Session|Settling)",
     ),
+    ("py:class", r"sqlalchemy_envelope\.orm\.verbs\..*\.(PepperRotation|Settling)"),
     ("py:class", r"(optional|scoped_session|str.*)"),
     # Alembic adds them to the docstrings of its operations.
     ("py:.*", r"(Column|Operations.*|TypeEngine)"),

@@ -19,6 +19,7 @@ from sqlalchemy_envelope.exceptions import (
     MigrationStoppedError,
     NotEnrolledError,
     OwnerMismatchError,
+    PepperError,
     PlaintextRefusedError,
     PreviousValueError,
     ProviderError,
@@ -72,6 +73,7 @@ from sqlalchemy_envelope.orm.verbs.async_envelope import AsyncEnvelope
 from sqlalchemy_envelope.orm.verbs.envelope import Envelope
 from sqlalchemy_envelope.orm.verbs.grant_status import GrantStatus, OwnerName
 from sqlalchemy_envelope.orm.verbs.lock_answer import WhyLocked
+from sqlalchemy_envelope.orm.verbs.pepper import PepperProgress, PepperUse
 from sqlalchemy_envelope.orm.verbs.recoverable import Loss, Recoverability
 from sqlalchemy_envelope.orm.verbs.settle_all import Settled
 from sqlalchemy_envelope.orm.verbs.settle_batch import RefusedOwner
@@ -121,6 +123,9 @@ __all__ = [
     "OwnerMismatchError",
     "OwnerName",
     "Pkcs11",
+    "PepperError",
+    "PepperProgress",
+    "PepperUse",
     "PlaintextRefusedError",
     "PreviousColumn",
     "PreviousValueError",

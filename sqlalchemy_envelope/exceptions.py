@@ -185,6 +185,12 @@ class RowSealError(TamperedKeyError):
     code = "row-seal"
 
 
+class PepperError(EnvelopeError):
+    """A key slot is under a pepper that is not configured: no secret can be tried on it here."""
+
+    code = "pepper"
+
+
 class ProviderError(EnvelopeError):
     """An outside key holder refused, failed, or answered with no key; `__cause__` is its own error."""
 

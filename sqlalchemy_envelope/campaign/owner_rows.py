@@ -40,7 +40,7 @@ class OwnerRows:
     def __init__(self, setting: Setting, session: Session, owner_class: OwnerClass) -> None:
         self._setting, self.session, self.owner_class = setting, session, owner_class
         note_policy(session, setting.policy)
-        self.store = KeyStore(session, owner_class, setting.policy.seals)
+        self.store = KeyStore(session, owner_class, setting.policy.seals, setting.policy.pepper)
 
     def rows(self, query: Any) -> Sequence[Any]:
         """The rows that a query finds in the database of the class."""

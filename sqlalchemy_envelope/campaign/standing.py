@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import and_, exists, func, or_, select
+from sqlalchemy import and_, exists, func, not_, or_, select
 
+from sqlalchemy_envelope.crypto.peppering import WAITING_SIZE
 from sqlalchemy_envelope.keys.model import GrantState, KeyState, Purpose, SlotKind
 
 if TYPE_CHECKING:
@@ -25,8 +26,9 @@ class Standing:
         is_secret = c.kind == SlotKind.SECRET
         grants = [one.companion for one in owner_class.grants_of if one.scope is None]
         self.is_active = and_(keys.c.purpose == Purpose.ROOT, keys.c.state == KeyState.ACTIVE)
-        self.has_secret = _any(slots, mine, is_secret, func.length(c.wrapped) > 0)
-        self.waits = _any(slots, mine, is_secret, func.length(c.wrapped) == 0)
+        waits = func.length(c.wrapped).in_([0, WAITING_SIZE])  # of the latter size is a slot under a pepper
+        self.has_secret = _any(slots, mine, is_secret, not_(waits))
+        self.waits = _any(slots, mine, is_secret, waits)
         self.is_provisional = _any(slots, mine, held_by(slots, provider))
         self.is_anywhere = _any(anywhere, of_owner, held_by(slots, provider))
         self.was_claimed = _any(anywhere, of_owner, is_secret, claimed)

@@ -20,6 +20,7 @@ _PURPOSES = {
     "column": 1,
     "row-seal": 2,
     "epoch-proof": 1,
+    "slot-pepper": 0,
 }
 """Every purpose that a subkey may have, with the number of its fields. Nothing else can be derived."""
 
@@ -48,6 +49,11 @@ def subkey(key: KeyBytes, purpose: str, *fields: bytes) -> KeyBytes:
 def wrapping_key(key: KeyBytes) -> KeyBytes:
     """The subkey that wraps other keys under `key`; `key` itself never does."""
     return subkey(key, "wrap")
+
+
+def slot_pepper_key(key: KeyBytes) -> KeyBytes:
+    """The subkey of a pepper that encrypts secret slots; the pepper itself never does."""
+    return subkey(key, "slot-pepper")
 
 
 def commitment(key: KeyBytes) -> bytes:

@@ -102,9 +102,7 @@ def wrap(key: KeyBytes, wrapping_key: KeyBytes, context: bytes) -> bytes:
     Args:
         context: what the wrap is bound to, from `WrapContext.encode`.
     """
-    salt = os.urandom(_SALT_SIZE)
-    aes, nonce, commitment = _derive(wrapping_key, salt, context)
-    return bytes([FORMAT_WRAPPED]) + salt + commitment + AESGCM(aes).encrypt(nonce, bytes(key.buffer), None)
+    return bytes([FORMAT_WRAPPED]) + encrypt_message(bytes(key.buffer), wrapping_key, context)
 
 
 @emptying
@@ -117,14 +115,36 @@ def unwrap(blob: bytes, wrapping_key: KeyBytes, context: bytes) -> KeyBytes:
         TamperedKeyError: the wrapping key and the context are right, so the bytes certainly were altered.
     """
     check_frame(blob, FORMAT_WRAPPED, WRAPPED_SIZE)
-    salt, stored, sealed = blob[1:25], blob[25:57], blob[57:]
-    aes, nonce, commitment = _derive(wrapping_key, salt, context)
+    return KeyBytes(decrypt_message(blob[1:], wrapping_key, context))
+
+
+def encrypt_message(plaintext: bytes, key: KeyBytes, context: bytes) -> bytes:
+    """Encrypt bytes as a one-chunk message, with a fresh random salt: 72 bytes more than they are.
+
+    Args:
+        plaintext: less than a chunk, 16 KiB.
+        context: what the message is bound to.
+    """
+    salt = os.urandom(_SALT_SIZE)
+    aes, nonce, commitment = _derive(key, salt, context)
+    return salt + commitment + AESGCM(aes).encrypt(nonce, plaintext, None)
+
+
+def decrypt_message(message: bytes, key: KeyBytes, context: bytes) -> bytes:
+    """Decrypt what `encrypt_message` made. The caller has checked the length.
+
+    Raises:
+        UnlockError: the key or the context is another one, or salt or commitment were altered.
+        TamperedKeyError: the key and the context are right, so the bytes certainly were altered.
+    """
+    salt, stored, sealed = message[:24], message[24:56], message[56:]
+    aes, nonce, commitment = _derive(key, salt, context)
     # The stored commitment is public, but the computed one is a function of the guessed secret under a salt
     # that an attacker may have chosen: comparing byte by byte would hand out an offline test through timing.
     if not compare_digest(commitment, stored):
         raise wrong_secret()
     try:
-        return KeyBytes(AESGCM(aes).decrypt(nonce, sealed, None))
+        return AESGCM(aes).decrypt(nonce, sealed, None)
     except InvalidTag:
         raise TamperedKeyError(
             "A stored key was altered: its commitment fits and its bytes do not."

@@ -149,6 +149,8 @@ class StoredSlot:
         created_at: when the slot was made, for this root key or an earlier one; None for a new slot.
         used_at: when the slot last opened its root key, to the day.
         unacknowledged_since: when the slot was added, while its owner has not acknowledged it.
+        under_pepper: of a slot that was loaded or replaced, what the row holds in place of `wrapped` and
+            `recipient_public_key` (format 0x15); None if the row has no pepper.
     """
 
     slot_id: uuid.UUID
@@ -164,14 +166,21 @@ class StoredSlot:
     created_at: dt.datetime | None = None
     used_at: dt.datetime | None = None
     unacknowledged_since: dt.datetime | None = None
+    under_pepper: bytes | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def in_row(self) -> bytes:
+        """The wrap as the row holds it."""
+        return self.wrapped if self.under_pepper is None else self.under_pepper
 
     def opens_like(self, other: "StoredSlot") -> bool:
-        """Whether the same KEK opens both slots, each of another root key."""
-        return (self.kind, self.kdf, self.recipient_public_key) == (
-            other.kind,
-            other.kdf,
-            other.recipient_public_key,
-        )
+        """Whether the same KEK opens both slots, each of another root key. Where their public keys are under
+        a pepper that is not configured, slots of the same label count as such."""
+        return self._kek() == other._kek()
+
+    def _kek(self) -> tuple[object, ...]:
+        known = self.recipient_public_key is not None
+        return self.kind, self.kdf, self.recipient_public_key, known or self.label
 
     @property
     def provider_name(self) -> str:

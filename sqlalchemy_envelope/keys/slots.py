@@ -12,12 +12,14 @@ from hmac import compare_digest
 
 from sqlalchemy_envelope.crypto.argon2id import KdfSalt
 from sqlalchemy_envelope.crypto.kdf import x25519_public
+from sqlalchemy_envelope.crypto.peppering import WAITING_SIZE, is_peppered
 from sqlalchemy_envelope.crypto.sealing import FORMAT_SEALED, PublicKeys, open_key, seal_key
 from sqlalchemy_envelope.crypto.secret import KeyBytes
 from sqlalchemy_envelope.crypto.wrapping import unwrap, wrap
 from sqlalchemy_envelope.exceptions import ProviderError, TamperedKeyError, TransactionConflictError
 from sqlalchemy_envelope.keys.hierarchy import verify
 from sqlalchemy_envelope.keys.model import OpenedKey, SlotKind, StoredKey, StoredSlot
+from sqlalchemy_envelope.keys.pepper import require_open
 
 
 @dataclass(frozen=True)
@@ -129,7 +131,8 @@ def waiting_slot(root: StoredKey, kek: KeyBytes, salt: KdfSalt) -> StoredSlot:
 
 def is_waiting(slot: StoredSlot) -> bool:
     """Whether a slot waits: it holds no root key yet."""
-    return slot.kind is SlotKind.SECRET and not slot.wrapped
+    empty = len(slot.wrapped) == WAITING_SIZE if is_peppered(slot.wrapped) else not slot.wrapped
+    return slot.kind is SlotKind.SECRET and empty
 
 
 def opens_waiting(slot: StoredSlot, kek: KeyBytes) -> bool:
@@ -161,10 +164,12 @@ def open_slot(slot: StoredSlot, root: StoredKey, kek: KeyBytes) -> OpenedKey:
     """Open the root key of a slot with the KEK.
 
     Raises:
+        PepperError: the slot is under a pepper that is not configured.
         FormatError, TruncatedError: the slot's blob is neither wrapped nor sealed to an X25519 key.
         UnlockError: the KEK is of another secret, or the slot was altered.
         TamperedKeyError: the KEK is right, so the stored bytes or the public key were altered.
     """
+    require_open(slot)
     if slot.wrapped[:1] == bytes([FORMAT_SEALED]):
         context = root.wrap_context(slot.kind, slot.kdf, recipient=slot.recipient_public_key or b"")
         opened = verify(open_key(slot.wrapped, kek, context), root)

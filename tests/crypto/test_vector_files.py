@@ -23,6 +23,7 @@ COUNTS = {
     "value": 215,
     "server_keyring": 59,
     "row_seal": 288,
+    "pepper": 46,
 }
 
 

@@ -18,6 +18,7 @@ from sqlalchemy_envelope.crypto import (
     argon2id,
     context,
     kdf,
+    peppering,
     preparation,
     recovery_code,
     row_seal,
@@ -31,6 +32,7 @@ from sqlalchemy_envelope.exceptions import (
     EnvelopeError,
     FormatError,
     KdfParametersError,
+    PepperError,
     ProviderError,
     RecoveryCodeError,
     RowSealError,
@@ -39,7 +41,7 @@ from sqlalchemy_envelope.exceptions import (
     TruncatedError,
     UnlockError,
 )
-from sqlalchemy_envelope.keys import grants, hierarchy, row_seals, slots
+from sqlalchemy_envelope.keys import grants, hierarchy, pepper, row_seals, slots
 from sqlalchemy_envelope.keys.model import (
     GrantState,
     KeyState,
@@ -601,3 +603,43 @@ def test_rows_are_sealed_by_the_columns_of_the_specification(row: str, name: str
     columns = {column: bytes.fromhex(text) for column, text in case["columns"].items()}
 
     assert [row.encode(), *columns.values()] == STORED[row](columns).sealed_fields()
+
+
+# ---------------------------------------------------------------- section 10
+
+
+@cases_of("pepper")
+def test_slots_under_a_pepper(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A slot comes out of its pepper in its own row alone; a missing pepper is told from an altered slot."""
+    of = case["slot"]
+    layers = pepper.SlotPepper(ServerKeyring([bytes.fromhex(text) for text in case["peppers"]]))
+    row = StoredSlot(
+        uuid.UUID(of["slot_id"]),
+        uuid.UUID(of["key_id"]),
+        SlotKind(of["kind"]),
+        of["kdf"],
+        bytes.fromhex(case["blob"]),
+    )
+
+    def taken() -> StoredSlot:
+        peppering.pepper_id_of(row.wrapped)
+        slot = layers.opened(row)
+        pepper.require_open(slot)
+        return slot
+
+    if case["expect"] != "ok":
+        with pytest.raises(EnvelopeError) as caught:
+            taken()
+
+        assert (ERRORS | {"refused": PepperError})[case["expect"]] is caught.type
+        return
+    slot = taken()
+    monkeypatch.setattr(wrapping.os, "urandom", lambda size: bytes.fromhex(case["salt"]))
+    active = pepper.SlotPepper(ServerKeyring([bytes.fromhex(case["pepper"])]))
+
+    assert (case["public_key"], case["wrapped"]) == (
+        (slot.recipient_public_key or b"").hex(),
+        slot.wrapped.hex(),
+    )
+    assert active.is_current(slot)
+    assert (row.wrapped, None) == (active.stored(slot).wrapped, active.stored(slot).recipient_public_key)

@@ -229,6 +229,26 @@ def no_row_seal(at: Scene) -> None:
     at.unlock()
 
 
+def under_a_pepper(at: Scene) -> None:
+    at.again(pepper=ServerKeyring([SERVER_KEY]))
+    for _ in at.envelope.rotate_pepper(at.session, User):
+        at.session.commit()
+
+
+@raises(exceptions.PepperError)
+def slot_under_a_missing_pepper(at: Scene) -> None:
+    under_a_pepper(at)
+    at.again(pepper=ServerKeyring([SERVER_KEY[::-1]]))
+    at.unlock()
+
+
+@raises(exceptions.TamperedKeyError)
+def slot_under_a_pepper_with_a_flipped_bit(at: Scene) -> None:
+    under_a_pepper(at)
+    at.planted("users_keyslot", flipped(-1))
+    at.unlock()
+
+
 @raises(exceptions.GrantError)
 def members_of_each_other(at: Scene) -> None:
     with at.unlock():

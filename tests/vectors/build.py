@@ -628,6 +628,39 @@ def check_row(
         raise RefusedError("refused")
 
 
+# ---------------------------------------------------------------- section 10: slots under a pepper
+
+
+def pepper_context(of: Case) -> bytes:
+    slot_id, slot_key = bytes.fromhex(of["slot_id"]), bytes.fromhex(of["key_id"])
+    return ctx("slot-pepper", slot_id, slot_key, of["kind"].encode("ascii"), utf8(of["kdf"]))
+
+
+def add_pepper(pepper: bytes, public: bytes, wrapped: bytes, salt: bytes, of: Case) -> bytes:
+    okm = expand(subkey(pepper, "slot-pepper"), COBBLESTONE + salt + pepper_context(of), 76)
+    sealed = AESGCM(okm[:32]).encrypt(okm[32:44], public + wrapped, None)
+    return b"\x15" + key_id(pepper) + salt + okm[44:76] + sealed
+
+
+def take_pepper(peppers: Iterable[bytes], blob: bytes, of: Case) -> tuple[bytes, bytes]:
+    if not blob or blob[0] != 0x15:
+        raise RefusedError("format")
+    if len(blob) not in (121, 202, 226):
+        raise RefusedError("truncated" if len(blob) < 121 else "format")
+    by_id = {key_id(key): key for key in peppers}
+    if blob[1:17] not in by_id:
+        raise RefusedError("refused")
+    key = subkey(by_id[blob[1:17]], "slot-pepper")
+    okm = expand(key, COBBLESTONE + blob[17:41] + pepper_context(of), 76)
+    if not hmac.compare_digest(okm[44:76], blob[41:73]):
+        raise RefusedError("tampered")
+    try:
+        found = AESGCM(okm[:32]).decrypt(okm[32:44], blob[73:], None)
+    except InvalidTag:
+        raise RefusedError("tampered") from None
+    return found[:32], found[32:]
+
+
 # ---------------------------------------------------------------- helpers for the cases
 
 A, B, C, D = (bytes(range(start, start + 32)) for start in (0x00, 0x20, 0x40, 0x60))
@@ -2304,6 +2337,93 @@ def row_seal_cases() -> list[Case]:
     return cases
 
 
+# ---------------------------------------------------------------- pepper.json
+
+
+def pepper_cases() -> list[Case]:
+    cases: list[Case] = []
+    slot: Case = {
+        "slot_id": uuid.UUID(int=7).hex,
+        "key_id": key_id(A).hex(),
+        "kind": "secret",
+        "kdf": DEFAULT_PHC,
+    }
+
+    def add(
+        name: str, comment: str, peppers: Sequence[bytes], of: Case, blob: bytes, expect: str, **more: str
+    ) -> None:
+        assert outcome(lambda: take_pepper(peppers, blob, of)) == expect, name
+        case: Case = {"name": name, "comment": comment, "peppers": [one.hex() for one in peppers]}
+        cases.append(case | {"slot": of, "blob": blob.hex(), **more, "expect": expect})
+
+    def good(
+        name: str, comment: str, peppers: Sequence[bytes], under: bytes, wrapped: bytes, of: Case = slot
+    ) -> bytes:
+        salt = fixed(f"pepper salt: {name}", 24)
+        public = x25519_public(C)
+        blob = add_pepper(under, public, wrapped, salt, of)
+        assert take_pepper(peppers, blob, of) == (public, wrapped)
+        more = {"pepper": under.hex(), "salt": salt.hex(), "public_key": public.hex()}
+        add(name, comment, peppers, of, blob, "ok", **more, wrapped=wrapped.hex())
+        return blob
+
+    wrapped = wrap(C, A, fixed("wrap under a pepper", 24), wrap_context(SECRET_CONTEXT))
+    public = x25519_public(C)
+    sealed = seal(public, A, fixed("seal under a pepper", 32), wrap_context(SEALED_CONTEXTS["secret"]))
+    blob = good("wrapped", "a root key wrapped under the KEK", [D], D, wrapped)
+    by_epoch = good("sealed", "a root key that a new epoch sealed to the KEK", [D], D, sealed)
+    waiting = good("waiting", "a slot that waits has no wrap, and a public key", [D], D, b"")
+    good("first of two", "the first pepper is the active one", [D, B], D, wrapped)
+    older = good("second of two", "what is under an older pepper stays open", [B, D], D, wrapped)
+    good("pepper of ones", "no pepper is weak", [ONES], ONES, wrapped)
+    good(
+        "long salt string", "the kdf is bound as it is stored", [D], D, wrapped, slot | {"kdf": "\u00e9" * 99}
+    )
+
+    for first in (0x00, 0x01, 0x11, 0x12, 0x14, 0xFF):
+        name, changed = f"format byte {first:02x}", bytes([first]) + blob[1:]
+        add(name, "the first byte is not 0x15", [D], slot, changed, "format")
+    add("empty", "a slot that waits without a pepper is no 0x15", [D], slot, b"", "format")
+    for size in (1, 17, 73, 120):
+        add(f"cut to {size}", "shorter than a slot that waits", [D], slot, blob[:size], "truncated")
+    for size in (122, 201, 203, 225):
+        add(f"cut to {size}", "a size that no slot has", [D], slot, blob[:size], "format")
+    add("too long", "a size that no slot has", [D], slot, blob + b"\0", "format")
+    add(
+        "cut to a size that fits", "a wrapped slot at the size of a sealed", [D], slot, blob[:202], "tampered"
+    )
+    add("wrap cut off", "at the size of a slot that waits", [D], slot, blob[:121], "tampered")
+    add("another pepper", "its pepper is not configured", [B], slot, blob, "refused")
+    add("pepper taken off the list", "a rotation was not finished", [B, C], slot, older, "refused")
+    renamed = b"\x15" + key_id(B) + blob[17:]
+    add(
+        "under the name of another pepper", "the other pepper does not fit", [B, D], slot, renamed, "tampered"
+    )
+    regions = (
+        ("pepper id", 1, 17, "refused"),
+        ("salt", 17, 41, "tampered"),
+        ("commitment", 41, 73, "tampered"),
+    )
+    for region, start, end, expect in (*regions, ("public key", 73, 105, "tampered")):
+        for _, at in flips(((region, start, end),)):
+            add(f"flipped: {region}, byte {at}", "altered", [D], slot, flip(blob, at), expect)
+    for kind, one in (("wrapped", blob), ("sealed", by_epoch), ("waiting", waiting)):
+        add(f"flipped: tag, {kind}", "altered", [D], slot, flip(one, len(one) - 1), "tampered")
+    add("flipped: wrap", "altered", [D], slot, flip(blob, 150), "tampered")
+    for name, changed in (
+        ("slot id", slot | {"slot_id": uuid.UUID(int=8).hex}),
+        ("root key", slot | {"key_id": key_id(B).hex()}),
+        ("kind", slot | {"kind": "provider"}),
+        ("kdf", slot | {"kdf": DEFAULT_PHC.replace("t=3", "t=4")}),
+        ("no kdf", slot | {"kdf": ""}),
+    ):
+        add(f"in another row: {name}", "the layer is bound to its row", [D], changed, blob, "tampered")
+    direct = expand(D, COBBLESTONE + blob[17:41] + pepper_context(slot), 76)
+    by_itself = blob[:41] + direct[44:76] + AESGCM(direct[:32]).encrypt(direct[32:44], public + wrapped, None)
+    add("the pepper itself", "not the subkey: the pepper encrypts nothing", [D], slot, by_itself, "tampered")
+    return cases
+
+
 # ---------------------------------------------------------------- value.json
 
 
@@ -2711,6 +2831,7 @@ FILES: dict[str, tuple[str, Callable[[], list[Case]]]] = {
         server_keyring_cases,
     ),
     "row_seal.json": ("Section 9: row seals. Columns stand in their order.", row_seal_cases),
+    "pepper.json": ("Section 10: secret slots under a pepper.", pepper_cases),
 }
 
 

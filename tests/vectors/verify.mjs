@@ -591,6 +591,29 @@ async function checkRow(seal, serverKeys, label, realm, row, columns) {
   if (!equal(await sealRow(serverKey, label, realm, row, columns), seal)) refuse("refused");
 }
 
+// ---------------------------------------------------------------- 10. 0x15: a slot under a pepper
+
+const pepperContext = (of) =>
+  ctx("slot-pepper", bytes(of.slot_id), bytes(of.key_id), text.encode(of.kind), text.encode(of.kdf));
+
+async function pepperKeys(pepper, salt, of) {
+  return expand("SHA-512", await subkey(pepper, "slot-pepper"), join(COBBLESTONE, salt, pepperContext(of)), 76);
+}
+
+async function addPepper(pepper, publicKey, wrapped, salt, of) {
+  const okm = await pepperKeys(pepper, salt, of);
+  const sealed = await gcm("encrypt", okm.slice(0, 32), okm.slice(32, 44), join(publicKey, wrapped), NOTHING);
+  return join(Uint8Array.of(0x15), await keyId(pepper), salt, okm.slice(44, 76), sealed);
+}
+
+async function takePepper(peppers, blob, of) {
+  if (blob[0] !== 0x15) refuse("format");
+  if (![121, 202, 226].includes(blob.length)) refuse(blob.length < 121 ? "truncated" : "format");
+  const okm = await pepperKeys(await named(peppers, blob.slice(1, 17)), blob.slice(17, 41), of);
+  if (!equal(okm.slice(44, 76), blob.slice(41, 73))) refuse("tampered");
+  return gcmOpen(okm.slice(0, 32), okm.slice(32, 44), blob.slice(73), NOTHING, "tampered");
+}
+
 // ---------------------------------------------------------------- one check per kind of case
 
 function expectEqual(actual, wanted) {
@@ -741,6 +764,14 @@ async function checkRowSeal(of) {
   if (of.expect === "ok") expectEqual(hex(await sealRow(bytes(of.server_key), of.label, of.realm, of.row, columns)), of.seal);
 }
 
+async function checkPepper(of) {
+  const made = await result(() => takePepper(of.peppers.map(bytes), bytes(of.blob), of.slot));
+  expectEqual(typeof made === "string" ? made : hex(made), of.expect === "ok" ? of.public_key + of.wrapped : of.expect);
+  if (of.expect !== "ok") return;
+  const [pepper, publicKey, wrapped, salt] = [of.pepper, of.public_key, of.wrapped, of.salt].map(bytes);
+  expectEqual(hex(await addPepper(pepper, publicKey, wrapped, salt, of.slot)), of.blob);
+}
+
 async function checkValue(of) {
   if (of.op === "encode") {
     expectEqual(await result(() => encode(of.type, of.value)), of.expect);
@@ -771,6 +802,7 @@ const FILES = {
   "value.json": checkValue,
   "server_keyring.json": checkServerKeyring,
   "row_seal.json": checkRowSeal,
+  "pepper.json": checkPepper,
 };
 
 process.removeAllListeners("warning"); // Node 20 calls X25519 in WebCrypto experimental, once a run

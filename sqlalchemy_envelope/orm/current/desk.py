@@ -31,7 +31,7 @@ class Desk:
 
     def keys(self, owner_class: OwnerClass) -> KeyStore:
         """The store of the key and slot rows of one class of owners."""
-        return KeyStore(self.session, owner_class, self.policy.seals)
+        return KeyStore(self.session, owner_class, self.policy.seals, self.policy.pepper)
 
     def grants(self, grant_class: GrantClass) -> GrantStore:
         """The store of the grants of one class."""

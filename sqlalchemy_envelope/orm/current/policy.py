@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from weakref import WeakSet
 
 from sqlalchemy_envelope.exceptions import ConfigurationError
+from sqlalchemy_envelope.keys.pepper import SlotPepper
 from sqlalchemy_envelope.keys.row_seals import RowSeals
 from sqlalchemy_envelope.orm.current.audit import AuditEvent, logger
 from sqlalchemy_envelope.orm.tables.session_notes import known_page, put_page
@@ -29,6 +30,7 @@ class Policy:
 
     Attributes:
         seals: the row seals under the server keys, if there are server keys.
+        pepper: the outer layer around secret slots, if there is a pepper.
         hybrid: whether new root keys get an ML-KEM-768 pair too: keys are sealed to them in format 0x13.
         audit: the application's own function for audit events.
         actor: tells who acts at this moment, for audit events; None if nobody is named.
@@ -38,6 +40,7 @@ class Policy:
     """
 
     seals: RowSeals = field(default_factory=RowSeals)
+    pepper: SlotPepper = field(default_factory=SlotPepper)
     hybrid: bool = False
     audit: Callable[[AuditEvent], None] | None = None
     actor: Callable[[], str | None] | None = None
@@ -84,13 +87,14 @@ class Envelopes:
         return iter(list(self.policies))
 
     def only(self) -> Policy | None:
-        """The policy that serves a session without a policy of its own; None if several have server keys.
+        """The policy that serves a session without a policy of its own; None if several have server keys or
+        a pepper.
 
-        It is the policy of the only envelope with server keys. If none has server keys, it is the policy of
-        the only envelope, or a neutral policy where there are several envelopes or none.
+        It is the policy of the only envelope with server keys or a pepper. If none has them, it is the policy
+        of the only envelope, or a neutral policy where there are several envelopes or none.
         """
         policies = list(self)
-        sealing = [policy for policy in policies if policy.seals.is_on]
+        sealing = [policy for policy in policies if policy.seals.is_on or policy.pepper.is_on]
         if len(sealing) > 1:
             return None
         some = sealing or policies
@@ -133,13 +137,14 @@ def noted_policy(session: Session) -> Policy:
     the process's only envelope.
 
     Raises:
-        ConfigurationError: there are several with server keys, and nothing says which to use.
+        ConfigurationError: there are several with server keys or a pepper, and nothing says which to use.
     """
     policy = _noted(session) or ENVELOPES.only()
     if policy is None:
         raise ConfigurationError(
-            "This process has several Envelopes with server keys, and a flush has to know which one seals "
-            "its rows: make one Envelope for the application, or call envelope.attach(session)."
+            "This process has several Envelopes with server keys or a pepper, and a flush has to know which "
+            "one writes its key rows: make one Envelope for the application, or call "
+            "envelope.attach(session)."
         )
     return policy
 

@@ -415,7 +415,7 @@ def _is_nobodys(store: KeyStore, grant: GrantClass, place: Place, keyring: Keyri
     root = keyring.current(place.owner, Purpose.ROOT) if keyring is not None else None
     if root is None or root.granted or grant.scope is not None:
         return False
-    return not store.load_slots([root.key_id])
+    return not store.load_slots([root.key_id], closed_too=True)
 
 
 def _note_pending(

@@ -122,7 +122,8 @@ def _require(desk: Desk, owner_class: OwnerClass, doubt: _Doubt, places: Sequenc
     unreachable = _without_grant(desk, owner_class, roots, may_be_empty=doubt.may_be_empty)
     if not unreachable:
         return
-    slots = {slot.key_id for slot in store.load_slots([root.stored.key_id for root in unreachable])}
+    root_ids = [root.stored.key_id for root in unreachable]
+    slots = {slot.key_id for slot in store.load_slots(root_ids, closed_too=True)}
     if any(root.stored.key_id not in slots for root in unreachable):
         raise EnrollmentError(doubt.message.format(name=owner_class.name))
 

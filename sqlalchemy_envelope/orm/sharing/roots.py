@@ -114,6 +114,5 @@ def renew(
         like = (slot.kdf, slot.recipient_public_key) == (found.slot.kdf, found.slot.recipient_public_key)
         if like:
             adopted = adopted_slot(slot, root, found.kek)
-            store.replace_slot(slot, adopted)
-            kept.append((adopted, root))
+            kept.append((store.replace_slot(slot, adopted) or adopted, root))
     return kept

@@ -175,7 +175,7 @@ class Waiting:
         if current is None or current.key_id == self._root.root.stored.key_id:
             return False
         store = desk.keys(self._place.owner_class)
-        for one in store.load_slots([current.key_id], slot.kind):
+        for one in store.load_slots([current.key_id], slot.kind, closed_too=True):
             if is_sealed(one.wrapped) or (one.kdf, one.recipient_public_key) != (
                 slot.kdf,
                 slot.recipient_public_key,

@@ -62,6 +62,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy_envelope.keys.keyring import OwnerId
     from sqlalchemy_envelope.keys.model import KeyId
+    from sqlalchemy_envelope.keys.pepper import SlotPepper
     from sqlalchemy_envelope.keys.row_seals import RowSeals
     from sqlalchemy_envelope.orm.tables.owners import Location, OwnerClass
     from sqlalchemy_envelope.orm.tables.stored_rows import HeldKey
@@ -72,8 +73,10 @@ if TYPE_CHECKING:
 class KeyStore(SlotRows):
     """The key and slot rows of one class of owners."""
 
-    def __init__(self, session: Session, owner_class: OwnerClass, seals: RowSeals) -> None:
-        super().__init__(session, owner_class, seals)
+    def __init__(
+        self, session: Session, owner_class: OwnerClass, seals: RowSeals, pepper: SlotPepper | None = None
+    ) -> None:
+        super().__init__(session, owner_class, seals, pepper)
         self._keys: Table = owner_class.key_class.__table__
         self.key_id = self._keys.c.key_id
         self._references: dict[PrimaryKey, OwnerId] = {}
@@ -259,6 +262,14 @@ class KeyStore(SlotRows):
                 found[row[0]] = self._class.owner_id(self.where, tuple(row[1:]))
         return found
 
+    def primary_keys_of(self, key_ids: Iterable[KeyId]) -> dict[KeyId, PrimaryKey]:
+        """The primary keys of the owners of these keys, for a report: no row is checked."""
+        c, found = self._keys.c, {}
+        for some in chunks(list(key_ids)):
+            for row in self._rows(select(c.key_id, *self._class.owner_columns).where(c.key_id.in_(some))):
+                found[row[0]] = tuple(row[1:])
+        return found
+
     def replace_keys(self, keys: Sequence[StoredKey], *, in_their_state: bool = False) -> None:
         """Replace what may change of key rows: what they are bound to, their state and their wrap; if
         `in_their_state`, not of those that were retired meanwhile."""
@@ -305,7 +316,8 @@ class KeyStore(SlotRows):
         unchecked = KeyStore(self._session, self._class, type(self._seals)())
         found = unchecked._owned(unchecked._select())
         keys = [one.stored for one in parsed(found)]
-        slots = unchecked.load_slots([key.key_id for key in keys if key.purpose is Purpose.ROOT])
+        roots = [key.key_id for key in keys if key.purpose is Purpose.ROOT]
+        slots = unchecked.load_slots(roots, closed_too=True)  # without a pepper: the seal covers the row
         for table, id_column, sealed in (
             (self._keys, self._keys.c.key_id, [(key.key_id, self._seal(key)) for key in keys]),
             (self._slots, self._slots.c.slot_id, [(slot.slot_id, self._seal(slot)) for slot in slots]),

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import datetime as dt
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from sqlalchemy import and_, bindparam, case, insert, or_, select, update
+from sqlalchemy import LargeBinary, and_, bindparam, case, func, insert, literal, or_, select, update
 
-from sqlalchemy_envelope.keys.model import SlotKind
+from sqlalchemy_envelope.crypto.peppering import PREFIX_SIZE, prefix_of
+from sqlalchemy_envelope.exceptions import EnvelopeError
+from sqlalchemy_envelope.keys.model import SlotKind, StoredSlot
+from sqlalchemy_envelope.keys.pepper import SlotPepper, require_open
 from sqlalchemy_envelope.orm.tables.rows import Rows, chunks, given, insert_unless_there, made_once
-from sqlalchemy_envelope.orm.tables.stored_rows import slot_columns, slot_notes, stored_slot
+from sqlalchemy_envelope.orm.tables.stored_rows import raw, slot_columns, slot_notes, stored_slot
 
 if TYPE_CHECKING:
     import uuid
@@ -18,7 +22,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Table
     from sqlalchemy.orm import Session
 
-    from sqlalchemy_envelope.keys.model import KeyId, StoredKey, StoredSlot
+    from sqlalchemy_envelope.keys.model import KeyId, StoredKey
     from sqlalchemy_envelope.keys.row_seals import RowSeals
     from sqlalchemy_envelope.orm.tables.owners import OwnerClass
 
@@ -42,11 +46,27 @@ def was_used_since(slot: StoredSlot, time: dt.datetime) -> bool:
     return used is not None and used >= time
 
 
-class SlotRows(Rows):
-    """The slot rows of one class of owners."""
+class StaleSlot(NamedTuple):
+    """A slot that is stored otherwise than slots are stored now; or its ids, and why it must not be used."""
 
-    def __init__(self, session: Session, owner_class: OwnerClass, seals: RowSeals) -> None:
+    slot: StoredSlot
+    error: EnvelopeError | None
+
+
+class SlotRows(Rows):
+    """The slot rows of one class of owners.
+
+    A slot that is loaded is out of its pepper, and one that is written is put under the active pepper.
+
+    Args:
+        pepper: left out by code that reads and writes no secret slot.
+    """
+
+    def __init__(
+        self, session: Session, owner_class: OwnerClass, seals: RowSeals, pepper: SlotPepper | None = None
+    ) -> None:
         super().__init__(session, owner_class.mapper, seals)
+        self._pepper = pepper or SlotPepper()
         self._class = owner_class
         self._slots: Table = owner_class.slot_class.__table__
 
@@ -58,6 +78,7 @@ class SlotRows(Rows):
         *,
         or_new: bool = False,
         for_update: bool = False,
+        closed_too: bool = False,
     ) -> list[StoredSlot]:
         """The slots of these root keys. One query for some thousands.
 
@@ -66,16 +87,26 @@ class SlotRows(Rows):
             limit: the most slots to load.
             or_new: load slots of other kinds too, if their owner has not acknowledged them.
             for_update: lock the slots.
+            closed_too: load slots under a pepper that is not configured, too: for a caller that reads neither
+                their wrap nor their public key.
+
+        Raises:
+            PepperError: there is a slot under a pepper that is not configured.
         """
         found: list[StoredSlot] = []
         name = ("slots", kind, limit, or_new)
         query = self._made_once(name, lambda: self._query_slots(kind, limit, or_new=or_new))
         query = query.with_for_update(of=self._slots) if for_update else query
         for some in chunks(list(key_ids)):
-            found += [stored_slot(row) for row in self._rows(query, {"key_ids": some})]
-        for slot in found:
-            self._seals.check(slot.seal, self._class.label, slot.sealed_fields(), self._realm)
+            found += [self._opened(stored_slot(row)) for row in self._rows(query, {"key_ids": some})]
+        for slot in () if closed_too else found:
+            require_open(slot)
         return found
+
+    def _opened(self, row: StoredSlot) -> StoredSlot:
+        """Check a row's seal, and take the slot out of its pepper. The seal covers the row as it is."""
+        self._seals.check(row.seal, self._class.label, row.sealed_fields(), self._realm)
+        return self._pepper.opened(row)
 
     def _query_slots(self, kind: SlotKind | None, limit: int | None, *, or_new: bool) -> Any:
         c = self._slots.c
@@ -89,6 +120,40 @@ class SlotRows(Rows):
                 wanted = or_(wanted, is_new)
             query = query.where(wanted)
         return query.limit(limit)
+
+    def load_stale(self, after: uuid.UUID | None, limit: int) -> list[StaleSlot]:
+        """Secret slots that are not stored under the active pepper: so many after this one, by their ids."""
+        c, pepper = self._slots.c, self._pepper_of
+        query = select(*slot_columns(self._slots)).where(self._is_secret, pepper != self._pepper.prefix)
+        # A slot without a public key gets no pepper: no such slot is made.
+        query = query.where(or_(c.recipient_public_key.is_not(None), pepper != b""))
+        query = query if after is None else query.where(c.slot_id > after)
+        return [self._stale(row) for row in self._rows(query.order_by(c.slot_id).limit(limit))]
+
+    def _stale(self, row: Any) -> StaleSlot:
+        try:
+            slot = self._opened(stored_slot(row))
+            require_open(slot)
+        except EnvelopeError as error:
+            return StaleSlot(StoredSlot(row[0], row[1], SlotKind.SECRET, "", b""), error)
+        return StaleSlot(slot, None)
+
+    def count_peppers(self) -> dict[bytes, int]:
+        """How many secret slots are under each pepper, by the first bytes of the slots; empty without one."""
+        found = select(self._pepper_of.label("pepper")).where(self._is_secret).subquery()
+        query = select(found.c.pepper, func.count()).group_by(found.c.pepper)
+        return {bytes(pepper): count for pepper, count in self._rows(query)}
+
+    @property
+    def _is_secret(self) -> Any:
+        return self._slots.c.kind == SlotKind.SECRET
+
+    @property
+    def _pepper_of(self) -> Any:
+        """The first bytes of a slot under a pepper, and empty bytes of any other."""
+        wrapped = raw(self._slots.c.wrapped)
+        first, prefix = (func.substr(wrapped, 1, size, type_=LargeBinary()) for size in (1, PREFIX_SIZE))
+        return case((first == prefix_of(b""), prefix), else_=literal(b"", LargeBinary()))
 
     def free_slots(self, slot_ids: Sequence[uuid.UUID]) -> set[uuid.UUID]:
         """As `free`, of slots."""
@@ -105,22 +170,26 @@ class SlotRows(Rows):
         ids = [one.slot_id for one in slots]
         return int(self._execute(self._slots.delete().where(self._slots.c.slot_id.in_(ids))).rowcount)
 
-    def replace_slot(self, old: StoredSlot, new: StoredSlot) -> bool:
-        """Replace a slot's wrap, unless somebody else did in the meantime; tells whether it did."""
-        c = self._slots.c
-        statement = update(self._slots).where(c.slot_id == old.slot_id, c.wrapped == old.wrapped)
+    def replace_slot(self, old: StoredSlot, new: StoredSlot) -> StoredSlot | None:
+        """Replace a slot's wrap, unless somebody else did in the meantime.
+
+        Returns:
+            The new slot, to be replaced again; None if somebody else replaced the old one.
+        """
+        c, row = self._slots.c, self._pepper.stored(new)
+        statement = update(self._slots).where(c.slot_id == old.slot_id, c.wrapped == old.in_row)
         result = self._execute(
             statement.values(
-                kdf=new.kdf,
-                wrapped=new.wrapped,
-                recipient_public_key=new.recipient_public_key,
-                provider_ref=new.provider_ref,
-                provider_wrapped=new.provider_wrapped,
-                used_at=new.used_at,
-                seal=self._seal(new),
+                kdf=row.kdf,
+                wrapped=row.wrapped,
+                recipient_public_key=row.recipient_public_key,
+                provider_ref=row.provider_ref,
+                provider_wrapped=row.provider_wrapped,
+                used_at=row.used_at,
+                seal=self._seal(row),
             )
         )
-        return bool(result.rowcount == 1)
+        return replace(new, under_pepper=row.under_pepper) if result.rowcount == 1 else None
 
     def note_use(self, slots: Sequence[StoredSlot], at: dt.datetime) -> None:
         """Note that these slots opened their root keys."""
@@ -150,10 +219,10 @@ class SlotRows(Rows):
         """
         c = self._slots.c
         replaced = 0
-        for some in chunks(slots, _EXCHANGED):
+        for some in chunks([(old, self._pepper.stored(new)) for old, new in slots], _EXCHANGED):
             new = some[0][1]
             statement = update(self._slots).where(
-                or_(*(and_(c.slot_id == old.slot_id, c.wrapped == old.wrapped) for old, _ in some))
+                or_(*(and_(c.slot_id == old.slot_id, c.wrapped == old.in_row) for old, _ in some))
             )
             result = self._execute(
                 statement.values(
@@ -169,28 +238,43 @@ class SlotRows(Rows):
             replaced += result.rowcount
         return replaced == len(slots)
 
-    def replace_slots(self, slots: Sequence[tuple[StoredSlot, StoredSlot]]) -> None:
-        """Replace the wraps of slots, each unless somebody else did in the meantime."""
+    def replace_slots(self, slots: Sequence[tuple[StoredSlot, StoredSlot]]) -> int:
+        """Replace the wraps of slots, each unless somebody else did in the meantime. How many were replaced,
+        as far as the driver tells."""
         c = self._slots.c
         statement = update(self._slots).where(c.slot_id == bindparam("this"), c.wrapped == bindparam("old"))
+        statement = statement.values(
+            wrapped=bindparam("new"), recipient_public_key=bindparam("public"), seal=bindparam("new_seal")
+        )
         rows = [
-            {"this": old.slot_id, "old": old.wrapped, "new": new.wrapped, "new_seal": self._seal(new)}
-            for old, new in slots
+            {
+                "this": old.slot_id,
+                "old": old.in_row,
+                "new": row.wrapped,
+                "public": row.recipient_public_key,
+                "new_seal": self._seal(row),
+            }
+            for old, row in ((old, self._pepper.stored(new)) for old, new in slots)
         ]
-        if rows:
-            self._execute(statement.values(wrapped=bindparam("new"), seal=bindparam("new_seal")), rows)
+        if not rows:
+            return 0
+        replaced = self._execute(statement.execution_options(preserve_rowcount=True), rows).rowcount
+        return int(replaced) if self.dialect.supports_sane_multi_rowcount else len(rows)
 
     def _slot_rows(self, slots: Iterable[StoredSlot]) -> list[dict[str, Any]]:
         now = dt.datetime.now(dt.UTC)
-        return [
-            {
-                **vars(slot),
-                "kind": slot.kind.value,
-                "seal": self._seal(slot),
-                "created_at": slot.created_at or now,
+        made = []
+        for slot in slots:
+            row = self._pepper.stored(slot)
+            columns = {
+                **vars(row),
+                "kind": row.kind.value,
+                "seal": self._seal(row),
+                "created_at": row.created_at or now,
             }
-            for slot in slots
-        ]
+            del columns["under_pepper"]  # what the row holds is in `wrapped`
+            made.append(columns)
+        return made
 
     def _insert_whole(
         self, table: Table, rows: Sequence[dict[str, Any]], *, unless_there: bool = False

@@ -12,12 +12,13 @@ from sqlalchemy_envelope.crypto.recovery_code import hide_given
 from sqlalchemy_envelope.crypto.wrapping import wrong_secret
 from sqlalchemy_envelope.exceptions import ConfigurationError
 from sqlalchemy_envelope.orm.current.desk import Desk
+from sqlalchemy_envelope.orm.verbs.async_pepper_verbs import AsyncPepperVerbs
 from sqlalchemy_envelope.orm.verbs.async_recovery_verbs import AsyncRecoveryVerbs
 from sqlalchemy_envelope.orm.verbs.async_slot_verbs import AsyncSlotVerbs
 from sqlalchemy_envelope.orm.verbs.async_steps import AsyncSteps, plain_async
 from sqlalchemy_envelope.orm.verbs.enroll import asked_for
 from sqlalchemy_envelope.orm.verbs.envelope import Envelope
-from sqlalchemy_envelope.orm.verbs.settle_all import AsyncSettling, batch_steps
+from sqlalchemy_envelope.orm.verbs.settle_all import AsyncSettling, Settled, batch_steps
 from sqlalchemy_envelope.orm.verbs.settle_batch import job
 from sqlalchemy_envelope.orm.verbs.threads import perform
 
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
 
 
 @emptying_class
-class AsyncEnvelope(AsyncSlotVerbs, AsyncRecoveryVerbs, AsyncSteps):
+class AsyncEnvelope(AsyncSlotVerbs, AsyncRecoveryVerbs, AsyncPepperVerbs, AsyncSteps):
     """`Envelope` for `AsyncSession`. Neither a key derivation nor a provider ever holds up the event loop."""
 
     def __init__(self, envelope: Envelope | None = None) -> None:
@@ -98,9 +99,10 @@ class AsyncEnvelope(AsyncSlotVerbs, AsyncRecoveryVerbs, AsyncSteps):
         """As `Envelope.settle_all`, for `async for`."""
         work = job(self.envelope.policy, owner_class, provider, reason, batch)
         return AsyncSettling(
+            Settled(),
             lambda so_far: self.run(
                 session, lambda plain: batch_steps(Desk(plain, self.envelope.policy), work, so_far)
-            )
+            ),
         )
 
     def write_only(self, session: AnyAsyncSession, *owners: object) -> WriteOnlySession:

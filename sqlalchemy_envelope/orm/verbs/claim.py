@@ -138,7 +138,8 @@ def _unclaimed(desk: Desk, owner: object) -> _Unclaimed | None:
 
 def _found(located: LocatedOwner, providers: Providers, keys: list[StoredKey]) -> _Unclaimed | None:
     root = active_root(located, keys)
-    slots = located.store.load_slots([key.key_id for key in keys if key.purpose is Purpose.ROOT])
+    roots = [key.key_id for key in keys if key.purpose is Purpose.ROOT]
+    slots = located.store.load_slots(roots, closed_too=True)
     campaign = [slot for slot in slots if _is_provisional(slot, providers)]
     slot = next((slot for slot in campaign if slot.key_id == root.key_id), None)
     waiting = [slot for slot in slots if is_waiting(slot)]
@@ -207,7 +208,7 @@ def _wait(
     if not store.replace_slot(found.slot, found.slot):
         raise _lost(found)
     # Delete slots that wait with another secret: the application has authenticated this secret since.
-    before = [slot for slot in store.load_slots(roots, SlotKind.SECRET) if is_waiting(slot)]
+    before = [slot for slot in store.load_slots(roots, SlotKind.SECRET, closed_too=True) if is_waiting(slot)]
     store.insert_slots(slots)
     if before:
         store.delete_slots(before)

@@ -22,8 +22,9 @@ from sqlalchemy_envelope.orm.verbs.enroll import asked_for
 from sqlalchemy_envelope.orm.verbs.envelope_steps import AnySession, EnvelopeSteps, Follow, plain_session
 from sqlalchemy_envelope.orm.verbs.grant_status import grant_states
 from sqlalchemy_envelope.orm.verbs.owner_keys import locate_enrolled
+from sqlalchemy_envelope.orm.verbs.pepper_verbs import PepperVerbs, checked_pepper
 from sqlalchemy_envelope.orm.verbs.recovery_verbs import RecoveryVerbs
-from sqlalchemy_envelope.orm.verbs.settle_all import Settling, batch_steps
+from sqlalchemy_envelope.orm.verbs.settle_all import Settled, Settling, batch_steps
 from sqlalchemy_envelope.orm.verbs.settle_batch import job
 from sqlalchemy_envelope.orm.verbs.slot_verbs import SlotVerbs
 from sqlalchemy_envelope.orm.verbs.slots import seal_rows
@@ -46,7 +47,7 @@ T = TypeVar("T")
 
 
 @emptying_class
-class Envelope(SlotVerbs, RecoveryVerbs, EnvelopeSteps):
+class Envelope(SlotVerbs, RecoveryVerbs, PepperVerbs, EnvelopeSteps):
     """The policy of an application, which makes one `Envelope`. Holds no user's key.
 
     Args:
@@ -57,6 +58,11 @@ class Envelope(SlotVerbs, RecoveryVerbs, EnvelopeSteps):
         derivation_wait: the seconds to wait until a derivation may start, before `UnlockBusyError`.
         server_keys: keys from outside the database. With them every key, slot and grant row carries a seal,
             and they are the provider `"server"`.
+        pepper: keys from outside the database, the active one first, that secret slots are stored under:
+            whoever copied the database alone cannot try secrets on the copy. A key that slots are under must
+            be kept as carefully as the database: without it their secrets open nothing.
+        pepper_slots: whether slots that are written get the pepper. With False the pepper opens slots and is
+            added to none: before the first process uses it, and while it is taken away.
         realm: the name of the application's database, or a function that returns the name for an engine. Rows
             that are sealed in one realm are refused in another. Without a realm, seals name no database, and
             in memory databases are told apart by host, port and database, in the URL or in `connect_args`. An
@@ -84,6 +90,8 @@ class Envelope(SlotVerbs, RecoveryVerbs, EnvelopeSteps):
         concurrent_derivations: int | None = None,
         derivation_wait: float = 5.0,
         server_keys: ServerKeyring | None = None,
+        pepper: ServerKeyring | None = None,
+        pepper_slots: bool = True,
         realm: str | Callable[[Engine], str] | None = None,
         providers: Mapping[str, KeyProvider] | None = None,
         provider_timeout: float = 5.0,
@@ -103,6 +111,7 @@ class Envelope(SlotVerbs, RecoveryVerbs, EnvelopeSteps):
             raise ConfigurationError("The provider 'server' is server_keys; give the other one another name.")
         self.policy = Policy(
             seals=RowSeals(server_keys, checked_realm(realm)),
+            pepper=checked_pepper(pepper, adds=pepper_slots),
             hybrid=post_quantum,
             audit=audit,
             actor=actor,
@@ -248,7 +257,7 @@ class Envelope(SlotVerbs, RecoveryVerbs, EnvelopeSteps):
             ProviderError: the provider failed, or is the public half of an offline key.
         """
         plain, work = plain_session(session), job(self.policy, owner_class, provider, reason, batch)
-        return Settling(lambda so_far: self.run(batch_steps(self._desk(plain), work, so_far)))
+        return Settling(Settled(), lambda so_far: self.run(batch_steps(self._desk(plain), work, so_far)))
 
     def write_only(self, session: AnySession, *owners: object) -> WriteOnlySession:
         """Encrypt for locked owners: a webhook's events, a job's results. Inside the `with`, their values can

@@ -195,7 +195,7 @@ def _place_in_list(name: OwnerName) -> tuple[str, list[str]]:
 
 def _slots(desk: Desk, owner_class: OwnerClass, roots: Iterable[KeyId]) -> Any:
     try:
-        return desk.keys(owner_class).load_slots(roots)
+        return desk.keys(owner_class).load_slots(roots, closed_too=True)
     except EnvelopeError:
         return ()  # a slot was altered: opening it raises the error
 

@@ -110,7 +110,8 @@ def active_root(located: LocatedOwner, keys: Sequence[StoredKey]) -> StoredKey:
 
 def how_opened(located: LocatedOwner, keys: Sequence[StoredKey]) -> str:
     """Return an error's text for keys that the caller did not expect: what opens them, and what to call."""
-    slots = located.store.load_slots([key.key_id for key in keys if key.purpose is Purpose.ROOT])
+    roots = [key.key_id for key in keys if key.purpose is Purpose.ROOT]
+    slots = located.store.load_slots(roots, closed_too=True)
     kinds = {slot.kind for slot in slots}
     if SlotKind.SECRET in kinds:
         return "unlock it, or change its secret"

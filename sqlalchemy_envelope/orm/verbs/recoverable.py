@@ -187,7 +187,7 @@ class _Search:
                 if one.state is not GrantState.PENDING:
                     to = self._names.place(grant.to.owner_class, recipient)
                     granted.setdefault(one.key_id, []).append(to)
-        slots = self._desk.keys(owner_class).load_slots(roots)
+        slots = self._desk.keys(owner_class).load_slots(roots, closed_too=True)
         for place, some in keys.items():
             mine = [key for key in some if key.state is not KeyState.DESTROYED]
             open_roots = frozenset(slot.key_id for slot in slots if self._stays(place, slot))

@@ -223,6 +223,7 @@ def _slots(
         (MAX_SLOTS + 1) * len(roots),
         or_new=not locked,
         for_update=locked and store.shows_others_when_locked,
+        closed_too=True,
     )
     by_root = Counter(slot.key_id for slot in found if slot.kind is kind)
     if by_root and max(by_root.values()) > MAX_SLOTS:

@@ -151,7 +151,7 @@ def _secrets(located: LocatedOwner, keys: Sequence[StoredKey], *, for_update: bo
         UnclaimedError: a campaign holds the keys.
     """
     roots = [key.key_id for key in keys if key.purpose is Purpose.ROOT]
-    slots = located.store.load_slots(roots, SlotKind.SECRET, for_update=for_update)
+    slots = located.store.load_slots(roots, SlotKind.SECRET, for_update=for_update, closed_too=True)
     # A claim takes the campaign's slots away, so that an owner with a secret that opens has claimed its keys.
     opened = any(not is_waiting(slot) for slot in slots)
     if not opened and is_unclaimed(located, roots):

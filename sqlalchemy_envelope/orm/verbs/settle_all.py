@@ -12,12 +12,10 @@ Finished work is not found again. So after an interruption, start the run anew: 
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
-from sqlalchemy_envelope.crypto.frames import emptying
 from sqlalchemy_envelope.exceptions import (
     ProviderError,
 )
@@ -27,10 +25,11 @@ from sqlalchemy_envelope.orm.current.locks import require_no_locks
 from sqlalchemy_envelope.orm.current.policy import note_policy
 from sqlalchemy_envelope.orm.sharing.membership import forget_looks
 from sqlalchemy_envelope.orm.tables.cascades import require_cascades
+from sqlalchemy_envelope.orm.verbs.batches import AsyncBatches, Batches
 from sqlalchemy_envelope.orm.verbs.settle_batch import Batch, Job, RefusedOwner
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from sqlalchemy_envelope.crypto.secret import KeyBytes
     from sqlalchemy_envelope.keys.keyring import OwnerId
@@ -62,61 +61,16 @@ class Settled:
     last: PrimaryKey | None = None
 
 
-class Settling:
+class Settling(Batches[Settled]):
     """A run of `Envelope.settle_all`: a loop over it settles a batch at each turn."""
 
-    def __init__(self, one_batch: Callable[[Settled], Settled | None]) -> None:
-        self._one_batch = one_batch
-        self._so_far = Settled()
-        self._is_begun = False
-
-    def __iter__(self) -> Self:
-        return self
-
-    @emptying
-    def __next__(self) -> Settled:
-        self._is_begun = True
-        found = self._one_batch(self._so_far)
-        if found is None:
-            raise StopIteration
-        self._so_far = found
-        return found
-
-    def __del__(self) -> None:
-        _warn_unless(getattr(self, "_is_begun", True))
+    undone = "settle_all() settled nothing"
 
 
-class AsyncSettling:
+class AsyncSettling(AsyncBatches[Settled]):
     """As `Settling`, for `async for`."""
 
-    def __init__(self, one_batch: Callable[[Settled], Awaitable[Settled | None]]) -> None:
-        self._one_batch = one_batch
-        self._so_far = Settled()
-        self._is_begun = False
-
-    def __aiter__(self) -> Self:
-        return self
-
-    @emptying
-    async def __anext__(self) -> Settled:
-        self._is_begun = True
-        found = await self._one_batch(self._so_far)
-        if found is None:
-            raise StopAsyncIteration
-        self._so_far = found
-        return found
-
-    def __del__(self) -> None:
-        _warn_unless(getattr(self, "_is_begun", True))
-
-
-def _warn_unless(is_begun: bool) -> None:
-    if not is_begun:
-        warnings.warn(
-            "settle_all() settled nothing: loop over it, and commit at each turn",
-            RuntimeWarning,
-            stacklevel=3,
-        )
+    undone = Settling.undone
 
 
 def batch_steps(desk: Desk, job: Job, so_far: Settled) -> Steps[Settled | None]:

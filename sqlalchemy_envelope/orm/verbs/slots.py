@@ -69,7 +69,7 @@ def _look_at(desk: Desk, step: _Step) -> tuple[list[KeySlot], list[_Step]]:
     keys = [one.stored for one in store.load([place.primary_key])]
     active = [key for key in keys if key.state is KeyState.ACTIVE]
     roots = [key.key_id for key in active if key.purpose is Purpose.ROOT]
-    slots = store.load_slots(roots, SlotKind.PROVIDER if through else None)
+    slots = store.load_slots(roots, SlotKind.PROVIDER if through else None, closed_too=True)
     further: list[_Step] = []
     names = Names(desk.session)
     for grant in place.owner_class.grants_of:
@@ -126,7 +126,7 @@ def remove_slot(desk: Desk, owner: object, slot: KeySlot | uuid.UUID) -> None:
     # Locked, so that two removals at once do not leave the owner without a slot.
     located.store.load([located.place.primary_key], for_update=True)
     keys = [key for key in load_keys(located) if key.purpose is Purpose.ROOT]
-    slots = located.store.load_slots([key.key_id for key in keys], for_update=True)
+    slots = located.store.load_slots([key.key_id for key in keys], for_update=True, closed_too=True)
     named = _named(located, slots, [slot])
     mine = [one for one in slots if any(one.opens_like(removed) for removed in named)]
     _require_other_way(located, keys, slots, mine)
@@ -140,7 +140,7 @@ def acknowledge_slots(desk: Desk, owner: object, slots: Sequence[KeySlot | uuid.
     note_policy(desk.session, desk.policy)
     root = active_root(located, load_keys(located))
     opened_root(located, root)
-    stored = located.store.load_slots([root.key_id])
+    stored = located.store.load_slots([root.key_id], closed_too=True)
     named = _named(located, stored, slots) if slots else stored
     unknown = [slot for slot in named if slot.unacknowledged_since is not None]
     if unknown:

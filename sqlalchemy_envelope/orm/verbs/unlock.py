@@ -21,8 +21,11 @@ from sqlalchemy_envelope.exceptions import (
 from sqlalchemy_envelope.keys.hierarchy import link_to_newer_root, short, wrap_under_root
 from sqlalchemy_envelope.keys.keyring import Keyring
 from sqlalchemy_envelope.keys.model import KeyState, OpenedKey, Purpose, SlotKind
+from sqlalchemy_envelope.keys.pepper import is_closed, require_open
 from sqlalchemy_envelope.keys.slots import (
+    adopted_slot,
     is_waiting,
+    now,
     opens_waiting,
     sealed_slot,
     secret_slot,
@@ -56,6 +59,7 @@ if TYPE_CHECKING:
     from sqlalchemy_envelope.crypto.preparation import HiddenSecret
     from sqlalchemy_envelope.crypto.secret import Hidden, KeyBytes
     from sqlalchemy_envelope.keys.model import KeyId, StoredKey, StoredSlot
+    from sqlalchemy_envelope.keys.pepper import SlotPepper
     from sqlalchemy_envelope.orm.current.desk import Desk
     from sqlalchemy_envelope.orm.sharing.waiting import SlotChange
     from sqlalchemy_envelope.orm.verbs.owner_keys import LocatedOwner
@@ -82,6 +86,8 @@ def unlock_steps(
         stronger: list[SlotChange] = []
         if profile.exceeds(salt.profile) and found.trusted:
             stronger = yield from _stronger_slots(profile, found, prepared)
+        elif found.trusted:
+            stronger = _peppered_slots(desk.policy.pepper, found)
         return unlocked_owner(desk, located, keys, found, stronger, new=loaded)
 
 
@@ -97,6 +103,19 @@ def _stronger_slots(
     kek = yield Derivation(prepared, salt)
     with wiping(kek):
         return [(slot, secret_slot(root, kek, salt, slot)) for slot, root in found.slots]
+
+
+def _peppered_slots(pepper: SlotPepper, found: OpenedRoot) -> list[SlotChange]:
+    """The opened slots, if any is not under the active pepper: the first write stores them under it."""
+    if all(pepper.is_current(slot) for slot, _ in found.slots):
+        return []
+    return [
+        (
+            slot,
+            adopted_slot(slot, root, found.kek) if is_sealed(slot.wrapped) else replace(slot, used_at=now()),
+        )
+        for slot, root in found.slots
+    ]
 
 
 def unlock_with_provider_steps(
@@ -197,6 +216,7 @@ def open_with_secret(
 
     Raises:
         UnlockError: the secret opens no slot.
+        PepperError: the secret opens no slot, and one is under a pepper that is not configured.
     """
     root = active_root(located, keys)
     loaded = yield from _secret_slots(located, profile, keys, root, prepared)
@@ -212,10 +232,14 @@ def open_with_secret(
         )
     refused: UnlockError | None = None
     for kdf, slots in by_salt.items():
+        if all(is_closed(slot) for slot in slots):
+            continue
         salt = KdfSalt.parse(kdf, policy=profile)
         kek = yield Derivation(prepared, salt)
         try:
             for slot in slots:
+                if is_closed(slot):
+                    continue
                 try:
                     return _open_slot(located, keys, root, slot, secrets, kek), salt, loaded
                 except UnlockError as error:
@@ -224,6 +248,8 @@ def open_with_secret(
         except BaseException:
             kek.wipe()
             raise
+    for slot in (slot for slots in by_salt.values() for slot in slots):
+        require_open(slot)  # the secret may be right for a slot that could not be tried
     assert refused is not None  # noqa: S101 - there was at least one slot
     raise refused
 
@@ -243,7 +269,7 @@ def _secret_slots(
     """
     roots = _roots(keys)
     limit = (MAX_SLOTS + 1) * len(roots)
-    loaded = located.store.load_slots(roots, SlotKind.SECRET, limit=limit, or_new=True)
+    loaded = located.store.load_slots(roots, SlotKind.SECRET, limit=limit, or_new=True, closed_too=True)
     if any(slot.key_id == root.key_id and slot.kind is SlotKind.SECRET for slot in loaded):
         return loaded
     if is_unclaimed(located, roots):

@@ -8,6 +8,7 @@ import pytest
 from sqlalchemy import Engine, select
 from sqlalchemy.orm import Session
 
+from sqlalchemy_envelope import Envelope, KdfProfile, ServerKeyring
 from tests.orm.models import SECRET, Base, Note, User, envelope
 from tests.orm.verbs.kill_points import Flow, Material, kill_everywhere
 from tests.orm.verbs.recovering.flows import RECOVERY_FLOWS
@@ -16,6 +17,7 @@ from tests.prepared import tables_of
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="there is no kill -9 on Windows")
 
 NEW = "another secret altogether"
+PEPPER, NEW_PEPPER = b"\x0a" * 32, b"\x0b" * 32
 
 
 def enrolled(session: Session) -> tuple[int, Material]:
@@ -34,10 +36,10 @@ def enrolled(session: Session) -> tuple[int, Material]:
         return user.id, {"secret": SECRET, "phone": "of the phone"}
 
 
-def opens_with(session: Session, key: int, **ways: Any) -> None:
+def opens_with(session: Session, key: int, by: Envelope = envelope, **ways: Any) -> None:
     """Require that an owner opens in this way, with its values of every epoch."""
     user = session.get_one(User, key)
-    with envelope.unlock(session, user, **ways):
+    with by.unlock(session, user, **ways):
         assert user.phone == "first epoch"
         assert [note.body for note in session.scalars(select(Note).filter_by(user_id=key))] == [
             "second epoch"
@@ -81,6 +83,32 @@ def remove(session: Session, key: int, known: Mapping[str, str]) -> None:
         session.commit()
 
 
+def under_pepper(*peppers: bytes) -> Envelope:
+    return Envelope(kdf_profile=KdfProfile.unsafe_for_tests(), pepper=ServerKeyring(list(peppers)))
+
+
+def enrolled_under_a_pepper(session: Session) -> tuple[int, Material]:
+    key, known = enrolled(session)
+    for _ in under_pepper(PEPPER).rotate_pepper(session, User):
+        session.commit()
+    return key, known
+
+
+def rotate_the_pepper(session: Session, key: int, known: Mapping[str, str]) -> None:
+    for _ in under_pepper(NEW_PEPPER, PEPPER).rotate_pepper(session, User, batch=2):
+        session.commit()
+
+
+def opens_under_either_pepper(session: Session, key: int, known: Mapping[str, str]) -> None:
+    opens_with(session, key, under_pepper(NEW_PEPPER, PEPPER), secret=known["secret"])
+    opens_with(session, key, under_pepper(NEW_PEPPER, PEPPER), secret=known["phone"])
+
+
+def opens_under_the_new_pepper(session: Session, key: int, known: Mapping[str, str]) -> None:
+    opens_with(session, key, under_pepper(NEW_PEPPER), secret=known["secret"])
+    opens_with(session, key, under_pepper(NEW_PEPPER), secret=known["phone"])
+
+
 def opens_with_secret(session: Session, key: int, known: Mapping[str, str]) -> None:
     opens_with(session, key, secret=known["secret"])
 
@@ -91,6 +119,13 @@ FLOWS = [
     Flow("a secret added", enrolled, add, opens_as_before, opens_with_new),
     Flow("a slot removed", enrolled, remove, opens_as_before, opens_with_secret),
     *RECOVERY_FLOWS,
+    Flow(
+        "a pepper rotated",
+        enrolled_under_a_pepper,
+        rotate_the_pepper,
+        opens_under_either_pepper,
+        opens_under_the_new_pepper,
+    ),
 ]
 
 
