@@ -17,6 +17,7 @@ from sqlalchemy_envelope.exceptions import (
     MigrationError,
     MigrationRefusedError,
     MigrationStoppedError,
+    NoSecretError,
     NotEnrolledError,
     OwnerMismatchError,
     PepperError,
@@ -37,8 +38,10 @@ from sqlalchemy_envelope.exceptions import (
     UnflushedError,
     UnlockBusyError,
     UnlockError,
+    UnlockThrottledError,
     ValueEncodingError,
     ValueTooLargeError,
+    WeakSecretError,
 )
 from sqlalchemy_envelope.keys.providers import (
     AwsKms,
@@ -69,6 +72,10 @@ from sqlalchemy_envelope.orm.tables.conflict_errors import should_retry
 from sqlalchemy_envelope.orm.tables.generated import GrantNames, KeyNames
 from sqlalchemy_envelope.orm.tables.key_grant import KeyGrant
 from sqlalchemy_envelope.orm.tables.key_owner import KeyOwner, KeySlotTable, KeyTable
+from sqlalchemy_envelope.orm.throttling.backoff import Backoff, Bucket
+from sqlalchemy_envelope.orm.throttling.stores import MemoryThrottle, ThrottleStore
+from sqlalchemy_envelope.orm.throttling.table import TableThrottle, throttle_table
+from sqlalchemy_envelope.orm.throttling.throttle import Throttle
 from sqlalchemy_envelope.orm.verbs.async_envelope import AsyncEnvelope
 from sqlalchemy_envelope.orm.verbs.envelope import Envelope
 from sqlalchemy_envelope.orm.verbs.grant_status import GrantStatus, OwnerName
@@ -85,6 +92,8 @@ __all__ = [
     "AsyncEnvelope",
     "AuditEvent",
     "AwsKms",
+    "Backoff",
+    "Bucket",
     "CachePolicy",
     "CampaignKey",
     "CampaignKeyFile",
@@ -112,9 +121,11 @@ __all__ = [
     "KeyTable",
     "LockedError",
     "LockReason",
+    "MemoryThrottle",
     "MigrationError",
     "MigrationRefusedError",
     "MigrationStoppedError",
+    "NoSecretError",
     "NotEnrolledError",
     "OfflineKey",
     "OfflinePublicKey",
@@ -145,20 +156,26 @@ __all__ = [
     "SessionLeftError",
     "Settled",
     "StatementRefusedError",
+    "TableThrottle",
     "TamperedKeyError",
+    "Throttle",
+    "ThrottleStore",
     "TransactionConflictError",
     "TruncatedError",
     "UnclaimedError",
     "UnflushedError",
     "UnlockBusyError",
     "UnlockError",
+    "UnlockThrottledError",
     "UnlockedSession",
     "ValueEncodingError",
     "ValueTooLargeError",
     "VaultTransit",
+    "WeakSecretError",
     "WhyLocked",
     "WriteOnlySession",
     "binary_results",
     "enforce_foreign_keys",
     "should_retry",
+    "throttle_table",
 ]

@@ -108,6 +108,22 @@ class UnlockBusyError(EnvelopeError):
     code = "unlock-busy"
 
 
+class UnlockThrottledError(EnvelopeError):
+    """Too many failed attempts at an account or from a source; nothing was tried. Try again later (HTTP 429).
+
+    Attributes:
+        retry_after: the seconds until the next attempt, for the header `Retry-After`.
+    """
+
+    code = "unlock-throttled"
+    retry_after: float = 0.0
+
+    def after(self, seconds: float) -> Self:
+        """Set the seconds to wait, and return the same error."""
+        self.retry_after = seconds
+        return self
+
+
 class TransactionConflictError(EnvelopeError):
     """Another transaction changed the same keys at that moment: roll back, and run this transaction again.
 
@@ -137,6 +153,12 @@ class RecoveryCodeError(SecretError):
     code = "recovery-code"
 
 
+class WeakSecretError(SecretError):
+    """The application's `secret_strength` refused a new secret; the message has its reason."""
+
+    code = "weak-secret"
+
+
 class KdfParametersError(EnvelopeError):
     """Stored key-derivation parameters are malformed or out of bounds; nothing was derived."""
 
@@ -155,7 +177,7 @@ class AlreadyEnrolledError(EnrollmentError):
     code = "already-enrolled"
 
 
-class NotEnrolledError(EnrollmentError):
+class NotEnrolledError(EnrollmentError, UnlockError):
     """The owner has no keys yet."""
 
     code = "not-enrolled"
@@ -165,6 +187,12 @@ class KeyNotFoundError(EnvelopeError):
     """A stored value, or another key, refers to a key that does not exist."""
 
     code = "key-not-found"
+
+
+class NoSecretError(KeyNotFoundError, UnlockError):
+    """The owner has keys, and no secret that opens them."""
+
+    code = "no-secret"
 
 
 class OwnerMismatchError(EnvelopeError):
@@ -251,7 +279,7 @@ class UnflushedError(EnvelopeError):
     code = "unflushed"
 
 
-class UnclaimedError(EnrollmentError):
+class UnclaimedError(EnrollmentError, UnlockError):
     """The owner's keys wait to be claimed: a campaign made them, and no secret opens them yet."""
 
     code = "unclaimed"

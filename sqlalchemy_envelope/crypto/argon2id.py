@@ -8,7 +8,9 @@ import base64
 import os
 import re
 import threading
+import time
 import weakref
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -170,11 +172,19 @@ class KdfLimit:
         """Free every place: the threads that hold them do not exist in a forked child."""
         self._slots = threading.BoundedSemaphore(self.concurrent)
 
-    def derive(self, secret: bytes | Hidden[bytes], salt: KdfSalt, *, waited: float = 0.0) -> KeyBytes:
+    def derive(
+        self,
+        secret: bytes | Hidden[bytes],
+        salt: KdfSalt,
+        *,
+        waited: float = 0.0,
+        took: Callable[[float], None] | None = None,
+    ) -> KeyBytes:
         """Stretch a prepared secret into its KEK.
 
         Args:
             waited: the seconds of the wait that are used up already.
+            took: called with the seconds that the derivation took, without the wait.
 
         Raises:
             UnlockBusyError: no place came free in time.
@@ -182,10 +192,13 @@ class KdfLimit:
         secret = secret if isinstance(secret, Hidden) else Hidden(secret)
         if not self._slots.acquire(timeout=max(0.0, self.wait - waited)):
             raise self.busy()
+        began = time.perf_counter()
         try:
             return derive_kek(secret, salt)
         finally:
             self._slots.release()
+            if took is not None:
+                took(time.perf_counter() - began)
 
     def busy(self) -> UnlockBusyError:
         """The error for a call that waited too long."""

@@ -21,6 +21,7 @@ _PURPOSES = {
     "row-seal": 2,
     "epoch-proof": 1,
     "slot-pepper": 0,
+    "throttle": 0,
 }
 """Every purpose that a subkey may have, with the number of its fields. Nothing else can be derived."""
 

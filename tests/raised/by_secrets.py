@@ -1,9 +1,17 @@
 """What raises at a secret, or at a stored key."""
 
+import pytest
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from sqlalchemy_envelope import CampaignKeyFile, ServerKeyring, exceptions
+from sqlalchemy_envelope import (
+    Backoff,
+    CampaignKeyFile,
+    MemoryThrottle,
+    ServerKeyring,
+    Throttle,
+    exceptions,
+)
 from sqlalchemy_envelope.migration import Campaign
 from tests.raised.scene import (
     CODE,
@@ -120,6 +128,31 @@ def too_many_derivations(at: Scene) -> None:
     at.unlock()
 
 
+@raises(exceptions.UnlockThrottledError)
+def too_many_attempts(at: Scene) -> None:
+    at.again(throttle=Throttle(MemoryThrottle(), account=Backoff(free=1)))
+    with pytest.raises(exceptions.UnlockError):
+        at.unlock(WRONG)
+    at.unlock()
+
+
+@raises(exceptions.WeakSecretError)
+def refused_by_the_application(at: Scene) -> None:
+    at.again(secret_strength=lambda secret, owner: f"{secret} is too weak")
+    at.envelope.change_secret(at.session, at.ada, old=RIGHT, new=NEW)
+
+
+def failing(secret: str, owner: object) -> str:
+    """A check with a bug; its error has the secret in its frame and in its text."""
+    raise RuntimeError(secret)
+
+
+@raises(exceptions.WeakSecretError)
+def not_judged(at: Scene) -> None:
+    at.again(secret_strength=failing)
+    at.envelope.enroll(at.session, User(phone=PLAIN), secret=NEW)
+
+
 @raises(exceptions.ConfigurationError)
 def secret_and_provider(at: Scene) -> None:
     at.unlock(RIGHT, provider="kms")
@@ -217,10 +250,16 @@ def keys_of_another_owner(at: Scene) -> None:
     at.unlock()
 
 
-@raises(exceptions.KeyNotFoundError)
+@raises(exceptions.NoSecretError)
 def no_slot(at: Scene) -> None:
     at.raw("DELETE FROM users_keyslot")
     at.unlock()
+
+
+@raises(exceptions.KeyNotFoundError)
+def no_secret_with_the_label(at: Scene) -> None:
+    with at.unlock():
+        at.envelope.set_secret(at.session, at.ada, new=NEW, label="phone")
 
 
 @raises(exceptions.RowSealError)

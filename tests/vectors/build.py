@@ -967,6 +967,7 @@ def derivation_cases() -> list[Case]:
         ("row-seal", (b"users", b""), 32, "what seals the rows of one table"),
         ("row-seal", (b"users", b"acme"), 32, "the same table in a realm with a name"),
         ("row-seal", (b"memberships", b""), 32, "another table, another key"),
+        ("throttle", (), 32, "what names accounts and sources in a throttle"),
     ):
         name = f"subkey {purpose} of {[f.decode() for f in fields]}, {size} bytes"
         inputs = {"key": A.hex(), "purpose": purpose, "fields": [f.hex() for f in fields], "size": size}

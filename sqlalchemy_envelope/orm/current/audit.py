@@ -44,9 +44,10 @@ class AuditEvent:
 
     Attributes:
         name: what was done, one of `EventName`.
-        owner_class: the name of the owners' class.
+        owner_class: the name of the owners' class; "unknown" for an account that does not exist.
         count: the number of owners, of rows or of keys.
-        reason: the reason that the application gave, where it must give one.
+        reason: the reason that the application gave, where it must give one; of a refused unlock, the code of
+            the error.
         provider: the name of the provider, if a provider was used.
         key_id: the first eight hex digits of the key concerned.
         owner_id: the primary key of the owner, if the event concerns one owner.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
 from sqlalchemy_envelope.exceptions import ConfigurationError
@@ -33,6 +33,7 @@ class Policy:
         pepper: the outer layer around secret slots, if there is a pepper.
         hybrid: whether new root keys get an ML-KEM-768 pair too: keys are sealed to them in format 0x13.
         audit: the application's own function for audit events.
+        secret_strength: tells why a new secret is too weak; None if anything will do.
         actor: tells who acts at this moment, for audit events; None if nobody is named.
         write_epoch_seconds: how long a write epoch lasts, in seconds.
         write_epoch_values: the most values that are encrypted under a write epoch.
@@ -43,6 +44,7 @@ class Policy:
     pepper: SlotPepper = field(default_factory=SlotPepper)
     hybrid: bool = False
     audit: Callable[[AuditEvent], None] | None = None
+    secret_strength: Callable[[str, Any], str | None] | None = None
     actor: Callable[[], str | None] | None = None
     providers: Providers | None = None
     write_epoch_seconds: float = 3600.0

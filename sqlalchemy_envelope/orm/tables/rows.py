@@ -66,7 +66,7 @@ class Rows:
     def _free(self, column: Any, ids: Sequence[uuid.UUID]) -> set[uuid.UUID]:
         """Those of these rows that are there and no other transaction holds: they are this one's from now on.
         Where the database cannot pass over the others, or locks the whole of itself to write, all of them."""
-        if not ids or not _skips_locked(self.dialect):
+        if not ids or not skips_locked(self.dialect):
             return set(ids)
         found: set[uuid.UUID] = set()
         for some in chunks(ids):
@@ -98,7 +98,7 @@ def insert_unless_there(dialect: str, table: Table, id_column: Any) -> Any:
     return statement.on_conflict_do_nothing()
 
 
-def _skips_locked(dialect: Dialect) -> bool:
+def skips_locked(dialect: Dialect) -> bool:
     """Whether a locking read can pass over the rows that others hold."""
     if dialect.name in ("mysql", "mariadb"):
         version = dialect.server_version_info or ()

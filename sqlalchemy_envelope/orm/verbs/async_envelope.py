@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from sqlalchemy_envelope.crypto.frames import emptying, emptying_class
 from sqlalchemy_envelope.crypto.preparation import hide_secret
 from sqlalchemy_envelope.crypto.recovery_code import hide_given
-from sqlalchemy_envelope.crypto.wrapping import wrong_secret
 from sqlalchemy_envelope.exceptions import ConfigurationError
 from sqlalchemy_envelope.orm.current.desk import Desk
 from sqlalchemy_envelope.orm.verbs.async_pepper_verbs import AsyncPepperVerbs
@@ -20,7 +19,6 @@ from sqlalchemy_envelope.orm.verbs.enroll import asked_for
 from sqlalchemy_envelope.orm.verbs.envelope import Envelope
 from sqlalchemy_envelope.orm.verbs.settle_all import AsyncSettling, Settled, batch_steps
 from sqlalchemy_envelope.orm.verbs.settle_batch import job
-from sqlalchemy_envelope.orm.verbs.threads import perform
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterable, Mapping
@@ -71,6 +69,7 @@ class AsyncEnvelope(AsyncSlotVerbs, AsyncRecoveryVerbs, AsyncPepperVerbs, AsyncS
         authenticated: bool = False,
         follow: Follow = "needed",
         recovery_code: str | None = None,
+        source: str | None = None,
     ) -> AsyncUnlocking:
         """As `Envelope.unlock`, for `async with`."""
         hidden, code = hide_secret(secret), hide_given(recovery_code)
@@ -79,7 +78,7 @@ class AsyncEnvelope(AsyncSlotVerbs, AsyncRecoveryVerbs, AsyncPepperVerbs, AsyncS
             self,
             session,
             lambda plain: self.envelope.unlock_steps(
-                plain, owner, hidden, provider, reason, authenticated, follow, code
+                plain, owner, hidden, provider, reason, authenticated, follow, code, source
             ),
         )
 
@@ -146,19 +145,29 @@ class AsyncEnvelope(AsyncSlotVerbs, AsyncRecoveryVerbs, AsyncPepperVerbs, AsyncS
         )
         return count
 
-    async def unlock_unknown(self, *, secret: str | bytes) -> NoReturn:
+    async def unlock_unknown(
+        self,
+        *,
+        secret: str | bytes,
+        account: str | None = None,
+        source: str | None = None,
+        session: AnyAsyncSession | None = None,
+    ) -> NoReturn:
         """As `Envelope.unlock_unknown`."""
         hidden = hide_secret(secret)
         del secret
-        kek = await perform(self.envelope, self.envelope.unknown(hidden))
-        kek.wipe()
-        raise wrong_secret()
+        plain = None if session is None else plain_async(session).sync_session
+        steps = self.envelope.unknown_steps(plain, hidden, account, source)
+        await self.run_alone(steps)
+        raise AssertionError  # the steps end with an error
 
-    async def rebind(self, session: AnyAsyncSession, owner: object, *, secret: str | bytes) -> None:
+    async def rebind(
+        self, session: AnyAsyncSession, owner: object, *, secret: str | bytes, source: str | None = None
+    ) -> None:
         """As `Envelope.rebind`."""
         hidden = hide_secret(secret)
         del secret
-        await self.run(session, lambda plain: self.envelope.rebind_steps(plain, owner, hidden))
+        await self.run(session, lambda plain: self.envelope.rebind_steps(plain, owner, hidden, source))
 
 
 class AsyncUnlocking:

@@ -31,13 +31,19 @@ class AsyncRecoveryVerbs(AsyncSteps):
         return code
 
     async def reset_secret(
-        self, session: AnyAsyncSession, owner: object, *, recovery_code: str, new: str | bytes
+        self,
+        session: AnyAsyncSession,
+        owner: object,
+        *,
+        recovery_code: str,
+        new: str | bytes,
+        source: str | None = None,
     ) -> RecoveryCode:
         """As `Envelope.reset_secret`."""
         code, hidden = hide_code(recovery_code), hide_secret(new)
         del recovery_code, new
         return await self.run(
-            session, lambda plain: self.envelope.reset_secret_steps(plain, owner, code, hidden)
+            session, lambda plain: self.envelope.reset_secret_steps(plain, owner, code, hidden, source)
         )
 
     async def recoverable(

@@ -41,13 +41,19 @@ class AsyncSlotVerbs(AsyncSteps):
         await self.run(session, lambda plain: self.envelope.set_secret_steps(plain, owner, hidden, label))
 
     async def change_secret(
-        self, session: AnyAsyncSession, owner: object, *, old: str | bytes, new: str | bytes
+        self,
+        session: AnyAsyncSession,
+        owner: object,
+        *,
+        old: str | bytes,
+        new: str | bytes,
+        source: str | None = None,
     ) -> None:
         """As `Envelope.change_secret`."""
         hidden, hidden_new = hide_secret(old), hide_secret(new)
         del old, new
         await self.run(
-            session, lambda plain: self.envelope.change_secret_steps(plain, owner, hidden, hidden_new)
+            session, lambda plain: self.envelope.change_secret_steps(plain, owner, hidden, hidden_new, source)
         )
 
     async def add_provider(self, session: AnyAsyncSession, owner: object, *, provider: str) -> None:

@@ -3,7 +3,10 @@ derivations and calls to providers in threads of their own."""
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
+
+from sqlalchemy.util import concurrency
 
 from sqlalchemy_envelope.exceptions import ConfigurationError
 from sqlalchemy_envelope.orm.verbs.threads import perform
@@ -34,14 +37,25 @@ class AsyncSteps:
     async def run(self, session: AnyAsyncSession, make_steps: Callable[[Session], Steps[T]]) -> T:
         """Carry steps out, deriving keys in a thread."""
         plain = plain_async(session)
-        steps: Any = make_steps(plain.sync_session)
+        result: T = await self._run(make_steps(plain.sync_session), plain.run_sync)
+        return result
+
+    async def run_alone(self, steps: Steps[T]) -> T:
+        """Carry steps out that need no session."""
+        result: T = await self._run(steps, _spawned)
+        return result
+
+    async def _run(self, steps: Any, in_greenlet: Callable[[Callable[[Any], Any]], Any]) -> Any:
+        go_on: Any = steps.send
         answer: Any = None
         while True:
-            finished, value = await plain.run_sync(lambda _, answer=answer: _advance(steps, answer))
+            finished, value = await in_greenlet(partial(_advance, go_on, answer))
             if finished:
-                result: T = value
-                return result
-            answer = await perform(self.envelope, value)
+                return value
+            try:
+                go_on, answer = steps.send, await perform(self.envelope, value)
+            except Exception as error:  # noqa: BLE001 - the steps raise it again
+                go_on, answer = steps.throw, error
 
 
 def plain_async(session: AnyAsyncSession) -> Any:
@@ -53,9 +67,13 @@ def plain_async(session: AnyAsyncSession) -> Any:
     return plain
 
 
-def _advance(steps: Any, answer: Any) -> tuple[bool, Any]:
+async def _spawned(step: Callable[[Any], Any]) -> Any:
+    return await concurrency.greenlet_spawn(step, None)
+
+
+def _advance(go_on: Callable[[Any], Any], answer: Any, _: object) -> tuple[bool, Any]:
     """Take one step. A StopIteration cannot leave a coroutine, so a pair tells the end."""
     try:
-        return False, steps.send(answer)
+        return False, go_on(answer)
     except StopIteration as stop:
         return True, stop.value

@@ -35,6 +35,7 @@ from sqlalchemy_envelope.orm.tables.stored_rows import usable
 from sqlalchemy_envelope.orm.verbs import enroll, unlock
 from sqlalchemy_envelope.orm.verbs.owner_keys import active_root, locate, usable_state
 from sqlalchemy_envelope.orm.verbs.steps import Derivation, wiping
+from sqlalchemy_envelope.orm.verbs.strength import prepare_new
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
     from sqlalchemy_envelope.orm.current.policy import Policy
     from sqlalchemy_envelope.orm.current.providers import Providers
     from sqlalchemy_envelope.orm.tables.key_rows import KeyStore
+    from sqlalchemy_envelope.orm.verbs.attempts import Attempt
     from sqlalchemy_envelope.orm.verbs.owner_keys import LocatedOwner
     from sqlalchemy_envelope.orm.verbs.steps import Steps
 
@@ -74,17 +76,20 @@ def enroll_steps(
     Owners of a list do not claim: each has to authenticate on its own.
     """
     secret = None if asked.are_many else asked.secrets[0]
-    prepared = None if secret is None else prepare_hidden(secret, new=True)
-    found = None if prepared is None else _unclaimed(desk, asked.owners[0])
-    if prepared is None or found is None:
+    found = None if secret is None else _unclaimed(desk, asked.owners[0])
+    if secret is None or found is None:
         return (yield from enroll.enroll_steps(desk, profile, asked, provider))
+    prepared = prepare_new(desk.policy, secret, asked.owners[0])
     return (yield from _claim_or_wait(desk, profile, found, prepared, provider))
 
 
 def unlock_steps(
-    desk: Desk, profile: KdfProfile, owner: object, secret: HiddenSecret
+    desk: Desk, profile: KdfProfile, owner: object, secret: HiddenSecret, attempt: Attempt
 ) -> Steps[UnlockedSession]:
-    """The steps of `Envelope.unlock` with a secret that the caller has checked."""
+    """The steps of `Envelope.unlock` with a secret that the caller has checked.
+
+    Its owner chose it long ago and logs in with it: the application's `secret_strength` is not asked.
+    """
     found = _unclaimed(desk, owner)
     if found is not None:
         prepared = prepare_hidden(secret, new=True)
@@ -93,14 +98,14 @@ def unlock_steps(
     if usable_state(owner, owner_class).key is None or not locate(desk, owner).load():
         asked = enroll.asked_for(owner, secret)
         try:
-            return (yield from enroll.enroll_steps(desk, profile, asked, None))
+            return (yield from enroll.enroll_steps(desk, profile, asked, None, chosen=False))
         except AlreadyEnrolledError:
             lost = TransactionConflictError(
                 f"This {owner_class.name} was enrolled by somebody else at the same moment. Run the "
                 "transaction again: it unlocks."
             )
         raise lost
-    return (yield from unlock.unlock_steps(desk, profile, owner, secret))
+    return (yield from unlock.unlock_steps(desk, profile, owner, secret, attempt))
 
 
 def _claim_or_wait(
@@ -250,7 +255,14 @@ def _lost(found: _Unclaimed) -> TransactionConflictError:
 
 
 def _event(name: EventName, found: _Unclaimed, provider: str) -> AuditEvent:
-    return AuditEvent(name, found.located.name, provider=provider, key_id=found.root.key_id.hex[:8])
+    located = found.located
+    return AuditEvent(
+        name,
+        located.name,
+        provider=provider,
+        key_id=found.root.key_id.hex[:8],
+        owner_id=located.place.primary_key,
+    )
 
 
 def release(

@@ -40,6 +40,7 @@ from sqlalchemy_envelope.orm.tables.key_types import mistyped
 from sqlalchemy_envelope.orm.tables.owners import require_owner_class
 from sqlalchemy_envelope.orm.verbs.owner_keys import how_opened, locate, named, usable_state
 from sqlalchemy_envelope.orm.verbs.steps import Derivation
+from sqlalchemy_envelope.orm.verbs.strength import prepare_new
 from sqlalchemy_envelope.orm.writing.newcomers import (
     ENROLLING_OWNER,
     Enrolling,
@@ -113,10 +114,17 @@ class _New:
 
 
 def enroll_steps(
-    desk: Desk, profile: KdfProfile, asked: Asked, provider: str | None
+    desk: Desk, profile: KdfProfile, asked: Asked, provider: str | None, *, chosen: bool = True
 ) -> Steps[UnlockedSession]:
-    """The steps of `Envelope.enroll`."""
-    prepared = [None if one is None else prepare_hidden(one, new=True) for one in asked.secrets]
+    """The steps of `Envelope.enroll`.
+
+    Args:
+        chosen: whether the secret was chosen a moment ago, so that the application judges its strength.
+    """
+    prepared = [
+        None if secret is None else _prepared(desk, secret, owner, chosen=chosen)
+        for owner, secret in zip(asked.owners, asked.secrets, strict=True)
+    ]
     new = [_newcomer(owner, secret) for owner, secret in zip(asked.owners, prepared, strict=True)]
     for mapper in {one.owner_class.mapper for one in new}:
         require_cascades(desk.session, mapper)
@@ -140,6 +148,10 @@ def enroll_steps(
             if one.derived is not None:
                 one.derived.wipe()
     return _unlocked(desk, new, around, is_held=kek is not None)
+
+
+def _prepared(desk: Desk, secret: HiddenSecret, owner: object, *, chosen: bool) -> Hidden[bytes]:
+    return prepare_new(desk.policy, secret, owner) if chosen else prepare_hidden(secret, new=True)
 
 
 def _require_enrollable(desk: Desk, new: Sequence[_New], *, are_many: bool, is_opened: bool) -> None:

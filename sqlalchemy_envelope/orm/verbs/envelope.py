@@ -9,7 +9,6 @@ from sqlalchemy_envelope.crypto.argon2id import KdfLimit, KdfProfile
 from sqlalchemy_envelope.crypto.frames import emptying_class
 from sqlalchemy_envelope.crypto.preparation import hide_secret
 from sqlalchemy_envelope.crypto.recovery_code import hide_given
-from sqlalchemy_envelope.crypto.wrapping import wrong_secret
 from sqlalchemy_envelope.exceptions import ConfigurationError
 from sqlalchemy_envelope.keys.row_seals import RowSeals, realm_name
 from sqlalchemy_envelope.orm.current import context
@@ -18,8 +17,10 @@ from sqlalchemy_envelope.orm.current.providers import CachePolicy, make_provider
 from sqlalchemy_envelope.orm.sessions.server import ServerSession
 from sqlalchemy_envelope.orm.sessions.write_only import WriteOnlySession
 from sqlalchemy_envelope.orm.tables.owners import owner_class_of
+from sqlalchemy_envelope.orm.throttling.throttle import Throttle
 from sqlalchemy_envelope.orm.verbs.enroll import asked_for
 from sqlalchemy_envelope.orm.verbs.envelope_steps import AnySession, EnvelopeSteps, Follow, plain_session
+from sqlalchemy_envelope.orm.verbs.even_refusals import Pace
 from sqlalchemy_envelope.orm.verbs.grant_status import grant_states
 from sqlalchemy_envelope.orm.verbs.owner_keys import locate_enrolled
 from sqlalchemy_envelope.orm.verbs.pepper_verbs import PepperVerbs, checked_pepper
@@ -79,6 +80,10 @@ class Envelope(SlotVerbs, RecoveryVerbs, PepperVerbs, EnvelopeSteps):
             write epoch ends.
         harden_claims: when an owner claims keys that a campaign held, give it new keys at once, which the
             campaign's key never opened. Older values stay under the old keys.
+        throttle: makes attempts to unlock wait after failures.
+        secret_strength: called with each new secret, as text, and its owner, before the secret is used. It
+            returns None if the secret will do, or the reason why not, for `WeakSecretError`. It is not called
+            for an unlock with `authenticated=True`.
         audit: called with each `AuditEvent`; the events go to the logger `sqlalchemy_envelope.audit` as well.
         actor: called for each event, to tell who acts: the user of the request, or a person of the support.
     """
@@ -101,6 +106,8 @@ class Envelope(SlotVerbs, RecoveryVerbs, PepperVerbs, EnvelopeSteps):
         write_epoch_seconds: float = 3600.0,
         write_epoch_values: int = 2**24,
         harden_claims: bool = True,
+        throttle: Throttle | None = None,
+        secret_strength: Callable[[str, Any], str | None] | None = None,
         audit: Callable[[AuditEvent], None] | None = None,
         actor: Callable[[], str | None] | None = None,
     ) -> None:
@@ -109,10 +116,18 @@ class Envelope(SlotVerbs, RecoveryVerbs, PepperVerbs, EnvelopeSteps):
         named = dict(providers or {})
         if server_keys is not None and named.setdefault("server", server_keys) is not server_keys:
             raise ConfigurationError("The provider 'server' is server_keys; give the other one another name.")
+        self.pace = Pace()
+        self.throttle = None
+        if throttle is not None:
+            if not isinstance(throttle, Throttle):
+                raise ConfigurationError("throttle= takes a Throttle: Throttle(TableThrottle(table)).")
+            keys = pepper or server_keys
+            self.throttle = throttle.under(None if keys is None else keys.active[1])
         self.policy = Policy(
             seals=RowSeals(server_keys, checked_realm(realm)),
             pepper=checked_pepper(pepper, adds=pepper_slots),
             hybrid=post_quantum,
+            secret_strength=secret_strength,
             audit=audit,
             actor=actor,
             providers=make_providers(
@@ -171,6 +186,7 @@ class Envelope(SlotVerbs, RecoveryVerbs, PepperVerbs, EnvelopeSteps):
         authenticated: bool = False,
         follow: Follow = "needed",
         recovery_code: str | None = None,
+        source: str | None = None,
     ) -> UnlockedSession:
         """Open an owner's keys, and all keys granted to it. The keys are open while the result is used in a
         `with`. Success with a secret is an authentication.
@@ -191,6 +207,7 @@ class Envelope(SlotVerbs, RecoveryVerbs, PepperVerbs, EnvelopeSteps):
             authenticated: the caller has checked this secret, for example by the former password hash. If the
                 owner has not claimed its keys, or has no keys, the secret opens them from now on, as with
                 `enroll`. Never pass True without a check: any secret would fit an owner without a secret.
+            source: where the request comes from, such as "203.0.113.7", for the throttle.
             follow: "all" follows every grant now. Use it for code that cannot query when it reads: attributes
                 under asyncio, of objects that were loaded, locked, in another session.
 
@@ -208,6 +225,9 @@ class Envelope(SlotVerbs, RecoveryVerbs, PepperVerbs, EnvelopeSteps):
             KeyNotFoundError: the owner has no slot of this provider.
             TamperedKeyError, RowSealError, OwnerMismatchError, KdfParametersError: stored keys were altered.
                 Certain.
+            NoSecretError: the owner has keys, and no secret.
+            UnlockThrottledError: too many attempts at this owner or from this source failed before. Nothing
+                was tried. Its `retry_after` has the seconds to wait.
             UnlockBusyError: too many derivations at once.
             SecretError: the secret cannot be any owner's secret.
             ProviderError: the provider failed, or answered with another key.
@@ -216,7 +236,7 @@ class Envelope(SlotVerbs, RecoveryVerbs, PepperVerbs, EnvelopeSteps):
         del secret, recovery_code
         plain = plain_session(session)
         return self.run(
-            self.unlock_steps(plain, owner, hidden, provider, reason, authenticated, follow, code)
+            self.unlock_steps(plain, owner, hidden, provider, reason, authenticated, follow, code, source)
         )
 
     def settle(self, session: AnySession) -> None:
@@ -356,21 +376,35 @@ class Envelope(SlotVerbs, RecoveryVerbs, PepperVerbs, EnvelopeSteps):
             raise ConfigurationError("seal_rows() takes classes of key owners.")
         return seal_rows(self._desk(plain_session(session)), classes)
 
-    def unlock_unknown(self, *, secret: str | bytes) -> NoReturn:
-        """Refuse an account that does not exist as slowly as a wrong secret, so that time does not tell which
-        accounts exist.
+    def unlock_unknown(
+        self,
+        *,
+        secret: str | bytes,
+        account: str | None = None,
+        source: str | None = None,
+        session: AnySession | None = None,
+    ) -> NoReturn:
+        """Refuse an account that does not exist, as `unlock` refuses a wrong secret. Neither time nor the
+        throttle tells which accounts exist.
+
+        Args:
+            account: the name by which the account was looked for, for the throttle.
+            source: where the request comes from, for the throttle.
+            session: for a throttle that counts in the session's database.
 
         Raises:
             UnlockError: always, after one key derivation.
-            UnlockBusyError, SecretError: as `unlock` would.
+            UnlockThrottledError, UnlockBusyError, SecretError: as `unlock` would.
         """
         hidden = hide_secret(secret)
         del secret
-        kek = self.perform(self.unknown(hidden))
-        kek.wipe()
-        raise wrong_secret()
+        plain = None if session is None else plain_session(session)
+        self.run(self.unknown_steps(plain, hidden, account, source))
+        raise AssertionError  # the steps end with an error
 
-    def rebind(self, session: AnySession, owner: object, *, secret: str | bytes) -> None:
+    def rebind(
+        self, session: AnySession, owner: object, *, secret: str | bytes, source: str | None = None
+    ) -> None:
         """Bind an owner's keys to its present primary key, after the primary key was changed. Never commits.
 
         Use it against `OwnerMismatchError` only if the primary key was changed on purpose. Keys that were
@@ -380,7 +414,7 @@ class Envelope(SlotVerbs, RecoveryVerbs, PepperVerbs, EnvelopeSteps):
         """
         hidden = hide_secret(secret)
         del secret
-        self.run(self.rebind_steps(plain_session(session), owner, hidden))
+        self.run(self.rebind_steps(plain_session(session), owner, hidden, source))
 
     def attach(self, session: AnySession) -> None:
         """Let this envelope's policy serve the flushes of a session that has used none of its verbs. Needed

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+import time
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeVar
 
 from sqlalchemy.orm import Session, scoped_session
 
@@ -10,13 +11,18 @@ from sqlalchemy_envelope.crypto.argon2id import KdfLimit, KdfProfile, KdfSalt
 from sqlalchemy_envelope.crypto.frames import emptying_class
 from sqlalchemy_envelope.crypto.preparation import hide_secret, prepare_hidden
 from sqlalchemy_envelope.crypto.recovery_code import hide_given
+from sqlalchemy_envelope.crypto.wrapping import wrong_secret
 from sqlalchemy_envelope.exceptions import ConfigurationError
+from sqlalchemy_envelope.keys.model import SlotKind
 from sqlalchemy_envelope.orm.current.desk import Desk
 from sqlalchemy_envelope.orm.current.keks import Outside
 from sqlalchemy_envelope.orm.current.policy import Policy
+from sqlalchemy_envelope.orm.throttling.throttle import Throttle
 from sqlalchemy_envelope.orm.verbs import claim, recovery, secrets, slots, unlock
+from sqlalchemy_envelope.orm.verbs.attempts import Attempt, Setting
 from sqlalchemy_envelope.orm.verbs.enroll import Asked, asked_for
-from sqlalchemy_envelope.orm.verbs.steps import Derivation
+from sqlalchemy_envelope.orm.verbs.even_refusals import Pace
+from sqlalchemy_envelope.orm.verbs.steps import Derivation, Pause
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -25,7 +31,7 @@ if TYPE_CHECKING:
     from sqlalchemy_envelope.crypto.recovery_code import GivenCode
     from sqlalchemy_envelope.crypto.secret import Hidden
     from sqlalchemy_envelope.orm.sessions.unlocked import UnlockedSession
-    from sqlalchemy_envelope.orm.verbs.steps import Steps
+    from sqlalchemy_envelope.orm.verbs.steps import Steps, Work
 
 
 AnySession = Session | scoped_session[Any]
@@ -41,31 +47,57 @@ class EnvelopeSteps:
         policy: what the layers below need.
         kdf_profile: the cost of new secret slots.
         limit: carries key derivations out.
+        throttle: makes attempts wait after failures; None if none do.
+        pace: how long refusals take.
     """
 
     policy: Policy
     kdf_profile: KdfProfile
     limit: KdfLimit
+    throttle: Throttle | None
+    pace: Pace
 
     def _desk(self, session: Session) -> Desk:
         """The desk of a session, by this envelope's policy."""
         return Desk(session, self.policy)
 
+    def attempt(self, session: Session | None, owner: object, kind: SlotKind, source: str | None) -> Attempt:
+        """An attempt to open an owner with a slot of this kind.
+
+        Args:
+            source: where the attempt comes from, if the caller said.
+
+        Raises:
+            ConfigurationError, EnrollmentError: the owner is none.
+        """
+        return self._attempt(session, kind, source).at_owner(owner)
+
+    def _attempt(self, session: Session | None, kind: SlotKind, source: str | None) -> Attempt:
+        setting = Setting(self.policy, self.throttle, self.pace, self.kdf_profile)
+        return Attempt(setting, session, kind, source)
+
     def run(self, steps: Steps[T]) -> T:
         """Carry steps out, with derivations and calls on this thread."""
+        go_on: Any = steps.send
+        answer: Any = None
         try:
-            work = next(steps)
             while True:
-                work = steps.send(self.perform(work))
+                work = go_on(answer)
+                try:
+                    go_on, answer = steps.send, self.perform(work)
+                except Exception as error:  # noqa: BLE001 - the steps raise it again
+                    go_on, answer = steps.throw, error
         except StopIteration as stop:
             result: T = stop.value
             return result
 
-    def perform(self, work: Derivation | Outside) -> Any:
-        """Run one key derivation, within the limit, or one call to a provider."""
+    def perform(self, work: Work) -> Any:
+        """Run one key derivation, within the limit, or one call to a provider or a store; or pause."""
+        if isinstance(work, Pause):
+            return time.sleep(work.seconds)
         if isinstance(work, Outside):
             return work.call()
-        return self.limit.derive(work.secret, work.salt)
+        return self.limit.derive(work.secret, work.salt, took=work.took)
 
     def enroll_steps(
         self,
@@ -94,12 +126,20 @@ class EnvelopeSteps:
         authenticated: bool = False,
         follow: Follow = "needed",
         recovery_code: GivenCode | None = None,
+        source: str | None = None,
     ) -> Steps[UnlockedSession]:
         """The steps of `unlock`."""
         if follow not in ("needed", "all"):
             raise ConfigurationError(f"follow={follow!r}; use 'needed' or 'all'.")
         steps = self._unlock_steps(
-            session, owner, secret, provider, reason, hide_given(recovery_code), authenticated=authenticated
+            session,
+            owner,
+            secret,
+            provider,
+            reason,
+            hide_given(recovery_code),
+            authenticated=authenticated,
+            source=source,
         )
         return self._made(unlock.whole_steps(steps) if follow == "all" else steps)
 
@@ -113,6 +153,7 @@ class EnvelopeSteps:
         recovery_code: Hidden[str] | None,
         *,
         authenticated: bool,
+        source: str | None,
     ) -> Steps[UnlockedSession]:
         if sum(way is not None for way in (secret, provider, recovery_code)) != 1:
             raise ConfigurationError(
@@ -122,9 +163,11 @@ class EnvelopeSteps:
             raise ConfigurationError("authenticated=True says that a secret was checked: give `secret=`.")
         if secret is not None:
             steps = claim.unlock_steps if authenticated else unlock.unlock_steps
-            return steps(self._desk(session), self.kdf_profile, owner, hide_secret(secret))
+            attempt = self.attempt(session, owner, SlotKind.SECRET, source)
+            return steps(self._desk(session), self.kdf_profile, owner, hide_secret(secret), attempt)
         if recovery_code is not None:
-            return recovery.unlock_with_code_steps(self._desk(session), owner, recovery_code)
+            attempt = self.attempt(session, owner, SlotKind.RECOVERY, source)
+            return recovery.unlock_with_code_steps(self._desk(session), owner, recovery_code, attempt)
         assert provider is not None  # noqa: S101 - asked above
         return unlock.unlock_with_provider_steps(self._desk(session), owner, provider, reason or "")
 
@@ -147,19 +190,45 @@ class EnvelopeSteps:
         return secrets.set_secret_steps(self._desk(session), self.kdf_profile, owner, hidden, label)
 
     def change_secret_steps(
-        self, session: Session, owner: object, old: GivenSecret, new: GivenSecret
+        self,
+        session: Session,
+        owner: object,
+        old: GivenSecret,
+        new: GivenSecret,
+        source: str | None = None,
     ) -> Steps[None]:
         """The steps of `change_secret`."""
         hidden, hidden_new = hide_secret(old), hide_secret(new)
-        return secrets.change_secret_steps(self._desk(session), self.kdf_profile, owner, hidden, hidden_new)
+        attempt = self.attempt(session, owner, SlotKind.SECRET, source)
+        desk, profile = self._desk(session), self.kdf_profile
+        return secrets.change_secret_steps(desk, profile, owner, hidden, hidden_new, attempt)
 
-    def rebind_steps(self, session: Session, owner: object, secret: GivenSecret) -> Steps[None]:
+    def rebind_steps(
+        self, session: Session, owner: object, secret: GivenSecret, source: str | None = None
+    ) -> Steps[None]:
         """The steps of `rebind`."""
-        return unlock.rebind_steps(self._desk(session), self.kdf_profile, owner, hide_secret(secret))
+        attempt = self.attempt(session, owner, SlotKind.SECRET, source)
+        return unlock.rebind_steps(self._desk(session), self.kdf_profile, owner, hide_secret(secret), attempt)
 
-    def unknown(self, secret: HiddenSecret) -> Derivation:
-        """The derivation of `unlock_unknown`, whose key opens nothing."""
-        return Derivation(prepare_hidden(secret), KdfSalt.generate(self.kdf_profile))
+    def unknown_steps(
+        self,
+        session: Session | None,
+        secret: HiddenSecret,
+        account: str | None,
+        source: str | None,
+    ) -> Steps[NoReturn]:
+        """The steps of `unlock_unknown`."""
+        prepared = prepare_hidden(secret)
+        attempt = self._attempt(session, SlotKind.SECRET, source).at_unknown(account)
+        with attempt.told():
+            yield from attempt.judged(prepared, _opening_nothing(prepared, self.kdf_profile))
+        raise AssertionError  # nothing was opened
+
+
+def _opening_nothing(prepared: Hidden[bytes], profile: KdfProfile) -> Steps[NoReturn]:
+    kek = yield Derivation(prepared, KdfSalt.generate(profile))
+    kek.wipe()
+    raise wrong_secret()
 
 
 def plain_session(session: AnySession) -> Session:

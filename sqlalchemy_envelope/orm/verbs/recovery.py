@@ -8,13 +8,12 @@ from __future__ import annotations
 
 from collections import Counter
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from sqlalchemy.exc import DBAPIError
 
 from sqlalchemy_envelope.crypto.argon2id import KdfSalt
 from sqlalchemy_envelope.crypto.kdf import x25519_public
-from sqlalchemy_envelope.crypto.preparation import prepare_hidden
 from sqlalchemy_envelope.crypto.recovery_code import hide_code, kek_of_code, new_code
 from sqlalchemy_envelope.exceptions import (
     EnrollmentError,
@@ -36,6 +35,7 @@ from sqlalchemy_envelope.orm.verbs.opened_owner import opened_roots, settle_owne
 from sqlalchemy_envelope.orm.verbs.owner_keys import active_root, load_keys, locate_enrolled
 from sqlalchemy_envelope.orm.verbs.secrets import replace_secrets
 from sqlalchemy_envelope.orm.verbs.steps import Derivation, wiping
+from sqlalchemy_envelope.orm.verbs.strength import prepare_new
 from sqlalchemy_envelope.orm.verbs.unlock import keyring_of, unlocked_owner
 
 if TYPE_CHECKING:
@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     from sqlalchemy_envelope.orm.current.desk import Desk
     from sqlalchemy_envelope.orm.sessions.unlocked import UnlockedSession
     from sqlalchemy_envelope.orm.sharing.roots import OpenedRoot
+    from sqlalchemy_envelope.orm.verbs.attempts import Attempt
     from sqlalchemy_envelope.orm.verbs.owner_keys import LocatedOwner
     from sqlalchemy_envelope.orm.verbs.steps import Steps
 
@@ -92,34 +93,53 @@ def _insert_code(located: LocatedOwner, roots: Iterable[OpenedKey], label: str |
     return code
 
 
-def unlock_with_code_steps(desk: Desk, owner: object, code: Hidden[str]) -> Steps[UnlockedSession]:
+class _Opened(NamedTuple):
+    """An owner whose root key a code opened, and the slots that were loaded."""
+
+    located: LocatedOwner
+    keys: list[StoredKey]
+    found: OpenedRoot
+    loaded: list[StoredSlot]
+
+    def wipe(self) -> None:
+        """Wipe the root keys."""
+        for _, root in self.found.slots:
+            root.key.wipe()
+
+
+def _opened_by(desk: Desk, owner: object, kek: KeyBytes) -> Steps[_Opened]:
+    yield from ()  # as the steps of every attempt; these wait for no derivation and no call
+    located = locate_enrolled(desk, owner)
+    keys = load_keys(located)
+    return _Opened(located, keys, *_open(located, keys, kek))
+
+
+def unlock_with_code_steps(
+    desk: Desk, owner: object, code: Hidden[str], attempt: Attempt
+) -> Steps[UnlockedSession]:
     """The steps of `Envelope.unlock` with a recovery code. The code goes on opening the owner."""
-    yield from ()  # as the steps of every unlock; these wait for no derivation and no call
     kek = kek_of_code(code)
-    with wiping(kek):
-        located = locate_enrolled(desk, owner)
+    with wiping(kek), attempt.told():
         note_policy(desk.session, desk.policy)
-        keys = load_keys(located)
-        found, loaded = _open(located, keys, kek)
+        opening = _opened_by(desk, owner, kek)
+        located, keys, found, loaded = yield from attempt.counted(opening, _Opened.wipe)
         unlocked = unlocked_owner(desk, located, keys, found, new=loaded)
-    _tell(located, "unlocked")
+    attempt.told_unlocked(unlocked)
     _tell(located, "recovery_code_used")
     return unlocked
 
 
 def reset_secret_steps(
-    desk: Desk, profile: KdfProfile, owner: object, code: Hidden[str], new: HiddenSecret
+    desk: Desk, profile: KdfProfile, owner: object, code: Hidden[str], new: HiddenSecret, attempt: Attempt
 ) -> Steps[RecoveryCode]:
     """The steps of `Envelope.reset_secret`."""
-    kek = kek_of_code(code)
-    with wiping(kek):
-        prepared = prepare_hidden(new, new=True)
-        located = locate_enrolled(desk, owner)
+    kek, prepared = kek_of_code(code), prepare_new(desk.policy, new, owner)
+    with wiping(kek), attempt.told():
         note_policy(desk.session, desk.policy)
         # A wrong code costs no derivation, and locks nothing.
-        first, _ = _open(located, load_keys(located), kek)
-        for _, root in first.slots:
-            root.key.wipe()
+        first = yield from attempt.counted(_opened_by(desk, owner, kek), _Opened.wipe)
+        first.wipe()
+        located = first.located
         salt = KdfSalt.generate(profile)
         secret = yield Derivation(prepared, salt)
         with wiping(secret), _telling_conflicts(located):
@@ -203,7 +223,6 @@ def _open(
                 return open_with_kek(located.desk.policy, keys, root, slot, mine, kek), loaded
             except EnvelopeError as error:
                 refused = error  # perhaps planted beside the slot that the library made
-    _tell(located, "unlock_failed")
     raise refused
 
 

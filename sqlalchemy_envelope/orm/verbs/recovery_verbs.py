@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from sqlalchemy_envelope.crypto.frames import emptying_class
 from sqlalchemy_envelope.crypto.preparation import hide_secret
 from sqlalchemy_envelope.crypto.recovery_code import hide_code
+from sqlalchemy_envelope.keys.model import SlotKind
 from sqlalchemy_envelope.orm.verbs import recovery
 from sqlalchemy_envelope.orm.verbs.envelope_steps import EnvelopeSteps, plain_session
 from sqlalchemy_envelope.orm.verbs.recoverable import recoverable
@@ -48,7 +49,13 @@ class RecoveryVerbs(EnvelopeSteps):
         return recovery.add_recovery_code(self._desk(plain_session(session)), owner, label)
 
     def reset_secret(
-        self, session: AnySession, owner: object, *, recovery_code: str, new: str | bytes
+        self,
+        session: AnySession,
+        owner: object,
+        *,
+        recovery_code: str,
+        new: str | bytes,
+        source: str | None = None,
     ) -> RecoveryCode:
         """Put a new secret in the place of a forgotten one, with a recovery code. The used code opens nothing
         any more. The result is the code that replaces it: commit, and then show it to the user once. No data
@@ -62,11 +69,13 @@ class RecoveryVerbs(EnvelopeSteps):
             owner: the owner.
             recovery_code: the code as it was typed: in any case, with any dashes or spaces.
             new: the new secret.
+            source: where the request comes from, for the throttle.
 
         Raises:
             RecoveryCodeError: the text is no recovery code: it is mistyped. Nothing was tried with it.
             UnlockError: the code is none of this owner's: another's, used before, or removed.
-            SecretError: the new secret cannot be used.
+            SecretError: the new secret cannot be used, or is too weak.
+            UnlockThrottledError: too many attempts from this source failed before.
             NotEnrolledError: the owner has no keys.
             TransactionConflictError: somebody else changed a slot of the owner at the same moment.
             TamperedKeyError, RowSealError, OwnerMismatchError: stored keys were altered. Certain.
@@ -74,7 +83,7 @@ class RecoveryVerbs(EnvelopeSteps):
         """
         code, hidden = hide_code(recovery_code), hide_secret(new)
         del recovery_code, new
-        return self.run(self.reset_secret_steps(plain_session(session), owner, code, hidden))
+        return self.run(self.reset_secret_steps(plain_session(session), owner, code, hidden, source))
 
     def recoverable(
         self, session: AnySession, owner: object, *, without: Collection[str] = ("secret",)
@@ -93,9 +102,15 @@ class RecoveryVerbs(EnvelopeSteps):
         return recoverable(self._desk(plain_session(session)), owner, without)
 
     def reset_secret_steps(
-        self, session: Session, owner: object, code: GivenCode, new: GivenSecret
+        self,
+        session: Session,
+        owner: object,
+        code: GivenCode,
+        new: GivenSecret,
+        source: str | None = None,
     ) -> Steps[RecoveryCode]:
         """The steps of `reset_secret`."""
+        attempt = self.attempt(session, owner, SlotKind.RECOVERY, source)
         return recovery.reset_secret_steps(
-            self._desk(session), self.kdf_profile, owner, hide_code(code), hide_secret(new)
+            self._desk(session), self.kdf_profile, owner, hide_code(code), hide_secret(new), attempt
         )

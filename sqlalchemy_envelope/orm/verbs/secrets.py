@@ -29,7 +29,8 @@ from sqlalchemy_envelope.orm.tables.slot_rows import MAX_SLOTS
 from sqlalchemy_envelope.orm.verbs.opened_owner import opened_roots, settle_owner
 from sqlalchemy_envelope.orm.verbs.owner_keys import load_keys, locate_enrolled
 from sqlalchemy_envelope.orm.verbs.steps import Derivation, wiping
-from sqlalchemy_envelope.orm.verbs.unlock import is_unclaimed, keyring_of, open_with_secret
+from sqlalchemy_envelope.orm.verbs.strength import prepare_new
+from sqlalchemy_envelope.orm.verbs.unlock import Opened, is_unclaimed, keyring_of, opened_by
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from sqlalchemy_envelope.keys.model import OpenedKey, StoredKey, StoredSlot
     from sqlalchemy_envelope.orm.current.audit import EventName
     from sqlalchemy_envelope.orm.current.desk import Desk
+    from sqlalchemy_envelope.orm.verbs.attempts import Attempt
     from sqlalchemy_envelope.orm.verbs.owner_keys import LocatedOwner
     from sqlalchemy_envelope.orm.verbs.steps import Steps
 
@@ -48,7 +50,7 @@ def add_secret_steps(
     desk: Desk, profile: KdfProfile, owner: object, secret: HiddenSecret, label: str | None
 ) -> Steps[None]:
     """The steps of `Envelope.add_secret`."""
-    prepared = prepare_hidden(secret, new=True)
+    prepared = prepare_new(desk.policy, secret, owner)
     located = _located(desk, owner)
     slots = _present(located).secrets
     _require_new_label(located, slots, label)
@@ -73,7 +75,7 @@ def set_secret_steps(
     desk: Desk, profile: KdfProfile, owner: object, new: HiddenSecret, label: str | None
 ) -> Steps[None]:
     """The steps of `Envelope.set_secret`."""
-    prepared = prepare_hidden(new, new=True)
+    prepared = prepare_new(desk.policy, new, owner)
     located = _located(desk, owner)
     slots = _present(located).secrets
     replaced, kept = _parted(located, slots, label)
@@ -88,13 +90,13 @@ def set_secret_steps(
 
 
 def change_secret_steps(
-    desk: Desk, profile: KdfProfile, owner: object, old: HiddenSecret, new: HiddenSecret
+    desk: Desk, profile: KdfProfile, owner: object, old: HiddenSecret, new: HiddenSecret, attempt: Attempt
 ) -> Steps[None]:
     """The steps of `Envelope.change_secret`."""
-    prepared, prepared_new = prepare_hidden(old), prepare_hidden(new, new=True)
-    located = locate_enrolled(desk, owner)
-    keys = load_keys(located)
-    found, _, loaded = yield from open_with_secret(located, profile, keys, prepared)
+    prepared, prepared_new = prepare_hidden(old), prepare_new(desk.policy, new, owner)
+    with attempt.told():
+        opening = opened_by(desk, profile, owner, prepared)
+        located, keys, found, _, loaded = yield from attempt.judged(prepared, opening, Opened.wipe)
     with keyring_of(located, keys, found) as keyring:
         kept = [slot for slot in loaded if not slot.opens_like(found.slot)]
         salt = _shared_salt(profile, kept)

@@ -81,18 +81,27 @@ class SlotVerbs(EnvelopeSteps):
         self.run(self.set_secret_steps(plain_session(session), owner, hidden, label))
 
     def change_secret(
-        self, session: AnySession, owner: object, *, old: str | bytes, new: str | bytes
+        self,
+        session: AnySession,
+        owner: object,
+        *,
+        old: str | bytes,
+        new: str | bytes,
+        source: str | None = None,
     ) -> None:
         """Put a new secret in place of the old one. No data is touched. Two key derivations. Never commits.
 
+        Args:
+            source: where the request comes from, for the throttle.
+
         Raises: as `unlock`, and
             UnlockError: the old secret is wrong.
-            SecretError: the new secret cannot be used, or is another secret of the owner.
+            SecretError: the new secret cannot be used, is too weak, or is another secret of the owner.
             TransactionConflictError: somebody else changed a slot of the owner at the same moment.
         """
         hidden, hidden_new = hide_secret(old), hide_secret(new)
         del old, new
-        self.run(self.change_secret_steps(plain_session(session), owner, hidden, hidden_new))
+        self.run(self.change_secret_steps(plain_session(session), owner, hidden, hidden_new, source))
 
     def add_provider(self, session: AnySession, owner: object, *, provider: str) -> None:
         """Let a provider open an owner who is unlocked here. Never commits.

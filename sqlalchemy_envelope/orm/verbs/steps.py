@@ -1,4 +1,4 @@
-"""Work outside the database: a key derivation, or a call to a provider.
+"""Work outside the database: a key derivation, a call to a provider or a store, or a pause.
 
 Each verb is a generator that does its database work and yields other slow work. The synchronous envelope does
 this work at once, and the asynchronous envelope does it in a thread. So the core is written once.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from sqlalchemy_envelope.crypto.argon2id import KdfSalt
 from sqlalchemy_envelope.crypto.secret import Hidden, Uncopied
@@ -23,19 +23,35 @@ T = TypeVar("T")
 
 
 class Derivation(Uncopied):
-    """A key derivation that a step waits for."""
+    """A key derivation that a step waits for.
 
-    __slots__ = ("salt", "secret")
+    Attributes:
+        seconds: how long it took, without the wait for a place; None before that.
+    """
+
+    __slots__ = ("salt", "seconds", "secret")
 
     def __init__(self, secret: bytes | Hidden[bytes], salt: KdfSalt) -> None:
         self.secret = secret if isinstance(secret, Hidden) else Hidden(secret)
         self.salt = salt
+        self.seconds: float | None = None
+
+    def took(self, seconds: float) -> None:
+        """Note how long it took."""
+        self.seconds = seconds
 
     def __repr__(self) -> str:
         return "<Derivation redacted>"
 
 
-Steps = Generator[Derivation | Outside, Any, T]
+class Pause(NamedTuple):
+    """Some time that a step lets pass, in seconds."""
+
+    seconds: float
+
+
+Work = Derivation | Outside | Pause
+Steps = Generator[Work, Any, T]
 
 
 @contextmanager

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 from sqlalchemy_envelope.orm.current.threads import off_loop
-from sqlalchemy_envelope.orm.verbs.steps import Derivation
+from sqlalchemy_envelope.orm.verbs.steps import Derivation, Pause
 
 if TYPE_CHECKING:
     from sqlalchemy_envelope.crypto.argon2id import KdfLimit
-    from sqlalchemy_envelope.orm.current.keks import Outside
     from sqlalchemy_envelope.orm.verbs.envelope import Envelope
+    from sqlalchemy_envelope.orm.verbs.steps import Work
 
 
 class _Places:
@@ -31,7 +31,7 @@ _places: WeakKeyDictionary[KdfLimit, WeakKeyDictionary[asyncio.AbstractEventLoop
 )
 
 
-async def perform(envelope: Envelope, work: Derivation | Outside) -> Any:
+async def perform(envelope: Envelope, work: Work) -> Any:
     """As `Envelope.perform`, in a thread.
 
     At most as many derivations run as the envelope allows. Further derivations wait here, without a thread.
@@ -39,6 +39,8 @@ async def perform(envelope: Envelope, work: Derivation | Outside) -> Any:
     Raises:
         UnlockBusyError: no place came free within the wait.
     """
+    if isinstance(work, Pause):
+        return await asyncio.sleep(work.seconds)
     if not isinstance(work, Derivation):
         return await off_loop(lambda: envelope.perform(work))
     loop, limit, began = asyncio.get_running_loop(), envelope.limit, time.monotonic()
@@ -51,7 +53,7 @@ async def perform(envelope: Envelope, work: Derivation | Outside) -> Any:
     except TimeoutError:
         raise limit.busy() from None
     waited = time.monotonic() - began
-    running = places.threads.submit(limit.derive, work.secret, work.salt, waited=waited)
+    running = places.threads.submit(limit.derive, work.secret, work.salt, waited=waited, took=work.took)
     running.add_done_callback(lambda _: _release(loop, places.free))
     return await asyncio.wrap_future(running)
 

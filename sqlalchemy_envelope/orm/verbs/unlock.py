@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from sqlalchemy_envelope.crypto.argon2id import KdfSalt
 from sqlalchemy_envelope.crypto.preparation import prepare_hidden
@@ -13,7 +13,7 @@ from sqlalchemy_envelope.crypto.wrapping import wrong_secret
 from sqlalchemy_envelope.exceptions import (
     EnvelopeError,
     KeyNotFoundError,
-    NotEnrolledError,
+    NoSecretError,
     TransactionConflictError,
     UnclaimedError,
     UnlockError,
@@ -53,7 +53,7 @@ from sqlalchemy_envelope.orm.verbs.owner_keys import (
 from sqlalchemy_envelope.orm.verbs.steps import Derivation, wiping
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from sqlalchemy_envelope.crypto.argon2id import KdfProfile
     from sqlalchemy_envelope.crypto.preparation import HiddenSecret
@@ -62,6 +62,7 @@ if TYPE_CHECKING:
     from sqlalchemy_envelope.keys.pepper import SlotPepper
     from sqlalchemy_envelope.orm.current.desk import Desk
     from sqlalchemy_envelope.orm.sharing.waiting import SlotChange
+    from sqlalchemy_envelope.orm.verbs.attempts import Attempt
     from sqlalchemy_envelope.orm.verbs.owner_keys import LocatedOwner
     from sqlalchemy_envelope.orm.verbs.steps import Steps
 
@@ -70,25 +71,22 @@ MAX_SALTS = 3
 
 
 def unlock_steps(
-    desk: Desk, profile: KdfProfile, owner: object, secret: HiddenSecret
+    desk: Desk, profile: KdfProfile, owner: object, secret: HiddenSecret, attempt: Attempt
 ) -> Steps[UnlockedSession]:
     """The steps of `Envelope.unlock` with a secret."""
     prepared = prepare_hidden(secret)
-    located = locate_enrolled(desk, owner)
-    note_policy(desk.session, desk.policy)
-    try:
-        keys = load_keys(located)
-    except NotEnrolledError:
-        yield from _waste_a_derivation(prepared, profile)
-        raise
-    found, salt, loaded = yield from open_with_secret(located, profile, keys, prepared)
-    with wiping(found.kek):
-        stronger: list[SlotChange] = []
-        if profile.exceeds(salt.profile) and found.trusted:
-            stronger = yield from _stronger_slots(profile, found, prepared)
-        elif found.trusted:
-            stronger = _peppered_slots(desk.policy.pepper, found)
-        return unlocked_owner(desk, located, keys, found, stronger, new=loaded)
+    with attempt.told():
+        note_policy(desk.session, desk.policy)
+        opened = yield from attempt.judged(prepared, opened_by(desk, profile, owner, prepared), Opened.wipe)
+        found = opened.found
+        with wiping(found.kek):
+            stronger: list[SlotChange] = []
+            if profile.exceeds(opened.salt.profile) and found.trusted:
+                stronger = yield from _stronger_slots(profile, found, prepared)
+            elif found.trusted:
+                stronger = _peppered_slots(desk.policy.pepper, found)
+            unlocked = unlocked_owner(desk, opened.located, opened.keys, found, stronger, new=opened.loaded)
+    return attempt.told_unlocked(unlocked)
 
 
 def _stronger_slots(
@@ -142,7 +140,13 @@ def unlock_with_provider_steps(
     found = trusting_first_use(open_with_kek(desk.policy, keys, root, slot, mine, kek), keys)
     desk.emit(
         AuditEvent(
-            "provider_unlocked", located.name, reason=reason, provider=provider, key_id=root.key_id.hex[:8]
+            "provider_unlocked",
+            located.name,
+            reason=reason,
+            provider=provider,
+            key_id=root.key_id.hex[:8],
+            owner_id=located.place.primary_key,
+            slot_kind=SlotKind.PROVIDER.value,
         )
     )
     return unlocked_owner(desk, located, keys, found)
@@ -155,12 +159,14 @@ def whole_steps(steps: Steps[UnlockedSession]) -> Steps[UnlockedSession]:
     return unlocked
 
 
-def rebind_steps(desk: Desk, profile: KdfProfile, owner: object, secret: HiddenSecret) -> Steps[None]:
+def rebind_steps(
+    desk: Desk, profile: KdfProfile, owner: object, secret: HiddenSecret, attempt: Attempt
+) -> Steps[None]:
     """The steps of `Envelope.rebind`."""
     prepared = prepare_hidden(secret)
-    located = locate_enrolled(desk, owner)
-    keys = load_moved_keys(located)
-    found, _, _ = yield from open_with_secret(located, profile, keys, prepared)
+    with attempt.told():
+        opening = opened_by(desk, profile, owner, prepared, load_moved_keys)
+        located, keys, found, _, _ = yield from attempt.judged(prepared, opening, Opened.wipe)
     with keyring_of(located, keys, found) as keyring:
         salt = KdfSalt.generate(profile)
         kek = yield Derivation(prepared, salt)
@@ -203,7 +209,48 @@ def _roots(keys: Sequence[StoredKey]) -> list[KeyId]:
     return [key.key_id for key in keys if key.purpose is Purpose.ROOT]
 
 
-def open_with_secret(
+class Opened(NamedTuple):
+    """An owner whose root key a secret opened.
+
+    Attributes:
+        found: the root key, and the slot that opened it.
+        salt: the salt of that slot.
+        loaded: the slots that were loaded: those of secrets, and those that the owner has not acknowledged.
+    """
+
+    located: LocatedOwner
+    keys: list[StoredKey]
+    found: OpenedRoot
+    salt: KdfSalt
+    loaded: list[StoredSlot]
+
+    def wipe(self) -> None:
+        """Wipe the keys."""
+        for key in (self.found.kek, self.found.root.key, *(older.key for older in self.found.older)):
+            key.wipe()
+
+
+def opened_by(
+    desk: Desk,
+    profile: KdfProfile,
+    owner: object,
+    prepared: Hidden[bytes],
+    load: Callable[[LocatedOwner], list[StoredKey]] = load_keys,
+) -> Steps[Opened]:
+    """Find an owner, and open its root key with a secret.
+
+    Args:
+        load: loads the owner's keys.
+
+    Raises:
+        UnlockError: the secret opens no slot, or there is none.
+    """
+    located = locate_enrolled(desk, owner)
+    keys = load(located)
+    return Opened(located, keys, *(yield from _open_with_secret(located, profile, keys, prepared)))
+
+
+def _open_with_secret(
     located: LocatedOwner, profile: KdfProfile, keys: Sequence[StoredKey], prepared: Hidden[bytes]
 ) -> Steps[tuple[OpenedRoot, KdfSalt, list[StoredSlot]]]:
     """Open the active root key through the first secret slot that this secret opens.
@@ -219,7 +266,7 @@ def open_with_secret(
         PepperError: the secret opens no slot, and one is under a pepper that is not configured.
     """
     root = active_root(located, keys)
-    loaded = yield from _secret_slots(located, profile, keys, root, prepared)
+    loaded = _secret_slots(located, keys, root)
     secrets = [slot for slot in loaded if slot.kind is SlotKind.SECRET]
     by_salt: dict[str, list[StoredSlot]] = {}
     for slot in secrets:
@@ -254,18 +301,12 @@ def open_with_secret(
     raise refused
 
 
-def _secret_slots(
-    located: LocatedOwner,
-    profile: KdfProfile,
-    keys: Sequence[StoredKey],
-    root: StoredKey,
-    prepared: Hidden[bytes],
-) -> Steps[list[StoredSlot]]:
+def _secret_slots(located: LocatedOwner, keys: Sequence[StoredKey], root: StoredKey) -> list[StoredSlot]:
     """Return the secret slots of an owner's root keys, including retired root keys, and the slots that the
     owner has not acknowledged.
 
     Raises:
-        UnclaimedError, KeyNotFoundError: the active root key has no secret slot.
+        UnclaimedError, NoSecretError: the active root key has no secret slot.
     """
     roots = _roots(keys)
     limit = (MAX_SLOTS + 1) * len(roots)
@@ -273,12 +314,11 @@ def _secret_slots(
     if any(slot.key_id == root.key_id and slot.kind is SlotKind.SECRET for slot in loaded):
         return loaded
     if is_unclaimed(located, roots):
-        yield from _waste_a_derivation(prepared, profile)
         raise UnclaimedError(
             f"This {located.name} has keys that wait to be claimed, and no secret yet: authenticate as "
             "before, then call enroll() with the secret, or unlock(..., authenticated=True)."
         )
-    raise KeyNotFoundError(f"No secret opens this {located.name}: {how_opened(located, [root])}.")
+    raise NoSecretError(f"No secret opens this {located.name}: {how_opened(located, [root])}.")
 
 
 def _open_slot(
@@ -298,15 +338,6 @@ def _open_slot(
         # An enrolment wraps, and a new epoch leaves a wrapped slot behind. So custodians released this slot.
         found = found._replace(trusted=False, hardens=True)
     return found
-
-
-def _waste_a_derivation(prepared: Hidden[bytes], profile: KdfProfile) -> Steps[None]:
-    """Run a derivation for an owner without a secret.
-
-    The refusal then takes as long as a wrong secret, so that time does not tell which owners have no secret.
-    """
-    kek = yield Derivation(prepared, KdfSalt.generate(profile))
-    kek.wipe()
 
 
 def is_unclaimed(located: LocatedOwner, roots: Sequence[KeyId]) -> bool:
