@@ -6,6 +6,7 @@ from sqlalchemy_envelope.exceptions import (
     AlreadyEnrolledError,
     ConfigurationError,
     DecryptionError,
+    EmergencyError,
     EnrollmentError,
     EnvelopeError,
     FormatError,
@@ -30,6 +31,7 @@ from sqlalchemy_envelope.exceptions import (
     SecretError,
     SessionForkedError,
     SessionLeftError,
+    SharesError,
     StatementRefusedError,
     TamperedKeyError,
     TransactionConflictError,
@@ -43,6 +45,7 @@ from sqlalchemy_envelope.exceptions import (
     ValueTooLargeError,
     WeakSecretError,
 )
+from sqlalchemy_envelope.keys.escrow import EscrowKey, OpenedEscrowKey
 from sqlalchemy_envelope.keys.providers import (
     AwsKms,
     CampaignKey,
@@ -62,6 +65,7 @@ from sqlalchemy_envelope.orm.columns.sealed import Sealed
 from sqlalchemy_envelope.orm.current.audit import AuditEvent
 from sqlalchemy_envelope.orm.current.providers import CachePolicy
 from sqlalchemy_envelope.orm.reading.binary_results import binary_results
+from sqlalchemy_envelope.orm.sessions.emergency_request import EmergencyRequest
 from sqlalchemy_envelope.orm.sessions.key_slots import KeySlot, KeySlots
 from sqlalchemy_envelope.orm.sessions.server import ServerSession
 from sqlalchemy_envelope.orm.sessions.unlocked import UnlockedSession
@@ -69,6 +73,7 @@ from sqlalchemy_envelope.orm.sessions.write_only import WriteOnlySession
 from sqlalchemy_envelope.orm.sharing.rights import GrantStanding
 from sqlalchemy_envelope.orm.tables.cascades import enforce_foreign_keys
 from sqlalchemy_envelope.orm.tables.conflict_errors import should_retry
+from sqlalchemy_envelope.orm.tables.emergency_access import EmergencyAccess
 from sqlalchemy_envelope.orm.tables.generated import GrantNames, KeyNames
 from sqlalchemy_envelope.orm.tables.key_grant import KeyGrant
 from sqlalchemy_envelope.orm.tables.key_owner import KeyOwner, KeySlotTable, KeyTable
@@ -99,10 +104,14 @@ __all__ = [
     "CampaignKeyFile",
     "ConfigurationError",
     "DecryptionError",
+    "EmergencyAccess",
+    "EmergencyError",
+    "EmergencyRequest",
     "EncryptedType",
     "EnrollmentError",
     "Envelope",
     "EnvelopeError",
+    "EscrowKey",
     "FormatError",
     "GrantError",
     "GrantNames",
@@ -130,6 +139,7 @@ __all__ = [
     "OfflineKey",
     "OfflinePublicKey",
     "OneOf",
+    "OpenedEscrowKey",
     "OwnerColumn",
     "OwnerMismatchError",
     "OwnerName",
@@ -155,6 +165,7 @@ __all__ = [
     "SessionForkedError",
     "SessionLeftError",
     "Settled",
+    "SharesError",
     "StatementRefusedError",
     "TableThrottle",
     "TamperedKeyError",

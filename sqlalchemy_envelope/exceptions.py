@@ -141,6 +141,18 @@ class TransactionConflictError(EnvelopeError):
         return self
 
 
+class EmergencyError(EnvelopeError):
+    """Emergency access is not open: it was not allowed, not requested, or its waiting time is not over."""
+
+    code = "emergency"
+
+
+class SharesError(EnvelopeError):
+    """Custodians' shares make no escrow key: too few, twice the same, mistyped, or of several ceremonies."""
+
+    code = "shares"
+
+
 class SecretError(EnvelopeError):
     """The secret cannot be used: it is empty, too long, or holds characters that cannot be typed again."""
 

@@ -5,12 +5,13 @@ from pathlib import Path
 import click
 
 from sqlalchemy_envelope import CampaignKeyFile, ConfigurationError, ServerKeyring
+from sqlalchemy_envelope.cli.escrow import escrow, generate_escrow
 from sqlalchemy_envelope.cli.output import Group, say
 
 
 @click.group(cls=Group)
 def keys() -> None:
-    """Make keys for a server or a campaign."""
+    """Make keys for a server, a campaign or an escrow."""
 
 
 @keys.group(cls=Group)
@@ -44,3 +45,7 @@ def campaign(file: Path) -> None:
     except ConfigurationError as error:
         raise click.UsageError(str(error)) from None
     say(f"{file}: the campaign's key")
+
+
+generate.add_command(generate_escrow)
+keys.add_command(escrow)

@@ -82,6 +82,16 @@ class RootGroup(Group):
             return super().invoke(ctx)
 
 
+def require_output() -> None:
+    """Require that there is a standard output, before something is made that is shown once.
+
+    Raises:
+        OutputError: it is closed. Click would print nothing, and say nothing.
+    """
+    if sys.stdout is None:
+        raise OutputError("The output cannot be written: standard output is closed.")
+
+
 def say(text: str) -> None:
     """Print a line.
 
@@ -89,6 +99,7 @@ def say(text: str) -> None:
         ReaderGoneError: nobody reads the output.
         OutputError: the output cannot be written.
     """
+    require_output()
     with _writing():
         click.echo(text)
 

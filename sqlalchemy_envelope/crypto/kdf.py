@@ -85,6 +85,13 @@ def mlkem_seed(key: KeyBytes) -> bytes:
     return expand(key, encode_context("mlkem768"), 64)
 
 
+def joined_key(server_share: KeyBytes, person_share: KeyBytes) -> KeyBytes:
+    """The KEK of emergency access, from two shares that nobody has both of: HKDF-SHA-512 (section 4)."""
+    salt, info = bytes(server_share.buffer), encode_context("emergency-kek")
+    kdf = HKDF(algorithm=SHA512(), length=KEY_SIZE, salt=salt, info=info)
+    return KeyBytes(kdf.derive(person_share.buffer))
+
+
 def key_encryption_key(stretched: bytes | bytearray) -> KeyBytes:
     """The KEK from the output of Argon2id, 32 bytes each: HKDF-SHA-512 (section 3, step 4)."""
     kdf = HKDF(algorithm=SHA512(), length=KEY_SIZE, salt=None, info=encode_context("kek"))

@@ -76,6 +76,15 @@ def seal_key(key: KeyBytes, to: PublicKeys, context: bytes) -> bytes:
         raise TamperedKeyError("A stored public key is not a usable public key.") from None
 
 
+def is_usable(public_key: bytes) -> bool:
+    """Whether a key can be sealed to these 32 bytes of an X25519 public key."""
+    try:
+        seal_key(KeyBytes.generate(), PublicKeys(public_key), b"")
+    except TamperedKeyError:
+        return False
+    return True
+
+
 def is_sealed(blob: bytes) -> bool:
     """Whether a stored key is sealed, and not wrapped, by its first byte."""
     return blob[:1] in SEALED_PREFIXES

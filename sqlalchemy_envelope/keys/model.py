@@ -44,6 +44,8 @@ class SlotKind(StrEnum):
     """A recovery code that the owner keeps."""
     ESCROW = "escrow"
     """The private half of a public key that the application's configuration names."""
+    EMERGENCY = "emergency"
+    """A person whom the owner named, after a waiting time that the server keeps."""
 
 
 class GrantState(StrEnum):

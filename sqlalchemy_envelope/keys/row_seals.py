@@ -67,6 +67,11 @@ class RowSeals(Uncopied):
         return "" if self.realm is None else realm_name(self.realm, database)
 
     @property
+    def server_keys(self) -> ServerKeyring | None:
+        """The server keys."""
+        return self._server_keys
+
+    @property
     def is_on(self) -> bool:
         """Whether there are server keys."""
         return self._server_keys is not None

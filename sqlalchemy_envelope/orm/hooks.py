@@ -31,7 +31,7 @@ from sqlalchemy_envelope.orm.reading import (
 )
 from sqlalchemy_envelope.orm.sessions import server_flushes
 from sqlalchemy_envelope.orm.sharing import deletions, following, grant_flushes, membership, reachable
-from sqlalchemy_envelope.orm.tables import connections, key_grant, key_owner
+from sqlalchemy_envelope.orm.tables import connections, emergency_access, key_grant, key_owner
 from sqlalchemy_envelope.orm.tables.connections import USE, Use, lent_session, session_of
 from sqlalchemy_envelope.orm.tables.default_schema import on_statement
 from sqlalchemy_envelope.orm.writing import (
@@ -56,6 +56,7 @@ def register() -> None:
     event.listen(Mapper, "after_mapper_constructed", _on_mapper_constructed)
     event.listen(Mapper, "mapper_configured", _on_mapper_configured)
     event.listen(Mapper, "after_configured", key_grant.check_all)
+    event.listen(Mapper, "after_configured", emergency_access.check_all)
 
 
 def _on_column(column: Column[Any], table: Any) -> None:
@@ -236,6 +237,7 @@ def _install_sharing() -> None:
 
 def _on_mapper_constructed(mapper: Mapper[Any], cls: type[Any]) -> None:
     key_owner.on_mapper(mapper, cls)
+    emergency_access.on_mapper(mapper, cls)
     if key_grant.on_mapper(mapper, cls):
         _install_sharing()
         event.listen(mapper, "before_insert", grant_flushes.before_insert, raw=True, propagate=True)

@@ -24,6 +24,8 @@ COUNTS = {
     "server_keyring": 59,
     "row_seal": 288,
     "pepper": 46,
+    "escrow": 39,
+    "emergency": 18,
 }
 
 

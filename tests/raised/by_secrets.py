@@ -7,7 +7,9 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy_envelope import (
     Backoff,
     CampaignKeyFile,
+    EscrowKey,
     MemoryThrottle,
+    OpenedEscrowKey,
     ServerKeyring,
     Throttle,
     exceptions,
@@ -299,3 +301,30 @@ def members_of_each_other(at: Scene) -> None:
         one, other = (group.id for group in groups)
         at.session.add_all([Nesting(outer_id=one, inner_id=other), Nesting(outer_id=other, inner_id=one)])
         at.session.flush()
+
+
+# ------------------------------------------------------------------ custodians
+
+
+@raises(exceptions.SharesError)
+def mistyped_share(at: Scene) -> None:
+    words = OpenedEscrowKey(SERVER_KEY).shares(custodians=3, threshold=2)[0].split()
+    OpenedEscrowKey.from_shares([" ".join([*words[:-1], RIGHT])])
+
+
+@raises(exceptions.SharesError)
+def too_few_shares(at: Scene) -> None:
+    OpenedEscrowKey.from_shares(OpenedEscrowKey(SERVER_KEY).shares(custodians=3, threshold=2)[:1])
+
+
+@raises(exceptions.ConfigurationError)
+def private_half_pinned(at: Scene) -> None:
+    EscrowKey(OpenedEscrowKey(SERVER_KEY).text)
+
+
+@raises(exceptions.EmergencyError)
+def emergency_not_allowed(at: Scene) -> None:
+    envelope = at.make_envelope(server_keys=ServerKeyring([SERVER_KEY]))
+    ben = User(phone=PLAIN)
+    with envelope.enroll(at.session, ben, secret=RIGHT):
+        envelope.unlock(at.session, at.ada, emergency=ben)

@@ -10,6 +10,7 @@ from sqlalchemy import ForeignKey, Integer, String, Text, create_engine
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
 from sqlalchemy_envelope import (
+    EmergencyAccess,
     EncryptedType,
     Envelope,
     EnvelopeError,
@@ -81,6 +82,13 @@ class Nesting(KeyGrant, Base, of="outer_id", to="inner_id"):
 
     outer_id: Mapped[int] = mapped_column(ForeignKey("groups.id", ondelete="CASCADE"), primary_key=True)
     inner_id: Mapped[int] = mapped_column(ForeignKey("groups.id", ondelete="CASCADE"), primary_key=True)
+
+
+class Helper(EmergencyAccess, Base, of="owner_id", to="person_id"):
+    __tablename__ = "helpers"
+
+    owner_id: Mapped[int] = mapped_column(ForeignKey("users.id", ondelete="CASCADE"), primary_key=True)
+    person_id: Mapped[int] = mapped_column(ForeignKey("users.id", ondelete="CASCADE"), primary_key=True)
 
 
 class Moving(Base):

@@ -2803,6 +2803,290 @@ def value_cases() -> list[Case]:
     return cases
 
 
+# ---------------------------------------------------------------- section 4: escrow slots and escrow keys
+
+ESCROW_CONTEXT = SECRET_CONTEXT | {"kind": "escrow", "kdf": "", "recipient": x25519_public(C).hex()}
+RS1024 = (
+    0xE0E040, 0x1C1C080, 0x3838100, 0x7070200, 0xE0E0009,
+    0x1C0C2412, 0x38086C24, 0x3090FC48, 0x21B1F890, 0x3F3F120,
+)  # fmt: skip
+
+
+def rs1024(values: Iterable[int]) -> int:
+    check = 1
+    for value in values:
+        top = check >> 20
+        check = (check & 0xFFFFF) << 10 ^ value
+        for bit, generator in enumerate(RS1024):
+            if top >> bit & 1:
+                check ^= generator
+    return check
+
+
+def gf_multiply(a: int, b: int) -> int:
+    """In GF(2^8) modulo x^8 + x^4 + x^3 + x + 1."""
+    product = 0
+    while b:
+        product ^= a if b & 1 else 0
+        a = a << 1 ^ (0x11B if a & 0x80 else 0)
+        b >>= 1
+    return product
+
+
+def gf_divide(a: int, b: int) -> int:
+    inverse = 1
+    for _ in range(254):
+        inverse = gf_multiply(inverse, b)
+    return gf_multiply(a, inverse)
+
+
+def interpolate(points: dict[int, bytes], at: int) -> bytes:
+    found = bytes(32)
+    for x, y in points.items():
+        factor = 1
+        for other in points:
+            if other != x:
+                factor = gf_multiply(factor, gf_divide(at ^ other, x ^ other))
+        found = bytes(one ^ gf_multiply(factor, byte) for one, byte in zip(found, y, strict=True))
+    return found
+
+
+def feistel(half: bytes, other: bytes, rounds: Iterable[int]) -> bytes:
+    for number in rounds:
+        mask = hashlib.pbkdf2_hmac("sha256", bytes([number]), other, 2500, 16)
+        half, other = other, bytes(a ^ b for a, b in zip(half, mask, strict=True))
+    return other + half
+
+
+def split_key(key: bytes, custodians: int, threshold: int, identifier: int, name: str) -> list[list[int]]:
+    """The words of SLIP-0039, as their numbers in its list: one group, extendable, no passphrase."""
+    secret = feistel(key[:16], key[16:], range(4))
+    points = {number: fixed(f"{name} share {number}", 32) for number in range(threshold - 2)}
+    random = fixed(f"{name} digest", 28)
+    digest = hmac.new(random, secret, hashlib.sha256).digest()[:4]
+    base = points | {254: digest + random, 255: secret}
+    for number in range(custodians):
+        points.setdefault(number, interpolate(base, number))
+    shares = []
+    for number in range(custodians):
+        bits = (identifier << 5 | 1 << 4) << 20 | number << 4 | threshold - 1
+        bits = bits << 260 | int.from_bytes(points[number])
+        words = [bits >> 10 * at & 1023 for at in reversed(range(30))]
+        check = rs1024([*b"shamir_extendable", *words, 0, 0, 0]) ^ 1
+        shares.append(words + [check >> 10 * at & 1023 for at in reversed(range(3))])
+    return shares
+
+
+def join_key(shares: Sequence[Sequence[int]]) -> bytes:
+    points: dict[int, bytes] = {}
+    common = set()
+    for words in shares:
+        if len(words) != 33 or rs1024([*b"shamir_extendable", *words]) != 1:
+            raise RefusedError("refused")
+        bits = 0
+        for word in words[:30]:
+            bits = bits << 10 | word
+        number = bits >> 264 & 15
+        if number in points:
+            raise RefusedError("refused")
+        points[number] = (bits & (1 << 256) - 1).to_bytes(32)
+        common.add((bits >> 280, bits >> 260 & 15))
+    if len(common) != 1:
+        raise RefusedError("refused")
+    ((head, threshold),) = common
+    # One group of one, extendable, without further work against guessing; at least two custodians.
+    if head & 0x1F != 0x10 or threshold < 1 or len(points) < threshold + 1:
+        raise RefusedError("refused")
+    for extra in list(points)[threshold + 1 :]:
+        first = dict(list(points.items())[:threshold])
+        if interpolate(first | {extra: points[extra]}, 255) != interpolate(points, 255):
+            raise RefusedError("refused")
+    secret, other = interpolate(points, 255), interpolate(points, 254)
+    if hmac.new(other[4:], secret, hashlib.sha256).digest()[:4] != other[:4]:
+        raise RefusedError("refused")
+    return feistel(secret[:16], secret[16:], reversed(range(4)))
+
+
+def escrow_text(half: str, data: bytes) -> str:
+    return f"escrow-{half}:{base64.b64encode(data).decode('ascii')}"
+
+
+def escrow_cases() -> list[Case]:
+    cases: list[Case] = []
+    private, stored = subkey(C, "x25519"), commitment(A)
+    ephemeral, salt = fixed("ephemeral: escrow", 32), fixed("escrow wrap", 24)
+    sealed = seal(x25519_public(C), A, ephemeral, wrap_context(ESCROW_CONTEXT))
+    adopted_context = ESCROW_CONTEXT | {"recipient": ""}
+    adopted = wrap(C, A, salt, wrap_context(adopted_context))
+
+    def add_slot(name: str, comment: str, blob: bytes, context: Case, expect: str, **more: str) -> None:
+        def read() -> bytes:
+            found = (
+                unwrap(C, blob, wrap_context(context))
+                if blob[0] == 0x11
+                else open_either(C, blob, wrap_context(context))
+            )
+            check_key(found, bytes.fromhex(context["key_id"]), stored)
+            return found
+
+        assert outcome(read) == expect, (name, outcome(read))
+        case: Case = {"name": name, "comment": comment, "op": "slot", "recipient_key": C.hex()}
+        case |= {"recipient_private": private.hex(), "context": context}
+        case |= {"stored_commitment": stored.hex(), "blob": blob.hex()}
+        cases.append(case | more | {"expect": expect})
+
+    more = {"ephemeral_private": ephemeral.hex(), "key": A.hex()}
+    add_slot("slot", "a root key sealed to an escrow key", sealed, ESCROW_CONTEXT, "ok", **more)
+    more = {"salt": salt.hex(), "key": A.hex()}
+    add_slot(
+        "slot, adopted", "the same, once custodians have opened it", adopted, adopted_context, "ok", **more
+    )
+    for kind in ("secret", "provider", "root", "sealed", "previous", "grant"):
+        comment = "an escrow slot is taken for no other kind"
+        add_slot(f"slot read as {kind}", comment, sealed, ESCROW_CONTEXT | {"kind": kind}, "unlock")
+        moved = adopted_context | {"kind": kind}
+        add_slot(f"adopted slot read as {kind}", comment, adopted, moved, "unlock")
+    for field in ("key_id", "owner_reference", "epoch", "recipient"):
+        changed = other_field(field, ESCROW_CONTEXT)
+        add_slot(f"slot, wrong {field}", "the seal is bound to this field", sealed, changed, "unlock")
+
+    for name, key in (("A", A), ("D", D)):
+        text = {"private": escrow_text("private", key), "public": escrow_text("public", x25519_public(key))}
+        case: Case = {
+            "name": f"texts of {name}",
+            "comment": "the two halves, as people see them",
+            "op": "text",
+        }
+        cases.append(case | {"key": key.hex()} | text)
+
+    def add_join(
+        name: str, comment: str, shares: Sequence[Sequence[int]], expect: str, key: bytes = b""
+    ) -> None:
+        assert outcome(lambda: join_key(shares)) == expect, (name, outcome(lambda: join_key(shares)))
+        case: Case = {"name": name, "comment": comment, "op": "join", "shares": [list(one) for one in shares]}
+        if expect == "ok":
+            assert join_key(shares) == key
+            case["key"] = key.hex()
+        cases.append(case | {"expect": expect})
+
+    five, two = split_key(A, 5, 3, 0x1234, "five"), split_key(D, 2, 2, 0x7FFF, "two")
+    again, largest = split_key(A, 5, 3, 0x1235, "again"), split_key(D, 16, 16, 0, "sixteen")
+    add_join("three of five", "the first three", five[:3], "ok", A)
+    add_join("three of five, others", "in another order", [five[4], five[1], five[3]], "ok", A)
+    add_join("five of five", "more than are needed fit too", five, "ok", A)
+    add_join("two of two", "the smallest ceremony", two, "ok", D)
+    add_join("sixteen of sixteen", "the largest ceremony", largest, "ok", D)
+    add_join("two of five", "one share is missing", five[:2], "refused")
+    add_join("none", "no share at all", [], "refused")
+    add_join("twice the same", "one share counts once", [five[0], five[1], five[0]], "refused")
+    add_join("two ceremonies", "of one key", [five[0], five[1], again[2]], "refused")
+    for at in (0, 3, 4, 17, 30, 32):
+        wrong = [*five[2][:at], five[2][at] ^ 1, *five[2][at + 1 :]]
+        add_join(f"a wrong word {at + 1}", "the checksum finds it", [*five[:2], wrong], "refused")
+    swapped = [*five[2][:8], five[2][9], five[2][8], *five[2][10:]]
+    add_join("two words swapped", "the checksum finds it", [*five[:2], swapped], "refused")
+    add_join("a word is missing", "a share has 33 words", [*five[:2], five[2][:-1]], "refused")
+    forged = split_key(D, 5, 3, 0x1234, "forged")
+    add_join(
+        "a forged share", "of another key, in the name of the ceremony", [*five[:2], forged[2]], "refused"
+    )
+    add_join("a forged share beside enough", "no share is ignored", [*five[:3], forged[3]], "refused")
+    return cases
+
+
+# ---------------------------------------------------------------- section 4: slots for emergencies
+
+
+def joined_kek(server_share: bytes, person_share: bytes) -> bytes:
+    return HKDF(hashes.SHA512(), 32, server_share, ctx("emergency-kek")).derive(person_share)
+
+
+def emergency_contexts(row: Case) -> tuple[Context, bytes]:
+    """What the shares of a row are bound to."""
+    requested = "" if row["requested"] is None else str(row["requested"])
+    server = {"library": "sqlalchemy-envelope/v1", "emergency": row["public_key"], "owner": row["owner"]}
+    server |= {"person": row["person"], "wait": str(row["wait"]), "requested": requested}
+    names = ("public_key", "owner", "person", "person_key_id")
+    return server, ctx("emergency", *(bytes.fromhex(row[name]) for name in names))
+
+
+def emergency_kek(row: Case, server_keys: Sequence[bytes], root: bytes, now: int) -> bytes:
+    of_server, of_person = emergency_contexts(row)
+    server_share = server_unwrap(server_keys, bytes.fromhex(row["server_share"]), of_server)
+    requested = row["requested"]
+    if requested is None or now < requested or now < requested + row["wait"]:
+        raise RefusedError("refused")
+    try:
+        person_share = open_either(root, bytes.fromhex(row["sealed_share"]), of_person)
+    except RefusedError:
+        raise RefusedError("tampered") from None
+    kek = joined_kek(server_share, person_share)
+    if x25519_public(kek).hex() != row["public_key"]:
+        raise RefusedError("tampered")
+    return kek
+
+
+def emergency_cases() -> list[Case]:
+    cases: list[Case] = []
+    start, week = 1_777_896_000, 604_800
+    server_share, person_share = fixed("server share", 32), fixed("person share", 32)
+    kek = joined_kek(server_share, person_share)
+    owner, person = owner_reference("users", [1]), owner_reference("users", [2])
+    row: Case = {"public_key": x25519_public(kek).hex(), "owner": owner.hex(), "person": person.hex()}
+    row |= {"person_key_id": key_id(C).hex(), "wait": week, "requested": start}
+    ephemeral, salt = fixed("ephemeral: emergency", 32), fixed("emergency wrap", 24)
+
+    def shares(of: Case, joined: bytes = person_share, to: bytes = C) -> Case:
+        server, context = emergency_contexts(of)
+        sealed = seal(x25519_public(to), joined, ephemeral, context)
+        return of | {
+            "sealed_share": sealed.hex(),
+            "server_share": server_wrap(D, server_share, salt, server).hex(),
+        }
+
+    def add(name: str, comment: str, of: Case, now: int, expect: str, keys: Sequence[bytes] = (D,)) -> None:
+        found = outcome(lambda: emergency_kek(of, keys, C, now))
+        assert found == expect, (name, found)
+        case: Case = {"name": name, "comment": comment, "server_keys": [key.hex() for key in keys]}
+        case |= {"root_key": C.hex(), "now": now, "row": of}
+        if expect == "ok":
+            assert emergency_kek(of, keys, C, now) == kek
+            case |= {"server_share": server_share.hex(), "person_share": person_share.hex()}
+            case |= {"ephemeral_private": ephemeral.hex(), "salt": salt.hex(), "kek": kek.hex()}
+        cases.append(case | {"expect": expect})
+
+    good = shares(row)
+    add("the time is over", "to the second", good, start + week, "ok")
+    add("long after", "the access stays open", good, start + 100 * week, "ok")
+    add("an older server key", "all server keys open", good, start + week, "ok", (A, D))
+    add("a second before", "the time is not over", good, start + week - 1, "refused")
+    add("a clock that went back", "no time is over", good, start - 1, "refused")
+    add("nobody has asked", "there is no request", shares(row | {"requested": None}), start + week, "refused")
+    add("another server key", "the server's share does not open", good, start + week, "refused", (A,))
+    changes: list[tuple[str, object]] = [
+        ("requested", start - 10 * week),
+        ("requested", None),
+        ("wait", 1),
+        ("owner", owner_reference("users", [3]).hex()),
+        ("person", owner_reference("users", [3]).hex()),
+        ("public_key", x25519_public(A).hex()),
+    ]
+    for name, value in changes:
+        comment = "the server's share is bound to it"
+        add(f"edited: {name} {str(value)[-6:]}", comment, good | {name: value}, start + 10 * week, "refused")
+    moved = good | {"person_key_id": key_id(A).hex()}
+    add("edited: person_key_id", "the person's share is bound to it", moved, start + week, "tampered")
+    others = shares(row, to=A)
+    add("sealed to another", "the person's share is for another root key", others, start + week, "tampered")
+    planted = shares(row, joined=fixed("planted share", 32))
+    add("a planted share", "the shares do not make the KEK of the slots", planted, start + week, "tampered")
+    flipped = good | {"sealed_share": flip(bytes.fromhex(good["sealed_share"]), 40).hex()}
+    add("an altered person share", "it does not open", flipped, start + week, "tampered")
+    flipped = good | {"server_share": flip(bytes.fromhex(good["server_share"]), 100).hex()}
+    add("an altered server share", "it does not open", flipped, start + week, "refused")
+    return cases
+
+
 # ---------------------------------------------------------------- writing
 
 FILES: dict[str, tuple[str, Callable[[], list[Case]]]] = {
@@ -2830,6 +3114,14 @@ FILES: dict[str, tuple[str, Callable[[], list[Case]]]] = {
     "server_keyring.json": (
         "Section 8: what a server keyring makes, and the slot that it stands in.",
         server_keyring_cases,
+    ),
+    "escrow.json": (
+        "Section 4: escrow slots; the texts of an escrow key, and the shares of its custodians.",
+        escrow_cases,
+    ),
+    "emergency.json": (
+        "Section 4: the two shares of the KEK of a slot for emergencies, and the waiting time.",
+        emergency_cases,
     ),
     "row_seal.json": ("Section 9: row seals. Columns stand in their order.", row_seal_cases),
     "pepper.json": ("Section 10: secret slots under a pepper.", pepper_cases),

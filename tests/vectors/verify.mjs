@@ -790,6 +790,129 @@ async function checkValue(of) {
   if (of.type.startsWith("list:")) readList(plaintext, of.type.slice(5), of.type === "list:json");
 }
 
+// ---------------------------------------------------------------- 4. escrow: SLIP-0039, one group, no passphrase
+
+const RS1024 = [
+  0xe0e040, 0x1c1c080, 0x3838100, 0x7070200, 0xe0e0009, 0x1c0c2412, 0x38086c24, 0x3090fc48, 0x21b1f890, 0x3f3f120,
+];
+
+function rs1024(values) {
+  let check = 1;
+  for (const value of values) {
+    const top = check >>> 20;
+    check = ((check & 0xfffff) << 10) ^ value;
+    RS1024.forEach((generator, bit) => {
+      if ((top >>> bit) & 1) check ^= generator;
+    });
+  }
+  return check;
+}
+
+function multiply(a, b) {
+  let product = 0;
+  for (; b; b >>= 1) {
+    if (b & 1) product ^= a;
+    a = (a << 1) ^ (a & 0x80 ? 0x11b : 0);
+  }
+  return product;
+}
+
+function divide(a, b) {
+  for (let i = 0; i < 254; i++) a = multiply(a, b); // b to the power of 254 is the inverse of b
+  return a;
+}
+
+function interpolate(points, at) {
+  const found = new Uint8Array(32);
+  for (const [x, y] of points) {
+    const factor = points.reduce((so, [other]) => (other === x ? so : multiply(so, divide(at ^ other, x ^ other))), 1);
+    y.forEach((byte, i) => (found[i] ^= multiply(factor, byte)));
+  }
+  return found;
+}
+
+async function unfeistel(secret) {
+  let [half, other] = [secret.slice(0, 16), secret.slice(16)];
+  for (let number = 3; number >= 0; number--) {
+    const handle = await subtle.importKey("raw", Uint8Array.of(number), "PBKDF2", false, ["deriveBits"]);
+    const algorithm = { name: "PBKDF2", hash: "SHA-256", salt: other, iterations: 2500 };
+    const mask = new Uint8Array(await subtle.deriveBits(algorithm, handle, 128));
+    [half, other] = [other, half.map((byte, i) => byte ^ mask[i])];
+  }
+  return join(other, half);
+}
+
+function readShare(words) {
+  if (words.length !== 33 || rs1024([...ascii("shamir_extendable"), ...words]) !== 1) refuse("refused");
+  const bits = words.slice(0, 30).reduce((so, word) => (so << 10n) | BigInt(word), 0n);
+  const value = bytes((bits & ((1n << 256n) - 1n)).toString(16).padStart(64, "0"));
+  return { number: Number((bits >> 264n) & 15n), threshold: Number((bits >> 260n) & 15n) + 1, head: bits >> 280n, value };
+}
+
+async function joinKey(shares) {
+  const read = shares.map(readShare);
+  const { threshold, head } = read[0] ?? refuse("refused");
+  if (read.some((one) => one.threshold !== threshold || one.head !== head)) refuse("refused");
+  if ((head & 31n) !== 16n || threshold < 2 || read.length < threshold) refuse("refused");
+  if (new Set(read.map((one) => one.number)).size !== read.length) refuse("refused");
+  const points = read.map((one) => [one.number, one.value]);
+  const first = points.slice(0, threshold - 1);
+  const secrets = points.slice(threshold - 1).map((one) => interpolate([...first, one], 255));
+  if (!secrets.every((one) => equal(one, secrets[0]))) refuse("refused");
+  const digest = interpolate(points.slice(0, threshold), 254);
+  const wanted = (await hmac("SHA-256", digest.slice(4), secrets[0])).slice(0, 4);
+  if (!equal(wanted, digest.slice(0, 4))) refuse("refused");
+  return unfeistel(secrets[0]);
+}
+
+async function checkEscrow(of) {
+  if (of.op === "text") {
+    const base64 = (array) => btoa(String.fromCharCode(...array));
+    expectEqual(`escrow-private:${base64(bytes(of.key))}`, of.private);
+    expectEqual(`escrow-public:${base64(await x25519PublicOf(bytes(of.key)))}`, of.public);
+  } else if (of.op === "join") {
+    const made = await result(() => joinKey(of.shares));
+    expectEqual(typeof made === "string" ? made : hex(made), of.expect === "ok" ? of.key : of.expect);
+  } else if (of.blob.startsWith("11")) {
+    await checkWrap({ ...of, wrapping_key: of.recipient_key });
+  } else {
+    await checkSealed(of);
+  }
+}
+
+async function joinedKek(serverShare, personShare) {
+  return expand("SHA-512", await hmac("SHA-512", serverShare, personShare), ctx("emergency-kek"), 32);
+}
+
+function emergencyContexts(row) {
+  const { public_key: emergency, owner, person, wait, requested } = row;
+  const library = "sqlalchemy-envelope/v1";
+  const server = { library, emergency, owner, person, wait: `${wait}`, requested: requested === null ? "" : `${requested}` };
+  return [server, ctx("emergency", ...[emergency, owner, person, row.person_key_id].map(bytes))];
+}
+
+async function emergencyKek(of) {
+  const { row, now } = of;
+  const [forServer, forPerson] = emergencyContexts(row);
+  const serverShare = await serverUnwrap(of.server_keys.map(bytes), bytes(row.server_share), forServer);
+  if (row.requested === null || now < row.requested || now < row.requested + row.wait) refuse("refused");
+  const opened = await result(() => openEither(bytes(of.root_key), NOTHING, bytes(row.sealed_share), forPerson));
+  if (typeof opened === "string") refuse("tampered");
+  const key = await joinedKek(serverShare, opened);
+  return hex(await x25519PublicOf(key)) === row.public_key ? key : refuse("tampered");
+}
+
+async function checkEmergency(of) {
+  const made = await result(() => emergencyKek(of));
+  expectEqual(typeof made === "string" ? made : hex(made), of.expect === "ok" ? of.kek : of.expect);
+  if (of.expect !== "ok") return;
+  const [forServer, forPerson] = emergencyContexts(of.row);
+  const serverKey = bytes(of.server_keys[of.server_keys.length - 1]);
+  expectEqual(hex(await serverWrap(serverKey, bytes(of.server_share), bytes(of.salt), forServer)), of.row.server_share);
+  const to = await x25519PublicOf(bytes(of.root_key));
+  expectEqual(hex(await seal(to, bytes(of.person_share), bytes(of.ephemeral_private), forPerson)), of.row.sealed_share);
+}
+
 const FILES = {
   "context.json": checkContext,
   "derivation.json": checkDerivation,
@@ -801,6 +924,8 @@ const FILES = {
   "hybrid.json": checkHybrid,
   "value.json": checkValue,
   "server_keyring.json": checkServerKeyring,
+  "escrow.json": checkEscrow,
+  "emergency.json": checkEmergency,
   "row_seal.json": checkRowSeal,
   "pepper.json": checkPepper,
 };

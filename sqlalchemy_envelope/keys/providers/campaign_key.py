@@ -13,9 +13,9 @@ from typing import Self
 
 from sqlalchemy_envelope.crypto import kdf
 from sqlalchemy_envelope.crypto.frames import emptying
-from sqlalchemy_envelope.crypto.sealing import PublicKeys, seal_key
+from sqlalchemy_envelope.crypto.sealing import is_usable
 from sqlalchemy_envelope.crypto.secret import KEY_SIZE, KeyBytes, Uncopied
-from sqlalchemy_envelope.exceptions import ConfigurationError, ProviderError, TamperedKeyError
+from sqlalchemy_envelope.exceptions import ConfigurationError, ProviderError
 from sqlalchemy_envelope.keys.providers.base import KeyProvider
 from sqlalchemy_envelope.keys.providers.server import ServerKeyring
 
@@ -125,14 +125,12 @@ class OfflinePublicKey:
     can_open = False
 
     def __init__(self, public_key: bytes) -> None:
-        try:
-            if not isinstance(public_key, (bytes, bytearray)) or len(public_key) != KEY_SIZE:
-                raise ConfigurationError(f"The public half of an offline key has {KEY_SIZE} bytes.")
-            seal_key(KeyBytes.generate(), PublicKeys(bytes(public_key)), b"")
-        except TamperedKeyError:
+        if not isinstance(public_key, (bytes, bytearray)) or len(public_key) != KEY_SIZE:
+            raise ConfigurationError(f"The public half of an offline key has {KEY_SIZE} bytes.")
+        if not is_usable(bytes(public_key)):
             raise ConfigurationError(
                 "This is not a usable public key; take it from OfflineKey(...).public_key."
-            ) from None
+            )
         self.kek_public_key = bytes(public_key)
 
     @property

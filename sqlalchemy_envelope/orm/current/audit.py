@@ -20,6 +20,8 @@ EventName = Literal[
     # Slots
     "secret_added", "secret_set", "secret_changed", "slot_added", "slot_removed", "slot_acknowledged",
     "provider_added", "provider_removed", "recovery_code_used", "kek_wrapped",
+    # Escrow
+    "escrow_opened", "slot_refused",
     # Emergency access
     "emergency_allowed", "emergency_requested", "emergency_cancelled", "emergency_opened",
     # Tickets

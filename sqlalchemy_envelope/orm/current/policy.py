@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 
     from sqlalchemy.orm import Session
 
+    from sqlalchemy_envelope.keys.escrow import EscrowKey
     from sqlalchemy_envelope.keys.keyring import OwnerId
+    from sqlalchemy_envelope.keys.model import OpenedKey, StoredSlot
     from sqlalchemy_envelope.keys.row_seals import Realm
     from sqlalchemy_envelope.keys.write_epoch import WriteEpoch
     from sqlalchemy_envelope.orm.current.providers import Providers
@@ -37,6 +39,7 @@ class Policy:
         actor: tells who acts at this moment, for audit events; None if nobody is named.
         write_epoch_seconds: how long a write epoch lasts, in seconds.
         write_epoch_values: the most values that are encrypted under a write epoch.
+        escrow: the public key that escrow slots are sealed to.
         harden_claims: whether an owner who claims keys gets new keys at once, which the campaign never held.
     """
 
@@ -51,6 +54,7 @@ class Policy:
     write_epoch_values: int = 2**24
     write_epochs: dict[OwnerId, WriteEpoch] = field(default_factory=dict, repr=False)
     harden_claims: bool = True
+    escrow: EscrowKey | None = None
 
     def require_providers(self) -> Providers:
         """The providers of the envelope.
@@ -61,6 +65,11 @@ class Policy:
         if self.providers is None:
             raise ConfigurationError("No provider is configured: make one Envelope for the application.")
         return self.providers
+
+    def first_slots(self, root: OpenedKey) -> list[StoredSlot]:
+        """The slots that the policy gives an owner with its first keys."""
+        escrow = self.escrow
+        return [] if escrow is None or not escrow.everyone else [escrow.slot(root)]
 
     def emit(self, event: AuditEvent) -> None:
         """Report an audit event to the log and to the application."""

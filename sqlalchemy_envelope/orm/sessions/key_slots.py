@@ -21,8 +21,8 @@ class KeySlot:
     """One way to an owner's keys that needs no other owner unlocked.
 
     Attributes:
-        kind: "secret", "provider", "recovery" or "escrow"; "waiting" for a secret that opens nothing until
-            custodians release it.
+        kind: "secret", "provider", "recovery", "escrow" or "emergency"; "waiting" for a secret that opens
+            nothing until custodians release it.
         provider: the name of the provider, for a provider slot.
         reference: the reference of the outside key that wraps it.
         through: the grants that lead from the owner to the owner of the slot, outermost last; empty for the
@@ -49,7 +49,8 @@ class KeySlot:
 
 
 class KeySlots(tuple[KeySlot, ...]):
-    """The slots that open an owner's keys: its own slots, and provider slots that reach it through grants."""
+    """The slots that open an owner's keys: its own slots, and the slots of providers and of escrow that reach
+    it through grants."""
 
     __slots__ = ()
 
@@ -60,6 +61,11 @@ class KeySlots(tuple[KeySlot, ...]):
         The operators of these providers can read it. If this is empty, only people with a secret can.
         """
         return frozenset(slot.provider for slot in self if slot.provider is not None)
+
+    @property
+    def in_escrow(self) -> bool:
+        """Whether the custodians of an escrow key can open any of this owner's data."""
+        return any(slot.kind == SlotKind.ESCROW for slot in self)
 
 
 def shown_slot(slot: StoredSlot, through: tuple[str, ...] = (), scope: str | None = None) -> KeySlot:

@@ -92,7 +92,11 @@ class NewOwners:
         """
         require_cascades(desk.session, owner_class.mapper)
         rows = [
-            (place.primary_key, [one.stored for one in keys], [provider_slot(keys[0], kek)])
+            (
+                place.primary_key,
+                [one.stored for one in keys],
+                [provider_slot(keys[0], kek), *desk.policy.first_slots(keys[0])],
+            )
             for place, keys in made
         ]
         stored = desk.keys(owner_class).insert_first_of(rows)

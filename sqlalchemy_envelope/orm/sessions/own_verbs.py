@@ -14,6 +14,7 @@ from sqlalchemy_envelope.orm.tables.location import bind_of
 from sqlalchemy_envelope.orm.tables.owners import require_owner_class
 
 if TYPE_CHECKING:
+    import datetime as dt
     import uuid
 
     from sqlalchemy.orm import Session
@@ -60,6 +61,37 @@ class OwnVerbs:
         envelope, session = self._verbs("add_recovery_code", owner)
         code: RecoveryCode = envelope.add_recovery_code(session, owner, label=label)
         return code
+
+    @emptying
+    def add_escrow(self, owner: object) -> None:
+        """As `Envelope.add_escrow`."""
+        envelope, session = self._verbs("add_escrow", owner)
+        envelope.add_escrow(session, owner)
+
+    @emptying
+    def allow_emergency(self, owner: object, person: object, *, wait: dt.timedelta) -> None:
+        """As `Envelope.allow_emergency`."""
+        envelope, session = self._verbs("allow_emergency", owner)
+        envelope.allow_emergency(session, owner, person=person, wait=wait)
+
+    @emptying
+    def request_emergency(self, owner: object, person: object) -> dt.datetime:
+        """As `Envelope.request_emergency`."""
+        envelope, session = self._verbs("request_emergency", owner)
+        ends: dt.datetime = envelope.request_emergency(session, owner, person=person)
+        return ends
+
+    @emptying
+    def cancel_emergency(self, owner: object, person: object) -> None:
+        """As `Envelope.cancel_emergency`."""
+        envelope, session = self._verbs("cancel_emergency", owner)
+        envelope.cancel_emergency(session, owner, person=person)
+
+    @emptying
+    def refuse_emergency(self, owner: object, person: object) -> None:
+        """As `Envelope.refuse_emergency`."""
+        envelope, session = self._verbs("refuse_emergency", owner)
+        envelope.refuse_emergency(session, owner, person=person)
 
     @emptying
     def remove_slot(self, owner: object, slot: KeySlot | uuid.UUID) -> None:

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from sqlalchemy_envelope.keys.model import OpenedKey
     from sqlalchemy_envelope.orm.columns.plans import EncryptedAttribute
     from sqlalchemy_envelope.orm.current.policy import Policy
+    from sqlalchemy_envelope.orm.sessions.emergency_request import EmergencyRequest
     from sqlalchemy_envelope.orm.sessions.key_slots import KeySlot
     from sqlalchemy_envelope.orm.sharing.waiting import Waiting
     from sqlalchemy_envelope.orm.tables.owners import OwnerClass
@@ -56,9 +57,12 @@ class UnlockedSession(OwnVerbs, Scope):
     Attributes:
         unacknowledged_slots: the key slots that were added to the owner and not acknowledged yet. Show them
             to the user, and call `acknowledge_slots`.
+        emergency_requests: who has asked to open the owner in an emergency, as it was at the unlock. Show
+            them to the user, who can call `cancel_emergency`.
     """
 
     unacknowledged_slots: tuple[KeySlot, ...] = ()
+    emergency_requests: tuple[EmergencyRequest, ...] = ()
 
     def __init__(
         self,

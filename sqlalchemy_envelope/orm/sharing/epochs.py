@@ -26,6 +26,7 @@ from sqlalchemy_envelope.keys.hierarchy import (
 from sqlalchemy_envelope.keys.model import KeyState, OpenedKey, Purpose
 from sqlalchemy_envelope.keys.slots import sealed_slot
 from sqlalchemy_envelope.orm.current.audit import AuditEvent
+from sqlalchemy_envelope.orm.sharing.carried_slots import carried_slots
 from sqlalchemy_envelope.orm.sharing.locking import lock_groups
 from sqlalchemy_envelope.orm.sharing.new_grants import insert_grants, seal_to
 from sqlalchemy_envelope.orm.sharing.recipients import members_of
@@ -167,9 +168,7 @@ class _LockedOwner:
 
     def open_slots(self, root: StoredKey) -> list[StoredSlot]:
         """The slots of a root key that have a public key, so that a new root key can be sealed to them."""
-        return [
-            slot for slot in self.store.load_slots([root.key_id]) if slot.recipient_public_key is not None
-        ]
+        return carried_slots(self.desk, self.place, self.store.load_slots([root.key_id]))
 
     def new_root(self, old: StoredKey, provers: Sequence[OpenedKey]) -> OpenedKey:
         """A new root key, with a proof by each of these earlier root keys."""

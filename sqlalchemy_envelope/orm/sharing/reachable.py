@@ -14,7 +14,7 @@ from sqlalchemy import event
 from sqlalchemy.orm import Session
 
 from sqlalchemy_envelope.exceptions import EnrollmentError
-from sqlalchemy_envelope.keys.model import KeyState, Purpose
+from sqlalchemy_envelope.keys.model import KeyState, Purpose, SlotKind
 from sqlalchemy_envelope.orm.current.desk import Desk
 from sqlalchemy_envelope.orm.sharing.rollbacks import note_rollback
 from sqlalchemy_envelope.orm.tables.grant_counts import count_grants
@@ -49,6 +49,8 @@ class _Doubt(NamedTuple):
     message: str
     may_be_empty: bool = False
     """Whether nothing is refused where no grant is left."""
+    is_new: bool = False
+    """Whether the owner was enrolled: custodians alone are nobody who uses it."""
 
 
 @dataclass(slots=True)
@@ -60,7 +62,7 @@ class _Unreachable:
 
 def note_unreachable(desk: Desk, places: Iterable[Place]) -> None:
     """Note owners that were enrolled without a slot. Each needs a grant to somebody before the commit."""
-    _note(desk, list(places), _Doubt(desk.policy, _NEW))
+    _note(desk, list(places), _Doubt(desk.policy, _NEW, is_new=True))
 
 
 def note_slots_removed(desk: Desk, place: Place) -> None:
@@ -122,9 +124,9 @@ def _require(desk: Desk, owner_class: OwnerClass, doubt: _Doubt, places: Sequenc
     unreachable = _without_grant(desk, owner_class, roots, may_be_empty=doubt.may_be_empty)
     if not unreachable:
         return
-    root_ids = [root.stored.key_id for root in unreachable]
-    slots = {slot.key_id for slot in store.load_slots(root_ids, closed_too=True)}
-    if any(root.stored.key_id not in slots for root in unreachable):
+    slots = store.load_slots([root.stored.key_id for root in unreachable], closed_too=True)
+    opened = {slot.key_id for slot in slots if not (doubt.is_new and slot.kind is SlotKind.ESCROW)}
+    if any(root.stored.key_id not in opened for root in unreachable):
         raise EnrollmentError(doubt.message.format(name=owner_class.name))
 
 

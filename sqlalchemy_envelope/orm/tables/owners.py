@@ -33,6 +33,7 @@ class OwnerClass:
         scopes: the scopes that its encrypted columns name; each scope has data keys of its own.
         grants_of, grants_to: the grant classes that share its keys, and those that give it the keys of
             others.
+        emergencies: the classes of emergency access to its owners.
         is_sole: the class has one row, which owns the rows that name no other owner.
         selects: the statements that read its tables at each unlock; to make such a statement costs a fifth of
             sending it.
@@ -49,6 +50,7 @@ class OwnerClass:
     scopes: set[str] = field(default_factory=lambda: {""})
     grants_of: list[GrantClass] = field(default_factory=list)
     grants_to: list[GrantClass] = field(default_factory=list)
+    emergencies: list[EmergencyClass] = field(default_factory=list)
     selects: dict[Any, Any] = field(default_factory=dict, repr=False)
 
     @property
@@ -151,6 +153,21 @@ class GrantClass:
     def values(self, state: InstanceState[Any], columns: Sequence[Column[Any]]) -> tuple[Any, ...]:
         """What a flushed object has in these columns."""
         return tuple(state.dict.get(self.mapper.get_property_by_column(column).key) for column in columns)
+
+
+@dataclass(eq=False)
+class EmergencyClass:
+    """One class of emergency access: the owners, and the persons who may help them."""
+
+    mapper: Mapper[Any]
+    of: OwnerReference
+    to: OwnerReference
+
+    @property
+    def table(self) -> Table:
+        """The table of its rows."""
+        table: Table = self.mapper.local_table  # type: ignore[assignment]  # a declared class
+        return table
 
 
 KEY_UUID: Uuid[Any] = Uuid().with_variant(Uuid(native_uuid=False), "mysql", "mariadb")

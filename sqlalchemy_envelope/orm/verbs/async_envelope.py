@@ -11,6 +11,8 @@ from sqlalchemy_envelope.crypto.preparation import hide_secret
 from sqlalchemy_envelope.crypto.recovery_code import hide_given
 from sqlalchemy_envelope.exceptions import ConfigurationError
 from sqlalchemy_envelope.orm.current.desk import Desk
+from sqlalchemy_envelope.orm.verbs.async_emergency_verbs import AsyncEmergencyVerbs
+from sqlalchemy_envelope.orm.verbs.async_escrow_verbs import AsyncEscrowVerbs
 from sqlalchemy_envelope.orm.verbs.async_pepper_verbs import AsyncPepperVerbs
 from sqlalchemy_envelope.orm.verbs.async_recovery_verbs import AsyncRecoveryVerbs
 from sqlalchemy_envelope.orm.verbs.async_slot_verbs import AsyncSlotVerbs
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy.orm import Session
 
+    from sqlalchemy_envelope.keys.escrow import OpenedEscrowKey
     from sqlalchemy_envelope.orm.sessions.server import ServerSession
     from sqlalchemy_envelope.orm.sessions.unlocked import UnlockedSession
     from sqlalchemy_envelope.orm.sessions.write_only import WriteOnlySession
@@ -37,7 +40,9 @@ if TYPE_CHECKING:
 
 
 @emptying_class
-class AsyncEnvelope(AsyncSlotVerbs, AsyncRecoveryVerbs, AsyncPepperVerbs, AsyncSteps):
+class AsyncEnvelope(
+    AsyncSlotVerbs, AsyncRecoveryVerbs, AsyncPepperVerbs, AsyncEscrowVerbs, AsyncEmergencyVerbs, AsyncSteps
+):
     """`Envelope` for `AsyncSession`. Neither a key derivation nor a provider ever holds up the event loop."""
 
     def __init__(self, envelope: Envelope | None = None) -> None:
@@ -70,6 +75,8 @@ class AsyncEnvelope(AsyncSlotVerbs, AsyncRecoveryVerbs, AsyncPepperVerbs, AsyncS
         follow: Follow = "needed",
         recovery_code: str | None = None,
         source: str | None = None,
+        escrow_key: OpenedEscrowKey | None = None,
+        emergency: object | None = None,
     ) -> AsyncUnlocking:
         """As `Envelope.unlock`, for `async with`."""
         hidden, code = hide_secret(secret), hide_given(recovery_code)
@@ -78,7 +85,17 @@ class AsyncEnvelope(AsyncSlotVerbs, AsyncRecoveryVerbs, AsyncPepperVerbs, AsyncS
             self,
             session,
             lambda plain: self.envelope.unlock_steps(
-                plain, owner, hidden, provider, reason, authenticated, follow, code, source
+                plain,
+                owner,
+                hidden,
+                provider,
+                reason,
+                authenticated,
+                follow,
+                code,
+                source,
+                escrow_key=escrow_key,
+                emergency=emergency,
             ),
         )
 

@@ -180,6 +180,7 @@ def _claim(
         try:
             mine = [(secret_slot(root, kek, salt), root) for _, root in reached.slots]
             more = [] if added is None else [provider_slot(reached.root, added)]
+            more += [slot for _, root in reached.slots for slot in desk.policy.first_slots(root)]
             _exchange(found, [*(slot for slot, _ in mine), *more])
             located.store.note_claim([slot for slot, _ in mine], found.slot.provider_ref)
         except BaseException:

@@ -61,6 +61,7 @@ if TYPE_CHECKING:
     from sqlalchemy_envelope.keys.slots import ProviderKek
     from sqlalchemy_envelope.orm.current.desk import Desk
     from sqlalchemy_envelope.orm.current.open_keys import OpenKeys
+    from sqlalchemy_envelope.orm.current.policy import Policy
     from sqlalchemy_envelope.orm.tables.owners import OwnerClass, Place
     from sqlalchemy_envelope.orm.verbs.steps import Steps
 
@@ -273,7 +274,7 @@ def _store(
                 one.place, one.keys = located.place, bound_keys(one.keys, located.reference)
                 owners.append(located)
                 stored = [key.stored for key in one.keys]
-                rows.append((one.place.primary_key, stored, _slots(one, kek)))
+                rows.append((one.place.primary_key, stored, _slots(desk.policy, one, kek)))
         made = store.insert_first_of(rows)
         written = [one.keys[0].stored.key_id in made for one in some]
         lost = [located for located, is_there in zip(owners, written, strict=True) if not is_there]
@@ -291,13 +292,13 @@ def _store(
             )
 
 
-def _slots(new: _New, kek: ProviderKek | None) -> list[StoredSlot]:
+def _slots(policy: Policy, new: _New, kek: ProviderKek | None) -> list[StoredSlot]:
     slots = []
     if new.derived is not None and new.salt is not None:
         slots.append(secret_slot(new.keys[0], new.derived, new.salt))
     if kek is not None:
         slots.append(provider_slot(new.keys[0], kek))
-    return slots
+    return [*slots, *policy.first_slots(new.keys[0])]
 
 
 def _unlocked(

@@ -10,6 +10,7 @@ from sqlalchemy_envelope.crypto.frames import emptying_class
 from sqlalchemy_envelope.crypto.preparation import hide_secret
 from sqlalchemy_envelope.crypto.recovery_code import hide_given
 from sqlalchemy_envelope.exceptions import ConfigurationError
+from sqlalchemy_envelope.keys.escrow import EscrowKey
 from sqlalchemy_envelope.keys.row_seals import RowSeals, realm_name
 from sqlalchemy_envelope.orm.current import context
 from sqlalchemy_envelope.orm.current.policy import ENVELOPES, Policy, note_policy
@@ -18,8 +19,10 @@ from sqlalchemy_envelope.orm.sessions.server import ServerSession
 from sqlalchemy_envelope.orm.sessions.write_only import WriteOnlySession
 from sqlalchemy_envelope.orm.tables.owners import owner_class_of
 from sqlalchemy_envelope.orm.throttling.throttle import Throttle
+from sqlalchemy_envelope.orm.verbs.emergency_verbs import EmergencyVerbs
 from sqlalchemy_envelope.orm.verbs.enroll import asked_for
 from sqlalchemy_envelope.orm.verbs.envelope_steps import AnySession, EnvelopeSteps, Follow, plain_session
+from sqlalchemy_envelope.orm.verbs.escrow_verbs import EscrowVerbs
 from sqlalchemy_envelope.orm.verbs.even_refusals import Pace
 from sqlalchemy_envelope.orm.verbs.grant_status import grant_states
 from sqlalchemy_envelope.orm.verbs.owner_keys import locate_enrolled
@@ -36,6 +39,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Engine
 
+    from sqlalchemy_envelope.keys.escrow import OpenedEscrowKey
     from sqlalchemy_envelope.keys.providers.base import KeyProvider
     from sqlalchemy_envelope.keys.providers.server import ServerKeyring
     from sqlalchemy_envelope.orm.current.audit import AuditEvent
@@ -48,7 +52,7 @@ T = TypeVar("T")
 
 
 @emptying_class
-class Envelope(SlotVerbs, RecoveryVerbs, PepperVerbs, EnvelopeSteps):
+class Envelope(SlotVerbs, RecoveryVerbs, PepperVerbs, EscrowVerbs, EmergencyVerbs, EnvelopeSteps):
     """The policy of an application, which makes one `Envelope`. Holds no user's key.
 
     Args:
@@ -84,6 +88,8 @@ class Envelope(SlotVerbs, RecoveryVerbs, PepperVerbs, EnvelopeSteps):
         secret_strength: called with each new secret, as text, and its owner, before the secret is used. It
             returns None if the secret will do, or the reason why not, for `WeakSecretError`. It is not called
             for an unlock with `authenticated=True`.
+        escrow: the public half of a key that custodians keep offline. Owners' keys are sealed to it by
+            `add_escrow`, or with `everyone=True` when owners are enrolled.
         audit: called with each `AuditEvent`; the events go to the logger `sqlalchemy_envelope.audit` as well.
         actor: called for each event, to tell who acts: the user of the request, or a person of the support.
     """
@@ -108,6 +114,7 @@ class Envelope(SlotVerbs, RecoveryVerbs, PepperVerbs, EnvelopeSteps):
         harden_claims: bool = True,
         throttle: Throttle | None = None,
         secret_strength: Callable[[str, Any], str | None] | None = None,
+        escrow: EscrowKey | None = None,
         audit: Callable[[AuditEvent], None] | None = None,
         actor: Callable[[], str | None] | None = None,
     ) -> None:
@@ -136,6 +143,7 @@ class Envelope(SlotVerbs, RecoveryVerbs, PepperVerbs, EnvelopeSteps):
             write_epoch_seconds=write_epoch_seconds,
             write_epoch_values=write_epoch_values,
             harden_claims=harden_claims,
+            escrow=checked_escrow(escrow),
         )
         ENVELOPES.add(self.policy)
 
@@ -187,6 +195,8 @@ class Envelope(SlotVerbs, RecoveryVerbs, PepperVerbs, EnvelopeSteps):
         follow: Follow = "needed",
         recovery_code: str | None = None,
         source: str | None = None,
+        escrow_key: OpenedEscrowKey | None = None,
+        emergency: object | None = None,
     ) -> UnlockedSession:
         """Open an owner's keys, and all keys granted to it. The keys are open while the result is used in a
         `with`. Success with a secret is an authentication.
@@ -208,6 +218,10 @@ class Envelope(SlotVerbs, RecoveryVerbs, PepperVerbs, EnvelopeSteps):
                 owner has not claimed its keys, or has no keys, the secret opens them from now on, as with
                 `enroll`. Never pass True without a check: any secret would fit an owner without a secret.
             source: where the request comes from, such as "203.0.113.7", for the throttle.
+            escrow_key: in place of a secret, the private half of the escrow key, as custodians opened it;
+                needs a `reason`. `set_secret` then gives the owner a new secret.
+            emergency: in place of a secret, the person whom the owner named with `allow_emergency`, who has
+                asked, and who is unlocked around this call.
             follow: "all" follows every grant now. Use it for code that cannot query when it reads: attributes
                 under asyncio, of objects that were loaded, locked, in another session.
 
@@ -222,7 +236,8 @@ class Envelope(SlotVerbs, RecoveryVerbs, PepperVerbs, EnvelopeSteps):
                 the recovery code is none of this owner's.
             NotEnrolledError: the owner has no keys.
             TransactionConflictError: the owner's keys were made, claimed or changed at the same moment.
-            KeyNotFoundError: the owner has no slot of this provider.
+            KeyNotFoundError: the owner has no slot of this provider, or of this escrow key.
+            EmergencyError: the person has no such access, has not asked, or the waiting time is not over.
             TamperedKeyError, RowSealError, OwnerMismatchError, KdfParametersError: stored keys were altered.
                 Certain.
             NoSecretError: the owner has keys, and no secret.
@@ -236,7 +251,19 @@ class Envelope(SlotVerbs, RecoveryVerbs, PepperVerbs, EnvelopeSteps):
         del secret, recovery_code
         plain = plain_session(session)
         return self.run(
-            self.unlock_steps(plain, owner, hidden, provider, reason, authenticated, follow, code, source)
+            self.unlock_steps(
+                plain,
+                owner,
+                hidden,
+                provider,
+                reason,
+                authenticated,
+                follow,
+                code,
+                source,
+                escrow_key=escrow_key,
+                emergency=emergency,
+            )
         )
 
     def settle(self, session: AnySession) -> None:
@@ -423,6 +450,17 @@ class Envelope(SlotVerbs, RecoveryVerbs, PepperVerbs, EnvelopeSteps):
 
     def __repr__(self) -> str:
         return f"Envelope(kdf_profile={self.kdf_profile!r})"
+
+
+def checked_escrow(escrow: object) -> EscrowKey | None:
+    """Return an escrow key, checked to be its public half.
+
+    Raises:
+        ConfigurationError: it is something else.
+    """
+    if escrow is None or isinstance(escrow, EscrowKey):
+        return escrow
+    raise ConfigurationError("Envelope(escrow=...) takes an EscrowKey: EscrowKey('escrow-public:...').")
 
 
 def checked_realm(realm: Any) -> Any:

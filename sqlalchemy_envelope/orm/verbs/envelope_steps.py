@@ -18,8 +18,9 @@ from sqlalchemy_envelope.orm.current.desk import Desk
 from sqlalchemy_envelope.orm.current.keks import Outside
 from sqlalchemy_envelope.orm.current.policy import Policy
 from sqlalchemy_envelope.orm.throttling.throttle import Throttle
-from sqlalchemy_envelope.orm.verbs import claim, recovery, secrets, slots, unlock
+from sqlalchemy_envelope.orm.verbs import claim, escrow, recovery, secrets, slots, unlock
 from sqlalchemy_envelope.orm.verbs.attempts import Attempt, Setting
+from sqlalchemy_envelope.orm.verbs.emergency import unlock_for_person_steps
 from sqlalchemy_envelope.orm.verbs.enroll import Asked, asked_for
 from sqlalchemy_envelope.orm.verbs.even_refusals import Pace
 from sqlalchemy_envelope.orm.verbs.steps import Derivation, Pause
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from sqlalchemy_envelope.crypto.preparation import GivenSecret, HiddenSecret
     from sqlalchemy_envelope.crypto.recovery_code import GivenCode
     from sqlalchemy_envelope.crypto.secret import Hidden
+    from sqlalchemy_envelope.keys.escrow import OpenedEscrowKey
     from sqlalchemy_envelope.orm.sessions.unlocked import UnlockedSession
     from sqlalchemy_envelope.orm.verbs.steps import Steps, Work
 
@@ -127,20 +129,26 @@ class EnvelopeSteps:
         follow: Follow = "needed",
         recovery_code: GivenCode | None = None,
         source: str | None = None,
+        *,
+        escrow_key: OpenedEscrowKey | None = None,
+        emergency: object | None = None,
     ) -> Steps[UnlockedSession]:
         """The steps of `unlock`."""
         if follow not in ("needed", "all"):
             raise ConfigurationError(f"follow={follow!r}; use 'needed' or 'all'.")
-        steps = self._unlock_steps(
-            session,
-            owner,
-            secret,
-            provider,
-            reason,
-            hide_given(recovery_code),
-            authenticated=authenticated,
-            source=source,
-        )
+        if escrow_key is not None or emergency is not None:
+            given = (secret, provider, recovery_code, escrow_key, emergency)
+            if authenticated or sum(one is not None for one in given) > 1:
+                raise ConfigurationError("Unlock with `escrow_key=` or with `emergency=` alone.")
+        if escrow_key is not None:
+            steps = escrow.unlock_with_escrow_steps(self._desk(session), owner, escrow_key, reason or "")
+        elif emergency is not None:
+            steps = unlock_for_person_steps(self._desk(session), owner, emergency)
+        else:
+            code = hide_given(recovery_code)
+            steps = self._unlock_steps(
+                session, owner, secret, provider, reason, code, authenticated=authenticated, source=source
+            )
         return self._made(unlock.whole_steps(steps) if follow == "all" else steps)
 
     def _unlock_steps(

@@ -120,11 +120,11 @@ def how_opened(located: LocatedOwner, keys: Sequence[StoredKey]) -> str:
             "it has no secret, and is opened by a recovery code. `envelope.reset_secret(session, owner, "
             "recovery_code=..., new=...)` gives it a secret"
         )
-    if SlotKind.ESCROW in kinds:
-        return "it has no secret, and is opened by an escrow key"
-    if not kinds:
+    if SlotKind.PROVIDER not in kinds and SlotKind.ESCROW in kinds:
+        return "it has no secret, and is held in escrow. Custodians open it with `escrow_key=`"
+    if SlotKind.PROVIDER not in kinds:
         return "it is opened by whom they are granted to"
-    providers = sorted({slot.provider_name for slot in slots})
+    providers = sorted({slot.provider_name for slot in slots if slot.kind is SlotKind.PROVIDER})
     names = " and ".join(repr(one) for one in providers)
     return (
         f"it is held by provider {names} alone and has no secret. Open it in server mode or with "

@@ -20,6 +20,7 @@ from sqlalchemy_envelope.orm.sharing.reachable import note_slots_removed
 from sqlalchemy_envelope.orm.tables.grant_counts import count_grants
 from sqlalchemy_envelope.orm.tables.key_rows import KeyStore
 from sqlalchemy_envelope.orm.tables.owners import Place
+from sqlalchemy_envelope.orm.verbs.emergency import rewrap_shares
 from sqlalchemy_envelope.orm.verbs.opened_owner import opened_root, opened_roots, settle_owner
 from sqlalchemy_envelope.orm.verbs.owner_keys import active_root, load_keys, locate_enrolled
 
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
 
 
 def slots_of(desk: Desk, owner: object) -> KeySlots:
-    """Return the slots of an owner, and the provider slots that lead to it through grants."""
+    """Return the slots of an owner, and the slots of providers and escrow that lead to it through grants."""
     located = locate_enrolled(desk, owner)
     found: list[KeySlot] = []
     seen, frontier = {located.place.owner}, [_Step(located.place, (), None)]
@@ -69,7 +70,9 @@ def _look_at(desk: Desk, step: _Step) -> tuple[list[KeySlot], list[_Step]]:
     keys = [one.stored for one in store.load([place.primary_key])]
     active = [key for key in keys if key.state is KeyState.ACTIVE]
     roots = [key.key_id for key in active if key.purpose is Purpose.ROOT]
-    slots = store.load_slots(roots, SlotKind.PROVIDER if through else None, closed_too=True)
+    slots = store.load_slots(roots, closed_too=True)
+    if through:  # what opens without a person
+        slots = [slot for slot in slots if slot.kind in (SlotKind.PROVIDER, SlotKind.ESCROW)]
     further: list[_Step] = []
     names = Names(desk.session)
     for grant in place.owner_class.grants_of:
@@ -216,11 +219,13 @@ def _shut_out(located: LocatedOwner, slots: Sequence[StoredSlot]) -> None:
 
 
 def seal_rows(desk: Desk, owner_classes: Sequence[Any]) -> int:
-    """Seal every key, slot and grant row of these classes; return the number of rows."""
+    """Seal every key, slot and grant row of these classes, and wrap what the server holds for emergencies;
+    return the number of rows."""
     count = 0
     for owner_class in owner_classes:
         count += desk.keys(owner_class).reseal()
         count += sum(desk.grants(grant).reseal() for grant in owner_class.grants_of)
+        count += rewrap_shares(desk, owner_class)
     return count
 
 

@@ -36,6 +36,7 @@ from sqlalchemy_envelope.orm.current.keks import kek_of_slot
 from sqlalchemy_envelope.orm.current.policy import note_policy, require_reason
 from sqlalchemy_envelope.orm.sessions.key_slots import shown_slot
 from sqlalchemy_envelope.orm.sessions.unlocked import UnlockedSession
+from sqlalchemy_envelope.orm.sharing.carried_slots import carried_slots
 from sqlalchemy_envelope.orm.sharing.epochs import start_epoch
 from sqlalchemy_envelope.orm.sharing.first_use import trusting_first_use
 from sqlalchemy_envelope.orm.sharing.granted import KEYS_WERE_DELETED
@@ -43,6 +44,7 @@ from sqlalchemy_envelope.orm.sharing.rollbacks import note_unlock
 from sqlalchemy_envelope.orm.sharing.roots import OpenedRoot, open_with_kek
 from sqlalchemy_envelope.orm.sharing.waiting import Waiting
 from sqlalchemy_envelope.orm.tables.slot_rows import MAX_SLOTS
+from sqlalchemy_envelope.orm.verbs.emergency_requests import requests_of
 from sqlalchemy_envelope.orm.verbs.owner_keys import (
     active_root,
     how_opened,
@@ -175,8 +177,10 @@ def rebind_steps(
             new_slot = secret_slot(new_root, kek, salt, found.slot)
         moved = [_moved(key, keyring, new_root) for key in keys if key.key_id != new_root.stored.key_id]
         _replace(located, found.slot, new_slot)
-        # The secret does not open provider slots: seal the root key to the providers anew.
-        for slot in located.store.load_slots([new_root.stored.key_id], SlotKind.PROVIDER):
+        # The secret does not open the other slots: seal the root key to them anew.
+        others = located.store.load_slots([new_root.stored.key_id], closed_too=True)
+        others = [slot for slot in others if slot.kind is not SlotKind.SECRET]
+        for slot in carried_slots(desk, located.place, others):
             _replace(located, slot, replace(sealed_slot(new_root, slot), slot_id=slot.slot_id))
         located.store.replace_keys([new_root.stored, *moved])
         if located.place.owner_class.grants_of or not found.trusted:
@@ -389,6 +393,7 @@ def unlocked_owner(
             for slot in new
             if slot.unacknowledged_since is not None and slot.key_id == found.root.stored.key_id
         )
+        unlocked.emergency_requests = requests_of(desk, located.place)
         note_unlock(desk.session, owner, unlocked)
         if not located.place.owner_class.grants_to:
             unlocked.follow_all(desk.session)  # no class grants to this owner, so that there is no query

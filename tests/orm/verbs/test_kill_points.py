@@ -10,6 +10,7 @@ from sqlalchemy.orm import Session
 
 from sqlalchemy_envelope import Envelope, KdfProfile, ServerKeyring
 from tests.orm.models import SECRET, Base, Note, User, envelope
+from tests.orm.verbs import emergency_flows, escrow_flows
 from tests.orm.verbs.kill_points import Flow, Material, kill_everywhere
 from tests.orm.verbs.recovering.flows import RECOVERY_FLOWS
 from tests.prepared import tables_of
@@ -126,6 +127,8 @@ FLOWS = [
         opens_under_either_pepper,
         opens_under_the_new_pepper,
     ),
+    *escrow_flows.FLOWS,
+    *emergency_flows.FLOWS,
 ]
 
 
