@@ -13,7 +13,7 @@ from tests.crypto.vector_cases import load
 VECTORS = Path(__file__).parent.parent / "vectors"
 COUNTS = {
     "context": 96,
-    "derivation": 62,
+    "derivation": 63,
     "secret": 81,
     "recovery_code": 145,
     "kdf": 91,
