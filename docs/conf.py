@@ -45,5 +45,5 @@ nitpick_ignore_regex = [
     ("py:class", r"(optional|scoped_session|str.*)"),
     # Alembic adds them to the docstrings of its operations.
     ("py:.*", r"(Column|Operations.*|TypeEngine)"),
-    ("py:.*", r"(collections|contextlib|datetime|decimal|enum|os|typing|typing_extensions|uuid)\..*"),
+    ("py:.*", r"(collections|contextlib|datetime|decimal|dt|enum|os|typing|typing_extensions|uuid)\..*"),
 ]

@@ -13,6 +13,7 @@ from sqlalchemy_envelope.exceptions import (
     GrantError,
     KdfParametersError,
     KeyNotFoundError,
+    KeyShareError,
     LockedError,
     LockReason,
     MigrationError,
@@ -76,7 +77,7 @@ from sqlalchemy_envelope.orm.tables.conflict_errors import should_retry
 from sqlalchemy_envelope.orm.tables.emergency_access import EmergencyAccess
 from sqlalchemy_envelope.orm.tables.generated import GrantNames, KeyNames
 from sqlalchemy_envelope.orm.tables.key_grant import KeyGrant
-from sqlalchemy_envelope.orm.tables.key_owner import KeyOwner, KeySlotTable, KeyTable
+from sqlalchemy_envelope.orm.tables.key_owner import KeyOwner, KeyShareTable, KeySlotTable, KeyTable
 from sqlalchemy_envelope.orm.throttling.backoff import Backoff, Bucket
 from sqlalchemy_envelope.orm.throttling.stores import MemoryThrottle, ThrottleStore
 from sqlalchemy_envelope.orm.throttling.table import TableThrottle, throttle_table
@@ -89,6 +90,7 @@ from sqlalchemy_envelope.orm.verbs.pepper import PepperProgress, PepperUse
 from sqlalchemy_envelope.orm.verbs.recoverable import Loss, Recoverability
 from sqlalchemy_envelope.orm.verbs.settle_all import Settled
 from sqlalchemy_envelope.orm.verbs.settle_batch import RefusedOwner
+from sqlalchemy_envelope.orm.verbs.share_sweep import SharesSwept
 
 _hooks.register()
 
@@ -124,6 +126,8 @@ __all__ = [
     "KeyNotFoundError",
     "KeyOwner",
     "KeyProvider",
+    "KeyShareError",
+    "KeyShareTable",
     "KeySlot",
     "KeySlotTable",
     "KeySlots",
@@ -166,6 +170,7 @@ __all__ = [
     "SessionLeftError",
     "Settled",
     "SharesError",
+    "SharesSwept",
     "StatementRefusedError",
     "TableThrottle",
     "TamperedKeyError",

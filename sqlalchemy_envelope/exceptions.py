@@ -177,6 +177,12 @@ class KdfParametersError(EnvelopeError):
     code = "kdf-parameters"
 
 
+class KeyShareError(EnvelopeError):
+    """The share of a key slot is missing in the second database, or altered: no secret can be judged."""
+
+    code = "key-share"
+
+
 class EnrollmentError(EnvelopeError):
     """The owner cannot be enrolled or unlocked as it is."""
 

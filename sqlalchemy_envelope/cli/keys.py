@@ -1,4 +1,5 @@
-"""`sqlalchemy-envelope keys`: fresh keys, for people who set up an application without writing Python."""
+"""`sqlalchemy-envelope keys`: fresh keys for people who set up an application without writing Python, and the
+sweep of a second database."""
 
 from pathlib import Path
 
@@ -7,11 +8,15 @@ import click
 from sqlalchemy_envelope import CampaignKeyFile, ConfigurationError, ServerKeyring
 from sqlalchemy_envelope.cli.escrow import escrow, generate_escrow
 from sqlalchemy_envelope.cli.output import Group, say
+from sqlalchemy_envelope.cli.sweep import sweep
 
 
 @click.group(cls=Group)
 def keys() -> None:
-    """Make keys for a server, a campaign or an escrow."""
+    """Make keys for a server, a campaign or an escrow; sweep the shares of a second database."""
+
+
+keys.add_command(sweep)
 
 
 @keys.group(cls=Group)

@@ -9,21 +9,24 @@ import os
 import re
 import threading
 import time
+import uuid
 import weakref
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 from argon2.low_level import Type, hash_secret_raw
 
 from sqlalchemy_envelope.crypto.kdf import key_encryption_key
+from sqlalchemy_envelope.crypto.key_share import KeyShare
 from sqlalchemy_envelope.crypto.secret import Hidden, KeyBytes
-from sqlalchemy_envelope.exceptions import KdfParametersError, UnlockBusyError
+from sqlalchemy_envelope.exceptions import KdfParametersError, KeyShareError, UnlockBusyError
 
 SALT_SIZE = 16
 """The bytes of a salt."""
 _PHC = re.compile(
-    r"\$argon2id\$v=19\$m=([1-9][0-9]{0,9}),t=([1-9][0-9]{0,9}),p=([1-9][0-9]{0,9})\$([A-Za-z0-9+/]{22})"
+    r"\$argon2id\$v=19\$m=([1-9][0-9]{0,9}),t=([1-9][0-9]{0,9}),p=([1-9][0-9]{0,9})"
+    r"(?:,share=([A-Za-z0-9+/]{22}))?\$([A-Za-z0-9+/]{22})"
 )
 _OF_TESTS = (64, 1, 1)
 """The parameters of `KdfProfile.unsafe_for_tests`."""
@@ -97,20 +100,32 @@ KdfProfile.OWASP_MINIMUM = KdfProfile(memory=19_456, passes=2, lanes=1)
 
 @dataclass(frozen=True)
 class KdfSalt:
-    """A profile and a salt of 16 bytes; a slot stores both as text, to stretch its secret again."""
+    """A profile and a salt of 16 bytes; a slot stores both as text, to stretch its secret again.
+
+    Attributes:
+        share_id: the id of the KEK's share, where a second database holds one.
+        share: the share itself, once it is there.
+    """
 
     profile: KdfProfile
     salt: bytes
+    share_id: uuid.UUID | None = None
+    share: KeyShare | None = field(default=None, repr=False, compare=False)
 
     @classmethod
-    def generate(cls, profile: KdfProfile) -> "KdfSalt":
+    def generate(cls, profile: KdfProfile, share: KeyShare | None = None) -> "KdfSalt":
         """Make a fresh random salt.
 
         Args:
             profile: the profile of the policy, never of an old row: a weak row that somebody planted must not
                 spread.
+            share: a fresh share, where a second database holds shares.
         """
-        return cls(profile, os.urandom(SALT_SIZE))
+        return cls(profile, os.urandom(SALT_SIZE), None if share is None else share.id, share)
+
+    def with_share(self, share: KeyShare) -> "KdfSalt":
+        """The same with its share, which was read from the second database."""
+        return replace(self, share_id=share.id, share=share)
 
     @classmethod
     def parse(cls, text: str, *, policy: KdfProfile) -> "KdfSalt":
@@ -128,11 +143,9 @@ class KdfSalt:
                 "The stored key-derivation string is not a canonical Argon2id salt string."
             )
         memory, passes, lanes = (int(match[i]) for i in (1, 2, 3))
-        salt = base64.b64decode(match[4] + "==")
-        if _encode_salt(salt) != match[4]:  # other unused trailing bits would spell the same salt again
-            raise KdfParametersError("The stored key-derivation salt is not canonical base64.")
+        salt, share_id = _decode(match[5]), None if match[4] is None else uuid.UUID(bytes=_decode(match[4]))
         if (memory, passes, lanes) == (policy.memory, policy.passes, policy.lanes):
-            return cls(policy, salt)
+            return cls(policy, salt, share_id)
         if (memory, passes, lanes) == _OF_TESTS:
             raise KdfParametersError(
                 "The key slot was written under `KdfProfile.unsafe_for_tests()`, and this envelope has "
@@ -142,16 +155,34 @@ class KdfSalt:
                 "`add_provider`, or copy the data to an owner with another secret. Do not delete the slot: "
                 "it may be the only way to the owner's keys."
             )
-        return cls(KdfProfile(memory, passes, lanes), salt)
+        return cls(KdfProfile(memory, passes, lanes), salt, share_id)
 
     def __str__(self) -> str:
         profile = self.profile
         parameters = f"m={profile.memory},t={profile.passes},p={profile.lanes}"
-        return f"$argon2id$v=19${parameters}${_encode_salt(self.salt)}"
+        if self.share_id is not None:
+            parameters += f"{_SHARE}{_encode(self.share_id.bytes)}"
+        return f"$argon2id$v=19${parameters}${_encode(self.salt)}"
 
 
-def _encode_salt(salt: bytes) -> str:
-    return base64.b64encode(salt).decode("ascii").rstrip("=")
+_SHARE = ",share="
+
+
+def share_named_by(text: str | None) -> uuid.UUID | None:
+    """The id of the share that a stored PHC salt string names; None if it names none, or is none."""
+    match = _PHC.fullmatch(text) if text is not None and len(text) <= 128 else None
+    return None if match is None or match[4] is None else uuid.UUID(bytes=base64.b64decode(match[4] + "=="))
+
+
+def _encode(data: bytes) -> str:
+    return base64.b64encode(data).decode("ascii").rstrip("=")
+
+
+def _decode(text: str) -> bytes:
+    data = base64.b64decode(text + "==")
+    if _encode(data) != text:  # other unused trailing bits would spell the same bytes again
+        raise KdfParametersError("The stored key-derivation string is not canonical base64.")
+    return data
 
 
 class KdfLimit:
@@ -223,15 +254,19 @@ def derive_kek(secret: bytes | Hidden[bytes], salt: KdfSalt) -> KeyBytes:
     """The KEK of a prepared secret: Argon2id (RFC 9106), then HKDF (section 3, steps 3 and 4).
 
     Raises:
+        KeyShareError: the salt names a share, and comes without it.
         argon2.exceptions.HashingError: the machine has no memory for the derivation, as a rule.
     """
     secret = secret if isinstance(secret, Hidden) else Hidden(secret)
     profile = salt.profile
+    if salt.share_id is not None and salt.share is None:
+        raise KeyShareError("The share of a key slot was not read before its secret was stretched.")
     try:
         return key_encryption_key(
             hash_secret_raw(
                 secret.reveal(), salt.salt, profile.passes, profile.memory, profile.lanes, 32, Type.ID, 19
-            )
+            ),
+            salt.share,
         )
     except Exception as error:  # noqa: BLE001 - no memory, as a rule
         failed = error

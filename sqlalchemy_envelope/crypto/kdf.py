@@ -92,9 +92,15 @@ def joined_key(server_share: KeyBytes, person_share: KeyBytes) -> KeyBytes:
     return KeyBytes(kdf.derive(person_share.buffer))
 
 
-def key_encryption_key(stretched: bytes | bytearray) -> KeyBytes:
-    """The KEK from the output of Argon2id, 32 bytes each: HKDF-SHA-512 (section 3, step 4)."""
-    kdf = HKDF(algorithm=SHA512(), length=KEY_SIZE, salt=None, info=encode_context("kek"))
+def key_encryption_key(stretched: bytes | bytearray, share: KeyBytes | None = None) -> KeyBytes:
+    """The KEK from the output of Argon2id, 32 bytes each: HKDF-SHA-512 (section 3, step 4).
+
+    Args:
+        share: the KEK's share, where a second database holds one. Without it nobody can tell the KEK from
+            random bytes, not even with the secret.
+    """
+    salt = None if share is None else bytes(share.buffer)
+    kdf = HKDF(algorithm=SHA512(), length=KEY_SIZE, salt=salt, info=encode_context("kek"))
     return KeyBytes(kdf.derive(stretched))
 
 

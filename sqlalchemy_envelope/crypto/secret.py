@@ -11,7 +11,7 @@ is read, and the key would be 32 zeros.
 import os
 from collections.abc import Callable
 from hmac import compare_digest
-from typing import Generic, NoReturn, TypeVar, cast
+from typing import Generic, NoReturn, Self, TypeVar, cast
 
 T = TypeVar("T")
 
@@ -73,7 +73,7 @@ class KeyBytes(Uncopied):
         return self._held()
 
     @classmethod
-    def generate(cls) -> "KeyBytes":
+    def generate(cls) -> Self:
         """A fresh, uniformly random key."""
         return cls(os.urandom(KEY_SIZE))
 

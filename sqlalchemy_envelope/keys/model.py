@@ -5,6 +5,7 @@ import uuid
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from sqlalchemy_envelope.crypto.key_share import KeyShare
 from sqlalchemy_envelope.crypto.sealing import PublicKeys
 from sqlalchemy_envelope.crypto.secret import KeyBytes, Uncopied
 from sqlalchemy_envelope.crypto.wrapping import WrapContext
@@ -153,6 +154,7 @@ class StoredSlot:
         unacknowledged_since: when the slot was added, while its owner has not acknowledged it.
         under_pepper: of a slot that was loaded or replaced, what the row holds in place of `wrapped` and
             `recipient_public_key` (format 0x15); None if the row has no pepper.
+        share: of a new slot, the share of its KEK, which is stored in the second database before the slot.
     """
 
     slot_id: uuid.UUID
@@ -169,6 +171,7 @@ class StoredSlot:
     used_at: dt.datetime | None = None
     unacknowledged_since: dt.datetime | None = None
     under_pepper: bytes | None = field(default=None, repr=False, compare=False)
+    share: KeyShare | None = field(default=None, repr=False, compare=False)
 
     @property
     def in_row(self) -> bytes:

@@ -12,6 +12,7 @@ from hmac import compare_digest
 
 from sqlalchemy_envelope.crypto.argon2id import KdfSalt
 from sqlalchemy_envelope.crypto.kdf import x25519_public
+from sqlalchemy_envelope.crypto.key_share import KeyShare
 from sqlalchemy_envelope.crypto.peppering import WAITING_SIZE, is_peppered
 from sqlalchemy_envelope.crypto.sealing import FORMAT_SEALED, PublicKeys, open_key, seal_key
 from sqlalchemy_envelope.crypto.secret import KeyBytes
@@ -46,6 +47,7 @@ def new_slot(
     *,
     kdf: str = "",
     label: str | None = None,
+    share: KeyShare | None = None,
     unacknowledged: bool = False,
 ) -> StoredSlot:
     """Make a slot: a root key, wrapped under a KEK.
@@ -55,6 +57,7 @@ def new_slot(
         kdf: the PHC salt string that makes the KEK from a secret. It is part of the wrap's context: to alter
             it locks the slot.
         label: a name for people.
+        share: the share of the KEK, where a second database holds one.
         unacknowledged: whether the owner is to be told of the slot at the next unlock.
     """
     slot = StoredSlot(
@@ -66,6 +69,7 @@ def new_slot(
         recipient_public_key=x25519_public(kek),
         label=label,
         unacknowledged_since=now() if unacknowledged else None,
+        share=share,
     )
     return replace(slot, wrapped=_wrap_in_slot(root, slot, kek))
 
@@ -79,7 +83,7 @@ def secret_slot(
         kek: derived from the secret with `salt`.
         instead_of: the slot that is replaced. The new slot keeps its id, its label and when it was made.
     """
-    slot = replace(new_slot(root, kek, SlotKind.SECRET, kdf=str(salt)), used_at=now())
+    slot = replace(new_slot(root, kek, SlotKind.SECRET, kdf=str(salt), share=salt.share), used_at=now())
     if instead_of is None:
         return slot
     return replace(
@@ -126,7 +130,9 @@ def waiting_slot(root: StoredKey, kek: KeyBytes, salt: KdfSalt) -> StoredSlot:
         root: the root key that a holder will seal into the slot.
     """
     public_key = x25519_public(kek)
-    return StoredSlot(uuid.uuid4(), root.key_id, SlotKind.SECRET, str(salt), b"", public_key)
+    return StoredSlot(
+        uuid.uuid4(), root.key_id, SlotKind.SECRET, str(salt), b"", public_key, share=salt.share
+    )
 
 
 def is_waiting(slot: StoredSlot) -> bool:

@@ -16,7 +16,7 @@ COUNTS = {
     "derivation": 63,
     "secret": 81,
     "recovery_code": 145,
-    "kdf": 91,
+    "kdf": 110,
     "wrap": 217,
     "sealed": 157,
     "hybrid": 76,

@@ -25,6 +25,7 @@ from sqlalchemy_envelope.crypto import (
     sealing,
     wrapping,
 )
+from sqlalchemy_envelope.crypto.key_share import KeyShare
 from sqlalchemy_envelope.crypto.secret import KeyBytes
 from sqlalchemy_envelope.exceptions import (
     ConfigurationError,
@@ -32,6 +33,7 @@ from sqlalchemy_envelope.exceptions import (
     EnvelopeError,
     FormatError,
     KdfParametersError,
+    KeyShareError,
     PepperError,
     ProviderError,
     RecoveryCodeError,
@@ -253,6 +255,14 @@ REFUSED_CODES = {
 def test_key_derivation(case: Case) -> None:
     """Stored parameters are accepted within their bounds and in one spelling only, and give the known KEK."""
     policy = argon2id.KdfProfile.RFC9106_LOW_MEMORY
+    if case["op"] == "share":
+        parsed = argon2id.KdfSalt.parse(case["phc"], policy=policy)
+        assert parsed.share_id is not None
+        with pytest.raises(KeyShareError):
+            KeyShare.read(parsed.share_id, case["share"] and bytes.fromhex(case["share"]))
+        with pytest.raises(KeyShareError):
+            argon2id.derive_kek(b"secret", parsed)
+        return
     if case["expect"] == "refused":
         with pytest.raises(KdfParametersError):
             argon2id.KdfSalt.parse(case["phc"], policy=policy)
@@ -261,12 +271,18 @@ def test_key_derivation(case: Case) -> None:
     parsed = argon2id.KdfSalt.parse(case["phc"], policy=policy)
 
     assert case["phc"] == str(parsed)
+    if "share" in case:
+        assert parsed.share_id is not None
+        parsed = parsed.with_share(KeyShare.read(parsed.share_id, bytes.fromhex(case["share"])))
+        assert case["phc"] == str(parsed)
     if case["op"] == "derive":
         assert case["kek"] == raw(argon2id.derive_kek(bytes.fromhex(case["secret"]), parsed)).hex()
     else:
         profile = parsed.profile
         found = profile.memory, profile.passes, profile.lanes, parsed.salt.hex()
         assert (case["m"], case["t"], case["p"], case["salt"]) == found
+        assert case.get("share_id") == (parsed.share_id and parsed.share_id.hex)
+        assert parsed.share_id == argon2id.share_named_by(case["phc"])
 
 
 # ---------------------------------------------------------------- sections 4 and 5

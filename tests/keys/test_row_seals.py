@@ -194,6 +194,7 @@ NOT_SEALED = {
     "used_at",
     "unacknowledged_since",
     "under_pepper",
+    "share",
 }
 
 
@@ -201,7 +202,8 @@ NOT_SEALED = {
 def test_every_column_is_under_the_seal(row: StoredKey | StoredSlot | StoredGrant) -> None:
     """Each column of each table, changed alone, changes what is sealed; but the seal itself, the proof, which
     is not asked for where rows are sealed, the counter of grants, which SQL counts up, a slot's label and
-    times, which are for people, and what a slot keeps of its row: the seal is made of the row itself."""
+    times, which are for people, a new slot's share, and what a slot keeps of its row: the seal is made of the
+    row itself."""
     state = GrantState.ADOPTED if row is GRANT else KeyState.RETIRED
     for name in [field.name for field in fields(row)]:
         changed = ANOTHER.get(name, state if name == "state" else 1 if name == "granted" else b"x")

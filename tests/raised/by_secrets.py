@@ -66,6 +66,22 @@ def reset_with_a_recovery_code_of_nobody(at: Scene) -> None:
     at.envelope.reset_secret(at.session, at.ada, recovery_code=CODE, new=NEW)
 
 
+def name_a_share(at: Scene) -> None:
+    at.raw("UPDATE users_keyslot SET kdf = replace(kdf, 'p=1$', 'p=1,share=AAAAAAAAAAAAAAAAAAAAAA$')")
+
+
+@raises(exceptions.KeyShareError)
+def share_that_is_nowhere(at: Scene) -> None:
+    name_a_share(at)
+    at.unlock()
+
+
+@raises(exceptions.KeyShareError)
+def share_of_the_old_secret_that_is_nowhere(at: Scene) -> None:
+    name_a_share(at)
+    at.envelope.change_secret(at.session, at.ada, old=RIGHT, new=NEW)
+
+
 @raises(exceptions.RecoveryCodeError)
 def mistyped_recovery_code(at: Scene) -> None:
     at.envelope.reset_secret(at.session, at.ada, recovery_code=CODE[:-1] + "0", new=NEW)

@@ -167,8 +167,17 @@ def prepare(secret: str | bytes, making: bool) -> bytes:
 
 
 PHC = re.compile(
-    r"\$argon2id\$v=19\$m=([1-9][0-9]*),t=([1-9][0-9]*),p=([1-9][0-9]*)\$([A-Za-z0-9+/]{22})", re.ASCII
+    r"\$argon2id\$v=19\$m=([1-9][0-9]*),t=([1-9][0-9]*),p=([1-9][0-9]*)"
+    r"(?:,share=([A-Za-z0-9+/]{22}))?\$([A-Za-z0-9+/]{22})",
+    re.ASCII,
 )
+
+
+def sixteen(text: str) -> bytes:
+    data = base64.b64decode(text + "==")
+    if base64.b64encode(data).decode().rstrip("=") != text:
+        raise RefusedError("refused")
+    return data
 
 
 def parse_phc(text: str) -> dict[str, Any]:
@@ -178,10 +187,9 @@ def parse_phc(text: str) -> dict[str, Any]:
     if max(map(len, found.groups()[:3])) > 10:
         raise RefusedError("refused")
     m, t, p = (int(number) for number in found.groups()[:3])
-    salt = base64.b64decode(found[4] + "==")
+    share, salt = None if found[4] is None else sixteen(found[4]), sixteen(found[5])
     within = (
-        base64.b64encode(salt).decode().rstrip("=") == found[4]
-        and 19_456 <= m <= 1_048_576
+        19_456 <= m <= 1_048_576
         and (2 <= t <= 16 or (t == 1 and m >= 47_104))
         and 1 <= p <= 16
         and m >= 8 * p
@@ -189,7 +197,8 @@ def parse_phc(text: str) -> dict[str, Any]:
     )
     if not within:
         raise RefusedError("refused")
-    return {"m": m, "t": t, "p": p, "salt": salt}
+    named = {} if share is None else {"share_id": share}
+    return {"m": m, "t": t, "p": p, "salt": salt, **named}
 
 
 def argon2id(secret: bytes, phc: str) -> bytes:
@@ -197,8 +206,13 @@ def argon2id(secret: bytes, phc: str) -> bytes:
     return hash_secret_raw(secret, cost["salt"], cost["t"], cost["m"], cost["p"], 32, Type.ID, 19)
 
 
-def kek(argon2_output: bytes) -> bytes:
-    return HKDF(hashes.SHA512(), 32, b"\x00" * 64, ctx("kek")).derive(argon2_output)
+def kek(argon2_output: bytes, share: bytes = b"") -> bytes:
+    return HKDF(hashes.SHA512(), 32, share or b"\x00" * 64, ctx("kek")).derive(argon2_output)
+
+
+def naming(phc: str, share: bytes) -> str:
+    head, salt = phc.rsplit("$", 1)
+    return f"{head},share={base64.b64encode(key_id(share)).decode().rstrip('=')}${salt}"
 
 
 CROCKFORD = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
@@ -1177,6 +1191,9 @@ def recovery_code_cases() -> list[Case]:
 SALT = "AAECAwQFBgcICQoLDA0ODw"
 DEFAULT_PHC = f"$argon2id$v=19$m=65536,t=3,p=4${SALT}"
 CHEAP_PHC = f"$argon2id$v=19$m=19456,t=2,p=1${SALT}"
+A_SHARE = fixed("share", 32)
+SHARE = base64.b64encode(key_id(A_SHARE)).decode().rstrip("=")
+SHARED_PHC = naming(DEFAULT_PHC, A_SHARE)
 
 
 def kdf_cases() -> list[Case]:
@@ -1186,8 +1203,10 @@ def kdf_cases() -> list[Case]:
         case: Case = {"name": name, "comment": comment, "op": "parse", "phc": phc}
         assert outcome(lambda: parse_phc(phc)) == expect, name
         if expect == "ok":
-            parsed = parse_phc(phc)
-            case |= parsed | {"salt": parsed["salt"].hex()}
+            case |= {
+                key: value.hex() if isinstance(value, bytes) else value
+                for key, value in parse_phc(phc).items()
+            }
         cases.append(case | {"expect": expect})
 
     def bound(name: str, m: int | str, t: int | str, p: int | str, expect: str, comment: str) -> None:
@@ -1203,6 +1222,14 @@ def kdf_cases() -> list[Case]:
         "ok",
     )
     add("salt of plus", "the standard alphabet", DEFAULT_PHC.replace(SALT, "+" * 21 + "g"), "ok")
+    add("share", "names the share of the KEK in a second database", SHARED_PHC, "ok")
+    add(
+        "share of zeros",
+        "an id is any 16 bytes; a share proves its own",
+        SHARED_PHC.replace(SHARE, "A" * 22),
+        "ok",
+    )
+    add("share of plus", "the standard alphabet", SHARED_PHC.replace(SHARE, "+" * 21 + "g"), "ok")
 
     bound("m below", 19_455, 2, 1, "refused", "one KiB below 19 MiB")
     bound("m lowest", 19_456, 2, 1, "ok", "19 MiB")
@@ -1260,6 +1287,15 @@ def kdf_cases() -> list[Case]:
         ("p missing", "all three", f"$argon2id$v=19$m=65536,t=3${SALT}"),
         ("t missing", "all three", f"$argon2id$v=19$m=65536,p=4${SALT}"),
         ("m missing", "all three", f"$argon2id$v=19$t=3,p=4${SALT}"),
+        ("share of 21", "16 bytes", SHARED_PHC.replace(SHARE, SHARE[:-1])),
+        ("share of 23", "16 bytes", SHARED_PHC.replace(SHARE, SHARE + "A")),
+        ("share padded", "without padding", SHARED_PHC.replace(SHARE, SHARE + "==")),
+        ("share not canonical", "a spare bit is set", SHARED_PHC.replace(SHARE, SHARE[:-1] + "x")),
+        ("share url-safe", "the standard alphabet", SHARED_PHC.replace(SHARE, "-" * 21 + "g")),
+        ("share empty", "16 bytes", SHARED_PHC.replace(SHARE, "")),
+        ("share twice", "no duplicates", SHARED_PHC.replace(",share", f",share={SHARE},share")),
+        ("share before p", "one order", f"$argon2id$v=19$m=65536,t=3,share={SHARE},p=4${SALT}"),
+        ("share after the salt", "a parameter, and no hash", f"{DEFAULT_PHC}$share={SHARE}"),
         ("keyid", "no other parameter", f"$argon2id$v=19$m=65536,t=3,p=4,keyid=AAAA${SALT}"),
         ("data", "no other parameter", f"$argon2id$v=19$m=65536,t=3,p=4,data=AAAA${SALT}"),
         ("argon2i", "another function", DEFAULT_PHC.replace("argon2id", "argon2i")),
@@ -1311,6 +1347,26 @@ def kdf_cases() -> list[Case]:
         output = argon2id(secret, phc)
         case = {"name": name, "comment": comment, "op": "derive", "secret": secret.hex(), "phc": phc}
         cases.append(case | {"argon2_output": output.hex(), "kek": kek(output).hex(), "expect": "ok"})
+    secret = b"correct horse battery staple"
+    for name, comment, share in (
+        ("derive with a share", "the HKDF salt; Argon2id is that of the same text without share=", A_SHARE),
+        ("derive with another share", "another share, another KEK", fixed("another share", 32)),
+        ("derive with a share of ones", "no share is weak", ONES),
+    ):
+        phc = naming(CHEAP_PHC, share)
+        output = argon2id(secret, phc)
+        inputs = {"op": "derive", "secret": secret.hex(), "phc": phc, "share": share.hex()}
+        outputs = {"argon2_output": output.hex(), "kek": kek(output, share).hex(), "expect": "ok"}
+        cases.append({"name": name, "comment": comment, **inputs, **outputs})
+    for name, comment, share in (
+        ("share cut", "31 bytes", A_SHARE[:-1]),
+        ("share of another slot", "its id is another", fixed("another share", 32)),
+        ("share altered", "one bit", bytes([A_SHARE[0] ^ 1]) + A_SHARE[1:]),
+        ("share missing", "nothing is derived without it", None),
+    ):
+        inputs = {"op": "share", "phc": SHARED_PHC, "share": None if share is None else share.hex()}
+        assert share is None or len(share) != 32 or key_id(share) != parse_phc(SHARED_PHC)["share_id"]
+        cases.append({"name": name, "comment": comment, **inputs, "expect": "refused"})
     return cases
 
 

@@ -217,7 +217,7 @@ function checkSecret(prepared) {
   return prepared;
 }
 
-const PHC = /^\$argon2id\$v=19\$m=([1-9][0-9]{0,9}),t=([1-9][0-9]{0,9}),p=([1-9][0-9]{0,9})\$([A-Za-z0-9+/]{21}[AQgw])$/;
+const PHC = /^\$argon2id\$v=19\$m=([1-9][0-9]{0,9}),t=([1-9][0-9]{0,9}),p=([1-9][0-9]{0,9})(?:,share=([A-Za-z0-9+/]{21}[AQgw]))?\$([A-Za-z0-9+/]{21}[AQgw])$/;
 
 function parsePhc(string) {
   const found = PHC.exec(string); // without the flag m, JavaScript's $ is the very end
@@ -226,12 +226,20 @@ function parsePhc(string) {
   const within =
     m >= 19_456 && m <= 1_048_576 && t <= 16 && (t >= 2 || m >= 47_104) && p <= 16 && m >= 8 * p && m * t <= 8_388_608;
   if (!within) refuse("refused");
-  return { m, t, p, salt: hex(Uint8Array.from(atob(found[4]), (letter) => letter.charCodeAt(0))) };
+  const sixteen = (letters) => hex(Uint8Array.from(atob(letters), (letter) => letter.charCodeAt(0)));
+  return { m, t, p, salt: sixteen(found[5]), ...(found[4] && { share_id: sixteen(found[4]) }) };
 }
 
-async function kek(argon2Output) {
-  const prk = await hmac("SHA-512", new Uint8Array(64), argon2Output);
+async function kek(argon2Output, share = new Uint8Array(64)) {
+  const prk = await hmac("SHA-512", share, argon2Output);
   return expand("SHA-512", prk, ctx("kek"), 32);
+}
+
+// The share of a slot, as its salt string names it.
+async function readShare(parsed, share) {
+  if (parsed.share_id === undefined) return undefined;
+  if (share === null || share.length !== 32 || hex(await keyId(share)) !== parsed.share_id) refuse("refused");
+  return share;
 }
 
 const CROCKFORD = "0123456789ABCDEFGHJKMNPQRSTVWXYZ";
@@ -679,9 +687,13 @@ async function checkKdf(of) {
   const parsed = await result(() => parsePhc(of.phc));
   if (of.op === "derive") {
     expectEqual(typeof parsed, "object");
-    expectEqual(hex(await kek(bytes(of.argon2_output))), of.kek);
+    const share = await readShare(parsed, of.share === undefined ? null : bytes(of.share));
+    expectEqual(hex(await kek(bytes(of.argon2_output), share)), of.kek);
+  } else if (of.op === "share") {
+    expectEqual(await result(() => readShare(parsed, of.share && bytes(of.share))), of.expect);
   } else if (of.expect === "ok") {
-    expectEqual(parsed, { m: of.m, t: of.t, p: of.p, salt: of.salt });
+    const { m, t, p, salt, share_id } = of;
+    expectEqual(parsed, { m, t, p, salt, ...(share_id && { share_id }) });
   } else {
     expectEqual(parsed, of.expect);
   }

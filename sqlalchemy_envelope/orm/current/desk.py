@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from sqlalchemy_envelope.orm.current.context import policy_of, unlocked_sessions
+from sqlalchemy_envelope.orm.current.key_shares import KeyShares
 from sqlalchemy_envelope.orm.tables.grant_rows import GrantStore
 from sqlalchemy_envelope.orm.tables.key_rows import KeyStore
 
@@ -31,7 +32,12 @@ class Desk:
 
     def keys(self, owner_class: OwnerClass) -> KeyStore:
         """The store of the key and slot rows of one class of owners."""
-        return KeyStore(self.session, owner_class, self.policy.seals, self.policy.pepper)
+        shares = self.shares(owner_class) if owner_class.has_shares else None
+        return KeyStore(self.session, owner_class, self.policy.seals, self.policy.pepper, shares)
+
+    def shares(self, owner_class: OwnerClass) -> KeyShares:
+        """The shares of one class of owners, in the second database."""
+        return KeyShares(self.session, owner_class)
 
     def grants(self, grant_class: GrantClass) -> GrantStore:
         """The store of the grants of one class."""

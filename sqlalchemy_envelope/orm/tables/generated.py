@@ -18,7 +18,7 @@ from sqlalchemy_envelope.orm.tables.records import records_of_table
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from sqlalchemy import Table
+    from sqlalchemy import MetaData, Table
     from sqlalchemy.orm import Mapper
 
 LONGEST_NAME = 63
@@ -35,6 +35,8 @@ class KeyNames:
     slot_table: str = "{table}_keyslot"
     key_class: str = "{owner}Key"
     slot_class: str = "{owner}KeySlot"
+    share_table: str = "{table}_keyshare"
+    share_class: str = "{owner}KeyShare"
 
 
 @dataclass(frozen=True)
@@ -78,19 +80,29 @@ _TABLE_OPTIONS = frozenset(
 """What tables must have in common for a foreign key between them."""
 
 
-def generate(mapper: Mapper[Any], base: type[Any], name: Name, attributes: Mapping[str, Any]) -> Any:
-    """Map a class to a table of its own, in the MetaData, the schema and the registry of `mapper`.
+def generate(
+    mapper: Mapper[Any],
+    base: type[Any],
+    name: Name,
+    attributes: Mapping[str, Any],
+    metadata: MetaData | None = None,
+) -> Any:
+    """Map a class to a table of its own, in the schema and the registry of `mapper`.
 
     The declarative base of the application is not used: it may make dataclasses of its subclasses, or have
     columns of its own.
+
+    Args:
+        metadata: the MetaData of the table; left out, that of `mapper`.
 
     Raises:
         ConfigurationError: the table's name is too long, or another table has it.
     """
     cls: Any = mapper.class_
     table: Any = mapper.local_table
+    metadata = table.metadata if metadata is None else metadata
     _check_length(cls, name)
-    _make_room(table, base, cls, name)
+    _make_room(table, metadata, base, cls, name)
     options = {"schema": table.schema, "extend_existing": True}
     options |= {option: value for option, value in table.kwargs.items() if option in _TABLE_OPTIONS}
     namespace = {
@@ -98,7 +110,7 @@ def generate(mapper: Mapper[Any], base: type[Any], name: Name, attributes: Mappi
         "__table_args__": options,
         "__module__": cls.__module__,
         "__qualname__": f"{cls.__qualname__}.{name.attribute}",
-        "metadata": table.metadata,
+        "metadata": metadata,
         **attributes,
     }
     # Mapped under a name that no class of the application can have. SQLAlchemy warns of two classes of one
@@ -137,13 +149,13 @@ def _check_length(cls: type[Any], name: Name) -> None:
         )
 
 
-def _make_room(table: Table, base: type[Any], cls: type[Any], name: Name) -> None:
+def _make_room(table: Table, metadata: MetaData, base: type[Any], cls: type[Any], name: Name) -> None:
     """Clear a table of that name that was reflected before, or made with an earlier class of the same name.
 
     Raises:
         ConfigurationError: it is another table.
     """
-    existing = table.metadata.tables.get(f"{table.schema}.{name.table}" if table.schema else name.table)
+    existing = metadata.tables.get(f"{table.schema}.{name.table}" if table.schema else name.table)
     if existing is None:
         return
     own = {key for key, value in vars(base).items() if isinstance(value, MappedColumn)}

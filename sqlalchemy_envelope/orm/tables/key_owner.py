@@ -18,6 +18,7 @@ from sqlalchemy import (
     Index,
     Integer,
     LargeBinary,
+    MetaData,
     String,
     UniqueConstraint,
 )
@@ -58,6 +59,10 @@ class KeyOwner:
             encrypted with its key: an application's own secrets, the user of a program with one passphrase, a
             tenant with a schema of its own.
         key_tables: False to declare the tables yourself, as `KeyTable[Owner]` and `KeySlotTable[Owner]`.
+        key_shares: True to keep half of each secret's way to the keys in a second database, in the table
+            `<table>_keyshare`, which `__share_class__` maps. Tell the session where it is:
+            `Session(engine, binds={User.__share_class__: second_engine})`. Give a `MetaData` in place of True
+            to have the table in that MetaData, and not among those of the first database.
         key_names: other names for the tables and their classes, `KeyNames(key_table="user_keys")`.
 
     Class attributes:
@@ -72,17 +77,26 @@ class KeyOwner:
     __key_tables__: ClassVar[bool] = True
     __sole_owner__: ClassVar[bool] = False
     __key_names__: ClassVar[KeyNames] = KeyNames()
+    __key_shares__: ClassVar[bool | MetaData] = False
     if TYPE_CHECKING:
         __key_class__: ClassVar[type[KeyTable[Any]]]
         __slot_class__: ClassVar[type[KeySlotTable[Any]]]
+        __share_class__: ClassVar[type[KeyShareTable[Any]]]
 
     def __init_subclass__(
         cls,
         key_tables: bool = True,
         sole: bool = False,
         key_names: KeyNames | None = None,
+        key_shares: bool | MetaData = False,
         **kwargs: Any,
     ) -> None:
+        if not isinstance(key_shares, (bool, MetaData)):
+            raise ConfigurationError(
+                f"{cls.__name__}: key_shares= takes True, or a MetaData for the table of the second database."
+            )
+        if key_shares is not False:
+            cls.__key_shares__ = key_shares
         if sole:
             cls.__sole_owner__ = True
         if not key_tables:
@@ -177,6 +191,18 @@ class KeySlotTable(_OwnedTable[Owner]):
         cls.key_id = mapped_column(KEY_UUID, reference, nullable=False, index=True)
 
 
+class KeyShareTable(_OwnedTable[Owner]):
+    """Shares of the KEKs of one class of owners, in a second database: a secret opens nothing without them.
+
+    A key slot names its share by the id. No row says whose a share is.
+    """
+
+    share_id: Mapped[uuid.UUID] = mapped_column(KEY_UUID, primary_key=True)
+    share: Mapped[bytes] = mapped_column(LargeBinary(32))
+    created_at: Mapped[dt.datetime] = mapped_column(DateTime(timezone=True), default=now)
+    unused_since: Mapped[dt.datetime | None] = mapped_column(DateTime(timezone=True))
+
+
 def _owner_names(owner_class: OwnerClass) -> list[str]:
     key = owner_class.primary_key
     return ["owner_id"] if len(key) == 1 else [f"owner_{column.key}" for column in key]
@@ -198,6 +224,7 @@ def _new_owner_class(mapper: Mapper[Any], cls: type[KeyOwner]) -> OwnerClass:
         _check_key_type(cls, column)
     owner_class = OwnerClass(mapper, cls.__owner_label__ or table.name, cls.__owner_reference__, key)
     owner_class.is_sole = cls.__sole_owner__
+    owner_class.has_shares = cls.__key_shares__ is not False
     if owner_class.is_sole:
         for column in key:
             sole_key(column)
@@ -207,8 +234,13 @@ def _new_owner_class(mapper: Mapper[Any], cls: type[KeyOwner]) -> OwnerClass:
         owner_class = _renew(before, owner_class)
     register(table, owner_class)
     if cls.__key_tables__:
-        for base, name in zip((KeyTable, KeySlotTable), _names(cls, table.name), strict=True):
-            generate(mapper, base, name, {"__owner_class__": owner_class})
+        of_keys, of_slots, of_shares = _names(cls, table.name)
+        generate(mapper, KeyTable, of_keys, {"__owner_class__": owner_class})
+        generate(mapper, KeySlotTable, of_slots, {"__owner_class__": owner_class})
+        if owner_class.has_shares:
+            shares = cls.__key_shares__
+            metadata = shares if isinstance(shares, MetaData) else None
+            generate(mapper, KeyShareTable, of_shares, {"__owner_class__": owner_class}, metadata)
     return owner_class
 
 
@@ -221,8 +253,8 @@ def is_sole(mapper: Mapper[Any]) -> bool:
 def _renew(before: OwnerClass, now: OwnerClass) -> OwnerClass:
     before.mapper, before.label = now.mapper, now.label
     before.reference_attribute, before.primary_key = now.reference_attribute, now.primary_key
-    before.is_sole = now.is_sole
-    before.key_class = before.slot_class = None
+    before.is_sole, before.has_shares = now.is_sole, now.has_shares
+    before.key_class = before.slot_class = before.share_class = None
     before.selects.clear()
     for grant in (*before.grants_of, *before.grants_to):
         for prepared in (grant, grant.of.owner_class, grant.to.owner_class):
@@ -230,7 +262,7 @@ def _renew(before: OwnerClass, now: OwnerClass) -> OwnerClass:
     return before
 
 
-def _names(cls: type[KeyOwner], table: str) -> tuple[Name, Name]:
+def _names(cls: type[KeyOwner], table: str) -> tuple[Name, Name, Name]:
     names = cls.__key_names__
 
     def name(class_name: str, table_name: str, attribute: str) -> Name:
@@ -239,12 +271,13 @@ def _names(cls: type[KeyOwner], table: str) -> tuple[Name, Name]:
             fill_in(cls, class_name, **known),
             fill_in(cls, table_name, **known),
             attribute,
-            "key_names=KeyNames(key_table=..., slot_table=...)",
+            "key_names=KeyNames(key_table=..., slot_table=..., share_table=...)",
         )
 
     return (
         name(names.key_class, names.key_table, "__key_class__"),
         name(names.slot_class, names.slot_table, "__slot_class__"),
+        name(names.share_class, names.share_table, "__share_class__"),
     )
 
 
@@ -268,6 +301,9 @@ def _complete(mapper: Mapper[Any], cls: type[Any]) -> None:
     name_indexes(table)
     if issubclass(cls, KeySlotTable):
         owner_class.slot_class = owner.__slot_class__ = cls
+        return
+    if issubclass(cls, KeyShareTable):
+        owner_class.share_class = owner.__share_class__ = cls
         return
     _constrain(table, owner_class)
     owner_class.key_class = owner.__key_class__ = cls

@@ -65,6 +65,7 @@ if TYPE_CHECKING:
     from sqlalchemy_envelope.keys.pepper import SlotPepper
     from sqlalchemy_envelope.keys.row_seals import RowSeals
     from sqlalchemy_envelope.orm.tables.owners import Location, OwnerClass
+    from sqlalchemy_envelope.orm.tables.slot_rows import ShareStore
     from sqlalchemy_envelope.orm.tables.stored_rows import HeldKey
 
     PrimaryKey = tuple[Any, ...]
@@ -74,9 +75,14 @@ class KeyStore(SlotRows):
     """The key and slot rows of one class of owners."""
 
     def __init__(
-        self, session: Session, owner_class: OwnerClass, seals: RowSeals, pepper: SlotPepper | None = None
+        self,
+        session: Session,
+        owner_class: OwnerClass,
+        seals: RowSeals,
+        pepper: SlotPepper | None = None,
+        shares: ShareStore | None = None,
     ) -> None:
-        super().__init__(session, owner_class, seals, pepper)
+        super().__init__(session, owner_class, seals, pepper, shares)
         self._keys: Table = owner_class.key_class.__table__
         self.key_id = self._keys.c.key_id
         self._references: dict[PrimaryKey, OwnerId] = {}

@@ -35,6 +35,7 @@ class OwnerClass:
             others.
         emergencies: the classes of emergency access to its owners.
         is_sole: the class has one row, which owns the rows that name no other owner.
+        has_shares: secrets open nothing without a share in a second database, in the table of `share_class`.
         selects: the statements that read its tables at each unlock; to make such a statement costs a fifth of
             sending it.
     """
@@ -46,6 +47,8 @@ class OwnerClass:
     is_sole: bool = False
     key_class: Any = None
     slot_class: Any = None
+    has_shares: bool = False
+    share_class: Any = None
     owner_columns: tuple[Column[Any], ...] = field(default=())
     scopes: set[str] = field(default_factory=lambda: {""})
     grants_of: list[GrantClass] = field(default_factory=list)
@@ -214,5 +217,11 @@ def require_owner_class(owner: object) -> OwnerClass:
         raise ConfigurationError(
             f"{name} declares key_tables=False; add `class {name}Key(KeyTable[{name}], Base)` and `class "
             f"{name}KeySlot(KeySlotTable[{name}], Base)`."
+        )
+    if owner_class.has_shares and owner_class.share_class is None:
+        name = owner_class.name
+        raise ConfigurationError(
+            f"{name} declares key_tables=False and key_shares=True; add `class {name}KeyShare("
+            f"KeyShareTable[{name}], Base)`."
         )
     return owner_class

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from sqlalchemy import LargeBinary, and_, bindparam, case, func, insert, literal, or_, select, update
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Table
     from sqlalchemy.orm import Session
 
+    from sqlalchemy_envelope.crypto.key_share import KeyShare
     from sqlalchemy_envelope.keys.model import KeyId, StoredKey
     from sqlalchemy_envelope.keys.row_seals import RowSeals
     from sqlalchemy_envelope.orm.tables.owners import OwnerClass
@@ -53,21 +54,35 @@ class StaleSlot(NamedTuple):
     error: EnvelopeError | None
 
 
+class ShareStore(Protocol):
+    """Stores the shares of KEKs in the second database."""
+
+    def store(self, shares: Iterable[KeyShare]) -> None:
+        """Store shares, and commit them."""
+
+
 class SlotRows(Rows):
     """The slot rows of one class of owners.
 
-    A slot that is loaded is out of its pepper, and one that is written is put under the active pepper.
+    A slot that is loaded is out of its pepper, and one that is written is put under the active pepper. Its
+    share is committed in the second database before it is written.
 
     Args:
-        pepper: left out by code that reads and writes no secret slot.
+        pepper, shares: left out by code that reads and writes no secret slot.
     """
 
     def __init__(
-        self, session: Session, owner_class: OwnerClass, seals: RowSeals, pepper: SlotPepper | None = None
+        self,
+        session: Session,
+        owner_class: OwnerClass,
+        seals: RowSeals,
+        pepper: SlotPepper | None = None,
+        shares: ShareStore | None = None,
     ) -> None:
         super().__init__(session, owner_class.mapper, seals)
         self._pepper = pepper or SlotPepper()
         self._class = owner_class
+        self._shares = shares
         self._slots: Table = owner_class.slot_class.__table__
 
     def load_slots(
@@ -176,6 +191,7 @@ class SlotRows(Rows):
         Returns:
             The new slot, to be replaced again; None if somebody else replaced the old one.
         """
+        self._store_shares([new])
         c, row = self._slots.c, self._pepper.stored(new)
         statement = update(self._slots).where(c.slot_id == old.slot_id, c.wrapped == old.in_row)
         result = self._execute(
@@ -217,6 +233,7 @@ class SlotRows(Rows):
         Returns:
             Whether every slot was replaced. If not, the caller raises, and the transaction is rolled back.
         """
+        self._store_shares(new for _, new in slots)
         c = self._slots.c
         replaced = 0
         for some in chunks([(old, self._pepper.stored(new)) for old, new in slots], _EXCHANGED):
@@ -261,7 +278,8 @@ class SlotRows(Rows):
         replaced = self._execute(statement.execution_options(preserve_rowcount=True), rows).rowcount
         return int(replaced) if self.dialect.supports_sane_multi_rowcount else len(rows)
 
-    def _slot_rows(self, slots: Iterable[StoredSlot]) -> list[dict[str, Any]]:
+    def _slot_rows(self, slots: Sequence[StoredSlot]) -> list[dict[str, Any]]:
+        self._store_shares(slots)
         now = dt.datetime.now(dt.UTC)
         made = []
         for slot in slots:
@@ -273,8 +291,18 @@ class SlotRows(Rows):
                 "created_at": row.created_at or now,
             }
             del columns["under_pepper"]  # what the row holds is in `wrapped`
+            del columns["share"]  # it has no place in this database
             made.append(columns)
         return made
+
+    def _store_shares(self, slots: Iterable[StoredSlot]) -> None:
+        """Commit the shares of new slots in the second database.
+
+        The share comes first: wherever a crash comes between, the owner opens what was there before.
+        """
+        shares = [slot.share for slot in slots if slot.share is not None]
+        if shares and self._shares is not None:
+            self._shares.store(shares)
 
     def _insert_whole(
         self, table: Table, rows: Sequence[dict[str, Any]], *, unless_there: bool = False

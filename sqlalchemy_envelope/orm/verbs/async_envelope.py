@@ -15,6 +15,7 @@ from sqlalchemy_envelope.orm.verbs.async_emergency_verbs import AsyncEmergencyVe
 from sqlalchemy_envelope.orm.verbs.async_escrow_verbs import AsyncEscrowVerbs
 from sqlalchemy_envelope.orm.verbs.async_pepper_verbs import AsyncPepperVerbs
 from sqlalchemy_envelope.orm.verbs.async_recovery_verbs import AsyncRecoveryVerbs
+from sqlalchemy_envelope.orm.verbs.async_share_verbs import AsyncShareVerbs
 from sqlalchemy_envelope.orm.verbs.async_slot_verbs import AsyncSlotVerbs
 from sqlalchemy_envelope.orm.verbs.async_steps import AsyncSteps, plain_async
 from sqlalchemy_envelope.orm.verbs.enroll import asked_for
@@ -41,7 +42,13 @@ if TYPE_CHECKING:
 
 @emptying_class
 class AsyncEnvelope(
-    AsyncSlotVerbs, AsyncRecoveryVerbs, AsyncPepperVerbs, AsyncEscrowVerbs, AsyncEmergencyVerbs, AsyncSteps
+    AsyncSlotVerbs,
+    AsyncRecoveryVerbs,
+    AsyncPepperVerbs,
+    AsyncEscrowVerbs,
+    AsyncEmergencyVerbs,
+    AsyncShareVerbs,
+    AsyncSteps,
 ):
     """`Envelope` for `AsyncSession`. Neither a key derivation nor a provider ever holds up the event loop."""
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, NamedTuple
 
-from sqlalchemy_envelope.crypto.argon2id import KdfSalt
 from sqlalchemy_envelope.crypto.preparation import prepare_hidden
 from sqlalchemy_envelope.exceptions import AlreadyEnrolledError, EnrollmentError, TransactionConflictError
 from sqlalchemy_envelope.keys.hierarchy import check_generations
@@ -171,7 +170,7 @@ def _claim(
     if provider is not None:
         added = yield from kek_for_new(desk, provider)
     campaign_kek = yield from kek_of_slot(desk, found.slot)
-    salt = KdfSalt.generate(profile)
+    salt = located.new_salt(profile)
     kek = yield Derivation(prepared, salt)
 
     with wiping(kek):
@@ -203,7 +202,7 @@ def _wait(
     desk: Desk, profile: KdfProfile, found: _Unclaimed, prepared: Hidden[bytes]
 ) -> Steps[UnlockedSession]:
     """Leave a slot for the custodians. The owner stays locked until they release the keys."""
-    salt = KdfSalt.generate(profile)
+    salt = found.located.new_salt(profile)
     kek = yield Derivation(prepared, salt)
     with wiping(kek):
         found = _still(found)

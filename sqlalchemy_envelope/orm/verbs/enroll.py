@@ -136,7 +136,7 @@ def enroll_steps(
     try:
         for one in new:
             if one.prepared is not None:
-                one.salt = KdfSalt.generate(profile)
+                one.salt = KdfSalt.generate(profile, desk.shares(one.owner_class).new())
                 one.derived = yield Derivation(one.prepared, one.salt)
             one.keys = new_keys(one.owner_class.scopes, hybrid=desk.policy.hybrid)
         _write(desk, new, kek, are_many=asked.are_many)
@@ -217,6 +217,12 @@ def _refuse_unenrolled_others(session: Session, states: Collection[InstanceState
 
 
 def _write(desk: Desk, new: Sequence[_New], kek: ProviderKek | None, *, are_many: bool) -> None:
+    # Before any row of the owners: if the second database is away, nothing is written at all.
+    for owner_class in {one.owner_class for one in new}:
+        salts = [one.salt for one in new if one.owner_class is owner_class]
+        desk.shares(owner_class).store(
+            [salt.share for salt in salts if salt is not None and salt.share is not None]
+        )
     # Owners in the database get their keys first: another transaction may enroll such an owner at this
     # moment, and no value may be written under keys that are not stored. No other transaction knows a new
     # owner.

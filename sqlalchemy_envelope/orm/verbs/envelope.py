@@ -30,6 +30,7 @@ from sqlalchemy_envelope.orm.verbs.pepper_verbs import PepperVerbs, checked_pepp
 from sqlalchemy_envelope.orm.verbs.recovery_verbs import RecoveryVerbs
 from sqlalchemy_envelope.orm.verbs.settle_all import Settled, Settling, batch_steps
 from sqlalchemy_envelope.orm.verbs.settle_batch import job
+from sqlalchemy_envelope.orm.verbs.share_verbs import ShareVerbs
 from sqlalchemy_envelope.orm.verbs.slot_verbs import SlotVerbs
 from sqlalchemy_envelope.orm.verbs.slots import seal_rows
 from sqlalchemy_envelope.orm.verbs.why_locked import why_locked
@@ -52,7 +53,7 @@ T = TypeVar("T")
 
 
 @emptying_class
-class Envelope(SlotVerbs, RecoveryVerbs, PepperVerbs, EscrowVerbs, EmergencyVerbs, EnvelopeSteps):
+class Envelope(SlotVerbs, RecoveryVerbs, PepperVerbs, EscrowVerbs, EmergencyVerbs, ShareVerbs, EnvelopeSteps):
     """The policy of an application, which makes one `Envelope`. Holds no user's key.
 
     Args:
@@ -234,6 +235,7 @@ class Envelope(SlotVerbs, RecoveryVerbs, PepperVerbs, EscrowVerbs, EmergencyVerb
                 right and waits.
             UnlockError: the secret is wrong, or its slot was altered. The two cases cannot be told apart. Or
                 the recovery code is none of this owner's.
+            KeyShareError: the second database does not have the share that a slot needs.
             NotEnrolledError: the owner has no keys.
             TransactionConflictError: the owner's keys were made, claimed or changed at the same moment.
             KeyNotFoundError: the owner has no slot of this provider, or of this escrow key.

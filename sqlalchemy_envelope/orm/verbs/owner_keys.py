@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from sqlalchemy import inspect
 from sqlalchemy.orm import object_session
 
+from sqlalchemy_envelope.crypto.argon2id import KdfSalt
 from sqlalchemy_envelope.exceptions import (
     EnrollmentError,
     KeyNotFoundError,
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy.orm import InstanceState
 
+    from sqlalchemy_envelope.crypto.argon2id import KdfProfile
     from sqlalchemy_envelope.keys.model import StoredKey
     from sqlalchemy_envelope.orm.current.desk import Desk
     from sqlalchemy_envelope.orm.tables.key_rows import KeyStore
@@ -50,6 +52,15 @@ class LocatedOwner(NamedTuple):
     def reference(self) -> bytes:
         """The reference that this owner's wrapped keys are bound to."""
         return self.place.owner_class.reference(self.instance, self.place.primary_key)
+
+    def new_salt(self, profile: KdfProfile) -> KdfSalt:
+        """Make the salt of a new secret slot, with a fresh share if the class has shares."""
+        return KdfSalt.generate(profile, self.desk.shares(self.place.owner_class).new())
+
+    def store_share(self, salt: KdfSalt) -> None:
+        """Store the share of a new salt before anything else is written: the second database may be away."""
+        if salt.share is not None:
+            self.desk.shares(self.place.owner_class).store([salt.share])
 
     def load(self) -> list[OwnedKey]:
         """Load the owner's key rows, checked but not refused yet."""

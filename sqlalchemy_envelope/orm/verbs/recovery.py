@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from sqlalchemy.exc import DBAPIError
 
-from sqlalchemy_envelope.crypto.argon2id import KdfSalt
 from sqlalchemy_envelope.crypto.kdf import x25519_public
 from sqlalchemy_envelope.crypto.recovery_code import hide_code, kek_of_code, new_code
 from sqlalchemy_envelope.exceptions import (
@@ -41,7 +40,7 @@ from sqlalchemy_envelope.orm.verbs.unlock import keyring_of, unlocked_owner
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
-    from sqlalchemy_envelope.crypto.argon2id import KdfProfile
+    from sqlalchemy_envelope.crypto.argon2id import KdfProfile, KdfSalt
     from sqlalchemy_envelope.crypto.preparation import HiddenSecret
     from sqlalchemy_envelope.crypto.recovery_code import RecoveryCode
     from sqlalchemy_envelope.crypto.secret import Hidden, KeyBytes
@@ -140,9 +139,10 @@ def reset_secret_steps(
         first = yield from attempt.counted(_opened_by(desk, owner, kek), _Opened.wipe)
         first.wipe()
         located = first.located
-        salt = KdfSalt.generate(profile)
+        salt = located.new_salt(profile)
         secret = yield Derivation(prepared, salt)
         with wiping(secret), _telling_conflicts(located):
+            located.store_share(salt)
             lock_groups(desk, [located.place])
             made = _reset(located, kek, secret, salt)
     _tell(located, "recovery_code_used")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from sqlalchemy_envelope.crypto.argon2id import KdfSalt
 from sqlalchemy_envelope.crypto.kdf import x25519_public
+from sqlalchemy_envelope.crypto.key_share import KeyShare
 from sqlalchemy_envelope.crypto.preparation import prepare_hidden
 from sqlalchemy_envelope.exceptions import (
     AlreadyEnrolledError,
@@ -54,7 +55,7 @@ def add_secret_steps(
     located = _located(desk, owner)
     slots = _present(located).secrets
     _require_new_label(located, slots, label)
-    salt = _shared_salt(profile, slots)
+    salt = _shared_salt(located, profile, slots)
     kek = yield Derivation(prepared, salt)
     with wiping(kek):
         now = _locked(located)
@@ -64,7 +65,7 @@ def add_secret_steps(
         kind = SlotKind.SECRET
         made = [
             # The first secret is what its owner chose a moment ago, so that there is nothing to tell.
-            new_slot(root, kek, kind, kdf=str(salt), label=label, unacknowledged=not first)
+            new_slot(root, kek, kind, kdf=str(salt), share=salt.share, label=label, unacknowledged=not first)
             for root in now.roots
         ]
         located.store.insert_slots(made)
@@ -79,7 +80,7 @@ def set_secret_steps(
     located = _located(desk, owner)
     slots = _present(located).secrets
     replaced, kept = _parted(located, slots, label)
-    salt = _shared_salt(profile, kept)
+    salt = _shared_salt(located, profile, kept)
     kek = yield Derivation(prepared, salt)
     with wiping(kek):
         now = _locked(located)
@@ -99,7 +100,7 @@ def change_secret_steps(
         located, keys, found, _, loaded = yield from attempt.judged(prepared, opening, Opened.wipe)
     with keyring_of(located, keys, found) as keyring:
         kept = [slot for slot in loaded if not slot.opens_like(found.slot)]
-        salt = _shared_salt(profile, kept)
+        salt = _shared_salt(located, profile, kept)
         kek = yield Derivation(prepared_new, salt)
         with wiping(kek, found.kek):
             _require_new_secret(kept, kek)
@@ -241,16 +242,25 @@ def _require_new_secret(slots: Sequence[StoredSlot], kek: KeyBytes) -> None:
         raise SecretError("The owner has this very secret already, under another label. Choose another.")
 
 
-def _shared_salt(profile: KdfProfile, slots: Sequence[StoredSlot]) -> KdfSalt:
-    """Return the salt for a new secret beside these slots: the salt of one of them, or a fresh one."""
-    for slot in slots:
+def _shared_salt(located: LocatedOwner, profile: KdfProfile, slots: Sequence[StoredSlot]) -> KdfSalt:
+    """Return the salt for a new secret beside these slots: the salt of one of them, or a fresh one.
+
+    With the salt goes its share, if the class has shares.
+    """
+    shares = located.desk.shares(located.place.owner_class)
+    for kdf in dict.fromkeys(slot.kdf for slot in slots):
         try:
-            salt = KdfSalt.parse(slot.kdf, policy=profile)
+            salt = KdfSalt.parse(kdf, policy=profile)
         except KdfParametersError:
             continue
-        if salt.profile == profile:
+        if salt.profile != profile or (salt.share_id is not None) != shares.are_wanted:
+            continue
+        if salt.share_id is None:
             return salt
-    return KdfSalt.generate(profile)
+        share = shares.load([salt.share_id])[salt.share_id]
+        if isinstance(share, KeyShare):
+            return salt.with_share(share)
+    return located.new_salt(profile)
 
 
 def _tell(located: LocatedOwner, name: EventName) -> None:

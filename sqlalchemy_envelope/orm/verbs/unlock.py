@@ -6,13 +6,14 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
-from sqlalchemy_envelope.crypto.argon2id import KdfSalt
+from sqlalchemy_envelope.crypto.argon2id import KdfSalt, share_named_by
 from sqlalchemy_envelope.crypto.preparation import prepare_hidden
 from sqlalchemy_envelope.crypto.sealing import is_sealed
 from sqlalchemy_envelope.crypto.wrapping import wrong_secret
 from sqlalchemy_envelope.exceptions import (
     EnvelopeError,
     KeyNotFoundError,
+    KeyShareError,
     NoSecretError,
     TransactionConflictError,
     UnclaimedError,
@@ -83,23 +84,24 @@ def unlock_steps(
         found = opened.found
         with wiping(found.kek):
             stronger: list[SlotChange] = []
-            if profile.exceeds(opened.salt.profile) and found.trusted:
-                stronger = yield from _stronger_slots(profile, found, prepared)
+            shares, salt = desk.shares(opened.located.place.owner_class), opened.salt
+            falls_short = profile.exceeds(salt.profile) or (shares.are_wanted and salt.share_id is None)
+            if falls_short and found.trusted:
+                new = opened.located.new_salt(profile)
+                stronger = yield from _stronger_slots(new, found, prepared)
             elif found.trusted:
                 stronger = _peppered_slots(desk.policy.pepper, found)
             unlocked = unlocked_owner(desk, opened.located, opened.keys, found, stronger, new=opened.loaded)
     return attempt.told_unlocked(unlocked)
 
 
-def _stronger_slots(
-    profile: KdfProfile, found: OpenedRoot, prepared: Hidden[bytes]
-) -> Steps[list[SlotChange]]:
-    """Wrap the root keys in the opened slots again, under the present profile.
+def _stronger_slots(salt: KdfSalt, found: OpenedRoot, prepared: Hidden[bytes]) -> Steps[list[SlotChange]]:
+    """Wrap the root keys in the opened slots again, under the present profile, and with a share if the class
+    has shares.
 
     The first write stores the new slots. They are derived now, so that no secret is kept, and no derivation
     runs while rows are locked.
     """
-    salt = KdfSalt.generate(profile)
     kek = yield Derivation(prepared, salt)
     with wiping(kek):
         return [(slot, secret_slot(root, kek, salt, slot)) for slot, root in found.slots]
@@ -170,7 +172,7 @@ def rebind_steps(
         opening = opened_by(desk, profile, owner, prepared, load_moved_keys)
         located, keys, found, _, _ = yield from attempt.judged(prepared, opening, Opened.wipe)
     with keyring_of(located, keys, found) as keyring:
-        salt = KdfSalt.generate(profile)
+        salt = located.new_salt(profile)
         kek = yield Derivation(prepared, salt)
         new_root = OpenedKey(replace(found.root.stored, owner_reference=located.reference), found.root.key)
         with wiping(kek, found.kek):
@@ -268,6 +270,7 @@ def _open_with_secret(
     Raises:
         UnlockError: the secret opens no slot.
         PepperError: the secret opens no slot, and one is under a pepper that is not configured.
+        KeyShareError: it opens none, and the share of one cannot be had.
     """
     root = active_root(located, keys)
     loaded = _secret_slots(located, keys, root)
@@ -282,11 +285,19 @@ def _open_with_secret(
             "and the library makes no more: some were added past it."
         )
     refused: UnlockError | None = None
+    unshared: KeyShareError | None = None
+    shares = located.desk.shares(located.place.owner_class).load(
+        share_id for kdf in by_salt if (share_id := share_named_by(kdf)) is not None
+    )
     for kdf, slots in by_salt.items():
         if all(is_closed(slot) for slot in slots):
             continue
         salt = KdfSalt.parse(kdf, policy=profile)
-        kek = yield Derivation(prepared, salt)
+        share = None if salt.share_id is None else shares[salt.share_id]
+        if isinstance(share, KeyShareError):
+            unshared = share
+            continue
+        kek = yield Derivation(prepared, salt if share is None else salt.with_share(share))
         try:
             for slot in slots:
                 if is_closed(slot):
@@ -301,8 +312,10 @@ def _open_with_secret(
             raise
     for slot in (slot for slots in by_salt.values() for slot in slots):
         require_open(slot)  # the secret may be right for a slot that could not be tried
-    assert refused is not None  # noqa: S101 - there was at least one slot
-    raise refused
+    # Also if it opens no other slot: it may be the secret of the slot whose share is not there.
+    why = unshared or refused
+    assert why is not None  # noqa: S101 - there was at least one slot
+    raise why
 
 
 def _secret_slots(located: LocatedOwner, keys: Sequence[StoredKey], root: StoredKey) -> list[StoredSlot]:
