@@ -9,11 +9,13 @@ from sqlalchemy_envelope.exceptions import (
     EmergencyError,
     EnrollmentError,
     EnvelopeError,
+    ErasureError,
     FormatError,
     GrantError,
     KdfParametersError,
     KeyNotFoundError,
     KeyShareError,
+    KeyShreddedError,
     LockedError,
     LockReason,
     MigrationError,
@@ -27,6 +29,7 @@ from sqlalchemy_envelope.exceptions import (
     PreviousValueError,
     ProviderError,
     ProviderTimeoutError,
+    ReceiptError,
     RecoveryCodeError,
     RowSealError,
     SecretError,
@@ -58,6 +61,7 @@ from sqlalchemy_envelope.keys.providers import (
     ServerKeyring,
     VaultTransit,
 )
+from sqlalchemy_envelope.keys.receipts import CheckedReceipt, ErasureReceipt, ReceiptKey, check_receipt
 from sqlalchemy_envelope.orm import hooks as _hooks
 from sqlalchemy_envelope.orm.columns.encrypted_type import EncryptedType
 from sqlalchemy_envelope.orm.columns.owner_spec import OneOf, OwnerColumn
@@ -84,6 +88,7 @@ from sqlalchemy_envelope.orm.throttling.table import TableThrottle, throttle_tab
 from sqlalchemy_envelope.orm.throttling.throttle import Throttle
 from sqlalchemy_envelope.orm.verbs.async_envelope import AsyncEnvelope
 from sqlalchemy_envelope.orm.verbs.envelope import Envelope
+from sqlalchemy_envelope.orm.verbs.erasure_report import ErasureReport
 from sqlalchemy_envelope.orm.verbs.grant_status import GrantStatus, OwnerName
 from sqlalchemy_envelope.orm.verbs.lock_answer import WhyLocked
 from sqlalchemy_envelope.orm.verbs.pepper import PepperProgress, PepperUse
@@ -104,6 +109,7 @@ __all__ = [
     "CachePolicy",
     "CampaignKey",
     "CampaignKeyFile",
+    "CheckedReceipt",
     "ConfigurationError",
     "DecryptionError",
     "EmergencyAccess",
@@ -114,6 +120,9 @@ __all__ = [
     "Envelope",
     "EnvelopeError",
     "EscrowKey",
+    "ErasureError",
+    "ErasureReceipt",
+    "ErasureReport",
     "FormatError",
     "GrantError",
     "GrantNames",
@@ -128,6 +137,7 @@ __all__ = [
     "KeyProvider",
     "KeyShareError",
     "KeyShareTable",
+    "KeyShreddedError",
     "KeySlot",
     "KeySlotTable",
     "KeySlots",
@@ -156,6 +166,8 @@ __all__ = [
     "PreviousValueError",
     "ProviderError",
     "ProviderTimeoutError",
+    "ReceiptError",
+    "ReceiptKey",
     "RefusedOwner",
     "RowSealError",
     "Sealed",
@@ -191,6 +203,7 @@ __all__ = [
     "WhyLocked",
     "WriteOnlySession",
     "binary_results",
+    "check_receipt",
     "enforce_foreign_keys",
     "should_retry",
     "throttle_table",

@@ -96,6 +96,13 @@ class SessionForkedError(LockedError):
     reason = LockReason.FORKED
 
 
+class KeyShreddedError(LockedError):
+    """The key of a value was destroyed: nobody reads the value again."""
+
+    code = "key-shredded"
+    reason = LockReason.SHREDDED
+
+
 class UnlockError(EnvelopeError):
     """No key slot opened: the secret is wrong or the slot was altered, and nothing can tell which."""
 
@@ -253,6 +260,18 @@ class GrantError(EnvelopeError):
     """A grant cannot be made, or its key is too many steps away from any open key."""
 
     code = "grant"
+
+
+class ErasureError(EnvelopeError):
+    """An owner's keys cannot be destroyed as asked; nothing was done."""
+
+    code = "erasure"
+
+
+class ReceiptError(EnvelopeError):
+    """An erasure receipt does not prove anything: not committed, altered, or signed by another key."""
+
+    code = "receipt"
 
 
 class FormatError(EnvelopeError):

@@ -5,18 +5,21 @@ from pathlib import Path
 
 import click
 
-from sqlalchemy_envelope import CampaignKeyFile, ConfigurationError, ServerKeyring
+from sqlalchemy_envelope import CampaignKeyFile, ConfigurationError, ReceiptKey, ServerKeyring
 from sqlalchemy_envelope.cli.escrow import escrow, generate_escrow
 from sqlalchemy_envelope.cli.output import Group, say
+from sqlalchemy_envelope.cli.receipts import receipt_key, verify_receipt
 from sqlalchemy_envelope.cli.sweep import sweep
 
 
 @click.group(cls=Group)
 def keys() -> None:
-    """Make keys for a server, a campaign or an escrow; sweep the shares of a second database."""
+    """Make, open, sweep and retire keys, and check the receipts of destroyed keys."""
 
 
 keys.add_command(sweep)
+keys.add_command(receipt_key)
+keys.add_command(verify_receipt)
 
 
 @keys.group(cls=Group)
@@ -50,6 +53,15 @@ def campaign(file: Path) -> None:
     except ConfigurationError as error:
         raise click.UsageError(str(error)) from None
     say(f"{file}: the campaign's key")
+
+
+@generate.command()
+def receipt() -> None:
+    """Print a fresh key that signs erasure receipts, one line of base64.
+
+    For an application without server keys: ReceiptKey.from_text(os.environ["ENVELOPE_RECEIPT_KEY"]).
+    """
+    say(ReceiptKey.generate_key())
 
 
 generate.add_command(generate_escrow)

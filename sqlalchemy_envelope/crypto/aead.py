@@ -289,6 +289,11 @@ _ENCRYPT = (
 )
 
 
+def value_header(key_id: bytes) -> bytes:
+    """The first 17 bytes of every value under a key: the format, and the id of the key."""
+    return bytes([FORMAT_VALUE]) + key_id
+
+
 def check_value(blob: object, label: str) -> None:
     """Refuse bytes that cannot be a stored value of the column; asked before any key is looked for.
 

@@ -22,6 +22,8 @@ _PURPOSES = {
     "epoch-proof": 1,
     "slot-pepper": 0,
     "throttle": 0,
+    "erasure-receipt": 0,
+    "erased-owner": 1,
 }
 """Every purpose that a subkey may have, with the number of its fields. Nothing else can be derived."""
 

@@ -4,9 +4,10 @@ After every unwrap of every kind, `verify` computes commitment and id anew and c
 every path to a key commits to it, whatever wrapped the key (section 2).
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from hmac import compare_digest
+from types import MappingProxyType
 
 from sqlalchemy_envelope.crypto import kdf
 from sqlalchemy_envelope.crypto.sealing import is_sealed, open_key, public_keys, seal_key
@@ -14,6 +15,10 @@ from sqlalchemy_envelope.crypto.secret import KeyBytes
 from sqlalchemy_envelope.crypto.wrapping import unwrap, wrap
 from sqlalchemy_envelope.exceptions import TamperedKeyError, TransactionConflictError, UnlockError
 from sqlalchemy_envelope.keys.model import KeyState, OpenedKey, Purpose, StoredKey, Wrap
+
+Epochs = Mapping[tuple[Purpose, str], int]
+"""The number of an epoch for each kind of key: its purpose and scope."""
+_NO_EPOCHS: Epochs = MappingProxyType({})
 
 
 def describe(
@@ -55,15 +60,30 @@ def new_keys(scopes: Iterable[str], *, hybrid: bool = False) -> list[OpenedKey]:
     ]
 
 
-def bound_keys(made: Iterable[OpenedKey], reference: bytes) -> list[OpenedKey]:
+def last_epochs(keys: Iterable[StoredKey]) -> Epochs:
+    """The last epoch of each kind of key among these. It is taken, also if its key is destroyed."""
+    found: dict[tuple[Purpose, str], int] = {}
+    for key in keys:
+        kind = key.purpose, key.scope
+        found[kind] = max(key.epoch, found.get(kind, 0))
+    return found
+
+
+def bound_keys(made: Iterable[OpenedKey], reference: bytes, former: Epochs = _NO_EPOCHS) -> list[OpenedKey]:
     """Bind new keys to their owner, and wrap the data keys under the root key.
 
     Args:
         made: from `new_keys`, the root key first.
         reference: the owner's (`context.owner_reference`).
+        former: the last epochs of the owner's destroyed keys; the new keys are of the epochs after them.
     """
-    root, *data = (OpenedKey(replace(key.stored, owner_reference=reference), key.key) for key in made)
+    root, *data = (_bound(key, reference, former) for key in made)
     return [root, *(OpenedKey(wrap_under_root(key, root), key.key) for key in data)]
+
+
+def _bound(key: OpenedKey, reference: bytes, former: Epochs) -> OpenedKey:
+    epoch = former.get((key.stored.purpose, key.stored.scope), 0) + 1
+    return OpenedKey(replace(key.stored, owner_reference=reference, epoch=epoch), key.key)
 
 
 def verify(key: KeyBytes, stored: StoredKey) -> OpenedKey:

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from threading import RLock
 
-from sqlalchemy_envelope.crypto.aead import HEADER_SIZE, Field, ValueCipher
+from sqlalchemy_envelope.crypto.aead import HEADER_SIZE, Field, ValueCipher, value_header
 from sqlalchemy_envelope.crypto.secret import KeyBytes, Uncopied
 from sqlalchemy_envelope.exceptions import EnvelopeError, GrantError, TamperedKeyError
 from sqlalchemy_envelope.keys.hierarchy import open_wrap, short, wrap_of
@@ -41,6 +41,8 @@ class Keyring(Uncopied):
         self._owners: dict[OwnerId, set[KeyId]] = {}
         self._ciphers: dict[KeyId, dict[Field, ValueCipher]] = {}
         self._refused: dict[OwnerId, tuple[EnvelopeError, bool]] = {}
+        self.destroyed: dict[bytes, OwnerId] = {}
+        """The owners of destroyed keys, by the header of the values that were under each."""
         self.distrusted: set[KeyId] = set()
         """Ids of root keys that nothing proves genuine (section 7): they read, and must not encrypt."""
         # In server mode, all threads of the process share one keyring.
@@ -48,7 +50,7 @@ class Keyring(Uncopied):
         self._wiped = 0
 
     def add_stored(self, owner: OwnerId, keys: Iterable[StoredKey]) -> None:
-        """Add the rows of an owner's keys, with the ways that these rows hold; destroyed keys are left out.
+        """Add the rows of an owner's keys, with the ways that these rows hold; destroyed keys are only noted.
 
         Raises:
             TamperedKeyError: a key is stored for another owner too.
@@ -56,6 +58,7 @@ class Keyring(Uncopied):
         with self._lock:
             for stored in keys:
                 if stored.state is KeyState.DESTROYED:
+                    self.destroyed[value_header(stored.key_id.bytes)] = owner
                     continue
                 known = self._stored.get(stored.key_id)
                 if known is not None and known[0] != owner:
@@ -316,6 +319,7 @@ class Keyring(Uncopied):
             self._owners,
             self._ciphers,
             self._refused,
+            self.destroyed,
             self.distrusted,
         ):
             known.clear()

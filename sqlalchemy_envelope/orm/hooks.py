@@ -21,6 +21,7 @@ from sqlalchemy_envelope.orm.columns.plans import note_mapper, plan_of_table
 from sqlalchemy_envelope.orm.current import context, sole_rows
 from sqlalchemy_envelope.orm.current.locks import takes_locks
 from sqlalchemy_envelope.orm.reading import (
+    destroyed,
     echo,
     objects,
     results,
@@ -84,6 +85,7 @@ def _install() -> None:
     event.listen(Session, "after_flush", emptying(server_flushes.after_flush))
     event.listen(Session, "after_soft_rollback", server_flushes.after_soft_rollback)
     event.listen(Session, "after_soft_rollback", membership.forget_looks)
+    event.listen(Session, "after_soft_rollback", destroyed.forget)
     event.listen(Session, "after_soft_rollback", sole_rows.forget)
 
 
@@ -261,7 +263,8 @@ def _on_mapper_configured(mapper: Mapper[Any], cls: type[Any]) -> None:
     if not plan:
         return
     for attribute in plan:
-        objects.make_locked_aware(getattr(cls, attribute.key).impl)
+        replaces = attribute.type.shredded is not None
+        objects.make_locked_aware(getattr(cls, attribute.key).impl, replaces=replaces)
         object_copies.make_carrying(mapper.get_property(attribute.key))
     deciders.watch(mapper, plan)
     listener = objects.load_listener(mapper)

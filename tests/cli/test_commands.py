@@ -66,7 +66,7 @@ def test_page_shows_help() -> None:
     """Every help text on the page is the one that the command prints."""
     page = (PROJECT / "docs" / "reference" / "cli.md").read_text(encoding="utf-8")
     shown = dict(
-        re.findall(r"^\$ sqlalchemy-envelope ([a-z ]*?) ?--help\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
+        re.findall(r"^\$ sqlalchemy-envelope ([a-z -]*?) ?--help\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
     )
 
     assert shown.keys() == dict(every_command()).keys()

@@ -26,6 +26,7 @@ COUNTS = {
     "pepper": 46,
     "escrow": 39,
     "emergency": 18,
+    "erasure_receipt": 29,
 }
 
 

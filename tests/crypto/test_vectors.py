@@ -1,5 +1,6 @@
 """Every case of tests/vectors/*.json against the library's own functions; nothing is re-implemented here."""
 
+import base64
 import datetime as dt
 import json
 import struct
@@ -36,6 +37,7 @@ from sqlalchemy_envelope.exceptions import (
     KeyShareError,
     PepperError,
     ProviderError,
+    ReceiptError,
     RecoveryCodeError,
     RowSealError,
     SecretError,
@@ -43,7 +45,7 @@ from sqlalchemy_envelope.exceptions import (
     TruncatedError,
     UnlockError,
 )
-from sqlalchemy_envelope.keys import grants, hierarchy, pepper, row_seals, slots
+from sqlalchemy_envelope.keys import grants, hierarchy, pepper, receipts, row_seals, slots
 from sqlalchemy_envelope.keys.model import (
     GrantState,
     KeyState,
@@ -515,6 +517,29 @@ def test_values(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 # ---------------------------------------------------------------- section 8
+
+
+@cases_of("erasure_receipt")
+def test_erasure_receipts(case: Case) -> None:
+    """A receipt is checked and signed over the same bytes, and its key and its owners' names are derived."""
+    if case["op"] == "derive":
+        made = receipts.receipt_key_of(ServerKeyring([bytes.fromhex(case["server_key"])]))
+        assert case["public_key"] == made.public_key.hex()
+        return
+    if case["op"] == "tag":
+        signer = receipts.ReceiptKey(bytes.fromhex(case["seed"]))
+        assert case["tag"] == signer.owner_tag(bytes.fromhex(case["owner_reference"]))
+        return
+    public_text = base64.b64encode(bytes.fromhex(case["public_key"])).decode()
+    if case["expect"] != "ok":
+        with pytest.raises({"format": FormatError, "refused": ReceiptError}[case["expect"]]):
+            receipts.check_receipt(case["text"], public_text)
+        return
+    body = dict(receipts.check_receipt(case["text"], public_text).body)
+    signer = receipts.ReceiptKey(bytes.fromhex(case["seed"]))
+
+    assert case["message"] == receipts.signed_bytes(body).hex()
+    assert json.loads(case["text"]) == json.loads(signer.sign(body))
 
 
 @cases_of("server_keyring")

@@ -31,8 +31,9 @@ from pathlib import Path
 from typing import Any
 
 from argon2.low_level import Type, hash_secret_raw
-from cryptography.exceptions import InvalidTag
+from cryptography.exceptions import InvalidSignature, InvalidTag
 from cryptography.hazmat.primitives import hashes, hpke
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from cryptography.hazmat.primitives.asymmetric.mlkem import MLKEM768PrivateKey, MLKEM768PublicKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
@@ -673,6 +674,75 @@ def take_pepper(peppers: Iterable[bytes], blob: bytes, of: Case) -> tuple[bytes,
     except InvalidTag:
         raise RefusedError("tampered") from None
     return found[:32], found[32:]
+
+
+# ---------------------------------------------------------------- erasure receipts
+
+RECEIPT_FORMAT = "sqlalchemy-envelope/erasure-receipt/1"
+
+
+def receipt_seed(server_key: bytes) -> bytes:
+    return subkey(server_key, "erasure-receipt")
+
+
+def owner_tag(seed: bytes, owner: bytes) -> bytes:
+    return subkey(seed, "erased-owner", owner)
+
+
+def ed25519_public(seed: bytes) -> bytes:
+    return Ed25519PrivateKey.from_private_bytes(seed).public_key().public_bytes_raw()
+
+
+def canonical(value: object) -> str:
+    match value:
+        case None | bool():
+            return {None: "null", True: "true", False: "false"}[value]
+        case int():
+            if abs(value) >= 2**53:
+                raise RefusedError("format")
+            return str(value)
+        case str():
+            return json.dumps(value, ensure_ascii=False)
+        case list():
+            return "[" + ",".join(map(canonical, value)) + "]"
+        case dict():
+            if not all(name.isascii() for name in value):
+                raise RefusedError("format")
+            return (
+                "{" + ",".join(f"{canonical(name)}:{canonical(value[name])}" for name in sorted(value)) + "}"
+            )
+        case _:
+            raise RefusedError("format")
+
+
+def receipt_message(body: dict[str, Any]) -> bytes:
+    try:
+        return ctx("erasure-receipt", canonical(body).encode())
+    except UnicodeEncodeError:
+        raise RefusedError("format") from None
+
+
+def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    if len(dict(pairs)) != len(pairs):
+        raise RefusedError("format")
+    return dict(pairs)
+
+
+def check_receipt(text: str, public_key: bytes) -> bytes:
+    """The signed bytes of a receipt."""
+    try:
+        whole = json.loads(text, object_pairs_hook=once)
+        body, signature = whole["receipt"], base64.b64decode(whole["signature"], validate=True)
+        if body["format"] != RECEIPT_FORMAT:
+            raise RefusedError("format")
+    except (ValueError, KeyError, TypeError):
+        raise RefusedError("format") from None
+    message = receipt_message(body)
+    try:
+        Ed25519PublicKey.from_public_bytes(public_key).verify(signature, message)
+    except InvalidSignature:
+        raise RefusedError("refused") from None
+    return message
 
 
 # ---------------------------------------------------------------- helpers for the cases
@@ -3143,6 +3213,130 @@ def emergency_cases() -> list[Case]:
     return cases
 
 
+# ---------------------------------------------------------------- erasure_receipt.json
+
+
+def erasure_receipt_cases() -> list[Case]:
+    cases: list[Case] = []
+    server_key = fixed("receipt: server key", 32)
+    seed = receipt_seed(server_key)
+    public = ed25519_public(seed)
+    owner = ctx("owner", b"users", reference([42]))
+    cases += [
+        {
+            "name": "derived key",
+            "comment": "the signing key of an application with server keys",
+            "op": "derive",
+            "server_key": server_key.hex(),
+            "seed": seed.hex(),
+            "public_key": public.hex(),
+            "expect": "ok",
+        },
+        {
+            "name": "owner tag",
+            "comment": "the name of an owner in receipts",
+            "op": "tag",
+            "seed": seed.hex(),
+            "owner_reference": owner.hex(),
+            "tag": owner_tag(seed, owner).hex(),
+            "expect": "ok",
+        },
+    ]
+    key = fixed("receipt: data key", 32)
+    body: dict[str, Any] = {
+        "format": RECEIPT_FORMAT,
+        "library": "1.0",
+        "realm": "",
+        "destroyed_at": "2026-11-30T18:00:00Z",
+        "owners": [
+            {
+                "class": "users",
+                "tag": owner_tag(seed, owner).hex(),
+                "key_table": "users_key",
+                "keys": [
+                    {
+                        "id": key_id(key).hex(),
+                        "commitment": commitment(key).hex(),
+                        "purpose": "data",
+                        "epoch": 1,
+                    }
+                ],
+            }
+        ],
+        "counts": {"values": 3, "slots": 1, "tickets": 0, "grants_given": 0, "grants_received": 2},
+        "remains": [{"place": "backups", "known": "kept", "until": "2026-12-30T18:00:00Z"}],
+        "public_key": base64.b64encode(public).decode(),
+    }
+
+    def signed(of: dict[str, Any], message: bytes | None = None) -> bytes:
+        return Ed25519PrivateKey.from_private_bytes(seed).sign(message or receipt_message(of))
+
+    def text_of(of: dict[str, Any], signature: bytes, **layout: Any) -> str:
+        return json.dumps({"receipt": of, "signature": base64.b64encode(signature).decode()}, **layout)
+
+    def add(name: str, comment: str, text: str, expect: str = "ok", by: bytes = public) -> None:
+        assert outcome(lambda: check_receipt(text, by)) == expect, name
+        case: Case = {"name": name, "comment": comment, "op": "check", "text": text, "public_key": by.hex()}
+        more = {}
+        if expect == "ok":
+            message = check_receipt(text, by)
+            more = {"message": message.hex(), "seed": seed.hex()}
+        cases.append(case | more | {"expect": expect})
+
+    good = signed(body)
+    add("as written", "what an application keeps", text_of(body, good, indent=2))
+    add("one line", "the layout means nothing", text_of(body, good, separators=(",", ":")))
+    turned = dict(reversed(body.items()))
+    add("names in another order", "names are sorted before they are signed", text_of(turned, good))
+    wide = {**body, "realm": 'K\u00fcche \U0001f511 "\\/\b\f\n\r\t\u0001\u007f\u2028'}
+    add("text of all kinds", "the escapes of RFC 8785, and no others", text_of(wide, signed(wide)))
+    add("escaped text", "however the file spells it", text_of(wide, signed(wide), ensure_ascii=False))
+    more = {**body, "later": [None, True, False, [], {}, -1, 2**53 - 1]}
+    add("more than is known", "everything in it is signed", text_of(more, signed(more)))
+    for name, comment, altered in (
+        ("one value fewer", "a count was changed", {**body, "counts": {**body["counts"], "values": 2}}),
+        ("another time", "a time was changed", {**body, "destroyed_at": "2026-11-30T18:00:01Z"}),
+        ("no owner", "an owner was taken out", {**body, "owners": []}),
+        ("something added", "a name was put in", {**body, "more": None}),
+        ("true for 1", "another type", {**body, "counts": {**body["counts"], "slots": True}}),
+        ("text for 1", "another type", {**body, "counts": {**body["counts"], "slots": "1"}}),
+    ):
+        add(name, comment, text_of(altered, good), "refused")
+    for at, name in ((0, "first"), (63, "last")):
+        add(f"signature, {name} byte", "it was altered", text_of(body, flip(good, at)), "refused")
+    add(
+        "another key",
+        "it is signed by somebody else",
+        text_of(body, good),
+        "refused",
+        ed25519_public(server_key),
+    )
+    bare = signed(body, canonical(body).encode())
+    add(
+        "without its context",
+        "the bytes under the signature say what they are",
+        text_of(body, bare),
+        "refused",
+    )
+    later = {**body, "format": "sqlalchemy-envelope/erasure-receipt/2"}
+    add("a later format", "the format is looked at first", text_of(later, signed(later)), "format")
+    add("a name twice", "two readers would read two receipts", '{"receipt": {"a": 1, "a": 2}}', "format")
+    for name, comment, value in (
+        ("a fraction", "there are no fractions", "1.5"),
+        ("an exponent", "there are no exponents", "1e3"),
+        ("a large number", "not every reader knows it exactly", str(2**53)),
+        ("a lone surrogate", "it has no UTF-8", '"\\ud800"'),
+        ("a name that is not ASCII", "sorting it would depend on the language", '{"\\u00e9": 1}'),
+    ):
+        text = text_of(body, good).replace('"realm": ""', f'"realm": {value}')
+        add(name, comment, text, "format")
+    add("no signature", "nothing to check", json.dumps({"receipt": body}), "format")
+    add("no base64", "the signature is no base64", json.dumps({"receipt": body, "signature": "!"}), "format")
+    add("no JSON", "another file", "receipt", "format")
+    add("a list", "another file", "[]", "format")
+    return cases
+
+
 # ---------------------------------------------------------------- writing
 
 FILES: dict[str, tuple[str, Callable[[], list[Case]]]] = {
@@ -3181,6 +3375,7 @@ FILES: dict[str, tuple[str, Callable[[], list[Case]]]] = {
     ),
     "row_seal.json": ("Section 9: row seals. Columns stand in their order.", row_seal_cases),
     "pepper.json": ("Section 10: secret slots under a pepper.", pepper_cases),
+    "erasure_receipt.json": ("Section 11: erasure receipts, and what is signed.", erasure_receipt_cases),
 }
 
 

@@ -622,6 +622,78 @@ async function takePepper(peppers, blob, of) {
   return gcmOpen(okm.slice(0, 32), okm.slice(32, 44), blob.slice(73), NOTHING, "tampered");
 }
 
+// ---------------------------------------------------------------- erasure receipts
+
+const ed25519Handle = (seed, usage) =>
+  subtle.importKey("pkcs8", join(bytes("302e020100300506032b657004220420"), seed), "Ed25519", true, [usage]);
+
+async function ed25519Public(seed) {
+  const { x } = await subtle.exportKey("jwk", await ed25519Handle(seed, "sign"));
+  return Uint8Array.from(atob(x.replaceAll("-", "+").replaceAll("_", "/")), (one) => one.charCodeAt(0));
+}
+
+async function ed25519Sign(seed, message) {
+  return new Uint8Array(await subtle.sign("Ed25519", await ed25519Handle(seed, "sign"), message));
+}
+
+// JSON.parse takes the last of two equal names, and reads 1e3 as 1000.
+function readJson(source) {
+  try {
+    JSON.parse(source);
+  } catch {
+    refuse("format");
+  }
+  const tokens = source.match(/"(?:[^"\\]|\\.)*"|[{}[\],:]|[^\s{}[\],:"]+/g) ?? [];
+  let at = 0;
+  const value = () => {
+    const token = tokens[at++];
+    if (token === "[") {
+      const found = [];
+      while (tokens[at] !== "]") {
+        found.push(value());
+        if (tokens[at] === ",") at++;
+      }
+      at++;
+      return found;
+    }
+    if (token === "{") {
+      const found = {};
+      while (tokens[at] !== "}") {
+        const name = JSON.parse(tokens[at++]);
+        if (Object.hasOwn(found, name)) refuse("format");
+        at++;
+        found[name] = value();
+        if (tokens[at] === ",") at++;
+      }
+      at++;
+      return found;
+    }
+    if (/^[-0-9]/.test(token) && !/^-?[0-9]+$/.test(token)) refuse("format");
+    return JSON.parse(token);
+  };
+  return value();
+}
+
+function canonical(value) {
+  if (typeof value === "number" && !Number.isSafeInteger(value)) refuse("format");
+  if (typeof value === "string" && !value.isWellFormed()) refuse("format");
+  if (value === null || typeof value !== "object") return JSON.stringify(value);
+  if (Array.isArray(value)) return `[${value.map(canonical).join(",")}]`;
+  const names = Object.keys(value).sort();
+  if (!names.every((name) => /^[\x00-\x7f]*$/.test(name))) refuse("format");
+  return `{${names.map((name) => `${JSON.stringify(name)}:${canonical(value[name])}`).join(",")}}`;
+}
+
+async function checkReceipt(source, publicKey) {
+  const { receipt, signature } = readJson(source) ?? {};
+  if (receipt?.format !== "sqlalchemy-envelope/erasure-receipt/1") refuse("format");
+  if (!/^[A-Za-z0-9+/]+={0,2}$/.test(signature ?? "")) refuse("format");
+  const message = ctx("erasure-receipt", text.encode(canonical(receipt)));
+  const handle = await subtle.importKey("raw", publicKey, "Ed25519", false, ["verify"]);
+  const signed = Uint8Array.from(atob(signature), (one) => one.charCodeAt(0));
+  return (await subtle.verify("Ed25519", handle, signed, message)) ? message : refuse("refused");
+}
+
 // ---------------------------------------------------------------- one check per kind of case
 
 function expectEqual(actual, wanted) {
@@ -854,7 +926,7 @@ async function unfeistel(secret) {
   return join(other, half);
 }
 
-function readShare(words) {
+function readMnemonic(words) {
   if (words.length !== 33 || rs1024([...ascii("shamir_extendable"), ...words]) !== 1) refuse("refused");
   const bits = words.slice(0, 30).reduce((so, word) => (so << 10n) | BigInt(word), 0n);
   const value = bytes((bits & ((1n << 256n) - 1n)).toString(16).padStart(64, "0"));
@@ -862,7 +934,7 @@ function readShare(words) {
 }
 
 async function joinKey(shares) {
-  const read = shares.map(readShare);
+  const read = shares.map(readMnemonic);
   const { threshold, head } = read[0] ?? refuse("refused");
   if (read.some((one) => one.threshold !== threshold || one.head !== head)) refuse("refused");
   if ((head & 31n) !== 16n || threshold < 2 || read.length < threshold) refuse("refused");
@@ -925,6 +997,22 @@ async function checkEmergency(of) {
   expectEqual(hex(await seal(to, bytes(of.person_share), bytes(of.ephemeral_private), forPerson)), of.row.sealed_share);
 }
 
+async function checkErasureReceipt(of) {
+  if (of.op === "derive") {
+    const seed = await subkey(bytes(of.server_key), "erasure-receipt");
+    expectEqual(hex(seed), of.seed);
+    expectEqual(hex(await ed25519Public(seed)), of.public_key);
+  } else if (of.op === "tag") {
+    expectEqual(hex(await subkey(bytes(of.seed), "erased-owner", [bytes(of.owner_reference)])), of.tag);
+  } else {
+    const made = await result(() => checkReceipt(of.text, bytes(of.public_key)));
+    expectEqual(typeof made === "string" ? made : hex(made), of.expect === "ok" ? of.message : of.expect);
+    if (of.expect !== "ok") return;
+    const signature = await ed25519Sign(bytes(of.seed), made);
+    expectEqual(btoa(String.fromCharCode(...signature)), readJson(of.text).signature);
+  }
+}
+
 const FILES = {
   "context.json": checkContext,
   "derivation.json": checkDerivation,
@@ -940,6 +1028,7 @@ const FILES = {
   "emergency.json": checkEmergency,
   "row_seal.json": checkRowSeal,
   "pepper.json": checkPepper,
+  "erasure_receipt.json": checkErasureReceipt,
 };
 
 process.removeAllListeners("warning"); // Node 20 calls X25519 in WebCrypto experimental, once a run

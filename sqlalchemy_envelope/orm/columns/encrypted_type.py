@@ -21,8 +21,8 @@ from sqlalchemy_envelope.crypto.aead import Field
 from sqlalchemy_envelope.crypto.frames import emptying
 from sqlalchemy_envelope.exceptions import ConfigurationError, StatementRefusedError
 from sqlalchemy_envelope.orm.columns.codec import Codec
-from sqlalchemy_envelope.orm.columns.codecs import check_null
-from sqlalchemy_envelope.orm.columns.format import ColumnFormat
+from sqlalchemy_envelope.orm.columns.codecs import check_null, codec_for
+from sqlalchemy_envelope.orm.columns.format import ColumnFormat, Replacement
 from sqlalchemy_envelope.orm.columns.owner_spec import OwnerSpec, check_spec
 from sqlalchemy_envelope.orm.columns.previous import PreviousColumn, previous_of
 from sqlalchemy_envelope.orm.columns.sealed import CIPHERTEXT, Sealed
@@ -30,6 +30,22 @@ from sqlalchemy_envelope.orm.columns.sealed import CIPHERTEXT, Sealed
 _BYTES = (bytes, bytearray, memoryview)
 _PASSED_BY = "its row was not looked at when it was fetched. Read it through SQLAlchemy's own result"
 _NULL_TESTS = (operators.is_, operators.is_not, operators.eq, operators.ne)
+
+
+RAISES: Any = object()
+"""The default of `EncryptedType(shredded=...)`: there is no replacement."""
+
+
+def _replacement(value: Any, inner: TypeEngine[Any]) -> Replacement | None:
+    if value is RAISES:
+        return None
+    if value is None or isinstance(value, Replacement):
+        return value or Replacement(None)
+    codec, fits = codec_for(inner), f"of the type {type(value).__name__} does not fit the column"
+    try:
+        return Replacement(codec.encode(value))
+    except Exception:  # noqa: BLE001 - of a type of the application's own, too
+        raise ConfigurationError(f"EncryptedType(shredded=...): a value {fits}.") from None
 
 
 class _EncryptedComparator(TypeEngine.Comparator[Any]):
@@ -125,6 +141,8 @@ class EncryptedType(TypeDecorator[Any]):
         previous: the column that this column replaces, while its values are moved.
         check: whether the database refuses values that are no ciphertext, by a CHECK on first byte and
             length. Left out: in new tables and columns. True: Alembic adds it to existing columns, too.
+        shredded: the value to read where the owner's key was destroyed, "[erased]" for example. It is never
+            stored. Left out: reading is a `KeyShreddedError`.
 
     Stored: plaintext + 45 bytes, in the dialect's binary type. The length and `NULL` show; the empty string
     is encrypted. Format: docs/reference/wire-format.md, section 6.
@@ -147,6 +165,7 @@ class EncryptedType(TypeDecorator[Any]):
         scope: str = "",
         previous: PreviousColumn | None = None,
         check: bool | None = None,
+        shredded: Any = RAISES,
     ) -> None:
         super().__init__()
         if bind not in ("column", "row"):
@@ -163,6 +182,8 @@ class EncryptedType(TypeDecorator[Any]):
         self.scope = scope
         self.previous = previous
         self.check = check
+        # Bytes, and not the value, which may be a list: SQLAlchemy makes a cache key of all arguments.
+        self.shredded: Replacement | None = _replacement(shredded, self.inner)
         self.codec  # noqa: B018 - an unsupported inner type is an error here, not at first use
         if previous is not None:
             check_null(self.inner)
@@ -170,7 +191,7 @@ class EncryptedType(TypeDecorator[Any]):
     @cached_property
     def format(self) -> ColumnFormat:
         """The format of stored values, without the column."""
-        return ColumnFormat(self.inner, self.label, self.bind)
+        return ColumnFormat(self.inner, self.label, self.bind, self.shredded)
 
     @property
     def codec(self) -> Codec:
@@ -264,6 +285,8 @@ class EncryptedType(TypeDecorator[Any]):
             )
             if value not in (None, "column", "")
         )
+        if self.shredded is not None:
+            options += f", shredded={self.format.replacement()!r}"
         return f"EncryptedType({self.inner!r}{options})"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,17 @@ if TYPE_CHECKING:
     from sqlalchemy.types import TypeEngine
 
 
+@dataclass(frozen=True)
+class Replacement:
+    """The value that a column reads in place of a shredded value.
+
+    Attributes:
+        plaintext: the value's bytes, of which each reader gets a value of its own; None for the value None.
+    """
+
+    plaintext: bytes | None
+
+
 class ColumnFormat:
     """The format of a column's values, without the column.
 
@@ -21,12 +33,16 @@ class ColumnFormat:
         inner: the type of the plaintext.
         label: the label that values are bound to; None as long as the column is in no table.
         bind: "column" or "row".
+        shredded: what is read in place of a shredded value; None if reading it is an error.
     """
 
-    def __init__(self, inner: TypeEngine[Any], label: str | None, bind: str) -> None:
+    def __init__(
+        self, inner: TypeEngine[Any], label: str | None, bind: str, shredded: Replacement | None = None
+    ) -> None:
         self.inner = inner
         self.label = label
         self.bind = bind
+        self.shredded = shredded
 
     @cached_property
     def codec(self) -> Codec:
@@ -64,6 +80,11 @@ class ColumnFormat:
             f"A value of {self.label!r} authenticates but cannot be read as {self.codec.tag!r}."
         )
 
+    def replacement(self) -> Any:
+        """The value to read in place of a shredded value, where one is declared."""
+        held = None if self.shredded is None else self.shredded.plaintext
+        return None if held is None else self.codec.decode(held)
+
     def __reduce__(self) -> tuple[Any, ...]:
         # A codec consists of functions, which no pickle takes.
-        return ColumnFormat, (self.inner, self.label, self.bind)
+        return ColumnFormat, (self.inner, self.label, self.bind, self.shredded)

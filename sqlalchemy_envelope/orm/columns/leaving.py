@@ -295,6 +295,8 @@ class _Leaving:
         nothing: list[bytes | None] = [None] * len(values)
         if self.writer is None or owner is None or previous_of(encrypted.column) is not None:
             return nothing
+        if not values:
+            return nothing  # asking for the cipher of an owner with altered rows would raise
         cipher = self.writer(owner, attribute)
         if cipher is None:
             return nothing

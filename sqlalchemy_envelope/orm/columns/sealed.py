@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from sqlalchemy import JSON
 
-from sqlalchemy_envelope.exceptions import EnvelopeError, LockedError
+from sqlalchemy_envelope.exceptions import EnvelopeError, KeyShreddedError, LockedError
 from sqlalchemy_envelope.orm.current.context import server_hint
 from sqlalchemy_envelope.orm.tables.python_types import python_type_of
 
@@ -80,6 +80,21 @@ class Sealed:
         """Return the same bytes as an unreadable value: they are no value of their column and row."""
         # Keep only the error's message: the frames in its traceback had a key.
         return Sealed(self.blob, self.format, type(error)(*error.args))
+
+    def shredded(self) -> Sealed:
+        """Return the same bytes as a shredded value: their key was destroyed."""
+        said = "cannot be read again: the key that it was written under was destroyed."
+        return self.unreadable(KeyShreddedError(f"A value of {self.label!r} {said}"))
+
+    @property
+    def is_shredded(self) -> bool:
+        """Whether the key of the value was destroyed."""
+        return isinstance(self.why, KeyShreddedError)
+
+    @property
+    def is_replaced(self) -> bool:
+        """Whether another value is read in place of this value, which is shredded."""
+        return self.format.shredded is not None and self.is_shredded
 
     @property
     def label(self) -> str:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from sqlalchemy_envelope.keys.escrow import EscrowKey
     from sqlalchemy_envelope.keys.keyring import OwnerId
     from sqlalchemy_envelope.keys.model import OpenedKey, StoredSlot
+    from sqlalchemy_envelope.keys.receipts import ReceiptKey
     from sqlalchemy_envelope.keys.row_seals import Realm
     from sqlalchemy_envelope.keys.write_epoch import WriteEpoch
     from sqlalchemy_envelope.orm.current.providers import Providers
@@ -41,6 +42,7 @@ class Policy:
         write_epoch_values: the most values that are encrypted under a write epoch.
         escrow: the public key that escrow slots are sealed to.
         harden_claims: whether an owner who claims keys gets new keys at once, which the campaign never held.
+        receipt_key: the key that signs erasure receipts, if there is one.
     """
 
     seals: RowSeals = field(default_factory=RowSeals)
@@ -55,6 +57,7 @@ class Policy:
     write_epochs: dict[OwnerId, WriteEpoch] = field(default_factory=dict, repr=False)
     harden_claims: bool = True
     escrow: EscrowKey | None = None
+    receipt_key: ReceiptKey | None = None
 
     def require_providers(self) -> Providers:
         """The providers of the envelope.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy_envelope.crypto.aead import HEADER_SIZE
-from sqlalchemy_envelope.exceptions import LockedError
+from sqlalchemy_envelope.exceptions import KeyShreddedError, LockedError
 from sqlalchemy_envelope.orm.columns.attribute_marks import was_closed
 from sqlalchemy_envelope.orm.columns.plans import plan_of_mapper
 from sqlalchemy_envelope.orm.current import context
@@ -25,6 +25,14 @@ def locked_attribute(state: InstanceState[Any], key: str) -> LockedError:
     name = f"{state.class_.__name__}.{key}"
     was_open = was_closed(state, key)
     return context.locked(name, state.session, encrypted.path.owner_class, encrypted.scope, was_open=was_open)
+
+
+def shredded_attribute(state: InstanceState[Any], key: str) -> KeyShreddedError:
+    """Return the error for a value whose key was destroyed."""
+    return KeyShreddedError(
+        f"{state.class_.__name__}.{key} cannot be read again: the key that it was written under was "
+        "destroyed. `EncryptedType(..., shredded='[erased]')` reads as a value of your choice instead."
+    )
 
 
 def cannot_wait(state: InstanceState[Any], key: str) -> LockedError:

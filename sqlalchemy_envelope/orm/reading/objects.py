@@ -37,12 +37,13 @@ from sqlalchemy_envelope.orm.columns.sealed import Sealed
 from sqlalchemy_envelope.orm.columns.state import current_key, is_row_of, owner_of_row
 from sqlalchemy_envelope.orm.current import context
 from sqlalchemy_envelope.orm.current.names import Names
-from sqlalchemy_envelope.orm.reading import two_columns
+from sqlalchemy_envelope.orm.reading import destroyed, two_columns
 from sqlalchemy_envelope.orm.reading.locked_attributes import (
     cannot_wait,
     locked_attribute,
     not_followed,
     owner_not_loaded,
+    shredded_attribute,
 )
 from sqlalchemy_envelope.orm.reading.opener import LOCKED, moved, open_stored
 from sqlalchemy_envelope.orm.tables.cascades import in_greenlet
@@ -104,6 +105,10 @@ def put_aside(
     marks = None
     for attribute in found:
         sealed = values.pop(attribute.key)
+        if sealed.is_shredded:
+            marks = marks_of(state) if marks is None else marks
+            marks[attribute.key] = sealed
+            continue
         try:
             opened = _open(state, attribute, sealed, session) if here else _locked(attribute, sealed)
         except (DecryptionError, FormatError) as error:
@@ -268,6 +273,17 @@ class _LockedAware:
         super().delete(state, dict_)  # type: ignore[misc]  # of the class it is mixed into
 
 
+def _is_replacement(state: InstanceState[Any], key: str, value: Any) -> bool:
+    """Tell whether an attribute is set to the very value that it reads as, in place of a shredded value. That
+    is no change: a form that is saved as it was shown stores nothing."""
+    marks = known_marks(state)
+    sealed = None if marks is None else marks.sealed(key)
+    if sealed is None or not sealed.is_replaced:
+        return False
+    attribute = next(one for one in plan_of_mapper(state.mapper) if one.key == key)
+    return bool(attribute.type.compare_values(sealed.format.replacement(), value))
+
+
 def _may_open(state: InstanceState[Any], key: str) -> bool:
     unlocked = context.unlocked_sessions(state.session)
     if not unlocked:
@@ -286,8 +302,15 @@ def _open_late(state: InstanceState[Any], key: str, sealed: Sealed, passive: Any
     """
     attribute = next(one for one in plan_of_mapper(state.mapper) if one.key == key)
     failed = None
-    if passive & SQL_OK:
+    if passive & SQL_OK and not sealed.is_shredded:
         _fetch_key(state, attribute, sealed)
+        sealed = _if_destroyed(state, attribute, sealed)
+    if sealed.is_replaced:
+        return sealed.format.replacement()
+    if sealed.is_shredded:
+        if not passive & SQL_OK:
+            return PASSIVE_NO_RESULT
+        raise shredded_attribute(state, key)
     try:
         opened = _open(state, attribute, sealed, state.session)
         if opened is LOCKED and passive & SQL_OK and _find_owner(state, attribute, sealed):
@@ -327,6 +350,16 @@ def _fetch_key(state: InstanceState[Any], attribute: EncryptedAttribute, sealed:
         for owner_class in attribute.encrypted.path.owner_classes:
             for one in demanding:
                 one.prepare_read(session, owner_class, {header: 1})
+
+
+def _if_destroyed(state: InstanceState[Any], attribute: EncryptedAttribute, sealed: Sealed) -> Sealed:
+    """Return a value as shredded, if its key is known to be destroyed."""
+    session, header = state.session, bytes(sealed.blob[:HEADER_SIZE])
+    owner = destroyed.owner_of(session, header)
+    if owner is None or sealed.why is not None or not is_row_of(state, attribute, owner):
+        return sealed
+    shredded = marks_of(state)[attribute.key] = sealed.shredded()
+    return shredded
 
 
 def _may_wait(state: InstanceState[Any], session: Session) -> bool:
@@ -373,7 +406,21 @@ def _load_along(instance: Any, keys: Iterable[str]) -> str:
     return ""
 
 
-def make_locked_aware(implementation: Any) -> None:
-    """Let an attribute's implementation find locked values. Fails closed: else a read is a KeyError."""
-    name = "Encrypted" + type(implementation).__name__.strip("_")
-    mix_in(_LockedAware, implementation, name)
+class _Replacing(_LockedAware):
+    """Mixed in in its place, where a column declares what is read in place of a shredded value."""
+
+    __slots__ = ()
+
+    def set(self, state: InstanceState[Any], dict_: Any, value: Any, *arguments: Any, **named: Any) -> None:
+        if "info" not in state.__dict__ or not _is_replacement(state, self.key, value):
+            super().set(state, dict_, value, *arguments, **named)
+
+
+def make_locked_aware(implementation: Any, *, replaces: bool = False) -> None:
+    """Let an attribute's implementation find locked values. Fails closed: else a read is a KeyError.
+
+    Args:
+        replaces: whether the column declares what is read in place of a shredded value.
+    """
+    name = ("Replacing" if replaces else "Encrypted") + type(implementation).__name__.strip("_")
+    mix_in(_Replacing if replaces else _LockedAware, implementation, name)

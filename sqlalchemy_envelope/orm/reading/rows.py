@@ -32,8 +32,9 @@ from sqlalchemy_envelope.crypto.frames import emptying
 from sqlalchemy_envelope.exceptions import ConfigurationError, DecryptionError, FormatError
 from sqlalchemy_envelope.orm.columns.sealed import Sealed
 from sqlalchemy_envelope.orm.current import context
+from sqlalchemy_envelope.orm.reading import destroyed
 from sqlalchemy_envelope.orm.reading.fetched_cursor import StreamedCursor
-from sqlalchemy_envelope.orm.reading.opener import LOCKED, open_stored
+from sqlalchemy_envelope.orm.reading.opener import LOCKED, moved, open_stored
 from sqlalchemy_envelope.orm.reading.row_owners import RowOwners
 from sqlalchemy_envelope.orm.tables.connections import lent_session, session_of
 
@@ -77,6 +78,7 @@ class RowOpener:
         "_cursor",
         "_execution",
         "_here",
+        "_looked",
         "_owners",
         "_processors",
         "_row_owners",
@@ -178,16 +180,7 @@ class RowOpener:
             # other owners first.
             for one in demanding:
                 one.find_others(self._session)
-        by_class: dict[OwnerClass, Counter[bytes]] = {}
-        for row in self.plan.rows:
-            for value in row.values:
-                counts = Counter(
-                    bytes(one[value.position][_HEADER])
-                    for one in rows
-                    if isinstance(one[value.position], _BYTES)
-                )
-                for owner_class in value.owner_classes:
-                    by_class.setdefault(owner_class, Counter()).update(counts)
+        by_class = self._headers(rows)
         session = self._session
         with lent_session(self._connection) if session is None else nullcontext(session) as session:
             for owner_class, headers in by_class.items():
@@ -360,10 +353,49 @@ class RowOpener:
         if opened is LOCKED and self._ask():
             return self._opened_or_sealed(row, value, stored, raw, tail)
         if opened is LOCKED:
-            return Sealed(blob, form)
+            return self._locked(value, Sealed(blob, form), None if row.path is None else owner)
         if value.slot is not None and row.path is not None:
             self._remember(row, value, blob, raw)
         return opened
+
+    def _locked(self, value: PlannedValue, sealed: Sealed, owner: OwnerId | None) -> Any:
+        """Return a locked value as it is passed on; a shredded value, if its key is destroyed.
+
+        The keys of all locked values of the fetch are looked up together, at the first of them.
+
+        Args:
+            owner: the owner of the value's row; None if the row does not tell.
+        """
+        header = bytes(sealed.blob[:HEADER_SIZE])
+        holder = destroyed.owner_of(self._session, header)
+        if holder is None and self._session is not None:
+            rows = self._unasked
+            if getattr(self, "_looked", None) is not rows and destroyed.may_look(self._connection):
+                self._looked = rows
+                self._make_way()
+                destroyed.look(self._session, self._headers(rows))
+                holder = destroyed.owner_of(self._session, header)
+        if holder is None:
+            return sealed
+        if owner not in (None, holder):
+            return sealed.unreadable(moved(sealed.format.field))
+        shredded = sealed.shredded()
+        # An object keeps the stored value, so that its flush leaves it alone.
+        return sealed.format.replacement() if shredded.is_replaced and not value.for_entity else shredded
+
+    def _headers(self, rows: Sequence[Any]) -> dict[OwnerClass, Counter[bytes]]:
+        """Return how many of these rows' values are under each key, by the classes of the key's owner."""
+        by_class: dict[OwnerClass, Counter[bytes]] = {}
+        for row in self.plan.rows:
+            for value in row.values:
+                counts = Counter(
+                    bytes(one[value.position][_HEADER])
+                    for one in rows
+                    if isinstance(one[value.position], _BYTES)
+                )
+                for owner_class in value.owner_classes:
+                    by_class.setdefault(owner_class, Counter()).update(counts)
+        return by_class
 
     def _was_stale(self, row: PlannedRow, raw: Any) -> bool:
         """Tell whether the owner came from a loaded object that another transaction has changed since."""

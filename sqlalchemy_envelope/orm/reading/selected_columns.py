@@ -46,6 +46,8 @@ class DualBundle(Bundle[Any]):
 
         def merge(row: Any) -> Any:
             value = read(row)
+            if isinstance(value, Sealed) and value.is_shredded:
+                return value
             if isinstance(value, Sealed) and value.why is not None:
                 raise value.error()  # an attacker may have altered it so that the previous value is read
             if value is not None and not (policy == "both" and isinstance(value, Sealed)):

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from sqlalchemy.orm import Session
 
     from sqlalchemy_envelope.crypto.recovery_code import RecoveryCode
+    from sqlalchemy_envelope.keys.receipts import ErasureReceipt
     from sqlalchemy_envelope.orm.sessions.key_slots import KeySlot
 
 
@@ -104,6 +105,13 @@ class OwnVerbs:
         """As `Envelope.acknowledge_slots`."""
         envelope, session = self._verbs("acknowledge_slots", owner)
         envelope.acknowledge_slots(session, owner, *slots)
+
+    @emptying
+    def shred(self, owner: object, *, reason: str, **how: Any) -> ErasureReceipt:
+        """As `Envelope.shred`."""
+        envelope, session = self._verbs("shred", owner)
+        receipt: ErasureReceipt = envelope.shred(session, owner, reason=reason, **how)
+        return receipt
 
     def _verbs(self, name: str, owner: object) -> tuple[Any, Session]:
         """Return the envelope of this unlocked session, and the session to work in.

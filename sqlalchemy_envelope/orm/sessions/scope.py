@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from abc import abstractmethod
 from typing import TYPE_CHECKING, Any, NoReturn, Self, TypeVar
-from weakref import WeakKeyDictionary, WeakSet
+from weakref import WeakKeyDictionary
 
 from sqlalchemy_envelope.crypto.frames import emptying
 from sqlalchemy_envelope.exceptions import (
@@ -27,7 +27,7 @@ from sqlalchemy_envelope.orm.sessions.nothing_around import NOTHING_AROUND
 from sqlalchemy_envelope.orm.tables.session_notes import notes_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Collection, Iterable, Iterator
 
     from sqlalchemy.orm import InstanceState, Session
 
@@ -35,8 +35,9 @@ if TYPE_CHECKING:
     from sqlalchemy_envelope.keys.keyring import OwnerId
     from sqlalchemy_envelope.orm.columns.plans import EncryptedAttribute
     from sqlalchemy_envelope.orm.current.policy import Policy
+    from sqlalchemy_envelope.orm.tables.owners import OwnerClass
 
-_live: WeakSet[Scope] = WeakSet()
+_live: WeakKeyDictionary[Scope, None] = WeakKeyDictionary()
 
 T = TypeVar("T")
 
@@ -64,7 +65,7 @@ class Scope(OpenKeys):
         self.left: type[LockedError] | None = None
         self.readers: dict[object, dict[bytes, Any]] = {}
         """By column and value header, the reader for one owner's values. Emptied when anything is locked."""
-        _live.add(self)
+        _live[self] = None
 
     @emptying
     def __enter__(self) -> Self:
@@ -244,8 +245,15 @@ def _living(known: WeakKeyDictionary[T, None]) -> list[T]:
     return [one for reference in known.keyrefs() if (one := reference()) is not None]
 
 
+def forget_everywhere(owner_classes: Collection[OwnerClass], owners: Iterable[OwnerId]) -> None:
+    """Forget the keys of owners who were shredded, in every unlocked session of this process."""
+    for owner in owners:
+        for scope in _living(_live):
+            scope.forget_deleted(owner_classes, owner)
+
+
 def _close_in_child() -> None:
-    for scope in list(_live):
+    for scope in _living(_live):
         if scope.left is None:
             scope.close_in_child()
 

@@ -23,12 +23,14 @@ from sqlalchemy_envelope.orm.columns.sealed import Sealed
 from sqlalchemy_envelope.orm.current import context
 from sqlalchemy_envelope.orm.current.desk import Desk
 from sqlalchemy_envelope.orm.current.names import Names
+from sqlalchemy_envelope.orm.reading import destroyed
 from sqlalchemy_envelope.orm.sessions.former_owners import FormerOwners
 from sqlalchemy_envelope.orm.sessions.granted_keys import GrantedKeys
 from sqlalchemy_envelope.orm.sessions.own_verbs import OwnVerbs
 from sqlalchemy_envelope.orm.sessions.scope import Scope
 from sqlalchemy_envelope.orm.sharing.membership import require_present_members
 from sqlalchemy_envelope.orm.tables.cascades import in_greenlet
+from sqlalchemy_envelope.orm.tables.location import bind_of
 from sqlalchemy_envelope.orm.tables.owners import Place, require_owner_class
 
 if TYPE_CHECKING:
@@ -328,6 +330,7 @@ class UnlockedSession(OwnVerbs, Scope):
 
         Raises:
             LockedError: the value's key is not unlocked here.
+            KeyShreddedError: the value's key was destroyed, and the column declares no replacement.
             FormatError, TruncatedError, DecryptionError: the value does not belong to that column or row.
             ConfigurationError: the argument is no `Sealed`.
         """
@@ -337,6 +340,8 @@ class UnlockedSession(OwnVerbs, Scope):
                 f"decrypt() opens a Sealed, which is what a select of columns gives for a locked value. This "
                 f"is of the type {type(sealed).__name__}: use it as it is."
             )
+        if sealed.is_replaced:
+            return sealed.format.replacement()
         if sealed.why is not None:
             raise sealed.error()
         field = sealed.format.field
@@ -345,6 +350,8 @@ class UnlockedSession(OwnVerbs, Scope):
         if cipher is None and self.follows:
             self.seek(bytes(sealed.blob[:HEADER_SIZE]))
             cipher = self.reader(bytes(sealed.blob[:HEADER_SIZE]), field)
+        if cipher is None and self._is_destroyed(bytes(sealed.blob[:HEADER_SIZE])):
+            return self.decrypt(sealed.shredded(), primary_key=primary_key)
         if cipher is None:
             raise self._locked(field.label, bytes(sealed.blob[:HEADER_SIZE]))
         if field.row_bound and primary_key is None:
@@ -352,6 +359,16 @@ class UnlockedSession(OwnVerbs, Scope):
         parts = primary_key if isinstance(primary_key, tuple) else (primary_key,)
         reference = encode_reference(parts) if field.row_bound else b""
         return sealed.format.decode(cipher.decrypt(bytes(sealed.blob), reference))
+
+    def _is_destroyed(self, header: bytes) -> bool:
+        """Tell whether the key of a value that is locked here was destroyed. Asks the database, if it may."""
+        if destroyed.owner_of(self.home, header) is None and self.home is not None:
+            classes = dict.fromkeys(place.owner_class for place in list(self.places.values()))
+            classes.update(dict.fromkeys(() if self._granted is None else self._granted.owner_classes))
+            mapper = next((one.mapper for one in classes), None)
+            if mapper is not None and (in_greenlet() or not bind_of(self.home, mapper).dialect.is_async):
+                destroyed.look(self.home, {one: {header: 1} for one in classes})
+        return destroyed.owner_of(self.home, header) is not None
 
     def _locked(self, label: str, header: bytes) -> LockedError:
         classes = () if self._granted is None else self._granted.owner_classes

@@ -216,6 +216,12 @@ def after_flush(session: Session, *_: object) -> None:
         _change(desk_of(session), left, joined, changes.early)
 
 
+def leave(desk: Desk, left: Collection[Shared]) -> None:
+    """Start new epochs of these keys: somebody who held them leaves, and the granting row may stay."""
+    if left:
+        _change(desk, set(left), (), ())
+
+
 class _Written(NamedTuple):
     """The granting rows of a flush.
 

@@ -127,6 +127,11 @@ def note_table(table: Table, *, beside: Table) -> None:
     records_of_table(table)[_BESIDE] = beside
 
 
+def is_of_keys(table: Table) -> bool:
+    """Whether this is a table of keys, slots or grants."""
+    return _BESIDE in records_of_table(table)
+
+
 def fill_in(cls: type[Any], pattern: str, **known: str) -> str:
     """A pattern of `KeyNames` or `GrantNames`, filled in.
 

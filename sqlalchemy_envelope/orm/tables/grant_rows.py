@@ -246,6 +246,13 @@ class GrantStore(Rows):
         for some in chunks(row_keys):
             self._execute(self._table.delete().where(matches(self._grant.row_columns, some)))
 
+    def delete_with(self, *, of_keys: Sequence[KeyId] = (), to_keys: Sequence[KeyId] = ()) -> None:
+        """Delete every grant of these keys, and every grant that is under one of the others."""
+        c = self._table.c
+        for column, key_ids in ((c.key_id, of_keys), (c.recipient_key_id, to_keys)):
+            for some in chunks(key_ids):
+                self._execute(self._table.delete().where(column.in_(some)))
+
     def reseal(self) -> int:
         """Seal every row anew under the active server key, whatever seal it has; how many."""
         unchecked = GrantStore(self._session, self._grant, type(self._seals)())

@@ -217,6 +217,26 @@ def on_mapper(mapper: Mapper[Any], cls: type[Any]) -> None:
         register(mapper.local_table, inherited or _new_owner_class(mapper, cls))
 
 
+def tables_beside(owner_class: OwnerClass) -> list[tuple[Table, Column[Any]]]:
+    """The tables of one class of owners that refer to its keys, and go with them: slots, and what is like
+    slots. With each the column that names the key."""
+    found = []
+    for mapper in owner_class.mapper.registry.mappers:
+        cls = mapper.class_
+        if not issubclass(cls, _OwnedTable) or cls.__owner_class__ is not owner_class:
+            continue
+        table: Table = mapper.local_table  # type: ignore[assignment]  # a declared class
+        keys = owner_class.key_class.__table__
+        found += [
+            (table, key.parent)
+            for one in table.columns
+            if table is not keys
+            for key in one.foreign_keys
+            if key.column is keys.c.key_id
+        ]
+    return sorted(found, key=lambda one: one[0].name)
+
+
 def _new_owner_class(mapper: Mapper[Any], cls: type[KeyOwner]) -> OwnerClass:
     table: Table = mapper.local_table  # type: ignore[assignment]  # a declared class
     key = tuple(table.primary_key.columns)

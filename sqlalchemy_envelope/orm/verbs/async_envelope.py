@@ -16,6 +16,7 @@ from sqlalchemy_envelope.orm.verbs.async_escrow_verbs import AsyncEscrowVerbs
 from sqlalchemy_envelope.orm.verbs.async_pepper_verbs import AsyncPepperVerbs
 from sqlalchemy_envelope.orm.verbs.async_recovery_verbs import AsyncRecoveryVerbs
 from sqlalchemy_envelope.orm.verbs.async_share_verbs import AsyncShareVerbs
+from sqlalchemy_envelope.orm.verbs.async_shred_verbs import AsyncShredVerbs
 from sqlalchemy_envelope.orm.verbs.async_slot_verbs import AsyncSlotVerbs
 from sqlalchemy_envelope.orm.verbs.async_steps import AsyncSteps, plain_async
 from sqlalchemy_envelope.orm.verbs.enroll import asked_for
@@ -48,6 +49,7 @@ class AsyncEnvelope(
     AsyncEscrowVerbs,
     AsyncEmergencyVerbs,
     AsyncShareVerbs,
+    AsyncShredVerbs,
     AsyncSteps,
 ):
     """`Envelope` for `AsyncSession`. Neither a key derivation nor a provider ever holds up the event loop."""

@@ -32,7 +32,7 @@ from sqlalchemy_envelope.orm.tables.cascades import require_cascades
 from sqlalchemy_envelope.orm.tables.owners import require_owner_class
 from sqlalchemy_envelope.orm.tables.stored_rows import usable
 from sqlalchemy_envelope.orm.verbs import enroll, unlock
-from sqlalchemy_envelope.orm.verbs.owner_keys import active_root, locate, usable_state
+from sqlalchemy_envelope.orm.verbs.owner_keys import active_root, are_destroyed, locate, usable_state
 from sqlalchemy_envelope.orm.verbs.steps import Derivation, wiping
 from sqlalchemy_envelope.orm.verbs.strength import prepare_new
 
@@ -94,7 +94,7 @@ def unlock_steps(
         prepared = prepare_hidden(secret, new=True)
         return (yield from _claim_or_wait(desk, profile, found, prepared, None))
     owner_class = require_owner_class(owner)
-    if usable_state(owner, owner_class).key is None or not locate(desk, owner).load():
+    if usable_state(owner, owner_class).key is None or are_destroyed(locate(desk, owner).load()):
         asked = enroll.asked_for(owner, secret)
         try:
             return (yield from enroll.enroll_steps(desk, profile, asked, None, chosen=False))
@@ -133,7 +133,7 @@ def _unclaimed(desk: Desk, owner: object) -> _Unclaimed | None:
         return None
     located = locate(desk, owner)
     rows = located.load()
-    if not rows:
+    if are_destroyed(rows):
         return None
     keys = [row.stored for row in usable(rows)]
     check_generations(keys)

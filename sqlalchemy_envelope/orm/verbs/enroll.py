@@ -21,7 +21,7 @@ from sqlalchemy_envelope.exceptions import (
     EnrollmentError,
     SecretError,
 )
-from sqlalchemy_envelope.keys.hierarchy import bound_keys, new_keys
+from sqlalchemy_envelope.keys.hierarchy import bound_keys, last_epochs, new_keys
 from sqlalchemy_envelope.keys.keyring import Keyring
 from sqlalchemy_envelope.keys.slots import provider_slot, secret_slot
 from sqlalchemy_envelope.orm.columns.plans import plan_of_mapper
@@ -38,7 +38,7 @@ from sqlalchemy_envelope.orm.tables.cascades import require_cascades
 from sqlalchemy_envelope.orm.tables.key_rows import KeyStore
 from sqlalchemy_envelope.orm.tables.key_types import mistyped
 from sqlalchemy_envelope.orm.tables.owners import require_owner_class
-from sqlalchemy_envelope.orm.verbs.owner_keys import how_opened, locate, named, usable_state
+from sqlalchemy_envelope.orm.verbs.owner_keys import are_destroyed, how_opened, locate, named, usable_state
 from sqlalchemy_envelope.orm.verbs.steps import Derivation
 from sqlalchemy_envelope.orm.verbs.strength import prepare_new
 from sqlalchemy_envelope.orm.writing.newcomers import (
@@ -57,12 +57,15 @@ if TYPE_CHECKING:
     from sqlalchemy_envelope.crypto.argon2id import KdfProfile
     from sqlalchemy_envelope.crypto.preparation import GivenSecret, HiddenSecret
     from sqlalchemy_envelope.crypto.secret import Hidden, KeyBytes
+    from sqlalchemy_envelope.keys.hierarchy import Epochs
+    from sqlalchemy_envelope.keys.keyring import OwnerId
     from sqlalchemy_envelope.keys.model import OpenedKey, StoredSlot
     from sqlalchemy_envelope.keys.slots import ProviderKek
     from sqlalchemy_envelope.orm.current.desk import Desk
     from sqlalchemy_envelope.orm.current.open_keys import OpenKeys
     from sqlalchemy_envelope.orm.current.policy import Policy
     from sqlalchemy_envelope.orm.tables.owners import OwnerClass, Place
+    from sqlalchemy_envelope.orm.tables.stored_rows import OwnedKey
     from sqlalchemy_envelope.orm.verbs.steps import Steps
 
 
@@ -112,6 +115,8 @@ class _New:
     keys: list[OpenedKey] = field(default_factory=list, repr=False)
     """The root key, then a data key for each scope. They are bound once the owner's primary key is known."""
     place: Place | None = None
+    former: Epochs = field(default_factory=dict)
+    """The last epoch of each kind of key that the owner had before its keys were destroyed."""
 
 
 def enroll_steps(
@@ -195,11 +200,16 @@ def _refuse_enrolled(desk: Desk, new: Sequence[_New], *, are_many: bool) -> None
         for one in some:
             found = locate(desk, one.owner, store)
             located[found.place.owner] = found
-        rows = store.load([one.place.primary_key for one in located.values()])
-        if rows:
-            first = located[rows[0].owner]
-            told = how_opened(first, [row.stored for row in rows if row.owner == rows[0].owner])
-            raise AlreadyEnrolledError(f"{named(first, are_many)} has keys already: {told}.")
+        there: dict[OwnerId, list[OwnedKey]] = {}
+        for row in store.load([one.place.primary_key for one in located.values()]):
+            there.setdefault(row.owner, []).append(row)
+        for owner, rows in there.items():
+            if not are_destroyed(rows):
+                told = how_opened(located[owner], [row.stored for row in rows])
+                raise AlreadyEnrolledError(f"{named(located[owner], are_many)} has keys already: {told}.")
+        for one in some:
+            former = there.get(locate(desk, one.owner, store).place.owner, ())
+            one.former = last_epochs(row.stored for row in former)
 
 
 def _by_class(desk: Desk, new: Collection[_New]) -> list[tuple[KeyStore, list[_New]]]:
@@ -277,7 +287,8 @@ def _store(
         with desk.session.no_autoflush:
             for one in some:
                 located = locate(desk, one.owner, store)
-                one.place, one.keys = located.place, bound_keys(one.keys, located.reference)
+                one.place = located.place
+                one.keys = bound_keys(one.keys, located.reference, one.former)
                 owners.append(located)
                 stored = [key.stored for key in one.keys]
                 rows.append((one.place.primary_key, stored, _slots(desk.policy, one, kek)))

@@ -11,6 +11,7 @@ from sqlalchemy_envelope.crypto.preparation import hide_secret
 from sqlalchemy_envelope.crypto.recovery_code import hide_given
 from sqlalchemy_envelope.exceptions import ConfigurationError
 from sqlalchemy_envelope.keys.escrow import EscrowKey
+from sqlalchemy_envelope.keys.receipts import signing_key
 from sqlalchemy_envelope.keys.row_seals import RowSeals, realm_name
 from sqlalchemy_envelope.orm.current import context
 from sqlalchemy_envelope.orm.current.policy import ENVELOPES, Policy, note_policy
@@ -31,6 +32,7 @@ from sqlalchemy_envelope.orm.verbs.recovery_verbs import RecoveryVerbs
 from sqlalchemy_envelope.orm.verbs.settle_all import Settled, Settling, batch_steps
 from sqlalchemy_envelope.orm.verbs.settle_batch import job
 from sqlalchemy_envelope.orm.verbs.share_verbs import ShareVerbs
+from sqlalchemy_envelope.orm.verbs.shred_verbs import ShredVerbs
 from sqlalchemy_envelope.orm.verbs.slot_verbs import SlotVerbs
 from sqlalchemy_envelope.orm.verbs.slots import seal_rows
 from sqlalchemy_envelope.orm.verbs.why_locked import why_locked
@@ -43,6 +45,7 @@ if TYPE_CHECKING:
     from sqlalchemy_envelope.keys.escrow import OpenedEscrowKey
     from sqlalchemy_envelope.keys.providers.base import KeyProvider
     from sqlalchemy_envelope.keys.providers.server import ServerKeyring
+    from sqlalchemy_envelope.keys.receipts import ReceiptKey
     from sqlalchemy_envelope.orm.current.audit import AuditEvent
     from sqlalchemy_envelope.orm.sessions.unlocked import UnlockedSession
     from sqlalchemy_envelope.orm.tables.key_grant import KeyGrant
@@ -53,7 +56,16 @@ T = TypeVar("T")
 
 
 @emptying_class
-class Envelope(SlotVerbs, RecoveryVerbs, PepperVerbs, EscrowVerbs, EmergencyVerbs, ShareVerbs, EnvelopeSteps):
+class Envelope(
+    SlotVerbs,
+    RecoveryVerbs,
+    PepperVerbs,
+    EscrowVerbs,
+    EmergencyVerbs,
+    ShareVerbs,
+    ShredVerbs,
+    EnvelopeSteps,
+):
     """The policy of an application, which makes one `Envelope`. Holds no user's key.
 
     Args:
@@ -93,6 +105,8 @@ class Envelope(SlotVerbs, RecoveryVerbs, PepperVerbs, EscrowVerbs, EmergencyVerb
             `add_escrow`, or with `everyone=True` when owners are enrolled.
         audit: called with each `AuditEvent`; the events go to the logger `sqlalchemy_envelope.audit` as well.
         actor: called for each event, to tell who acts: the user of the request, or a person of the support.
+        receipt_key: the key that signs erasure receipts; by default, a key derived from the active server
+            key.
     """
 
     def __init__(
@@ -118,6 +132,7 @@ class Envelope(SlotVerbs, RecoveryVerbs, PepperVerbs, EscrowVerbs, EmergencyVerb
         escrow: EscrowKey | None = None,
         audit: Callable[[AuditEvent], None] | None = None,
         actor: Callable[[], str | None] | None = None,
+        receipt_key: ReceiptKey | None = None,
     ) -> None:
         self.kdf_profile = kdf_profile
         self.limit = KdfLimit(concurrent_derivations or os.cpu_count() or 1, derivation_wait)
@@ -138,6 +153,7 @@ class Envelope(SlotVerbs, RecoveryVerbs, PepperVerbs, EscrowVerbs, EmergencyVerb
             secret_strength=secret_strength,
             audit=audit,
             actor=actor,
+            receipt_key=signing_key(receipt_key, server_keys),
             providers=make_providers(
                 named, cache or CachePolicy(), timeout=provider_timeout, retries=provider_retries
             ),

@@ -15,7 +15,7 @@ from sqlalchemy_envelope.exceptions import (
     OwnerMismatchError,
 )
 from sqlalchemy_envelope.keys.hierarchy import check_generations
-from sqlalchemy_envelope.keys.model import Purpose, SlotKind
+from sqlalchemy_envelope.keys.model import KeyState, Purpose, SlotKind
 from sqlalchemy_envelope.orm.current.context import server_hint
 from sqlalchemy_envelope.orm.sharing.granted import KEYS_WERE_DELETED
 from sqlalchemy_envelope.orm.sharing.roots import active_root_among
@@ -24,7 +24,7 @@ from sqlalchemy_envelope.orm.tables.owners import OwnerClass, Place, require_own
 from sqlalchemy_envelope.orm.tables.stored_rows import usable
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from sqlalchemy.orm import InstanceState
 
@@ -163,8 +163,18 @@ def load_moved_keys(located: LocatedOwner) -> list[StoredKey]:
     )
 
 
+def are_destroyed(rows: Iterable[OwnedKey]) -> bool:
+    """Tell whether every key among these is destroyed, so that their owner may be enrolled again."""
+    return all(row.stored.state is KeyState.DESTROYED for row in rows)
+
+
 def _rows(located: LocatedOwner) -> list[OwnedKey]:
     rows = located.load()
+    if rows and are_destroyed(rows):
+        raise NotEnrolledError(
+            f"The keys of this {located.name} were destroyed, and nobody reads its earlier values again. "
+            "envelope.enroll(...) gives it new keys."
+        )
     if not rows:
         hint = server_hint(object_session(located.instance))
         raise NotEnrolledError(

@@ -11,7 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy.orm import attributes
 
-from sqlalchemy_envelope.exceptions import DecryptionError, LockedError, LockReason, StatementRefusedError
+from sqlalchemy_envelope.exceptions import (
+    DecryptionError,
+    KeyShreddedError,
+    LockedError,
+    LockReason,
+    StatementRefusedError,
+)
 from sqlalchemy_envelope.orm.columns.attribute_marks import Mark, known_marks, marks_of
 from sqlalchemy_envelope.orm.columns.mixed_classes import mix_in
 
@@ -45,7 +51,13 @@ def open_carried(state: InstanceState[Any], plan: Iterable[EncryptedAttribute]) 
                 f"{_name(state, key)} was closed when its unlocked session was left, and its object becomes "
                 f"another row: {_STORED_WITHOUT}"
             ).because(LockReason.LEFT)
-        if marks.sealed(key) is not None or marks.waiting(key) is not None:
+        sealed = marks.sealed(key)
+        if sealed is not None and sealed.is_shredded:
+            raise KeyShreddedError(
+                f"The key of {_name(state, key)} was destroyed, and its object becomes another row: it would "
+                "be stored without this value. Set it before."
+            )
+        if sealed is not None or marks.waiting(key) is not None:
             _open(state, attribute)
 
 

@@ -13,6 +13,7 @@ from tests.orm.models import SECRET, Base, Note, User, envelope
 from tests.orm.verbs import emergency_flows, escrow_flows
 from tests.orm.verbs.kill_points import Flow, Material, kill_everywhere
 from tests.orm.verbs.recovering.flows import RECOVERY_FLOWS
+from tests.orm.verbs.shredding import killed
 from tests.prepared import tables_of
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="there is no kill -9 on Windows")
@@ -129,6 +130,7 @@ FLOWS = [
     ),
     *escrow_flows.FLOWS,
     *emergency_flows.FLOWS,
+    Flow("a shredding", enrolled, killed.shred, opens_as_before, killed.is_shredded),
 ]
 
 
