@@ -12,7 +12,16 @@ from rich.console import Console
 from sqlalchemy import Engine
 from sqlalchemy.util import greenlet_spawn
 
-from benchmarks import bench_migration, groups, locked_writes, plain_statements, rotation, serving, several
+from benchmarks import (
+    bench_migration,
+    groups,
+    locked_writes,
+    plain_statements,
+    rotation,
+    serving,
+    several,
+    tickets,
+)
 from benchmarks.databases import DATABASES, SAME_DATABASE, database, unlocked_owner
 from benchmarks.measure import Series, measure
 from benchmarks.report import Results, as_json, machine, markdown, print_tables
@@ -22,7 +31,9 @@ from benchmarks.variants import variants
 from sqlalchemy_envelope import Envelope
 
 HOT, UNLOCK = "values", "unlock"
-SHARING = [module.NAME for module in (groups, locked_writes, serving, several, rotation, plain_statements)]
+SHARING = [
+    module.NAME for module in (groups, locked_writes, serving, several, rotation, plain_statements, tickets)
+]
 PARTS = [HOT, UNLOCK, *SHARING, bench_migration.NAME]
 ROWS, MIGRATION_ROWS = 20_000, 1_000_000
 
@@ -103,6 +114,8 @@ def measure_sharing(part: str, engine: Engine, options: argparse.Namespace) -> F
         return several.measure_several(engine, options.rows, rounds)
     if part == plain_statements.NAME:
         return plain_statements.measure_plain_statements(engine, 400 if quick else 4_000, rounds)
+    if part == tickets.NAME:
+        return tickets.measure_tickets(engine, rounds, 0.2 if quick else 2.0)
     members, rows = (20, 1_000) if quick else (1_000, 100_000)
     return rotation.measure_rotation(engine, members, rows, rounds)
 

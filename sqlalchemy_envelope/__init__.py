@@ -38,6 +38,8 @@ from sqlalchemy_envelope.exceptions import (
     SharesError,
     StatementRefusedError,
     TamperedKeyError,
+    TicketError,
+    TicketExpiredError,
     TransactionConflictError,
     TruncatedError,
     UnclaimedError,
@@ -62,6 +64,7 @@ from sqlalchemy_envelope.keys.providers import (
     VaultTransit,
 )
 from sqlalchemy_envelope.keys.receipts import CheckedReceipt, ErasureReceipt, ReceiptKey, check_receipt
+from sqlalchemy_envelope.keys.ticket import Ticket
 from sqlalchemy_envelope.orm import hooks as _hooks
 from sqlalchemy_envelope.orm.columns.encrypted_type import EncryptedType
 from sqlalchemy_envelope.orm.columns.owner_spec import OneOf, OwnerColumn
@@ -73,6 +76,7 @@ from sqlalchemy_envelope.orm.reading.binary_results import binary_results
 from sqlalchemy_envelope.orm.sessions.emergency_request import EmergencyRequest
 from sqlalchemy_envelope.orm.sessions.key_slots import KeySlot, KeySlots
 from sqlalchemy_envelope.orm.sessions.server import ServerSession
+from sqlalchemy_envelope.orm.sessions.ticket import TicketSession
 from sqlalchemy_envelope.orm.sessions.unlocked import UnlockedSession
 from sqlalchemy_envelope.orm.sessions.write_only import WriteOnlySession
 from sqlalchemy_envelope.orm.sharing.rights import GrantStanding
@@ -82,6 +86,7 @@ from sqlalchemy_envelope.orm.tables.emergency_access import EmergencyAccess
 from sqlalchemy_envelope.orm.tables.generated import GrantNames, KeyNames
 from sqlalchemy_envelope.orm.tables.key_grant import KeyGrant
 from sqlalchemy_envelope.orm.tables.key_owner import KeyOwner, KeyShareTable, KeySlotTable, KeyTable
+from sqlalchemy_envelope.orm.tables.key_ticket import KeyTicketTable
 from sqlalchemy_envelope.orm.throttling.backoff import Backoff, Bucket
 from sqlalchemy_envelope.orm.throttling.stores import MemoryThrottle, ThrottleStore
 from sqlalchemy_envelope.orm.throttling.table import TableThrottle, throttle_table
@@ -96,6 +101,7 @@ from sqlalchemy_envelope.orm.verbs.recoverable import Loss, Recoverability
 from sqlalchemy_envelope.orm.verbs.settle_all import Settled
 from sqlalchemy_envelope.orm.verbs.settle_batch import RefusedOwner
 from sqlalchemy_envelope.orm.verbs.share_sweep import SharesSwept
+from sqlalchemy_envelope.orm.verbs.tickets import IssuedTicket
 
 _hooks.register()
 
@@ -128,6 +134,7 @@ __all__ = [
     "GrantNames",
     "GrantStanding",
     "GrantStatus",
+    "IssuedTicket",
     "KdfParametersError",
     "KdfProfile",
     "KeyGrant",
@@ -142,6 +149,7 @@ __all__ = [
     "KeySlotTable",
     "KeySlots",
     "KeyTable",
+    "KeyTicketTable",
     "LockedError",
     "LockReason",
     "MemoryThrottle",
@@ -188,6 +196,10 @@ __all__ = [
     "TamperedKeyError",
     "Throttle",
     "ThrottleStore",
+    "Ticket",
+    "TicketError",
+    "TicketExpiredError",
+    "TicketSession",
     "TransactionConflictError",
     "TruncatedError",
     "UnclaimedError",

@@ -109,6 +109,18 @@ class UnlockError(EnvelopeError):
     code = "unlock"
 
 
+class TicketError(UnlockError):
+    """A ticket was refused: it was revoked, altered, or is not for this owner and database. Log in again."""
+
+    code = "ticket"
+
+
+class TicketExpiredError(TicketError):
+    """The lifetime of a ticket is over, or nobody used it for longer than it may lie idle. Log in again."""
+
+    code = "ticket-expired"
+
+
 class UnlockBusyError(EnvelopeError):
     """Too many key derivations run at once; try again shortly (HTTP 503)."""
 

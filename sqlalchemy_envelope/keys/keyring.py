@@ -192,6 +192,14 @@ class Keyring(Uncopied):
             if newer.purpose is Purpose.ROOT and newer.epoch > known[1].epoch:
                 self._open(newer.key_id, depth, tried)
 
+    def leads_to(self, key_id: KeyId) -> bool:
+        """Whether stored ways lead from the open keys to this key.
+
+        Raises:
+            EnvelopeError: see `open`.
+        """
+        return self.open(key_id) is not None
+
     def is_open(self, key_id: KeyId) -> bool:
         """Whether this key is open already."""
         return key_id in self._opened

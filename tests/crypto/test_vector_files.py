@@ -27,6 +27,7 @@ COUNTS = {
     "escrow": 39,
     "emergency": 18,
     "erasure_receipt": 29,
+    "ticket": 60,
 }
 
 

@@ -24,6 +24,7 @@ from sqlalchemy_envelope.crypto import (
     recovery_code,
     row_seal,
     sealing,
+    ticket,
     wrapping,
 )
 from sqlalchemy_envelope.crypto.key_share import KeyShare
@@ -42,10 +43,12 @@ from sqlalchemy_envelope.exceptions import (
     RowSealError,
     SecretError,
     TamperedKeyError,
+    TicketError,
     TruncatedError,
     UnlockError,
 )
 from sqlalchemy_envelope.keys import grants, hierarchy, pepper, receipts, row_seals, slots
+from sqlalchemy_envelope.keys import ticket as keys_of_tickets
 from sqlalchemy_envelope.keys.model import (
     GrantState,
     KeyState,
@@ -597,6 +600,71 @@ def test_row_seals(case: Case) -> None:
 
     assert seal == active.seal(case["label"], fields, case["realm"])
     assert seal[:16] == row_seal.server_key_id(key(case, "server_key"))
+
+
+# ---------------------------------------------------------------- section 11
+
+
+def carried(of: Case) -> OpenedKey:
+    held = KeyBytes(bytes.fromhex(of["key"]))
+    commitment = kdf.commitment(held)
+    stored = StoredKey(
+        kdf.key_id_of(commitment),
+        bytes.fromhex(of["owner_reference"]),
+        Purpose(of["purpose"]),
+        of["scope"],
+        of["epoch"],
+        KeyState.RETIRED,
+        commitment,
+        bytes(32),
+    )
+    return OpenedKey(stored, held)
+
+
+def check_ticket_entries(case: Case) -> None:
+    keys = [carried(of) for of in case["carried"]]
+    held = keys_of_tickets.CarriedKeys(bytearray.fromhex(case["expect"]))
+
+    assert keys_of_tickets.entries_of(keys).hex() == case["expect"]
+    assert [held.open(one.stored) for one in keys] == keys
+
+
+def check_ticket_text(case: Case) -> None:
+    if case["expect"] == "refused":
+        with pytest.raises(TicketError):
+            keys_of_tickets.parse_ticket(case["text"])
+        return
+    found = keys_of_tickets.parse_ticket(case["text"])
+
+    assert (found.ticket_id.hex, raw(found.client_half).hex()) == (case["ticket_id"], case["client_half"])
+    assert keys_of_tickets.ticket_text(found) == case["text"]
+
+
+@cases_of("ticket")
+def test_tickets(case: Case) -> None:
+    """Entries and texts come out byte for byte; a ticket opens with its three parts and its own context."""
+    if case["op"] != "open":
+        {"entries": check_ticket_entries, "text": check_ticket_text}[case["op"]](case)
+        return
+    of, row_half = case["context"], bytes.fromhex(case["row_half"])
+    bound = ticket.TicketContext(
+        *(bytes.fromhex(of[name]) for name in ("ticket_id", "owner_reference", "root_key_id")),
+        of["issued_at"],
+        of["expires_at"],
+        of["idle_seconds"],
+        of["realm"],
+    )
+    pepper = ticket.pepper_of(key(case, "server_key"))
+    made = ticket.ticket_key(key(case, "client_half"), row_half, pepper, bound)
+    blob = bytes.fromhex(case["blob"])
+    if case["expect"] != "ok":
+        with pytest.raises(ERRORS[case["expect"]]):
+            ticket.open_ticket(blob, made)
+        return
+    entries = ticket.open_ticket(blob, made)
+
+    assert entries.hex() == case["entries"]
+    assert ticket.open_ticket(ticket.seal_ticket(entries, made), made) == entries
 
 
 # How the library holds the rows that the vectors spell out, so that its own order of columns is compared.

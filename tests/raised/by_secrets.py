@@ -1,5 +1,7 @@
 """What raises at a secret, or at a stored key."""
 
+import datetime as dt
+
 import pytest
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -32,6 +34,66 @@ from tests.raised.scene import (
     flipped,
     raises,
 )
+
+# ------------------------------------------------------------------ tickets
+
+
+def ticket_of(at: Scene) -> str:
+    """A ticket of an owner, in an application with server keys."""
+    at.again(server_keys=ServerKeyring([SERVER_KEY]))
+    at.envelope.seal_rows(at.session, User)
+    with at.unlock() as unlocked:
+        ticket = unlocked.issue_ticket(at.ada, lifetime=dt.timedelta(days=1), idle=dt.timedelta(hours=1))
+        at.session.commit()
+    return str(ticket)
+
+
+@raises(exceptions.TicketError)
+def no_ticket(at: Scene) -> None:
+    at.envelope.unlock(at.session, at.ada, ticket=RIGHT)
+
+
+@raises(exceptions.TicketError)
+def altered_ticket(at: Scene) -> None:
+    ticket = ticket_of(at)
+    last = "A" if ticket[-1] != "A" else "B"
+    at.envelope.unlock(at.session, at.ada, ticket=ticket[:-1] + last)
+
+
+@raises(exceptions.TicketError)
+def altered_ticket_row(at: Scene) -> None:
+    ticket = ticket_of(at)
+    at.planted("users_keyticket", flipped(-1))
+    at.envelope.unlock(at.session, at.ada, ticket=ticket)
+
+
+@raises(exceptions.TamperedKeyError)
+def planted_ticket_row(at: Scene) -> None:
+    ticket = ticket_of(at)
+    at.raw("UPDATE users_keyticket SET issued_at = 3")
+    at.envelope.unlock(at.session, at.ada, ticket=ticket)
+
+
+@raises(exceptions.TicketExpiredError)
+def idle_ticket(at: Scene) -> None:
+    ticket = ticket_of(at)
+    at.raw("UPDATE users_keyticket SET used_at = '2020-01-01 00:00:00.000000'")
+    at.envelope.unlock(at.session, at.ada, ticket=ticket)
+
+
+@raises(exceptions.LockedError)
+def settled_by_ticket(at: Scene) -> None:
+    ticket = ticket_of(at)
+    with at.envelope.unlock(at.session, at.ada, ticket=ticket) as unlocked:
+        unlocked.settle()
+
+
+@raises(exceptions.LockedError)
+def secret_by_ticket(at: Scene) -> None:
+    ticket = ticket_of(at)
+    with at.envelope.unlock(at.session, at.ada, ticket=ticket) as unlocked:
+        unlocked.add_secret(at.ada, NEW, label="phone")
+
 
 # ------------------------------------------------------------------ secrets
 

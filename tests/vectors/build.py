@@ -745,6 +745,81 @@ def check_receipt(text: str, public_key: bytes) -> bytes:
     return message
 
 
+# ---------------------------------------------------------------- section 12: tickets
+
+CHUNK = 16384
+TICKET_TEXT = re.compile(r"st1\.([A-Za-z0-9_-]{64})", re.ASCII)
+
+
+def ticket_context(of: Case) -> bytes:
+    """The seven fields as they stand in a case: ids and reference as hex, seconds as numbers."""
+    return ctx(
+        "ticket",
+        bytes.fromhex(of["ticket_id"]),
+        bytes.fromhex(of["owner_reference"]),
+        bytes.fromhex(of["root_key_id"]),
+        struct.pack(">Q", of["issued_at"]),
+        struct.pack(">Q", of["expires_at"]),
+        struct.pack(">I", of["idle_seconds"]),
+        utf8(of["realm"]),
+    )
+
+
+def ticket_key(client_half: bytes, row_half: bytes, server_key: bytes, context: bytes) -> bytes:
+    parts = client_half + row_half + subkey(server_key, "ticket-pepper")
+    return HKDF(hashes.SHA512(), 32, b"\x00" * 64, context).derive(parts)
+
+
+def seal_ticket(key: bytes, entries: bytes, salt: bytes) -> bytes:
+    okm = expand(key, COBBLESTONE + salt, 76)
+    sealed = b""
+    for number in range(len(entries) // CHUNK + 1):  # the last chunk is not full, and may be empty
+        nonce = bytes(a ^ b for a, b in zip(okm[32:44], number.to_bytes(12, "big"), strict=True))
+        sealed += AESGCM(okm[:32]).encrypt(nonce, entries[number * CHUNK : (number + 1) * CHUNK], None)
+    return b"\x31" + salt + okm[44:76] + sealed
+
+
+def open_ticket(key: bytes, blob: bytes) -> bytes:
+    if not blob or blob[0] != 0x31:
+        raise RefusedError("format")
+    last = (len(blob) - 57) % (CHUNK + 16)
+    if len(blob) < 57 or last < 16 or (last - 16) % 64:
+        raise RefusedError("truncated")
+    okm = expand(key, COBBLESTONE + blob[1:25], 76)
+    if not hmac.compare_digest(okm[44:76], blob[25:57]):
+        raise RefusedError("unlock")
+    entries = b""
+    for number, start in enumerate(range(57, len(blob), CHUNK + 16)):
+        nonce = bytes(a ^ b for a, b in zip(okm[32:44], number.to_bytes(12, "big"), strict=True))
+        try:
+            entries += AESGCM(okm[:32]).decrypt(nonce, blob[start : start + CHUNK + 16], None)
+        except InvalidTag:
+            raise RefusedError("unlock") from None
+    return entries
+
+
+def ticket_entries(carried: Iterable[Case]) -> bytes:
+    entries = []
+    for of in carried:
+        key = bytes.fromhex(of["key"])
+        described = {"kind": "ticket", "key_id": key_id(key).hex(), "kdf": "", "recipient": "", "granter": ""}
+        binding = hashlib.sha256(wrap_context(of | described)).digest()[:16]
+        entries.append(key_id(key) + key + binding)
+    return b"".join(sorted(entries))
+
+
+def ticket_text(ticket_id: bytes, client_half: bytes) -> str:
+    return "st1." + base64.urlsafe_b64encode(ticket_id + client_half).decode()
+
+
+def parse_ticket(text: str) -> tuple[bytes, bytes]:
+    found = TICKET_TEXT.fullmatch(text)
+    if found is None:
+        raise RefusedError("refused")
+    data = base64.urlsafe_b64decode(found[1])
+    return data[:16], data[16:]
+
+
 # ---------------------------------------------------------------- helpers for the cases
 
 A, B, C, D = (bytes(range(start, start + 32)) for start in (0x00, 0x20, 0x40, 0x60))
@@ -3339,6 +3414,129 @@ def erasure_receipt_cases() -> list[Case]:
 
 # ---------------------------------------------------------------- writing
 
+# ---------------------------------------------------------------- ticket.json
+
+
+TICKET = {
+    "ticket_id": uuid.UUID(int=0x0F1E2D3C4B5A49788796A5B4C3D2E1F0).hex,
+    "owner_reference": owner_reference("users", [1]).hex(),
+    "root_key_id": key_id(A).hex(),
+    "issued_at": 1_893_456_000,
+    "expires_at": 1_894_665_600,
+    "idle_seconds": 43_200,
+    "realm": "",
+}
+OTHER_TICKET = {
+    "ticket_id": uuid.UUID(int=1).hex,
+    "owner_reference": owner_reference("users", [2]).hex(),
+    "root_key_id": key_id(B).hex(),
+    "issued_at": 1_893_456_001,
+    "expires_at": 1_926_201_600,
+    "idle_seconds": 0,
+    "realm": "acme",
+}
+
+
+def ticket_cases() -> list[Case]:
+    cases: list[Case] = []
+    halves = {"client_half": fixed("client half", 32), "row_half": fixed("row half", 32), "server_key": D}
+
+    def add(name: str, comment: str, blob: bytes, expect: str, context: Case = TICKET, **more: Any) -> None:
+        parts = halves | {part: more.pop(part) for part in tuple(halves) if part in more}
+        key = ticket_key(
+            parts["client_half"], parts["row_half"], parts["server_key"], ticket_context(context)
+        )
+        assert outcome(lambda: open_ticket(key, blob)) == expect, name
+        case: Case = {"name": name, "comment": comment, "op": "open", "context": context}
+        case |= {part: value.hex() for part, value in parts.items()}
+        cases.append(case | {"blob": blob.hex(), **more, "expect": expect})
+
+    def good(name: str, comment: str, entries: bytes, context: Case = TICKET, **parts: bytes) -> bytes:
+        own = halves | parts
+        key = ticket_key(own["client_half"], own["row_half"], own["server_key"], ticket_context(context))
+        salt = fixed(f"salt of ticket {name}", 24)
+        blob = seal_ticket(key, entries, salt)
+        add(name, comment, blob, "ok", context, salt=salt.hex(), entries=entries.hex(), **parts)
+        return blob
+
+    mine = {"owner_reference": TICKET["owner_reference"], "purpose": "data", "scope": "", "epoch": 1}
+    group = mine | {"owner_reference": owner_reference("groups", ["eu", 7]).hex()}
+    carried = [
+        mine | {"key": B.hex()},
+        mine | {"key": C.hex(), "scope": "caf\u00e9", "epoch": 0xFFFFFFFF},
+        mine | {"key": D.hex(), "purpose": "index"},
+        group | {"key": ONES.hex(), "purpose": "write", "epoch": 0x7FFFFFFF},
+    ]
+    for count in (0, 1, len(carried)):
+        entries = ticket_entries(carried[:count])
+        case: Case = {
+            "name": f"entries: {count}",
+            "comment": "in the order of their key ids",
+            "op": "entries",
+        }
+        cases.append(case | {"carried": carried[:count], "expect": entries.hex()})
+
+    entries = ticket_entries(carried)
+    blob = good("four keys", "the ticket that the failures below begin with", entries)
+    good("one key", "the fewest that an owner has", ticket_entries(carried[:1]))
+    good("no key", "an empty chunk", b"")
+    good("no idle time, a realm", "0 stands for no limit", entries, OTHER_TICKET)
+    good("realm not ASCII", "realms are UTF-8", entries, TICKET | {"realm": "k\u00f6ln"})
+    latest = {"issued_at": 253_402_300_798, "expires_at": 253_402_300_799, "idle_seconds": 2**32 - 1}
+    good("the year 9999", "seconds are u64, and u32 for the idle time", entries, TICKET | latest)
+    good("parts of ones", "no part is weak", entries, client_half=ONES, row_half=ONES, server_key=ONES)
+    for count, why in ((256, "a full chunk, and an empty last chunk"), (257, "two chunks")):
+        many = [mine | {"key": fixed(f"carried {number}", 32).hex()} for number in range(count)]
+        long = good(f"{count} keys", why, ticket_entries(many))
+    middle = 57 + CHUNK + 16
+    add("long: cut at the chunk", "the last chunk is missing", long[:middle], "truncated")
+    add("long: flipped in chunk 2", "each chunk has a tag", flip(long, middle + 3), "unlock")
+    add("long: chunk 1 alone", "another chunk is the last", long[:57] + long[middle:], "unlock")
+
+    for field, other in OTHER_TICKET.items():
+        add(f"wrong {field}", "the ticket is bound to it", blob, "unlock", TICKET | {field: other})
+    for part in halves:
+        add(f"wrong {part}", "no two parts are enough", blob, "unlock", **{part: fixed(f"no {part}", 32)})
+    add("parts swapped", "the parts do not change places", blob, "unlock",
+        client_half=halves["row_half"], row_half=halves["client_half"])  # fmt: skip
+    for first in (0x00, 0x01, 0x11, 0x21, 0xFF):
+        add(f"format byte {first:02x}", "the first byte is not 0x31", bytes([first]) + blob[1:], "format")
+    regions = (("salt", 1, 25), ("commitment", 25, 57), ("entries", 57, len(blob) - 16),
+               ("tag", len(blob) - 16, len(blob)))  # fmt: skip
+    for region, at in flips(regions):
+        add(f"flipped: {region}", "nothing tells which byte it is", flip(blob, at), "unlock")
+    add("empty", "no first byte", b"", "format")
+    for size in (1, 56, 57, 72, 74, len(blob) - 1):
+        add(f"cut to {size}", "a length that no ticket has", blob[:size], "truncated")
+    add("one entry less", "a length that a ticket may have", blob[: len(blob) - 64], "unlock")
+    add("one byte more", "a length that no ticket has", blob + b"\x00", "truncated")
+
+    ticket_id, half = bytes.fromhex(TICKET["ticket_id"]), halves["client_half"]
+    text = ticket_text(ticket_id, half)
+    for name, given in (
+        ("text", text),
+        ("text of zeros", "st1." + "A" * 64),
+        ("text of ones", "st1." + "_" * 64),
+        ("text cut", text[:-1]),
+        ("text longer", text + "A"),
+        ("text of a later version", "st2" + text[3:]),
+        ("text without version", text[4:]),
+        ("text with padding", text[:-1] + "="),
+        ("text in the other alphabet", text[:-2] + "+/"),
+        ("text with a line end", text + "\n"),
+        ("text with a full-width digit", text[:-1] + "\uff11"),
+        ("no text", ""),
+    ):
+        case = {"name": name, "comment": "the text that the client keeps", "op": "text", "text": given}
+        if outcome(partial(parse_ticket, given)) == "ok":
+            found = parse_ticket(given)
+            case |= {"ticket_id": found[0].hex(), "client_half": found[1].hex(), "expect": "ok"}
+        else:
+            case |= {"expect": "refused"}
+        cases.append(case)
+    return cases
+
+
 FILES: dict[str, tuple[str, Callable[[], list[Case]]]] = {
     "context.json": (
         "Section 1: contexts and references. No two inputs of one `op` encode alike.",
@@ -3376,6 +3574,7 @@ FILES: dict[str, tuple[str, Callable[[], list[Case]]]] = {
     "row_seal.json": ("Section 9: row seals. Columns stand in their order.", row_seal_cases),
     "pepper.json": ("Section 10: secret slots under a pepper.", pepper_cases),
     "erasure_receipt.json": ("Section 11: erasure receipts, and what is signed.", erasure_receipt_cases),
+    "ticket.json": ("Section 11: tickets: entries, wraps and texts.", ticket_cases),
 }
 
 

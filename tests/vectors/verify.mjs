@@ -694,6 +694,85 @@ async function checkReceipt(source, publicKey) {
   return (await subtle.verify("Ed25519", handle, signed, message)) ? message : refuse("refused");
 }
 
+// ---------------------------------------------------------------- 12. tickets
+
+const CHUNK = 16384;
+
+const u64 = (number) => {
+  const view = new DataView(new ArrayBuffer(8));
+  view.setBigUint64(0, BigInt(number));
+  return new Uint8Array(view.buffer);
+};
+
+const ticketContext = (of) =>
+  ctx(
+    "ticket",
+    bytes(of.ticket_id),
+    bytes(of.owner_reference),
+    bytes(of.root_key_id),
+    u64(of.issued_at),
+    u64(of.expires_at),
+    u32(of.idle_seconds),
+    utf8(of.realm),
+  );
+
+async function ticketKey(of) {
+  const pepper = await subkey(bytes(of.server_key), "ticket-pepper");
+  const parts = join(bytes(of.client_half), bytes(of.row_half), pepper);
+  const prk = await hmac("SHA-512", new Uint8Array(64), parts);
+  return expand("SHA-512", prk, ticketContext(of.context), 32);
+}
+
+const chunkNonce = (nonce, number) => {
+  const made = Uint8Array.from(nonce);
+  u32(number).forEach((byte, at) => (made[8 + at] ^= byte));
+  return made;
+};
+
+async function sealTicket(key, entries, salt) {
+  const okm = await expand("SHA-512", key, join(COBBLESTONE, salt), 76);
+  let made = join(Uint8Array.of(0x31), salt, okm.slice(44, 76));
+  for (let number = 0; number <= Math.floor(entries.length / CHUNK); number++) {
+    const chunk = entries.slice(number * CHUNK, (number + 1) * CHUNK);
+    made = join(made, await gcm("encrypt", okm.slice(0, 32), chunkNonce(okm.slice(32, 44), number), chunk, NOTHING));
+  }
+  return made;
+}
+
+async function openTicket(key, blob) {
+  if (blob[0] !== 0x31) refuse("format");
+  const last = (blob.length - 57) % (CHUNK + 16);
+  if (blob.length < 57 || last < 16 || (last - 16) % 64) refuse("truncated");
+  const okm = await expand("SHA-512", key, join(COBBLESTONE, blob.slice(1, 25)), 76);
+  if (!equal(okm.slice(44, 76), blob.slice(25, 57))) refuse("unlock");
+  let entries = NOTHING;
+  for (let number = 0, start = 57; start < blob.length; number++, start += CHUNK + 16) {
+    const nonce = chunkNonce(okm.slice(32, 44), number);
+    const chunk = blob.slice(start, start + CHUNK + 16);
+    entries = join(entries, await gcmOpen(okm.slice(0, 32), nonce, chunk, NOTHING, "unlock"));
+  }
+  return entries;
+}
+
+async function ticketEntries(carried) {
+  const entries = [];
+  for (const of of carried) {
+    const key = bytes(of.key);
+    const id = await keyId(key);
+    const described = { ...of, kind: "ticket", key_id: hex(id), kdf: "", recipient: "", granter: "" };
+    const digest = new Uint8Array(await subtle.digest("SHA-256", wrapContext(described)));
+    entries.push(join(id, key, digest.slice(0, 16)));
+  }
+  return join(...entries.sort(compareBytes));
+}
+
+function parseTicket(string) {
+  const found = /^st1\.([A-Za-z0-9_-]{64})$/.exec(string);
+  if (found === null || string.length !== 68) refuse("refused");
+  const standard = found[1].replaceAll("-", "+").replaceAll("_", "/");
+  return Uint8Array.from(atob(standard), (letter) => letter.charCodeAt(0));
+}
+
 // ---------------------------------------------------------------- one check per kind of case
 
 function expectEqual(actual, wanted) {
@@ -854,6 +933,22 @@ async function checkPepper(of) {
   if (of.expect !== "ok") return;
   const [pepper, publicKey, wrapped, salt] = [of.pepper, of.public_key, of.wrapped, of.salt].map(bytes);
   expectEqual(hex(await addPepper(pepper, publicKey, wrapped, salt, of.slot)), of.blob);
+}
+
+async function checkTicket(of) {
+  if (of.op === "entries") {
+    expectEqual(hex(await ticketEntries(of.carried)), of.expect);
+    return;
+  }
+  if (of.op === "text") {
+    const made = await result(() => parseTicket(of.text));
+    expectEqual(typeof made === "string" ? made : hex(made), of.expect === "ok" ? of.ticket_id + of.client_half : of.expect);
+    return;
+  }
+  const key = await ticketKey(of);
+  const made = await result(() => openTicket(key, bytes(of.blob)));
+  expectEqual(typeof made === "string" ? made : hex(made), of.expect === "ok" ? of.entries : of.expect);
+  if (of.expect === "ok") expectEqual(hex(await sealTicket(key, bytes(of.entries), bytes(of.salt))), of.blob);
 }
 
 async function checkValue(of) {
@@ -1029,6 +1124,7 @@ const FILES = {
   "row_seal.json": checkRowSeal,
   "pepper.json": checkPepper,
   "erasure_receipt.json": checkErasureReceipt,
+  "ticket.json": checkTicket,
 };
 
 process.removeAllListeners("warning"); // Node 20 calls X25519 in WebCrypto experimental, once a run

@@ -293,7 +293,7 @@ class _Leaving:
         """The values as they would be stored; None for a value that has to be read again."""
         encrypted = attribute.encrypted
         nothing: list[bytes | None] = [None] * len(values)
-        if self.writer is None or owner is None or previous_of(encrypted.column) is not None:
+        if not values or self.writer is None or owner is None or previous_of(encrypted.column) is not None:
             return nothing
         if not values:
             return nothing  # asking for the cipher of an owner with altered rows would raise

@@ -138,6 +138,15 @@ def only_owner(here: tuple[OpenKeys, ...]) -> OwnerId | None:
     return here[0].only_owner if len(here) == 1 else None
 
 
+def only_by_ticket(session: Session | None, owner: OwnerId | None = None) -> bool:
+    """Whether tickets are all that is open here; if an owner is given, whether its keys are open by a ticket
+    and in no other way."""
+    here: Any = unlocked_sessions(session)
+    every = [one for innermost in here for one in innermost.outward()]
+    some = every if owner is None else [one for one in every if owner in one.keyring]
+    return bool(some) and all(one.by_ticket for one in some)
+
+
 def owner_of(session: Session | None, header: bytes) -> OwnerId | None:
     """The owner whose key a stored value names, if the owner is unlocked here."""
     for unlocked in unlocked_sessions(session):
@@ -145,6 +154,17 @@ def owner_of(session: Session | None, header: bytes) -> OwnerId | None:
         if owner is not None:
             return owner
     return None
+
+
+_TICKET_GIVES = (
+    "a ticket opened its owner, and a ticket carries no root key and changes nothing about keys. Unlock with "
+    "the secret around this, `with envelope.unlock(session, owner, secret=...):`."
+)
+_TICKET_LACKS = (
+    "a ticket is open here, and does not carry the key. Keys that were made or granted after the ticket was "
+    "issued open at the next log-in: log in again, `envelope.unlock(session, owner, secret=...)`, and issue "
+    "a new ticket. `envelope.why_locked(session, instance)` tells what is missing."
+)
 
 
 class _Left:
@@ -194,6 +214,8 @@ def locked(
     reason = LockReason.OTHER_DATABASE if hint else None
     if not here:
         reason = LockReason.NOTHING_UNLOCKED
+    if only_by_ticket(session) and not hint:
+        return LockedError(f"{what} is locked: {_TICKET_GIVES if use == 'give' else _TICKET_LACKS}")
     # What a server reads may be the value's own owner: it is not counted among the others of a write.
     others = _others(here if use == "read" else [keys for keys in here if keys.provider is None])
     else_ = f"{_not_served(here, use)}{others}"

@@ -28,6 +28,7 @@ class OpenKeys(Protocol):
         follows: whether grants are followed as they are needed. Such a session is told of rows before they
             come, too.
         enrolls: whether new owners get keys here with the flush that adds them.
+        by_ticket: whether a ticket opened it: it has no root key, and makes and grants none.
         provider: in server mode, the provider whose slots open keys; else None.
         home: the session that it was opened with.
         left: the kind of error that says why it is no longer open.
@@ -41,6 +42,7 @@ class OpenKeys(Protocol):
     on_demand: bool
     follows: bool
     enrolls: bool
+    by_ticket: bool
     provider: str | None
 
     def __contains__(self, owner: OwnerId) -> bool: ...

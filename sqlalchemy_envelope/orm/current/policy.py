@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from sqlalchemy_envelope.keys.escrow import EscrowKey
     from sqlalchemy_envelope.keys.keyring import OwnerId
     from sqlalchemy_envelope.keys.model import OpenedKey, StoredSlot
+    from sqlalchemy_envelope.keys.providers.server import ServerKeyring
     from sqlalchemy_envelope.keys.receipts import ReceiptKey
     from sqlalchemy_envelope.keys.row_seals import Realm
     from sqlalchemy_envelope.keys.write_epoch import WriteEpoch
@@ -43,6 +44,7 @@ class Policy:
         escrow: the public key that escrow slots are sealed to.
         harden_claims: whether an owner who claims keys gets new keys at once, which the campaign never held.
         receipt_key: the key that signs erasure receipts, if there is one.
+        ticket_keys: the keyrings with the server's part of tickets. The first serves new tickets.
     """
 
     seals: RowSeals = field(default_factory=RowSeals)
@@ -58,6 +60,7 @@ class Policy:
     harden_claims: bool = True
     escrow: EscrowKey | None = None
     receipt_key: ReceiptKey | None = None
+    ticket_keys: tuple[ServerKeyring, ...] = field(default=(), repr=False)
 
     def require_providers(self) -> Providers:
         """The providers of the envelope.

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy_envelope.crypto.recovery_code import RecoveryCode
     from sqlalchemy_envelope.keys.receipts import ErasureReceipt
+    from sqlalchemy_envelope.keys.ticket import Ticket
     from sqlalchemy_envelope.orm.sessions.key_slots import KeySlot
 
 
@@ -30,6 +31,8 @@ class OwnVerbs:
     home: Session | None
     made_by: Any = None
     """The `Envelope` that made this session."""
+    owner: Any = None
+    """The owner, in a session that a ticket opened."""
     if TYPE_CHECKING:
 
         def _require_usable(self) -> None: ...
@@ -112,6 +115,31 @@ class OwnVerbs:
         envelope, session = self._verbs("shred", owner)
         receipt: ErasureReceipt = envelope.shred(session, owner, reason=reason, **how)
         return receipt
+
+    def issue_ticket(
+        self,
+        owner: object,
+        *,
+        lifetime: dt.timedelta,
+        idle: dt.timedelta | None = None,
+        label: str | None = None,
+    ) -> Ticket:
+        """As `Envelope.issue_ticket`."""
+        envelope, session = self._verbs("issue_ticket", owner)
+        made: Ticket = envelope.issue_ticket(session, owner, lifetime=lifetime, idle=idle, label=label)
+        return made
+
+    @emptying
+    def revoke_ticket(self, owner: object, ticket: str | uuid.UUID) -> bool:
+        """As `Envelope.revoke_ticket`."""
+        envelope, session = self._verbs("revoke_ticket", owner)
+        return bool(envelope.revoke_ticket(session, owner, ticket))
+
+    @emptying
+    def revoke_tickets(self, owner: object) -> int:
+        """As `Envelope.revoke_tickets`."""
+        envelope, session = self._verbs("revoke_tickets", owner)
+        return int(envelope.revoke_tickets(session, owner))
 
     def _verbs(self, name: str, owner: object) -> tuple[Any, Session]:
         """Return the envelope of this unlocked session, and the session to work in.

@@ -49,6 +49,7 @@ class Scope(OpenKeys):
     on_demand = False
     follows = False
     enrolls = False
+    by_ticket = False
     provider: str | None = None
 
     def __init__(self, session: Session | None, policy: Policy) -> None:

@@ -372,6 +372,8 @@ def _leave(
         if key.key_id in counts and not counts[key.key_id].is_removed:
             return
     keyring = _holder(desk, place, stored)
+    if keyring is None and context.only_by_ticket(desk.session):
+        return  # a ticket starts no epoch. The next holder who writes does, and a write by ticket is refused
     # Only replace this key: a server that opened the group in this transaction has seen the removal already.
     if scope is None:
         start_epoch(desk, place, keyring, instead_of=key.key_id)
@@ -397,6 +399,9 @@ def _join(
     if grant.scope is None and grants_can_circle(grant):
         refuse_circles(desk, place, recipients)
     keyring = _holder(desk, place, stored)
+    if keyring is None and _needs_more_than_a_ticket(desk.session, grant, place):
+        what = f"The key of this {place.owner_class.name}, for a {grant.mapper.class_.__name__},"
+        raise context.locked(what, desk.session, use="give")
     store = desk.keys(place.owner_class)
     if grant.history == "from_join" and not _is_nobodys(store, grant, place, keyring):
         if grant.scope is None:
@@ -410,6 +415,14 @@ def _join(
     renew_left(desk, keyring, recipients)
     for key in granted_keys(keyring, grant, place.owner):
         keyring.add_stored(place.owner, [grant_to(desk, store, key, recipients)])
+
+
+def _needs_more_than_a_ticket(session: Session, grant: GrantClass, place: Place) -> bool:
+    """Whether tickets are all that is open here, and a new row of this class would give a key that a ticket
+    carries, or start an epoch."""
+    return context.only_by_ticket(session, place.owner) or (
+        grant.history == "from_join" and context.only_by_ticket(session)
+    )
 
 
 def _is_nobodys(store: KeyStore, grant: GrantClass, place: Place, keyring: Keyring | None) -> bool:

@@ -68,13 +68,13 @@ def require_present_members(
     owners = {names.owner(owner_class, key): key for key in keys}
     strangers = [names.place(owner_class, key) for owner, key in owners.items() if owner not in known_places]
     _renew_scopes(desk, keyring, known_places, strangers)
-    waiting = _not_looked_at(desk.session, keyring, known_places, owners)
-    due = _due(desk.session, keyring, owner_class, waiting) if waiting else ()
+    waiting = not_looked_at(desk.session, keyring, known_places, owners)
+    due = due_among(desk.session, keyring, owner_class, waiting) if waiting else ()
     if due:
         _settle_again(desk, keyring, known_places, [waiting[owner] for owner in waiting if owner in due])
 
 
-def _not_looked_at(
+def not_looked_at(
     session: Session,
     keyring: Keyring,
     known_places: Mapping[OwnerId, Place],
@@ -96,7 +96,9 @@ def _not_looked_at(
     return waiting
 
 
-def _due(session: Session, keyring: Keyring, owner_class: OwnerClass, waiting: Places) -> Collection[OwnerId]:
+def due_among(
+    session: Session, keyring: Keyring, owner_class: OwnerClass, waiting: Places
+) -> Collection[OwnerId]:
     """The owners among these, of one class, with a key that must not encrypt new values.
 
     A former member holds such a key, or the key was replaced already, or this keyring distrusts it.
@@ -111,7 +113,7 @@ def _due(session: Session, keyring: Keyring, owner_class: OwnerClass, waiting: P
     due = {
         owner
         for key_id, owner in known.items()
-        if key_id in keyring.distrusted or not _is_present(counts.get(key_id))
+        if key_id in keyring.distrusted or not is_present(counts.get(key_id))
     }
     # Keys that are granted to a group are due too, if somebody was removed from that group.
     if len(due) < len(waiting) and find_left(session, {owner_class: known}):
@@ -119,7 +121,7 @@ def _due(session: Session, keyring: Keyring, owner_class: OwnerClass, waiting: P
     return due
 
 
-def _is_present(count: GrantCounts | None) -> bool:
+def is_present(count: GrantCounts | None) -> bool:
     """Whether a key is active, and nobody was removed from it."""
     return count is not None and count.is_active and not count.is_left
 
@@ -145,13 +147,13 @@ def _renew_scopes(
     A former member gets no grant of the new key. The new key is sealed to the owner's root key and not
     wrapped under it, because the root key is not here. So nothing in the sealed key shows its maker.
     """
-    held = _held_scopes(desk.session, keyring, places)
+    held = held_scopes(desk.session, keyring, places)
     if not held:
         return
     owner_class = next(iter(held.values())).owner_class
     beyond = find_left(desk.session, {owner_class: held})
     counts = count_grants(desk.session, owner_class.grants_of, held)
-    if not beyond and all(_is_present(counts.get(key_id)) for key_id in held):
+    if not beyond and all(is_present(counts.get(key_id)) for key_id in held):
         return
     with desk.session.no_autoflush:
         lock_groups(desk, [*(one.place for one in beyond), *held.values()])
@@ -167,7 +169,7 @@ def _renew_scopes(
         load_again(desk, keyring, dict(known_places))
 
 
-def _held_scopes(session: Session, keyring: Keyring, places: Iterable[Place]) -> dict[KeyId, Place]:
+def held_scopes(session: Session, keyring: Keyring, places: Iterable[Place]) -> dict[KeyId, Place]:
     """The active data keys of the owners that were not checked in this transaction yet, all of one class.
 
     The owners are noted as checked.

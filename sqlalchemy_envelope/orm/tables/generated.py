@@ -37,6 +37,8 @@ class KeyNames:
     slot_class: str = "{owner}KeySlot"
     share_table: str = "{table}_keyshare"
     share_class: str = "{owner}KeyShare"
+    ticket_table: str = "{table}_keyticket"
+    ticket_class: str = "{owner}KeyTicket"
 
 
 @dataclass(frozen=True)

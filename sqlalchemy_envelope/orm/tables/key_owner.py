@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import datetime as dt
 import uuid
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar, get_args, get_origin
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from sqlalchemy import (
     Column,
@@ -28,6 +28,7 @@ from sqlalchemy.schema import conv
 from sqlalchemy_envelope.exceptions import ConfigurationError
 from sqlalchemy_envelope.keys.model import KeyState
 from sqlalchemy_envelope.orm.tables.generated import (
+    LONGEST_NAME,
     KeyNames,
     Name,
     fill_in,
@@ -35,6 +36,14 @@ from sqlalchemy_envelope.orm.tables.generated import (
     name_indexes,
     note_table,
     now,
+)
+from sqlalchemy_envelope.orm.tables.key_ticket import KeyTicketTable
+from sqlalchemy_envelope.orm.tables.owned_table import (
+    OwnedTable,
+    Owner,
+    constrain_owner,
+    owner_names,
+    refer_to_owner,
 )
 from sqlalchemy_envelope.orm.tables.owners import KEY_UUID, OwnerClass, owner_class_of, register
 from sqlalchemy_envelope.orm.tables.python_types import python_type_of
@@ -44,12 +53,11 @@ if TYPE_CHECKING:
     from sqlalchemy import Table
     from sqlalchemy.orm import Mapper
 
-Owner = TypeVar("Owner")
-
 
 class KeyOwner:
-    """Mixin: instances of the class have keys, in `<table>_key` and `<table>_keyslot`, which are deleted with
-    their owner. The classes that map these tables are `__key_class__` and `__slot_class__`.
+    """Mixin: instances of the class have keys, in `<table>_key`, `<table>_keyslot` and `<table>_keyticket`,
+    which are deleted with their owner. The classes that map these tables are `__key_class__`,
+    `__slot_class__` and `__ticket_class__`.
 
     The class's own `EncryptedType` columns are encrypted with the instance's key. Other tables refer to it by
     a foreign key.
@@ -58,7 +66,8 @@ class KeyOwner:
         sole: the class has one row, and columns that name the class, `EncryptedType(..., owner=Vault)`, are
             encrypted with its key: an application's own secrets, the user of a program with one passphrase, a
             tenant with a schema of its own.
-        key_tables: False to declare the tables yourself, as `KeyTable[Owner]` and `KeySlotTable[Owner]`.
+        key_tables: False to declare the tables yourself, as `KeyTable[Owner]` and `KeySlotTable[Owner]`, and
+            `KeyTicketTable[Owner]` if owners of the class are to stay logged in.
         key_shares: True to keep half of each secret's way to the keys in a second database, in the table
             `<table>_keyshare`, which `__share_class__` maps. Tell the session where it is:
             `Session(engine, binds={User.__share_class__: second_engine})`. Give a `MetaData` in place of True
@@ -82,6 +91,7 @@ class KeyOwner:
         __key_class__: ClassVar[type[KeyTable[Any]]]
         __slot_class__: ClassVar[type[KeySlotTable[Any]]]
         __share_class__: ClassVar[type[KeyShareTable[Any]]]
+        __ticket_class__: ClassVar[type[KeyTicketTable[Any]]]
 
     def __init_subclass__(
         cls,
@@ -106,32 +116,7 @@ class KeyOwner:
         super().__init_subclass__(**kwargs)
 
 
-class _OwnedTable(Generic[Owner]):
-    """Both kinds of table find their owner class in `Table[Owner]`."""
-
-    __owner_class__: ClassVar[OwnerClass]
-
-    def __init_subclass__(cls, **kwargs: Any) -> None:
-        for base in getattr(cls, "__orig_bases__", ()):
-            origin = get_origin(base)
-            if isinstance(origin, type) and issubclass(origin, _OwnedTable):
-                (owner,) = get_args(base)
-                if isinstance(owner, TypeVar):
-                    continue
-                owner_class = owner_class_of(getattr(owner, "__table__", None))
-                if owner_class is None:
-                    raise ConfigurationError(f"{cls.__name__}: {owner.__name__} is not a mapped KeyOwner.")
-                cls.__owner_class__ = owner_class
-        if hasattr(cls, "__owner_class__"):
-            cls._refer(cls.__owner_class__)
-        super().__init_subclass__(**kwargs)
-
-    @classmethod
-    def _refer(cls, owner_class: OwnerClass) -> None:
-        """Add the columns that refer to the owner, before the class is mapped."""
-
-
-class KeyTable(_OwnedTable[Owner]):
+class KeyTable(OwnedTable[Owner]):
     """Keys of one class of owners. `granted` counts the grants that were made of a key: if fewer rows than
     that exist, somebody was removed. Subclass it to choose the table's name or to add columns: `class
     UserKey(KeyTable[User], Base): __tablename__ = "user_keys"`."""
@@ -155,13 +140,10 @@ class KeyTable(_OwnedTable[Owner]):
 
     @classmethod
     def _refer(cls, owner_class: OwnerClass) -> None:
-        for name, column in zip(_owner_names(owner_class), owner_class.primary_key, strict=True):
-            single = len(owner_class.primary_key) == 1
-            reference = [ForeignKey(column, ondelete="CASCADE", onupdate="CASCADE")] if single else []
-            setattr(cls, name, mapped_column(column.type, *reference, nullable=False, index=single))
+        refer_to_owner(cls, owner_class)
 
 
-class KeySlotTable(_OwnedTable[Owner]):
+class KeySlotTable(OwnedTable[Owner]):
     """Key slots of one class of owners: each row is one way to reach a root key."""
 
     slot_id: Mapped[uuid.UUID] = mapped_column(KEY_UUID, primary_key=True)
@@ -191,7 +173,7 @@ class KeySlotTable(_OwnedTable[Owner]):
         cls.key_id = mapped_column(KEY_UUID, reference, nullable=False, index=True)
 
 
-class KeyShareTable(_OwnedTable[Owner]):
+class KeyShareTable(OwnedTable[Owner]):
     """Shares of the KEKs of one class of owners, in a second database: a secret opens nothing without them.
 
     A key slot names its share by the id. No row says whose a share is.
@@ -203,14 +185,9 @@ class KeyShareTable(_OwnedTable[Owner]):
     unused_since: Mapped[dt.datetime | None] = mapped_column(DateTime(timezone=True))
 
 
-def _owner_names(owner_class: OwnerClass) -> list[str]:
-    key = owner_class.primary_key
-    return ["owner_id"] if len(key) == 1 else [f"owner_{column.key}" for column in key]
-
-
 def on_mapper(mapper: Mapper[Any], cls: type[Any]) -> None:
     """A class was mapped: note a key owner and make its tables, or complete a key table."""
-    if issubclass(cls, _OwnedTable):
+    if issubclass(cls, OwnedTable):
         _complete(mapper, cls)
     elif issubclass(cls, KeyOwner):
         inherited = owner_class_of(mapper.inherits.local_table) if mapper.inherits is not None else None
@@ -223,7 +200,7 @@ def tables_beside(owner_class: OwnerClass) -> list[tuple[Table, Column[Any]]]:
     found = []
     for mapper in owner_class.mapper.registry.mappers:
         cls = mapper.class_
-        if not issubclass(cls, _OwnedTable) or cls.__owner_class__ is not owner_class:
+        if not issubclass(cls, OwnedTable) or cls.__owner_class__ is not owner_class:
             continue
         table: Table = mapper.local_table  # type: ignore[assignment]  # a declared class
         keys = owner_class.key_class.__table__
@@ -254,9 +231,12 @@ def _new_owner_class(mapper: Mapper[Any], cls: type[KeyOwner]) -> OwnerClass:
         owner_class = _renew(before, owner_class)
     register(table, owner_class)
     if cls.__key_tables__:
-        of_keys, of_slots, of_shares = _names(cls, table.name)
+        of_keys, of_slots, of_tickets, of_shares = _names(cls, table.name)
         generate(mapper, KeyTable, of_keys, {"__owner_class__": owner_class})
         generate(mapper, KeySlotTable, of_slots, {"__owner_class__": owner_class})
+        # The longest ending: a table whose name had room before tickets came is used without them.
+        if len(of_tickets.table.encode()) <= LONGEST_NAME:
+            generate(mapper, KeyTicketTable, of_tickets, {"__owner_class__": owner_class})
         if owner_class.has_shares:
             shares = cls.__key_shares__
             metadata = shares if isinstance(shares, MetaData) else None
@@ -274,7 +254,7 @@ def _renew(before: OwnerClass, now: OwnerClass) -> OwnerClass:
     before.mapper, before.label = now.mapper, now.label
     before.reference_attribute, before.primary_key = now.reference_attribute, now.primary_key
     before.is_sole, before.has_shares = now.is_sole, now.has_shares
-    before.key_class = before.slot_class = before.share_class = None
+    before.key_class = before.slot_class = before.ticket_class = before.share_class = None
     before.selects.clear()
     for grant in (*before.grants_of, *before.grants_to):
         for prepared in (grant, grant.of.owner_class, grant.to.owner_class):
@@ -282,7 +262,7 @@ def _renew(before: OwnerClass, now: OwnerClass) -> OwnerClass:
     return before
 
 
-def _names(cls: type[KeyOwner], table: str) -> tuple[Name, Name, Name]:
+def _names(cls: type[KeyOwner], table: str) -> tuple[Name, Name, Name, Name]:
     names = cls.__key_names__
 
     def name(class_name: str, table_name: str, attribute: str) -> Name:
@@ -291,12 +271,13 @@ def _names(cls: type[KeyOwner], table: str) -> tuple[Name, Name, Name]:
             fill_in(cls, class_name, **known),
             fill_in(cls, table_name, **known),
             attribute,
-            "key_names=KeyNames(key_table=..., slot_table=..., share_table=...)",
+            "key_names=KeyNames(key_table=..., slot_table=..., ticket_table=..., share_table=...)",
         )
 
     return (
         name(names.key_class, names.key_table, "__key_class__"),
         name(names.slot_class, names.slot_table, "__slot_class__"),
+        name(names.ticket_class, names.ticket_table, "__ticket_class__"),
         name(names.share_class, names.share_table, "__share_class__"),
     )
 
@@ -325,19 +306,18 @@ def _complete(mapper: Mapper[Any], cls: type[Any]) -> None:
     if issubclass(cls, KeyShareTable):
         owner_class.share_class = owner.__share_class__ = cls
         return
+    if issubclass(cls, KeyTicketTable):
+        constrain_owner(table, owner_class)
+        owner_class.ticket_class = owner.__ticket_class__ = cls
+        return
     _constrain(table, owner_class)
     owner_class.key_class = owner.__key_class__ = cls
-    owner_class.owner_columns = tuple(table.c[name] for name in _owner_names(owner_class))
+    owner_class.owner_columns = tuple(table.c[name] for name in owner_names(owner_class))
 
 
 def _constrain(table: Table, owner_class: OwnerClass) -> None:
     """Give a table of keys its keys, its foreign keys and indexes."""
-    columns = tuple(table.c[name] for name in _owner_names(owner_class))
-    if len(columns) > 1:
-        table.append_constraint(
-            ForeignKeyConstraint(columns, owner_class.primary_key, ondelete="CASCADE", onupdate="CASCADE")
-        )
-        Index(conv(f"ix_{table.name}_owner"), *columns)
+    columns = constrain_owner(table, owner_class)
     # NO ACTION: deleting a root key on which keys depend must fail, while the owner's cascade, checked at the
     # end of the statement, passes.
     table.append_constraint(ForeignKeyConstraint([table.c.wrapping_key_id], [table.c.key_id]))

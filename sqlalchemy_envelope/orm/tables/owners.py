@@ -49,6 +49,7 @@ class OwnerClass:
     slot_class: Any = None
     has_shares: bool = False
     share_class: Any = None
+    ticket_class: Any = None
     owner_columns: tuple[Column[Any], ...] = field(default=())
     scopes: set[str] = field(default_factory=lambda: {""})
     grants_of: list[GrantClass] = field(default_factory=list)

@@ -19,6 +19,7 @@ from sqlalchemy_envelope.orm.verbs.async_share_verbs import AsyncShareVerbs
 from sqlalchemy_envelope.orm.verbs.async_shred_verbs import AsyncShredVerbs
 from sqlalchemy_envelope.orm.verbs.async_slot_verbs import AsyncSlotVerbs
 from sqlalchemy_envelope.orm.verbs.async_steps import AsyncSteps, plain_async
+from sqlalchemy_envelope.orm.verbs.async_ticket_verbs import AsyncTicketVerbs
 from sqlalchemy_envelope.orm.verbs.enroll import asked_for
 from sqlalchemy_envelope.orm.verbs.envelope import Envelope
 from sqlalchemy_envelope.orm.verbs.settle_all import AsyncSettling, Settled, batch_steps
@@ -50,6 +51,7 @@ class AsyncEnvelope(
     AsyncEmergencyVerbs,
     AsyncShareVerbs,
     AsyncShredVerbs,
+    AsyncTicketVerbs,
     AsyncSteps,
 ):
     """`Envelope` for `AsyncSession`. Neither a key derivation nor a provider ever holds up the event loop."""
@@ -78,6 +80,7 @@ class AsyncEnvelope(
         owner: object,
         *,
         secret: str | bytes | None = None,
+        ticket: str | None = None,
         provider: str | None = None,
         reason: str | None = None,
         authenticated: bool = False,
@@ -88,8 +91,8 @@ class AsyncEnvelope(
         emergency: object | None = None,
     ) -> AsyncUnlocking:
         """As `Envelope.unlock`, for `async with`."""
-        hidden, code = hide_secret(secret), hide_given(recovery_code)
-        del secret, recovery_code
+        hidden, code, hidden_ticket = hide_secret(secret), hide_given(recovery_code), hide_secret(ticket)
+        del secret, recovery_code, ticket
         return AsyncUnlocking(
             self,
             session,
@@ -105,6 +108,7 @@ class AsyncEnvelope(
                 source,
                 escrow_key=escrow_key,
                 emergency=emergency,
+                ticket=hidden_ticket,
             ),
         )
 

@@ -136,7 +136,7 @@ def enroll_steps(
         require_cascades(desk.session, mapper)
     note_policy(desk.session, desk.policy)
     around = context.unlocked_sessions(desk.session)
-    _require_enrollable(desk, new, are_many=asked.are_many, is_opened=bool(provider is not None or around))
+    _require_enrollable(desk, new, are_many=asked.are_many, is_opened=_is_opened(desk, provider, around))
     kek = None if provider is None or not new else (yield from kek_for_new(desk, provider))
     try:
         for one in new:
@@ -160,6 +160,12 @@ def _prepared(desk: Desk, secret: HiddenSecret, owner: object, *, chosen: bool) 
     return prepare_new(desk.policy, secret, owner) if chosen else prepare_hidden(secret, new=True)
 
 
+def _is_opened(desk: Desk, provider: str | None, around: Sequence[OpenKeys]) -> bool:
+    """Tell whether keys without a secret are opened: by a provider, or by an unlocked session with a root
+    key."""
+    return provider is not None or (bool(around) and not context.only_by_ticket(desk.session))
+
+
 def _require_enrollable(desk: Desk, new: Sequence[_New], *, are_many: bool, is_opened: bool) -> None:
     """Refuse to make keys that cannot be stored, or that nothing would open.
 
@@ -168,7 +174,7 @@ def _require_enrollable(desk: Desk, new: Sequence[_New], *, are_many: bool, is_o
     """
     for one in new:
         if one.prepared is None and not is_opened:
-            raise _unopened(one.owner_class)
+            raise _unopened(one.owner_class, by_ticket=context.only_by_ticket(desk.session))
     _refuse_enrolled(desk, new, are_many=are_many)
     for one in new:
         wrong = mistyped(one.owner_class.primary_key, current_key(one.state))
@@ -177,14 +183,15 @@ def _require_enrollable(desk: Desk, new: Sequence[_New], *, are_many: bool, is_o
     _refuse_unenrolled_others(desk.session, {one.state for one in new})
 
 
-def _unopened(owner_class: OwnerClass) -> EnrollmentError:
+def _unopened(owner_class: OwnerClass, *, by_ticket: bool) -> EnrollmentError:
     """Return the error for an owner whose keys nothing would open."""
     said = f"Nothing would open the keys of this {owner_class.name}: give `secret=` or `provider=`"
+    ticket = " A ticket makes no keys: unlock the member with the secret for this." if by_ticket else ""
     if not owner_class.grants_with(None):
-        return EnrollmentError(f"{said}.")
+        return EnrollmentError(f"{said}.{ticket}")
     return EnrollmentError(
         f"{said}, or enroll it while one of its members-to-be is unlocked and add their grants in the same "
-        "transaction."
+        f"transaction.{ticket}"
     )
 
 

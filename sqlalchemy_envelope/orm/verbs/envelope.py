@@ -35,6 +35,7 @@ from sqlalchemy_envelope.orm.verbs.share_verbs import ShareVerbs
 from sqlalchemy_envelope.orm.verbs.shred_verbs import ShredVerbs
 from sqlalchemy_envelope.orm.verbs.slot_verbs import SlotVerbs
 from sqlalchemy_envelope.orm.verbs.slots import seal_rows
+from sqlalchemy_envelope.orm.verbs.ticket_verbs import TicketVerbs
 from sqlalchemy_envelope.orm.verbs.why_locked import why_locked
 
 if TYPE_CHECKING:
@@ -64,6 +65,7 @@ class Envelope(
     EmergencyVerbs,
     ShareVerbs,
     ShredVerbs,
+    TicketVerbs,
     EnvelopeSteps,
 ):
     """The policy of an application, which makes one `Envelope`. Holds no user's key.
@@ -161,6 +163,7 @@ class Envelope(
             write_epoch_values=write_epoch_values,
             harden_claims=harden_claims,
             escrow=checked_escrow(escrow),
+            ticket_keys=tuple(one for one in (pepper, server_keys) if one is not None),
         )
         ENVELOPES.add(self.policy)
 
@@ -206,6 +209,7 @@ class Envelope(
         owner: object,
         *,
         secret: str | bytes | None = None,
+        ticket: str | None = None,
         provider: str | None = None,
         reason: str | None = None,
         authenticated: bool = False,
@@ -229,6 +233,9 @@ class Envelope(
 
         Args:
             secret: the owner's secret.
+            ticket: in place of a secret, the text from `issue_ticket`. No key derivation. It reads and writes
+                values, and changes nothing about keys. `owner` may be a class here: the ticket's owner is
+                loaded with its keys, by one query, and is `unlocked.owner`.
             provider: in place of a secret, the outside holder of a key slot; needs a `reason`.
             reason: the reason, for the audit event.
             authenticated: the caller has checked this secret, for example by the former password hash. If the
@@ -249,6 +256,7 @@ class Envelope(
             RecoveryCodeError: the text is no recovery code: it is mistyped. Nothing was tried with it.
             UnclaimedError: a campaign holds the owner's keys. The owner has no secret yet, or the secret is
                 right and waits.
+            TicketError: the ticket was refused: log in again. `TicketExpiredError` if it has ended.
             UnlockError: the secret is wrong, or its slot was altered. The two cases cannot be told apart. Or
                 the recovery code is none of this owner's.
             KeyShareError: the second database does not have the share that a slot needs.
@@ -265,8 +273,8 @@ class Envelope(
             SecretError: the secret cannot be any owner's secret.
             ProviderError: the provider failed, or answered with another key.
         """
-        hidden, code = hide_secret(secret), hide_given(recovery_code)
-        del secret, recovery_code
+        hidden, code, hidden_ticket = hide_secret(secret), hide_given(recovery_code), hide_secret(ticket)
+        del secret, recovery_code, ticket
         plain = plain_session(session)
         return self.run(
             self.unlock_steps(
@@ -281,6 +289,7 @@ class Envelope(
                 source,
                 escrow_key=escrow_key,
                 emergency=emergency,
+                ticket=hidden_ticket,
             )
         )
 
@@ -289,9 +298,11 @@ class Envelope(
         `UnlockedSession.settle`. Never commits.
 
         Raises:
-            LockedError: no owner is unlocked in the session.
+            LockedError: no owner is unlocked in the session, or only by a ticket.
         """
         plain = plain_session(session)
+        if context.only_by_ticket(plain):
+            raise context.locked("What is to be settled", plain, use="give")
         if not any(one.home is plain for one in context.unlocked_sessions(plain)):
             raise context.locked("What is to be settled", plain)
         context.settle_unlocked(plain)

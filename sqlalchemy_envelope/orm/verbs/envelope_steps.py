@@ -18,7 +18,7 @@ from sqlalchemy_envelope.orm.current.desk import Desk
 from sqlalchemy_envelope.orm.current.keks import Outside
 from sqlalchemy_envelope.orm.current.policy import Policy
 from sqlalchemy_envelope.orm.throttling.throttle import Throttle
-from sqlalchemy_envelope.orm.verbs import claim, escrow, recovery, secrets, slots, unlock
+from sqlalchemy_envelope.orm.verbs import claim, escrow, recovery, secrets, slots, tickets, unlock
 from sqlalchemy_envelope.orm.verbs.attempts import Attempt, Setting
 from sqlalchemy_envelope.orm.verbs.emergency import unlock_for_person_steps
 from sqlalchemy_envelope.orm.verbs.enroll import Asked, asked_for
@@ -132,12 +132,13 @@ class EnvelopeSteps:
         *,
         escrow_key: OpenedEscrowKey | None = None,
         emergency: object | None = None,
+        ticket: GivenSecret | None = None,
     ) -> Steps[UnlockedSession]:
         """The steps of `unlock`."""
         if follow not in ("needed", "all"):
             raise ConfigurationError(f"follow={follow!r}; use 'needed' or 'all'.")
         if escrow_key is not None or emergency is not None:
-            given = (secret, provider, recovery_code, escrow_key, emergency)
+            given = (secret, ticket, provider, recovery_code, escrow_key, emergency)
             if authenticated or sum(one is not None for one in given) > 1:
                 raise ConfigurationError("Unlock with `escrow_key=` or with `emergency=` alone.")
         if escrow_key is not None:
@@ -147,7 +148,15 @@ class EnvelopeSteps:
         else:
             code = hide_given(recovery_code)
             steps = self._unlock_steps(
-                session, owner, secret, provider, reason, code, authenticated=authenticated, source=source
+                session,
+                owner,
+                secret,
+                provider,
+                reason,
+                code,
+                authenticated=authenticated,
+                source=source,
+                ticket=ticket,
             )
         return self._made(unlock.whole_steps(steps) if follow == "all" else steps)
 
@@ -162,10 +171,11 @@ class EnvelopeSteps:
         *,
         authenticated: bool,
         source: str | None,
+        ticket: GivenSecret | None,
     ) -> Steps[UnlockedSession]:
-        if sum(way is not None for way in (secret, provider, recovery_code)) != 1:
+        if sum(way is not None for way in (secret, ticket, provider, recovery_code)) != 1:
             raise ConfigurationError(
-                "Unlock with `secret=`, with `provider=` or with `recovery_code=`: one of them."
+                "Unlock with `secret=`, `ticket=`, `provider=` or `recovery_code=`: one of them."
             )
         if authenticated and secret is None:
             raise ConfigurationError("authenticated=True says that a secret was checked: give `secret=`.")
@@ -176,6 +186,8 @@ class EnvelopeSteps:
         if recovery_code is not None:
             attempt = self.attempt(session, owner, SlotKind.RECOVERY, source)
             return recovery.unlock_with_code_steps(self._desk(session), owner, recovery_code, attempt)
+        if ticket is not None:
+            return tickets.unlock_with_ticket_steps(self._desk(session), owner, hide_secret(ticket))
         assert provider is not None  # noqa: S101 - asked above
         return unlock.unlock_with_provider_steps(self._desk(session), owner, provider, reason or "")
 

@@ -152,13 +152,13 @@ def load_keys(located: LocatedOwner) -> list[StoredKey]:
         TamperedKeyError, RowSealError: an older key was made active again, or a key was altered.
         OwnerMismatchError: the keys are bound to another owner.
     """
-    return _checked(_rows(located))
+    return checked_keys(_rows(located))
 
 
 def load_moved_keys(located: LocatedOwner) -> list[StoredKey]:
     """As `load_keys`, after a change of the primary key: the keys may be bound to the old primary key."""
     rows = _rows(located)
-    return _checked(
+    return checked_keys(
         [row._replace(error=None) if isinstance(row.error, OwnerMismatchError) else row for row in rows]
     )
 
@@ -183,7 +183,11 @@ def _rows(located: LocatedOwner) -> list[OwnedKey]:
     return rows
 
 
-def _checked(rows: list[OwnedKey]) -> list[StoredKey]:
+def checked_keys(rows: list[OwnedKey]) -> list[StoredKey]:
+    """Return an owner's keys, whose rows were loaded, if they may be used.
+
+    Raises: as `load_keys`.
+    """
     keys = [row.stored for row in usable(rows)]
     check_generations(keys)
     return keys

@@ -35,6 +35,7 @@ from sqlalchemy_envelope.orm.verbs.owner_keys import active_root, load_keys, loc
 from sqlalchemy_envelope.orm.verbs.secrets import replace_secrets
 from sqlalchemy_envelope.orm.verbs.steps import Derivation, wiping
 from sqlalchemy_envelope.orm.verbs.strength import prepare_new
+from sqlalchemy_envelope.orm.verbs.tickets import revoke_tickets_of
 from sqlalchemy_envelope.orm.verbs.unlock import keyring_of, unlocked_owner
 
 if TYPE_CHECKING:
@@ -145,6 +146,7 @@ def reset_secret_steps(
             located.store_share(salt)
             lock_groups(desk, [located.place])
             made = _reset(located, kek, secret, salt)
+            revoke_tickets_of(desk, located.place)
     _tell(located, "recovery_code_used")
     _tell(located, "secret_set", SlotKind.SECRET)
     return made

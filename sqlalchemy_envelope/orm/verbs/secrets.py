@@ -31,6 +31,7 @@ from sqlalchemy_envelope.orm.verbs.opened_owner import opened_roots, settle_owne
 from sqlalchemy_envelope.orm.verbs.owner_keys import load_keys, locate_enrolled
 from sqlalchemy_envelope.orm.verbs.steps import Derivation, wiping
 from sqlalchemy_envelope.orm.verbs.strength import prepare_new
+from sqlalchemy_envelope.orm.verbs.tickets import revoke_tickets_of
 from sqlalchemy_envelope.orm.verbs.unlock import Opened, is_unclaimed, keyring_of, opened_by
 
 if TYPE_CHECKING:
@@ -87,6 +88,7 @@ def set_secret_steps(
         replaced, kept = _parted(located, now.secrets, label)
         _require_new_secret(kept, kek)
         replace_secrets(located, now.roots, replaced, kek, salt)
+        revoke_tickets_of(desk, located.place)
     _tell(located, "secret_set")
 
 
@@ -115,6 +117,7 @@ def change_secret_steps(
                     f"A key slot of this {located.name} was changed by somebody else at the same moment. Run "
                     "the transaction again."
                 )
+            revoke_tickets_of(desk, located.place)
     _tell(located, "secret_changed")
 
 

@@ -172,6 +172,11 @@ class _Search:
         if self._reader is not None or value.stored is None:
             return None
         said = "is locked: its key was granted or made after the unlock here. Unlock again."
+        if context.only_by_ticket(self._session):
+            said = (
+                "is locked: its key was granted or made after the ticket here was issued. Log in again: "
+                "unlock with the secret, and issue a new ticket."
+            )
         return _because(value, LockReason.UNLOCKED_EARLIER, said)
 
     def _why_no_way(
@@ -321,7 +326,7 @@ def _open_among(unlocked: UnlockedSession, keys: Sequence[StoredKey]) -> frozens
     found = set()
     for key in keys:
         try:
-            if unlocked.keyring.open(key.key_id) is not None:
+            if unlocked.keyring.leads_to(key.key_id):
                 found.add(key.key_id)
         except EnvelopeError:
             continue  # refused: it opens nothing

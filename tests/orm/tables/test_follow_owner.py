@@ -298,11 +298,13 @@ def test_chosen_names(base: Any, sqlite_engine: Engine) -> None:
         user_id: Mapped[int] = mapped_column(ForeignKey(User.id, ondelete="CASCADE"), primary_key=True)
 
     tables = {"users_secrets", "users_keyslot", "groups_key", "groups_keyslot", "seat_keys"}
+    tables |= {"users_keyticket", "groups_keyticket"}
     generated: list[Any] = [
         User.__key_class__,
         User.__slot_class__,
         Group.__key_class__,
         Group.__slot_class__,
+        Group.__ticket_class__,
         Seat.__grant_class__,
     ]
 
@@ -312,6 +314,7 @@ def test_chosen_names(base: Any, sqlite_engine: Engine) -> None:
         "UserWay",
         "GroupKey",
         "GroupKeySlot",
+        "GroupKeyTicket",
         "SeatKeyGrant",
     ]
 
@@ -369,7 +372,7 @@ def test_generated_classes_can_be_found() -> None:
 
     assert key_class is taken[0]
     assert taken[1].epoch == 3
-    assert {"pickled", "pickled_key", "pickled_keyslot"} == set(taken[2].tables)
+    assert {"pickled", "pickled_key", "pickled_keyslot", "pickled_keyticket"} == set(taken[2].tables)
 
 
 def test_a_class_of_the_same_name(base: Any) -> None:
@@ -460,7 +463,7 @@ def test_made_a_second_time(base: Any, engine: Engine) -> None:
         classes = _models(base, Again)
 
     assert _use(sessionmaker(engine), *classes) == "dear diary"
-    assert len(base.metadata.tables) == 9
+    assert len(base.metadata.tables) == 11
 
 
 def test_imperative_and_dataclasses(engine: Engine) -> None:

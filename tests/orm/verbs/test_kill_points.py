@@ -14,6 +14,7 @@ from tests.orm.verbs import emergency_flows, escrow_flows
 from tests.orm.verbs.kill_points import Flow, Material, kill_everywhere
 from tests.orm.verbs.recovering.flows import RECOVERY_FLOWS
 from tests.orm.verbs.shredding import killed
+from tests.orm.verbs.tickets import kill_flows as tickets
 from tests.prepared import tables_of
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="there is no kill -9 on Windows")
@@ -131,6 +132,7 @@ FLOWS = [
     *escrow_flows.FLOWS,
     *emergency_flows.FLOWS,
     Flow("a shredding", enrolled, killed.shred, opens_as_before, killed.is_shredded),
+    *tickets.FLOWS,
 ]
 
 
