@@ -15,6 +15,7 @@ from sqlalchemy.util import greenlet_spawn
 from benchmarks import (
     bench_migration,
     groups,
+    key_rotation,
     locked_writes,
     plain_statements,
     rotation,
@@ -32,7 +33,8 @@ from sqlalchemy_envelope import Envelope
 
 HOT, UNLOCK = "values", "unlock"
 SHARING = [
-    module.NAME for module in (groups, locked_writes, serving, several, rotation, plain_statements, tickets)
+    module.NAME
+    for module in (groups, locked_writes, serving, several, rotation, key_rotation, plain_statements, tickets)
 ]
 PARTS = [HOT, UNLOCK, *SHARING, bench_migration.NAME]
 ROWS, MIGRATION_ROWS = 20_000, 1_000_000
@@ -116,6 +118,8 @@ def measure_sharing(part: str, engine: Engine, options: argparse.Namespace) -> F
         return plain_statements.measure_plain_statements(engine, 400 if quick else 4_000, rounds)
     if part == tickets.NAME:
         return tickets.measure_tickets(engine, rounds, 0.2 if quick else 2.0)
+    if part == key_rotation.NAME:
+        return key_rotation.measure_key_rotation(engine, 2_000 if quick else 100_000)
     members, rows = (20, 1_000) if quick else (1_000, 100_000)
     return rotation.measure_rotation(engine, members, rows, rounds)
 

@@ -142,6 +142,8 @@ LIMITS = [
         "one leaves a large group: seals beyond one for each", 0, "rotation", "seals beyond members, leaving"
     ),
     Limit("one joins a group with many rows: data rows touched", 0, "rotation", "data rows touched, joining"),
+    Limit("rotating a server key: owners a second", 5_000, "key-rotation", "owners a second", at_least=True),
+    Limit("rotating a server key: MiB for all owners", 64, "key-rotation", "MiB more"),
     *(
         Limit(f"a plain {verb}: µs of the gate", 1, "plain-statements", f"µs, gate, {verb}, nobody unlocked")
         for verb in ("SELECT", "INSERT", "UPDATE", "DELETE")

@@ -13,6 +13,7 @@ from sqlalchemy_envelope.exceptions import (
     FormatError,
     GrantError,
     KdfParametersError,
+    KeyInUseError,
     KeyNotFoundError,
     KeyShareError,
     KeyShreddedError,
@@ -95,9 +96,14 @@ from sqlalchemy_envelope.orm.verbs.async_envelope import AsyncEnvelope
 from sqlalchemy_envelope.orm.verbs.envelope import Envelope
 from sqlalchemy_envelope.orm.verbs.erasure_report import ErasureReport
 from sqlalchemy_envelope.orm.verbs.grant_status import GrantStatus, OwnerName
+from sqlalchemy_envelope.orm.verbs.kdf_standing import KdfStanding
+from sqlalchemy_envelope.orm.verbs.key_references import KeyReference, KeyReferences
 from sqlalchemy_envelope.orm.verbs.lock_answer import WhyLocked
 from sqlalchemy_envelope.orm.verbs.pepper import PepperProgress, PepperUse
+from sqlalchemy_envelope.orm.verbs.provider_rotation import ProviderRotation
 from sqlalchemy_envelope.orm.verbs.recoverable import Loss, Recoverability
+from sqlalchemy_envelope.orm.verbs.rotate_all import OwnersRotation
+from sqlalchemy_envelope.orm.verbs.rotation import RotatedKeys
 from sqlalchemy_envelope.orm.verbs.settle_all import Settled
 from sqlalchemy_envelope.orm.verbs.settle_batch import RefusedOwner
 from sqlalchemy_envelope.orm.verbs.share_sweep import SharesSwept
@@ -137,9 +143,13 @@ __all__ = [
     "IssuedTicket",
     "KdfParametersError",
     "KdfProfile",
+    "KdfStanding",
     "KeyGrant",
     "KeyNames",
+    "KeyInUseError",
     "KeyNotFoundError",
+    "KeyReference",
+    "KeyReferences",
     "KeyOwner",
     "KeyProvider",
     "KeyShareError",
@@ -165,6 +175,7 @@ __all__ = [
     "OwnerColumn",
     "OwnerMismatchError",
     "OwnerName",
+    "OwnersRotation",
     "Pkcs11",
     "PepperError",
     "PepperProgress",
@@ -173,10 +184,12 @@ __all__ = [
     "PreviousColumn",
     "PreviousValueError",
     "ProviderError",
+    "ProviderRotation",
     "ProviderTimeoutError",
     "ReceiptError",
     "ReceiptKey",
     "RefusedOwner",
+    "RotatedKeys",
     "RowSealError",
     "Sealed",
     "ServerKeyring",

@@ -232,6 +232,12 @@ class NoSecretError(KeyNotFoundError, UnlockError):
     code = "no-secret"
 
 
+class KeyInUseError(EnvelopeError):
+    """A key cannot be destroyed yet: something refers to it, or a backup may need it."""
+
+    code = "key-in-use"
+
+
 class OwnerMismatchError(EnvelopeError):
     """Key rows name another owner: they were moved here, or the owner's primary key or table was renamed."""
 

@@ -7,6 +7,8 @@ from sqlalchemy_envelope.cli.demo.command import demo
 from sqlalchemy_envelope.cli.keys import keys
 from sqlalchemy_envelope.cli.migrate.command import migrate
 from sqlalchemy_envelope.cli.output import RootGroup
+from sqlalchemy_envelope.cli.retire import retire
+from sqlalchemy_envelope.cli.rotate import rotate
 
 
 @click.group(cls=RootGroup, context_settings={"help_option_names": ["-h", "--help"]})
@@ -19,3 +21,5 @@ commands.add_command(demo)
 commands.add_command(keys)
 commands.add_command(migrate)
 commands.add_command(campaign)
+commands.add_command(rotate)
+keys.add_command(retire)

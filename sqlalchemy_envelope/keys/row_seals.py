@@ -76,6 +76,15 @@ class RowSeals(Uncopied):
         """Whether there are server keys."""
         return self._server_keys is not None
 
+    @property
+    def server_key_ids(self) -> list[bytes]:
+        """The ids of the server keys, the active one first."""
+        return [] if self._server_keys is None else list(self._server_keys.keys_by_id)
+
+    def is_under_active(self, seal: bytes | None) -> bool:
+        """Whether a seal is under the active server key, as far as it says; true without server keys."""
+        return self._server_keys is None or (seal or b"")[:16] == self._server_keys.active[0]
+
     def seal(self, label: str, fields: Sequence[bytes], realm: str = "") -> bytes | None:
         """The seal of a row, 48 bytes; None without server keys.
 

@@ -406,3 +406,9 @@ def emergency_not_allowed(at: Scene) -> None:
     ben = User(phone=PLAIN)
     with envelope.enroll(at.session, ben, secret=RIGHT):
         envelope.unlock(at.session, at.ada, emergency=ben)
+
+
+@raises(exceptions.KeyInUseError)
+def key_in_use(at: Scene) -> None:
+    (key,) = at.session.scalars(sa.select(User.__key_class__.key_id).limit(1))
+    at.envelope.destroy_key(at.session, Base, key, horizon=dt.timedelta(0))

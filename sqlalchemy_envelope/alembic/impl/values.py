@@ -224,7 +224,7 @@ class _Move:
     def rows(self, column: MigratingColumn) -> Rows:
         """The statements for the table."""
         rows = Rows(column, self.connection.dialect)
-        rows.self_updating = schema.self_updating(self.connection, schema.tracked(column))
+        rows.self_updating = schema.self_updating(self.connection, column.table)
         return rows
 
     @emptying

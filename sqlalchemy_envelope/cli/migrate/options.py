@@ -6,7 +6,7 @@ import math
 import re
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, NoReturn
 
@@ -147,11 +147,8 @@ def in_app(
         def command(app: str, columns: tuple[str, ...], as_json: bool, **options: Any) -> None:
             pace = {key: options.pop(key, None) for key in ("load", "chunk_seconds", "patience")}
             found = discover(app, Migrator)
-            migrator = found.value
+            migrator = with_pace(found.value, pace)
             migrator.reference = found.reference
-            migrator.pace = replace(
-                migrator.pace, **{key: value for key, value in pace.items() if value is not None}
-            )
             with StopSignals(at_once=not long) as stop:
 
                 def work() -> int:
@@ -172,6 +169,13 @@ def in_app(
         return click.argument("columns", nargs=-1, metavar="[COLUMN]...")(wrapped)
 
     return decorate
+
+
+def with_pace(migrator: Migrator, pace: Mapping[str, Any]) -> Migrator:
+    """The migrator, with these options in place of its own pace."""
+    given = {key: value for key, value in pace.items() if value is not None}
+    migrator.pace = replace(migrator.pace, **given)
+    return migrator
 
 
 def app_option(text: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:

@@ -15,6 +15,7 @@ import random
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
+from hmac import compare_digest
 from threading import BoundedSemaphore, Thread
 
 from sqlalchemy_envelope.crypto.frames import chained
@@ -148,6 +149,28 @@ class ProviderCalls:
                 f"Provider {self.name!r} answered {kind}, which is no key of {KEY_SIZE} bytes."
             )
         return KeyBytes(answer)
+
+    def rewrap(self, blob: bytes, context: Mapping[str, str]) -> bytes:
+        """Wrap a key anew, under the outside key that wraps now. What the provider wrapped is unwrapped again
+        and compared, so that the old wrap may be given up.
+
+        Raises: as `unwrap` and `wrap`, and
+            ProviderError: the provider does not open what it wrapped.
+        """
+        key = self.unwrap(blob, context)
+        again: KeyBytes | None = None
+        try:
+            made = self.wrap(key, context)
+            again = self.unwrap(made, context)
+            if not compare_digest(again.buffer, key.buffer):
+                raise ProviderError(
+                    f"Provider {self.name!r} does not open what it has just wrapped: the old wrap was kept."
+                )
+            return made
+        finally:
+            for one in (key, again):
+                if one is not None:
+                    one.wipe()
 
     def _call(self, verb: str, operation: Callable[[], object], key: KeyBytes | None = None) -> object:
         retries, tries = 0 if self.provider.local else self._retries, 0

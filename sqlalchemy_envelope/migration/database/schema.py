@@ -25,7 +25,7 @@ from sqlalchemy_envelope.orm.tables.collisions import collided, may_pass
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from sqlalchemy import Connection, Engine
+    from sqlalchemy import Connection, Engine, Table
     from sqlalchemy.engine import Dialect
 
     from sqlalchemy_envelope.migration.database.columns import MigratingColumn
@@ -251,7 +251,7 @@ def checks_owners(connection: Connection, column: MigratingColumn) -> bool:
     return any(sorted(one["constrained_columns"]) == sorted(names) for one in keys)
 
 
-def self_updating(connection: Connection, columns: Tracked) -> list[str]:
+def self_updating(connection: Connection, table: Table) -> list[str]:
     """MySQL's columns that set themselves on every UPDATE."""
     if connection.dialect.name not in ("mysql", "mariadb"):
         return []
@@ -259,7 +259,7 @@ def self_updating(connection: Connection, columns: Tracked) -> list[str]:
         "SELECT column_name FROM information_schema.columns WHERE table_name = :name AND "
         "table_schema = COALESCE(:schema, DATABASE()) AND LOWER(extra) LIKE '%on update%'"
     )
-    return [row[0] for row in connection.execute(query, {"name": columns.table, "schema": columns.schema})]
+    return [row[0] for row in connection.execute(query, {"name": table.name, "schema": table.schema})]
 
 
 def change(

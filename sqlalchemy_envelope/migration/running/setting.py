@@ -48,7 +48,7 @@ class Setting:
         """The statements for a column on this database."""
         checked = schema.checks_owners(connection, column)
         rows = Rows(column, connection.dialect, owners_checked=checked)
-        rows.self_updating = schema.self_updating(connection, schema.tracked(column))
+        rows.self_updating = schema.self_updating(connection, column.table)
         return rows
 
     def runner(self, column: MigratingColumn, work: Work, number: int = 0, **options: Any) -> Runner:

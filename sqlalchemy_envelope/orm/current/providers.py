@@ -118,7 +118,7 @@ class Providers(Uncopied):
             ProviderError: the provider failed, or did not answer in time.
         """
         calls = self.named(name)
-        reference, public_key = f"{name} {calls.reference}"[:255], calls.public_key
+        reference, public_key = self.current_reference(name), calls.public_key
         if public_key is not None:
             fresh = ProviderKek(reference, bytes([FORMAT_PROVIDER]) + public_key, public_key)
         else:
@@ -169,6 +169,24 @@ class Providers(Uncopied):
             while len(self._keks) > max(1, self.cache.keys):
                 self._keks.popitem(last=False)
         return kek
+
+    def current_reference(self, name: str) -> str:
+        """What new slots of this provider name: the provider, and which of its keys wraps now.
+
+        Raises:
+            ConfigurationError: see `named`.
+        """
+        return f"{name} {self.named(name).reference}"[:255]
+
+    def rewrap(self, slot: StoredSlot) -> ProviderKek:
+        """Have the provider wrap the KEK of a slot under the key that wraps now; the KEK stays the same.
+
+        Raises:
+            ProviderError: the provider failed, does not open the slot, or does not open its new wrap.
+        """
+        calls, public_key = self.named(self.of(slot)), slot.recipient_public_key or b""
+        made = calls.rewrap(slot.provider_wrapped or b"", kek_context(public_key))
+        return ProviderKek(self.current_reference(calls.name), made, public_key)
 
     def forget_provider(self, name: str) -> None:
         """Wipe the KEKs of one provider, whose campaign is closed."""

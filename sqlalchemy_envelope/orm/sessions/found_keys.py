@@ -8,12 +8,14 @@ and writes under no other key.
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING, NamedTuple
 
 from sqlalchemy_envelope.exceptions import EnvelopeError
 from sqlalchemy_envelope.keys.keyring import Keyring
 from sqlalchemy_envelope.keys.model import KeyState, Purpose
 from sqlalchemy_envelope.orm.sessions.by_session import BySession
+from sqlalchemy_envelope.orm.sharing.active_keys import LOOK_SECONDS
 from sqlalchemy_envelope.orm.sharing.membership import looked_at
 from sqlalchemy_envelope.orm.sharing.rollbacks import note_end
 
@@ -45,8 +47,14 @@ class FoundKeys:
 
     def __init__(self, look: object) -> None:
         self.look = look
+        self._began = time.monotonic()
         self.opened = Keyring()
         self._seen: dict[OwnerId, _Seen] = {}
+
+    @property
+    def is_old(self) -> bool:
+        """Whether the keys may have been retired since: then look again."""
+        return time.monotonic() - self._began >= LOOK_SECONDS
 
     def __contains__(self, owner: OwnerId) -> bool:
         return owner in self._seen or owner in self.opened
@@ -125,7 +133,7 @@ class FoundBySession(BySession[FoundKeys]):
     def now_in(self, session: Session) -> FoundKeys:
         """Return the keys that this session's transaction found."""
         look, found = looked_at(session), self.get(session)
-        if found is None or found.look is not look:
+        if found is None or found.look is not look or found.is_old:
             found = FoundKeys(look)
             self.put(session, found)
             note_end(session, found.close)

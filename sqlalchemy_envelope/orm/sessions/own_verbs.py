@@ -141,6 +141,12 @@ class OwnVerbs:
         envelope, session = self._verbs("revoke_tickets", owner)
         return int(envelope.revoke_tickets(session, owner))
 
+    @emptying
+    def rotate(self, owner: object, *, root: bool = False, scope: str | None = None) -> Any:
+        """As `Envelope.rotate`."""
+        envelope, session = self._verbs("rotate", owner)
+        return envelope.rotate(session, owner, root=root, scope=scope)
+
     def _verbs(self, name: str, owner: object) -> tuple[Any, Session]:
         """Return the envelope of this unlocked session, and the session to work in.
 

@@ -28,6 +28,7 @@ from sqlalchemy_envelope.orm.sessions.former_owners import FormerOwners
 from sqlalchemy_envelope.orm.sessions.granted_keys import GrantedKeys
 from sqlalchemy_envelope.orm.sessions.own_verbs import OwnVerbs
 from sqlalchemy_envelope.orm.sessions.scope import Scope
+from sqlalchemy_envelope.orm.sharing.active_keys import ActiveKeys
 from sqlalchemy_envelope.orm.sharing.membership import require_present_members
 from sqlalchemy_envelope.orm.tables.cascades import in_greenlet
 from sqlalchemy_envelope.orm.tables.location import bind_of
@@ -76,6 +77,7 @@ class UnlockedSession(OwnVerbs, Scope):
     ) -> None:
         self.places: dict[OwnerId, Place] = {place.owner: place for place in places}
         self._keyring = keyring
+        self._active = ActiveKeys()
         self._former = FormerOwners(keyring, self.places)
         self._granted: GrantedKeys | None = None
         if waiting is not None:
@@ -285,6 +287,8 @@ class UnlockedSession(OwnVerbs, Scope):
             writer is self.home or len(self._others(writer, owner_class, keys)) < len(keys)
         ):
             self.settle_in(writer)
+        if session is not None and not self._active.is_young:
+            self._active.look(Desk(session, self.policy), self._keyring, owner_class, keys)
         if session is not None and owner_class.grants_of:
             desk = Desk(session, self.policy)
             require_present_members(desk, self._keyring, self.places, owner_class, keys)

@@ -241,6 +241,23 @@ class GrantStore(Rows):
         if rows:
             self._execute(statement, rows)
 
+    def load_checked(self, key_ids: Sequence[KeyId]) -> list[tuple[StoredGrant, EnvelopeError | None]]:
+        """Every grant of these keys with a granting row, each with why it must not be used, if so."""
+        to, found = self._grant.to, []
+        joined = self._table.join(self._grant.table, self._on_row())
+        query = select(*self._columns(), *to.columns).select_from(joined)
+        for some in chunks(key_ids):
+            for row in self._rows(query.where(self._table.c.key_id.in_(some))):
+                recipient = to.owner_class.reference_of(tuple(row[self._width :]))
+                found.append(self._stored(row[: self._width], recipient))
+        return found
+
+    def renew_seals(self, grants: Sequence[StoredGrant]) -> int:
+        """Seal these grants under the active server key; how many were still as they were read."""
+        c = self._table.c
+        rows = [(one.grant_id, one.seal, self._seal(one)) for one in grants]
+        return self.update_each(self._table, (c.grant_id, c.seal), (c.seal,), rows)
+
     def delete(self, row_keys: Sequence[PrimaryKey]) -> None:
         """Delete every grant through these rows, which now refer to somebody else."""
         for some in chunks(row_keys):

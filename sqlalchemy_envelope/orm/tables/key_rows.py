@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import (
     and_,
     bindparam,
+    exists,
     func,
     insert,
     literal,
@@ -40,6 +41,7 @@ from sqlalchemy_envelope.orm.tables.rows import (
     chunks,
     given,
     matches,
+    pairs,
     shows_others_when_locked,
     values_of,
 )
@@ -210,9 +212,17 @@ class KeyStore(SlotRows):
         keys = self._class.primary_key
         return bool(self._rows(select(*keys).where(matches(keys, [primary_key])).limit(1)))
 
-    def load_held_by(self, provider: str, after: PrimaryKey | None, limit: int) -> list[PrimaryKey]:
+    def load_held_by(
+        self,
+        provider: str,
+        after: PrimaryKey | None,
+        limit: int,
+        *,
+        made_before: tuple[Purpose, dt.datetime] | None = None,
+    ) -> list[PrimaryKey]:
         """The owners whose active root key has a slot of this provider, in the order of their primary keys;
-        so many after this one."""
+        so many after this one. With `made_before`, those with an active key of this purpose that was made
+        before this time, in UTC."""
         keys, slots, columns = self._keys.c, self._slots.c, self._class.owner_columns
         query = select(*columns).distinct().join(self._slots, slots.key_id == keys.key_id)
         query = query.where(
@@ -221,10 +231,32 @@ class KeyStore(SlotRows):
             slots.kind == SlotKind.PROVIDER,
             slots.provider_ref.startswith(f"{provider} ", autoescape=True),
         )
-        if after is not None:
-            here = [literal(part, column.type) for part, column in zip(after, columns, strict=True)]
-            query = query.where(columns[0] > here[0] if len(here) == 1 else tuple_(*columns) > tuple_(*here))
+        if made_before is not None:
+            purpose, time = made_before
+            old = self._keys.alias()
+            mine = pairs(columns, [old.c[column.key] for column in columns])
+            old_key = (old.c.purpose == purpose, old.c.state == KeyState.ACTIVE, old.c.created_at < time)
+            query = query.where(exists().where(*mine, *old_key))
+        query = self.after(query, after)
         return [tuple(row) for row in self._rows(query.order_by(*columns).limit(limit))]
+
+    def count_owners(self, provider: str | None = None) -> int:
+        """The number of owners with keys; with `provider`, of those whom this provider opens."""
+        keys, slots = self._keys.c, self._slots.c
+        query = select(func.count()).where(keys.purpose == Purpose.ROOT, keys.state == KeyState.ACTIVE)
+        if provider is not None:
+            held = (slots.kind == SlotKind.PROVIDER, slots.key_id == keys.key_id)
+            named = slots.provider_ref.startswith(f"{provider} ", autoescape=True)
+            query = query.where(exists().where(*held, named))
+        return int(self._rows(query)[0][0])
+
+    def after(self, query: Any, primary_key: PrimaryKey | None) -> Any:
+        """Of a query that gives owners, those after this one; all of them if it is None."""
+        columns = self._class.owner_columns
+        if primary_key is None:
+            return query
+        here = [literal(part, column.type) for part, column in zip(primary_key, columns, strict=True)]
+        return query.where(columns[0] > here[0] if len(here) == 1 else tuple_(*columns) > tuple_(*here))
 
     def free(self, key_ids: Sequence[KeyId]) -> set[KeyId]:
         """Those of these keys whose rows no other transaction holds; they are held here from now on."""
@@ -259,12 +291,18 @@ class KeyStore(SlotRows):
         self._insert_whole(self._slots, self._slot_rows([slot for *_, slots in mine for slot in slots]))
         return made
 
-    def load_active(self, key_ids: Iterable[KeyId]) -> dict[KeyId, OwnerId]:
-        """Whose these keys are, of those that are there and active."""
+    def load_active(self, key_ids: Iterable[KeyId], *, locking: bool = False) -> dict[KeyId, OwnerId]:
+        """Whose these keys are, of those that are there and active.
+
+        Args:
+            locking: lock the rows for sharing, so that nobody retires them before the transaction ends.
+        """
         c, found = self._keys.c, {}
         for some in chunks(list(key_ids)):
             query = select(c.key_id, *self._class.owner_columns)
-            for row in self._rows(query.where(c.key_id.in_(some), c.state == KeyState.ACTIVE)):
+            query = query.where(c.key_id.in_(some), c.state == KeyState.ACTIVE)
+            query = query.with_for_update(of=self._keys, read=True) if locking else query
+            for row in self._rows(query, locks=locking):
                 found[row[0]] = self._class.owner_id(self.where, tuple(row[1:]))
         return found
 
@@ -316,6 +354,11 @@ class KeyStore(SlotRows):
         rows = [{"this_key": key_id, "more": more} for key_id, more in counts]
         if rows:
             self._execute(statement.values(granted=c.granted + bindparam("more")), rows)
+
+    def forget_grants(self, key_ids: Sequence[KeyId]) -> None:
+        """Count no grants of these keys any more, and keep no proof: they are destroyed."""
+        c = self._keys.c
+        self._execute(update(self._keys).where(c.key_id.in_(key_ids)).values(granted=0, proof=None))
 
     def reseal(self) -> int:
         """Seal every row anew under the active server key, whatever seal it has; how many."""

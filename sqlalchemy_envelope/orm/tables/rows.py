@@ -7,7 +7,9 @@ from functools import cached_property
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import bindparam, select, tuple_
+from sqlalchemy import bindparam, func, select, tuple_, update
+from sqlalchemy import column as bare_column
+from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.exc import DBAPIError
 
 from sqlalchemy_envelope.exceptions import TamperedKeyError
@@ -75,6 +77,44 @@ class Rows:
             query = query.with_for_update(skip_locked=True, key_share=True)
             found.update(row[0] for row in self._rows(query, locks=True))
         return found
+
+    def update_each(
+        self,
+        table: Table,
+        still: Sequence[Any],
+        targets: Sequence[Any],
+        rows: Sequence[tuple[Any, ...]],
+        kept: Sequence[Any] = (),
+    ) -> int:
+        """Write rows, each if it is still as it was read; how many were.
+
+        Args:
+            still: the columns that find a row, with the values that were read in it.
+            targets: the columns that are written.
+            rows: for each row the values of `still`, and then the new values of `targets`.
+            kept: columns that stay as they are, although they note each change.
+        """
+        if not rows:
+            return 0
+        columns = [*still, *targets]
+        names = [f"value_{number}" for number in range(len(columns))]
+        if self.dialect.name == "postgresql":
+            # One statement: PostgreSQL takes longer for a statement than for a row.
+            sent = func.unnest(
+                *(
+                    bindparam(name, list(values), type_=ARRAY(column.type))
+                    for name, column, values in zip(names, columns, zip(*rows, strict=True), strict=True)
+                )
+            ).table_valued(*(bare_column(name, one.type) for name, one in zip(names, columns, strict=True)))
+            values: list[Any] = list(sent.render_derived(name="sent").c)
+        else:
+            values = [bindparam(name, type_=one.type) for name, one in zip(names, columns, strict=True)]
+        found = [column == value for column, value in zip(still, values, strict=False)]
+        pairs = zip(targets, values[len(still) :], strict=True)
+        statement = update(table).where(*found).values(dict(pairs) | {column: column for column in kept})
+        if self.dialect.name == "postgresql":
+            return int(self._execute(statement).rowcount)
+        return int(self._execute(statement, [dict(zip(names, row, strict=True)) for row in rows]).rowcount)
 
     @property
     def dialect(self) -> Dialect:

@@ -15,6 +15,7 @@ from sqlalchemy_envelope.orm.verbs.async_emergency_verbs import AsyncEmergencyVe
 from sqlalchemy_envelope.orm.verbs.async_escrow_verbs import AsyncEscrowVerbs
 from sqlalchemy_envelope.orm.verbs.async_pepper_verbs import AsyncPepperVerbs
 from sqlalchemy_envelope.orm.verbs.async_recovery_verbs import AsyncRecoveryVerbs
+from sqlalchemy_envelope.orm.verbs.async_rotation_verbs import AsyncRotationVerbs
 from sqlalchemy_envelope.orm.verbs.async_share_verbs import AsyncShareVerbs
 from sqlalchemy_envelope.orm.verbs.async_shred_verbs import AsyncShredVerbs
 from sqlalchemy_envelope.orm.verbs.async_slot_verbs import AsyncSlotVerbs
@@ -52,6 +53,7 @@ class AsyncEnvelope(
     AsyncShareVerbs,
     AsyncShredVerbs,
     AsyncTicketVerbs,
+    AsyncRotationVerbs,
     AsyncSteps,
 ):
     """`Envelope` for `AsyncSession`. Neither a key derivation nor a provider ever holds up the event loop."""

@@ -29,6 +29,7 @@ from sqlalchemy_envelope.orm.verbs.grant_status import grant_states
 from sqlalchemy_envelope.orm.verbs.owner_keys import locate_enrolled
 from sqlalchemy_envelope.orm.verbs.pepper_verbs import PepperVerbs, checked_pepper
 from sqlalchemy_envelope.orm.verbs.recovery_verbs import RecoveryVerbs
+from sqlalchemy_envelope.orm.verbs.rotation_verbs import RotationVerbs
 from sqlalchemy_envelope.orm.verbs.settle_all import Settled, Settling, batch_steps
 from sqlalchemy_envelope.orm.verbs.settle_batch import job
 from sqlalchemy_envelope.orm.verbs.share_verbs import ShareVerbs
@@ -66,6 +67,7 @@ class Envelope(
     ShareVerbs,
     ShredVerbs,
     TicketVerbs,
+    RotationVerbs,
     EnvelopeSteps,
 ):
     """The policy of an application, which makes one `Envelope`. Holds no user's key.

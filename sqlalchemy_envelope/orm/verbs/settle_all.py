@@ -82,9 +82,9 @@ def batch_steps(desk: Desk, job: Job, so_far: Settled) -> Steps[Settled | None]:
         return None
     batch = Batch(desk, job, primary_keys)
     try:
-        keks = yield from _keks(desk, job, batch.keks_needed())
+        keks = yield from keks_of(desk, job, batch.keks_needed())
         batch.open(keks)
-        desk.emit(_opened(job, len(batch.places)))
+        desk.emit(opened_event(job, len(batch.places)))
         due = batch.due()
         free = batch.lock(due)
         done, refused = _settle(desk, job, [batch.places[owner].primary_key for owner in free], keks)
@@ -101,7 +101,8 @@ def batch_steps(desk: Desk, job: Job, so_far: Settled) -> Steps[Settled | None]:
     )
 
 
-def _opened(job: Job, count: int) -> AuditEvent:
+def opened_event(job: Job, count: int) -> AuditEvent:
+    """The event for owners that were opened by a provider."""
     name, reason, provider = job.owner_class.name, job.reason, job.provider
     return AuditEvent("provider_unlocked", name, count=count, reason=reason, provider=provider)
 
@@ -123,7 +124,7 @@ def _settle(
         batch.keyring.wipe()
 
 
-def _keks(desk: Desk, job: Job, slots: Iterable[StoredSlot]) -> Steps[dict[bytes, KeyBytes]]:
+def keks_of(desk: Desk, job: Job, slots: Iterable[StoredSlot]) -> Steps[dict[bytes, KeyBytes]]:
     """Return the KEKs of these slots by their wrapped form, except KEKs that a local provider cannot open."""
     providers, keks = desk.policy.require_providers(), {}
     for slot in slots:

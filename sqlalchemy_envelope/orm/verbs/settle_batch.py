@@ -66,8 +66,16 @@ class Job:
     size: int
 
 
-def job(policy: Policy, owner_class: type[Any], provider: str, reason: str, size: int) -> Job:
-    """Check the arguments of `settle_all`.
+def job(
+    policy: Policy,
+    owner_class: type[Any],
+    provider: str,
+    reason: str,
+    size: int,
+    *,
+    verb: str = "settle_all",
+) -> Job:
+    """Check the arguments of `settle_all`, or of another verb over a class of owners.
 
     Raises:
         ConfigurationError: no class of key owners, no such provider, no reason, or an empty batch.
@@ -75,9 +83,9 @@ def job(policy: Policy, owner_class: type[Any], provider: str, reason: str, size
     """
     found = owner_class_of(getattr(owner_class, "__table__", None)) if isinstance(owner_class, type) else None
     if found is None or found.key_class is None or found.slot_class is None:
-        raise ConfigurationError("settle_all() takes a class of key owners: settle_all(session, Group, ...).")
+        raise ConfigurationError(f"{verb}() takes a class of key owners: {verb}(session, Group, ...).")
     if not isinstance(size, int) or size < 1:
-        raise ConfigurationError(f"batch={size!r} owners at a time cannot be settled; give at least 1.")
+        raise ConfigurationError(f"batch={size!r} owners at a time: give at least 1.")
     require_reason(reason)
     if not policy.require_providers().can_open(provider):
         raise ProviderError(
@@ -124,7 +132,7 @@ class Batch:
                 try:
                     slots += self._store.load_slots(some, SlotKind.PROVIDER)
                 except EnvelopeError as error:
-                    self._refuse(owner, error)
+                    self.refuse(owner, error)
             return slots
 
     def keks_needed(self) -> Iterable[StoredSlot]:
@@ -146,7 +154,7 @@ class Batch:
             try:
                 self._open_owner(owner, rows, keks)
             except EnvelopeError as error:
-                self._refuse(owner, error)
+                self.refuse(owner, error)
         if self._job.owner_class.grants_of:
             shared = [key.key_id for owner in self.places for key in self._shared(owner)]
             self._counts = count_grants(self._desk.session, self._job.owner_class.grants_of, shared)
@@ -227,7 +235,7 @@ class Batch:
         for owner in list(self.places):
             refusal = self.keyring.refusal(owner)
             if refusal is not None:
-                self._refuse(owner, refusal)
+                self.refuse(owner, refusal)
         changed = {owner for owner, state in before.items() if self._state(owner) != state}
         return adopted | fulfilled | changed
 
@@ -239,7 +247,7 @@ class Batch:
             except TransactionConflictError:
                 raise
             except EnvelopeError as error:
-                self._refuse(owner, error)
+                self.refuse(owner, error)
 
     def _state(self, owner: OwnerId) -> set[tuple[KeyId, KeyState, bytes | None]]:
         return {(key.key_id, key.state, key.wrapped) for key in self.keyring.keys_of(owner)}
@@ -297,7 +305,8 @@ class Batch:
         # Grants of a key that was just made were not counted: grants that its epoch could not seal wait.
         return any(self._counts[key_id].pending for key_id in keys if key_id in self._counts)
 
-    def _refuse(self, owner: OwnerId, error: EnvelopeError) -> None:
+    def refuse(self, owner: OwnerId, error: EnvelopeError) -> None:
+        """Leave an owner out, whose keys are not as they should be."""
         rows = self._found[owner]
         self.refused[owner] = RefusedOwner(rows[0].primary_key, error.code, str(error))
         self.places.pop(owner, None)

@@ -7,18 +7,22 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
-from sqlalchemy import Column, Table
+from sqlalchemy import Column, LargeBinary, Table
 from sqlalchemy.sql.selectable import TableClause
 
+from sqlalchemy_envelope.exceptions import ConfigurationError
 from sqlalchemy_envelope.orm.columns.encrypted_type import EncryptedType
+from sqlalchemy_envelope.orm.columns.plans import plan_of_table
 from sqlalchemy_envelope.orm.columns.previous import previous_of
 from sqlalchemy_envelope.orm.tables.default_schema import schema_of
 from sqlalchemy_envelope.orm.tables.watched import watch_name
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
-    from sqlalchemy import Connection
+    from sqlalchemy import Connection, MetaData
+
+    from sqlalchemy_envelope.orm.tables.owners import OwnerClass
 
     Options = Mapping[str, Any]
 
@@ -29,6 +33,34 @@ def note_table(table: Table) -> None:
     """Remember the name of a table with encrypted columns."""
     _by_name.setdefault(table.name.lower(), WeakSet()).add(table)
     watch_name(table)
+
+
+def encrypted_tables(
+    metadata: Sequence[MetaData], owner_class: OwnerClass
+) -> list[tuple[Table, list[Column[Any]]]]:
+    """The tables of these MetaData with encrypted columns, and those of others with values of these owners;
+    each with its encrypted columns, and with the binary previous columns, which may hold older ciphertext.
+    """
+    found = []
+    for table in [table for tables in list(_by_name.values()) for table in tuple(tables)]:
+        if table.metadata in metadata:
+            is_in_metadata = table.metadata.tables.get(table.key) is table
+        else:
+            is_in_metadata = _may_be_owned(table, owner_class)
+        if is_in_metadata:
+            columns = list(encrypted_in(table).values())
+            previous = [previous_of(column) for column in columns]
+            columns += [one for one in previous if one is not None and isinstance(one.type, LargeBinary)]
+            found.append((table, columns))
+    return found
+
+
+def _may_be_owned(table: Table, owner_class: OwnerClass) -> bool:
+    try:
+        plan = plan_of_table(table)
+    except ConfigurationError:
+        return False  # nothing can be written to it
+    return plan is not None and any(owner_class in path.owner_classes for path, _ in plan.groups)
 
 
 def is_twin(target: Any) -> bool:

@@ -116,7 +116,15 @@ def opens_with_secret(session: Session, key: int, known: Mapping[str, str]) -> N
     opens_with(session, key, secret=known["secret"])
 
 
+def rotate(session: Session, key: int, known: Mapping[str, str]) -> None:
+    user = session.get_one(User, key)
+    with envelope.unlock(session, user, secret=known["secret"]) as unlocked:
+        unlocked.rotate(user, root=True)
+        session.commit()
+
+
 FLOWS = [
+    Flow("a root key rotated", enrolled, rotate, opens_as_before, opens_as_before),
     Flow("change of a secret", enrolled, change, opens_as_before, opens_with_new),
     Flow("a secret set anew", enrolled, set_new, opens_as_before, opens_with_new),
     Flow("a secret added", enrolled, add, opens_as_before, opens_with_new),

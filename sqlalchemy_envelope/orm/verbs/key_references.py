@@ -1,0 +1,386 @@
+"""What refers to a key: the one place where every reference is counted, over every registered table.
+
+A reference is *needed* if something becomes unreadable without the key: a value, a key or a grant that is
+wrapped under it; of a server key, also a row seal. What leads to the key, such as a slot, is no reason to
+keep it: it goes with the key.
+
+Values are counted by their header, in every encrypted column of every table, whoever owns the rows: a full
+scan of each table. Nothing is opened.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import uuid
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import LargeBinary, case, func, inspect, or_, select
+from sqlalchemy import column as bare_column
+from sqlalchemy import table as bare_table
+
+from sqlalchemy_envelope.crypto.aead import FORMAT_VALUE
+from sqlalchemy_envelope.exceptions import ConfigurationError, KeyInUseError, KeyNotFoundError
+from sqlalchemy_envelope.keys.model import KeyState, Purpose, SlotKind
+from sqlalchemy_envelope.keys.providers.calls import FORMAT_PROVIDER
+from sqlalchemy_envelope.orm.tables.bases import mappers_of, metadata_of
+from sqlalchemy_envelope.orm.tables.binds import bind_for
+from sqlalchemy_envelope.orm.tables.owners import owner_class_of
+from sqlalchemy_envelope.orm.tables.slot_rows import in_utc
+from sqlalchemy_envelope.orm.writing.namesakes import encrypted_tables
+from sqlalchemy_envelope.words import counted
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from sqlalchemy import Column, Table
+    from sqlalchemy.orm import Mapper, Session
+
+    from sqlalchemy_envelope.keys.model import KeyId
+    from sqlalchemy_envelope.orm.current.desk import Desk
+    from sqlalchemy_envelope.orm.tables.owners import OwnerClass
+
+LAST_WRITES = dt.timedelta(minutes=10)
+"""How long after its retirement a key may still get values: an unlocked session looks once a minute whether
+its keys are active, and a transaction may take a while."""
+_CLOCKS_DIFFER = dt.timedelta(minutes=1)
+_ID_SIZE = 16
+
+
+@dataclass(frozen=True)
+class KeyReference:
+    """How often a place refers to a key.
+
+    Attributes:
+        place: the column, as `table.column`.
+        what: "value", "wrap", "grant", "slot", "row seal" or "ticket".
+        count: the number of rows.
+        needed: whether these rows become useless without the key. Otherwise they lead to the key, and are
+            destroyed with it.
+    """
+
+    place: str
+    what: str
+    count: int
+    needed: bool
+
+
+@dataclass(frozen=True)
+class KeyReferences:
+    """Every reference to a key.
+
+    Attributes:
+        key: the id of the key: a UUID, or `server:` and 32 hexadecimal digits.
+        kind: "root", "data", "index", "write" or "server".
+        state: "active", "retired" or "destroyed"; of a server key "active", "configured" or "unknown".
+        references: one for each place that was looked at, also where there is none.
+        owner_class, scope, epoch: of an owner's key.
+        retired_at: when an owner's key was replaced.
+        free_from: when the last backup that needs the key is gone, as far as it was told.
+    """
+
+    key: str
+    kind: str
+    state: str
+    references: tuple[KeyReference, ...]
+    owner_class: str | None = None
+    scope: str = ""
+    epoch: int | None = None
+    retired_at: dt.datetime | None = None
+    free_from: dt.datetime | None = None
+
+    @property
+    def needed(self) -> tuple[KeyReference, ...]:
+        """The references that stop a destruction."""
+        return tuple(one for one in self.references if one.needed and one.count)
+
+    def reasons(self, now: dt.datetime) -> list[str]:
+        """Why the key must not be destroyed yet; empty if it may be.
+
+        Args:
+            now: the time, with a time zone.
+        """
+        found = []
+        if self.state == "active":
+            found.append("it is active: rotate first")
+        found += [f"{one.place} has {counted(one.count, *_SHOWN[one.what])}" for one in self.needed]
+        if self.retired_at is not None and self.retired_at > now + _CLOCKS_DIFFER:
+            found.append(f"it was retired in the future, {_shown(self.retired_at)}: a clock went back")
+        elif self.kind != "server" and self.retired_at is not None and now < self.retired_at + LAST_WRITES:
+            until = _shown(self.retired_at + LAST_WRITES)
+            found.append(f"it was retired a moment ago, and may still get values until {until}")
+        if self.free_from is not None and now < self.free_from:
+            found.append(f"backups need it until {_shown(self.free_from)}")
+        return found
+
+    def require_unused(self, now: dt.datetime | None = None) -> None:
+        """Require that nothing needs the key.
+
+        Raises:
+            KeyInUseError: something does, or a backup may.
+        """
+        reasons = self.reasons(now or dt.datetime.now(dt.UTC))
+        if reasons:
+            raise KeyInUseError(f"Key {self.key} is in use: {'; '.join(reasons)}.")
+
+
+_SHOWN = {
+    what: (f"{what} under it", f"{what}s under it")
+    for what in ("value", "grant", "slot", "row seal", "ticket")
+} | {"wrap": ("key under it", "keys under it")}
+
+
+def _shown(time: dt.datetime) -> str:
+    return f"{time.astimezone(dt.UTC):%Y-%m-%d %H:%M} UTC"
+
+
+def key_references(
+    desk: Desk,
+    base: Any,
+    key: str | uuid.UUID,
+    *,
+    horizon: dt.timedelta | None = None,
+    backups_until: dt.datetime | None = None,
+    locking: bool = False,
+) -> KeyReferences:
+    """The work of `Envelope.key_references`.
+
+    Args:
+        locking: on MySQL, read the rows with a lock, which waits for transactions in flight.
+    """
+    _check_horizon(horizon, backups_until)
+    server_key = _server_key_id(desk, key)
+    if server_key is not None:
+        if horizon is not None:
+            raise ConfigurationError(
+                "The database does not note when a server key was last used: give the time until which "
+                "backups from before its rotation are kept, backups_until=... (--backups-until)."
+            )
+        found = _of_server_key(desk, base, server_key)
+    else:
+        owner_class, row = find_key(desk, base, key)
+        found = _of_owner_key(desk, base, owner_class, row, locking=locking)
+        if horizon is not None and found.retired_at is not None:
+            backups_until = found.retired_at + horizon
+    return replace(found, free_from=backups_until)
+
+
+def _check_horizon(horizon: dt.timedelta | None, backups_until: dt.datetime | None) -> None:
+    if horizon is not None and backups_until is not None:
+        raise ConfigurationError("Give horizon= or backups_until=, and not both.")
+    if horizon is not None and horizon < dt.timedelta(0):
+        raise ConfigurationError("horizon= is how long backups are kept: it is not negative.")
+    if backups_until is not None and backups_until.tzinfo is None:
+        raise ConfigurationError("backups_until= takes a time with a time zone.")
+
+
+def owner_classes_of(base: Any) -> list[OwnerClass]:
+    """The classes of key owners of a declarative base or a registry.
+
+    Raises:
+        ConfigurationError: it is neither.
+    """
+    found = [owner_class_of(mapper.local_table) for mapper in mappers_of(base)]
+    complete = [one for one in found if one is not None and one.slot_class is not None]
+    return sorted(dict.fromkeys(complete), key=lambda one: one.label)
+
+
+def find_key(desk: Desk, base: Any, key: str | uuid.UUID) -> tuple[OwnerClass, Any]:
+    """The class of a key's owner, and the key's row, by its id or the first eight or more digits of it.
+
+    Raises:
+        KeyNotFoundError: there is no such key.
+        ConfigurationError: this is no id, or there are several such keys.
+    """
+    first, last = _id_range(key)
+    found = []
+    for owner_class in owner_classes_of(base):
+        c = owner_class.key_class.__table__.c
+        query = select(owner_class.key_class.__table__).where(c.key_id.between(first, last)).limit(2)
+        bind = bind_for(desk.session, owner_class.mapper, query)
+        found += [(owner_class, row) for row in desk.session.execute(query, bind_arguments=bind)]
+    if not found:
+        raise KeyNotFoundError(f"No owner's key of these models has the id {key}.")
+    if len(found) > 1:
+        raise ConfigurationError(f"Several keys begin with {key}: give the whole id.")
+    return found[0]
+
+
+def _id_range(key: str | uuid.UUID) -> tuple[KeyId, KeyId]:
+    digits = str(key).replace("-", "").lower()
+    if not 8 <= len(digits) <= 32 or set(digits) - set("0123456789abcdef"):
+        raise ConfigurationError(
+            f"{str(key)!r} names no key: give the id of a key, at least its first eight digits, or "
+            "server:<id> for a server key."
+        )
+    return uuid.UUID(digits.ljust(32, "0")), uuid.UUID(digits.ljust(32, "f"))
+
+
+def _server_key_id(desk: Desk, key: str | uuid.UUID) -> bytes | None:
+    """The id of a server key, if one is meant.
+
+    Raises:
+        ConfigurationError: it is no id, or begins no configured server key's id, or several.
+    """
+    if not isinstance(key, str) or not key.startswith("server:"):
+        return None
+    digits = key.removeprefix("server:").lower()
+    known = [one for one in desk.policy.seals.server_key_ids if one.hex().startswith(digits)]
+    if len(known) == 1 and len(digits) >= 8:
+        return known[0]
+    try:
+        whole = bytes.fromhex(digits)
+    except ValueError:
+        whole = b""
+    if len(whole) != _ID_SIZE:
+        raise ConfigurationError(
+            f"{key!r} names no server key here: give all 32 digits of its id, or the first eight of a key "
+            "that is configured."
+        )
+    return whole
+
+
+def _of_owner_key(
+    desk: Desk, base: Any, owner_class: OwnerClass, row: Any, *, locking: bool
+) -> KeyReferences:
+    purpose, scan = Purpose(row.purpose), _Scan(desk.session, owner_class.mapper, locking)
+    references: list[KeyReference] = []
+    if purpose is Purpose.ROOT:
+        references += _of_root(scan, owner_class, row.key_id)
+    else:
+        references += _values(scan, base, owner_class, row.key_id)
+    for grants in owner_class.grants_of:
+        references.append(scan.rows(grants.companion.c.key_id, row.key_id, "grant", needed=False))
+    return KeyReferences(
+        str(row.key_id),
+        purpose.value,
+        row.state,
+        tuple(references),
+        owner_class.name,
+        row.scope,
+        row.epoch,
+        _retired_at(desk, row),
+    )
+
+
+def _retired_at(desk: Desk, row: Any) -> dt.datetime | None:
+    """When a key was last written under, at the latest."""
+    if row.state == KeyState.ACTIVE:
+        return None
+    if row.purpose == Purpose.WRITE:
+        # Retired from birth: its maker writes under it until the write epoch ends.
+        made = in_utc(row.created_at)
+        return None if made is None else made + dt.timedelta(seconds=desk.policy.write_epoch_seconds)
+    return in_utc(row.retired_at or row.created_at)
+
+
+class _Scan:
+    """Counts rows, past the hooks on encrypted columns.
+
+    Args:
+        mapper: of the class in whose database the tables are.
+        locking: see `key_references`.
+    """
+
+    def __init__(self, session: Session, mapper: Mapper[Any], locking: bool = False) -> None:
+        self._session, self._mapper = session, mapper
+        self._connection = session.connection(bind_arguments=bind_for(session, mapper))
+        self._locks = locking and self._connection.dialect.name in ("mysql", "mariadb")
+
+    def rows(self, column: Any, key_id: object, what: str, *, needed: bool) -> KeyReference:
+        """The rows in which a column names a key."""
+        return self.where(column, column == key_id, what, needed=needed)
+
+    def where(self, column: Any, condition: Any, what: str, *, needed: bool) -> KeyReference:
+        """The rows that fulfil a condition, as references in a column."""
+        count = 0
+        if self._is_there(column.table):
+            count = self._read(select(func.count()).select_from(column.table).where(condition))[0]
+        return KeyReference(_place(column), what, count, needed)
+
+    def begins(self, table: Table, columns: Sequence[Column[Any]], start: bytes) -> list[int]:
+        """The number of values in each of these columns that begin with these bytes."""
+        if not self._is_there(table):
+            return [0] * len(columns)
+        here = bare_table(
+            table.name, *(bare_column(one.name, LargeBinary) for one in columns), schema=table.schema
+        )
+        tests = [func.substr(one, 1, len(start), type_=LargeBinary) == start for one in here.c]
+        query = select(*(func.sum(case((one, 1), else_=0)) for one in tests)).select_from(here)
+        return [int(count or 0) for count in self._read(query.where(or_(*tests)))]
+
+    def _read(self, query: Any) -> Any:
+        query = query.with_for_update(read=True) if self._locks else query
+        with self._session.no_autoflush:
+            bind = bind_for(self._session, self._mapper, query)
+            return self._session.execute(query, bind_arguments=bind).one()
+
+    def _is_there(self, table: Table) -> bool:
+        """Whether the database has a table: models may declare one that is not made yet."""
+        translate = self._connection.get_execution_options().get("schema_translate_map") or {}
+        schema = translate.get(table.schema, table.schema)
+        return bool(inspect(self._connection).has_table(table.name, schema=schema))
+
+
+def _of_root(scan: _Scan, owner_class: OwnerClass, key_id: KeyId) -> list[KeyReference]:
+    keys, slots = owner_class.key_class.__table__, owner_class.slot_class.__table__
+    found = [
+        scan.rows(keys.c.wrapping_key_id, key_id, "wrap", needed=True),
+        scan.rows(slots.c.key_id, key_id, "slot", needed=False),
+    ]
+    found += [
+        scan.rows(grants.companion.c.recipient_key_id, key_id, "grant", needed=True)
+        for grants in owner_class.grants_to
+    ]
+    ticket_class = getattr(owner_class, "ticket_class", None)
+    if ticket_class is not None:
+        found.append(scan.rows(ticket_class.__table__.c.key_id, key_id, "ticket", needed=False))
+    return found
+
+
+def _values(scan: _Scan, base: Any, owner_class: OwnerClass, key_id: KeyId) -> list[KeyReference]:
+    """The number of values under a key, for each encrypted column of each table."""
+    header = bytes([FORMAT_VALUE]) + key_id.bytes
+    return [
+        KeyReference(_place(column), "value", count, needed=True)
+        for table, columns in tables_with_values(base, owner_class)
+        for column, count in zip(columns, scan.begins(table, columns, header), strict=True)
+    ]
+
+
+def tables_with_values(base: Any, owner_class: OwnerClass) -> list[tuple[Table, list[Column[Any]]]]:
+    """Every table that may have values under keys of these owners, with its encrypted columns, and with the
+    previous columns that may hold ciphertext of this library."""
+    tables: dict[tuple[str, str], tuple[Table, list[Column[Any]]]] = {}
+    for table, columns in encrypted_tables(metadata_of(base), owner_class):
+        tables.setdefault((table.schema or "", table.name), (table, columns))
+    return [tables[name] for name in sorted(tables)]
+
+
+def _of_server_key(desk: Desk, base: Any, key_id: bytes) -> KeyReferences:
+    references: list[KeyReference] = []
+    for owner_class in owner_classes_of(base):
+        scan = _Scan(desk.session, owner_class.mapper)
+        keys, slots = owner_class.key_class.__table__, owner_class.slot_class.__table__
+        wrapped = slots.c.provider_wrapped
+        is_named = slots.c.provider_ref.endswith(f" server:{key_id.hex()}", autoescape=True)
+        is_under = _begins(wrapped, bytes([FORMAT_PROVIDER]) + key_id) | is_named
+        is_under = is_under & (slots.c.kind == SlotKind.PROVIDER)
+        references.append(scan.where(wrapped, is_under, "slot", needed=True))
+        for table in (keys, slots, *(one.companion for one in owner_class.grants_of)):
+            seal = table.c.seal
+            references.append(scan.where(seal, _begins(seal, key_id), "row seal", needed=True))
+        ticket_class = getattr(owner_class, "ticket_class", None)
+        if ticket_class is not None:
+            references.append(scan.rows(ticket_class.__table__.c.pepper_id, key_id, "ticket", needed=True))
+    known = desk.policy.seals.server_key_ids
+    state = "unknown" if key_id not in known else "active" if key_id == known[0] else "configured"
+    return KeyReferences(f"server:{key_id.hex()}", "server", state, tuple(references))
+
+
+def _begins(column: Any, start: bytes) -> Any:
+    return func.substr(column, 1, len(start), type_=LargeBinary) == start
+
+
+def _place(column: Any) -> str:
+    return f"{column.table.name}.{column.name}"
