@@ -52,6 +52,21 @@ def enrolled(session: Session) -> tuple[int, Material]:
         return user.id, {}
 
 
+def with_one_secret(session: Session) -> tuple[int, Material]:
+    """As `enrolled`, without the second secret: a new secret has a salt and a share of its own."""
+    key, _ = enrolled(session)
+    user = session.get_one(User, key)
+    (phone,) = (slot for slot in serving.slots(session, user) if slot.label == "phone")
+    with serving.unlock(session, user, secret=SECRET) as unlocked:
+        unlocked.remove_slot(user, phone)
+        session.commit()
+    return key, {}
+
+
+def opens_with_old(session: Session, key: int, _: Mapping[str, str]) -> None:
+    opens_with(session, key, SECRET)
+
+
 def opens_with(session: Session, key: int, *secrets: str) -> None:
     """Require that an owner opens with each secret, with its values of every epoch."""
     user = session.get_one(User, key)
@@ -67,10 +82,6 @@ def opens_with_both(session: Session, key: int, _: Mapping[str, str]) -> None:
 
 def opens_with_new(session: Session, key: int, _: Mapping[str, str]) -> None:
     opens_with(session, key, NEW)
-
-
-def opens_with_new_and_phone(session: Session, key: int, _: Mapping[str, str]) -> None:
-    opens_with(session, key, NEW, PHONE)
 
 
 def change(session: Session, key: int, _: Mapping[str, str]) -> None:
@@ -165,7 +176,7 @@ def sweep(session: Session, _key: int, _: Mapping[str, str]) -> None:
 
 
 FLOWS = [
-    Flow("change of a secret", enrolled, change, opens_with_both, opens_with_new_and_phone, connect),
+    Flow("change of the only secret", with_one_secret, change, opens_with_old, opens_with_new, connect),
     Flow("a secret set anew", enrolled, set_new, opens_with_both, opens_with_new, connect),
     Flow("a reset with a recovery code", with_code, reset, opens_with_code, opens_with_new, connect),
     Flow("enrolment", added, enroll, can_be_enrolled, opens_with_new, connect),
