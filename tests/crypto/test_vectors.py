@@ -602,7 +602,7 @@ def test_row_seals(case: Case) -> None:
     assert seal[:16] == row_seal.server_key_id(key(case, "server_key"))
 
 
-# ---------------------------------------------------------------- section 11
+# ---------------------------------------------------------------- section 12
 
 
 def carried(of: Case) -> OpenedKey:

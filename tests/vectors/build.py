@@ -3574,7 +3574,7 @@ FILES: dict[str, tuple[str, Callable[[], list[Case]]]] = {
     "row_seal.json": ("Section 9: row seals. Columns stand in their order.", row_seal_cases),
     "pepper.json": ("Section 10: secret slots under a pepper.", pepper_cases),
     "erasure_receipt.json": ("Section 11: erasure receipts, and what is signed.", erasure_receipt_cases),
-    "ticket.json": ("Section 11: tickets: entries, wraps and texts.", ticket_cases),
+    "ticket.json": ("Section 12: tickets: entries, wraps and texts.", ticket_cases),
 }
 
 

@@ -116,6 +116,7 @@ class OwnVerbs:
         receipt: ErasureReceipt = envelope.shred(session, owner, reason=reason, **how)
         return receipt
 
+    @emptying
     def issue_ticket(
         self,
         owner: object,
