@@ -8,7 +8,13 @@ import pytest
 from sqlalchemy_envelope import AsyncEnvelope, Envelope
 from sqlalchemy_envelope.migration import AsyncMigrator, Migrator
 
-STEPS = {name for name in dir(Envelope) if name.endswith("_steps")} | {"attempt", "perform", "run", "run_alone", "unknown"}
+STEPS = {name for name in dir(Envelope) if name.endswith("_steps")} | {
+    "attempt",
+    "perform",
+    "run",
+    "run_alone",
+    "unknown",
+}
 """The parts of a verb, for whoever carries them out in a way of their own."""
 ALONE: dict[type[Any], set[str]] = {Envelope: STEPS | {"attach"}, Migrator: set()}
 """Methods without a twin."""

@@ -25,6 +25,7 @@ from sqlalchemy_envelope.orm.verbs.enroll import asked_for
 from sqlalchemy_envelope.orm.verbs.envelope import Envelope
 from sqlalchemy_envelope.orm.verbs.settle_all import AsyncSettling, Settled, batch_steps
 from sqlalchemy_envelope.orm.verbs.settle_batch import job
+from sqlalchemy_envelope.orm.verbs.way import Way
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterable, Mapping
@@ -93,25 +94,20 @@ class AsyncEnvelope(
         emergency: object | None = None,
     ) -> AsyncUnlocking:
         """As `Envelope.unlock`, for `async with`."""
-        hidden, code, hidden_ticket = hide_secret(secret), hide_given(recovery_code), hide_secret(ticket)
+        way = Way(
+            secret=hide_secret(secret),
+            ticket=hide_secret(ticket),
+            provider=provider,
+            recovery_code=hide_given(recovery_code),
+            escrow_key=escrow_key,
+            emergency=emergency,
+            reason=reason,
+            authenticated=authenticated,
+            source=source,
+        )
         del secret, recovery_code, ticket
         return AsyncUnlocking(
-            self,
-            session,
-            lambda plain: self.envelope.unlock_steps(
-                plain,
-                owner,
-                hidden,
-                provider,
-                reason,
-                authenticated,
-                follow,
-                code,
-                source,
-                escrow_key=escrow_key,
-                emergency=emergency,
-                ticket=hidden_ticket,
-            ),
+            self, session, lambda plain: self.envelope.unlock_steps(plain, owner, way, follow)
         )
 
     async def settle(self, session: AnyAsyncSession) -> None:

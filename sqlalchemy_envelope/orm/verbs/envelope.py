@@ -37,6 +37,7 @@ from sqlalchemy_envelope.orm.verbs.shred_verbs import ShredVerbs
 from sqlalchemy_envelope.orm.verbs.slot_verbs import SlotVerbs
 from sqlalchemy_envelope.orm.verbs.slots import seal_rows
 from sqlalchemy_envelope.orm.verbs.ticket_verbs import TicketVerbs
+from sqlalchemy_envelope.orm.verbs.way import Way
 from sqlalchemy_envelope.orm.verbs.why_locked import why_locked
 
 if TYPE_CHECKING:
@@ -248,11 +249,10 @@ class Envelope(
                 needs a `reason`. `set_secret` then gives the owner a new secret.
             emergency: in place of a secret, the person whom the owner named with `allow_emergency`, who has
                 asked, and who is unlocked around this call.
-            follow: "all" follows every grant now. Use it for code that cannot query when it reads: attributes
-                under asyncio, of objects that were loaded, locked, in another session.
-
             recovery_code: in place of a secret, a recovery code as it was typed, in any case and with any
                 dashes or spaces. No key derivation. The code stays; `reset_secret` replaces it.
+            follow: "all" follows every grant now. Use it for code that cannot query when it reads: attributes
+                under asyncio, of objects that were loaded, locked, in another session.
 
         Raises:
             RecoveryCodeError: the text is no recovery code: it is mistyped. Nothing was tried with it.
@@ -275,25 +275,19 @@ class Envelope(
             SecretError: the secret cannot be any owner's secret.
             ProviderError: the provider failed, or answered with another key.
         """
-        hidden, code, hidden_ticket = hide_secret(secret), hide_given(recovery_code), hide_secret(ticket)
-        del secret, recovery_code, ticket
-        plain = plain_session(session)
-        return self.run(
-            self.unlock_steps(
-                plain,
-                owner,
-                hidden,
-                provider,
-                reason,
-                authenticated,
-                follow,
-                code,
-                source,
-                escrow_key=escrow_key,
-                emergency=emergency,
-                ticket=hidden_ticket,
-            )
+        way = Way(
+            secret=hide_secret(secret),
+            ticket=hide_secret(ticket),
+            provider=provider,
+            recovery_code=hide_given(recovery_code),
+            escrow_key=escrow_key,
+            emergency=emergency,
+            reason=reason,
+            authenticated=authenticated,
+            source=source,
         )
+        del secret, recovery_code, ticket
+        return self.run(self.unlock_steps(plain_session(session), owner, way, follow))
 
     def settle(self, session: AnySession) -> None:
         """Settle now what waits for the owners unlocked in this session, as the first write would do: see

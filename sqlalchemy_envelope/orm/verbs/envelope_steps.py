@@ -10,7 +10,6 @@ from sqlalchemy.orm import Session, scoped_session
 from sqlalchemy_envelope.crypto.argon2id import KdfLimit, KdfProfile, KdfSalt
 from sqlalchemy_envelope.crypto.frames import emptying_class
 from sqlalchemy_envelope.crypto.preparation import hide_secret, prepare_hidden
-from sqlalchemy_envelope.crypto.recovery_code import hide_given
 from sqlalchemy_envelope.crypto.wrapping import wrong_secret
 from sqlalchemy_envelope.exceptions import ConfigurationError
 from sqlalchemy_envelope.keys.model import SlotKind
@@ -29,11 +28,10 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from sqlalchemy_envelope.crypto.preparation import GivenSecret, HiddenSecret
-    from sqlalchemy_envelope.crypto.recovery_code import GivenCode
     from sqlalchemy_envelope.crypto.secret import Hidden
-    from sqlalchemy_envelope.keys.escrow import OpenedEscrowKey
     from sqlalchemy_envelope.orm.sessions.unlocked import UnlockedSession
     from sqlalchemy_envelope.orm.verbs.steps import Steps, Work
+    from sqlalchemy_envelope.orm.verbs.way import Way
 
 
 AnySession = Session | scoped_session[Any]
@@ -119,77 +117,30 @@ class EnvelopeSteps:
         return unlocked
 
     def unlock_steps(
-        self,
-        session: Session,
-        owner: object,
-        secret: GivenSecret | None,
-        provider: str | None = None,
-        reason: str | None = None,
-        authenticated: bool = False,
-        follow: Follow = "needed",
-        recovery_code: GivenCode | None = None,
-        source: str | None = None,
-        *,
-        escrow_key: OpenedEscrowKey | None = None,
-        emergency: object | None = None,
-        ticket: GivenSecret | None = None,
+        self, session: Session, owner: object, way: Way, follow: Follow = "needed"
     ) -> Steps[UnlockedSession]:
         """The steps of `unlock`."""
         if follow not in ("needed", "all"):
             raise ConfigurationError(f"follow={follow!r}; use 'needed' or 'all'.")
-        if escrow_key is not None or emergency is not None:
-            given = (secret, ticket, provider, recovery_code, escrow_key, emergency)
-            if authenticated or sum(one is not None for one in given) > 1:
-                raise ConfigurationError("Unlock with `escrow_key=` or with `emergency=` alone.")
-        if escrow_key is not None:
-            steps = escrow.unlock_with_escrow_steps(self._desk(session), owner, escrow_key, reason or "")
-        elif emergency is not None:
-            steps = unlock_for_person_steps(self._desk(session), owner, emergency)
-        else:
-            code = hide_given(recovery_code)
-            steps = self._unlock_steps(
-                session,
-                owner,
-                secret,
-                provider,
-                reason,
-                code,
-                authenticated=authenticated,
-                source=source,
-                ticket=ticket,
-            )
+        steps = self._unlock_steps(session, owner, way)
         return self._made(unlock.whole_steps(steps) if follow == "all" else steps)
 
-    def _unlock_steps(
-        self,
-        session: Session,
-        owner: object,
-        secret: GivenSecret | None,
-        provider: str | None,
-        reason: str | None,
-        recovery_code: Hidden[str] | None,
-        *,
-        authenticated: bool,
-        source: str | None,
-        ticket: GivenSecret | None,
-    ) -> Steps[UnlockedSession]:
-        if sum(way is not None for way in (secret, ticket, provider, recovery_code)) != 1:
-            raise ConfigurationError(
-                "Unlock with `secret=`, `ticket=`, `provider=` or `recovery_code=`: one of them."
-            )
-        if authenticated and secret is None:
-            raise ConfigurationError("authenticated=True says that a secret was checked: give `secret=`.")
-        if secret is not None:
-            steps = claim.unlock_steps if authenticated else unlock.unlock_steps
-            attempt = self.attempt(session, owner, SlotKind.SECRET, source)
-            return steps(self._desk(session), self.kdf_profile, owner, hide_secret(secret), attempt)
-        if recovery_code is not None:
-            attempt = self.attempt(session, owner, SlotKind.RECOVERY, source)
-            return recovery.unlock_with_code_steps(self._desk(session), owner, recovery_code, attempt)
-        if ticket is not None:
-            return tickets.unlock_with_ticket_steps(self._desk(session), owner, hide_secret(ticket))
-        assert provider is not None  # noqa: S101 - asked above
-        return unlock.unlock_with_provider_steps(self._desk(session), owner, provider, reason or "")
+    def _unlock_steps(self, session: Session, owner: object, way: Way) -> Steps[UnlockedSession]:
+        desk = self._desk(session)
+        if way.secret is not None:
+            steps = claim.unlock_steps if way.authenticated else unlock.unlock_steps
+            attempt = self.attempt(session, owner, SlotKind.SECRET, way.source)
+            return steps(desk, self.kdf_profile, owner, way.secret, attempt)
+        if way.recovery_code is not None:
+            attempt = self.attempt(session, owner, SlotKind.RECOVERY, way.source)
+            return recovery.unlock_with_code_steps(desk, owner, way.recovery_code, attempt)
+        if way.ticket is not None:
+            return tickets.unlock_with_ticket_steps(desk, owner, way.ticket)
+        if way.escrow_key is not None:
+            return escrow.unlock_with_escrow_steps(desk, owner, way.escrow_key, way.reason or "")
+        if way.emergency is not None:
+            return unlock_for_person_steps(desk, owner, way.emergency)
+        return unlock.unlock_with_provider_steps(desk, owner, way.provider or "", way.reason or "")
 
     def add_provider_steps(self, session: Session, owner: object, provider: str) -> Steps[None]:
         """The steps of `add_provider`."""

@@ -340,7 +340,7 @@ def test_what_is_refused(lite: Site) -> None:
             lite.diary(ada, escrow_key=opened(OTHER), **WHY)
         with pytest.raises(KeyNotFoundError, match="no escrow slot"):
             lite.diary(ben, escrow_key=opened(), **WHY)
-        with pytest.raises(ConfigurationError, match="alone"):
+        with pytest.raises(ConfigurationError, match="one of them"):
             lite.diary(ada, escrow_key=opened(), secret=SECRET, **WHY)
         with pytest.raises(LockedError):
             lite.envelope.add_escrow(session, ben)

@@ -1,0 +1,50 @@
+"""What an owner is to be unlocked with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy_envelope.crypto.secret import Uncopied
+from sqlalchemy_envelope.exceptions import ConfigurationError
+
+if TYPE_CHECKING:
+    from sqlalchemy_envelope.crypto.preparation import HiddenSecret
+    from sqlalchemy_envelope.crypto.secret import Hidden
+    from sqlalchemy_envelope.keys.escrow import OpenedEscrowKey
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Way(Uncopied):
+    """One way to unlock an owner: the arguments of `Envelope.unlock`, checked.
+
+    Raises:
+        ConfigurationError: not exactly one of the first six is given, or `authenticated` without a secret.
+    """
+
+    secret: HiddenSecret | None = None
+    ticket: HiddenSecret | None = None
+    provider: str | None = None
+    recovery_code: Hidden[str] | None = None
+    escrow_key: OpenedEscrowKey | None = None
+    emergency: Any = None
+    reason: str | None = None
+    authenticated: bool = False
+    source: str | None = None
+
+    def __post_init__(self) -> None:
+        ways = (
+            self.secret,
+            self.ticket,
+            self.provider,
+            self.recovery_code,
+            self.escrow_key,
+            self.emergency,
+        )
+        if sum(way is not None for way in ways) != 1:
+            raise ConfigurationError(
+                "Unlock with `secret=`, `ticket=`, `provider=`, `recovery_code=`, `escrow_key=` or "
+                "`emergency=`: one of them."
+            )
+        if self.authenticated and self.secret is None:
+            raise ConfigurationError("authenticated=True says that a secret was checked: give `secret=`.")
