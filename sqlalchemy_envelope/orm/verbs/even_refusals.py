@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-_SAMPLES = 64
+_SAMPLES = 128
 _JITTER = 0.01
 """Seconds: the least range of the random part. What differs after the pause is some microseconds."""
 _JITTER_SHARE = 0.1
@@ -56,13 +56,14 @@ class Pace:
 
     def seconds(self) -> float:
         """How long the next refusal takes."""
-        whole = _slow(tuple(self._derivations)) + _slow(tuple(self._queries))
+        # The times of queries spread more widely than those of derivations, and only some kinds send them.
+        whole = _slow(tuple(self._derivations), 2) + _slow(tuple(self._queries), 8)
         return whole + random.uniform(0, max(_JITTER, whole * _JITTER_SHARE))  # noqa: S311 - noise, no key
 
 
-def _slow(samples: Collection[float]) -> float:
-    """A slow one of these, and no outlier."""
-    return min(max(samples), 2 * median(samples)) if samples else 0.0
+def _slow(samples: Collection[float], most: int) -> float:
+    """The slowest of these, but at most so many times the median: a single outlier would slow all others."""
+    return min(max(samples), most * median(samples)) if samples else 0.0
 
 
 class _Watch:
