@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from sqlalchemy_envelope.crypto.frames import emptying
 from sqlalchemy_envelope.exceptions import LockedError
+from sqlalchemy_envelope.orm.current.desk import Desk
 from sqlalchemy_envelope.orm.sessions.unlocked import UnlockedSession
 from sqlalchemy_envelope.orm.sharing.present_members import refuse_due_epochs
 from sqlalchemy_envelope.orm.tables.location import bind_of
@@ -95,7 +96,13 @@ class TicketSession(UnlockedSession):
     def _put_in_order(
         self, session: Session | None, owner_class: OwnerClass, keys: Collection[tuple[Any, ...]]
     ) -> None:
-        """Refuse a write where an epoch has to start first, unless a session around this can start it."""
-        if session is None or not owner_class.grants_of:
+        """Refuse a write under a key that was replaced, and where an epoch has to start first.
+
+        A session around this may start the epoch.
+        """
+        if session is None:
             return
-        refuse_due_epochs(session, self._keyring, self.places, owner_class, keys)
+        if not self._active.is_young:
+            self._active.look(Desk(session, self.policy), self._keyring, owner_class, keys)
+        if owner_class.grants_of:
+            refuse_due_epochs(session, self._keyring, self.places, owner_class, keys)

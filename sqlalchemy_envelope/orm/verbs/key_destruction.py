@@ -33,6 +33,7 @@ from sqlalchemy_envelope.orm.verbs.key_references import (
     key_references,
     tables_with_values,
 )
+from sqlalchemy_envelope.orm.verbs.tickets import revoke_tickets_of
 from sqlalchemy_envelope.words import counted
 
 if TYPE_CHECKING:
@@ -185,7 +186,7 @@ def _require_no_old_snapshot(desk: Desk, owner_class: OwnerClass, found: KeyRefe
 
 
 def _destroy(desk: Desk, place: Place, key_id: KeyId) -> None:
-    """Overwrite the wraps of a key, and delete what leads to it."""
+    """Overwrite the wraps of a key, and delete what leads to it or carries it."""
     store = desk.keys(place.owner_class)
     (key,) = (one for one in load_locked(store, place) if one.key_id == key_id)
     slots = store.load_slots([key_id], closed_too=True) if key.purpose is Purpose.ROOT else []
@@ -195,3 +196,4 @@ def _destroy(desk: Desk, place: Place, key_id: KeyId) -> None:
         desk.grants(grants).delete_with(of_keys=[key_id])
     store.replace_keys([replace(key, state=KeyState.DESTROYED, wrapped=None, wrapping_key_id=None)])
     store.forget_grants([key_id])
+    revoke_tickets_of(desk, place)  # the owner's tickets carry the key

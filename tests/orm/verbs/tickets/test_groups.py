@@ -1,14 +1,17 @@
 """A ticket in groups: it follows grants as an unlock does, and makes, takes and gives no key."""
 
+import datetime as dt
 from typing import Any
 
 import pytest
 from sqlalchemy import delete, select
 from sqlalchemy.orm import Session
 
-from sqlalchemy_envelope import EnrollmentError, LockedError
+from sqlalchemy_envelope import EnrollmentError, LockedError, TicketError
+from sqlalchemy_envelope.orm.sharing import active_keys
 from tests.orm.sharing_models import (
     Affiliation,
+    Base,
     Club,
     ClubMembership,
     Group,
@@ -21,7 +24,7 @@ from tests.orm.sharing_models import (
     is_readable,
     secret_of,
 )
-from tests.orm.verbs.tickets.application import Application, envelope
+from tests.orm.verbs.tickets.application import HOUR, Application, envelope
 
 
 def posts(app: Application, ticket: str, name: str = "ada") -> list[str | None]:
@@ -81,6 +84,40 @@ def test_a_new_epoch_after_the_ticket(app: Application) -> None:
     new = app.log_in()
     write(app, new, "under the new key")
     assert posts(app, new) == ["the first post", "without ben", "under the new key"]
+
+
+def test_a_key_replaced_during_a_request(app: Application, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A request that goes on while the key is rotated elsewhere writes nothing under the old key."""
+    monkeypatch.setattr(active_keys, "LOOK_SECONDS", 0.0)
+    ticket = app.log_in()
+    with app.request(ticket) as session:
+        app.user(session).diary = "before the rotation"
+        session.commit()
+        with app.with_secret() as (other, unlocked):
+            unlocked.rotate(app.user(other))
+            other.commit()
+        app.user(session).diary = "under the old key"
+        with pytest.raises(LockedError, match="issue a new ticket"):
+            session.commit()
+
+    assert app.diary(app.log_in()) == "before the rotation"
+
+
+def test_a_destroyed_key_is_in_no_ticket(app: Application) -> None:
+    """An owner's tickets end when a key that they carry is destroyed."""
+    with app.with_secret() as (session, unlocked):
+        retired = unlocked.rotate(app.user(session), scope="profile").retired
+        app.user(session).display_name = "under the new key"
+        session.commit()
+    ticket, keys = app.log_in(), Base.metadata.tables["users_key"]
+    with Session(app.engine) as session:
+        hour_ago = dt.datetime.now(dt.UTC) - HOUR
+        session.execute(keys.update().where(keys.c.key_id.in_(retired)).values(retired_at=hour_ago))
+        session.commit()
+        envelope.destroy_key(session, Base, retired[0], backups_until=hour_ago)
+        session.commit()
+    with pytest.raises(TicketError):
+        app.diary(ticket)
 
 
 def test_an_epoch_that_is_due(app: Application) -> None:
