@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from sqlalchemy_envelope.crypto.frames import emptying
 from sqlalchemy_envelope.exceptions import LockedError
-from sqlalchemy_envelope.orm.current.desk import Desk
 from sqlalchemy_envelope.orm.sessions.unlocked import UnlockedSession
 from sqlalchemy_envelope.orm.sharing.present_members import refuse_due_epochs
 from sqlalchemy_envelope.orm.tables.location import bind_of
@@ -100,9 +99,6 @@ class TicketSession(UnlockedSession):
 
         A session around this may start the epoch.
         """
-        if session is None:
-            return
-        if not self._active.is_young:
-            self._active.look(Desk(session, self.policy), self._keyring, owner_class, keys)
-        if owner_class.grants_of:
+        self._look_for_retired(session, owner_class, keys)
+        if session is not None and owner_class.grants_of:
             refuse_due_epochs(session, self._keyring, self.places, owner_class, keys)

@@ -287,11 +287,17 @@ class UnlockedSession(OwnVerbs, Scope):
             writer is self.home or len(self._others(writer, owner_class, keys)) < len(keys)
         ):
             self.settle_in(writer)
-        if session is not None and not self._active.is_young:
-            self._active.look(Desk(session, self.policy), self._keyring, owner_class, keys)
+        self._look_for_retired(session, owner_class, keys)
         if session is not None and owner_class.grants_of:
             desk = Desk(session, self.policy)
             require_present_members(desk, self._keyring, self.places, owner_class, keys)
+
+    def _look_for_retired(
+        self, session: Session | None, owner_class: OwnerClass, keys: Collection[tuple[Any, ...]]
+    ) -> None:
+        """Look whether the keys of these owners are still active, if this session lasts for a while."""
+        if session is not None and not self._active.is_young:
+            self._active.look(Desk(session, self.policy), self._keyring, owner_class, keys)
 
     def _others(
         self, session: Session | None, owner_class: OwnerClass, keys: Collection[tuple[Any, ...]]

@@ -249,6 +249,7 @@ def _of_owner_key(
         references += _of_root(scan, owner_class, row.key_id)
     else:
         references += _values(scan, base, owner_class, row.key_id)
+        references += _tickets_of(scan, owner_class, row)
     for grants in owner_class.grants_of:
         references.append(scan.rows(grants.companion.c.key_id, row.key_id, "grant", needed=False))
     return KeyReferences(
@@ -332,10 +333,19 @@ def _of_root(scan: _Scan, owner_class: OwnerClass, key_id: KeyId) -> list[KeyRef
         scan.rows(grants.companion.c.recipient_key_id, key_id, "grant", needed=True)
         for grants in owner_class.grants_to
     ]
-    ticket_class = getattr(owner_class, "ticket_class", None)
-    if ticket_class is not None:
-        found.append(scan.rows(ticket_class.__table__.c.key_id, key_id, "ticket", needed=False))
+    if owner_class.ticket_class is not None:
+        found.append(scan.rows(owner_class.ticket_class.__table__.c.key_id, key_id, "ticket", needed=False))
     return found
+
+
+def _tickets_of(scan: _Scan, owner_class: OwnerClass, row: Any) -> list[KeyReference]:
+    """The tickets of a key's owner: each carries a copy of the key."""
+    if owner_class.ticket_class is None:
+        return []
+    keys, column = owner_class.key_class.__table__, owner_class.ticket_class.__table__.c.key_id
+    mine = [one == row._mapping[one] for one in owner_class.owner_columns]
+    of_owner = column.in_(select(keys.c.key_id).where(*mine))
+    return [scan.where(column, of_owner, "ticket", needed=False)]
 
 
 def _values(scan: _Scan, base: Any, owner_class: OwnerClass, key_id: KeyId) -> list[KeyReference]:
@@ -370,9 +380,9 @@ def _of_server_key(desk: Desk, base: Any, key_id: bytes) -> KeyReferences:
         for table in (keys, slots, *(one.companion for one in owner_class.grants_of)):
             seal = table.c.seal
             references.append(scan.where(seal, _begins(seal, key_id), "row seal", needed=True))
-        ticket_class = getattr(owner_class, "ticket_class", None)
-        if ticket_class is not None:
-            references.append(scan.rows(ticket_class.__table__.c.pepper_id, key_id, "ticket", needed=True))
+        if owner_class.ticket_class is not None:
+            pepper = owner_class.ticket_class.__table__.c.pepper_id
+            references.append(scan.rows(pepper, key_id, "ticket", needed=True))
     known = desk.policy.seals.server_key_ids
     state = "unknown" if key_id not in known else "active" if key_id == known[0] else "configured"
     return KeyReferences(f"server:{key_id.hex()}", "server", state, tuple(references))

@@ -20,6 +20,7 @@ from sqlalchemy_envelope.orm.sharing.moving import move_under_newest_root
 from sqlalchemy_envelope.orm.verbs.batches import AsyncBatches, Batches
 from sqlalchemy_envelope.orm.verbs.opened_owner import opened_root, settle_owner
 from sqlalchemy_envelope.orm.verbs.owner_keys import active_root, load_keys, locate_enrolled
+from sqlalchemy_envelope.orm.verbs.tickets import revoke_tickets_of
 
 if TYPE_CHECKING:
     import uuid
@@ -95,6 +96,7 @@ def rotate_place(
             return None
         if keyring is not None:
             move_under_newest_root(desk, place, keyring)
+        revoke_tickets_of(desk, place)  # a ticket carries the keys before
     else:
         for one in sorted({key.scope for key in before if _is_active_data_key(key)}):
             if scope in (None, one):

@@ -367,6 +367,38 @@ def test_a_session_that_lasts_never_writes_under_a_destroyed_key(
             session.rollback()
 
 
+def test_tickets(engine: Engine, later: Callable[[], None]) -> None:
+    """A session by ticket writes under no retired key, however long it lasts. Tickets go with a data key that
+    is destroyed, and with a rotation of the root key."""
+    started(engine)
+    with unlocked(engine, envelope) as (session, user, keys):
+        ticket = keys.issue_ticket(user, lifetime=dt.timedelta(days=1))
+        session.commit()
+        with envelope.unlock(session, user, ticket=ticket):
+            user.diary = "by ticket"
+            session.commit()
+    with Session(engine) as session:
+        user = session.get_one(User, 1)
+        with envelope.unlock(session, user, ticket=ticket):
+            session.commit()
+            *_, retired = _rotated(engine)
+            later()
+            user.diary = "later"
+            with pytest.raises(LockedError, match="a ticket is open here"):
+                session.commit()
+            session.rollback()
+    _long_ago(engine)
+    with Session(engine) as session:
+        found = envelope.key_references(session, Base, retired)
+        assert sum(one.count for one in found.references if one.what == "ticket") == 1
+    _destroy(engine, retired)
+    with unlocked(engine, envelope) as (session, user, keys):
+        assert envelope.tickets(session, user) == []
+        keys.issue_ticket(user, lifetime=dt.timedelta(days=1))
+        keys.rotate(user, root=True)
+        assert envelope.tickets(session, user) == []
+
+
 def test_a_young_session_asks_nothing(sqlite_engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     """Within a minute of the unlock, no write asks whether its key is active; after that, each minute one."""
     started(sqlite_engine)
