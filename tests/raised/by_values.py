@@ -6,7 +6,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy import Text, insert, select, update
 
-from sqlalchemy_envelope import exceptions
+from sqlalchemy_envelope import ReceiptKey, exceptions
 from sqlalchemy_envelope.crypto.aead import MAX_VALUE_SIZE, Field
 from sqlalchemy_envelope.migration import Migrator
 from tests.raised.scene import NEW, PLAIN, Base, Moving, Note, Scene, User, flipped, raises
@@ -253,3 +253,31 @@ def step_that_is_not_due(at: Scene) -> None:
     job = migrator(at)
     job.expand("moving.at")
     job.contract("moving.at")
+
+
+# ------------------------------------------------------------------ erased owners
+
+
+@raises(exceptions.KeyShreddedError)
+def value_of_an_erased_owner(at: Scene) -> None:
+    at.again(receipt_key=ReceiptKey(bytes(32)), providers={"kms": at.kms})
+    with at.unlock():
+        note = at.session.get_one(Note, 1)
+        at.envelope.shred(at.session, at.ada, reason="asked")
+        at.session.commit()
+        _ = note.body
+
+
+@raises(exceptions.ErasureError)
+def owner_erased_twice(at: Scene) -> None:
+    at.again(receipt_key=ReceiptKey(bytes(32)), providers={"kms": at.kms})
+    with at.unlock():
+        for _ in range(2):
+            at.envelope.shred(at.session, at.ada, reason="asked")
+
+
+@raises(exceptions.ReceiptError)
+def receipt_before_the_commit(at: Scene) -> None:
+    at.again(receipt_key=ReceiptKey(bytes(32)), providers={"kms": at.kms})
+    with at.unlock():
+        at.envelope.shred(at.session, at.ada, reason="asked").to_json()
