@@ -23,7 +23,6 @@ _PURPOSES = {
     "slot-pepper": 0,
     "throttle": 0,
     "erasure-receipt": 0,
-    "erased-owner": 1,
     "ticket-pepper": 0,
 }
 """Every purpose that a subkey may have, with the number of its fields. Nothing else can be derived."""

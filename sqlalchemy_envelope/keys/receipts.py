@@ -82,7 +82,7 @@ class ReceiptKey(Uncopied):
     def owner_tag(self, owner_reference: bytes) -> str:
         """The name of an owner in receipts, 64 hexadecimal digits: only a holder of this key can tell whose
         it is."""
-        return bytes(kdf.subkey(self._seed, "erased-owner", owner_reference).buffer).hex()
+        return kdf.expand(self._seed, encode_context("erased-owner", owner_reference)).hex()
 
     def sign(self, body: Mapping[str, Any]) -> str:
         """The text of a receipt with this body."""
