@@ -37,7 +37,8 @@ from sqlalchemy_envelope import Envelope, UnlockedSession
 from sqlalchemy_envelope.keys.keyring import Keyring
 from sqlalchemy_envelope.keys.row_seals import RowSeals
 from sqlalchemy_envelope.orm.tables import key_rows
-from sqlalchemy_envelope.orm.verbs import owner_keys, unlock
+from sqlalchemy_envelope.orm.verbs import owner_keys
+from sqlalchemy_envelope.orm.verbs.log_in import unlock
 
 NAME = "groups"
 FIRST, LATER = "member, first", "member, later"

@@ -92,21 +92,21 @@ from sqlalchemy_envelope.orm.throttling.backoff import Backoff, Bucket
 from sqlalchemy_envelope.orm.throttling.stores import MemoryThrottle, ThrottleStore
 from sqlalchemy_envelope.orm.throttling.table import TableThrottle, throttle_table
 from sqlalchemy_envelope.orm.throttling.throttle import Throttle
-from sqlalchemy_envelope.orm.verbs.async_envelope import AsyncEnvelope
-from sqlalchemy_envelope.orm.verbs.envelope import Envelope
-from sqlalchemy_envelope.orm.verbs.erasure_report import ErasureReport
-from sqlalchemy_envelope.orm.verbs.grant_status import GrantStatus, OwnerName
-from sqlalchemy_envelope.orm.verbs.kdf_standing import KdfStanding
-from sqlalchemy_envelope.orm.verbs.key_references import KeyReference, KeyReferences
-from sqlalchemy_envelope.orm.verbs.lock_answer import WhyLocked
-from sqlalchemy_envelope.orm.verbs.pepper import PepperProgress, PepperUse
-from sqlalchemy_envelope.orm.verbs.provider_rotation import ProviderRotation
-from sqlalchemy_envelope.orm.verbs.recoverable import Loss, Recoverability
-from sqlalchemy_envelope.orm.verbs.rotate_all import OwnersRotation
-from sqlalchemy_envelope.orm.verbs.rotation import RotatedKeys
-from sqlalchemy_envelope.orm.verbs.settle_all import Settled
-from sqlalchemy_envelope.orm.verbs.settle_batch import RefusedOwner
-from sqlalchemy_envelope.orm.verbs.share_sweep import SharesSwept
+from sqlalchemy_envelope.orm.verbs.envelope.async_envelope import AsyncEnvelope
+from sqlalchemy_envelope.orm.verbs.envelope.envelope import Envelope
+from sqlalchemy_envelope.orm.verbs.erasure.erasure_report import ErasureReport
+from sqlalchemy_envelope.orm.verbs.rotation.kdf_standing import KdfStanding
+from sqlalchemy_envelope.orm.verbs.rotation.key_references import KeyReference, KeyReferences
+from sqlalchemy_envelope.orm.verbs.rotation.owner_rotation import RotatedKeys
+from sqlalchemy_envelope.orm.verbs.rotation.pepper_rotation import PepperProgress, PepperUse
+from sqlalchemy_envelope.orm.verbs.rotation.provider_rotation import ProviderRotation
+from sqlalchemy_envelope.orm.verbs.rotation.rotate_all import OwnersRotation
+from sqlalchemy_envelope.orm.verbs.settling.settle_all import Settled
+from sqlalchemy_envelope.orm.verbs.settling.settle_batch import RefusedOwner
+from sqlalchemy_envelope.orm.verbs.slots.recoverable import Loss, Recoverability
+from sqlalchemy_envelope.orm.verbs.slots.share_sweep import SharesSwept
+from sqlalchemy_envelope.orm.verbs.status.grant_status import GrantStatus, OwnerName
+from sqlalchemy_envelope.orm.verbs.status.lock_answer import WhyLocked
 from sqlalchemy_envelope.orm.verbs.tickets import IssuedTicket
 
 _hooks.register()

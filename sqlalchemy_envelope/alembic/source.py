@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Table
 
     from sqlalchemy_envelope.orm.tables.owners import OwnerClass
-    from sqlalchemy_envelope.orm.verbs.envelope import Envelope
+    from sqlalchemy_envelope.orm.verbs.envelope.envelope import Envelope
 
 
 @dataclass(frozen=True, repr=False)

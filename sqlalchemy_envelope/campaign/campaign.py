@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from sqlalchemy_envelope.campaign.report import CampaignReport, CampaignStatus, Released
-    from sqlalchemy_envelope.orm.verbs.envelope import Envelope
+    from sqlalchemy_envelope.orm.verbs.envelope.envelope import Envelope
 
 
 @emptying_class

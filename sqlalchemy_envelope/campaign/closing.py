@@ -19,7 +19,7 @@ from sqlalchemy_envelope.exceptions import (
 from sqlalchemy_envelope.orm.current.desk import Desk
 from sqlalchemy_envelope.orm.current.names import Names
 from sqlalchemy_envelope.orm.sharing.epochs import start_epoch
-from sqlalchemy_envelope.orm.verbs import claim
+from sqlalchemy_envelope.orm.verbs.log_in import claim
 from sqlalchemy_envelope.words import counted
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from sqlalchemy_envelope.campaign.standing import Standing
 from sqlalchemy_envelope.exceptions import EnvelopeError, ProviderError, TransactionConflictError
 from sqlalchemy_envelope.orm.current.desk import Desk
 from sqlalchemy_envelope.orm.current.policy import note_policy
-from sqlalchemy_envelope.orm.verbs import claim
+from sqlalchemy_envelope.orm.verbs.log_in import claim
 from sqlalchemy_envelope.orm.verbs.owner_keys import locate_enrolled
 
 if TYPE_CHECKING:

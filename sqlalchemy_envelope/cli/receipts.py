@@ -25,7 +25,7 @@ from sqlalchemy_envelope import (
 )
 from sqlalchemy_envelope.cli.output import DONE, LEFT, REFUSED, say
 from sqlalchemy_envelope.keys.receipts import receipt_key_of
-from sqlalchemy_envelope.orm.verbs.returned_keys import ReturnedKey, returned_keys
+from sqlalchemy_envelope.orm.verbs.erasure.returned_keys import ReturnedKey, returned_keys
 from sqlalchemy_envelope.words import counted
 
 _RECEIPT_KEY = "ENVELOPE_RECEIPT_KEY"

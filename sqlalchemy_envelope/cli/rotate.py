@@ -31,7 +31,7 @@ from sqlalchemy_envelope.migration.database.columns import column_named, encrypt
 from sqlalchemy_envelope.migration.database.greenlets import run_apart
 from sqlalchemy_envelope.migration.migrator import Migrator
 from sqlalchemy_envelope.orm.current.desk import Desk
-from sqlalchemy_envelope.orm.verbs.key_references import owner_classes_of
+from sqlalchemy_envelope.orm.verbs.rotation.key_references import owner_classes_of
 from sqlalchemy_envelope.words import counted
 
 LINE_SECONDS = 5.0

@@ -16,7 +16,7 @@ from sqlalchemy_envelope.cli.migrate.signals import StopSignals
 from sqlalchemy_envelope.cli.output import DONE, LEFT, say
 from sqlalchemy_envelope.orm.current.desk import Desk
 from sqlalchemy_envelope.orm.current.policy import ENVELOPES, Policy
-from sqlalchemy_envelope.orm.verbs.share_sweep import sweep_shares
+from sqlalchemy_envelope.orm.verbs.slots.share_sweep import sweep_shares
 from sqlalchemy_envelope.words import counted
 
 

@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy_envelope.migration.database.columns import MigratingColumn
     from sqlalchemy_envelope.migration.inspection.findings import Finding
-    from sqlalchemy_envelope.orm.verbs.envelope import Envelope
+    from sqlalchemy_envelope.orm.verbs.envelope.envelope import Envelope
 
 
 @emptying_class

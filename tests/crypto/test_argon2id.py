@@ -412,7 +412,9 @@ def test_being_refused_gives_no_place_away(monkeypatch: pytest.MonkeyPatch) -> N
 def test_each_envelope_has_its_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     """`concurrent_derivations` is the limit, and one for each core where nothing is said."""
     made = []
-    monkeypatch.setattr("sqlalchemy_envelope.orm.verbs.envelope.KdfLimit", lambda *args: made.append(args))
+    monkeypatch.setattr(
+        "sqlalchemy_envelope.orm.verbs.envelope.envelope.KdfLimit", lambda *args: made.append(args)
+    )
     Envelope()
     Envelope(concurrent_derivations=7, derivation_wait=0.5)
 

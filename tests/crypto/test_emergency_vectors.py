@@ -10,7 +10,7 @@ from sqlalchemy_envelope import EmergencyError, EnvelopeError, ProviderError, Se
 from sqlalchemy_envelope.crypto.kdf import joined_key
 from sqlalchemy_envelope.crypto.secret import KeyBytes
 from sqlalchemy_envelope.keys.emergency import StoredEmergency, check_share, dated, opened_kek
-from sqlalchemy_envelope.orm.verbs import emergency
+from sqlalchemy_envelope.orm.verbs.slots import emergency
 from tests.crypto.vector_cases import load
 
 CASES = load("emergency")

@@ -20,7 +20,7 @@ from sqlalchemy_envelope import (
     LockedError,
     UnlockedSession,
 )
-from sqlalchemy_envelope.orm.verbs.envelope import Follow
+from sqlalchemy_envelope.orm.verbs.envelope.envelope import Follow
 
 envelope = Envelope(kdf_profile=KdfProfile.unsafe_for_tests())
 

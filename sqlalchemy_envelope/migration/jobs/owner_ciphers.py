@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from sqlalchemy_envelope.keys.keyring import OwnerId
     from sqlalchemy_envelope.migration.database.columns import MigratingColumn
     from sqlalchemy_envelope.orm.tables.owner_paths import Owner
-    from sqlalchemy_envelope.orm.verbs.envelope import Envelope
+    from sqlalchemy_envelope.orm.verbs.envelope.envelope import Envelope
 
 
 @contextmanager

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy_envelope.migration.database.rows import Rows
     from sqlalchemy_envelope.migration.jobs.work import Step, Work
-    from sqlalchemy_envelope.orm.verbs.envelope import Envelope
+    from sqlalchemy_envelope.orm.verbs.envelope.envelope import Envelope
 
 
 @dataclass(frozen=True)

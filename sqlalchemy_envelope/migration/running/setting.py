@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy_envelope.migration.database.columns import MigratingColumn
     from sqlalchemy_envelope.migration.jobs.work import Work
-    from sqlalchemy_envelope.orm.verbs.envelope import Envelope
+    from sqlalchemy_envelope.orm.verbs.envelope.envelope import Envelope
 
 
 @dataclass(eq=False, repr=False)

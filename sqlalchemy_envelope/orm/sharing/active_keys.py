@@ -3,7 +3,7 @@
 A key may be replaced in another process while it is open here. So before a value is encrypted, the session
 asks the database for the owner's active keys, unless it has done so within the last minute. Most requests end
 within a minute of their unlock, and ask nothing. What was retired more than ten minutes ago may be destroyed
-(`verbs.key_destruction`).
+(`verbs.rotation.key_destruction`).
 
 The rows are locked for sharing until the transaction ends. A transaction whose snapshot is older than the
 retirement would see the key as active; the database refuses it instead (SQLSTATE 40001).

@@ -10,7 +10,7 @@ from sqlalchemy import Engine, select
 from sqlalchemy.orm import Session
 
 from sqlalchemy_envelope import AuditEvent, EnrollmentError, Envelope, KdfProfile, LockedError, ServerKeyring
-from sqlalchemy_envelope.orm.verbs.envelope import Follow
+from sqlalchemy_envelope.orm.verbs.envelope.envelope import Follow
 from tests.orm.sharing_models import Base, Group, Membership, Post, User
 
 SECRET = "correct horse battery staple"

@@ -8,7 +8,7 @@ from sqlalchemy import create_engine, delete, select, update
 from sqlalchemy.orm import Session
 
 from sqlalchemy_envelope import AuditEvent, ConfigurationError, Envelope, SharesSwept, enforce_foreign_keys
-from sqlalchemy_envelope.orm.verbs import share_sweep
+from sqlalchemy_envelope.orm.verbs.slots import share_sweep
 from tests.orm.models import User as UserElsewhere
 from tests.orm.two_databases.conftest import Two
 from tests.orm.two_databases.split_models import (

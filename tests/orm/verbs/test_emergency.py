@@ -29,7 +29,7 @@ from sqlalchemy_envelope import (
     ServerKeyring,
     TamperedKeyError,
 )
-from sqlalchemy_envelope.orm.verbs import emergency as module
+from sqlalchemy_envelope.orm.verbs.slots import emergency as module
 from tests.prepared import tables_of
 
 pytestmark = pytest.mark.any_database

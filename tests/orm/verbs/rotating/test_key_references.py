@@ -23,7 +23,7 @@ from sqlalchemy_envelope import (
 )
 from sqlalchemy_envelope.orm.sharing import active_keys
 from sqlalchemy_envelope.orm.tables.key_rows import KeyStore
-from sqlalchemy_envelope.orm.verbs import key_destruction
+from sqlalchemy_envelope.orm.verbs.rotation import key_destruction
 from tests.orm.sharing_models import Base, Group, Membership, Post, User, secret_of
 from tests.orm.verbs.rotating.scene import (
     NEW,

@@ -8,6 +8,7 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy import Engine, create_engine, delete, insert, select, update
 from sqlalchemy.orm import Session
+from tests.orm.verbs.status.why_locked.scene import add_pending, as_user, make_scene
 
 from sqlalchemy_envelope import (
     ConfigurationError,
@@ -21,7 +22,7 @@ from sqlalchemy_envelope import (
     enforce_foreign_keys,
 )
 from sqlalchemy_envelope.keys.providers import ServerKeyring
-from sqlalchemy_envelope.orm.verbs.envelope import Follow
+from sqlalchemy_envelope.orm.verbs.envelope.envelope import Follow
 from tests.orm.sharing_models import (
     Affiliation,
     Base,
@@ -39,7 +40,6 @@ from tests.orm.sharing_models import (
     found_group,
     unlock,
 )
-from tests.orm.verbs.why_locked.scene import add_pending, as_user, make_scene
 
 FOUNDER, MEMBER, OUTSIDER = 1, 2, 3
 GROUP = 1

@@ -1,0 +1,1 @@
+"""An owner is erased: what is lost, what remains, and the proof."""

@@ -1,0 +1,1 @@
+"""Owners are enrolled and unlocked, and refused evenly."""

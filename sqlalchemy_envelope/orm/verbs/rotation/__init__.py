@@ -1,0 +1,1 @@
+"""Keys are replaced, counted and destroyed."""

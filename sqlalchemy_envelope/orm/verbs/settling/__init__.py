@@ -1,0 +1,1 @@
+"""What waits for many owners is settled, in batches."""
