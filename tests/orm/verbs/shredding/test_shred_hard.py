@@ -35,7 +35,7 @@ from sqlalchemy_envelope import (
     check_receipt,
     enforce_foreign_keys,
 )
-from sqlalchemy_envelope.orm.verbs.erasure import returned_keys
+from sqlalchemy_envelope.orm.verbs.erasure.returned_keys import returned_keys
 from tests.orm.models import Base as PlainBase
 from tests.orm.models import User
 from tests.orm.sharing_models import KeysBase, Team, TeamNote, TeamPlace, Tenant
