@@ -31,6 +31,11 @@ def row_key(server_key: KeyBytes, label: str, realm: str = "") -> KeyBytes:
     return subkey(server_key, "row-seal", label.encode("utf-8"), realm.encode("utf-8"))
 
 
-def row_mac(key: KeyBytes, fields: Sequence[bytes]) -> bytes:
-    """The MAC over the columns of a row: HMAC-SHA-256 (RFC 2104), 32 bytes."""
-    return hmac.digest(key.buffer, encode_context("row", *fields), "sha256")
+def row_bytes(fields: Sequence[bytes]) -> bytes:
+    """The columns of a row, encoded for its MAC."""
+    return encode_context("row", *fields)
+
+
+def row_mac(key: KeyBytes, row: bytes) -> bytes:
+    """The MAC over the columns of a row, from `row_bytes`: HMAC-SHA-256 (RFC 2104), 32 bytes."""
+    return hmac.digest(key.buffer, row, "sha256")

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from hmac import compare_digest
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy_envelope.crypto.row_seal import SEAL_SIZE, row_key, row_mac
+from sqlalchemy_envelope.crypto.row_seal import SEAL_SIZE, row_bytes, row_key, row_mac
 from sqlalchemy_envelope.crypto.secret import KeyBytes, Uncopied
 from sqlalchemy_envelope.exceptions import ConfigurationError, RowSealError
 
@@ -96,7 +96,7 @@ class RowSeals(Uncopied):
         if self._server_keys is None:
             return None
         key_id, server_key = self._server_keys.active
-        return key_id + row_mac(self._row_key(key_id, server_key, label, realm), fields)
+        return key_id + row_mac(self._row_key(key_id, server_key, label, realm), row_bytes(fields))
 
     def check(self, seal: bytes | None, label: str, fields: Sequence[bytes], realm: str = "") -> None:
         """Check that the application wrote this row as it stands. Without server keys nothing is checked.
@@ -122,14 +122,20 @@ class RowSeals(Uncopied):
                 f"A row of the keys of {label!r} is sealed under server key {key_id.hex()[:8]}, which is not "
                 "configured. Put that key back among the server keys, after the first key."
             )
+        row = row_bytes(fields)
         if not compare_digest(
-            bytes(seal[16:]), row_mac(self._row_key(key_id, server_key, label, realm), fields)
+            bytes(seal[16:]), row_mac(self._row_key(key_id, server_key, label, realm), row)
         ):
             raise RowSealError(
                 f"A row of the keys of {label!r} was altered, or belongs to another database: its row seal "
                 f"does not fit{f' in the realm {realm!r}' if realm else ''}. If Envelope(realm=...) was "
                 "changed, seal the rows anew: envelope.seal_rows()."
             )
+
+        self._checked(seal, label, row, realm)
+
+    def _checked(self, seal: bytes, label: str, row: bytes, realm: str) -> None:
+        """Called with each row whose seal is right."""
 
     def _row_key(self, key_id: bytes, server_key: KeyBytes, label: str, realm: str) -> KeyBytes:
         key = self._row_keys.get((key_id, label, realm))
@@ -139,3 +145,30 @@ class RowSeals(Uncopied):
 
     def __repr__(self) -> str:
         return f"<RowSeals {'on' if self.is_on else 'off'}>"
+
+
+class RenewingSeals(RowSeals):
+    """Row seals for rows that are sealed anew: a row that was checked is not encoded a second time.
+
+    Args:
+        seals: the seals of the application.
+    """
+
+    def __init__(self, seals: RowSeals) -> None:
+        super().__init__(seals._server_keys, seals.realm)
+        self._row_keys = seals._row_keys
+        self._active = None if seals._server_keys is None else seals._server_keys.active
+        self._new: dict[bytes, bytes] = {}
+
+    def is_under_active(self, seal: bytes | None) -> bool:
+        """As `RowSeals.is_under_active`."""
+        return self._active is None or (seal or b"")[:16] == self._active[0]
+
+    def _checked(self, seal: bytes, label: str, row: bytes, realm: str) -> None:
+        if self._active is not None and not self.is_under_active(seal):
+            key_id, server_key = self._active
+            self._new[bytes(seal)] = key_id + row_mac(self._row_key(key_id, server_key, label, realm), row)
+
+    def renewed(self, seal: bytes | None) -> bytes | None:
+        """The seal under the active server key of a row that was checked with this seal, as the row was."""
+        return self._new.get(seal or b"")

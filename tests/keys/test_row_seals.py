@@ -10,7 +10,7 @@ import pytest
 
 from sqlalchemy_envelope.crypto import kdf
 from sqlalchemy_envelope.crypto.context import encode_context
-from sqlalchemy_envelope.crypto.row_seal import SEAL_SIZE, row_key, row_mac, server_key_id
+from sqlalchemy_envelope.crypto.row_seal import SEAL_SIZE, row_bytes, row_key, row_mac, server_key_id
 from sqlalchemy_envelope.crypto.secret import KeyBytes
 from sqlalchemy_envelope.exceptions import RowSealError, TamperedKeyError
 from sqlalchemy_envelope.keys import row_seals as module
@@ -64,7 +64,7 @@ def test_a_seal_is_an_hmac_of_the_row() -> None:
     key = kdf.subkey(ONE, "row-seal", b"users", b"")
 
     assert row_key(ONE, "users") == key
-    assert seal()[16:] == row_mac(key, ROW)
+    assert seal()[16:] == row_mac(key, row_bytes(ROW))
     assert seal()[16:] == hmac.digest(bytes(key.buffer), encode_context("row", *ROW), "sha256")
 
 

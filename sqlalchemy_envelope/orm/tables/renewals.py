@@ -8,17 +8,22 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from sqlalchemy import select
+from sqlalchemy import literal, select, tuple_
 
 from sqlalchemy_envelope.keys.model import Purpose, SlotKind
 from sqlalchemy_envelope.orm.tables.key_rows import KeyStore
 from sqlalchemy_envelope.orm.tables.rows import chunks
-from sqlalchemy_envelope.orm.tables.stored_rows import stored_slot
+from sqlalchemy_envelope.orm.tables.stored_rows import slot_columns, slot_notes, stored_slot
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+    from sqlalchemy.orm import Session
+
     from sqlalchemy_envelope.keys.model import KeyId, StoredGrant, StoredKey, StoredSlot
+    from sqlalchemy_envelope.keys.row_seals import RenewingSeals
+    from sqlalchemy_envelope.orm.tables.owners import OwnerClass
+    from sqlalchemy_envelope.orm.tables.stored_rows import OwnedKey
 
     PrimaryKey = tuple[Any, ...]
 
@@ -33,12 +38,32 @@ class RenewedSlot(NamedTuple):
 class Renewals(KeyStore):
     """The key and slot rows of one class of owners, to be wrapped and sealed anew."""
 
+    def __init__(self, session: Session, owner_class: OwnerClass, seals: RenewingSeals) -> None:
+        super().__init__(session, owner_class, seals)
+        self._renewing = seals
+
     def owners_after(self, after: PrimaryKey | None, limit: int) -> list[PrimaryKey]:
         """So many owners with keys after this one, in the order of their primary keys."""
         c, columns = self._keys.c, self._class.owner_columns
         query = select(*columns).distinct().where(c.purpose == Purpose.ROOT)
         query = self.after(query, after)
         return [tuple(row) for row in self._rows(query.order_by(*columns).limit(limit))]
+
+    def load_between(self, after: PrimaryKey | None, last: PrimaryKey) -> list[OwnedKey]:
+        """Every key of the owners after the one, up to the other."""
+        return self._owned(self._between(self._select(), after, last))
+
+    def slots_between(self, after: PrimaryKey | None, last: PrimaryKey) -> list[StoredSlot]:
+        """As `slots_unchecked`, of all root keys of the owners after the one, up to the other."""
+        query = select(*slot_columns(self._slots), *slot_notes(self._slots))
+        query = query.join(self._keys, self._keys.c.key_id == self._slots.c.key_id)
+        return [stored_slot(row) for row in self._rows(self._between(query, after, last))]
+
+    def _between(self, query: Any, after: PrimaryKey | None, last: PrimaryKey) -> Any:
+        columns = self._class.owner_columns
+        end = [literal(part, column.type) for part, column in zip(last, columns, strict=True)]
+        up_to = columns[0] <= end[0] if len(end) == 1 else tuple_(*columns) <= tuple_(*end)
+        return self.after(query, after).where(up_to)
 
     def slots_unchecked(self, key_ids: Iterable[KeyId]) -> list[StoredSlot]:
         """The slots of these root keys as their rows are: in their pepper, and whatever seal they have. The
@@ -60,11 +85,14 @@ class Renewals(KeyStore):
         """Whether a row needs no new seal: it has one under the active server key, or there are none."""
         return self._seals.is_under_active(record.seal)
 
+    def _renewed(self, record: StoredKey | StoredSlot) -> bytes | None:
+        return self._renewing.renewed(record.seal) or self._seal(record)
+
     def renew_keys(self, keys: Sequence[StoredKey]) -> int:
         """Seal these key rows under the active server key; how many were still as they were read."""
         # The seal covers the row: whoever changes the row changes the seal.
         c = self._keys.c
-        rows = [(key.key_id, key.seal, self._seal(key)) for key in keys]
+        rows = [(key.key_id, key.seal, self._renewed(key)) for key in keys]
         return self.update_each(self._keys, (c.key_id, c.seal), (c.seal,), rows)
 
     def renew_slots(self, slots: Sequence[RenewedSlot]) -> int:
@@ -85,7 +113,7 @@ class Renewals(KeyStore):
         still = (c.slot_id, c.wrapped, c.provider_wrapped)
         count = self.update_each(self._slots, still, (c.provider_wrapped, c.provider_ref, c.seal), wrapped)
         others = [
-            (old.slot_id, old.seal, self._seal(new))
+            (old.slot_id, old.seal, self._renewed(old))
             for old, new in slots
             if new.kind is not SlotKind.PROVIDER
         ]

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import uuid
 from functools import cached_property
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import bindparam, func, select, tuple_, update
+from sqlalchemy import JSON, Text, bindparam, cast, func, select, tuple_, update
 from sqlalchemy import column as bare_column
-from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.exc import DBAPIError
 
 from sqlalchemy_envelope.exceptions import TamperedKeyError
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 CHUNK = 4000
 """Most values of one `IN`: every supported database takes so many parameters."""
+_MANY = 50
+"""PostgreSQL's drivers take longer for more parameters than this than for a document."""
 
 
 class Rows:
@@ -72,10 +74,14 @@ class Rows:
             return set(ids)
         found: set[uuid.UUID] = set()
         for some in chunks(ids):
-            query = select(column).where(column.in_(some))
+            query, values = select(column).where(column.in_(some)), []
+            if len(some) > _MANY and self.dialect.name == "postgresql":
+                sent = _document([column])
+                query = select(column).join(sent, sent.c.value_0 == column)
+                values = [{"sent": _in_json(["value_0"], [(one,) for one in some])}]
             # As an UPDATE locks that leaves the key alone: whoever refers to the row is not in the way.
-            query = query.with_for_update(skip_locked=True, key_share=True)
-            found.update(row[0] for row in self._rows(query, locks=True))
+            query = query.with_for_update(of=column.table, skip_locked=True, key_share=True)
+            found.update(row[0] for row in self._rows(query, *values, locks=True))
         return found
 
     def update_each(
@@ -98,28 +104,41 @@ class Rows:
             return 0
         columns = [*still, *targets]
         names = [f"value_{number}" for number in range(len(columns))]
-        if self.dialect.name == "postgresql":
-            # One statement: PostgreSQL takes longer for a statement than for a row.
-            sent = func.unnest(
-                *(
-                    bindparam(name, list(values), type_=ARRAY(column.type))
-                    for name, column, values in zip(names, columns, zip(*rows, strict=True), strict=True)
-                )
-            ).table_valued(*(bare_column(name, one.type) for name, one in zip(names, columns, strict=True)))
-            values: list[Any] = list(sent.render_derived(name="sent").c)
+        in_one = self.dialect.name == "postgresql"
+        if in_one:
+            values = list(_document(columns).c)
         else:
             values = [bindparam(name, type_=one.type) for name, one in zip(names, columns, strict=True)]
         found = [column == value for column, value in zip(still, values, strict=False)]
-        pairs = zip(targets, values[len(still) :], strict=True)
-        statement = update(table).where(*found).values(dict(pairs) | {column: column for column in kept})
-        if self.dialect.name == "postgresql":
-            return int(self._execute(statement).rowcount)
+        changed = dict(zip(targets, values[len(still) :], strict=True)) | {column: column for column in kept}
+        statement = update(table).where(*found).values(changed)
+        if in_one:
+            return int(self._execute(statement, {"sent": _in_json(names, rows)}).rowcount)
         return int(self._execute(statement, [dict(zip(names, row, strict=True)) for row in rows]).rowcount)
 
     @property
     def dialect(self) -> Dialect:
         """The dialect of the database that these tables are in."""
         return self._session.connection(bind_arguments=bind_for(self._session, self._mapper)).dialect
+
+
+def _document(columns: Sequence[Any]) -> Any:
+    """Rows of these columns that come as a JSON document: PostgreSQL takes longer for a statement than for a
+    row, and its drivers longer for arrays."""
+    named = [bare_column(f"value_{number}", one.type) for number, one in enumerate(columns)]
+    document = cast(bindparam("sent", type_=Text()), JSON())
+    rows = func.json_to_recordset(document).table_valued(*named, name="sent")
+    return rows.render_derived(with_types=True)
+
+
+def _in_json(names: Sequence[str], rows: Sequence[tuple[Any, ...]]) -> str:
+    return json.dumps([dict(zip(names, map(_json_value, row), strict=True)) for row in rows])
+
+
+def _json_value(value: Any) -> Any:
+    if isinstance(value, bytes):
+        return "\\x" + value.hex()
+    return value if value is None or isinstance(value, (str, int)) else str(value)
 
 
 def shows_others_when_locked(dialect: Dialect) -> bool:

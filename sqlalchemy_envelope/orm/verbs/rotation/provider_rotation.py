@@ -17,7 +17,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy_envelope.exceptions import ConfigurationError, EnvelopeError, ProviderError
-from sqlalchemy_envelope.keys.model import Purpose, SlotKind
+from sqlalchemy_envelope.keys.model import SlotKind
+from sqlalchemy_envelope.keys.row_seals import RenewingSeals
 from sqlalchemy_envelope.orm.current.audit import AuditEvent
 from sqlalchemy_envelope.orm.current.keks import Outside
 from sqlalchemy_envelope.orm.current.locks import require_no_locks
@@ -199,12 +200,14 @@ class _Batch:
         self._desk, self._job = desk, job
         name = job.provider
         self._reference = None if name is None else desk.policy.require_providers().current_reference(name)
-        self._store = Renewals(desk.session, job.owner_class, desk.policy.seals)
+        self._store = Renewals(desk.session, job.owner_class, RenewingSeals(desk.policy.seals))
         self.primary_keys = self._store.owners_after(after, job.size)
+        self._after = after
         self.refused: dict[OwnerId, RefusedOwner] = {}
         self._keys: dict[OwnerId, list[OwnedKey]] = {}
-        for row in self._store.load(self.primary_keys):
-            self._keys.setdefault(row.owner, []).append(row)
+        if self.primary_keys:
+            for row in self._store.load_between(after, self.primary_keys[-1]):
+                self._keys.setdefault(row.owner, []).append(row)
         for owner, rows in self._keys.items():
             for row in rows:
                 if row.error is not None:
@@ -214,27 +217,30 @@ class _Batch:
         self._due: dict[OwnerId, _Owner] = {}
 
     def _load_slots(self) -> list[StoredSlot]:
-        roots = [
-            row.stored.key_id
-            for owner, rows in self._keys.items()
-            for row in rows
-            if row.stored.purpose is Purpose.ROOT and owner not in self.refused
-        ]
+        if not self.primary_keys:
+            return []
         try:
-            found = self._store.slots_unchecked(roots)
+            found = self._store.slots_between(self._after, self.primary_keys[-1])
         except EnvelopeError:
-            found = []
-            for root in roots:  # a slot holds what no slot can hold: find its owner
-                try:
-                    found += self._store.slots_unchecked([root])
-                except EnvelopeError as error:
-                    self._refuse(self._owner_of[root], error)
+            found = self._load_slots_one_by_one()
+        # A root key that was made a moment ago was not loaded, and needs nothing.
+        found = [slot for slot in found if slot.key_id in self._owner_of]
         for slot in found:
             try:
                 self._store.check_slot(slot)
             except EnvelopeError as error:
                 self._refuse(self._owner_of[slot.key_id], error)
         return [slot for slot in found if self._owner_of[slot.key_id] not in self.refused]
+
+    def _load_slots_one_by_one(self) -> list[StoredSlot]:
+        """A slot holds what no slot can hold: find its owner."""
+        found: list[StoredSlot] = []
+        for root, owner in self._owner_of.items():
+            try:
+                found += self._store.slots_unchecked([root])
+            except EnvelopeError as error:
+                self._refuse(owner, error)
+        return found
 
     def _is_stale(self, slot: StoredSlot) -> bool:
         """Whether a slot of the provider is under another of its keys than the one that wraps now."""
