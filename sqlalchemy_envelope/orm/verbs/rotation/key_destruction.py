@@ -192,8 +192,6 @@ def _destroy(desk: Desk, place: Place, key_id: KeyId) -> None:
     slots = store.load_slots([key_id], closed_too=True) if key.purpose is Purpose.ROOT else []
     if slots:
         store.delete_slots(slots)
-    if key.purpose is not Purpose.ROOT:
-        revoke_tickets_of(desk, place)  # each carries a copy of the key
     for grants in place.owner_class.grants_of:
         desk.grants(grants).delete_with(of_keys=[key_id])
     store.replace_keys([replace(key, state=KeyState.DESTROYED, wrapped=None, wrapping_key_id=None)])
