@@ -13,6 +13,7 @@ from tests.orm.models import SECRET, Base, Note, User, envelope
 from tests.orm.verbs import emergency_flows, escrow_flows
 from tests.orm.verbs.kill_points import Flow, Material, kill_everywhere
 from tests.orm.verbs.recovering.flows import RECOVERY_FLOWS
+from tests.orm.verbs.rotating import kill_flows as rotating
 from tests.orm.verbs.shredding import killed
 from tests.orm.verbs.tickets import kill_flows as tickets
 from tests.prepared import tables_of
@@ -141,6 +142,7 @@ FLOWS = [
     *emergency_flows.FLOWS,
     Flow("a shredding", enrolled, killed.shred, opens_as_before, killed.is_shredded),
     *tickets.FLOWS,
+    *rotating.FLOWS,
 ]
 
 
