@@ -196,4 +196,3 @@ def _destroy(desk: Desk, place: Place, key_id: KeyId) -> None:
         desk.grants(grants).delete_with(of_keys=[key_id])
     store.replace_keys([replace(key, state=KeyState.DESTROYED, wrapped=None, wrapping_key_id=None)])
     store.forget_grants([key_id])
-    revoke_tickets_of(desk, place)  # the owner's tickets carry the key

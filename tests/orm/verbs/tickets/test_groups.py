@@ -7,7 +7,7 @@ import pytest
 from sqlalchemy import delete, select
 from sqlalchemy.orm import Session
 
-from sqlalchemy_envelope import EnrollmentError, LockedError, TicketError
+from sqlalchemy_envelope import EnrollmentError, KeyShreddedError, LockedError, TicketError
 from sqlalchemy_envelope.orm.sharing import active_keys
 from tests.orm.sharing_models import (
     Affiliation,
@@ -118,6 +118,30 @@ def test_a_destroyed_key_is_in_no_ticket(app: Application) -> None:
         session.commit()
     with pytest.raises(TicketError):
         app.diary(ticket)
+
+
+def test_a_shredded_group(app: Application) -> None:
+    """A ticket that carries the key of a shredded group opens nothing with it."""
+    ticket = app.log_in("ben")
+    with Session(app.engine) as session:
+        envelope.shred(session, session.get_one(Group, app.group_id), reason="asked")
+        session.commit()
+    with app.request(ticket, "ben") as session:
+        post = session.scalars(select(Post)).one()
+        with pytest.raises(KeyShreddedError):
+            getattr(post, "text")  # noqa: B009
+    assert app.diary(ticket, "ben") == "the diary of ben"
+
+
+def test_a_shredded_user(app: Application) -> None:
+    """The tickets of a user go with the keys."""
+    ticket = app.log_in("ben")
+    with Session(app.engine) as session:
+        envelope.shred(session, app.user(session, "ben"), reason="asked")
+        session.commit()
+    assert app.rows() == []
+    with pytest.raises(TicketError):
+        app.diary(ticket, "ben")
 
 
 def test_an_epoch_that_is_due(app: Application) -> None:
