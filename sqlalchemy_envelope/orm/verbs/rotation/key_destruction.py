@@ -33,7 +33,6 @@ from sqlalchemy_envelope.orm.verbs.rotation.key_references import (
     key_references,
     tables_with_values,
 )
-from sqlalchemy_envelope.orm.verbs.tickets import revoke_tickets_of
 from sqlalchemy_envelope.words import counted
 
 if TYPE_CHECKING:
