@@ -121,8 +121,8 @@ class OwnVerbs:
         self,
         owner: object,
         *,
-        lifetime: dt.timedelta,
-        idle: dt.timedelta | None = None,
+        lifetime: dt.timedelta | float,
+        idle: dt.timedelta | float | None = None,
         label: str | None = None,
     ) -> Ticket:
         """As `Envelope.issue_ticket`."""

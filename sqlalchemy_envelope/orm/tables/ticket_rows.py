@@ -11,6 +11,7 @@ from sqlalchemy import (
     bindparam,
     case,
     delete,
+    exists,
     insert,
     inspect,
     literal_column,
@@ -56,6 +57,7 @@ class StoredTicket(NamedTuple):
         issued_at, used_at, expires_at: in UTC, in whole seconds.
         idle_seconds: None for a ticket without this limit.
         owner: the primary key of the owner.
+        has_news: whether a slot was added that the owner has not acknowledged, as far as it was asked for.
     """
 
     ticket_id: uuid.UUID
@@ -69,6 +71,7 @@ class StoredTicket(NamedTuple):
     expires_at: dt.datetime
     idle_seconds: int | None
     owner: PrimaryKey
+    has_news: bool = False
 
     def is_over(self, now: dt.datetime) -> bool:
         """Whether the ticket ended, by its lifetime or because nobody used it.
@@ -133,13 +136,15 @@ class TicketRows(Rows):
         """Rows of keys, each with the columns of a ticket behind it: the ticket is in the row of its key."""
         start = KEY_WIDTH + len(self._owners) + (self._class.reference_attribute is not None)
         found = next((row for row in rows if row[start] is not None and row[start + 1] == row[0]), None)
-        return None if found is None else _stored(found[start:]), [store.owned(row) for row in rows]
+        ticket = None if found is None else _stored(found[start:-1])._replace(has_news=bool(found[-1]))
+        return ticket, [store.owned(row) for row in rows]
 
     def _query_with_keys(self, store: KeyStore) -> Any:
         c, keys = self._tickets.c, self._class.key_class.__table__.c
         # A ticket stands beside its root key alone, so that its bytes come once.
         is_its = and_(c.key_id == store.key_id, self._is_wanted)
-        query = store.select_keys(*self._columns(), *self._owners).outerjoin(self._tickets, is_its)
+        columns = (*self._columns(), *self._owners, self._has_news)
+        query = store.select_keys(*columns).outerjoin(self._tickets, is_its)
         of_owner = given(self._class.owner_columns, "owners")
         return query.where(of_owner).order_by(keys.purpose, keys.scope, keys.epoch)
 
@@ -149,7 +154,8 @@ class TicketRows(Rows):
         reference = [] if attribute is None else [owner_class.mapper.columns[attribute]]
         wrapped = case((self._tickets.c.key_id == keys.c.key_id, self._tickets.c.wrapped))
         ticket = self._columns(type_coerce(wrapped, RawBytes()))
-        columns = (*key_columns(keys), *owner_class.owner_columns, *reference, *ticket, *self._owners)
+        mine = (*key_columns(keys), *owner_class.owner_columns, *reference)
+        columns = (*mine, *ticket, *self._owners, self._has_news)
         query = select(cls, *columns).select_from(self._tickets)
         query = query.join(cls, and_(*pairs(owner_class.primary_key, self._owners)))
         query = query.join(keys, and_(*pairs(owner_class.owner_columns, self._owners)))
@@ -159,6 +165,13 @@ class TicketRows(Rows):
         query = self._made_once("owner", lambda: select(*self._owners).where(self._is_wanted))
         found = self._rows(query, {"ticket_id": ticket_id})
         return tuple(found[0]) if found else None
+
+    @property
+    def _has_news(self) -> Any:
+        """Whether a slot of the ticket's root key is not acknowledged: asked in the query of each request."""
+        slots = self._class.slot_class.__table__.c
+        is_new = and_(slots.key_id == self._tickets.c.key_id, slots.unacknowledged_since.is_not(None))
+        return exists().where(is_new).label("has_news")
 
     @property
     def _is_wanted(self) -> Any:

@@ -50,6 +50,7 @@ from sqlalchemy_envelope.keys.ticket_keyring import TicketKeyring
 from sqlalchemy_envelope.orm.columns.state import closed_values
 from sqlalchemy_envelope.orm.current.audit import AuditEvent
 from sqlalchemy_envelope.orm.current.policy import note_policy
+from sqlalchemy_envelope.orm.sessions.key_slots import shown_slot
 from sqlalchemy_envelope.orm.sessions.ticket import TicketSession
 from sqlalchemy_envelope.orm.sharing.granted import follow_grants
 from sqlalchemy_envelope.orm.sharing.rollbacks import note_unlock
@@ -60,6 +61,7 @@ from sqlalchemy_envelope.orm.tables.location import bind_of
 from sqlalchemy_envelope.orm.tables.own_transaction import own_transaction
 from sqlalchemy_envelope.orm.tables.owners import Place, owner_class_of
 from sqlalchemy_envelope.orm.tables.ticket_rows import StoredTicket, TicketRows
+from sqlalchemy_envelope.orm.verbs.emergency_requests import requests_of
 from sqlalchemy_envelope.orm.verbs.opened_owner import opened_roots, settle_owner
 from sqlalchemy_envelope.orm.verbs.owner_keys import (
     checked_keys,
@@ -88,6 +90,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("sqlalchemy_envelope")
 
+Time = dt.timedelta | float
+"""A time; a number is so many seconds."""
 LONGEST = dt.timedelta(days=400)
 """The longest lifetime: browsers keep no cookie for longer."""
 MOST_AHEAD = dt.timedelta(minutes=5)
@@ -123,11 +127,10 @@ def now() -> dt.datetime:
     return now_in_row(None).replace(microsecond=0)
 
 
-def issue_ticket(
-    desk: Desk, owner: object, lifetime: dt.timedelta, idle: dt.timedelta | None, label: str | None
-) -> Ticket:
+def issue_ticket(desk: Desk, owner: object, lifetime: Time, idle: Time | None, label: str | None) -> Ticket:
     """Issue a ticket for an owner that is unlocked here."""
-    _check_times(lifetime, idle)
+    lifetime = _time("lifetime", lifetime)
+    idle = None if idle is None else _time("idle", idle)
     _check_label(label)
     keyrings = _require_ticket_keys(desk.policy)
     located = locate_enrolled(desk, owner)
@@ -232,9 +235,20 @@ def unlock_with_ticket(desk: Desk, owner: object, ticket: HiddenSecret) -> Ticke
         desk.emit(_event("ticket_refused", owner_class, place))
         raise
     unlocked = _unlocked(desk, found, keys, root, CarriedKeys(entries))
+    _show_news(desk, unlocked, place, row)
     _note_use(desk, rows, place, row)
     desk.emit(_event("ticket_used", owner_class, place))
     return unlocked
+
+
+def _show_news(desk: Desk, unlocked: TicketSession, place: Place, row: StoredTicket) -> None:
+    """Show the owner what an unlock with the secret shows. It takes a query where there is something new."""
+    if row.has_news:
+        slots = desk.keys(place.owner_class).load_slots([row.key_id], closed_too=True)
+        unlocked.unacknowledged_slots = tuple(
+            shown_slot(slot) for slot in slots if slot.unacknowledged_since is not None
+        )
+    unlocked.emergency_requests = requests_of(desk, place)
 
 
 class _Found(NamedTuple):
@@ -489,16 +503,20 @@ def _require_ticket_keys(policy: Policy) -> tuple[ServerKeyring, ...]:
     return policy.ticket_keys
 
 
-def _check_times(lifetime: object, idle: object) -> None:
-    second = dt.timedelta(seconds=1)
-    if not isinstance(lifetime, dt.timedelta) or not second <= lifetime <= LONGEST:
+def _time(name: str, given: Time) -> dt.timedelta:
+    """A time that a ticket may last, given as a timedelta or in seconds.
+
+    Raises:
+        ConfigurationError: it is no time, or too short or too long.
+    """
+    seconds: Any = given.total_seconds() if isinstance(given, dt.timedelta) else given
+    is_number = isinstance(seconds, (int, float)) and not isinstance(seconds, bool)
+    if not is_number or not 1 <= seconds <= LONGEST.total_seconds():  # a NaN is not, either
         raise ConfigurationError(
-            f"lifetime= is a timedelta from one second to {LONGEST.days} days: timedelta(days=14)."
+            f"{name}= is a timedelta or a number of seconds, from one second to {LONGEST.days} days: "
+            f"{name}=timedelta(days=14)."
         )
-    if idle is not None and (not isinstance(idle, dt.timedelta) or not second <= idle <= LONGEST):
-        raise ConfigurationError(
-            f"idle= is a timedelta from one second to {LONGEST.days} days, or None: timedelta(hours=12)."
-        )
+    return dt.timedelta(seconds=seconds)
 
 
 def _check_label(label: object) -> None:

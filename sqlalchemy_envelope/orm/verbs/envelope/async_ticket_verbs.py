@@ -25,8 +25,8 @@ class AsyncTicketVerbs(AsyncSteps):
         session: AnyAsyncSession,
         owner: object,
         *,
-        lifetime: dt.timedelta,
-        idle: dt.timedelta | None = None,
+        lifetime: dt.timedelta | float,
+        idle: dt.timedelta | float | None = None,
         label: str | None = None,
     ) -> Ticket:
         """As `Envelope.issue_ticket`."""

@@ -28,8 +28,8 @@ class TicketVerbs(EnvelopeSteps):
         session: AnySession,
         owner: object,
         *,
-        lifetime: dt.timedelta,
-        idle: dt.timedelta | None = None,
+        lifetime: dt.timedelta | float,
+        idle: dt.timedelta | float | None = None,
         label: str | None = None,
     ) -> Ticket:
         """Issue a ticket for an owner who is unlocked here: a text for a cookie or a header, which opens the

@@ -45,7 +45,7 @@ from sqlalchemy_envelope.orm.sharing.rollbacks import note_unlock
 from sqlalchemy_envelope.orm.sharing.roots import OpenedRoot, open_with_kek
 from sqlalchemy_envelope.orm.sharing.waiting import Waiting
 from sqlalchemy_envelope.orm.tables.slot_rows import MAX_SLOTS
-from sqlalchemy_envelope.orm.verbs.log_in.emergency_requests import requests_of
+from sqlalchemy_envelope.orm.verbs.emergency_requests import requests_of
 from sqlalchemy_envelope.orm.verbs.owner_keys import (
     active_root,
     how_opened,

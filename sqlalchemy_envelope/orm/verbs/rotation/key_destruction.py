@@ -33,6 +33,7 @@ from sqlalchemy_envelope.orm.verbs.rotation.key_references import (
     key_references,
     tables_with_values,
 )
+from sqlalchemy_envelope.orm.verbs.tickets import revoke_tickets_of
 from sqlalchemy_envelope.words import counted
 
 if TYPE_CHECKING:
@@ -191,6 +192,7 @@ def _destroy(desk: Desk, place: Place, key_id: KeyId) -> None:
     slots = store.load_slots([key_id], closed_too=True) if key.purpose is Purpose.ROOT else []
     if slots:
         store.delete_slots(slots)
+    revoke_tickets_of(desk, place)  # each carries a copy of the keys
     for grants in place.owner_class.grants_of:
         desk.grants(grants).delete_with(of_keys=[key_id])
     store.replace_keys([replace(key, state=KeyState.DESTROYED, wrapped=None, wrapping_key_id=None)])

@@ -276,6 +276,7 @@ def test_a_server_key(engine: Engine) -> None:
             "and not both",
         ),
     ],
+    ids=["unknown", "short", "of no server key", "server key", "negative", "naive", "both"],
 )
 def test_bad_arguments(
     sqlite_engine: Engine, key: str, options: dict[str, Any], error: type[Exception], why: str

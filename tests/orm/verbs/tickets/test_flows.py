@@ -299,9 +299,11 @@ def test_a_ticket_changes_nothing_about_keys(app: Application) -> None:
         {"lifetime": dt.timedelta(0)},
         {"lifetime": -HOUR},
         {"lifetime": dt.timedelta(days=401)},
-        {"lifetime": 3600},
+        {"lifetime": "3600"},
+        {"lifetime": float("nan")},
         {"idle": dt.timedelta(0)},
-        {"idle": 60},
+        {"idle": True},
+        {"idle": 0.5},
         {"label": "x" * 256},
         {"label": 3},
     ],
@@ -398,3 +400,33 @@ def test_a_ticket_issued_while_the_secret_changes(app: Application) -> None:
     assert not done
     with pytest.raises(TicketError):
         app.diary(ticket)
+
+
+@pytest.mark.parametrize("by_class", [False, True], ids=["owner", "class"])
+def test_a_ticket_shows_slots_that_were_added(app: Application, by_class: bool) -> None:
+    """A slot that somebody added is shown to whoever comes by ticket, until it is acknowledged."""
+    ticket = app.log_in()
+    shown = []
+    for acknowledges in (False, True, False):
+        with app.with_secret() as (session, unlocked):
+            user = app.user(session)
+            if not shown:
+                unlocked.add_secret(user, "of the phone", label="phone")
+            if acknowledges:
+                unlocked.acknowledge_slots(user)
+            session.commit()
+        with Session(app.engine) as session:
+            owner = User if by_class else app.user(session)
+            with envelope.unlock(session, owner, ticket=ticket) as unlocked:
+                shown.append([slot.label for slot in unlocked.unacknowledged_slots])
+
+    assert shown == [["phone"], [], []]
+
+
+def test_a_lifetime_may_be_given_in_seconds(app: Application) -> None:
+    """A number is so many seconds, as elsewhere in this library."""
+    app.log_in(lifetime=3600, idle=600)
+    with Session(app.engine) as session:
+        (made,) = envelope.tickets(session, app.user(session))
+
+    assert (HOUR, dt.timedelta(minutes=10)) == (made.expires_at - made.issued_at, made.idle)
