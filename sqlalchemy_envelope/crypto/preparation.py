@@ -25,6 +25,11 @@ def hide_secret(secret: GivenSecret | None) -> HiddenSecret | None:
     return secret if secret is None or isinstance(secret, Hidden) else Hidden(secret)
 
 
+def hide_required(secret: GivenSecret) -> HiddenSecret:
+    """As `hide_secret`, where a secret has to be given: what is none is refused when it is prepared."""
+    return secret if isinstance(secret, Hidden) else Hidden(secret)
+
+
 def prepare_hidden(secret: HiddenSecret, *, new: bool = False) -> Hidden[bytes]:
     """Prepare a secret as `prepare_secret` does, and keep it hidden.
 

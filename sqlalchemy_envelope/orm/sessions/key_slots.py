@@ -6,6 +6,7 @@ import datetime as dt
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from sqlalchemy_envelope.exceptions import ConfigurationError
 from sqlalchemy_envelope.keys.model import SlotKind
 from sqlalchemy_envelope.keys.slots import is_waiting
 from sqlalchemy_envelope.orm.tables.slot_rows import in_utc
@@ -14,6 +15,10 @@ if TYPE_CHECKING:
     import uuid
 
     from sqlalchemy_envelope.keys.model import StoredSlot
+
+
+MAX_LABEL = 255
+"""The most characters of a label."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +71,20 @@ class KeySlots(tuple[KeySlot, ...]):
     def in_escrow(self) -> bool:
         """Whether the custodians of an escrow key can open any of this owner's data."""
         return any(slot.kind == SlotKind.ESCROW for slot in self)
+
+
+def checked_label(label: object) -> None:
+    """Require that a label can be stored.
+
+    Raises:
+        ConfigurationError: it is no text, is longer than 255 characters, or has no UTF-8 form.
+    """
+    if label is None:
+        return
+    if not isinstance(label, str) or len(label) > MAX_LABEL or not label.isprintable():
+        raise ConfigurationError(
+            f"label= takes text that can be printed, of at most {MAX_LABEL} characters: label='phone'."
+        )
 
 
 def shown_slot(slot: StoredSlot, through: tuple[str, ...] = (), scope: str | None = None) -> KeySlot:

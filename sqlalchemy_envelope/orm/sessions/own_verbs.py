@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy_envelope.crypto.frames import emptying
-from sqlalchemy_envelope.crypto.preparation import hide_secret
+from sqlalchemy_envelope.crypto.preparation import hide_required
 from sqlalchemy_envelope.exceptions import ConfigurationError
 from sqlalchemy_envelope.orm.tables.location import bind_of
 from sqlalchemy_envelope.orm.tables.owners import require_owner_class
@@ -40,7 +40,7 @@ class OwnVerbs:
     @emptying
     def add_secret(self, owner: object, secret: str | bytes, *, label: str | None = None) -> None:
         """As `Envelope.add_secret`."""
-        hidden = hide_secret(secret)
+        hidden = hide_required(secret)
         del secret
         envelope, session = self._verbs("add_secret", owner)
         envelope.run(envelope.add_secret_steps(session, owner, hidden, label))
@@ -48,7 +48,7 @@ class OwnVerbs:
     @emptying
     def set_secret(self, owner: object, new: str | bytes, *, label: str | None = None) -> None:
         """As `Envelope.set_secret`."""
-        hidden = hide_secret(new)
+        hidden = hide_required(new)
         del new
         envelope, session = self._verbs("set_secret", owner)
         envelope.run(envelope.set_secret_steps(session, owner, hidden, label))

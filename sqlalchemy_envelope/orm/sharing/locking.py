@@ -52,6 +52,22 @@ def lock_groups(desk: Desk, places: Iterable[Place]) -> None:
     _held(desk.session).update(place.owner for place in new)
 
 
+def hold_slots(desk: Desk, place: Place) -> None:
+    """Lock an owner before its slots are changed, and before they are read for the change.
+
+    Whoever starts an epoch makes the slots of the new root key from those of the old one. So the change waits
+    for such a transaction, or that transaction waits for the change. A transaction whose snapshot is older
+    than the change would not see it: it is told so, because the change writes the row of the root key.
+
+    Raises:
+        DBAPIError: as `lock_groups`.
+    """
+    lock_groups(desk, [place])
+    store = desk.keys(place.owner_class)
+    if not store.locks_as_a_whole:  # there, the lock itself wrote the row
+        store.touch_roots([place.primary_key])
+
+
 def _held(session: Session) -> set[OwnerId]:
     """The owners that this transaction locked.
 

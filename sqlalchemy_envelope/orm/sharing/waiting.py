@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from sqlalchemy_envelope.orm.current.desk import Desk
     from sqlalchemy_envelope.orm.sharing.granted import Owners, Places
     from sqlalchemy_envelope.orm.sharing.roots import OpenedRoot
+    from sqlalchemy_envelope.orm.tables.key_rows import KeyStore
     from sqlalchemy_envelope.orm.tables.owners import GrantClass, OwnerClass, Place
 
 _NOTED_EVERY = dt.timedelta(days=1)
@@ -148,15 +149,27 @@ class Waiting:
             # Another unlock of this owner may have done the work meanwhile.
             within = None if part.whole else owners_of(found)
             found = load_again(desk, keyring, found.places, within)
-        free = store.free_slots([old.slot_id for old, _ in self._slots])
-        for old, new in self._slots:
-            if old.slot_id in free:
-                store.replace_slot(old, new)  # a lost race does no harm: the winner did the same, or more
+        for old, new in self._replaceable(desk, store):
+            store.replace_slot(old, new)  # a lost race does no harm: the winner did the same, or more
         if not self._root.trusted and not self._is_renewed(desk, keyring):
             renew(desk, self._place, keyring, self._root)
         settle(desk, keyring, found)
         self._note_use(desk)
         return found.places
+
+    def _replaceable(self, desk: Desk, store: KeyStore) -> list[SlotChange]:
+        """The slots that are replaced now. A later unlock replaces what another transaction holds."""
+        if not self._slots:
+            return []
+        if any(old.kdf != new.kdf for old, new in self._slots):
+            # Under another KEK. An epoch that starts at this moment would be sealed to the slot as it was.
+            root_id, holds = self._root.root.stored.key_id, False
+            with attempt(desk.session, self._place.owner_class.mapper):
+                holds = root_id in store.free([root_id]) and store.hold_active(root_id)
+            if not holds:
+                return []
+        free = store.free_slots([old.slot_id for old, _ in self._slots])
+        return [(old, new) for old, new in self._slots if old.slot_id in free]
 
     def _note_use(self, desk: Desk) -> None:
         """Note, once a day, that the slot was used. It is done without: others may change the slot now."""

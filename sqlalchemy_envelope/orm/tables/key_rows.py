@@ -52,6 +52,7 @@ from sqlalchemy_envelope.orm.tables.stored_rows import (
     key_columns,
     parsed,
     slot_columns,
+    slot_notes,
     stored_key,
     stored_slot,
 )
@@ -71,6 +72,10 @@ if TYPE_CHECKING:
     from sqlalchemy_envelope.orm.tables.stored_rows import HeldKey
 
     PrimaryKey = tuple[Any, ...]
+
+
+_MOST_ROWS = 20_000
+"""The most rows of keys and slots of one owner that are read: planted rows have an end."""
 
 
 class KeyStore(SlotRows):
@@ -157,6 +162,58 @@ class KeyStore(SlotRows):
                 pairs = zip(self._class.owner_columns, held.c, strict=True)
                 query = query.outerjoin(held, and_(*(a == b for a, b in pairs)))
             self._rows(query.with_for_update(of=self._keys, key_share=True), locks=True)
+
+    def hold_active(self, key_id: KeyId) -> bool:
+        """Hold an active root key until the transaction ends, by writing its row as it is: a transaction with
+        an older snapshot, which would not see what is written next, is told so (SQLSTATE 40001).
+
+        Returns:
+            Whether the key is there and active. If not, another transaction replaced it.
+        """
+        c = self._keys.c
+        statement = self._made_once(
+            "hold",
+            lambda: (
+                update(self._keys)
+                .where(c.key_id == bindparam("this_key"), c.state == KeyState.ACTIVE)
+                .values(granted=c.granted)
+            ),
+        )
+        return bool(self._execute(statement, {"this_key": key_id}).rowcount == 1)
+
+    def touch_roots(self, primary_keys: Sequence[PrimaryKey]) -> None:
+        """As `hold_active`, for the active root keys of these owners, which are locked already."""
+        c = self._keys.c
+        for some in chunks(primary_keys):
+            mine = and_(matches(self._class.owner_columns, some), c.purpose == Purpose.ROOT)
+            self._execute(
+                update(self._keys).where(mine, c.state == KeyState.ACTIVE).values(granted=c.granted)
+            )
+
+    def load_with_secrets(self, primary_key: PrimaryKey) -> tuple[list[OwnedKey], list[StoredSlot]]:
+        """Every key of an owner, as `load`, and the secret slots of its root keys. One query.
+
+        Slots under a pepper that is not configured are among them.
+        """
+        start = KEY_WIDTH + len(self._class.owner_columns) + (self._class.reference_attribute is not None)
+        keys: dict[KeyId, OwnedKey] = {}
+        slots: list[StoredSlot] = []
+        query = self._made_once("with secrets", self._query_with_secrets)
+        values = {"owners": values_of(self._class.owner_columns, [primary_key])}
+        for row in self._rows(query, values):
+            if row[0] not in keys:
+                keys[row[0]] = self.owned(row[:start])
+            if row[start] is not None:
+                slots.append(self._opened(stored_slot(row[start:])))
+        return list(keys.values()), slots
+
+    def _query_with_secrets(self) -> Any:
+        keys, slots = self._keys.c, self._slots
+        on = and_(slots.c.key_id == keys.key_id, slots.c.kind == SlotKind.SECRET)
+        query = self.select_keys(*slot_columns(slots), *slot_notes(slots)).outerjoin(slots, on)
+        query = query.where(given(self._class.owner_columns, "owners"))
+        query = query.order_by(keys.purpose, keys.scope, keys.epoch, slots.c.slot_id)
+        return query.limit(_MOST_ROWS)
 
     def load_active_roots(self, primary_keys: Sequence[PrimaryKey]) -> dict[OwnerId, OwnedKey]:
         """The active root key of each of these owners that has one; its public key is what others seal to."""

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from sqlalchemy.orm import InstanceState
 
     from sqlalchemy_envelope.crypto.argon2id import KdfProfile
-    from sqlalchemy_envelope.keys.model import StoredKey
+    from sqlalchemy_envelope.keys.model import StoredKey, StoredSlot
     from sqlalchemy_envelope.orm.current.desk import Desk
     from sqlalchemy_envelope.orm.tables.key_rows import KeyStore
     from sqlalchemy_envelope.orm.tables.stored_rows import OwnedKey
@@ -155,6 +155,15 @@ def load_keys(located: LocatedOwner) -> list[StoredKey]:
     return checked_keys(_rows(located))
 
 
+def load_keys_and_secrets(located: LocatedOwner) -> tuple[list[StoredKey], list[StoredSlot]]:
+    """As `load_keys`, and the secret slots of the root keys, with one query.
+
+    Raises: as `load_keys`.
+    """
+    rows, slots = located.store.load_with_secrets(located.place.primary_key)
+    return checked_keys(_usable(located, rows)), slots
+
+
 def load_moved_keys(located: LocatedOwner) -> list[StoredKey]:
     """As `load_keys`, after a change of the primary key: the keys may be bound to the old primary key."""
     rows = _rows(located)
@@ -169,7 +178,11 @@ def are_destroyed(rows: Iterable[OwnedKey]) -> bool:
 
 
 def _rows(located: LocatedOwner) -> list[OwnedKey]:
-    rows = located.load()
+    return _usable(located, located.load())
+
+
+def _usable(located: LocatedOwner, rows: list[OwnedKey]) -> list[OwnedKey]:
+    """Require that an owner has keys that are not destroyed."""
     if rows and are_destroyed(rows):
         raise NotEnrolledError(
             f"The keys of this {located.name} were destroyed, and nobody reads its earlier values again. "

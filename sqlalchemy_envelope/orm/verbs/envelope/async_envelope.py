@@ -7,7 +7,7 @@ import warnings
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from sqlalchemy_envelope.crypto.frames import emptying, emptying_class
-from sqlalchemy_envelope.crypto.preparation import hide_secret
+from sqlalchemy_envelope.crypto.preparation import hide_required, hide_secret
 from sqlalchemy_envelope.crypto.recovery_code import hide_given
 from sqlalchemy_envelope.exceptions import ConfigurationError
 from sqlalchemy_envelope.orm.current.desk import Desk
@@ -182,7 +182,7 @@ class AsyncEnvelope(
         session: AnyAsyncSession | None = None,
     ) -> NoReturn:
         """As `Envelope.unlock_unknown`."""
-        hidden = hide_secret(secret)
+        hidden = hide_required(secret)
         del secret
         plain = None if session is None else plain_async(session).sync_session
         steps = self.envelope.unknown_steps(plain, hidden, account, source)
@@ -193,7 +193,7 @@ class AsyncEnvelope(
         self, session: AnyAsyncSession, owner: object, *, secret: str | bytes, source: str | None = None
     ) -> None:
         """As `Envelope.rebind`."""
-        hidden = hide_secret(secret)
+        hidden = hide_required(secret)
         del secret
         await self.run(session, lambda plain: self.envelope.rebind_steps(plain, owner, hidden, source))
 

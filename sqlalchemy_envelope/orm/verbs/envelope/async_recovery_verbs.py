@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from sqlalchemy_envelope.crypto.frames import emptying_class
-from sqlalchemy_envelope.crypto.preparation import hide_secret
+from sqlalchemy_envelope.crypto.preparation import hide_required
 from sqlalchemy_envelope.crypto.recovery_code import hide_code
 from sqlalchemy_envelope.orm.verbs.envelope.async_steps import AsyncSteps, plain_async
 
@@ -40,7 +40,7 @@ class AsyncRecoveryVerbs(AsyncSteps):
         source: str | None = None,
     ) -> RecoveryCode:
         """As `Envelope.reset_secret`."""
-        code, hidden = hide_code(recovery_code), hide_secret(new)
+        code, hidden = hide_code(recovery_code), hide_required(new)
         del recovery_code, new
         return await self.run(
             session, lambda plain: self.envelope.reset_secret_steps(plain, owner, code, hidden, source)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from sqlalchemy_envelope.crypto.frames import emptying_class
-from sqlalchemy_envelope.crypto.preparation import hide_secret
+from sqlalchemy_envelope.crypto.preparation import hide_required
 from sqlalchemy_envelope.orm.verbs.envelope.async_steps import AsyncSteps, plain_async
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ class AsyncSlotVerbs(AsyncSteps):
         self, session: AnyAsyncSession, owner: object, *, secret: str | bytes, label: str | None = None
     ) -> None:
         """As `Envelope.add_secret`."""
-        hidden = hide_secret(secret)
+        hidden = hide_required(secret)
         del secret
         await self.run(session, lambda plain: self.envelope.add_secret_steps(plain, owner, hidden, label))
 
@@ -36,7 +36,7 @@ class AsyncSlotVerbs(AsyncSteps):
         self, session: AnyAsyncSession, owner: object, *, new: str | bytes, label: str | None = None
     ) -> None:
         """As `Envelope.set_secret`."""
-        hidden = hide_secret(new)
+        hidden = hide_required(new)
         del new
         await self.run(session, lambda plain: self.envelope.set_secret_steps(plain, owner, hidden, label))
 
@@ -50,7 +50,7 @@ class AsyncSlotVerbs(AsyncSteps):
         source: str | None = None,
     ) -> None:
         """As `Envelope.change_secret`."""
-        hidden, hidden_new = hide_secret(old), hide_secret(new)
+        hidden, hidden_new = hide_required(old), hide_required(new)
         del old, new
         await self.run(
             session, lambda plain: self.envelope.change_secret_steps(plain, owner, hidden, hidden_new, source)

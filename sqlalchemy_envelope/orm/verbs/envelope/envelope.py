@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from sqlalchemy_envelope.crypto.argon2id import KdfLimit, KdfProfile
 from sqlalchemy_envelope.crypto.frames import emptying_class
-from sqlalchemy_envelope.crypto.preparation import hide_secret
+from sqlalchemy_envelope.crypto.preparation import hide_required, hide_secret
 from sqlalchemy_envelope.crypto.recovery_code import hide_given
 from sqlalchemy_envelope.exceptions import ConfigurationError
 from sqlalchemy_envelope.keys.escrow import EscrowKey
@@ -453,7 +453,7 @@ class Envelope(
             UnlockError: always, after one key derivation.
             UnlockThrottledError, UnlockBusyError, SecretError: as `unlock` would.
         """
-        hidden = hide_secret(secret)
+        hidden = hide_required(secret)
         del secret
         plain = None if session is None else plain_session(session)
         self.run(self.unknown_steps(plain, hidden, account, source))
@@ -469,7 +469,7 @@ class Envelope(
 
         Raises: as `change_secret`.
         """
-        hidden = hide_secret(secret)
+        hidden = hide_required(secret)
         del secret
         self.run(self.rebind_steps(plain_session(session), owner, hidden, source))
 

@@ -9,7 +9,7 @@ from sqlalchemy.orm import Session, scoped_session
 
 from sqlalchemy_envelope.crypto.argon2id import KdfLimit, KdfProfile, KdfSalt
 from sqlalchemy_envelope.crypto.frames import emptying_class
-from sqlalchemy_envelope.crypto.preparation import hide_secret, prepare_hidden
+from sqlalchemy_envelope.crypto.preparation import hide_required, prepare_hidden
 from sqlalchemy_envelope.crypto.wrapping import wrong_secret
 from sqlalchemy_envelope.exceptions import ConfigurationError
 from sqlalchemy_envelope.keys.model import SlotKind
@@ -152,14 +152,14 @@ class EnvelopeSteps:
         self, session: Session, owner: object, secret: GivenSecret, label: str | None = None
     ) -> Steps[None]:
         """The steps of `add_secret`."""
-        hidden = hide_secret(secret)
+        hidden = hide_required(secret)
         return secrets.add_secret_steps(self._desk(session), self.kdf_profile, owner, hidden, label)
 
     def set_secret_steps(
         self, session: Session, owner: object, new: GivenSecret, label: str | None = None
     ) -> Steps[None]:
         """The steps of `set_secret`."""
-        hidden = hide_secret(new)
+        hidden = hide_required(new)
         return secrets.set_secret_steps(self._desk(session), self.kdf_profile, owner, hidden, label)
 
     def change_secret_steps(
@@ -171,7 +171,7 @@ class EnvelopeSteps:
         source: str | None = None,
     ) -> Steps[None]:
         """The steps of `change_secret`."""
-        hidden, hidden_new = hide_secret(old), hide_secret(new)
+        hidden, hidden_new = hide_required(old), hide_required(new)
         attempt = self.attempt(session, owner, SlotKind.SECRET, source)
         desk, profile = self._desk(session), self.kdf_profile
         return secrets.change_secret_steps(desk, profile, owner, hidden, hidden_new, attempt)
@@ -181,7 +181,9 @@ class EnvelopeSteps:
     ) -> Steps[None]:
         """The steps of `rebind`."""
         attempt = self.attempt(session, owner, SlotKind.SECRET, source)
-        return unlock.rebind_steps(self._desk(session), self.kdf_profile, owner, hide_secret(secret), attempt)
+        return unlock.rebind_steps(
+            self._desk(session), self.kdf_profile, owner, hide_required(secret), attempt
+        )
 
     def unknown_steps(
         self,

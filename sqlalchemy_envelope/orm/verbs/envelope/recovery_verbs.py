@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from sqlalchemy_envelope.crypto.frames import emptying_class
-from sqlalchemy_envelope.crypto.preparation import hide_secret
+from sqlalchemy_envelope.crypto.preparation import hide_required
 from sqlalchemy_envelope.crypto.recovery_code import hide_code
 from sqlalchemy_envelope.keys.model import SlotKind
 from sqlalchemy_envelope.orm.verbs.envelope.envelope_steps import EnvelopeSteps, plain_session
@@ -81,7 +81,7 @@ class RecoveryVerbs(EnvelopeSteps):
             TamperedKeyError, RowSealError, OwnerMismatchError: stored keys were altered. Certain.
             UnlockBusyError: too many derivations at once.
         """
-        code, hidden = hide_code(recovery_code), hide_secret(new)
+        code, hidden = hide_code(recovery_code), hide_required(new)
         del recovery_code, new
         return self.run(self.reset_secret_steps(plain_session(session), owner, code, hidden, source))
 
@@ -112,5 +112,5 @@ class RecoveryVerbs(EnvelopeSteps):
         """The steps of `reset_secret`."""
         attempt = self.attempt(session, owner, SlotKind.RECOVERY, source)
         return recovery.reset_secret_steps(
-            self._desk(session), self.kdf_profile, owner, hide_code(code), hide_secret(new), attempt
+            self._desk(session), self.kdf_profile, owner, hide_code(code), hide_required(new), attempt
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from sqlalchemy_envelope.crypto.frames import emptying_class
-from sqlalchemy_envelope.crypto.preparation import hide_secret
+from sqlalchemy_envelope.crypto.preparation import hide_required
 from sqlalchemy_envelope.orm.verbs.envelope.envelope_steps import EnvelopeSteps, plain_session
 from sqlalchemy_envelope.orm.verbs.slots import slots
 
@@ -50,7 +50,7 @@ class SlotVerbs(EnvelopeSteps):
             EnrollmentError: the owner has 32 secrets.
             UnlockBusyError: too many derivations at once.
         """
-        hidden = hide_secret(secret)
+        hidden = hide_required(secret)
         del secret
         self.run(self.add_secret_steps(plain_session(session), owner, hidden, label))
 
@@ -76,7 +76,7 @@ class SlotVerbs(EnvelopeSteps):
             TransactionConflictError: somebody else changed a slot of the owner at the same moment.
             UnlockBusyError: too many derivations at once.
         """
-        hidden = hide_secret(new)
+        hidden = hide_required(new)
         del new
         self.run(self.set_secret_steps(plain_session(session), owner, hidden, label))
 
@@ -99,7 +99,7 @@ class SlotVerbs(EnvelopeSteps):
             SecretError: the new secret cannot be used, is too weak, or is another secret of the owner.
             TransactionConflictError: somebody else changed a slot of the owner at the same moment.
         """
-        hidden, hidden_new = hide_secret(old), hide_secret(new)
+        hidden, hidden_new = hide_required(old), hide_required(new)
         del old, new
         self.run(self.change_secret_steps(plain_session(session), owner, hidden, hidden_new, source))
 

@@ -27,6 +27,7 @@ from sqlalchemy_envelope.orm.current.audit import AuditEvent
 from sqlalchemy_envelope.orm.current.keks import kek_for_new, kek_of_slot
 from sqlalchemy_envelope.orm.current.policy import note_policy
 from sqlalchemy_envelope.orm.sessions.unlocked import UnlockedSession
+from sqlalchemy_envelope.orm.sharing.locking import hold_slots
 from sqlalchemy_envelope.orm.sharing.roots import OpenedRoot, open_with_kek
 from sqlalchemy_envelope.orm.tables.cascades import require_cascades
 from sqlalchemy_envelope.orm.tables.owners import require_owner_class
@@ -223,10 +224,9 @@ def _wait(
 
 
 def _still(found: _Unclaimed) -> _Unclaimed:
-    """Lock the owner's key rows and load them again: during a derivation, another claim may have happened."""
+    """Hold the owner's slots and load the keys again: another claim may have come during a derivation."""
     store, primary_key = found.located.store, found.located.place.primary_key
-    store.load([primary_key], for_update=True)
-    # Load again: a statement that waited for a lock sees changed rows as they are now, but no new rows.
+    hold_slots(found.located.desk, found.located.place)
     rows = store.load([primary_key])
     keys = [row.stored for row in usable(rows)]
     now = _found(found.located, found.located.desk.policy.require_providers(), keys) if rows else None

@@ -41,6 +41,7 @@ from sqlalchemy_envelope.orm.sharing.carried_slots import carried_slots
 from sqlalchemy_envelope.orm.sharing.epochs import start_epoch
 from sqlalchemy_envelope.orm.sharing.first_use import trusting_first_use
 from sqlalchemy_envelope.orm.sharing.granted import KEYS_WERE_DELETED
+from sqlalchemy_envelope.orm.sharing.locking import hold_slots
 from sqlalchemy_envelope.orm.sharing.rollbacks import note_unlock
 from sqlalchemy_envelope.orm.sharing.roots import OpenedRoot, open_with_kek
 from sqlalchemy_envelope.orm.sharing.waiting import Waiting
@@ -50,6 +51,7 @@ from sqlalchemy_envelope.orm.verbs.owner_keys import (
     active_root,
     how_opened,
     load_keys,
+    load_keys_and_secrets,
     load_moved_keys,
     locate_enrolled,
 )
@@ -178,6 +180,7 @@ def rebind_steps(
         with wiping(kek, found.kek):
             new_slot = secret_slot(new_root, kek, salt, found.slot)
         moved = [_moved(key, keyring, new_root) for key in keys if key.key_id != new_root.stored.key_id]
+        hold_slots(desk, located.place)
         _replace(located, found.slot, new_slot)
         # The secret does not open the other slots: seal the root key to them anew.
         others = located.store.load_slots([new_root.stored.key_id], closed_too=True)
@@ -242,22 +245,30 @@ def opened_by(
     owner: object,
     prepared: Hidden[bytes],
     load: Callable[[LocatedOwner], list[StoredKey]] = load_keys,
+    *,
+    with_secrets: bool = False,
 ) -> Steps[Opened]:
     """Find an owner, and open its root key with a secret.
 
     Args:
         load: loads the owner's keys.
+        with_secrets: load the keys and the secret slots with one query: for a change of a secret, which sends
+            two statements more.
 
     Raises:
         UnlockError: the secret opens no slot, or there is none.
     """
     located = locate_enrolled(desk, owner)
-    keys = load(located)
-    return Opened(located, keys, *(yield from _open_with_secret(located, profile, keys, prepared)))
+    keys, loaded = load_keys_and_secrets(located) if with_secrets else (load(located), None)
+    return Opened(located, keys, *(yield from _open_with_secret(located, profile, keys, prepared, loaded)))
 
 
 def _open_with_secret(
-    located: LocatedOwner, profile: KdfProfile, keys: Sequence[StoredKey], prepared: Hidden[bytes]
+    located: LocatedOwner,
+    profile: KdfProfile,
+    keys: Sequence[StoredKey],
+    prepared: Hidden[bytes],
+    loaded: list[StoredSlot] | None = None,
 ) -> Steps[tuple[OpenedRoot, KdfSalt, list[StoredSlot]]]:
     """Open the active root key through the first secret slot that this secret opens.
 
@@ -273,7 +284,7 @@ def _open_with_secret(
         KeyShareError: it opens none, and the share of one cannot be had.
     """
     root = active_root(located, keys)
-    loaded = _secret_slots(located, keys, root)
+    loaded = _secret_slots(located, keys, root, loaded)
     secrets = [slot for slot in loaded if slot.kind is SlotKind.SECRET]
     by_salt: dict[str, list[StoredSlot]] = {}
     for slot in secrets:
@@ -318,16 +329,25 @@ def _open_with_secret(
     raise why
 
 
-def _secret_slots(located: LocatedOwner, keys: Sequence[StoredKey], root: StoredKey) -> list[StoredSlot]:
+def _secret_slots(
+    located: LocatedOwner,
+    keys: Sequence[StoredKey],
+    root: StoredKey,
+    loaded: list[StoredSlot] | None,
+) -> list[StoredSlot]:
     """Return the secret slots of an owner's root keys, including retired root keys, and the slots that the
     owner has not acknowledged.
+
+    Args:
+        loaded: the secret slots, if they are loaded already.
 
     Raises:
         UnclaimedError, NoSecretError: the active root key has no secret slot.
     """
     roots = _roots(keys)
-    limit = (MAX_SLOTS + 1) * len(roots)
-    loaded = located.store.load_slots(roots, SlotKind.SECRET, limit=limit, or_new=True, closed_too=True)
+    if loaded is None:
+        limit = (MAX_SLOTS + 1) * len(roots)
+        loaded = located.store.load_slots(roots, SlotKind.SECRET, limit=limit, or_new=True, closed_too=True)
     if any(slot.key_id == root.key_id and slot.kind is SlotKind.SECRET for slot in loaded):
         return loaded
     if is_unclaimed(located, roots):

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy_envelope.crypto.secret import Uncopied
 from sqlalchemy_envelope.exceptions import ConfigurationError
+from sqlalchemy_envelope.keys.escrow import OpenedEscrowKey
 
 if TYPE_CHECKING:
     from sqlalchemy_envelope.crypto.preparation import HiddenSecret
     from sqlalchemy_envelope.crypto.secret import Hidden
-    from sqlalchemy_envelope.keys.escrow import OpenedEscrowKey
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -45,6 +45,13 @@ class Way(Uncopied):
             raise ConfigurationError(
                 "Unlock with `secret=`, `ticket=`, `provider=`, `recovery_code=`, `escrow_key=` or "
                 "`emergency=`: one of them."
+            )
+        if self.provider is not None and not isinstance(self.provider, str):
+            raise ConfigurationError(f"provider= takes its name, not a {type(self.provider).__name__}.")
+        if self.escrow_key is not None and not isinstance(self.escrow_key, OpenedEscrowKey):
+            raise ConfigurationError(
+                f"escrow_key= takes an OpenedEscrowKey, not a {type(self.escrow_key).__name__}: "
+                "OpenedEscrowKey.from_shares(...) or OpenedEscrowKey.from_file(...)."
             )
         if self.authenticated and self.secret is None:
             raise ConfigurationError("authenticated=True says that a secret was checked: give `secret=`.")

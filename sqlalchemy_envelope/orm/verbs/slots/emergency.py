@@ -19,6 +19,7 @@ from sqlalchemy_envelope.orm.current import context
 from sqlalchemy_envelope.orm.current.audit import AuditEvent
 from sqlalchemy_envelope.orm.current.policy import note_policy
 from sqlalchemy_envelope.orm.sharing.epochs import start_epoch
+from sqlalchemy_envelope.orm.sharing.locking import hold_slots
 from sqlalchemy_envelope.orm.sharing.reachable import note_slots_removed
 from sqlalchemy_envelope.orm.sharing.roots import open_with_kek
 from sqlalchemy_envelope.orm.tables.emergency_rows import EmergencyRows, time_of
@@ -129,6 +130,8 @@ def allow_emergency(desk: Desk, owner: object, person: object, wait: dt.timedelt
     pair = _pair(desk, owner, person)
     located = pair.owner
     settle_owner(located)
+    opened_roots(located)  # refused before anything is locked
+    hold_slots(desk, located.place)
     roots = opened_roots(located)
     persons_root = active_root(pair.person, load_keys(pair.person))
     _take_back(pair)

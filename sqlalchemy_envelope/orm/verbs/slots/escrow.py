@@ -9,6 +9,7 @@ from sqlalchemy_envelope.keys.model import Purpose, SlotKind
 from sqlalchemy_envelope.orm.current.audit import AuditEvent
 from sqlalchemy_envelope.orm.current.policy import note_policy, require_reason
 from sqlalchemy_envelope.orm.sharing.first_use import trusting_first_use
+from sqlalchemy_envelope.orm.sharing.locking import hold_slots
 from sqlalchemy_envelope.orm.sharing.roots import open_with_kek
 from sqlalchemy_envelope.orm.verbs.log_in.unlock import unlocked_owner
 from sqlalchemy_envelope.orm.verbs.opened_owner import opened_roots, settle_owner
@@ -38,7 +39,7 @@ def add_escrow(desk: Desk, owner: object) -> None:
     note_policy(desk.session, desk.policy)
     settle_owner(located)
     opened_roots(located)  # refused before anything is locked
-    located.store.load([located.place.primary_key], for_update=True)
+    hold_slots(desk, located.place)
     keys = load_keys(located)
     opened = opened_roots(located, keys)
     slots = located.store.load_slots(_roots(keys), SlotKind.ESCROW)

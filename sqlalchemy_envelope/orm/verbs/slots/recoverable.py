@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
-from sqlalchemy_envelope.keys.model import GrantState, KeyState, Purpose
+from sqlalchemy_envelope.keys.model import GrantState, KeyState, Purpose, SlotKind
 from sqlalchemy_envelope.keys.slots import is_waiting
 from sqlalchemy_envelope.orm.columns.plans import plan_of_mapper
 from sqlalchemy_envelope.orm.current.names import Names
@@ -35,6 +35,7 @@ _NOUNS = {
     "recovery": "recovery code",
     "provider": "provider",
     "escrow": "escrow key",
+    "emergency": "person for emergencies",
 }
 
 
@@ -195,8 +196,12 @@ class _Search:
             self._held[place] = _Held(mine, open_roots, through)
 
     def _stays(self, place: Place, slot: StoredSlot) -> bool:
-        """Whether a slot goes on opening its root key: a slot of another owner does."""
-        return not is_waiting(slot) and (place != self._start or slot.kind.value not in self._without)
+        """Whether a slot goes on opening its root key: a slot of another owner does.
+
+        A waiting slot opens nothing yet. An emergency slot opens only for a person who may be gone by then.
+        """
+        lasts = slot.kind is not SlotKind.EMERGENCY and not is_waiting(slot)
+        return lasts and (place != self._start or slot.kind.value not in self._without)
 
     def _granted_to(self, places: Iterable[Place]) -> list[Place]:
         """The owners whose root key was granted to one of these owners."""

@@ -25,8 +25,9 @@ from sqlalchemy_envelope.keys.model import KeyState, Purpose, SlotKind
 from sqlalchemy_envelope.keys.slots import new_slot
 from sqlalchemy_envelope.orm.current.audit import AuditEvent
 from sqlalchemy_envelope.orm.current.policy import note_policy
+from sqlalchemy_envelope.orm.sessions.key_slots import checked_label
 from sqlalchemy_envelope.orm.sharing.epochs import load_locked
-from sqlalchemy_envelope.orm.sharing.locking import lock_groups
+from sqlalchemy_envelope.orm.sharing.locking import hold_slots
 from sqlalchemy_envelope.orm.sharing.roots import open_with_kek, renew
 from sqlalchemy_envelope.orm.tables.conflict_errors import should_retry
 from sqlalchemy_envelope.orm.tables.slot_rows import MAX_SLOTS
@@ -58,10 +59,11 @@ if TYPE_CHECKING:
 
 def add_recovery_code(desk: Desk, owner: object, label: str | None) -> RecoveryCode:
     """Make a code for an owner who is unlocked here."""
+    checked_label(label)
     located = locate_enrolled(desk, owner)
     note_policy(desk.session, desk.policy)
     settle_owner(located)
-    lock_groups(desk, [located.place])  # an epoch that starts at the same moment would leave the code out
+    hold_slots(desk, located.place)
     keys = load_keys(located)
     roots = opened_roots(located, keys)
     _require_room(located, keys)
@@ -144,7 +146,7 @@ def reset_secret_steps(
         secret = yield Derivation(prepared, salt)
         with wiping(secret), _telling_conflicts(located):
             located.store_share(salt)
-            lock_groups(desk, [located.place])
+            hold_slots(desk, located.place)
             made = _reset(located, kek, secret, salt)
             revoke_tickets_of(desk, located.place)
     _tell(located, "recovery_code_used")

@@ -25,6 +25,8 @@ from sqlalchemy_envelope.keys.model import Purpose, SlotKind
 from sqlalchemy_envelope.keys.slots import is_waiting, new_slot, secret_slot
 from sqlalchemy_envelope.orm.current.audit import AuditEvent
 from sqlalchemy_envelope.orm.current.policy import note_policy
+from sqlalchemy_envelope.orm.sessions.key_slots import checked_label
+from sqlalchemy_envelope.orm.sharing.locking import hold_slots
 from sqlalchemy_envelope.orm.sharing.roots import renew
 from sqlalchemy_envelope.orm.tables.slot_rows import MAX_SLOTS
 from sqlalchemy_envelope.orm.verbs.log_in.strength import prepare_new
@@ -52,6 +54,7 @@ def add_secret_steps(
     desk: Desk, profile: KdfProfile, owner: object, secret: HiddenSecret, label: str | None
 ) -> Steps[None]:
     """The steps of `Envelope.add_secret`."""
+    checked_label(label)
     prepared = prepare_new(desk.policy, secret, owner)
     located = _located(desk, owner)
     slots = _present(located).secrets
@@ -98,7 +101,7 @@ def change_secret_steps(
     """The steps of `Envelope.change_secret`."""
     prepared, prepared_new = prepare_hidden(old), prepare_new(desk.policy, new, owner)
     with attempt.told():
-        opening = opened_by(desk, profile, owner, prepared)
+        opening = opened_by(desk, profile, owner, prepared, with_secrets=True)
         located, keys, found, _, loaded = yield from attempt.judged(prepared, opening, Opened.wipe)
     with keyring_of(located, keys, found) as keyring:
         kept = [slot for slot in loaded if not slot.opens_like(found.slot)]
@@ -107,16 +110,16 @@ def change_secret_steps(
         with wiping(kek, found.kek):
             _require_new_secret(kept, kek)
             slots = found.slots
+            # An epoch that starts at the same moment would be sealed to the slot as it was.
+            if not located.store.hold_active(found.root.stored.key_id):
+                raise _conflict(located)
             if not found.trusted:
                 # The new slot would be wrapped, so that its root key would pass as the owner's own: renew it.
                 slots = [*renew(desk, located.place, keyring, found), *slots[1:]]
             # Slots of retired root keys, too: keys wrapped under such a root key have no other way.
             changed = [(slot, secret_slot(root, kek, salt, slot)) for slot, root in slots]
             if not located.store.exchange(changed):
-                raise TransactionConflictError(
-                    f"A key slot of this {located.name} was changed by somebody else at the same moment. Run "
-                    "the transaction again."
-                )
+                raise _conflict(located)
             revoke_tickets_of(desk, located.place)
     _tell(located, "secret_changed")
 
@@ -142,11 +145,8 @@ def _present(located: LocatedOwner, *, for_update: bool = False) -> _Present:
 
 
 def _locked(located: LocatedOwner) -> _Present:
-    """Lock the owner's rows, and load them again: somebody else may have changed them meanwhile.
-
-    A statement that waited for a lock sees no new rows, so that the rows are loaded after it.
-    """
-    located.store.load([located.place.primary_key], for_update=True)
+    """Hold the owner's slots, and load them again: somebody else may have changed them meanwhile."""
+    hold_slots(located.desk, located.place)
     return _present(located, for_update=True)
 
 
@@ -209,13 +209,17 @@ def replace_secrets(
             added.append(secret_slot(root, kek, salt))
     store = located.store
     if exchanged and not store.exchange(exchanged):
-        raise TransactionConflictError(
-            f"A key slot of this {located.name} was changed by somebody else at the same moment. Run the "
-            "transaction again."
-        )
+        raise _conflict(located)
     store.insert_slots(added)
     if gone:
         store.delete_slots(gone)
+
+
+def _conflict(located: LocatedOwner) -> TransactionConflictError:
+    return TransactionConflictError(
+        f"The keys of this {located.name} were changed by somebody else at the same moment. Run the "
+        "transaction again."
+    )
 
 
 def _require_new_label(located: LocatedOwner, slots: Sequence[StoredSlot], label: str | None) -> None:

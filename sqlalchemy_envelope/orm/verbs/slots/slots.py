@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sqlalchemy_envelope.exceptions import EnrollmentError, KeyNotFoundError
@@ -15,6 +16,7 @@ from sqlalchemy_envelope.orm.current.policy import note_policy
 from sqlalchemy_envelope.orm.sessions.key_slots import KeySlot, KeySlots, shown_slot
 from sqlalchemy_envelope.orm.sharing.beyond import MAX_LEVELS
 from sqlalchemy_envelope.orm.sharing.epochs import start_epoch
+from sqlalchemy_envelope.orm.sharing.locking import hold_slots
 from sqlalchemy_envelope.orm.sharing.membership import forget_looks
 from sqlalchemy_envelope.orm.sharing.reachable import note_slots_removed
 from sqlalchemy_envelope.orm.tables.grant_counts import count_grants
@@ -25,7 +27,6 @@ from sqlalchemy_envelope.orm.verbs.owner_keys import active_root, load_keys, loc
 from sqlalchemy_envelope.orm.verbs.slots.emergency import rewrap_shares
 
 if TYPE_CHECKING:
-    import uuid
     from collections.abc import Iterable, Sequence
 
     from sqlalchemy_envelope.keys.model import StoredKey, StoredSlot
@@ -91,8 +92,10 @@ def add_provider_steps(desk: Desk, owner: object, provider: str) -> Steps[None]:
     located = locate_enrolled(desk, owner)
     note_policy(desk.session, desk.policy)
     settle_owner(located)
-    opened = opened_roots(located)
+    opened_roots(located)  # refused before the provider is called
     kek = yield from kek_for_new(desk, provider)
+    hold_slots(desk, located.place)  # no provider is called while a lock is held
+    opened = opened_roots(located)
     slots = _provider_slots(located.store, [root.stored for root in opened])
     mine = {slot.key_id for slot in slots if slot.provider_name == provider}
     missing = [root for root in opened if root.stored.key_id not in mine]
@@ -108,6 +111,7 @@ def remove_provider(desk: Desk, owner: object, provider: str) -> None:
     located = locate_enrolled(desk, owner)
     note_policy(desk.session, desk.policy)
     settle_owner(located)
+    hold_slots(desk, located.place)
     roots = [key for key in load_keys(located) if key.purpose is Purpose.ROOT]
     slots = _provider_slots(located.store, roots)
     mine = [slot for slot in slots if slot.provider_name == provider]
@@ -126,8 +130,8 @@ def remove_slot(desk: Desk, owner: object, slot: KeySlot | uuid.UUID) -> None:
     note_policy(desk.session, desk.policy)
     settle_owner(located)
     opened_root(located, active_root(located, load_keys(located)))
-    # Locked, so that two removals at once do not leave the owner without a slot.
-    located.store.load([located.place.primary_key], for_update=True)
+    # Held, so that two removals at once do not leave the owner without a slot.
+    hold_slots(desk, located.place)
     keys = [key for key in load_keys(located) if key.purpose is Purpose.ROOT]
     slots = located.store.load_slots([key.key_id for key in keys], for_update=True, closed_too=True)
     named = _named(located, slots, [slot])
@@ -164,7 +168,7 @@ def _named(
     found = []
     for slot in slots:
         slot_id = slot.slot_id if isinstance(slot, KeySlot) else slot
-        if slot_id is None or slot_id not in by_id:
+        if not isinstance(slot_id, uuid.UUID) or slot_id not in by_id:
             raise KeyNotFoundError(
                 f"This {located.name} has no such key slot. A new epoch gives every slot a new id: "
                 "`envelope.slots(session, owner)` lists the slots as they are now."
@@ -185,7 +189,9 @@ def _require_other_way(
         EnrollmentError: nothing else leads to one of the root keys.
     """
     gone = {slot.slot_id for slot in removed}
-    stay = {slot.key_id for slot in slots if slot.slot_id not in gone and not is_waiting(slot)}
+    # A waiting slot opens nothing yet; an emergency slot opens only for a person who may be gone by then.
+    lasting = [slot for slot in slots if slot.kind is not SlotKind.EMERGENCY and not is_waiting(slot)]
+    stay = {slot.key_id for slot in lasting if slot.slot_id not in gone}
     alone = [
         root.key_id
         for root in roots
