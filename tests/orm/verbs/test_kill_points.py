@@ -146,6 +146,7 @@ FLOWS = [
 ]
 
 
+@pytest.mark.any_database
 @pytest.mark.parametrize("flow", FLOWS, ids=[flow.name for flow in FLOWS])
 def test_killed_anywhere_an_owner_opens_as_before_or_as_after(
     flow: Flow, engine: Engine, record_property: Any
