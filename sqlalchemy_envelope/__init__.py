@@ -71,7 +71,7 @@ from sqlalchemy_envelope.orm.columns.encrypted_type import EncryptedType
 from sqlalchemy_envelope.orm.columns.owner_spec import OneOf, OwnerColumn
 from sqlalchemy_envelope.orm.columns.previous import PreviousColumn
 from sqlalchemy_envelope.orm.columns.sealed import Sealed
-from sqlalchemy_envelope.orm.current.audit import AuditEvent
+from sqlalchemy_envelope.orm.current.audit import AuditEvent, EventName
 from sqlalchemy_envelope.orm.current.providers import CachePolicy
 from sqlalchemy_envelope.orm.reading.binary_results import binary_results
 from sqlalchemy_envelope.orm.sessions.emergency_request import EmergencyRequest
@@ -132,6 +132,7 @@ __all__ = [
     "Envelope",
     "EnvelopeError",
     "EscrowKey",
+    "EventName",
     "ErasureError",
     "ErasureReceipt",
     "ErasureReport",

@@ -120,7 +120,8 @@ class WriteOnlySession(UnlockedSession):
             if store.insert_first([(place.primary_key, stored)]):
                 break
             key.wipe()  # by chance, another epoch of this owner has the same number: try a new key
-        self.policy.emit(AuditEvent("write_epoch_sealed", place.owner_class.name, key_id=short(stored)))
+        name, owner_id = place.owner_class.name, place.primary_key
+        self.policy.emit(AuditEvent("write_epoch_sealed", name, key_id=short(stored), owner_id=owner_id))
         epoch = WriteEpoch(
             OpenedKey(stored, key),
             time.monotonic() + self.policy.write_epoch_seconds,

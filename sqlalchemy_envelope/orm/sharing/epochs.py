@@ -253,8 +253,10 @@ class _NewEpoch:
 
     def tell(self, key: OpenedKey, members: int) -> None:
         """Emit the audit event."""
-        name = self._place.owner_class.name
-        self._desk.emit(AuditEvent("epoch_started", name, count=members, key_id=short(key.stored)))
+        name, owner_id = self._place.owner_class.name, self._place.primary_key
+        self._desk.emit(
+            AuditEvent("epoch_started", name, members, key_id=short(key.stored), owner_id=owner_id)
+        )
 
     def take_into(self, keyring: Keyring | None, *, keeps: bool) -> None:
         """Tell a keyring the keys as they are stored now. It holds the new keys if it `keeps` them."""

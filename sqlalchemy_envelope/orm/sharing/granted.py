@@ -162,7 +162,9 @@ class _Walk:
         except TamperedKeyError as altered:
             error = error or altered
         if error is not None:
-            self._desk.emit(AuditEvent("grant_refused", name, key_id=short(owned.stored)))
+            self._desk.emit(
+                AuditEvent("grant_refused", name, key_id=short(owned.stored), owner_id=owned.primary_key)
+            )
             keyring.refuse(owned.owner, error, altogether=owned.error is not None)
             return True
         if way is None:
@@ -224,7 +226,7 @@ def _take_in(
         except EnvelopeError as altered:
             error = error or altered
         if error is not None:
-            desk.emit(AuditEvent("keys_refused", owner_class.name))
+            desk.emit(AuditEvent("keys_refused", owner_class.name, owner_id=rows[0].primary_key))
             keyring.refuse(owner, error, altogether=True)
         elif not again and _hangs_on_nothing(rows):
             lost = KeyNotFoundError(

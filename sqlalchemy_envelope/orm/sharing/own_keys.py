@@ -88,7 +88,9 @@ def _adopt(desk: Desk, keyring: Keyring, place: Place, root: OpenedKey, undone: 
     keyring.add_stored(place.owner, changed)
     writes = sum(key.purpose is Purpose.WRITE for key in changed)
     if writes:
-        desk.emit(AuditEvent("write_epoch_adopted", place.owner_class.name, count=writes))
+        desk.emit(
+            AuditEvent("write_epoch_adopted", place.owner_class.name, writes, owner_id=place.primary_key)
+        )
     if desk.policy.seals.is_on:
         return []
     active = [key.stored for key in sealed if key.stored.state is KeyState.ACTIVE]

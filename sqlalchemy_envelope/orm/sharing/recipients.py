@@ -82,5 +82,5 @@ def roots_of(desk: Desk, to: Sequence[Recipient], *, strict: bool) -> Roots:
             elif strict:
                 raise one.error
             else:
-                desk.emit(AuditEvent("grant_refused", owner_class.name))
+                desk.emit(AuditEvent("grant_refused", owner_class.name, owner_id=one.primary_key))
     return roots

@@ -47,4 +47,4 @@ def refusing(
 def grant_refused(place: Place, key: StoredKey | None = None) -> AuditEvent:
     """The event for an owner's key that cannot be granted or replaced."""
     key_id = None if key is None else short(key)
-    return AuditEvent("grant_refused", place.owner_class.name, key_id=key_id)
+    return AuditEvent("grant_refused", place.owner_class.name, key_id=key_id, owner_id=place.primary_key)

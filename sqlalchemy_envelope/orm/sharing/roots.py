@@ -105,7 +105,7 @@ def renew(
     start_epoch(desk, place, keyring, vouching=vouching)
     if found.hardens:
         key_id = short(found.root.stored)
-        desk.emit(AuditEvent("hardened", place.owner_class.name, key_id=key_id))
+        desk.emit(AuditEvent("hardened", place.owner_class.name, key_id=key_id, owner_id=place.primary_key))
     root = keyring.root(place.owner)
     if root is None:
         return []

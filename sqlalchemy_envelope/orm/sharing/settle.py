@@ -71,7 +71,7 @@ def settle(desk: Desk, keyring: Keyring, found: Opening, *, writes: bool = False
     for owner, place in found.places.items():
         root = keyring.current(owner, Purpose.ROOT)
         if root is not None and (owner not in unproven or root.key_id != unproven[owner][0]):
-            event = AuditEvent("keys_refused", place.owner_class.name)
+            event = AuditEvent("keys_refused", place.owner_class.name, owner_id=place.primary_key)
             with refusing(desk, keyring, owner, event, altogether=True):
                 sealed += [(place, key) for key in settle_own_keys(desk, keyring, place)]
     shared = {owner: place for owner, place in found.places.items() if place.owner_class.grants_of}

@@ -122,7 +122,7 @@ class TicketRows(Rows):
         """
         mapper: Mapper[Any] = inspect(cls)
         if any(one.lazy in ("joined", False) for one in mapper.relationships):
-            primary_key = self._owner_of(ticket_id)
+            primary_key = self.owner_of(ticket_id)
             owner = None if primary_key is None else self._session.get(cls, primary_key)
             if primary_key is None or owner is None:
                 return None, None, []
@@ -161,7 +161,7 @@ class TicketRows(Rows):
         query = query.join(keys, and_(*pairs(owner_class.owner_columns, self._owners)))
         return query.where(self._is_wanted).order_by(keys.c.purpose, keys.c.scope, keys.c.epoch)
 
-    def _owner_of(self, ticket_id: uuid.UUID) -> PrimaryKey | None:
+    def owner_of(self, ticket_id: uuid.UUID) -> PrimaryKey | None:
         query = self._made_once("owner", lambda: select(*self._owners).where(self._is_wanted))
         found = self._rows(query, {"ticket_id": ticket_id})
         return tuple(found[0]) if found else None

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from sqlalchemy_envelope.crypto.secret import KeyBytes
+    from sqlalchemy_envelope.orm.sessions.unlocked import UnlockedSession
 
 T = TypeVar("T")
 
@@ -62,3 +63,13 @@ def wiping(*keys: KeyBytes) -> Iterator[None]:
     finally:
         for key in keys:
             key.wipe()
+
+
+@contextmanager
+def locking_if_untold(unlocked: UnlockedSession) -> Iterator[None]:
+    """Lock again if the body, which emits an event, raises: what cannot be recorded is not done."""
+    try:
+        yield
+    except BaseException:
+        unlocked.lock()
+        raise

@@ -69,7 +69,7 @@ from sqlalchemy_envelope.orm.verbs.owner_keys import (
     locate_enrolled,
     usable_state,
 )
-from sqlalchemy_envelope.orm.verbs.steps import wiping
+from sqlalchemy_envelope.orm.verbs.steps import locking_if_untold, wiping
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -237,7 +237,8 @@ def unlock_with_ticket(desk: Desk, owner: object, ticket: HiddenSecret) -> Ticke
     unlocked = _unlocked(desk, found, keys, root, CarriedKeys(entries))
     _show_news(desk, unlocked, place, row)
     _note_use(desk, rows, place, row)
-    desk.emit(_event("ticket_used", owner_class, place))
+    with locking_if_untold(unlocked):
+        desk.emit(_event("ticket_used", owner_class, place))
     return unlocked
 
 
@@ -403,9 +404,11 @@ def revoke_ticket(desk: Desk, owner: object, ticket: object) -> bool:
     place = None if isinstance(owner, type) else locate_enrolled(desk, owner).place
     owner_class = _class_of(owner) if place is None else place.owner_class  # type: ignore[arg-type]
     wanted = ticket_id_of(ticket)
-    count = _rows(desk, owner_class).delete([wanted], None if place is None else place.primary_key)
+    rows = _rows(desk, owner_class)
+    owner_id = rows.owner_of(wanted) if place is None else place.primary_key
+    count = 0 if owner_id is None else rows.delete([wanted], owner_id)
     if count:
-        desk.emit(_event("ticket_revoked", owner_class, place))
+        desk.emit(AuditEvent("ticket_revoked", owner_class.name, owner_id=owner_id))
     return bool(count)
 
 

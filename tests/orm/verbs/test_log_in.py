@@ -284,7 +284,7 @@ def test_an_event_under_asyncio(async_engine: AsyncEngine, events: list[AuditEve
 
     asyncio.run(attempts())
 
-    assert [(name, (1,)) for name in ("unlocked", "unlock_busy", "unlock_failed")] == [
+    assert [(name, (1,)) for name in ("enrolled", "unlocked", "unlock_busy", "unlock_failed")] == [
         (one.name, one.owner_id) for one in events
     ]
 

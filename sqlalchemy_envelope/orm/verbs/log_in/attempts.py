@@ -30,6 +30,7 @@ from sqlalchemy_envelope.orm.tables.location import bind_of
 from sqlalchemy_envelope.orm.tables.owners import require_owner_class
 from sqlalchemy_envelope.orm.throttling.throttle import Reservation, owner_account, typed_account
 from sqlalchemy_envelope.orm.verbs.log_in.even_refusals import even
+from sqlalchemy_envelope.orm.verbs.steps import locking_if_untold
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -133,11 +134,8 @@ class Attempt:
     def told_unlocked(self, unlocked: UnlockedSession) -> UnlockedSession:
         """Tell that the owner was unlocked, and return the unlocked session. If the application's function
         for events raises, the owner stays locked."""
-        try:
+        with locking_if_untold(unlocked):
             self._tell("unlocked")
-        except BaseException:
-            unlocked.lock()
-            raise
         return unlocked
 
     def counted(self, opening: Steps[T], wipe: Callable[[T], None] | None = None) -> Steps[T]:

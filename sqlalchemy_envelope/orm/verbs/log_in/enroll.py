@@ -27,6 +27,7 @@ from sqlalchemy_envelope.keys.slots import provider_slot, secret_slot
 from sqlalchemy_envelope.orm.columns.plans import plan_of_mapper
 from sqlalchemy_envelope.orm.columns.state import current_key
 from sqlalchemy_envelope.orm.current import context
+from sqlalchemy_envelope.orm.current.audit import AuditEvent
 from sqlalchemy_envelope.orm.current.keks import kek_for_new
 from sqlalchemy_envelope.orm.current.policy import note_policy
 from sqlalchemy_envelope.orm.sessions.unlocked import UnlockedSession
@@ -145,6 +146,7 @@ def enroll_steps(
                 one.derived = yield Derivation(one.prepared, one.salt)
             one.keys = new_keys(one.owner_class.scopes, hybrid=desk.policy.hybrid)
         _write(desk, new, kek, are_many=asked.are_many)
+        _tell(desk, new, provider)
     except BaseException:
         for key in (key for one in new for key in one.keys):
             key.key.wipe()
@@ -314,6 +316,17 @@ def _store(
                 f"{named(lost[0], are_many)} was enrolled by somebody else at the same moment; roll back and "
                 "unlock it."
             )
+
+
+def _tell(desk: Desk, new: Collection[_New], provider: str | None) -> None:
+    """Emit an event for each class of these owners."""
+    places: dict[OwnerClass, list[Place]] = {}
+    for one in new:
+        if one.place is not None:
+            places.setdefault(one.owner_class, []).append(one.place)
+    for owner_class, some in places.items():
+        owner_id = some[0].primary_key if len(some) == 1 else None
+        desk.emit(AuditEvent("enrolled", owner_class.name, len(some), provider=provider, owner_id=owner_id))
 
 
 def _slots(policy: Policy, new: _New, kek: ProviderKek | None) -> list[StoredSlot]:

@@ -128,9 +128,11 @@ def rotation_steps(desk: Desk, job: RotationJob, so_far: ProviderRotation) -> St
     written = batch.write()
     while len(job.rewrapped) > MOST_KEKS:
         job.rewrapped.popitem(last=False)
+    name = job.owner_class.name
     if written.slots and job.provider is not None:
-        name = job.owner_class.name
         desk.emit(AuditEvent("provider_rotated", name, count=written.slots, provider=job.provider))
+    if written.seals:
+        desk.emit(AuditEvent("rows_sealed", name, count=written.seals))
     return ProviderRotation(
         so_far.rotated + written.owners,
         so_far.unchanged + len(batch.primary_keys) - written.owners - written.skipped - len(batch.refused),
@@ -318,4 +320,4 @@ class _Batch:
         if owner not in self.refused:
             primary_key = self._keys[owner][0].primary_key
             self.refused[owner] = RefusedOwner(primary_key, error.code, str(error))
-            self._desk.emit(AuditEvent("keys_refused", self._job.owner_class.name))
+            self._desk.emit(AuditEvent("keys_refused", self._job.owner_class.name, owner_id=primary_key))

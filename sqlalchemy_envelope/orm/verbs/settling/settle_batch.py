@@ -310,7 +310,7 @@ class Batch:
         rows = self._found[owner]
         self.refused[owner] = RefusedOwner(rows[0].primary_key, error.code, str(error))
         self.places.pop(owner, None)
-        self._desk.emit(AuditEvent("keys_refused", self._job.owner_class.name))
+        self._desk.emit(AuditEvent("keys_refused", self._job.owner_class.name, owner_id=rows[0].primary_key))
 
 
 def _roots(keys: Iterable[StoredKey]) -> list[KeyId]:

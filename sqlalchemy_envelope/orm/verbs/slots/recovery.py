@@ -36,7 +36,7 @@ from sqlalchemy_envelope.orm.verbs.log_in.unlock import keyring_of, unlocked_own
 from sqlalchemy_envelope.orm.verbs.opened_owner import opened_roots, settle_owner
 from sqlalchemy_envelope.orm.verbs.owner_keys import active_root, load_keys, locate_enrolled
 from sqlalchemy_envelope.orm.verbs.slots.secrets import replace_secrets
-from sqlalchemy_envelope.orm.verbs.steps import Derivation, wiping
+from sqlalchemy_envelope.orm.verbs.steps import Derivation, locking_if_untold, wiping
 from sqlalchemy_envelope.orm.verbs.tickets import revoke_tickets_of
 
 if TYPE_CHECKING:
@@ -127,7 +127,8 @@ def unlock_with_code_steps(
         located, keys, found, loaded = yield from attempt.counted(opening, _Opened.wipe)
         unlocked = unlocked_owner(desk, located, keys, found, new=loaded)
     attempt.told_unlocked(unlocked)
-    _tell(located, "recovery_code_used")
+    with locking_if_untold(unlocked):
+        _tell(located, "recovery_code_used")
     return unlocked
 
 
@@ -151,6 +152,7 @@ def reset_secret_steps(
             revoke_tickets_of(desk, located.place)
     _tell(located, "recovery_code_used")
     _tell(located, "secret_set", SlotKind.SECRET)
+    _tell(located, "slot_added")  # the new code
     return made
 
 

@@ -227,12 +227,15 @@ def _shut_out(located: LocatedOwner, slots: Sequence[StoredSlot]) -> None:
 def seal_rows(desk: Desk, owner_classes: Sequence[Any]) -> int:
     """Seal every key, slot and grant row of these classes, and wrap what the server holds for emergencies;
     return the number of rows."""
-    count = 0
+    total = 0
     for owner_class in owner_classes:
-        count += desk.keys(owner_class).reseal()
+        count = desk.keys(owner_class).reseal()
         count += sum(desk.grants(grant).reseal() for grant in owner_class.grants_of)
         count += rewrap_shares(desk, owner_class)
-    return count
+        if count:
+            desk.emit(AuditEvent("rows_sealed", owner_class.name, count))
+        total += count
+    return total
 
 
 def _provider_slots(store: KeyStore, roots: Sequence[StoredKey]) -> list[StoredSlot]:

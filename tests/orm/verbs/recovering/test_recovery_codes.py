@@ -283,6 +283,7 @@ def test_events(lite: Forgetful) -> None:
         ("recovery_code_used", *owner, "recovery"),
         ("recovery_code_used", *owner, "recovery"),
         ("secret_set", *owner, "secret"),
+        ("slot_added", *owner, "recovery"),
         ("unlock_failed", *owner, "recovery"),
     ] == told
     assert not any(part in str(lite.events) for part in str(lite.code).split("-")[:3])
