@@ -113,7 +113,9 @@ class Envelope(
             for an unlock with `authenticated=True`.
         escrow: the public half of a key that custodians keep offline. Owners' keys are sealed to it by
             `add_escrow`, or with `everyone=True` when owners are enrolled.
-        audit: called with each `AuditEvent`; the events go to the logger `sqlalchemy_envelope.audit` as well.
+        audit: called with each `AuditEvent`, at once and before the transaction ends; `shredded` comes after
+            the commit. If it raises, the verb stops. The logger `sqlalchemy_envelope.audit` gets the events,
+            too.
         actor: called for each event, to tell who acts: the user of the request, or a person of the support.
         receipt_key: the key that signs erasure receipts; by default, a key derived from the active server
             key.
