@@ -91,7 +91,8 @@ def test_nothing_around_answers_whatever_a_session_asks() -> None:
     (room,) = sessions_room.__path__
     text = "".join(path.read_text() for path in Path(room).glob("*.py"))
     asked = set(re.findall(r"self\._parent\.(\w+)", text))
-    asked -= {"_children", "admit", "only_owner", "places_for"}  # asked where something is around, and only there
+    # Asked where something is around, and only there.
+    asked -= {"_children", "admit", "only_owner", "places_for"}
 
     assert {"reader", "writer", "prepare_write", "settle_around"} <= asked
     assert [name for name in sorted(asked) if not hasattr(NOTHING_AROUND, name)] == []

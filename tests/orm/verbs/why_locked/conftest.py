@@ -2,7 +2,8 @@
 
 import pytest
 from sqlalchemy import Engine
-from tests.orm.verbs.status.why_locked.scene import make_scene
+
+from tests.orm.verbs.why_locked.scene import make_scene
 
 
 @pytest.fixture

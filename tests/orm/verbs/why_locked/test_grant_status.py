@@ -8,7 +8,6 @@ import sqlalchemy as sa
 from sqlalchemy import Engine, delete, insert, select, text, update
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 from sqlalchemy.orm import Session
-from tests.orm.verbs.status.why_locked.scene import add_pending, as_user
 
 from sqlalchemy_envelope import (
     AsyncEnvelope,
@@ -39,6 +38,7 @@ from tests.orm.sharing_models import (
     found_group,
     secret_of,
 )
+from tests.orm.verbs.why_locked.scene import add_pending, as_user
 
 FOUNDER, MEMBER, OUTSIDER = 1, 2, 3
 GROUP = 1

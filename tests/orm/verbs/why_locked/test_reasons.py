@@ -8,7 +8,6 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy import Engine, create_engine, delete, insert, select, update
 from sqlalchemy.orm import Session
-from tests.orm.verbs.status.why_locked.scene import add_pending, as_user, make_scene
 
 from sqlalchemy_envelope import (
     ConfigurationError,
@@ -40,6 +39,7 @@ from tests.orm.sharing_models import (
     found_group,
     unlock,
 )
+from tests.orm.verbs.why_locked.scene import add_pending, as_user, make_scene
 
 FOUNDER, MEMBER, OUTSIDER = 1, 2, 3
 GROUP = 1
