@@ -24,7 +24,7 @@ class KeyTicketTable(OwnedTable[Owner]):
 
     ticket_id: Mapped[uuid.UUID] = mapped_column(KEY_UUID, primary_key=True)
     server_half: Mapped[bytes] = mapped_column(LargeBinary(32))
-    pepper_id: Mapped[bytes] = mapped_column(LargeBinary(16))
+    server_key_id: Mapped[bytes] = mapped_column(LargeBinary(16))
     wrapped: Mapped[bytes] = mapped_column(LargeBinary(MAX_WRAPPED))
     label: Mapped[str | None] = mapped_column(String(255))
     issued_at: Mapped[dt.datetime] = mapped_column(DateTime(timezone=True))

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     PrimaryKey = tuple[Any, ...]
 
 _NAMES = (
-    "ticket_id", "key_id", "pepper_id", "server_half", "wrapped", "label", "issued_at", "used_at",
+    "ticket_id", "key_id", "server_key_id", "server_half", "wrapped", "label", "issued_at", "used_at",
     "expires_at", "idle_seconds",
 )  # fmt: skip
 _WIDTH = len(_NAMES)
@@ -51,7 +51,7 @@ class StoredTicket(NamedTuple):
 
     Attributes:
         key_id: the owner's root key when the ticket was issued.
-        pepper_id: which server key or pepper holds the third part of the ticket's key, 16 bytes.
+        server_key_id: which server key or pepper holds the third part of the ticket's key, 16 bytes.
         server_half: the row's part of the ticket's key, 32 bytes.
         wrapped: the carried keys, in format 0x31.
         issued_at, used_at, expires_at: in UTC, in whole seconds.
@@ -62,7 +62,7 @@ class StoredTicket(NamedTuple):
 
     ticket_id: uuid.UUID
     key_id: KeyId
-    pepper_id: bytes
+    server_key_id: bytes
     server_half: bytes
     wrapped: bytes
     label: str | None
@@ -234,7 +234,7 @@ class TicketRows(Rows):
     def _columns(self, wrapped: Any = None) -> tuple[Any, ...]:
         c = self._tickets.c
         return (
-            c.ticket_id, c.key_id, raw(c.pepper_id), raw(c.server_half),
+            c.ticket_id, c.key_id, raw(c.server_key_id), raw(c.server_half),
             raw(c.wrapped) if wrapped is None else wrapped,
             c.label, c.issued_at, c.used_at, c.expires_at, c.idle_seconds,
         )  # fmt: skip

@@ -146,11 +146,11 @@ def issue_ticket(desk: Desk, owner: object, lifetime: Time, idle: Time | None, l
     entries = _carried(located, keys, roots)
     issued = now()
     made = new_ticket()
-    pepper_id, server_key = keyrings[0].active
+    server_key_id, server_key = keyrings[0].active
     row = StoredTicket(
         made.ticket_id,
         root.stored.key_id,
-        pepper_id,
+        server_key_id,
         new_row_half(),
         b"",
         label,
@@ -322,11 +322,11 @@ def _opened(
     policy: Policy, row: StoredTicket, root: StoredKey, client_half: KeyBytes, realm: str
 ) -> bytearray:
     server_key = next(
-        (found for one in policy.ticket_keys if (found := one.keys_by_id.get(row.pepper_id))), None
+        (found for one in policy.ticket_keys if (found := one.keys_by_id.get(row.server_key_id))), None
     )
     if server_key is None:
         raise TicketError(
-            f"The ticket was issued under server key {row.pepper_id.hex()[:8]}, which is not configured: "
+            f"The ticket was issued under server key {row.server_key_id.hex()[:8]}, which is not configured: "
             "log in again."
         )
     try:

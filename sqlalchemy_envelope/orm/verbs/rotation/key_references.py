@@ -381,7 +381,7 @@ def _of_server_key(desk: Desk, base: Any, key_id: bytes) -> KeyReferences:
             seal = table.c.seal
             references.append(scan.where(seal, _begins(seal, key_id), "row seal", needed=True))
         if owner_class.ticket_class is not None:
-            pepper = owner_class.ticket_class.__table__.c.pepper_id
+            pepper = owner_class.ticket_class.__table__.c.server_key_id
             references.append(scan.rows(pepper, key_id, "ticket", needed=True))
     known = desk.policy.seals.server_key_ids
     state = "unknown" if key_id not in known else "active" if key_id == known[0] else "configured"

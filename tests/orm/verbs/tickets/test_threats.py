@@ -112,7 +112,7 @@ def test_a_stolen_cookie(lite_app: Application) -> None:
         {"idle_seconds": None},
         {"idle_seconds": -1},
         {"server_half": bytes(32)},
-        {"pepper_id": bytes(16)},
+        {"server_key_id": bytes(16)},
         {"wrapped": b""},
         {"wrapped": b"\x31"},
         {"wrapped": b"\x11" + bytes(136)},
