@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
-from sqlalchemy import Engine, create_engine, func, select
+from sqlalchemy import Engine, create_engine, func, select, text
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session, make_transient, sessionmaker
 
@@ -430,6 +431,27 @@ def test_tables_that_were_not_created(engine: Engine) -> None:
         assert "users_key" in str(caught.value.__cause__)
         session.rollback()
         assert session.scalar(select(func.count()).select_from(User)) == 0
+
+
+@pytest.mark.parametrize("column", ["used_at", "unacknowledged_since"])
+def test_columns_that_a_later_release_brought(engine: Engine, column: str) -> None:
+    """A column of keys that the schema lacks is named, for whoever reads and for whoever writes; a column of
+    the application's own is not ours to explain."""
+    Base.metadata.create_all(engine)
+    with Session(engine) as session:
+        envelope.enroll(session, eve := User(email="eve@example.org"), secret=SECRET)
+        session.commit()
+        session.execute(text(f"ALTER TABLE users_keyslot DROP COLUMN {column}"))
+        session.commit()
+        dan = User(email="dan@example.org")
+        for verb in (lambda: unlock(session, eve), lambda: envelope.enroll(session, dan, secret=SECRET)):
+            with pytest.raises(ConfigurationError) as caught:
+                verb()
+            assert_helpful(caught.value, says=f"no column users_keyslot.{column}. A later release")
+            assert column in str(caught.value.__cause__)
+            session.rollback()
+        with pytest.raises(DBAPIError):
+            session.execute(text("SELECT no_such_column FROM users"))
 
 
 @pytest.mark.parametrize("wrong", ["sqlite://", sessionmaker(), None])
