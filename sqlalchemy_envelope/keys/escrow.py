@@ -72,8 +72,12 @@ class EscrowKey:
             return None
         return replace(slot, recipient_public_key=self.public_key)
 
-    def slot(self, root: OpenedKey) -> StoredSlot:
-        """Make a slot: the root key, sealed to this key. The owner is told of it at the next unlock."""
+    def slot(self, root: OpenedKey, *, unacknowledged: bool = True) -> StoredSlot:
+        """Make a slot: the root key, sealed to this key.
+
+        Args:
+            unacknowledged: whether the owner is told of it at the next unlock.
+        """
         like = StoredSlot(
             uuid.uuid4(),
             root.stored.key_id,
@@ -81,7 +85,7 @@ class EscrowKey:
             "",
             b"-",
             recipient_public_key=self.public_key,
-            unacknowledged_since=now(),
+            unacknowledged_since=now() if unacknowledged else None,
         )
         return sealed_slot(root, like)
 

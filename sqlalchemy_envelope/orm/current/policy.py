@@ -72,10 +72,17 @@ class Policy:
             raise ConfigurationError("No provider is configured: make one Envelope for the application.")
         return self.providers
 
-    def first_slots(self, root: OpenedKey) -> list[StoredSlot]:
-        """The slots that the policy gives an owner with its first keys."""
+    def first_slots(self, root: OpenedKey, *, unacknowledged: bool = False) -> list[StoredSlot]:
+        """The slots that the policy gives an owner with its first keys.
+
+        Args:
+            unacknowledged: whether the owner was there before, and is told of the slots. For a new owner they
+                are part of what it joins.
+        """
         escrow = self.escrow
-        return [] if escrow is None or not escrow.everyone else [escrow.slot(root)]
+        if escrow is None or not escrow.everyone:
+            return []
+        return [escrow.slot(root, unacknowledged=unacknowledged)]
 
     def emit(self, event: AuditEvent) -> None:
         """Report an audit event to the log and to the application."""

@@ -180,7 +180,8 @@ def _claim(
         try:
             mine = [(secret_slot(root, kek, salt), root) for _, root in reached.slots]
             more = [] if added is None else [provider_slot(reached.root, added)]
-            more += [slot for _, root in reached.slots for slot in desk.policy.first_slots(root)]
+            first_slots = desk.policy.first_slots
+            more += [slot for _, root in reached.slots for slot in first_slots(root, unacknowledged=True)]
             _exchange(found, [*(slot for slot, _ in mine), *more])
             located.store.note_claim([slot for slot, _ in mine], found.slot.provider_ref)
         except BaseException:
