@@ -98,10 +98,13 @@ class Recoverability:
         if not self.lost:
             return f"{said} Nothing would be lost."
         lost = "; ".join(map(str, self.lost))
-        return (
-            f"{said} Without a {kinds}, this would be lost: {lost}. "
-            "`unlocked.add_recovery_code(owner)` makes another way."
-        )
+        return f"{said} Without a {kinds}, this would be lost: {lost}. {self._cure}"
+
+    @property
+    def _cure(self) -> str:
+        if "recovery" in self.without:
+            return "A second secret, made while the owner is unlocked, would prevent that."
+        return "A recovery code, made while the owner is unlocked, would prevent that."
 
 
 def _told(way: KeySlot) -> str:

@@ -97,7 +97,7 @@ def test_a_secret_alone(town: Town) -> None:
     assert str(found) == (
         "User 1 is opened by a secret. Without a secret, this would be lost: User.diary, User.display_name "
         "of User 1; Group.name, Post.text of Group 1; Organisation.name of Organisation 1. "
-        "`unlocked.add_recovery_code(owner)` makes another way."
+        "A recovery code, made while the owner is unlocked, would prevent that."
     )
 
 
