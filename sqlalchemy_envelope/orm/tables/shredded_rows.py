@@ -47,12 +47,13 @@ class ShreddedRows(KeyStore):
         return found
 
     def count_slots(self, key_ids: Collection[KeyId]) -> dict[str, int]:
-        """How many slots of each kind these keys have, altered slots among them."""
+        """How many slots of each kind open these keys, altered slots among them. A slot has a row for each
+        epoch, and counts once: the epoch with the most rows counts."""
         c, found = self._slots.c, dict[str, int]()
         for some in chunks(list(key_ids)):
-            query = select(c.kind, func.count()).where(c.key_id.in_(some)).group_by(c.kind)
+            query = select(c.kind, func.count()).where(c.key_id.in_(some)).group_by(c.kind, c.key_id)
             for kind, count in self._rows(query):
-                found[str(kind)] = found.get(str(kind), 0) + int(count)
+                found[str(kind)] = max(found.get(str(kind), 0), int(count))
         return found
 
     def delete_beside(self, key_ids: Collection[KeyId]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy_envelope.crypto.frames import emptying_class
 from sqlalchemy_envelope.orm.verbs.envelope.async_steps import AsyncSteps, plain_async
@@ -23,6 +23,10 @@ class AsyncShredVerbs(AsyncSteps):
     def receipt_public_key(self) -> str:
         """As `Envelope.receipt_public_key`."""
         return self.envelope.receipt_public_key
+
+    def owner_tag(self, owner_class: type[Any], primary_key: Any) -> str:
+        """As `Envelope.owner_tag`."""
+        return self.envelope.owner_tag(owner_class, primary_key)
 
     async def erasure_report(
         self, session: AnyAsyncSession, owner: object, *, backups_kept: dt.timedelta | None = None

@@ -422,8 +422,10 @@ class Envelope(
         """Seal every key, slot and grant row of these classes under the active server key, and return the
         number of rows. Never commits.
 
-        Call it for a database that had no server keys until now, and before you remove an old server key. The
-        rows are sealed as they are, including rows that an attacker planted before.
+        Call it for a database that had no server keys until now, or whose server key is lost. The rows are
+        sealed as they are, including rows that an attacker planted before: from then on those count as
+        genuine. To rotate a server key, call `rotate_provider` or `rotate_seals` instead: they refuse rows
+        without a right seal.
 
         Raises:
             ConfigurationError: no server keys are configured, or a class is no `KeyOwner`.

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy_envelope.crypto.frames import emptying_class
 from sqlalchemy_envelope.orm.verbs.envelope.envelope_steps import EnvelopeSteps, plain_session
 from sqlalchemy_envelope.orm.verbs.erasure.erasure_report import erasure_report
-from sqlalchemy_envelope.orm.verbs.erasure.shred import receipt_key_of_policy, shred
+from sqlalchemy_envelope.orm.verbs.erasure.shred import owner_tag, receipt_key_of_policy, shred
 
 if TYPE_CHECKING:
     import datetime as dt
@@ -29,6 +29,23 @@ class ShredVerbs(EnvelopeSteps):
             ConfigurationError: there is neither a server key nor a receipt key.
         """
         return receipt_key_of_policy(self.policy).public_text
+
+    def owner_tag(self, owner_class: type[Any], primary_key: Any) -> str:
+        """Return the name that an owner has in the receipts of this envelope, 64 hexadecimal digits.
+
+        It is the `tag` among the `owners` of a receipt, so that you find the receipts of a person by class
+        and primary key, also when the row is gone. Nothing is read. After a rotation of the server key the
+        tag is another: ask an envelope whose first server key is the one of the receipt's time.
+
+        Args:
+            owner_class: the class of the owner.
+            primary_key: its primary key; a tuple, if it has several columns.
+
+        Raises:
+            ConfigurationError: this is no class of key owners, the primary key has not as many columns as the
+                table, or there is neither a server key nor a receipt key.
+        """
+        return owner_tag(self.policy, owner_class, primary_key)
 
     def erasure_report(
         self, session: AnySession, owner: object, *, backups_kept: dt.timedelta | None = None

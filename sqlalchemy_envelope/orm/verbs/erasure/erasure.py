@@ -44,7 +44,7 @@ class Holdings:
 
     Attributes:
         keys: the keys that are not destroyed yet.
-        slots: the number of slots of each kind.
+        slots: the number of slots of each kind; a slot counts once, in however many epochs it is.
         beside: the number of rows of slots, tickets and the like, by the name of the table.
         given: the grants of these keys.
         received: the granting rows that give the owner keys of others.

@@ -58,7 +58,7 @@ class ErasureReport:
     Attributes:
         values: the number of encrypted values in each column.
         keys: the keys that would be destroyed.
-        slots: the number of slots of each kind.
+        slots: the number of slots of each kind; a slot counts once, in however many epochs it is.
         tickets: the number of tickets, and of whatever else stands beside the keys.
         readers: the owners who can read until now, by a grant.
         groups: the owners whose keys were granted to this one. It leaves them, and they start a new epoch.

@@ -23,7 +23,9 @@ from sqlalchemy_envelope.orm.sharing.grant_flushes import leave
 from sqlalchemy_envelope.orm.sharing.locking import lock_groups
 from sqlalchemy_envelope.orm.sharing.membership import forget_looks
 from sqlalchemy_envelope.orm.sharing.rollbacks import note_outcome
+from sqlalchemy_envelope.orm.tables.key_types import mistyped
 from sqlalchemy_envelope.orm.tables.location import bind_of
+from sqlalchemy_envelope.orm.tables.owners import owner_class_of
 from sqlalchemy_envelope.orm.verbs.erasure.erasure import Survey
 from sqlalchemy_envelope.orm.verbs.erasure.erasure_report import copies_of, tickets_among
 from sqlalchemy_envelope.orm.verbs.owner_keys import locate_enrolled
@@ -100,6 +102,25 @@ def receipt_key_of_policy(policy: Policy) -> ReceiptKey:
             "`receipt_key=ReceiptKey.from_text(...)`. `ReceiptKey.generate_key()` makes such a text."
         )
     return key
+
+
+def owner_tag(policy: Policy, owner_class: object, primary_key: Any) -> str:
+    """Return the name of an owner in receipts.
+
+    Raises:
+        ConfigurationError: this is no class of key owners, or not as long a primary key; or no key signs.
+    """
+    found = owner_class_of(getattr(owner_class, "__table__", None)) if isinstance(owner_class, type) else None
+    if found is None or found.key_class is None:
+        raise ConfigurationError("owner_tag() takes a class of key owners: owner_tag(User, user_id).")
+    given = primary_key if isinstance(primary_key, tuple) else (primary_key,)
+    if len(given) != len(found.primary_key):
+        size = counted(len(found.primary_key), "column")
+        raise ConfigurationError(f"The primary key of {found.name} has {size}, and {len(given)} were given.")
+    wrong = mistyped(found.primary_key, given)
+    if wrong is not None:
+        raise ConfigurationError(f"This names no {found.name}: {wrong}.")
+    return receipt_key_of_policy(policy).owner_tag(found.reference_of(given))
 
 
 def _locked(

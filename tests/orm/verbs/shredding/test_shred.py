@@ -9,6 +9,7 @@ from sqlalchemy import Engine, func, select
 from sqlalchemy.orm import Session
 
 from sqlalchemy_envelope import (
+    AsyncEnvelope,
     ConfigurationError,
     Envelope,
     ErasureError,
@@ -225,6 +226,28 @@ def test_the_receipt_names_nobody(begun: Engine) -> None:
         assert not [one for one in (name, "asked", "diary of", "desk", secret_of(name)) if one in text]
     assert len({body["owners"][0]["tag"] for body in bodies}) == 2
     assert receipt_key.owner_tag(owner_reference("persons", (1,))) == bodies[0]["owners"][0]["tag"]
+    tag = eraser.owner_tag(Person, 1)
+    assert tag == AsyncEnvelope(eraser).owner_tag(Person, (1,)) == bodies[0]["owners"][0]["tag"]
+    for wrong, key in ((Person, "1"), (Person, (1, 2)), (Letter, 1), ("persons", 1)):
+        with pytest.raises(ConfigurationError):
+            eraser.owner_tag(wrong, key)  # type: ignore[arg-type]
+
+
+def test_a_slot_counts_once(begun: Engine) -> None:
+    """The report and the receipt count the ways to the keys, in however many epochs each way is."""
+    with Session(begun) as session:
+        ada = person(session, "ada")
+        with eraser.unlock(session, ada, secret=secret_of("ada")) as unlocked:
+            unlocked.add_recovery_code(ada)
+            unlocked.add_secret(ada, "another secret of ada", label="phone")
+            for _ in range(2):
+                unlocked.rotate(ada, root=True)
+            session.commit()
+        report = eraser.erasure_report(session, ada)
+    receipt = shred(begun, "ada")
+
+    assert report.slots == {"recovery": 1, "secret": 2}
+    assert check_receipt(receipt.to_json(), receipt_key.public_text).body["counts"]["slots"] == 3
 
 
 def test_refused(begun: Engine) -> None:
