@@ -114,6 +114,11 @@ def unknown_account(at: Scene) -> None:
 
 
 @raises(exceptions.UnlockError)
+def unknown_account_with_a_recovery_code(at: Scene) -> None:
+    at.envelope.unlock_unknown(recovery_code=CODE)
+
+
+@raises(exceptions.UnlockError)
 def wrong_old_secret(at: Scene) -> None:
     at.envelope.change_secret(at.session, at.ada, old=WRONG, new=NEW)
 

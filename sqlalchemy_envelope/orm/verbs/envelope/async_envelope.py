@@ -176,16 +176,17 @@ class AsyncEnvelope(
     async def unlock_unknown(
         self,
         *,
-        secret: str | bytes,
+        secret: str | bytes | None = None,
+        recovery_code: str | None = None,
         account: str | None = None,
         source: str | None = None,
         session: AnyAsyncSession | None = None,
     ) -> NoReturn:
         """As `Envelope.unlock_unknown`."""
-        hidden = hide_required(secret)
-        del secret
+        hidden, code = hide_secret(secret), hide_given(recovery_code)
+        del secret, recovery_code
         plain = None if session is None else plain_async(session).sync_session
-        steps = self.envelope.unknown_steps(plain, hidden, account, source)
+        steps = self.envelope.unknown_steps(plain, hidden, account, source, code)
         await self.run_alone(steps)
         raise AssertionError  # the steps end with an error
 

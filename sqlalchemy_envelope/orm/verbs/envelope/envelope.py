@@ -440,27 +440,33 @@ class Envelope(
     def unlock_unknown(
         self,
         *,
-        secret: str | bytes,
+        secret: str | bytes | None = None,
+        recovery_code: str | None = None,
         account: str | None = None,
         source: str | None = None,
         session: AnySession | None = None,
     ) -> NoReturn:
-        """Refuse an account that does not exist, as `unlock` refuses a wrong secret. Neither time nor the
-        throttle tells which accounts exist.
+        """Refuse an account that does not exist, as `unlock` refuses a wrong secret, and `reset_secret` a
+        code that is not right. Neither the time of a secret's refusal nor the throttle tells which accounts
+        exist.
 
         Args:
-            account: the name by which the account was looked for, for the throttle.
+            secret: the secret that was typed.
+            recovery_code: in place of a secret, the code that was typed. No key derivation.
+            account: the name by which the account was looked for, for the throttle. Codes are counted at
+                their source alone.
             source: where the request comes from, for the throttle.
             session: for a throttle that counts in the session's database.
 
         Raises:
-            UnlockError: always, after one key derivation.
+            UnlockError: always; with a secret, after one key derivation.
             UnlockThrottledError, UnlockBusyError, SecretError: as `unlock` would.
+            RecoveryCodeError: the text is no recovery code, as `reset_secret` would say.
         """
-        hidden = hide_required(secret)
-        del secret
+        hidden, code = hide_secret(secret), hide_given(recovery_code)
+        del secret, recovery_code
         plain = None if session is None else plain_session(session)
-        self.run(self.unknown_steps(plain, hidden, account, source))
+        self.run(self.unknown_steps(plain, hidden, account, source, code))
         raise AssertionError  # the steps end with an error
 
     def rebind(

@@ -188,11 +188,17 @@ class EnvelopeSteps:
     def unknown_steps(
         self,
         session: Session | None,
-        secret: HiddenSecret,
+        secret: HiddenSecret | None,
         account: str | None,
         source: str | None,
+        code: Hidden[str] | None = None,
     ) -> Steps[NoReturn]:
         """The steps of `unlock_unknown`."""
+        if code is not None and secret is None:
+            attempt = self._attempt(session, SlotKind.RECOVERY, source)
+            return (yield from recovery.refuse_unknown_steps(code, attempt))
+        if secret is None or code is not None:
+            raise ConfigurationError("unlock_unknown() takes `secret=` or `recovery_code=`: one of them.")
         prepared = prepare_hidden(secret)
         attempt = self._attempt(session, SlotKind.SECRET, source).at_unknown(account)
         with attempt.told():

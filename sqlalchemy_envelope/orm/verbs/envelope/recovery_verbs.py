@@ -74,7 +74,7 @@ class RecoveryVerbs(EnvelopeSteps):
         Raises:
             RecoveryCodeError: the text is no recovery code: it is mistyped. Nothing was tried with it.
             UnlockError: the code is none of this owner's: another's, used before, or removed.
-            SecretError: the new secret cannot be used, or is too weak.
+            SecretError: the code is right, and the new secret cannot be used, or is too weak. The code stays.
             UnlockThrottledError: too many attempts from this source failed before.
             NotEnrolledError: the owner has no keys.
             TransactionConflictError: somebody else changed a slot of the owner at the same moment.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
 from sqlalchemy.exc import DBAPIError
 
@@ -132,24 +132,41 @@ def unlock_with_code_steps(
     return unlocked
 
 
+def refuse_unknown_steps(code: Hidden[str], attempt: Attempt) -> Steps[NoReturn]:
+    """The steps of `Envelope.unlock_unknown` with a recovery code."""
+    kek_of_code(code).wipe()
+    with attempt.told():
+        yield from attempt.counted(_opening_nothing())
+    raise AssertionError  # nothing was opened
+
+
+def _opening_nothing() -> Steps[NoReturn]:
+    yield from ()
+    raise UnlockError("This is no recovery code of this account: there is none.")
+
+
 def reset_secret_steps(
     desk: Desk, profile: KdfProfile, owner: object, code: Hidden[str], new: HiddenSecret, attempt: Attempt
 ) -> Steps[RecoveryCode]:
     """The steps of `Envelope.reset_secret`."""
-    kek, prepared = kek_of_code(code), prepare_new(desk.policy, new, owner)
-    with wiping(kek), attempt.told():
-        note_policy(desk.session, desk.policy)
-        # A wrong code costs no derivation, and locks nothing.
-        first = yield from attempt.counted(_opened_by(desk, owner, kek), _Opened.wipe)
-        first.wipe()
+    kek = kek_of_code(code)
+    with wiping(kek):
+        with attempt.told():
+            note_policy(desk.session, desk.policy)
+            # A wrong code costs no derivation, and locks nothing.
+            first = yield from attempt.counted(_opened_by(desk, owner, kek), _Opened.wipe)
+            first.wipe()
+        # A word on the new secret before the code was found right would tell that the account exists.
+        prepared = prepare_new(desk.policy, new, owner)
         located = first.located
         salt = located.new_salt(profile)
-        secret = yield Derivation(prepared, salt)
-        with wiping(secret), _telling_conflicts(located):
-            located.store_share(salt)
-            hold_slots(desk, located.place)
-            made = _reset(located, kek, secret, salt)
-            revoke_tickets_of(desk, located.place)
+        with attempt.told():
+            secret = yield Derivation(prepared, salt)
+            with wiping(secret), _telling_conflicts(located):
+                located.store_share(salt)
+                hold_slots(desk, located.place)
+                made = _reset(located, kek, secret, salt)
+                revoke_tickets_of(desk, located.place)
     _tell(located, "recovery_code_used")
     _tell(located, "secret_set", SlotKind.SECRET)
     _tell(located, "slot_added")  # the new code

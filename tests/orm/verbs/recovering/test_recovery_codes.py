@@ -10,17 +10,23 @@ from sqlalchemy.orm import Session
 
 from sqlalchemy_envelope import (
     AsyncEnvelope,
+    Backoff,
     ConfigurationError,
     EnrollmentError,
+    Envelope,
     EnvelopeError,
+    KdfProfile,
     KeyNotFoundError,
     LockedError,
+    MemoryThrottle,
     NotEnrolledError,
     RecoveryCode,
     RecoveryCodeError,
     SecretError,
     TamperedKeyError,
+    Throttle,
     UnlockError,
+    UnlockThrottledError,
 )
 from sqlalchemy_envelope.crypto.recovery_code import new_code
 from tests.orm.models import SECRET, Base, Note, User, envelope, statements_sent
@@ -183,6 +189,54 @@ def test_a_mistyped_code_tries_nothing(lite: Forgetful) -> None:
 
     assert sent == []
     assert before == lite.rows()
+
+
+@pytest.mark.parametrize("new", [NEW, "", "weak"])
+@pytest.mark.parametrize("typed", ["none", "typo", "1234"])
+def test_a_reset_tells_not_who_has_an_account(lite: Forgetful, typed: str, new: str) -> None:
+    """A code that is not right is refused alike for a known and an unknown account, whatever the new secret
+    is: a word on it is for whoever has the code. Both are counted at their source, until they have to wait."""
+    none = str(new_code())
+    code = {"none": none, "typo": none[:-1] + ("2" if none[-1] != "2" else "3")}.get(typed, typed)
+    store = MemoryThrottle()
+    envelope = Envelope(
+        kdf_profile=KdfProfile.unsafe_for_tests(),
+        throttle=Throttle(store, source=Backoff(free=2)),
+        secret_strength=lambda secret, _: "Too weak." if secret == "weak" else None,
+    )
+    answers: list[tuple[object, ...]] = []
+    with Session(lite.engine) as session:
+        ada = session.get_one(User, lite.user)
+        for at, refused in enumerate(
+            (
+                lambda source: envelope.reset_secret(
+                    session, ada, recovery_code=code, new=new, source=source
+                ),
+                lambda source: envelope.unlock_unknown(recovery_code=code, source=source, session=session),
+            )
+        ):
+            for _ in range(4):
+                with pytest.raises(EnvelopeError) as caught:
+                    refused(f"198.51.100.{at}")
+                error = caught.value
+                answers.append((type(error), error.args if isinstance(error, RecoveryCodeError) else None))
+
+    assert answers[:4] == answers[4:]
+    expected = [UnlockError] * 2 + [UnlockThrottledError] * 2 if typed == "none" else [RecoveryCodeError] * 4
+    assert expected == [kind for kind, _ in answers[:4]]
+
+
+def test_an_unknown_account_is_refused_for_one_reason(lite: Forgetful) -> None:
+    """Its event names no account. Both a secret and a code, or neither, is a mistake of the caller."""
+    with pytest.raises(UnlockError):
+        lite.envelope.unlock_unknown(recovery_code=lite.code)
+    for given in ({}, {"secret": SECRET, "recovery_code": lite.code}):
+        with pytest.raises(ConfigurationError, match="one of them"):
+            lite.envelope.unlock_unknown(**given)
+
+    (event,) = lite.events
+    told = (event.name, event.owner_class, event.owner_id, event.slot_kind)
+    assert told == ("unlock_failed", "unknown", None, "recovery")
 
 
 def test_the_code_of_another_owner_opens_nothing(forgetful: Forgetful) -> None:
