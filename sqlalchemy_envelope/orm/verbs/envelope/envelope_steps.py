@@ -196,13 +196,14 @@ class EnvelopeSteps:
         """The steps of `unlock_unknown`."""
         if code is not None and secret is None:
             attempt = self._attempt(session, SlotKind.RECOVERY, source)
-            return (yield from recovery.refuse_unknown_steps(code, attempt))
-        if secret is None or code is not None:
+            yield from recovery.refuse_unknown_steps(code, attempt)
+        elif secret is not None and code is None:
+            prepared = prepare_hidden(secret)
+            attempt = self._attempt(session, SlotKind.SECRET, source).at_unknown(account)
+            with attempt.told():
+                yield from attempt.judged(prepared, _opening_nothing(prepared, self.kdf_profile))
+        else:
             raise ConfigurationError("unlock_unknown() takes `secret=` or `recovery_code=`: one of them.")
-        prepared = prepare_hidden(secret)
-        attempt = self._attempt(session, SlotKind.SECRET, source).at_unknown(account)
-        with attempt.told():
-            yield from attempt.judged(prepared, _opening_nothing(prepared, self.kdf_profile))
         raise AssertionError  # nothing was opened
 
 

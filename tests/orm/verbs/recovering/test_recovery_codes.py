@@ -195,7 +195,7 @@ def test_a_mistyped_code_tries_nothing(lite: Forgetful) -> None:
 @pytest.mark.parametrize("typed", ["none", "typo", "1234"])
 def test_a_reset_tells_not_who_has_an_account(lite: Forgetful, typed: str, new: str) -> None:
     """A code that is not right is refused alike for a known and an unknown account, whatever the new secret
-    is: a word on it is for whoever has the code. Both are counted at their source, until they have to wait."""
+    is: a word on it is for whoever has the code. Both are counted at their source, and have to wait."""
     none = str(new_code())
     code = {"none": none, "typo": none[:-1] + ("2" if none[-1] != "2" else "3")}.get(typed, typed)
     store = MemoryThrottle()
