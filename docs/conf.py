@@ -39,7 +39,7 @@ nitpick_ignore_regex = [
     # Imported for type checkers alone, and so known to Sphinx by their bare names.
     (
         "py:class",
-        r"(Any|AnySession|AnyAsyncSession|AsyncEngine|AsyncPepperRotation|AsyncSettling|AsyncUnlocking|Callable.*|Change|Engine|Executor|Follow|MetaData|MigratingColumn|PepperRotation|PrimaryKey|Session|Settling|Table|UUID|dt\.datetime)",
+        r"(Any|AnySession|AnyAsyncSession|AsyncEngine|AsyncPepperRotation|AsyncRotating|AsyncSettling|AsyncUnlocking|Callable.*|Change|Engine|Executor|Follow|MetaData|MigratingColumn|PepperRotation|PrimaryKey|Rotating|Session|Settling|Table|UUID|dt\.datetime)",
     ),
     ("py:class", r"sqlalchemy_envelope\.orm\.verbs\..*\.(PepperRotation|Settling)"),
     ("py:class", r"(optional|scoped_session|str.*)"),

@@ -40,7 +40,7 @@ class Ticket(str):
 
     @property
     def ticket_id(self) -> uuid.UUID:
-        """The id of the ticket's row, which is no secret: `Envelope.tickets` lists it."""
+        """The id of the ticket's row. It is no secret, and `Envelope.tickets` lists it."""
         return parse_ticket(self).ticket_id
 
     def __repr__(self) -> str:

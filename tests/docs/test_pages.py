@@ -1,6 +1,7 @@
 """The pages keep what they promise a reader: whole imports, words that a search finds, counted costs."""
 
 import ast
+import builtins
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -64,6 +65,63 @@ def test_tests_are_whole(page: Path) -> None:
 
         assert "pytest" not in names or "pytest" in imported
         assert all("raises" in ast.dump(test) or "Assert(" in ast.dump(test) for test in tests)
+
+
+@pytest.mark.parametrize("room", ["how-to", "tutorial", "explanation"])
+def test_each_page_is_in_the_toctree(room: str) -> None:
+    """A reader finds every page in the navigation, and every task on the page of tasks."""
+    index = (DOCS / "index.md").read_text("utf-8")
+    listed = re.findall(rf"^{room}/(\S+)$", index, flags=re.MULTILINE)
+    pages = {page.stem for page in (DOCS / room).glob("*.md")}
+    tasks = set(re.findall(r"\]\(([\w-]+)\.md", (DOCS / "how-to" / "index.md").read_text("utf-8")))
+
+    assert sorted(pages) == sorted(listed)
+    assert pages - {"index"} <= tasks or room != "how-to"
+
+
+def test_each_public_name_is_in_the_reference() -> None:
+    """Whatever can be imported from the package has its entry on the page of the API."""
+    page = (DOCS / "reference" / "api.md").read_text("utf-8")
+    entries = re.findall(r"^\.\. auto\w+:: (?:\w+\.)*(\w+)", page, flags=re.MULTILINE)
+
+    assert [
+        name for name in sqlalchemy_envelope.__all__ if name not in entries and name != "__version__"
+    ] == []
+    assert [name for name in entries if entries.count(name) > 1 and name in sqlalchemy_envelope.__all__] == []
+
+
+LIFE_OF_A_KEY = "log-in stay-logged-in secrets recover pepper escrow emergency erase rotate"
+
+
+@pytest.mark.parametrize("name", LIFE_OF_A_KEY.split())
+def test_what_a_block_takes_for_given_is_explained(name: str) -> None:
+    """A name that a page's code uses was made in code that the reader sees, or is explained before it. It is
+    not made in an invisible block alone."""
+    text = (DOCS / "how-to" / f"{name}.md").read_text("utf-8")
+    text = re.sub(r"<!---.*?-->", "", text, flags=re.DOTALL)
+    known, told, missing = set(dir(builtins)), "", []
+    for at, part in enumerate(re.split(r"^```python\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)):
+        if at % 2 == 0:
+            told += part
+            continue
+        nodes = list(ast.walk(ast.parse(part)))
+        known |= {made for node in nodes for made in _made_by(node)}
+        used = {node.id for node in nodes if isinstance(node, ast.Name)}
+        missing += sorted(one for one in used - known if f"`{one}`" not in told)
+
+    assert missing == []
+
+
+def _made_by(node: ast.AST) -> list[str]:
+    """The names that a piece of code makes."""
+    match node:
+        case ast.Import() | ast.ImportFrom():
+            return [one.asname or one.name.partition(".")[0] for one in node.names]
+        case ast.ClassDef() | ast.FunctionDef() | ast.AsyncFunctionDef():
+            return [node.name]
+        case ast.ExceptHandler(name=str(name)) | ast.arg(arg=name) | ast.Name(id=name, ctx=ast.Store()):
+            return [name]
+    return []
 
 
 WORDS = """
