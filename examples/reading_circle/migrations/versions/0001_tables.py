@@ -196,8 +196,11 @@ def upgrade():
         sa.Column("wrapped", sa.LargeBinary(), nullable=False),
         sa.Column("seal", sa.LargeBinary(length=48), nullable=True),
         sa.Column("label", sa.String(length=255), nullable=True),
+        sa.Column("claimed_from", sa.String(length=255), nullable=True),
         sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
         sa.Column("changed_at", sa.DateTime(timezone=True), nullable=True),
+        sa.Column("used_at", sa.DateTime(timezone=True), nullable=True),
+        sa.Column("unacknowledged_since", sa.DateTime(timezone=True), nullable=True),
         sa.ForeignKeyConstraint(["key_id"], ["circles_key.key_id"], ondelete="CASCADE"),
         sa.PrimaryKeyConstraint("slot_id"),
     )
@@ -280,17 +283,94 @@ def upgrade():
         sa.Column("wrapped", sa.LargeBinary(), nullable=False),
         sa.Column("seal", sa.LargeBinary(length=48), nullable=True),
         sa.Column("label", sa.String(length=255), nullable=True),
+        sa.Column("claimed_from", sa.String(length=255), nullable=True),
         sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
         sa.Column("changed_at", sa.DateTime(timezone=True), nullable=True),
+        sa.Column("used_at", sa.DateTime(timezone=True), nullable=True),
+        sa.Column("unacknowledged_since", sa.DateTime(timezone=True), nullable=True),
         sa.ForeignKeyConstraint(["key_id"], ["users_key.key_id"], ondelete="CASCADE"),
         sa.PrimaryKeyConstraint("slot_id"),
     )
     op.create_index(op.f("ix_users_keyslot_key_id"), "users_keyslot", ["key_id"], unique=False)
+    op.create_table(
+        "circles_keyticket",
+        sa.Column("owner_id", sa.Integer(), nullable=False),
+        sa.Column(
+            "key_id",
+            sa.Uuid()
+            .with_variant(sa.Uuid(native_uuid=False), "mariadb")
+            .with_variant(sa.Uuid(native_uuid=False), "mysql"),
+            nullable=False,
+        ),
+        sa.Column(
+            "ticket_id",
+            sa.Uuid()
+            .with_variant(sa.Uuid(native_uuid=False), "mariadb")
+            .with_variant(sa.Uuid(native_uuid=False), "mysql"),
+            nullable=False,
+        ),
+        sa.Column("server_half", sa.LargeBinary(length=32), nullable=False),
+        sa.Column("server_key_id", sa.LargeBinary(length=16), nullable=False),
+        sa.Column("wrapped", sa.LargeBinary(length=16777215), nullable=False),
+        sa.Column("label", sa.String(length=255), nullable=True),
+        sa.Column("issued_at", sa.DateTime(timezone=True), nullable=False),
+        sa.Column("used_at", sa.DateTime(timezone=True), nullable=False),
+        sa.Column("expires_at", sa.DateTime(timezone=True), nullable=False),
+        sa.Column("idle_seconds", sa.Integer(), nullable=True),
+        sa.ForeignKeyConstraint(["key_id"], ["circles_key.key_id"], ondelete="CASCADE"),
+        sa.ForeignKeyConstraint(["owner_id"], ["circles.id"], onupdate="CASCADE", ondelete="CASCADE"),
+        sa.PrimaryKeyConstraint("ticket_id"),
+    )
+    op.create_index(
+        op.f("ix_circles_keyticket_expires_at"), "circles_keyticket", ["expires_at"], unique=False
+    )
+    op.create_index(op.f("ix_circles_keyticket_key_id"), "circles_keyticket", ["key_id"], unique=False)
+    op.create_index(op.f("ix_circles_keyticket_owner_id"), "circles_keyticket", ["owner_id"], unique=False)
+    op.create_table(
+        "users_keyticket",
+        sa.Column("owner_id", sa.Integer(), nullable=False),
+        sa.Column(
+            "key_id",
+            sa.Uuid()
+            .with_variant(sa.Uuid(native_uuid=False), "mariadb")
+            .with_variant(sa.Uuid(native_uuid=False), "mysql"),
+            nullable=False,
+        ),
+        sa.Column(
+            "ticket_id",
+            sa.Uuid()
+            .with_variant(sa.Uuid(native_uuid=False), "mariadb")
+            .with_variant(sa.Uuid(native_uuid=False), "mysql"),
+            nullable=False,
+        ),
+        sa.Column("server_half", sa.LargeBinary(length=32), nullable=False),
+        sa.Column("server_key_id", sa.LargeBinary(length=16), nullable=False),
+        sa.Column("wrapped", sa.LargeBinary(length=16777215), nullable=False),
+        sa.Column("label", sa.String(length=255), nullable=True),
+        sa.Column("issued_at", sa.DateTime(timezone=True), nullable=False),
+        sa.Column("used_at", sa.DateTime(timezone=True), nullable=False),
+        sa.Column("expires_at", sa.DateTime(timezone=True), nullable=False),
+        sa.Column("idle_seconds", sa.Integer(), nullable=True),
+        sa.ForeignKeyConstraint(["key_id"], ["users_key.key_id"], ondelete="CASCADE"),
+        sa.ForeignKeyConstraint(["owner_id"], ["users.id"], onupdate="CASCADE", ondelete="CASCADE"),
+        sa.PrimaryKeyConstraint("ticket_id"),
+    )
+    op.create_index(op.f("ix_users_keyticket_expires_at"), "users_keyticket", ["expires_at"], unique=False)
+    op.create_index(op.f("ix_users_keyticket_key_id"), "users_keyticket", ["key_id"], unique=False)
+    op.create_index(op.f("ix_users_keyticket_owner_id"), "users_keyticket", ["owner_id"], unique=False)
     # ### end Alembic commands ###
 
 
 def downgrade():
     # ### commands auto generated by Alembic - please adjust! ###
+    op.drop_index(op.f("ix_users_keyticket_owner_id"), table_name="users_keyticket")
+    op.drop_index(op.f("ix_users_keyticket_key_id"), table_name="users_keyticket")
+    op.drop_index(op.f("ix_users_keyticket_expires_at"), table_name="users_keyticket")
+    op.drop_table("users_keyticket")
+    op.drop_index(op.f("ix_circles_keyticket_owner_id"), table_name="circles_keyticket")
+    op.drop_index(op.f("ix_circles_keyticket_key_id"), table_name="circles_keyticket")
+    op.drop_index(op.f("ix_circles_keyticket_expires_at"), table_name="circles_keyticket")
+    op.drop_table("circles_keyticket")
     op.drop_index(op.f("ix_users_keyslot_key_id"), table_name="users_keyslot")
     op.drop_table("users_keyslot")
     op.drop_index(op.f("ix_memberships_keygrant_row"), table_name="memberships_keygrant")
