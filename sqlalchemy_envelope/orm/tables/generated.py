@@ -102,9 +102,9 @@ def generate(
     """
     cls: Any = mapper.class_
     table: Any = mapper.local_table
-    metadata = table.metadata if metadata is None else metadata
+    where: MetaData = table.metadata if metadata is None else metadata
     _check_length(cls, name)
-    _make_room(table, metadata, base, cls, name)
+    _make_room(table, where, base, cls, name)
     options = {"schema": table.schema, "extend_existing": True}
     options |= {option: value for option, value in table.kwargs.items() if option in _TABLE_OPTIONS}
     namespace = {
@@ -112,7 +112,7 @@ def generate(
         "__table_args__": options,
         "__module__": cls.__module__,
         "__qualname__": f"{cls.__qualname__}.{name.attribute}",
-        "metadata": metadata,
+        "metadata": where,
         **attributes,
     }
     # Mapped under a name that no class of the application can have. SQLAlchemy warns of two classes of one
