@@ -169,7 +169,7 @@ def changed_by_two(at: Scene) -> None:
     waiting = ["UPDATE users_keyslot SET wrapped = x'00'"]
 
     def before(_: object, __: object, statement: str, *___: object) -> None:
-        if statement.startswith("UPDATE users_keyslot") and waiting:
+        if statement.startswith("UPDATE users_key") and waiting:
             at.raw(waiting.pop())
 
     sa.event.listen(at.engine, "before_cursor_execute", before)
