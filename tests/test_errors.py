@@ -212,7 +212,8 @@ def test_every_public_name_is_there() -> None:
 
     assert len(names) == len(set(names))
     assert set(names) == set(star) - {"__builtins__"}
-    assert all(getattr(sqlalchemy_envelope, name).__doc__ for name in names)
+    # A Literal has no docstring of its own.
+    assert [name for name in names if not getattr(sqlalchemy_envelope, name).__doc__] == ["EventName"]
 
 
 EXTRAS = [
