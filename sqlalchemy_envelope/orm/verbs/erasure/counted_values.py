@@ -9,14 +9,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sqlalchemy import Column, LargeBinary, Table, and_, case, func, or_, select, true
-from sqlalchemy import column as named_column
-from sqlalchemy import table as named_table
 
 from sqlalchemy_envelope.crypto.aead import value_header
 from sqlalchemy_envelope.orm.columns.encrypted_type import EncryptedType
 from sqlalchemy_envelope.orm.columns.plans import mapper_of_table, plan_of_table
 from sqlalchemy_envelope.orm.tables.binds import bind_for
 from sqlalchemy_envelope.orm.tables.generated import is_of_keys
+from sqlalchemy_envelope.orm.tables.raw_tables import UNCACHED, raw_table
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Sequence
@@ -78,14 +77,8 @@ def _counted(
     key_ids: Sequence[KeyId],
 ) -> Sequence[Any]:
     headers = [value_header(key_id.bytes) for key_id in key_ids]
-    # Not the table itself: its columns have a type that refuses expressions.
     owners = path.columns if path.is_direct and plan.has(path) else ()
-    held = named_table(
-        table.name,
-        *(named_column(one.column.name, LargeBinary) for one in columns),
-        *(named_column(one.name, one.type) for one in owners),
-        schema=table.schema,
-    )
+    held = raw_table(table, [one.column for one in columns], owners)
     are_here = [
         func.substr(held.c[one.column.name], 1, len(headers[0]), type_=LargeBinary).in_(headers)
         for one in columns
@@ -97,7 +90,8 @@ def _counted(
     query = query.where(and_(mine, or_(*are_here)))
     mapper = mapper_of_table(table) or place.owner_class.mapper
     with session.no_autoflush:
-        row = session.execute(query, bind_arguments=bind_for(session, mapper, query)).one()
+        bind = bind_for(session, mapper, query)
+        row = session.execute(query, execution_options=UNCACHED, bind_arguments=bind).one()
     return tuple(row)
 
 

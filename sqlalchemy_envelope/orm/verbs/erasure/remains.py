@@ -15,6 +15,7 @@ from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 
 from sqlalchemy_envelope.exceptions import ConfigurationError
+from sqlalchemy_envelope.orm.tables.raw_tables import quoted_name
 from sqlalchemy_envelope.words import counted
 
 if TYPE_CHECKING:
@@ -76,7 +77,7 @@ def _backups(backups_kept: dt.timedelta | None, until: dt.datetime | None) -> Re
 def _of_postgresql(
     connection: Connection, table: Table, now: dt.datetime, until: dt.datetime | None
 ) -> Iterator[Remaining]:
-    name = connection.dialect.identifier_preparer.format_table(table)
+    name = quoted_name(connection, table)
     row = _one(
         connection,
         "SELECT COALESCE(s.n_dead_tup, 0) AS dead, GREATEST(s.last_vacuum, s.last_autovacuum) AS vacuumed, "
@@ -143,7 +144,7 @@ def _of_mysql(
         "undo and redo log",
         "Old row versions are purged, and the log is written anew, in the course of work.",
         None,
-        f"OPTIMIZE TABLE {table.name}; and of the tables of slots and grants.",
+        f"OPTIMIZE TABLE {quoted_name(connection, table)}; and of the tables of slots and grants.",
     )
     seconds = "binlog_expire_logs_seconds"
     try:

@@ -26,6 +26,7 @@ from sqlalchemy_envelope.orm.sharing.epochs import load_locked
 from sqlalchemy_envelope.orm.sharing.locking import lock_groups
 from sqlalchemy_envelope.orm.tables.binds import bind_for
 from sqlalchemy_envelope.orm.tables.owners import Place
+from sqlalchemy_envelope.orm.tables.raw_tables import quoted_name
 from sqlalchemy_envelope.orm.tables.slot_rows import in_utc
 from sqlalchemy_envelope.orm.verbs.rotation.key_references import (
     LAST_WRITES,
@@ -132,7 +133,7 @@ def _lock_out_writers(
             "destroy_key has to see what others have just committed: use a session with the isolation level "
             "READ COMMITTED."
         )
-    names = [name for name in map(partial(_quoted, connection), tables) if _is_there(connection, name)]
+    names = [name for name in map(partial(quoted_name, connection), tables) if _is_there(connection, name)]
     before = connection.execute(text("SELECT current_setting('lock_timeout')")).scalar_one()
     wait = text("SELECT set_config('lock_timeout', :wait, true)")
     try:
@@ -148,14 +149,6 @@ def _lock_out_writers(
         f"Key {found.key} was not destroyed: a transaction that writes to {' or '.join(names)} goes on for "
         f"more than {_PATIENCE} seconds, and may have values under the key. Try again after it."
     )
-
-
-def _quoted(connection: Connection, table: Table) -> str:
-    preparer = connection.dialect.identifier_preparer
-    translate = connection.get_execution_options().get("schema_translate_map") or {}
-    schema = translate.get(table.schema, table.schema)
-    name = preparer.quote(table.name)
-    return f"{preparer.quote_schema(schema)}.{name}" if schema else name
 
 
 def _is_there(connection: Connection, name: str) -> bool:

@@ -15,9 +15,7 @@ import uuid
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import LargeBinary, case, func, inspect, or_, select
-from sqlalchemy import column as bare_column
-from sqlalchemy import table as bare_table
+from sqlalchemy import LargeBinary, case, func, or_, select
 
 from sqlalchemy_envelope.crypto.aead import FORMAT_VALUE
 from sqlalchemy_envelope.exceptions import ConfigurationError, KeyInUseError, KeyNotFoundError
@@ -26,6 +24,7 @@ from sqlalchemy_envelope.keys.providers.calls import FORMAT_PROVIDER
 from sqlalchemy_envelope.orm.tables.bases import mappers_of, metadata_of
 from sqlalchemy_envelope.orm.tables.binds import bind_for
 from sqlalchemy_envelope.orm.tables.owners import owner_class_of
+from sqlalchemy_envelope.orm.tables.raw_tables import UNCACHED, is_there, raw_table
 from sqlalchemy_envelope.orm.tables.slot_rows import in_utc
 from sqlalchemy_envelope.orm.writing.namesakes import encrypted_tables
 from sqlalchemy_envelope.words import counted
@@ -295,17 +294,15 @@ class _Scan:
     def where(self, column: Any, condition: Any, what: str, *, needed: bool) -> KeyReference:
         """The rows that fulfil a condition, as references in a column."""
         count = 0
-        if self._is_there(column.table):
+        if is_there(self._connection, column.table):
             count = self._read(select(func.count()).select_from(column.table).where(condition))[0]
         return KeyReference(_place(column), what, count, needed)
 
     def begins(self, table: Table, columns: Sequence[Column[Any]], start: bytes) -> list[int]:
         """The number of values in each of these columns that begin with these bytes."""
-        if not self._is_there(table):
+        if not is_there(self._connection, table):
             return [0] * len(columns)
-        here = bare_table(
-            table.name, *(bare_column(one.name, LargeBinary) for one in columns), schema=table.schema
-        )
+        here = raw_table(table, columns)
         tests = [func.substr(one, 1, len(start), type_=LargeBinary) == start for one in here.c]
         query = select(*(func.sum(case((one, 1), else_=0)) for one in tests)).select_from(here)
         return [int(count or 0) for count in self._read(query.where(or_(*tests)))]
@@ -314,13 +311,7 @@ class _Scan:
         query = query.with_for_update(read=True) if self._locks else query
         with self._session.no_autoflush:
             bind = bind_for(self._session, self._mapper, query)
-            return self._session.execute(query, bind_arguments=bind).one()
-
-    def _is_there(self, table: Table) -> bool:
-        """Whether the database has a table: models may declare one that is not made yet."""
-        translate = self._connection.get_execution_options().get("schema_translate_map") or {}
-        schema = translate.get(table.schema, table.schema)
-        return bool(inspect(self._connection).has_table(table.name, schema=schema))
+            return self._session.execute(query, execution_options=UNCACHED, bind_arguments=bind).one()
 
 
 def _of_root(scan: _Scan, owner_class: OwnerClass, key_id: KeyId) -> list[KeyReference]:
@@ -360,11 +351,20 @@ def _values(scan: _Scan, base: Any, owner_class: OwnerClass, key_id: KeyId) -> l
 
 def tables_with_values(base: Any, owner_class: OwnerClass) -> list[tuple[Table, list[Column[Any]]]]:
     """Every table that may have values under keys of these owners, with its encrypted columns, and with the
-    previous columns that may hold ciphertext of this library."""
-    tables: dict[tuple[str, str], tuple[Table, list[Column[Any]]]] = {}
+    previous columns that may hold ciphertext of this library.
+
+    Several `Table` objects may stand for a table of the database, each with some of its columns.
+    """
+    tables: dict[tuple[str, str], tuple[Table, dict[str, Column[Any]]]] = {}
     for table, columns in encrypted_tables(metadata_of(base), owner_class):
-        tables.setdefault((table.schema or "", table.name), (table, columns))
-    return [tables[name] for name in sorted(tables)]
+        _, known = tables.setdefault((table.schema or "", table.name), (table, {}))
+        for column in columns:
+            known.setdefault(column.name, column)
+    return [(table, list(known.values())) for _, (table, known) in sorted(tables.items(), key=_name_of)]
+
+
+def _name_of(one: tuple[tuple[str, str], object]) -> tuple[str, str]:
+    return one[0]
 
 
 def _of_server_key(desk: Desk, base: Any, key_id: bytes) -> KeyReferences:
