@@ -200,9 +200,9 @@ class TicketRows(Rows):
             wanted = and_(wanted, matches(self._owners, [owner]))
         return self._delete(wanted)
 
-    def delete_of(self, owner: PrimaryKey) -> int:
-        """Delete every ticket of an owner; the number of those that were there."""
-        return self._delete(matches(self._owners, [owner]))
+    def delete_of(self, *owners: PrimaryKey) -> int:
+        """Delete every ticket of these owners; the number of those that were there."""
+        return self._delete(matches(self._owners, owners))
 
     def delete_over(self, now: dt.datetime) -> int:
         """Delete every ticket that opens nothing any more: it ended, or its root key was replaced."""

@@ -60,6 +60,7 @@ from sqlalchemy_envelope.orm.tables.generated import now as now_in_row
 from sqlalchemy_envelope.orm.tables.location import bind_of
 from sqlalchemy_envelope.orm.tables.own_transaction import own_transaction
 from sqlalchemy_envelope.orm.tables.owners import Place, owner_class_of
+from sqlalchemy_envelope.orm.tables.rows import chunks
 from sqlalchemy_envelope.orm.tables.ticket_rows import StoredTicket, TicketRows
 from sqlalchemy_envelope.orm.verbs.emergency_requests import requests_of
 from sqlalchemy_envelope.orm.verbs.opened_owner import opened_roots, settle_owner
@@ -429,6 +430,17 @@ def revoke_tickets_of(desk: Desk, place: Place) -> int:
     count = _rows(desk, place.owner_class).delete_of(place.primary_key)
     if count:
         desk.emit(_event("ticket_revoked", place.owner_class, place, count))
+    return count
+
+
+def revoke_tickets_of_many(desk: Desk, owner_class: OwnerClass, owners: Sequence[tuple[Any, ...]]) -> int:
+    """Revoke every ticket of these owners of a class, and return their number."""
+    if owner_class.ticket_class is None:
+        return 0
+    rows = _rows(desk, owner_class)
+    count = sum(rows.delete_of(*some) for some in chunks(owners))
+    if count:
+        desk.emit(_event("ticket_revoked", owner_class, None, count))
     return count
 
 

@@ -1,8 +1,9 @@
 """Shredding: an owner's keys are destroyed, so that nobody reads its values again, and a receipt says so.
 
 The rows of the keys stay, without wrapped bytes: by them a reader knows that a value is lost and not locked.
-All that leads to the keys is deleted: slots, grants and tickets. What was granted to the owner is deleted
-too, and the groups that it leaves start a new epoch. The application's own rows stay as they are.
+All that leads to the keys is deleted: slots, grants, and tickets, those of readers too. What was granted to
+the owner is deleted too, and the groups that it leaves start a new epoch. The application's own rows stay as
+they are.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from sqlalchemy_envelope.orm.tables.owners import owner_class_of
 from sqlalchemy_envelope.orm.verbs.erasure.erasure import Survey
 from sqlalchemy_envelope.orm.verbs.erasure.erasure_report import copies_of, tickets_among
 from sqlalchemy_envelope.orm.verbs.owner_keys import locate_enrolled
+from sqlalchemy_envelope.orm.verbs.readers_tickets import revoke_readers_tickets
 from sqlalchemy_envelope.words import counted
 
 if TYPE_CHECKING:
@@ -64,6 +66,7 @@ def shred(
         gone, left = _locked(desk, located, also_groups=also_groups)
         copies = copies_of(desk, located.place, dt.datetime.now(dt.UTC), backups_kept)
         counts = _counts(gone)
+        counts["tickets"] += revoke_readers_tickets(desk, [one.place for one in gone])
         shredded = _destroy(desk, gone, left)
     receipt = ErasureReceipt(
         key,

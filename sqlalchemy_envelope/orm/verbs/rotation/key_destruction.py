@@ -28,6 +28,7 @@ from sqlalchemy_envelope.orm.tables.binds import bind_for
 from sqlalchemy_envelope.orm.tables.owners import Place
 from sqlalchemy_envelope.orm.tables.raw_tables import quoted_name
 from sqlalchemy_envelope.orm.tables.slot_rows import in_utc
+from sqlalchemy_envelope.orm.verbs.readers_tickets import revoke_readers_tickets
 from sqlalchemy_envelope.orm.verbs.rotation.key_references import (
     LAST_WRITES,
     find_key,
@@ -185,7 +186,9 @@ def _destroy(desk: Desk, place: Place, key_id: KeyId) -> None:
     slots = store.load_slots([key_id], closed_too=True) if key.purpose is Purpose.ROOT else []
     if slots:
         store.delete_slots(slots)
-    revoke_tickets_of(desk, place)  # each carries a copy of the keys
+    # Each carries a copy of the keys.
+    revoke_tickets_of(desk, place)
+    revoke_readers_tickets(desk, [place])
     for grants in place.owner_class.grants_of:
         desk.grants(grants).delete_with(of_keys=[key_id])
     store.replace_keys([replace(key, state=KeyState.DESTROYED, wrapped=None, wrapping_key_id=None)])

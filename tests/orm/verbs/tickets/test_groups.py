@@ -1,13 +1,14 @@
 """A ticket in groups: it follows grants as an unlock does, and makes, takes and gives no key."""
 
 import datetime as dt
+import json
 from typing import Any
 
 import pytest
 from sqlalchemy import delete, select
 from sqlalchemy.orm import Session
 
-from sqlalchemy_envelope import EnrollmentError, KeyShreddedError, LockedError, TicketError
+from sqlalchemy_envelope import EnrollmentError, LockedError, TicketError
 from sqlalchemy_envelope.orm.sharing import active_keys
 from tests.orm.sharing_models import (
     Affiliation,
@@ -121,16 +122,45 @@ def test_a_destroyed_key_is_in_no_ticket(app: Application) -> None:
 
 
 def test_a_shredded_group(app: Application) -> None:
-    """A ticket that carries the key of a shredded group opens nothing with it."""
+    """The tickets of a group's members carry its keys, and end with them; the receipt counts them."""
+    with app.with_secret() as (session, _):
+        organisation = Organisation(name="above the group")
+        envelope.enroll(session, organisation)
+        session.add(Affiliation(organisation_id=organisation.id, group_id=app.group_id))
+        session.commit()
+        organisation_id = organisation.id
+    for cls, number in ((Organisation, organisation_id), (Group, app.group_id)):
+        ticket = app.log_in("ben")
+        with Session(app.engine) as session:
+            receipt = envelope.shred(session, session.get_one(cls, number), reason="asked")
+            session.commit()
+
+        assert json.loads(receipt.to_json())["receipt"]["counts"]["tickets"] == 1
+        assert app.rows() == []
+        with pytest.raises(TicketError):
+            app.diary(ticket, "ben")
+    assert app.diary(app.log_in("ben"), "ben") == "the diary of ben"
+
+
+def test_a_destroyed_key_of_a_group_is_in_no_ticket(app: Application) -> None:
+    """Whoever was granted a group's key loses the tickets when a key of the group is destroyed."""
+    with app.with_secret() as (session, unlocked):
+        retired = unlocked.rotate(session.get_one(Group, app.group_id)).retired
+        session.scalars(select(Post)).one().text = "under the new key"
+        session.get_one(Group, app.group_id).name = "under the new key, too"
+        session.commit()
+        hour_ago = dt.datetime.now(dt.UTC) - HOUR
+        keys = Base.metadata.tables["groups_key"]
+        session.execute(keys.update().where(keys.c.key_id.in_(retired)).values(retired_at=hour_ago))
+        session.commit()
     ticket = app.log_in("ben")
     with Session(app.engine) as session:
-        envelope.shred(session, session.get_one(Group, app.group_id), reason="asked")
+        envelope.destroy_key(session, Base, retired[0], backups_until=hour_ago)
         session.commit()
-    with app.request(ticket, "ben") as session:
-        post = session.scalars(select(Post)).one()
-        with pytest.raises(KeyShreddedError):
-            getattr(post, "text")  # noqa: B009
-    assert app.diary(ticket, "ben") == "the diary of ben"
+
+    with pytest.raises(TicketError):
+        app.diary(ticket, "ben")
+    assert posts(app, app.log_in("ben"), "ben") == ["under the new key"]
 
 
 def test_a_shredded_user(app: Application) -> None:
