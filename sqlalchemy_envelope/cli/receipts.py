@@ -12,7 +12,7 @@ from typing import IO
 
 import click
 from sqlalchemy import create_engine
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import NoSuchTableError, SQLAlchemyError
 
 from sqlalchemy_envelope import (
     CheckedReceipt,
@@ -25,7 +25,11 @@ from sqlalchemy_envelope import (
 )
 from sqlalchemy_envelope.cli.output import DONE, LEFT, REFUSED, say
 from sqlalchemy_envelope.keys.receipts import receipt_key_of
-from sqlalchemy_envelope.orm.verbs.erasure.returned_keys import ReturnedKey, returned_keys
+from sqlalchemy_envelope.orm.verbs.erasure.returned_keys import (
+    ReturnedKey,
+    absent_keys,
+    returned_keys,
+)
 from sqlalchemy_envelope.words import counted
 
 _RECEIPT_KEY = "ENVELOPE_RECEIPT_KEY"
@@ -78,7 +82,7 @@ def verify_receipt(
 
     Needs nothing but the public key, and no network. With --database, also look whether the destroyed keys
     are back, since a backup was restored: then shred their owners again. Exits with 0 if the receipt holds,
-    with 1 if keys are back, and with 3 if it proves nothing.
+    with 1 if keys are back, and with 3 if it proves nothing, or the database has no keys of such owners.
     """
     try:
         checked = check_receipt(file.read(), public_keys)
@@ -87,23 +91,37 @@ def verify_receipt(
     except (FormatError, ReceiptError) as error:
         click.echo(str(error), err=True)
         sys.exit(REFUSED)
-    back = [] if database is None else _back(database, checked)
+    back, absent = ([], {}) if database is None else _asked(database, checked)
     if as_json:
         say(json.dumps({**checked.body, "returned": [asdict(one) for one in back]}, indent=2, default=str))
     else:
         _show(checked)
         for one in back:
             say(f"BACK: {one}")
-        if database is not None and not back:
+        for table, has_others in absent.items():
+            say(f"{table} has no row of these keys. {_OTHER_KEYS if has_others else _NO_KEYS}")
+        if database is not None and not back and not absent:
             say("None of them is back in the database.")
-    sys.exit(LEFT if back else DONE)
+    sys.exit(LEFT if back else DONE if all(absent.values()) else REFUSED)
 
 
-def _back(database: str, checked: CheckedReceipt) -> list[ReturnedKey]:
+_OTHER_KEYS = (
+    "That is right if the owners were deleted after the shredding. Else it is another database, or another "
+    "schema."
+)
+_NO_KEYS = "It has no keys at all: it is another database, or another schema. Name the right one."
+
+
+def _asked(database: str, checked: CheckedReceipt) -> tuple[list[ReturnedKey], dict[str, bool]]:
+    """The keys that are back, and the tables without a row of these keys."""
     try:
         engine = create_engine(database)
         with engine.connect() as connection:
-            return returned_keys(connection, checked)
+            return returned_keys(connection, checked), absent_keys(connection, checked)
+    except NoSuchTableError as error:
+        raise click.UsageError(
+            f"The database has no table {error}: it is another database, or another schema."
+        ) from None
     except SQLAlchemyError as error:
         # Its message may hold the address, with a password.
         raise click.UsageError(f"The database cannot be asked: {type(error).__name__}.") from None

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
-from sqlalchemy import Engine
+from sqlalchemy import Engine, select
 from sqlalchemy.orm import Session
 
 from sqlalchemy_envelope import Envelope, KdfProfile, ReceiptKey, ServerKeyring
@@ -86,6 +86,28 @@ def test_a_restored_backup_is_found(receipt: Path, sqlite_engine: Engine) -> Non
     assert restored.output.count("BACK: users_key: key ") == 2
     assert "owner_id=1" in restored.output
     assert len(json.loads(as_json.output)["returned"]) == 2
+
+
+def test_another_database_reassures_nobody(receipt: Path, sqlite_engine: Engine) -> None:
+    """A database without the receipt's keys is no proof that they are gone: it is said, and without any keys
+    it ends with 3."""
+    given = ["verify-receipt", str(receipt), "--public-key", public_key(), "--database"]
+    url = f"sqlite:///{sqlite_engine.url.database}"
+    with Session(sqlite_engine) as session:
+        session.delete(session.scalars(select(User)).one())
+        session.commit()
+        empty = run(*given, url)
+        envelope = Envelope(kdf_profile=KdfProfile.unsafe_for_tests())
+        envelope.enroll(session, User(email="ben@example.org", phone="2"), secret="a secret")
+        session.commit()
+    others = run(*given, url)
+    without_table = run(*given, "sqlite://")
+
+    assert (empty.exit_code, others.exit_code, without_table.exit_code) == (3, 0, 2)
+    assert "users_key has no row of these keys. It has no keys at all" in empty.output
+    assert "if the owners were deleted" in others.output
+    assert "no table users_key" in without_table.stderr
+    assert "None of them is back" not in empty.output + others.output
 
 
 def test_the_key_is_found_where_the_application_has_it(tmp_path: Path) -> None:

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Column, LargeBinary, MetaData, Table, inspect
 
+from sqlalchemy_envelope.orm.tables.default_schema import schema_of
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
@@ -41,6 +43,15 @@ def quoted_name(connection: Connection, table: Table) -> str:
     preparer, schema = connection.dialect.identifier_preparer, schema_in(connection, table)
     name = preparer.quote(table.name)
     return f"{preparer.quote_schema(schema)}.{name}" if schema else name
+
+
+def full_name(connection: Connection, table: Table) -> str:
+    """A table's name for another connection to the same database, with the schema if it is no default."""
+    schema = schema_in(connection, table)
+    if not schema:
+        found = schema_of(connection, table)
+        schema = None if found == connection.dialect.default_schema_name else found
+    return f"{schema}.{table.name}" if schema else table.name
 
 
 def is_there(connection: Connection, table: Table) -> bool:

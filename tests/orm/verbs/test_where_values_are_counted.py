@@ -4,12 +4,32 @@ import datetime as dt
 from typing import Any
 
 import pytest
-from sqlalchemy import Column, Engine, Integer, MetaData, Table, Text, create_engine, select, update
+from sqlalchemy import (
+    Column,
+    Engine,
+    Integer,
+    MetaData,
+    Table,
+    Text,
+    create_engine,
+    delete,
+    insert,
+    select,
+    update,
+)
 from sqlalchemy.orm import Session
 from sqlalchemy.pool import StaticPool
 
-from sqlalchemy_envelope import EncryptedType, ErasureError, KeyInUseError, OwnerColumn, enforce_foreign_keys
+from sqlalchemy_envelope import (
+    EncryptedType,
+    ErasureError,
+    KeyInUseError,
+    OwnerColumn,
+    check_receipt,
+    enforce_foreign_keys,
+)
 from sqlalchemy_envelope.orm.tables.owners import owner_class_of
+from sqlalchemy_envelope.orm.verbs.erasure.returned_keys import returned_keys
 from sqlalchemy_envelope.orm.verbs.rotation.key_references import tables_with_values
 from tests.orm.verbs.shredding.erasable_models import (
     Base,
@@ -18,6 +38,7 @@ from tests.orm.verbs.shredding.erasable_models import (
     eraser,
     found_group,
     person,
+    receipt_key,
     start,
     unlock,
 )
@@ -72,6 +93,25 @@ def test_the_last_holder_in_a_tenants_schema(tenant: Engine) -> None:
         pytest.raises(ErasureError, match="last holder of 1 Group with 1 value"),
     ):
         eraser.shred(session, person(session, "ada"), reason="asked")
+
+
+def test_a_receipt_from_a_tenants_schema(tenant: Engine) -> None:
+    """The receipt names the tenant's schema, where keys that are back are found without a map."""
+    with Session(tenant) as session:
+        rows = [dict(row) for row in session.execute(select(KEYS).where(KEYS.c.owner_id == 1)).mappings()]
+        receipt = eraser.shred(session, person(session, "ada"), reason="asked")
+        session.commit()
+        checked = check_receipt(receipt.to_json(), receipt_key.public_text)
+        before = returned_keys(session.connection(), checked)
+        session.execute(delete(KEYS).where(KEYS.c.owner_id == 1))
+        session.execute(insert(KEYS), rows)
+        session.commit()
+    with tenant.execution_options(schema_translate_map=None).connect() as connection:
+        after = returned_keys(connection, checked)
+
+    assert before == []
+    assert {"acme.persons_key"} == {one.table for one in after}
+    assert set(receipt.key_ids) == {one.key_id for one in after}
 
 
 def test_a_table_object_with_fewer_columns_hides_none() -> None:

@@ -24,9 +24,11 @@ from sqlalchemy_envelope.orm.sharing.grant_flushes import leave
 from sqlalchemy_envelope.orm.sharing.locking import lock_groups
 from sqlalchemy_envelope.orm.sharing.membership import forget_looks
 from sqlalchemy_envelope.orm.sharing.rollbacks import note_outcome
+from sqlalchemy_envelope.orm.tables.binds import bind_for
 from sqlalchemy_envelope.orm.tables.key_types import mistyped
 from sqlalchemy_envelope.orm.tables.location import bind_of
 from sqlalchemy_envelope.orm.tables.owners import owner_class_of
+from sqlalchemy_envelope.orm.tables.raw_tables import full_name
 from sqlalchemy_envelope.orm.verbs.erasure.erasure import Survey
 from sqlalchemy_envelope.orm.verbs.erasure.erasure_report import copies_of, tickets_among
 from sqlalchemy_envelope.orm.verbs.owner_keys import locate_enrolled
@@ -76,7 +78,7 @@ def shred(
             "realm": desk.policy.seals.realm_of(
                 bind_of(desk.session, located.place.owner_class.mapper).engine
             ),
-            "owners": [_named(key, *one) for one in shredded],
+            "owners": [_named(desk, key, *one) for one in shredded],
             "counts": counts,
             "remains": [
                 {"place": one.place, "known": one.known, "until": one.until and shown_time(one.until)}
@@ -202,12 +204,13 @@ def _destroy(
     return found
 
 
-def _named(key: ReceiptKey, place: Place, keys: Sequence[StoredKey]) -> dict[str, Any]:
-    owner_class = place.owner_class
+def _named(desk: Desk, key: ReceiptKey, place: Place, keys: Sequence[StoredKey]) -> dict[str, Any]:
+    owner_class, session = place.owner_class, desk.session
+    connection = session.connection(bind_arguments=bind_for(session, owner_class.mapper))
     return {
         "class": owner_class.label,
         "tag": key.owner_tag(owner_class.reference_of(place.primary_key)),
-        "key_table": owner_class.key_class.__table__.fullname,
+        "key_table": full_name(connection, owner_class.key_class.__table__),
         "keys": [
             {
                 "id": one.key_id.hex,
