@@ -402,4 +402,6 @@ class Migrator:
                 ranges.clear(session)
                 session.commit()
         finished, seconds = finished and count.finished, time.perf_counter() - began
-        return ReencryptReport(column.name, count.rows, count.locked, count.bad, finished, seconds)
+        return ReencryptReport(
+            column.name, count.rows, count.locked, count.bad, finished, seconds, count.shredded
+        )

@@ -97,6 +97,7 @@ class RangeState(StateBase):
         position: the last primary key that is done in this sweep.
         rows: the number of rows that were changed or compared; `late` of them after the first sweep.
         bad, locked: for a verification, values that differ, and values that no key here opens.
+        shredded: values whose keys are destroyed.
         examples: the primary keys of a few rows that differ; never values.
     """
 
@@ -114,6 +115,7 @@ class RangeState(StateBase):
     late: Mapped[int] = mapped_column(BigInteger, default=0)
     bad: Mapped[int] = mapped_column(BigInteger, default=0)
     locked: Mapped[int] = mapped_column(BigInteger, default=0)
+    shredded: Mapped[int] = mapped_column(BigInteger, default=0)
     examples: Mapped[str | None] = mapped_column(Text)
 
 

@@ -14,7 +14,7 @@ from sqlalchemy import select
 
 from sqlalchemy_envelope.crypto.aead import HEADER_SIZE
 from sqlalchemy_envelope.exceptions import NotEnrolledError
-from sqlalchemy_envelope.keys.model import KeyId
+from sqlalchemy_envelope.keys.model import KeyId, KeyState
 from sqlalchemy_envelope.orm.current import context
 from sqlalchemy_envelope.orm.reading.opener import open_bytes
 from sqlalchemy_envelope.orm.tables.cascades import without_cascades
@@ -150,6 +150,18 @@ class OwnerCiphers:
     def has_key(self, header: bytes) -> bool:
         """Whether a value header names a key that the database has, of any owner of these classes."""
         return bool(self._holders([header]))
+
+    def destroyed(self, headers: Iterable[bytes]) -> set[bytes]:
+        """Those of these value headers whose keys are destroyed."""
+        by_id = {KeyId(bytes=header[1:HEADER_SIZE]): header for header in headers}
+        found = set()
+        for owner_class in self._column.path.owner_classes:
+            c = owner_class.key_class.__table__.c
+            for some in chunks(list(by_id)):
+                query = select(c.key_id).where(c.key_id.in_(some), c.state == KeyState.DESTROYED)
+                rows = self._session.execute(query, bind_arguments={"mapper": owner_class.mapper})
+                found |= {by_id[key_id] for (key_id,) in rows}
+        return found
 
     def _holders(self, headers: Iterable[bytes]) -> dict[bytes, tuple[Any, tuple[Any, ...]]]:
         """The class and primary key of the owner of each key that these headers name, by key id."""

@@ -65,7 +65,7 @@ class Reencrypt(Work):
         keys = OwnerCiphers(session, rows.column)
         writers = keys.writers({owner for _, owner, *_ in parts if keys.names_owner(owner)}, len(parts))
         keys.prepare_read(headers_of(stored for *_, stored in parts))
-        made = []
+        made, locked = [], list[bytes]()
         for position, owner, _, _, stored in parts:
             writer = writers.get(owner)
             if writer is not None and stored is not None and bytes(stored[:HEADER_SIZE]) == writer.header:
@@ -76,7 +76,10 @@ class Reencrypt(Work):
                 step.bad += 1  # the value stays as it is, and is counted
                 continue
             if plaintext is None or writer is None:
-                step.locked += 1
+                locked.append(b"" if stored is None else bytes(stored[:HEADER_SIZE]))
             else:
                 made.append((position, stored, encrypted_again(rows.column, writer, position, plaintext)))
+        destroyed = keys.destroyed({one for one in locked if len(one) == HEADER_SIZE})
+        step.shredded += sum(one in destroyed for one in locked)
+        step.locked += sum(one not in destroyed for one in locked)
         step.rows = rows.replace_encrypted(session.connection(), made)

@@ -32,6 +32,7 @@ class Step:
         rows: the number of rows that were written or compared.
         bad, locked: for a verification, the number of values that differ, and of values that no key here
             opens.
+        shredded: the number of values whose keys are destroyed.
         examples: the primary keys of some rows that differ; never values.
     """
 
@@ -40,6 +41,7 @@ class Step:
     rows: int = 0
     bad: int = 0
     locked: int = 0
+    shredded: int = 0
     examples: tuple[Position, ...] = ()
 
 

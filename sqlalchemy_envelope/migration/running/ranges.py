@@ -49,6 +49,7 @@ class JobCount:
     late: int
     bad: int
     locked: int
+    shredded: int
     finished: bool
     sweep: int
     total: int
@@ -170,6 +171,7 @@ class Ranges:
                 late=c.late + (step.rows if taken.sweep > 1 else 0),
                 bad=c.bad + step.bad,
                 locked=c.locked + step.locked,
+                shredded=c.shredded + step.shredded,
                 **({"examples": func.coalesce(c.examples, examples)} if examples else {}),
             )
         )
@@ -219,11 +221,12 @@ class Ranges:
             raise MigrationError(f"The {self._job.value} of {self._name} was not begun.")
         sums = [
             func.coalesce(func.sum(column), 0)
-            for column in (_RANGES.rows, _RANGES.late, _RANGES.bad, _RANGES.locked)
+            for column in (_RANGES.rows, _RANGES.late, _RANGES.bad, _RANGES.locked, _RANGES.shredded)
         ]
         unfinished = func.coalesce(func.sum(case((_RANGES.finished.is_(False), 1), else_=0)), 0)
         row: Any = session.execute(select(*sums, unfinished).where(*self._mine)).one()
-        return JobCount(int(row[0]), int(row[1]), int(row[2]), int(row[3]), row[4] == 0, job.sweep, job.total)
+        rows, late, bad, locked, shredded, pending = map(int, row)
+        return JobCount(rows, late, bad, locked, shredded, pending == 0, job.sweep, job.total)
 
 
 def written_so_far(connection: Connection, name: str) -> list[int]:

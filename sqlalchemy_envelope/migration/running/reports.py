@@ -94,8 +94,9 @@ class RepairReport:
 
 @dataclass(frozen=True)
 class ReencryptReport:
-    """The result of re-encryption: the rows that were re-encrypted, the rows without a key here, and the rows
-    with a value that does not authenticate. Rows of the last kind are left as they are."""
+    """The result of re-encryption: the rows that were re-encrypted, the rows without a key here, the rows
+    with a value that does not authenticate, and the rows with a value whose key is destroyed. Rows of the
+    last two kinds are left as they are."""
 
     column: str
     rows: int
@@ -103,6 +104,7 @@ class ReencryptReport:
     bad: int
     finished: bool
     seconds: float
+    shredded: int = 0
 
 
 @dataclass(frozen=True)

@@ -35,10 +35,12 @@ from sqlalchemy_envelope import (
     check_receipt,
     enforce_foreign_keys,
 )
+from sqlalchemy_envelope.migration import Migrator
 from sqlalchemy_envelope.orm.verbs.erasure.returned_keys import returned_keys
 from tests.orm.models import Base as PlainBase
 from tests.orm.models import User
 from tests.orm.sharing_models import KeysBase, Team, TeamNote, TeamPlace, Tenant
+from tests.orm.verbs.shredding.erasable_models import Base as ErasableBase
 from tests.orm.verbs.shredding.erasable_models import (
     Letter,
     Person,
@@ -302,3 +304,12 @@ def test_values_that_are_owned_in_other_ways(engine: Engine) -> None:
     assert dict(report.plaintext) == {"Customer": ("kind",), "Patron": ("since",)}
     assert read == [None, None, "row gone", "row gone", "gone"]
     assert isinstance(sealed.why, KeyShreddedError)
+
+
+def test_re_encryption_counts_erased_values_apart(sqlite_engine: Engine) -> None:
+    """A value under a destroyed key is shredded, and not locked: nobody can ever open it."""
+    start(sqlite_engine)
+    shred(sqlite_engine, "ada")
+    report = Migrator(sqlite_engine, eraser, ErasableBase, provider=None).reencrypt("letters.text")
+
+    assert (report.shredded, report.locked, report.bad) == (1, 1, 0)
