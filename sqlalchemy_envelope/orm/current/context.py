@@ -277,6 +277,14 @@ def no_keys(what: str, owner: str, session: Session | None, *, is_there: bool) -
     return LockedError(f"{what} cannot be encrypted: {why}").because(LockReason.NOT_ENROLLED)
 
 
+def destroyed_keys(what: str, owner: str) -> LockedError:
+    """The error for a value whose owner was shredded, so that it cannot be written."""
+    return LockedError(
+        f"{what} cannot be encrypted: the keys of its {owner} were destroyed. To write for it again, "
+        "make new keys, `envelope.enroll(session, owner, ...)`."
+    ).because(LockReason.SHREDDED)
+
+
 def _not_served(here: Iterable[OpenKeys], use: str) -> str:
     """The words for an error in server mode; empty where it is off."""
     provider = next((keys.provider for keys in here if keys.provider is not None), None)

@@ -13,6 +13,7 @@ from sqlalchemy import select
 from sqlalchemy.exc import IntegrityError, UnboundExecutionError
 
 from sqlalchemy_envelope.exceptions import ConfigurationError, TransactionConflictError
+from sqlalchemy_envelope.keys.model import KeyState
 from sqlalchemy_envelope.orm.columns.plans import key_in_base
 from sqlalchemy_envelope.orm.columns.state import current_key
 from sqlalchemy_envelope.orm.current.context import realm_of, unlocked_sessions
@@ -119,13 +120,14 @@ class OwnerSeek(Names):
             self._sole[owner_class] = self._new_in_flush(owner_class) or self._in_database(owner_class)
         return self._sole[owner_class]
 
-    def has_keys(self, owner_class: OwnerClass, key: Values) -> bool:
-        """Whether an owner has keys in the database: asked for an error alone."""
+    def key_states(self, owner_class: OwnerClass, key: Values) -> set[str]:
+        """The states of an owner's keys in the database, each once: asked for an error alone."""
         keys = owner_class.key_class
         if keys is None:
-            return True
-        query: Any = select(keys.__table__.c.key_id).where(among(owner_class.owner_columns, [key])).limit(1)
-        return self._writes.execute(query).first() is not None
+            return {KeyState.ACTIVE.value}
+        state = keys.__table__.c.state
+        query: Any = select(state).where(among(owner_class.owner_columns, [key])).distinct()
+        return set(self._writes.execute(query).scalars())
 
     def is_there(self, owner_class: OwnerClass, key: Values) -> bool:
         """Whether an owner's row is in the database: asked for an error alone."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy_envelope.exceptions import LockedError, NotEnrolledError, StatementRefusedError
+from sqlalchemy_envelope.keys.model import KeyState
 from sqlalchemy_envelope.orm.current import context
 from sqlalchemy_envelope.orm.writing.missing_owner import names_of, new_owner
 from sqlalchemy_envelope.orm.writing.newcomers import ENROLLING_OWNER, enrolling_owner, enrolling_row
@@ -96,9 +97,14 @@ class RowCiphers:
         except LockedError:
             # While values are moved, many rows wait for their owner: asked of each, this would cost a query.
             # A connection without a session may be in no transaction, and the question would begin one.
-            if rows.plan.dual or rows.session is None or self._owners.have_keys(owner_class, key):
+            if rows.plan.dual or rows.session is None:
+                raise
+            states = self._owners.key_states(owner_class, key)
+            if states - {KeyState.DESTROYED.value}:
                 raise
         where = f"{rows.plan.table.name}.{written.key}"
+        if states:
+            raise context.destroyed_keys(where, owner_class.name)
         raise context.no_keys(
             where, owner_class.name, rows.session, is_there=self._owners.is_there(owner_class, key)
         )

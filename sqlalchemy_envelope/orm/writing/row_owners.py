@@ -218,9 +218,9 @@ class RowOwners:
         for unlocked in context.unlocked_sessions(self._rows.session):
             unlocked.prepare_write(self._rows.session, owner_class, [key], 0 if self._counted else count)
 
-    def have_keys(self, owner_class: OwnerClass, key: Values) -> bool:
-        """Whether an owner has keys in the database: asked for an error alone."""
-        return self._seek.has_keys(owner_class, key)
+    def key_states(self, owner_class: OwnerClass, key: Values) -> set[str]:
+        """The states of an owner's keys in the database, each once: asked for an error alone."""
+        return self._seek.key_states(owner_class, key)
 
     def is_there(self, owner_class: OwnerClass, key: Values) -> bool:
         """Whether an owner's row is in the database: asked for an error alone."""

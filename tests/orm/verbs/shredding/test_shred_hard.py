@@ -29,6 +29,7 @@ from sqlalchemy_envelope import (
     KeyOwner,
     KeyShreddedError,
     LockedError,
+    LockReason,
     NotEnrolledError,
     ReceiptKey,
     ServerKeyring,
@@ -162,6 +163,17 @@ def test_nobody_writes_for_a_shredded_owner(begun: Engine) -> None:
 
     assert (kept, len(eraser.policy.write_epochs)) == (1, 0)
     assert len(receipt.key_ids) == 3
+
+
+def test_a_write_for_a_shredded_owner_says_why(begun: Engine) -> None:
+    """Whoever writes for an owner whose keys were destroyed is told so, and not to add a slot."""
+    shred(begun, "ada")
+    with Session(begun) as session, unlock(session, "ben"):
+        session.add(Letter(author_id=1, subject="after", text="sealed"))
+        with pytest.raises(LockedError, match="the keys of its Person were destroyed") as told_why:
+            session.flush()
+
+    assert LockReason.SHREDDED is told_why.value.reason
 
 
 def test_within_an_unlocked_session(begun: Engine) -> None:
