@@ -32,7 +32,13 @@ from sqlalchemy_envelope.orm.reading import (
 )
 from sqlalchemy_envelope.orm.sessions import server_flushes
 from sqlalchemy_envelope.orm.sharing import deletions, following, grant_flushes, membership, reachable
-from sqlalchemy_envelope.orm.tables import connections, emergency_access, key_grant, key_owner
+from sqlalchemy_envelope.orm.tables import (
+    connections,
+    emergency_access,
+    first_savepoints,
+    key_grant,
+    key_owner,
+)
 from sqlalchemy_envelope.orm.tables.connections import USE, Use, lent_session, session_of
 from sqlalchemy_envelope.orm.tables.default_schema import on_statement
 from sqlalchemy_envelope.orm.writing import (
@@ -70,6 +76,7 @@ def _install() -> None:
     if event.contains(Engine, "engine_connect", echo.on_connect):
         return
     event.listen(Engine, "engine_connect", echo.on_connect)
+    event.listen(Engine, "savepoint", first_savepoints.on_savepoint)
     event.listen(Engine, "before_execute", _before_execute, retval=True)
     event.listen(Engine, "before_cursor_execute", _before_cursor_execute, retval=True)
     event.listen(Engine, "after_cursor_execute", _after_cursor_execute)

@@ -25,6 +25,7 @@ from sqlalchemy_envelope.orm.sharing.locking import lock_groups
 from sqlalchemy_envelope.orm.sharing.membership import forget_looks
 from sqlalchemy_envelope.orm.sharing.rollbacks import note_outcome
 from sqlalchemy_envelope.orm.tables.binds import bind_for
+from sqlalchemy_envelope.orm.tables.first_savepoints import require_rollback
 from sqlalchemy_envelope.orm.tables.key_types import mistyped
 from sqlalchemy_envelope.orm.tables.location import bind_of
 from sqlalchemy_envelope.orm.tables.owners import owner_class_of
@@ -64,6 +65,7 @@ def shred(
     note_policy(desk.session, desk.policy)
     desk.session.flush()  # what waits is encrypted under the keys as long as they are there
     located = locate_enrolled(desk, owner)
+    require_rollback(desk.session, located.place.owner_class.mapper, "shred")
     with desk.session.no_autoflush:
         gone, left = _locked(desk, located, also_groups=also_groups)
         copies = copies_of(desk, located.place, dt.datetime.now(dt.UTC), backups_kept)

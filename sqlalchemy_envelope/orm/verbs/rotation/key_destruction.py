@@ -25,6 +25,7 @@ from sqlalchemy_envelope.orm.current.policy import note_policy
 from sqlalchemy_envelope.orm.sharing.epochs import load_locked
 from sqlalchemy_envelope.orm.sharing.locking import lock_groups
 from sqlalchemy_envelope.orm.tables.binds import bind_for
+from sqlalchemy_envelope.orm.tables.first_savepoints import require_rollback
 from sqlalchemy_envelope.orm.tables.owners import Place
 from sqlalchemy_envelope.orm.tables.raw_tables import quoted_name
 from sqlalchemy_envelope.orm.tables.slot_rows import in_utc
@@ -77,6 +78,7 @@ def destroy_key(
     if found.state == KeyState.DESTROYED:
         return found
     owner_class, row = find_key(desk, base, found.key)
+    require_rollback(desk.session, owner_class.mapper, "destroy_key")
     now = _earliest_now(desk, owner_class)
     found.require_unused(now)
     place = Place(owner_class, _primary_key(owner_class, row), desk.keys(owner_class).where)

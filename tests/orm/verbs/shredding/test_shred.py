@@ -5,7 +5,7 @@ import json
 from typing import Any
 
 import pytest
-from sqlalchemy import Engine, func, select
+from sqlalchemy import Engine, func, select, update
 from sqlalchemy.orm import Session
 
 from sqlalchemy_envelope import (
@@ -132,6 +132,7 @@ def test_a_rollback_takes_everything_back(begun: Engine) -> None:
 def test_a_savepoint_takes_it_back(begun: Engine) -> None:
     """A shredding within a savepoint that is rolled back has not happened, and may be done again."""
     with Session(begun) as session, unlock(session, "ben"):
+        session.execute(update(Letter.__table__).values(subject="a write before the savepoint"))
         nested = session.begin_nested()
         undone = eraser.shred(session, person(session, "ada"), reason="asked")
         assert session.scalars(select(Letter.note).where(Letter.author_id == 1)).one() == "[erased]"

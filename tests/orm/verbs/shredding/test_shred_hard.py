@@ -22,6 +22,7 @@ from sqlalchemy import (
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, relationship
 
 from sqlalchemy_envelope import (
+    ConfigurationError,
     EncryptedType,
     Envelope,
     ErasureError,
@@ -174,6 +175,21 @@ def test_a_write_for_a_shredded_owner_says_why(begun: Engine) -> None:
             session.flush()
 
     assert LockReason.SHREDDED is told_why.value.reason
+
+
+def test_a_first_savepoint_on_sqlite_is_refused(sqlite_engine: Engine) -> None:
+    """Its release would commit, so that no rollback brings the keys back; after a write a rollback does."""
+    start(sqlite_engine)
+    with Session(sqlite_engine) as session:
+        with session.begin_nested(), pytest.raises(ConfigurationError, match="first of its transaction"):
+            eraser.shred(session, person(session, "ada"), reason="asked")
+        session.rollback()
+        session.execute(update(Letter.__table__).values(subject="a write"))
+        with session.begin_nested():
+            eraser.shred(session, person(session, "ada"), reason="asked")
+        session.rollback()
+    with opened(sqlite_engine, "ada") as session:
+        assert person(session, "ada").diary == "the diary of ada"
 
 
 def test_within_an_unlocked_session(begun: Engine) -> None:
