@@ -65,7 +65,12 @@ class Rows:
             return rows
         except (TypeError, ValueError, AttributeError):
             # SQLite stores anything in any column: what SQLAlchemy's own types choke on comes here.
-            raise TamperedKeyError("A stored key or slot holds what its columns cannot hold.") from None
+            pass
+        except DBAPIError as error:
+            if "Could not decode to UTF-8" not in str(error.orig):
+                raise
+            # Of text that is none, sqlite3 shows the bytes. Raised below, the error does not lead to them.
+        raise TamperedKeyError("A stored key or slot holds what its columns cannot hold.")
 
     def _free(self, column: Any, ids: Sequence[uuid.UUID]) -> set[uuid.UUID]:
         """Those of these rows that are there and no other transaction holds: they are this one's from now on.

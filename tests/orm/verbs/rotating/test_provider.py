@@ -18,6 +18,7 @@ from sqlalchemy_envelope import (
     ProviderError,
     ProviderRotation,
     ServerKeyring,
+    TamperedKeyError,
 )
 from tests.orm.sharing_models import Base, Group, User
 from tests.orm.verbs.rotating.scene import (
@@ -140,6 +141,20 @@ def test_an_altered_row_is_refused_and_never_sealed(sqlite_engine: Engine, table
     assert {"row-seal"} == refused
     with sqlite_engine.connect() as connection:
         assert before == connection.execute(text(f"SELECT seal FROM {table} ORDER BY 1")).all()
+
+
+@pytest.mark.parametrize("verb", ["rotate_provider", "settle_all"])
+def test_text_in_a_binary_column_is_not_shown(sqlite_engine: Engine, verb: str) -> None:
+    """SQLite takes any bytes as text. The error is the library's, and nothing of it holds the bytes."""
+    started(sqlite_engine)
+    with sqlite_engine.begin() as connection:
+        connection.execute(text("UPDATE users_key SET wrapped = CAST(X'ff414243' AS TEXT)"))
+    envelope = application(NEW, OLD)
+    how = {} if verb == "rotate_provider" else {"provider": "server", "reason": "test"}
+    with Session(sqlite_engine) as session, pytest.raises(TamperedKeyError, match="cannot hold") as caught:
+        list(getattr(envelope, verb)(session, User, **how))
+
+    assert caught.value.__context__ is None
 
 
 def test_without_the_old_key_nothing_is_lost(sqlite_engine: Engine) -> None:
