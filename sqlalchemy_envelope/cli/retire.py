@@ -70,8 +70,9 @@ def retire(
     """Destroy a KEY that nothing refers to any more, or say what does.
 
     A KEY is the id of an owner's key, or its first eight digits; or server: and a server key's id. It counts
-    every value, wrap, grant, slot and row seal over every column and table: exits with 3 if something needs
-    the key, or a backup may. A server key is in no table: take it off the list when this exits with 0. With
+    every value, wrap, grant, slot, row seal, ticket and emergency access over every column and table: exits
+    with 3 if something needs the key, or a backup may. Tickets under a server key keep it needed until they
+    end or are revoked. A server key is in no table: take it off the list when this exits with 0. With
     --explain it exits with 1 if the key is still needed.
     """
     migrator = discover(app, Migrator).value

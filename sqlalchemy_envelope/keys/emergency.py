@@ -121,12 +121,10 @@ def opened_kek(server_keys: ServerKeyring, row: StoredEmergency, root: KeyBytes)
     """
     server_share = KeyBytes(server_keys.unwrap(row.server_share, row.server_context()))
     try:
-        person_share = open_key(row.sealed_share, root, row.person_context())
-    except UnlockError:
+        person_share = _opened_share(row, root)
+    except TamperedKeyError:
         server_share.wipe()
-        raise TamperedKeyError(
-            "The person's share of an emergency access was altered, or moved here."
-        ) from None
+        raise
     kek = joined_key(server_share, person_share)
     server_share.wipe()
     person_share.wipe()
@@ -134,3 +132,29 @@ def opened_kek(server_keys: ServerKeyring, row: StoredEmergency, root: KeyBytes)
         kek.wipe()
         raise TamperedKeyError("The shares of an emergency access do not fit each other.")
     return kek
+
+
+def moved_share(row: StoredEmergency, old: KeyBytes, new: StoredKey) -> StoredEmergency:
+    """The row with the person's share sealed to another root key of the person.
+
+    Args:
+        old: the root key that `row.person_key_id` names.
+        new: the person's active root key.
+
+    Raises:
+        TamperedKeyError: the share is not as the application wrote it.
+    """
+    share = _opened_share(row, old)
+    moved = replace(row, person_key_id=new.key_id)
+    moved = replace(moved, sealed_share=seal_key(share, new.public_keys, moved.person_context()))
+    share.wipe()
+    return moved
+
+
+def _opened_share(row: StoredEmergency, root: KeyBytes) -> KeyBytes:
+    try:
+        return open_key(row.sealed_share, root, row.person_context())
+    except UnlockError:
+        raise TamperedKeyError(
+            "The person's share of an emergency access was altered, or moved here."
+        ) from None

@@ -1,8 +1,8 @@
 """After a root key was replaced: what is under an earlier root key of the owner is wrapped under the new one.
 
-The data keys of earlier epochs move, the links to earlier root keys, and the keys that others granted to this
-owner. So nothing needs the earlier root key any more, and it can be destroyed. Each new wrap is opened before
-the old one is overwritten.
+The data keys of earlier epochs move, the links to earlier root keys, the keys that others granted to this
+owner, and this owner's shares of emergency accesses to others. So nothing needs the earlier root key any
+more, and it can be destroyed. Each new wrap is opened before the old one is overwritten.
 
 Where new members may not read earlier values, the owner's own keys stay where they are: the new root key must
 not lead to them.
@@ -15,21 +15,23 @@ from typing import TYPE_CHECKING
 
 from sqlalchemy_envelope.crypto.sealing import is_sealed
 from sqlalchemy_envelope.exceptions import EnvelopeError, KeyNotFoundError
+from sqlalchemy_envelope.keys.emergency import moved_share
 from sqlalchemy_envelope.keys.grants import adopted_grant, way_through
 from sqlalchemy_envelope.keys.hierarchy import link_to_newer_root, open_wrap, short, wrap_of, wrap_under_root
 from sqlalchemy_envelope.keys.model import GrantState, OpenedKey, Purpose
 from sqlalchemy_envelope.orm.sharing.epochs import load_locked
 from sqlalchemy_envelope.orm.sharing.rights import has_past
+from sqlalchemy_envelope.orm.tables.emergency_rows import EmergencyRows
 
 if TYPE_CHECKING:
     from sqlalchemy_envelope.keys.keyring import Keyring
     from sqlalchemy_envelope.keys.model import StoredGrant, StoredKey, Wrap
     from sqlalchemy_envelope.orm.current.desk import Desk
-    from sqlalchemy_envelope.orm.tables.owners import GrantClass, Place
+    from sqlalchemy_envelope.orm.tables.owners import EmergencyClass, GrantClass, Place
 
 
 def move_under_newest_root(desk: Desk, place: Place, keyring: Keyring) -> int:
-    """Move what is under earlier root keys of an owner, as far as it opens here; how many keys moved.
+    """Move what is under earlier root keys of an owner, as far as it opens here; how much moved.
 
     The owner is locked, and its active root key is in the keyring.
     """
@@ -39,6 +41,8 @@ def move_under_newest_root(desk: Desk, place: Place, keyring: Keyring) -> int:
     moved = _move_own(desk, place, keyring, root) if has_past(place.owner_class) else 0
     for grant_class in place.owner_class.grants_to:
         moved += _move_granted(desk, place, keyring, root, grant_class)
+    for emergency in place.owner_class.emergencies_to:
+        moved += _move_shares(desk, place, keyring, root, emergency)
     return moved
 
 
@@ -99,6 +103,31 @@ def _moved_grant(
     finally:
         key.key.wipe()
     return made
+
+
+def _move_shares(
+    desk: Desk, place: Place, keyring: Keyring, root: OpenedKey, emergency: EmergencyClass
+) -> int:
+    """Seal this person's shares of emergency accesses to the new root key."""
+    rows, store = (
+        EmergencyRows(desk.session, emergency, desk.policy.seals),
+        desk.keys(emergency.of.owner_class),
+    )
+    moved = 0
+    for owner_key, (person_key, stored) in rows.load_to(place.primary_key):
+        if stored.person_key_id == root.stored.key_id:
+            continue
+        owned = next(iter(store.load([owner_key])), None)
+        if owned is None or keyring.owner_of_key(stored.person_key_id) != place.owner:
+            continue
+        row = replace(stored, owner=owned.stored.owner_reference, person=root.stored.owner_reference)
+        try:
+            old = keyring.open(row.person_key_id)
+            made = None if old is None else moved_share(row, old.key, root.stored)
+        except EnvelopeError:
+            continue  # it was altered: it stays as it is
+        moved += made is not None and rows.move(owner_key, person_key, row, made)
+    return moved
 
 
 def _require_open(stored: StoredKey, way: Wrap | None, root: OpenedKey) -> None:

@@ -109,9 +109,10 @@ def _complete(mapper: Mapper[Any], of: OwnerPath, to: OwnerPath) -> None:
                     f"{mapper.class_.__name__}.{column.key}: declare ForeignKey(..., ondelete='CASCADE'), so "
                     f"that the row goes with its {path.owner_class.name}."
                 )
-    emergency, known = EmergencyClass(mapper, of, to), of.owner_class.emergencies
-    # A class that is declared a second time takes the place of the first.
-    known[:] = [*(other for other in known if other.table is not emergency.table), emergency]
+    emergency = EmergencyClass(mapper, of, to)
+    for known in (of.owner_class.emergencies, to.owner_class.emergencies_to):
+        # A class that is declared a second time takes the place of the first.
+        known[:] = [*(other for other in known if other.table is not emergency.table), emergency]
 
 
 def _path(mapper: Mapper[Any], names: str | tuple[str, ...]) -> OwnerPath | None:

@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from sqlalchemy import delete, insert, select, update
 
 from sqlalchemy_envelope.keys.emergency import StoredEmergency
-from sqlalchemy_envelope.orm.tables.rows import Rows, pairs
+from sqlalchemy_envelope.orm.tables.rows import Rows, chunks, matches, pairs
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from sqlalchemy.orm import Session
 
     from sqlalchemy_envelope.keys.row_seals import RowSeals
@@ -46,13 +48,26 @@ class EmergencyRows(Rows):
             query = query.where(c.requested_at.is_not(None))
         return [_row(row, len(to)) for row in self._rows(query)]
 
-    def load_all(self) -> list[tuple[PrimaryKey, PersonRow]]:
-        """Every row, each with the primary key of its owner."""
-        c, of, to = self._emergency.table.c, self._emergency.of.columns, self._emergency.to.columns
+    def load_all(self, of: Sequence[PrimaryKey] | None = None) -> list[tuple[PrimaryKey, PersonRow]]:
+        """Every row, or those of these owners, each with the primary key of its owner."""
+        owners, to, query = self._emergency.of.columns, self._emergency.to.columns, self._select()
+        if of is None:
+            found = self._rows(query.with_for_update(of=self._emergency.table), locks=True)
+        else:  # a batch waits for nobody: `replace` finds out who came in between
+            found = [row for some in chunks(of) for row in self._rows(query.where(matches(owners, some)))]
+        width = len(owners)
+        return [(tuple(row[:width]), _row(row[width:], len(to))) for row in found]
+
+    def load_to(self, person_key: PrimaryKey) -> list[tuple[PrimaryKey, PersonRow]]:
+        """The rows of a person, each with the primary key of its owner."""
+        owners, to = self._emergency.of.columns, self._emergency.to.columns
+        query, width = self._select().where(*pairs(to, person_key)), len(owners)
+        return [(tuple(row[:width]), _row(row[width:], len(to))) for row in self._rows(query)]
+
+    def _select(self) -> Any:
+        c, owners, to = self._emergency.table.c, self._emergency.of.columns, self._emergency.to.columns
         columns = (c.kek_public_key, c.person_key_id, c.sealed_share, c.server_share, c.wait_seconds)
-        query = select(*of, *to, *columns, c.requested_at).with_for_update(of=self._emergency.table)
-        width = len(of)
-        return [(tuple(row[:width]), _row(row[width:], len(to))) for row in self._rows(query, locks=True)]
+        return select(*owners, *to, *columns, c.requested_at)
 
     def insert(self, owner_key: PrimaryKey, person_key: PrimaryKey, row: StoredEmergency) -> None:
         """Write a new row."""
@@ -82,6 +97,20 @@ class EmergencyRows(Rows):
             "server_share": new.server_share,
             "requested_at": None if new.requested_at is None else time_of(new.requested_at),
         }
+        return bool(self._execute(statement.values(values)).rowcount == 1)
+
+    def move(
+        self, owner_key: PrimaryKey, person_key: PrimaryKey, old: StoredEmergency, new: StoredEmergency
+    ) -> bool:
+        """Write the person's share under another root key, unless somebody else changed it in the meantime;
+        tells whether it did."""
+        c = self._emergency.table.c
+        statement = update(self._emergency.table).where(
+            *pairs(self._emergency.of.columns, owner_key),
+            *pairs(self._emergency.to.columns, person_key),
+            c.sealed_share == old.sealed_share,
+        )
+        values = {"person_key_id": new.person_key_id, "sealed_share": new.sealed_share}
         return bool(self._execute(statement.values(values)).rowcount == 1)
 
     def delete(self, owner_key: PrimaryKey, person_key: PrimaryKey) -> int:

@@ -33,7 +33,8 @@ class OwnerClass:
         scopes: the scopes that its encrypted columns name; each scope has data keys of its own.
         grants_of, grants_to: the grant classes that share its keys, and those that give it the keys of
             others.
-        emergencies: the classes of emergency access to its owners.
+        emergencies, emergencies_to: the classes of emergency access to its owners, and those in which its
+            owners are the persons who help.
         is_sole: the class has one row, which owns the rows that name no other owner.
         has_shares: secrets open nothing without a share in a second database, in the table of `share_class`.
         selects: the statements that read its tables at each unlock; to make such a statement costs a fifth of
@@ -55,6 +56,7 @@ class OwnerClass:
     grants_of: list[GrantClass] = field(default_factory=list)
     grants_to: list[GrantClass] = field(default_factory=list)
     emergencies: list[EmergencyClass] = field(default_factory=list)
+    emergencies_to: list[EmergencyClass] = field(default_factory=list)
     selects: dict[Any, Any] = field(default_factory=dict, repr=False)
 
     @property

@@ -455,6 +455,76 @@ def test_a_server_key_is_replaced(site: Site, clock: Clock) -> None:
 # ---------------------------------------------------------------- bad input
 
 
+@pytest.mark.parametrize("verb", ["rotate_provider", "rotate_seals"])
+def test_a_rotation_of_the_server_key_moves_the_servers_share(lite: Site, clock: Clock, verb: str) -> None:
+    """The old server key is needed while a share is under it, and not after a rotation, which counts it."""
+    lite.allow()
+    lite.restart(OTHER_KEY, SERVER_KEY)
+    old = f"server:{next(iter(ServerKeyring([SERVER_KEY]).keys_by_id)).hex()}"
+    with Session(lite.engine) as session:
+        needed = {one.place for one in lite.envelope.key_references(session, Base, old).needed}
+        *_, done = getattr(lite.envelope, verb)(session, User)
+        session.commit()
+        after = lite.envelope.key_references(session, Base, old).needed
+    lite.restart(OTHER_KEY)
+    lite.request()
+    clock.pass_(days=7)
+
+    assert "helpers.server_share" in needed
+    assert after == ()
+    assert (done.skipped, done.refused) == (0, ())
+    assert lite.open() == "diary of ada"
+
+
+def test_a_rotation_refuses_an_owner_with_an_altered_share(lite: Site) -> None:
+    """An altered row is not moved, its owner is named, and other owners are moved."""
+    lite.allow()
+    lite.edit(wait_seconds=1)
+    lite.restart(OTHER_KEY, SERVER_KEY)
+    with Session(lite.engine) as session:
+        *_, done = lite.envelope.rotate_seals(session, User)
+
+    assert [((lite.ada,), "tampered-key")] == [(one.primary_key, one.code) for one in done.refused]
+    assert done.rotated == 2
+
+
+def test_a_new_root_key_of_the_person_takes_the_share(site: Site, clock: Clock) -> None:
+    """A share under the person's earlier root key keeps that key; the person's rotation moves the share, and
+    then the earlier key can be destroyed."""
+    site.allow()
+    site.request()
+    with Session(site.engine) as session:
+        ben = session.get_one(User, site.ben)
+        keys = User.__key_class__.__table__
+        root = session.scalar(sa.select(HELPERS.c.person_key_id))
+        before = {one.place for one in site.envelope.key_references(session, Base, root).needed}
+        with site.envelope.unlock(session, ben, secret=SECRET) as unlocked:
+            unlocked.rotate(ben, root=True)
+            session.commit()
+        long_ago = START - dt.timedelta(days=600)
+        session.execute(sa.update(keys).where(keys.c.key_id == root).values(retired_at=long_ago))
+        session.commit()
+        site.envelope.destroy_key(session, Base, root, horizon=WEEK)
+        session.commit()
+    clock.pass_(days=7)
+
+    assert "helpers.person_key_id" in before
+    assert site.open() == "diary of ada"
+
+
+def test_a_share_that_does_not_open_stays_under_the_earlier_root_key(lite: Site) -> None:
+    """The rotation goes on, and the earlier root key cannot be destroyed."""
+    lite.allow()
+    lite.edit(sealed_share=b"\x12" * 80)
+    with Session(lite.engine) as session:
+        ben = session.get_one(User, lite.ben)
+        with lite.envelope.unlock(session, ben, secret=SECRET) as unlocked:
+            root, _ = unlocked.rotate(ben, root=True).retired
+        needed = lite.envelope.key_references(session, Base, root).needed
+
+    assert [one.place for one in needed] == ["helpers.person_key_id"]
+
+
 @pytest.mark.parametrize("wait", [dt.timedelta(0), -WEEK, dt.timedelta(days=4000), 7])
 def test_waiting_times_that_cannot_be(lite: Site, wait: Any) -> None:
     """A waiting time is a second to ten years."""

@@ -97,7 +97,8 @@ def _tables(base: Any, owner_class: OwnerClass) -> list[Table]:
     """The tables in which a row may come to need a key of these owners."""
     with_values = [table for table, _ in tables_with_values(base, owner_class)]
     granted = [grants.companion for grants in owner_class.grants_to]
-    return [*with_values, owner_class.key_class.__table__, *granted]
+    helping = [emergency.table for emergency in owner_class.emergencies_to]
+    return [*with_values, owner_class.key_class.__table__, *granted, *helping]
 
 
 def _connection(desk: Desk, owner_class: OwnerClass) -> Connection:

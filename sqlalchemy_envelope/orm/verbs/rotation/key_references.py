@@ -1,8 +1,8 @@
 """What refers to a key: the one place where every reference is counted, over every registered table.
 
 A reference is *needed* if something becomes unreadable without the key: a value, a key or a grant that is
-wrapped under it; of a server key, also a row seal. What leads to the key, such as a slot, is no reason to
-keep it: it goes with the key.
+wrapped under it, an emergency access; of a server key, also a row seal or a ticket. What leads to the key,
+such as a slot, is no reason to keep it: it goes with the key.
 
 Values are counted by their header, in every encrypted column of every table, whoever owns the rows: a full
 scan of each table. Nothing is opened.
@@ -52,7 +52,7 @@ class KeyReference:
 
     Attributes:
         place: the column, as `table.column`.
-        what: "value", "wrap", "grant", "slot", "row seal" or "ticket".
+        what: "value", "wrap", "grant", "slot", "row seal", "ticket" or "emergency access".
         count: the number of rows.
         needed: whether these rows become useless without the key. Otherwise they lead to the key, and are
             destroyed with it.
@@ -103,7 +103,10 @@ class KeyReferences:
         if self.state == "active":
             found.append("it is active: rotate first")
         found += [f"{one.place} has {counted(one.count, *_SHOWN[one.what])}" for one in self.needed]
-        if self.retired_at is not None and self.retired_at > now + _CLOCKS_DIFFER:
+        if self.kind == "write" and self.retired_at is not None and now < self.retired_at:
+            until = _shown(self.retired_at + LAST_WRITES)
+            found.append(f"its write epoch goes on, and it may get values until {until}")
+        elif self.retired_at is not None and self.retired_at > now + _CLOCKS_DIFFER:
             found.append(f"it was retired in the future, {_shown(self.retired_at)}: a clock went back")
         elif self.kind != "server" and self.retired_at is not None and now < self.retired_at + LAST_WRITES:
             until = _shown(self.retired_at + LAST_WRITES)
@@ -126,7 +129,10 @@ class KeyReferences:
 _SHOWN = {
     what: (f"{what} under it", f"{what}s under it")
     for what in ("value", "grant", "slot", "row seal", "ticket")
-} | {"wrap": ("key under it", "keys under it")}
+} | {
+    "wrap": ("key under it", "keys under it"),
+    "emergency access": ("emergency access under it", "emergency accesses under it"),
+}
 
 
 def _shown(time: dt.datetime) -> str:
@@ -246,6 +252,10 @@ def _of_owner_key(
     references: list[KeyReference] = []
     if purpose is Purpose.ROOT:
         references += _of_root(scan, owner_class, row.key_id)
+        for emergency in owner_class.emergencies_to:
+            there = _Scan(desk.session, emergency.of.owner_class.mapper, locking)
+            person_key = emergency.table.c.person_key_id
+            references.append(there.rows(person_key, row.key_id, "emergency access", needed=True))
     else:
         references += _values(scan, base, owner_class, row.key_id)
         references += _tickets_of(scan, owner_class, row)
@@ -383,6 +393,9 @@ def _of_server_key(desk: Desk, base: Any, key_id: bytes) -> KeyReferences:
         if owner_class.ticket_class is not None:
             pepper = owner_class.ticket_class.__table__.c.server_key_id
             references.append(scan.rows(pepper, key_id, "ticket", needed=True))
+        for emergency in owner_class.emergencies:
+            share = emergency.table.c.server_share
+            references.append(scan.where(share, _begins(share, key_id), "emergency access", needed=True))
     known = desk.policy.seals.server_key_ids
     state = "unknown" if key_id not in known else "active" if key_id == known[0] else "configured"
     return KeyReferences(f"server:{key_id.hex()}", "server", state, tuple(references))

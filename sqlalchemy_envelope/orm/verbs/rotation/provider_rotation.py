@@ -25,6 +25,7 @@ from sqlalchemy_envelope.orm.current.locks import require_no_locks
 from sqlalchemy_envelope.orm.current.policy import note_policy
 from sqlalchemy_envelope.orm.tables.owners import owner_class_of
 from sqlalchemy_envelope.orm.tables.renewals import Renewals, RenewedSlot
+from sqlalchemy_envelope.orm.verbs.emergency_shares import moved_shares
 from sqlalchemy_envelope.orm.verbs.settling.settle_batch import RefusedOwner
 
 if TYPE_CHECKING:
@@ -36,8 +37,9 @@ if TYPE_CHECKING:
     from sqlalchemy_envelope.orm.current.desk import Desk
     from sqlalchemy_envelope.orm.current.policy import Policy
     from sqlalchemy_envelope.orm.current.providers import Providers
-    from sqlalchemy_envelope.orm.tables.owners import GrantClass, OwnerClass
+    from sqlalchemy_envelope.orm.tables.owners import EmergencyClass, GrantClass, OwnerClass
     from sqlalchemy_envelope.orm.tables.stored_rows import OwnedKey
+    from sqlalchemy_envelope.orm.verbs.emergency_shares import MovedShare
     from sqlalchemy_envelope.orm.verbs.steps import Steps
 
     PrimaryKey = tuple[Any, ...]
@@ -58,7 +60,8 @@ class ProviderRotation:
         refused: the owners with an altered or unsealed row, or with a slot that the provider does not open.
         keks: the number of KEKs that the provider wrapped anew.
         slots: the number of slots that were put under the key that wraps now.
-        seals: the number of rows that were sealed under the active server key.
+        seals: the number of rows that were sealed under the active server key, and of emergency accesses
+            whose server's share was wrapped under it.
         last: the primary key of the last owner that was looked at.
     """
 
@@ -181,10 +184,11 @@ class _Owner:
     keys: list[StoredKey] = field(default_factory=list)
     slots: list[RenewedSlot] = field(default_factory=list)
     grants: list[tuple[GrantClass, StoredGrant]] = field(default_factory=list)
+    shares: list[MovedShare] = field(default_factory=list)
 
     @property
     def is_due(self) -> bool:
-        return bool(self.keys or self.slots or self.grants)
+        return bool(self.keys or self.slots or self.grants or self.shares)
 
 
 @dataclass(frozen=True)
@@ -272,6 +276,8 @@ class _Batch:
                 self._due.setdefault(owner, _Owner()).keys += stale
         if self._desk.policy.seals.is_on:
             self._prepare_grants()
+            for emergency in self._job.owner_class.emergencies:
+                self._prepare_shares(emergency)
         for owner in self.refused:
             self._due.pop(owner, None)
 
@@ -283,6 +289,20 @@ class _Batch:
                     self._refuse(owner, error)
                 elif not self._store.is_sealed_now(grant):
                     self._due.setdefault(owner, _Owner()).grants.append((grant_class, grant))
+
+    def _prepare_shares(self, emergency: EmergencyClass) -> None:
+        owners = {rows[0].primary_key: owner for owner, rows in self._keys.items()}
+        try:
+            moved = moved_shares(self._desk, emergency, list(owners))
+        except EnvelopeError:  # a row is at fault: find its owner
+            moved = []
+            for primary_key, owner in owners.items():
+                try:
+                    moved += moved_shares(self._desk, emergency, [primary_key])
+                except EnvelopeError as error:
+                    self._refuse(owner, error)
+        for share in moved:
+            self._due.setdefault(owners[share.owner_key], _Owner()).shares.append(share)
 
     def write(self) -> _Written:
         """Write what is due, but of owners with a row that another transaction holds nothing."""
@@ -300,9 +320,12 @@ class _Batch:
                 grants.setdefault(grant_class, []).append(grant)
         seals = self._store.renew_keys(keys)
         seals += sum(self._desk.grants(of).renew_seals(some) for of, some in grants.items())
+        shares = [share for one in mine for share in one.shares]
+        seals += sum(share.write(self._desk) for share in shares)
         moved = self._store.renew_slots(rewrapped)
         sealed = self._store.renew_slots([slot for slot in slots if slot.new is slot.old])
-        lost = len(keys) + len(slots) + sum(map(len, grants.values())) - seals - moved - sealed
+        due_rows = len(keys) + len(slots) + len(shares) + sum(map(len, grants.values()))
+        lost = due_rows - seals - moved - sealed
         if self._desk.policy.seals.is_on:
             seals += moved + sealed
         skipped = len(due) - len(mine) + min(lost, len(mine))

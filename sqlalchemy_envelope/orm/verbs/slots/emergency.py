@@ -23,16 +23,12 @@ from sqlalchemy_envelope.orm.sharing.locking import hold_slots
 from sqlalchemy_envelope.orm.sharing.reachable import note_slots_removed
 from sqlalchemy_envelope.orm.sharing.roots import open_with_kek
 from sqlalchemy_envelope.orm.tables.emergency_rows import EmergencyRows, time_of
-from sqlalchemy_envelope.orm.tables.owners import Place
 from sqlalchemy_envelope.orm.verbs.log_in.unlock import unlocked_owner
 from sqlalchemy_envelope.orm.verbs.opened_owner import opened_root, opened_roots, settle_owner
 from sqlalchemy_envelope.orm.verbs.owner_keys import active_root, load_keys, locate_enrolled
 from sqlalchemy_envelope.orm.verbs.steps import wiping
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from typing import Any
-
     from sqlalchemy_envelope.crypto.secret import KeyBytes
     from sqlalchemy_envelope.keys.emergency import StoredEmergency
     from sqlalchemy_envelope.keys.model import KeyId, StoredSlot
@@ -40,7 +36,7 @@ if TYPE_CHECKING:
     from sqlalchemy_envelope.orm.current.audit import EventName
     from sqlalchemy_envelope.orm.current.desk import Desk
     from sqlalchemy_envelope.orm.sessions.unlocked import UnlockedSession
-    from sqlalchemy_envelope.orm.tables.owners import EmergencyClass, OwnerClass
+    from sqlalchemy_envelope.orm.tables.owners import EmergencyClass
     from sqlalchemy_envelope.orm.verbs.owner_keys import LocatedOwner
     from sqlalchemy_envelope.orm.verbs.steps import Steps
 
@@ -258,32 +254,6 @@ def _require_time(row: StoredEmergency) -> None:
 
 def _said(seconds: int) -> str:
     return f"{time_of(seconds):%Y-%m-%d %H:%M:%S} UTC"
-
-
-def rewrap_shares(desk: Desk, owner_class: OwnerClass) -> int:
-    """Wrap the server's shares under the active server key, for a class of owners; return their number."""
-    count = 0
-    for one in owner_class.emergencies:
-        rows, server_keys = EmergencyRows(desk.session, one, desk.policy.seals), desk.policy.seals.server_keys
-        found = rows.load_all()
-        if not found or server_keys is None:
-            continue
-        owners = _references(desk, owner_class, [owner_key for owner_key, _ in found])
-        persons = _references(desk, one.to.owner_class, [row.person_key for _, row in found])
-        for owner_key, (person_key, stored) in found:
-            row = replace(stored, owner=owners[owner_key], person=persons[person_key])
-            rows.replace(owner_key, person_key, row, dated(server_keys, row, row.requested_at))
-        count += len(found)
-    return count
-
-
-def _references(
-    desk: Desk, owner_class: OwnerClass, primary_keys: Sequence[tuple[Any, ...]]
-) -> dict[tuple[Any, ...], bytes]:
-    """What the keys of these owners are bound to."""
-    store = desk.keys(owner_class)
-    names = {Place(owner_class, key, store.where).owner: key for key in primary_keys}
-    return {names[key.owner]: key.stored.owner_reference for key in store.load(list(names.values()))}
 
 
 def _slots(located: LocatedOwner) -> list[StoredSlot]:

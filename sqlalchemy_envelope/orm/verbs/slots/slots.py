@@ -22,9 +22,9 @@ from sqlalchemy_envelope.orm.sharing.reachable import note_slots_removed
 from sqlalchemy_envelope.orm.tables.grant_counts import count_grants
 from sqlalchemy_envelope.orm.tables.key_rows import KeyStore
 from sqlalchemy_envelope.orm.tables.owners import Place
+from sqlalchemy_envelope.orm.verbs.emergency_shares import rewrap_shares
 from sqlalchemy_envelope.orm.verbs.opened_owner import opened_root, opened_roots, settle_owner
 from sqlalchemy_envelope.orm.verbs.owner_keys import active_root, load_keys, locate_enrolled
-from sqlalchemy_envelope.orm.verbs.slots.emergency import rewrap_shares
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

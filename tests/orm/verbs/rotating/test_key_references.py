@@ -120,6 +120,26 @@ def test_the_proof_equals_a_full_scan(engine: Engine) -> None:
     assert sorted(scanned) == [0, 0, 1, 1, 1, 1, 1, 1, 2]
 
 
+def test_a_write_epoch_that_goes_on(sqlite_engine: Engine) -> None:
+    """Its key may still get values, until the epoch is over: no clock is blamed."""
+    started(sqlite_engine)
+    with Session(sqlite_engine) as session:
+        user = session.get_one(User, 1)
+        with envelope.write_only(session, user):
+            user.diary = "from outside"
+            session.commit()
+    with sqlite_engine.connect() as connection:
+        key_id = connection.scalar(select(KEYS.c.key_id).where(KEYS.c.purpose == "write"))
+    found = _references(sqlite_engine, key_id)
+    now = dt.datetime.now(dt.UTC)
+    reasons = " ".join(found.reasons(now))
+
+    assert "its write epoch goes on, and it may get values until" in reasons
+    assert "clock" not in reasons
+    assert found.retired_at is not None
+    assert "write epoch" not in " ".join(found.reasons(found.retired_at))
+
+
 @pytest.mark.parametrize("root", [False, True])
 def test_a_key_that_nothing_needs_is_destroyed(engine: Engine, root: bool) -> None:
     """Its bytes are gone from the database, and everything else is read as before."""
