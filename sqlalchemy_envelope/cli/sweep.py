@@ -80,6 +80,9 @@ def _classes(sessions: sessionmaker[Session], named: tuple[str, ...]) -> list[ty
 def _tell(name: str, found: SharesSwept) -> None:
     missing = found.slots_without_share
     owners = f"{counted(found.owners_affected, 'owner')}, {found.owners_locked_out:,} without another slot"
+    if found.elsewhere:
+        others = counted(found.elsewhere, "share")
+        say(f"{name}: {others} of other schemas: sweep in a session of each")
     for line in (
         f"{counted(found.shares, 'share')}: {found.deleted:,} deleted, {found.unused:,} kept without a slot",
         f"{counted(found.slots, 'secret slot')}: {found.slots_to_move:,} from before, without any share",

@@ -78,6 +78,7 @@ def test_a_slot_without_its_share_is_told(app: ModuleType) -> None:
         "owners_affected": 1,
         "owners_locked_out": 1,
         "locked_out": [[1]],
+        "elsewhere": 0,
     }
 
 

@@ -16,9 +16,10 @@ from sqlalchemy.exc import DBAPIError, UnboundExecutionError
 
 from sqlalchemy_envelope.crypto.key_share import KeyShare
 from sqlalchemy_envelope.exceptions import ConfigurationError, KeyShareError
+from sqlalchemy_envelope.orm.tables.binds import bind_for
 from sqlalchemy_envelope.orm.tables.connections import session_of
 from sqlalchemy_envelope.orm.tables.databases import database_name
-from sqlalchemy_envelope.orm.tables.location import bind_of
+from sqlalchemy_envelope.orm.tables.location import bind_of, schema_on
 from sqlalchemy_envelope.orm.tables.missing_tables import missing_tables
 from sqlalchemy_envelope.orm.tables.own_transaction import own_transaction
 from sqlalchemy_envelope.orm.tables.rows import chunks, given, made_once
@@ -117,6 +118,7 @@ class KeyShares:
         ]
         if not due:
             return
+        schema = self._schema()
         with self.transaction() as connection:
             # With one connection it is the session's own transaction, which may be rolled back.
             is_own = session_of(connection) is None
@@ -127,7 +129,7 @@ class KeyShares:
                 if (is_own and one.stored_at is None) or not self._use_again(connection, one)
             ]
             if gone:
-                connection.execute(insert(self.table), [self._row(one) for one in gone])
+                connection.execute(insert(self.table), [self._row(one, schema) for one in gone])
         for one in due if is_own else ():
             one.stored_at = now
 
@@ -135,10 +137,16 @@ class KeyShares:
         statement = update(self.table).where(self.table.c.share_id == share.id)
         return bool(connection.execute(statement.values(unused_since=None)).rowcount)
 
-    def _row(self, share: KeyShare) -> dict[str, Any]:
+    def _schema(self) -> str:
+        """The schema in which this session writes the slots."""
+        mapper = self._class.mapper
+        return schema_on(self._session.connection(bind_arguments=bind_for(self._session, mapper)), mapper)
+
+    def _row(self, share: KeyShare, schema: str) -> dict[str, Any]:
         return {
             "share_id": share.id,
             "share": Redacted(share.buffer),
+            "slot_schema": schema,
             "created_at": dt.datetime.now(dt.UTC),
         }
 

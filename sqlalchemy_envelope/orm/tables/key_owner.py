@@ -176,11 +176,13 @@ class KeySlotTable(OwnedTable[Owner]):
 class KeyShareTable(OwnedTable[Owner]):
     """Shares of the KEKs of one class of owners, in a second database: a secret opens nothing without them.
 
-    A key slot names its share by the id. No row says whose a share is.
+    A key slot names its share by the id. No row says whose a share is; only in which schema of the first
+    database its slot is, for the sweep.
     """
 
     share_id: Mapped[uuid.UUID] = mapped_column(KEY_UUID, primary_key=True)
     share: Mapped[bytes] = mapped_column(LargeBinary(32))
+    slot_schema: Mapped[str] = mapped_column(String(255))
     created_at: Mapped[dt.datetime] = mapped_column(DateTime(timezone=True), default=now)
     unused_since: Mapped[dt.datetime | None] = mapped_column(DateTime(timezone=True))
 

@@ -58,6 +58,12 @@ def location_on(
     return _location(connection.engine, connection, mapper, realm, translate)
 
 
+def schema_on(connection: Connection, mapper: Mapper[Any]) -> str:
+    """The schema in which this connection finds the owners of a class."""
+    translate = connection.get_execution_options().get("schema_translate_map")
+    return _schema(connection.engine, connection, mapper, translate)
+
+
 class _Found(NamedTuple):
     """A location, and what was asked: the realm, the translation of schemas, and whether a listener chooses
     the database."""
@@ -107,15 +113,24 @@ def _location(
     realm: Realm,
     translate: Mapping[str | None, str | None] | None,
 ) -> Location:
+    return _name(database_name(engine, realm), _schema(engine, connection, mapper, translate))
+
+
+def _schema(
+    engine: Engine,
+    connection: Connection | None,
+    mapper: Mapper[Any],
+    translate: Mapping[str | None, str | None] | None,
+) -> str:
     table: Any = mapper.local_table
-    schema = table.schema
+    schema: str | None = table.schema
     if translate and schema in translate:
         schema = translate[schema]
     if schema is None and connection is not None and may_differ(engine.dialect):
         schema = default_schema(connection, _tables(table))
     elif schema is None:
         schema = engine.dialect.default_schema_name or ""
-    return _name(database_name(engine, realm), schema)
+    return schema
 
 
 @lru_cache(maxsize=4096)  # asked for each result; a tenant is a schema or a database

@@ -91,15 +91,15 @@ def opens(slot: Any, root: Any, kek: KeyBytes) -> bool:
 
 
 def test_the_second_database_names_nobody(lite_two: Two) -> None:
-    """It holds ids of shares, random bytes and times: nothing of a name, a primary key, a salt or a root
-    key."""
+    """It holds ids of shares, random bytes, a schema and times: nothing of a name, a primary key, a salt or a
+    root key."""
     with lite_two.sessions() as session:
         ada = new_user(session, secret=SECRET, provider="server")
         slot, root = stored_slots(session, ada)
     with lite_two.second.connect() as connection:
         (row,) = connection.execute(sa.select(User.__share_class__.__table__)).all()
 
-    assert set(row._mapping) == {"share_id", "share", "created_at", "unused_since"}
+    assert set(row._mapping) == {"share_id", "share", "slot_schema", "created_at", "unused_since"}
     assert row.share_id == kdf.key_id_of(kdf.commitment(KeyBytes(row.share)))
     dump = everything_in(lite_two.second)
     for known in (slot.slot_id, slot.key_id, root.key_id):

@@ -4,7 +4,7 @@ import datetime as dt
 from typing import Any
 
 import pytest
-from sqlalchemy import create_engine, delete, select, update
+from sqlalchemy import URL, Engine, StaticPool, create_engine, delete, select, update
 from sqlalchemy.orm import Session
 
 from sqlalchemy_envelope import AuditEvent, ConfigurationError, Envelope, SharesSwept, enforce_foreign_keys
@@ -21,6 +21,7 @@ from tests.orm.two_databases.split_models import (
     UserBefore,
     envelope,
     new_user,
+    second,
     sessions_on,
 )
 
@@ -111,6 +112,47 @@ def test_another_first_database_deletes_nothing(lite_two: Two, tmp_path: Any) ->
     assert found == again == SharesSwept(shares=1, unused=1)
     assert found.is_strange
     assert lite_two.shares() == 1
+    other.dispose()
+
+
+@pytest.mark.backend
+def test_a_schema_sweeps_its_own_shares_on_postgresql(postgres_engine: Engine, other_url: URL) -> None:
+    """The same with the schemas of PostgreSQL: one tenant's sweep leaves the shares of the other."""
+    with postgres_engine.begin() as connection:
+        for name in ("acme", "bolt"):
+            connection.exec_driver_sql(f"CREATE SCHEMA {name}")
+    _sweeps_its_own(postgres_engine, create_engine(other_url))
+
+
+def test_a_schema_sweeps_its_own_shares(other_url: URL) -> None:
+    """Tenants by schema share the table of shares. One tenant's sweep deletes its own orphans, leaves the
+    shares of the other, and counts them."""
+    first = create_engine("sqlite://", poolclass=StaticPool)
+    enforce_foreign_keys(first)
+    with first.connect() as connection:
+        for name in ("acme", "bolt"):
+            connection.exec_driver_sql(f"ATTACH ':memory:' AS {name}")
+    _sweeps_its_own(first, create_engine(other_url))
+
+
+def _sweeps_its_own(first: Engine, other: Engine) -> None:
+    second.create_all(other)
+    tenants = {}
+    for name in ("acme", "bolt"):
+        tenant = first.execution_options(schema_translate_map={None: name})
+        Base.metadata.create_all(tenant)
+        two = tenants[name] = Two(tenant, other, sessions_on(tenant, other))
+        with two.sessions() as session:
+            user = new_user(session, name)
+            envelope.change_secret(session, user, old=SECRET, new=NEW)
+            session.commit()
+    sweep(tenants["acme"])
+    let_pass(tenants["acme"], DAY)
+    found = sweep(tenants["acme"])
+
+    assert (found.shares, found.unused, found.deleted, found.elsewhere) == (2, 0, 1, 2)
+    assert [two.opens(1, NEW) for two in tenants.values()] == ["of acme", "of bolt"]
+    assert sweep(tenants["bolt"]).unused == 1
     other.dispose()
 
 

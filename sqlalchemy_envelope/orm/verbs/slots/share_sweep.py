@@ -4,6 +4,9 @@ Two databases do not commit at the same moment. So the slot of a share without a
 moment; and a share that was needed until now is needed again if the first database is set back. A run notes
 when it found a share without a slot (`unused_since`), and only a later run deletes it.
 
+Several schemas of the first database, such as those of tenants, may share one table of shares. A sweep reads
+the slots of one schema, and so it looks only at the shares that were stored for that schema.
+
 Every read and write is a short transaction of its own, so that each sees what is committed by then.
 """
 
@@ -21,6 +24,7 @@ from sqlalchemy_envelope.crypto.peppering import WAITING_SIZE
 from sqlalchemy_envelope.exceptions import ConfigurationError
 from sqlalchemy_envelope.keys.model import KeyState, SlotKind
 from sqlalchemy_envelope.orm.current.audit import AuditEvent
+from sqlalchemy_envelope.orm.tables.location import schema_on
 from sqlalchemy_envelope.orm.tables.own_transaction import own_transaction
 from sqlalchemy_envelope.orm.tables.owners import owner_class_of
 from sqlalchemy_envelope.orm.tables.rows import chunks
@@ -52,7 +56,8 @@ class SharesSwept:
     """What a sweep of the shares of a class of owners found and did.
 
     Attributes:
-        shares: the number of shares in the second database, before anything was deleted.
+        shares: the number of shares of these slots' schema in the second database, before anything was
+            deleted.
         deleted: the number of shares that were deleted.
         unused: the number of shares that no slot needs, and that are kept for now.
         slots: the number of secret slots in the first database.
@@ -62,6 +67,7 @@ class SharesSwept:
         owners_affected: the number of owners with such a slot.
         owners_locked_out: the number of those whom no other slot opens; a grant may still.
         locked_out: the primary keys of the first of those, 20 at most.
+        elsewhere: the number of shares of other schemas. A sweep in a session of such a schema looks at them.
     """
 
     shares: int = 0
@@ -73,6 +79,7 @@ class SharesSwept:
     owners_affected: int = 0
     owners_locked_out: int = 0
     locked_out: tuple[PrimaryKey, ...] = ()
+    elsewhere: int = 0
 
     @property
     def is_whole(self) -> bool:
@@ -141,6 +148,9 @@ class _Sweep:
         self._slots = owner_class.slot_class.__table__
         self._now = dt.datetime.now(dt.UTC)
         self._cutoff = self._now - keep
+        with own_transaction(desk.session, owner_class.mapper) as connection:
+            # That of the connection which reads the slots.
+            self._mine = self._shares.table.c.slot_schema == schema_on(connection, owner_class.mapper)
 
     # ------------------------------------------------------------ slots
 
@@ -243,14 +253,16 @@ class _Sweep:
                 self._note(used_again, None)
                 self._note(fresh, self._now)
                 deleted += self._delete(due)
-        return SharesSwept(
-            **{**vars(found), "shares": shares, "unused": unused - deleted, "deleted": deleted}
-        )
+        with self._shares.transaction() as connection:
+            others = select(func.count()).select_from(self._shares.table).where(~self._mine)
+            elsewhere = connection.scalar(others) or 0
+        counts = {"shares": shares, "unused": unused - deleted, "deleted": deleted, "elsewhere": elsewhere}
+        return SharesSwept(**{**vars(found), **counts})
 
     def _windows(self) -> Iterator[dict[uuid.UUID, dt.datetime | None]]:
         """The shares, each with the time since when it is known to be unused."""
         c = self._shares.table.c
-        query = select(c.share_id, c.unused_since).order_by(c.share_id).limit(_PAGE)
+        query = select(c.share_id, c.unused_since).where(self._mine).order_by(c.share_id).limit(_PAGE)
         window: dict[uuid.UUID, dt.datetime | None] = {}
         after: uuid.UUID | None = None
         while True:
