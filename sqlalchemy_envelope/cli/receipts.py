@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import IO
 
 import click
-from sqlalchemy import create_engine
+from sqlalchemy import URL, create_engine, make_url
 from sqlalchemy.exc import NoSuchTableError, SQLAlchemyError
 
 from sqlalchemy_envelope import (
@@ -115,16 +115,39 @@ _NO_KEYS = "It has no keys at all: it is another database, or another schema. Na
 def _asked(database: str, checked: CheckedReceipt) -> tuple[list[ReturnedKey], dict[str, bool]]:
     """The keys that are back, and the tables without a row of these keys."""
     try:
-        engine = create_engine(database)
+        engine = create_engine(_readable(database))
         with engine.connect() as connection:
             return returned_keys(connection, checked), absent_keys(connection, checked)
     except NoSuchTableError as error:
         raise click.UsageError(
             f"The database has no table {error}: it is another database, or another schema."
         ) from None
-    except SQLAlchemyError as error:
+    except ImportError as error:
+        raise click.UsageError(f"The driver of this address is not installed: {error.name}.") from None
+    except (SQLAlchemyError, ValueError, TypeError, OSError) as error:
         # Its message may hold the address, with a password.
         raise click.UsageError(f"The database cannot be asked: {type(error).__name__}.") from None
+
+
+def _readable(database: str) -> URL:
+    """The address of a database that a command without asyncio can read, and that is there.
+
+    Raises:
+        click.UsageError: it is another.
+        SQLAlchemyError, ValueError, ImportError: it is no address, or its driver is not installed.
+    """
+    url = make_url(database)
+    if url.get_dialect().is_async:
+        raise click.UsageError(
+            f"{url.drivername} is a driver for asyncio: write the address with one that is not, such as "
+            "sqlite:///, postgresql+psycopg:// or mysql+pymysql://."
+        )
+    if url.get_backend_name() == "sqlite":
+        # SQLite makes a file that is not there.
+        path = (url.database or "").removeprefix("file:").partition("?")[0]
+        if path and ":memory:" not in path and not Path(path).is_file():
+            raise click.UsageError(f"There is no database {path}.")
+    return url
 
 
 def _show(checked: CheckedReceipt) -> None:

@@ -8,7 +8,8 @@ import functools
 import json
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,6 +33,7 @@ from sqlalchemy_envelope.migration.database.greenlets import run_apart
 from sqlalchemy_envelope.migration.migrator import Migrator
 from sqlalchemy_envelope.orm.current.desk import Desk
 from sqlalchemy_envelope.orm.verbs.rotation.key_references import owner_classes_of
+from sqlalchemy_envelope.orm.verbs.settling.batches import Batches
 from sqlalchemy_envelope.words import counted
 
 LINE_SECONDS = 5.0
@@ -91,7 +93,7 @@ class Job:
         elif text is not None:
             say(text)
 
-    def each(self, work: Callable[[Session, Any], tuple[Iterable[Any], int]], told: str) -> int:
+    def each(self, work: Callable[[Session, Any], tuple[Batches[Any], int]], told: str) -> int:
         """Do all batches of each class of owners, and commit each.
 
         Args:
@@ -106,19 +108,20 @@ class Job:
             began = told_at = time.monotonic()
             with Session(self.migrator.engine) as session:
                 batches, total = work(session, owner_class)
-                self.event("started", {"owners": owner_class.name, "total": total}, None)
                 last: Any = None
-                for last in batches:
-                    session.commit()
-                    seconds = max(time.monotonic() - began, 1e-6)
-                    if self.as_json or time.monotonic() - told_at >= LINE_SECONDS:
-                        told_at = time.monotonic()
-                        values = {"owners": owner_class.name, "total": total, **_values(last)}
-                        rate = f"{last.rotated:,} of {counted(total, 'owner')} {told}, "
-                        rate += f"{last.rotated / seconds:,.0f} owners/s"
-                        self.event("progress", values, f"{owner_class.name}: {rate}")
-                    if self.stop():
-                        raise CutOffError
+                with closing(batches):  # the output may end before the first batch
+                    self.event("started", {"owners": owner_class.name, "total": total}, None)
+                    for last in batches:
+                        session.commit()
+                        seconds = max(time.monotonic() - began, 1e-6)
+                        if self.as_json or time.monotonic() - told_at >= LINE_SECONDS:
+                            told_at = time.monotonic()
+                            values = {"owners": owner_class.name, "total": total, **_values(last)}
+                            rate = f"{last.rotated:,} of {counted(total, 'owner')} {told}, "
+                            rate += f"{last.rotated / seconds:,.0f} owners/s"
+                            self.event("progress", values, f"{owner_class.name}: {rate}")
+                        if self.stop():
+                            raise CutOffError
                 session.commit()
             left = self._finished(owner_class.name, last, told, time.monotonic() - began) or left
         return LEFT if left else DONE
@@ -201,7 +204,7 @@ def provider(job: Job, provider: str, batch: int) -> int:
     """
     envelope = job.migrator.setting.envelope
 
-    def work(session: Session, owner_class: Any) -> tuple[Iterable[Any], int]:
+    def work(session: Session, owner_class: Any) -> tuple[Batches[Any], int]:
         total = Desk(session, envelope.policy).keys(owner_class).count_owners()
         of = owner_class.mapper.class_
         return envelope.rotate_provider(session, of, provider=provider, batch=batch), total
@@ -219,7 +222,7 @@ def seals(job: Job, batch: int) -> int:
     """
     envelope = job.migrator.setting.envelope
 
-    def work(session: Session, owner_class: Any) -> tuple[Iterable[Any], int]:
+    def work(session: Session, owner_class: Any) -> tuple[Batches[Any], int]:
         total = Desk(session, envelope.policy).keys(owner_class).count_owners()
         return envelope.rotate_seals(session, owner_class.mapper.class_, batch=batch), total
 
@@ -279,7 +282,7 @@ def _rotate_owners(
     job.event("before", {"before": before.isoformat()}, f"To go on after an interruption: --before {again}")
     envelope = job.migrator.setting.envelope
 
-    def work(session: Session, owner_class: Any) -> tuple[Iterable[Any], int]:
+    def work(session: Session, owner_class: Any) -> tuple[Batches[Any], int]:
         store = Desk(session, envelope.policy).keys(owner_class)
         total = store.count_owners(named)
         alone = store.count_owners() - total

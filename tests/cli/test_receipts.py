@@ -110,6 +110,27 @@ def test_another_database_reassures_nobody(receipt: Path, sqlite_engine: Engine)
     assert "None of them is back" not in empty.output + others.output
 
 
+@pytest.mark.parametrize(
+    ("address", "why"),
+    [
+        ("postgresql+nodriver://u:hidden@h/db", "NoSuchModuleError"),
+        ("postgresql+pg8000://u:hidden@h/db", "not installed: pg8000"),
+        ("postgresql+psycopg://u:hidden@h:port/db", "ValueError"),
+        ("sqlite+aiosqlite:///{0}/backup.db", "a driver for asyncio"),
+        ("sqlite:///{0}/misspelt.db", "There is no database"),
+    ],
+)
+def test_a_database_that_cannot_be_asked(receipt: Path, address: str, why: str) -> None:
+    """It is wrong usage, and never taken for keys that are back; no password is shown and no file is made."""
+    given = address.format(receipt.parent)
+    found = run("verify-receipt", str(receipt), "--public-key", public_key(), "--database", given)
+
+    assert found.exit_code == 2
+    assert why in found.stderr
+    assert "hidden" not in found.output
+    assert not (receipt.parent / "misspelt.db").exists()
+
+
 def test_the_key_is_found_where_the_application_has_it(tmp_path: Path) -> None:
     """A receipt key in the environment comes first; a file of server keys is taken if it is named."""
     own = ReceiptKey.generate_key()

@@ -4,6 +4,8 @@ only when nothing refers to it; each outcome has its exit code."""
 import json
 import re
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -82,6 +84,26 @@ def test_a_server_key_from_first_to_last(old: Old) -> None:
     assert "backups need it until 2126-01-01 00:00 UTC" in kept
     assert "nothing refers to it: take it off the list of server keys" in free
     assert old.read(ENVELOPE_SERVER_KEYS=new) == (ROWS, ROWS, USERS, USERS)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
+def test_full_disk_is_one_line(old: Old) -> None:
+    """A rotation whose first line cannot be written says that, and warns of nothing."""
+    with Path("/dev/full").open("w") as full:
+        command = [sys.executable, "-m", "sqlalchemy_envelope.cli", "rotate", "provider", "--json"]
+        ran = subprocess.run(
+            command,
+            check=False,
+            cwd=old.folder,
+            env=old.environment(ENVELOPE_APP=APP),
+            stdout=full,
+            stderr=subprocess.PIPE,
+            timeout=60,
+            text=True,
+        )
+
+    assert ran.stderr == "Error: The output cannot be written: No space left on device.\n"
+    assert ran.returncode == 4
 
 
 def test_data_keys_from_first_to_last(old: Old) -> None:

@@ -41,6 +41,10 @@ class Batches(Generic[P]):
         self._so_far = found
         return found
 
+    def close(self) -> None:
+        """Give the run up, as a generator's: it is not warned of."""
+        self._is_begun = True
+
     def __del__(self) -> None:
         _warn_unless(getattr(self, "_is_begun", True), self.undone)
 
