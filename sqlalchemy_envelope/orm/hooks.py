@@ -38,6 +38,7 @@ from sqlalchemy_envelope.orm.tables import (
     first_savepoints,
     key_grant,
     key_owner,
+    retirements,
 )
 from sqlalchemy_envelope.orm.tables.connections import USE, Use, lent_session, session_of
 from sqlalchemy_envelope.orm.tables.default_schema import on_statement
@@ -83,6 +84,7 @@ def _install() -> None:
     event.listen(Engine, "after_execute", results.after_execute)
     event.listen(Session, "do_orm_execute", emptying(selected_columns.do_orm_execute))
     event.listen(Session, "after_begin", connections.after_begin)
+    event.listen(Session, "before_commit", retirements.before_commit)
     event.listen(Session, "after_flush", flush_notes.clear_notes)
     event.listen(Session, "after_soft_rollback", flush_notes.clear_notes)
     event.listen(Session, "after_attach", _on_attach)

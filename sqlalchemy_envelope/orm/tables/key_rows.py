@@ -37,6 +37,7 @@ from sqlalchemy_envelope.keys.model import (
     StoredSlot,
 )
 from sqlalchemy_envelope.orm.tables.location import location_of
+from sqlalchemy_envelope.orm.tables.retirements import note_retired
 from sqlalchemy_envelope.orm.tables.rows import (
     chunks,
     given,
@@ -403,6 +404,8 @@ class KeyStore(SlotRows):
         ]
         if rows:
             self._execute(statement, rows)
+            retired = {key.key_id for key in keys if key.state is KeyState.RETIRED}
+            note_retired(self._session, self._mapper, self._keys, retired, now)
 
     def add_granted(self, counts: Sequence[tuple[KeyId, int]]) -> None:
         """Count grants that were made of keys."""

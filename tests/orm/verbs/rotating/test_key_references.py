@@ -22,6 +22,7 @@ from sqlalchemy_envelope import (
     TransactionConflictError,
 )
 from sqlalchemy_envelope.orm.sharing import active_keys
+from sqlalchemy_envelope.orm.tables import retirements
 from sqlalchemy_envelope.orm.tables.key_rows import KeyStore
 from sqlalchemy_envelope.orm.verbs.rotation import key_destruction
 from tests.orm.sharing_models import Base, Group, Membership, Post, User, secret_of
@@ -200,6 +201,30 @@ def test_within_the_horizon(sqlite_engine: Engine, change: Callable[[Engine], No
         with pytest.raises(KeyInUseError, match=why):
             _destroy(sqlite_engine, retired, **options)
     assert _references(sqlite_engine, retired).state == "retired"
+
+
+def test_a_retirement_has_the_time_of_its_commit(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A rotation whose transaction lasts eleven minutes retires its keys at its end; the time of a key that
+    was retired before stays."""
+    started(engine)
+    *_, earlier = _rotated(engine)
+    _long_ago(engine)
+    before = dt.datetime.now(dt.UTC) - dt.timedelta(minutes=11)
+
+    class Then(dt.datetime):
+        @classmethod
+        def now(cls, tz: Any = None) -> Any:
+            return before
+
+    with unlocked(engine, envelope) as (_, user, keys):
+        with monkeypatch.context() as patch:
+            patch.setattr("sqlalchemy_envelope.orm.tables.key_rows.dt.datetime", Then)
+            *_, retired = keys.rotate(user).retired
+        monkeypatch.setattr(retirements, "LATE_SECONDS", 0.0)
+
+    with pytest.raises(KeyInUseError, match="it was retired a moment ago"):
+        _destroy(engine, retired)
+    assert "moment ago" not in str(_references(engine, earlier).reasons(dt.datetime.now(dt.UTC)))
 
 
 def test_a_clock_that_goes_back(sqlite_engine: Engine) -> None:
