@@ -188,7 +188,17 @@ FLOWS = [
 each_flow = pytest.mark.parametrize("flow", FLOWS, ids=[flow.name for flow in FLOWS])
 
 
-@each_flow
+IN_CI = {"change of the only secret", "enrolment"}
+"""The flows that are killed in each run of the tests; all of them with `--all`."""
+
+
+@pytest.mark.parametrize(
+    "flow",
+    [
+        pytest.param(flow, id=flow.name, marks=() if flow.name in IN_CI else pytest.mark.thorough)
+        for flow in FLOWS
+    ],
+)
 def test_killed_anywhere_between_two_databases(flow: Flow, lite_two: Two, record_property: Any) -> None:
     """Killed after each statement and each commit of either database, a change is whole or did not happen."""
     record_property("points", kill_between(flow, lite_two))

@@ -146,8 +146,24 @@ FLOWS = [
 ]
 
 
+IN_CI = {
+    "change of a secret",
+    "a secret set anew",
+    "a secret reset with a recovery code",
+    "a ticket issued",
+    "a root key rotated",
+}
+"""The flows that are killed in each run of the tests; all of them with `--all`."""
+
+
 @pytest.mark.any_database
-@pytest.mark.parametrize("flow", FLOWS, ids=[flow.name for flow in FLOWS])
+@pytest.mark.parametrize(
+    "flow",
+    [
+        pytest.param(flow, id=flow.name, marks=() if flow.name in IN_CI else pytest.mark.thorough)
+        for flow in FLOWS
+    ],
+)
 def test_killed_anywhere_an_owner_opens_as_before_or_as_after(
     flow: Flow, engine: Engine, record_property: Any
 ) -> None:
