@@ -329,7 +329,7 @@ def test_two_change_one_secret(engine: Engine, other_secret: str) -> None:
     tries = Tries(lambda _: change(engine, "a new secret"))
     with ExitStack() as stack:
         elsewhere = stack.enter_context(beside(engine))
-        stack.enter_context(before_update(engine, "users_keyslot", lambda: change(elsewhere, other_secret)))
+        stack.enter_context(before_update(engine, "users_key", lambda: change(elsewhere, other_secret)))
         if other_secret != "the secret of ada":
             stack.enter_context(pytest.raises(UnlockError))
         run_again(tries)
