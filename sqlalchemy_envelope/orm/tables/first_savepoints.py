@@ -16,8 +16,9 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection
     from sqlalchemy.orm import Mapper, Session
 
-_NOTE = "sqlalchemy_envelope.first_savepoint"
-"""The key in `Connection.info` of the transaction, as SQLAlchemy knows it, whose savepoint came first."""
+_NOTE = "_sqlalchemy_envelope_savepoint"
+"""The attribute of a connection that holds the transaction, as SQLAlchemy knows it, whose savepoint came
+first."""
 
 
 def on_savepoint(connection: Connection, name: str) -> None:
@@ -26,7 +27,7 @@ def on_savepoint(connection: Connection, name: str) -> None:
         return
     has_begun = getattr(connection.connection.driver_connection, "in_transaction", True)
     transaction = connection.get_transaction()
-    connection.info[_NOTE] = None if has_begun or transaction is None else ref(transaction)
+    setattr(connection, _NOTE, None if has_begun or transaction is None else ref(transaction))
 
 
 def require_rollback(session: Session, mapper: Mapper[object], what: str) -> None:
@@ -39,7 +40,7 @@ def require_rollback(session: Session, mapper: Mapper[object], what: str) -> Non
         ConfigurationError: the release of the savepoint around this would commit.
     """
     connection = session.connection(bind_arguments=bind_for(session, mapper))
-    noted = connection.info.get(_NOTE)
+    noted = getattr(connection, _NOTE, None)
     if noted is not None and connection.in_nested_transaction() and noted() is connection.get_transaction():
         raise ConfigurationError(
             f"{what} is in a savepoint that is the first of its transaction. SQLite's driver sends no BEGIN "
