@@ -151,7 +151,6 @@ IN_CI = {
     "a secret set anew",
     "a secret reset with a recovery code",
     "a ticket issued",
-    "a root key rotated",
 }
 """The flows that are killed in each run of the tests; all of them with `--all`."""
 
