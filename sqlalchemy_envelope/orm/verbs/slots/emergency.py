@@ -172,6 +172,7 @@ def refuse_emergency(desk: Desk, owner: object, person: object) -> None:
     located = pair.owner
     settle_owner(located)
     opened_root(located, active_root(located, load_keys(located)))
+    hold_slots(desk, located.place)
     if _take_back(pair):
         start_epoch(desk, located.place, desk.keyring_for(located.place.owner))
         note_slots_removed(desk, located.place)
