@@ -8,15 +8,13 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from weakref import WeakKeyDictionary
 
 from sqlalchemy import DateTime, Integer, LargeBinary
-from sqlalchemy.exc import ArgumentError, InvalidRequestError
 from sqlalchemy.orm import Mapped, mapped_column
 
 from sqlalchemy_envelope.exceptions import ConfigurationError
-from sqlalchemy_envelope.orm.tables.owner_paths import path_through
 from sqlalchemy_envelope.orm.tables.owners import KEY_UUID, EmergencyClass
+from sqlalchemy_envelope.orm.tables.two_owners import names_no_owners, paths_to_two
 
 if TYPE_CHECKING:
-    from sqlalchemy import Column
     from sqlalchemy.orm import Mapper
 
     from sqlalchemy_envelope.orm.tables.owner_paths import OwnerPath
@@ -68,7 +66,7 @@ def on_mapper(mapper: Mapper[Any], cls: type[Any]) -> None:
             )
         _waiting[mapper] = None
     for waiting in list(_waiting):
-        paths = _paths(waiting)
+        paths = paths_to_two(waiting, *waiting.class_.__emergency_options__)
         if paths is not None:
             del _waiting[waiting]
             _complete(waiting, *paths)
@@ -81,24 +79,7 @@ def check_all() -> None:
         ConfigurationError: `of` or `to` refers to no key owner, or a row would outlive one of the two.
     """
     for mapper in [waiting for waiting in list(_waiting) if waiting.configured]:
-        of, to = mapper.class_.__emergency_options__
-        raise ConfigurationError(
-            f"{mapper.class_.__name__}: of={of!r} and to={to!r} must each name the foreign key to the "
-            "primary key of a KeyOwner that has key tables."
-        )
-
-
-def _paths(mapper: Mapper[Any]) -> tuple[OwnerPath, OwnerPath] | None:
-    of, to = mapper.class_.__emergency_options__
-    try:
-        paths = _path(mapper, of), _path(mapper, to)
-    except (InvalidRequestError, ArgumentError, KeyError):
-        return None  # a foreign key to a table that is not declared yet
-    if paths[0] is None or paths[1] is None:
-        return None
-    if any(path.owner_class.key_class is None for path in (paths[0], paths[1])):
-        return None
-    return paths[0], paths[1]
+        raise names_no_owners(mapper, *mapper.class_.__emergency_options__)
 
 
 def _complete(mapper: Mapper[Any], of: OwnerPath, to: OwnerPath) -> None:
@@ -113,10 +94,3 @@ def _complete(mapper: Mapper[Any], of: OwnerPath, to: OwnerPath) -> None:
     for known in (of.owner_class.emergencies, to.owner_class.emergencies_to):
         # A class that is declared a second time takes the place of the first.
         known[:] = [*(other for other in known if other.table is not emergency.table), emergency]
-
-
-def _path(mapper: Mapper[Any], names: str | tuple[str, ...]) -> OwnerPath | None:
-    columns: tuple[Column[Any], ...] = tuple(
-        mapper.columns[name] for name in ((names,) if isinstance(names, str) else names)
-    )
-    return path_through(columns)

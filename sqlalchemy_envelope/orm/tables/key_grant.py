@@ -23,16 +23,15 @@ from sqlalchemy import (
     event,
     inspect,
 )
-from sqlalchemy.exc import ArgumentError, InvalidRequestError
 from sqlalchemy.orm import Mapped, mapped_column
 from sqlalchemy.schema import conv
 
 from sqlalchemy_envelope.exceptions import ConfigurationError
 from sqlalchemy_envelope.orm.tables.followed import check_following, follow
 from sqlalchemy_envelope.orm.tables.generated import GrantNames, Name, fill_in, generate, name_indexes, now
-from sqlalchemy_envelope.orm.tables.owner_paths import path_through
 from sqlalchemy_envelope.orm.tables.owners import KEY_UUID, GrantClass, History
 from sqlalchemy_envelope.orm.tables.records import records_of_mapper, records_of_table
+from sqlalchemy_envelope.orm.tables.two_owners import names_no_owners, paths_to_two
 from sqlalchemy_envelope.orm.tables.watched import watch_name
 
 if TYPE_CHECKING:
@@ -165,10 +164,7 @@ def check_all() -> None:
     # Registries are configured one by one: mappers of another registry may still be waiting.
     for mapper in [waiting for waiting in list(_waiting) if waiting.configured]:
         of, to, _, _ = mapper.class_.__grant_options__
-        raise ConfigurationError(
-            f"{mapper.class_.__name__}: of={of!r} and to={to!r} must each name the foreign key to the "
-            "primary key of a KeyOwner that has key tables."
-        )
+        raise names_no_owners(mapper, of, to)
     for mapper in list(_complete_grants):
         grant: GrantClass = records_of_mapper(mapper)[_GRANT]
         if mapper.configured and grant.of.owner_class.mapper.configured:
@@ -251,22 +247,10 @@ def grant_written_by(mapper: Mapper[Any]) -> GrantClass | None:
 
 def _paths(mapper: Mapper[Any]) -> tuple[OwnerPath, OwnerPath] | None:
     of, to, _, _ = mapper.class_.__grant_options__
-    try:
-        paths = path_through(_columns(mapper, of)), path_through(_columns(mapper, to))
-    except (InvalidRequestError, ArgumentError, KeyError):
-        return None  # a foreign key to a table that is not declared yet
-    if paths[0] is None or paths[1] is None:
-        return None
-    if any(path.owner_class.key_class is None for path in (paths[0], paths[1])):
-        return None
     follows = mapper.class_.__grant_follows__
     if follows is not None and grant_class_of(inspect(follows)) is None:
         return None
-    return paths[0], paths[1]
-
-
-def _columns(mapper: Mapper[Any], names: str | tuple[str, ...]) -> tuple[Column[Any], ...]:
-    return tuple(mapper.columns[name] for name in ((names,) if isinstance(names, str) else names))
+    return paths_to_two(mapper, of, to)
 
 
 def _complete(mapper: Mapper[Any], of: OwnerPath, to: OwnerPath) -> None:
