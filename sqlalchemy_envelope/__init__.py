@@ -73,6 +73,7 @@ from sqlalchemy_envelope.orm.columns.previous import PreviousColumn
 from sqlalchemy_envelope.orm.columns.sealed import Sealed
 from sqlalchemy_envelope.orm.current.audit import AuditEvent, EventName
 from sqlalchemy_envelope.orm.current.providers import CachePolicy
+from sqlalchemy_envelope.orm.indexes.blind_index import BlindIndex
 from sqlalchemy_envelope.orm.reading.binary_results import binary_results
 from sqlalchemy_envelope.orm.sessions.emergency_request import EmergencyRequest
 from sqlalchemy_envelope.orm.sessions.key_slots import KeySlot, KeySlots
@@ -117,6 +118,7 @@ __all__ = [
     "AuditEvent",
     "AwsKms",
     "Backoff",
+    "BlindIndex",
     "Bucket",
     "CachePolicy",
     "CampaignKey",

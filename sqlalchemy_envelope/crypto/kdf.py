@@ -24,6 +24,7 @@ _PURPOSES = {
     "throttle": 0,
     "erasure-receipt": 0,
     "ticket-pepper": 0,
+    "index": 1,
 }
 """Every purpose that a subkey may have, with the number of its fields. Nothing else can be derived."""
 

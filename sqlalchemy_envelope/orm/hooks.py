@@ -20,6 +20,7 @@ from sqlalchemy_envelope.orm.columns.dual_attributes import dual_attributes, map
 from sqlalchemy_envelope.orm.columns.plans import note_mapper, plan_of_table
 from sqlalchemy_envelope.orm.current import context, sole_rows
 from sqlalchemy_envelope.orm.current.locks import takes_locks
+from sqlalchemy_envelope.orm.indexes.declaring import declare_index
 from sqlalchemy_envelope.orm.reading import (
     destroyed,
     echo,
@@ -68,6 +69,7 @@ def register() -> None:
 
 
 def _on_column(column: Column[Any], table: Any) -> None:
+    declare_index(column, table)
     if declare_column(column, table):
         namesakes.note_table(table)
         _install()

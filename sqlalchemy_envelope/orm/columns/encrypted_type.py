@@ -26,6 +26,7 @@ from sqlalchemy_envelope.orm.columns.format import ColumnFormat, Replacement
 from sqlalchemy_envelope.orm.columns.owner_spec import OwnerSpec, check_spec
 from sqlalchemy_envelope.orm.columns.previous import PreviousColumn, previous_of
 from sqlalchemy_envelope.orm.columns.sealed import CIPHERTEXT, Sealed
+from sqlalchemy_envelope.orm.columns.searching import answered
 
 _BYTES = (bytes, bytearray, memoryview)
 _PASSED_BY = "its row was not looked at when it was fetched. Read it through SQLAlchemy's own result"
@@ -49,7 +50,8 @@ def _replacement(value: Any, inner: TypeEngine[Any]) -> Replacement | None:
 
 
 class _EncryptedComparator(TypeEngine.Comparator[Any]):
-    """Refuses every comparison that could only give a wrong answer, as soon as it is written."""
+    """Turns a comparison into one on a blind index of the column. Refuses every comparison that could only
+    give a wrong answer, as soon as it is written."""
 
     __slots__ = ()
 
@@ -59,10 +61,13 @@ class _EncryptedComparator(TypeEngine.Comparator[Any]):
             to = other[0]
             if to is None or isinstance(to, Null):
                 return _null_test(self.expr, op, super().operate(op, *other, **kwargs))
+        found = answered(self.expr, op, other, kwargs)
+        if found is not None:
+            return found
+        if op is operators.eq and len(other) == 1 and isinstance(other[0], ColumnClause):
             # SQLAlchemy looks columns up in lists and dictionaries, which compare them: so `column == column`
             # can be written. If it is sent, it is refused like any other comparison.
-            if op is operators.eq and isinstance(to, ColumnClause):
-                return super().operate(op, *other, **kwargs)
+            return super().operate(op, *other, **kwargs)
         raise refused(self.expr, op)
 
     @emptying
@@ -120,7 +125,8 @@ def refused(column: Any, op: Any) -> StatementRefusedError:
     """The error for an operator that cannot work on ciphertext."""
     return StatementRefusedError(
         f"{shown_operator(op)} cannot work on the encrypted column {str(column)!r}: equal values are stored "
-        "as different bytes. Only `is_(None)` and `is_not(None)` do; load the rows of one owner and compare "
+        "as different bytes. Only `is_(None)` and `is_not(None)` do. Declare a blind index on it "
+        "to find equal values, `mapped_column(BlindIndex(...))`; or load the rows of one owner and compare "
         "the decrypted values."
     )
 

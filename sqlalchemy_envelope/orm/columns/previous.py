@@ -119,25 +119,31 @@ def _null_for_none(type_: Any) -> Any:
 
 def previous_of(column: Any) -> Any:
     """Return the previous column of an encrypted column, in the same table or alias; None without one."""
-    base = _base(column)
+    base = base_of(column)
     if base is None or not has_previous(base):
         return None
     previous = base.table.c.get(notes_of(base).previous)
+    return None if previous is None else column_beside(column, previous)
+
+
+def column_beside(column: Any, wanted: Column[Any]) -> Any:
+    """Return a column of the table of an encrypted column, as it stands beside that column in a statement: in
+    the same table or alias. None if a subquery leaves it out."""
     entity = column._annotations.get("parententity")
-    if entity is not None and previous is not None:
+    if entity is not None:
         # The column of the same mapped class or alias, as the attribute gives it.
         try:
-            key = entity.mapper.get_property_by_column(previous).key
+            key = entity.mapper.get_property_by_column(wanted).key
         except UnmappedColumnError:
             pass  # a class that is mapped to a subquery
         else:
             return getattr(entity.entity, key).__clause_element__()
-    return previous if column.table is base.table else column.table.corresponding_column(previous)
+    return wanted if column.table is wanted.table else column.table.corresponding_column(wanted)
 
 
 def is_moving(column: Any) -> bool:
     """Tell whether a column, of a table or of a SELECT from one, has a previous column."""
-    base = _base(column)
+    base = base_of(column)
     return base is not None and has_previous(base)
 
 
@@ -146,7 +152,7 @@ def has_previous(column: Column[Any]) -> bool:
     return policy_of_column(column) is not None and notes_of(column).previous is not None
 
 
-def _base(column: Any) -> Any | None:
+def base_of(column: Any) -> Any | None:
     """The column of a table that this column is, or is selected from."""
     if getattr(column, "table", None) is None:
         return None

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
 from sqlalchemy_envelope.exceptions import ConfigurationError
+from sqlalchemy_envelope.keys.index_keys import IndexKeyCache
 from sqlalchemy_envelope.keys.pepper import SlotPepper
 from sqlalchemy_envelope.keys.row_seals import RowSeals
 from sqlalchemy_envelope.orm.current.audit import AuditEvent, logger
@@ -45,6 +46,8 @@ class Policy:
         harden_claims: whether an owner who claims keys gets new keys at once, which the campaign never held.
         receipt_key: the key that signs erasure receipts, if there is one.
         ticket_keys: the keyrings with the server's part of tickets. The first serves new tickets.
+        index_provider: the name of the provider that wraps new index keys of the server.
+        index_keys: the index keys of the server that this process has opened.
     """
 
     seals: RowSeals = field(default_factory=RowSeals)
@@ -61,6 +64,8 @@ class Policy:
     escrow: EscrowKey | None = None
     receipt_key: ReceiptKey | None = None
     ticket_keys: tuple[ServerKeyring, ...] = field(default=(), repr=False)
+    index_provider: str = "server"
+    index_keys: IndexKeyCache = field(default_factory=IndexKeyCache, repr=False)
 
     def require_providers(self) -> Providers:
         """The providers of the envelope.
@@ -133,6 +138,7 @@ def _forget_in_child() -> None:
     """Keys do not cross a fork: neither do those of providers and of write epochs."""
     for policy in ENVELOPES:
         policy.write_epochs.clear()
+        policy.index_keys.clear()
         if policy.providers is not None:
             policy.providers.forget()
 
@@ -169,6 +175,24 @@ def noted_policy(session: Session) -> Policy:
             "This process has several Envelopes with server keys or a pepper, and a flush has to know which "
             "one writes its key rows: make one Envelope for the application, or call "
             "envelope.attach(session)."
+        )
+    return policy
+
+
+def policy_for(session: Session | None) -> Policy:
+    """The policy for a statement, in a session or on a connection without a session.
+
+    Raises:
+        ConfigurationError: as `noted_policy`.
+    """
+    if session is not None:
+        return noted_policy(session)
+    policy = ENVELOPES.only()
+    if policy is None:
+        raise ConfigurationError(
+            "This process has several Envelopes with server keys or a pepper, and a statement on a "
+            "connection has to know which one to use: make one Envelope for the application, or use a "
+            "Session, with envelope.attach(session)."
         )
     return policy
 

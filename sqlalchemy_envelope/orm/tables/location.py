@@ -64,6 +64,16 @@ def schema_on(connection: Connection, mapper: Mapper[Any]) -> str:
     return _schema(connection.engine, connection, mapper, translate)
 
 
+def location_of_table(
+    connection: Connection, table: Table, realm: Realm, options: Mapping[str, Any] | None = None
+) -> Location:
+    """Where a statement on this connection, with these execution options, finds a table."""
+    options = connection.get_execution_options() if options is None else options
+    translate = options.get("schema_translate_map")
+    schema = _schema_of(connection.engine, connection, table, translate)
+    return _name(database_name(connection.engine, realm), schema)
+
+
 class _Found(NamedTuple):
     """A location, and what was asked: the realm, the translation of schemas, and whether a listener chooses
     the database."""
@@ -123,6 +133,15 @@ def _schema(
     translate: Mapping[str | None, str | None] | None,
 ) -> str:
     table: Any = mapper.local_table
+    return _schema_of(engine, connection, table, translate)
+
+
+def _schema_of(
+    engine: Engine,
+    connection: Connection | None,
+    table: Table,
+    translate: Mapping[str | None, str | None] | None,
+) -> str:
     schema: str | None = table.schema
     if translate and schema in translate:
         schema = translate[schema]

@@ -13,7 +13,9 @@ from sqlalchemy.sql.elements import ClauseElement
 
 from sqlalchemy_envelope.crypto.aead import NO_ROW, Batch
 from sqlalchemy_envelope.orm.columns.sealed import CIPHERTEXT
+from sqlalchemy_envelope.orm.indexes.indexed import indexes_of_table
 from sqlalchemy_envelope.orm.writing.defaults import with_defaults
+from sqlalchemy_envelope.orm.writing.index_tags import IndexTags
 from sqlalchemy_envelope.orm.writing.owner_columns import require_uniform
 from sqlalchemy_envelope.orm.writing.previous_columns import add_previous
 from sqlalchemy_envelope.orm.writing.row_ciphers import RowCiphers
@@ -71,14 +73,15 @@ class _Group(NamedTuple):
 class RowEncryption:
     """Encrypts the rows of one statement."""
 
-    __slots__ = ("_ciphers", "_groups", "_owners", "_prepares", "_references", "_rows")
+    __slots__ = ("_ciphers", "_groups", "_owners", "_prepares", "_references", "_rows", "_tags")
 
-    def __init__(self, rows: WrittenRows, owners: RowOwners) -> None:
+    def __init__(self, rows: WrittenRows, owners: RowOwners, options: Any) -> None:
         self._rows = rows
         self._owners = owners
         self._prepares = bool(not rows.inserts or rows.plan.dual or rows.plan.converting)
         self._references = RowReferences(rows)
         self._ciphers = RowCiphers(rows, owners, self._references)
+        self._tags = IndexTags(rows, options) if indexes_of_table(rows.plan.table) else None
         self._groups = [
             _Group(path, columns, self._owner_key(path), {}) for path, columns in rows.plan.groups
         ]
@@ -113,6 +116,8 @@ class RowEncryption:
         if self._prepares:
             for row in chunk:
                 self._prepare(row)
+        if self._tags is not None:
+            self._tags.add(chunk)
         # All owners first: finding them compares plaintext of the row with what objects hold.
         by_owner = [owned for group in self._groups for owned in self._by_owner(chunk, group)]
         for owned in by_owner:

@@ -125,7 +125,7 @@ class _StatementWriter:
         self._statement: Any = statement
         self._rows = WrittenRows(plan, connection, statement)
         self._owners = RowOwners(self._rows, options)
-        self._encryption = RowEncryption(self._rows, self._owners)
+        self._encryption = RowEncryption(self._rows, self._owners, options)
 
     def write(self, multiparams: Any, params: Any) -> tuple[Any, Any, Any]:
         """The statement and its parameters, encrypted."""

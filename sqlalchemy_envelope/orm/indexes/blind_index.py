@@ -1,0 +1,138 @@
+"""`BlindIndex`: describes a column with the tags of an encrypted column's values."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+from sqlalchemy import LargeBinary
+from sqlalchemy.dialects.mysql import VARBINARY
+from sqlalchemy.engine import Dialect
+from sqlalchemy.types import TypeDecorator, TypeEngine
+
+from sqlalchemy_envelope.crypto.blind_index import FULL_BITS
+from sqlalchemy_envelope.exceptions import ConfigurationError, StatementRefusedError
+from sqlalchemy_envelope.orm.indexes.tag import TAG
+
+Scope = Literal["owner", "group", "server"]
+_SCOPES = ("owner", "group", "server")
+
+
+class BlindIndex(TypeDecorator[bytes]):
+    """A column of tags, by which equal values of an encrypted column are found:
+
+        email: Mapped[str] = mapped_column(EncryptedType(String))
+        email_index: Mapped[bytes] = mapped_column(BlindIndex("email", scope="server"), unique=True)
+
+    The library writes it with the value. `User.email == "ada@example.org"` then works, in a WHERE or a join.
+
+    What it tells somebody who has the database: which rows have equal values, and how many there are of each
+    value. With the index key, that person can test guesses. Of a truncated index (`bits`), rows share tags by
+    chance, too.
+
+    Args:
+        of: the attribute that it indexes, or a tuple of attributes that are looked for together.
+        scope: whose key makes the tags. "owner": the key of the row's owner; only whoever has the owner open
+            finds its rows. "group": the same, where the owner is a group. "server": a key that the server
+            holds; rows are found while everybody is locked, as a log-in needs it.
+        normalize: the name of a normaliser, with its version: values are equal if they are equal after it.
+        bits: the bits of a tag, 128 if left out. `plan_bits` proposes a number.
+        label: the name that tags are bound to. Left out: `table.column`; pin the old name before a rename.
+
+    Stored: 16 bytes, or as many as hold the bits. NULL has no tag.
+    Format: docs/reference/wire-format.md, section 13.
+
+    Raises:
+        ConfigurationError: an argument is out of range.
+    """
+
+    impl = LargeBinary
+    cache_ok = True
+
+    # Not keyword-only: SQLAlchemy builds its cache key from positional arguments alone.
+    def __init__(
+        self,
+        of: str | Sequence[str],
+        scope: Scope = "owner",
+        normalize: str | None = None,
+        bits: int = FULL_BITS,
+        label: str | None = None,
+    ) -> None:
+        names = (of,) if isinstance(of, str) else tuple(of)
+        if not names or not all(isinstance(one, str) for one in names):
+            raise ConfigurationError("BlindIndex(of): the name of an attribute, or a tuple of names.")
+        if scope not in _SCOPES:
+            raise ConfigurationError(f"BlindIndex(scope={scope!r}): use 'owner', 'group' or 'server'.")
+        if not isinstance(bits, int) or not 1 <= bits <= FULL_BITS:
+            raise ConfigurationError(f"BlindIndex(bits={bits!r}): a number from 1 to {FULL_BITS}.")
+        super().__init__(-(-bits // 8))
+        self.of: tuple[str, ...] = names
+        self.scope: Scope = scope
+        self.normalize = normalize
+        self.bits = bits
+        self.label = label
+
+    def labelled(self, label: str) -> BlindIndex:
+        """A copy of this type for one column, with its label fixed."""
+        copy: BlindIndex = self.copy()
+        copy.label = label
+        return copy
+
+    def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
+        """The dialect's type of short bytes: MySQL indexes no BLOB as a whole."""
+        size = -(-self.bits // 8)
+        if dialect.name in ("mysql", "mariadb"):
+            return dialect.type_descriptor(VARBINARY(size))
+        return dialect.type_descriptor(LargeBinary(size))
+
+    def coerce_compared_value(self, op: Any, value: Any) -> TypeEngine[Any]:
+        """Tags in a comparison are plain bytes."""
+        return LargeBinary()
+
+    def bind_processor(self, dialect: Dialect) -> Callable[[Any], Any]:
+        """Pass on the tags that the library made, and refuse everything else."""
+        label = self.label
+
+        def process(value: Any) -> Any:
+            if value is None:
+                return None
+            try:
+                mark, tag = value
+            except Exception:  # noqa: BLE001 - it is no pair, whatever it says of that
+                mark = tag = None
+            if mark is TAG:
+                return tag
+            del value, mark, tag
+            raise StatementRefusedError(
+                f"The blind index {label!r} takes no value: it is written with what it indexes. Leave it out."
+            )
+
+        return process
+
+    def result_processor(self, dialect: Dialect, coltype: object) -> Callable[[Any], Any] | None:
+        """Tags are bytes, as the dialect gives them."""
+        return self.impl_instance.dialect_impl(dialect).result_processor(dialect, coltype)
+
+    def literal_processor(self, dialect: Dialect) -> Callable[[Any], str]:
+        """Return a text that no database accepts as SQL, in place of a literal."""
+        shown = f"<tag of {self.label}>"
+        return lambda value: shown
+
+    @property
+    def python_type(self) -> type[Any]:
+        """Tags are bytes."""
+        return bytes
+
+    def __repr__(self) -> str:
+        of = repr(self.of[0]) if len(self.of) == 1 else repr(self.of)
+        options = "".join(
+            f", {name}={value!r}"
+            for name, value in (
+                ("scope", self.scope),
+                ("normalize", self.normalize),
+                ("bits", self.bits),
+                ("label", self.label),
+            )
+            if value not in (None, FULL_BITS)
+        )
+        return f"BlindIndex({of}{options})"

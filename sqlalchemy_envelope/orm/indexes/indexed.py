@@ -1,0 +1,118 @@
+"""The blind indexes of a table: which columns each of them indexes, and what it makes of their values."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import Column, Table
+
+from sqlalchemy_envelope.crypto.blind_index import IndexHasher
+from sqlalchemy_envelope.exceptions import ConfigurationError
+from sqlalchemy_envelope.orm.columns.plans import encrypted_column_of, mapper_of_table, plan_of_table
+from sqlalchemy_envelope.orm.indexes.blind_index import BlindIndex
+from sqlalchemy_envelope.orm.indexes.kinds.equal import Equal
+from sqlalchemy_envelope.orm.tables.records import records_of_table
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from sqlalchemy_envelope.crypto.secret import KeyBytes
+    from sqlalchemy_envelope.orm.columns.plans import EncryptedColumn
+    from sqlalchemy_envelope.orm.indexes.kinds.kind import Kind
+    from sqlalchemy_envelope.orm.tables.owner_paths import OwnerPath
+
+_INDEXES = "blind indexes"
+
+
+class IndexedColumn:
+    """A blind index, with the encrypted columns that it indexes.
+
+    Attributes:
+        column: the column of tags.
+        key: its name in a statement's parameters.
+        sources: the encrypted columns.
+        kind: what it makes of their values.
+        label: the name that its tags are bound to.
+        path: the path from a row to its owner.
+    """
+
+    __slots__ = ("bits", "column", "key", "kind", "label", "path", "scope", "sources", "type")
+
+    def __init__(self, column: Column[Any], sources: Sequence[EncryptedColumn]) -> None:
+        type_: BlindIndex = column.type  # type: ignore[assignment]  # only such columns come here
+        self.column = column
+        self.key: str = column.key
+        self.type = type_
+        self.sources = tuple(sources)
+        self.kind = _kind(type_, self.sources)
+        self.scope = type_.scope
+        self.bits = type_.bits
+        self.label: str = type_.label or ""
+        self.path: OwnerPath = self.sources[0].path
+
+    def hasher(self, key: KeyBytes) -> IndexHasher:
+        """What makes the tags of this index under a key."""
+        return IndexHasher(key, self.label, self.kind.form, self.bits)
+
+    def is_like(self, other: IndexedColumn) -> bool:
+        """Whether equal values have equal tags in both indexes."""
+        return (self.label, self.kind.form, self.bits) == (other.label, other.kind.form, other.bits)
+
+
+def _kind(type_: BlindIndex, sources: Sequence[EncryptedColumn]) -> Kind:
+    return Equal(sources[0])
+
+
+def indexes_of_table(table: Table) -> tuple[IndexedColumn, ...]:
+    """The blind indexes of a table.
+
+    Raises:
+        ConfigurationError: an index names no encrypted attribute of its table.
+    """
+    records = records_of_table(table)
+    known: tuple[IndexedColumn, ...] | None = records.get(_INDEXES)
+    if known is None:
+        known = tuple(_resolved(one) for one in table.columns if isinstance(one.type, BlindIndex))
+        records[_INDEXES] = known
+    return known
+
+
+def forget_indexes(table: Table) -> None:
+    """Find the indexes of a table again: it has another mapper, or one more column."""
+    records_of_table(table).pop(_INDEXES, None)
+
+
+def indexes_on(column: Any) -> tuple[IndexedColumn, ...]:
+    """The blind indexes of an encrypted column of a table, alone or with others."""
+    table = getattr(column, "table", None)
+    if not isinstance(table, Table):
+        return ()
+    return tuple(
+        one for one in indexes_of_table(table) if any(source.column is column for source in one.sources)
+    )
+
+
+def _resolved(column: Column[Any]) -> IndexedColumn:
+    type_: BlindIndex = column.type  # type: ignore[assignment]  # only such columns come here
+    return IndexedColumn(column, [_source(column, name) for name in type_.of])
+
+
+def _source(column: Column[Any], name: str) -> EncryptedColumn:
+    table: Table = column.table
+    mapper = mapper_of_table(table)
+    source: Any = None
+    if mapper is not None and name in mapper.column_attrs:
+        source = next(
+            (one for one in mapper.column_attrs[name].columns if getattr(one, "table", None) is table), None
+        )
+    if source is None:
+        source = table.columns.get(name)
+    encrypted = None if source is None else encrypted_column_of(source)
+    if encrypted is None:
+        plan = plan_of_table(table)
+        there = sorted(() if plan is None else plan.keys)
+        raise ConfigurationError(
+            f"{table.name}.{column.name} is a blind index of {name!r}, which is no encrypted column of "
+            f"{table.name}. Its encrypted columns: {', '.join(there) or 'none'}."
+        )
+    return encrypted

@@ -1,0 +1,97 @@
+"""Blind indexes kept in step: a statement that writes an encrypted value writes its tags, too."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy.sql.elements import Null
+
+from sqlalchemy_envelope.exceptions import StatementRefusedError
+from sqlalchemy_envelope.orm.indexes.indexed import indexes_of_table
+from sqlalchemy_envelope.orm.indexes.server_keys import server_hashers
+from sqlalchemy_envelope.orm.indexes.tag import TAG
+from sqlalchemy_envelope.orm.writing.unstorable import unstorable
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from sqlalchemy_envelope.crypto.blind_index import IndexHasher
+    from sqlalchemy_envelope.orm.indexes.indexed import IndexedColumn
+    from sqlalchemy_envelope.orm.writing.rows import WrittenRows
+
+
+class IndexTags:
+    """The tags of one statement's rows."""
+
+    __slots__ = ("_hashers", "_indexes", "_options", "_rows")
+
+    def __init__(self, rows: WrittenRows, options: Any) -> None:
+        self._rows = rows
+        self._options = options
+        self._indexes = [one for one in indexes_of_table(rows.plan.table) if one.scope == "server"]
+        self._hashers: dict[IndexedColumn, IndexHasher] = {}
+
+    def add(self, rows: Sequence[dict[str, Any]]) -> None:
+        """Put the tags of the values into these rows, which are not encrypted yet.
+
+        Raises:
+            StatementRefusedError: the statement writes an index by itself.
+            ValueEncodingError: a value has another type than its column takes.
+        """
+        for index in self._indexes:
+            self._add_of(index, rows)
+
+    def _add_of(self, index: IndexedColumn, rows: Sequence[dict[str, Any]]) -> None:
+        name = self._rows.parameter(index.key)
+        if any([row.get(name) is not None for row in rows]) or name != index.key:  # noqa: C419
+            raise StatementRefusedError(
+                f"The blind index {index.label!r} is written with what it indexes, "
+                f"{' and '.join(one.key for one in index.sources)}. Leave it out of the statement."
+            )
+        if not self._is_written(index, rows[0]):
+            return
+        sources = [self._rows.parameter(one.key) for one in index.sources]
+        data, hasher = index.kind.data, None
+        for row in rows:
+            hashed: bytes | None = None
+            try:
+                hashed = data([row.get(source) for source in sources])
+            except Exception:  # noqa: BLE001 - raised below, chained to nothing that holds the value
+                error: Exception | None = self._unstorable(index, row)
+            else:
+                error = None
+            if error is not None:
+                del row, hashed
+                raise error
+            if hashed is None:
+                row[name] = None
+                continue
+            if hasher is None:
+                hasher = self._hasher(index)
+            row[name] = (TAG, hasher.tag(hashed))
+
+    def _is_written(self, index: IndexedColumn, row: dict[str, Any]) -> bool:
+        """Whether the statement writes what an index indexes."""
+        clauses = self._rows.assignments.clauses
+        return any(
+            self._rows.parameter(one.key) in row or isinstance(clauses.get(one.key), Null)
+            for one in index.sources
+        )
+
+    def _unstorable(self, index: IndexedColumn, row: dict[str, Any]) -> Exception:
+        for source in index.sources:
+            value = row.get(self._rows.parameter(source.key))
+            try:
+                if value is not None:
+                    source.encode_converted(value)
+            except Exception:  # noqa: BLE001 - the value is not shown
+                return unstorable(source, value, None)
+        return unstorable(index.sources[0], None, None)
+
+    def _hasher(self, index: IndexedColumn) -> IndexHasher:
+        known = self._hashers.get(index)
+        if known is None:
+            found = server_hashers(self._rows.connection, index, makes=True, options=self._options)
+            assert found.writes is not None  # noqa: S101 - it was made
+            known = self._hashers[index] = found.writes
+        return known
