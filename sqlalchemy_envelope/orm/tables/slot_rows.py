@@ -337,6 +337,7 @@ class SlotRows(Rows):
 
 def _by_slot(c: Any, column: Any, values: Sequence[tuple[StoredSlot, bytes | None]]) -> Any:
     """An expression that gives each of these slots its own value."""
+    # Not `case({...}, value=c.slot_id)`: SQLAlchemy gives its keys no type, and MariaDB stores ids as text.
     return case(
-        {slot.slot_id: bindparam(None, value, type_=column.type) for slot, value in values}, value=c.slot_id
+        *((c.slot_id == slot.slot_id, bindparam(None, value, type_=column.type)) for slot, value in values)
     )
