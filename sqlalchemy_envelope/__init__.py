@@ -73,7 +73,9 @@ from sqlalchemy_envelope.orm.columns.previous import PreviousColumn
 from sqlalchemy_envelope.orm.columns.sealed import Sealed
 from sqlalchemy_envelope.orm.current.audit import AuditEvent, EventName
 from sqlalchemy_envelope.orm.current.providers import CachePolicy
+from sqlalchemy_envelope.orm.indexes.bits_plan import BitsPlan, plan_bits
 from sqlalchemy_envelope.orm.indexes.blind_index import BlindIndex
+from sqlalchemy_envelope.orm.indexes.buckets import Buckets
 from sqlalchemy_envelope.orm.reading.binary_results import binary_results
 from sqlalchemy_envelope.orm.sessions.emergency_request import EmergencyRequest
 from sqlalchemy_envelope.orm.sessions.key_slots import KeySlot, KeySlots
@@ -118,8 +120,10 @@ __all__ = [
     "AuditEvent",
     "AwsKms",
     "Backoff",
+    "BitsPlan",
     "BlindIndex",
     "Bucket",
+    "Buckets",
     "CachePolicy",
     "CampaignKey",
     "CampaignKeyFile",
@@ -233,6 +237,7 @@ __all__ = [
     "binary_results",
     "check_receipt",
     "enforce_foreign_keys",
+    "plan_bits",
     "should_retry",
     "throttle_table",
 ]

@@ -22,6 +22,7 @@ from sqlalchemy_envelope.orm.current import context, sole_rows
 from sqlalchemy_envelope.orm.current.locks import takes_locks
 from sqlalchemy_envelope.orm.indexes.declaring import declare_index
 from sqlalchemy_envelope.orm.reading import (
+    candidates,
     destroyed,
     echo,
     objects,
@@ -195,15 +196,17 @@ def _check(connection: Connection, sql: str, compiled: Any, execution: Any) -> N
         if session is not None:
             membership.on_text(session, sql)
         return
-    schema_maps.check(connection, sql, compiled, execution)
+    candidates.check(connection, sql, compiled, execution)
     elements = list(forms.elements_in(*gate.statements_of(compiled)))
     again = gate.check_writes(connection, compiled, elements, execution.execution_options)
     refusals.check(compiled, elements)
     writes_in_query = _looks_again(connection, compiled, elements)
     if again or changes_tables or writes_in_query:
         return
-    if changes_schema:
-        passes: Any = _follow
+    if candidates.places_of(compiled):
+        passes: Any = candidates.check
+    elif changes_schema:
+        passes = _follow
     elif schema_maps.labels_read(compiled):
         passes = schema_maps.check
     else:

@@ -12,6 +12,7 @@ from sqlalchemy.types import TypeDecorator, TypeEngine
 
 from sqlalchemy_envelope.crypto.blind_index import FULL_BITS
 from sqlalchemy_envelope.exceptions import ConfigurationError, StatementRefusedError
+from sqlalchemy_envelope.orm.indexes.buckets import Buckets, buckets_of
 from sqlalchemy_envelope.orm.indexes.tag import TAG
 
 Scope = Literal["owner", "group", "server"]
@@ -38,6 +39,11 @@ class BlindIndex(TypeDecorator[bytes]):
         normalize: the name of a normaliser, with its version: values are equal if they are equal after it.
         bits: the bits of a tag, 128 if left out. `plan_bits` proposes a number.
         label: the name that tags are bound to. Left out: `table.column`; pin the old name before a rename.
+        bucket: makes it an index of ranges, of numbers or dates: the width of a bucket, or `Buckets`. Values
+            of one bucket share a tag, and `<`, `<=`, `>`, `>=` and `between()` work.
+
+    Of an index with fewer bits, and of ranges, the tags give candidates. Each row is compared again after its
+    value is decrypted, and so the value has to be selected, and its owner be unlocked.
 
     Stored: 16 bytes, or as many as hold the bits. NULL has no tag.
     Format: docs/reference/wire-format.md, section 13.
@@ -57,6 +63,7 @@ class BlindIndex(TypeDecorator[bytes]):
         normalize: str | None = None,
         bits: int = FULL_BITS,
         label: str | None = None,
+        bucket: Any = None,
     ) -> None:
         names = (of,) if isinstance(of, str) else tuple(of)
         if not names or not all(isinstance(one, str) for one in names):
@@ -71,6 +78,7 @@ class BlindIndex(TypeDecorator[bytes]):
         self.normalize = normalize
         self.bits = bits
         self.label = label
+        self.bucket: Buckets | None = buckets_of(bucket)
 
     def labelled(self, label: str) -> BlindIndex:
         """A copy of this type for one column, with its label fixed."""
@@ -132,6 +140,7 @@ class BlindIndex(TypeDecorator[bytes]):
                 ("normalize", self.normalize),
                 ("bits", self.bits),
                 ("label", self.label),
+                ("bucket", self.bucket),
             )
             if value not in (None, FULL_BITS)
         )

@@ -11,6 +11,7 @@ from sqlalchemy.sql.elements import BindParameter, ClauseElement
 from sqlalchemy_envelope.exceptions import StatementRefusedError
 from sqlalchemy_envelope.orm.columns.encrypted_type import shown_operator
 from sqlalchemy_envelope.orm.columns.previous import base_of, column_beside
+from sqlalchemy_envelope.orm.indexes.candidates import is_certain, rechecked
 from sqlalchemy_envelope.orm.indexes.indexed import indexes_on
 from sqlalchemy_envelope.orm.indexes.sought import Sought
 
@@ -32,7 +33,7 @@ def search(column: Any, op: Any, other: tuple[Any, ...], options: dict[str, Any]
     indexes = () if base is None else indexes_on(base)
     if not indexes:
         return None
-    operand: Any = other[0] if len(other) == 1 else None
+    operand: Any = other[0] if len(other) == 1 else other
     if hasattr(operand, "__clause_element__"):
         operand = operand.__clause_element__()  # an attribute of a mapped class
     if isinstance(operand, ColumnElement) and not isinstance(operand, BindParameter) and op is operators.eq:
@@ -52,6 +53,8 @@ def search(column: Any, op: Any, other: tuple[Any, ...], options: dict[str, Any]
 def _answer(index: IndexedColumn, op: Any, operand: Any, options: dict[str, Any]) -> Wanted | None:
     try:
         return index.kind.answer(op, operand, options)
+    except StatementRefusedError:
+        raise
     except Exception:  # noqa: BLE001, S110 - raised below, chained to nothing that holds the value
         pass
     raise StatementRefusedError(
@@ -61,6 +64,7 @@ def _answer(index: IndexedColumn, op: Any, operand: Any, options: dict[str, Any]
 
 
 def _condition(column: Any, index: IndexedColumn, wanted: Wanted) -> Any:
+    wanted = rechecked(index, wanted)
     tags = column_beside(column, index.column)
     # Not `values`: the tags are made when the statement is sent, and the statement itself may be kept.
     given: Any = bindparam(
@@ -74,7 +78,7 @@ def _joined(column: Any, indexes: Sequence[IndexedColumn], other: Any) -> Any:
     base = base_of(other) if hasattr(other, "base_columns") else None
     for index in indexes:
         for same in () if base is None else indexes_on(base):
-            if index.is_like(same):
+            if index.is_like(same) and is_certain(index):
                 return column_beside(column, index.column) == column_beside(other, same.column)
     return None  # as without an index: it is refused if it is sent
 

@@ -9,6 +9,7 @@ from sqlalchemy import Column, Table
 from sqlalchemy_envelope.orm.columns.searching import answer_by
 from sqlalchemy_envelope.orm.indexes import executing
 from sqlalchemy_envelope.orm.indexes.blind_index import BlindIndex
+from sqlalchemy_envelope.orm.indexes.candidates import refuse_unique
 from sqlalchemy_envelope.orm.indexes.comparisons import search
 from sqlalchemy_envelope.orm.indexes.indexed import forget_indexes
 from sqlalchemy_envelope.orm.tables.index_key_table import add_index_key_table
@@ -26,6 +27,7 @@ def declare_index(column: Column[Any], table: Any) -> bool:
         return False
     if column.type.label is None:
         column.type = column.type.labelled(f"{table.name}.{column.name}")
+    refuse_unique(column)
     column.nullable = True  # NULL has no tag
     if column.type.scope == "server":
         add_index_key_table(table)

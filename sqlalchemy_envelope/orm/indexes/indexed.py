@@ -11,6 +11,7 @@ from sqlalchemy_envelope.exceptions import ConfigurationError
 from sqlalchemy_envelope.orm.columns.plans import encrypted_column_of, mapper_of_table, plan_of_table
 from sqlalchemy_envelope.orm.indexes.blind_index import BlindIndex
 from sqlalchemy_envelope.orm.indexes.kinds.equal import Equal
+from sqlalchemy_envelope.orm.indexes.kinds.range import Range
 from sqlalchemy_envelope.orm.tables.records import records_of_table
 
 if TYPE_CHECKING:
@@ -60,6 +61,8 @@ class IndexedColumn:
 
 
 def _kind(type_: BlindIndex, sources: Sequence[EncryptedColumn]) -> Kind:
+    if type_.bucket is not None:
+        return Range(sources, type_.bucket, type_.normalize)
     return Equal(sources[0])
 
 

@@ -37,7 +37,7 @@ def origins_of(compiled: Any, columns: Sequence[Any]) -> list[list[Origin] | Non
     """Return the origins of each output: several for the parts of a UNION, None if they cannot be traced."""
     statement = compiled.statement
     if not isinstance(statement, CompoundSelect):
-        return [None if column is None else _trace(column) for column in columns]
+        return [None if column is None else trace(column) for column in columns]
     parts = [list(part.selected_columns) for part in _parts(statement)]
     if any(len(part) != len(columns) for part in parts) or not _agree(columns, parts[0]):
         return [None] * len(columns)
@@ -45,7 +45,7 @@ def origins_of(compiled: Any, columns: Sequence[Any]) -> list[list[Origin] | Non
     for outputs in zip(*parts, strict=True):
         traced: list[Origin] | None = []
         for number, output in enumerate(outputs):
-            mine = _trace(output)
+            mine = trace(output)
             if mine is None or traced is None:
                 traced = None
                 break
@@ -67,12 +67,12 @@ def _parts(statement: Any) -> Iterable[Any]:
 def _agree(columns: Sequence[Any], outputs: Sequence[Any]) -> bool:
     """Tell whether a part gives its columns in the order in which they were compiled."""
     return all(
-        column is None or (_trace(column) or None) == (_trace(output) or None)
+        column is None or (trace(column) or None) == (trace(output) or None)
         for column, output in zip(columns, outputs, strict=True)
     )
 
 
-def _trace(output: Any) -> list[Origin] | None:
+def trace(output: Any) -> list[Origin] | None:
     """Return the table columns that an output comes from, with the way there; None for an expression."""
     column = unlabelled(output)
     if isinstance(column, Null):
@@ -85,7 +85,7 @@ def _trace(output: Any) -> list[Origin] | None:
         return [((here,), column)] if isinstance(column, Column) else None
     found: list[Origin] = []
     for number, inner in enumerate(proxies):
-        traced = _trace(inner)
+        traced = trace(inner)
         if traced is None:
             return None
         found += [((here, number, *way), base) for way, base in traced]

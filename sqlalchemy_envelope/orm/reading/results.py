@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy.engine.cursor import BufferedRowCursorFetchStrategy, CursorFetchStrategy
 
+from sqlalchemy_envelope.orm.reading.candidates import filters_of
 from sqlalchemy_envelope.orm.reading.fetched_cursor import FetchedCursor, StreamedCursor
 from sqlalchemy_envelope.orm.reading.rows import CHUNK, RowOpener
 from sqlalchemy_envelope.orm.reading.statement_plan import plan_of_statement
@@ -34,15 +35,17 @@ def after_cursor_execute(
     """Put the place of reading between the driver's cursor and SQLAlchemy, if rows have encrypted values."""
     if execution.compiled is None:
         return
-    plan = plan_of_statement(execution, cursor.description or ())
+    description = cursor.description or ()
+    plan = plan_of_statement(execution, description)
     if not plan.rows:
-        return
+        return  # and no candidates, which are refused without their value
+    filters = filters_of(execution, description, plan)
     if executemany:
         _read_batches(connection, cursor, execution, plan)
     elif execution.cursor is cursor:
         dialect = connection.dialect
         read = StreamedCursor(cursor) if dialect.name in _ONE_AT_A_TIME else cursor
-        opener = RowOpener(connection, read, execution, plan)
+        opener = RowOpener(connection, read, execution, plan, filters)
         opened = OpeningCursor(read, opener)
         out_of_reach = dialect.is_async and _is_read_out_of_reach(cursor) and opener.fetches_more()
         execution.cursor = FetchedCursor(cursor, opened.fetchall()) if out_of_reach else opened
@@ -109,18 +112,31 @@ class OpeningCursor:
             return self._ahead.popleft()
         fetched = self.opener.fetched
         if not fetched or not self.opener.fetches_more():
-            row = self._cursor.fetchone()
-            return None if row is None else self.opener.open([row])[0]
-        rows = self.opener.open(self._cursor.fetchmany(min(4 * fetched, CHUNK)))
-        self._ahead = deque(rows)
-        return self._ahead.popleft() if rows else None
+            while (row := self._cursor.fetchone()) is not None:
+                for opened in self.opener.open([row]):
+                    return opened
+            return None
+        while found := self._cursor.fetchmany(min(4 * fetched, CHUNK)):
+            self._ahead = deque(self.opener.open(found))
+            if self._ahead:
+                return self._ahead.popleft()
+        return None
 
     def fetchmany(self, *size: int) -> Any:
         """Return up to `size` rows."""
         if self._ahead:
             wanted = min(len(self._ahead), *(size or (self._cursor.arraysize,)))
             return [self._ahead.popleft() for _ in range(wanted)]
-        return self.opener.open(self._cursor.fetchmany(*size))
+        rows = self.opener.open(self._cursor.fetchmany(*size))
+        if self.opener.filters:
+            rows = self._filled(list(rows), *(size or (self._cursor.arraysize,)))
+        return rows
+
+    def _filled(self, rows: list[Any], size: int) -> list[Any]:
+        """Rows with further ones in place of those that were dropped: fewer would be taken for the last."""
+        while len(rows) < size and (found := self._cursor.fetchmany(size - len(rows))):
+            rows += self.opener.open(found)
+        return rows
 
     def fetchall(self) -> Any:
         """Return all remaining rows."""

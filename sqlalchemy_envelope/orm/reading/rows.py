@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy_envelope.keys.keyring import OwnerId
     from sqlalchemy_envelope.orm.current.open_keys import OpenKeys
+    from sqlalchemy_envelope.orm.reading.candidates import RowFilter
     from sqlalchemy_envelope.orm.reading.statement_plan import PlannedRow, PlannedValue, StatementPlan
     from sqlalchemy_envelope.orm.tables.owners import Location, OwnerClass
 
@@ -66,6 +67,7 @@ class RowOpener:
 
     Attributes:
         plan: where the encrypted values are.
+        filters: they drop rows of which a comparison is not true.
         bare: the positions of values that are passed on as they are. Every other value is passed on in a
             cell, and the result processor of its column takes the value out.
         fetched: the number of rows opened so far.
@@ -86,12 +88,21 @@ class RowOpener:
         "_unasked",
         "bare",
         "fetched",
+        "filters",
         "met_sealed",
         "plan",
     )  # fmt: skip
 
-    def __init__(self, connection: Any, cursor: Any, execution: Any, plan: StatementPlan) -> None:
+    def __init__(
+        self,
+        connection: Any,
+        cursor: Any,
+        execution: Any,
+        plan: StatementPlan,
+        filters: tuple[RowFilter, ...] = (),
+    ) -> None:
         self.plan = plan
+        self.filters = filters
         self.bare: frozenset[int] = frozenset()
         self.met_sealed = False
         self.fetched = 0
@@ -134,6 +145,12 @@ class RowOpener:
         return self._open(rows, context.unlocked_sessions(self._session))
 
     def _open(self, rows: Sequence[Any], here: tuple[OpenKeys, ...]) -> Sequence[Any]:
+        opened = self._opened_rows(rows, here)
+        for one in self.filters:
+            opened = one.kept(opened, self.bare)
+        return opened
+
+    def _opened_rows(self, rows: Sequence[Any], here: tuple[OpenKeys, ...]) -> Sequence[Any]:
         count = len(rows)
         if not count:
             return rows

@@ -29,7 +29,14 @@ from sqlalchemy_envelope.orm.columns.codecs import codec_for
 from sqlalchemy_envelope.orm.columns.encrypted_type import is_ours
 from sqlalchemy_envelope.orm.columns.stored_value import EncryptedCheck
 from sqlalchemy_envelope.orm.current import locks
-from sqlalchemy_envelope.orm.reading import echo, objects, results, selected_columns, statement_plan
+from sqlalchemy_envelope.orm.reading import (
+    candidates,
+    echo,
+    objects,
+    results,
+    selected_columns,
+    statement_plan,
+)
 from sqlalchemy_envelope.orm.tables.databases import database_name
 from sqlalchemy_envelope.orm.tables.session_notes import page_of
 from sqlalchemy_envelope.orm.writing import object_copies, refusals
@@ -179,6 +186,59 @@ def test_without_what_an_update_returns(lite: Started, monkeypatch: pytest.Monke
         connection.execute(update(Note.__table__).values(title=func.upper("x")))
 
     assert before == rows(lite.engine)
+
+
+# Candidates of a blind index: where a statement must not have them
+
+
+COUNTING = {
+    "_limit_clause": lambda one: one.limit(1),
+    "_offset_clause": lambda one: one.offset(1),
+    "_fetch_clause": lambda one: one.fetch(1),
+    "_group_by_clauses": lambda one: one.group_by(Note.id),
+    "_having_criteria": lambda one: one.having(Note.id > 1),
+    "_distinct_on": lambda one: one.distinct(Note.id),
+    "_prefixes": lambda one: one.prefix_with("TOP 1"),
+    "_suffixes": lambda one: one.suffix_with("LIMIT 1"),
+}
+
+
+@pytest.mark.parametrize("name", COUNTING)
+@pytest.mark.filterwarnings("ignore:Passing expression to")
+def test_what_counts_the_rows_of_a_select(name: str) -> None:
+    """Each part of a SELECT that would count candidates is where the refusal looks for it. Without it, the
+    SELECT fails before it is sent."""
+    plain = select(Note)
+    counting = COUNTING[name](plain)  # type: ignore[no-untyped-call]
+
+    assert candidates._refusal_of(plain) is None
+    assert candidates._refusal_of(counting) is not None
+    assert [Note.id > 1][0].compare(plain.where(Note.id > 1)._where_criteria[0])
+    with pytest.raises(AttributeError):
+        getattr(Hidden(plain, name), name)
+
+
+def test_what_extends_the_syntax_of_a_select() -> None:
+    """SQLAlchemy 2.1 keeps what `ext()` adds in one of four places, in the SELECT that the ORM makes, too."""
+    if not hasattr(select(Note), "ext"):
+        pytest.skip("SQLAlchemy 2.0 has no extensions")
+    extended = select(Note).ext(sa.dialects.postgresql.distinct_on(Note.user_id))
+    compiled: Any = extended.compile(dialect=sa.dialects.postgresql.dialect())
+
+    assert {"_pre_columns_clause"} == {
+        name for name in candidates._EXTENSIONS if getattr(extended, name) is not None
+    }
+    assert candidates._refusal_of(compiled.compile_state.statement) is not None
+
+
+def test_a_parameter_knows_what_it_was_copied_from() -> None:
+    """`_cloned_set` leads from a parameter of a compiled statement to that of the cache key, by which
+    SQLAlchemy gives it another value at each execution."""
+    one: Any = sa.bindparam(None, 1, unique=True)
+    copy = one._clone()
+
+    assert copy.key != one.key
+    assert {one.key, copy.key} == {each.key for each in copy._cloned_set}
 
 
 # Rows: what a log shows
@@ -491,20 +551,25 @@ def test_no_private_spot_without_a_canary() -> None:
     known = {
         "_annotate",
         "_annotations",
+        "_cloned_set",
         "_creator",
         "_distinct",
         "_extra_criteria",
         "_distinct_on",
+        "_fetch_clause",
         "_flushing",
         "_for_update_arg",
         "_group_by_clauses",
+        "_having_criteria",
         "_independent_ctes",
         "_keymap",
         "_label",
+        "_limit_clause",
         "_loose_column_name_matching",
         "_memoized_values",
         "_metadata",
         "_multi_values",
+        "_offset_clause",
         "_order_by_clauses",
         "_ordered_columns",
         "_ordered_values",
@@ -521,6 +586,7 @@ def test_no_private_spot_without_a_canary() -> None:
         "_rowbuffer",
         "_select_names",
         "_set_memoized_attribute",
+        "_suffixes",
         "_supplemental_returning",
         "_textual_ordered_columns",
         "_tuplefilter",

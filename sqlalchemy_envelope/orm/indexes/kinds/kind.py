@@ -16,12 +16,13 @@ class Wanted:
     Attributes:
         datas: what is hashed. A row is found if its tag is that of one of them.
         negated: whether all other rows are asked for.
-        check: tells of a decrypted value whether the comparison is true of it. None if a tag alone tells.
+        check: tells of a decrypted value whether the comparison is true of it; of an index over several
+            attributes it takes their values. None if a tag alone tells.
     """
 
     datas: tuple[bytes, ...] = field(repr=False)
     negated: bool = False
-    check: Callable[[Any], bool] | None = field(default=None, repr=False)
+    check: Callable[..., bool] | None = field(default=None, repr=False)
 
 
 class Kind(Protocol):
