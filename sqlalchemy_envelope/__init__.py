@@ -22,6 +22,7 @@ from sqlalchemy_envelope.exceptions import (
     MigrationError,
     MigrationRefusedError,
     MigrationStoppedError,
+    NormalizationError,
     NoSecretError,
     NotEnrolledError,
     OwnerMismatchError,
@@ -76,6 +77,8 @@ from sqlalchemy_envelope.orm.current.providers import CachePolicy
 from sqlalchemy_envelope.orm.indexes.bits_plan import BitsPlan, plan_bits
 from sqlalchemy_envelope.orm.indexes.blind_index import BlindIndex
 from sqlalchemy_envelope.orm.indexes.buckets import Buckets
+from sqlalchemy_envelope.orm.indexes.matching import matches
+from sqlalchemy_envelope.orm.indexes.normalizers import register_normalizer
 from sqlalchemy_envelope.orm.reading.binary_results import binary_results
 from sqlalchemy_envelope.orm.sessions.emergency_request import EmergencyRequest
 from sqlalchemy_envelope.orm.sessions.key_slots import KeySlot, KeySlots
@@ -174,6 +177,7 @@ __all__ = [
     "MigrationRefusedError",
     "MigrationStoppedError",
     "NoSecretError",
+    "NormalizationError",
     "NotEnrolledError",
     "OfflineKey",
     "OfflinePublicKey",
@@ -238,6 +242,8 @@ __all__ = [
     "check_receipt",
     "enforce_foreign_keys",
     "plan_bits",
+    "matches",
+    "register_normalizer",
     "should_retry",
     "throttle_table",
 ]

@@ -322,6 +322,12 @@ class ValueTooLargeError(ValueEncodingError):
     code = "value-too-large"
 
 
+class NormalizationError(ValueEncodingError):
+    """The normaliser of a blind index makes nothing of a value, which was therefore not stored."""
+
+    code = "normalization"
+
+
 class StatementRefusedError(EnvelopeError):
     """A statement cannot be right on encrypted columns; it was refused before it was sent."""
 

@@ -11,7 +11,8 @@ import threading
 import time
 import uuid
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
@@ -221,15 +222,31 @@ class KdfLimit:
             UnlockBusyError: no place came free in time.
         """
         secret = secret if isinstance(secret, Hidden) else Hidden(secret)
+        with self._place(waited):
+            began = time.perf_counter()
+            try:
+                return derive_kek(secret, salt)
+            finally:
+                if took is not None:
+                    took(time.perf_counter() - began)
+
+    def stretch(self, data: bytes, salt: bytes, profile: KdfProfile) -> bytes:
+        """The 32 bytes that Argon2id makes of a value that is no secret of a person.
+
+        Raises:
+            UnlockBusyError: no place came free in time.
+        """
+        with self._place(0.0):
+            return _argon2id(Hidden(data), salt, profile)
+
+    @contextmanager
+    def _place(self, waited: float) -> Iterator[None]:
         if not self._slots.acquire(timeout=max(0.0, self.wait - waited)):
             raise self.busy()
-        began = time.perf_counter()
         try:
-            return derive_kek(secret, salt)
+            yield
         finally:
             self._slots.release()
-            if took is not None:
-                took(time.perf_counter() - began)
 
     def busy(self) -> UnlockBusyError:
         """The error for a call that waited too long."""
@@ -261,12 +278,13 @@ def derive_kek(secret: bytes | Hidden[bytes], salt: KdfSalt) -> KeyBytes:
     profile = salt.profile
     if salt.share_id is not None and salt.share is None:
         raise KeyShareError("The share of a key slot was not read before its secret was stretched.")
+    return key_encryption_key(_argon2id(secret, salt.salt, profile), salt.share)
+
+
+def _argon2id(secret: Hidden[bytes], salt: bytes, profile: KdfProfile) -> bytes:
     try:
-        return key_encryption_key(
-            hash_secret_raw(
-                secret.reveal(), salt.salt, profile.passes, profile.memory, profile.lanes, 32, Type.ID, 19
-            ),
-            salt.share,
+        return hash_secret_raw(
+            secret.reveal(), salt, profile.passes, profile.memory, profile.lanes, 32, Type.ID, 19
         )
     except Exception as error:  # noqa: BLE001 - no memory, as a rule
         failed = error

@@ -25,6 +25,7 @@ _PURPOSES = {
     "erasure-receipt": 0,
     "ticket-pepper": 0,
     "index": 1,
+    "index-salt": 1,
 }
 """Every purpose that a subkey may have, with the number of its fields. Nothing else can be derived."""
 

@@ -20,7 +20,7 @@ from sqlalchemy_envelope.orm.columns.dual_attributes import dual_attributes, map
 from sqlalchemy_envelope.orm.columns.plans import note_mapper, plan_of_table
 from sqlalchemy_envelope.orm.current import context, sole_rows
 from sqlalchemy_envelope.orm.current.locks import takes_locks
-from sqlalchemy_envelope.orm.indexes.declaring import declare_index
+from sqlalchemy_envelope.orm.indexes.declaring import check_indexes, declare_index
 from sqlalchemy_envelope.orm.reading import (
     candidates,
     destroyed,
@@ -274,6 +274,7 @@ def _on_mapper_configured(mapper: Mapper[Any], cls: type[Any]) -> None:
     if key_grant.grant_written_by(mapper) is not None:
         event.listen(mapper, "before_insert", grant_flushes.refuse_other_class, raw=True)
     plan = check_mapper(mapper)
+    check_indexes(mapper)
     if not plan:
         return
     for attribute in plan:

@@ -10,6 +10,7 @@ from sqlalchemy.dialects.mysql import VARBINARY
 from sqlalchemy.engine import Dialect
 from sqlalchemy.types import TypeDecorator, TypeEngine
 
+from sqlalchemy_envelope.crypto.argon2id import KdfProfile
 from sqlalchemy_envelope.crypto.blind_index import FULL_BITS
 from sqlalchemy_envelope.exceptions import ConfigurationError, StatementRefusedError
 from sqlalchemy_envelope.orm.indexes.buckets import Buckets, buckets_of
@@ -17,6 +18,7 @@ from sqlalchemy_envelope.orm.indexes.tag import TAG
 
 Scope = Literal["owner", "group", "server"]
 _SCOPES = ("owner", "group", "server")
+_LONGEST_PREFIX = 64
 
 
 class BlindIndex(TypeDecorator[bytes]):
@@ -37,6 +39,9 @@ class BlindIndex(TypeDecorator[bytes]):
             finds its rows. "group": the same, where the owner is a group. "server": a key that the server
             holds; rows are found while everybody is locked, as a log-in needs it.
         normalize: the name of a normaliser, with its version: values are equal if they are equal after it.
+            "case-v1", "diacritics-v1" (and case), "digits-v1", "email-v1", "phone-v1" for numbers with their
+            country, "phone-v1:CH" for those of one country too, or one of `register_normalizer`. Of several
+            attributes, a tuple with a name or None for each.
         bits: the bits of a tag, 128 if left out. `plan_bits` proposes a number.
         label: the name that tags are bound to. Left out: `table.column`; pin the old name before a rename.
         bucket: makes it an index of ranges, of numbers or dates: the width of a bucket, or `Buckets`. Values
@@ -44,6 +49,13 @@ class BlindIndex(TypeDecorator[bytes]):
 
     Of an index with fewer bits, and of ranges, the tags give candidates. Each row is compared again after its
     value is decrypted, and so the value has to be selected, and its owner be unlocked.
+        allow_low_entropy: why a column of few values is indexed: a bool, an Enum, a year. Without a reason
+            that is refused, since its tags tell the values to whoever counts them.
+        prefix: the number of first characters that are indexed, for `startswith()` and `like('abc%')`. A
+            longer beginning gives candidates.
+        slow: stretch each value by Argon2id, so that a guess costs as much even with the index key. A value
+            that is written or looked for takes some 30 ms of a processor and 19 MiB, twice that while the
+            index key is rotated, and a bulk write takes it for each row. A `KdfProfile` for another cost.
 
     Stored: 16 bytes, or as many as hold the bits. NULL has no tag.
     Format: docs/reference/wire-format.md, section 13.
@@ -60,25 +72,35 @@ class BlindIndex(TypeDecorator[bytes]):
         self,
         of: str | Sequence[str],
         scope: Scope = "owner",
-        normalize: str | None = None,
+        normalize: str | Sequence[str | None] | None = None,
         bits: int = FULL_BITS,
         label: str | None = None,
         bucket: Any = None,
+        allow_low_entropy: str | None = None,
+        prefix: int | None = None,
+        slow: bool | KdfProfile | None = None,
     ) -> None:
         names = (of,) if isinstance(of, str) else tuple(of)
-        if not names or not all(isinstance(one, str) for one in names):
+        if not names or len(set(names)) < len(names) or not all(isinstance(one, str) for one in names):
             raise ConfigurationError("BlindIndex(of): the name of an attribute, or a tuple of names.")
         if scope not in _SCOPES:
             raise ConfigurationError(f"BlindIndex(scope={scope!r}): use 'owner', 'group' or 'server'.")
         if not isinstance(bits, int) or not 1 <= bits <= FULL_BITS:
             raise ConfigurationError(f"BlindIndex(bits={bits!r}): a number from 1 to {FULL_BITS}.")
+        if allow_low_entropy is not None and not (
+            isinstance(allow_low_entropy, str) and allow_low_entropy.strip()
+        ):
+            raise ConfigurationError("BlindIndex(allow_low_entropy=...): the reason, in words.")
         super().__init__(-(-bits // 8))
         self.of: tuple[str, ...] = names
         self.scope: Scope = scope
-        self.normalize = normalize
+        self.normalize: str | tuple[str | None, ...] | None = _names(normalize, names)
         self.bits = bits
         self.label = label
         self.bucket: Buckets | None = buckets_of(bucket)
+        self.allow_low_entropy = allow_low_entropy
+        self.prefix = _length(prefix, names)
+        self.slow: KdfProfile | None = _profile(slow)
 
     def labelled(self, label: str) -> BlindIndex:
         """A copy of this type for one column, with its label fixed."""
@@ -141,7 +163,48 @@ class BlindIndex(TypeDecorator[bytes]):
                 ("bits", self.bits),
                 ("label", self.label),
                 ("bucket", self.bucket),
+                ("allow_low_entropy", self.allow_low_entropy),
+                ("prefix", self.prefix),
+                ("slow", self.slow),
             )
             if value not in (None, FULL_BITS)
         )
         return f"BlindIndex({of}{options})"
+
+
+def _names(
+    normalize: str | Sequence[str | None] | None, of: tuple[str, ...]
+) -> str | tuple[str | None, ...] | None:
+    """The normalisers as they are kept: SQLAlchemy makes a cache key of them."""
+    if normalize is None or (isinstance(normalize, str) and len(of) == 1):
+        return normalize
+    names: tuple[Any, ...] = () if isinstance(normalize, str) else tuple(normalize)
+    if len(names) != len(of) or not all(one is None or isinstance(one, str) for one in names):
+        example = ", ".join("None" for _ in of)
+        raise ConfigurationError(
+            "BlindIndex(normalize=...): the name of a normaliser. An index over several attributes takes a "
+            f"name or None for each: normalize=({example}{',' if len(of) == 1 else ''})."
+        )
+    return names
+
+
+def _length(prefix: int | None, of: tuple[str, ...]) -> int | None:
+    if prefix is None:
+        return None
+    if not isinstance(prefix, int) or isinstance(prefix, bool) or not 1 <= prefix <= _LONGEST_PREFIX:
+        raise ConfigurationError(
+            f"BlindIndex(prefix={prefix!r}): a number of characters from 1 to {_LONGEST_PREFIX}."
+        )
+    if len(of) > 1:
+        raise ConfigurationError("BlindIndex(prefix=...): it takes a single attribute.")
+    return prefix
+
+
+def _profile(slow: bool | KdfProfile | None) -> KdfProfile | None:
+    if slow is None or slow is False:
+        return None
+    if slow is True:
+        return KdfProfile.OWASP_MINIMUM  # for ever: tags are stored under it
+    if not isinstance(slow, KdfProfile):
+        raise ConfigurationError("BlindIndex(slow=...): True, or a KdfProfile.")
+    return slow

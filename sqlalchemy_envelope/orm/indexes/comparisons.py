@@ -13,6 +13,7 @@ from sqlalchemy_envelope.orm.columns.encrypted_type import shown_operator
 from sqlalchemy_envelope.orm.columns.previous import base_of, column_beside
 from sqlalchemy_envelope.orm.indexes.candidates import is_certain, rechecked
 from sqlalchemy_envelope.orm.indexes.indexed import indexes_on
+from sqlalchemy_envelope.orm.indexes.kinds.equal import Equal
 from sqlalchemy_envelope.orm.indexes.sought import Sought
 
 if TYPE_CHECKING:
@@ -78,14 +79,14 @@ def _joined(column: Any, indexes: Sequence[IndexedColumn], other: Any) -> Any:
     base = base_of(other) if hasattr(other, "base_columns") else None
     for index in indexes:
         for same in () if base is None else indexes_on(base):
-            if index.is_like(same) and is_certain(index):
+            if index.is_like(same) and is_certain(index) and isinstance(index.kind, Equal):
                 return column_beside(column, index.column) == column_beside(other, same.column)
     return None  # as without an index: it is refused if it is sent
 
 
 def _refused(column: Any, op: Any, indexes: Sequence[IndexedColumn]) -> StatementRefusedError:
-    names = " and ".join(one.key for one in indexes)
+    names = "; and ".join(f"{one.key}, {one.kind.answers.replace('<index>', one.key)}" for one in indexes)
     return StatementRefusedError(
         f"{shown_operator(op)} on the encrypted column {str(column)!r} is answered by no blind index. It has "
-        f"{names}. Load the rows and compare the decrypted values."
+        f"{names}. Else load the rows and compare the decrypted values."
     )

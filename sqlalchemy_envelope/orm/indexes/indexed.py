@@ -7,11 +7,17 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import Column, Table
 
 from sqlalchemy_envelope.crypto.blind_index import IndexHasher
+from sqlalchemy_envelope.crypto.slow_index import SlowIndexHasher, slow_form
 from sqlalchemy_envelope.exceptions import ConfigurationError
 from sqlalchemy_envelope.orm.columns.plans import encrypted_column_of, mapper_of_table, plan_of_table
 from sqlalchemy_envelope.orm.indexes.blind_index import BlindIndex
-from sqlalchemy_envelope.orm.indexes.kinds.equal import Equal
+from sqlalchemy_envelope.orm.indexes.kinds.compound import Compound
+from sqlalchemy_envelope.orm.indexes.kinds.equal import Equal, Normalized
+from sqlalchemy_envelope.orm.indexes.kinds.prefix import Prefix
 from sqlalchemy_envelope.orm.indexes.kinds.range import Range
+from sqlalchemy_envelope.orm.indexes.low_entropy import check_entropy
+from sqlalchemy_envelope.orm.indexes.normalizing import normalizers_of
+from sqlalchemy_envelope.orm.indexes.off_loop import off_the_loop
 from sqlalchemy_envelope.orm.tables.records import records_of_table
 
 if TYPE_CHECKING:
@@ -53,6 +59,8 @@ class IndexedColumn:
 
     def hasher(self, key: KeyBytes) -> IndexHasher:
         """What makes the tags of this index under a key."""
+        if self.type.slow is not None:
+            return SlowIndexHasher(key, self.label, self.kind.form, self.bits, self.type.slow, off_the_loop)
         return IndexHasher(key, self.label, self.kind.form, self.bits)
 
     def is_like(self, other: IndexedColumn) -> bool:
@@ -61,8 +69,22 @@ class IndexedColumn:
 
 
 def _kind(type_: BlindIndex, sources: Sequence[EncryptedColumn]) -> Kind:
+    kind = _quick_kind(type_, sources)
+    if type_.slow is not None:
+        kind.form = slow_form(kind.form, type_.slow)
+    return kind
+
+
+def _quick_kind(type_: BlindIndex, sources: Sequence[EncryptedColumn]) -> Kind:
     if type_.bucket is not None:
         return Range(sources, type_.bucket, type_.normalize)
+    normalizers = normalizers_of(type_, sources)
+    if len(sources) > 1:
+        return Compound(sources, normalizers)
+    if type_.prefix is not None:
+        return Prefix(sources[0], normalizers[0], type_.prefix)
+    if normalizers[0] is not None:
+        return Normalized(sources[0], normalizers[0])
     return Equal(sources[0])
 
 
@@ -70,7 +92,7 @@ def indexes_of_table(table: Table) -> tuple[IndexedColumn, ...]:
     """The blind indexes of a table.
 
     Raises:
-        ConfigurationError: an index names no encrypted attribute of its table.
+        ConfigurationError: an index names no encrypted attribute of its table, or one of few values.
     """
     records = records_of_table(table)
     known: tuple[IndexedColumn, ...] | None = records.get(_INDEXES)
@@ -86,18 +108,20 @@ def forget_indexes(table: Table) -> None:
 
 
 def indexes_on(column: Any) -> tuple[IndexedColumn, ...]:
-    """The blind indexes of an encrypted column of a table, alone or with others."""
+    """The blind indexes of an encrypted column of a table, alone or with others, in the order in which they
+    are asked."""
     table = getattr(column, "table", None)
     if not isinstance(table, Table):
         return ()
-    return tuple(
-        one for one in indexes_of_table(table) if any(source.column is column for source in one.sources)
-    )
+    found = [one for one in indexes_of_table(table) if any(source.column is column for source in one.sources)]
+    return tuple(sorted(found, key=lambda one: one.kind.rank))
 
 
 def _resolved(column: Column[Any]) -> IndexedColumn:
     type_: BlindIndex = column.type  # type: ignore[assignment]  # only such columns come here
-    return IndexedColumn(column, [_source(column, name) for name in type_.of])
+    sources = [_source(column, name) for name in type_.of]
+    check_entropy(column, sources, type_.allow_low_entropy)
+    return IndexedColumn(column, sources)
 
 
 def _source(column: Column[Any], name: str) -> EncryptedColumn:

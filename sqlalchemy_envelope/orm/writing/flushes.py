@@ -20,6 +20,7 @@ from sqlalchemy_envelope.orm.columns.state import current_key
 from sqlalchemy_envelope.orm.tables.owner_paths import linked_paths, referred, referring
 from sqlalchemy_envelope.orm.writing.defaults import client_default, has_python_default
 from sqlalchemy_envelope.orm.writing.flush_notes import deletes_nothing, note_deletes_nothing, notes_for
+from sqlalchemy_envelope.orm.writing.index_values import Compounds
 from sqlalchemy_envelope.orm.writing.missing_owner import not_loaded
 from sqlalchemy_envelope.orm.writing.newcomers import require_enrolling
 from sqlalchemy_envelope.orm.writing.object_copies import open_carried
@@ -137,6 +138,7 @@ class _Updates(_Writes):
     def __init__(self, mapper: Mapper[Any]) -> None:
         super().__init__(mapper)
         self._key_names = [mapper.get_property_by_column(column).key for column in mapper.primary_key]
+        self._compounds = Compounds(mapper)
 
     def before_update(self, _: Mapper[Any], connection: Connection, state: InstanceState[Any]) -> None:
         """Prepare a changed object, whose row the flush writes next."""
@@ -155,6 +157,7 @@ class _Updates(_Writes):
             notes.updating(attribute.encrypted.column.table, state)
             if attribute.key in changed and attribute in self.in_base:
                 notes.rewriting(state, attribute, identity)
+        self._compounds.load(state, changed)
         self.note_links(connection, state)
 
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from itertools import repeat
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy.sql.elements import Null
 
-from sqlalchemy_envelope.exceptions import StatementRefusedError
+from sqlalchemy_envelope.exceptions import NormalizationError, StatementRefusedError
 from sqlalchemy_envelope.orm.indexes.indexed import indexes_of_table
 from sqlalchemy_envelope.orm.indexes.server_keys import server_hashers
 from sqlalchemy_envelope.orm.indexes.tag import TAG
+from sqlalchemy_envelope.orm.writing.index_values import values_of
 from sqlalchemy_envelope.orm.writing.unstorable import unstorable
 
 if TYPE_CHECKING:
@@ -37,6 +39,7 @@ class IndexTags:
         Raises:
             StatementRefusedError: the statement writes an index by itself.
             ValueEncodingError: a value has another type than its column takes.
+            NormalizationError: the normaliser of an index makes nothing of a value.
         """
         for index in self._indexes:
             self._add_of(index, rows)
@@ -50,25 +53,39 @@ class IndexTags:
             )
         if not self._is_written(index, rows[0]):
             return
-        sources = [self._rows.parameter(one.key) for one in index.sources]
-        data, hasher = index.kind.data, None
+        datas = self._datas(index, rows)
+        tags: Any = repeat(None) if datas.count(None) == len(datas) else self._hasher(index).tags(datas)
+        for row, tag in zip(rows, tags, strict=False):
+            row[name] = None if tag is None else (TAG, tag)
+
+    def _datas(self, index: IndexedColumn, rows: Sequence[dict[str, Any]]) -> list[bytes | None]:
+        """What is hashed of each row's values."""
+        data, names = index.kind.data, [self._rows.parameter(one.key) for one in index.sources]
+        values: Any = None if len(names) == 1 else [values_of(self._rows, index, row) for row in rows]
+        try:
+            if values is None:
+                (name,) = names
+                return [data((row.get(name),)) for row in rows]
+            return [data(one) for one in values]
+        except Exception:  # noqa: BLE001, S110 - raised below, chained to nothing that holds the value
+            pass
+        del values
+        raise self._faulty(index, rows)
+
+    def _faulty(self, index: IndexedColumn, rows: Sequence[dict[str, Any]]) -> Exception:
+        """The error for the first row whose values have no tag."""
         for row in rows:
-            hashed: bytes | None = None
+            values = values_of(self._rows, index, row)
+            known: NormalizationError | None = None
             try:
-                hashed = data([row.get(source) for source in sources])
-            except Exception:  # noqa: BLE001 - raised below, chained to nothing that holds the value
-                error: Exception | None = self._unstorable(index, row)
-            else:
-                error = None
-            if error is not None:
-                del row, hashed
-                raise error
-            if hashed is None:
-                row[name] = None
+                index.kind.data(values)
                 continue
-            if hasher is None:
-                hasher = self._hasher(index)
-            row[name] = (TAG, hasher.tag(hashed))
+            except NormalizationError as error:
+                known = error.with_traceback(None)
+            except Exception:  # noqa: BLE001, S110 - the value is not shown
+                pass
+            return self._unstorable(index, row) or known or unstorable(index.sources[0], None, None)
+        return unstorable(index.sources[0], None, None)
 
     def _is_written(self, index: IndexedColumn, row: dict[str, Any]) -> bool:
         """Whether the statement writes what an index indexes."""
@@ -78,7 +95,8 @@ class IndexTags:
             for one in index.sources
         )
 
-    def _unstorable(self, index: IndexedColumn, row: dict[str, Any]) -> Exception:
+    def _unstorable(self, index: IndexedColumn, row: dict[str, Any]) -> Exception | None:
+        """The error for a value that its column does not take, whatever the index makes of it."""
         for source in index.sources:
             value = row.get(self._rows.parameter(source.key))
             try:
@@ -86,7 +104,7 @@ class IndexTags:
                     source.encode_converted(value)
             except Exception:  # noqa: BLE001 - the value is not shown
                 return unstorable(source, value, None)
-        return unstorable(index.sources[0], None, None)
+        return None
 
     def _hasher(self, index: IndexedColumn) -> IndexHasher:
         known = self._hashers.get(index)

@@ -18,11 +18,16 @@ class Wanted:
         negated: whether all other rows are asked for.
         check: tells of a decrypted value whether the comparison is true of it; of an index over several
             attributes it takes their values. None if a tag alone tells.
+        has_null: whether None is among the operands. SQL compares NULL with nothing: no row is in such a
+            list, and none is outside of it.
+        is_empty: whether the operand is an empty list: every row is outside of it, those with NULL included.
     """
 
     datas: tuple[bytes, ...] = field(repr=False)
     negated: bool = False
     check: Callable[..., bool] | None = field(default=None, repr=False)
+    has_null: bool = False
+    is_empty: bool = False
 
 
 class Kind(Protocol):
@@ -30,9 +35,13 @@ class Kind(Protocol):
 
     Attributes:
         form: its name, bound into every tag. An index with another form has other tags.
+        rank: its place among the indexes of a column: the first that answers a comparison is asked.
+        answers: the comparisons that it answers, for a message.
     """
 
     form: str
+    rank: int
+    answers: str
 
     def data(self, values: Sequence[Any]) -> bytes | None:
         """What is hashed of a row's values, which their inner types have converted; None for no tag."""

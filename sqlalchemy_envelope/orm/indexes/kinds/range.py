@@ -52,7 +52,7 @@ class Range:
     answers = "for `between()`, and for `<`, `<=`, `>` and `>=` where its buckets end"
 
     def __init__(
-        self, sources: Sequence[EncryptedColumn], buckets: Buckets, normalize: str | None = None
+        self, sources: Sequence[EncryptedColumn], buckets: Buckets, normalize: object = None
     ) -> None:
         if len(sources) != 1 or normalize is not None:
             raise ConfigurationError(
