@@ -14,6 +14,7 @@ from sqlalchemy.util import greenlet_spawn
 
 from benchmarks import (
     bench_migration,
+    blind_indexes,
     groups,
     key_rotation,
     locked_writes,
@@ -34,7 +35,17 @@ from sqlalchemy_envelope import Envelope
 HOT, UNLOCK = "values", "unlock"
 SHARING = [
     module.NAME
-    for module in (groups, locked_writes, serving, several, rotation, key_rotation, plain_statements, tickets)
+    for module in (
+        groups,
+        locked_writes,
+        serving,
+        several,
+        rotation,
+        key_rotation,
+        plain_statements,
+        tickets,
+        blind_indexes,
+    )
 ]
 PARTS = [HOT, UNLOCK, *SHARING, bench_migration.NAME]
 ROWS, MIGRATION_ROWS = 20_000, 1_000_000
@@ -118,6 +129,10 @@ def measure_sharing(part: str, engine: Engine, options: argparse.Namespace) -> F
         return plain_statements.measure_plain_statements(engine, 400 if quick else 4_000, rounds)
     if part == tickets.NAME:
         return tickets.measure_tickets(engine, rounds, 0.2 if quick else 2.0)
+    if part == blind_indexes.NAME:
+        return blind_indexes.measure_blind_indexes(
+            engine, 5_000 if quick else 1_000_000, options.rows, rounds
+        )
     if part == key_rotation.NAME:
         return key_rotation.measure_key_rotation(engine, 2_000 if quick else 100_000)
     members, rows = (20, 1_000) if quick else (1_000, 100_000)

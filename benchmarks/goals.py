@@ -142,6 +142,13 @@ LIMITS = [
         "one leaves a large group: seals beyond one for each", 0, "rotation", "seals beyond members, leaving"
     ),
     Limit("one joins a group with many rows: data rows touched", 0, "rotation", "data rows touched, joining"),
+    Limit("one among a million by a blind index, ratio to plaintext", 1.5, "blind-indexes", "ratio, id"),
+    Limit(
+        "bulk insert with a blind index: µs beyond a plain column",
+        2,
+        "blind-indexes",
+        "µs, an index, beyond a plain column",
+    ),
     Limit("rotating a server key: owners a second", 5_000, "key-rotation", "owners a second", at_least=True),
     Limit("rotating a server key: MiB for all owners", 64, "key-rotation", "MiB more"),
     *(

@@ -77,6 +77,9 @@ from sqlalchemy_envelope.orm.current.providers import CachePolicy
 from sqlalchemy_envelope.orm.indexes.bits_plan import BitsPlan, plan_bits
 from sqlalchemy_envelope.orm.indexes.blind_index import BlindIndex
 from sqlalchemy_envelope.orm.indexes.buckets import Buckets
+from sqlalchemy_envelope.orm.indexes.leakage.measuring import measure_leakage
+from sqlalchemy_envelope.orm.indexes.leakage.public_values import PublicValues
+from sqlalchemy_envelope.orm.indexes.leakage.report import Leakage
 from sqlalchemy_envelope.orm.indexes.matching import matches
 from sqlalchemy_envelope.orm.indexes.normalizers import register_normalizer
 from sqlalchemy_envelope.orm.reading.binary_results import binary_results
@@ -170,8 +173,10 @@ __all__ = [
     "KeySlots",
     "KeyTable",
     "KeyTicketTable",
+    "Leakage",
     "LockedError",
     "LockReason",
+    "measure_leakage",
     "MemoryThrottle",
     "MigrationError",
     "MigrationRefusedError",
@@ -197,6 +202,7 @@ __all__ = [
     "ProviderError",
     "ProviderRotation",
     "ProviderTimeoutError",
+    "PublicValues",
     "ReceiptError",
     "ReceiptKey",
     "RefusedOwner",

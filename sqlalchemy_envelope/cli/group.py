@@ -5,6 +5,7 @@ import click
 from sqlalchemy_envelope.cli.campaign import campaign
 from sqlalchemy_envelope.cli.demo.command import demo
 from sqlalchemy_envelope.cli.keys import keys
+from sqlalchemy_envelope.cli.leakage import leakage
 from sqlalchemy_envelope.cli.migrate.command import migrate
 from sqlalchemy_envelope.cli.output import RootGroup
 from sqlalchemy_envelope.cli.retire import retire
@@ -19,6 +20,7 @@ def commands() -> None:
 
 commands.add_command(demo)
 commands.add_command(keys)
+commands.add_command(leakage)
 commands.add_command(migrate)
 commands.add_command(campaign)
 commands.add_command(rotate)

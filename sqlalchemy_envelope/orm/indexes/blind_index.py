@@ -31,7 +31,7 @@ class BlindIndex(TypeDecorator[bytes]):
 
     What it tells somebody who has the database: which rows have equal values, and how many there are of each
     value. With the index key, that person can test guesses. Of a truncated index (`bits`), rows share tags by
-    chance, too.
+    chance, too. By scope and kind: docs/explanation/what-an-index-leaks.md.
 
     Args:
         of: the attribute that it indexes, or a tuple of attributes that are looked for together.
@@ -46,9 +46,6 @@ class BlindIndex(TypeDecorator[bytes]):
         label: the name that tags are bound to. Left out: `table.column`; pin the old name before a rename.
         bucket: makes it an index of ranges, of numbers or dates: the width of a bucket, or `Buckets`. Values
             of one bucket share a tag, and `<`, `<=`, `>`, `>=` and `between()` work.
-
-    Of an index with fewer bits, and of ranges, the tags give candidates. Each row is compared again after its
-    value is decrypted, and so the value has to be selected, and its owner be unlocked.
         allow_low_entropy: why a column of few values is indexed: a bool, an Enum, a year. Without a reason
             that is refused, since its tags tell the values to whoever counts them.
         prefix: the number of first characters that are indexed, for `startswith()` and `like('abc%')`. A
@@ -56,6 +53,9 @@ class BlindIndex(TypeDecorator[bytes]):
         slow: stretch each value by Argon2id, so that a guess costs as much even with the index key. A value
             that is written or looked for takes some 30 ms of a processor and 19 MiB, twice that while the
             index key is rotated, and a bulk write takes it for each row. A `KdfProfile` for another cost.
+
+    Of an index with fewer bits, and of ranges, the tags give candidates. Each row is compared again after its
+    value is decrypted, and so the value has to be selected, and its owner be unlocked.
 
     Stored: 16 bytes, or as many as hold the bits. NULL has no tag.
     Format: docs/reference/wire-format.md, section 13.

@@ -11,6 +11,7 @@ from sqlalchemy.sql.elements import BindParameter, ClauseElement
 from sqlalchemy_envelope.exceptions import StatementRefusedError
 from sqlalchemy_envelope.orm.columns.encrypted_type import shown_operator
 from sqlalchemy_envelope.orm.columns.previous import base_of, column_beside
+from sqlalchemy_envelope.orm.indexes.among import among
 from sqlalchemy_envelope.orm.indexes.candidates import is_certain, rechecked
 from sqlalchemy_envelope.orm.indexes.indexed import indexes_on
 from sqlalchemy_envelope.orm.indexes.kinds.equal import Equal
@@ -71,7 +72,7 @@ def _condition(column: Any, index: IndexedColumn, wanted: Wanted) -> Any:
     given: Any = bindparam(
         None, callable_=Sought(index, wanted), expanding=True, unique=True, type_=LargeBinary()
     )
-    return tags.not_in(given) if wanted.negated else tags.in_(given)
+    return among(tags, given, negated=wanted.negated)
 
 
 def _joined(column: Any, indexes: Sequence[IndexedColumn], other: Any) -> Any:
