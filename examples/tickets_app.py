@@ -1,5 +1,5 @@
-"""Notes that only their author can read, and a log-in from end to end: sign-up with a recovery code, a
-throttle, a ticket in Starlette's session, your devices, ways in, a reset, log-out.
+"""Notes that only their author can read, and a log-in from end to end: sign-up with an encrypted email and a
+recovery code, a throttle, a ticket in Starlette's session, your devices, ways in, a reset, log-out.
 
 `ENVELOPE_SERVER_KEYS=... SESSION_KEY=... uvicorn --factory examples.tickets_app:create_app` behind TLS.
 """
@@ -25,10 +25,12 @@ from starlette.middleware.sessions import SessionMiddleware
 from sqlalchemy_envelope import (
     AsyncEnvelope,
     AuditEvent,
+    BlindIndex,
     EncryptedType,
     Envelope,
     KeyOwner,
     KeySlot,
+    NormalizationError,
     SecretError,
     ServerKeyring,
     TableThrottle,
@@ -54,7 +56,10 @@ class Base(DeclarativeBase):
 class User(KeyOwner, Base):
     __tablename__ = "users"
     id: Mapped[int] = mapped_column(primary_key=True)
-    email: Mapped[str] = mapped_column(unique=True)
+    email: Mapped[str] = mapped_column(EncryptedType(String))
+    email_index: Mapped[bytes | None] = mapped_column(
+        BlindIndex("email", scope="server", normalize="email-v1"), unique=True
+    )
     phone: Mapped[str | None] = mapped_column(EncryptedType(String))
 
 
@@ -115,6 +120,7 @@ def envelope_of(request: Request) -> AsyncEnvelope:
 
 async def database(request: Request) -> AsyncIterator[AsyncSession]:
     async with request.app.state.sessions() as session:
+        envelope_of(request).attach(session)  # its server keys find users by email
         yield session
 
 
@@ -170,9 +176,16 @@ def shown(slot: KeySlot) -> dict[str, Any]:
 
 
 async def find(session: AsyncSession, email: str) -> User | None:
+    """A user by email: the blind index finds the row while nobody is unlocked."""
     user: User | None = await session.scalar(select(User).where(User.email == email))
     return user
 
+
+async def named_user(given: LogIn, session: Db) -> User | None:
+    return await find(session, given.email)
+
+
+NamedUser = Annotated[User | None, Depends(named_user)]
 
 router = APIRouter()
 
@@ -191,12 +204,12 @@ async def sign_up(request: Request, session: Db, given: LogIn) -> dict[str, Any]
 
 
 @router.post("/log-in")
-async def log_in(request: Request, session: Db, given: LogIn) -> dict[str, Any]:
+async def log_in(request: Request, session: Db, given: LogIn, user: NamedUser) -> dict[str, Any]:
     envelope, secret, source = envelope_of(request), given.secret.get_secret_value(), source_of(request)
-    user = await find(session, given.email)
     try:
         if user is None:
-            await envelope.unlock_unknown(secret=secret, account=given.email, source=source, session=session)
+            account = given.email.strip().lower()  # waits in one spelling, as those of a known user
+            await envelope.unlock_unknown(secret=secret, account=account, source=source, session=session)
         async with envelope.unlock(session, user, secret=secret, source=source) as unlocked:
             await remember(request, session, user)
             return {"was this you?": [shown(slot) for slot in unlocked.unacknowledged_slots]}
@@ -328,6 +341,10 @@ async def no_good(request: Request, error: Exception) -> JSONResponse:
     return JSONResponse({"detail": error.args[0]}, 422)
 
 
+async def no_address(request: Request, error: Exception) -> JSONResponse:
+    return JSONResponse({"detail": "This is no email address."}, 422)
+
+
 async def wait(request: Request, error: Any) -> JSONResponse:
     seconds = str(math.ceil(error.retry_after))
     return JSONResponse({"detail": "Try again later."}, 429, {"Retry-After": seconds})
@@ -368,6 +385,7 @@ def create_app(
     app.add_exception_handler(TicketError, log_in_again)
     app.add_exception_handler(UnlockError, refused)
     app.add_exception_handler(SecretError, no_good)
+    app.add_exception_handler(NormalizationError, no_address)
     app.add_exception_handler(UnlockThrottledError, wait)
     app.add_exception_handler(UnlockBusyError, busy)
     app.add_exception_handler(TransactionConflictError, busy)

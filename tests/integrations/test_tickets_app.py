@@ -5,12 +5,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from sqlalchemy import Engine, create_engine, delete
+from sqlalchemy import Engine, create_engine, delete, text
 from sqlalchemy.orm import Session
 from starlette.testclient import TestClient
 
 from examples import tickets_app as example
-from sqlalchemy_envelope import KdfProfile, ServerKeyring, enforce_foreign_keys
+from sqlalchemy_envelope import Envelope, KdfProfile, ServerKeyring, enforce_foreign_keys
 
 ADA = {"email": "ada@example.org", "secret": "correct horse battery staple"}
 BEN = {"email": "ben@example.org", "secret": "another one, of ben"}
@@ -39,6 +39,7 @@ class Notes(NamedTuple):
     app: example.FastAPI
     codes: dict[str, str]
     engine: Engine
+    envelope: Envelope
 
 
 @pytest.fixture
@@ -52,7 +53,8 @@ def notes(tmp_path: Path) -> Iterator[Notes]:
     enforce_foreign_keys(engine)
     with TestClient(app, base_url="https://notes.example") as client:
         answers = {user["email"]: client.post("/sign-up", json=user) for user in (ADA, BEN)}
-        yield Notes(app, {name: one.json()["recovery code"] for name, one in answers.items()}, engine)
+        codes = {name: one.json()["recovery code"] for name, one in answers.items()}
+        yield Notes(app, codes, engine, envelope)
     engine.dispose()
 
 
@@ -69,6 +71,24 @@ def test_a_browser_stays_logged_in(app: example.FastAPI) -> None:
 
     assert ada.get("/notes").json() == ["ada's note"]
     assert ben.get("/notes").json() == ["ben's note"]
+
+
+def test_the_email_is_found_and_not_stored(notes: Notes) -> None:
+    """Users log in by their email, in any case, of which nobody has a second account; the database has no
+    address."""
+    loud = {**ADA, "email": ADA["email"].upper()}
+    assert browser(notes.app, loud).get("/export").json()["email"] == ADA["email"]
+    for user in (ADA, loud):
+        again = {**user, "secret": "other words of ada"}
+        assert visitor(notes.app).post("/sign-up", json=again).status_code == 409
+    assert visitor(notes.app).post("/sign-up", json={**NOBODY, "email": "nobody"}).status_code == 422
+    assert visitor(notes.app).post("/log-in", json={**NOBODY, "email": "nobody"}).status_code == 401
+    with notes.engine.connect() as connection:
+        stored = [value for row in connection.execute(text("SELECT * FROM users")) for value in row]
+    (database,) = Path(str(notes.engine.url.database)).parent.glob("*.db")
+
+    assert not any("example" in str(value) for value in stored)
+    assert b"ada@" not in database.read_bytes()
 
 
 def test_log_out(app: example.FastAPI) -> None:
@@ -220,6 +240,7 @@ def test_who_forgot_everything_and_is_logged_in_somewhere(notes: Notes) -> None:
     ada.post("/notes", json={"body": "before"})
     kept = ada.get("/export").json()
     with Session(notes.engine) as session:  # the support's own tool
+        notes.envelope.attach(session)
         session.execute(delete(example.User).where(example.User.email == ADA["email"]))
         session.commit()
     assert ada.get("/export").status_code == 401

@@ -173,8 +173,8 @@ def noted_policy(session: Session) -> Policy:
     if policy is None:
         raise ConfigurationError(
             "This process has several Envelopes with server keys or a pepper, and a flush has to know which "
-            "one writes its key rows: make one Envelope for the application, or call "
-            "envelope.attach(session)."
+            "one writes its key rows, and a look-up which one has the key of its blind index: make one "
+            "Envelope for the application, or call envelope.attach(session)."
         )
     return policy
 

@@ -14,7 +14,7 @@ from sqlalchemy_envelope.crypto.argon2id import KdfProfile
 from sqlalchemy_envelope.crypto.blind_index import FULL_BITS
 from sqlalchemy_envelope.exceptions import ConfigurationError, StatementRefusedError
 from sqlalchemy_envelope.orm.indexes.buckets import Buckets, buckets_of
-from sqlalchemy_envelope.orm.indexes.tag import TAG
+from sqlalchemy_envelope.orm.indexes.tag import TAG, StoredTag
 
 Scope = Literal["owner", "group", "server"]
 _SCOPES = ("owner", "group", "server")
@@ -126,6 +126,8 @@ class BlindIndex(TypeDecorator[bytes]):
         def process(value: Any) -> Any:
             if value is None:
                 return None
+            if type(value) is StoredTag:
+                return bytes(value)
             try:
                 mark, tag = value
             except Exception:  # noqa: BLE001 - it is no pair, whatever it says of that
@@ -139,9 +141,10 @@ class BlindIndex(TypeDecorator[bytes]):
 
         return process
 
-    def result_processor(self, dialect: Dialect, coltype: object) -> Callable[[Any], Any] | None:
-        """Tags are bytes, as the dialect gives them."""
-        return self.impl_instance.dialect_impl(dialect).result_processor(dialect, coltype)
+    def result_processor(self, dialect: Dialect, coltype: object) -> Callable[[Any], Any]:
+        """Tags are bytes, and it shows that they were read."""
+        read: Any = self.impl_instance.dialect_impl(dialect).result_processor(dialect, coltype) or bytes
+        return lambda value: None if value is None else StoredTag(read(value))
 
     def literal_processor(self, dialect: Dialect) -> Callable[[Any], str]:
         """Return a text that no database accepts as SQL, in place of a literal."""

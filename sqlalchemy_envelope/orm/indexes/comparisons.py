@@ -2,26 +2,35 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import ColumnElement, LargeBinary, bindparam
+from sqlalchemy import ColumnElement, LargeBinary
 from sqlalchemy.sql import operators
 from sqlalchemy.sql.elements import BindParameter, ClauseElement
+from sqlalchemy.sql.lambdas import PyWrapper
 
+from sqlalchemy_envelope.crypto.blind_index import FULL_BITS
 from sqlalchemy_envelope.exceptions import StatementRefusedError
 from sqlalchemy_envelope.orm.columns.encrypted_type import shown_operator
 from sqlalchemy_envelope.orm.columns.previous import base_of, column_beside
 from sqlalchemy_envelope.orm.indexes.among import among
 from sqlalchemy_envelope.orm.indexes.candidates import is_certain, rechecked
+from sqlalchemy_envelope.orm.indexes.given import SoughtParameter, given
 from sqlalchemy_envelope.orm.indexes.indexed import indexes_on
-from sqlalchemy_envelope.orm.indexes.kinds.equal import Equal
+from sqlalchemy_envelope.orm.indexes.kinds.kind import Wanted
 from sqlalchemy_envelope.orm.indexes.sought import Sought
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from sqlalchemy_envelope.orm.indexes.executing import Execution
+    from sqlalchemy_envelope.orm.indexes.given import Given
     from sqlalchemy_envelope.orm.indexes.indexed import IndexedColumn
-    from sqlalchemy_envelope.orm.indexes.kinds.kind import Wanted
+
+_LISTS = (operators.in_op, operators.not_in_op)
+_TAGS = LargeBinary()
+_VALUES = (operators.eq, operators.ne, *_LISTS)
 
 
 def search(column: Any, op: Any, other: tuple[Any, ...], options: dict[str, Any]) -> Any:
@@ -36,11 +45,14 @@ def search(column: Any, op: Any, other: tuple[Any, ...], options: dict[str, Any]
     if not indexes:
         return None
     operand: Any = other[0] if len(other) == 1 else other
-    if hasattr(operand, "__clause_element__"):
+    if not isinstance(operand, PyWrapper) and hasattr(operand, "__clause_element__"):
         operand = operand.__clause_element__()  # an attribute of a mapped class
     if isinstance(operand, ColumnElement) and not isinstance(operand, BindParameter) and op is operators.eq:
         return _joined(column, indexes, operand)
-    if isinstance(operand, ClauseElement):
+    later = given(operand)
+    if later is not None:
+        return _condition_later(column, op, indexes, later)
+    if _is_expression(operand):
         raise StatementRefusedError(
             f"{str(column)!r} is found by a blind index, which looks for values: compare it with values, and "
             "not with an SQL expression."
@@ -52,9 +64,19 @@ def search(column: Any, op: Any, other: tuple[Any, ...], options: dict[str, Any]
     raise _refused(column, op, indexes)
 
 
+def _is_expression(operand: Any) -> bool:
+    if isinstance(operand, (list, tuple, set, frozenset)):
+        return any(isinstance(one, ClauseElement) or hasattr(one, "__clause_element__") for one in operand)
+    return isinstance(operand, ClauseElement)
+
+
 def _answer(index: IndexedColumn, op: Any, operand: Any, options: dict[str, Any]) -> Wanted | None:
     try:
-        return index.kind.answer(op, operand, options)
+        values = operand
+        if op in _LISTS:
+            values = None if isinstance(operand, (str, bytes)) else list(operand)
+        wanted = index.kind.answer(op, values, options)
+        return wanted if wanted is None else _with_nulls(wanted, op, values)
     except StatementRefusedError:
         raise
     except Exception:  # noqa: BLE001, S110 - raised below, chained to nothing that holds the value
@@ -65,14 +87,59 @@ def _answer(index: IndexedColumn, op: Any, operand: Any, options: dict[str, Any]
     )
 
 
+def _with_nulls(wanted: Wanted, op: Any, operand: Any) -> Wanted:
+    """Say of an operand whether it is None, or has None in it, also by its inner type."""
+    if op in _LISTS:
+        if operand and len(wanted.datas) == len(operand):
+            return wanted
+        return replace(wanted, has_null=len(wanted.datas) < len(operand), is_empty=not operand)
+    return replace(wanted, has_null=True) if op in _VALUES and not wanted.datas else wanted
+
+
 def _condition(column: Any, index: IndexedColumn, wanted: Wanted) -> Any:
     wanted = rechecked(index, wanted)
-    tags = column_beside(column, index.column)
+    return _among(column, Sought(index, wanted), (), negated=wanted.negated)
+
+
+def _among(column: Any, sought: Sought, parameters: tuple[Any, ...], *, negated: bool) -> Any:
+    """The condition that a row's tag is among those that are sought."""
+    tags = _tags(column, sought.index)
+    if tags is None:
+        raise StatementRefusedError(
+            f"The subquery that {str(column)!r} stands in leaves out its blind index. Select "
+            f"{sought.index.column.table.name}.{sought.index.column.name} there, too."
+        )
     # Not `values`: the tags are made when the statement is sent, and the statement itself may be kept.
-    given: Any = bindparam(
-        None, callable_=Sought(index, wanted), expanding=True, unique=True, type_=LargeBinary()
+    kind = SoughtParameter if parameters else BindParameter
+    made: Any = kind(None, callable_=sought, expanding=True, unique=True, type_=_TAGS)
+    if parameters:
+        made.given = parameters
+    return among(tags, made, negated=negated)
+
+
+def _condition_later(column: Any, op: Any, indexes: Sequence[IndexedColumn], later: Given) -> Any:
+    """The condition for values that are given when the statement is sent."""
+    for index in indexes:
+        if index.bits < FULL_BITS or op not in _VALUES:
+            continue
+        answers = _answer(index, op, [] if op in _LISTS else None, {})
+        if answers is None or answers.check is not None:
+            continue
+
+        def wanted(execution: Execution, index: IndexedColumn = index) -> Wanted:
+            found = _answer(index, op, later.value(execution.statement, execution.parameters), {})
+            if found is not None and found.check is None:
+                return found
+            raise StatementRefusedError(
+                f"{shown_operator(op)} on {index.label!r} gives candidates for this value. Compare with the "
+                "value itself, and not with a parameter that gets it later."
+            )
+
+        return _among(column, Sought(index, answers, wanted), later.parameters, negated=answers.negated)
+    raise StatementRefusedError(
+        f"{shown_operator(op)} on the encrypted column {str(column)!r}: no blind index of it takes a value "
+        "that is given when the statement is sent. Compare it with the value itself."
     )
-    return among(tags, given, negated=wanted.negated)
 
 
 def _joined(column: Any, indexes: Sequence[IndexedColumn], other: Any) -> Any:
@@ -80,9 +147,20 @@ def _joined(column: Any, indexes: Sequence[IndexedColumn], other: Any) -> Any:
     base = base_of(other) if hasattr(other, "base_columns") else None
     for index in indexes:
         for same in () if base is None else indexes_on(base):
-            if index.is_like(same) and is_certain(index) and isinstance(index.kind, Equal):
-                return column_beside(column, index.column) == column_beside(other, same.column)
+            if index.is_like(same) and is_certain(index):
+                mine, others = _tags(column, index), _tags(other, same)
+                return None if mine is None or others is None else mine == others
     return None  # as without an index: it is refused if it is sent
+
+
+def _tags(column: Any, index: IndexedColumn) -> Any:
+    """The tags beside a column, with what a relationship says of the column: `foreign()`, `remote()`. None if
+    a subquery leaves them out."""
+    tags, known = column_beside(column, index.column), column._annotations
+    if "foreign" not in known and "remote" not in known:
+        return tags
+    said = {name: known[name] for name in ("foreign", "remote") if name in known}
+    return None if tags is None else tags._annotate(said)
 
 
 def _refused(column: Any, op: Any, indexes: Sequence[IndexedColumn]) -> StatementRefusedError:

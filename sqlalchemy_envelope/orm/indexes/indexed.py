@@ -64,8 +64,11 @@ class IndexedColumn:
         return IndexHasher(key, self.label, self.kind.form, self.bits)
 
     def is_like(self, other: IndexedColumn) -> bool:
-        """Whether equal values have equal tags in both indexes."""
-        return (self.label, self.kind.form, self.bits) == (other.label, other.kind.form, other.bits)
+        """Whether equal values have equal tags in both indexes: each table has index keys of its own."""
+        if self.column is other.column:
+            return True
+        mine, others = ((one.label, one.kind.form, one.bits, one.scope) for one in (self, other))
+        return mine == others and (self.scope != "server" or self.column.table is other.column.table)
 
 
 def _kind(type_: BlindIndex, sources: Sequence[EncryptedColumn]) -> Kind:

@@ -22,6 +22,7 @@ from sqlalchemy_envelope.keys.index_keys import (
     StoredIndexKey,
     make_index_key,
 )
+from sqlalchemy_envelope.orm.current.context import policy_of
 from sqlalchemy_envelope.orm.current.policy import policy_for
 from sqlalchemy_envelope.orm.tables.connections import session_of
 from sqlalchemy_envelope.orm.tables.index_key_table import index_key_table_of
@@ -58,7 +59,8 @@ def server_hashers(
         KeyNotFoundError, ProviderError: the provider does not unwrap the key.
         TamperedKeyError: the row of a key was altered.
     """
-    policy = policy_for(session_of(connection))
+    session = session_of(connection)
+    policy = policy_for(None) if session is None else policy_of(session)
     table: Any = index.column.table
     where = location_of_table(connection, table, policy.seals.realm, options)
     found = policy.index_keys.get(where, index.label)

@@ -5,19 +5,30 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from sqlalchemy.orm.evaluator import UnevaluatableError
+
 from sqlalchemy_envelope.crypto.frames import emptying
 from sqlalchemy_envelope.exceptions import StatementRefusedError
-from sqlalchemy_envelope.orm.indexes.executing import connection_now
+from sqlalchemy_envelope.orm.indexes.executing import Execution, execution_now, resume
 from sqlalchemy_envelope.orm.indexes.server_keys import server_hashers
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from sqlalchemy import Connection
 
     from sqlalchemy_envelope.crypto.blind_index import IndexHasher
     from sqlalchemy_envelope.orm.indexes.indexed import IndexedColumn
     from sqlalchemy_envelope.orm.indexes.kinds.kind import Wanted
+
+
+NO_TAG = b""
+"""What no row has."""
+
+
+class NotBeingSentError(StatementRefusedError, UnevaluatableError):  # type: ignore[misc]  # ours has its code
+    """Tags are asked for outside of an execution. For SQLAlchemy that is a condition which cannot be
+    evaluated in Python: an UPDATE or DELETE asks the database which objects it changed."""
 
 
 class Sought:
@@ -28,27 +39,38 @@ class Sought:
         wanted: what is looked for.
     """
 
-    __slots__ = ("index", "wanted")
+    __slots__ = ("_later", "index", "wanted")
 
-    def __init__(self, index: IndexedColumn, wanted: Wanted) -> None:
+    def __init__(
+        self, index: IndexedColumn, wanted: Wanted, later: Callable[[Execution], Wanted] | None = None
+    ) -> None:
+        """Make it.
+
+        Args:
+            later: gives what is looked for, if that is known only when the statement is sent.
+        """
         self.index = index
         self.wanted = wanted
+        self._later = later
 
     @emptying
-    def __call__(self) -> list[bytes]:
+    def __call__(self) -> list[bytes | None]:
         """The tags, by every key that a row's tag may be under.
 
         Raises:
             StatementRefusedError: no statement is being sent.
             EnvelopeError: the index key is not at hand.
         """
-        connection = connection_now()
-        if connection is None:
-            raise StatementRefusedError(
-                f"The tags of {self.index.label!r} are made when a statement is sent: there are none to show."
-            )
-        hashers = _hashers(connection, self.index)
-        return [hasher.tag(data) for hasher in hashers for data in self.wanted.datas]
+        execution, connection = require_execution(self.index)
+        wanted = self.wanted if self._later is None else self._later(Execution(*execution))
+        try:
+            hashers = _hashers(connection, self.index)
+        finally:
+            resume(execution)
+        tags: list[bytes | None] = [hasher.tag(data) for hasher in hashers for data in wanted.datas]
+        if wanted.has_null:
+            tags.append(None)
+        return tags if tags or wanted.is_empty else [NO_TAG]
 
     def __repr__(self) -> str:
         return f"<sought in {self.index.label}>"
@@ -58,6 +80,21 @@ class Sought:
             f"A statement that looks for a value of {self.index.label!r} cannot be pickled: the value would "
             "stand in the pickle."
         )
+
+
+def require_execution(index: IndexedColumn) -> tuple[tuple[Any, ...], Connection]:
+    """The statement that is being sent, and its connection.
+
+    Raises:
+        StatementRefusedError: no statement is being sent.
+    """
+    execution = execution_now()
+    connection = None if execution is None else execution[0]()
+    if execution is None or connection is None:
+        raise NotBeingSentError(
+            f"The tags of {index.label!r} are made when a statement is sent: there are none to show."
+        )
+    return execution, connection
 
 
 def _hashers(connection: Connection, index: IndexedColumn) -> Sequence[IndexHasher]:

@@ -1,4 +1,4 @@
-"""The tag of a value on its way to the database: the only thing that a blind index takes."""
+"""The tag of a value: on its way to the database, where an index takes nothing else, and as it is read."""
 
 from __future__ import annotations
 
@@ -11,3 +11,10 @@ TAG: Any = object()
 def marked(tag: bytes) -> tuple[Any, bytes]:
     """A tag that the library made."""
     return TAG, tag
+
+
+class StoredTag(bytes):
+    """A tag as it was read. A relationship looks for rows that have it: it is a value in a condition, where
+    other bytes are refused. A statement that writes it is refused with every other value for an index."""
+
+    __slots__ = ()

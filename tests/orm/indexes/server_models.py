@@ -29,12 +29,24 @@ class Note(Base):
     title_index: Mapped[bytes | None] = mapped_column(BlindIndex("title", scope="server"), index=True)
 
 
+class Invitation(Base):
+    """Its index has the label of another table's."""
+
+    __tablename__ = "invitations"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    user_id: Mapped[int] = mapped_column(ForeignKey("users.id", ondelete="CASCADE"))
+    email: Mapped[str | None] = mapped_column(EncryptedType(String))
+    email_index: Mapped[bytes | None] = mapped_column(
+        BlindIndex("email", scope="server", label="users.email_index")
+    )
+
+
 def new_envelope() -> Envelope:
     """An envelope with the server's keys."""
     return Envelope(kdf_profile=KdfProfile.unsafe_for_tests(), server_keys=ServerKeyring(KEYS))
 
 
-def enroll(engine: Engine, envelope: Envelope, *emails: str) -> list[int]:
+def enroll(engine: Engine, envelope: Envelope, *emails: str | None) -> list[int]:
     """Users with these addresses, all locked; their ids."""
     tables_of(Base.metadata, engine)
     with Session(engine) as session:

@@ -5,8 +5,8 @@ from sqlalchemy import Engine, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session, aliased
 
-from sqlalchemy_envelope import ConfigurationError, Envelope, KdfProfile, StatementRefusedError
-from tests.orm.indexes.server_models import SECRET, User, enroll, new_envelope
+from sqlalchemy_envelope import ConfigurationError, Envelope, KdfProfile, ServerKeyring, StatementRefusedError
+from tests.orm.indexes.server_models import SECRET, Invitation, User, enroll, new_envelope
 
 
 def found(session: Session, condition: object) -> tuple[int, ...]:
@@ -73,6 +73,20 @@ def test_a_process_without_the_server_keys_finds_and_writes_nothing(engine: Engi
             found(session, User.email == "ada@example.org")
 
 
+def test_an_unlocked_session_says_whose_index_keys_they_are(sqlite_engine: Engine) -> None:
+    """Of several envelopes in a process, that of the unlocked session around finds and writes."""
+    envelope, other = new_envelope(), Envelope(server_keys=ServerKeyring([bytes(32)]))
+    (ada,) = enroll(sqlite_engine, envelope, "ada@example.org")
+    with envelope.server_mode(reason="test"), Session(sqlite_engine) as session:
+        session.add(User(email="ben@example.org"))
+        session.flush()
+
+        assert (ada,) == found(session, User.email == "ada@example.org")
+    with Session(sqlite_engine) as session, pytest.raises(ConfigurationError, match="attach"):
+        found(session, User.email == "ada@example.org")
+    del other
+
+
 def test_what_an_index_does_not_answer_is_refused(sqlite_engine: Engine) -> None:
     """Every other comparison is refused where the statement is built, and a tag is written by nobody else."""
     enroll(sqlite_engine, new_envelope())
@@ -81,8 +95,48 @@ def test_what_an_index_does_not_answer_is_refused(sqlite_engine: Engine) -> None
         lambda: User.email.like("a%"),
         lambda: User.email.desc(),
         lambda: User.email == select(User.id).scalar_subquery(),
+        lambda: User.email.in_(select(User.id)),
+        lambda: User.email.in_([select(User.id).scalar_subquery()]),
+        lambda: User.email.in_("ada@example.org"),
     ):
         with pytest.raises(StatementRefusedError):
             make()
     with Session(sqlite_engine) as session, pytest.raises(StatementRefusedError):
         session.execute(update(User).values(email_index=b"x" * 16))
+
+
+def test_null_is_compared_as_sql_compares_it(engine: Engine) -> None:
+    """A row without a value is neither equal nor unequal; it is outside of the empty list alone. The same
+    holds before the first value is written."""
+    envelope = new_envelope()
+    (none,) = enroll(engine, envelope, None)
+    with Session(engine) as session:
+        envelope.attach(session)
+
+        def negated() -> list[tuple[int, ...]]:
+            conditions = (
+                User.email != "ada@example.org",
+                User.email.not_in(["ada@example.org"]),
+                ~User.email.in_(["ada@example.org"]),
+                User.email.not_in(["eve@example.org", None]),
+                ~User.email.in_([None]),
+                User.email.not_in([]),
+            )
+            return [found(session, one) for one in conditions]
+
+        before = negated()
+        envelope.enroll(session, User(email="ada@example.org"), secret=SECRET)
+        ada = found(session, User.email == "ada@example.org")[0]
+
+        assert before == [(), (), (), (), (), (none,)]
+        assert negated() == [(), (), (), (), (), (none, ada)]
+
+
+def test_columns_of_two_tables_are_not_compared(sqlite_engine: Engine) -> None:
+    """Each table has index keys of its own, so equal values have other tags: refused, and not empty."""
+    envelope = new_envelope()
+    enroll(sqlite_engine, envelope, "ada@example.org")
+    with Session(sqlite_engine) as session:
+        envelope.attach(session)
+        with pytest.raises(StatementRefusedError):
+            session.execute(select(User.id).join(Invitation, Invitation.email == User.email))

@@ -150,7 +150,7 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     "another type": (lambda: Visit.score > "30 points", "of the type str, is no value of the column"),
     "no zone": (lambda: Visit.at > dt.datetime(2026, 1, 1), "of the type datetime"),
     "an expression": (lambda: Visit.score > select(Visit.id).scalar_subquery(), "compare it with values"),
-    "an expression among": (lambda: Visit.score.between(1, Visit.id), "is no value of the column"),
+    "an expression among": (lambda: Visit.score.between(1, Visit.id), "not with an SQL expression"),
     "not equal": (lambda: Visit.score != 3, "answered by no blind index"),
     "not between": (lambda: ~Visit.score.between(1, 3), "a NOT"),
     "sorted": (lambda: Visit.score.desc(), "answered by no blind index"),

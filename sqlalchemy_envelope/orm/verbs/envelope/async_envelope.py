@@ -143,6 +143,10 @@ class AsyncEnvelope(
         plain = None if session is None else plain_async(session).sync_session
         return self.envelope.server_mode(plain, provider=provider, reason=reason)
 
+    def attach(self, session: AnyAsyncSession) -> None:
+        """As `Envelope.attach`. It waits for nothing."""
+        self.envelope.attach(plain_async(session).sync_session)
+
     async def why_locked(
         self,
         session: AnyAsyncSession,

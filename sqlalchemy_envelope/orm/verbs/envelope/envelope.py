@@ -484,8 +484,8 @@ class Envelope(
         self.run(self.rebind_steps(plain_session(session), owner, hidden, source))
 
     def attach(self, session: AnySession) -> None:
-        """Let this envelope's policy serve the flushes of a session that has used none of its verbs. Needed
-        only if a process has several envelopes."""
+        """Let this envelope's policy serve the flushes and look-ups of a session that has used none of its
+        verbs. Needed only if a process has several envelopes."""
         note_policy(plain_session(session), self.policy)
 
     def __repr__(self) -> str:
