@@ -54,6 +54,7 @@ _LAST: dict[str, Any] = (
 @comparators.dispatch_for("schema", **_LAST)
 def _install(autogen_context: AutogenContext, upgrade_ops: UpgradeOps, *_: Any) -> None:
     _refuse_to_drop_keys(upgrade_ops)
+    _refuse_to_drop_index_keys(autogen_context, upgrade_ops)
     upgrade_ops.ops[:] = [*_steps(autogen_context, upgrade_ops.ops), *_checks(autogen_context)]
     _let_run_again(autogen_context, upgrade_ops)
     theirs = autogen_context.opts.get("render_item")
@@ -76,6 +77,27 @@ def _refuse_to_drop_keys(upgrade_ops: UpgradeOps) -> None:
                 f"This migration would drop {operation.table_name!r}, and with it the keys of everything "
                 "encrypted for its owners. If their table was renamed, keep the names of the key tables: see "
                 "'Rename a table' in docs/how-to/alembic.md. If it is to go, write op.drop_table() by hand."
+            )
+
+
+_INDEX_KEY_COLUMNS = {"label", "epoch", "state", "commitment", "provider_ref", "wrapped"}
+
+
+def _refuse_to_drop_index_keys(autogen_context: AutogenContext, upgrade_ops: UpgradeOps) -> None:
+    """Refuse to drop index keys with their table: autogenerate takes a rename for a table to drop. Those of a
+    table that stays go with the last index that the models gave up."""
+    for operation in upgrade_ops.ops:
+        if not isinstance(operation, DropTableOp):
+            continue
+        name, schema = operation.table_name, operation.schema
+        columns, beside = set(operation.to_table().columns.keys()), name.removesuffix("_indexkey")
+        is_gone = _key(beside, schema) not in autogen_context.table_key_to_table
+        if columns >= _INDEX_KEY_COLUMNS and is_gone:
+            raise ConfigurationError(
+                f"This migration would drop {name!r}, the keys of the blind indexes of {beside!r}: no row "
+                f"would be found by them again. If {beside!r} was renamed, rename {name!r} too, with "
+                "op.rename_table(), and pin the labels: BlindIndex(..., label='table.column'). If both are "
+                "to go, write op.drop_table() by hand."
             )
 
 

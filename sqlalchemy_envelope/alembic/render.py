@@ -17,6 +17,7 @@ from sqlalchemy_envelope.migration.database.triggers import quoter
 from sqlalchemy_envelope.orm.columns.column_notes import notes_of
 from sqlalchemy_envelope.orm.columns.encrypted_type import EncryptedType
 from sqlalchemy_envelope.orm.columns.stored_value import check_condition
+from sqlalchemy_envelope.orm.indexes.blind_index import BlindIndex
 
 _DIALECTS: tuple[str | tuple[str, ...], ...] = ("sqlite", "postgresql", ("mysql", "mariadb"))
 """The databases with a CHECK. Databases with the same spelling are in a tuple."""
@@ -31,6 +32,10 @@ def render_item(kind: str, item: Any, autogen_context: AutogenContext) -> str | 
     """
     if kind == "type" and isinstance(item, EncryptedType):
         return f"{_prefix(autogen_context)}LargeBinary()"
+    if kind == "type" and isinstance(item, BlindIndex):
+        # MySQL indexes no BLOB as a whole.
+        sa, size = _prefix(autogen_context), -(-item.bits // 8)
+        return f"{sa}LargeBinary({size}).with_variant({sa}VARBINARY({size}), 'mysql', 'mariadb')"
     if kind != "column" or not isinstance(item, Column):
         return False
     notes = notes_of(item)
@@ -95,6 +100,13 @@ def _render_add(autogen_context: AutogenContext, op: ops.AddEncryptedColumnOp) -
 
 @renderers.dispatch_for(ops.DropEncryptedColumnOp)
 def _render_drop(autogen_context: AutogenContext, op: ops.DropEncryptedColumnOp) -> str:
+    names = [repr(op.table_name), repr(op.column_name)]
+    return _call(autogen_context, op.tag, names, {"schema": (op.schema, None)})
+
+
+@renderers.dispatch_for(ops.FillBlindIndexOp)
+@renderers.dispatch_for(ops.EmptyBlindIndexOp)
+def _render_index(autogen_context: AutogenContext, op: ops.BlindIndexOp) -> str:
     names = [repr(op.table_name), repr(op.column_name)]
     return _call(autogen_context, op.tag, names, {"schema": (op.schema, None)})
 

@@ -4,6 +4,7 @@ import click
 
 from sqlalchemy_envelope.cli.campaign import campaign
 from sqlalchemy_envelope.cli.demo.command import demo
+from sqlalchemy_envelope.cli.index import index
 from sqlalchemy_envelope.cli.keys import keys
 from sqlalchemy_envelope.cli.leakage import leakage
 from sqlalchemy_envelope.cli.migrate.command import migrate
@@ -24,4 +25,5 @@ commands.add_command(leakage)
 commands.add_command(migrate)
 commands.add_command(campaign)
 commands.add_command(rotate)
+commands.add_command(index)
 keys.add_command(retire)

@@ -15,6 +15,7 @@ from sqlalchemy_envelope.migration.inspection.findings import Finding
 from sqlalchemy_envelope.migration.migrator import Migrator
 from sqlalchemy_envelope.migration.running.reports import (
     ColumnStatus,
+    IndexReport,
     Progress,
     ReencryptReport,
     RepairReport,
@@ -31,6 +32,7 @@ __all__ = [
     "ColumnStatus",
     "Finding",
     "FernetText",
+    "IndexReport",
     "Migrator",
     "Pace",
     "PartlyPlaintext",

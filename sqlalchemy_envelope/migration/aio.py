@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from sqlalchemy_envelope.migration.migrator import Migrator
     from sqlalchemy_envelope.migration.running.reports import (
         ColumnStatus,
+        IndexReport,
         Progress,
         ReencryptReport,
         RepairReport,
@@ -155,6 +156,56 @@ class AsyncMigrator:
         return await self._do(
             lambda stop: self.migrator.reencrypt(
                 name, owner=owner, workers=workers, executor=executor, stop=stop, progress=progress
+            )
+        )
+
+    async def indexes(self) -> list[str]:
+        """As `Migrator.indexes`."""
+        return await self._do(lambda _: self.migrator.indexes)
+
+    async def fill_index(
+        self,
+        name: str,
+        *,
+        again: bool = False,
+        workers: int = 1,
+        executor: Executor | None = None,
+        progress: Callable[[Progress], None] | None = None,
+    ) -> IndexReport:
+        """As `Migrator.fill_index`; cancel it to stop it."""
+        return await self._do(
+            lambda stop: self.migrator.fill_index(
+                name, again=again, workers=workers, executor=executor, stop=stop, progress=progress
+            )
+        )
+
+    async def verify_index(
+        self,
+        name: str,
+        *,
+        workers: int = 1,
+        executor: Executor | None = None,
+        progress: Callable[[Progress], None] | None = None,
+    ) -> IndexReport:
+        """As `Migrator.verify_index`; cancel it to stop it."""
+        return await self._do(
+            lambda stop: self.migrator.verify_index(
+                name, workers=workers, executor=executor, stop=stop, progress=progress
+            )
+        )
+
+    async def drop_index(
+        self,
+        name: str,
+        *,
+        label: str | None = None,
+        stopped: bool = False,
+        progress: Callable[[Progress], None] | None = None,
+    ) -> IndexReport:
+        """As `Migrator.drop_index`; cancel it to stop it."""
+        return await self._do(
+            lambda stop: self.migrator.drop_index(
+                name, label=label, stopped=stopped, stop=stop, progress=progress
             )
         )
 

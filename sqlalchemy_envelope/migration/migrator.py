@@ -34,6 +34,7 @@ from sqlalchemy_envelope.migration.running.steady import steady
 from sqlalchemy_envelope.migration.running.whole_job import WholeJob
 from sqlalchemy_envelope.migration.running.workers import Crew
 from sqlalchemy_envelope.migration.steps.column_migration import ColumnMigration
+from sqlalchemy_envelope.migration.steps.index_steps import IndexSteps
 from sqlalchemy_envelope.migration.steps.status import status_of
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ if TYPE_CHECKING:
 
 
 @emptying_class
-class Migrator:
+class Migrator(IndexSteps):
     """Moves the values of columns with a `PreviousColumn` while the application runs.
 
     Args:
@@ -192,6 +193,7 @@ class Migrator:
         phase = migration.standing().phase
         migration.require.something_to_encrypt()
         migration.require.key_tables()
+        migration.require.index_columns()
         migration.require.readable_values()
         if phase in (Phase.NEW, Phase.REVERSED):
             self.expand(migration.name)

@@ -20,6 +20,7 @@ from sqlalchemy_envelope.orm.columns.dual_attributes import dual_attributes, map
 from sqlalchemy_envelope.orm.columns.plans import note_mapper, plan_of_table
 from sqlalchemy_envelope.orm.current import context, sole_rows
 from sqlalchemy_envelope.orm.current.locks import takes_locks
+from sqlalchemy_envelope.orm.indexes import fresh_attributes
 from sqlalchemy_envelope.orm.indexes.declaring import check_indexes, declare_index
 from sqlalchemy_envelope.orm.reading import (
     candidates,
@@ -297,6 +298,7 @@ def _on_mapper_configured(mapper: Mapper[Any], cls: type[Any]) -> None:
         event.listen(cls, "expire", two_columns.expire_listener(duals), raw=True)
     event.listen(mapper, "before_insert", emptying(flushes.insert_listener(mapper)), raw=True)
     event.listen(mapper, "before_update", emptying(flushes.update_listener(mapper)), raw=True)
+    fresh_attributes.watch_indexes(mapper)
 
 
 def _on_attach(session: Session, instance: object) -> None:

@@ -3,6 +3,6 @@
 Nothing here writes revisions or compares models with a database: `render` and `compare` do that.
 """
 
-from sqlalchemy_envelope.alembic.impl import pairs, single, values
+from sqlalchemy_envelope.alembic.impl import indexes, pairs, single, values
 
-__all__ = ["pairs", "single", "values"]
+__all__ = ["indexes", "pairs", "single", "values"]

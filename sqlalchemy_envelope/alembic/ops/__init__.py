@@ -3,6 +3,7 @@
 Nothing here is run, written or detected: `impl`, `render` and `compare` do that.
 """
 
+from sqlalchemy_envelope.alembic.ops.indexes import BlindIndexOp, EmptyBlindIndexOp, FillBlindIndexOp
 from sqlalchemy_envelope.alembic.ops.pairs import (
     ContractEncryptedColumnOp,
     ContractOp,
@@ -26,6 +27,7 @@ from sqlalchemy_envelope.alembic.ops.values import (
 
 __all__ = [
     "AddEncryptedColumnOp",
+    "BlindIndexOp",
     "CheckOp",
     "ContractEncryptedColumnOp",
     "ContractOp",
@@ -33,8 +35,10 @@ __all__ = [
     "DecryptColumnOp",
     "DropEncryptedCheckOp",
     "DropEncryptedColumnOp",
+    "EmptyBlindIndexOp",
     "EncryptColumnOp",
     "ExpandEncryptedColumnOp",
+    "FillBlindIndexOp",
     "PairOp",
     "UndoContractEncryptedColumnOp",
     "UndoExpandEncryptedColumnOp",

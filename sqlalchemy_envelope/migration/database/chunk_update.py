@@ -59,6 +59,8 @@ class ChunkUpdate:
             .where(*self._where(sent), self.still(bindparam("seen", type_=self.seen_type)))
             .values({self.target.name: bindparam("made", type_=self.target_type), **self.kept})
         )
+        # The values were encrypted here, and the tags are made with them.
+        statement = mark(statement)
         if dialect.paramstyle not in ("qmark", "format") or self._sends_expressions():
             parameters = [
                 {**dict(zip(names, key, strict=True)), "seen": seen, "made": made} for key, seen, made in rows
@@ -108,7 +110,7 @@ class ChunkUpdate:
             {
                 **{name: _in_json(do(part)) for name, do, part in zip(names, process, key, strict=True)},
                 "seen": _in_json(seen),
-                "made": "\\x" + made.hex(),
+                "made": None if made is None else "\\x" + made.hex(),
             }
             for key, seen, made in rows
         ]

@@ -12,6 +12,7 @@ from sqlalchemy.orm import Mapper, configure_mappers
 from sqlalchemy_envelope.exceptions import ConfigurationError
 from sqlalchemy_envelope.orm.columns.plans import plan_of_mapper
 from sqlalchemy_envelope.orm.columns.previous import previous_of
+from sqlalchemy_envelope.orm.indexes.indexed import indexes_on
 from sqlalchemy_envelope.orm.tables.bases import mappers_of, require_registries
 
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy_envelope.orm.columns.plans import EncryptedAttribute, EncryptedColumn
     from sqlalchemy_envelope.orm.columns.previous import PreviousColumn
+    from sqlalchemy_envelope.orm.indexes.indexed import IndexedColumn
     from sqlalchemy_envelope.orm.tables.owner_paths import OwnerPath
 
 
@@ -46,6 +48,11 @@ class MigratingColumn:
     def name(self) -> str:
         """The migration's name in the state table and on the command line: `table.attribute`."""
         return f"{self.table.name}.{self.attribute}"
+
+    @property
+    def indexes(self) -> tuple[IndexedColumn, ...]:
+        """The blind indexes of the column, alone or with others."""
+        return indexes_on(self.encrypted)
 
     @property
     def path(self) -> OwnerPath:

@@ -37,6 +37,7 @@ from sqlalchemy_envelope.orm.columns.encrypted_type import EncryptedType
 from sqlalchemy_envelope.orm.tables.keyset import Position, beyond, up_to
 from sqlalchemy_envelope.orm.tables.owner_paths import ChosenPath
 from sqlalchemy_envelope.orm.tables.stored_rows import RawBytes, raw
+from sqlalchemy_envelope.orm.writing.marks import mark
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -60,8 +61,10 @@ class Rows:
             *(bare_column(one.name, one.type) for one in column.keys),
             bare_column(column.encrypted.name, LargeBinary()),
             *([] if column.previous is None else [bare_column(column.previous.name, NullType())]),
+            *(bare_column(name, LargeBinary()) for name in tag_columns(column)),
             schema=source.schema,
         )
+        self._tags = tag_columns(column)
         self.keys = [self.table.c[one.name] for one in column.keys]
         self.encrypted = self.table.c[column.encrypted.name]
         self.previous: Any = null()
@@ -347,22 +350,39 @@ class Rows:
             LargeBinary(),
         )
 
+    def write_tags(
+        self, connection: Connection, index: str, rows: Sequence[tuple[Position, bytes, bytes | None]]
+    ) -> int:
+        """Store tags in rows whose ciphertext is still as it was read.
+
+        Args:
+            index: the name of the column of tags.
+            rows: the keys, ciphertexts and tags.
+        """
+        return self._write(
+            connection,
+            self.table.c[index],
+            LargeBinary(),
+            rows,
+            lambda seen: self.encrypted == seen,
+            LargeBinary(),
+        )
+
     def put_right(
         self, connection: Connection, key: Position, exact: Any, stored: bytes, made: bytes | None
     ) -> int:
         """Repair a row that is still as it was read. With a new ciphertext, store it and empty the previous
         column. Without a new ciphertext, empty the encrypted column."""
-        values = (
-            {self.encrypted.name: made}
-            if made is None
-            else {self.encrypted.name: made, self.previous.name: null()}
-        )
+        values: dict[str, Any] = {self.encrypted.name: made}
+        if made is not None:
+            values[self.previous.name] = null()
+        values |= dict.fromkeys(self._tags, null())  # `write_tags` makes them anew
         seen = bindparam(None, exact, type_=self._seen_type)
         mine = [
             one == bindparam(None, part, type_=one.type) for one, part in zip(self.keys, key, strict=True)
         ]
         statement = update(self.table).where(*mine, self._is_as_read(seen), self.encrypted == stored)
-        return connection.execute(statement.values({**values, **self._kept()})).rowcount
+        return connection.execute(mark(statement.values({**values, **self._kept()}))).rowcount
 
     def _write(
         self,
@@ -378,7 +398,8 @@ class Rows:
             return 0
         keys = [(key, self._may_be_null(key)) for key in keys or self.keys]
         change = ChunkUpdate(self.table, target, target_type, keys, still, seen_type, self._kept())
-        as_document = self._name == "postgresql" and target is self.encrypted
+        is_ours = target is self.encrypted or target.name in self._tags
+        as_document = self._name == "postgresql" and is_ours
         return change.run_as_document(connection, rows) if as_document else change.run(connection, rows)
 
     def _may_be_null(self, key: Any) -> bool:
@@ -393,3 +414,10 @@ class Rows:
 
     self_updating: Sequence[str] = ()
     """Names of columns with ON UPDATE CURRENT_TIMESTAMP, set by a caller that has looked for them."""
+
+
+def tag_columns(column: MigratingColumn) -> list[str]:
+    """The names of the columns of tags of a column's values."""
+    tags = [one.column for one in column.indexes]
+    guards = [getattr(one, "guard", None) for one in column.indexes]
+    return [one.name for one in (*tags, *guards) if one is not None]

@@ -47,6 +47,9 @@ class Job(StrEnum):
     REVERSE = "reverse"
     REENCRYPT = "reencrypt"
     REPAIR = "repair"
+    INDEX_FILL = "index fill"
+    INDEX_REFILL = "index refill"
+    INDEX_VERIFY = "index verify"
 
 
 class StateBase(DeclarativeBase):

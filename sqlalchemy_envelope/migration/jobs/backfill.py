@@ -14,6 +14,7 @@ from sqlalchemy_envelope.migration.jobs.early_ciphertext import BESIDE, Advice, 
 from sqlalchemy_envelope.migration.jobs.own_previous import LOCKED, open_previous
 from sqlalchemy_envelope.migration.jobs.owner_ciphers import OwnerCiphers
 from sqlalchemy_envelope.migration.jobs.preflight import check_read
+from sqlalchemy_envelope.migration.jobs.tags import write_tags
 from sqlalchemy_envelope.migration.jobs.work import Work
 
 if TYPE_CHECKING:
@@ -56,7 +57,10 @@ class Backfill(Work):
         keys = OwnerCiphers(session, rows.column)
         refuse_ciphertext(rows.column, keys, opened, self._advice)
         ciphers = keys.writers({owner for _, owner, *_ in opened}, len(opened))
-        step.rows = rows.write_encrypted(session.connection(), encrypt_rows(rows.column, ciphers, opened))
+        made = encrypt_rows(rows.column, ciphers, opened)
+        step.rows = rows.write_encrypted(session.connection(), made)
+        typed = {part[0]: part[2] for part in opened} if rows.column.indexes else {}
+        write_tags(session, rows, typed, [(position, stored) for position, *_, stored in made])
 
 
 def encrypt_rows(

@@ -12,6 +12,7 @@ from sqlalchemy_envelope.migration.database.state import Job
 from sqlalchemy_envelope.migration.jobs.own_previous import LOCKED, open_previous
 from sqlalchemy_envelope.migration.jobs.owner_ciphers import OwnerCiphers
 from sqlalchemy_envelope.migration.jobs.stored import Verdict, compare, encrypted_again, headers_of
+from sqlalchemy_envelope.migration.jobs.tags import write_tags
 from sqlalchemy_envelope.migration.jobs.work import Work
 
 if TYPE_CHECKING:
@@ -68,3 +69,6 @@ class Repair(Work):
                     continue
                 made = encrypted_again(rows.column, writer, position, wanted)
             step.rows += rows.put_right(session.connection(), position, exact, stored, made)
+            if made is not None and wanted is not None:
+                typed = {position: rows.column.plan.type.codec.decode(wanted)}
+                write_tags(session, rows, typed, [(position, made)])

@@ -108,6 +108,36 @@ class ReencryptReport:
 
 
 @dataclass(frozen=True)
+class IndexReport:
+    """The result of filling a blind index, of comparing it with its values, or of emptying it.
+
+    Attributes:
+        rows: the number of rows that were written, or compared.
+        bad: of a fill, the rows that got no tag: the value does not authenticate, or the index does not take
+            it, or a unique index has an equal value already. Of a comparison, the rows whose tag is not that
+            of their value.
+        locked: the number of rows that no key here opens.
+        pending: the number of values without a tag, of a comparison; else None.
+        examples: the primary keys of some bad rows; never values.
+        finished: whether every row was looked at.
+    """
+
+    index: str
+    rows: int
+    bad: int
+    locked: int
+    pending: int | None
+    examples: tuple[str, ...]
+    finished: bool
+    seconds: float
+
+    @property
+    def is_clean(self) -> bool:
+        """Whether every value that can be read here has its tag."""
+        return self.finished and self.bad == 0 and not self.pending
+
+
+@dataclass(frozen=True)
 class ColumnStatus:
     """The state of a column's migration, counted in the database now.
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy_envelope.migration.database import schema
 from sqlalchemy_envelope.migration.database.greenlets import is_asynchronous, sleep
+from sqlalchemy_envelope.migration.database.index_columns import IndexColumn, IndexRows
 from sqlalchemy_envelope.migration.database.rows import Rows
 from sqlalchemy_envelope.migration.running.runner import Pace, Runner
 
@@ -47,7 +48,8 @@ class Setting:
     def rows(self, connection: Connection, column: MigratingColumn) -> Rows:
         """The statements for a column on this database."""
         checked = schema.checks_owners(connection, column)
-        rows = Rows(column, connection.dialect, owners_checked=checked)
+        made = IndexRows if isinstance(column, IndexColumn) else Rows
+        rows: Rows = made(column, connection.dialect, owners_checked=checked)  # type: ignore[arg-type]
         rows.self_updating = schema.self_updating(connection, column.table)
         return rows
 

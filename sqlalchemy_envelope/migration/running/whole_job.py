@@ -48,6 +48,12 @@ class WholeJob:
             session.commit()
         return done
 
+    def is_over(self) -> bool:
+        """Whether the job was begun before, and came to its end."""
+        create_state_tables(self._setting.engine)
+        with self.opened() as (session, _, ranges):
+            return ranges.exist(session) and ranges.count(session).finished
+
     def run(self, crew: Crew, *, sweeps: bool = False) -> bool:
         """Do the job; True if nothing is left.
 

@@ -25,6 +25,7 @@ from sqlalchemy_envelope.exceptions import ConfigurationError, MigrationStoppedE
 from sqlalchemy_envelope.migration.database.greenlets import run_apart
 from sqlalchemy_envelope.migration.database.state import Job
 from sqlalchemy_envelope.migration.jobs.backfill import Backfill
+from sqlalchemy_envelope.migration.jobs.index_work import IndexFill, IndexRefill, IndexVerify
 from sqlalchemy_envelope.migration.jobs.reencrypt import Reencrypt
 from sqlalchemy_envelope.migration.jobs.reverse import Reverse
 from sqlalchemy_envelope.migration.jobs.verify import Verify
@@ -66,6 +67,9 @@ def work_of(job: str, sample: float | None = None) -> Work:
         Job.VERIFY: lambda: Verify(sample),
         Job.REVERSE: Reverse,
         Job.REENCRYPT: Reencrypt,
+        Job.INDEX_FILL: IndexFill,
+        Job.INDEX_REFILL: IndexRefill,
+        Job.INDEX_VERIFY: IndexVerify,
     }
     return kinds[job]()
 
@@ -87,7 +91,7 @@ def work(
 
     def whole() -> bool:
         runner = setting.runner(
-            migrator.column(column), work_of(job, sample), number, stop=lambda: _told_to_end
+            migrator.worked_on(column, Job(job)), work_of(job, sample), number, stop=lambda: _told_to_end
         )
         return runner.run(sweeps=sweeps)
 

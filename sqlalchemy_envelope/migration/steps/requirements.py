@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from sqlalchemy import inspect
+
 from sqlalchemy_envelope.exceptions import EnvelopeError, MigrationRefusedError
 from sqlalchemy_envelope.migration.database import schema
 from sqlalchemy_envelope.migration.database.faults import is_lost
 from sqlalchemy_envelope.migration.database.record import Record
+from sqlalchemy_envelope.migration.database.rows import tag_columns
 from sqlalchemy_envelope.migration.database.state import Phase
 from sqlalchemy_envelope.migration.jobs.preflight import check_sample
 from sqlalchemy_envelope.migration.running.runner import stopped
 from sqlalchemy_envelope.orm.tables.collisions import may_pass
+from sqlalchemy_envelope.orm.tables.index_key_table import index_key_table_of
 from sqlalchemy_envelope.words import counted
 
 if TYPE_CHECKING:
@@ -95,6 +99,25 @@ class Requirements:
                 f"The tables for the keys of {self._column.path.owner_class.name} are missing: "
                 f"{', '.join(missing)}. Create them first, with an Alembic revision or "
                 "`metadata.create_all()`. Nothing was changed."
+            )
+
+    def index_columns(self) -> None:
+        """The columns of the blind indexes exist, and the table of their keys."""
+        table = self._column.table
+        wanted = tag_columns(self._column)
+        if not wanted:
+            return
+        with self._setting.engine.connect() as connection:
+            inspector = inspect(connection)
+            there = {one["name"] for one in inspector.get_columns(table.name, table.schema)}
+            missing = [f"{table.name}.{name}" for name in wanted if name not in there]
+            keys = index_key_table_of(table)
+            if keys is not None and not inspector.has_table(keys.name, keys.schema):
+                missing.append(keys.name)
+        if missing:
+            raise MigrationRefusedError(
+                f"{self._column.name} has a blind index, and the database lacks {', '.join(missing)}. Create "
+                "that first, with an Alembic revision. Nothing was changed."
             )
 
     def readable_values(self) -> None:

@@ -13,12 +13,13 @@ from sqlalchemy.sql.lambdas import PyWrapper
 from sqlalchemy_envelope.crypto.blind_index import FULL_BITS
 from sqlalchemy_envelope.exceptions import StatementRefusedError
 from sqlalchemy_envelope.orm.columns.encrypted_type import shown_operator
-from sqlalchemy_envelope.orm.columns.previous import base_of, column_beside
+from sqlalchemy_envelope.orm.columns.previous import base_of, column_beside, policy_of_column
 from sqlalchemy_envelope.orm.indexes.among import among
 from sqlalchemy_envelope.orm.indexes.candidates import is_certain, rechecked
 from sqlalchemy_envelope.orm.indexes.given import SoughtParameter, given
 from sqlalchemy_envelope.orm.indexes.indexed import indexes_on
 from sqlalchemy_envelope.orm.indexes.kinds.kind import Wanted
+from sqlalchemy_envelope.orm.indexes.previous_answers import by_previous
 from sqlalchemy_envelope.orm.indexes.sought import Sought
 
 if TYPE_CHECKING:
@@ -47,6 +48,8 @@ def search(column: Any, op: Any, other: tuple[Any, ...], options: dict[str, Any]
     operand: Any = other[0] if len(other) == 1 else other
     if not isinstance(operand, PyWrapper) and hasattr(operand, "__clause_element__"):
         operand = operand.__clause_element__()  # an attribute of a mapped class
+    if policy_of_column(base) == "both":
+        return by_previous(column, indexes, op, (operand,) if len(other) == 1 else other, options)
     if isinstance(operand, ColumnElement) and not isinstance(operand, BindParameter) and op is operators.eq:
         return _joined(column, indexes, operand)
     later = given(operand)

@@ -66,12 +66,13 @@ def schema_on(connection: Connection, mapper: Mapper[Any]) -> str:
 
 def location_of_table(
     connection: Connection, table: Table, realm: Realm, options: Mapping[str, Any] | None = None
-) -> Location:
-    """Where a statement on this connection, with these execution options, finds a table."""
+) -> bytes:
+    """A table's name in memory: where a statement on this connection, with these execution options, finds it.
+    Tables of one schema may have indexes of one label, and each has keys of its own."""
     options = connection.get_execution_options() if options is None else options
     translate = options.get("schema_translate_map")
     schema = _schema_of(connection.engine, connection, table, translate)
-    return _name(database_name(connection.engine, realm), schema)
+    return _name(database_name(connection.engine, realm), schema) + table.name.encode()
 
 
 class _Found(NamedTuple):

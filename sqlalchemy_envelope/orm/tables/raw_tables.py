@@ -9,6 +9,9 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import Column, LargeBinary, MetaData, Table, inspect
 
 from sqlalchemy_envelope.orm.tables.default_schema import schema_of
+from sqlalchemy_envelope.orm.tables.records import records_of_table
+
+_RAW = "raw"
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -24,7 +27,14 @@ def raw_table(table: Table, binary: Iterable[Column[Any]], others: Iterable[Colu
     # A `Table` and no `table()`: `schema_translate_map` moves only a `Table` to a tenant's schema.
     columns = [Column(one.name, LargeBinary) for one in binary]
     columns += [Column(one.name, one.type) for one in others]
-    return Table(table.name, MetaData(), *columns, schema=table.schema)
+    made = Table(table.name, MetaData(), *columns, schema=table.schema)
+    records_of_table(made)[_RAW] = True
+    return made
+
+
+def is_raw(table: Any) -> bool:
+    """Whether this is a table that this library made to write what the database has: bytes, and tags."""
+    return isinstance(table, Table) and _RAW in records_of_table(table)
 
 
 UNCACHED = {"compiled_cache": None}

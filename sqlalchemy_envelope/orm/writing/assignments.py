@@ -13,11 +13,10 @@ from sqlalchemy.util import immutabledict
 
 from sqlalchemy_envelope.exceptions import StatementRefusedError
 from sqlalchemy_envelope.orm.columns.encrypted_type import EncryptedType
-from sqlalchemy_envelope.orm.columns.sealed import is_ciphertext
 from sqlalchemy_envelope.orm.writing.forms import assigned_by, changed_by, column_key
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
     from sqlalchemy_envelope.orm.columns.plans import TablePlan
 
@@ -84,23 +83,28 @@ class Assignments:
                 "put the value into each row instead."
             )
 
-    def new_literals(self, literals: Mapping[str, Any], encrypted: Mapping[str, Any]) -> dict[str, Any]:
-        """The literals that have to be assigned anew: ciphertexts, and NULLs of another type than the
+    def new_literals(
+        self, literals: Iterable[str], row: Mapping[str, Any], encrypted: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        """The literals that have to be assigned anew: ciphertexts, tags, and NULLs of another type than the
         column's.
 
         Args:
-            encrypted: the row that was made of the literals and the parameters beside them.
+            row: the literals, and the parameters beside them.
+            encrypted: the row that was made of it.
         """
         return {
             key: encrypted[key]
             for key in literals
-            if is_ciphertext(encrypted[key]) or self._is_untyped_null(key, encrypted[key])
+            if encrypted[key] is not row[key] or self._is_untyped_null(key, encrypted[key])
         }
 
     def with_values(self, statement: Any, values: Mapping[str, Any]) -> Any:
         """The statement with these values, in its own order and under the keys that it uses."""
         copy = statement._clone()
-        new = {self._named.get(key, key): value for key, value in values.items()}
+        # Columns: an INSERT of a mapped class looks for their table.
+        columns: Any = self._plan.table.columns
+        new = {self._named.get(key, columns.get(key, key)): value for key, value in values.items()}
         make: Any = insert if isinstance(statement, Insert) else update
         made = make(self._plan.table).values(new)._values
         if getattr(copy, "_ordered_values", None):

@@ -230,7 +230,7 @@ class _Upsert:
         return cure
 
 
-class _Source(NamedTuple):
+class Source(NamedTuple):
     """A column of a table, and the FROM clauses through which its row is read."""
 
     way: tuple[Any, ...]
@@ -239,14 +239,14 @@ class _Source(NamedTuple):
 
 def _copies_owner(target: EncryptedColumn, source: Any, sources: Mapping[str, Any]) -> bool:
     """Whether an INSERT .. FROM SELECT takes the row's owner from the same row as the value."""
-    values = _trace(source)
-    owners = [_trace(sources[key]) if key in sources else [] for key in target.path.keys]
+    values = trace(source)
+    owners = [trace(sources[key]) if key in sources else [] for key in target.path.keys]
     if not values or any(len(parts) != len(values) for parts in owners):
         return False
     return all(_is_owned(target, *taken) for taken in zip(values, *owners, strict=True))
 
 
-def _is_owned(target: EncryptedColumn, value: _Source | None, *owner: _Source | None) -> bool:
+def _is_owned(target: EncryptedColumn, value: Source | None, *owner: Source | None) -> bool:
     if value is None or not isinstance(value.column.type, EncryptedType):
         return False
     plan = plan_of_table(value.column.table)
@@ -260,7 +260,7 @@ def _is_owned(target: EncryptedColumn, value: _Source | None, *owner: _Source | 
     )
 
 
-def _trace(column: Any, way: tuple[Any, ...] = ()) -> list[_Source | None]:
+def trace(column: Any, way: tuple[Any, ...] = ()) -> list[Source | None]:
     """The columns of tables that an output stands for: one for each part of a UNION. None stands for what is
     computed on the way, or typed as text."""
     while isinstance(column, (Label, Grouping)):
@@ -271,11 +271,11 @@ def _trace(column: Any, way: tuple[Any, ...] = ()) -> list[_Source | None]:
     way = (*way, hash(table))  # an annotated copy has the hash of what it copies
     if isinstance(table, Table):
         (base,) = column.base_columns
-        return [_Source(way, base) if isinstance(base, Column) else None]
+        return [Source(way, base) if isinstance(base, Column) else None]
     if isinstance(getattr(table, "element", None), TextualSelect):
         return [None]
     proxies = getattr(column, "_proxies", ())
-    return [part for proxy in proxies for part in _trace(proxy, way)] or [None]
+    return [part for proxy in proxies for part in trace(proxy, way)] or [None]
 
 
 def _into_the_clear(where: str) -> StatementRefusedError:

@@ -193,6 +193,18 @@ def assigned_by_upsert(statement: Any) -> dict[Any, Any]:
     return {_named_by_upsert(statement, key): value for key, value in pairs}
 
 
+def with_upserted(statement: Any, added: dict[str, Any]) -> Any:
+    """The upsert, which sets these columns as well."""
+    clause = statement._post_values_clause
+    attribute = "update_values_to_set" if hasattr(clause, "update_values_to_set") else "update"
+    updates = getattr(clause, attribute)
+    whole = dict(updates.items() if hasattr(updates, "items") else updates) | added
+    statement, clause = statement._clone(), clause._clone()
+    setattr(clause, attribute, whole if isinstance(updates, dict) else list(whole.items()))
+    statement._post_values_clause = clause
+    return statement
+
+
 def _named_by_upsert(statement: Any, named: Any) -> Any:
     """The column that an upsert names, or its key. SQLAlchemy takes text that is no key for a name in the
     database, and leaves attributes as they are in MySQL's upserts."""

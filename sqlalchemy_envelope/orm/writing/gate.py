@@ -16,6 +16,7 @@ from sqlalchemy.types import NullType
 from sqlalchemy_envelope.exceptions import StatementRefusedError
 from sqlalchemy_envelope.orm.columns.encrypted_type import EncryptedType
 from sqlalchemy_envelope.orm.columns.plans import plan_of_table
+from sqlalchemy_envelope.orm.indexes.blind_index import BlindIndex
 from sqlalchemy_envelope.orm.writing.copies import check_made_by_select, check_plain_target
 from sqlalchemy_envelope.orm.writing.forms import (
     WRITE_IN_CTES,
@@ -108,8 +109,9 @@ def _check_beside(connection: Connection, statement: Update, options: Mapping[st
     is_twin = False
     for column in beside(statement):
         table = table_of(column)
-        if isinstance(column.type, EncryptedType):
-            raise _two_tables(statement, f"{column}, which is encrypted")
+        if isinstance(column.type, (EncryptedType, BlindIndex)):
+            what = "is encrypted" if isinstance(column.type, EncryptedType) else "is a blind index"
+            raise _two_tables(statement, f"{column}, which {what}")
         plan = plan_of_table(table)
         decides = plan is not None and any(
             deciding.key == column.key for each in plan.columns for deciding in plan.decided_by(each)

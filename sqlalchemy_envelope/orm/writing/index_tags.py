@@ -5,7 +5,8 @@ from __future__ import annotations
 from itertools import repeat
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy.sql.elements import Null
+from sqlalchemy import null
+from sqlalchemy.sql.elements import BindParameter, Null
 
 from sqlalchemy_envelope.exceptions import NormalizationError, StatementRefusedError
 from sqlalchemy_envelope.orm.indexes.indexed import indexes_of_table
@@ -45,13 +46,14 @@ class IndexTags:
             self._add_of(index, rows)
 
     def _add_of(self, index: IndexedColumn, rows: Sequence[dict[str, Any]]) -> None:
-        name = self._rows.parameter(index.key)
-        if any([row.get(name) is not None for row in rows]) or name != index.key:  # noqa: C419
+        name = index.key
+        is_written = self._is_written(index, rows[0])
+        if self._is_given(index, rows, is_written=is_written):
             raise StatementRefusedError(
                 f"The blind index {index.label!r} is written with what it indexes, "
                 f"{' and '.join(one.key for one in index.sources)}. Leave it out of the statement."
             )
-        if not self._is_written(index, rows[0]):
+        if not is_written:
             return
         datas = self._datas(index, rows)
         tags: Any = repeat(None) if datas.count(None) == len(datas) else self._hasher(index).tags(datas)
@@ -86,6 +88,20 @@ class IndexTags:
                 pass
             return self._unstorable(index, row) or known or unstorable(index.sources[0], None, None)
         return unstorable(index.sources[0], None, None)
+
+    def _is_given(self, index: IndexedColumn, rows: Sequence[dict[str, Any]], *, is_written: bool) -> bool:
+        """Whether the statement writes an index by itself. A NULL of an INSERT, or beside the value that is
+        indexed, does not count: `insert(table).values((1, None, None))` names every column. Nor does what an
+        object holds of its index: it may come from `session.merge()`."""
+        clauses, name = self._rows.assignments.clauses, self._rows.parameter(index.key)
+        if name != index.key or not isinstance(clauses.get(name, null()), (BindParameter, Null)):
+            return True
+        if self._rows.notes is not None:
+            return False
+        if any([row.get(name) is not None for row in rows]):  # noqa: C419
+            return True
+        is_named = name in clauses or name in rows[0]
+        return is_named and not is_written and not self._rows.inserts
 
     def _is_written(self, index: IndexedColumn, row: dict[str, Any]) -> bool:
         """Whether the statement writes what an index indexes."""

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy.sql.elements import Null
 
 from sqlalchemy_envelope.crypto.aead import MAX_VALUE_SIZE, OVERHEAD
-from sqlalchemy_envelope.orm.writing.forms import assigned_by_upsert, column_key
+from sqlalchemy_envelope.orm.indexes.indexed import indexes_on
+from sqlalchemy_envelope.orm.writing.forms import assigned_by_upsert, column_key, with_upserted
 from sqlalchemy_envelope.orm.writing.unstorable import unstorable
 
 if TYPE_CHECKING:
@@ -46,6 +47,9 @@ def leave_pending(rows: WrittenRows, row: dict[str, Any], columns: Sequence[Encr
             continue
         _require_storable(column, value)
         row[name] = None
+        for index in indexes_on(column.column):  # the tag comes with the ciphertext
+            guard = getattr(index, "guard", None)
+            row |= {one.key: None for one in (index.column, guard) if one is not None and one.key in row}
         is_pending = True
     return is_pending
 
@@ -63,20 +67,10 @@ def _require_storable(column: EncryptedColumn, value: Any) -> None:
 
 def upsert_previous(plan: TablePlan, statement: Any) -> Any:
     """The upsert, which sets the previous column from the proposed row wherever it sets the encrypted one."""
-    clause = getattr(statement, "_post_values_clause", None)
-    attribute = "update_values_to_set" if hasattr(clause, "update_values_to_set") else "update"
-    updates = getattr(clause, attribute, None)
-    if not updates:
-        return statement
-    pairs = dict(updates.items() if hasattr(updates, "items") else updates)
     names = set(map(column_key, assigned_by_upsert(statement)))
+    if not names:
+        return statement
     proposed = getattr(statement, "excluded", None)
     proposed = statement.inserted if proposed is None else proposed
     added = {previous: proposed[previous] for key, (previous, _) in plan.dual.items() if key in names}
-    if not added:
-        return statement
-    statement, clause = statement._clone(), clause._clone()  # type: ignore[union-attr]  # it has updates
-    whole = pairs | added
-    setattr(clause, attribute, whole if isinstance(updates, dict) else list(whole.items()))
-    statement._post_values_clause = clause
-    return statement
+    return with_upserted(statement, added) if added else statement

@@ -29,6 +29,7 @@ from sqlalchemy_envelope.orm.writing.forms import (
     with_ctes,
 )
 from sqlalchemy_envelope.orm.writing.gate import check_compiled
+from sqlalchemy_envelope.orm.writing.index_copies import check_copied_indexes, upsert_indexes
 from sqlalchemy_envelope.orm.writing.marks import is_marked, mark, mark_lasting
 from sqlalchemy_envelope.orm.writing.moves import check_moves
 from sqlalchemy_envelope.orm.writing.namesakes import is_twin
@@ -71,7 +72,7 @@ def encrypt(
         # The values stand in the CTEs themselves, or in the parameters of the statement around them.
         def encrypt_inner(inner: Any) -> Any:
             nonlocal params
-            inner, _, params = _encrypt_alone(connection, inner, (), params, options)
+            inner, _, params = _encrypt_alone(connection, inner, (), params, options, nested=True)
             return inner
 
         statement = with_ctes(statement, encrypt_inner)
@@ -81,7 +82,13 @@ def encrypt(
 
 
 def _encrypt_alone(
-    connection: Connection, statement: Any, multiparams: Any, params: Any, options: Options
+    connection: Connection,
+    statement: Any,
+    multiparams: Any,
+    params: Any,
+    options: Options,
+    *,
+    nested: bool = False,
 ) -> tuple[Any, Any, Any]:
     target = target_of(statement)
     check_sole(connection, statement, target, multiparams, params)
@@ -93,7 +100,7 @@ def _encrypt_alone(
             statement = mark(statement)
         return mark_lasting(statement) if moves else statement, multiparams, params
     _check_schema(plan, connection, options)
-    writer = _StatementWriter(plan, connection, statement, options)
+    writer = _StatementWriter(plan, connection, statement, options, nested=nested)
     encrypted, multiparams, params = writer.write(multiparams, params)
     marked = mark_lasting(statement) if encrypted is statement else mark(encrypted)
     return marked, multiparams, params
@@ -116,12 +123,23 @@ def _check_schema(plan: TablePlan, connection: Connection, options: Options) -> 
 
 
 class _StatementWriter:
-    """Encrypts the values of one statement."""
+    """Encrypts the values of one statement.
+
+    Args:
+        nested: whether the statement stands in another, whose parameters it shares.
+    """
 
     def __init__(
-        self, plan: TablePlan, connection: Connection, statement: Insert | Update, options: Options
+        self,
+        plan: TablePlan,
+        connection: Connection,
+        statement: Insert | Update,
+        options: Options,
+        *,
+        nested: bool = False,
     ) -> None:
         self._plan = plan
+        self._nested = nested
         self._statement: Any = statement
         self._rows = WrittenRows(plan, connection, statement)
         self._owners = RowOwners(self._rows, options)
@@ -131,9 +149,11 @@ class _StatementWriter:
         """The statement and its parameters, encrypted."""
         if self._rows.inserts:
             check_from_select(self._plan, self._statement)
+            check_copied_indexes(self._plan.table, self._statement)
             if self._plan.dual:
                 self._statement = upsert_previous(self._plan, self._statement)
             check_upsert(self._plan, self._statement)
+            self._statement = upsert_indexes(self._plan.table, self._statement)
             if self._statement._multi_values:
                 return self._write_multiple_values(multiparams), multiparams, params
         statement, multiparams, params = self._write_rows(multiparams, params)
@@ -154,12 +174,16 @@ class _StatementWriter:
             before = {**literals, **params}
             (after,) = self._encryption.encrypted([before])
             made = {key: value for key, value in after.items() if key not in before}
-            values = assignments.new_literals(literals, after) | made
+            values = assignments.new_literals(literals, before, after) | made
             if values:
                 statement = assignments.with_values(statement, values)
             return statement, multiparams, {key: after[key] for key in params}
         if params or assignments.clauses:
-            (params,) = self._encryption.encrypted([params])
+            before = params
+            (params,) = self._encryption.encrypted([before])
+            made = params.keys() - before.keys()
+            if made and self._nested:  # its columns are those that it names itself
+                statement = assignments.with_values(statement, {key: params.pop(key) for key in made})
         return statement, multiparams, params
 
     def _write_multiple_values(self, multiparams: Any) -> Any:

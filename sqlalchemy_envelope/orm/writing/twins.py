@@ -26,6 +26,9 @@ from sqlalchemy_envelope.exceptions import (
     TruncatedError,
 )
 from sqlalchemy_envelope.orm.columns.plans import plan_of_table
+from sqlalchemy_envelope.orm.indexes.indexed import indexes_of_table
+from sqlalchemy_envelope.orm.tables.default_schema import schema_of
+from sqlalchemy_envelope.orm.tables.raw_tables import is_raw
 from sqlalchemy_envelope.orm.writing.forms import (
     assigned_by,
     assigned_by_upsert,
@@ -45,12 +48,14 @@ from sqlalchemy_envelope.orm.writing.namesakes import (
     unknown_columns,
     unknown_to,
 )
-from sqlalchemy_envelope.orm.writing.stored_columns import holds_encrypted
+from sqlalchemy_envelope.orm.writing.stored_columns import holds_encrypted, stores_values
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
-    from sqlalchemy import Connection
+    from sqlalchemy import Connection, Table
+
+    from sqlalchemy_envelope.orm.indexes.indexed import IndexedColumn
 
     Options = Mapping[str, Any]
 
@@ -68,14 +73,52 @@ def check_twin(
     if not names:
         return False
     rows = multiparams or ([params] if params else [])
+    given: dict[str, bool] = {}
     for key, value in _written(statement, rows):
         name = _column_name(target, key)
+        given[name] = given.get(name, False) or not (value is None or is_null(value))
         if name not in names or _is_stored(target, name, value):
             continue
         if holds_encrypted(connection, target, name, options):
             raise _refusal(target, names[name])
+    _refuse_stale_indexes(connection, statement, given, options)
     _refuse_moves(connection, target, _changed(statement, target, rows), options)
     return True
+
+
+def _refuse_stale_indexes(
+    connection: Connection, statement: Any, given: Mapping[str, bool], options: Options
+) -> None:
+    """Refuse to write a value and leave its blind index as it was, or to write a tag alone.
+
+    Args:
+        given: the columns that the statement writes, each with whether it writes more than NULL into it.
+    """
+    target = target_of(statement)
+    if is_raw(target):
+        return  # its own statements write both, one after the other
+    changes = not isinstance(statement, Insert) or bool(changed_by(statement))
+
+    def is_written(name: str) -> bool:
+        return name in given if changes else given.get(name, False)
+
+    for table in namesakes_of(connection, target, options):
+        for index in _indexes_of(table):
+            column, names = index.column, [one.column.name.lower() for one in index.sources]
+            name, has_value = column.name.lower(), any(map(is_written, names))
+            # NULL in an index is no lie: the row is pending.
+            is_stale = name not in given if has_value else given.get(name, False)
+            # Other models of the process may have a table of this name.
+            is_here = is_stale and stores_values(connection, column, schema_of(connection, target, options))
+            if is_here and any(holds_encrypted(connection, target, name, options) for name in names):
+                raise _stale_index(column)
+
+
+def _indexes_of(table: Table) -> Sequence[IndexedColumn]:
+    try:
+        return indexes_of_table(table)
+    except ConfigurationError:
+        return ()  # nothing can be encrypted in it, and its own statements say why
 
 
 def refuse_twin(
@@ -243,6 +286,15 @@ def _refusal(target: Any, column: Column[Any]) -> StatementRefusedError:
         f"{where} is encrypted, and this statement writes it through another Table object, which does not "
         "know that: the value would be stored as it is. Write through the model, or through its own table: "
         f"`insert(Model)`, `Model.__table__`, or `metadata.tables[{column.table.key!r}]`."
+    )
+
+
+def _stale_index(column: Column[Any]) -> StatementRefusedError:
+    table = column.table
+    return StatementRefusedError(
+        f"A statement writes {table.name} through another Table object than the model's, and would leave its "
+        f"blind index {column.name} out of step with the value. Write through the model or its own table; or "
+        f"copy both columns of the row that has the value."
     )
 
 

@@ -385,4 +385,4 @@ def test_without_proxies() -> None:
     """A column whose origin cannot be told is not copied."""
     column = Hidden(select(Note.body).subquery().c.body, "_proxies")
 
-    assert copies._trace(column) == [None]
+    assert copies.trace(column) == [None]

@@ -2,7 +2,7 @@
 
 Each one writes a needle that is easy to find into an encrypted column, in a form that hypothesis puts
 together. Whatever becomes of it, the needle is in no byte of the database and in no error, and each value
-that was stored is under the key of its row's owner.
+that was stored is under the key of its row's owner, and has its tag in the blind index.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import ExitStack
 from contextvars import Context
 from pathlib import Path
 from random import Random
@@ -38,8 +39,8 @@ from sqlalchemy.orm import Session, aliased
 from sqlalchemy.sql.lambdas import NullLambdaStatement
 
 from sqlalchemy_envelope import EnvelopeError
-from tests.orm.conftest import Started
-from tests.orm.models import Base, Note, unlock
+from tests.orm.indexes.agreement import out_of_step
+from tests.orm.indexes.indexed_models import Indexed, Note, User, started_with_indexes
 
 pytestmark = pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SAWarning", "ignore::DeprecationWarning")
 MANY = int(os.environ.get("STATEMENT_EXAMPLES", "1000"))
@@ -139,6 +140,8 @@ SOURCES = [
     "text",
     "text in a subquery",
     "same row",
+    "same row with its tag",
+    "another row's tag",
     "two aliases",
     "union all",
     "union all with a literal",
@@ -203,6 +206,8 @@ def forms(draw: st.DrawFn, dialect: str, start: int) -> Form:
 
 def _written(random: Random, verb: str, target: Any, owner: int, value: Any, dialect: str) -> Any:
     row = {"user_id": owner, "body": value}
+    if random.random() < 0.1 and (hasattr(target, "body_index") or "body_index" in getattr(target, "c", ())):
+        row["body_index"] = random.choice([None, b"x" * 16])
     if verb == "insert":
         return insert(target).values(row)
     if verb == "multi-values":
@@ -249,6 +254,15 @@ def _from_select(target: Any, source: str, needle: str, owner: int) -> Any:
     same = select(NOTES.c.user_id, NOTES.c.body).where(NOTES.c.user_id == owner).limit(1)
     whole = select(NOTES.c.user_id, NOTES.c.body).where(NOTES.c.id < 3)
     made = select(literal(owner), literal(needle))
+    if "tag" in source:
+        tags = other if source.startswith("another") else NOTES
+        copied = select(NOTES.c.user_id, NOTES.c.body, tags.c.body_index).where(NOTES.c.user_id == owner)
+        names = ["user_id", "body", "body_index"]
+        known = names if hasattr(target, "__table__") or "body_index" in target.c else names[:2]
+        copied = copied.where(tags.c.id < 3).limit(1)
+        return insert(target).from_select(
+            known, copied.with_only_columns(*list(copied.selected_columns)[: len(known)])
+        )
     selected = {
         "literals": lambda: made,
         "text": lambda: typed,
@@ -332,7 +346,7 @@ def check_rows(engine: Engine, known: dict[bytes, int]) -> None:
         assert known.get(bytes(body)[:17]) == owner, key
 
 
-def explore(started: Started, count: int, at_rest: Any) -> Counter[str]:
+def explore(started: Indexed, count: int, at_rest: Any) -> Counter[str]:
     """Run that many statements, and count the forms and what became of them."""
     engine, session = started.engine, started.session
     PLAIN.create(engine)
@@ -353,18 +367,26 @@ def explore(started: Started, count: int, at_rest: Any) -> Counter[str]:
     @given(forms(engine.dialect.name, ada), st.sampled_from([True] * 5 + [False]))
     def one(form: Form, unlocked: bool) -> None:
         # In a context of its own nobody is unlocked.
+        print(
+            "LAST",
+            form.names,
+            form.statement._values if hasattr(form.statement, "_values") else "",
+            form.parameters,
+        )
         error = run(session, form) if unlocked else Context().run(run, locked, form)
         forms_seen.add((*form.names, str(unlocked)))
         seen["stored" if error is None else type(error).__name__] += 1
         assert NEEDLE not in said(error), form.names
         check_rows(engine, known)
+        if seen.total() % 5 == 0:
+            assert Context().run(stale_rows, started) == []
         if seen.total() % 20 == 0:  # so that there is always little to look through
             session.execute(delete(NOTES).where(NOTES.c.id > 3))
             session.commit()
         if seen.total() % 100 == 0:
             assert NEEDLE not in at_rest()
 
-    with started.fresh() as locked, unlock(session, started.ada):
+    with started.fresh() as locked, started.unlock(session, started.ada):
         one()
     assert NEEDLE not in at_rest()
     assert seen["stored"] > count // 20
@@ -372,11 +394,19 @@ def explore(started: Started, count: int, at_rest: Any) -> Counter[str]:
     return seen
 
 
-def headers(started: Started) -> dict[bytes, int]:
+def stale_rows(started: Indexed) -> list[Any]:
+    """The rows that have not the tag of their value."""
+    with started.fresh() as session, ExitStack() as stack:
+        for owner in (started.ada.id, started.ben.id):
+            stack.enter_context(started.unlock(session, session.get_one(User, owner)))
+        return out_of_step(session, Note)
+
+
+def headers(started: Indexed) -> dict[bytes, int]:
     """The beginning of every value under each owner's key: its version and its key's name."""
     known = {}
     for owner in (started.ada, started.ben):
-        with unlock(started.session, owner):
+        with started.unlock(started.session, owner):
             started.session.add(Note(user_id=owner.id, body="first"))
             started.session.commit()
         statement = sa.text("SELECT body FROM notes WHERE user_id = :owner")
@@ -386,28 +416,27 @@ def headers(started: Started) -> dict[bytes, int]:
 
 
 @COUNT
-def test_on_sqlite(lite: Started, count: int) -> None:
-    """No statement brings plaintext into a database file or an error, or a value under a foreign key."""
-    path = Path(str(lite.engine.url.database))
-    sa.event.listen(lite.engine, "connect", lambda raw, _: raw.execute("PRAGMA synchronous = OFF"))
-    lite.engine.dispose()
+def test_on_sqlite(sqlite_engine: Engine, count: int) -> None:
+    """No statement brings plaintext into a database file or an error, a value under a foreign key, or a
+    value without its tag."""
+    path = Path(str(sqlite_engine.url.database))
+    sa.event.listen(sqlite_engine, "connect", lambda raw, _: raw.execute("PRAGMA synchronous = OFF"))
+    sqlite_engine.dispose()
 
     def at_rest() -> str:
         return "".join(one.read_bytes().decode("latin-1") for one in path.parent.glob(path.name + "*"))
 
-    seen = explore(lite, count, at_rest)
+    for started in started_with_indexes(sqlite_engine):
+        seen = explore(started, count, at_rest)
 
-    assert seen.total() == count
+        assert seen.total() == count
 
 
 @COUNT
 @pytest.mark.backend
 def test_on_postgresql(postgres_engine: Engine, postgres_dump: Any, count: int) -> None:
     """The same on PostgreSQL, which takes statements in CTEs as well."""
-    from tests.orm.conftest import _start
-
-    Base.metadata.create_all(postgres_engine)
-    for started in _start(postgres_engine):
+    for started in started_with_indexes(postgres_engine):
         seen = explore(started, min(count // 4, 2500), postgres_dump)
 
         assert seen.total()

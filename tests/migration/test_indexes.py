@@ -1,0 +1,280 @@
+"""A blind index is added to a table that holds rows, compared with its values, mended, and taken away."""
+
+import asyncio
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+from sqlalchemy import Engine
+from sqlalchemy.ext.asyncio import create_async_engine
+from sqlalchemy.orm import Session
+
+from sqlalchemy_envelope import ConfigurationError, MigrationRefusedError, StatementRefusedError
+from sqlalchemy_envelope.migration import AsyncMigrator, Migrator, Pace
+from tests.migration.index_models import (
+    add_indexes,
+    found,
+    migrator,
+    models,
+    moving,
+    new_envelope,
+    old_rows,
+)
+
+EMAILS = ("ada@example.org", "ben@example.org", None)
+SMALL = Pace(smallest=1, largest=2, range_rows=2)
+
+
+def sql(engine: Engine, statement: str) -> list[tuple[object, ...]]:
+    with engine.begin() as connection:
+        result = connection.exec_driver_sql(statement)
+        return [tuple(row) for row in result] if result.returns_rows else []
+
+
+def test_an_index_added_to_a_table_with_rows_is_filled(engine: Engine) -> None:
+    """Rows of before the index are pending, and visible; a fill gives them tags, while everybody is away."""
+    envelope = old_rows(engine, *EMAILS)
+    add_indexes(engine)
+    moving = migrator(engine, envelope, pace=SMALL)
+    assert moving.indexes == ["notes.title_index", "users.email_index"]
+    assert found(engine, envelope, "ada@example.org") == []
+    before = moving.verify_index("users.email_index")
+    assert (before.pending, before.bad, before.is_clean) == (2, 0, False)
+
+    filled = moving.fill_index("users.email_index")
+    titles = moving.fill_index("notes.title_index")
+
+    assert (filled.rows, filled.bad, filled.locked, filled.is_clean) == (2, 0, 0, True)
+    assert (titles.rows, titles.is_clean) == (9, True)
+    assert found(engine, envelope, "ada@example.org") == [1]
+    assert moving.fill_index("users.email_index").rows == 0
+    for name in moving.indexes:
+        after = moving.verify_index(name)
+        assert (after.pending, after.bad, after.is_clean) == (0, 0, True)
+
+
+def test_raw_sql_that_changed_a_value_is_found_and_mended(engine: Engine) -> None:
+    """The check names the rows whose tag is not that of their value, and a second fill mends them."""
+    envelope = old_rows(engine, *EMAILS)
+    add_indexes(engine)
+    moving = migrator(engine, envelope)
+    moving.fill_index("notes.title_index")
+    swap = "UPDATE notes SET title_index = (SELECT title_index FROM notes WHERE number = 1 LIMIT 1)"
+    sql(engine, f"{swap} WHERE number = 2 AND user_id = 1")
+    sql(engine, "UPDATE notes SET title = NULL WHERE number = 0 AND user_id = 2")
+    sql(engine, "UPDATE notes SET title_index = NULL WHERE number = 0 AND user_id = 3")
+
+    report = moving.verify_index("notes.title_index")
+
+    assert (report.rows, report.bad, report.pending, report.is_clean) == (9, 2, 1, False)
+    assert report.examples == ("(1, 2), (2, 0)",)
+    assert moving.fill_index("notes.title_index", again=True).rows == 3
+    assert moving.verify_index("notes.title_index").is_clean
+    assert sql(engine, "SELECT title_index FROM notes WHERE number = 0 AND user_id = 2") == [(None,)]
+
+
+def test_two_rows_with_one_value_are_told_and_the_rest_is_done(engine: Engine) -> None:
+    """A unique index takes one of them; the other is named, and no value is shown."""
+    envelope = old_rows(engine, "ada@example.org", "ada@example.org", "ben@example.org")
+    add_indexes(engine)
+    moving = migrator(engine, envelope)
+
+    report = moving.fill_index("users.email_index")
+
+    assert (report.rows, report.bad, report.examples) == (2, 1, ("(2,)",))
+    assert found(engine, envelope, "ben@example.org") == [3]
+
+
+def test_a_fill_that_was_stopped_goes_on(sqlite_engine: Engine) -> None:
+    """It stops after a chunk, and the next run does the rest."""
+    envelope = old_rows(sqlite_engine, *(f"{n}@example.org" for n in range(8)))
+    add_indexes(sqlite_engine)
+    moving = migrator(sqlite_engine, envelope, pace=SMALL)
+    asked = iter([False, False, False, True])
+    seen = []
+
+    first = moving.fill_index("users.email_index", stop=lambda: next(asked, True), progress=seen.append)
+    second = moving.fill_index("users.email_index")
+
+    assert not first.finished
+    assert 0 < first.rows < 8
+    assert (second.rows, second.is_clean) == (8, True)
+    assert seen[-1].job == "index fill"
+
+
+def test_rows_of_locked_owners_stay_pending(sqlite_engine: Engine) -> None:
+    """Tags are made of plaintext: a row that only its owner opens is counted, and left."""
+    envelope = old_rows(sqlite_engine, "ada@example.org", provider=False)
+    add_indexes(sqlite_engine)
+
+    report = migrator(sqlite_engine, envelope).fill_index("users.email_index")
+
+    assert (report.rows, report.locked) == (0, 1)
+
+
+def test_an_index_is_taken_away_with_its_key(engine: Engine) -> None:
+    """After it no tag and no key is left; a declared index is refused, since programs go on writing it."""
+    envelope = old_rows(engine, *EMAILS)
+    add_indexes(engine)
+    moving = migrator(engine, envelope)
+    moving.fill_index("notes.title_index")
+    with pytest.raises(MigrationRefusedError, match="stopped=True"):
+        moving.drop_index("notes.title_index")
+    without = type(moving)(engine, envelope, models(indexed=False), provider="server")
+
+    report = without.drop_index("notes.title_index")
+
+    assert (report.rows, report.finished) == (9, True)
+    assert sql(engine, "SELECT count(*) FROM notes WHERE title_index IS NOT NULL") == [(0,)]
+    assert sql(engine, "SELECT count(*) FROM notes_indexkey") == [(0,)]
+    for name in ("notes.title", "notes.nothing", "nobody.title_index"):
+        with pytest.raises(ConfigurationError):
+            without.drop_index(name)
+    assert moving.drop_index("users.email_index", stopped=True).rows == 0
+
+
+def test_the_asynchronous_face(engine: Engine) -> None:
+    """The same steps over an asynchronous engine."""
+    envelope = old_rows(engine, *EMAILS)
+    add_indexes(engine)
+    driver = "postgresql+asyncpg" if engine.name == "postgresql" else "sqlite+aiosqlite"
+    beside = create_async_engine(engine.url.set(drivername=driver))
+
+    async def work() -> tuple[bool, bool, int]:
+        try:
+            return await steps()
+        finally:
+            await beside.dispose()
+
+    async def steps() -> tuple[bool, bool, int]:
+        moving = AsyncMigrator(Migrator(beside, envelope, models(indexed=True), provider="server"))
+        assert await moving.indexes() == ["notes.title_index", "users.email_index"]
+        filled = await moving.fill_index("users.email_index")
+        checked = await moving.verify_index("users.email_index")
+        dropped = await moving.drop_index("users.email_index", stopped=True)
+        return filled.is_clean, checked.is_clean, dropped.rows
+
+    assert asyncio.run(work()) == (True, True, 2)
+
+
+def test_an_index_that_is_not_there_is_named(sqlite_engine: Engine) -> None:
+    """A wrong name is answered with the names that there are."""
+    moving = migrator(sqlite_engine, new_envelope())
+    with pytest.raises(ConfigurationError, match=r"users\.email_index"):
+        moving.fill_index("users.mail_index")
+
+
+def plaintext(engine: Engine) -> Migrator:
+    """A table with plaintext addresses, and the migrator of the release that encrypts and indexes them."""
+    sql(engine, "CREATE TABLE users (id INTEGER PRIMARY KEY, email VARCHAR(80))")
+    moving("both").metadata.create_all(engine)
+    sql(engine, "INSERT INTO users VALUES (1, 'ada@example.org'), (2, 'ben@example.org'), (3, NULL)")
+    return Migrator(engine, new_envelope(), moving("both"), provider="server")
+
+
+def add_index(engine: Engine) -> None:
+    add_indexes(engine, moving("both"))
+
+
+def test_plaintext_that_is_encrypted_gets_its_tag(engine: Engine) -> None:
+    """A log-in finds its user before, during and after the migration; every encrypted row has its tag."""
+    both = plaintext(engine)
+    envelope = both.setting.envelope
+
+    def find(policy: str, email: str) -> list[int]:
+        user = moving(policy).user
+        with Session(engine) as session:
+            envelope.attach(session)
+            return list(session.scalars(sa.select(user.id).where(user.email == email)))
+
+    with pytest.raises(MigrationRefusedError, match="email_index"):
+        both.run("users.email")
+    with pytest.raises(StatementRefusedError, match=r"users\.email in SQL"):
+        _ = moving("both").user.email == sa.orm.aliased(moving("both").user).email
+    add_index(engine)
+    both.expand("users.email")
+    assert find("both", "ada@example.org") == [1]
+    assert both.run("users.email").finished
+    assert both.verify_index("users.email_index").is_clean
+    sql(engine, "UPDATE users SET email = 'new@example.org' WHERE id = 1")  # by a program of before
+    assert find("both", "ada@example.org") == []
+    assert find("both", "new@example.org") == [1]
+    assert both.run("users.email").finished
+    assert both.verify("users.email").is_clean
+    both.cutover("users.email")
+    read = Migrator(engine, envelope, moving("read"), provider="server")
+
+    assert read.verify_index("users.email_index").is_clean
+    assert find("read", "new@example.org") == [1]
+    assert find("read", "ada@example.org") == []
+
+
+def test_a_repaired_value_gets_its_tag(engine: Engine) -> None:
+    """A row that a repair empties loses its tag, and the run after it makes both anew."""
+    both = plaintext(engine)
+    add_index(engine)
+    both.run("users.email")
+    second = "(SELECT email_encrypted FROM users WHERE id = 2)"
+    sql(engine, f"UPDATE users SET email_encrypted = {second} WHERE id = 1")
+    assert both.verify_index("users.email_index").bad == 1
+
+    assert both.repair("users.email").rows == 1
+    assert sql(engine, "SELECT count(*) FROM users WHERE email_index IS NOT NULL") == [(1,)]
+    assert both.run("users.email").finished
+    assert both.verify_index("users.email_index").is_clean
+
+
+def test_a_row_that_changes_meanwhile_gets_no_tag_of_its_value_before(engine: Engine) -> None:
+    """A value that is written between the read and the write of a chunk keeps the tag that came with it."""
+    envelope = old_rows(engine, *EMAILS)
+    add_indexes(engine)
+    user = models(indexed=True).user
+    done = []
+
+    def write(connection: Any, cursor: Any, statement: str, *_: Any) -> None:
+        if done or "email_index" not in statement or not statement.startswith("UPDATE users"):
+            return
+        done.append(statement)
+        with Session(connection) as session, envelope.server_mode(session, reason="test"):
+            envelope.attach(session)
+            session.get_one(user, 1).email = "new@example.org"
+            session.commit()
+
+    sa.event.listen(engine, "before_cursor_execute", write)
+    migrator(engine, envelope).fill_index("users.email_index")
+    sa.event.remove(engine, "before_cursor_execute", write)
+
+    assert len(done) == 1
+    assert found(engine, envelope, "new@example.org") == [1]
+    assert found(engine, envelope, "ada@example.org") == []
+    assert migrator(engine, envelope).verify_index("users.email_index").is_clean
+
+
+def test_values_that_wait_for_their_migration_have_no_tag(engine: Engine) -> None:
+    """Under the policy "both" a value of a locked owner stays in the previous column; the run brings both."""
+    both = plaintext(engine)
+    add_index(engine)
+    both.run("users.email")
+    user = moving("both").user
+    with Session(engine) as session:
+        both.setting.envelope.attach(session)
+        session.get_one(user, 1).email = "later@example.org"
+        session.commit()
+    assert sql(engine, "SELECT email_encrypted, email_index FROM users WHERE id = 1") == [(None, None)]
+
+    assert both.run("users.email").finished
+    assert both.verify_index("users.email_index").is_clean
+
+
+@pytest.mark.thorough
+def test_workers_side_by_side(sqlite_engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Processes find the index by its name and share the ranges."""
+    old_rows(sqlite_engine, *(f"{n}@example.org" for n in range(20)))
+    add_indexes(sqlite_engine)
+    monkeypatch.setenv("INDEX_APP_URL", sqlite_engine.url.render_as_string(hide_password=False))
+    app = migrator(
+        sqlite_engine, new_envelope(), pace=Pace(range_rows=4), reference="tests.cli.index_app:migrator"
+    )
+
+    assert app.fill_index("users.email_index", workers=2).rows == 20
+    assert app.verify_index("users.email_index", workers=2).is_clean
