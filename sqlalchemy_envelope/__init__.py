@@ -116,6 +116,7 @@ from sqlalchemy_envelope.orm.verbs.slots.recoverable import Loss, Recoverability
 from sqlalchemy_envelope.orm.verbs.slots.share_sweep import SharesSwept
 from sqlalchemy_envelope.orm.verbs.status.grant_status import GrantStatus, OwnerName
 from sqlalchemy_envelope.orm.verbs.status.lock_answer import WhyLocked
+from sqlalchemy_envelope.orm.verbs.status.pending_rows import PendingIndexRows
 from sqlalchemy_envelope.orm.verbs.tickets import IssuedTicket
 
 _hooks.register()
@@ -193,6 +194,7 @@ __all__ = [
     "OwnerName",
     "OwnersRotation",
     "Pkcs11",
+    "PendingIndexRows",
     "PepperError",
     "PepperProgress",
     "PepperUse",

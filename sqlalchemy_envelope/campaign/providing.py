@@ -95,9 +95,9 @@ class Providing:
 
     def _make(self, rows: OwnerRows, found: Sequence[tuple[PrimaryKey, bytes]], kek: ProviderKek) -> int:
         """Make the owners' keys, except where others did so meanwhile, and count the owners that got keys."""
-        scopes, hybrid = rows.owner_class.scopes, self._setting.policy.hybrid
+        of, hybrid = rows.owner_class, self._setting.policy.hybrid
         made = [
-            (primary_key, bound_keys(new_keys(scopes, hybrid=hybrid), reference))
+            (primary_key, bound_keys(new_keys(of.scopes, of.indexed, hybrid=hybrid), reference))
             for primary_key, reference in found
         ]
         try:

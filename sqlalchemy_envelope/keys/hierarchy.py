@@ -51,12 +51,17 @@ def describe(
     return OpenedKey(stored, key)
 
 
-def new_keys(scopes: Iterable[str], *, hybrid: bool = False) -> list[OpenedKey]:
-    """A new root key, and a new data key for each scope. They are bound to no owner: see `bound_keys`."""
+def new_keys(scopes: Iterable[str], indexed: Iterable[str] = (), *, hybrid: bool = False) -> list[OpenedKey]:
+    """A new root key, a new data key for each scope, and a new index key for each of these scopes that has
+    blind indexes. They are bound to no owner: see `bound_keys`."""
+    kinds = [
+        *((Purpose.DATA, scope) for scope in sorted(scopes)),
+        *((Purpose.INDEX, scope) for scope in sorted(indexed)),
+    ]
     root = describe(KeyBytes.generate(), b"", Purpose.ROOT, hybrid=hybrid)
     return [
         root,
-        *(describe(KeyBytes.generate(), b"", Purpose.DATA, scope=scope) for scope in sorted(scopes)),
+        *(describe(KeyBytes.generate(), b"", purpose, scope=scope) for purpose, scope in kinds),
     ]
 
 
@@ -70,7 +75,7 @@ def last_epochs(keys: Iterable[StoredKey]) -> Epochs:
 
 
 def bound_keys(made: Iterable[OpenedKey], reference: bytes, former: Epochs = _NO_EPOCHS) -> list[OpenedKey]:
-    """Bind new keys to their owner, and wrap the data keys under the root key.
+    """Bind new keys to their owner, and wrap them under the root key.
 
     Args:
         made: from `new_keys`, the root key first.
@@ -209,6 +214,9 @@ def open_wrap(stored: StoredKey, way: Wrap, parent: OpenedKey) -> OpenedKey:
     try:
         # The way decides, and not the blob: anybody can seal. A key that is trusted because only a holder of
         # the parent can have wrapped it must not open when it was sealed.
+        if way.sealed and stored.purpose is Purpose.INDEX:
+            # Anybody can seal. The maker of a genuine index key holds the root key, and wraps it.
+            raise TamperedKeyError(f"Key {short(stored)} is an index key, and is sealed: it was planted.")
         if way.sealed:
             key = open_key(way.blob, parent.key, context)
         else:

@@ -8,8 +8,10 @@ opened when it is first needed: nobody needs all of them, and to open a key cost
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from threading import RLock
+from typing import Protocol
 
 from sqlalchemy_envelope.crypto.aead import HEADER_SIZE, Field, ValueCipher, value_header
+from sqlalchemy_envelope.crypto.blind_index import IndexHasher
 from sqlalchemy_envelope.crypto.secret import KeyBytes, Uncopied
 from sqlalchemy_envelope.exceptions import EnvelopeError, GrantError, TamperedKeyError
 from sqlalchemy_envelope.keys.hierarchy import open_wrap, short, wrap_of
@@ -22,12 +24,22 @@ MAX_DEPTH = 32
 """The most steps from a key that is open to a key that is not: grants through groups of groups, and back
 through the epochs of each."""
 
+
+class Index(Protocol):
+    """A blind index: it says what makes its tags under a key."""
+
+    def hasher(self, key: KeyBytes) -> IndexHasher:
+        """What makes the tags under this index key."""
+        ...
+
+
 _NONE: dict[tuple[Purpose, str], KeyId] = {}
 _NO_CIPHERS: dict[Field, ValueCipher] = {}
 
 
 class Keyring(Uncopied):
-    """Keys by id, the current key of each owner and scope, and a cached cipher for each key and field.
+    """Keys by id, the current key of each owner and scope, a cached cipher for each key and field, and a
+    cached hasher for each index key and blind index.
 
     Building a cipher costs as much as three values. So each cipher is built once, and kept.
     """
@@ -40,6 +52,7 @@ class Keyring(Uncopied):
         self._current: dict[OwnerId, dict[tuple[Purpose, str], KeyId]] = {}
         self._owners: dict[OwnerId, set[KeyId]] = {}
         self._ciphers: dict[KeyId, dict[Field, ValueCipher]] = {}
+        self._hashers: dict[KeyId, dict[Index, IndexHasher]] = {}
         self._refused: dict[OwnerId, tuple[EnvelopeError, bool]] = {}
         self.destroyed: dict[bytes, OwnerId] = {}
         """The owners of destroyed keys, by the header of the values that were under each."""
@@ -312,6 +325,7 @@ class Keyring(Uncopied):
             if opened is not None:
                 opened.key.wipe()
             self._ciphers.pop(key_id, None)
+            self._hashers.pop(key_id, None)
 
     def wipe(self) -> None:
         """Forget and wipe all keys."""
@@ -326,6 +340,7 @@ class Keyring(Uncopied):
             self._current,
             self._owners,
             self._ciphers,
+            self._hashers,
             self._refused,
             self.destroyed,
             self.distrusted,
@@ -385,6 +400,52 @@ class Keyring(Uncopied):
                 self._ciphers.pop(key_id, None)
                 return None
         return cipher
+
+    def index_writer(self, owner: OwnerId, scope: str, index: Index) -> IndexHasher | None:
+        """What makes the tags of an owner's new values; None if no index key of the owner is open here.
+
+        Raises:
+            EnvelopeError: see `open`.
+        """
+        key_id = self._current.get(owner, _NONE).get((Purpose.INDEX, scope))
+        return None if key_id is None else self.hasher(key_id, index)
+
+    def index_seekers(self, owner: OwnerId, scope: str, index: Index) -> list[IndexHasher]:
+        """What makes the tags that values of an owner may have: under its index key, and under the earlier
+        ones that open here. None of them, if the index key does not open: new values would be missed.
+
+        Raises:
+            EnvelopeError: see `open`.
+        """
+        if self.index_writer(owner, scope, index) is None:
+            return []
+        keys = [one for one in self.keys_of(owner) if one.purpose is Purpose.INDEX and one.scope == scope]
+        hashers = [self.hasher(one.key_id, index) for one in keys]
+        return [one for one in hashers if one is not None]
+
+    def hasher(self, key_id: KeyId, index: Index) -> IndexHasher | None:
+        """The hasher of one blind index under one index key; None if no open key leads to it.
+
+        Raises:
+            EnvelopeError: see `open`.
+        """
+        known = self._hashers.get(key_id)
+        hasher = None if known is None else known.get(index)
+        if hasher is None:
+            opened = self.open(key_id)
+            if opened is None:
+                return None
+            hasher = index.hasher(opened.key)
+            with self._lock:
+                # Another thread may have wiped the key while the hasher was built, perhaps from 32 zeros.
+                held = self._opened.get(key_id)
+                if held is None or held.key is not opened.key:
+                    return None
+                self._hashers.setdefault(key_id, {})[index] = hasher
+            if key_id not in self._opened:  # `wipe` does not wait for the lock
+                self._hashers.pop(key_id, None)
+                return None
+        return hasher
 
     def copy_of(self, owner: OwnerId) -> list[OpenedKey]:
         """Copies of the open keys of an owner, for another keyring, which is wiped at another time."""

@@ -20,8 +20,9 @@ from sqlalchemy_envelope.orm.columns.dual_attributes import dual_attributes, map
 from sqlalchemy_envelope.orm.columns.plans import note_mapper, plan_of_table
 from sqlalchemy_envelope.orm.current import context, sole_rows
 from sqlalchemy_envelope.orm.current.locks import takes_locks
-from sqlalchemy_envelope.orm.indexes import fresh_attributes
+from sqlalchemy_envelope.orm.indexes import fresh_attributes, owned
 from sqlalchemy_envelope.orm.indexes.declaring import check_indexes, declare_index
+from sqlalchemy_envelope.orm.indexes.owner_conditions import check_conditions
 from sqlalchemy_envelope.orm.reading import (
     candidates,
     destroyed,
@@ -68,6 +69,7 @@ def register() -> None:
     event.listen(Mapper, "mapper_configured", _on_mapper_configured)
     event.listen(Mapper, "after_configured", key_grant.check_all)
     event.listen(Mapper, "after_configured", emergency_access.check_all)
+    event.listen(Mapper, "after_configured", owned.check_all)
 
 
 def _on_column(column: Column[Any], table: Any) -> None:
@@ -201,6 +203,7 @@ def _check(connection: Connection, sql: str, compiled: Any, execution: Any) -> N
     elements = list(forms.elements_in(*gate.statements_of(compiled)))
     again = gate.check_writes(connection, compiled, elements, execution.execution_options)
     refusals.check(compiled, elements)
+    check_conditions(elements)
     writes_in_query = _looks_again(connection, compiled, elements)
     if again or changes_tables or writes_in_query:
         return
@@ -276,6 +279,7 @@ def _on_mapper_configured(mapper: Mapper[Any], cls: type[Any]) -> None:
         event.listen(mapper, "before_insert", grant_flushes.refuse_other_class, raw=True)
     plan = check_mapper(mapper)
     check_indexes(mapper)
+    owned.check_mapper(mapper)
     if not plan:
         return
     for attribute in plan:

@@ -31,7 +31,8 @@ if TYPE_CHECKING:
     from sqlalchemy.orm import Session
 
     from sqlalchemy_envelope.crypto.aead import Field, ValueCipher
-    from sqlalchemy_envelope.keys.keyring import OwnerId
+    from sqlalchemy_envelope.crypto.blind_index import IndexHasher
+    from sqlalchemy_envelope.keys.keyring import Index, OwnerId
     from sqlalchemy_envelope.keys.model import KeyId
     from sqlalchemy_envelope.keys.row_seals import Realm
     from sqlalchemy_envelope.orm.current.open_keys import OpenKeys
@@ -129,6 +130,17 @@ def find_writer(session: Session | None, owner: OwnerId, scope: str, field: Fiel
         cipher = unlocked.writer(owner, scope, field, session)
         if cipher is not None:
             return cipher
+    return None
+
+
+def find_index_writer(
+    session: Session | None, owner: OwnerId, scope: str, index: Index
+) -> IndexHasher | None:
+    """What makes the tags of an owner's new values, if an unlocked session here holds its index key."""
+    for unlocked in unlocked_sessions(session):
+        hasher = unlocked.index_writer(owner, scope, index, session)
+        if hasher is not None:
+            return hasher
     return None
 
 

@@ -12,10 +12,11 @@ if TYPE_CHECKING:
     from sqlalchemy.orm import Session
 
     from sqlalchemy_envelope.crypto.aead import Field, ValueCipher
-    from sqlalchemy_envelope.keys.keyring import Keyring, OwnerId
+    from sqlalchemy_envelope.crypto.blind_index import IndexHasher
+    from sqlalchemy_envelope.keys.keyring import Index, Keyring, OwnerId
     from sqlalchemy_envelope.keys.model import OpenedKey
     from sqlalchemy_envelope.orm.current.policy import Policy
-    from sqlalchemy_envelope.orm.tables.owners import OwnerClass, Place
+    from sqlalchemy_envelope.orm.tables.owners import Location, OwnerClass, Place
 
 
 class OpenKeys(Protocol):
@@ -54,6 +55,22 @@ class OpenKeys(Protocol):
         self, owner: OwnerId, scope: str, field: Field, session: Session | None = None
     ) -> ValueCipher | None:
         """The cipher for new values of an owner that a session writes, if its key is open."""
+
+    def index_writer(
+        self, owner: OwnerId, scope: str, index: Index, session: Session | None = None
+    ) -> IndexHasher | None:
+        """What makes the tags of new values of an owner, if the owner's index key is open."""
+
+    def index_seekers(
+        self, session: Session | None, wheres: Mapping[OwnerClass, Location], scope: str, index: Index
+    ) -> dict[Place, list[IndexHasher]]:
+        """What makes the tags that a statement looks for, for each owner whose index key is open.
+
+        Args:
+            wheres: the classes of the owners whose rows are looked for, and where they are.
+            scope: the scope of the data keys of the values.
+        """
+        ...
 
     def owner_of(self, header: bytes) -> OwnerId | None:
         """The owner whose key a stored value names, if the key is open."""

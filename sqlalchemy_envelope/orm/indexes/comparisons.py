@@ -19,6 +19,7 @@ from sqlalchemy_envelope.orm.indexes.candidates import is_certain, rechecked
 from sqlalchemy_envelope.orm.indexes.given import SoughtParameter, given
 from sqlalchemy_envelope.orm.indexes.indexed import indexes_on
 from sqlalchemy_envelope.orm.indexes.kinds.kind import Wanted
+from sqlalchemy_envelope.orm.indexes.owner_conditions import ComparedTags, FoundRows
 from sqlalchemy_envelope.orm.indexes.previous_answers import by_previous
 from sqlalchemy_envelope.orm.indexes.sought import Sought
 
@@ -117,7 +118,10 @@ def _among(column: Any, sought: Sought, parameters: tuple[Any, ...], *, negated:
     made: Any = kind(None, callable_=sought, expanding=True, unique=True, type_=_TAGS)
     if parameters:
         made.given = parameters
-    return among(tags, made, negated=negated)
+    if sought.index.scope == "server":
+        return among(tags, made, negated=negated)
+    found = FoundRows.of(sought.index, among(tags, made))
+    return ~found if negated else found
 
 
 def _condition_later(column: Any, op: Any, indexes: Sequence[IndexedColumn], later: Given) -> Any:
@@ -152,7 +156,10 @@ def _joined(column: Any, indexes: Sequence[IndexedColumn], other: Any) -> Any:
         for same in () if base is None else indexes_on(base):
             if index.is_like(same) and is_certain(index):
                 mine, others = _tags(column, index), _tags(other, same)
-                return None if mine is None or others is None else mine == others
+                if mine is None or others is None:
+                    return None
+                compared = mine == others
+                return compared if index.scope == "server" else ComparedTags.of(index, compared)
     return None  # as without an index: it is refused if it is sent
 
 

@@ -9,6 +9,7 @@ from sqlalchemy import Column, Table
 from sqlalchemy_envelope.crypto.blind_index import IndexHasher
 from sqlalchemy_envelope.crypto.slow_index import SlowIndexHasher, slow_form
 from sqlalchemy_envelope.exceptions import ConfigurationError
+from sqlalchemy_envelope.orm.columns.origin import origin_of
 from sqlalchemy_envelope.orm.columns.plans import encrypted_column_of, mapper_of_table, plan_of_table
 from sqlalchemy_envelope.orm.indexes.blind_index import BlindIndex
 from sqlalchemy_envelope.orm.indexes.kinds.compound import Compound
@@ -41,9 +42,11 @@ class IndexedColumn:
         kind: what it makes of their values.
         label: the name that its tags are bound to.
         path: the path from a row to its owner.
+        data_scope: the scope of the keys of its values. An index under an owner's key has an index key of
+            that scope.
     """
 
-    __slots__ = ("bits", "column", "key", "kind", "label", "path", "scope", "sources", "type")
+    __slots__ = ("bits", "column", "data_scope", "key", "kind", "label", "path", "scope", "sources", "type")
 
     def __init__(self, column: Column[Any], sources: Sequence[EncryptedColumn]) -> None:
         type_: BlindIndex = column.type  # type: ignore[assignment]  # only such columns come here
@@ -56,6 +59,7 @@ class IndexedColumn:
         self.bits = type_.bits
         self.label: str = type_.label or ""
         self.path: OwnerPath = self.sources[0].path
+        self.data_scope = self.sources[0].scope
 
     def hasher(self, key: KeyBytes) -> IndexHasher:
         """What makes the tags of this index under a key."""
@@ -124,7 +128,31 @@ def _resolved(column: Column[Any]) -> IndexedColumn:
     type_: BlindIndex = column.type  # type: ignore[assignment]  # only such columns come here
     sources = [_source(column, name) for name in type_.of]
     check_entropy(column, sources, type_.allow_low_entropy)
-    return IndexedColumn(column, sources)
+    index = IndexedColumn(column, sources)
+    if index.scope != "server":
+        _note_owners(index)
+    if origin_of(index.sources[0].column) is None:  # no copy of a table for another MetaData
+        for owner_class in index.path.owner_classes:
+            owner_class.index_tables[column.table] = None
+    return index
+
+
+def _note_owners(index: IndexedColumn) -> None:
+    """Have an index key made for each owner of the values.
+
+    Raises:
+        ConfigurationError: the values have several owners, or are under data keys of several scopes.
+    """
+    for source in index.sources:
+        if source.path.identity != index.path.identity or source.scope != index.data_scope:
+            table, first = index.column.table.name, index.sources[0].key
+            raise ConfigurationError(
+                f"{table}.{index.column.name} is a blind index of the scope {index.scope!r} over {first} and "
+                f"{source.key}, which are under the keys of two owners, or of two scopes. Index each alone; "
+                "or BlindIndex(..., scope='server')."
+            )
+    for owner_class in index.path.owner_classes:
+        owner_class.indexed.add(index.data_scope)
 
 
 def _source(column: Column[Any], name: str) -> EncryptedColumn:

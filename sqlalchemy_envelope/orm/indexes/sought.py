@@ -10,6 +10,7 @@ from sqlalchemy.orm.evaluator import UnevaluatableError
 from sqlalchemy_envelope.crypto.frames import emptying
 from sqlalchemy_envelope.exceptions import StatementRefusedError
 from sqlalchemy_envelope.orm.indexes.executing import Execution, execution_now, resume
+from sqlalchemy_envelope.orm.indexes.owner_keys import owner_hashers, require_few
 from sqlalchemy_envelope.orm.indexes.server_keys import server_hashers
 
 if TYPE_CHECKING:
@@ -67,6 +68,7 @@ class Sought:
             hashers = _hashers(connection, self.index)
         finally:
             resume(execution)
+        require_few(self.index, len(hashers) * len(wanted.datas))
         tags: list[bytes | None] = [hasher.tag(data) for hasher in hashers for data in wanted.datas]
         if wanted.has_null:
             tags.append(None)
@@ -80,6 +82,41 @@ class Sought:
             f"A statement that looks for a value of {self.index.label!r} cannot be pickled: the value would "
             "stand in the pickle."
         )
+
+
+class OpenOwners:
+    """Gives a parameter its value: the primary keys of the owners whose index key is open.
+
+    Attributes:
+        index: the index whose owners they are.
+    """
+
+    __slots__ = ("index",)
+
+    def __init__(self, index: IndexedColumn) -> None:
+        self.index = index
+
+    @emptying
+    def __call__(self) -> list[Any]:
+        """The primary keys.
+
+        Raises:
+            StatementRefusedError: no statement is being sent.
+            EnvelopeError: nobody is open.
+        """
+        execution, connection = require_execution(self.index)
+        try:
+            found = owner_hashers(connection, self.index)
+        finally:
+            resume(execution)
+        require_few(self.index, len(found))
+        return [place.primary_key[0] for place in found]
+
+    def __repr__(self) -> str:
+        return f"<the owners who are open, of {self.index.label}>"
+
+    def __reduce__(self) -> Any:
+        raise StatementRefusedError(f"A statement that looks in {self.index.label!r} cannot be pickled.")
 
 
 def require_execution(index: IndexedColumn) -> tuple[tuple[Any, ...], Connection]:
@@ -99,4 +136,6 @@ def require_execution(index: IndexedColumn) -> tuple[tuple[Any, ...], Connection
 
 def _hashers(connection: Connection, index: IndexedColumn) -> Sequence[IndexHasher]:
     """What makes the tags that a row with a value may have."""
-    return server_hashers(connection, index).seeks
+    if index.scope == "server":
+        return server_hashers(connection, index).seeks
+    return [one for hashers in owner_hashers(connection, index).values() for one in hashers]

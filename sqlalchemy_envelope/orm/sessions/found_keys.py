@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from sqlalchemy.orm import Session
 
     from sqlalchemy_envelope.crypto.aead import Field, ValueCipher
-    from sqlalchemy_envelope.keys.keyring import OwnerId
+    from sqlalchemy_envelope.crypto.blind_index import IndexHasher
+    from sqlalchemy_envelope.keys.keyring import Index, OwnerId
     from sqlalchemy_envelope.keys.model import KeyId, OpenedKey, StoredKey
     from sqlalchemy_envelope.orm.current.desk import Desk
     from sqlalchemy_envelope.orm.tables.owners import Place
@@ -35,6 +36,8 @@ class _Seen(NamedTuple):
     place: Place
     data_keys: dict[str, KeyId]
     """By scope."""
+    index_keys: dict[str, KeyId]
+    """By scope. An owner may have none yet."""
 
 
 class FoundKeys:
@@ -61,10 +64,10 @@ class FoundKeys:
 
     def note_made(self, place: Place, keys: Iterable[OpenedKey]) -> None:
         """Note keys that this transaction made."""
-        data_keys = {
-            one.stored.scope: one.stored.key_id for one in keys if one.stored.purpose is Purpose.DATA
-        }
-        self._seen[place.owner] = _Seen(place, data_keys)
+        found: dict[Purpose, dict[str, KeyId]] = {Purpose.DATA: {}, Purpose.INDEX: {}}
+        for one in keys:
+            found.setdefault(one.stored.purpose, {})[one.stored.scope] = one.stored.key_id
+        self._seen[place.owner] = _Seen(place, found[Purpose.DATA], found[Purpose.INDEX])
 
     def look_for(self, desk: Desk, places: Sequence[Place], keyrings: Sequence[Keyring]) -> None:
         """Note the active keys of these owners that are both in the keyrings and in the database.
@@ -83,6 +86,7 @@ class FoundKeys:
         there = desk.keys(places[0].owner_class).load_active(known)
         wanted: dict[OwnerId, set[str]] = {}
         found: dict[OwnerId, dict[str, KeyId]] = {}
+        indexes: dict[OwnerId, dict[str, KeyId]] = {}
         rooted = set()
         for key_id, (place, key) in known.items():
             is_there = there.get(key_id) == place.owner
@@ -92,10 +96,25 @@ class FoundKeys:
                 wanted.setdefault(place.owner, set()).add(key.scope)
                 if is_there:
                     found.setdefault(place.owner, {})[key.scope] = key_id
+            elif key.purpose is Purpose.INDEX and is_there:
+                indexes.setdefault(place.owner, {})[key.scope] = key_id
         for place in places:
             data_keys = found.get(place.owner, {})
             if place.owner in rooted and data_keys.keys() == wanted[place.owner]:
-                self._seen[place.owner] = _Seen(place, data_keys)
+                self._seen[place.owner] = _Seen(place, data_keys, indexes.get(place.owner, {}))
+
+    def index_writer(
+        self, owner: OwnerId, scope: str, index: Index, keyrings: Iterable[Keyring]
+    ) -> IndexHasher | None:
+        """Return what makes the tags of an owner's new values; as `writer`."""
+        seen = self._seen.get(owner)
+        if seen is None:
+            return self.opened.index_writer(owner, scope, index)
+        key_id = seen.index_keys.get(scope)
+        if key_id is None:
+            return None
+        found = (keyring.hasher(key_id, index) for keyring in keyrings if keyring.stored(key_id) is not None)
+        return next((hasher for hasher in found if hasher is not None), None)
 
     def writer(
         self, owner: OwnerId, scope: str, field: Field, keyrings: Iterable[Keyring]

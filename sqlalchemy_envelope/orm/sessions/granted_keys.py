@@ -143,13 +143,16 @@ class GrantedKeys:
         if reach is not None and reader is not None and not reach.leads_on(reader):
             self._end(reach, Opening(dict(self._places), [], {}))
 
-    def settle(self, session: Session, holder: Holder) -> None:
+    def settle(self, session: Session, holder: Holder) -> bool:
         """Settle what waits, in the transaction of a session that is about to write under these keys.
 
         After a rollback, the next write settles it.
+
+        Returns:
+            Whether anything waited.
         """
         if self.is_settled:
-            return
+            return False
         self.is_settled = True  # set first, so that the writes of settling do not settle again
         try:
             self._follow_undone(session, holder)
@@ -162,6 +165,7 @@ class GrantedKeys:
             raise
         again = WeakMethod(self._again)
         note_rollback(session, lambda: (settle_again := again()) and settle_again())
+        return True
 
     def _follow_undone(self, session: Session, holder: Holder) -> None:
         """Follow the grants that lead to owners with waiting work."""

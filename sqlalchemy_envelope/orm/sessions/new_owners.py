@@ -112,7 +112,7 @@ class NewOwners:
 
 def first_keys(owner_class: OwnerClass, places: Sequence[Place], *, hybrid: bool) -> Made:
     """Make first keys for owners in the database, bound to their owners."""
-    made = [(place, new_keys(owner_class.scopes, hybrid=hybrid)) for place in places]
+    made = [(place, new_keys(owner_class.scopes, owner_class.indexed, hybrid=hybrid)) for place in places]
     return [(place, bound_keys(keys, owner_class.reference_of(place.primary_key))) for place, keys in made]
 
 

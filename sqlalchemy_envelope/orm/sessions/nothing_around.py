@@ -17,7 +17,7 @@ class NothingAround:
     def nothing(self, *_: Any) -> None:
         """Return None: there is no key, no owner, and nothing to do."""
 
-    reader = writer = owner_of = keyring_for = nothing
+    reader = writer = index_writer = owner_of = keyring_for = nothing
     follow_all = follow_owners = find_others = prepare_read = prepare_write = nothing
     settle_for = settle_around = make_way = saw = forget_deleted = seek = nothing
 
@@ -26,6 +26,10 @@ class NothingAround:
         return False
 
     may_follow = waits_in = only_reads = no
+
+    def index_seekers(self, *_: Any) -> dict[Any, Any]:
+        """Return an empty dictionary: no index key is open."""
+        return {}
 
     def sole(self, *_: Any) -> set[Any]:
         """Return an empty set: no sole owner is open."""

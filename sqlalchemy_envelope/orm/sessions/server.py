@@ -26,6 +26,7 @@ from sqlalchemy_envelope.orm.current.audit import AuditEvent
 from sqlalchemy_envelope.orm.current.desk import Desk
 from sqlalchemy_envelope.orm.current.names import Names
 from sqlalchemy_envelope.orm.current.policy import require_reason
+from sqlalchemy_envelope.orm.indexes.filling import fill_pending
 from sqlalchemy_envelope.orm.sessions.fetched_keys import FetchedKeys
 from sqlalchemy_envelope.orm.sessions.found_keys import FoundBySession
 from sqlalchemy_envelope.orm.sessions.kept_keys import KeptKeys
@@ -37,6 +38,7 @@ from sqlalchemy_envelope.orm.sharing.granted import Opening
 from sqlalchemy_envelope.orm.sharing.rollbacks import note_enrolment
 from sqlalchemy_envelope.orm.sharing.settle import settle
 from sqlalchemy_envelope.orm.tables.owners import Place
+from sqlalchemy_envelope.orm.writing.stored_columns import stores_column
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
@@ -44,14 +46,15 @@ if TYPE_CHECKING:
     from sqlalchemy.orm import Session
 
     from sqlalchemy_envelope.crypto.aead import Field, ValueCipher
-    from sqlalchemy_envelope.keys.keyring import OwnerId
+    from sqlalchemy_envelope.crypto.blind_index import IndexHasher
+    from sqlalchemy_envelope.keys.keyring import Index, OwnerId
     from sqlalchemy_envelope.keys.model import KeyId, OpenedKey, StoredSlot
     from sqlalchemy_envelope.keys.slots import ProviderKek
     from sqlalchemy_envelope.orm.current.audit import EventName
     from sqlalchemy_envelope.orm.current.policy import Policy
     from sqlalchemy_envelope.orm.sessions.new_owners import FreshKeys
     from sqlalchemy_envelope.orm.sharing.granted import Places
-    from sqlalchemy_envelope.orm.tables.owners import OwnerClass
+    from sqlalchemy_envelope.orm.tables.owners import Location, OwnerClass
     from sqlalchemy_envelope.orm.tables.stored_rows import OwnedKey
 
 
@@ -221,8 +224,15 @@ class ServerSession(UnlockedSession):
         if not opened:
             return
         self.policy.emit(self._event("server_opened", owner_class.name, len(opened)))
-        if owner_class.grants_of:
+        if owner_class.grants_of or owner_class.indexed:
             settle(desk, keyring, Opening(opened, [], {}))
+        if owner_class.indexed:
+            fill_pending(
+                desk.session,
+                opened.values(),
+                lambda place, index: keyring.index_writer(place.owner, index.data_scope, index),
+                stores_column,
+            )
         for place in opened.values():
             self._kept.owners.renew(place.owner)
             self._kept.share(place, keyring)
@@ -312,6 +322,39 @@ class ServerSession(UnlockedSession):
                 self._open_whole(Desk(session, self.policy), place.owner_class, [place])
                 cipher = self._found.now_in(session).writer(owner, scope, field, kept)
         return self._parent.writer(owner, scope, field, session) if cipher is None else cipher
+
+    def index_writer(
+        self, owner: OwnerId, scope: str, index: Index, session: Session | None = None
+    ) -> IndexHasher | None:
+        """Return what makes the tags of an owner's new values, under a key that the transaction found or
+        made."""
+        found, hasher = self._found.get(session), None
+        if session is not None and found is not None and self.is_open:
+            kept = (self._keyring, self._new.keys_in(session).keyring)
+            hasher = found.index_writer(owner, scope, index, kept)
+        return self._parent.index_writer(owner, scope, index, session) if hasher is None else hasher
+
+    def index_seekers(
+        self, session: Session | None, wheres: Mapping[OwnerClass, Location], scope: str, index: Index
+    ) -> dict[Place, list[IndexHasher]]:
+        """Return what makes the tags of the values of the owner that `using` names, and of the owners who are
+        open around this. An owner is opened for this one statement, by a slot of the provider."""
+        found: dict[Place, list[IndexHasher]] = self._parent.index_seekers(session, wheres, scope, index)
+        place, home = context.USING.get(), session or self.home
+        if place is None or home is None or not self.is_open or wheres.get(place.owner_class) != place.where:
+            return found
+        desk = Desk(home, self.policy)
+        rows = desk.keys(place.owner_class).load([place.primary_key])
+        keyring = Keyring()
+        try:
+            slots = self._slots.of_owners(desk, [place], {place.owner: rows}, locking=False)
+            if rows and self._slots.open(desk, keyring, place, rows, slots):
+                hashers = keyring.index_seekers(place.owner, scope, index)
+                if hashers:
+                    found.setdefault(place, []).extend(hashers)
+        finally:
+            keyring.wipe()
+        return found
 
     def reader(self, header: bytes, field: Field) -> ValueCipher | None:
         """Return the cipher for a stored value. Any session that sees the value can use a new owner's key."""

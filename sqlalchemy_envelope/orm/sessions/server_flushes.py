@@ -64,7 +64,7 @@ def before_flush(session: Session, *_: object) -> None:
         wrong = mistyped(owner_class.primary_key, current_key(state))
         if wrong is not None:
             raise ConfigurationError(f"A new {owner_class.name} cannot get keys: {wrong}.")
-        keys = new_keys(owner_class.scopes, hybrid=server.policy.hybrid)
+        keys = new_keys(owner_class.scopes, owner_class.indexed, hybrid=server.policy.hybrid)
         keyring = Keyring()
         keyring.add(ENROLLING_OWNER, keys[1:])
         note_enrolling(session, Enrolling(state, owner_class, keyring))

@@ -23,16 +23,19 @@ from sqlalchemy_envelope.orm.columns.sealed import Sealed
 from sqlalchemy_envelope.orm.current import context
 from sqlalchemy_envelope.orm.current.desk import Desk
 from sqlalchemy_envelope.orm.current.names import Names
+from sqlalchemy_envelope.orm.indexes.filling import fill_pending
 from sqlalchemy_envelope.orm.reading import destroyed
 from sqlalchemy_envelope.orm.sessions.former_owners import FormerOwners
 from sqlalchemy_envelope.orm.sessions.granted_keys import GrantedKeys
 from sqlalchemy_envelope.orm.sessions.own_verbs import OwnVerbs
 from sqlalchemy_envelope.orm.sessions.scope import Scope
 from sqlalchemy_envelope.orm.sharing.active_keys import ActiveKeys
+from sqlalchemy_envelope.orm.sharing.index_epochs import renew_index_keys
 from sqlalchemy_envelope.orm.sharing.membership import require_present_members
 from sqlalchemy_envelope.orm.tables.cascades import in_greenlet
 from sqlalchemy_envelope.orm.tables.location import bind_of
 from sqlalchemy_envelope.orm.tables.owners import Place, require_owner_class
+from sqlalchemy_envelope.orm.writing.stored_columns import stores_column
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -40,14 +43,15 @@ if TYPE_CHECKING:
     from sqlalchemy.orm import Session
 
     from sqlalchemy_envelope.crypto.aead import Field, ValueCipher
-    from sqlalchemy_envelope.keys.keyring import OwnerId
+    from sqlalchemy_envelope.crypto.blind_index import IndexHasher
+    from sqlalchemy_envelope.keys.keyring import Index, OwnerId
     from sqlalchemy_envelope.keys.model import OpenedKey
     from sqlalchemy_envelope.orm.columns.plans import EncryptedAttribute
     from sqlalchemy_envelope.orm.current.policy import Policy
     from sqlalchemy_envelope.orm.sessions.emergency_request import EmergencyRequest
     from sqlalchemy_envelope.orm.sessions.key_slots import KeySlot
     from sqlalchemy_envelope.orm.sharing.waiting import Waiting
-    from sqlalchemy_envelope.orm.tables.owners import OwnerClass
+    from sqlalchemy_envelope.orm.tables.owners import Location, OwnerClass
 
 
 class UnlockedSession(OwnVerbs, Scope):
@@ -207,8 +211,27 @@ class UnlockedSession(OwnVerbs, Scope):
 
     def settle_in(self, session: Session) -> None:
         """As `settle`, in the transaction of a session that is about to write under these keys."""
-        if self._granted is not None and self.left is None:
-            self._granted.settle(session, self)
+        granted = self._granted
+        if granted is None or self.left is not None or granted.is_settled:
+            return
+        if any(one.indexed for one in granted.owner_classes):
+            self.follow_all(session)  # their rows may be pending
+        if granted.settle(session, self):
+            self._fill_pending(session)
+
+    def _fill_pending(self, session: Session) -> None:
+        """Give pending rows of blind indexes their tags."""
+        here: Any = context.unlocked_sessions(session)
+        if not any(one is self for innermost in here for one in innermost.outward()):
+            return  # nothing opens their values
+        places = [one for one in list(self.places.values()) if one.owner_class.index_tables]
+        if places:
+            fill_pending(
+                session,
+                places,
+                lambda place, index: self._keyring.index_writer(place.owner, index.data_scope, index),
+                stores_column,
+            )
 
     def settle_for(self, session: Session, owner: OwnerId) -> None:
         """As `settle_in`, for each unlocked session, here or around this, that holds this owner's keys."""
@@ -295,9 +318,12 @@ class UnlockedSession(OwnVerbs, Scope):
     def _look_for_retired(
         self, session: Session | None, owner_class: OwnerClass, keys: Collection[tuple[Any, ...]]
     ) -> None:
-        """Look whether the keys of these owners are still active, if this session lasts for a while."""
-        if session is not None and not self._active.is_young:
-            self._active.look(Desk(session, self.policy), self._keyring, owner_class, keys)
+        """Look whether the keys of these owners are still active, if this session lasts for a while. Where an
+        index of theirs is unique, look always: under an earlier index key, it would see no equal value."""
+        always = owner_class.compares
+        if session is not None and (always or not self._active.is_young):
+            desk = Desk(session, self.policy)
+            self._active.look(desk, self._keyring, owner_class, keys, always=always)
 
     def _others(
         self, session: Session | None, owner_class: OwnerClass, keys: Collection[tuple[Any, ...]]
@@ -407,6 +433,37 @@ class UnlockedSession(OwnVerbs, Scope):
         """Return the cipher for an owner's new values, from this unlocked session or a session around it."""
         found = self._keyring.writer(owner, scope, field) if self.is_open else None
         return self._parent.writer(owner, scope, field, session) if found is None else found
+
+    def index_writer(
+        self, owner: OwnerId, scope: str, index: Index, session: Session | None = None
+    ) -> IndexHasher | None:
+        """Return what makes the tags of an owner's new values, from this session or one around it."""
+        found = self._keyring.index_writer(owner, scope, index) if self.is_open else None
+        return self._parent.index_writer(owner, scope, index, session) if found is None else found
+
+    def index_seekers(
+        self, session: Session | None, wheres: Mapping[OwnerClass, Location], scope: str, index: Index
+    ) -> dict[Place, list[IndexHasher]]:
+        """Return what makes the tags of the values of each owner who is open here or around this. All grants
+        are followed first."""
+        found: dict[Place, list[IndexHasher]] = self._parent.index_seekers(session, wheres, scope, index)
+        if not self.is_open:
+            return found
+        granted = self._unfollowed
+        if granted is not None:
+            granted.follow_all(session, self)
+            self.follows = granted.leads_on or self._parent.follows
+        asked = [one for one in list(self.places.values()) if wheres.get(one.owner_class) == one.where]
+        reader = session or self.home
+        if asked and reader is not None:
+            renew_index_keys(Desk(reader, self.policy), self._keyring, dict(self.places), asked, scope)
+        for place in asked:
+            hashers = self._keyring.index_seekers(place.owner, scope, index)
+            if hashers:
+                found.setdefault(place, []).extend(hashers)
+            else:
+                context.refuse_replaced(session, place.owner, place.owner_class)
+        return found
 
     def owner_of(self, header: bytes) -> OwnerId | None:
         """Return the owner of the key that a stored value names, if the key is open here."""

@@ -46,19 +46,27 @@ class ActiveKeys:
         return time.monotonic() - self._opened < LOOK_SECONDS
 
     def look(
-        self, desk: Desk, keyring: Keyring, owner_class: OwnerClass, keys: Collection[tuple[Any, ...]]
+        self,
+        desk: Desk,
+        keyring: Keyring,
+        owner_class: OwnerClass,
+        keys: Collection[tuple[Any, ...]],
+        *,
+        always: bool = False,
     ) -> None:
         """Take in the keys of these owners as they are now, if one of theirs was retired since the last look.
 
         Args:
             keys: the owners by primary key.
+            always: look again, however short ago the last look is.
         """
         now, names = time.monotonic(), Names(desk.session)
         places = [names.place(owner_class, key) for key in keys]
         due = [
             place
             for place in places
-            if place.owner in keyring and now - self._seen.get(place.owner, self._opened) >= LOOK_SECONDS
+            if place.owner in keyring
+            and (always or now - self._seen.get(place.owner, self._opened) >= LOOK_SECONDS)
         ]
         if due:
             _renew(desk, keyring, due)

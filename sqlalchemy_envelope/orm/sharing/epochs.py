@@ -26,6 +26,7 @@ from sqlalchemy_envelope.keys.hierarchy import (
 from sqlalchemy_envelope.keys.model import KeyState, OpenedKey, Purpose
 from sqlalchemy_envelope.keys.slots import sealed_slot
 from sqlalchemy_envelope.orm.current.audit import AuditEvent
+from sqlalchemy_envelope.orm.indexes.filling import renew_unique_tags
 from sqlalchemy_envelope.orm.sharing.carried_slots import carried_slots
 from sqlalchemy_envelope.orm.sharing.locking import lock_groups
 from sqlalchemy_envelope.orm.sharing.new_grants import insert_grants, seal_to
@@ -56,7 +57,7 @@ def start_epoch(
     instead_of: KeyId | None = None,
     for_nobody: bool = False,
 ) -> bool:
-    """Make a new root key, and a new data key for each scope, for the holders of the old root key.
+    """Make a new root key, and new data and index keys for each scope, for the holders of the old root key.
 
     Four statements read and four write, whatever the number of members.
 
@@ -95,6 +96,8 @@ def start_epoch(
     epoch.tell(root, len(members))
     keeps = keyring is not None and held is not None and _reaches(keyring, old, epoch.grants_of(root), slots)
     epoch.take_into(keyring, keeps=keeps)
+    if any(one.stored.purpose is Purpose.INDEX for one in children):
+        renew_unique_tags(desk.session, place, keyring if keeps else None)
     return True
 
 
@@ -161,7 +164,10 @@ class _LockedOwner:
         return next((key for key in self.keys if _is_active(key, Purpose.DATA) and key.scope == scope), None)
 
     def members(self, key: StoredKey) -> list[Recipient]:
-        """The recipients of grants of this key, or of another generation of it."""
+        """The recipients of grants of this key, or of another generation of it. An index key is granted to
+        nobody: the root key leads to it."""
+        if key.purpose is Purpose.INDEX:
+            return []
         scope = None if key.purpose is Purpose.ROOT else key.scope
         grants = self.place.owner_class.grants_with(scope)
         return members_of(self.desk, grants, key, self._generations(key)) if grants else []
@@ -190,8 +196,12 @@ class _LockedOwner:
         return describe(KeyBytes.generate(), old.owner_reference, old.purpose, scope=old.scope, epoch=epoch)
 
     def new_data_keys(self, root: OpenedKey) -> tuple[list[StoredKey], list[OpenedKey]]:
-        """The active data keys, and the new data keys that replace them, wrapped under this root key."""
-        before = [key for key in self.keys if _is_active(key, Purpose.DATA)]
+        """The active data and index keys, and the new keys that replace them, wrapped under this root key.
+
+        Whoever had the old root key had the index keys, and must not learn the tags of later values.
+        """
+        replaced = (Purpose.DATA, Purpose.INDEX)
+        before = [key for key in self.keys if key.purpose in replaced and key.state is KeyState.ACTIVE]
         made = [self.new_data_key(key) for key in before]
         return before, [OpenedKey(wrap_under_root(one, root), one.key) for one in made]
 

@@ -1,4 +1,4 @@
-"""The pending work among an owner's own keys: sealed keys, unlinked keys, and scopes without a key."""
+"""The pending work among an owner's own keys: sealed keys, unlinked keys, and kinds of keys without one."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from sqlalchemy_envelope.crypto.sealing import is_sealed
 from sqlalchemy_envelope.crypto.secret import KeyBytes
-from sqlalchemy_envelope.keys.hierarchy import describe, link_to_newer_root, wrap_under_root
+from sqlalchemy_envelope.keys.hierarchy import describe, last_epochs, link_to_newer_root, wrap_under_root
 from sqlalchemy_envelope.keys.model import GrantState, KeyState, OpenedKey, Purpose
 from sqlalchemy_envelope.orm.current.audit import AuditEvent
 from sqlalchemy_envelope.orm.sharing.rights import has_past
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from sqlalchemy_envelope.keys.model import StoredKey
     from sqlalchemy_envelope.orm.current.desk import Desk
     from sqlalchemy_envelope.orm.sharing.granted import Opening
-    from sqlalchemy_envelope.orm.tables.owners import Place
+    from sqlalchemy_envelope.orm.tables.owners import Kind, Place
 
 
 class _Undone(NamedTuple):
@@ -29,12 +29,13 @@ class _Undone(NamedTuple):
     Attributes:
         sealed: keys that are sealed to the owner's root key.
         unlinked: retired root keys without a link to a newer root key.
-        missing: scopes without a data key.
+        missing: the kinds of keys that the owner has none of: a scope without a data key, or without an index
+            key.
     """
 
     sealed: list[StoredKey]
     unlinked: list[StoredKey]
-    missing: frozenset[str]
+    missing: frozenset[Kind]
 
 
 def _undone(keyring: Keyring, place: Place) -> _Undone:
@@ -45,8 +46,8 @@ def _undone(keyring: Keyring, place: Place) -> _Undone:
         for key in keys
         if key.purpose is Purpose.ROOT and key.state is KeyState.RETIRED and key.wrapped is None
     ]
-    here = {key.scope for key in keys if key.purpose is Purpose.DATA}
-    missing = frozenset(place.owner_class.scopes - here)
+    here = {(key.purpose, key.scope) for key in keys}
+    missing = frozenset(place.owner_class.kinds - here)
     return _Undone(sealed, unlinked if has_past(place.owner_class) else [], missing)
 
 
@@ -58,7 +59,7 @@ def is_left_undone(keyring: Keyring, found: Opening) -> bool:
 
 
 def settle_own_keys(desk: Desk, keyring: Keyring, place: Place) -> list[StoredKey]:
-    """Wrap sealed keys under the owner's root key, link unlinked root keys, and make missing data keys.
+    """Wrap sealed keys under the owner's root key, link unlinked root keys, and make missing keys.
 
     Returns:
         The data keys to replace, because anybody can have sealed them.
@@ -116,17 +117,17 @@ def _wrapped(keyring: Keyring, place: Place, key: OpenedKey, root: OpenedKey) ->
 
 
 def _make_missing(
-    desk: Desk, keyring: Keyring, place: Place, root: OpenedKey, missing: Iterable[str]
+    desk: Desk, keyring: Keyring, place: Place, root: OpenedKey, missing: Iterable[Kind]
 ) -> None:
-    """Make data keys for scopes without a data key."""
+    """Make keys of the kinds that the owner has none of."""
     owner, store = place.owner, desk.keys(place.owner_class)
     # A destroyed key is in no keyring, and its epoch is taken.
-    taken = [one.stored for one in store.load([place.primary_key]) if one.stored.purpose is Purpose.DATA]
-    epochs = {key.scope: key.epoch for key in sorted(taken, key=lambda key: key.epoch)}
+    epochs = last_epochs(one.stored for one in store.load([place.primary_key]))
     reference, made = root.stored.owner_reference, []
-    for scope in sorted(missing):
-        epoch = epochs.get(scope, 0) + 1
-        key = describe(KeyBytes.generate(), reference, Purpose.DATA, scope=scope, epoch=epoch)
+    for kind in sorted(missing):
+        purpose, scope = kind
+        epoch = epochs.get(kind, 0) + 1
+        key = describe(KeyBytes.generate(), reference, purpose, scope=scope, epoch=epoch)
         made.append(OpenedKey(wrap_under_root(key, root), key.key))
     written = store.insert_first([(place.primary_key, one.stored) for one in made])
     mine = [one for one in made if one.stored.key_id in written]

@@ -75,7 +75,7 @@ def _query(
     The columns are empty for a list that is not needed. A query is built once and kept, because building it
     takes longer than sending it.
     """
-    known = ("undone", is_reached, holders, frozenset(owner_class.scopes), len(owner_class.grants_of))
+    known = ("undone", is_reached, holders, frozenset(owner_class.kinds), len(owner_class.grants_of))
     if known not in owner_class.selects:
         parts = _undone(owner_class) if is_reached else []
         columns: list[Sequence[Any]] = [owner_class.owner_columns if is_reached else ()]
@@ -107,9 +107,9 @@ def _undone(owner_class: OwnerClass) -> list[Select[Any]]:
     if has_past(owner_class):
         is_retired = and_(keys.c.purpose == Purpose.ROOT, keys.c.state == KeyState.RETIRED)
         parts.append(mine.where(is_retired, keys.c.wrapped.is_(None)))
-    for scope in sorted(owner_class.scopes):
+    for purpose, scope in sorted(owner_class.kinds):
         is_root = and_(keys.c.purpose == Purpose.ROOT, keys.c.state == KeyState.ACTIVE)
-        parts.append(mine.where(is_root, ~_has_scope(owner_class, owners, scope)))
+        parts.append(mine.where(is_root, ~_has_key(owner_class, owners, purpose, scope)))
     return [*parts, *(_not_granted(grant, owner_class) for grant in owner_class.grants_of)]
 
 
@@ -126,13 +126,13 @@ def _uncounted(owner_class: OwnerClass, keys: Select[Any]) -> Select[Any]:
     )
 
 
-def _has_scope(owner_class: OwnerClass, owners: Sequence[Any], scope: str) -> Any:
-    data = owner_class.key_class.__table__.alias()
+def _has_key(owner_class: OwnerClass, owners: Sequence[Any], purpose: Purpose, scope: str) -> Any:
+    there = owner_class.key_class.__table__.alias()
     same = [
-        data.c[column.key] == owner for column, owner in zip(owner_class.owner_columns, owners, strict=True)
+        there.c[column.key] == owner for column, owner in zip(owner_class.owner_columns, owners, strict=True)
     ]
-    is_data = and_(data.c.purpose == Purpose.DATA, data.c.state != KeyState.DESTROYED)
-    return exists().where(*same, is_data, data.c.scope == scope)
+    is_one = and_(there.c.purpose == purpose, there.c.state != KeyState.DESTROYED)
+    return exists().where(*same, is_one, there.c.scope == scope)
 
 
 def _not_granted(grant: GrantClass, owner_class: OwnerClass) -> Any:

@@ -9,6 +9,7 @@ from sqlalchemy import Table, Uuid
 
 from sqlalchemy_envelope.crypto.context import encode_context, encode_reference, owner_reference
 from sqlalchemy_envelope.exceptions import ConfigurationError, EnrollmentError
+from sqlalchemy_envelope.keys.model import Purpose
 from sqlalchemy_envelope.orm.tables.records import records_of_table
 from sqlalchemy_envelope.orm.tables.watched import watch_name
 
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 Location = bytes
 """16 bytes that stand for a database and a schema in it."""
 LOCATION_SIZE = 16
+Kind = tuple[Purpose, str]
+"""A kind of key: its purpose and its scope."""
 
 
 @dataclass(eq=False)
@@ -31,6 +34,9 @@ class OwnerClass:
 
     Attributes:
         scopes: the scopes that its encrypted columns name; each scope has data keys of its own.
+        indexed: the scopes with blind indexes under an owner's key; each has index keys of its own.
+        compares: whether an index under an owner's key is unique.
+        index_tables: the tables with blind indexes of values under the owners' keys.
         grants_of, grants_to: the grant classes that share its keys, and those that give it the keys of
             others.
         emergencies, emergencies_to: the classes of emergency access to its owners, and those in which its
@@ -53,11 +59,20 @@ class OwnerClass:
     ticket_class: Any = None
     owner_columns: tuple[Column[Any], ...] = field(default=())
     scopes: set[str] = field(default_factory=lambda: {""})
+    indexed: set[str] = field(default_factory=set)
+    compares: bool = False
+    index_tables: dict[Table, None] = field(default_factory=dict, repr=False)
     grants_of: list[GrantClass] = field(default_factory=list)
     grants_to: list[GrantClass] = field(default_factory=list)
     emergencies: list[EmergencyClass] = field(default_factory=list)
     emergencies_to: list[EmergencyClass] = field(default_factory=list)
     selects: dict[Any, Any] = field(default_factory=dict, repr=False)
+
+    @property
+    def kinds(self) -> set[Kind]:
+        """The kinds of keys that each owner has, beside its root key."""
+        data = {(Purpose.DATA, scope) for scope in self.scopes}
+        return data | {(Purpose.INDEX, scope) for scope in self.indexed}
 
     @property
     def name(self) -> str:

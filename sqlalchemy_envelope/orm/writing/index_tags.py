@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from sqlalchemy_envelope.orm.indexes.indexed import IndexedColumn
     from sqlalchemy_envelope.orm.writing.rows import WrittenRows
 
+    Hashers = Sequence[tuple[IndexedColumn, IndexHasher | None]]
+
 
 class IndexTags:
     """The tags of one statement's rows."""
@@ -31,11 +33,12 @@ class IndexTags:
     def __init__(self, rows: WrittenRows, options: Any) -> None:
         self._rows = rows
         self._options = options
-        self._indexes = [one for one in indexes_of_table(rows.plan.table) if one.scope == "server"]
+        self._indexes = indexes_of_table(rows.plan.table)
         self._hashers: dict[IndexedColumn, IndexHasher] = {}
 
     def add(self, rows: Sequence[dict[str, Any]]) -> None:
-        """Put the tags of the values into these rows, which are not encrypted yet.
+        """Put the tags of the values into these rows, which are not encrypted yet. An index under the owners'
+        keys gets NULL, until `add_owned` puts tags there.
 
         Raises:
             StatementRefusedError: the statement writes an index by itself.
@@ -43,20 +46,44 @@ class IndexTags:
             NormalizationError: the normaliser of an index makes nothing of a value.
         """
         for index in self._indexes:
-            self._add_of(index, rows)
+            name, is_written = index.key, self._is_written(index, rows[0])
+            if self._is_given(index, rows, is_written=is_written):
+                raise StatementRefusedError(
+                    f"The blind index {index.label!r} is written with what it indexes, "
+                    f"{' and '.join(one.key for one in index.sources)}. Leave it out of the statement."
+                )
+            if not is_written:
+                continue
+            if index.scope == "server":
+                self._add_tags(index, rows, None)
+                continue
+            for row in rows:
+                row[name] = None
 
-    def _add_of(self, index: IndexedColumn, rows: Sequence[dict[str, Any]]) -> None:
-        name = index.key
-        is_written = self._is_written(index, rows[0])
-        if self._is_given(index, rows, is_written=is_written):
-            raise StatementRefusedError(
-                f"The blind index {index.label!r} is written with what it indexes, "
-                f"{' and '.join(one.key for one in index.sources)}. Leave it out of the statement."
-            )
-        if not is_written:
-            return
-        datas = self._datas(index, rows)
-        tags: Any = repeat(None) if datas.count(None) == len(datas) else self._hasher(index).tags(datas)
+    def add_owned(self, rows: Sequence[dict[str, Any]], hashers: Hashers) -> None:
+        """Put the tags under an owner's index key into the owner's rows. Without the key they stay NULL:
+        their owner fills them in, and so a value that can have no tag is refused now.
+
+        Raises:
+            ValueEncodingError: a value has another type than its column takes.
+            NormalizationError: the normaliser of an index makes nothing of a value.
+        """
+        for index, hasher in hashers:
+            if not self._is_written(index, rows[0]):
+                continue
+            if hasher is None:
+                self._datas(index, rows)
+            else:
+                self._add_tags(index, rows, hasher)
+
+    def _add_tags(
+        self, index: IndexedColumn, rows: Sequence[dict[str, Any]], hasher: IndexHasher | None
+    ) -> None:
+        """Put tags into rows. Without a hasher, the server's is taken if there is a value."""
+        name, datas = self._rows.parameter(index.key), self._datas(index, rows)
+        tags: Any = repeat(None)
+        if datas.count(None) < len(datas):
+            tags = (self._hasher(index) if hasher is None else hasher).tags(datas)
         for row, tag in zip(rows, tags, strict=False):
             row[name] = None if tag is None else (TAG, tag)
 

@@ -15,8 +15,10 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from sqlalchemy_envelope.crypto.aead import BoundCipher, ValueCipher
+    from sqlalchemy_envelope.crypto.blind_index import IndexHasher
     from sqlalchemy_envelope.keys.keyring import OwnerId
     from sqlalchemy_envelope.orm.columns.plans import EncryptedColumn
+    from sqlalchemy_envelope.orm.indexes.indexed import IndexedColumn
     from sqlalchemy_envelope.orm.tables.owner_paths import OwnerPath
     from sqlalchemy_envelope.orm.writing.newcomers import Enrolling
     from sqlalchemy_envelope.orm.writing.row_owners import RowOwners
@@ -29,12 +31,13 @@ if TYPE_CHECKING:
 class RowCiphers:
     """The ciphers of one statement's rows."""
 
-    __slots__ = ("_as_bytearray", "_owners", "_references", "_rows")
+    __slots__ = ("_as_bytearray", "_owner", "_owners", "_references", "_rows")
 
     def __init__(self, rows: WrittenRows, owners: RowOwners, references: RowReferences) -> None:
         self._rows = rows
         self._owners = owners
         self._references = references
+        self._owner: tuple[Enrolling | None, OwnerId] | None = None
         # CPython's sqlite3 looks for an adapter for every `bytes`, and takes a bytearray as it is: half the
         # time.
         self._as_bytearray = rows.connection.dialect.name == "sqlite"
@@ -50,6 +53,7 @@ class RowCiphers:
             NotEnrolledError: the owner has no keys.
             StatementRefusedError: the row's owner is not known.
         """
+        self._owner = None
         if self._rows.plan.dual:
             return self._of_or_pending(row, path, columns)
         return self._of_owner(row, path, self._in_written_scopes(row, columns))
@@ -83,11 +87,13 @@ class RowCiphers:
         if inserts_owner:
             newcomer = enrolling_row(rows.session, path.owner_class, row, self._attributes())
             if newcomer is not None:
+                self._owner = newcomer, b""
                 return [self._column_cipher(newcomer, b"", column) for column in columns]
         written = rows.first_written(row, columns)
         owner_class, key = self._owners.owner(row, path, written)
         owner = self._owners.name(owner_class, key)
         newcomer = enrolling_owner(rows.session, owner)
+        self._owner = newcomer, owner
         if newcomer is None:
             if inserts_owner and not rows.upserts:
                 raise new_owner(written)
@@ -117,6 +123,19 @@ class RowCiphers:
             for column in plan.table.columns
             if not column.primary_key and column.key not in plan.converting
         }
+
+    def hashers(self, indexes: Sequence[IndexedColumn]) -> list[tuple[IndexedColumn, IndexHasher | None]]:
+        """What makes the tags of these indexes, for the owner whose ciphers `of` gave last. None if the
+        owner's index key is not open here: who writes for a locked owner has none."""
+        return [(index, self._hasher(index)) for index in indexes] if indexes else []
+
+    def _hasher(self, index: IndexedColumn) -> IndexHasher | None:
+        if self._owner is None:
+            return None  # the values wait for the migration
+        newcomer, owner = self._owner
+        if newcomer is not None:
+            return newcomer.keyring.index_writer(ENROLLING_OWNER, index.data_scope, index)
+        return context.find_index_writer(self._rows.session, owner, index.data_scope, index)
 
     def _column_cipher(
         self, newcomer: Enrolling | None, owner: OwnerId, column: EncryptedColumn

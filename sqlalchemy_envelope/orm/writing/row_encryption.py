@@ -28,7 +28,9 @@ if TYPE_CHECKING:
 
     from sqlalchemy_envelope.crypto.aead import BoundCipher
     from sqlalchemy_envelope.orm.columns.plans import EncryptedColumn
+    from sqlalchemy_envelope.orm.indexes.indexed import IndexedColumn
     from sqlalchemy_envelope.orm.tables.owner_paths import OwnerPath
+    from sqlalchemy_envelope.orm.writing.index_tags import Hashers
     from sqlalchemy_envelope.orm.writing.row_owners import RowOwners
     from sqlalchemy_envelope.orm.writing.rows import WrittenRows
 
@@ -46,12 +48,14 @@ class _OwnedRows:
 
     Attributes:
         bound: the parameters with row-bound values.
+        hashers: what makes the tags of the indexes under the owner's key.
     """
 
-    __slots__ = ("bound", "ciphers", "rows")
+    __slots__ = ("bound", "ciphers", "hashers", "rows")
 
-    def __init__(self, ciphers: list[BoundCipher]) -> None:
+    def __init__(self, ciphers: list[BoundCipher], hashers: Hashers) -> None:
         self.ciphers = ciphers
+        self.hashers = hashers
         self.bound = [name for name, _, _, _, _, row_bound, _ in ciphers if row_bound]
         self.rows: list[dict[str, Any]] = []
 
@@ -62,12 +66,14 @@ class _Group(NamedTuple):
     Attributes:
         owner_key: the parameter that names the owner, if a single one does.
         known: by the value of that parameter, the owner's rows.
+        indexes: the blind indexes of these columns that are under the owner's key.
     """
 
     path: OwnerPath
     columns: Sequence[EncryptedColumn]
     owner_key: str | None
     known: dict[Any, _OwnedRows]
+    indexes: Sequence[IndexedColumn]
 
 
 class RowEncryption:
@@ -81,9 +87,18 @@ class RowEncryption:
         self._prepares = bool(not rows.inserts or rows.plan.dual or rows.plan.converting)
         self._references = RowReferences(rows)
         self._ciphers = RowCiphers(rows, owners, self._references)
-        self._tags = IndexTags(rows, options) if indexes_of_table(rows.plan.table) else None
+        indexes = indexes_of_table(rows.plan.table)
+        self._tags = IndexTags(rows, options) if indexes else None
+        owned = [one for one in indexes if one.scope != "server"]
         self._groups = [
-            _Group(path, columns, self._owner_key(path), {}) for path, columns in rows.plan.groups
+            _Group(
+                path,
+                columns,
+                self._owner_key(path),
+                {},
+                [one for one in owned if any(one.sources[0].column is each.column for each in columns)],
+            )
+            for path, columns in rows.plan.groups
         ]
 
     def _owner_key(self, path: OwnerPath) -> str | None:
@@ -121,6 +136,8 @@ class RowEncryption:
         # All owners first: finding them compares plaintext of the row with what objects hold.
         by_owner = [owned for group in self._groups for owned in self._by_owner(chunk, group)]
         for owned in by_owner:
+            if self._tags is not None and owned.hashers:
+                self._tags.add_owned(owned.rows, owned.hashers)
             self._encrypt(batch, owned)
         return chunk
 
@@ -156,7 +173,8 @@ class RowEncryption:
         columns = group.columns
         if self._rows.is_empty(row, columns):
             return None
-        owned = _OwnedRows(self._ciphers.of(row, group.path, columns))
+        ciphers = self._ciphers.of(row, group.path, columns)
+        owned = _OwnedRows(ciphers, self._ciphers.hashers(group.indexes))
         if len(owned.ciphers) == len(columns) and group.owner_key is not None:
             owner = row.get(group.owner_key)
             if owner is not None:

@@ -27,6 +27,11 @@ if TYPE_CHECKING:
     Options = Mapping[str, Any]
 
 
+def stores_column(connection: Connection, column: Column[Any]) -> bool:
+    """Whether the database has a column of bytes where this connection finds the column's table."""
+    return stores_values(connection, column, schema_of(connection, column.table))
+
+
 def stores_values(connection: Connection, column: Column[Any], schema: str) -> bool:
     """Whether a schema has the encrypted column, as a column of bytes. If the table does not exist, no
     answer is kept."""

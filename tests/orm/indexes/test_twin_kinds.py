@@ -78,7 +78,25 @@ def among(chosen: random.Random, entity: Any) -> Pair:
     )
 
 
+def owned(name: str, exact: bool, values: Any, leaf: Any, **options: Any) -> TwinKind:
+    """An index under the owners' keys."""
+    return TwinKind(
+        f"owned {name}",
+        Text(),
+        lambda: BlindIndex("secret", scope="owner", **options),
+        values,
+        leaf,
+        twin_inner=EXACT_TEXT,
+        exact=exact,
+        joins=False,
+        unlocked=True,
+        owned=True,
+    )
+
+
 KINDS = [
+    owned("text", True, LETTERS, equality(LETTERS, lambda value: value)),
+    owned("few bits", False, LETTERS, among, bits=2),
     normalised("case-v1", one_of("Ada", "ADA", "ada", "ben", "", "Ben "), str.lower),
     normalised("email-v1", one_of("Ada@x.org", "ada@X.org", "ben@x.org"), str.lower),
     normalised("digits-v1", one_of("12 3", "123", "1-2-3", "45"), digits),

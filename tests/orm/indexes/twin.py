@@ -52,6 +52,7 @@ class TwinKind:
             a select of the entity.
         joins: whether two rows with equal values can be joined.
         unlocked: whether a look-up needs unlocked owners.
+        owned: whether the index is under the owners' keys. Conditions then stand in no NOT and no CASE.
     """
 
     name: str
@@ -64,6 +65,7 @@ class TwinKind:
     exact: bool = True
     joins: bool = True
     unlocked: bool = False
+    owned: bool = False
     models: list[Any] = field(default_factory=list, compare=False)
 
     def model(self) -> Any:
@@ -154,7 +156,8 @@ class World:
 
     def _compare(self, at: int) -> None:
         condition = self._condition(self.row)
-        shape = self.random.choice(_SHAPES if self.kind.exact else _CANDIDATES)
+        shapes = [one for one in _SHAPES if not (self.kind.owned and one is _having)]
+        shape = self.random.choice(shapes if self.kind.exact else _CANDIDATES)
         with Session(self.engine) as session, ExitStack() as unlocked:
             self.envelope.attach(session)
             if self.kind.unlocked or self.random.random() < 0.3:  # else everybody is locked
@@ -174,7 +177,7 @@ class World:
             return and_(*(one for one, _ in leaves)), and_(*(one for _, one in leaves))
         if depth > 1 or chance < 0.5:
             return self._leaf(entity)
-        if chance < 0.6:
+        if chance < 0.6 and not self.kind.owned:
             one, twin = self._condition(entity, depth + 1)
             return not_(one), not_(twin)
         several = [self._condition(entity, depth + 1) for _ in range(2)]

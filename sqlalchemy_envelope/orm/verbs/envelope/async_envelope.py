@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from sqlalchemy_envelope.orm.verbs.envelope.envelope_steps import Follow
     from sqlalchemy_envelope.orm.verbs.status.grant_status import GrantStatus
     from sqlalchemy_envelope.orm.verbs.status.lock_answer import WhyLocked
+    from sqlalchemy_envelope.orm.verbs.status.pending_rows import PendingIndexRows
     from sqlalchemy_envelope.orm.verbs.steps import Steps
 
 
@@ -160,6 +161,15 @@ class AsyncEnvelope(
             lambda plain: self.envelope.why_locked(plain, instance, attribute, reader=reader)
         )
         return why
+
+    async def pending_index_rows(
+        self, session: AnyAsyncSession, owner: object
+    ) -> tuple[PendingIndexRows, ...]:
+        """As `Envelope.pending_index_rows`."""
+        found: tuple[PendingIndexRows, ...] = await plain_async(session).run_sync(
+            lambda plain: self.envelope.pending_index_rows(plain, owner)
+        )
+        return found
 
     async def grant_states(
         self, session: AnyAsyncSession, grants: type[KeyGrant] | Iterable[KeyGrant]

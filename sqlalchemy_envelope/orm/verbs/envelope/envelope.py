@@ -43,6 +43,7 @@ from sqlalchemy_envelope.orm.verbs.settling.settle_all import Settled, Settling,
 from sqlalchemy_envelope.orm.verbs.settling.settle_batch import job
 from sqlalchemy_envelope.orm.verbs.slots.slots import seal_rows
 from sqlalchemy_envelope.orm.verbs.status.grant_status import grant_states
+from sqlalchemy_envelope.orm.verbs.status.pending_rows import PendingIndexRows, pending_index_rows
 from sqlalchemy_envelope.orm.verbs.status.why_locked import why_locked
 
 if TYPE_CHECKING:
@@ -400,6 +401,22 @@ class Envelope(
             ConfigurationError: the object has no such encrypted attribute.
         """
         return why_locked(self._desk(plain_session(session)), instance, attribute, reader)
+
+    def pending_index_rows(self, session: AnySession, owner: object) -> tuple[PendingIndexRows, ...]:
+        """Return how many rows have a value and no tag in a blind index: no comparison finds them. Sends only
+        SELECTs, one for each index, and needs no key.
+
+        The rows of an owner get their tags when the owner settles, with the first write or by
+        `envelope.settle(session)`. Indexes without such rows are left out.
+
+        Args:
+            owner: the owner whose rows are counted; or a class, for the rows of all its owners.
+
+        Raises:
+            ConfigurationError: it is no key owner, and no class of key owners.
+            NotEnrolledError: the owner is not in the database.
+        """
+        return pending_index_rows(self._desk(plain_session(session)), owner)
 
     def grant_states(
         self, session: AnySession, grants: type[KeyGrant] | Iterable[KeyGrant]

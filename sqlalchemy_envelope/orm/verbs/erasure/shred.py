@@ -18,6 +18,8 @@ from sqlalchemy_envelope.keys.receipts import FORMAT, ErasureReceipt, shown_time
 from sqlalchemy_envelope.orm.current import context
 from sqlalchemy_envelope.orm.current.audit import AuditEvent
 from sqlalchemy_envelope.orm.current.policy import ENVELOPES, note_policy, require_reason
+from sqlalchemy_envelope.orm.indexes.filling import forget_tags
+from sqlalchemy_envelope.orm.indexes.pending import indexes_of
 from sqlalchemy_envelope.orm.reading import destroyed
 from sqlalchemy_envelope.orm.sessions.scope import forget_everywhere
 from sqlalchemy_envelope.orm.sharing.grant_flushes import leave
@@ -72,6 +74,10 @@ def shred(
         counts = _counts(gone)
         counts["tickets"] += revoke_readers_tickets(desk, [one.place for one in gone])
         shredded = _destroy(desk, gone, left)
+        for place in [one.place for one in gone]:
+            # Under the server's key, a tag would go on telling whether a guess was right.
+            for index in indexes_of(place.owner_class):
+                forget_tags(desk.session, place, index)
     receipt = ErasureReceipt(
         key,
         {

@@ -144,7 +144,7 @@ def enroll_steps(
             if one.prepared is not None:
                 one.salt = KdfSalt.generate(profile, desk.shares(one.owner_class).new())
                 one.derived = yield Derivation(one.prepared, one.salt)
-            one.keys = new_keys(one.owner_class.scopes, hybrid=desk.policy.hybrid)
+            one.keys = new_keys(one.owner_class.scopes, one.owner_class.indexed, hybrid=desk.policy.hybrid)
         _write(desk, new, kek, are_many=asked.are_many)
         _tell(desk, new, provider)
     except BaseException:

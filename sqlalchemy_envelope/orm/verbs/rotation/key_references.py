@@ -21,9 +21,10 @@ from sqlalchemy_envelope.crypto.aead import FORMAT_VALUE
 from sqlalchemy_envelope.exceptions import ConfigurationError, KeyInUseError, KeyNotFoundError
 from sqlalchemy_envelope.keys.model import KeyState, Purpose, SlotKind
 from sqlalchemy_envelope.keys.providers.calls import FORMAT_PROVIDER
+from sqlalchemy_envelope.orm.indexes.pending import indexes_of, is_of
 from sqlalchemy_envelope.orm.tables.bases import mappers_of, metadata_of
 from sqlalchemy_envelope.orm.tables.binds import bind_for
-from sqlalchemy_envelope.orm.tables.owners import owner_class_of
+from sqlalchemy_envelope.orm.tables.owners import Place, owner_class_of
 from sqlalchemy_envelope.orm.tables.raw_tables import UNCACHED, is_there, raw_table
 from sqlalchemy_envelope.orm.tables.slot_rows import in_utc
 from sqlalchemy_envelope.orm.writing.namesakes import encrypted_tables
@@ -52,7 +53,7 @@ class KeyReference:
 
     Attributes:
         place: the column, as `table.column`.
-        what: "value", "wrap", "grant", "slot", "row seal", "ticket" or "emergency access".
+        what: "value", "tag", "wrap", "grant", "slot", "row seal", "ticket" or "emergency access".
         count: the number of rows.
         needed: whether these rows become useless without the key. Otherwise they lead to the key, and are
             destroyed with it.
@@ -128,7 +129,7 @@ class KeyReferences:
 
 _SHOWN = {
     what: (f"{what} under it", f"{what}s under it")
-    for what in ("value", "grant", "slot", "row seal", "ticket")
+    for what in ("value", "tag", "grant", "slot", "row seal", "ticket")
 } | {
     "wrap": ("key under it", "keys under it"),
     "emergency access": ("emergency access under it", "emergency accesses under it"),
@@ -256,6 +257,9 @@ def _of_owner_key(
             there = _Scan(desk.session, emergency.of.owner_class.mapper, locking)
             person_key = emergency.table.c.person_key_id
             references.append(there.rows(person_key, row.key_id, "emergency access", needed=True))
+    elif purpose is Purpose.INDEX:
+        references += _tags(scan, owner_class, row)
+        references += _tickets_of(scan, owner_class, row)
     else:
         references += _values(scan, base, owner_class, row.key_id)
         references += _tickets_of(scan, owner_class, row)
@@ -337,6 +341,16 @@ def _of_root(scan: _Scan, owner_class: OwnerClass, key_id: KeyId) -> list[KeyRef
     if owner_class.ticket_class is not None:
         found.append(scan.rows(owner_class.ticket_class.__table__.c.key_id, key_id, "ticket", needed=False))
     return found
+
+
+def _tags(scan: _Scan, owner_class: OwnerClass, row: Any) -> list[KeyReference]:
+    """The tags of an index key's owner. A tag does not tell its key: each may be under this one."""
+    place = Place(owner_class, tuple(row._mapping[one] for one in owner_class.owner_columns), b"")
+    return [
+        scan.where(index.column, index.column.is_not(None) & is_of(index, place), "tag", needed=True)
+        for index in indexes_of(owner_class)
+        if index.scope != "server" and index.data_scope == row.scope
+    ]
 
 
 def _tickets_of(scan: _Scan, owner_class: OwnerClass, row: Any) -> list[KeyReference]:
