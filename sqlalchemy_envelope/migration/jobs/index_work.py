@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import and_, or_
 
 from sqlalchemy_envelope.crypto.context import encode_reference
-from sqlalchemy_envelope.exceptions import DecryptionError, FormatError, MigrationRefusedError
+from sqlalchemy_envelope.exceptions import DecryptionError, FormatError
 from sqlalchemy_envelope.migration.database.state import Job
+from sqlalchemy_envelope.migration.jobs.index_hashers import RowHashers
 from sqlalchemy_envelope.migration.jobs.owner_ciphers import OwnerCiphers
 from sqlalchemy_envelope.migration.jobs.stored import headers_of
-from sqlalchemy_envelope.migration.jobs.tags import converted, store_tags, tagged_by, writing_hashers
+from sqlalchemy_envelope.migration.jobs.tags import converted, store_tags, tagged_by
 from sqlalchemy_envelope.migration.jobs.work import Work
-from sqlalchemy_envelope.orm.indexes.server_keys import server_hashers
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -47,8 +47,8 @@ class _Values:
 
     def __init__(self, session: Session, rows: IndexRows, parts: Sequence[Any]) -> None:
         self._index = rows.column.index
-        self._keys = OwnerCiphers(session, rows.column)
-        self._keys.prepare_read(headers_of(one for part in parts for one in part[5]))
+        self.keys = OwnerCiphers(session, rows.column)
+        self.keys.prepare_read(headers_of(one for part in parts for one in part[5]))
 
     def read(self, part: Any) -> _Read:
         """Decrypt the values of a row."""
@@ -60,7 +60,7 @@ class _Values:
                 continue
             reference = encode_reference(position) if source.row_bound else b""
             try:
-                plaintext = self._keys.open(source.type.field, blob, owner, reference)
+                plaintext = self.keys.open(source.type.field, blob, owner, reference)
             except (DecryptionError, FormatError):
                 return _Read(is_bad=True)
             if plaintext is None:
@@ -88,17 +88,16 @@ class IndexFill(Work):
     def work(self, session: Session, rows: Any, parts: list[Any], step: Step) -> None:
         """Write the tags of a chunk."""
         index: Any = rows.column.index
-        hashers = writing_hashers(session, index)
-        if hashers is None or hashers.writes is None:
-            raise MigrationRefusedError(_not_here(rows))
         values, tagged = _Values(session, rows, parts), []
+        makers = RowHashers(session, index, values.keys, {part[1] for part in parts}, makes=True)
         emptied: list[Position] = []
         bad: list[Position] = []
         for part in parts:
             position, stored, tag = part[0], part[4], part[6]
-            found = values.read(part)
-            wanted = None if found.data is None else hashers.writes.tag(found.data)
-            if found.is_locked:
+            found, hashers = values.read(part), makers.of(part[1])
+            writes = None if hashers is None else hashers.writes
+            wanted = None if found.data is None or writes is None else writes.tag(found.data)
+            if found.is_locked or (writes is None and found.data is not None):
                 step.locked += 1
             elif found.is_bad:
                 bad.append(position)
@@ -135,15 +134,14 @@ class IndexVerify(Work):
     def work(self, session: Session, rows: Any, parts: list[Any], step: Step) -> None:
         """Compare a chunk."""
         index: Any = rows.column.index
-        if index.scope != "server":
-            raise MigrationRefusedError(_not_here(rows))
-        hashers = server_hashers(session.connection(), index).seeks
         values = _Values(session, rows, parts)
+        makers = RowHashers(session, index, values.keys, {part[1] for part in parts}, makes=False)
         bad: list[Position] = []
         for part in parts:
-            found, tag = values.read(part), part[6]
-            known = () if found.data is None else [hasher.tag(found.data) for hasher in hashers]
-            if found.is_locked:
+            found, tag, hashers = values.read(part), part[6], makers.of(part[1])
+            seeks = () if hashers is None else hashers.seeks
+            known = () if found.data is None else [hasher.tag(found.data) for hasher in seeks]
+            if found.is_locked or (hashers is None and tag is not None):
                 step.locked += 1
             elif tag is None:
                 step.shredded += found.data is not None
@@ -151,11 +149,3 @@ class IndexVerify(Work):
                 bad.append(part[0])
             step.rows += 1
         step.bad, step.examples = len(bad), tuple(bad[:5])
-
-
-def _not_here(rows: Any) -> str:
-    index = rows.column.index
-    return (
-        f"The keys of {index.label!r} are its owners' (scope {index.scope!r}): its rows are filled when "
-        "their owner is next unlocked and writes, or by `unlocked.settle()`."
-    )

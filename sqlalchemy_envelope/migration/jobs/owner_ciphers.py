@@ -18,6 +18,7 @@ from sqlalchemy_envelope.keys.model import KeyId, KeyState
 from sqlalchemy_envelope.orm.current import context
 from sqlalchemy_envelope.orm.reading.opener import open_bytes
 from sqlalchemy_envelope.orm.tables.cascades import without_cascades
+from sqlalchemy_envelope.orm.tables.owners import Place
 from sqlalchemy_envelope.orm.tables.rows import chunks
 from sqlalchemy_envelope.orm.writing.owner_seek import OwnerSeek
 
@@ -118,6 +119,11 @@ class OwnerCiphers:
         """The keyring's name for the owner that a row with these values names."""
         found = self._find([named])[named]
         return None if found is None else self._seek.owner(*found)
+
+    def place(self, named: tuple[Any, ...]) -> Place | None:
+        """The owner that a row with these values names, with the database and schema of its row."""
+        found = self._find([named])[named]
+        return None if found is None else Place(*found, self._seek.where(found[0]))
 
     def prepare_read(self, headers: dict[bytes, int]) -> None:
         """Fetch the keys that these value headers name, as far as a provider holds them."""

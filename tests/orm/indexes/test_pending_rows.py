@@ -1,7 +1,7 @@
 """Rows with a value and no tag: they are counted, and get their tag when their owner settles."""
 
 import pytest
-from sqlalchemy import Engine, delete, update
+from sqlalchemy import Engine, delete, text, update
 from sqlalchemy.orm import Session
 
 from sqlalchemy_envelope import LockedError
@@ -10,7 +10,6 @@ from tests.orm.indexes import server_models
 from tests.orm.indexes.owner_models import Note, User, envelope, found, tags, two_users, unlock
 
 KEYS = User.metadata.tables["users_key"]
-RAW = Note.metadata.tables["notes"]
 
 
 def write_while_locked(session: Session, user_id: int, *titles: str) -> list[int]:
@@ -78,7 +77,7 @@ def test_owners_from_before_their_index_get_a_key_and_tags(engine: Engine) -> No
             session.add_all(Note(user_id=ada, title=str(one)) for one in range(3))
             session.commit()
         session.connection().execute(delete(KEYS).where(KEYS.c.purpose == Purpose.INDEX))
-        session.connection().execute(update(RAW).values(title_index=None))
+        session.connection().execute(text("UPDATE notes SET title_index = NULL"))
         session.commit()
         assert pending(session, ada) == [("Note.title_index", 3)]
         with unlock(session, ada):
@@ -112,9 +111,8 @@ def test_an_index_of_the_server_is_filled_when_its_owners_settle(engine: Engine)
     everybody is locked. A process without the server's key leaves them pending."""
     served = server_models.new_envelope()
     (ada_id,) = server_models.enroll(engine, served, "ada@example.org")
-    users = server_models.User.metadata.tables["users"]
     with Session(engine) as session:
-        session.connection().execute(update(users).values(email_index=None))
+        session.connection().execute(text("UPDATE users SET email_index = NULL"))
         session.commit()
         ada = session.get_one(server_models.User, ada_id)
         for this, left in ((envelope, 1), (served, 0)):
