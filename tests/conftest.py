@@ -8,6 +8,7 @@ already. Tests that need PostgreSQL carry the marker `backend`: `pytest -m "not 
 import gc
 import io
 import logging
+import os
 import subprocess
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
@@ -150,6 +151,23 @@ def postgres_engine(used_postgres: URL) -> Iterator[Engine]:
     engine = create_engine(used_postgres.set(drivername="postgresql+psycopg"))
     yield engine
     engine.dispose()
+
+
+@pytest.fixture
+def mariadb_engine() -> Iterator[Engine]:
+    """An empty MariaDB database, on the server that `ENVELOPE_MARIADB_URL` names
+    (`mysql+pymysql://root@127.0.0.1/`)."""
+    address, name = os.environ.get("ENVELOPE_MARIADB_URL"), "envelope_tests"
+    if not address:
+        pytest.skip("ENVELOPE_MARIADB_URL names no server")
+    server = create_engine(address)
+    with server.begin() as connection:
+        connection.exec_driver_sql(f"DROP DATABASE IF EXISTS {name}")
+        connection.exec_driver_sql(f"CREATE DATABASE {name} CHARACTER SET utf8mb4")
+    engine = create_engine(server.url.set(database=name))
+    yield engine
+    for one in (engine, server):
+        one.dispose()
 
 
 def _empty(first_pid: int = 0) -> None:

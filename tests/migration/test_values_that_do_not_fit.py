@@ -1,13 +1,11 @@
 """The way back names the row whose value does not fit; tables that are missing; and the faults of MariaDB."""
 
 import asyncio
-import os
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import sqlalchemy as sa
-from sqlalchemy import Engine, create_engine, event, make_url
+from sqlalchemy import Engine, event
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from sqlalchemy_envelope import MigrationRefusedError, MigrationStoppedError
@@ -131,22 +129,6 @@ def test_a_table_that_is_missing_is_named(engine: Engine) -> None:
 # ---------------------------------------------------------------- MariaDB
 
 
-@pytest.fixture
-def mariadb() -> Iterator[Engine]:
-    """A server that somebody has started; its database `envelope_faults` is made anew."""
-    address = os.environ.get("ENVELOPE_MARIADB_URL")
-    if not address:
-        pytest.skip("ENVELOPE_MARIADB_URL names no server")
-    server = create_engine(address)
-    with server.begin() as connection:
-        connection.exec_driver_sql("DROP DATABASE IF EXISTS envelope_faults")
-        connection.exec_driver_sql("CREATE DATABASE envelope_faults CHARACTER SET utf8mb4")
-    engine = create_engine(make_url(address).set(database="envelope_faults"))
-    yield engine
-    engine.dispose()
-    server.dispose()
-
-
 def make_on_mariadb(engine: Engine) -> Trial:
     trial = Trial(engine, pace=CHUNKED)
     users = trial.table("users")
@@ -160,15 +142,15 @@ def make_on_mariadb(engine: Engine) -> Trial:
 
 
 @pytest.mark.parametrize("mode", ["STRICT_TRANS_TABLES", ""])
-def test_a_column_that_is_too_short_on_mariadb(mariadb: Engine, mode: str) -> None:
+def test_a_column_that_is_too_short_on_mariadb(mariadb_engine: Engine, mode: str) -> None:
     """Strict or not, a ciphertext is never cut off: it stops with what to do, and goes on when the column is
     large enough."""
 
     def loosen(connection: Any, _: object) -> None:
         connection.cursor().execute(f"SET SESSION sql_mode = '{mode}'")
 
-    event.listen(mariadb, "connect", loosen)
-    trial = make_on_mariadb(mariadb)
+    event.listen(mariadb_engine, "connect", loosen)
+    trial = make_on_mariadb(mariadb_engine)
     trial.sql("ALTER TABLE notes ADD COLUMN body_encrypted VARBINARY(40)")
     with pytest.raises(MigrationStoppedError, match=r"too short.*larger") as caught:
         trial.migrator().run(NOTES)
@@ -178,9 +160,9 @@ def test_a_column_that_is_too_short_on_mariadb(mariadb: Engine, mode: str) -> No
     goes_on(trial)
 
 
-def test_the_whole_way_on_mariadb(mariadb: Engine) -> None:
+def test_the_whole_way_on_mariadb(mariadb_engine: Engine) -> None:
     """Start, an old writer, cut-over, a write of the application, and back."""
-    trial = make_on_mariadb(mariadb)
+    trial = make_on_mariadb(mariadb_engine)
     migrator = trial.to_cutover(NOTES)
     trial.sql("UPDATE notes SET body = 'late' WHERE id = 1")
     assert migrator.run(NOTES).rows == ROWS + 1

@@ -4,9 +4,7 @@ has it.
 MariaDB's is tried where `ENVELOPE_MARIADB_URL` names a server.
 """
 
-import os
 import pickle
-from collections.abc import Iterator
 from typing import Any, ClassVar
 
 import pytest
@@ -21,7 +19,6 @@ from sqlalchemy import (
     String,
     Table,
     Text,
-    create_engine,
     make_url,
 )
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
@@ -71,20 +68,12 @@ def made(engine: Engine) -> Engine:
 
 
 @pytest.fixture
-def mariadb() -> Iterator[Engine]:
-    """A server that somebody has started; its database `envelope_checks` is made anew."""
-    address = os.environ.get("ENVELOPE_MARIADB_URL")
-    if not address:
-        pytest.skip("ENVELOPE_MARIADB_URL names no server")
-    server = create_engine(address)
-    with server.begin() as connection:
-        connection.exec_driver_sql("DROP DATABASE IF EXISTS envelope_checks")
-        connection.exec_driver_sql("CREATE DATABASE envelope_checks CHARACTER SET utf8mb4")
-    engine = create_engine(make_url(address).set(database="envelope_checks"))
-    Base.metadata.create_all(engine, tables=[Base.metadata.tables["notes"], Base.metadata.tables["users"]])
-    yield engine
-    engine.dispose()
-    server.dispose()
+def mariadb(mariadb_engine: Engine) -> Engine:
+    """A database of MariaDB with the tables."""
+    Base.metadata.create_all(
+        mariadb_engine, tables=[Base.metadata.tables["notes"], Base.metadata.tables["users"]]
+    )
+    return mariadb_engine
 
 
 def is_refused(engine: Engine, value: object, name: str = "body") -> bool:

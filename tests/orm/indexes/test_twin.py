@@ -1,10 +1,8 @@
 """Every query finds by the index what it finds by a plaintext twin of the column."""
 
 import datetime as dt
-import os
 import random
 import zlib
-from collections.abc import Iterator
 from decimal import Decimal
 from typing import Any
 
@@ -18,8 +16,6 @@ from sqlalchemy import (
     Numeric,
     String,
     Text,
-    create_engine,
-    make_url,
 )
 from sqlalchemy.dialects import mysql
 
@@ -110,25 +106,7 @@ def test_the_index_finds_what_its_twin_finds(
     world.check(1_000 if pytestconfig.getoption("all") else 60)
 
 
-@pytest.fixture
-def mariadb() -> Iterator[Engine]:
-    """A server that somebody has started; its database `envelope_twins` is made anew."""
-    address = os.environ.get("ENVELOPE_MARIADB_URL")
-    if not address:
-        pytest.skip("ENVELOPE_MARIADB_URL names no server")
-    server = create_engine(address)
-    with server.begin() as connection:
-        connection.exec_driver_sql("DROP DATABASE IF EXISTS envelope_twins")
-        connection.exec_driver_sql("CREATE DATABASE envelope_twins CHARACTER SET utf8mb4")
-    engine = create_engine(make_url(address).set(database="envelope_twins"))
-    yield engine
-    engine.dispose()
-    with server.begin() as connection:
-        connection.exec_driver_sql("DROP DATABASE envelope_twins")
-    server.dispose()
-
-
-def test_on_mariadb(mariadb: Engine, kind: TwinKind, pytestconfig: pytest.Config) -> None:
+def test_on_mariadb(mariadb_engine: Engine, kind: TwinKind, pytestconfig: pytest.Config) -> None:
     """The same on MariaDB."""
-    world = World(mariadb, kind, seed=zlib.crc32(kind.name.encode()))
+    world = World(mariadb_engine, kind, seed=zlib.crc32(kind.name.encode()))
     world.check(1_000 if pytestconfig.getoption("all") else 60)

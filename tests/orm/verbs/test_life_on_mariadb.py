@@ -1,13 +1,11 @@
 """The life of a secret on MariaDB, where `ENVELOPE_MARIADB_URL` names a server
 (`mysql+pymysql://root@127.0.0.1/`)."""
 
-import os
 import uuid
-from collections.abc import Iterator
 from datetime import timedelta
 
 import pytest
-from sqlalchemy import Column, Engine, LargeBinary, MetaData, String, Table, create_engine, make_url, update
+from sqlalchemy import Column, Engine, LargeBinary, MetaData, String, Table, update
 from sqlalchemy.dialects import mysql
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
@@ -39,20 +37,10 @@ class User(KeyOwner, Base):
 
 
 @pytest.fixture
-def mariadb() -> Iterator[Engine]:
-    """A server that somebody has started; its database `envelope_checks` is made anew."""
-    address = os.environ.get("ENVELOPE_MARIADB_URL")
-    if not address:
-        pytest.skip("ENVELOPE_MARIADB_URL names no server")
-    server = create_engine(address)
-    with server.begin() as connection:
-        connection.exec_driver_sql("DROP DATABASE IF EXISTS envelope_checks")
-        connection.exec_driver_sql("CREATE DATABASE envelope_checks CHARACTER SET utf8mb4")
-    engine = create_engine(make_url(address).set(database="envelope_checks"))
-    Base.metadata.create_all(engine)
-    yield engine
-    engine.dispose()
-    server.dispose()
+def mariadb(mariadb_engine: Engine) -> Engine:
+    """A database of MariaDB with the tables."""
+    Base.metadata.create_all(mariadb_engine)
+    return mariadb_engine
 
 
 def test_a_slot_is_named_by_a_parameter_of_its_columns_type() -> None:
