@@ -104,6 +104,7 @@ from sqlalchemy_envelope.orm.throttling.throttle import Throttle
 from sqlalchemy_envelope.orm.verbs.envelope.async_envelope import AsyncEnvelope
 from sqlalchemy_envelope.orm.verbs.envelope.envelope import Envelope
 from sqlalchemy_envelope.orm.verbs.erasure.erasure_report import ErasureReport
+from sqlalchemy_envelope.orm.verbs.rotation.index_rotation import IndexRotation
 from sqlalchemy_envelope.orm.verbs.rotation.kdf_standing import KdfStanding
 from sqlalchemy_envelope.orm.verbs.rotation.key_references import KeyReference, KeyReferences
 from sqlalchemy_envelope.orm.verbs.rotation.owner_rotation import RotatedKeys
@@ -154,6 +155,7 @@ __all__ = [
     "GrantNames",
     "GrantStanding",
     "GrantStatus",
+    "IndexRotation",
     "IssuedTicket",
     "KdfParametersError",
     "KdfProfile",

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from sqlalchemy.orm import Session
@@ -30,11 +30,17 @@ from sqlalchemy_envelope.cli.migrate.signals import StopSignals
 from sqlalchemy_envelope.cli.output import DONE, LEFT, Group, PipeConsole, say
 from sqlalchemy_envelope.migration.database.columns import column_named, encrypted_columns
 from sqlalchemy_envelope.migration.database.greenlets import run_apart
+from sqlalchemy_envelope.migration.jobs.owner_ciphers import keys_at_hand
 from sqlalchemy_envelope.migration.migrator import Migrator
 from sqlalchemy_envelope.orm.current.desk import Desk
+from sqlalchemy_envelope.orm.verbs.rotation.index_keys import server_indexes
 from sqlalchemy_envelope.orm.verbs.rotation.key_references import owner_classes_of
 from sqlalchemy_envelope.orm.verbs.settling.batches import Batches
 from sqlalchemy_envelope.words import counted
+
+if TYPE_CHECKING:
+    from sqlalchemy_envelope import IndexRotation
+    from sqlalchemy_envelope.orm.indexes.indexed import IndexedColumn
 
 LINE_SECONDS = 5.0
 """The seconds between two lines of progress."""
@@ -152,8 +158,8 @@ def rotate() -> None:
     """Put new keys in the place of old ones while the application runs.
 
     provider and seals rotate what holds the owners' keys; data and root the owners' own keys; values
-    re-encrypts what is still under earlier data keys. Then: keys retire. Each can be repeated, and goes on
-    where it was interrupted. Exit codes are those of migrate.
+    re-encrypts what is still under earlier data keys. index rotates the key of a blind index. Then: keys
+    retire. Each can be repeated, and goes on where it was interrupted. Exit codes are those of migrate.
     """
 
 
@@ -183,13 +189,13 @@ def _in_app(*, owners: bool = True) -> Callable[[Callable[..., int]], Callable[.
     return decorate
 
 
-def _batch(default: int) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+def _batch(default: int, of: str = "Owners") -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     return click.option(
         "--batch",
         type=click.IntRange(1),
         default=default,
         show_default=True,
-        help="Owners in a transaction.",
+        help=f"{of} in a transaction.",
     )
 
 
@@ -328,6 +334,65 @@ def values(job: Job, columns: tuple[str, ...], workers: int, **pace: Any) -> int
                 raise CutOffError
             left = left or not report.finished or bool(report.locked or report.bad)
     return LEFT if left else DONE
+
+
+@rotate.command()
+@click.argument("names", nargs=-1, required=True, metavar="INDEX...")
+@click.option("--provider", help="The provider that opens the owners. [default: the migrator's provider]")
+@click.option("--reason", required=True, help="Why owners are opened, for the audit events.")
+@click.option("--alone", is_flag=True, help="No other process uses the database: wait for nobody.")
+@click.option(
+    "--batch", type=click.IntRange(1), default=500, show_default=True, help="Rows in a transaction."
+)
+@_in_app(owners=False)
+def index(
+    job: Job, names: tuple[str, ...], provider: str | None, reason: str, alone: bool, batch: int
+) -> int:
+    """Put a new key in the place of the key of a blind index whose scope is the server.
+
+    An INDEX is written table.column. Values are found meanwhile, by both keys, and a unique index stays
+    unique. Between its steps it waits for half a minute, five times. Exits with 1 if rows are left whose
+    owners no key here opens: both keys stay, and it goes on when it is run again.
+    """
+    migrator, envelope = job.migrator, job.migrator.setting.envelope
+    known = {f"{one.column.table.name}.{one.column.name}": one for one, _ in server_indexes(migrator.base)}
+    for name in names:
+        if name not in known:
+            there = ", ".join(sorted(known)) or "none"
+            raise click.BadParameter(
+                f"{name!r} is no blind index of the server (there is: {there}).", param_hint="INDEX"
+            )
+    left = False
+    with keys_at_hand(envelope, provider or migrator.setting.provider, reason):
+        for name in names:
+            left = _rotate_index(job, known[name], batch, alone=alone) or left
+    return LEFT if left else DONE
+
+
+def _rotate_index(job: Job, found: "IndexedColumn", batch: int, *, alone: bool) -> bool:
+    """Rotate an index, and tell the result; whether rows are left."""
+    name, told_at = f"{found.column.table.name}.{found.column.name}", time.monotonic()
+    last: IndexRotation | None = None
+    with Session(job.migrator.engine) as session:
+        run = job.migrator.setting.envelope.rotate_index(session, found.column, batch=batch, alone=alone)
+        with closing(run):
+            for last in run:
+                session.commit()
+                if job.as_json or time.monotonic() - told_at >= LINE_SECONDS:
+                    told_at = time.monotonic()
+                    text = f"{name}: {last.step}, {counted(last.filled, 'row')} ready, {last.moved:,} moved"
+                    text += f"; it waits for {last.waits:.0f} s" if last.waits else ""
+                    job.event("progress", {**vars(last), "index": name}, text)
+                if job.stop():
+                    raise CutOffError
+    if last is None:
+        job.event("finished", {"index": name, "step": None}, f"{name}: it has no key yet")
+        return False
+    text = f"{name}: {counted(last.moved, 'row')} moved, the old key is destroyed"
+    if not last.is_done:
+        text = f"{name}: {counted(last.pending or 0, 'row')} that no key here opens; both keys stay"
+    job.event("finished", {**vars(last), "index": name}, text)
+    return not last.is_done
 
 
 @rotate.command()

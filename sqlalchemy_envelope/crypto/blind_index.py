@@ -18,6 +18,17 @@ FULL_BITS = 128
 probability of 2^-65."""
 
 
+def index_row_seal(key: KeyBytes, label: str, epoch: int, state: str) -> bytes:
+    """The seal of an index key's row (section 13): HMAC-SHA-256 over its label, generation and state, 32
+    bytes."""
+    derived = subkey(key, "index-row")
+    mac = HMAC(derived.buffer, SHA256())
+    derived.wipe()
+    fields = label.encode("utf-8"), epoch.to_bytes(4, "big"), state.encode("ascii")
+    mac.update(encode_context("index-row", *fields))
+    return mac.finalize()
+
+
 class IndexHasher(Uncopied):
     """Makes the tags of one index: HMAC-SHA-256 (RFC 2104), truncated.
 

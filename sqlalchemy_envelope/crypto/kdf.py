@@ -26,6 +26,7 @@ _PURPOSES = {
     "ticket-pepper": 0,
     "index": 1,
     "index-salt": 1,
+    "index-row": 0,
 }
 """Every purpose that a subkey may have, with the number of its fields. Nothing else can be derived."""
 

@@ -20,7 +20,7 @@ from sqlalchemy_envelope.orm.columns.dual_attributes import dual_attributes, map
 from sqlalchemy_envelope.orm.columns.plans import note_mapper, plan_of_table
 from sqlalchemy_envelope.orm.current import context, sole_rows
 from sqlalchemy_envelope.orm.current.locks import takes_locks
-from sqlalchemy_envelope.orm.indexes import fresh_attributes, owned
+from sqlalchemy_envelope.orm.indexes import fresh_attributes, guards, owned
 from sqlalchemy_envelope.orm.indexes.declaring import check_indexes, declare_index
 from sqlalchemy_envelope.orm.indexes.owner_conditions import check_conditions
 from sqlalchemy_envelope.orm.reading import (
@@ -65,6 +65,7 @@ from sqlalchemy_envelope.orm.writing.plain import is_plain
 def register() -> None:
     """Listen for declarations. A declaration registers the other listeners."""
     event.listen(Column, "after_parent_attach", _on_column)
+    guards.listen()
     event.listen(Mapper, "after_mapper_constructed", _on_mapper_constructed)
     event.listen(Mapper, "mapper_configured", _on_mapper_configured)
     event.listen(Mapper, "after_configured", key_grant.check_all)

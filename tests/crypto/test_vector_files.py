@@ -28,6 +28,7 @@ COUNTS = {
     "emergency": 18,
     "erasure_receipt": 29,
     "ticket": 60,
+    "index": 44,
 }
 
 

@@ -17,6 +17,7 @@ import sqlalchemy as sa
 from sqlalchemy_envelope.crypto import (
     aead,
     argon2id,
+    blind_index,
     context,
     kdf,
     peppering,
@@ -47,7 +48,7 @@ from sqlalchemy_envelope.exceptions import (
     TruncatedError,
     UnlockError,
 )
-from sqlalchemy_envelope.keys import grants, hierarchy, pepper, receipts, row_seals, slots
+from sqlalchemy_envelope.keys import grants, hierarchy, index_keys, pepper, receipts, row_seals, slots
 from sqlalchemy_envelope.keys import ticket as keys_of_tickets
 from sqlalchemy_envelope.keys.model import (
     GrantState,
@@ -665,6 +666,49 @@ def test_tickets(case: Case) -> None:
 
     assert entries.hex() == case["entries"]
     assert ticket.open_ticket(ticket.seal_ticket(entries, made), made) == entries
+
+
+# ---------------------------------------------------------------- section 13
+
+
+def opened_index_key(case: Case) -> KeyBytes:
+    of, calls = case["row"], ProviderCalls(server_keyring(case), "server")
+    stored = index_keys.StoredIndexKey(
+        uuid.UUID(of["key_id"]),
+        of["label"],
+        of["epoch"],
+        index_keys.IndexKeyState(of["state"]),
+        bytes.fromhex(of["commitment"]),
+        "server",
+        bytes.fromhex(of["wrapped"]),
+        bytes.fromhex(of["seal"]),
+    )
+    opened = index_keys.open_index_key(calls, stored)
+    index_keys.check_row(opened, stored)
+    return opened
+
+
+@cases_of("index")
+def test_blind_indexes(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tags come out byte for byte; an index key opens in its own row and state alone."""
+    if case["op"] == "tag":
+        hasher = blind_index.IndexHasher(key(case, "key"), case["label"], case["form"], case["bits"])
+
+        assert hasher.tag(bytes.fromhex(case["data"])).hex() == case["expect"]
+        return
+    if case["expect"] != "ok":
+        refusals: tuple[type[Exception], ...] = (ProviderError, FormatError, TamperedKeyError)
+        with pytest.raises(refusals if case["expect"] == "refused" else ERRORS[case["expect"]]):
+            opened_index_key(case)
+        return
+    of, opened = case["row"], opened_index_key(case)
+    monkeypatch.setattr(wrapping.os, "urandom", lambda size: bytes.fromhex(case["salt"]))
+    monkeypatch.setattr(index_keys.KeyBytes, "generate", lambda: opened)
+    calls = ProviderCalls(ServerKeyring([bytes.fromhex(case["server_key"])]), "server")
+    state = index_keys.IndexKeyState(of["state"])
+    made = index_keys.make_index_key(calls, of["label"], of["epoch"], state)
+
+    assert [made.wrapped.hex(), made.seal.hex()] == [of["wrapped"], of["seal"]]
 
 
 # How the library holds the rows that the vectors spell out, so that its own order of columns is compared.

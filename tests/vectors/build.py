@@ -820,6 +820,42 @@ def parse_ticket(text: str) -> tuple[bytes, bytes]:
     return data[:16], data[16:]
 
 
+# ---------------------------------------------------------------- section 13: blind indexes
+
+
+def index_tag(index_key: bytes, label: str, form: str, bits: int, data: bytes) -> bytes:
+    derived = subkey(index_key, "index", utf8(label))
+    mac = hmac.digest(derived, ctx("index-tag", utf8(form)) + data, "sha256")
+    size = (bits + 7) // 8
+    kept = int.from_bytes(mac[:size], "big") >> (8 * size - bits) << (8 * size - bits)
+    return kept.to_bytes(size, "big")
+
+
+def index_key_context(of: Case) -> Context:
+    return {
+        "library": "sqlalchemy-envelope/v1",
+        "index": of["label"],
+        "index_epoch": str(of["epoch"]),
+        "index_key": of["key_id"],
+    }
+
+
+def index_seal(index_key: bytes, of: Case) -> bytes:
+    fields = utf8(of["label"]), struct.pack(">I", of["epoch"]), of["state"].encode("ascii")
+    return hmac.digest(subkey(index_key, "index-row"), ctx("index-row", *fields), "sha256")
+
+
+def open_index_key(server_keys: Iterable[bytes], of: Case) -> bytes:
+    blob = bytes.fromhex(of["wrapped"])
+    if not blob or blob[0] != 0x14:
+        raise RefusedError("format")
+    key = server_unwrap(server_keys, blob[1:], index_key_context(of))
+    same = commitment(key).hex() == of["commitment"], key_id(key).hex() == of["key_id"]
+    if not all(same) or index_seal(key, of).hex() != of["seal"]:
+        raise RefusedError("tampered")
+    return key
+
+
 # ---------------------------------------------------------------- helpers for the cases
 
 A, B, C, D = (bytes(range(start, start + 32)) for start in (0x00, 0x20, 0x40, 0x60))
@@ -3537,6 +3573,96 @@ def ticket_cases() -> list[Case]:
     return cases
 
 
+# ---------------------------------------------------------------- index.json
+
+
+def index_cases() -> list[Case]:
+    cases: list[Case] = []
+
+    def tag(name: str, comment: str, data: bytes, **changed: Any) -> None:
+        of: Case = {"key": C.hex(), "label": "users.email_index", "form": "exact str", "bits": 128} | changed
+        made = index_tag(bytes.fromhex(of["key"]), of["label"], of["form"], of["bits"], data)
+        case: Case = {"name": name, "comment": comment, "op": "tag", **of, "data": data.hex()}
+        cases.append(case | {"expect": made.hex()})
+
+    ada = b"ada@example.org"
+    tag("everyday", "a text", ada)
+    tag("empty", "an empty value has a tag", b"")
+    tag("long", "longer than a block of SHA-256", b"x" * 200)
+    for bits in (1, 7, 8, 9, 13, 32, 64, 127):
+        tag(f"{bits} bits", "the bits after them are 0", ada, bits=bits)
+    tag("another key", "nothing in common", ada, key=D.hex())
+    tag("another label", "nothing in common", ada, label="users.login_index")
+    tag("another form", "nothing in common", ada, form="casefold-v1 str")
+    tag("a label that is not ASCII", "UTF-8", ada, label="caf\u00e9.\u4e2d")
+    tag("decimal", "1.00 and 1 have this tag", b"1", form="exact decimal")
+    tag("float", "both zeros have this tag", bytes(8), form="exact float")
+    tag("prefix", "the first three code points", b"ada", form="prefix 3 of exact str")
+    parts = ctx("index-parts", b"lovelace", b"1815-12-10")
+    tag("compound", "two values together", parts, form="compound [exact str, exact date]")
+    parts = ctx("index-parts", b"lovelace1", b"815-12-10")
+    tag("compound, otherwise split", "has another tag", parts, form="compound [exact str, exact date]")
+    salt = subkey(C, "index-salt", utf8("users.email_index"))[:16]
+    stretched = hash_secret_raw(ada, salt, 2, 19_456, 1, 32, Type.ID, 19)
+    tag("slow", "the data is what Argon2id makes", stretched, form="argon2id m=19456,t=2,p=1 of exact str")
+
+    def row(server_key: bytes, key: bytes, **changed: Any) -> Case:
+        of: Case = {"label": "users.email_index", "epoch": 1, "state": "active"} | changed
+        of |= {"key_id": key_id(key).hex(), "commitment": commitment(key).hex()}
+        wrapped = server_wrap(server_key, key, fixed(f"salt of {of['epoch']}", 24), index_key_context(of))
+        return of | {"wrapped": (b"\x14" + wrapped).hex(), "seal": index_seal(key, of).hex()}
+
+    def add(
+        name: str, comment: str, of: Case, expect: str, keys: Sequence[bytes] = (D,), **more: str
+    ) -> None:
+        assert outcome(lambda: open_index_key(keys, of)) == expect, name
+        case: Case = {
+            "name": name,
+            "comment": comment,
+            "op": "key",
+            "server_keys": [one.hex() for one in keys],
+        }
+        cases.append(case | {"row": of, **more, "expect": expect})
+
+    def good(name: str, comment: str, of: Case, keys: Sequence[bytes] = (D,), under: bytes = D) -> None:
+        salt = fixed(f"salt of {of['epoch']}", 24).hex()
+        add(name, comment, of, "ok", keys, key=C.hex(), server_key=under.hex(), salt=salt)
+
+    mine = row(D, C)
+    for state in ("active", "next", "ready", "moving", "retired"):
+        good(state, "a key in this state", row(D, C, state=state))
+    good("last epoch", "the largest number", row(D, C, epoch=0xFFFFFFFF))
+    good("second of two server keys", "an older one opens", mine, [B, D])
+    good(
+        "a row whose label is not ASCII",
+        "UTF-8, in the context and the seal",
+        row(D, C, label="caf\u00e9.\u4e2d"),
+    )
+    for name, comment, changed, expect in (
+        ("another state", "the key did not seal it", {"state": "next"}, "tampered"),
+        ("another epoch", "the wrap is bound to it", {"epoch": 2}, "refused"),
+        ("another label", "the wrap is bound to it", {"label": "users.login_index"}, "refused"),
+        ("another id", "the wrap is bound to it", {"key_id": key_id(B).hex()}, "refused"),
+        ("another commitment", "it is another key", {"commitment": commitment(B).hex()}, "tampered"),
+        ("no seal", "empty", {"seal": ""}, "tampered"),
+        ("seal cut", "31 bytes", {"seal": mine["seal"][:-2]}, "tampered"),
+        ("no wrap", "as of a key that was destroyed", {"wrapped": ""}, "format"),
+        ("another format", "a key under a key", {"wrapped": "11" + mine["wrapped"][2:]}, "format"),
+        ("wrap cut", "the provider refuses it", {"wrapped": mine["wrapped"][:-2]}, "refused"),
+    ):
+        add(f"changed: {name}", comment, mine | changed, expect)
+    seal = bytes.fromhex(mine["seal"])
+    for at in (0, 31):
+        add(f"flipped: seal, byte {at}", "altered", mine | {"seal": flip(seal, at).hex()}, "tampered")
+    other = row(D, C, epoch=2)
+    swapped = mine | {"epoch": 2, "seal": other["seal"]}
+    add("an old wrap in a new row", "whoever has the key cannot give it another epoch", swapped, "refused")
+    stated = row(D, C, state="retired")
+    add("a seal of another state", "put back", mine | {"seal": stated["seal"]}, "tampered")
+    add("another server key", "it is not configured", mine, "refused", [B])
+    return cases
+
+
 FILES: dict[str, tuple[str, Callable[[], list[Case]]]] = {
     "context.json": (
         "Section 1: contexts and references. No two inputs of one `op` encode alike.",
@@ -3575,6 +3701,10 @@ FILES: dict[str, tuple[str, Callable[[], list[Case]]]] = {
     "pepper.json": ("Section 10: secret slots under a pepper.", pepper_cases),
     "erasure_receipt.json": ("Section 11: erasure receipts, and what is signed.", erasure_receipt_cases),
     "ticket.json": ("Section 12: tickets: entries, wraps and texts.", ticket_cases),
+    "index.json": (
+        "Section 13: the tags of blind indexes, and the rows of a server's index keys.",
+        index_cases,
+    ),
 }
 
 

@@ -773,6 +773,34 @@ function parseTicket(string) {
   return Uint8Array.from(atob(standard), (letter) => letter.charCodeAt(0));
 }
 
+// ---------------------------------------------------------------- 13. blind indexes
+
+async function indexTag(key, label, form, bits, data) {
+  const derived = await subkey(key, "index", [utf8(label)]);
+  const mac = await hmac("SHA-256", derived, join(ctx("index-tag", utf8(form)), data));
+  const tag = mac.slice(0, Math.ceil(bits / 8));
+  if (bits % 8) tag[tag.length - 1] &= 0xff << (8 - (bits % 8));
+  return tag;
+}
+
+const indexKeyContext = (of) => ({
+  library: "sqlalchemy-envelope/v1",
+  index: of.label,
+  index_epoch: String(of.epoch),
+  index_key: of.key_id,
+});
+
+const indexSeal = async (key, of) =>
+  hmac("SHA-256", await subkey(key, "index-row"), ctx("index-row", utf8(of.label), u32(of.epoch), ascii(of.state)));
+
+async function openIndexKey(serverKeys, of) {
+  const blob = bytes(of.wrapped);
+  if (blob[0] !== 0x14) refuse("format");
+  const key = await serverUnwrap(serverKeys, blob.slice(1), indexKeyContext(of));
+  await checkKey(key, bytes(of.key_id), bytes(of.commitment));
+  return equal(await indexSeal(key, of), bytes(of.seal)) ? key : refuse("tampered");
+}
+
 // ---------------------------------------------------------------- one check per kind of case
 
 function expectEqual(actual, wanted) {
@@ -951,6 +979,18 @@ async function checkTicket(of) {
   if (of.expect === "ok") expectEqual(hex(await sealTicket(key, bytes(of.entries), bytes(of.salt))), of.blob);
 }
 
+async function checkIndex(of) {
+  if (of.op === "tag") {
+    expectEqual(hex(await indexTag(bytes(of.key), of.label, of.form, of.bits, bytes(of.data))), of.expect);
+    return;
+  }
+  const made = await result(() => openIndexKey(of.server_keys.map(bytes), of.row));
+  expectEqual(typeof made === "string" ? made : hex(made), of.expect === "ok" ? of.key : of.expect);
+  if (of.expect !== "ok") return;
+  const wrapped = await serverWrap(bytes(of.server_key), made, bytes(of.salt), indexKeyContext(of.row));
+  expectEqual(hex(wrapped), of.row.wrapped.slice(2));
+}
+
 async function checkValue(of) {
   if (of.op === "encode") {
     expectEqual(await result(() => encode(of.type, of.value)), of.expect);
@@ -1125,6 +1165,7 @@ const FILES = {
   "pepper.json": checkPepper,
   "erasure_receipt.json": checkErasureReceipt,
   "ticket.json": checkTicket,
+  "index.json": checkIndex,
 };
 
 process.removeAllListeners("warning"); // Node 20 calls X25519 in WebCrypto experimental, once a run

@@ -36,12 +36,14 @@ class ColumnNotes:
         previous: for an encrypted column, the key of its previous column.
         replaced_by: for a previous column, the key of the encrypted column.
         check_name: for an encrypted column in a CREATE TABLE of Alembic, the name of its CHECK.
+        guard: for a blind index, the key of its guard.
     """
 
     origin: Origin | None = None
     previous: str | None = None
     replaced_by: str | None = None
     check_name: str | None = None
+    guard: str | None = None
 
 
 _NO_NOTES = ColumnNotes()

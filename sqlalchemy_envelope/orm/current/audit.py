@@ -43,6 +43,7 @@ EventName = Literal[
     "campaign_provided", "campaign_closed", "campaign_shredded",
     # The end of keys
     "rotated", "provider_rotated", "pepper_rotated", "rows_sealed",
+    "index_rotated", "index_key_destroyed",
     "key_retired", "shredded", "orphans_swept",
 ]  # fmt: skip
 """The name of every event."""

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import ColumnElement, LargeBinary
+from sqlalchemy import Boolean, ColumnElement, LargeBinary, and_, bindparam, or_
 from sqlalchemy.sql import operators
-from sqlalchemy.sql.elements import BindParameter, ClauseElement
+from sqlalchemy.sql.elements import BindParameter, BooleanClauseList, ClauseElement
 from sqlalchemy.sql.lambdas import PyWrapper
 
 from sqlalchemy_envelope.crypto.blind_index import FULL_BITS
@@ -17,11 +17,12 @@ from sqlalchemy_envelope.orm.columns.previous import base_of, column_beside, pol
 from sqlalchemy_envelope.orm.indexes.among import among
 from sqlalchemy_envelope.orm.indexes.candidates import is_certain, rechecked
 from sqlalchemy_envelope.orm.indexes.given import SoughtParameter, given
+from sqlalchemy_envelope.orm.indexes.guards import guard_beside
 from sqlalchemy_envelope.orm.indexes.indexed import indexes_on
 from sqlalchemy_envelope.orm.indexes.kinds.kind import Wanted
 from sqlalchemy_envelope.orm.indexes.owner_conditions import ComparedTags, FoundRows
 from sqlalchemy_envelope.orm.indexes.previous_answers import by_previous
-from sqlalchemy_envelope.orm.indexes.sought import Sought
+from sqlalchemy_envelope.orm.indexes.sought import Rotating, Sought, Steady
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -155,12 +156,52 @@ def _joined(column: Any, indexes: Sequence[IndexedColumn], other: Any) -> Any:
     for index in indexes:
         for same in () if base is None else indexes_on(base):
             if index.is_like(same) and is_certain(index):
+                if index.scope == "server":
+                    return _same_tags(index, column, other, same)
                 mine, others = _tags(column, index), _tags(other, same)
                 if mine is None or others is None:
                     return None
-                compared = mine == others
-                return compared if index.scope == "server" else ComparedTags.of(index, compared)
+                return ComparedTags.of(index, mine == others)
     return None  # as without an index: it is refused if it is sent
+
+
+class _Followed(BooleanClauseList):
+    """The condition of a relationship. Python compares the keys of a dictionary so, too, and asks for a bool.
+
+    Attributes:
+        is_same: whether it compares a column with itself.
+    """
+
+    inherit_cache = True
+    is_same = False
+
+    def __bool__(self) -> bool:
+        return self.is_same
+
+
+def _same_tags(index: IndexedColumn, column: Any, other: Any, same: IndexedColumn) -> Any:
+    tags, others = _tags(column, index), _tags(other, same)
+    if tags is None or others is None:
+        return None
+    equal = tags == others
+    if index.guard is None or same.guard is None:
+        return equal
+    if {"foreign", "remote"} & (tags._annotations.keys() | others._annotations.keys()):
+        # A relationship compares what an object holds of its index, and an object holds no guard.
+        steady: Any = bindparam(None, callable_=Steady(index), unique=True, type_=Boolean())
+        followed: Any = and_(equal, steady)
+        followed.__class__ = _Followed
+        followed.is_same = hash(tags) == hash(others)
+        return followed
+    # A column of the same row: Python compares the keys of a dictionary so, too, and asks for a bool.
+    if hash(tags) == hash(others):
+        return equal
+    guard, other_guard = guard_beside(column, index.column), guard_beside(other, same.column)
+    if guard is None or other_guard is None:
+        return None  # a subquery leaves them out
+    # During a rotation the two rows may have the tags of two keys: then both have a guard.
+    rotates: Any = bindparam(None, callable_=Rotating(index), unique=True, type_=Boolean())
+    return or_(equal, and_(rotates, guard == other_guard))
 
 
 def _tags(column: Any, index: IndexedColumn) -> Any:

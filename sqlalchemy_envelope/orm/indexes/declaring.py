@@ -12,6 +12,7 @@ from sqlalchemy_envelope.orm.indexes import executing
 from sqlalchemy_envelope.orm.indexes.blind_index import BlindIndex
 from sqlalchemy_envelope.orm.indexes.candidates import refuse_unique
 from sqlalchemy_envelope.orm.indexes.comparisons import search
+from sqlalchemy_envelope.orm.indexes.guards import IndexGuard, add_guard
 from sqlalchemy_envelope.orm.indexes.indexed import forget_indexes, indexes_of_table
 from sqlalchemy_envelope.orm.tables.index_key_table import add_index_key_table
 
@@ -24,7 +25,7 @@ def declare_index(column: Column[Any], table: Any) -> bool:
     if not isinstance(table, Table):
         return False
     forget_indexes(table)
-    if not isinstance(column.type, BlindIndex):
+    if not isinstance(column.type, BlindIndex) or isinstance(column.type, IndexGuard):
         return False
     if column.type.label is None:
         column.type = column.type.labelled(f"{table.name}.{column.name}")
@@ -32,6 +33,7 @@ def declare_index(column: Column[Any], table: Any) -> bool:
     column.nullable = True  # NULL has no tag
     if column.type.scope == "server":
         add_index_key_table(table)
+        add_guard(column, table)
     answer_by(search)
     executing.listen()
     return True

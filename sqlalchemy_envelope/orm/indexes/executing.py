@@ -1,9 +1,13 @@
 """Which statement is being sent, and on which connection. SQLAlchemy asks for the values of a statement's
-parameters without a word about either, and the tags of a value are those of one database."""
+parameters without a word about either, and the tags of a value are those of one database.
+
+And since when the connection's transaction lasts: what it reads of index keys may be as old as that.
+"""
 
 from __future__ import annotations
 
 from contextvars import ContextVar
+from time import monotonic
 from typing import TYPE_CHECKING, Any, NamedTuple
 from weakref import ref
 
@@ -49,6 +53,7 @@ def listen() -> None:
     if not event.contains(Engine, "before_execute", _before_execute):
         event.listen(Engine, "before_execute", _before_execute, retval=True)
         event.listen(Engine, "before_cursor_execute", _before_cursor_execute)
+        event.listen(Engine, "begin", _begin)
 
 
 def _before_execute(
@@ -82,3 +87,44 @@ def connection_now() -> Connection | None:
     found = _NOW.get()
     connection: Connection | None = None if found is None else found[0]()
     return connection
+
+
+class Transaction:
+    """The present transaction of a connection.
+
+    Attributes:
+        begun_at: when it began, by `monotonic`.
+        checked: what it sees of index keys, by database and label: a progress that is also the newest.
+    """
+
+    __slots__ = ("_reads_snapshot", "begun_at", "checked")
+
+    def __init__(self) -> None:
+        self.begun_at = monotonic()
+        self.checked: dict[tuple[bytes, str], int] = {}
+        self._reads_snapshot: bool | None = None
+
+    def reads_snapshot(self, connection: Connection) -> bool:
+        """Whether its statements see the database as it was when the transaction began."""
+        if self._reads_snapshot is None:
+            one = connection.dialect.name == "sqlite" or connection.get_isolation_level() in _SNAPSHOTS
+            self._reads_snapshot = one
+        return self._reads_snapshot
+
+
+_TRANSACTION = "_sqlalchemy_envelope_transaction"
+"""The attribute of a connection with its `Transaction`."""
+_SNAPSHOTS = ("REPEATABLE READ", "SERIALIZABLE", "SNAPSHOT")
+
+
+def _begin(connection: Connection) -> None:
+    setattr(connection, _TRANSACTION, Transaction())
+
+
+def transaction_of(connection: Connection) -> Transaction:
+    """The present transaction of a connection."""
+    found: Transaction | None = getattr(connection, _TRANSACTION, None)
+    if found is None:  # it began before there was a blind index
+        found = Transaction()
+        setattr(connection, _TRANSACTION, found)
+    return found

@@ -12,6 +12,7 @@ from sqlalchemy_envelope.exceptions import ConfigurationError
 from sqlalchemy_envelope.orm.columns.origin import origin_of
 from sqlalchemy_envelope.orm.columns.plans import encrypted_column_of, mapper_of_table, plan_of_table
 from sqlalchemy_envelope.orm.indexes.blind_index import BlindIndex
+from sqlalchemy_envelope.orm.indexes.guards import IndexGuard, guard_of
 from sqlalchemy_envelope.orm.indexes.kinds.compound import Compound
 from sqlalchemy_envelope.orm.indexes.kinds.equal import Equal, Normalized
 from sqlalchemy_envelope.orm.indexes.kinds.prefix import Prefix
@@ -42,11 +43,24 @@ class IndexedColumn:
         kind: what it makes of their values.
         label: the name that its tags are bound to.
         path: the path from a row to its owner.
+        guard: the column with the tags of the next key during a rotation; None if the server holds no key.
         data_scope: the scope of the keys of its values. An index under an owner's key has an index key of
             that scope.
     """
 
-    __slots__ = ("bits", "column", "data_scope", "key", "kind", "label", "path", "scope", "sources", "type")
+    __slots__ = (
+        "bits",
+        "column",
+        "data_scope",
+        "guard",
+        "key",
+        "kind",
+        "label",
+        "path",
+        "scope",
+        "sources",
+        "type",
+    )
 
     def __init__(self, column: Column[Any], sources: Sequence[EncryptedColumn]) -> None:
         type_: BlindIndex = column.type  # type: ignore[assignment]  # only such columns come here
@@ -60,6 +74,7 @@ class IndexedColumn:
         self.label: str = type_.label or ""
         self.path: OwnerPath = self.sources[0].path
         self.data_scope = self.sources[0].scope
+        self.guard = guard_of(column)
 
     def hasher(self, key: KeyBytes) -> IndexHasher:
         """What makes the tags of this index under a key."""
@@ -104,9 +119,13 @@ def indexes_of_table(table: Table) -> tuple[IndexedColumn, ...]:
     records = records_of_table(table)
     known: tuple[IndexedColumn, ...] | None = records.get(_INDEXES)
     if known is None:
-        known = tuple(_resolved(one) for one in table.columns if isinstance(one.type, BlindIndex))
+        known = tuple(_resolved(one) for one in table.columns if _is_index(one))
         records[_INDEXES] = known
     return known
+
+
+def _is_index(column: Column[Any]) -> bool:
+    return isinstance(column.type, BlindIndex) and not isinstance(column.type, IndexGuard)
 
 
 def forget_indexes(table: Table) -> None:

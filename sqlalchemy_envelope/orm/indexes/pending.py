@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import LargeBinary, and_, bindparam, func, select, true, tuple_, update
+from sqlalchemy import LargeBinary, and_, bindparam, func, or_, select, true, tuple_, update
 
 from sqlalchemy_envelope.orm.columns.plans import mapper_of_table
 from sqlalchemy_envelope.orm.indexes.indexed import indexes_of_table
@@ -103,12 +103,15 @@ def update_tag(index: IndexedColumn) -> Update:
 
 
 def update_to_none(index: IndexedColumn, place: Place) -> Update:
-    """An UPDATE that takes the tags of an owner's rows away. Send it as `update_tag`."""
+    """An UPDATE that takes the tags of an owner's rows away, also those under a next key. Send it as
+    `update_tag`."""
     table: Table = index.column.table
     here = {one.name: one for one in (*table.primary_key.columns, *index.path.columns) if one.table is table}
-    raw = raw_table(table, [index.column], here.values())
-    tags = raw.c[index.column.name]
-    return update(raw).where(tags.is_not(None), is_of(index, place, raw)).values({tags: None})
+    both = [one for one in (index.column, index.guard) if one is not None]
+    raw = raw_table(table, both, here.values())
+    tags = [raw.c[one.name] for one in both]
+    has_any = or_(*(one.is_not(None) for one in tags))
+    return update(raw).where(has_any, is_of(index, place, raw)).values(dict.fromkeys(tags))
 
 
 def converted(index: IndexedColumn, values: Sequence[Any]) -> Iterator[Any]:

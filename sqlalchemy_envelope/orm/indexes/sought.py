@@ -11,7 +11,7 @@ from sqlalchemy_envelope.crypto.frames import emptying
 from sqlalchemy_envelope.exceptions import StatementRefusedError
 from sqlalchemy_envelope.orm.indexes.executing import Execution, execution_now, resume
 from sqlalchemy_envelope.orm.indexes.owner_keys import owner_hashers, require_few
-from sqlalchemy_envelope.orm.indexes.server_keys import server_hashers
+from sqlalchemy_envelope.orm.indexes.server_keys import Moves, moves_of, server_hashers
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -132,6 +132,49 @@ def require_execution(index: IndexedColumn) -> tuple[tuple[Any, ...], Connection
             f"The tags of {index.label!r} are made when a statement is sent: there are none to show."
         )
     return execution, connection
+
+
+class Rotating:
+    """Gives a parameter its value: whether the rows of an index may have the tags of two keys."""
+
+    __slots__ = ("_index",)
+
+    def __init__(self, index: IndexedColumn) -> None:
+        self._index = index
+
+    def __call__(self) -> bool:
+        """Whether a rotation goes on.
+
+        Raises:
+            StatementRefusedError: no statement is being sent.
+        """
+        return self._states().is_rotating
+
+    def _states(self) -> Moves:
+        execution, connection = require_execution(self._index)
+        try:
+            return moves_of(connection, self._index)
+        finally:
+            resume(execution)
+
+
+class Steady(Rotating):
+    """Gives a parameter the value True, unless rows are being moved to another key."""
+
+    __slots__ = ()
+
+    def __call__(self) -> bool:
+        """True.
+
+        Raises:
+            StatementRefusedError: rows are being moved, or no statement is being sent.
+        """
+        if not self._states().by_guard:
+            return True
+        raise StatementRefusedError(
+            f"{self._index.label!r} is being moved to another index key, and a relationship by its tags "
+            "would miss rows meanwhile. Look for the value instead, or wait until `rotate_index` is done."
+        )
 
 
 def _hashers(connection: Connection, index: IndexedColumn) -> Sequence[IndexHasher]:

@@ -51,8 +51,9 @@ def add_index_key_table(table: Table) -> Table:
             Column("commitment", LargeBinary(32), nullable=False),
             Column("provider_ref", String(255), nullable=False),
             Column("wrapped", LargeBinary, nullable=False),
+            Column("seal", LargeBinary(32), nullable=False),
             Column("created_at", DateTime(timezone=True), nullable=False, default=now),
-            Column("retired_at", DateTime(timezone=True)),
+            Column("changed_at", DateTime(timezone=True), nullable=False, default=now),
             UniqueConstraint("label", "epoch", name=f"uq_{name}_epoch"[:LONGEST_NAME]),
             schema=table.schema,
         )

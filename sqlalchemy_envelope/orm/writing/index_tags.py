@@ -28,13 +28,15 @@ if TYPE_CHECKING:
 class IndexTags:
     """The tags of one statement's rows."""
 
-    __slots__ = ("_hashers", "_indexes", "_options", "_rows")
+    __slots__ = ("_guarded", "_guards", "_hashers", "_indexes", "_options", "_rows")
 
     def __init__(self, rows: WrittenRows, options: Any) -> None:
         self._rows = rows
         self._options = options
         self._indexes = indexes_of_table(rows.plan.table)
         self._hashers: dict[IndexedColumn, IndexHasher] = {}
+        self._guards: dict[IndexedColumn, IndexHasher | None] = {}
+        self._guarded: dict[IndexedColumn, bool] = {}
 
     def add(self, rows: Sequence[dict[str, Any]]) -> None:
         """Put the tags of the values into these rows, which are not encrypted yet. An index under the owners'
@@ -84,6 +86,23 @@ class IndexTags:
         tags: Any = repeat(None)
         if datas.count(None) < len(datas):
             tags = (self._hasher(index) if hasher is None else hasher).tags(datas)
+        for row, tag in zip(rows, tags, strict=False):
+            row[name] = None if tag is None else (TAG, tag)
+        if index.guard is not None:
+            self._add_guards(index, index.guard.key, rows, datas)
+
+    def _add_guards(
+        self, index: IndexedColumn, name: str, rows: Sequence[dict[str, Any]], datas: Sequence[bytes | None]
+    ) -> None:
+        """Put the tags under the next key beside those of the index. Where there is none, a row that exists
+        may have one all the same, of its value before: it is emptied."""
+        hasher = self._guards.get(index)
+        if index not in self._guarded:  # all rows of a statement have the same parameters
+            may_be_there = not self._rows.inserts or self._rows.upserts or index not in self._guards
+            self._guarded[index] = may_be_there or hasher is not None
+        if not self._guarded[index]:
+            return
+        tags: Any = repeat(None) if hasher is None else hasher.tags(datas)
         for row, tag in zip(rows, tags, strict=False):
             row[name] = None if tag is None else (TAG, tag)
 
@@ -155,4 +174,5 @@ class IndexTags:
             found = server_hashers(self._rows.connection, index, makes=True, options=self._options)
             assert found.writes is not None  # noqa: S101 - it was made
             known = self._hashers[index] = found.writes
+            self._guards[index] = found.guards
         return known

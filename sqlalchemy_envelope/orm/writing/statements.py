@@ -29,6 +29,7 @@ from sqlalchemy_envelope.orm.writing.forms import (
     with_ctes,
 )
 from sqlalchemy_envelope.orm.writing.gate import check_compiled
+from sqlalchemy_envelope.orm.writing.guard_upserts import upsert_guards
 from sqlalchemy_envelope.orm.writing.index_copies import check_copied_indexes, upsert_indexes
 from sqlalchemy_envelope.orm.writing.marks import is_marked, mark, mark_lasting
 from sqlalchemy_envelope.orm.writing.moves import check_moves
@@ -140,6 +141,7 @@ class _StatementWriter:
     ) -> None:
         self._plan = plan
         self._nested = nested
+        self._options = options
         self._statement: Any = statement
         self._rows = WrittenRows(plan, connection, statement)
         self._owners = RowOwners(self._rows, options)
@@ -154,6 +156,7 @@ class _StatementWriter:
                 self._statement = upsert_previous(self._plan, self._statement)
             check_upsert(self._plan, self._statement)
             self._statement = upsert_indexes(self._plan.table, self._statement)
+            self._statement = self._with_guards()
             if self._statement._multi_values:
                 return self._write_multiple_values(multiparams), multiparams, params
         statement, multiparams, params = self._write_rows(multiparams, params)
@@ -162,6 +165,9 @@ class _StatementWriter:
             rows, paths = multiparams or [params], self._owners.under_using
             statement = of_owner(self._rows.connection, statement, rows, self._plan, paths, using)
         return statement, multiparams, params
+
+    def _with_guards(self) -> Any:
+        return upsert_guards(self._rows.connection, self._plan.table, self._statement, self._options)
 
     def _write_rows(self, multiparams: Any, params: Any) -> tuple[Any, Any, Any]:
         statement, assignments = self._statement, self._rows.assignments

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy_envelope.crypto.frames import emptying_class
 from sqlalchemy_envelope.orm.current.desk import Desk
 from sqlalchemy_envelope.orm.verbs.envelope.async_steps import AsyncSteps, plain_async
+from sqlalchemy_envelope.orm.verbs.rotation.index_keys import open_steps
+from sqlalchemy_envelope.orm.verbs.rotation.index_rotation import IndexRotation, index_job, index_steps
 from sqlalchemy_envelope.orm.verbs.rotation.owner_rotation import AsyncRotating
 from sqlalchemy_envelope.orm.verbs.rotation.provider_rotation import (
     ProviderRotation,
@@ -79,6 +81,21 @@ class AsyncRotationVerbs(AsyncSteps):
                 session, lambda plain: rotation_steps(Desk(plain, self.envelope.policy), job, so_far)
             ),
         )
+
+    def rotate_index(
+        self, session: AnyAsyncSession, index: Any, *, batch: int = 500, alone: bool = False
+    ) -> AsyncRotating[IndexRotation]:
+        """As `Envelope.rotate_index`, for `async for`."""
+        job, policy = index_job(index, batch, alone=alone), self.envelope.policy
+        return AsyncRotating(
+            IndexRotation(job.index.label),
+            lambda so_far: self.run(session, lambda plain: index_steps(Desk(plain, policy), job, so_far)),
+        )
+
+    async def open_index_keys(self, session: AnyAsyncSession, base: Any) -> int:
+        """As `Envelope.open_index_keys`."""
+        policy = self.envelope.policy
+        return await self.run(session, lambda plain: open_steps(Desk(plain, policy), base))
 
     async def kdf_standing(self, session: AnyAsyncSession, owner_class: type[Any]) -> list[KdfStanding]:
         """As `Envelope.kdf_standing`."""

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy_envelope.crypto.frames import emptying_class
 from sqlalchemy_envelope.orm.verbs.envelope.envelope_steps import EnvelopeSteps, plain_session
+from sqlalchemy_envelope.orm.verbs.rotation.index_keys import open_steps
+from sqlalchemy_envelope.orm.verbs.rotation.index_rotation import IndexRotation, index_job, index_steps
 from sqlalchemy_envelope.orm.verbs.rotation.kdf_standing import kdf_standing
 from sqlalchemy_envelope.orm.verbs.rotation.key_destruction import destroy_key
 from sqlalchemy_envelope.orm.verbs.rotation.key_references import key_references
@@ -132,6 +134,58 @@ class RotationVerbs(EnvelopeSteps):
     def _rotation(self, session: AnySession, job: RotationJob) -> Rotating[ProviderRotation]:
         desk = self._desk(plain_session(session))
         return Rotating(ProviderRotation(), lambda so_far: self.run(rotation_steps(desk, job, so_far)))
+
+    def rotate_index(
+        self, session: AnySession, index: Any, *, batch: int = 500, alone: bool = False
+    ) -> Rotating[IndexRotation]:
+        """Put a new key in the place of the key of a blind index whose scope is the server. Values are found
+        meanwhile, and a unique index stays unique. Each turn of a loop over the result does one batch, and
+        the loop commits:
+
+            with envelope.server_mode(session, provider="server", reason="index key rotated"):
+                for so_far in envelope.rotate_index(session, User.email_index):
+                    session.commit()
+
+        Tags are made of values. So a row is moved if a key that is open around the loop opens its values: in
+        server mode, the keys of owners with a slot of the provider. If rows are left (`so_far.pending`), both
+        keys stay, and both are looked for. Such a row gets its new tag when its value is written next. Run it
+        again where their owners are open, or later: it goes on where it was.
+
+        Between its steps the run waits for about half a minute, five times: until every process knows the
+        step. At the end the key before is destroyed. Run it again after an interruption, or beside another
+        run.
+
+        Args:
+            session: a session of the job's own: between two turns its transaction ends. On PostgreSQL its
+                isolation level is READ COMMITTED.
+            index: the mapped attribute of the index, or its column.
+            batch: the highest number of rows in one turn, and so in one transaction.
+            alone: whether no other process uses the database, and no other thread. Then nothing is waited
+                for.
+
+        Raises:
+            ConfigurationError: no such index, or a turn that was not committed.
+            KeyNotFoundError: rows have tags, and there is no key.
+            TamperedKeyError: the row of a key was altered.
+            ProviderError: a provider over the network failed.
+        """
+        job, desk = index_job(index, batch, alone=alone), self._desk(plain_session(session))
+        start = IndexRotation(job.index.label)
+        return Rotating(start, lambda so_far: self.run(index_steps(desk, job, so_far)))
+
+    def open_index_keys(self, session: AnySession, base: Any) -> int:
+        """Open the index keys of the server that the models of a declarative base use, and make those that
+        are missing. Call it when the process starts, and commit. It returns how many are open.
+
+        A provider over a network needs it: a statement does not wait for one. New keys of a rotation are then
+        opened beside the application, while it looks for values as before.
+
+        Raises:
+            ConfigurationError: no provider of a key's name is configured here.
+            ProviderError: a provider failed.
+            TamperedKeyError: the row of a key was altered.
+        """
+        return self.run(open_steps(self._desk(plain_session(session)), base))
 
     def kdf_standing(self, session: AnySession, owner_class: type[Any]) -> list[KdfStanding]:
         """Count the secret slots of a class by the cost of their derivation. Slots that fall short of the

@@ -19,6 +19,7 @@ from sqlalchemy import LargeBinary, case, func, or_, select
 
 from sqlalchemy_envelope.crypto.aead import FORMAT_VALUE
 from sqlalchemy_envelope.exceptions import ConfigurationError, KeyInUseError, KeyNotFoundError
+from sqlalchemy_envelope.keys.index_keys import IndexKeyState
 from sqlalchemy_envelope.keys.model import KeyState, Purpose, SlotKind
 from sqlalchemy_envelope.keys.providers.calls import FORMAT_PROVIDER
 from sqlalchemy_envelope.orm.indexes.pending import indexes_of, is_of
@@ -27,6 +28,7 @@ from sqlalchemy_envelope.orm.tables.binds import bind_for
 from sqlalchemy_envelope.orm.tables.owners import Place, owner_class_of
 from sqlalchemy_envelope.orm.tables.raw_tables import UNCACHED, is_there, raw_table
 from sqlalchemy_envelope.orm.tables.slot_rows import in_utc
+from sqlalchemy_envelope.orm.verbs.rotation.index_keys import key_tables
 from sqlalchemy_envelope.orm.writing.namesakes import encrypted_tables
 from sqlalchemy_envelope.words import counted
 
@@ -53,7 +55,8 @@ class KeyReference:
 
     Attributes:
         place: the column, as `table.column`.
-        what: "value", "tag", "wrap", "grant", "slot", "row seal", "ticket" or "emergency access".
+        what: "value", "tag", "wrap", "grant", "slot", "row seal", "ticket", "emergency access" or "index
+            key".
         count: the number of rows.
         needed: whether these rows become useless without the key. Otherwise they lead to the key, and are
             destroyed with it.
@@ -129,7 +132,7 @@ class KeyReferences:
 
 _SHOWN = {
     what: (f"{what} under it", f"{what}s under it")
-    for what in ("value", "tag", "grant", "slot", "row seal", "ticket")
+    for what in ("value", "tag", "grant", "slot", "row seal", "ticket", "index key")
 } | {
     "wrap": ("key under it", "keys under it"),
     "emergency access": ("emergency access under it", "emergency accesses under it"),
@@ -410,6 +413,12 @@ def _of_server_key(desk: Desk, base: Any, key_id: bytes) -> KeyReferences:
         for emergency in owner_class.emergencies:
             share = emergency.table.c.server_share
             references.append(scan.where(share, _begins(share, key_id), "emergency access", needed=True))
+    for table, mapper in key_tables(metadata_of(base)):
+        scan, wrapped = _Scan(desk.session, mapper), table.c.wrapped
+        is_named = table.c.provider_ref.endswith(f" server:{key_id.hex()}", autoescape=True)
+        is_under = _begins(wrapped, bytes([FORMAT_PROVIDER]) + key_id)
+        is_under |= is_named & (table.c.state != IndexKeyState.DESTROYED.value)
+        references.append(scan.where(wrapped, is_under, "index key", needed=True))
     known = desk.policy.seals.server_key_ids
     state = "unknown" if key_id not in known else "active" if key_id == known[0] else "configured"
     return KeyReferences(f"server:{key_id.hex()}", "server", state, tuple(references))

@@ -1,4 +1,5 @@
-"""Rotation of an outside key: the KEKs of a provider's slots are wrapped anew, and the row seals are renewed.
+"""Rotation of an outside key: the KEKs of a provider's slots and the index keys of the server are wrapped
+anew, and the row seals are renewed.
 
 No owner is opened, and no root key or data key changes. Many slots share one KEK, which is wrapped once. What
 the provider wrapped is unwrapped again before the old wrap is overwritten, so that the old wrap stays until
@@ -26,6 +27,7 @@ from sqlalchemy_envelope.orm.current.policy import note_policy
 from sqlalchemy_envelope.orm.tables.owners import owner_class_of
 from sqlalchemy_envelope.orm.tables.renewals import Renewals, RenewedSlot
 from sqlalchemy_envelope.orm.verbs.emergency_shares import moved_shares
+from sqlalchemy_envelope.orm.verbs.rotation.index_keys import rewrap_steps
 from sqlalchemy_envelope.orm.verbs.settling.settle_batch import RefusedOwner
 
 if TYPE_CHECKING:
@@ -63,6 +65,7 @@ class ProviderRotation:
         seals: the number of rows that were sealed under the active server key, and of emergency accesses
             whose server's share was wrapped under it.
         last: the primary key of the last owner that was looked at.
+        index_keys: the number of index keys of the server that were put under the key that wraps now.
     """
 
     rotated: int = 0
@@ -73,6 +76,7 @@ class ProviderRotation:
     slots: int = 0
     seals: int = 0
     last: PrimaryKey | None = None
+    index_keys: int = 0
 
 
 @dataclass
@@ -121,6 +125,12 @@ def rotation_job(
 def rotation_steps(desk: Desk, job: RotationJob, so_far: ProviderRotation) -> Steps[ProviderRotation | None]:
     """The steps of one batch; None after the last one."""
     note_policy(desk.session, desk.policy)
+    if so_far.last is None and job.provider is not None:
+        mapper = job.owner_class.mapper
+        metadatas: Any = (mapper.local_table.metadata, mapper.registry.metadata)  # type: ignore[attr-defined]
+        rewrapped = yield from rewrap_steps(desk, metadatas, job.provider)
+        if rewrapped:
+            return replace(so_far, index_keys=so_far.index_keys + rewrapped)
     batch = _Batch(desk, job, so_far.last)
     if not batch.primary_keys:
         return None
@@ -145,6 +155,7 @@ def rotation_steps(desk: Desk, job: RotationJob, so_far: ProviderRotation) -> St
         so_far.slots + written.slots,
         so_far.seals + written.seals,
         batch.primary_keys[-1],
+        so_far.index_keys,
     )
 
 
