@@ -82,6 +82,10 @@ from sqlalchemy_envelope.orm.indexes.leakage.public_values import PublicValues
 from sqlalchemy_envelope.orm.indexes.leakage.report import Leakage
 from sqlalchemy_envelope.orm.indexes.matching import matches
 from sqlalchemy_envelope.orm.indexes.normalizers import register_normalizer
+from sqlalchemy_envelope.orm.indexes.token_grams import Grams
+from sqlalchemy_envelope.orm.indexes.token_index import token_index
+from sqlalchemy_envelope.orm.indexes.token_starts import Starts
+from sqlalchemy_envelope.orm.indexes.token_words import Words, register_splitter
 from sqlalchemy_envelope.orm.reading.binary_results import binary_results
 from sqlalchemy_envelope.orm.sessions.emergency_request import EmergencyRequest
 from sqlalchemy_envelope.orm.sessions.key_slots import KeySlot, KeySlots
@@ -119,6 +123,7 @@ from sqlalchemy_envelope.orm.verbs.status.grant_status import GrantStatus, Owner
 from sqlalchemy_envelope.orm.verbs.status.lock_answer import WhyLocked
 from sqlalchemy_envelope.orm.verbs.status.pending_rows import PendingIndexRows
 from sqlalchemy_envelope.orm.verbs.tickets import IssuedTicket
+from sqlalchemy_envelope.orm.writing.token_filling import fill_tokens, stale_tokens
 
 _hooks.register()
 
@@ -155,6 +160,7 @@ __all__ = [
     "GrantNames",
     "GrantStanding",
     "GrantStatus",
+    "Grams",
     "IndexRotation",
     "IssuedTicket",
     "KdfParametersError",
@@ -225,6 +231,7 @@ __all__ = [
     "Settled",
     "SharesError",
     "SharesSwept",
+    "Starts",
     "StatementRefusedError",
     "TableThrottle",
     "TamperedKeyError",
@@ -247,6 +254,7 @@ __all__ = [
     "VaultTransit",
     "WeakSecretError",
     "WhyLocked",
+    "Words",
     "WriteOnlySession",
     "binary_results",
     "check_receipt",
@@ -254,6 +262,10 @@ __all__ = [
     "plan_bits",
     "matches",
     "register_normalizer",
+    "fill_tokens",
+    "register_splitter",
     "should_retry",
+    "stale_tokens",
     "throttle_table",
+    "token_index",
 ]

@@ -23,6 +23,8 @@ from sqlalchemy_envelope.orm.current.locks import takes_locks
 from sqlalchemy_envelope.orm.indexes import fresh_attributes, guards, owned
 from sqlalchemy_envelope.orm.indexes.declaring import check_indexes, declare_index
 from sqlalchemy_envelope.orm.indexes.owner_conditions import check_conditions
+from sqlalchemy_envelope.orm.indexes.token_comparisons import refuse_negated
+from sqlalchemy_envelope.orm.indexes.token_tables import check_groups, check_tokens, declare_tokens
 from sqlalchemy_envelope.orm.reading import (
     candidates,
     destroyed,
@@ -58,6 +60,7 @@ from sqlalchemy_envelope.orm.writing import (
     refusals,
     sole_owners,
     statements,
+    token_rows,
 )
 from sqlalchemy_envelope.orm.writing.plain import is_plain
 
@@ -71,6 +74,7 @@ def register() -> None:
     event.listen(Mapper, "after_configured", key_grant.check_all)
     event.listen(Mapper, "after_configured", emergency_access.check_all)
     event.listen(Mapper, "after_configured", owned.check_all)
+    event.listen(Mapper, "after_configured", check_groups)
 
 
 def _on_column(column: Column[Any], table: Any) -> None:
@@ -204,6 +208,7 @@ def _check(connection: Connection, sql: str, compiled: Any, execution: Any) -> N
     elements = list(forms.elements_in(*gate.statements_of(compiled)))
     again = gate.check_writes(connection, compiled, elements, execution.execution_options)
     refusals.check(compiled, elements)
+    refuse_negated(elements)
     check_conditions(elements)
     writes_in_query = _looks_again(connection, compiled, elements)
     if again or changes_tables or writes_in_query:
@@ -270,6 +275,8 @@ def _on_mapper_constructed(mapper: Mapper[Any], cls: type[Any]) -> None:
     if key_owner.is_sole(mapper):
         event.listen(mapper, "before_insert", sole_owners.before_insert, raw=True, propagate=True)
     note_mapper(mapper)
+    if declare_tokens(mapper, cls):
+        token_rows.listen()
     deciders.expect(mapper)
     map_previous(mapper)
 
@@ -281,6 +288,7 @@ def _on_mapper_configured(mapper: Mapper[Any], cls: type[Any]) -> None:
     plan = check_mapper(mapper)
     check_indexes(mapper)
     owned.check_mapper(mapper)
+    check_tokens(mapper)
     if not plan:
         return
     for attribute in plan:

@@ -26,7 +26,7 @@ from sqlalchemy_envelope.orm.columns.format import ColumnFormat, Replacement
 from sqlalchemy_envelope.orm.columns.owner_spec import OwnerSpec, check_spec
 from sqlalchemy_envelope.orm.columns.previous import PreviousColumn, previous_of
 from sqlalchemy_envelope.orm.columns.sealed import CIPHERTEXT, Sealed
-from sqlalchemy_envelope.orm.columns.searching import answered
+from sqlalchemy_envelope.orm.columns.searching import answered, has_word_op, has_words_op
 
 _BYTES = (bytes, bytearray, memoryview)
 _PASSED_BY = "its row was not looked at when it was fetched. Read it through SQLAlchemy's own result"
@@ -73,6 +73,14 @@ class _EncryptedComparator(TypeEngine.Comparator[Any]):
     @emptying
     def reverse_operate(self, op: Any, other: Any, **kwargs: Any) -> NoReturn:
         raise refused(self.expr, op)
+
+    def has_word(self, word: str) -> Any:
+        """Find the texts that have this word. A token index of words answers it."""
+        return self.operate(has_word_op, word)
+
+    def has_words(self, text: str) -> Any:
+        """Find the texts that have all words of this text."""
+        return self.operate(has_words_op, text)
 
 
 def _null_test(column: Any, op: Any, tested: Any) -> Any:

@@ -149,14 +149,14 @@ def _resolved(column: Column[Any]) -> IndexedColumn:
     check_entropy(column, sources, type_.allow_low_entropy)
     index = IndexedColumn(column, sources)
     if index.scope != "server":
-        _note_owners(index)
+        note_owners(index)
     if origin_of(index.sources[0].column) is None:  # no copy of a table for another MetaData
         for owner_class in index.path.owner_classes:
             owner_class.index_tables[column.table] = None
     return index
 
 
-def _note_owners(index: IndexedColumn) -> None:
+def note_owners(index: IndexedColumn) -> None:
     """Have an index key made for each owner of the values.
 
     Raises:

@@ -12,6 +12,7 @@ from sqlalchemy import LargeBinary, and_, bindparam, func, or_, select, true, tu
 
 from sqlalchemy_envelope.orm.columns.plans import mapper_of_table
 from sqlalchemy_envelope.orm.indexes.indexed import indexes_of_table
+from sqlalchemy_envelope.orm.indexes.tokenized import tokenized_of_table
 from sqlalchemy_envelope.orm.tables.raw_tables import raw_table
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Column, ColumnElement, Select, Table, Update
 
     from sqlalchemy_envelope.orm.indexes.indexed import IndexedColumn
+    from sqlalchemy_envelope.orm.indexes.tokenized import TokenizedColumn
     from sqlalchemy_envelope.orm.tables.owners import OwnerClass, Place
 
 
@@ -29,6 +31,16 @@ def indexes_of(owner_class: OwnerClass) -> list[IndexedColumn]:
         index
         for table in list(owner_class.index_tables)
         for index in indexes_of_table(table)
+        if owner_class in index.path.owner_classes
+    ]
+
+
+def token_indexes_of(owner_class: OwnerClass) -> list[TokenizedColumn]:
+    """The token indexes of texts under keys of these owners, of every scope."""
+    return [
+        index
+        for table in list(owner_class.index_tables)
+        for index in tokenized_of_table(table)
         if owner_class in index.path.owner_classes
     ]
 

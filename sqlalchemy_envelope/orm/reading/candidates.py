@@ -36,6 +36,7 @@ from sqlalchemy_envelope.orm.columns.sealed import Sealed
 from sqlalchemy_envelope.orm.current.context import server_hint
 from sqlalchemy_envelope.orm.indexes.candidates import names_of
 from sqlalchemy_envelope.orm.indexes.sought import Sought
+from sqlalchemy_envelope.orm.indexes.token_comparisons import looked_up
 from sqlalchemy_envelope.orm.reading import schema_maps
 from sqlalchemy_envelope.orm.reading.origins import origins_of, output_column, trace
 
@@ -290,6 +291,8 @@ def _required(root: Any) -> dict[int, Any]:
             waiting += one.clauses
         elif _looks_up(one) and id(one.right) not in found:
             found[id(one.right)] = one.left
+        elif (in_tokens := looked_up(one)) is not None and id(in_tokens[0]) not in found:
+            found[id(in_tokens[0])] = in_tokens[1]
         else:
             others.append(one)
     where = {id(one) for one in root._where_criteria}

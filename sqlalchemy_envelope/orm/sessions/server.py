@@ -31,6 +31,7 @@ from sqlalchemy_envelope.orm.sessions.fetched_keys import FetchedKeys
 from sqlalchemy_envelope.orm.sessions.found_keys import FoundBySession
 from sqlalchemy_envelope.orm.sessions.kept_keys import KeptKeys
 from sqlalchemy_envelope.orm.sessions.new_owners import NewOwners, first_keys, no_such_owner
+from sqlalchemy_envelope.orm.sessions.pending_tokens import fill_pending_tokens
 from sqlalchemy_envelope.orm.sessions.provider_grants import ProviderGrants
 from sqlalchemy_envelope.orm.sessions.provider_slots import ProviderSlots
 from sqlalchemy_envelope.orm.sessions.unlocked import UnlockedSession
@@ -232,6 +233,11 @@ class ServerSession(UnlockedSession):
                 opened.values(),
                 lambda place, index: keyring.index_writer(place.owner, index.data_scope, index),
                 stores_column,
+            )
+            fill_pending_tokens(
+                desk.session,
+                opened.values(),
+                lambda place, index: keyring.index_writer(place.owner, index.data_scope, index),
             )
         for place in opened.values():
             self._kept.owners.renew(place.owner)

@@ -28,6 +28,7 @@ from sqlalchemy_envelope.orm.reading import destroyed
 from sqlalchemy_envelope.orm.sessions.former_owners import FormerOwners
 from sqlalchemy_envelope.orm.sessions.granted_keys import GrantedKeys
 from sqlalchemy_envelope.orm.sessions.own_verbs import OwnVerbs
+from sqlalchemy_envelope.orm.sessions.pending_tokens import fill_pending_tokens
 from sqlalchemy_envelope.orm.sessions.scope import Scope
 from sqlalchemy_envelope.orm.sharing.active_keys import ActiveKeys
 from sqlalchemy_envelope.orm.sharing.index_epochs import renew_index_keys
@@ -231,6 +232,11 @@ class UnlockedSession(OwnVerbs, Scope):
                 places,
                 lambda place, index: self._keyring.index_writer(place.owner, index.data_scope, index),
                 stores_column,
+            )
+            fill_pending_tokens(
+                session,
+                places,
+                lambda place, index: self._keyring.index_writer(place.owner, index.data_scope, index),
             )
 
     def settle_for(self, session: Session, owner: OwnerId) -> None:

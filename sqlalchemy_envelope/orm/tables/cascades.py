@@ -20,7 +20,7 @@ from sqlalchemy_envelope.orm.tables.records import records_of_table
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from sqlalchemy import Table
+    from sqlalchemy import Connection, Table
     from sqlalchemy.ext.asyncio import AsyncEngine
     from sqlalchemy.orm import Mapper, Session
 
@@ -79,13 +79,25 @@ def require_cascades(session: Session, mapper: Mapper[Any]) -> None:
     if _needs_none.get():
         return
     connection = session.connection(bind_arguments=bind_for(session, mapper))
+    require_foreign_keys(connection, "deleting an owner would leave its keys behind")
+
+
+def require_foreign_keys(connection: Connection, otherwise: str) -> None:
+    """Refuse an engine on which foreign keys are not enforced. Each engine is asked once.
+
+    Args:
+        otherwise: what would happen.
+
+    Raises:
+        ConfigurationError: SQLite with `PRAGMA foreign_keys` off.
+    """
     engine = connection.engine
     if engine in _cascading:
         return
     if engine.dialect.name == "sqlite" and not connection.exec_driver_sql("PRAGMA foreign_keys").scalar():
         raise ConfigurationError(
-            "SQLite does not enforce foreign keys on this engine: deleting an owner would leave its keys "
-            "behind. Call `sqlalchemy_envelope.enforce_foreign_keys(engine)` right after create_engine(): "
+            f"SQLite does not enforce foreign keys on this engine: {otherwise}. Call "
+            "`sqlalchemy_envelope.enforce_foreign_keys(engine)` right after create_engine(): "
             "connections that were opened before are not covered."
         )
     _cascading.add(engine)

@@ -71,7 +71,7 @@ class IndexTags:
             NormalizationError: the normaliser of an index makes nothing of a value.
         """
         for index, hasher in hashers:
-            if not self._is_written(index, rows[0]):
+            if index not in self._indexes or not self._is_written(index, rows[0]):
                 continue
             if hasher is None:
                 self._datas(index, rows)

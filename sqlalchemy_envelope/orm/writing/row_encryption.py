@@ -14,6 +14,7 @@ from sqlalchemy.sql.elements import ClauseElement
 from sqlalchemy_envelope.crypto.aead import NO_ROW, Batch
 from sqlalchemy_envelope.orm.columns.sealed import CIPHERTEXT
 from sqlalchemy_envelope.orm.indexes.indexed import indexes_of_table
+from sqlalchemy_envelope.orm.indexes.tokenized import as_indexed, tokenized_of_table
 from sqlalchemy_envelope.orm.writing.defaults import with_defaults
 from sqlalchemy_envelope.orm.writing.index_tags import IndexTags
 from sqlalchemy_envelope.orm.writing.owner_columns import require_uniform
@@ -21,6 +22,7 @@ from sqlalchemy_envelope.orm.writing.previous_columns import add_previous
 from sqlalchemy_envelope.orm.writing.row_ciphers import RowCiphers
 from sqlalchemy_envelope.orm.writing.row_moves import check_row_moves
 from sqlalchemy_envelope.orm.writing.row_references import RowReferences
+from sqlalchemy_envelope.orm.writing.token_rows import TokenRows
 from sqlalchemy_envelope.orm.writing.unstorable import unstorable
 
 if TYPE_CHECKING:
@@ -77,9 +79,13 @@ class _Group(NamedTuple):
 
 
 class RowEncryption:
-    """Encrypts the rows of one statement."""
+    """Encrypts the rows of one statement.
 
-    __slots__ = ("_ciphers", "_groups", "_owners", "_prepares", "_references", "_rows", "_tags")
+    Attributes:
+        tokens: the tags of its texts; None if its table has no token index.
+    """
+
+    __slots__ = ("_ciphers", "_groups", "_owners", "_prepares", "_references", "_rows", "_tags", "tokens")
 
     def __init__(self, rows: WrittenRows, owners: RowOwners, options: Any) -> None:
         self._rows = rows
@@ -88,8 +94,10 @@ class RowEncryption:
         self._references = RowReferences(rows)
         self._ciphers = RowCiphers(rows, owners, self._references)
         indexes = indexes_of_table(rows.plan.table)
+        tokenized = tokenized_of_table(rows.plan.table)
         self._tags = IndexTags(rows, options) if indexes else None
-        owned = [one for one in indexes if one.scope != "server"]
+        self.tokens = TokenRows(rows, options) if tokenized else None
+        owned = [one for one in (*indexes, *map(as_indexed, tokenized)) if one.scope != "server"]
         self._groups = [
             _Group(
                 path,
@@ -133,11 +141,15 @@ class RowEncryption:
                 self._prepare(row)
         if self._tags is not None:
             self._tags.add(chunk)
+        if self.tokens is not None:
+            self.tokens.add(chunk)
         # All owners first: finding them compares plaintext of the row with what objects hold.
         by_owner = [owned for group in self._groups for owned in self._by_owner(chunk, group)]
         for owned in by_owner:
             if self._tags is not None and owned.hashers:
                 self._tags.add_owned(owned.rows, owned.hashers)
+            if self.tokens is not None and owned.hashers:
+                self.tokens.add_owned(owned.rows, owned.hashers)
             self._encrypt(batch, owned)
         return chunk
 

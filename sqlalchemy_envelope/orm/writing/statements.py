@@ -16,6 +16,7 @@ from sqlalchemy.sql.compiler import Compiled
 from sqlalchemy_envelope.exceptions import StatementRefusedError
 from sqlalchemy_envelope.orm.columns.plans import plan_of_table
 from sqlalchemy_envelope.orm.current import context
+from sqlalchemy_envelope.orm.writing import token_rows
 from sqlalchemy_envelope.orm.writing.assignments import literal_value
 from sqlalchemy_envelope.orm.writing.copies import check_from_select, check_upsert
 from sqlalchemy_envelope.orm.writing.forms import (
@@ -73,7 +74,9 @@ def encrypt(
         # The values stand in the CTEs themselves, or in the parameters of the statement around them.
         def encrypt_inner(inner: Any) -> Any:
             nonlocal params
+            token_rows.forget(connection)
             inner, _, params = _encrypt_alone(connection, inner, (), params, options, nested=True)
+            token_rows.refuse_in_cte(connection)
             return inner
 
         statement = with_ctes(statement, encrypt_inner)
@@ -164,7 +167,11 @@ class _StatementWriter:
         if self._owners.under_using and using is not None:
             rows, paths = multiparams or [params], self._owners.under_using
             statement = of_owner(self._rows.connection, statement, rows, self._plan, paths, using)
-        return statement, multiparams, params
+        return self._with_tokens(statement), multiparams, params
+
+    def _with_tokens(self, statement: Any) -> Any:
+        tokens = self._encryption.tokens
+        return statement if tokens is None else tokens.sending(statement)
 
     def _with_guards(self) -> Any:
         return upsert_guards(self._rows.connection, self._plan.table, self._statement, self._options)
@@ -206,6 +213,5 @@ class _StatementWriter:
         # Columns: of a mapped class, `values()` takes text for the names of attributes.
         columns: Any = self._plan.table.columns
         encrypted = self._encryption.encrypted(rows)
-        return statement.values(
-            [{columns.get(key, key): value for key, value in row.items()} for row in encrypted]
-        )
+        rows = [{columns.get(key, key): value for key, value in row.items()} for row in encrypted]
+        return self._with_tokens(statement).values(rows)

@@ -49,6 +49,7 @@ from sqlalchemy_envelope.orm.writing.namesakes import (
     unknown_to,
 )
 from sqlalchemy_envelope.orm.writing.stored_columns import holds_encrypted, stores_values
+from sqlalchemy_envelope.orm.writing.token_twins import refuse_stale_tokens
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -82,6 +83,7 @@ def check_twin(
         if holds_encrypted(connection, target, name, options):
             raise _refusal(target, names[name])
     _refuse_stale_indexes(connection, statement, given, options)
+    refuse_stale_tokens(connection, statement, given, options)
     _refuse_moves(connection, target, _changed(statement, target, rows), options)
     return True
 

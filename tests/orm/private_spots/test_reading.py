@@ -583,6 +583,7 @@ def test_no_private_spot_without_a_canary() -> None:
         "_raw_columns",
         "_reset_memoizations",
         "_resolved",
+        "_return_defaults",
         "_result_columns",
         "_returning",
         "_rowbuffer",

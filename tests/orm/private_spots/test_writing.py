@@ -130,6 +130,15 @@ def test_where_criteria() -> None:
     assert update(Note.__table__).where(condition)._where_criteria == (condition,)
 
 
+def test_return_defaults() -> None:
+    """`Insert._return_defaults` says that the result tells the keys of new rows; the context has them then.
+    Without it, an INSERT of a table with a token index fails before it is sent."""
+    statement = insert(Note)
+
+    assert not statement._return_defaults
+    assert statement.return_defaults()._return_defaults
+
+
 def test_post_values_clause(lite: Started) -> None:
     """`_post_values_clause`: what an upsert sets (pairs in 2.0, a dict in 2.1), and on which conflict."""
     clause = upserting(lite)._post_values_clause

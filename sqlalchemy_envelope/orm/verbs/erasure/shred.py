@@ -21,6 +21,7 @@ from sqlalchemy_envelope.orm.current.policy import ENVELOPES, note_policy, requi
 from sqlalchemy_envelope.orm.indexes.filling import forget_tags
 from sqlalchemy_envelope.orm.indexes.pending import indexes_of
 from sqlalchemy_envelope.orm.reading import destroyed
+from sqlalchemy_envelope.orm.sessions.pending_tokens import forget_tokens
 from sqlalchemy_envelope.orm.sessions.scope import forget_everywhere
 from sqlalchemy_envelope.orm.sharing.grant_flushes import leave
 from sqlalchemy_envelope.orm.sharing.locking import lock_groups
@@ -78,6 +79,7 @@ def shred(
             # Under the server's key, a tag would go on telling whether a guess was right.
             for index in indexes_of(place.owner_class):
                 forget_tags(desk.session, place, index)
+            forget_tokens(desk.session, place)
     receipt = ErasureReceipt(
         key,
         {

@@ -4,9 +4,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
+from sqlalchemy import func, select
+
 from sqlalchemy_envelope.exceptions import ConfigurationError
 from sqlalchemy_envelope.orm.columns.plans import mapper_of_table
-from sqlalchemy_envelope.orm.indexes.pending import count_pending, indexes_of, shown_name
+from sqlalchemy_envelope.orm.indexes.pending import (
+    count_pending,
+    indexes_of,
+    is_of,
+    shown_name,
+    token_indexes_of,
+)
+from sqlalchemy_envelope.orm.indexes.tokenized import as_indexed
 from sqlalchemy_envelope.orm.tables.binds import bind_for
 from sqlalchemy_envelope.orm.tables.owners import owner_class_of
 from sqlalchemy_envelope.orm.tables.raw_tables import is_there
@@ -50,4 +59,14 @@ def pending_index_rows(desk: Desk, owner: object) -> tuple[PendingIndexRows, ...
         rows = desk.session.execute(query, bind_arguments=bind).scalar_one()
         if rows:
             counted.append(PendingIndexRows(shown_name(index), rows))
+    for tokens in token_indexes_of(owner_class):
+        mapper = mapper_of_table(tokens.text.table) or owner_class.mapper
+        query = select(func.count()).select_from(tokens.text.table).where(tokens.pending())
+        query = query if place is None else query.where(is_of(as_indexed(tokens), place))
+        bind = bind_for(desk.session, mapper, query)
+        if not is_there(desk.session.connection(bind_arguments=bind), tokens.table):
+            continue
+        rows = desk.session.execute(query, bind_arguments=bind).scalar_one()
+        if rows:
+            counted.append(PendingIndexRows(f"{mapper.class_.__name__}.{tokens.key}", rows))
     return tuple(sorted(counted))
