@@ -355,7 +355,7 @@ def index(
     owners no key here opens: both keys stay, and it goes on when it is run again.
     """
     migrator, envelope = job.migrator, job.migrator.setting.envelope
-    known = {f"{one.column.table.name}.{one.column.name}": one for one, _ in server_indexes(migrator.base)}
+    known = {f"{one.column.table.name}.{one.key}": one for one, _ in server_indexes(migrator.base)}
     for name in names:
         if name not in known:
             there = ", ".join(sorted(known)) or "none"
@@ -371,10 +371,10 @@ def index(
 
 def _rotate_index(job: Job, found: "IndexedColumn", batch: int, *, alone: bool) -> bool:
     """Rotate an index, and tell the result; whether rows are left."""
-    name, told_at = f"{found.column.table.name}.{found.column.name}", time.monotonic()
+    name, told_at = f"{found.column.table.name}.{found.key}", time.monotonic()
     last: IndexRotation | None = None
     with Session(job.migrator.engine) as session:
-        run = job.migrator.setting.envelope.rotate_index(session, found.column, batch=batch, alone=alone)
+        run = job.migrator.setting.envelope.rotate_index(session, found, batch=batch, alone=alone)
         with closing(run):
             for last in run:
                 session.commit()

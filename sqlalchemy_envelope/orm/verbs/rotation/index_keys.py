@@ -28,6 +28,7 @@ from sqlalchemy_envelope.orm.indexes.server_keys import (
     load_keys,
     load_keys_of,
 )
+from sqlalchemy_envelope.orm.indexes.tokenized import as_indexed, tokenized_of_table
 from sqlalchemy_envelope.orm.tables.bases import metadata_of
 from sqlalchemy_envelope.orm.tables.binds import bind_for
 from sqlalchemy_envelope.orm.tables.index_key_table import index_key_table_of
@@ -51,9 +52,10 @@ def server_indexes(base: Any) -> Iterator[tuple[IndexedColumn, Table]]:
     for metadata in metadata_of(base):
         for table in metadata.sorted_tables:
             keys = index_key_table_of(table)
-            for index in () if keys is None or mapper_of_table(table) is None else indexes_of_table(table):
-                if index.guard is not None and keys is not None:
-                    yield index, keys
+            if keys is None or mapper_of_table(table) is None:
+                continue
+            yield from ((one, keys) for one in indexes_of_table(table) if one.guard is not None)
+            yield from ((as_indexed(one), keys) for one in tokenized_of_table(table) if one.scope == "server")
 
 
 def key_tables(metadatas: Iterable[MetaData]) -> Iterator[tuple[Table, Mapper[Any]]]:

@@ -47,16 +47,18 @@ from sqlalchemy_envelope.orm.current.audit import AuditEvent
 from sqlalchemy_envelope.orm.current.keks import Outside
 from sqlalchemy_envelope.orm.current.locks import require_no_locks
 from sqlalchemy_envelope.orm.current.policy import note_policy
-from sqlalchemy_envelope.orm.indexes.indexed import indexes_of_table
+from sqlalchemy_envelope.orm.indexes.indexed import IndexedColumn, indexes_of_table
 from sqlalchemy_envelope.orm.indexes.server_keys import (
     insert_key,
     keys_change,
     load_keys_of,
 )
+from sqlalchemy_envelope.orm.indexes.tokenized import TokenizedColumn, as_indexed
 from sqlalchemy_envelope.orm.tables.index_key_table import index_key_table_of
 from sqlalchemy_envelope.orm.tables.slot_rows import in_utc
 from sqlalchemy_envelope.orm.verbs.steps import Pause
 from sqlalchemy_envelope.orm.writing.guard_rows import GuardRows
+from sqlalchemy_envelope.orm.writing.moved_tokens import MovedTokens
 
 if TYPE_CHECKING:
     from sqlalchemy import Table
@@ -66,10 +68,9 @@ if TYPE_CHECKING:
     from sqlalchemy_envelope.keys.index_keys import StoredIndexKey
     from sqlalchemy_envelope.keys.providers.calls import ProviderCalls
     from sqlalchemy_envelope.orm.current.desk import Desk
-    from sqlalchemy_envelope.orm.indexes.indexed import IndexedColumn
     from sqlalchemy_envelope.orm.tables.keyset import Position
     from sqlalchemy_envelope.orm.verbs.steps import Steps
-    from sqlalchemy_envelope.orm.writing.moved_rows import Batch
+    from sqlalchemy_envelope.orm.writing.moved_rows import Batch, MovedRows
 
 A_STATEMENT = 5.0
 """The seconds that a statement may take from its tags to the database."""
@@ -145,12 +146,9 @@ def index_job(index: Any, size: int, *, alone: bool) -> IndexJob:
     Raises:
         ConfigurationError: this is no blind index whose key the server holds, or an empty batch.
     """
-    clause = index.__clause_element__() if hasattr(index, "__clause_element__") else index
-    table = getattr(clause, "table", None)
-    known = () if table is None or not hasattr(table, "metadata") else indexes_of_table(table)
-    found = next((one for one in known if one.key == getattr(clause, "key", None)), None)
+    found = as_indexed(index) if isinstance(index, TokenizedColumn) else _blind_index(index)
     keys = None if found is None else index_key_table_of(found.column.table)
-    if found is None or found.guard is None or keys is None:
+    if found is None or keys is None:
         raise ConfigurationError(
             "rotate_index() takes a blind index with the scope 'server': "
             "rotate_index(session, User.email_index). The index keys of an owner rotate with the owner's "
@@ -159,6 +157,17 @@ def index_job(index: Any, size: int, *, alone: bool) -> IndexJob:
     if not isinstance(size, int) or size < 1:
         raise ConfigurationError(f"batch={size!r} rows at a time cannot be rotated; give at least 1.")
     return IndexJob(found, keys, size, alone)
+
+
+def _blind_index(index: Any) -> IndexedColumn | None:
+    """The blind index of the server's scope that was given, as a mapped attribute or a column."""
+    if isinstance(index, IndexedColumn):
+        index = index.column
+    clause = index.__clause_element__() if hasattr(index, "__clause_element__") else index
+    table = getattr(clause, "table", None)
+    known = () if table is None or not hasattr(table, "metadata") else indexes_of_table(table)
+    found = next((one for one in known if one.key == getattr(clause, "key", None)), None)
+    return found if found is not None and found.guard is not None else None
 
 
 def index_steps(desk: Desk, job: IndexJob, so_far: IndexRotation) -> Steps[IndexRotation | None]:
@@ -195,7 +204,9 @@ class _Turn:
 
     def __init__(self, desk: Desk, job: IndexJob, so_far: IndexRotation) -> None:
         self._desk, self._job, self._so_far = desk, job, so_far
-        self._rows = GuardRows(desk.session, job.index)
+        index: Any = job.index
+        tokens = isinstance(index, TokenizedColumn)
+        self._rows: MovedRows = (MovedTokens if tokens else GuardRows)(desk.session, index)
         self._connection = self._rows.connection
         if self._connection.dialect.name == "postgresql" and self._connection.get_isolation_level() in (
             "REPEATABLE READ",
