@@ -7,10 +7,9 @@ import pytest
 from sqlalchemy import Engine, Text
 from sqlalchemy.orm import Session
 
+from tests.orm.indexes import rotation_models
 from tests.orm.indexes.test_twin import EXACT_TEXT, exact, texts
 from tests.orm.indexes.twin import World
-
-rotation_models: Any = pytest.importorskip("tests.orm.indexes.rotation_models")
 
 
 class Operator:
