@@ -39,11 +39,11 @@ nitpick_ignore_regex = [
     # Imported for type checkers alone, and so known to Sphinx by their bare names.
     (
         "py:class",
-        r"(Any|AnySession|AnyAsyncSession|AsyncEngine|AsyncPepperRotation|AsyncRotating|AsyncSettling|AsyncUnlocking|Callable.*|Change|Engine|Executor|Follow|MetaData|MigratingColumn|PepperRotation|PrimaryKey|Rotating|Session|Settling|Table|UUID|dt\.datetime)",
+        r"(Any|AnySession|AnyAsyncSession|AsyncEngine|AsyncPepperRotation|AsyncRotating|AsyncSettling|AsyncUnlocking|Callable.*|Change|Engine|Executor|Follow|MetaData|MigratingColumn|PepperRotation|PrimaryKey|Rotating|Scope|Session|Settling|T|Table|TokenIndex|TokenSet|TokenizedColumn|UUID|dt\.datetime)",
     ),
     ("py:class", r"sqlalchemy_envelope\.orm\.verbs\..*\.(PepperRotation|Settling)"),
     ("py:class", r"(optional|scoped_session|str.*)"),
     # Alembic adds them to the docstrings of its operations.
-    ("py:.*", r"(Column|Operations.*|TypeEngine)"),
+    ("py:.*", r"(Column|ColumnElement|Operations.*|TypeEngine)"),
     ("py:.*", r"(collections|contextlib|datetime|decimal|dt|enum|os|typing|typing_extensions|uuid)\..*"),
 ]

@@ -12,12 +12,11 @@ from sqlalchemy_envelope.exceptions import ConfigurationError
 
 CALENDAR = ("day", "week", "month", "year")
 """Widths of dates and times that have a name."""
-_NUMBERS = (int, float, Decimal)
 
 
 @dataclass(frozen=True)
 class Buckets:
-    """Cuts numbers or dates into buckets of one width: values of one bucket share a tag.
+    """Cuts numbers or dates into buckets of one width: values of one bucket share a tag::
 
         born: Mapped[date] = mapped_column(EncryptedType(Date))
         born_index: Mapped[bytes] = mapped_column(
@@ -45,14 +44,20 @@ class Buckets:
 
     def __post_init__(self) -> None:
         width = self.width
-        named = isinstance(width, str) and width in CALENDAR
-        number = isinstance(width, _NUMBERS) and not isinstance(width, bool)
-        finite = number and math.isfinite(width) and width > 0
-        if not (named or finite or (isinstance(width, dt.timedelta) and width > dt.timedelta(0))):
+        if not _is_width(width):
             raise ConfigurationError(
                 "Buckets(width): a number above 0; for dates and times a timedelta above 0, or one of "
                 f"{', '.join(map(repr, CALENDAR))}."
             )
+
+
+def _is_width(width: Any) -> bool:
+    if isinstance(width, str):
+        return width in CALENDAR
+    if isinstance(width, dt.timedelta):
+        return width > dt.timedelta(0)
+    number = isinstance(width, (int, float, Decimal)) and not isinstance(width, bool)
+    return number and math.isfinite(width) and width > 0
 
 
 def buckets_of(bucket: Any) -> Buckets | None:

@@ -35,8 +35,8 @@ def by_previous(
     previous = previous_of(column)
     exact = any(type(one.kind) is Equal and one.type.normalize is None for one in indexes)
     values = not any(isinstance(one, ClauseElement) and not isinstance(one, BindParameter) for one in other)
-    plain = previous is not None and not isinstance(previous.type, TypeDecorator)
-    if exact and plain and values and op in _ANSWERED:
+    plain = not isinstance(getattr(previous, "type", None), TypeDecorator)
+    if previous is not None and exact and plain and values and op in _ANSWERED:
         return previous.operate(op, *other, **options)
     name = "its previous column" if previous is None else f"{previous.table.name}.{previous.name}"
     raise StatementRefusedError(
