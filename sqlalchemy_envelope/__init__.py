@@ -82,10 +82,10 @@ from sqlalchemy_envelope.orm.indexes.leakage.public_values import PublicValues
 from sqlalchemy_envelope.orm.indexes.leakage.report import Leakage
 from sqlalchemy_envelope.orm.indexes.matching import matches
 from sqlalchemy_envelope.orm.indexes.normalizers import register_normalizer
-from sqlalchemy_envelope.orm.indexes.token_grams import Grams
-from sqlalchemy_envelope.orm.indexes.token_index import token_index
-from sqlalchemy_envelope.orm.indexes.token_starts import Starts
-from sqlalchemy_envelope.orm.indexes.token_words import Words, register_splitter
+from sqlalchemy_envelope.orm.indexes.tokens.grams import Grams
+from sqlalchemy_envelope.orm.indexes.tokens.starts import Starts
+from sqlalchemy_envelope.orm.indexes.tokens.token_index import token_index
+from sqlalchemy_envelope.orm.indexes.tokens.words import Words, register_splitter
 from sqlalchemy_envelope.orm.reading.binary_results import binary_results
 from sqlalchemy_envelope.orm.sessions.emergency_request import EmergencyRequest
 from sqlalchemy_envelope.orm.sessions.key_slots import KeySlot, KeySlots

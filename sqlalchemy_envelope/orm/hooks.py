@@ -23,8 +23,8 @@ from sqlalchemy_envelope.orm.current.locks import takes_locks
 from sqlalchemy_envelope.orm.indexes import fresh_attributes, guards, owned
 from sqlalchemy_envelope.orm.indexes.declaring import check_indexes, declare_index
 from sqlalchemy_envelope.orm.indexes.owner_conditions import check_conditions
-from sqlalchemy_envelope.orm.indexes.token_comparisons import refuse_negated
-from sqlalchemy_envelope.orm.indexes.token_tables import check_groups, check_tokens, declare_tokens
+from sqlalchemy_envelope.orm.indexes.tokens.comparisons import refuse_negated
+from sqlalchemy_envelope.orm.indexes.tokens.tables import check_groups, check_tokens, declare_tokens
 from sqlalchemy_envelope.orm.reading import (
     candidates,
     destroyed,

@@ -12,7 +12,7 @@ from sqlalchemy import LargeBinary, and_, bindparam, func, or_, select, true, tu
 
 from sqlalchemy_envelope.orm.columns.plans import mapper_of_table
 from sqlalchemy_envelope.orm.indexes.indexed import indexes_of_table
-from sqlalchemy_envelope.orm.indexes.tokenized import tokenized_of_table
+from sqlalchemy_envelope.orm.indexes.tokens.tokenized import tokenized_of_table
 from sqlalchemy_envelope.orm.tables.raw_tables import raw_table
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Column, ColumnElement, Select, Table, Update
 
     from sqlalchemy_envelope.orm.indexes.indexed import IndexedColumn
-    from sqlalchemy_envelope.orm.indexes.tokenized import TokenizedColumn
+    from sqlalchemy_envelope.orm.indexes.tokens.tokenized import TokenizedColumn
     from sqlalchemy_envelope.orm.tables.owners import OwnerClass, Place
 
 

@@ -36,7 +36,7 @@ from sqlalchemy_envelope.orm.columns.sealed import Sealed
 from sqlalchemy_envelope.orm.current.context import server_hint
 from sqlalchemy_envelope.orm.indexes.candidates import names_of
 from sqlalchemy_envelope.orm.indexes.sought import Sought
-from sqlalchemy_envelope.orm.indexes.token_comparisons import looked_up
+from sqlalchemy_envelope.orm.indexes.tokens.comparisons import looked_up
 from sqlalchemy_envelope.orm.reading import schema_maps
 from sqlalchemy_envelope.orm.reading.origins import origins_of, output_column, trace
 

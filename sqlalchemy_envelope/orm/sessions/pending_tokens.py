@@ -12,7 +12,7 @@ from sqlalchemy_envelope.orm.columns.plans import mapper_of_table
 from sqlalchemy_envelope.orm.columns.sealed import Sealed
 from sqlalchemy_envelope.orm.indexes.pending import is_of, token_indexes_of
 from sqlalchemy_envelope.orm.indexes.server_keys import server_hashers
-from sqlalchemy_envelope.orm.indexes.tokenized import as_indexed
+from sqlalchemy_envelope.orm.indexes.tokens.tokenized import as_indexed
 from sqlalchemy_envelope.orm.tables.attempts import attempt
 from sqlalchemy_envelope.orm.tables.binds import bind_for
 from sqlalchemy_envelope.orm.tables.raw_tables import is_there
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy_envelope.crypto.blind_index import IndexHasher
     from sqlalchemy_envelope.orm.indexes.indexed import IndexedColumn
-    from sqlalchemy_envelope.orm.indexes.tokenized import TokenizedColumn
+    from sqlalchemy_envelope.orm.indexes.tokens.tokenized import TokenizedColumn
     from sqlalchemy_envelope.orm.tables.owners import Place
 
     Hasher = Callable[[Place, IndexedColumn], IndexHasher | None]

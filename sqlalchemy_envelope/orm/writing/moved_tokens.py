@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import and_, delete, false, func, select
 
 from sqlalchemy_envelope.orm.columns.sealed import Sealed
-from sqlalchemy_envelope.orm.indexes.tokenized import TAG_COLUMN, WHOLE
+from sqlalchemy_envelope.orm.indexes.tokens.tokenized import TAG_COLUMN, WHOLE
 from sqlalchemy_envelope.orm.tables.binds import bind_for
 from sqlalchemy_envelope.orm.tables.keyset import beyond
 from sqlalchemy_envelope.orm.tables.owner_paths import among
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from sqlalchemy.orm import Session
 
     from sqlalchemy_envelope.crypto.blind_index import IndexHasher
-    from sqlalchemy_envelope.orm.indexes.tokenized import TokenizedColumn
+    from sqlalchemy_envelope.orm.indexes.tokens.tokenized import TokenizedColumn
     from sqlalchemy_envelope.orm.tables.keyset import Position
 
 

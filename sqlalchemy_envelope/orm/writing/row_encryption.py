@@ -14,7 +14,7 @@ from sqlalchemy.sql.elements import ClauseElement
 from sqlalchemy_envelope.crypto.aead import NO_ROW, Batch
 from sqlalchemy_envelope.orm.columns.sealed import CIPHERTEXT
 from sqlalchemy_envelope.orm.indexes.indexed import indexes_of_table
-from sqlalchemy_envelope.orm.indexes.tokenized import as_indexed, tokenized_of_table
+from sqlalchemy_envelope.orm.indexes.tokens.tokenized import as_indexed, tokenized_of_table
 from sqlalchemy_envelope.orm.writing.defaults import with_defaults
 from sqlalchemy_envelope.orm.writing.index_tags import IndexTags
 from sqlalchemy_envelope.orm.writing.owner_columns import require_uniform

@@ -8,7 +8,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import object_mapper
 
 from sqlalchemy_envelope.exceptions import ConfigurationError
-from sqlalchemy_envelope.orm.indexes.tokenized import TAG_COLUMN
+from sqlalchemy_envelope.orm.indexes.tokens.tokenized import TAG_COLUMN
 from sqlalchemy_envelope.orm.tables.owner_paths import among
 from sqlalchemy_envelope.orm.tables.rows import chunks
 from sqlalchemy_envelope.orm.writing.token_tags import Tagger, add_tags, require_tags_to_go
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection
     from sqlalchemy.orm import Session
 
-    from sqlalchemy_envelope.orm.indexes.tokenized import TokenizedColumn
+    from sqlalchemy_envelope.orm.indexes.tokens.tokenized import TokenizedColumn
     from sqlalchemy_envelope.orm.writing.token_tags import Tags
 
     Key = tuple[Any, ...]

@@ -16,7 +16,7 @@ from sqlalchemy.sql.elements import Null
 
 from sqlalchemy_envelope.crypto.frames import empty_frames
 from sqlalchemy_envelope.exceptions import StatementRefusedError
-from sqlalchemy_envelope.orm.indexes.tokenized import tokenized_of_table
+from sqlalchemy_envelope.orm.indexes.tokens.tokenized import tokenized_of_table
 from sqlalchemy_envelope.orm.writing.forms import is_null, parts_of, plain, target_of
 from sqlalchemy_envelope.orm.writing.token_tags import (
     Tagger,
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Connection
 
-    from sqlalchemy_envelope.orm.indexes.tokenized import TokenizedColumn
+    from sqlalchemy_envelope.orm.indexes.tokens.tokenized import TokenizedColumn
     from sqlalchemy_envelope.orm.writing.index_tags import Hashers
     from sqlalchemy_envelope.orm.writing.rows import WrittenRows
 

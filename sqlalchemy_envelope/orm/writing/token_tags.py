@@ -9,7 +9,7 @@ from sqlalchemy import delete, insert
 
 from sqlalchemy_envelope.exceptions import StatementRefusedError
 from sqlalchemy_envelope.orm.indexes.server_keys import server_hashers
-from sqlalchemy_envelope.orm.indexes.tokenized import TAG_COLUMN, as_indexed
+from sqlalchemy_envelope.orm.indexes.tokens.tokenized import TAG_COLUMN, as_indexed
 from sqlalchemy_envelope.orm.tables.cascades import require_foreign_keys
 from sqlalchemy_envelope.orm.tables.owner_paths import among
 from sqlalchemy_envelope.orm.tables.rows import chunks
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection
 
     from sqlalchemy_envelope.crypto.blind_index import IndexHasher
-    from sqlalchemy_envelope.orm.indexes.tokenized import TokenizedColumn
+    from sqlalchemy_envelope.orm.indexes.tokens.tokenized import TokenizedColumn
 
     Key = tuple[Any, ...]
     Tags = Mapping[Key, Sequence[bytes]]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import Insert
 
 from sqlalchemy_envelope.exceptions import StatementRefusedError
-from sqlalchemy_envelope.orm.indexes.tokenized import tokenized_of_table
+from sqlalchemy_envelope.orm.indexes.tokens.tokenized import tokenized_of_table
 from sqlalchemy_envelope.orm.tables.raw_tables import is_raw
 from sqlalchemy_envelope.orm.writing.forms import changed_by, column_key, target_of
 from sqlalchemy_envelope.orm.writing.namesakes import namesakes_of

@@ -18,7 +18,7 @@ from sqlalchemy_envelope import (
     enforce_foreign_keys,
     token_index,
 )
-from sqlalchemy_envelope.orm.indexes.tokenized import TokenizedColumn
+from sqlalchemy_envelope.orm.indexes.tokens.tokenized import TokenizedColumn
 from tests.orm.indexes.token_models import SECRET, new_envelope
 
 

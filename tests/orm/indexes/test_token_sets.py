@@ -33,7 +33,7 @@ from sqlalchemy_envelope import (
     register_splitter,
     stale_tokens,
 )
-from sqlalchemy_envelope.orm.indexes.token_operators import pattern_of
+from sqlalchemy_envelope.orm.indexes.tokens.operators import pattern_of
 from tests.orm.indexes.token_models import SECRET, Note, User, enroll, new_envelope
 
 

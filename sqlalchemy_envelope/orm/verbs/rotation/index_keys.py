@@ -28,7 +28,7 @@ from sqlalchemy_envelope.orm.indexes.server_keys import (
     load_keys,
     load_keys_of,
 )
-from sqlalchemy_envelope.orm.indexes.tokenized import as_indexed, tokenized_of_table
+from sqlalchemy_envelope.orm.indexes.tokens.tokenized import as_indexed, tokenized_of_table
 from sqlalchemy_envelope.orm.tables.bases import metadata_of
 from sqlalchemy_envelope.orm.tables.binds import bind_for
 from sqlalchemy_envelope.orm.tables.index_key_table import index_key_table_of

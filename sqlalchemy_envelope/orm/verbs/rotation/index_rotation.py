@@ -53,7 +53,7 @@ from sqlalchemy_envelope.orm.indexes.server_keys import (
     keys_change,
     load_keys_of,
 )
-from sqlalchemy_envelope.orm.indexes.tokenized import TokenizedColumn, as_indexed
+from sqlalchemy_envelope.orm.indexes.tokens.tokenized import TokenizedColumn, as_indexed
 from sqlalchemy_envelope.orm.tables.index_key_table import index_key_table_of
 from sqlalchemy_envelope.orm.tables.slot_rows import in_utc
 from sqlalchemy_envelope.orm.verbs.steps import Pause

@@ -15,7 +15,7 @@ from sqlalchemy_envelope.orm.indexes.pending import (
     shown_name,
     token_indexes_of,
 )
-from sqlalchemy_envelope.orm.indexes.tokenized import as_indexed
+from sqlalchemy_envelope.orm.indexes.tokens.tokenized import as_indexed
 from sqlalchemy_envelope.orm.tables.binds import bind_for
 from sqlalchemy_envelope.orm.tables.owners import owner_class_of
 from sqlalchemy_envelope.orm.tables.raw_tables import is_there

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy_envelope.exceptions import ConfigurationError
-from sqlalchemy_envelope.orm.indexes.token_operators import fold, pattern_of
-from sqlalchemy_envelope.orm.indexes.token_set import NotAnsweredError, WantedTokens
+from sqlalchemy_envelope.orm.indexes.tokens.operators import fold, pattern_of
+from sqlalchemy_envelope.orm.indexes.tokens.token_set import NotAnsweredError, WantedTokens
 
 if TYPE_CHECKING:
     from collections.abc import Collection

@@ -25,24 +25,24 @@ from sqlalchemy_envelope.orm.indexes.given import SoughtParameter, given
 from sqlalchemy_envelope.orm.indexes.indexed import indexes_on
 from sqlalchemy_envelope.orm.indexes.kinds.kind import Wanted
 from sqlalchemy_envelope.orm.indexes.sought import Sought
-from sqlalchemy_envelope.orm.indexes.token_operators import NEGATED, TEXT_OPERATORS
-from sqlalchemy_envelope.orm.indexes.token_set import NotAnsweredError
-from sqlalchemy_envelope.orm.indexes.token_words import Words
-from sqlalchemy_envelope.orm.indexes.tokenized import (
+from sqlalchemy_envelope.orm.indexes.tokens.operators import NEGATED, TEXT_OPERATORS
+from sqlalchemy_envelope.orm.indexes.tokens.token_set import NotAnsweredError
+from sqlalchemy_envelope.orm.indexes.tokens.tokenized import (
     TAG_COLUMN,
     WHOLE,
     as_indexed,
     tags_of,
     tokenized_of_table,
 )
+from sqlalchemy_envelope.orm.indexes.tokens.words import Words
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
     from sqlalchemy_envelope.orm.indexes.executing import Execution
     from sqlalchemy_envelope.orm.indexes.given import Given
-    from sqlalchemy_envelope.orm.indexes.token_set import WantedTokens
-    from sqlalchemy_envelope.orm.indexes.tokenized import TokenizedColumn
+    from sqlalchemy_envelope.orm.indexes.tokens.token_set import WantedTokens
+    from sqlalchemy_envelope.orm.indexes.tokens.tokenized import TokenizedColumn
 
 _TAGS = LargeBinary()
 _WORDS = (has_word_op, has_words_op)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from sqlalchemy_envelope.crypto.secret import KeyBytes
     from sqlalchemy_envelope.orm.columns.plans import EncryptedColumn
     from sqlalchemy_envelope.orm.indexes.indexed import IndexedColumn
-    from sqlalchemy_envelope.orm.indexes.token_options import TokenOptions
+    from sqlalchemy_envelope.orm.indexes.tokens.options import TokenOptions
     from sqlalchemy_envelope.orm.tables.owner_paths import OwnerPath
 
 TAG_COLUMN = "tag"

@@ -14,9 +14,9 @@ from sqlalchemy_envelope.orm.columns.encrypted_type import EncryptedType
 from sqlalchemy_envelope.orm.columns.searching import answer_by
 from sqlalchemy_envelope.orm.indexes import executing
 from sqlalchemy_envelope.orm.indexes.indexed import note_owners
-from sqlalchemy_envelope.orm.indexes.token_comparisons import search
-from sqlalchemy_envelope.orm.indexes.token_index import TokenIndex
-from sqlalchemy_envelope.orm.indexes.tokenized import (
+from sqlalchemy_envelope.orm.indexes.tokens.comparisons import search
+from sqlalchemy_envelope.orm.indexes.tokens.token_index import TokenIndex
+from sqlalchemy_envelope.orm.indexes.tokens.tokenized import (
     TAG_COLUMN,
     TokenizedColumn,
     as_indexed,

@@ -8,13 +8,13 @@ from sqlalchemy import inspect
 
 from sqlalchemy_envelope.exceptions import ConfigurationError
 from sqlalchemy_envelope.orm.indexes.blind_index import Scope
-from sqlalchemy_envelope.orm.indexes.token_options import TokenOptions
-from sqlalchemy_envelope.orm.indexes.token_words import Words
-from sqlalchemy_envelope.orm.indexes.tokenized import tokenized_of_table
+from sqlalchemy_envelope.orm.indexes.tokens.options import TokenOptions
+from sqlalchemy_envelope.orm.indexes.tokens.tokenized import tokenized_of_table
+from sqlalchemy_envelope.orm.indexes.tokens.words import Words
 
 if TYPE_CHECKING:
-    from sqlalchemy_envelope.orm.indexes.token_set import TokenSet
-    from sqlalchemy_envelope.orm.indexes.tokenized import TokenizedColumn
+    from sqlalchemy_envelope.orm.indexes.tokens.token_set import TokenSet
+    from sqlalchemy_envelope.orm.indexes.tokens.tokenized import TokenizedColumn
 
 _MOST = 10_000
 

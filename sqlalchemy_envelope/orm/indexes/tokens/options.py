@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from sqlalchemy_envelope.orm.indexes.blind_index import Scope
-    from sqlalchemy_envelope.orm.indexes.token_set import TokenSet
+    from sqlalchemy_envelope.orm.indexes.tokens.token_set import TokenSet
 
 
 @dataclass(frozen=True, eq=False)

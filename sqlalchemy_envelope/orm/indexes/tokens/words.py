@@ -8,7 +8,7 @@ from unicodedata import normalize
 
 from sqlalchemy_envelope.exceptions import ConfigurationError
 from sqlalchemy_envelope.orm.columns.searching import has_word_op, has_words_op
-from sqlalchemy_envelope.orm.indexes.token_set import NotAnsweredError, WantedTokens
+from sqlalchemy_envelope.orm.indexes.tokens.token_set import NotAnsweredError, WantedTokens
 from sqlalchemy_envelope.words import counted
 
 if TYPE_CHECKING:
