@@ -123,7 +123,7 @@ from sqlalchemy_envelope.orm.verbs.status.grant_status import GrantStatus, Owner
 from sqlalchemy_envelope.orm.verbs.status.lock_answer import WhyLocked
 from sqlalchemy_envelope.orm.verbs.status.pending_rows import PendingIndexRows
 from sqlalchemy_envelope.orm.verbs.tickets import IssuedTicket
-from sqlalchemy_envelope.orm.writing.token_filling import fill_tokens, stale_tokens
+from sqlalchemy_envelope.orm.writing.tokens.filling import fill_tokens, stale_tokens
 
 _hooks.register()
 

@@ -60,9 +60,9 @@ from sqlalchemy_envelope.orm.writing import (
     refusals,
     sole_owners,
     statements,
-    token_rows,
 )
 from sqlalchemy_envelope.orm.writing.plain import is_plain
+from sqlalchemy_envelope.orm.writing.tokens import token_rows
 
 
 def register() -> None:

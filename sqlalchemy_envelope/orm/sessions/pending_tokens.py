@@ -16,8 +16,8 @@ from sqlalchemy_envelope.orm.indexes.tokens.tokenized import as_indexed
 from sqlalchemy_envelope.orm.tables.attempts import attempt
 from sqlalchemy_envelope.orm.tables.binds import bind_for
 from sqlalchemy_envelope.orm.tables.raw_tables import is_there
-from sqlalchemy_envelope.orm.writing.token_filling import add_missing
-from sqlalchemy_envelope.orm.writing.token_tags import make_tags, require_tags_to_go
+from sqlalchemy_envelope.orm.writing.tokens.filling import add_missing
+from sqlalchemy_envelope.orm.writing.tokens.tags import make_tags, require_tags_to_go
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence

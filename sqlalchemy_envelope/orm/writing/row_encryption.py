@@ -22,7 +22,7 @@ from sqlalchemy_envelope.orm.writing.previous_columns import add_previous
 from sqlalchemy_envelope.orm.writing.row_ciphers import RowCiphers
 from sqlalchemy_envelope.orm.writing.row_moves import check_row_moves
 from sqlalchemy_envelope.orm.writing.row_references import RowReferences
-from sqlalchemy_envelope.orm.writing.token_rows import TokenRows
+from sqlalchemy_envelope.orm.writing.tokens.token_rows import TokenRows
 from sqlalchemy_envelope.orm.writing.unstorable import unstorable
 
 if TYPE_CHECKING:

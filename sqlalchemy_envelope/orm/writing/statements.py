@@ -16,7 +16,6 @@ from sqlalchemy.sql.compiler import Compiled
 from sqlalchemy_envelope.exceptions import StatementRefusedError
 from sqlalchemy_envelope.orm.columns.plans import plan_of_table
 from sqlalchemy_envelope.orm.current import context
-from sqlalchemy_envelope.orm.writing import token_rows
 from sqlalchemy_envelope.orm.writing.assignments import literal_value
 from sqlalchemy_envelope.orm.writing.copies import check_from_select, check_upsert
 from sqlalchemy_envelope.orm.writing.forms import (
@@ -40,6 +39,7 @@ from sqlalchemy_envelope.orm.writing.row_encryption import RowEncryption
 from sqlalchemy_envelope.orm.writing.row_owners import RowOwners
 from sqlalchemy_envelope.orm.writing.rows import WrittenRows
 from sqlalchemy_envelope.orm.writing.sole_owners import check_sole
+from sqlalchemy_envelope.orm.writing.tokens import token_rows
 from sqlalchemy_envelope.orm.writing.twins import check_twin
 from sqlalchemy_envelope.orm.writing.using_rows import of_owner
 

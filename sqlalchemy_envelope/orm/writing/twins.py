@@ -49,7 +49,7 @@ from sqlalchemy_envelope.orm.writing.namesakes import (
     unknown_to,
 )
 from sqlalchemy_envelope.orm.writing.stored_columns import holds_encrypted, stores_values
-from sqlalchemy_envelope.orm.writing.token_twins import refuse_stale_tokens
+from sqlalchemy_envelope.orm.writing.tokens.twins import refuse_stale_tokens
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence

@@ -58,7 +58,7 @@ from sqlalchemy_envelope.orm.tables.index_key_table import index_key_table_of
 from sqlalchemy_envelope.orm.tables.slot_rows import in_utc
 from sqlalchemy_envelope.orm.verbs.steps import Pause
 from sqlalchemy_envelope.orm.writing.guard_rows import GuardRows
-from sqlalchemy_envelope.orm.writing.moved_tokens import MovedTokens
+from sqlalchemy_envelope.orm.writing.tokens.moved import MovedTokens
 
 if TYPE_CHECKING:
     from sqlalchemy import Table

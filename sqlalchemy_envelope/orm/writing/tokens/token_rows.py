@@ -18,14 +18,14 @@ from sqlalchemy_envelope.crypto.frames import empty_frames
 from sqlalchemy_envelope.exceptions import StatementRefusedError
 from sqlalchemy_envelope.orm.indexes.tokens.tokenized import tokenized_of_table
 from sqlalchemy_envelope.orm.writing.forms import is_null, parts_of, plain, target_of
-from sqlalchemy_envelope.orm.writing.token_tags import (
+from sqlalchemy_envelope.orm.writing.tokens.tags import (
     Tagger,
     add_tags,
     make_tags,
     replace_tags,
     require_tags_to_go,
 )
-from sqlalchemy_envelope.orm.writing.token_targets import targets_of
+from sqlalchemy_envelope.orm.writing.tokens.targets import targets_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -13,7 +13,7 @@ from sqlalchemy_envelope.orm.tables.binds import bind_for
 from sqlalchemy_envelope.orm.tables.keyset import beyond
 from sqlalchemy_envelope.orm.tables.owner_paths import among
 from sqlalchemy_envelope.orm.writing.moved_rows import Batch, MovedRows
-from sqlalchemy_envelope.orm.writing.token_tags import replace_tags
+from sqlalchemy_envelope.orm.writing.tokens.tags import replace_tags
 
 if TYPE_CHECKING:
     from sqlalchemy import ColumnElement

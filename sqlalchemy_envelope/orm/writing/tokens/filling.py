@@ -11,7 +11,7 @@ from sqlalchemy_envelope.exceptions import ConfigurationError
 from sqlalchemy_envelope.orm.indexes.tokens.tokenized import TAG_COLUMN
 from sqlalchemy_envelope.orm.tables.owner_paths import among
 from sqlalchemy_envelope.orm.tables.rows import chunks
-from sqlalchemy_envelope.orm.writing.token_tags import Tagger, add_tags, require_tags_to_go
+from sqlalchemy_envelope.orm.writing.tokens.tags import Tagger, add_tags, require_tags_to_go
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from sqlalchemy.orm import Session
 
     from sqlalchemy_envelope.orm.indexes.tokens.tokenized import TokenizedColumn
-    from sqlalchemy_envelope.orm.writing.token_tags import Tags
+    from sqlalchemy_envelope.orm.writing.tokens.tags import Tags
 
     Key = tuple[Any, ...]
 

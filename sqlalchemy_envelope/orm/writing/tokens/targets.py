@@ -14,7 +14,7 @@ from sqlalchemy_envelope.orm.tables.rows import chunks
 from sqlalchemy_envelope.orm.writing.assignments import literal_value
 from sqlalchemy_envelope.orm.writing.defaults import client_default, has_python_default
 from sqlalchemy_envelope.orm.writing.forms import conditions, equalities
-from sqlalchemy_envelope.orm.writing.token_upserts import TokenUpsert
+from sqlalchemy_envelope.orm.writing.tokens.upserts import TokenUpsert
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
