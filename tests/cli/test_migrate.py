@@ -254,7 +254,7 @@ def test_every_advice_is_translated() -> None:
         if words.search(text)
     ]
 
-    assert len(advised) == 5
+    assert len(advised) == 6
     assert [text for text in advised if words.search(in_shell_words(text))] == []
 
 

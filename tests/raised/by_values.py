@@ -9,7 +9,7 @@ from sqlalchemy import Text, insert, select, update
 from sqlalchemy_envelope import ReceiptKey, exceptions
 from sqlalchemy_envelope.crypto.aead import MAX_VALUE_SIZE, Field
 from sqlalchemy_envelope.migration import Migrator
-from tests.raised.scene import NEW, PLAIN, Base, Moving, Note, Scene, User, flipped, raises
+from tests.raised.scene import NEW, PLAIN, Address, Base, Moving, Note, Scene, User, flipped, raises
 
 # ------------------------------------------------------------------ writing
 
@@ -28,6 +28,29 @@ def locked_bulk_write(at: Scene) -> None:
 @raises(exceptions.LockedError)
 def locked_values_in_a_statement(at: Scene) -> None:
     at.session.execute(insert(Note).values([{"user_id": 1, "body": PLAIN}] * 2))
+
+
+@raises(exceptions.NormalizationError)
+def address_without_a_mailbox(at: Scene) -> None:
+    with at.unlock():
+        at.session.add(Address(user_id=1, email=PLAIN))
+        at.session.flush()
+
+
+@raises(exceptions.NormalizationError)
+def addresses_without_a_mailbox(at: Scene) -> None:
+    with at.unlock():
+        at.session.execute(insert(Address), [{"user_id": 1, "email": PLAIN}] * 3)
+
+
+@raises(exceptions.StatementRefusedError)
+def sought_by_what_no_index_answers(at: Scene) -> None:
+    at.session.execute(select(Address).where(Address.email < PLAIN))
+
+
+@raises(exceptions.LockedError)
+def sought_while_nobody_is_unlocked(at: Scene) -> None:
+    at.session.execute(select(Address).where(Address.email == f"{PLAIN}@example.org"))
 
 
 @raises(exceptions.StatementRefusedError)

@@ -10,6 +10,7 @@ from sqlalchemy import ForeignKey, Integer, String, Text, create_engine
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
 from sqlalchemy_envelope import (
+    BlindIndex,
     EmergencyAccess,
     EncryptedType,
     Envelope,
@@ -61,6 +62,15 @@ class Note(Base):
     user_id: Mapped[int | None] = mapped_column(ForeignKey("users.id", ondelete="CASCADE"))
     body: Mapped[str | None] = mapped_column(EncryptedType(Text))
     size: Mapped[int | None] = mapped_column(EncryptedType(Integer), default=lambda: no_size())
+
+
+class Address(Base):
+    __tablename__ = "addresses"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    user_id: Mapped[int] = mapped_column(ForeignKey("users.id", ondelete="CASCADE"))
+    email: Mapped[str | None] = mapped_column(EncryptedType(String))
+    email_index: Mapped[bytes | None] = mapped_column(BlindIndex("email", normalize="email-v1"))
 
 
 class Group(KeyOwner, Base):

@@ -117,8 +117,8 @@ def open_steps(desk: Desk, base: Any) -> Steps[int]:
         there = _live(load_keys(connection, keys, index.label))
         if all(row.key_id != made.key_id for row in there):
             raise TransactionConflictError(
-                f"Another process made the index key of {index.label!r} at the same moment. Roll back, and "
-                "open the index keys again."
+                f"Another process made the index key of {index.label!r} at the same moment. Run the "
+                "transaction again."
             )
     return count
 
