@@ -58,7 +58,7 @@ class User(KeyOwner, Base):
     id: Mapped[int] = mapped_column(primary_key=True)
     email: Mapped[str] = mapped_column(EncryptedType(String))
     email_index: Mapped[bytes | None] = mapped_column(
-        BlindIndex("email", scope="server", normalize="email-v1"), unique=True
+        BlindIndex("email", scope="server", normalize="email-v1"), index=True, unique=True
     )
     phone: Mapped[str | None] = mapped_column(EncryptedType(String))
 

@@ -22,10 +22,12 @@ _LONGEST_PREFIX = 64
 
 
 class BlindIndex(TypeDecorator[bytes]):
-    """A column of tags, by which equal values of an encrypted column are found:
+    """A column of tags, by which equal values of an encrypted column are found::
 
         email: Mapped[str] = mapped_column(EncryptedType(String))
-        email_index: Mapped[bytes] = mapped_column(BlindIndex("email", scope="server"), unique=True)
+        email_index: Mapped[bytes | None] = mapped_column(
+            BlindIndex("email", scope="server"), index=True, unique=True
+        )
 
     The library writes it with the value. `User.email == "ada@example.org"` then works, in a WHERE or a join.
 
