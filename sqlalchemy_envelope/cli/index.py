@@ -31,6 +31,8 @@ from sqlalchemy_envelope.migration.migrator import Migrator
 from sqlalchemy_envelope.migration.running.reports import IndexReport
 from sqlalchemy_envelope.words import counted
 
+_TOKENS = "Token indexes are left out; fill_tokens() and stale_tokens() keep them"
+
 
 @dataclass
 class _Job:
@@ -82,10 +84,12 @@ def _text(report: IndexReport, told: str) -> str:
     parts = [f"{report.index}: {counted(report.rows, 'row')} {told}"]
     if report.bad:
         parts.append(f"{report.bad:,} bad, {'; '.join(report.examples)} among them")
-    if report.pending:
-        parts.append(f"{counted(report.pending, 'value')} without a tag: index fill")
     if report.locked:
         parts.append(f"{report.locked:,} that no key here opens")
+    if report.pending:
+        with_keys = ", with their keys at hand" if report.locked else ""
+        cure = "" if told == "filled" else f": index fill{with_keys}"
+        parts.append(f"{counted(report.pending, 'value')} without a tag{cure}")
     if not report.finished:
         parts.append("stopped before the end: run it again to go on")
     return ", ".join(parts)
@@ -142,8 +146,11 @@ def _chosen(migrator: Migrator, names: tuple[str, ...]) -> list[str]:
         chosen = [migrator.index(name).name for name in names] or migrator.indexes
     except ConfigurationError as error:
         raise click.BadParameter(str(error), param_hint="INDEX") from None
+    tokens = "" if names or not migrator.token_indexes else f"{_TOKENS}: {', '.join(migrator.token_indexes)}."
     if not chosen:
-        raise click.UsageError("The models declare no BlindIndex.")
+        raise click.UsageError(f"The models declare no BlindIndex. {tokens}".strip())
+    if tokens:
+        click.echo(tokens, err=True)
     return chosen
 
 
@@ -155,8 +162,9 @@ def fill(job: _Job, again: bool, workers: int) -> int:
     """Give tags to the values that have none.
 
     Deploy the release that declares the index before: it writes the tags of new values. Ctrl-C and SIGTERM
-    stop it after the chunk at hand, and the next run goes on. Exits with 1 if rows got no tag: the value does
-    not authenticate, the index does not take it, or a unique index has an equal value.
+    stop it after the chunk at hand, and the next run goes on. Exits with 1 if rows got no tag: no key here
+    opens the value, it does not authenticate, the index does not take it, or a unique index has an equal
+    value.
     """
     return job.each(
         "index fill",
@@ -173,7 +181,8 @@ def fill(job: _Job, again: bool, workers: int) -> int:
 def verify(job: _Job, workers: int) -> int:
     """Decrypt every value, and compare its tag with the stored one.
 
-    Exits with 1 if one differs, as after raw SQL that changed a value, or if a value has no tag.
+    Exits with 1 if one differs, as after raw SQL that changed a value, or if a value has no tag, whether or
+    not a key here opens it.
     """
     return job.each(
         "index verify",

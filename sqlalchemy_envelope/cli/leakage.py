@@ -22,6 +22,8 @@ from sqlalchemy_envelope.orm.indexes.leakage.public_values import PublicValues
 from sqlalchemy_envelope.orm.indexes.leakage.report import Leakage
 from sqlalchemy_envelope.orm.tables.bases import mappers_of
 
+_UNMEASURED = "Token indexes are not measured"
+
 
 @click.command()
 @click.argument("indexes", nargs=-1, metavar="[INDEX]...")
@@ -56,7 +58,8 @@ def leakage(
 ) -> None:
     """Tell what blind indexes give away to somebody who has the database.
 
-    An INDEX is a table.column; without any, it is each blind index of the models. The command counts the tags
+    An INDEX is a table.column; without any, it is each blind index of the models. Token indexes are not
+    measured. The command counts the tags
     of the live column. With public figures it simulates a frequency attack, and where the server's index key
     is at hand, it checks the attack. It reads and prints no value. Exits with 1 if an index gives away more
     than the threshold.
@@ -64,7 +67,11 @@ def leakage(
     migrator = discover(app, Migrator).value
 
     def work() -> int:
-        known = _indexes(migrator.base)
+        tokens = migrator.token_indexes
+        known = _indexes(migrator.base, tokens)
+        for name in indexes:
+            if name in tokens:
+                raise click.BadParameter(f"{name} is a token index. {_UNMEASURED}.", param_hint="INDEX")
         wanted, figures = _chosen(known, indexes), _figures(known, public)
         with Session(migrator.engine) as session:
             migrator.setting.envelope.attach(session)
@@ -75,18 +82,21 @@ def leakage(
         if plot is not None:
             _plot(found, plot)
         _tell(found, as_json=as_json)
+        if tokens and not indexes:
+            click.echo(f"{_UNMEASURED}: {', '.join(tokens)}.", err=True)
         return LEFT if any(one.is_above for one in found) else DONE
 
     with StopSignals(at_once=True) as stop:
         sys.exit(carry_out(stop, lambda: run_apart(migrator.given_engine, work)))
 
 
-def _indexes(base: Any) -> dict[str, IndexedColumn]:
+def _indexes(base: Any, tokens: list[str]) -> dict[str, IndexedColumn]:
     configure_mappers()
     tables = dict.fromkeys(table for mapper in mappers_of(base) for table in mapper.tables)
     found = [one for table in tables if isinstance(table, Table) for one in indexes_of_table(table)]
     if not found:
-        raise ConfigurationError("No column of these models is a BlindIndex.")
+        more = f" {_UNMEASURED}: {', '.join(tokens)}." if tokens else ""
+        raise ConfigurationError(f"No column of these models is a BlindIndex.{more}")
     return {f"{one.column.table.name}.{one.column.name}": one for one in found}
 
 

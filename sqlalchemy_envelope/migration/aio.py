@@ -163,6 +163,10 @@ class AsyncMigrator:
         """As `Migrator.indexes`."""
         return await self._do(lambda _: self.migrator.indexes)
 
+    async def token_indexes(self) -> list[str]:
+        """As `Migrator.token_indexes`."""
+        return await self._do(lambda _: self.migrator.token_indexes)
+
     async def fill_index(
         self,
         name: str,

@@ -5,10 +5,11 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
-from sqlalchemy import Engine
+from sqlalchemy import Engine, text
+from sqlalchemy.orm import Session
 
 from sqlalchemy_envelope.cli.group import commands
-from tests.migration.index_models import add_indexes, old_rows
+from tests.migration.index_models import SECRET, add_indexes, models, new_envelope, old_rows
 
 
 @pytest.fixture
@@ -50,7 +51,7 @@ def test_events_for_programs(run: Any) -> None:
         "rows": 2,
         "bad": 0,
         "locked": 0,
-        "pending": None,
+        "pending": 0,
         "examples": [],
         "finished": True,
         "seconds": 0,
@@ -68,3 +69,27 @@ def test_what_is_refused(run: Any) -> None:
     assert run("fill", "users.mail_index")[0] == 2
     code, text = run("drop", "users.email_index", "--yes", "--stopped")
     assert (code, "2 rows emptied" in text) == (0, True)
+
+
+def test_values_that_no_key_opens_are_told(run: Any, sqlite_engine: Engine) -> None:
+    """Locked rows were not compared, and a fill that leaves them without a tag ends with 1."""
+    run("fill")
+    with Session(sqlite_engine) as session:
+        with new_envelope().enroll(session, models(indexed=True).user(email="cy@x.org"), secret=SECRET):
+            session.flush()
+        session.execute(text("UPDATE users SET email_index = NULL"))
+        session.commit()
+
+    code, told = run("fill", "users.email_index")
+    assert (code, told.strip().splitlines()[-1]) == (
+        1,
+        "users.email_index: 2 rows filled, 1 that no key here opens, 1 value without a tag",
+    )
+    code, told = run("verify", "users.email_index")
+    assert (code, told.strip().splitlines()[-1]) == (
+        1,
+        (
+            "users.email_index: 2 rows compared, 1 that no key here opens, 1 value without a tag: "
+            "index fill, with their keys at hand"
+        ),
+    )

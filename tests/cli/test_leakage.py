@@ -8,15 +8,28 @@ from types import ModuleType
 
 import pytest
 from click.testing import CliRunner, Result
-from sqlalchemy import Engine
+from sqlalchemy import Engine, String
 from sqlalchemy.ext.asyncio import create_async_engine
-from sqlalchemy.orm import DeclarativeBase
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
+from sqlalchemy_envelope import BlindIndex, EncryptedType, KeyOwner, token_index
 from sqlalchemy_envelope.cli.group import commands
 from sqlalchemy_envelope.migration import Migrator
 from tests.orm.indexes.leaking_models import ENVELOPE, Base, drawn, fill, zipf
 
 NAMES = zipf(60)
+
+
+class Texts(DeclarativeBase):
+    pass
+
+
+class Writer(KeyOwner, Texts):
+    __tablename__ = "writers"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    name: Mapped[str | None] = mapped_column(EncryptedType(String))
+    name_words = token_index("name", scope="server")
+    name_index: Mapped[bytes | None] = mapped_column(BlindIndex("name", scope="server"))
 
 
 class Nothing(DeclarativeBase):
@@ -29,6 +42,7 @@ def public(sqlite_engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     fill(sqlite_engine, name=drawn(NAMES, 600), town=drawn(NAMES, 600, 8))
     app = ModuleType("app_that_leaks")
     app.migrator = Migrator(sqlite_engine, ENVELOPE, Base)  # type: ignore[attr-defined]
+    app.texts = Migrator(sqlite_engine, ENVELOPE, Texts)  # type: ignore[attr-defined]
     app.empty = Migrator(sqlite_engine, ENVELOPE, Nothing)  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "app_that_leaks", app)
     file = tmp_path / "names.csv"
@@ -125,3 +139,33 @@ def test_models_without_an_index(public: Path) -> None:
     ran = leakage(app="app_that_leaks:empty")
 
     assert ran.exit_code == 2
+
+
+@pytest.mark.usefixtures("public")
+def test_token_indexes_are_not_measured(sqlite_engine: Engine) -> None:
+    """A run without names says so in a line beside the report, and a run with their name is refused."""
+    Texts.metadata.create_all(sqlite_engine)
+    ran = leakage("--json", app="app_that_leaks:texts")
+    named = leakage("writers.name_words", app="app_that_leaks:texts")
+
+    assert [one["index"] for one in json.loads(ran.stdout)] == ["writers.name_index"]
+    assert ran.stderr == "Token indexes are not measured: writers.name_words.\n"
+    assert named.exit_code == 2
+    assert "writers.name_words is a token index. Token indexes are not measured." in one_line(named.output)
+
+
+@pytest.mark.usefixtures("public")
+def test_a_column_that_the_database_lacks_is_named(sqlite_engine: Engine) -> None:
+    """As before the revision that adds the index."""
+    with sqlite_engine.begin() as connection:
+        connection.exec_driver_sql("CREATE TABLE writers (id INTEGER PRIMARY KEY, name BLOB)")
+
+    ran = leakage("writers.name_index", app="app_that_leaks:texts")
+
+    assert ran.exit_code == 4
+    assert "The database has no column writers.name_index: create it first" in ran.output
+
+
+def one_line(text: str) -> str:
+    """What a terminal broke into lines."""
+    return " ".join(text.replace("\u2502", " ").split())

@@ -121,3 +121,23 @@ def moving(policy: Any) -> Any:
     configure_mappers()
     Base.user = User
     return Base
+
+
+@cache
+def models_of_names() -> Any:
+    """A release with an index over two values, and one over one of them."""
+
+    class Base(DeclarativeBase):
+        user: Any
+
+    class User(KeyOwner, Base):
+        __tablename__ = "users"
+        id: Mapped[int] = mapped_column(primary_key=True)
+        last: Mapped[str | None] = mapped_column(EncryptedType(String))
+        first: Mapped[str | None] = mapped_column(EncryptedType(String))
+        last_index: Mapped[bytes | None] = mapped_column(BlindIndex("last", scope="server"))
+        both_index: Mapped[bytes | None] = mapped_column(BlindIndex(("last", "first"), scope="server"))
+
+    configure_mappers()
+    Base.user = User
+    return Base

@@ -1,32 +1,49 @@
 """A blind index is added to a table that holds rows, compared with its values, mended, and taken away."""
 
 import asyncio
+import sqlite3
+import time
+from contextlib import closing
 from typing import Any
 
 import pytest
 import sqlalchemy as sa
-from sqlalchemy import Engine
+from sqlalchemy import Engine, create_engine
 from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.orm import Session
 
-from sqlalchemy_envelope import ConfigurationError, MigrationRefusedError, StatementRefusedError
+from sqlalchemy_envelope import (
+    ConfigurationError,
+    MigrationRefusedError,
+    MigrationStoppedError,
+    StatementRefusedError,
+    enforce_foreign_keys,
+)
 from sqlalchemy_envelope.migration import AsyncMigrator, Migrator, Pace
+from sqlalchemy_envelope.migration.database.faults import advice
 from tests.migration.index_models import (
+    SECRET,
     add_indexes,
     found,
     migrator,
     models,
+    models_of_names,
     moving,
     new_envelope,
     old_rows,
 )
+from tests.orm.indexes.token_models import Base as TokenBase
+from tests.prepared import tables_of
 
 EMAILS = ("ada@example.org", "ben@example.org", None)
 SMALL = Pace(smallest=1, largest=2, range_rows=2)
 
 
 def sql(engine: Engine, statement: str) -> list[tuple[object, ...]]:
+    """What a tool does that knows neither the library nor its CHECK constraints."""
     with engine.begin() as connection:
+        if engine.name == "sqlite":
+            connection.exec_driver_sql("PRAGMA ignore_check_constraints = ON")
         result = connection.exec_driver_sql(statement)
         return [tuple(row) for row in result] if result.returns_rows else []
 
@@ -109,7 +126,82 @@ def test_rows_of_locked_owners_stay_pending(sqlite_engine: Engine) -> None:
 
     report = migrator(sqlite_engine, envelope).fill_index("users.email_index")
 
-    assert (report.rows, report.locked) == (0, 1)
+    assert (report.rows, report.locked, report.pending, report.is_clean) == (0, 1, 1, False)
+
+
+def test_a_value_without_a_tag_is_told_whether_or_not_it_opens(engine: Engine) -> None:
+    """NULL beside a value is seen without a key: of a locked value, of one that was moved here, of plaintext.
+    A locked value with a tag is no fault, and a row without a value has none."""
+    envelope = old_rows(engine, "ada@example.org", "ben@example.org", "cy@example.org", None)
+    add_indexes(engine)
+    moving = migrator(engine, envelope)
+    moving.fill_index("users.email_index")
+    alone = migrator(engine, envelope, provider=None)
+    there = alone.verify_index("users.email_index")
+    sql(
+        engine,
+        "UPDATE users SET email_index = NULL, email = (SELECT email FROM users WHERE id = 3) WHERE id = 2",
+    )
+    if engine.name == "postgresql":
+        sql(engine, "ALTER TABLE users DROP CONSTRAINT ck_users_email_ciphertext")
+    binary = "'ada'::bytea" if engine.name == "postgresql" else "CAST('ada' AS BLOB)"
+    sql(engine, f"UPDATE users SET email_index = NULL, email = {binary} WHERE id = 1")
+    moved = moving.verify_index("users.email_index")
+    sql(engine, "UPDATE users SET email_index = NULL")
+    locked = alone.verify_index("users.email_index")
+
+    assert (there.rows, there.locked, there.pending, there.is_clean) == (0, 3, 0, True)
+    assert (moved.rows, moved.bad, moved.pending, moved.examples) == (3, 2, 0, ("(1,), (2,)",))
+    assert (locked.rows, locked.bad, locked.locked, locked.pending) == (1, 1, 2, 2)
+
+
+def test_a_tag_beside_no_value_is_told_without_keys(sqlite_engine: Engine) -> None:
+    """Raw SQL that took the value away left its tag behind."""
+    envelope = old_rows(sqlite_engine, "ada@example.org")
+    add_indexes(sqlite_engine)
+    migrator(sqlite_engine, envelope).fill_index("users.email_index")
+    sql(sqlite_engine, "UPDATE users SET email = NULL")
+
+    report = migrator(sqlite_engine, envelope, provider=None).verify_index("users.email_index")
+
+    assert (report.rows, report.bad, report.is_clean) == (1, 1, False)
+
+
+def test_text_in_place_of_bytes_is_a_bad_row(sqlite_engine: Engine) -> None:
+    """SQLite stores text in a column of bytes, and its driver cannot read text that is no UTF-8."""
+    envelope = old_rows(sqlite_engine, *EMAILS)
+    add_indexes(sqlite_engine)
+    moving = migrator(sqlite_engine, envelope)
+    moving.fill_index("users.email_index")
+    sql(sqlite_engine, "UPDATE users SET email = CAST(email AS TEXT) WHERE id = 1")
+    sql(sqlite_engine, "UPDATE users SET email_index = CAST(email_index AS TEXT) WHERE id = 2")
+
+    checked, again = (
+        moving.verify_index("users.email_index"),
+        moving.fill_index("users.email_index", again=True),
+    )
+
+    assert (checked.rows, checked.bad, checked.examples) == (2, 2, ("(1,), (2,)",))
+    assert (again.rows, again.bad, again.examples) == (1, 1, ("(1,)",))
+
+
+def test_the_values_of_a_shredded_owner_have_no_tag(sqlite_engine: Engine) -> None:
+    """Their tags went with their keys: nothing is left to do, and nobody is told to do it."""
+    envelope = old_rows(sqlite_engine, "ada@example.org", "ben@example.org")
+    add_indexes(sqlite_engine)
+    moving = migrator(sqlite_engine, envelope)
+    moving.fill_index("users.email_index")
+    with Session(sqlite_engine) as session:
+        envelope.shred(session, session.get_one(models(indexed=True).user, 1), reason="she asked")
+        session.commit()
+    assert sql(
+        sqlite_engine, "SELECT count(*) FROM users WHERE email IS NOT NULL AND email_index IS NULL"
+    ) == [(1,)]
+
+    checked, filled = moving.verify_index("users.email_index"), moving.fill_index("users.email_index")
+
+    assert (checked.rows, checked.locked, checked.pending, checked.is_clean) == (1, 0, 0, True)
+    assert (filled.locked, filled.pending, filled.is_clean) == (0, 0, True)
 
 
 def test_an_index_is_taken_away_with_its_key(engine: Engine) -> None:
@@ -162,6 +254,63 @@ def test_an_index_that_is_not_there_is_named(sqlite_engine: Engine) -> None:
     moving = migrator(sqlite_engine, new_envelope())
     with pytest.raises(ConfigurationError, match=r"users\.email_index"):
         moving.fill_index("users.mail_index")
+
+
+def test_an_index_that_the_database_lacks_is_named(engine: Engine) -> None:
+    """A column that no revision has added yet, and a table of index keys that was dropped."""
+    envelope = old_rows(engine, *EMAILS)
+    moving = migrator(engine, envelope)
+    lacks = r"The database lacks users\.email_index, users\.email_index_guard, users_indexkey, for a blind"
+    for step in (moving.fill_index, moving.verify_index):
+        with pytest.raises(MigrationRefusedError, match=lacks):
+            step("users.email_index")
+    with pytest.raises(sa.exc.DBAPIError) as raised:
+        sql(engine, "SELECT users.email_index FROM users")
+    assert advice(raised.value).startswith("The database has no column users.email_index: create it")
+
+    add_indexes(engine)
+    sql(engine, "DROP TABLE users_indexkey")
+    with pytest.raises(ConfigurationError, match="no table users_indexkey, which holds keys"):
+        found(engine, envelope, "ada@example.org")
+
+
+def test_a_tag_of_several_values_goes_alone(sqlite_engine: Engine) -> None:
+    """A row that lost one of the values has no tag of them all; the other value keeps its own."""
+    base = models_of_names()
+    tables_of(base.metadata, sqlite_engine)
+    envelope = new_envelope()
+    with Session(sqlite_engine) as session:
+        envelope.enroll(session, base.user(first="Ada", last="Byron"), secret=SECRET, provider="server")
+        session.commit()
+    moving = Migrator(sqlite_engine, envelope, base, provider="server")
+    for column in ("first", "last"):
+        sql(sqlite_engine, f"UPDATE users SET {column} = NULL")
+        assert moving.verify_index("users.both_index").bad == 1
+
+        assert moving.fill_index("users.both_index", again=True).is_clean
+        tags = "SELECT both_index IS NULL, last_index IS NULL FROM users"
+        assert sql(sqlite_engine, tags) == [(1, 0)]
+        assert moving.verify_index("users.both_index").is_clean
+        assert moving.fill_index("users.both_index").rows == 0
+        sql(sqlite_engine, f"UPDATE users SET both_index = last_index, {column} = 'x'")
+
+
+def test_token_indexes_are_kept_by_other_calls(sqlite_engine: Engine) -> None:
+    """The steps know no token index, and say which call does their work."""
+    TokenBase.metadata.create_all(sqlite_engine)
+    moving = Migrator(sqlite_engine, new_envelope(), TokenBase, provider="server")
+
+    assert (moving.indexes, moving.token_indexes) == (
+        [],
+        ["notes.body_words", "notes.part_grams", "notes.part_starts"],
+    )
+    for step in (moving.fill_index, moving.verify_index):
+        with pytest.raises(
+            ConfigurationError, match=r"`fill_tokens\(session, Note\.body_words, objects\)` gives"
+        ):
+            step("notes.body_words")
+    with pytest.raises(ConfigurationError, match="Its tags are in the table notes_body_words: remove"):
+        moving.drop_index("notes.body_words")
 
 
 def plaintext(engine: Engine) -> Migrator:
@@ -264,6 +413,21 @@ def test_values_that_wait_for_their_migration_have_no_tag(engine: Engine) -> Non
 
     assert both.run("users.email").finished
     assert both.verify_index("users.email_index").is_clean
+
+
+def test_a_database_that_stays_locked_ends_the_fill(sqlite_engine: Engine) -> None:
+    """The driver waits for longer than the patience at each try: that is no reason to begin to wait anew."""
+    envelope = old_rows(sqlite_engine, *EMAILS)
+    add_indexes(sqlite_engine)
+    waiting = create_engine(sqlite_engine.url, connect_args={"timeout": 0.3})
+    enforce_foreign_keys(waiting)
+    moving, began = migrator(waiting, envelope, pace=Pace(patience=0.1)), time.monotonic()
+    with closing(sqlite3.connect(sqlite_engine.url.database or "")) as other:
+        other.execute("BEGIN IMMEDIATE")
+        with pytest.raises(MigrationStoppedError, match="Locks or conflicts did not clear"):
+            moving.fill_index("users.email_index", stop=lambda: time.monotonic() - began > 3.0)
+
+    assert time.monotonic() - began < 2.0
 
 
 @pytest.mark.thorough

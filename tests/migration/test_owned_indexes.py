@@ -53,7 +53,7 @@ def test_rows_of_owners_whom_the_provider_opens_are_filled(engine: Engine) -> No
         after = session.execute(sa.text("SELECT id, title_index FROM notes ORDER BY id")).all()
         checked = moving.verify_index("notes.title_index")
 
-    assert (filled.bad, filled.locked) == (0, 2)
+    assert (filled.bad, filled.locked, filled.pending, filled.is_clean) == (0, 2, 2, False)
     assert after[:2] == before[:2]
     assert [row[1] for row in after[2:]] == [None, None, before[4][1], None]
-    assert (checked.bad, checked.pending, checked.locked) == (0, 0, 3)
+    assert (checked.rows, checked.bad, checked.pending, checked.locked) == (2, 0, 2, 3)

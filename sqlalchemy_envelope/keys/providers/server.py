@@ -178,7 +178,10 @@ class ServerKeyring(Uncopied):
             raise TruncatedError("The stored key ends within the id of its server key.")
         key_id, frame = wrapped[:_ID_SIZE], wrapped[_ID_SIZE:]
         if key_id not in self._keys:
-            raise ProviderError(f"Server key {key_id.hex()[:8]} is not configured here.")
+            raise ProviderError(
+                f"Server key {key_id.hex()[:8]} is not configured here. Put that key back among the server "
+                "keys, after the first key."
+            )
         try:
             key = unwrap(frame, kdf.subkey(self._keys[key_id], "wrap"), encode_bound("server", context))
         except UnlockError:

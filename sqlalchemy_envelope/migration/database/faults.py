@@ -78,6 +78,12 @@ _ABSENT_TABLE = re.compile(
     re.MULTILINE,
 )
 """The words of SQLite, PostgreSQL and MariaDB for a missing table."""
+_ABSENT_COLUMN = re.compile(
+    r"(?:no such column: |Unknown column '|column \"?)(?P<name>[\w.]+)"
+    r"(?:$|' in |\"?(?: of relation \"\w+\")? does not exist)",
+    re.MULTILINE,
+)
+"""The same for a missing column."""
 
 
 def advice(error: Exception) -> str:
@@ -99,6 +105,9 @@ def advice(error: Exception) -> str:
         absent = _ABSENT_TABLE.search(str(error.orig))
         if absent is not None:
             return _absent(absent["name"])
+        column = _ABSENT_COLUMN.search(str(error.orig))
+        if column is not None:
+            return f"The database has no column {column['name']}: create it first, with an Alembic revision"
         if is_lost(error):
             return "The connection to the database was lost, and could not be made anew in time"
         if may_pass(error):

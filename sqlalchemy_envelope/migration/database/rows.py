@@ -16,9 +16,11 @@ from sqlalchemy import (
     String,
     and_,
     bindparam,
+    case,
     cast,
     exists,
     func,
+    literal,
     not_,
     null,
     or_,
@@ -253,8 +255,15 @@ class Rows:
         """The query behind `read`."""
         typed = self._typed.label("typed")
         seen = null().label("seen") if self._seen_is_typed else self.seen.label("seen")
-        query = select(*self.keys, *self.owners, typed, seen, raw(self.encrypted).label("stored"))
+        query = select(*self.keys, *self.owners, typed, seen, self.as_stored(self.encrypted).label("stored"))
         return query.select_from(self._from).where(where, *self._between(after, upto))
+
+    def as_stored(self, column: Any) -> Any:
+        """The bytes of a column as they are stored. SQLite may hold a text there, which its driver cannot
+        read if it is no UTF-8: it comes as bytes that are no value."""
+        if self._name != "sqlite":
+            return raw(column)
+        return raw(case((func.typeof(column) == "text", literal(b"", LargeBinary())), else_=column))
 
     def _between(self, after: Position | None, upto: Position | None) -> list[ColumnElement[bool]]:
         bounds = []

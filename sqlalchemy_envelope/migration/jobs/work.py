@@ -99,7 +99,7 @@ def _read(
     except EnvelopeError:
         raise
     except Exception as error:
-        if not is_of_the_value(rows, error):
+        if rows.column.previous is None or not is_of_the_value(rows, error):
             raise
         why = f"{type(error).__name__} was raised"
     # Chain nothing: an error of the type may show the value that it tried to read.

@@ -15,6 +15,7 @@ from sqlalchemy.orm import Session
 
 from sqlalchemy_envelope.exceptions import ConfigurationError
 from sqlalchemy_envelope.migration.running.reports import Progress
+from sqlalchemy_envelope.orm.indexes.tokens.tokenized import TAG_COLUMN
 from sqlalchemy_envelope.orm.tables.bases import metadata_of
 from sqlalchemy_envelope.orm.tables.python_types import python_type_of
 from sqlalchemy_envelope.orm.writing.marks import mark
@@ -53,11 +54,24 @@ class EmptiedIndex:
         there = inspect(connection).get_columns(self._table.name, self._table.schema)
         bytes_ = {one["name"] for one in there if python_type_of(one["type"]) is bytes}
         if name not in bytes_:
+            self._refuse_tokens(connection, name)
             raise ConfigurationError(f"The database has no column of bytes {self._name!r}.")
         if len(name) > 0 and self._holds_ciphertext(name):
             raise ConfigurationError(f"{self._name} is an encrypted column, and no blind index.")
         names = [name, *[one for one in (f"{name}_guard",) if one in bytes_]]
         return [bare_column(one, LargeBinary()) for one in names]
+
+    def _refuse_tokens(self, connection: Connection, name: str) -> None:
+        tags, schema, inspector = f"{self._table.name}_{name}", self._table.schema, inspect(connection)
+        if not inspector.has_table(tags, schema):
+            return
+        if TAG_COLUMN in [one["name"] for one in inspector.get_columns(tags, schema)]:
+            raise ConfigurationError(
+                f"{self._name} is a token index. Its tags are in the table {tags}: remove the token_index "
+                "from the models, deploy that, and drop the table in a revision of Alembic. Of an index with "
+                f"the scope 'server', delete the keys too: the rows of {self._table.name}_indexkey with its "
+                "label."
+            )
 
     def _holds_ciphertext(self, name: str) -> bool:
         column = next((one for one in self._table.columns if one.name == name), None)

@@ -112,12 +112,13 @@ class IndexReport:
     """The result of filling a blind index, of comparing it with its values, or of emptying it.
 
     Attributes:
-        rows: the number of rows that were written, or compared.
+        rows: the number of rows that were written, or compared. Locked rows were not.
         bad: of a fill, the rows that got no tag: the value does not authenticate, or the index does not take
             it, or a unique index has an equal value already. Of a comparison, the rows whose tag is not that
-            of their value.
+            of their value, and the values that no tag can be made of.
         locked: the number of rows that no key here opens.
-        pending: the number of values without a tag, of a comparison; else None.
+        pending: the number of values without a tag, locked values among them, bad ones not; after a fill,
+            those that it left. None of an index that was emptied.
         examples: the primary keys of some bad rows; never values.
         finished: whether every row was looked at.
     """
@@ -133,7 +134,7 @@ class IndexReport:
 
     @property
     def is_clean(self) -> bool:
-        """Whether every value that can be read here has its tag."""
+        """Whether no value is without a tag, and every tag that can be checked here is that of its value."""
         return self.finished and self.bad == 0 and not self.pending
 
 

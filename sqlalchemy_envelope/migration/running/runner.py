@@ -45,7 +45,8 @@ class Pace:
         chunk_seconds: how long a chunk, and with it each row lock, should last; the chunk's size follows.
         load: the share of time in which the migration works, from 0 to 1; it rests in between.
         smallest, largest: bounds on the number of rows in a chunk.
-        patience: seconds to wait out locks, conflicts and a lost connection.
+        patience: seconds to wait out locks, conflicts and a lost connection. A driver may wait for a lock by
+            itself, that of SQLite for 5 seconds: a last try of that length is added.
         range_rows: the number of rows in a range; a worker takes a range at a time.
         sweeps: the most times that a run goes over the rows again. While other programs write, there are
             always new rows to do.

@@ -31,6 +31,8 @@ class HasSetting(Protocol):
 S = TypeVar("S", bound=HasSetting)
 
 _MOST_COLLISIONS = 8
+_LONGEST_WAIT = 60.0
+"""The most seconds for which a database waits for a lock by itself: SQLite's driver 5, InnoDB 50."""
 
 
 def steady(step: Callable[Concatenate[S, P], R]) -> Callable[Concatenate[S, P], R]:
@@ -42,15 +44,19 @@ def steady(step: Callable[Concatenate[S, P], R]) -> Callable[Concatenate[S, P], 
     def done(migrator: S, /, *arguments: P.args, **options: P.kwargs) -> R:
         last, until, tries = 0.0, 0.0, 0
         while True:
+            began = time.monotonic()
             try:
                 return step(migrator, *arguments, **options)
             except (DBAPIError, MemoryError, OSError) as error:
                 failed: Any = stopped(step.__name__, error)
-                again = may_pass(error) or is_lost(error) or (collided(error) and tries < _MOST_COLLISIONS)
+                waited = may_pass(error)
+                again = waited or is_lost(error) or (collided(error) and tries < _MOST_COLLISIONS)
             # Outside of `except`: the database's message may show the values of a row.
             now, patience = time.monotonic(), migrator.setting.pace.patience
-            if now - last > patience:
-                until, tries = now + patience, 0
+            # The driver may have waited for the lock since the step began, longer than the patience.
+            waiting = now - began if waited and now - began <= _LONGEST_WAIT else 0.0
+            if now - waiting - last > patience:
+                until, tries = now - waiting + patience, 0
             if not again or now >= until:
                 raise failed
             last, tries = now, tries + 1

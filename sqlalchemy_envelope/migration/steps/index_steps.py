@@ -8,7 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy_envelope.crypto.frames import emptying_class
 from sqlalchemy_envelope.exceptions import MigrationRefusedError
-from sqlalchemy_envelope.migration.database.index_columns import IndexColumn, index_columns, index_named
+from sqlalchemy_envelope.migration.database.index_columns import (
+    IndexColumn,
+    index_columns,
+    index_named,
+    refuse_tokens,
+    token_indexes,
+)
 from sqlalchemy_envelope.migration.database.state import Job
 from sqlalchemy_envelope.migration.jobs.index_work import IndexFill, IndexRefill, IndexVerify
 from sqlalchemy_envelope.migration.running.emptied_index import EmptiedIndex
@@ -16,6 +22,7 @@ from sqlalchemy_envelope.migration.running.reports import IndexReport, Progress
 from sqlalchemy_envelope.migration.running.steady import steady
 from sqlalchemy_envelope.migration.running.whole_job import WholeJob
 from sqlalchemy_envelope.migration.running.workers import Crew
+from sqlalchemy_envelope.migration.steps.requirements import Requirements
 
 if TYPE_CHECKING:
     from concurrent.futures import Executor
@@ -37,12 +44,18 @@ class IndexSteps:
         """The names of the blind indexes of the models."""
         return [one.name for one in index_columns(self.base)]
 
+    @property
+    def token_indexes(self) -> list[str]:
+        """The names of the token indexes of the models. `fill_tokens()` and `stale_tokens()` keep them."""
+        return sorted(token_indexes(self.base))
+
     def index(self, name: str) -> IndexColumn:
         """The index with this name.
 
         Raises:
-            ConfigurationError: no index has this name.
+            ConfigurationError: no index has this name, or it is a token index.
         """
+        refuse_tokens(token_indexes(self.base), name)
         return index_named(index_columns(self.base), name)
 
     def column(self, name: str) -> MigratingColumn:
@@ -66,7 +79,8 @@ class IndexSteps:
     ) -> IndexReport:
         """Give tags to all values that have none; go on where an earlier run stopped.
 
-        Programs that write meanwhile write tags themselves, if they know the index: deploy that before.
+        Programs that write meanwhile write tags themselves, if they know the index: deploy that before. A
+        value that no key here opens gets no tag: `IndexReport.locked` and `pending` count it.
 
         Args:
             again: make every tag anew, and mend those that are not the tags of their values.
@@ -76,7 +90,8 @@ class IndexSteps:
             progress: called about twice a second.
 
         Raises:
-            MigrationRefusedError: the keys of the index are its owners'.
+            ConfigurationError: no index has this name.
+            MigrationRefusedError: the database lacks the column of tags, or the table of index keys.
             MigrationStoppedError: the database or the machine refused; finished chunks stay done.
         """
         work = IndexRefill() if again else IndexFill()
@@ -92,11 +107,15 @@ class IndexSteps:
         stop: Callable[[], bool] = lambda: False,
         progress: Callable[[Progress], None] | None = None,
     ) -> IndexReport:
-        """Decrypt every value, and compare its tag with the tag that is stored."""
+        """Decrypt every value, and compare its tag with the tag that is stored.
+
+        A value without a tag is told whether or not it opens: `IndexReport.pending`, or `bad`.
+        """
         return self._do(name, IndexVerify(), Crew(workers, executor, stop, progress), again=True)
 
     def _do(self, name: str, work: Work, crew: Crew, *, again: bool) -> IndexReport:
         index, began = self.index(name), time.perf_counter()
+        Requirements(self.setting, index).index_columns()
         job = WholeJob(self.setting, index, work)
         _begin(job, again=again)
         finished = job.run(crew)
@@ -107,7 +126,7 @@ class IndexSteps:
             count.rows,
             count.bad,
             count.locked,
-            count.shredded if isinstance(work, IndexVerify) else None,
+            count.shredded,
             examples,
             finished and count.finished,
             time.perf_counter() - began,

@@ -111,13 +111,14 @@ class Requirements:
             inspector = inspect(connection)
             there = {one["name"] for one in inspector.get_columns(table.name, table.schema)}
             missing = [f"{table.name}.{name}" for name in wanted if name not in there]
-            keys = index_key_table_of(table)
+            by_server = any(one.scope == "server" for one in self._column.indexes)
+            keys = index_key_table_of(table) if by_server else None
             if keys is not None and not inspector.has_table(keys.name, keys.schema):
                 missing.append(keys.name)
         if missing:
             raise MigrationRefusedError(
-                f"{self._column.name} has a blind index, and the database lacks {', '.join(missing)}. Create "
-                "that first, with an Alembic revision. Nothing was changed."
+                f"The database lacks {', '.join(missing)}, for a blind index of the models. Create that "
+                "first, with an Alembic revision. Nothing was changed."
             )
 
     def readable_values(self) -> None:

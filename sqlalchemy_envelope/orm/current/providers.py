@@ -162,7 +162,10 @@ class Providers(Uncopied):
             return kek
         name, blob = self.of(slot), slot.provider_wrapped
         if name not in self.calls or blob is None:
-            raise KeyNotFoundError(f"A key slot is held by provider {name!r}, which is not configured here.")
+            raise KeyNotFoundError(
+                f"A key slot is held by provider {name!r}, which is not configured here. Give it to the "
+                "envelope: Envelope(server_keys=...) or Envelope(providers={...})."
+            )
         kek = check_kek(self.calls[name].unwrap(blob, kek_context(slot.recipient_public_key or b"")), slot)
         with self._lock:
             self._keks[blob] = _Entry(name, kek, time.monotonic() + self.cache.seconds, [1])

@@ -15,7 +15,7 @@ from sqlalchemy_envelope.exceptions import StatementRefusedError
 from sqlalchemy_envelope.orm.columns.encrypted_type import shown_operator
 from sqlalchemy_envelope.orm.columns.previous import base_of, column_beside, policy_of_column
 from sqlalchemy_envelope.orm.indexes.among import among
-from sqlalchemy_envelope.orm.indexes.candidates import is_certain, rechecked
+from sqlalchemy_envelope.orm.indexes.candidates import is_certain, names_of, rechecked
 from sqlalchemy_envelope.orm.indexes.given import SoughtParameter, given
 from sqlalchemy_envelope.orm.indexes.guards import guard_beside
 from sqlalchemy_envelope.orm.indexes.indexed import indexes_on
@@ -87,8 +87,8 @@ def _answer(index: IndexedColumn, op: Any, operand: Any, options: dict[str, Any]
     except Exception:  # noqa: BLE001, S110 - raised below, chained to nothing that holds the value
         pass
     raise StatementRefusedError(
-        f"{shown_operator(op)} on {index.label!r}: its operand, of the type {type(operand).__name__}, is no "
-        "value of the column."
+        f"{shown_operator(op)} on {names_of(index)[0]}, which is found by {index.label!r}: its operand, of "
+        f"the type {type(operand).__name__}, is no value of the attribute."
     )
 
 
@@ -139,8 +139,9 @@ def _condition_later(column: Any, op: Any, indexes: Sequence[IndexedColumn], lat
             if found is not None and found.check is None:
                 return found
             raise StatementRefusedError(
-                f"{shown_operator(op)} on {index.label!r} gives candidates for this value. Compare with the "
-                "value itself, and not with a parameter that gets it later."
+                f"{shown_operator(op)} on {names_of(index)[0]}, which is found by {index.label!r}, gives "
+                "candidates for this value. Compare with the value itself, and not with a parameter that "
+                "gets it later."
             )
 
         return _among(column, Sought(index, answers, wanted), later.parameters, negated=answers.negated)

@@ -16,6 +16,7 @@ from weakref import WeakSet
 from sqlalchemy import insert, select
 from sqlalchemy.dialects.postgresql import insert as postgresql_insert
 from sqlalchemy.dialects.sqlite import insert as sqlite_insert
+from sqlalchemy.exc import DBAPIError
 
 from sqlalchemy_envelope.exceptions import ConfigurationError, KeyNotFoundError, TamperedKeyError
 from sqlalchemy_envelope.keys.index_keys import (
@@ -35,6 +36,7 @@ from sqlalchemy_envelope.orm.indexes.executing import transaction_of
 from sqlalchemy_envelope.orm.tables.connections import session_of
 from sqlalchemy_envelope.orm.tables.index_key_table import index_key_table_of
 from sqlalchemy_envelope.orm.tables.location import location_of_table
+from sqlalchemy_envelope.orm.tables.missing_tables import missing_tables
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -66,7 +68,8 @@ def server_hashers(
         options: the execution options of the statement.
 
     Raises:
-        ConfigurationError: nothing here wraps an index key, or unwraps this one.
+        ConfigurationError: nothing here wraps an index key, or unwraps this one; or the database has no table
+            of index keys.
         KeyNotFoundError: the index has tags and no key, or its provider has to be asked over a network.
         ProviderError: the provider does not unwrap the key.
         TamperedKeyError: the row of a key was altered, or put back.
@@ -135,13 +138,23 @@ def load_keys(
     wanted = _stored(keys).where(keys.c.label == label).order_by(keys.c.epoch.desc())
     if locks:
         wanted = wanted.with_for_update(read=True)
-    return [_key_of(row) for row in connection.execute(wanted).all()]
+    return [_key_of(row) for row in _found(connection, wanted)]
 
 
 def load_all_keys(connection: Connection, keys: Table) -> list[StoredIndexKey]:
     """The rows of a table of index keys that have a key."""
     wanted = _stored(keys).where(keys.c.state != IndexKeyState.DESTROYED.value)
-    return [_key_of(row) for row in connection.execute(wanted).all()]
+    return [_key_of(row) for row in _found(connection, wanted)]
+
+
+def _found(connection: Connection, query: Any) -> Any:
+    try:
+        return connection.execute(query).all()
+    except DBAPIError as error:
+        missing = missing_tables(error, query)
+        if missing is None:
+            raise
+        raise missing from error.orig
 
 
 def _stored(keys: Table) -> Any:

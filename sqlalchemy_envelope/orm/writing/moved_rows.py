@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
@@ -45,12 +45,14 @@ class MovedRows(ABC):
         unmoved: the condition for rows that can be moved.
         left: the condition for both.
         guarded: the condition for rows with a guard.
+        moves_at_once: whether rows are moved as they are filled, without a guard.
     """
 
     pending: ColumnElement[bool]
     unmoved: ColumnElement[bool]
     left: ColumnElement[bool]
     guarded: ColumnElement[bool]
+    moves_at_once: ClassVar[bool] = False
 
     def __init__(self, session: Session, table: Table) -> None:
         mapper: Mapper[Any] = mapper_of_table(table)  # type: ignore[assignment]  # its columns are encrypted

@@ -22,6 +22,8 @@ from sqlalchemy_envelope import (
 )
 from sqlalchemy_envelope.orm.indexes.leakage.attack import simulate
 from tests.orm.indexes.leaking_models import ENVELOPE, Record, drawn, fill, zipf
+from tests.orm.indexes.range_models import Base as VisitBase
+from tests.orm.indexes.range_models import Visit
 
 KEYLESS = Envelope(kdf_profile=KdfProfile.unsafe_for_tests())
 
@@ -202,6 +204,17 @@ def test_an_empty_column_has_nothing_to_tell(sqlite_engine: Engine) -> None:
 
     assert "no row has a tag yet" in "".join(found.lines())
     assert not found.is_above
+
+
+def test_what_is_advised_can_be_declared(sqlite_engine: Engine) -> None:
+    """An index of beginnings, or of buckets, takes a single attribute: nobody is told to add another."""
+    fill(sqlite_engine, name=["a"] * 5)
+    VisitBase.metadata.create_all(sqlite_engine)
+    columns = (Record.name_index, Record.first_index, Visit.born_index)
+    whole, start, bucket = (measured(sqlite_engine, one).advice for one in columns)
+
+    assert any("BlindIndex(('name', '...'))" in one for one in whole)
+    assert not any("BlindIndex((" in one for one in [*start, *bucket])
 
 
 def test_what_is_no_index_is_refused(sqlite_engine: Engine) -> None:

@@ -54,9 +54,15 @@ class Range:
     def __init__(
         self, sources: Sequence[EncryptedColumn], buckets: Buckets, normalize: object = None
     ) -> None:
-        if len(sources) != 1 or normalize is not None:
+        if len(sources) != 1:
+            names = ", ".join(one.key for one in sources)
             raise ConfigurationError(
-                "BlindIndex(bucket=...) indexes a single attribute, as it is: leave out `normalize=`."
+                f"BlindIndex(bucket=...) indexes a single attribute, and not {names} together. Give each an "
+                "index of its own."
+            )
+        if normalize is not None:
+            raise ConfigurationError(
+                "BlindIndex(bucket=...) indexes values as they are: leave out `normalize=`."
             )
         (self._source,) = sources
         self._buckets = buckets

@@ -22,6 +22,7 @@ from sqlalchemy_envelope.orm.indexes.leakage.column_tags import ColumnTags
 from sqlalchemy_envelope.orm.indexes.leakage.indexed_values import IndexedValues, indexed_values
 from sqlalchemy_envelope.orm.indexes.leakage.report import Leakage, beyond, percent
 from sqlalchemy_envelope.orm.indexes.server_keys import server_hashers
+from sqlalchemy_envelope.orm.indexes.tokens.tokenized import TokenizedColumn
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -100,6 +101,10 @@ def indexed_column(index: Any) -> IndexedColumn:
         for one in indexes_of_table(base.table) if getattr(base, "table", None) is not None else ():
             if one.column is base:
                 return one
+    if isinstance(index, TokenizedColumn):
+        raise ConfigurationError(
+            f"{index.label!r} is a token index: the leakage of a BlindIndex is measured, and not of that."
+        )
     raise ConfigurationError(f"{index} is no blind index. Give its attribute: User.email_index.")
 
 
@@ -244,7 +249,7 @@ def _general(index: IndexedColumn) -> list[str]:
             "Search under the owner's key, BlindIndex(..., scope='owner'), if whoever searches has the owner "
             "open: rows of two owners then have nothing in common."
         )
-    if len(index.sources) == 1:
+    if len(index.sources) == 1 and index.type.bucket is None and index.type.prefix is None:
         advice.append(
             "Index it together with a column of many values, if both are looked for together: "
             f"BlindIndex(({index.sources[0].key!r}, '...'))."

@@ -91,7 +91,7 @@ class IndexRotation:
         step: "next" while rows get their guard, "ready" until all know that they have it, "moving" while they
             are moved, "settling" until the old key is destroyed, "clearing" while guards are emptied, "done"
             at the end.
-        filled: the number of rows that got the new key's tag into their guard here.
+        filled: the number of rows that got the new key's tag into their guard here. A token index has none.
         moved: the number of rows whose index got the new key's tag here.
         pending: the number of rows that keep both keys: no key here opened their values. Their owners' next
             write moves them, or a run where their owners are open. None while that is not known.
@@ -352,7 +352,8 @@ class _Turn:
         batch: Batch = self._rows.fill(hasher, job.after, job.size)
         job.after, job.done = batch.last, job.done + batch.rows
         if batch.last is not None:
-            return self._progress(step=step, filled=self._so_far.filled + batch.rows)
+            name = "moved" if self._rows.moves_at_once else "filled"
+            return self._progress(step=step, **{name: getattr(self._so_far, name) + batch.rows})
         done, job.done = job.done, 0
         waits = self._waits(step)
         if waits or not self._rows.any(self._rows.pending):

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 class MovedTokens(MovedRows):
     """The rows of a token index. While rows are moved, those with tags of the old key are pending."""
 
+    moves_at_once = True
+
     def __init__(self, session: Session, index: TokenizedColumn) -> None:
         super().__init__(session, index.column.table)
         self._tokens = index
