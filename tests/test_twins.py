@@ -16,7 +16,7 @@ STEPS = {name for name in dir(Envelope) if name.endswith("_steps")} | {
     "unknown",
 }
 """The parts of a verb, for whoever carries them out in a way of their own."""
-ALONE: dict[type[Any], set[str]] = {Envelope: STEPS | {"attach"}, Migrator: set()}
+ALONE: dict[type[Any], set[str]] = {Envelope: STEPS | {"attach"}, Migrator: {"index", "worked_on"}}
 """Methods without a twin."""
 CANCELLED = {"stop"}
 """What a task is cancelled for instead."""

@@ -159,9 +159,10 @@ class AsyncMigrator:
             )
         )
 
-    async def indexes(self) -> list[str]:
+    @property
+    def indexes(self) -> list[str]:
         """As `Migrator.indexes`."""
-        return await self._do(lambda _: self.migrator.indexes)
+        return self.migrator.indexes
 
     async def token_indexes(self) -> list[str]:
         """As `Migrator.token_indexes`."""

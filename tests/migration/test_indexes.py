@@ -240,7 +240,7 @@ def test_the_asynchronous_face(engine: Engine) -> None:
 
     async def steps() -> tuple[bool, bool, int]:
         moving = AsyncMigrator(Migrator(beside, envelope, models(indexed=True), provider="server"))
-        assert await moving.indexes() == ["notes.title_index", "users.email_index"]
+        assert moving.indexes == ["notes.title_index", "users.email_index"]
         filled = await moving.fill_index("users.email_index")
         checked = await moving.verify_index("users.email_index")
         dropped = await moving.drop_index("users.email_index", stopped=True)
