@@ -164,9 +164,10 @@ class AsyncMigrator:
         """As `Migrator.indexes`."""
         return self.migrator.indexes
 
-    async def token_indexes(self) -> list[str]:
+    @property
+    def token_indexes(self) -> list[str]:
         """As `Migrator.token_indexes`."""
-        return await self._do(lambda _: self.migrator.token_indexes)
+        return self.migrator.token_indexes
 
     async def fill_index(
         self,
