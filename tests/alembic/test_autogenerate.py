@@ -339,7 +339,7 @@ def run(folder: Path, *arguments: str) -> str:
     return finished.stdout
 
 
-@pytest.mark.parametrize("template", ["generic", "pyproject"])
+@pytest.mark.parametrize("template", ["generic", pytest.param("pyproject", marks=pytest.mark.thorough)])
 def test_the_command_line_with_one_import(tmp_path: Path, template: str) -> None:
     """`alembic init`, the one import, a revision, an upgrade, a check: all by the command line."""
     run(tmp_path, "init", "--template", template, "migrations")
