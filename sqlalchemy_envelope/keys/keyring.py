@@ -410,9 +410,15 @@ class Keyring(Uncopied):
         key_id = self._current.get(owner, _NONE).get((Purpose.INDEX, scope))
         return None if key_id is None else self.hasher(key_id, index)
 
-    def index_seekers(self, owner: OwnerId, scope: str, index: Index) -> list[IndexHasher]:
+    def index_seekers(
+        self, owner: OwnerId, scope: str, index: Index, *, whole: bool = False
+    ) -> list[IndexHasher]:
         """What makes the tags that values of an owner may have: under its index key, and under the earlier
         ones that open here. None of them, if the index key does not open: new values would be missed.
+
+        Args:
+            whole: none of them either, if one of the earlier ones does not open. A row under it would count
+                as a row with another value.
 
         Raises:
             EnvelopeError: see `open`.
@@ -421,7 +427,8 @@ class Keyring(Uncopied):
             return []
         keys = [one for one in self.keys_of(owner) if one.purpose is Purpose.INDEX and one.scope == scope]
         hashers = [self.hasher(one.key_id, index) for one in keys]
-        return [one for one in hashers if one is not None]
+        opened = [one for one in hashers if one is not None]
+        return [] if whole and len(opened) < len(hashers) else opened
 
     def hasher(self, key_id: KeyId, index: Index) -> IndexHasher | None:
         """The hasher of one blind index under one index key; None if no open key leads to it.

@@ -62,13 +62,20 @@ class OpenKeys(Protocol):
         """What makes the tags of new values of an owner, if the owner's index key is open."""
 
     def index_seekers(
-        self, session: Session | None, wheres: Mapping[OwnerClass, Location], scope: str, index: Index
+        self,
+        session: Session | None,
+        wheres: Mapping[OwnerClass, Location],
+        scope: str,
+        index: Index,
+        *,
+        whole: bool,
     ) -> dict[Place, list[IndexHasher]]:
         """What makes the tags that a statement looks for, for each owner whose index key is open.
 
         Args:
             wheres: the classes of the owners whose rows are looked for, and where they are.
             scope: the scope of the data keys of the values.
+            whole: leave out owners of whom an earlier index key does not open.
         """
         ...
 

@@ -16,15 +16,16 @@ from sqlalchemy_envelope.orm.columns.plans import mapper_of_table
 from sqlalchemy_envelope.orm.columns.sealed import Sealed
 from sqlalchemy_envelope.orm.indexes.owned import unique_sets
 from sqlalchemy_envelope.orm.indexes.pending import (
+    OwnTags,
     converted,
     indexes_of,
     select_pending,
     update_tag,
-    update_to_none,
 )
 from sqlalchemy_envelope.orm.indexes.server_keys import server_hashers
 from sqlalchemy_envelope.orm.tables.attempts import attempt
 from sqlalchemy_envelope.orm.tables.binds import bind_for
+from sqlalchemy_envelope.orm.tables.newer_rows import refuse_newer
 from sqlalchemy_envelope.orm.tables.raw_tables import UNCACHED, is_there
 from sqlalchemy_envelope.orm.tables.rows import skips_locked
 
@@ -93,11 +94,22 @@ def renew_unique_tags(session: Session, place: Place, keyring: Keyring | None) -
 
 
 def forget_tags(session: Session, place: Place, index: IndexedColumn) -> None:
-    """Take the tags of an owner's rows away. One statement."""
+    """Take the tags of an owner's rows away. One statement, and two more by an older snapshot.
+
+    All of them, or none: a tag that stays under an earlier key meets no equal value, and one under the
+    server's key still answers guesses. So the owner's keys are changed before, for which others who write
+    are waited for; and a transaction that does not see what they wrote goes no further.
+
+    Raises:
+        TransactionConflictError: a row is newer than the snapshot of this transaction.
+        ConfigurationError: see `refuse_newer`.
+    """
     mapper = mapper_of_table(index.column.table) or place.owner_class.mapper
     connection = session.connection(bind_arguments=bind_for(session, mapper))
     if is_there(connection, index.column.table):
-        connection.execute(update_to_none(index, place), execution_options=UNCACHED)
+        tags = OwnTags(index, place)
+        refuse_newer(connection, tags.keys, tags.are_there)
+        connection.execute(tags.update_to_none(), execution_options=UNCACHED)
 
 
 def is_unique(index: IndexedColumn) -> bool:

@@ -51,8 +51,8 @@ class _OwnedRows(_Condition):
 
 
 class FoundRows(_OwnedRows):
-    """`tags IN (...)`. Its negation is limited to the rows of owners who are open: of other rows nothing is
-    known."""
+    """`tags IN (...)`. Its negation is limited to the rows of owners who are open with every index key, the
+    earlier ones too: of other rows nothing is known."""
 
     inherit_cache = True
 

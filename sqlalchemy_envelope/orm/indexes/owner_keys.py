@@ -1,7 +1,8 @@
 """Index keys of owners: those that are open here make the tags that a comparison looks for.
 
 A comparison finds the rows of every owner whose index key is open, through any grant. The rows of all other
-owners are as if they were not there. If nobody is open, it is an error.
+owners are as if they were not there. If nobody is open, it is an error. A comparison with other values, `!=`
+and `not_in`, takes what it does not find: it needs every index key of an owner, the earlier ones too.
 """
 
 from __future__ import annotations
@@ -26,8 +27,14 @@ MOST_TAGS = 20_000
 """The most tags of one comparison: a statement of PostgreSQL has at most 65,535 parameters."""
 
 
-def owner_hashers(connection: Connection, index: IndexedColumn) -> dict[Place, list[IndexHasher]]:
+def owner_hashers(
+    connection: Connection, index: IndexedColumn, *, whole: bool = False
+) -> dict[Place, list[IndexHasher]]:
     """What makes the tags of an index, for each owner whose index key is open here.
+
+    Args:
+        whole: only for owners whose earlier index keys are all open, too. A search for other values than
+            these needs that: a tag does not say its key, and one under a key that is not open is no other.
 
     Raises:
         LockedError: nobody is.
@@ -38,8 +45,15 @@ def owner_hashers(connection: Connection, index: IndexedColumn) -> dict[Place, l
     wheres = {owner_class: names.where(owner_class) for owner_class in index.path.owner_classes}
     found: dict[Place, list[IndexHasher]] = {}
     for unlocked in context.unlocked_sessions(session):
-        for place, hashers in unlocked.index_seekers(session, wheres, index.data_scope, index).items():
+        seekers = unlocked.index_seekers(session, wheres, index.data_scope, index, whole=whole)
+        for place, hashers in seekers.items():
             found.setdefault(place, []).extend(hashers)
+    if not found and whole and owner_hashers(connection, index):
+        raise LockedError(
+            f"The blind index {index.label!r} has tags under earlier index keys that are not open here: rows "
+            "under them would count as rows with other values. Somebody who has those keys has to share "
+            "them first: `envelope.settle(session)`, where that member is unlocked."
+        )
     if not found:
         raise _locked(session, index)
     return found

@@ -114,16 +114,30 @@ def update_tag(index: IndexedColumn) -> Update:
     return update(raw).where(*mine, tags.is_(None)).values({tags: bindparam("tag", type_=LargeBinary())})
 
 
-def update_to_none(index: IndexedColumn, place: Place) -> Update:
-    """An UPDATE that takes the tags of an owner's rows away, also those under a next key. Send it as
-    `update_tag`."""
-    table: Table = index.column.table
-    here = {one.name: one for one in (*table.primary_key.columns, *index.path.columns) if one.table is table}
-    both = [one for one in (index.column, index.guard) if one is not None]
-    raw = raw_table(table, both, here.values())
-    tags = [raw.c[one.name] for one in both]
-    has_any = or_(*(one.is_not(None) for one in tags))
-    return update(raw).where(has_any, is_of(index, place, raw)).values(dict.fromkeys(tags))
+class OwnTags:
+    """The tags of an owner's rows, also those under a next key.
+
+    Attributes:
+        keys: the columns that tell a row.
+        are_there: the condition that a row is the owner's, and has a tag.
+    """
+
+    def __init__(self, index: IndexedColumn, place: Place) -> None:
+        table: Table = index.column.table
+        here = {
+            one.name: one for one in (*table.primary_key.columns, *index.path.columns) if one.table is table
+        }
+        both = [one for one in (index.column, index.guard) if one is not None]
+        self._table = raw_table(table, both, here.values())
+        self._tags = [self._table.c[one.name] for one in both]
+        self.keys = [self._table.c[one.name] for one in table.primary_key.columns]
+        self.are_there = and_(
+            or_(*(one.is_not(None) for one in self._tags)), is_of(index, place, self._table)
+        )
+
+    def update_to_none(self) -> Update:
+        """An UPDATE that takes them away. Send it as `update_tag`."""
+        return update(self._table).where(self.are_there).values(dict.fromkeys(self._tags))
 
 
 def converted(index: IndexedColumn, values: Sequence[Any]) -> Iterator[Any]:

@@ -85,7 +85,7 @@ class Sought:
 
 
 class OpenOwners:
-    """Gives a parameter its value: the primary keys of the owners whose index key is open.
+    """Gives a parameter its value: the primary keys of the owners whose index keys are all open.
 
     Attributes:
         index: the index whose owners they are.
@@ -106,7 +106,7 @@ class OpenOwners:
         """
         execution, connection = require_execution(self.index)
         try:
-            found = owner_hashers(connection, self.index)
+            found = owner_hashers(connection, self.index, whole=True)
         finally:
             resume(execution)
         require_few(self.index, len(found))

@@ -27,7 +27,7 @@ class NothingAround:
 
     may_follow = waits_in = only_reads = no
 
-    def index_seekers(self, *_: Any) -> dict[Any, Any]:
+    def index_seekers(self, *_: Any, **__: Any) -> dict[Any, Any]:
         """Return an empty dictionary: no index key is open."""
         return {}
 

@@ -15,6 +15,7 @@ from sqlalchemy_envelope.orm.indexes.server_keys import server_hashers
 from sqlalchemy_envelope.orm.indexes.tokens.tokenized import as_indexed
 from sqlalchemy_envelope.orm.tables.attempts import attempt
 from sqlalchemy_envelope.orm.tables.binds import bind_for
+from sqlalchemy_envelope.orm.tables.newer_rows import refuse_newer
 from sqlalchemy_envelope.orm.tables.raw_tables import is_there
 from sqlalchemy_envelope.orm.writing.tokens.filling import add_missing
 from sqlalchemy_envelope.orm.writing.tokens.tags import make_tags, require_tags_to_go
@@ -94,7 +95,7 @@ def _tags(index: TokenizedColumn, text: Any, hasher: IndexHasher | None) -> Sequ
 
 
 def forget_tokens(session: Session, place: Place) -> None:
-    """Take the tags of an owner's texts away, in every token index. One statement for each index."""
+    """Take the tags of an owner's texts away, in every token index, as `forget_tags`."""
     for index in token_indexes_of(place.owner_class):
         table: Any = index.text.table
         mapper = mapper_of_table(table) or place.owner_class.mapper
@@ -102,6 +103,6 @@ def forget_tokens(session: Session, place: Place) -> None:
         if is_there(connection, index.table):
             own = list(table.primary_key)
             key: Any = index.keys[0] if len(own) == 1 else tuple_(*index.keys)
-            connection.execute(
-                delete(index.table).where(key.in_(select(*own).where(is_of(as_indexed(index), place))))
-            )
+            mine = key.in_(select(*own).where(is_of(as_indexed(index), place)))
+            refuse_newer(connection, list(index.table.primary_key), mine)
+            connection.execute(delete(index.table).where(mine))

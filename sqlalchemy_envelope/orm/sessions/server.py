@@ -341,11 +341,19 @@ class ServerSession(UnlockedSession):
         return self._parent.index_writer(owner, scope, index, session) if hasher is None else hasher
 
     def index_seekers(
-        self, session: Session | None, wheres: Mapping[OwnerClass, Location], scope: str, index: Index
+        self,
+        session: Session | None,
+        wheres: Mapping[OwnerClass, Location],
+        scope: str,
+        index: Index,
+        *,
+        whole: bool,
     ) -> dict[Place, list[IndexHasher]]:
         """Return what makes the tags of the values of the owner that `using` names, and of the owners who are
         open around this. An owner is opened for this one statement, by a slot of the provider."""
-        found: dict[Place, list[IndexHasher]] = self._parent.index_seekers(session, wheres, scope, index)
+        found: dict[Place, list[IndexHasher]] = self._parent.index_seekers(
+            session, wheres, scope, index, whole=whole
+        )
         place, home = context.USING.get(), session or self.home
         if place is None or home is None or not self.is_open or wheres.get(place.owner_class) != place.where:
             return found
@@ -355,7 +363,7 @@ class ServerSession(UnlockedSession):
         try:
             slots = self._slots.of_owners(desk, [place], {place.owner: rows}, locking=False)
             if rows and self._slots.open(desk, keyring, place, rows, slots):
-                hashers = keyring.index_seekers(place.owner, scope, index)
+                hashers = keyring.index_seekers(place.owner, scope, index, whole=whole)
                 if hashers:
                     found.setdefault(place, []).extend(hashers)
         finally:

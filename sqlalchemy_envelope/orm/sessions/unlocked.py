@@ -448,11 +448,19 @@ class UnlockedSession(OwnVerbs, Scope):
         return self._parent.index_writer(owner, scope, index, session) if found is None else found
 
     def index_seekers(
-        self, session: Session | None, wheres: Mapping[OwnerClass, Location], scope: str, index: Index
+        self,
+        session: Session | None,
+        wheres: Mapping[OwnerClass, Location],
+        scope: str,
+        index: Index,
+        *,
+        whole: bool,
     ) -> dict[Place, list[IndexHasher]]:
         """Return what makes the tags of the values of each owner who is open here or around this. All grants
         are followed first."""
-        found: dict[Place, list[IndexHasher]] = self._parent.index_seekers(session, wheres, scope, index)
+        found: dict[Place, list[IndexHasher]] = self._parent.index_seekers(
+            session, wheres, scope, index, whole=whole
+        )
         if not self.is_open:
             return found
         granted = self._unfollowed
@@ -464,7 +472,7 @@ class UnlockedSession(OwnVerbs, Scope):
         if asked and reader is not None:
             renew_index_keys(Desk(reader, self.policy), self._keyring, dict(self.places), asked, scope)
         for place in asked:
-            hashers = self._keyring.index_seekers(place.owner, scope, index)
+            hashers = self._keyring.index_seekers(place.owner, scope, index, whole=whole)
             if hashers:
                 found.setdefault(place, []).extend(hashers)
             else:

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from sqlalchemy import Engine
     from sqlalchemy.orm import Mapper, Session
 
-_ONE_CONNECTION = (StaticPool, SingletonThreadPool, AssertionPool)
+ONE_CONNECTION = (StaticPool, SingletonThreadPool, AssertionPool)
+"""Pools that give no second connection."""
 
 
 @contextmanager
@@ -40,7 +41,7 @@ def transaction_beside(
     """As `own_transaction`, for the database that the session finds with these `bind_arguments`."""
     if (
         isinstance(bind, Connection)
-        or isinstance(bind.pool, _ONE_CONNECTION)
+        or isinstance(bind.pool, ONE_CONNECTION)
         or _holds_the_lock(session, bind)
     ):
         with session.no_autoflush:

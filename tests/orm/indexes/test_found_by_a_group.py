@@ -1,7 +1,7 @@
 """Indexes of groups: members find each other's rows, and who was removed learns no tag of later values."""
 
 import pytest
-from sqlalchemy import Engine, select
+from sqlalchemy import Engine, delete, select
 from sqlalchemy.orm import Session
 
 from sqlalchemy_envelope import LockedError
@@ -99,6 +99,38 @@ def test_a_new_member_finds_what_was_before(sqlite_engine: Engine) -> None:
             session.commit()
     with Session(sqlite_engine) as session, unlock(session, ben):
         assert [first, second] == found(session, Post.text == "x", Post.id)
+
+
+def test_rows_under_an_earlier_index_key_that_is_not_open_are_no_other_values(engine: Engine) -> None:
+    """A member whom nobody gave the keys before an epoch gets no row of that time by `!=`, and deletes none;
+    rows of a group of which the member has every key are found."""
+    ada, ben = two_users(engine)
+    with Session(engine) as session:
+        carl = User()
+        envelope.enroll(session, carl, secret=SECRET)
+        session.commit()
+        group = new_group(session, ada, carl.id)
+        before = post(session, ada, group, "x")
+        session.add(Membership(group_id=group, user_id=ben))
+        session.commit()
+        session.delete(session.get_one(Membership, (group, carl.id)))
+        session.commit()
+    others = Post.text != "x"
+    with Session(engine) as session, unlock(session, ben):
+        assert found(session, Post.text == "x", Post.id) == []
+        for refused in (select(Post.id).where(others), delete(Post).where(others)):
+            with pytest.raises(LockedError, match="earlier index keys"):
+                session.execute(refused)
+        session.rollback()
+    with Session(engine) as session:
+        written = post(session, ben, new_group(session, ben), "y")
+    with Session(engine) as session, unlock(session, ben):
+        assert [written] == found(session, Post.text.not_in(["x"]), Post.id)
+    with Session(engine) as session, unlock(session, ada) as unlocked:
+        unlocked.settle()
+        session.commit()
+    with Session(engine) as session, unlock(session, ben):
+        assert [before, written] == found(session, Post.text != "z", Post.id)
 
 
 def test_what_a_locked_group_was_sent_is_found_after_a_member_settled(engine: Engine) -> None:

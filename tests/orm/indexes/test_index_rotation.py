@@ -331,6 +331,44 @@ def test_an_old_snapshot_is_searched_by_its_own_keys(
             assert should_retry(raised.value)
 
 
+def test_a_writer_who_holds_the_keys_goes_first(
+    postgres_engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A transaction with an older snapshot locks the rows of the keys, and then the table: a rotation that
+    has the table by then lets go of it, and neither ends in a deadlock."""
+    monkeypatch.setattr(server_keys, "_A_MOMENT", 0.0)
+    desk, process = one_desk(postgres_engine), new_process()
+    with working(postgres_engine, process) as session:
+        session.add(Contact(desk_id=desk, email="ada@example.org"))
+        session.commit()
+    rotate(postgres_engine, Contact.email_index, alone=True)
+    has_keys, has_table = Event(), Event()
+
+    @event.listens_for(postgres_engine, "after_cursor_execute")
+    def stop(connection: Any, cursor: Any, sql: str, *_: Any) -> None:
+        if "FOR SHARE" in sql and "contacts_indexkey" in sql:
+            has_keys.set()
+            assert has_table.wait(10)
+        elif sql.startswith("LOCK TABLE"):
+            has_table.set()
+
+    def write() -> None:
+        repeatable = postgres_engine.execution_options(isolation_level="REPEATABLE READ")
+        with working(repeatable, process) as old:
+            assert old.scalars(select(func.count(Contact.id))).one() == 1
+            process.policy.index_keys.forget_all()
+            old.add(Contact(desk_id=desk, email="ben@example.org"))
+            old.commit()
+
+    with ThreadPoolExecutor(1) as pool:
+        writing = pool.submit(write)
+        assert has_keys.wait(10)
+        assert rotate(postgres_engine, Contact.email_index, alone=True).is_done
+        writing.result()
+    with working(postgres_engine, new_process()) as session:
+        assert session.scalars(select(Contact.id).where(Contact.email == "ben@example.org")).one()
+
+
 def test_a_join_goes_by_the_indexes(engine: Engine) -> None:
     """What a join compares during a rotation alone costs no scan outside of it."""
     desk = one_desk(engine)

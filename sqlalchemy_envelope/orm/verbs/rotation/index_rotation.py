@@ -25,12 +25,14 @@ several runs may go on side by side.
 from __future__ import annotations
 
 import datetime as dt
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import update
+from sqlalchemy import select, update
+from sqlalchemy.exc import DBAPIError
 
 from sqlalchemy_envelope.exceptions import ConfigurationError
 from sqlalchemy_envelope.keys.index_keys import (
@@ -54,6 +56,7 @@ from sqlalchemy_envelope.orm.indexes.server_keys import (
     load_keys_of,
 )
 from sqlalchemy_envelope.orm.indexes.tokens.tokenized import TokenizedColumn, as_indexed
+from sqlalchemy_envelope.orm.tables.conflict_errors import should_retry
 from sqlalchemy_envelope.orm.tables.index_key_table import index_key_table_of
 from sqlalchemy_envelope.orm.tables.slot_rows import in_utc
 from sqlalchemy_envelope.orm.verbs.steps import Pause
@@ -61,6 +64,8 @@ from sqlalchemy_envelope.orm.writing.guard_rows import GuardRows
 from sqlalchemy_envelope.orm.writing.tokens.moved import MovedTokens
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from sqlalchemy import Table
 
     from sqlalchemy_envelope.crypto.blind_index import IndexHasher
@@ -220,7 +225,14 @@ class _Turn:
         self._keys = [row for row in self._stored if row.state is not _DESTROYED]
 
     def steps(self) -> Steps[IndexRotation | None]:
-        """Do it."""
+        """Do it; or wait, if it is too early for it."""
+        try:
+            return (yield from self._now())
+        except _NotYetError:
+            self._job.until = monotonic() + _NAP
+            return self._progress(waits=_NAP)
+
+    def _now(self) -> Steps[IndexRotation | None]:
         job = self._job
         if not self._keys:
             return None  # nothing was ever written
@@ -266,7 +278,8 @@ class _Turn:
         """Empty guards. Then nobody writes another, and the rotation is done, or the next begins."""
         rows, job = self._rows, self._job
         if rows.any(rows.guarded):
-            rows.clear(None, job.size)
+            with self._first_to_write():
+                rows.clear(None, job.size)
             return self._progress(step="clearing")
         waits = self._waits("clearing") if self._was_destroyed_lately() else None
         if waits:
@@ -318,7 +331,8 @@ class _Turn:
         self, hasher: IndexHasher, newest: StoredIndexKey, opened: dict[IndexKeyState, KeyBytes]
     ) -> IndexRotation:
         if self._job.after is None and self._rows.any(self._rows.unmoved):
-            batch = self._rows.move(None, self._job.size)
+            with self._first_to_write():
+                batch = self._rows.move(None, self._job.size)
             return self._progress(step="moving", moved=self._so_far.moved + batch.rows)
         after = self._filled(hasher, "moving")  # rows whose tag was copied, past the library's writes
         if after is not None:
@@ -349,7 +363,8 @@ class _Turn:
     def _filled(self, hasher: IndexHasher, step: str) -> IndexRotation | None:
         """Fill a batch of guards, or wait; None if all rows have guards, and all processes know the state."""
         job = self._job
-        batch: Batch = self._rows.fill(hasher, job.after, job.size)
+        with self._first_to_write():
+            batch: Batch = self._rows.fill(hasher, job.after, job.size)
         job.after, job.done = batch.last, job.done + batch.rows
         if batch.last is not None:
             name = "moved" if self._rows.moves_at_once else "filled"
@@ -392,21 +407,49 @@ class _Turn:
             made: a key to store.
         """
         rows = self._rows
-        try:
-            with rows.undoing():
-                if forbidden is not None and not rows.lock():
+        with rows.undoing(), self._first_to_write():
+            if forbidden is not None:
+                if not rows.lock():
                     raise _NotYetError
-                # The write first: after it, SQLite lets nobody else write.
-                if not all([self._write(*change) for change in changes]):  # noqa: C419
-                    raise _NotYetError
-                if forbidden is not None and rows.any(forbidden, locks=rows.reads_with_locks):
-                    raise _NotYetError
-                if made is not None:
-                    insert_key(self._connection, self._job.keys, made)
-        except _NotYetError:
-            self._job.until = monotonic() + _NAP
-            return self._progress(waits=_NAP)
+                self._hold([row for row, *_ in changes])
+            # The write first: after it, SQLite lets nobody else write.
+            if not all([self._write(*change) for change in changes]):  # noqa: C419
+                raise _NotYetError
+            if forbidden is not None and rows.any(forbidden, locks=rows.reads_with_locks):
+                raise _NotYetError
+            if made is not None:
+                insert_key(self._connection, self._job.keys, made)
         return self._progress(step=step, pending=None if step == "next" else 0)
+
+    def _hold(self, keys: list[StoredIndexKey]) -> None:
+        """Lock rows of keys, while the table is locked, without waiting for them.
+
+        A writer with a snapshot locks the rows of the keys first, and the table with its first row; one that
+        has written before locks them the other way round. So there is no order that never leads in a circle.
+        Whoever waits for nothing is in none, and each writer goes on.
+
+        Raises:
+            DBAPIError: a writer has them (SQLSTATE 55P03).
+        """
+        if self._connection.dialect.name == "postgresql":
+            c = self._job.keys.c
+            held = select(c.key_id).where(c.key_id.in_([one.key_id for one in keys]))
+            self._connection.execute(held.with_for_update(nowait=True))
+
+    @contextmanager
+    def _first_to_write(self) -> Iterator[None]:
+        """A block that is undone, and done again at a later turn, if another transaction comes first. MySQL
+        ends the whole transaction then, and SQLite may: there the error is the caller's."""
+        if self._connection.dialect.name != "postgresql":
+            yield
+            return
+        try:
+            with self._rows.undoing():
+                yield
+        except DBAPIError as error:
+            if should_retry(error):
+                raise _NotYetError from None
+            raise
 
 
 class _NotYetError(Exception):
