@@ -7,12 +7,15 @@ bound would reach the caller as a `StatementError`, with the plaintext parameter
 """
 
 from enum import StrEnum
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 from sqlalchemy.exc import DontWrapMixin
 
 DOCUMENTATION = "https://sqlalchemy-envelope.readthedocs.io/en/stable"
 """The address of the documentation of the newest release, as in `project.urls` of pyproject.toml."""
+
+
+_CAUSE: Any = BaseException.__dict__["__cause__"]
 
 
 class EnvelopeError(DontWrapMixin, Exception):
@@ -26,6 +29,17 @@ class EnvelopeError(DontWrapMixin, Exception):
 
     def __str__(self) -> str:
         return f"{super().__str__()} [{self.code}: {DOCUMENTATION}/reference/errors.html#{self.code}]"
+
+    @property
+    def __cause__(self) -> BaseException | None:
+        """The error that this is raised from. SQLAlchemy raises an error that it does not wrap from itself if
+        it comes while the parameters of a statement are made, and a chain would have no end."""
+        cause: BaseException | None = _CAUSE.__get__(self)
+        return None if cause is self else cause
+
+    @__cause__.setter
+    def __cause__(self, cause: BaseException | None) -> None:
+        _CAUSE.__set__(self, cause)
 
 
 class ConfigurationError(EnvelopeError):

@@ -74,10 +74,12 @@ class _EncryptedComparator(TypeEngine.Comparator[Any]):
     def reverse_operate(self, op: Any, other: Any, **kwargs: Any) -> NoReturn:
         raise refused(self.expr, op)
 
+    @emptying
     def has_word(self, word: str) -> Any:
         """Find the texts that have this word. A token index of words answers it."""
         return self.operate(has_word_op, word)
 
+    @emptying
     def has_words(self, text: str) -> Any:
         """Find the texts that have all words of this text."""
         return self.operate(has_words_op, text)

@@ -8,7 +8,7 @@ from sqlalchemy import Column, Table, UniqueConstraint
 
 from sqlalchemy_envelope.exceptions import ConfigurationError
 from sqlalchemy_envelope.orm.columns.searching import answer_by
-from sqlalchemy_envelope.orm.indexes import executing
+from sqlalchemy_envelope.orm.indexes import executing, several_rows
 from sqlalchemy_envelope.orm.indexes.blind_index import BlindIndex
 from sqlalchemy_envelope.orm.indexes.candidates import refuse_unique
 from sqlalchemy_envelope.orm.indexes.comparisons import search
@@ -36,6 +36,7 @@ def declare_index(column: Column[Any], table: Any) -> bool:
         add_guard(column, table)
     answer_by(search)
     executing.listen()
+    several_rows.listen()
     return True
 
 

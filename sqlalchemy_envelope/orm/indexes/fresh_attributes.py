@@ -35,6 +35,7 @@ def watch_indexes(mapper: Mapper[Any]) -> None:
     if not indexes:
         return
     event.listen(mapper, "before_update", _update_listener(indexes), raw=True)
+    event.listen(mapper, "before_insert", _new_listener(list(indexes)), raw=True)
     event.listen(mapper, "after_insert", _insert_listener(list(indexes)), raw=True)
     event.listen(mapper.class_, "refresh", _refresh_listener(indexes), raw=True)
     if not event.contains(Session, "after_flush_postexec", _after_flush):
@@ -55,6 +56,17 @@ def _attribute_named(mapper: Mapper[Any], index: Any, name: str) -> str:
     """The attribute that an index names by its own name, or by that of its column."""
     column = None if name in mapper.column_attrs else index.table.columns.get(name)
     return name if column is None else mapper.get_property_by_column(column).key
+
+
+def _new_listener(keys: list[str]) -> Any:
+    def before_insert(mapper: Mapper[Any], connection: Connection, state: InstanceState[Any]) -> None:
+        """Take back the tags that a new object holds. It is a copy, by `make_transient()`, or by
+        `session.merge()` of an object whose row is gone."""
+        for key in keys:
+            if state.dict.get(key) is not None:
+                set_committed_value(state.obj(), key, None)
+
+    return before_insert
 
 
 def _insert_listener(keys: list[str]) -> Any:

@@ -10,6 +10,7 @@ from weakref import WeakKeyDictionary
 from sqlalchemy_envelope.orm.columns.state import current_key, waits
 from sqlalchemy_envelope.orm.tables.connections import session_of
 from sqlalchemy_envelope.orm.writing.newcomers import forget_lookups
+from sqlalchemy_envelope.orm.writing.unwritten_parts import UnwrittenParts
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -34,6 +35,8 @@ class FlushNotes:
         yet."""
         self.replacing: dict[InstanceState[Any], InstanceState[Any]] = {}
         """By deleted object: the new object that takes over its row."""
+        self.parts = UnwrittenParts()
+        """What the flush reads of its rows, for indexes over several attributes."""
         self._updated: dict[tuple[Table, Key], InstanceState[Any]] = {}
         self._inserted: dict[Table, list[InstanceState[Any]]] = {}
 

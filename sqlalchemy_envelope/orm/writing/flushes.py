@@ -157,7 +157,7 @@ class _Updates(_Writes):
             notes.updating(attribute.encrypted.column.table, state)
             if attribute.key in changed and attribute in self.in_base:
                 notes.rewriting(state, attribute, identity)
-        self._compounds.load(state, changed)
+        self._compounds.note(notes, changed, identity)
         self.note_links(connection, state)
 
 

@@ -12,7 +12,7 @@ from sqlalchemy_envelope.exceptions import NormalizationError, StatementRefusedE
 from sqlalchemy_envelope.orm.indexes.indexed import indexes_of_table
 from sqlalchemy_envelope.orm.indexes.server_keys import server_hashers
 from sqlalchemy_envelope.orm.indexes.tag import TAG
-from sqlalchemy_envelope.orm.writing.index_values import values_of
+from sqlalchemy_envelope.orm.writing.index_values import forget_parts, values_of
 from sqlalchemy_envelope.orm.writing.unstorable import unstorable
 
 if TYPE_CHECKING:
@@ -56,6 +56,8 @@ class IndexTags:
                 )
             if not is_written:
                 continue
+            if len(index.sources) > 1:
+                forget_parts(self._rows, rows[0])
             if index.scope == "server":
                 self._add_tags(index, rows, None)
                 continue

@@ -5,20 +5,19 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy.exc import InvalidRequestError
-
 from sqlalchemy_envelope.exceptions import StatementRefusedError
 from sqlalchemy_envelope.orm.columns.plans import plan_of_mapper
+from sqlalchemy_envelope.orm.columns.sealed import Sealed
 from sqlalchemy_envelope.orm.indexes.indexed import indexes_of_table
-from sqlalchemy_envelope.orm.writing.missing_owner import not_loaded
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
 
-    from sqlalchemy.orm import InstanceState, Mapper
+    from sqlalchemy.orm import Mapper
 
-    from sqlalchemy_envelope.orm.columns.plans import EncryptedAttribute, EncryptedColumn
+    from sqlalchemy_envelope.orm.columns.plans import EncryptedColumn
     from sqlalchemy_envelope.orm.indexes.indexed import IndexedColumn
+    from sqlalchemy_envelope.orm.writing.flush_notes import FlushNotes
     from sqlalchemy_envelope.orm.writing.rows import WrittenRows
 
 _ABSENT: Any = object()
@@ -47,53 +46,46 @@ def values_of(rows: WrittenRows, index: IndexedColumn, row: Mapping[str, Any]) -
 
 
 def _held(rows: WrittenRows, index: IndexedColumn, row: Mapping[str, Any], source: EncryptedColumn) -> Any:
-    """What the object of this row holds in a column that is not written."""
-    state = rows.object_of(row)
-    for holder in () if state is None else (rows.new_object_of(state), state):
-        for attribute in plan_of_mapper(holder.mapper):
-            if attribute.encrypted.column is source.column and attribute.key in holder.dict:
-                value = holder.dict[attribute.key]
-                return value if source.convert is None else source.convert(value)
+    """What the row of an object holds in a column that is not written."""
+    if rows.object_of(row) is not None and rows.notes is not None:
+        value = rows.notes.parts.of(rows.connection, index, rows.identity(row))[source.column]
+        if isinstance(value, Sealed):
+            raise value.error()
+        return value if source.convert is None else source.convert(value)
     keys = [one.key for one in index.sources]
     written = " and ".join(key for key in keys if rows.parameter(key) in row)
     every = ", ".join(f"{key}=..." for key in keys)
     raise StatementRefusedError(
         f"The blind index {index.label!r} is made of {' and '.join(keys)}, and a statement changes {written} "
-        f"alone. Set all of them, `values({every})`; or change the object in a session, which knows the "
+        f"alone. Set all of them, `values({every})`; or change the object in a session, which reads the "
         "others."
     )
+
+
+def forget_parts(rows: WrittenRows, row: Mapping[str, Any]) -> None:
+    """Forget what a flush has read of a table, if a statement is not the flush's own."""
+    if rows.notes is not None and rows.object_of(row) is None:
+        rows.notes.parts.forget(rows.plan.table)
 
 
 class Compounds:
     """The indexes of a mapper over several attributes."""
 
     def __init__(self, mapper: Mapper[Any]) -> None:
-        by_column = {one.encrypted.column: one for one in plan_of_mapper(mapper)}
+        by_column = {one.encrypted.column: one.key for one in plan_of_mapper(mapper)}
         indexes = [one for table in {one.table for one in by_column} for one in indexes_of_table(table)]
-        self._indexes: list[tuple[str, Sequence[EncryptedAttribute]]] = [
-            (one.label, [by_column[source.column] for source in one.sources if source.column in by_column])
+        self._indexes: list[tuple[IndexedColumn, frozenset[str]]] = [
+            (
+                one,
+                frozenset(by_column[source.column] for source in one.sources if source.column in by_column),
+            )
             for one in indexes
             if len(one.sources) > 1
         ]
 
-    def load(self, state: InstanceState[Any], changed: Collection[str]) -> None:
-        """Load the attributes that are indexed with a changed one: the statement hook must not emit SQL.
-
-        Raises:
-            LockedError: one cannot be opened.
-            StatementRefusedError: the application forbids to load it.
-        """
-        for label, attributes in self._indexes:
-            if any(one.key in changed for one in attributes):
-                for one in attributes:
-                    _load(state, one.key, label)
-
-
-def _load(state: InstanceState[Any], key: str, label: str) -> None:
-    try:
-        getattr(state.obj(), key)
-    except InvalidRequestError:
-        pass
-    else:
-        return
-    raise not_loaded(state, key, f"the blind index {label!r} is made of it and of what was changed")
+    def note(self, notes: FlushNotes, changed: Collection[str], key: Sequence[Any]) -> None:
+        """Note that the flush changes parts of an index: the other parts of all such rows are read
+        together."""
+        for index, attributes in self._indexes:
+            if not attributes.isdisjoint(changed):
+                notes.parts.wanted(index, tuple(key))

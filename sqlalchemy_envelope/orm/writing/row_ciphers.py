@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy_envelope.exceptions import LockedError, NotEnrolledError, StatementRefusedError
 from sqlalchemy_envelope.keys.model import KeyState
 from sqlalchemy_envelope.orm.current import context
+from sqlalchemy_envelope.orm.indexes.blind_index import BlindIndex
 from sqlalchemy_envelope.orm.writing.missing_owner import names_of, new_owner
 from sqlalchemy_envelope.orm.writing.newcomers import ENROLLING_OWNER, enrolling_owner, enrolling_row
 from sqlalchemy_envelope.orm.writing.previous_columns import leave_pending
@@ -116,12 +117,15 @@ class RowCiphers:
         )
 
     def _attributes(self) -> dict[str, str]:
-        """The attributes by which columns are mapped, to find the new owner whose row this is."""
+        """The attributes by which columns are mapped, to find the new owner whose row this is. Indexes and
+        their guards are left out: a row has tags by now that no object holds."""
         plan = self._rows.plan
         return {
             column.key: plan.attributes.get(column.key, column.key)
             for column in plan.table.columns
-            if not column.primary_key and column.key not in plan.converting
+            if not column.primary_key
+            and column.key not in plan.converting
+            and not isinstance(column.type, BlindIndex)
         }
 
     def hashers(self, indexes: Sequence[IndexedColumn]) -> list[tuple[IndexedColumn, IndexHasher | None]]:

@@ -1,4 +1,4 @@
-"""Whether each row of a table has the tag of its value."""
+"""Whether each row of a table has the tag of its value, in the indexes of the server's scope."""
 
 from typing import Any
 
@@ -14,6 +14,8 @@ def out_of_step(session: Session, model: Any) -> list[Any]:
     table = sa.inspect(model).local_table
     found: list[Any] = []
     for index in indexes_of_table(table):
+        if index.scope != "server":
+            continue
         columns = [getattr(model, source.key) for source in index.sources]
         tag = sa.type_coerce(table.c[index.key], sa.LargeBinary)
         rows = session.execute(sa.select(*table.primary_key, *columns, tag)).all()

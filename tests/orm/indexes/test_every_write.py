@@ -9,7 +9,7 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy import Engine, String, bindparam, insert, select, update
 from sqlalchemy.dialects import mysql, postgresql, sqlite
-from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, make_transient, mapped_column
 
 from sqlalchemy_envelope import BlindIndex, EncryptedType, KeyOwner, StatementRefusedError
 from sqlalchemy_envelope.orm.writing.index_copies import upsert_indexes
@@ -364,3 +364,23 @@ def test_two_tables_with_indexes_of_one_label_have_keys_of_their_own(sqlite_engi
         assert session.scalars(select(Person.id).where(Person.name == "Ada")).all() == [1, 2]
         with pytest.raises(StatementRefusedError):
             session.execute(select(Pet.id).join(Person, Person.name == Pet.name))
+
+
+def test_copies_of_objects_bring_no_tags(scene: Scene) -> None:
+    """What becomes another row, by `make_transient`, or by `merge` where its row is gone, may hold the tag
+    that it was read with: its row gets a tag of its own."""
+    session = scene.session
+    copy, gone = (session.get_one(Note, one) for one in scene.notes)
+    assert copy.title_index
+    assert gone.title_index
+    make_transient(copy)
+    del copy.id
+    copy.title = "copied"
+    session.add(copy)
+    session.expunge(gone)
+    session.execute(sa.delete(Note).where(Note.id == gone.id))
+    session.merge(gone)
+    session.commit()
+
+    assert len(session.scalars(select(Note.id).where(Note.title.in_(["copied", "two"]))).all()) == 2
+    assert out_of_step(session, Note) == []

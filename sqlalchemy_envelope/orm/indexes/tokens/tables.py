@@ -12,7 +12,7 @@ from sqlalchemy_envelope.crypto.blind_index import FULL_BITS
 from sqlalchemy_envelope.exceptions import ConfigurationError
 from sqlalchemy_envelope.orm.columns.encrypted_type import EncryptedType
 from sqlalchemy_envelope.orm.columns.searching import answer_by
-from sqlalchemy_envelope.orm.indexes import executing
+from sqlalchemy_envelope.orm.indexes import executing, several_rows
 from sqlalchemy_envelope.orm.indexes.indexed import note_owners
 from sqlalchemy_envelope.orm.indexes.tokens.comparisons import search
 from sqlalchemy_envelope.orm.indexes.tokens.token_index import TokenIndex
@@ -51,6 +51,7 @@ def declare_tokens(mapper: Mapper[Any], cls: type[Any]) -> bool:
     if declared:
         answer_by(search, first=True)
         executing.listen()
+        several_rows.listen()
     return bool(declared)
 
 
