@@ -57,7 +57,7 @@ def refuse_newer(connection: Connection, keys: Sequence[Any], condition: ColumnE
         if len(connection.execute(query, execution_options=UNCACHED).all()) < len(some):
             raise TransactionConflictError(
                 f"Another transaction wrote a row of {keys[0].table.name} after the snapshot of this "
-                "transaction was taken, so that this one does not see it. Roll back, and run it again."
+                "transaction was taken, so that this one does not see it. Run the transaction again."
             )
 
 
