@@ -10,9 +10,11 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy import Engine, ForeignKey, String, event, select, update
 from sqlalchemy.exc import DBAPIError, IntegrityError
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
 from sqlalchemy_envelope import (
+    AsyncEnvelope,
     BlindIndex,
     EncryptedType,
     Envelope,
@@ -253,3 +255,25 @@ def test_a_database_file_is_locked_before_the_part_is_read(sqlite_engine: Engine
         session.flush()
 
         assert refused == ["database is locked"]
+
+
+async def test_an_asynchronous_flush_reads_the_row(async_engine: AsyncEngine) -> None:
+    """The same through asynchronous drivers."""
+    async with async_engine.begin() as connection:
+        await connection.run_sync(Base.metadata.create_all)
+    envelope = AsyncEnvelope(new_envelope())
+    async with AsyncSession(async_engine, expire_on_commit=False) as session:
+        user = User()
+        await envelope.enroll(session, user, secret=SECRET)
+        await session.commit()
+        async with envelope.unlock(session, user, secret=SECRET):
+            poet = Poet(user_id=user.id, last="Byron", born="1788")
+            session.add(poet)
+            await session.flush()
+            changed = update(Poet).values(user_id=user.id, last="Blake", born="1757")
+            await session.execute(changed, execution_options={"synchronize_session": False})
+            poet.born = "1800"
+            await session.commit()
+            both = matches(Poet.name_index, last="Blake", born="1800")
+
+            assert (await session.scalars(select(Poet.id).where(both))).all() == [1]
