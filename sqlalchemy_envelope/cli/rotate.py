@@ -1,6 +1,8 @@
 """`sqlalchemy-envelope rotate`: new keys in the place of old ones, in batches, while the application runs.
 
 Each command goes on where it was interrupted, and does nothing twice. Exit codes are those of `migrate`.
+
+This module is over 400 lines long: its commands share one frame, and their help is the reference.
 """
 
 import datetime as dt

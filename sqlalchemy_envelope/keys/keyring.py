@@ -3,6 +3,8 @@
 A *way* to a key is one stored wrap of it (`Wrap`). Ways lead from one key to the next: a root key opens its
 owner's data keys, the retired root keys before it, and the keys that were granted to its owner. A key is
 opened when it is first needed: nobody needs all of them, and to open a key costs more than to read a value.
+
+This module is over 400 lines long: keys, ciphers and hashers are wiped together, under a single lock.
 """
 
 from collections.abc import Iterable, Iterator

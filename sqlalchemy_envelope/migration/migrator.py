@@ -13,7 +13,7 @@ from sqlalchemy_envelope.crypto.frames import emptying_class
 from sqlalchemy_envelope.exceptions import ConfigurationError
 from sqlalchemy_envelope.migration.database.columns import column_named, encrypted_columns
 from sqlalchemy_envelope.migration.database.known_columns import KnownColumns
-from sqlalchemy_envelope.migration.database.state import Phase, create_state_tables
+from sqlalchemy_envelope.migration.database.state import Job, Phase, create_state_tables
 from sqlalchemy_envelope.migration.inspection.plan import plan_of
 from sqlalchemy_envelope.migration.jobs.backfill import Backfill
 from sqlalchemy_envelope.migration.jobs.reencrypt import Reencrypt
@@ -34,7 +34,7 @@ from sqlalchemy_envelope.migration.running.steady import steady
 from sqlalchemy_envelope.migration.running.whole_job import WholeJob
 from sqlalchemy_envelope.migration.running.workers import Crew
 from sqlalchemy_envelope.migration.steps.column_migration import ColumnMigration
-from sqlalchemy_envelope.migration.steps.index_steps import IndexSteps
+from sqlalchemy_envelope.migration.steps.index_steps import INDEX_JOBS, IndexSteps
 from sqlalchemy_envelope.migration.steps.status import status_of
 
 if TYPE_CHECKING:
@@ -115,6 +115,10 @@ class Migrator(IndexSteps):
     def column(self, name: str) -> MigratingColumn:
         """The column of `columns` or `leftovers` with this name, `table.attribute`."""
         return self._known.named(name)
+
+    def worked_on(self, name: str, job: Job) -> MigratingColumn:
+        """The column or index on which a job works, as other processes find it."""
+        return self.index(name) if job in INDEX_JOBS else self.column(name)
 
     def _migration(self, name: str, reached: Phase | None = None) -> ColumnMigration:
         """The migration of a column. It must have reached the phase, if a phase is given."""

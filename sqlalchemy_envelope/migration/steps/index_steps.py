@@ -27,7 +27,6 @@ from sqlalchemy_envelope.migration.steps.requirements import Requirements
 if TYPE_CHECKING:
     from concurrent.futures import Executor
 
-    from sqlalchemy_envelope.migration.database.columns import MigratingColumn
     from sqlalchemy_envelope.migration.jobs.work import Work
     from sqlalchemy_envelope.migration.running.setting import Setting
 
@@ -57,14 +56,6 @@ class IndexSteps:
         """
         refuse_tokens(token_indexes(self.base), name)
         return index_named(index_columns(self.base), name)
-
-    def column(self, name: str) -> MigratingColumn:
-        """The column with this name."""
-        raise NotImplementedError
-
-    def worked_on(self, name: str, job: Job) -> MigratingColumn:
-        """The column or index on which a job works, as other processes find it."""
-        return self.index(name) if job in _INDEX_JOBS else self.column(name)
 
     @steady
     def fill_index(
@@ -167,7 +158,7 @@ class IndexSteps:
         return IndexReport(name, rows, 0, 0, None, (), finished, time.perf_counter() - began)
 
 
-_INDEX_JOBS = (Job.INDEX_FILL, Job.INDEX_REFILL, Job.INDEX_VERIFY)
+INDEX_JOBS = (Job.INDEX_FILL, Job.INDEX_REFILL, Job.INDEX_VERIFY)
 
 
 def _begin(job: WholeJob, *, again: bool) -> None:
