@@ -142,7 +142,7 @@ class IndexRows(Rows):
         """The query behind `read`."""
         query = super().selected(where, after, upto)
         query = query.add_columns(*map(self.as_stored, [*self._others, self.tag]))
-        # A tag of several values is theirs only as long as none of them changes.
+        # A tag of several values is right only as long as no value changes.
         locks = bool(self._others) and self._name != "sqlite"
         return (
             query.with_for_update(key_share=self._name == "postgresql", of=self._locked) if locks else query

@@ -324,8 +324,8 @@ class UnlockedSession(OwnVerbs, Scope):
     def _look_for_retired(
         self, session: Session | None, owner_class: OwnerClass, keys: Collection[tuple[Any, ...]]
     ) -> None:
-        """Look whether the keys of these owners are still active, if this session lasts for a while. Where an
-        index of theirs is unique, look always: under an earlier index key, it would see no equal value."""
+        """Look whether the keys of these owners are still active, if this session lasts for a while. If their
+        class has a unique index, look always: a tag under an earlier index key meets no equal value."""
         always = owner_class.compares
         if session is not None and (always or not self._active.is_young):
             desk = Desk(session, self.policy)

@@ -145,5 +145,6 @@ def tags_of(table: Any) -> TokenizedColumn | None:
 
 
 def as_indexed(index: TokenizedColumn) -> IndexedColumn:
-    """A token index, for those who make tags: it has everything that they ask of a blind index."""
+    """A token index, as a function that makes tags takes it: it has the attributes of a blind index that such
+    a function reads."""
     return cast("IndexedColumn", index)
